@@ -1,0 +1,187 @@
+//! The configuration: what the program runs on.
+//!
+//! A file is read as [`raw`](self) text into types that mirror TOML, merged with the environment and
+//! `--set`, checked as a whole, and becomes a [`Config`], whose values are typed, in range and final.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that the daemon can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[service]`
+    pub service: Service,
+    /// `[redis]`
+    pub redis: Redis,
+    /// `[listen]`
+    pub listen: Listen,
+    /// `[threads]`
+    pub threads: Threads,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[client]`
+    pub client: Client,
+    /// `[stream]`
+    pub stream: Stream,
+    /// `[delivery]`
+    pub delivery: Delivery,
+    /// `[shutdown]`
+    pub shutdown: Shutdown,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// Who this daemon is among others on the same Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Shared by all instances of one service.
+    pub name: String,
+    /// Different for every daemon; by default `<hostname>-<public port>`.
+    pub instance: String,
+}
+
+/// How Redis is reached and what lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// `redis://`, `rediss://` or `unix://`.
+    pub url: String,
+    /// Begins every key that the daemon reads or writes.
+    pub prefix: String,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long an answer may take before the connection is given up.
+    pub response_timeout: Duration,
+    /// The longest pause between two attempts to connect.
+    pub backoff_max: Duration,
+    /// PEM file with the trust anchors for `rediss://`; `None`: the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// How many dead letters are kept.
+    pub dlq_max_entries: u64,
+}
+
+/// Where the daemon listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Clients.
+    pub public: SocketAddr,
+    /// Health, metrics, dashboard.
+    pub admin: SocketAddr,
+    /// The stats socket; `None`: there is none.
+    pub stats_socket: Option<PathBuf>,
+    /// Allowed origins of browsers; empty: the same origin only; `*`: any.
+    pub origins: Vec<String>,
+    /// Whether `/` on the public listener serves the demo page.
+    pub demo_page: bool,
+}
+
+/// How many threads of each kind run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// Readers of live streams.
+    pub readers: usize,
+    /// Decoders and encoders.
+    pub transforms: usize,
+    /// Connection loops.
+    pub deliveries: usize,
+    /// Readers of history.
+    pub replays: usize,
+}
+
+/// Who may do what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// Whether a public address that is not loopback is accepted without authentication.
+    pub allow_anonymous: bool,
+}
+
+/// Rates per client address; 0 is off. Bursts reach twice the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections of one address.
+    pub per_address: u32,
+    /// New connections a second.
+    pub connects_per_second: u32,
+    /// Subscriptions a second.
+    pub subscribes_per_second: u32,
+    /// Cancel requests a second.
+    pub cancels_per_second: u32,
+}
+
+/// What one client may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Bytes of frames held for a client before it leaves live and is fed from history.
+    pub send_budget: usize,
+    /// How long a client may make no progress before it is closed with 4408.
+    pub slow_timeout: Duration,
+    /// How long a request head or a WebSocket handshake may take.
+    pub handshake_timeout: Duration,
+    /// Open connections of all clients.
+    pub max_connections: usize,
+    /// The longest `wait` that a client gets.
+    pub max_wait: Duration,
+    /// Silence after which an SSE comment or a WebSocket ping is sent.
+    pub keepalive: Duration,
+    /// Streams that one multiplexed WebSocket may subscribe to.
+    pub max_subscriptions: usize,
+    /// The largest JSON state that is assembled, in bytes.
+    pub max_state: usize,
+}
+
+/// How streams are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// A producer's silence after which viewers are told `stalled`; zero: never.
+    pub stall_after: Duration,
+    /// A producer's silence after which it is given up; zero: never.
+    pub abandon_after: Duration,
+    /// How long the group of a stream that nobody watches any more is kept.
+    pub linger: Duration,
+}
+
+/// When entries are acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// Once they are on the sockets or handed to history.
+    Written,
+    /// Never: read with NOACK.
+    None,
+}
+
+/// How entries travel from Redis to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// When entries are acknowledged.
+    pub ack: Ack,
+    /// The longest `batch_ms` that a client gets.
+    pub max_batch: Duration,
+    /// The share of its time that Redis may spend on one reader's wake-ups, in percent.
+    pub duty_percent: u32,
+    /// The longest pause that pacing puts between two reads of a reader.
+    pub max_linger: Duration,
+    /// Entries of one stream taken by one live read.
+    pub read_count: usize,
+    /// Entries taken by one history read.
+    pub replay_count: usize,
+    /// Batches that a queue between two threads holds.
+    pub queue_batches: usize,
+}
+
+/// How the daemon stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long draining may take.
+    pub grace: Duration,
+}
+
+/// What the log says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,llm_bridge::deliver=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub json: bool,
+}

@@ -1,0 +1,107 @@
+//! Raw stream entries as they came from Redis.
+
+use bytes::Bytes;
+
+use super::EntryId;
+
+/// One entry of a stream, undecoded. Its bytes are slices of the reply that it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The entry's id.
+    pub id: EntryId,
+    /// Its fields in the order in which the producer wrote them.
+    pub fields: Fields,
+}
+
+/// The field/value pairs of an entry, kept as they lie in the reply: a sequence of RESP bulk strings
+/// `$<len>\r\n<bytes>\r\n`, field and value alternating. So an entry costs no allocation of its own.
+///
+/// INVARIANT: the bytes are well formed; the RESP reader, the only constructor outside tests, has
+/// walked them before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields(Bytes);
+
+impl Fields {
+    /// Fields from the well-formed bulk strings of a reply, or none when they are not well formed.
+    #[must_use]
+    pub fn from_resp(bytes: Bytes) -> Option<Self> {
+        let mut rest = &bytes[..];
+        let mut strings = 0_usize;
+        while !rest.is_empty() {
+            let (_, after) = bulk(rest)?;
+            rest = after;
+            strings += 1;
+        }
+        strings.is_multiple_of(2).then_some(Self(bytes))
+    }
+
+    /// Fields from pairs, for tests and tools.
+    #[must_use]
+    pub fn from_pairs(pairs: &[(&[u8], &[u8])]) -> Self {
+        let mut bytes = Vec::new();
+        for part in pairs.iter().flat_map(|(field, value)| [field, value]) {
+            bytes.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+            bytes.extend_from_slice(part);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        Self(bytes.into())
+    }
+
+    /// The pairs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let (field, after) = bulk(rest)?;
+            let (value, after) = bulk(after)?;
+            rest = after;
+            Some((field, value))
+        })
+    }
+
+    /// The value of the first field of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find_map(|(field, value)| (field == name.as_bytes()).then_some(value))
+    }
+
+    /// The bytes that the fields take, framing included.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Splits one bulk string off the front.
+fn bulk(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = bytes.strip_prefix(b"$")?;
+    let line_end = rest.iter().position(|&b| b == b'\r')?;
+    let len = rest[..line_end].iter().try_fold(0_usize, |len, &digit| {
+        let digit = digit.wrapping_sub(b'0');
+        (digit < 10).then(|| len.checked_mul(10)?.checked_add(usize::from(digit)))?
+    })?;
+    let body = rest.get(line_end + 2..)?;
+    let value = body.get(..len)?;
+    let after = body.get(len..)?.strip_prefix(b"\r\n")?;
+    Some((value, after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_read_back() {
+        let fields = Fields::from_pairs(&[(b"x", b""), (b"data", b"{\"a\":\"\r\n\"}")]);
+        assert_eq!(fields.get("data"), Some(&b"{\"a\":\"\r\n\"}"[..]));
+        assert_eq!(fields.get("enc"), None);
+        assert_eq!(fields.iter().count(), 2);
+        assert_eq!(Fields::from_resp(fields.0.clone()), Some(fields));
+    }
+
+    #[test]
+    fn malformed_fields_are_refused() {
+        for bad in ["$1\r\na\r\n", "$3\r\na\r\n$1\r\nb\r\n", "+a\r\n", "$x\r\n\r\n$0\r\n\r\n"] {
+            assert_eq!(Fields::from_resp(Bytes::copy_from_slice(bad.as_bytes())), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Frames: what clients receive, built once and shared by reference.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::{Position, StreamName, StreamState};
+
+/// What `open` and `status` frames say of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamStatus {
+    /// The name has not been written yet.
+    Waiting,
+    /// Tokens may come at any moment.
+    Live,
+    /// The producer has been silent for `stream.stall_after`.
+    Stalled,
+    /// The newest generation ended.
+    Ended,
+    /// The newest generation failed.
+    Failed,
+    /// Redis cannot be reached.
+    Degraded,
+    /// This instance is going down.
+    Draining,
+}
+
+impl StreamStatus {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Live => "live",
+            Self::Stalled => "stalled",
+            Self::Ended => "ended",
+            Self::Failed => "failed",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// What kind of frame it is, with what later merging needs of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FrameBody {
+    /// Text; `text` is escaped JSON string content.
+    Delta {
+        /// The channel's name, escaped; `None` for `content`.
+        channel: Option<Arc<str>>,
+        /// The choice.
+        index: u64,
+        /// The text, escaped.
+        text: Bytes,
+    },
+    /// A piece of a tool call.
+    ToolCall {
+        /// The choice.
+        index: u64,
+        /// The number of the call within the choice.
+        call: u64,
+        /// The provider's id of the call, escaped.
+        id: Option<Arc<str>>,
+        /// The tool's name, escaped.
+        name: Option<Arc<str>>,
+        /// The piece of the arguments' JSON text, escaped.
+        arguments: Bytes,
+    },
+    /// A terminal frame: `end` or `error`.
+    Terminal,
+    /// A producer's gap. It precedes the entry that revealed it and moves nobody's position.
+    Gap,
+    /// `start`, `custom`, `skipped`.
+    Other,
+}
+
+/// One frame about one stream. Shared between all its viewers; each wire form is encoded at most once.
+#[derive(Debug)]
+pub struct Frame {
+    /// The stream that it is about.
+    pub stream: StreamName,
+    /// What it says, as far as merging needs to know.
+    pub body: FrameBody,
+    /// The viewer's position before it.
+    pub after: Position,
+    /// The viewer's position once it has been delivered: the frame's `id` (for a [`FrameBody::Gap`] the
+    /// same as `after`).
+    pub last: Position,
+    /// The stream's state at `last`.
+    pub state: StreamState,
+    /// The last covered entry's `seq`.
+    pub seq: Option<u64>,
+    /// How many entries it covers.
+    pub count: u32,
+    /// The producer's clock of the first covered entry that carried one, µs since 1970.
+    pub ts_us: Option<u64>,
+    /// When the newest covered entry was read from Redis, µs since 1970 by this host's clock.
+    pub read_us: u64,
+    /// When it was encoded, µs since 1970 by this host's clock.
+    pub encoded_us: u64,
+    /// A WebSocket text frame with the JSON in it, header included.
+    pub(crate) websocket: Bytes,
+    /// Where the JSON begins in `websocket`.
+    pub(crate) json_start: usize,
+    /// An SSE event, encoded when the first viewer needs it.
+    pub(crate) sse: OnceLock<Bytes>,
+    /// A WebSocket frame whose JSON carries `"stream"`, encoded when the first viewer needs it.
+    pub(crate) multiplexed: OnceLock<Bytes>,
+}
+
+impl Frame {
+    /// The frame's JSON text.
+    #[must_use]
+    pub fn json(&self) -> &[u8] {
+        &self.websocket[self.json_start..]
+    }
+
+    /// The frame as a WebSocket text frame, header included.
+    #[must_use]
+    pub fn websocket(&self) -> Bytes {
+        self.websocket.clone()
+    }
+
+    /// Whether the frame ends its generation.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        matches!(self.body, FrameBody::Terminal)
+    }
+}

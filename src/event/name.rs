@@ -1,0 +1,152 @@
+//! Stream names: `{session}/{model}`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The longest session or model id, in bytes.
+const ID_BYTES_MAX: usize = 128;
+
+/// A stream's name as people, tokens and logs write it: `{session}/{model}`. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamName {
+    name: Arc<str>,
+    /// Length of the session, that is the index of the first slash.
+    session_len: usize,
+}
+
+/// Why a text is no stream name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// There is no slash between session and model.
+    #[error("a stream name is {{session}}/{{model}}")]
+    Form,
+    /// The session id breaks its rule.
+    #[error("a session id is 1 to 128 of A-Z a-z 0-9 . _ ~ -, and neither `.` nor `..`")]
+    Session,
+    /// The model id breaks its rule.
+    #[error(
+        "a model id is 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ + -, without an empty, `.` or `..` segment between slashes"
+    )]
+    Model,
+}
+
+impl StreamName {
+    /// A name from its two parts.
+    ///
+    /// # Errors
+    /// When a part breaks the rule for its characters, length or segments.
+    pub fn new(session: &str, model: &str) -> Result<Self, NameError> {
+        if !is_session(session) {
+            return Err(NameError::Session);
+        }
+        if !is_model(model) {
+            return Err(NameError::Model);
+        }
+        Ok(Self { name: format!("{session}/{model}").into(), session_len: session.len() })
+    }
+
+    /// The name that a Redis key `{prefix}:stream:{session}:{model}` stands for, if it is one.
+    #[must_use]
+    pub fn from_key(prefix: &str, key: &[u8]) -> Option<Self> {
+        let key = std::str::from_utf8(key).ok()?;
+        let rest = key.strip_prefix(prefix)?.strip_prefix(":stream:")?;
+        let (session, model) = rest.split_once(':')?;
+        Self::new(session, model).ok()
+    }
+
+    /// The Redis key of the stream: `{prefix}:stream:{session}:{model}`.
+    #[must_use]
+    pub fn key(&self, prefix: &str) -> String {
+        format!("{prefix}:stream:{}:{}", self.session(), self.model())
+    }
+
+    /// The session id.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.name[..self.session_len]
+    }
+
+    /// The model id.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.name[self.session_len + 1..]
+    }
+
+    /// The whole name, `{session}/{model}`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (session, model) = text.split_once('/').ok_or(NameError::Form)?;
+        Self::new(session, model)
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl fmt::Debug for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+fn is_session(text: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
+        && text != "."
+        && text != ".."
+}
+
+fn is_model(text: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~:/@+-".contains(&b))
+        && text.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_through_keys() {
+        for text in ["s1/gpt-4o", "s/llama3:8b", "~.x/meta-llama/Llama-3.1-8B-Instruct", "a/b@c+d"] {
+            let name: StreamName = text.parse().unwrap();
+            assert_eq!(name.as_str(), text);
+            assert_eq!(StreamName::from_key("llm", name.key("llm").as_bytes()), Some(name));
+        }
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        assert_eq!("s1".parse::<StreamName>(), Err(NameError::Form));
+        let long = "x".repeat(129);
+        for (session, model, error) in [
+            ("", "m", NameError::Session),
+            ("..", "m", NameError::Session),
+            ("a:b", "m", NameError::Session),
+            ("ä", "m", NameError::Session),
+            (long.as_str(), "m", NameError::Session),
+            ("s", "", NameError::Model),
+            ("s", "a//b", NameError::Model),
+            ("s", "a/../b", NameError::Model),
+            ("s", "/a", NameError::Model),
+            ("s", "a b", NameError::Model),
+            ("s", long.as_str(), NameError::Model),
+        ] {
+            assert_eq!(StreamName::new(session, model), Err(error), "{session:?} {model:?}");
+        }
+        assert_eq!(StreamName::from_key("llm", b"llm:control:s:m"), None);
+        assert_eq!(StreamName::from_key("llm", b"llm:stream:s"), None);
+    }
+}

@@ -1,0 +1,44 @@
+//! What a reader of a stream has to know beside its position to read on correctly.
+
+use std::sync::Arc;
+
+use super::EntryId;
+
+/// Where the newest generation stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing has been said yet.
+    #[default]
+    Idle,
+    /// A generation is going on.
+    Open,
+    /// It ended with an `end` entry, whose id this is.
+    Ended(EntryId),
+    /// It ended with an `error` entry of the producer's, whose id this is.
+    Failed(EntryId),
+    /// Its producer was given up: the daemon wrote the `producer_lost` entry with this id.
+    Lost(EntryId),
+}
+
+impl Phase {
+    /// The id of the terminal entry, once there is one.
+    #[must_use]
+    pub const fn terminal(self) -> Option<EntryId> {
+        match self {
+            Self::Idle | Self::Open => None,
+            Self::Ended(id) | Self::Failed(id) | Self::Lost(id) => Some(id),
+        }
+    }
+}
+
+/// The state of a stream right after some entry. Two readers that have read the same entries hold
+/// equal states; it crosses the seam between history and live together with the id. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamState {
+    /// Where the newest generation stands.
+    pub phase: Phase,
+    /// The newest generation's id, escaped, where its `start` gave one.
+    pub generation: Option<Arc<str>>,
+    /// The highest `seq` of the newest generation.
+    pub seq: Option<u64>,
+}

@@ -1,0 +1,5 @@
+//! llm-bridge delivers LLM tokens from Redis Streams to WebSocket and SSE clients.
+pub mod config;
+pub mod event;
+pub mod queue;
+pub mod thread;

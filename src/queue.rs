@@ -1,0 +1,250 @@
+//! The one door to channels: every queue between two threads is bounded, has a name and a gauge, and
+//! can wake a thread that sleeps in a mio `Poll`.
+//!
+//! Senders that must never wait use [`Sender::try_send`]; what happens at the bound is then their
+//! decision, and every refusal is counted here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel as channel;
+
+/// What is known of a queue at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gauge {
+    /// The queue's name.
+    pub name: String,
+    /// Messages in it now.
+    pub depth: usize,
+    /// The most messages that were in it since the start.
+    pub depth_max: usize,
+    /// The most messages that it takes.
+    pub capacity: usize,
+    /// How often it had no room.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+struct Meter {
+    name: String,
+    capacity: usize,
+    depth_max: AtomicUsize,
+    refused: AtomicU64,
+}
+
+/// Reads a queue's gauge, whatever its messages are.
+#[derive(Clone)]
+pub struct GaugeReader {
+    meter: Arc<Meter>,
+    depth: Arc<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl GaugeReader {
+    /// The gauge now.
+    #[must_use]
+    pub fn read(&self) -> Gauge {
+        Gauge {
+            name: self.meter.name.clone(),
+            depth: (self.depth)(),
+            depth_max: self.meter.depth_max.load(Ordering::Relaxed),
+            capacity: self.meter.capacity,
+            refused: self.meter.refused.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Why a message was not taken; it is handed back.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError<T> {
+    /// The queue is at its bound.
+    #[error("the queue is full")]
+    Full(T),
+    /// Its receiver is gone: the daemon is stopping.
+    #[error("the queue is closed")]
+    Closed(T),
+}
+
+/// The sending end; clones feed the same queue.
+#[derive(Debug)]
+pub struct Sender<T> {
+    inner: channel::Sender<T>,
+    meter: Arc<Meter>,
+    waker: Option<Arc<mio::Waker>>,
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), meter: Arc::clone(&self.meter), waker: self.waker.clone() }
+    }
+}
+
+/// The receiving end; clones share the work.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    inner: channel::Receiver<T>,
+}
+
+impl<T> Clone for Receiver<T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+/// A queue of at most `capacity` messages.
+#[must_use]
+pub fn bounded<T>(name: impl Into<String>, capacity: usize) -> (Sender<T>, Receiver<T>) {
+    make(name.into(), capacity, None)
+}
+
+/// A queue whose every message wakes the `Poll` that `waker` belongs to.
+#[must_use]
+pub fn bounded_waking<T>(
+    name: impl Into<String>,
+    capacity: usize,
+    waker: Arc<mio::Waker>,
+) -> (Sender<T>, Receiver<T>) {
+    make(name.into(), capacity, Some(waker))
+}
+
+fn make<T>(name: String, capacity: usize, waker: Option<Arc<mio::Waker>>) -> (Sender<T>, Receiver<T>) {
+    assert!(capacity > 0, "queue {name} needs room for a message");
+    let (sender, receiver) = channel::bounded(capacity);
+    let meter =
+        Arc::new(Meter { name, capacity, depth_max: AtomicUsize::new(0), refused: AtomicU64::new(0) });
+    (Sender { inner: sender, meter, waker }, Receiver { inner: receiver })
+}
+
+impl<T> Sender<T> {
+    /// Takes the message if there is room, without waiting.
+    ///
+    /// # Errors
+    /// Hands the message back when the queue is full or closed.
+    pub fn try_send(&self, message: T) -> Result<(), SendError<T>> {
+        match self.inner.try_send(message) {
+            Ok(()) => {
+                self.sent();
+                Ok(())
+            }
+            Err(channel::TrySendError::Full(message)) => {
+                self.meter.refused.fetch_add(1, Ordering::Relaxed);
+                Err(SendError::Full(message))
+            }
+            Err(channel::TrySendError::Disconnected(message)) => Err(SendError::Closed(message)),
+        }
+    }
+
+    /// Takes the message, waiting up to `wait` for room.
+    ///
+    /// # Errors
+    /// Hands the message back when the queue stayed full or is closed.
+    pub fn send_timeout(&self, message: T, wait: Duration) -> Result<(), SendError<T>> {
+        let message = match self.try_send(message) {
+            Err(SendError::Full(message)) => message,
+            done => return done,
+        };
+        match self.inner.send_timeout(message, wait) {
+            Ok(()) => {
+                self.sent();
+                Ok(())
+            }
+            Err(channel::SendTimeoutError::Timeout(message)) => Err(SendError::Full(message)),
+            Err(channel::SendTimeoutError::Disconnected(message)) => Err(SendError::Closed(message)),
+        }
+    }
+
+    /// A reader of the queue's gauge.
+    #[must_use]
+    pub fn gauge(&self) -> GaugeReader
+    where
+        T: Send + 'static,
+    {
+        let inner = self.inner.clone();
+        GaugeReader { meter: Arc::clone(&self.meter), depth: Arc::new(move || inner.len()) }
+    }
+
+    fn sent(&self) {
+        self.meter.depth_max.fetch_max(self.inner.len(), Ordering::Relaxed);
+        if let Some(waker) = &self.waker
+            && let Err(error) = waker.wake()
+        {
+            tracing::error!(queue = self.meter.name, %error, "a sleeping thread could not be woken");
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    /// The next message, if there is one.
+    #[must_use]
+    pub fn try_recv(&self) -> Option<T> {
+        self.inner.try_recv().ok()
+    }
+
+    /// The next message, waiting up to `wait` for it; `None` too when every sender is gone.
+    pub fn recv_timeout(&self, wait: Duration) -> Option<T> {
+        self.inner.recv_timeout(wait).ok()
+    }
+
+    /// Messages in the queue now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    /// Whether there is nothing to receive now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inner.is_empty()
+    }
+}
+
+/// Waits until one of the queues may have something, or until `deadline`.
+pub fn wait_any(ready: &[&dyn Waitable], deadline: Instant) {
+    let mut select = channel::Select::new();
+    for queue in ready {
+        queue.join(&mut select);
+    }
+    // A spurious or timed-out wake-up costs its caller one look at empty queues.
+    select.ready_deadline(deadline).ok();
+}
+
+/// A queue that [`wait_any`] can wait for.
+pub trait Waitable {
+    /// Adds the queue to a selection.
+    fn join<'a>(&'a self, select: &mut channel::Select<'a>);
+}
+
+impl<T> Waitable for Receiver<T> {
+    fn join<'a>(&'a self, select: &mut channel::Select<'a>) {
+        select.recv(&self.inner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_holds_and_is_counted() {
+        let (sender, receiver) = bounded("q", 2);
+        sender.try_send(1).unwrap();
+        sender.try_send(2).unwrap();
+        assert_eq!(sender.try_send(3), Err(SendError::Full(3)));
+        assert_eq!(sender.send_timeout(4, Duration::from_millis(1)), Err(SendError::Full(4)));
+        let gauge = sender.gauge().read();
+        assert_eq!((gauge.depth, gauge.depth_max, gauge.capacity, gauge.refused), (2, 2, 2, 2));
+        assert_eq!(receiver.try_recv(), Some(1));
+        drop(receiver);
+        assert_eq!(sender.try_send(5), Err(SendError::Closed(5)));
+    }
+
+    #[test]
+    fn waiting_ends_with_a_message_or_at_the_deadline() {
+        let (first, one) = bounded::<u8>("one", 1);
+        let (_second, two) = bounded::<u8>("two", 1);
+        wait_any(&[&one, &two], Instant::now() + Duration::from_millis(5));
+        first.try_send(7).unwrap();
+        wait_any(&[&one, &two], Instant::now() + Duration::from_secs(60));
+        assert_eq!((one.try_recv(), two.try_recv()), (Some(7), None));
+    }
+}

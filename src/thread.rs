@@ -1,0 +1,134 @@
+//! The one door to threads: every thread has a role and a name, can be joined, and tells the
+//! supervisor when it is over, be it by a panic or too early.
+//!
+//! The name is what `/proc/PID/task/*/comm` shows, so it stays within 15 bytes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::queue::{Receiver, Sender};
+
+/// The longest thread name that Linux keeps.
+const NAME_BYTES_MAX: usize = 15;
+
+/// How a thread ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its function returned.
+    Returned,
+    /// It panicked; the message is in the log.
+    Panicked,
+}
+
+/// The news that a thread is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The thread's name.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A running thread.
+#[derive(Debug)]
+pub struct Handle {
+    name: String,
+    inner: std::thread::JoinHandle<()>,
+}
+
+/// Starts a thread named `name` that runs `body` and then reports to `ended`.
+///
+/// `ended` must have room for one report a thread, so that reporting never waits.
+///
+/// # Errors
+/// When the operating system refuses another thread.
+pub fn spawn(
+    name: impl Into<String>,
+    ended: &Sender<Ended>,
+    body: impl FnOnce() + Send + 'static,
+) -> std::io::Result<Handle> {
+    let name = name.into();
+    assert!(!name.is_empty() && name.len() <= NAME_BYTES_MAX, "a thread name has 1 to 15 bytes: {name:?}");
+    let (reported_name, ended) = (name.clone(), ended.clone());
+    let inner = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let outcome = match catch_unwind(AssertUnwindSafe(body)) {
+            Ok(()) => Outcome::Returned,
+            Err(_) => Outcome::Panicked,
+        };
+        let report = Ended { name: reported_name, outcome };
+        if let Err(error) = ended.try_send(report) {
+            tracing::error!(%error, "the end of a thread could not be reported");
+        }
+    })?;
+    Ok(Handle { name, inner })
+}
+
+impl Handle {
+    /// The thread's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the thread is over, so that joining would not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.inner.is_finished()
+    }
+
+    /// Waits for the thread, whose panics were caught and reported before.
+    pub fn join(self) {
+        if self.inner.join().is_err() {
+            tracing::error!(thread = self.name, "a thread ended outside its own supervision");
+        }
+    }
+}
+
+/// Joins all threads that end before `deadline` and returns the names of those that did not.
+#[must_use]
+pub fn join_until(handles: Vec<Handle>, ended: &Receiver<Ended>, deadline: Instant) -> Vec<String> {
+    let mut running = handles;
+    loop {
+        let (finished, rest): (Vec<_>, Vec<_>) = running.into_iter().partition(Handle::is_finished);
+        finished.into_iter().for_each(Handle::join);
+        running = rest;
+        let now = Instant::now();
+        if running.is_empty() || now >= deadline {
+            return running.into_iter().map(|handle| handle.name).collect();
+        }
+        // A report comes a moment before its thread is finished, so the wait is short and repeated.
+        let wait = (deadline - now).min(Duration::from_millis(20));
+        if let Some(report) = ended.recv_timeout(wait) {
+            tracing::debug!(thread = report.name, outcome = ?report.outcome, "thread over");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue;
+
+    #[test]
+    fn a_panic_is_reported_by_name() {
+        let (sender, receiver) = queue::bounded("ended", 2);
+        let handle = spawn("doomed", &sender, || panic!("on purpose")).unwrap();
+        let report = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(report, Ended { name: "doomed".into(), outcome: Outcome::Panicked });
+        handle.join();
+    }
+
+    #[test]
+    fn late_threads_are_named() {
+        let (sender, receiver) = queue::bounded("ended", 2);
+        let (release, wait) = queue::bounded::<()>("release", 1);
+        let quick = spawn("quick", &sender, || {}).unwrap();
+        let late = spawn("late", &sender, move || {
+            wait.recv_timeout(Duration::from_secs(60));
+        })
+        .unwrap();
+        let names = join_until(vec![quick, late], &receiver, Instant::now() + Duration::from_millis(200));
+        assert_eq!(names, ["late"]);
+        release.try_send(()).unwrap();
+    }
+}
