@@ -2,5 +2,6 @@
 pub mod config;
 pub mod event;
 pub mod queue;
+pub mod security;
 pub mod thread;
 pub mod web;

@@ -1,11 +1,31 @@
 //! The configuration: what the program runs on.
 //!
-//! A file is read as [`raw`](self) text into types that mirror TOML, merged with the environment and
-//! `--set`, checked as a whole, and becomes a [`Config`], whose values are typed, in range and final.
+//! A file, the environment and `--set` are gathered as names and values (`raw`), checked as a whole
+//! against the rules (`rule`) and bounds (`defaults`) of every key (`check`), and become a [`Config`],
+//! whose values are typed, in range and final. Everything that is wrong is said at once.
 
+mod check;
+mod defaults;
+mod describe;
+mod error;
+mod load;
+mod raw;
+mod redis_url;
+mod rule;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use describe::describe;
+pub use error::{ConfigError, ConfigErrors};
+pub use load::{environment, load};
+
+/// What a timeout that is switched off has as its value: ten years. It can be added to any `Instant`.
+pub const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Everything that the daemon can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,10 +63,10 @@ pub struct Service {
     pub instance: String,
 }
 
-/// How Redis is reached and what lies there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How Redis is reached and what lies there. Shown without the password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Redis {
-    /// `redis://`, `rediss://` or `unix://`.
+    /// `redis://`, `rediss://` or `unix://`, with the password in it.
     pub url: String,
     /// Begins every key that the daemon reads or writes.
     pub prefix: String,
@@ -60,6 +80,20 @@ pub struct Redis {
     pub ca_file: Option<PathBuf>,
     /// How many dead letters are kept.
     pub dlq_max_entries: u64,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("url", &redis_url::masked(&self.url))
+            .field("prefix", &self.prefix)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .field("backoff_max", &self.backoff_max)
+            .field("ca_file", &self.ca_file)
+            .field("dlq_max_entries", &self.dlq_max_entries)
+            .finish()
+    }
 }
 
 /// Where the daemon listens.
@@ -110,7 +144,7 @@ pub struct Limits {
     pub cancels_per_second: u32,
 }
 
-/// What one client may cost.
+/// What one client may cost. A timeout that is switched off is [`NEVER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Bytes of frames held for a client before it leaves live and is fed from history.

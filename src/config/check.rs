@@ -1,0 +1,219 @@
+//! From what was said to what the program runs on: every key is read by its rule, then what concerns
+//! several keys is judged. All errors are gathered.
+//!
+//! Pure but for the secret files, which the caller's `Surroundings` read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::defaults as keys;
+use super::error::{ConfigError, Problem};
+use super::raw::{Origin, Raw};
+use super::rule::{Key, Refusal, Rule};
+use super::{
+    Auth, Client, Config, Delivery, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads, redis_url,
+};
+
+/// What a configuration depends on beside its own text.
+pub(super) struct Surroundings<'a> {
+    /// This machine's name.
+    pub(super) hostname: &'a str,
+    /// Reads a secret file.
+    pub(super) read_secret: &'a dyn Fn(&Path) -> io::Result<String>,
+}
+
+/// The configuration that `raw` means; `errors` gets what is wrong, and the result then is of no use.
+pub(super) fn check(raw: &Raw, around: &Surroundings<'_>, errors: &mut Vec<ConfigError>) -> Config {
+    let mut checker = Checker { raw, around, errors };
+    let listen = checker.listen();
+    Config {
+        service: checker.service(&listen),
+        redis: checker.redis(),
+        threads: checker.threads(),
+        auth: checker.auth(&listen),
+        limits: checker.limits(),
+        client: checker.client(),
+        stream: checker.stream(),
+        delivery: checker.delivery(),
+        shutdown: Shutdown { grace: checker.take(&keys::SHUTDOWN_GRACE) },
+        log: Log { level: checker.take(&keys::LOG_LEVEL), json: checker.take(&keys::LOG_FORMAT) },
+        listen,
+    }
+}
+
+struct Checker<'a> {
+    raw: &'a Raw,
+    around: &'a Surroundings<'a>,
+    errors: &'a mut Vec<ConfigError>,
+}
+
+impl Checker<'_> {
+    /// The value of a key; its default too where the given one is wrong, which is then noted.
+    fn take<R: Rule>(&mut self, key: &Key<R>) -> R::Out {
+        let Some(setting) = self.raw.get(key.name) else { return key.rule.default() };
+        match key.rule.read(setting) {
+            Ok(value) => value,
+            Err(refusal) => {
+                let problem = match refusal {
+                    Refusal::Wrong => {
+                        Problem::Value { found: setting.value.to_string(), allowed: key.rule.allowed() }
+                    }
+                    Refusal::NotYet => Problem::NotAvailable { default: key.rule.allowed() },
+                };
+                self.refuse(key.name, problem);
+                key.rule.default()
+            }
+        }
+    }
+
+    fn refuse(&mut self, name: &str, problem: Problem) {
+        let origin = self.raw.get(name).map_or(Origin::Default, |setting| setting.origin.clone());
+        self.errors.push(ConfigError::new(origin, name, problem));
+    }
+
+    fn service(&mut self, listen: &Listen) -> Service {
+        let name = self.take(&keys::SERVICE_NAME);
+        let mut instance = self.take(&keys::SERVICE_INSTANCE);
+        if instance.is_empty() {
+            instance = format!("{}-{}", self.around.hostname, listen.public.port());
+            if !keys::is_identifier(&instance) {
+                let problem =
+                    format!("this host's name gives {instance:?}, which is no instance id: set one");
+                self.refuse(keys::SERVICE_INSTANCE.name, Problem::Conflict(problem));
+            }
+        }
+        Service { name, instance }
+    }
+
+    fn redis(&mut self) -> Redis {
+        Redis {
+            url: self.redis_url(),
+            prefix: self.take(&keys::REDIS_PREFIX),
+            connect_timeout: self.take(&keys::REDIS_CONNECT_TIMEOUT),
+            response_timeout: self.take(&keys::REDIS_RESPONSE_TIMEOUT),
+            backoff_max: self.take(&keys::REDIS_BACKOFF_MAX),
+            ca_file: self.take(&keys::REDIS_CA_FILE),
+            dlq_max_entries: self.take(&keys::REDIS_DLQ_MAX_ENTRIES),
+        }
+    }
+
+    /// The URL with the password in it; a secret file wins over what the configuration shows.
+    fn redis_url(&mut self) -> String {
+        let mut url = self.take(&keys::REDIS_URL);
+        let mut source = keys::REDIS_URL.name;
+        if let Some(secret) = self.secret(&keys::REDIS_URL_FILE) {
+            (url, source) = (secret, keys::REDIS_URL_FILE.name);
+        }
+        let password = self.secret(&keys::REDIS_PASSWORD_FILE);
+        match redis_url::complete(&url, password.as_deref()) {
+            Ok(complete) => complete,
+            Err(problem) => {
+                self.refuse(source, Problem::Conflict(problem.to_string()));
+                url
+            }
+        }
+    }
+
+    fn secret(&mut self, key: &Key<super::rule::File>) -> Option<String> {
+        let path: PathBuf = self.take(key)?;
+        match (self.around.read_secret)(&path) {
+            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                self.refuse(key.name, Problem::Secret { path, reason: error.to_string() });
+                None
+            }
+        }
+    }
+
+    fn listen(&mut self) -> Listen {
+        let listen = Listen {
+            public: self.take(&keys::LISTEN_PUBLIC),
+            admin: self.take(&keys::LISTEN_ADMIN),
+            stats_socket: self.take(&keys::LISTEN_STATS_SOCKET),
+            origins: self.take(&keys::LISTEN_ORIGINS),
+            demo_page: self.take(&keys::LISTEN_DEMO_PAGE),
+        };
+        if listen.public == listen.admin && listen.public.port() != 0 {
+            let problem = format!("{} is also listen.public; give it another address", listen.admin);
+            self.refuse(keys::LISTEN_ADMIN.name, Problem::Conflict(problem));
+        }
+        listen
+    }
+
+    fn threads(&mut self) -> Threads {
+        Threads {
+            readers: self.take(&keys::THREADS_READERS),
+            transforms: self.take(&keys::THREADS_TRANSFORMS),
+            deliveries: self.take(&keys::THREADS_DELIVERIES),
+            replays: self.take(&keys::THREADS_REPLAYS),
+        }
+    }
+
+    fn auth(&mut self, listen: &Listen) -> Auth {
+        self.take(&keys::AUTH_MODE);
+        self.take(&keys::AUTH_SECRET_FILE);
+        self.take(&keys::AUTH_KEYS_FILE);
+        self.take(&keys::AUTH_QUERY_TOKEN);
+        let allow_anonymous = self.take(&keys::AUTH_ALLOW_ANONYMOUS);
+        if !allow_anonymous && !listen.public.ip().to_canonical().is_loopback() {
+            let problem = format!(
+                "{} is reachable from elsewhere and auth.mode is \"none\": listen on a loopback address, \
+                 or set auth.allow_anonymous = true if everybody may read every stream",
+                listen.public
+            );
+            self.refuse(keys::LISTEN_PUBLIC.name, Problem::Conflict(problem));
+        }
+        Auth { allow_anonymous }
+    }
+
+    fn limits(&mut self) -> Limits {
+        Limits {
+            per_address: self.take(&keys::LIMITS_PER_ADDRESS),
+            connects_per_second: self.take(&keys::LIMITS_CONNECTS_PER_SECOND),
+            subscribes_per_second: self.take(&keys::LIMITS_SUBSCRIBES_PER_SECOND),
+            cancels_per_second: self.take(&keys::LIMITS_CANCELS_PER_SECOND),
+        }
+    }
+
+    fn client(&mut self) -> Client {
+        Client {
+            send_budget: self.take(&keys::CLIENT_SEND_BUDGET),
+            slow_timeout: self.take(&keys::CLIENT_SLOW_TIMEOUT),
+            handshake_timeout: self.take(&keys::CLIENT_HANDSHAKE_TIMEOUT),
+            max_connections: self.take(&keys::CLIENT_MAX_CONNECTIONS),
+            max_wait: self.take(&keys::CLIENT_MAX_WAIT),
+            keepalive: self.take(&keys::CLIENT_KEEPALIVE),
+            max_subscriptions: self.take(&keys::CLIENT_MAX_SUBSCRIPTIONS),
+            max_state: self.take(&keys::CLIENT_MAX_STATE),
+        }
+    }
+
+    fn stream(&mut self) -> Stream {
+        self.take(&keys::STREAM_FINISH_GRACE);
+        self.take(&keys::STREAM_RECEIPTS);
+        self.take(&keys::STREAM_RECEIPTS_AFTER);
+        let stream = Stream {
+            stall_after: self.take(&keys::STREAM_STALL_AFTER),
+            abandon_after: self.take(&keys::STREAM_ABANDON_AFTER),
+            linger: self.take(&keys::STREAM_LINGER),
+        };
+        if !stream.abandon_after.is_zero() && stream.abandon_after < stream.stall_after {
+            let problem = "a stream would be given up before it is called stalled: \
+                           make it at least stream.stall_after, or 0 for never";
+            self.refuse(keys::STREAM_ABANDON_AFTER.name, Problem::Conflict(problem.to_owned()));
+        }
+        stream
+    }
+
+    fn delivery(&mut self) -> Delivery {
+        Delivery {
+            ack: self.take(&keys::DELIVERY_ACK),
+            max_batch: self.take(&keys::DELIVERY_MAX_BATCH),
+            duty_percent: self.take(&keys::DELIVERY_DUTY_PERCENT),
+            max_linger: self.take(&keys::DELIVERY_MAX_LINGER),
+            read_count: self.take(&keys::DELIVERY_READ_COUNT),
+            replay_count: self.take(&keys::DELIVERY_REPLAY_COUNT),
+            queue_batches: self.take(&keys::DELIVERY_QUEUE_BATCHES),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Every default and every bound, each with its reason; what a key means to an operator is in
+//! `conf/llm-bridge.toml`, which a test holds equal to this file.
+//!
+//! Bounds keep typing errors out (a timeout of 30 days, a thousand threads); within them the operator
+//! decides. Lower bounds of durations are small, so that tests can be quick. Where 0 switches a limit
+//! off, `zero` says what the program uses instead; limits that bound memory cannot be switched off.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::rule::{Address, Choice, Count, File, Flag, Key, NotYet, Size, Span, Text, Texts};
+use super::{Ack, NEVER};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// The most bytes of a service's name or an instance's id: both go into the name of an abstract
+/// socket, which has 107.
+const IDENTIFIER_BYTES_MAX: usize = 64;
+
+const fn ms(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+const fn secs(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+const fn hours(number: u64) -> Duration {
+    Duration::from_secs(3600 * number)
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// Declares keys and the list of their names, so that none can be read that is not also known.
+macro_rules! keys {
+    ($($(#[$reason:meta])* $constant:ident: $rule:ty = $name:literal, $value:expr;)*) => {
+        $($(#[$reason])* pub(super) const $constant: Key<$rule> = Key { name: $name, rule: $value };)*
+
+        /// The names of all keys, in the order of the configuration file.
+        pub(super) const NAMES: &[&str] = &[$($name),*];
+    };
+}
+
+keys! {
+    // [service]
+
+    /// The name of the program: most sites run one service.
+    SERVICE_NAME: Text = "service.name", Text {
+        default: "llm-bridge", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
+    };
+    /// Empty stands for `<hostname>-<public port>`, which cannot be known here.
+    SERVICE_INSTANCE: Text = "service.instance", Text {
+        default: "",
+        is_allowed: |text| text.is_empty() || is_identifier(text),
+        allowed: "1 to 64 of A-Z a-z 0-9 . _ -, or \"\" for <hostname>-<public port>",
+    };
+
+    // [redis]
+
+    /// Where a packaged Redis listens.
+    REDIS_URL: Text = "redis.url", Text {
+        default: "redis://127.0.0.1:6379/0", is_allowed: |text| !text.is_empty(), allowed: "a URL",
+    };
+    /// No secret file unless somebody made one.
+    REDIS_URL_FILE: File = "redis.url_file", File { default: "" };
+    /// No secret file unless somebody made one.
+    REDIS_PASSWORD_FILE: File = "redis.password_file", File { default: "" };
+    /// What the contract calls its keys. Braces would change a cluster's slots, and a colon would let
+    /// one prefix begin another's keys.
+    REDIS_PREFIX: Text = "redis.prefix", Text {
+        default: "llm", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
+    };
+    /// A handshake takes milliseconds; a lost SYN is sent again after one second.
+    REDIS_CONNECT_TIMEOUT: Span = "redis.connect_timeout", Span {
+        default: secs(2), min: ms(50), max: secs(60), zero: None,
+    };
+    /// Longer than a fork or a slow command of a healthy Redis, shorter than a viewer's patience.
+    REDIS_RESPONSE_TIMEOUT: Span = "redis.response_timeout", Span {
+        default: secs(5), min: ms(100), max: secs(300), zero: None,
+    };
+    /// A Redis that is back is noticed within two seconds, and one that is away costs little.
+    REDIS_BACKOFF_MAX: Span = "redis.backoff_max", Span {
+        default: secs(2), min: ms(50), max: secs(300), zero: None,
+    };
+    /// The public trust anchors fit managed services; others name their own.
+    REDIS_CA_FILE: File = "redis.ca_file", File { default: "" };
+    /// Some 10 MB of letters of 1 KB each: enough to see what a broken producer did.
+    REDIS_DLQ_MAX_ENTRIES: Count<u64> = "redis.dlq_max_entries", Count {
+        default: 10_000, min: 1, max: 10_000_000, zero: None,
+    };
+
+    // [listen]
+
+    /// Loopback: reachable by others only once somebody decided so.
+    LISTEN_PUBLIC: Address = "listen.public", Address { default: loopback(8080) };
+    /// Loopback, because metrics and health are not for clients.
+    LISTEN_ADMIN: Address = "listen.admin", Address { default: loopback(9464) };
+    /// In the directory that the systemd unit creates.
+    LISTEN_STATS_SOCKET: File = "listen.stats_socket", File { default: "/run/llm-bridge/stats.sock" };
+    /// No other site reads streams unless it is named.
+    LISTEN_ORIGINS: Texts = "listen.origins", Texts {
+        is_allowed: crate::security::origin::is_origin,
+        allowed: "\"*\" or scheme://host[:port] without a path, such as \"https://chat.example.com\"",
+    };
+    /// A service shows no pages of its own unless asked to.
+    LISTEN_DEMO_PAGE: Flag = "listen.demo_page", Flag { default: false };
+
+    // [threads]
+
+    /// Two, so that one stream's burst does not delay the streams of the other reader.
+    THREADS_READERS: Count<usize> = "threads.readers", THREADS_TWO;
+    /// One decodes and encodes several 100,000 entries a second.
+    THREADS_TRANSFORMS: Count<usize> = "threads.transforms", THREADS_ONE;
+    /// One loop serves tens of thousands of connections.
+    THREADS_DELIVERIES: Count<usize> = "threads.deliveries", THREADS_ONE;
+    /// History is read in large batches.
+    THREADS_REPLAYS: Count<usize> = "threads.replays", THREADS_ONE;
+
+    // [auth]
+
+    /// The only mode of this version.
+    AUTH_MODE: NotYet = "auth.mode", NotYet::Word("none");
+    /// Belongs to `jwt`.
+    AUTH_SECRET_FILE: NotYet = "auth.secret_file", NotYet::Word("");
+    /// Belongs to `jwt`.
+    AUTH_KEYS_FILE: NotYet = "auth.keys_file", NotYet::Word("");
+    /// Whoever opens streams to everybody has to say so.
+    AUTH_ALLOW_ANONYMOUS: Flag = "auth.allow_anonymous", Flag { default: false };
+    /// Belongs to `jwt`.
+    AUTH_QUERY_TOKEN: NotYet = "auth.query_token", NotYet::Flag(false);
+
+    // [limits]
+
+    /// Off: behind a proxy, all clients share one address.
+    LIMITS_PER_ADDRESS: Count<u32> = "limits.per_address", RATE;
+    /// Off, for the same reason.
+    LIMITS_CONNECTS_PER_SECOND: Count<u32> = "limits.connects_per_second", RATE;
+    /// Off, for the same reason.
+    LIMITS_SUBSCRIBES_PER_SECOND: Count<u32> = "limits.subscribes_per_second", RATE;
+    /// Off, for the same reason.
+    LIMITS_CANCELS_PER_SECOND: Count<u32> = "limits.cancels_per_second", RATE;
+
+    // [client]
+
+    /// Minutes of text of one model, or a moment of a stalled network; it bounds the memory of a client.
+    CLIENT_SEND_BUDGET: Size = "client.send_budget", Size {
+        default: 256 * KIB, min: 16 * KIB, max: 1024 * MIB,
+    };
+    /// A phone in a tunnel comes back within a minute; after that it resumes by its last id.
+    CLIENT_SLOW_TIMEOUT: Span = "client.slow_timeout", Span {
+        default: secs(60), min: ms(100), max: hours(24), zero: Some(NEVER),
+    };
+    /// A request head is one packet; ten seconds forgive a bad network.
+    CLIENT_HANDSHAKE_TIMEOUT: Span = "client.handshake_timeout", Span {
+        default: secs(10), min: ms(100), max: secs(600), zero: Some(NEVER),
+    };
+    /// Below what the descriptors and the memory of a middling server hold; 0 leaves it to them.
+    CLIENT_MAX_CONNECTIONS: Count<usize> = "client.max_connections", Count {
+        default: 100_000, min: 1, max: CONNECTIONS_MAX, zero: Some(CONNECTIONS_MAX),
+    };
+    /// A proxy in between closes silent requests after about a minute.
+    CLIENT_MAX_WAIT: Span = "client.max_wait", Span {
+        default: secs(60), min: ms(100), max: hours(24), zero: Some(NEVER),
+    };
+    /// What the contract promises, and well below the idle timeouts of proxies (30 s and more).
+    CLIENT_KEEPALIVE: Span = "client.keepalive", Span {
+        default: secs(15), min: ms(100), max: secs(600), zero: Some(NEVER),
+    };
+    /// A dashboard of a thousand streams is large; beyond it, open another connection.
+    CLIENT_MAX_SUBSCRIPTIONS: Count<usize> = "client.max_subscriptions", Count {
+        default: 1000, min: 1, max: 100_000, zero: None,
+    };
+    /// Far more than a model writes into one answer (a million tokens are about 4 MB).
+    CLIENT_MAX_STATE: Size = "client.max_state", Size {
+        default: 16 * MIB, min: 64 * KIB, max: 1024 * MIB,
+    };
+
+    // [stream]
+
+    /// Longer than the pause of a model that thinks or calls a tool without heartbeats.
+    STREAM_STALL_AFTER: Span = "stream.stall_after", Span {
+        default: secs(30), min: ms(100), max: hours(24), zero: Some(Duration::ZERO),
+    };
+    /// Ten times `stall_after`: giving up is final.
+    STREAM_ABANDON_AFTER: Span = "stream.abandon_after", Span {
+        default: secs(300), min: ms(100), max: hours(7 * 24), zero: Some(Duration::ZERO),
+    };
+    /// Longer than the reconnection of a viewer, so that its group need not be made anew.
+    STREAM_LINGER: Span = "stream.linger", Span {
+        default: secs(10), min: ms(1), max: hours(1), zero: Some(Duration::ZERO),
+    };
+    /// Judges raw provider entries, which this version does not read.
+    STREAM_FINISH_GRACE: NotYet = "stream.finish_grace", NotYet::Span(secs(2));
+    /// Receipts are not written by this version.
+    STREAM_RECEIPTS: NotYet = "stream.receipts", NotYet::Flag(false);
+    /// Belongs to `receipts`.
+    STREAM_RECEIPTS_AFTER: NotYet = "stream.receipts_after", NotYet::Span(secs(60));
+
+    // [delivery]
+
+    /// The pending list then says what was read and not yet sent.
+    DELIVERY_ACK: Choice<Ack> = "delivery.ack", Choice {
+        words: &[("written", Ack::Written), ("none", Ack::None)],
+    };
+    /// More than a second of merging is no live text any more.
+    DELIVERY_MAX_BATCH: Span = "delivery.max_batch", Span {
+        default: secs(1), min: ms(1), max: secs(10), zero: None,
+    };
+    /// Two readers together then take at most half of Redis' one thread.
+    DELIVERY_DUTY_PERCENT: Count<u32> = "delivery.duty_percent", Count {
+        default: 25, min: 1, max: 100, zero: None,
+    };
+    /// Below what an eye notices in flowing text; 0 switches pacing off.
+    DELIVERY_MAX_LINGER: Span = "delivery.max_linger", Span {
+        default: ms(20), min: ms(1), max: secs(1), zero: Some(Duration::ZERO),
+    };
+    /// Five seconds of a fast stream in one read; more only makes the reply of a read larger.
+    DELIVERY_READ_COUNT: Count<usize> = "delivery.read_count", Count {
+        default: 256, min: 1, max: 10_000, zero: None,
+    };
+    /// Redis answers XRANGE of a thousand entries in about a millisecond.
+    DELIVERY_REPLAY_COUNT: Count<usize> = "delivery.replay_count", Count {
+        default: 1000, min: 1, max: 10_000, zero: None,
+    };
+    /// Room for a burst of every stream of a reader; a full queue means falling back to history.
+    DELIVERY_QUEUE_BATCHES: Count<usize> = "delivery.queue_batches", Count {
+        default: 1024, min: 2, max: 65_536, zero: None,
+    };
+
+    // [shutdown]
+
+    /// Clients get their last frames; well below systemd's default stop timeout of 90 s.
+    SHUTDOWN_GRACE: Span = "shutdown.grace", Span {
+        default: secs(20), min: ms(100), max: secs(600), zero: None,
+    };
+
+    // [log]
+
+    /// What an operator wants to see of a healthy daemon.
+    LOG_LEVEL: Text = "log.level", Text {
+        default: "info",
+        is_allowed: |text| tracing_subscriber::EnvFilter::try_new(text).is_ok(),
+        allowed: "error, warn, info, debug, trace, off, or a filter such as \"info,llm_bridge::deliver=debug\"",
+    };
+    /// People read logs first; a collector can have JSON.
+    LOG_FORMAT: Choice<bool> = "log.format", Choice { words: &[("text", false), ("json", true)] };
+}
+
+/// More than any process may have descriptors (`fs.nr_open` is about a million by default).
+const CONNECTIONS_MAX: usize = 10_000_000;
+
+/// More threads than cores help nobody, and machines have few more than 64 to spare for this.
+const THREADS_ONE: Count<usize> = Count { default: 1, min: 1, max: 64, zero: None };
+const THREADS_TWO: Count<usize> = Count { default: 2, ..THREADS_ONE };
+
+/// Off by default; above a million a second there is no limit worth the name.
+const RATE: Count<u32> = Count { default: 0, min: 1, max: 1_000_000, zero: Some(0) };
+
+const IDENTIFIER_ALLOWED: &str = "1 to 64 of A-Z a-z 0-9 . _ -";
+
+/// Whether a text can be part of a Redis key and of a consumer group's name.
+pub(super) fn is_identifier(text: &str) -> bool {
+    (1..=IDENTIFIER_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}

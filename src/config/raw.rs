@@ -1,0 +1,246 @@
+//! What was said, before it is judged: every `section.key` with its value and where it comes from.
+//!
+//! The file, the environment and `--set` become layers of one [`Raw`]; a later layer replaces an
+//! earlier one. Keys are kept as names, not as the fields of a struct, so that one wrong key or type
+//! does not hide the next one: all of them are reported at once. Names that do not exist are refused
+//! here; values are judged in `check`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use super::defaults;
+use super::error::{ConfigError, Problem};
+
+/// What begins the name of every environment variable that is a setting.
+const ENVIRONMENT_PREFIX: &str = "LLM_BRIDGE__";
+
+/// A value as TOML knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    Integer(i64),
+    Flag(bool),
+    List(Vec<Value>),
+    /// A kind of value that no key takes.
+    Other(&'static str),
+}
+
+/// Where a value comes from, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Default,
+    File { path: Arc<Path>, line: Option<usize> },
+    Environment(String),
+    Argument,
+}
+
+/// One key's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) value: Value,
+    /// The value as it was typed, where a shell was the writer: `2024` may be meant as a text.
+    pub(super) text: Option<String>,
+    pub(super) origin: Origin,
+}
+
+/// All settings by `section.key`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Raw {
+    settings: BTreeMap<String, Setting>,
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::List(_) => f.write_str("a list"),
+            Self::Other(kind) => write!(f, "a TOML {kind}"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("the defaults"),
+            Self::File { path, line: Some(line) } => write!(f, "{}:{line}", path.display()),
+            Self::File { path, line: None } => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Argument => f.write_str("--set"),
+        }
+    }
+}
+
+impl Raw {
+    /// The setting of a key, if anybody gave one.
+    pub(super) fn get(&self, name: &str) -> Option<&Setting> {
+        self.settings.get(name)
+    }
+
+    /// Adds the file at `path`, whose content is `text`.
+    ///
+    /// A file with a syntax error adds nothing: what is read after an error is guesswork.
+    pub(super) fn add_file(&mut self, path: &Path, text: &str, errors: &mut Vec<ConfigError>) {
+        let path: Arc<Path> = path.into();
+        let at = |offset: usize| Origin::File { path: Arc::clone(&path), line: Some(line_of(text, offset)) };
+        let (document, faults) = DeTable::parse_recoverable(text);
+        if !faults.is_empty() {
+            // One slip often upsets the parser more than once: the first complaint of a line is enough.
+            let mut lines = BTreeSet::new();
+            for fault in &faults {
+                let offset = fault.span().map_or(0, |span| span.start);
+                if lines.insert(line_of(text, offset)) {
+                    let problem = Problem::Syntax(fault.message().to_owned());
+                    errors.push(ConfigError::new(at(offset), "", problem));
+                }
+            }
+            return;
+        }
+        for (section, content) in document.get_ref() {
+            let name = section.get_ref();
+            let origin = at(section.span().start);
+            let Some(content) = content.get_ref().as_table() else {
+                errors.push(unknown(origin, name));
+                continue;
+            };
+            if !is_section(name) {
+                errors.push(ConfigError::new(origin, name.as_ref(), unknown_section(name)));
+                continue;
+            }
+            for (key, value) in content {
+                let setting =
+                    Setting { value: value_of(value.get_ref()), text: None, origin: at(key.span().start) };
+                self.put(&format!("{name}.{}", key.get_ref()), setting, errors);
+            }
+        }
+    }
+
+    /// Adds a variable of the environment, if its name says that it is a setting.
+    pub(super) fn add_variable(&mut self, name: &str, text: &str, errors: &mut Vec<ConfigError>) {
+        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { return };
+        let origin = Origin::Environment(name.to_owned());
+        let key = rest.replacen("__", ".", 1).to_ascii_lowercase();
+        self.put(&key, typed(text, origin), errors);
+    }
+
+    /// Adds the argument of a `--set`.
+    pub(super) fn add_argument(&mut self, argument: &str, errors: &mut Vec<ConfigError>) {
+        match argument.split_once('=') {
+            Some((key, text)) => self.put(key.trim(), typed(text.trim(), Origin::Argument), errors),
+            None => errors.push(ConfigError::new(Origin::Argument, argument, Problem::Argument)),
+        }
+    }
+
+    fn put(&mut self, name: &str, setting: Setting, errors: &mut Vec<ConfigError>) {
+        if defaults::NAMES.contains(&name) {
+            self.settings.insert(name.to_owned(), setting);
+        } else {
+            errors.push(unknown(setting.origin, name));
+        }
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+fn value_of(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or(Value::Other("integer of more than 64 bits"), Value::Integer),
+        DeValue::Boolean(flag) => Value::Flag(*flag),
+        DeValue::Array(items) => Value::List(items.iter().map(|item| value_of(item.get_ref())).collect()),
+        other => Value::Other(other.type_str()),
+    }
+}
+
+/// A value as it is typed into a shell: TOML where it is that, else a text.
+fn typed(text: &str, origin: Origin) -> Setting {
+    let value = match DeValue::parse(text) {
+        Ok(value) => value_of(value.get_ref()),
+        Err(_) => Value::Text(text.to_owned()),
+    };
+    Setting { value, text: Some(text.to_owned()), origin }
+}
+
+fn is_section(name: &str) -> bool {
+    sections().any(|section| section == name)
+}
+
+fn sections() -> impl Iterator<Item = &'static str> {
+    defaults::NAMES.iter().filter_map(|name| name.split_once('.')).map(|(section, _)| section)
+}
+
+fn unknown(origin: Origin, name: &str) -> ConfigError {
+    let key = name.split_once('.').map_or(name, |(_, key)| key);
+    // The right key in the wrong section, or in none, is the likelier slip than a typing error.
+    let same_key = defaults::NAMES.iter().find(|known| known.ends_with(&format!(".{key}")));
+    let near = same_key.or_else(|| nearest(name, defaults::NAMES.iter()));
+    ConfigError::new(origin, name, Problem::Unknown { near: near.map(|known| (*known).to_owned()) })
+}
+
+fn unknown_section(name: &str) -> Problem {
+    let known: Vec<&'static str> = sections().collect();
+    Problem::UnknownSection { near: nearest(name, known.iter()).map(|section| (*section).to_owned()) }
+}
+
+/// The candidate that differs from `name` in at most a third of its letters.
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a &'static str>) -> Option<&'a &'static str> {
+    candidates
+        .map(|candidate| (distance(name, candidate), candidate))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).min(3))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance, in bytes. A name far longer than any key is far from all of them.
+fn distance(left: &str, right: &str) -> usize {
+    if left.len() > 2 * right.len() + 3 {
+        return left.len() - right.len();
+    }
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in right.bytes().enumerate() {
+            let substituted = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        for (left, right, expected) in
+            [("", "", 0), ("abc", "abd", 1), ("abc", "", 3), ("kitten", "sitting", 3)]
+        {
+            assert_eq!(distance(left, right), expected, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn typed_values_are_toml_or_text() {
+        let value = |text| typed(text, Origin::Argument).value;
+        assert_eq!(value("4"), Value::Integer(4));
+        assert_eq!(value("0x10"), Value::Integer(16));
+        assert_eq!(value("1_000"), Value::Integer(1000));
+        assert_eq!(value("true"), Value::Flag(true));
+        assert_eq!(value("\"4\""), Value::Text("4".into()));
+        assert_eq!(value("60s"), Value::Text("60s".into()));
+        assert_eq!(value("127.0.0.1:80"), Value::Text("127.0.0.1:80".into()));
+        assert_eq!(value(""), Value::Text(String::new()));
+        assert_eq!(value("[\"*\"]"), Value::List(vec![Value::Text("*".into())]));
+    }
+}

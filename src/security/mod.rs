@@ -1,0 +1,7 @@
+//! Who is let in: the origins of browsers, the rates and caps of client addresses.
+//!
+//! Everything here decides without I/O; the delivery loops ask before they serve. Tokens, TLS and
+//! encryption are not here yet.
+
+pub mod origin;
+pub mod rate;

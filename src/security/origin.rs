@@ -1,0 +1,218 @@
+//! Which web pages may read streams: a browser says in `Origin` whose page asks, and WebSocket knows
+//! no other protection against foreign pages.
+//!
+//! Programs send no `Origin` and are not concerned. With an empty list a page may ask the host it came
+//! from (Origin and Host agree; the scheme is not compared, because a proxy may end TLS); with a list,
+//! exactly those origins are let in. There are no wildcards but `*` alone.
+
+/// What an `Origin` header means for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginDecision<'a> {
+    /// No page of another site asks: serve, without CORS headers.
+    NotCrossOrigin,
+    /// Serve, with this value in `Access-Control-Allow-Origin`.
+    Allowed(&'a str),
+    /// Answer 403.
+    Forbidden,
+}
+
+/// The configured origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginPolicy {
+    /// Pages of the host that is asked.
+    Same,
+    /// Pages of these origins.
+    Listed(Vec<Origin>),
+    /// Every page.
+    Any,
+}
+
+/// An origin in its compared form: lower case, with the port that its scheme implies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    host: String,
+    port: Option<u16>,
+}
+
+impl OriginPolicy {
+    /// The policy of `listen.origins`: none given, only the same origin; `*` among them, any.
+    ///
+    /// Texts that are no origin match nothing; the configuration refuses them.
+    #[must_use]
+    pub fn from(origins: &[String]) -> Self {
+        if origins.iter().any(|origin| origin == "*") {
+            Self::Any
+        } else if origins.is_empty() {
+            Self::Same
+        } else {
+            Self::Listed(origins.iter().filter_map(|origin| Origin::parse(origin)).collect())
+        }
+    }
+
+    /// Judges a request by its `Origin` and `Host` headers.
+    #[must_use]
+    pub fn decide<'a>(&self, origin: Option<&'a str>, host: Option<&str>) -> OriginDecision<'a> {
+        let Some(text) = origin else { return OriginDecision::NotCrossOrigin };
+        let parsed = Origin::parse(text);
+        match self {
+            Self::Any => OriginDecision::Allowed("*"),
+            Self::Same if parsed.as_ref().zip(host).is_some_and(|(origin, host)| origin.is_of(host)) => {
+                OriginDecision::NotCrossOrigin
+            }
+            Self::Listed(listed) if parsed.as_ref().is_some_and(|origin| listed.contains(origin)) => {
+                OriginDecision::Allowed(text)
+            }
+            Self::Same | Self::Listed(_) => OriginDecision::Forbidden,
+        }
+    }
+}
+
+/// Whether a text can be in `listen.origins`: `*`, or scheme, host and perhaps a port.
+#[must_use]
+pub fn is_origin(text: &str) -> bool {
+    text == "*" || Origin::parse(text).is_some()
+}
+
+impl Origin {
+    /// An origin as browsers write it; `null`, which they send for pages without one, is none.
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, authority) = text.split_once("://")?;
+        let scheme = scheme.to_ascii_lowercase();
+        let is_scheme_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        if scheme.is_empty() || !scheme.bytes().all(is_scheme_byte) {
+            return None;
+        }
+        let (host, port) = split_port(authority)?;
+        let port = port.or_else(|| default_port(&scheme));
+        Some(Self { scheme, host, port })
+    }
+
+    /// Whether a `Host` header names this origin's host and port.
+    fn is_of(&self, host_header: &str) -> bool {
+        // A Host without a port means the port of the scheme that the browser used.
+        split_port(host_header).is_some_and(|(host, port)| {
+            host == self.host && port.or_else(|| default_port(&self.scheme)) == self.port
+        })
+    }
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
+    }
+}
+
+/// The host in lower case, and the port if there is one; `None` for what is neither.
+fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
+    let colon = match authority.rfind(']') {
+        Some(end) => authority[end..].find(':').map(|at| end + at),
+        None => authority.find(':'),
+    };
+    let (host, port) = match colon {
+        Some(at) => {
+            let digits = &authority[at + 1..];
+            // `u16::from_str` takes a plus sign.
+            if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                return None;
+            }
+            (&authority[..at], Some(digits.parse().ok()?))
+        }
+        None => (authority, None),
+    };
+    let is_bracketed = host.starts_with('[') && host.ends_with(']');
+    let is_host_byte = |byte: u8| {
+        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (is_bracketed && b"[]:".contains(&byte))
+    };
+    (!host.is_empty() && host.bytes().all(is_host_byte)).then(|| (host.to_ascii_lowercase(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::OriginDecision::{Allowed, Forbidden, NotCrossOrigin};
+    use super::*;
+
+    fn policy(origins: &[&str]) -> OriginPolicy {
+        OriginPolicy::from(&origins.iter().map(|&origin| origin.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn programs_are_not_concerned() {
+        for origins in [&[][..], &["*"], &["https://a"]] {
+            assert_eq!(policy(origins).decide(None, Some("h")), NotCrossOrigin);
+        }
+    }
+
+    #[test]
+    fn without_a_list_only_the_own_host_is_let_in() {
+        for (origin, host, decision) in [
+            ("http://localhost:8080", Some("localhost:8080"), NotCrossOrigin),
+            ("HTTP://LocalHost:8080", Some("LOCALHOST:8080"), NotCrossOrigin),
+            ("https://chat.example.com", Some("chat.example.com"), NotCrossOrigin),
+            ("https://chat.example.com", Some("chat.example.com:443"), NotCrossOrigin),
+            ("https://chat.example.com:443", Some("chat.example.com"), NotCrossOrigin),
+            ("http://[::1]:8080", Some("[::1]:8080"), NotCrossOrigin),
+            ("http://[::1]", Some("[::1]"), NotCrossOrigin),
+            ("http://localhost:8080", Some("localhost:8081"), Forbidden),
+            ("https://chat.example.com", Some("chat.example.com:80"), Forbidden),
+            ("https://chat.example.com.evil.com", Some("chat.example.com"), Forbidden),
+            ("https://evil.com", Some("chat.example.com"), Forbidden),
+            ("https://h", None, Forbidden),
+            ("null", Some("null"), Forbidden),
+            ("", Some(""), Forbidden),
+            ("http://", Some(""), Forbidden),
+            ("http://h/", Some("h"), Forbidden),
+            ("http://u@h", Some("h"), Forbidden),
+            ("http://h:+80", Some("h:80"), Forbidden),
+            ("http://h:99999", Some("h:99999"), Forbidden),
+        ] {
+            assert_eq!(policy(&[]).decide(Some(origin), host), decision, "{origin} {host:?}");
+        }
+    }
+
+    #[test]
+    fn with_a_list_exactly_the_listed_are_let_in() {
+        let policy = policy(&["https://Chat.example.com", "http://localhost:3000", "capacitor://localhost"]);
+        for origin in [
+            "https://chat.example.com",
+            "https://chat.example.com:443",
+            "http://localhost:3000",
+            "capacitor://localhost",
+        ] {
+            assert_eq!(policy.decide(Some(origin), Some("api")), Allowed(origin));
+        }
+        for origin in ["http://chat.example.com", "https://localhost:3000", "https://api", "null", "*"] {
+            assert_eq!(policy.decide(Some(origin), Some("api")), Forbidden, "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_star_lets_in_every_page() {
+        for origin in ["https://evil.com", "null"] {
+            assert_eq!(policy(&["https://a", "*"]).decide(Some(origin), None), Allowed("*"));
+        }
+    }
+
+    #[test]
+    fn what_can_be_listed() {
+        for text in ["*", "https://a", "http://[::1]:80", "chrome-extension://abcdef"] {
+            assert!(is_origin(text), "{text}");
+        }
+        for text in ["", "a", "null", "https://*.a", "https://a/", "https://a b", "://a", "https://ä"] {
+            assert!(!is_origin(text), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_upsets_the_decision(origin in ".{0,40}", host in ".{0,40}") {
+            let same = policy(&[]).decide(Some(&origin), Some(&host));
+            prop_assert_ne!(same, Allowed(&origin));
+            prop_assert_eq!(policy(&["https://listed"]).decide(Some(&origin), Some(&host)), Forbidden);
+        }
+    }
+}
