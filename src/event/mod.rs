@@ -4,6 +4,7 @@
 //! Everything here is plain data without I/O. `ingest` makes [`Entry`]s, `transform` turns them into
 //! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.
 
+mod after;
 mod entry;
 mod frame;
 mod id;
@@ -11,6 +12,7 @@ mod name;
 mod native;
 mod state;
 
+pub use after::After;
 pub use entry::{Entry, Fields};
 pub use frame::{Frame, FrameBody, StreamStatus};
 pub use id::{EntryId, ParseIdError, Position};

@@ -1,0 +1,383 @@
+//! The head of an HTTP/1 request, from bytes to an owned, small value.
+//!
+//! httparse checks the grammar. What is added here are the rules that keep a request from meaning two
+//! things to two readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer
+//! coding. Bodies are not read here: the only one that anybody needs is the small one of a cancel.
+//!
+//! Whoever gets a [`Parsed::Invalid`] answers it and closes: where the next request begins is unknown.
+
+use std::fmt;
+
+use super::response::HttpError;
+
+/// The longest request head, in bytes.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// The most header lines of a request.
+const HEADERS_MAX: usize = 64;
+/// Empty lines in front of a request that are passed over, for clients that end a body with one.
+const BLANK_LINES_MAX: usize = 2;
+/// The WebSocket version that is spoken.
+const WEBSOCKET_VERSION: &str = "13";
+
+/// What the bytes received so far amount to.
+#[derive(Debug)]
+pub enum Parsed {
+    /// The head is not complete.
+    Partial,
+    /// The head is complete.
+    Complete {
+        /// Bytes that the head took; the body or the next request follows.
+        head_bytes: usize,
+        /// The request.
+        request: Request,
+    },
+    /// This is no acceptable request: answer and close.
+    Invalid(HttpError),
+}
+
+/// The methods that mean anything here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// `GET`
+    Get,
+    /// `HEAD`
+    Head,
+    /// `POST`
+    Post,
+    /// `OPTIONS`
+    Options,
+    /// Any other.
+    Other,
+}
+
+/// The protocol version of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+}
+
+/// A well-formed offer to speak WebSocket (version 13).
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebSocketOffer {
+    /// `Sec-WebSocket-Key`: 16 bytes in base64.
+    pub key: String,
+    /// The offered subprotocols, in the client's order.
+    pub protocols: Vec<String>,
+}
+
+impl fmt::Debug for WebSocketOffer {
+    /// Subprotocols may carry tokens, so that they are not shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebSocketOffer").finish_non_exhaustive()
+    }
+}
+
+/// A request without its body.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The path as it came, percent-encoding included; `*` for `OPTIONS *`.
+    pub path: String,
+    /// What follows the first `?`, as it came.
+    pub query: String,
+    /// The protocol version.
+    pub version: Version,
+    /// Whether the client is ready to send another request on this connection.
+    pub keep_alive: bool,
+    /// `Host`; always there in HTTP/1.1.
+    pub host: Option<String>,
+    /// `Origin`: a browser says which site the request comes from.
+    pub origin: Option<String>,
+    /// `Accept`, several lines joined by commas.
+    pub accept: Option<String>,
+    /// `Last-Event-ID`: where an EventSource goes on.
+    pub last_event_id: Option<String>,
+    /// `Authorization`.
+    pub authorization: Option<String>,
+    /// `Access-Control-Request-Method`: the mark of a CORS preflight.
+    pub preflight_method: Option<String>,
+    /// `Content-Length`; `None`: no body.
+    pub content_length: Option<u64>,
+    /// Whether the client waits for `100 Continue` before it sends its body.
+    pub expects_continue: bool,
+    /// The offer to speak WebSocket.
+    pub websocket: Option<WebSocketOffer>,
+}
+
+impl Request {
+    /// Whether another request may follow on the connection when the body of this one is left unread.
+    #[must_use]
+    pub fn keeps_alive_unread(&self) -> bool {
+        self.keep_alive && self.content_length.unwrap_or(0) == 0
+    }
+}
+
+impl fmt::Debug for Request {
+    /// Query, headers and subprotocols may carry tokens, so that they are not shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Parses the bytes that a connection has received.
+#[must_use]
+pub fn parse(buffer: &[u8]) -> Parsed {
+    parse_grown(buffer, 0)
+}
+
+/// As [`parse`], for a buffer whose first `seen` bytes were [`Parsed::Partial`] before. Only the rest is
+/// searched for the end of the head, so that a head that trickles in costs linear time.
+#[must_use]
+pub fn parse_grown(buffer: &[u8], seen: usize) -> Parsed {
+    let mut skipped = 0;
+    while skipped < 2 * BLANK_LINES_MAX && buffer[skipped..].starts_with(b"\r\n") {
+        skipped += 2;
+    }
+    let head = &buffer[skipped..];
+    if head.starts_with(b"\r\n") {
+        return Parsed::Invalid(HttpError::bad_request("empty lines where a request was expected"));
+    }
+    let end = match head_end(head, seen.saturating_sub(skipped)) {
+        Ok(Some(end)) if skipped + end <= HEAD_BYTES_MAX => end,
+        Ok(None) if buffer.len() < HEAD_BYTES_MAX => {
+            return if seen == 0 { judge_beginning(head) } else { Parsed::Partial };
+        }
+        Ok(_) => return Parsed::Invalid(head_too_large()),
+        Err(error) => return Parsed::Invalid(error),
+    };
+    match parse_head(&head[..end]) {
+        Ok(request) => Parsed::Complete { head_bytes: skipped + end, request },
+        Err(error) => Parsed::Invalid(error),
+    }
+}
+
+/// The length of the head with its final empty line, looking for it from `from` on.
+fn head_end(head: &[u8], from: usize) -> Result<Option<usize>, HttpError> {
+    let mut at = from.min(head.len());
+    while let Some(found) = head[at..].iter().position(|&byte| byte == b'\n') {
+        at += found + 1;
+        if !head[..at].ends_with(b"\r\n") {
+            return Err(HttpError::bad_request("a line of the request head does not end with CR LF"));
+        }
+        if head[..at].ends_with(b"\r\n\r\n") {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses what cannot become a request any more, such as a TLS handshake, without waiting for its end.
+fn judge_beginning(head: &[u8]) -> Parsed {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::Request::new(&mut headers).parse(head) {
+        Ok(_) => Parsed::Partial,
+        Err(error) => Parsed::Invalid(grammar_error(error)),
+    }
+}
+
+fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(head) {
+        Ok(httparse::Status::Complete(len)) if len == head.len() => {}
+        Ok(_) => return Err(HttpError::bad_request("the request head is malformed")),
+        Err(error) => return Err(grammar_error(error)),
+    }
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+        return Err(HttpError::bad_request("the request line is malformed"));
+    };
+    let headers = Headers(parsed.headers);
+    let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+    let (path, query) = split_target(target)?;
+    Ok(Request {
+        method: match method {
+            "GET" => Method::Get,
+            "HEAD" => Method::Head,
+            "POST" => Method::Post,
+            "OPTIONS" => Method::Options,
+            _ => Method::Other,
+        },
+        path: path.to_owned(),
+        query: query.to_owned(),
+        version,
+        keep_alive: !headers.has_token("connection", "close")
+            && (version == Version::Http11 || headers.has_token("connection", "keep-alive")),
+        host: host(&headers, version)?,
+        origin: headers.single("origin")?.map(str::to_owned),
+        accept: headers.joined("accept"),
+        last_event_id: headers.single("last-event-id")?.map(str::to_owned),
+        authorization: headers.single("authorization")?.map(str::to_owned),
+        preflight_method: headers.single("access-control-request-method")?.map(str::to_owned),
+        content_length: content_length(&headers)?,
+        expects_continue: expects_continue(&headers, version)?,
+        websocket: websocket_offer(&headers, method, version)?,
+    })
+}
+
+/// Splits a request target (`/path?query`, `http://host/path?query` or `*`) into path and query.
+fn split_target(target: &str) -> Result<(&str, &str), HttpError> {
+    let local = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            let authority_len = rest.find(['/', '?']).unwrap_or(rest.len());
+            &rest[authority_len..]
+        }
+        _ => target,
+    };
+    let (path, query) = local.split_once('?').unwrap_or((local, ""));
+    match path {
+        "" if local.len() != target.len() => Ok(("/", query)),
+        _ if path.starts_with('/') || target == "*" => Ok((path, query)),
+        _ => Err(HttpError::bad_request("the request target is neither a path nor an http URL")),
+    }
+}
+
+fn host(headers: &Headers<'_>, version: Version) -> Result<Option<String>, HttpError> {
+    let host = headers.single("host")?;
+    match host {
+        None if version == Version::Http11 => Err(HttpError::bad_request("the Host header is missing")),
+        Some(host) if !host.bytes().all(|b| b.is_ascii_graphic() && !b"/@?#,\\\"<>".contains(&b)) => {
+            Err(HttpError::bad_request("the Host header is malformed"))
+        }
+        host => Ok(host.map(str::to_owned)),
+    }
+}
+
+/// The body's length. A transfer coding is refused: beside a length because proxies disagree about
+/// which of the two holds, alone because no request here needs one.
+fn content_length(headers: &Headers<'_>) -> Result<Option<u64>, HttpError> {
+    let length = headers.single("content-length")?;
+    match (length, headers.values("transfer-encoding").next()) {
+        (Some(_), Some(_)) => {
+            Err(HttpError::bad_request("Content-Length and Transfer-Encoding exclude each other"))
+        }
+        (None, Some(_)) => {
+            Err(HttpError::new(411, "length_required", "send the body with a Content-Length, not chunked"))
+        }
+        (Some(digits), None) => Some(digits)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|digits| digits.parse().ok())
+            .map(Some)
+            .ok_or_else(|| HttpError::bad_request("the Content-Length header is malformed")),
+        (None, None) => Ok(None),
+    }
+}
+
+fn expects_continue(headers: &Headers<'_>, version: Version) -> Result<bool, HttpError> {
+    match headers.single("expect")? {
+        Some(expected) if expected.eq_ignore_ascii_case("100-continue") => Ok(version == Version::Http11),
+        Some(_) => {
+            Err(HttpError::new(417, "bad_request", "the only expectation that can be met is 100-continue"))
+        }
+        None => Ok(false),
+    }
+}
+
+/// The offer to speak WebSocket, where there is one. Offers of other protocols are ignored, as HTTP wants.
+fn websocket_offer(
+    headers: &Headers<'_>,
+    method: &str,
+    version: Version,
+) -> Result<Option<WebSocketOffer>, HttpError> {
+    if !headers.has_token("upgrade", "websocket") {
+        return Ok(None);
+    }
+    if method != "GET" || version == Version::Http10 {
+        return Err(HttpError::bad_upgrade(400, "a WebSocket begins with GET over HTTP/1.1"));
+    }
+    if !headers.has_token("connection", "upgrade") {
+        return Err(HttpError::bad_upgrade(
+            400,
+            "`Upgrade: websocket` came without `Connection: Upgrade`; a proxy in between may have dropped it",
+        ));
+    }
+    match headers.single("sec-websocket-version")? {
+        Some(WEBSOCKET_VERSION) => {}
+        Some(_) => return Err(HttpError::bad_upgrade(426, "the WebSocket version spoken here is 13")),
+        None => return Err(HttpError::bad_upgrade(400, "the Sec-WebSocket-Version header is missing")),
+    }
+    let key = headers
+        .single("sec-websocket-key")?
+        .filter(|key| is_websocket_key(key))
+        .ok_or_else(|| HttpError::bad_upgrade(400, "Sec-WebSocket-Key must be 16 bytes in base64"))?;
+    Ok(Some(WebSocketOffer {
+        key: key.to_owned(),
+        protocols: headers.tokens("sec-websocket-protocol").map(str::to_owned).collect(),
+    }))
+}
+
+/// Whether a text is 16 bytes in base64.
+fn is_websocket_key(key: &str) -> bool {
+    key.len() == 24
+        && key
+            .strip_suffix("==")
+            .is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'))
+}
+
+fn grammar_error(error: httparse::Error) -> HttpError {
+    match error {
+        httparse::Error::TooManyHeaders => head_too_large(),
+        httparse::Error::Version => {
+            HttpError::new(505, "version_not_supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
+        }
+        error => HttpError::bad_request(format!("the request head is malformed: {error}")),
+    }
+}
+
+fn head_too_large() -> HttpError {
+    HttpError::new(
+        431,
+        "head_too_large",
+        format!("a request head has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} header lines"),
+    )
+}
+
+/// Header lines, looked up by lower-case name.
+struct Headers<'a>(&'a [httparse::Header<'a>]);
+
+impl<'a> Headers<'a> {
+    fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+        let lines = self.0.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        lines.map(|header| header.value)
+    }
+
+    /// The value of a header that may come once, in UTF-8.
+    fn single(&self, name: &'static str) -> Result<Option<&'a str>, HttpError> {
+        let mut values = self.values(name);
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(HttpError::bad_request(format!("the {name} header came twice")));
+        }
+        let text = std::str::from_utf8(value)
+            .map_err(|_| HttpError::bad_request(format!("the {name} header is not UTF-8")))?;
+        Ok(Some(text.trim_matches([' ', '\t'])))
+    }
+
+    /// The elements of a comma-separated list that may go over several lines.
+    fn tokens(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
+        let lines = self.values(name).filter_map(|value| std::str::from_utf8(value).ok());
+        lines
+            .flat_map(|line| line.split(','))
+            .map(|token| token.trim_matches([' ', '\t']))
+            .filter(|t| !t.is_empty())
+    }
+
+    fn has_token(&self, name: &'static str, token: &str) -> bool {
+        self.tokens(name).any(|element| element.eq_ignore_ascii_case(token))
+    }
+
+    /// All elements of a list, joined by commas.
+    fn joined(&self, name: &'static str) -> Option<String> {
+        let tokens: Vec<&str> = self.tokens(name).collect();
+        (!tokens.is_empty()).then(|| tokens.join(","))
+    }
+}

@@ -1,0 +1,316 @@
+//! HTTP answers: the errors that a request can meet, and the bytes of every head that is sent.
+//!
+//! `Date` and `Server` are left out: nobody here needs them, and a head stays the same for all. Every
+//! answer says `Connection` in words, which is right for HTTP/1.0 and 1.1 alike. Nothing may be stored
+//! by caches: a stream goes on.
+
+use tungstenite::handshake::derive_accept_key;
+
+use super::request::{Method, Request, WebSocketOffer};
+use crate::security::origin::OriginDecision;
+
+/// The subprotocol that is chosen when a client offers it.
+pub const SUBPROTOCOL: &str = "llm-bridge.v1";
+/// The code of errors that concern the upgrade to WebSocket.
+const BAD_UPGRADE: &str = "bad_upgrade";
+/// Request headers that scripts of allowed origins may set.
+const ALLOWED_HEADERS: &str = "Authorization, Content-Type, Accept, Cache-Control, Last-Event-ID";
+/// How long a browser may remember a preflight answer, in seconds.
+const PREFLIGHT_MAX_AGE_S: u32 = 7200;
+
+/// Why a request is not served. Becomes `{"error":{"code","message"}}`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{status} {code}: {message}")]
+pub struct HttpError {
+    /// The HTTP status.
+    pub status: u16,
+    /// A short word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// `Retry-After`, in seconds.
+    pub retry_after: Option<u32>,
+    /// `Allow`: the methods that would be served.
+    pub allow: Option<&'static str>,
+}
+
+impl HttpError {
+    /// An error without further headers.
+    #[must_use]
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None, allow: None }
+    }
+
+    /// 400: the request itself is malformed.
+    #[must_use]
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "bad_request", message)
+    }
+
+    /// 400 or 426: the upgrade to WebSocket is malformed. The answer names the version that is spoken.
+    #[must_use]
+    pub fn bad_upgrade(status: u16, message: impl Into<String>) -> Self {
+        Self::new(status, BAD_UPGRADE, message)
+    }
+
+    /// 404: there is nothing of that name.
+    #[must_use]
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(404, "not_found", message)
+    }
+
+    /// 405: the resource has other methods.
+    #[must_use]
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let message = format!("the methods of this resource are {allow}");
+        Self { allow: Some(allow), ..Self::new(405, "method_not_allowed", message) }
+    }
+
+    /// 429: over a rate or a limit; worth trying again after `retry_after` seconds.
+    #[must_use]
+    pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(429, code, message) }
+    }
+
+    /// 503: not now; worth trying again after `retry_after` seconds.
+    #[must_use]
+    pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(503, code, message) }
+    }
+
+    /// The error as JSON.
+    #[must_use]
+    pub fn body(&self) -> Vec<u8> {
+        let body = serde_json::json!({"error": {"code": self.code, "message": self.message}});
+        body.to_string().into_bytes()
+    }
+}
+
+/// What scripts of the request's origin may see of the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AllowedOrigin {
+    /// Nothing is said: no browser asks, or one of the same origin.
+    #[default]
+    Silent,
+    /// Everybody may read it.
+    Any,
+    /// This origin may read it.
+    Exactly(Box<str>),
+}
+
+impl AllowedOrigin {
+    /// What follows from the judgement of a request's `Origin`.
+    ///
+    /// # Errors
+    /// 403 when the origin is not allowed.
+    pub fn from_decision(decision: OriginDecision<'_>) -> Result<Self, HttpError> {
+        match decision {
+            OriginDecision::NotCrossOrigin => Ok(Self::Silent),
+            OriginDecision::Allowed("*") => Ok(Self::Any),
+            OriginDecision::Allowed(origin) => Ok(Self::Exactly(origin.into())),
+            OriginDecision::Forbidden => {
+                Err(HttpError::new(403, "origin_not_allowed", "pages of this Origin may not ask here"))
+            }
+        }
+    }
+}
+
+/// How answers to one request are framed. Small enough to be kept while an answer is waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Whether another request may follow on the connection.
+    pub keep_alive: bool,
+    /// Whether the answer goes without its body: the request was a HEAD.
+    pub head_only: bool,
+    /// What is said about CORS.
+    pub origin: AllowedOrigin,
+}
+
+impl Reply {
+    /// The frame for answers to `request`, whose body is left unread.
+    #[must_use]
+    pub fn to(request: &Request, origin: AllowedOrigin) -> Self {
+        Self { keep_alive: request.keeps_alive_unread(), head_only: request.method == Method::Head, origin }
+    }
+
+    /// The frame for the last answer on a connection whose request could not be understood.
+    #[must_use]
+    pub fn closing() -> Self {
+        Self::default()
+    }
+
+    /// 101: the connection speaks WebSocket from here on.
+    pub fn websocket(&self, out: &mut Vec<u8>, offer: &WebSocketOffer) {
+        let mut head = Head::status(out, 101);
+        head.field("Upgrade", "websocket");
+        head.field("Connection", "Upgrade");
+        head.field("Sec-WebSocket-Accept", &derive_accept_key(offer.key.as_bytes()));
+        if offer.protocols.iter().any(|protocol| protocol == SUBPROTOCOL) {
+            head.field("Sec-WebSocket-Protocol", SUBPROTOCOL);
+        }
+        head.end();
+    }
+
+    /// 200: events follow until the connection is closed.
+    pub fn sse(&self, out: &mut Vec<u8>) {
+        let mut head = Head::status(out, 200);
+        head.field("Content-Type", "text/event-stream");
+        head.field("Cache-Control", "no-cache, no-transform");
+        head.field("X-Accel-Buffering", "no");
+        head.field("Connection", "close");
+        self.cors(&mut head);
+        head.end();
+    }
+
+    /// A whole JSON answer.
+    pub fn json(&self, out: &mut Vec<u8>, status: u16, body: &[u8]) {
+        self.content(out, status, "application/json", body);
+    }
+
+    /// A whole answer of any type.
+    pub fn content(&self, out: &mut Vec<u8>, status: u16, content_type: &str, body: &[u8]) {
+        let mut head = Head::status(out, status);
+        self.content_fields(&mut head, content_type, body.len());
+        head.end();
+        self.body(out, body);
+    }
+
+    /// An answer to HEAD: 200 or 404 and nothing else.
+    pub fn head(&self, out: &mut Vec<u8>, status: u16) {
+        let mut head = Head::status(out, status);
+        head.field("Content-Type", "application/json");
+        head.field("Cache-Control", "no-store");
+        self.connection(&mut head);
+        self.cors(&mut head);
+        head.end();
+    }
+
+    /// 204: there is nothing more to send; an EventSource stops reconnecting.
+    pub fn no_content(&self, out: &mut Vec<u8>) {
+        let mut head = Head::status(out, 204);
+        head.field("Cache-Control", "no-store");
+        self.connection(&mut head);
+        self.cors(&mut head);
+        head.end();
+    }
+
+    /// An error with its JSON body.
+    pub fn error(&self, out: &mut Vec<u8>, error: &HttpError) {
+        let body = error.body();
+        let mut head = Head::status(out, error.status);
+        self.content_fields(&mut head, "application/json", body.len());
+        if let Some(seconds) = error.retry_after {
+            head.field("Retry-After", &seconds.to_string());
+        }
+        if let Some(methods) = error.allow {
+            head.field("Allow", methods);
+        }
+        if error.status == 426 {
+            head.field("Upgrade", "websocket");
+        }
+        if error.code == BAD_UPGRADE {
+            head.field("Sec-WebSocket-Version", "13");
+        }
+        head.end();
+        self.body(out, &body);
+    }
+
+    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask.
+    pub fn preflight(&self, out: &mut Vec<u8>, methods: &'static str) {
+        let mut head = Head::status(out, 204);
+        head.field("Allow", methods);
+        if self.origin != AllowedOrigin::Silent {
+            head.field("Access-Control-Allow-Methods", methods);
+            head.field("Access-Control-Allow-Headers", ALLOWED_HEADERS);
+            head.field("Access-Control-Max-Age", &PREFLIGHT_MAX_AGE_S.to_string());
+        }
+        self.connection(&mut head);
+        self.cors(&mut head);
+        head.end();
+    }
+
+    fn content_fields(&self, head: &mut Head<'_>, content_type: &str, len: usize) {
+        head.field("Content-Type", content_type);
+        head.field("Content-Length", &len.to_string());
+        head.field("Cache-Control", "no-store");
+        self.connection(head);
+        self.cors(head);
+    }
+
+    fn body(&self, out: &mut Vec<u8>, body: &[u8]) {
+        if !self.head_only {
+            out.extend_from_slice(body);
+        }
+    }
+
+    fn connection(&self, head: &mut Head<'_>) {
+        head.field("Connection", if self.keep_alive { "keep-alive" } else { "close" });
+    }
+
+    fn cors(&self, head: &mut Head<'_>) {
+        match &self.origin {
+            AllowedOrigin::Silent => head.field("Vary", "Origin"),
+            AllowedOrigin::Any => head.field("Access-Control-Allow-Origin", "*"),
+            AllowedOrigin::Exactly(origin) => {
+                head.field("Access-Control-Allow-Origin", origin);
+                head.field("Vary", "Origin");
+            }
+        }
+        if self.origin != AllowedOrigin::Silent {
+            head.field("Access-Control-Expose-Headers", "Retry-After");
+        }
+    }
+}
+
+/// 100: the client may send the body that it announced.
+pub fn go_on(out: &mut Vec<u8>) {
+    Head::status(out, 100).end();
+}
+
+/// A head in the making.
+struct Head<'a>(&'a mut Vec<u8>);
+
+impl<'a> Head<'a> {
+    fn status(out: &'a mut Vec<u8>, status: u16) -> Self {
+        out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason_phrase(status)).as_bytes());
+        Self(out)
+    }
+
+    /// Adds a line. Values are our own, or came in a header of the request, so that none breaks the line.
+    fn field(&mut self, name: &str, value: &str) {
+        debug_assert!(!value.contains(['\r', '\n']), "a header value of one line");
+        for part in [name, ": ", value, "\r\n"] {
+            self.0.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    fn end(self) {
+        self.0.extend_from_slice(b"\r\n");
+    }
+}
+
+const fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        200 => "OK",
+        202 => "Accepted",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "Status",
+    }
+}

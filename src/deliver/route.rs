@@ -1,0 +1,387 @@
+//! What a request asks for: the resources of the public listener, decided from the request alone.
+//!
+//! The order of judgement is path (404, 400), method (405), query (400). Whether the stream exists,
+//! whether the origin or the address may ask, is decided elsewhere.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use super::message::BODY_BYTES_MAX;
+use super::request::{Method, Request};
+use super::response::HttpError;
+use crate::event::{After, Position, StreamName};
+
+/// How long a name is waited for when the client does not say.
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+
+const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
+const CANCEL_METHODS: &str = "POST, OPTIONS";
+const MULTIPLEX_METHODS: &str = "GET, OPTIONS";
+const PAGE_METHODS: &str = "GET, HEAD, OPTIONS";
+const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
+
+/// The most that clients get of what they may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// The longest `wait`.
+    pub max_wait: Duration,
+    /// The longest `batch_ms`.
+    pub max_batch: Duration,
+}
+
+impl RouteLimits {
+    /// The `wait` that a client gets for the one that it asked for.
+    #[must_use]
+    pub fn wait(&self, asked: Option<Duration>) -> Duration {
+        asked.unwrap_or(WAIT_DEFAULT).min(self.max_wait)
+    }
+
+    /// The merging time that a client gets for the one that it asked for.
+    #[must_use]
+    pub fn batch(&self, asked: Option<Duration>) -> Duration {
+        asked.unwrap_or(Duration::ZERO).min(self.max_batch)
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A stream in one of its representations.
+    Stream(StreamRequest),
+    /// The WebSocket for many streams, `/v1/ws`.
+    Multiplex,
+    /// Asking the producer of a stream to stop; a body of up to [`BODY_BYTES_MAX`] may follow.
+    Cancel(StreamName),
+    /// The page at `/`.
+    Page,
+    /// OPTIONS on a resource with these methods, as a CORS preflight or not.
+    Preflight {
+        /// The resource's methods.
+        methods: &'static str,
+    },
+}
+
+/// The four representations of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Representation {
+    /// Frames over WebSocket.
+    WebSocket,
+    /// Frames as server-sent events.
+    Sse,
+    /// The state so far, as JSON.
+    State,
+    /// Whether it exists.
+    Head,
+}
+
+/// A stream as one client wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamRequest {
+    /// The stream.
+    pub stream: StreamName,
+    /// The representation.
+    pub representation: Representation,
+    /// Where to begin.
+    pub after: After,
+    /// Whether the client said where to begin.
+    pub explicit_after: bool,
+    /// Whether to stay for the generations to come.
+    pub follow: bool,
+    /// How long to wait for a name that does not exist.
+    pub wait: Duration,
+    /// Over what time frames may be merged.
+    pub batch: Duration,
+}
+
+/// Decides what `request` asks for.
+///
+/// # Errors
+/// The answer to give instead: 400, 404, 405, 413 or 426.
+pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError> {
+    match Resource::find(&request.path, request.method)? {
+        resource if request.method == Method::Options => Ok(Route::Preflight { methods: resource.methods() }),
+        resource if !resource.serves(request.method) => {
+            Err(HttpError::method_not_allowed(resource.methods()))
+        }
+        Resource::Page => Ok(Route::Page),
+        Resource::Multiplex => multiplex(request),
+        Resource::Cancel(stream) => cancel(request, stream),
+        Resource::Stream(stream) => stream_request(request, limits, stream).map(Route::Stream),
+        Resource::Server => Err(nothing_here()),
+    }
+}
+
+/// What a path names.
+enum Resource {
+    Page,
+    Multiplex,
+    Stream(StreamName),
+    Cancel(StreamName),
+    /// `*`, about which only OPTIONS may ask.
+    Server,
+}
+
+impl Resource {
+    fn find(path: &str, method: Method) -> Result<Self, HttpError> {
+        match path {
+            "/" => return Ok(Self::Page),
+            "/v1/ws" => return Ok(Self::Multiplex),
+            "*" if method == Method::Options => return Ok(Self::Server),
+            _ => {}
+        }
+        let Some(rest) = path.strip_prefix("/v1/streams/").filter(|rest| !rest.is_empty()) else {
+            return Err(nothing_here());
+        };
+        // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it.
+        if let Some(name) = rest.strip_suffix("/cancel").map(decode_path).transpose()?
+            && name.contains('/')
+        {
+            return parse_name(&name).map(Self::Cancel);
+        }
+        parse_name(&decode_path(rest)?).map(Self::Stream)
+    }
+
+    const fn methods(&self) -> &'static str {
+        match self {
+            Self::Page => PAGE_METHODS,
+            Self::Multiplex => MULTIPLEX_METHODS,
+            Self::Stream(_) => STREAM_METHODS,
+            Self::Cancel(_) => CANCEL_METHODS,
+            Self::Server => ALL_METHODS,
+        }
+    }
+
+    const fn serves(&self, method: Method) -> bool {
+        match self {
+            Self::Page | Self::Stream(_) => matches!(method, Method::Get | Method::Head),
+            Self::Multiplex => matches!(method, Method::Get),
+            Self::Cancel(_) => matches!(method, Method::Post),
+            Self::Server => false,
+        }
+    }
+}
+
+fn nothing_here() -> HttpError {
+    HttpError::not_found("there is nothing at this path; streams are at /v1/streams/{session}/{model}")
+}
+
+fn parse_name(name: &str) -> Result<StreamName, HttpError> {
+    name.parse().map_err(|error| HttpError::new(400, "bad_name", format!("{error}")))
+}
+
+fn multiplex(request: &Request) -> Result<Route, HttpError> {
+    Query::read(&request.query)?.check_format()?;
+    if request.websocket.is_none() {
+        return Err(HttpError::bad_upgrade(426, "this resource speaks WebSocket only"));
+    }
+    Ok(Route::Multiplex)
+}
+
+fn cancel(request: &Request, stream: StreamName) -> Result<Route, HttpError> {
+    if request.content_length.is_some_and(|len| len > BODY_BYTES_MAX as u64) {
+        let message = format!("the body has at most {BODY_BYTES_MAX} bytes");
+        return Err(HttpError::new(413, "body_too_large", message));
+    }
+    Ok(Route::Cancel(stream))
+}
+
+fn stream_request(
+    request: &Request,
+    limits: &RouteLimits,
+    stream: StreamName,
+) -> Result<StreamRequest, HttpError> {
+    let query = Query::read(&request.query)?;
+    query.check_format()?;
+    let representation = if request.method == Method::Head {
+        Representation::Head
+    } else if request.websocket.is_some() {
+        Representation::WebSocket
+    } else if accepts_events(request.accept.as_deref()) {
+        Representation::Sse
+    } else {
+        Representation::State
+    };
+    let wait_default = match representation {
+        Representation::WebSocket | Representation::Sse => WAIT_DEFAULT,
+        Representation::State | Representation::Head => Duration::ZERO,
+    };
+    let mut after = query.after()?;
+    if representation == Representation::Sse {
+        after = last_event_id(request)?.or(after);
+    }
+    Ok(StreamRequest {
+        stream,
+        representation,
+        after: after.unwrap_or(After::At(Position::ZERO)),
+        explicit_after: after.is_some(),
+        follow: query.follow()?,
+        wait: limits.wait(Some(query.wait()?.unwrap_or(wait_default))),
+        batch: limits.batch(query.batch()?),
+    })
+}
+
+/// Where an EventSource goes on; an empty id is none.
+fn last_event_id(request: &Request) -> Result<Option<After>, HttpError> {
+    match request.last_event_id.as_deref() {
+        None | Some("") => Ok(None),
+        Some(id) => match id.parse() {
+            Ok(position) => Ok(Some(After::At(position))),
+            Err(error) => Err(HttpError::bad_request(format!("Last-Event-ID: {error}"))),
+        },
+    }
+}
+
+/// Whether `Accept` names `text/event-stream` itself, with a weight above 0.
+fn accepts_events(accept: Option<&str>) -> bool {
+    accept.is_some_and(|accept| {
+        accept.split(',').any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let is_events = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("text/event-stream"));
+            is_events && !parts.any(is_zero_weight)
+        })
+    })
+}
+
+/// Whether a parameter of a media range is `q=0`, in any of its spellings.
+fn is_zero_weight(parameter: &str) -> bool {
+    parameter.split_once('=').is_some_and(|(name, value)| {
+        name.trim().eq_ignore_ascii_case("q") && value.trim().parse::<f32>().is_ok_and(|weight| weight <= 0.0)
+    })
+}
+
+/// A point to begin at: `0`, an id, `last` or `$`.
+pub(super) fn parse_after(text: &str) -> Option<After> {
+    match text {
+        "last" => Some(After::Last),
+        "$" => Some(After::Tail),
+        id => id.parse().ok().map(After::At),
+    }
+}
+
+/// A number of seconds as a duration; what is too long for one becomes the longest one. `None` below
+/// zero and for what is no number.
+pub(super) fn duration_from_secs(seconds: f64) -> Option<Duration> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return None;
+    }
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// The keys that mean anything, decoded; the last of several wins.
+#[derive(Default)]
+struct Query<'a> {
+    after: Option<Cow<'a, str>>,
+    follow: Option<Cow<'a, str>>,
+    format: Option<Cow<'a, str>>,
+    wait: Option<Cow<'a, str>>,
+    batch_ms: Option<Cow<'a, str>>,
+}
+
+impl<'a> Query<'a> {
+    fn read(query: &'a str) -> Result<Self, HttpError> {
+        let mut read = Self::default();
+        for pair in query.split('&') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // A key that cannot be decoded is an unknown one.
+            let Some(key) = decode(key, Plus::IsSpace) else { continue };
+            let slot = match &*key {
+                "after" => &mut read.after,
+                "follow" => &mut read.follow,
+                "format" => &mut read.format,
+                "wait" => &mut read.wait,
+                "batch_ms" => &mut read.batch_ms,
+                _ => continue,
+            };
+            *slot =
+                Some(decode(value, Plus::IsSpace).ok_or_else(|| bad_query(&key, "valid percent-encoding"))?);
+        }
+        Ok(read)
+    }
+
+    fn check_format(&self) -> Result<(), HttpError> {
+        match self.format.as_deref() {
+            None | Some("native") => Ok(()),
+            Some(format @ ("openai" | "ai-sdk")) => {
+                let message = format!("format `{format}` is not served by this version; `native` is");
+                Err(HttpError::new(400, "unsupported_format", message))
+            }
+            Some(_) => Err(bad_query("format", "`native`, `openai` or `ai-sdk`")),
+        }
+    }
+
+    fn after(&self) -> Result<Option<After>, HttpError> {
+        let form = "an entry id (`ms`, `ms-n` or `ms-n.k`), `0`, `last` or `$`";
+        self.after
+            .as_deref()
+            .map(|text| parse_after(text).ok_or_else(|| bad_query("after", form)))
+            .transpose()
+    }
+
+    fn follow(&self) -> Result<bool, HttpError> {
+        match self.follow.as_deref() {
+            None | Some("0") => Ok(false),
+            Some("1") => Ok(true),
+            Some(_) => Err(bad_query("follow", "`1` or `0`")),
+        }
+    }
+
+    fn wait(&self) -> Result<Option<Duration>, HttpError> {
+        let form = "a number of seconds";
+        let wait = self.wait.as_deref().map(|text| decimal(text).and_then(duration_from_secs));
+        wait.map(|wait| wait.ok_or_else(|| bad_query("wait", form))).transpose()
+    }
+
+    fn batch(&self) -> Result<Option<Duration>, HttpError> {
+        let form = "a number of milliseconds";
+        let batch =
+            self.batch_ms.as_deref().map(|text| decimal(text).and_then(|ms| duration_from_secs(ms / 1e3)));
+        batch.map(|batch| batch.ok_or_else(|| bad_query("batch_ms", form))).transpose()
+    }
+}
+
+fn bad_query(key: &str, form: &str) -> HttpError {
+    HttpError::new(400, "bad_query", format!("the query's `{key}` must be {form}"))
+}
+
+/// A plain decimal number: digits, perhaps with a fraction; no sign, no exponent.
+fn decimal(text: &str) -> Option<f64> {
+    text.bytes().all(|b| b.is_ascii_digit() || b == b'.').then(|| text.parse().ok())?
+}
+
+/// What a plus sign stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plus {
+    IsPlus,
+    IsSpace,
+}
+
+fn decode_path(path: &str) -> Result<Cow<'_, str>, HttpError> {
+    decode(path, Plus::IsPlus).ok_or_else(|| HttpError::bad_request("the path is not valid percent-encoding"))
+}
+
+/// Undoes percent-encoding; `None` where it is malformed or gives no UTF-8.
+fn decode(text: &str, plus: Plus) -> Option<Cow<'_, str>> {
+    let is_encoded = |b: u8| b == b'%' || (b == b'+' && plus == Plus::IsSpace);
+    if !text.bytes().any(is_encoded) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => hex_digit(bytes.next()?)? << 4 | hex_digit(bytes.next()?)?,
+            b'+' if plus == Plus::IsSpace => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+const fn hex_digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}

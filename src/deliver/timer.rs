@@ -1,0 +1,138 @@
+//! Deadlines of thousands of connections in one loop: at most one a key, cheap to move.
+//!
+//! Most deadlines are moved further away again and again (the next keep-alive, the slow-client limit).
+//! So moving one later only notes the new time; the heap learns of it when the old time comes up.
+//! Entries of the heap that mean nothing any more are dropped when they come up, and all at once when
+//! they outnumber the others, so that the heap's size follows the number of armed keys.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+/// Dead entries that the heap may hold beside as many as there are armed keys.
+const DEAD_MAX: usize = 64;
+
+/// A key's deadline, and its entry in the heap. The entry's time is never after the deadline.
+#[derive(Clone, Copy, Debug)]
+struct Armed {
+    generation: u64,
+    at: Instant,
+    entry: Entry,
+}
+
+/// An entry of the heap; the serial number tells it from older ones of the same key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    at: Instant,
+    serial: u64,
+    key: usize,
+}
+
+/// The deadlines of one loop. Keys are small numbers, such as those of a slab; a key's generation is
+/// handed back with its deadline, so that the owner can tell a reused key.
+#[derive(Debug, Default)]
+pub struct Timers {
+    heap: BinaryHeap<Reverse<Entry>>,
+    /// By key.
+    armed: Vec<Option<Armed>>,
+    armed_count: usize,
+    serial: u64,
+}
+
+impl Timers {
+    /// No deadlines.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keys that are armed.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.armed_count
+    }
+
+    /// Whether no key is armed.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.armed_count == 0
+    }
+
+    /// Sets the deadline of `key`, in place of the one that it had.
+    pub fn arm(&mut self, key: usize, generation: u64, at: Instant) {
+        if key >= self.armed.len() {
+            self.armed.resize(key + 1, None);
+        }
+        let entry = match self.armed[key] {
+            Some(armed) if armed.entry.at <= at => armed.entry,
+            before => {
+                self.armed_count += usize::from(before.is_none());
+                self.file(key, at)
+            }
+        };
+        self.armed[key] = Some(Armed { generation, at, entry });
+        self.compact();
+    }
+
+    /// Removes the deadline of `key`, if it has one.
+    pub fn disarm(&mut self, key: usize) {
+        if let Some(armed) = self.armed.get_mut(key)
+            && armed.take().is_some()
+        {
+            self.armed_count -= 1;
+            self.compact();
+        }
+    }
+
+    /// The earliest deadline.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        self.settle_top().map(|armed| armed.at)
+    }
+
+    /// Takes out one deadline that is not after `now`, the earliest first: its key and generation.
+    pub fn pop_due(&mut self, now: Instant) -> Option<(usize, u64)> {
+        let Armed { generation, at, entry } = self.settle_top()?;
+        if at > now {
+            return None;
+        }
+        self.heap.pop();
+        self.armed[entry.key] = None;
+        self.armed_count -= 1;
+        Some((entry.key, generation))
+    }
+
+    /// Brings the earliest deadline to the top of the heap, and returns it.
+    fn settle_top(&mut self) -> Option<Armed> {
+        loop {
+            let Reverse(top) = *self.heap.peek()?;
+            match self.armed[top.key] {
+                Some(armed) if armed.entry != top => {}
+                Some(armed) if armed.at == top.at => return Some(armed),
+                Some(armed) => {
+                    self.heap.pop();
+                    let entry = self.file(top.key, armed.at);
+                    self.armed[top.key] = Some(Armed { entry, ..armed });
+                    continue;
+                }
+                None => {}
+            }
+            self.heap.pop();
+        }
+    }
+
+    fn file(&mut self, key: usize, at: Instant) -> Entry {
+        self.serial += 1;
+        let entry = Entry { at, serial: self.serial, key };
+        self.heap.push(Reverse(entry));
+        entry
+    }
+
+    /// INVARIANT: the heap holds one entry for every armed key, and a bounded number of dead ones.
+    fn compact(&mut self) {
+        if self.heap.len() > 2 * self.armed_count + DEAD_MAX {
+            let armed = &self.armed;
+            self.heap.retain(|Reverse(entry)| armed[entry.key].is_some_and(|armed| armed.entry == *entry));
+            self.heap.shrink_to(2 * self.armed_count + DEAD_MAX);
+        }
+    }
+}

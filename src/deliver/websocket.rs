@@ -1,0 +1,350 @@
+//! The server's side of WebSocket (RFC 6455) as a codec without a socket.
+//!
+//! A `tungstenite::WebSocket` keeps buffers for every connection; most connections here only listen,
+//! and there are many of them. So frames are decoded straight out of the loop's read buffer: between
+//! messages a [`Decoder`] holds no memory of its own. Header grammar, opcodes and close codes are
+//! tungstenite's. Extensions are not offered, so that reserved bits are errors.
+
+use std::io::Cursor;
+
+use bytes::Bytes;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+
+/// The longest message that a client may send, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// The longest payload of a control frame.
+const CONTROL_BYTES_MAX: usize = 125;
+/// The longest frame header.
+const HEADER_BYTES_MAX: usize = 14;
+
+/// Close codes of the contract.
+pub mod close {
+    /// The stream is over.
+    pub const NORMAL: u16 = 1000;
+    /// This instance is going down.
+    pub const GOING_AWAY: u16 = 1001;
+    /// The client broke the protocol.
+    pub const PROTOCOL: u16 = 1002;
+    /// The client sent a kind of message that is not taken: binary.
+    pub const UNSUPPORTED: u16 = 1003;
+    /// Text that is not UTF-8.
+    pub const INVALID_TEXT: u16 = 1007;
+    /// A malformed request, or too many bad messages.
+    pub const POLICY: u16 = 1008;
+    /// A message over [`super::MESSAGE_BYTES_MAX`].
+    pub const TOO_BIG: u16 = 1009;
+    /// Overloaded, full, or Redis unreachable.
+    pub const TRY_AGAIN: u16 = 1013;
+    /// No, bad or expired token.
+    pub const UNAUTHORIZED: u16 = 4401;
+    /// The token or the origin does not allow it.
+    pub const FORBIDDEN: u16 = 4403;
+    /// There is no such stream.
+    pub const NOT_FOUND: u16 = 4404;
+    /// A slow handshake or consumer.
+    pub const SLOW: u16 = 4408;
+    /// Over a rate or a limit.
+    pub const TOO_MANY: u16 = 4429;
+}
+
+/// What a client sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A text message, whole.
+    Text(String),
+    /// A ping, to be answered with a pong of the same payload.
+    Ping(Vec<u8>),
+    /// A pong.
+    Pong,
+    /// The client closes, with the code that it gave. Nothing comes after it.
+    Close(Option<u16>),
+}
+
+/// Why the connection must be closed, and with which code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {reason}")]
+pub struct CloseReason {
+    /// The close code.
+    pub code: u16,
+    /// A sentence for people, within what a close frame holds.
+    pub reason: &'static str,
+}
+
+impl CloseReason {
+    const fn protocol(reason: &'static str) -> Self {
+        Self { code: close::PROTOCOL, reason }
+    }
+}
+
+const TOO_BIG: CloseReason = CloseReason { code: close::TOO_BIG, reason: "a message has at most 64 KiB" };
+
+/// Where the decoder stands within its input.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Within a header, of which `len` bytes are there.
+    Header { bytes: [u8; HEADER_BYTES_MAX], len: u8 },
+    /// Within a payload.
+    Payload(Payload),
+    /// After a close frame or an error: what follows is ignored.
+    Over,
+}
+
+impl State {
+    const START: Self = Self::Header { bytes: [0; HEADER_BYTES_MAX], len: 0 };
+}
+
+/// The payload that is being received.
+#[derive(Clone, Copy, Debug)]
+struct Payload {
+    kind: Kind,
+    /// The mask, turned so that it begins with the byte for the next payload byte.
+    mask: [u8; 4],
+    /// Bytes still to come. INVARIANT: at most [`MESSAGE_BYTES_MAX`].
+    missing: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text { is_final: bool },
+    Ping,
+    Pong,
+    Close,
+}
+
+/// Turns a client's bytes into messages. Takes linear time however they are cut.
+#[derive(Debug)]
+pub struct Decoder {
+    state: State,
+    /// The text received so far of a message, unmasked; at most [`MESSAGE_BYTES_MAX`] bytes.
+    text: Vec<u8>,
+    /// The payload received so far of a control frame, unmasked.
+    control: Vec<u8>,
+    /// Whether a fragmented message waits for its continuation.
+    is_fragmented: bool,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decoder {
+    /// A decoder at the beginning of a connection; nothing is allocated.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { state: State::START, text: Vec::new(), control: Vec::new(), is_fragmented: false }
+    }
+
+    /// Takes bytes off the front of `input` up to the end of the next message. `None`: all were taken
+    /// and more are needed. Call it until then.
+    ///
+    /// # Errors
+    /// The close code to send; whatever follows in the input is ignored from then on.
+    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, CloseReason> {
+        let result = self.advance(input);
+        if matches!(result, Err(_) | Ok(Some(Incoming::Close(_)))) {
+            *self = Self { state: State::Over, ..Self::new() };
+        }
+        result
+    }
+
+    fn advance(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, CloseReason> {
+        loop {
+            match &mut self.state {
+                State::Over => {
+                    *input = &[];
+                    return Ok(None);
+                }
+                State::Header { bytes, len } => {
+                    if !fill_header(bytes, len, input) {
+                        return Ok(None);
+                    }
+                    let head = *bytes;
+                    let payload = self.begin(&head)?;
+                    self.state = State::Payload(payload);
+                }
+                State::Payload(payload) => {
+                    let buffer = match payload.kind {
+                        Kind::Text { .. } => &mut self.text,
+                        Kind::Ping | Kind::Pong | Kind::Close => &mut self.control,
+                    };
+                    payload.take(input, buffer);
+                    if payload.missing > 0 {
+                        return Ok(None);
+                    }
+                    let kind = payload.kind;
+                    self.state = State::START;
+                    if let Some(incoming) = self.finish(kind)? {
+                        return Ok(Some(incoming));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Judges a complete header, before any of its payload is kept.
+    fn begin(&mut self, head: &[u8; HEADER_BYTES_MAX]) -> Result<Payload, CloseReason> {
+        let Ok(Some((header, len))) = FrameHeader::parse(&mut Cursor::new(head)) else {
+            return Err(CloseReason::protocol("unknown opcode"));
+        };
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return Err(CloseReason::protocol("reserved bits are set, but no extension was agreed on"));
+        }
+        let Some(mask) = header.mask else {
+            return Err(CloseReason::protocol("frames of clients are masked"));
+        };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let kind = match header.opcode {
+            OpCode::Control(control) => {
+                if !header.is_final || len > CONTROL_BYTES_MAX {
+                    return Err(CloseReason::protocol("control frames are whole and have at most 125 bytes"));
+                }
+                match control {
+                    Control::Ping => Kind::Ping,
+                    Control::Pong => Kind::Pong,
+                    Control::Close => Kind::Close,
+                    Control::Reserved(_) => return Err(CloseReason::protocol("unknown opcode")),
+                }
+            }
+            OpCode::Data(data) => {
+                self.check_sequence(data)?;
+                if len > MESSAGE_BYTES_MAX - self.text.len() {
+                    return Err(TOO_BIG);
+                }
+                self.is_fragmented = !header.is_final;
+                Kind::Text { is_final: header.is_final }
+            }
+        };
+        Ok(Payload { kind, mask, missing: len })
+    }
+
+    /// Checks that a data frame is what may come now.
+    fn check_sequence(&self, data: Data) -> Result<(), CloseReason> {
+        match data {
+            Data::Continue if self.is_fragmented => Ok(()),
+            Data::Continue => Err(CloseReason::protocol("a continuation of nothing")),
+            Data::Text | Data::Binary if self.is_fragmented => {
+                Err(CloseReason::protocol("a new message within a fragmented one"))
+            }
+            Data::Text => Ok(()),
+            Data::Binary => Err(CloseReason { code: close::UNSUPPORTED, reason: "messages are text" }),
+            Data::Reserved(_) => Err(CloseReason::protocol("unknown opcode")),
+        }
+    }
+
+    /// Makes a message of a frame that is complete, if it completes one.
+    fn finish(&mut self, kind: Kind) -> Result<Option<Incoming>, CloseReason> {
+        match kind {
+            Kind::Text { is_final: false } => Ok(None),
+            Kind::Text { is_final: true } => String::from_utf8(std::mem::take(&mut self.text))
+                .map(|text| Some(Incoming::Text(text)))
+                .map_err(|_| CloseReason { code: close::INVALID_TEXT, reason: "text is UTF-8" }),
+            Kind::Ping => Ok(Some(Incoming::Ping(std::mem::take(&mut self.control)))),
+            Kind::Pong => {
+                self.control = Vec::new();
+                Ok(Some(Incoming::Pong))
+            }
+            Kind::Close => {
+                close_code(&std::mem::take(&mut self.control)).map(|code| Some(Incoming::Close(code)))
+            }
+        }
+    }
+}
+
+/// Takes bytes of a header off the input; whether it is complete.
+fn fill_header(bytes: &mut [u8; HEADER_BYTES_MAX], len: &mut u8, input: &mut &[u8]) -> bool {
+    loop {
+        let have = usize::from(*len);
+        if have >= 2 && have == header_len(bytes[1]) {
+            return true;
+        }
+        let Some((&byte, rest)) = input.split_first() else { return false };
+        *input = rest;
+        bytes[have] = byte;
+        *len += 1;
+    }
+}
+
+/// The length of a header by its second byte.
+const fn header_len(second: u8) -> usize {
+    let extended = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    2 + extended + mask
+}
+
+impl Payload {
+    /// Moves what there is of the payload from `input` to `buffer`, unmasked.
+    fn take(&mut self, input: &mut &[u8], buffer: &mut Vec<u8>) {
+        let (taken, rest) = input.split_at(self.missing.min(input.len()));
+        *input = rest;
+        self.missing -= taken.len();
+        let start = buffer.len();
+        buffer.extend_from_slice(taken);
+        for (at, byte) in buffer[start..].iter_mut().enumerate() {
+            *byte ^= self.mask[at % 4];
+        }
+        self.mask.rotate_left(taken.len() % 4);
+    }
+}
+
+/// The code in the payload of a close frame.
+fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
+    match payload {
+        [] => Ok(None),
+        [_] => Err(CloseReason::protocol("a close frame of one byte")),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !CloseCode::from(code).is_allowed() {
+                return Err(CloseReason::protocol("a close code that must not be sent"));
+            }
+            match std::str::from_utf8(reason) {
+                Ok(_) => Ok(Some(code)),
+                Err(_) => Err(CloseReason { code: close::INVALID_TEXT, reason: "text is UTF-8" }),
+            }
+        }
+    }
+}
+
+/// A text frame.
+#[must_use]
+pub fn text_frame(text: &str) -> Bytes {
+    frame(OpCode::Data(Data::Text), &[text.as_bytes()])
+}
+
+/// A close frame. A reason that is too long is cut between two characters.
+#[must_use]
+pub fn close_frame(code: u16, reason: &str) -> Bytes {
+    let mut len = reason.len().min(CONTROL_BYTES_MAX - 2);
+    while !reason.is_char_boundary(len) {
+        len -= 1;
+    }
+    frame(OpCode::Control(Control::Close), &[&code.to_be_bytes(), &reason.as_bytes()[..len]])
+}
+
+/// A ping with at most 125 bytes of payload; what is over is left out.
+#[must_use]
+pub fn ping_frame(payload: &[u8]) -> Bytes {
+    frame(OpCode::Control(Control::Ping), &[&payload[..payload.len().min(CONTROL_BYTES_MAX)]])
+}
+
+/// A pong with at most 125 bytes of payload; what is over is left out.
+#[must_use]
+pub fn pong_frame(payload: &[u8]) -> Bytes {
+    frame(OpCode::Control(Control::Pong), &[&payload[..payload.len().min(CONTROL_BYTES_MAX)]])
+}
+
+/// A whole, unmasked frame.
+fn frame(opcode: OpCode, payload: &[&[u8]]) -> Bytes {
+    let header = FrameHeader { opcode, ..FrameHeader::default() };
+    let len: usize = payload.iter().map(|part| part.len()).sum();
+    let mut bytes = Vec::with_capacity(header.len(len as u64) + len);
+    header.format(len as u64, &mut bytes).expect("writing to a Vec does not fail");
+    payload.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes.into()
+}
