@@ -5,4 +5,5 @@ pub mod event;
 pub mod queue;
 pub mod security;
 pub mod thread;
+pub mod transform;
 pub mod web;

@@ -81,7 +81,8 @@ pub struct Frame {
     pub stream: StreamName,
     /// What it says, as far as merging needs to know.
     pub body: FrameBody,
-    /// The viewer's position before it.
+    /// The viewer's position before it: the `last` of the frame before, or where reading began. Entries in
+    /// between that are not covered were not to be delivered.
     pub after: Position,
     /// The viewer's position once it has been delivered: the frame's `id` (for a [`FrameBody::Gap`] the
     /// same as `after`).

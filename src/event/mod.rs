@@ -5,17 +5,25 @@
 //! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.
 
 mod after;
+mod encode;
 mod entry;
 mod frame;
 mod id;
+mod merge;
 mod name;
 mod native;
+pub mod notice;
 mod state;
+mod wire;
 
 pub use after::After;
+pub(crate) use encode::{Content, Head, ToolPiece};
 pub use entry::{Entry, Fields};
 pub use frame::{Frame, FrameBody, StreamStatus};
 pub use id::{EntryId, ParseIdError, Position};
+pub(crate) use merge::piece_continues;
+pub use merge::{FRAME_TEXT_BYTES_MAX, merge};
 pub use name::{NameError, StreamName};
 pub use native::{Decoded, Event};
 pub use state::{Phase, StreamState};
+pub use wire::{sse_event, websocket_text, with_stream};

@@ -1,0 +1,104 @@
+//! Merging of neighbouring frames: the same rules for entries on their way into a frame and for frames
+//! that are encoded already.
+
+use std::sync::Arc;
+
+use super::{Content, Frame, FrameBody, Head, ToolPiece};
+
+/// The most text of a merged frame, in escaped bytes; a single entry may carry more.
+pub const FRAME_TEXT_BYTES_MAX: usize = 32 * 1024;
+
+/// Merges neighbours of one stream as far as the contract allows: deltas of one channel and choice,
+/// pieces of one tool call, up to [`FRAME_TEXT_BYTES_MAX`] of text. Whatever cannot be merged is passed
+/// on as it is. Frames are neighbours where one begins at the position at which the other ended.
+#[must_use]
+pub fn merge(frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
+    let mut merged = Vec::with_capacity(frames.len());
+    let mut rest = frames;
+    while !rest.is_empty() {
+        let (group, after) = rest.split_at(group_len(rest));
+        merged.push(match group {
+            [single] => Arc::clone(single),
+            group => Arc::new(join(group)),
+        });
+        rest = after;
+    }
+    merged
+}
+
+/// Whether a piece of the same tool call may be merged into one that began with `id` and `name`: it
+/// names nothing that the merged frame would not say.
+pub(crate) fn piece_continues(first: [Option<&str>; 2], later: [Option<&str>; 2]) -> bool {
+    later.iter().zip(first).all(|(later, first)| later.is_none() || *later == first)
+}
+
+/// How many frames at the front become one: at least the first alone.
+fn group_len(frames: &[Arc<Frame>]) -> usize {
+    let first = &frames[0];
+    let mut text_bytes = text(first).map_or(0, <[u8]>::len);
+    let continued = frames.windows(2).take_while(|pair| {
+        let (previous, frame) = (&pair[0], &pair[1]);
+        text_bytes += text(frame).map_or(0, <[u8]>::len);
+        text_bytes <= FRAME_TEXT_BYTES_MAX && frame.after == previous.last && continues(first, frame)
+    });
+    1 + continued.count()
+}
+
+fn text(frame: &Frame) -> Option<&[u8]> {
+    match &frame.body {
+        FrameBody::Delta { text, .. } => Some(text),
+        FrameBody::ToolCall { arguments, .. } => Some(arguments),
+        _ => None,
+    }
+}
+
+fn continues(first: &Frame, later: &Frame) -> bool {
+    match (&first.body, &later.body) {
+        (FrameBody::Delta { channel, index, .. }, FrameBody::Delta { channel: c, index: i, .. }) => {
+            channel == c && index == i
+        }
+        (
+            FrameBody::ToolCall { index, call, id, name, .. },
+            FrameBody::ToolCall {
+                index: later_index, call: later_call, id: later_id, name: later_name, ..
+            },
+        ) => {
+            (index, call) == (later_index, later_call)
+                && piece_continues(
+                    [id.as_deref(), name.as_deref()],
+                    [later_id.as_deref(), later_name.as_deref()],
+                )
+        }
+        _ => false,
+    }
+}
+
+/// One frame out of a run that continues its first.
+fn join(group: &[Arc<Frame>]) -> Frame {
+    let (first, last) = (&group[0], &group[group.len() - 1]);
+    let head = Head {
+        stream: first.stream.clone(),
+        after: first.after,
+        last: last.last,
+        state: last.state.clone(),
+        seq: last.seq,
+        count: group.iter().map(|frame| frame.count).fold(0, u32::saturating_add),
+        ts_us: group.iter().find_map(|frame| frame.ts_us),
+        read_us: last.read_us,
+        encoded_us: last.encoded_us,
+    };
+    let joined = group.iter().filter_map(|frame| text(frame)).collect::<Vec<_>>().concat();
+    let content = match &first.body {
+        FrameBody::ToolCall { index, call, id, name, .. } => Content::ToolCall {
+            tool: ToolPiece { index: *index, call: *call, id: id.clone(), name: name.clone() },
+            arguments: &joined,
+        },
+        FrameBody::Delta { channel, index, .. } => {
+            Content::Delta { channel: channel.clone(), index: *index, text: &joined }
+        }
+        FrameBody::Terminal | FrameBody::Gap | FrameBody::Other => {
+            unreachable!("a frame without text continues no other, so it is a group of its own")
+        }
+    };
+    Frame::encode(head, content)
+}

@@ -1,0 +1,124 @@
+//! JSON of the frames and bodies that concern one client and are not shared: `open`, `status`, gaps
+//! that only a reader of history can see, answers to client messages, HTTP error bodies.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{EntryId, Position, StreamName, StreamStatus};
+
+/// Why a subscription on a multiplexed connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsubscribed {
+    /// The stream ended and nothing follows.
+    Ended,
+    /// The client asked for it.
+    Requested,
+    /// The stream did not come into being in time.
+    NotFound,
+    /// The token does not cover the stream.
+    Forbidden,
+}
+
+impl Unsubscribed {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Requested => "requested",
+            Self::NotFound => "not_found",
+            Self::Forbidden => "forbidden",
+        }
+    }
+}
+
+/// `open`: the first frame about a stream, with `after` resolved.
+#[must_use]
+pub fn open(stream: &StreamName, after: Position, state: StreamStatus) -> Vec<u8> {
+    format!(r#"{{"type":"open","stream":"{stream}","after":"{after}","state":"{}"}}"#, state.as_str())
+        .into_bytes()
+}
+
+/// `status`: how the stream, Redis or this instance fares.
+#[must_use]
+pub fn status(state: StreamStatus) -> Vec<u8> {
+    format!(r#"{{"type":"status","state":"{}"}}"#, state.as_str()).into_bytes()
+}
+
+/// `gap`: entries after `after` were trimmed before they could be sent; `next` is the first that is
+/// still there, if any is.
+#[must_use]
+pub fn gap_trimmed(after: Position, next: Option<EntryId>, lost: Option<u64>) -> Vec<u8> {
+    gap(None, after, next, lost, "trimmed")
+}
+
+/// `gap`: the stream was deleted and begun anew since `after`.
+#[must_use]
+pub fn gap_recreated(after: Position, next: Option<EntryId>) -> Vec<u8> {
+    gap(None, after, next, None, "recreated")
+}
+
+/// `gap`: Redis came back with an older end of the stream than `after`. Reading goes on after `id`, the
+/// newest that is there, which the client keeps from now on.
+#[must_use]
+pub fn gap_failover(after: Position, next: Option<EntryId>, id: EntryId) -> Vec<u8> {
+    gap(Some(id), after, next, None, "failover")
+}
+
+fn gap(
+    id: Option<EntryId>,
+    after: Position,
+    next: Option<EntryId>,
+    lost: Option<u64>,
+    reason: &str,
+) -> Vec<u8> {
+    let id = id.map(|id| format!(r#""id":"{id}","#)).unwrap_or_default();
+    let next = next.map_or_else(|| "null".to_owned(), |next| format!(r#""{next}""#));
+    let lost = lost.map_or_else(|| "null".to_owned(), |lost| lost.to_string());
+    format!(r#"{{"type":"gap",{id}"after":"{after}","next":{next},"lost":{lost},"reason":"{reason}"}}"#)
+        .into_bytes()
+}
+
+/// `refused`: a client's message was not accepted.
+#[must_use]
+pub fn refused(code: &str, message: &str) -> Vec<u8> {
+    let (code, message) = (quoted(code), quoted(message));
+    format!(r#"{{"type":"refused","code":{code},"message":{message}}}"#).into_bytes()
+}
+
+/// `pong`, with the nonce byte for byte.
+#[must_use]
+pub fn pong(nonce: Option<&RawValue>) -> Vec<u8> {
+    match nonce {
+        Some(nonce) => format!(r#"{{"type":"pong","nonce":{}}}"#, nonce.get()).into_bytes(),
+        None => br#"{"type":"pong"}"#.to_vec(),
+    }
+}
+
+/// `cancel_requested`: the request is on the control stream.
+#[must_use]
+pub fn cancel_requested() -> Vec<u8> {
+    br#"{"type":"cancel_requested"}"#.to_vec()
+}
+
+/// `unsubscribed`: a subscription of a multiplexed connection is over.
+#[must_use]
+pub fn unsubscribed(stream: &StreamName, reason: Unsubscribed) -> Vec<u8> {
+    format!(r#"{{"type":"unsubscribed","stream":"{stream}","reason":"{}"}}"#, reason.as_str()).into_bytes()
+}
+
+/// The body of an HTTP error.
+#[must_use]
+pub fn error_body(code: &str, message: &str) -> Vec<u8> {
+    format!(r#"{{"error":{{"code":{},"message":{}}}}}"#, quoted(code), quoted(message)).into_bytes()
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len() + 2);
+    match text.serialize(&mut serde_json::Serializer::new(&mut bytes)) {
+        Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
+        // Writing a string into memory does not fail; an empty one keeps the frame well formed.
+        Err(_) => "\"\"".to_owned(),
+    }
+}

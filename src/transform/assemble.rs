@@ -1,0 +1,256 @@
+//! Frames out of entries: one assembler follows one stream and merges what lies next to each other.
+//!
+//! Its buffers are bounded by what is pushed between two calls of [`Assembler::take`], that is by a batch.
+
+use std::sync::Arc;
+
+use super::decode::decode;
+use super::order::{DropReason, Verdict, judge, shows_skipped};
+use crate::event::{
+    Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, StreamName, StreamState,
+    ToolPiece, piece_continues,
+};
+
+/// What became of a pushed entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is in a frame, or will be.
+    Accepted,
+    /// It is not delivered.
+    Dropped(DropReason),
+    /// It could not be understood: a dead letter, and a `skipped` frame unless it follows a terminal entry.
+    Undecodable {
+        /// Why, in a word.
+        reason: &'static str,
+    },
+    /// It lies at or below the position, and was ignored.
+    Old,
+}
+
+/// Turns the entries of one stream into shared frames.
+#[derive(Debug)]
+pub struct Assembler {
+    stream: StreamName,
+    /// After the last pushed entry.
+    position: Position,
+    state: StreamState,
+    /// Where the last frame, pending included, ended, and the state there.
+    framed: (Position, StreamState),
+    /// The text frame that the next entry may continue.
+    pending: Option<Pending>,
+    /// The text of `pending`; kept to be used again.
+    text: Vec<u8>,
+    /// Complete frames, in order.
+    made: Vec<Frame>,
+    /// The channel that was named last, so that its name is not allocated for every frame.
+    channel: Option<Arc<str>>,
+}
+
+/// A text frame in the making. Its text lies in the assembler.
+#[derive(Debug)]
+struct Pending {
+    /// What the frame will carry, as of the last entry in it.
+    head: Head,
+    body: PendingBody,
+}
+
+#[derive(Debug)]
+enum PendingBody {
+    Delta { channel: Option<Arc<str>>, index: u64 },
+    ToolCall(ToolPiece),
+}
+
+/// The entry at hand, beside what it says.
+#[derive(Clone, Copy)]
+struct At {
+    id: Position,
+    seq: Option<u64>,
+    ts_us: Option<u64>,
+    read_us: u64,
+}
+
+/// How much room for text is kept between frames.
+const TEXT_KEPT_BYTES: usize = 2 * FRAME_TEXT_BYTES_MAX;
+
+impl Assembler {
+    /// An assembler that goes on after `position`, where the stream's state is `state`.
+    #[must_use]
+    pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
+        let framed = (position, state.clone());
+        let (pending, channel) = (None, None);
+        Self { stream, position, state, framed, pending, text: Vec::new(), made: Vec::new(), channel }
+    }
+
+    /// The position after the last pushed entry. It may be ahead of the last frame's, where entries that
+    /// are not delivered followed.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The stream's state after the last pushed entry.
+    #[must_use]
+    pub const fn state(&self) -> &StreamState {
+        &self.state
+    }
+
+    /// Takes the next entry, which was read from Redis at `read_us` (µs since 1970 by this host's clock).
+    pub fn push(&mut self, entry: &Entry, read_us: u64) -> Pushed {
+        let id = Position::whole(entry.id);
+        if id <= self.position {
+            return Pushed::Old;
+        }
+        self.position = id;
+        let decoded = match decode(entry) {
+            Ok(decoded) => decoded,
+            Err(undecodable) => {
+                let reason = undecodable.reason;
+                if shows_skipped(&self.state) {
+                    self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
+                }
+                return Pushed::Undecodable { reason };
+            }
+        };
+        let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
+        match judge(&mut self.state, entry.id, &decoded) {
+            Verdict::Drop(reason) => Pushed::Dropped(reason),
+            Verdict::Gap { lost, reason } => {
+                self.emit_gap(at, lost);
+                Pushed::Dropped(reason)
+            }
+            Verdict::Deliver { lost, begins } => {
+                if begins {
+                    self.cut();
+                }
+                if let Some(lost) = lost {
+                    self.emit_gap(at, lost);
+                }
+                self.accept(at, &decoded);
+                Pushed::Accepted
+            }
+        }
+    }
+
+    /// A frame boundary here: what is pending becomes a frame.
+    pub fn cut(&mut self) {
+        let Some(Pending { head, body }) = self.pending.take() else { return };
+        let text = &self.text[..];
+        let content = match body {
+            PendingBody::Delta { channel, index } => Content::Delta { channel, index, text },
+            PendingBody::ToolCall(tool) => Content::ToolCall { tool, arguments: text },
+        };
+        self.framed = (head.last, head.state.clone());
+        self.made.push(Frame::encode(head, content));
+        self.text.clear();
+        self.text.shrink_to(TEXT_KEPT_BYTES);
+    }
+
+    /// Cuts, and hands out all frames that were made since the last time, as encoded at `now_us` (µs since
+    /// 1970 by this host's clock).
+    pub fn take(&mut self, now_us: u64) -> Vec<Arc<Frame>> {
+        self.cut();
+        let stamped = |frame| Arc::new(Frame { encoded_us: now_us, ..frame });
+        self.made.drain(..).map(stamped).collect()
+    }
+
+    fn accept(&mut self, at: At, decoded: &Decoded<'_>) {
+        match decoded.event {
+            Event::Delta { text, channel, index } => self.accept_delta(at, (channel, index), text),
+            Event::ToolCall { index, call, id, name, arguments } => {
+                if !self.continues_tool(index, call, [id, name], arguments.len()) {
+                    let (id, name) = (id.map(Arc::from), name.map(Arc::from));
+                    self.begin(at, PendingBody::ToolCall(ToolPiece { index, call, id, name }));
+                }
+                self.append(at, arguments);
+            }
+            Event::Start { generation, metadata } => self.emit(at, Content::Start { generation, metadata }),
+            Event::End { finish_reason, usage } => self.emit(at, Content::End { finish_reason, usage }),
+            Event::Error { code, message } => self.emit(at, Content::Error { code, message }),
+            Event::Custom { data } => self.emit(at, Content::Custom { data }),
+            Event::Heartbeat => debug_assert!(false, "heartbeats are never delivered"),
+        }
+    }
+
+    fn accept_delta(&mut self, at: At, (channel, index): (&str, u64), text: &str) {
+        let named = (channel != "content").then_some(channel);
+        let continued = self.fits(text.len())
+            && matches!(
+                &self.pending,
+                Some(Pending { body: PendingBody::Delta { channel: c, index: i }, .. })
+                    if c.as_deref() == named && *i == index
+            );
+        if !continued {
+            let channel = named.map(|name| self.channel_name(name));
+            self.begin(at, PendingBody::Delta { channel, index });
+        }
+        self.append(at, text);
+    }
+
+    fn continues_tool(&self, index: u64, call: u64, later: [Option<&str>; 2], bytes: usize) -> bool {
+        let Some(Pending { body: PendingBody::ToolCall(first), .. }) = &self.pending else { return false };
+        self.fits(bytes)
+            && (first.index, first.call) == (index, call)
+            && piece_continues([first.id.as_deref(), first.name.as_deref()], later)
+    }
+
+    fn fits(&self, bytes: usize) -> bool {
+        self.text.len() + bytes <= FRAME_TEXT_BYTES_MAX
+    }
+
+    /// Begins a text frame with the entry at hand.
+    fn begin(&mut self, at: At, body: PendingBody) {
+        self.cut();
+        let head = self.head(at, 0);
+        self.pending = Some(Pending { head, body });
+    }
+
+    /// Adds the entry at hand to the pending text frame. Within a frame nothing of the state changes but
+    /// `seq`: whatever changes more has a frame of its own.
+    fn append(&mut self, at: At, text: &str) {
+        self.text.extend_from_slice(text.as_bytes());
+        let Some(Pending { head, .. }) = &mut self.pending else { return };
+        head.last = at.id;
+        head.seq = at.seq;
+        head.count += 1;
+        head.ts_us = head.ts_us.or(at.ts_us);
+        head.read_us = at.read_us;
+        head.state.seq = self.state.seq;
+    }
+
+    /// Makes a frame of the entry at hand alone.
+    fn emit(&mut self, at: At, content: Content<'_>) {
+        self.cut();
+        let head = self.head(at, 1);
+        self.framed = (head.last, head.state.clone());
+        self.made.push(Frame::encode(head, content));
+    }
+
+    /// Says that numbers are missing before the entry at hand. The frame moves nobody's position.
+    fn emit_gap(&mut self, at: At, lost: u64) {
+        self.cut();
+        let (position, state) = self.framed.clone();
+        let head = Head { last: position, state, seq: None, ts_us: None, ..self.head(at, 0) };
+        self.made.push(Frame::encode(head, Content::Gap { next: at.id.id, lost }));
+    }
+
+    fn head(&self, at: At, count: u32) -> Head {
+        let At { id: last, seq, ts_us, read_us } = at;
+        let (stream, state, after) = (self.stream.clone(), self.state.clone(), self.framed.0);
+        Head { stream, after, last, state, seq, count, ts_us, read_us, encoded_us: 0 }
+    }
+
+    fn channel_name(&mut self, name: &str) -> Arc<str> {
+        match &self.channel {
+            Some(channel) if **channel == *name => Arc::clone(channel),
+            _ => {
+                let channel: Arc<str> = name.into();
+                self.channel = Some(Arc::clone(&channel));
+                channel
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

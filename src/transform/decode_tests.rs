@@ -1,0 +1,157 @@
+use super::*;
+use crate::event::{EntryId, Fields};
+
+fn entry(pairs: &[(&str, &str)]) -> Entry {
+    let pairs: Vec<_> = pairs.iter().map(|(f, v)| (f.as_bytes(), v.as_bytes())).collect();
+    Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&pairs) }
+}
+
+fn event(json: &str) -> Option<Event<'_>> {
+    native(json.as_bytes()).map(|decoded| decoded.event)
+}
+
+#[test]
+fn the_payload_is_chosen_by_name() {
+    let delta = r#"{"type":"delta","text":"x"}"#;
+    for (fields, reason) in [
+        (vec![("openai", "[DONE]"), ("x", "y")], "unsupported"),
+        (vec![("anthropic", "{}")], "unsupported"),
+        (vec![("enc", "")], "unsupported"),
+        (vec![("Data", delta)], "no_payload"),
+        (vec![], "no_payload"),
+        (vec![("data", "{}"), ("openai", "{}")], "malformed"),
+    ] {
+        let entry = entry(&fields);
+        assert_eq!(decode(&entry), Err(Undecodable { reason }), "{fields:?}");
+    }
+    let entry = entry(&[("openai", "{}"), ("data", delta), ("enc", "?")]);
+    assert!(matches!(decode(&entry).unwrap().event, Event::Delta { text: "x", .. }));
+}
+
+#[test]
+fn every_native_type_is_read() {
+    assert_eq!(
+        event(r#" {"type":"start","generation":"g","metadata":{"a":[1, 2]}} "#),
+        Some(Event::Start { generation: Some("g"), metadata: Some(r#"{"a":[1, 2]}"#) })
+    );
+    assert_eq!(
+        event(r#"{"type":"delta","text":"a\n\"b\u00e4","channel":"reasoning","index":2}"#),
+        Some(Event::Delta { text: r#"a\n\"b\u00e4"#, channel: "reasoning", index: 2 })
+    );
+    assert_eq!(
+        event(r#"{"type":"tool_call","index":1,"call":3,"id":"c","name":"n","arguments":"{\"q\":"}"#),
+        Some(Event::ToolCall { index: 1, call: 3, id: Some("c"), name: Some("n"), arguments: r#"{\"q\":"# })
+    );
+    assert_eq!(
+        event(r#"{"type":"end","finish_reason":"stop","usage":{"n":1}}"#),
+        Some(Event::End { finish_reason: Some("stop"), usage: Some(r#"{"n":1}"#) })
+    );
+    assert_eq!(
+        event(r#"{"type":"error","code":"x","message":"y"}"#),
+        Some(Event::Error { code: "x", message: Some("y") })
+    );
+    assert_eq!(event(r#"{"type":"heartbeat"}"#), Some(Event::Heartbeat));
+    let decoded = native(br#"{"ts":5,"seq":18446744073709551615,"type":"heartbeat"}"#).unwrap();
+    assert_eq!((decoded.seq, decoded.ts_us), (Some(u64::MAX), Some(5)));
+}
+
+#[test]
+fn null_is_absent_and_unknown_members_are_ignored() {
+    assert_eq!(
+        event(
+            r#"{"type":"delta","text":"x","channel":null,"index":null,"seq":null,"other":[{}],"\ud800":"\ud800"}"#
+        ),
+        Some(Event::Delta { text: "x", channel: "content", index: 0 })
+    );
+    assert_eq!(
+        event(r#"{"type":"end","finish_reason":null,"usage":null}"#),
+        Some(Event::End { finish_reason: None, usage: None })
+    );
+    assert_eq!(
+        event(r#"{"type":"start","text":5,"metadata":null}"#),
+        Some(Event::Start { generation: None, metadata: None })
+    );
+}
+
+#[test]
+fn names_are_compared_by_meaning_and_the_last_of_two_members_counts() {
+    assert_eq!(
+        event(r#"{"type":"end","t\u0079pe":"d\u0065lta","text":"a","text":"b","channel":"reason\u0069ng"}"#),
+        Some(Event::Delta { text: "b", channel: "reasoning", index: 0 })
+    );
+    assert_eq!(event(r#"{"type":"delta","text":"a","text":null}"#), None);
+}
+
+#[test]
+fn malformed_objects_are_undecodable() {
+    for bad in [
+        "",
+        "null",
+        "[DONE]",
+        "[]",
+        r#""delta""#,
+        "{}",
+        r#"{"type":null}"#,
+        r#"{"type":5,"text":"x"}"#,
+        r#"{"type":"delta","text":"x"} x"#,
+        r#"{"type":"delta","text":"x"}{}"#,
+        r#"{"type":"delta","text":"x",}"#,
+        r#"{"type":"delta","text":"x""#,
+        "{\"type\":\"delta\",\"text\":\"a\nb\"}",
+        r#"{"type":"delta"}"#,
+        r#"{"type":"delta","text":null}"#,
+        r#"{"type":"delta","text":5}"#,
+        r#"{"type":"delta","text":{}}"#,
+        r#"{"type":"delta","text":"x","channel":1}"#,
+        r#"{"type":"delta","text":"x","index":-1}"#,
+        r#"{"type":"delta","text":"x","index":"0"}"#,
+        r#"{"type":"delta","text":"x","seq":1.5}"#,
+        r#"{"type":"delta","text":"x","seq":18446744073709551616}"#,
+        r#"{"type":"delta","text":"x","ts":-5}"#,
+        r#"{"type":"delta","text":"\ud83d"}"#,
+        r#"{"type":"delta","text":"x","channel":"\udc00"}"#,
+        r#"{"type":"delta","text":"\x"}"#,
+        r#"{"type":"tool_call"}"#,
+        r#"{"type":"tool_call","arguments":{}}"#,
+        r#"{"type":"tool_call","arguments":"","call":-1}"#,
+        r#"{"type":"tool_call","arguments":"","id":5}"#,
+        r#"{"type":"tool_call","arguments":"","name":[]}"#,
+        r#"{"type":"start","generation":5}"#,
+        r#"{"type":"start","metadata":[]}"#,
+        r#"{"type":"start","metadata":{"a":["\ud800"]}}"#,
+        r#"{"type":"end","finish_reason":true}"#,
+        r#"{"type":"end","usage":7}"#,
+        r#"{"type":"error"}"#,
+        r#"{"type":"error","code":404}"#,
+        r#"{"type":"error","code":"x","message":{}}"#,
+        r#"{"type":"heartbeat","seq":"1"}"#,
+        "\u{feff}{\"type\":\"heartbeat\"}",
+    ] {
+        assert_eq!(event(bad), None, "{bad}");
+    }
+    assert_eq!(native(b"{\"type\":\"delta\",\"text\":\"\xff\"}"), None);
+}
+
+#[test]
+fn other_types_pass_byte_for_byte() {
+    let object =
+        "{ \"type\" : \"my.event\",\n \"b\": \"\\ud800\", \"\\udc00\":1, \"seq\": 4,\"a\":1e999,\"a\":2 }";
+    let padded = format!("\r\n {object}\t");
+    let decoded = native(padded.as_bytes()).unwrap();
+    assert_eq!(decoded, Decoded { event: Event::Custom { data: object }, seq: Some(4), ts_us: None });
+    for own in [r#"{"type":"x","seq":"a","ts":-1,"text":5}"#, r#"{"type":"\ud800"}"#, r#"{"type":""}"#] {
+        let decoded = native(own.as_bytes()).unwrap();
+        assert_eq!(decoded, Decoded { event: Event::Custom { data: own }, seq: None, ts_us: None });
+    }
+}
+
+#[test]
+fn deep_nesting_is_no_danger() {
+    let deep = |kind: &str| {
+        let (open, close) = ("[".repeat(200_000), "]".repeat(200_000));
+        format!(r#"{{"type":"{kind}","text":"x","a":{open}{close}}}"#)
+    };
+    assert!(matches!(event(&deep("delta")), Some(Event::Delta { text: "x", .. })));
+    assert!(matches!(event(&deep("x")), Some(Event::Custom { .. })));
+    assert_eq!(event(&"{\"type\":".repeat(200_000)), None);
+}

@@ -1,0 +1,113 @@
+//! What decoding needs of JSON beyond serde_json: strings that stay escaped.
+
+use std::borrow::Cow;
+
+/// The characters between the quotes of a JSON string, if the valid JSON value `raw` is a string.
+pub(super) fn string(raw: &str) -> Option<&str> {
+    raw.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// The value of a valid JSON number that is written as an unsigned whole number.
+pub(super) fn unsigned(raw: &str) -> Option<u64> {
+    // `parse` alone would take a sign, which JSON does not have in front of positive numbers.
+    raw.parse().ok()
+}
+
+/// What an escaped string means; `None` where it is no text because of a lone surrogate.
+pub(super) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
+    if !escaped.contains('\\') {
+        return Some(Cow::Borrowed(escaped));
+    }
+    serde_json::from_str(&format!("\"{escaped}\"")).ok().map(Cow::Owned)
+}
+
+/// Whether two escaped strings mean the same.
+pub(super) fn same(a: &str, b: &str) -> bool {
+    a == b || ((a.contains('\\') || b.contains('\\')) && unescape(a) == unescape(b))
+}
+
+/// Whether every surrogate in valid JSON text is one of a pair. Backslashes occur only within strings, so
+/// `text` may be the inside of a string as well as a whole value.
+pub(super) fn surrogates_are_paired(text: &str) -> bool {
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|&b| b == b'\\') {
+        rest = &rest[at..];
+        rest = match unit(rest) {
+            Some(0xd800..=0xdbff) => match unit(&rest[6..]) {
+                Some(0xdc00..=0xdfff) => &rest[12..],
+                _ => return false,
+            },
+            Some(0xdc00..=0xdfff) => return false,
+            Some(_) => &rest[6..],
+            None => rest.get(2..).unwrap_or_default(),
+        };
+    }
+    true
+}
+
+/// The UTF-16 unit that `\uXXXX` at the front stands for.
+fn unit(bytes: &[u8]) -> Option<u16> {
+    let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_are_found() {
+        for good in ["", "a", r"\n\\", r"\ud83d\ude00", r"\\ud83d", r"\u00e4\uD83D\uDE00x", r"\\\ud83d\ude00"]
+        {
+            assert!(surrogates_are_paired(good), "{good}");
+        }
+        for bad in [
+            r"\ud83d",
+            r"\ude00",
+            r"\ude00\ud83d",
+            r"\ud83dx\ude00",
+            r"\ud83d\n",
+            r"\\\ud83d",
+            r"\ud83d\\ude00",
+        ] {
+            assert!(!surrogates_are_paired(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn escapes_do_not_matter_for_sameness() {
+        assert!(same("g1", "g1") && same(r"\u00671", "g1") && same("a/b", r"a\/b"));
+        assert!(!same("g1", "g2") && !same(r"\u0067", "x"));
+    }
+
+    #[test]
+    fn only_whole_unsigned_numbers_count() {
+        assert_eq!(unsigned("0"), Some(0));
+        assert_eq!(unsigned("18446744073709551615"), Some(u64::MAX));
+        for bad in ["-0", "-1", "1.0", "1e3", "18446744073709551616", "\"1\"", "true", "[]"] {
+            assert_eq!(unsigned(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        /// serde_json refuses exactly the strings with lone surrogates when it unescapes.
+        #[test]
+        fn agrees_with_unescaping(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    Just(r"\ud83d"), Just(r"\uDBFF"), Just(r"\ude00"), Just(r"\uDC00"), Just(r"\\"),
+                    Just("u"), Just("ud83d"), Just(r"\n"), Just("ä"), Just(r"\u0041"),
+                ],
+                0..8,
+            ),
+        ) {
+            let escaped = pieces.concat();
+            prop_assert_eq!(
+                surrogates_are_paired(&escaped),
+                serde_json::from_str::<String>(&format!("\"{escaped}\"")).is_ok()
+            );
+        }
+    }
+}

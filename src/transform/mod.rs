@@ -1,0 +1,24 @@
+//! From raw entries to the frames that clients receive.
+//!
+//! ```text
+//! Entry ──decode──▶ Decoded ──order──▶ Verdict ──assemble──▶ Frame
+//!                                        └─────snapshot────▶ the state so far
+//!                                        └─────seek────────▶ where a resume begins
+//! ```
+//!
+//! The parts are pure: no I/O, no clock; the time comes in as an argument. Every token passes here, and
+//! its text is never unescaped: the characters that the producer wrote between the quotes are the
+//! characters that the viewer gets.
+
+pub mod assemble;
+pub mod decode;
+mod json;
+pub mod order;
+pub mod seek;
+pub mod snapshot;
+
+pub use assemble::{Assembler, Pushed};
+pub use decode::{Undecodable, decode};
+pub use order::{DropReason, Verdict, judge, shows_skipped};
+pub use seek::{Seek, Sought};
+pub use snapshot::{Snapshot, TooLarge};

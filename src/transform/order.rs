@@ -1,0 +1,138 @@
+//! The order of a stream's entries: generations, duplicates, gaps.
+//!
+//! A pure function over the state that crosses the seam between history and live, so that every reader
+//! who has read the same entries comes to the same verdicts, wherever it began.
+
+use super::json;
+use crate::event::{Decoded, EntryId, Event, Phase, StreamState};
+
+/// The code of the error entry with which the daemon gives a silent producer up.
+pub const PRODUCER_LOST: &str = "producer_lost";
+
+/// What becomes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is delivered.
+    Deliver {
+        /// How many numbers are missing right before it, where its `seq` tells.
+        lost: Option<u64>,
+        /// Whether it is the first delivered entry of its generation.
+        begins: bool,
+    },
+    /// It is not delivered itself, but its `seq` tells that numbers are missing before it.
+    Gap {
+        /// How many.
+        lost: u64,
+        /// Why the entry itself is not delivered.
+        reason: DropReason,
+    },
+    /// It is not delivered.
+    Drop(DropReason),
+}
+
+/// Why an entry is not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// A sign of life only.
+    Heartbeat,
+    /// The producer has sent it before.
+    Retry,
+    /// It follows the terminal entry of the generation that it belongs to.
+    Finished,
+    /// It continues a generation whose producer was given up.
+    GivenUp,
+}
+
+/// Judges the next entry of a stream and brings `state` up to it.
+pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Verdict {
+    let seq = decoded.seq;
+    if let Event::Start { generation, .. } = decoded.event {
+        if is_current(state, generation) {
+            return match state.phase.terminal() {
+                Some(_) => Verdict::Drop(DropReason::Finished),
+                None => count(state, seq, DropReason::Retry),
+            };
+        }
+        *state = StreamState { phase: Phase::Open, generation: generation.map(Into::into), seq: None };
+        return Verdict::Deliver { lost: advance(state, seq), begins: true };
+    }
+    if state.phase.terminal().is_some() {
+        if let Some(reason) = belongs_to_finished(state, decoded) {
+            return Verdict::Drop(reason);
+        }
+        *state = StreamState::default();
+    }
+    if matches!(decoded.event, Event::Heartbeat) {
+        return count(state, seq, DropReason::Heartbeat);
+    }
+    if is_retry(state, seq) {
+        return Verdict::Drop(DropReason::Retry);
+    }
+    let begins = state.phase == Phase::Idle;
+    let lost = advance(state, seq);
+    state.phase = match decoded.event {
+        Event::End { .. } => Phase::Ended(id),
+        Event::Error { code, .. } if json::same(code, PRODUCER_LOST) => Phase::Lost(id),
+        Event::Error { .. } => Phase::Failed(id),
+        _ => Phase::Open,
+    };
+    Verdict::Deliver { lost, begins }
+}
+
+/// Whether an undecodable entry is shown as `skipped`: everything that follows a terminal entry and
+/// begins nothing belongs to the finished generation.
+#[must_use]
+pub const fn shows_skipped(state: &StreamState) -> bool {
+    state.phase.terminal().is_none()
+}
+
+/// Whether a `start` names the generation that is going on or has just finished.
+fn is_current(state: &StreamState, generation: Option<&str>) -> bool {
+    matches!((state.generation.as_deref(), generation), (Some(a), Some(b)) if json::same(a, b))
+}
+
+/// Why an entry without `start` that follows a terminal entry is dropped; `None` where it begins the
+/// next generation.
+fn belongs_to_finished(state: &StreamState, decoded: &Decoded<'_>) -> Option<DropReason> {
+    if !decoded.event.begins() {
+        return Some(match decoded.event {
+            Event::Heartbeat => DropReason::Heartbeat,
+            _ => DropReason::Finished,
+        });
+    }
+    match (decoded.seq, state.seq) {
+        (None | Some(0), _) | (_, None) => None,
+        (Some(seq), Some(highest)) if seq <= highest => Some(DropReason::Retry),
+        _ if matches!(state.phase, Phase::Lost(_)) => Some(DropReason::GivenUp),
+        _ => None,
+    }
+}
+
+/// Whether the number was there before in its generation.
+fn is_retry(state: &StreamState, seq: Option<u64>) -> bool {
+    matches!((seq, state.seq), (Some(seq), Some(highest)) if seq <= highest)
+}
+
+/// Counts an entry that is not delivered itself.
+fn count(state: &mut StreamState, seq: Option<u64>, reason: DropReason) -> Verdict {
+    if is_retry(state, seq) {
+        return Verdict::Drop(reason);
+    }
+    match advance(state, seq) {
+        Some(lost) => Verdict::Gap { lost, reason },
+        None => Verdict::Drop(reason),
+    }
+}
+
+/// Raises the highest number to a higher one and returns how many were left out.
+fn advance(state: &mut StreamState, seq: Option<u64>) -> Option<u64> {
+    let seq = seq?;
+    debug_assert!(!is_retry(state, Some(seq)), "only higher numbers count");
+    let expected = state.seq.map_or(0, |highest| highest.saturating_add(1));
+    state.seq = Some(seq);
+    seq.checked_sub(expected).filter(|&lost| lost > 0)
+}
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! What a resume needs to know of the history before it: a scan from the stream's beginning, or from a
+//! known state, that decodes and judges, and makes no frames but the newest terminal one.
+
+use std::sync::Arc;
+
+use super::decode::decode;
+use super::order::{PRODUCER_LOST, Verdict, judge};
+use crate::event::{
+    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Position, StreamName, StreamState,
+};
+
+/// A scan in progress. Entries are pushed in their order, over as many batches as it takes.
+#[derive(Debug)]
+pub struct Seek {
+    stream: StreamName,
+    after: After,
+    tip: EntryId,
+    state: StreamState,
+    /// The state at the wanted position, from the moment at which the scan has passed it.
+    passed: Option<StreamState>,
+    /// Right before the newest generation's first entry, once there is one.
+    newest: Option<(Position, StreamState)>,
+    /// Where the last delivered entry is.
+    delivered: Position,
+    terminal: Option<Arc<Frame>>,
+    activity: Option<EntryId>,
+}
+
+/// What a scan found.
+#[derive(Clone, Debug)]
+pub struct Sought {
+    /// Where reading begins.
+    pub from: Position,
+    /// The stream's state there.
+    pub state_at_from: StreamState,
+    /// The newest entry seen, or `0-0`.
+    pub tip: EntryId,
+    /// The stream's state there.
+    pub state_at_tip: StreamState,
+    /// The stored terminal frame of the newest generation, if that is finished. Its `read_us` and
+    /// `encoded_us` are 0: it is not timed.
+    pub terminal: Option<Arc<Frame>>,
+    /// The newest entry that is a producer's sign of life: any but a `producer_lost`.
+    pub newest_activity: Option<EntryId>,
+}
+
+impl Seek {
+    /// A scan from the stream's beginning for where `after` is.
+    #[must_use]
+    pub fn new(stream: StreamName, after: After) -> Self {
+        Self {
+            stream,
+            after,
+            tip: EntryId::ZERO,
+            state: StreamState::default(),
+            passed: None,
+            newest: None,
+            delivered: Position::ZERO,
+            terminal: None,
+            activity: None,
+        }
+    }
+
+    /// The last entry scanned, or `0-0`.
+    #[must_use]
+    pub const fn position(&self) -> EntryId {
+        self.tip
+    }
+
+    /// Takes the next entry. One at or below [`Seek::position`] is ignored.
+    pub fn push(&mut self, entry: &Entry) {
+        if entry.id <= self.tip {
+            return;
+        }
+        if let After::At(wanted) = self.after
+            && self.passed.is_none()
+            && Position::whole(entry.id) > wanted
+        {
+            self.passed = Some(self.state.clone());
+        }
+        match decode(entry) {
+            Ok(decoded) => self.follow(entry.id, &decoded),
+            Err(_) => self.activity = Some(entry.id),
+        }
+        self.tip = entry.id;
+    }
+
+    /// The end of the scan. `last_generated_id` is the stream's, which is above its newest entry where
+    /// that was deleted.
+    #[must_use]
+    pub fn finish(self, last_generated_id: EntryId) -> Sought {
+        let state_at_tip = self.state;
+        let (from, state_at_from) = match self.after {
+            After::At(wanted) => (wanted, self.passed.unwrap_or_else(|| state_at_tip.clone())),
+            After::Last => self.newest.unwrap_or_else(|| (Position::ZERO, StreamState::default())),
+            After::Tail => (Position::whole(self.tip.max(last_generated_id)), state_at_tip.clone()),
+        };
+        Sought {
+            from,
+            state_at_from,
+            tip: self.tip,
+            state_at_tip,
+            terminal: self.terminal,
+            newest_activity: self.activity,
+        }
+    }
+
+    fn follow(&mut self, id: EntryId, decoded: &Decoded<'_>) {
+        if !matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. }) {
+            self.activity = Some(id);
+        }
+        // Only an entry that may begin a generation needs the state before it, and only `last` asks for it.
+        let may_begin = decoded.event.begins() || decoded.event.is_terminal();
+        let before = (self.after == After::Last && may_begin).then(|| self.state.clone());
+        let Verdict::Deliver { begins, .. } = judge(&mut self.state, id, decoded) else { return };
+        if begins {
+            self.newest = before.map(|state| (Position::whole(self.tip), state));
+            self.terminal = None;
+        }
+        if decoded.event.is_terminal() {
+            self.terminal = self.terminal_frame(id, decoded).map(Arc::new);
+        }
+        self.delivered = Position::whole(id);
+    }
+
+    fn terminal_frame(&self, id: EntryId, decoded: &Decoded<'_>) -> Option<Frame> {
+        let content = match decoded.event {
+            Event::End { finish_reason, usage } => Content::End { finish_reason, usage },
+            Event::Error { code, message } => Content::Error { code, message },
+            _ => return None,
+        };
+        let head = Head {
+            stream: self.stream.clone(),
+            after: self.delivered,
+            last: Position::whole(id),
+            state: self.state.clone(),
+            seq: decoded.seq,
+            count: 1,
+            ts_us: decoded.ts_us,
+            read_us: 0,
+            encoded_us: 0,
+        };
+        Some(Frame::encode(head, content))
+    }
+}
+
+#[cfg(test)]
+#[path = "seek_tests.rs"]
+mod tests;
