@@ -1,5 +1,6 @@
 //! llm-bridge delivers LLM tokens from Redis Streams to WebSocket and SSE clients.
 pub mod config;
+pub mod daemon;
 pub mod deliver;
 pub mod event;
 pub mod queue;
