@@ -1,0 +1,186 @@
+//! What happened (counters) and what is (gauges), each declared once with its name and its help, so
+//! that text, JSON and Prometheus list all of them and none can be forgotten.
+//!
+//! Values are relaxed atomics: each is exact, two of them read together may be an instant apart.
+//! Counters only grow, for as long as the process lives.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// A number of events since the start.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Counts `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An amount that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// One less.
+    pub fn dec(&self) {
+        self.add(-1);
+    }
+
+    /// `n` more, or less where it is negative.
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// `n` less.
+    pub fn sub(&self, n: i64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// The amount is `n` now; for gauges with a single writer.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The amount now.
+    #[must_use]
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A counter or gauge as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading<T> {
+    /// Its name, without prefix and suffix.
+    pub name: &'static str,
+    /// What it counts, in a line.
+    pub help: &'static str,
+    /// Its value.
+    pub value: T,
+}
+
+macro_rules! declare {
+    ($(#[$about:meta])* $group:ident of $kind:ident reading $number:ty { $($name:ident: $help:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Debug, Default)]
+        pub struct $group {
+            $(#[doc = $help] pub $name: $kind,)+
+        }
+
+        impl $group {
+            /// All of them, in the order of their declaration.
+            #[must_use]
+            pub fn read(&self) -> Vec<Reading<$number>> {
+                vec![$(Reading { name: stringify!($name), help: $help, value: self.$name.get() },)+]
+            }
+        }
+    };
+}
+
+declare! {
+    /// What happened since the start.
+    Counters of Counter reading u64 {
+        reads: "Reads of live streams.",
+        reads_empty: "Reads of live streams that found nothing.",
+        entries_read: "Entries read from live streams.",
+        bytes_read: "Bytes of replies to reads of live streams.",
+        acks_sent: "Entries acknowledged to Redis.",
+        entries_dropped_retry: "Entries dropped because their number was not new.",
+        entries_dropped_finished: "Entries dropped because their generation was finished.",
+        entries_undecodable: "Entries that could not be decoded.",
+        dead_letters_written: "Dead letters written.",
+        dead_letters_failed: "Dead letters that could not be written.",
+        frames_encoded: "Frames encoded, each once however many clients receive it.",
+        frames_written: "Frames written to clients.",
+        bytes_written: "Bytes written to clients.",
+        replay_reads: "Reads of history.",
+        replay_entries: "Entries read from history.",
+        connections_accepted: "Client connections accepted.",
+        connections_refused_full: "Client connections refused because too many were open.",
+        connections_refused_rate: "Client connections refused because of a rate or a limit per client.",
+        handshakes_timed_out: "Client connections closed before their request was complete.",
+        http_requests: "HTTP requests of clients.",
+        http_errors: "HTTP requests of clients answered with an error.",
+        websocket_opened: "WebSocket connections opened.",
+        sse_opened: "Responses with server-sent events begun.",
+        client_messages: "Messages received from clients.",
+        client_messages_refused: "Messages of clients that were refused.",
+        subscriptions: "Subscriptions begun.",
+        clients_fell_back: "Times that a slow client left live for history.",
+        clients_slow_closed: "Clients closed because they made no progress.",
+        clients_half_open_closed: "Clients closed because they had gone without a word.",
+        streams_demoted: "Times that a stream was sent to history because a delivery inbox was full.",
+        streams_broken: "Times that a stream lost its key or its group while it was read.",
+        gaps_trimmed: "Gaps of entries that were trimmed before they were read.",
+        gaps_recreated: "Gaps of streams that were deleted and begun anew.",
+        gaps_producer: "Gaps in the numbers that producers gave.",
+        gaps_failover: "Gaps of streams that came back with an older end.",
+        producers_lost_written: "Generations given up because their producer was silent.",
+        redis_connects: "Connections made to Redis.",
+        redis_errors: "Failed connections to and requests of Redis.",
+        wakeups_sent: "Wake-ups sent to blocked readers.",
+        tracking_pushes: "Names of changed streams that Redis pushed.",
+        cancels_requested: "Cancel requests passed on to producers.",
+        leases_renewed: "Renewals of the instance's lease.",
+        groups_removed: "Consumer groups removed from streams that nobody watches.",
+    }
+}
+
+declare! {
+    /// What is now.
+    Gauges of Gauge reading i64 {
+        connections_open: "Client connections open.",
+        subscriptions_open: "Subscriptions open.",
+        streams_live: "Streams read live.",
+        streams_waited: "Names waited for that nobody has written yet.",
+        replay_jobs: "Reads of history under way or waiting.",
+        outbox_bytes: "Bytes of frames held for clients.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_counter_is_listed_once_with_its_value() {
+        let counters = Counters::default();
+        counters.entries_read.add(5);
+        counters.groups_removed.inc();
+        let read = counters.read();
+        let value = |name| read.iter().find(|reading| reading.name == name).unwrap().value;
+        assert_eq!((value("entries_read"), value("groups_removed"), value("reads")), (5, 1, 0));
+        let names: BTreeSet<_> = read.iter().map(|reading| reading.name).collect();
+        assert_eq!((names.len(), size_of::<Counters>()), (read.len(), read.len() * size_of::<Counter>()));
+    }
+
+    #[test]
+    fn gauges_go_both_ways() {
+        let gauge = Gauge::default();
+        gauge.inc();
+        gauge.add(10);
+        gauge.sub(4);
+        gauge.dec();
+        assert_eq!(gauge.get(), 6);
+        gauge.set(2);
+        assert_eq!(gauge.get(), 2);
+    }
+}

@@ -1,0 +1,117 @@
+//! The log: lines of text or JSON on standard error, filtered by level and module.
+//!
+//! Under journald lines carry no time, as the journal keeps its own; colours are for terminals only.
+//! Where it goes from standard error, and for how long it is kept, is not decided here.
+
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+
+use crate::config;
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter is malformed.
+    #[error("log.level = {level:?}: {source}")]
+    Filter {
+        /// What was configured.
+        level: String,
+        /// What is wrong.
+        source: ParseError,
+    },
+    /// A part of the filter names neither a level nor a module with its level.
+    #[error(
+        "log.level: {0:?} is not a level: error, warn, info, debug, trace, or module=level, several with commas"
+    )]
+    UnknownLevel(String),
+    /// The process has a log already.
+    #[error("the log was set up before")]
+    AlreadySet,
+}
+
+/// Sends the log of this process to standard error from now on.
+///
+/// # Errors
+/// When the filter is malformed, or when the process has a log already.
+pub fn init(config: &config::Log) -> Result<(), LogError> {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(&config.level)?)
+        .with_writer(io::stderr)
+        .with_ansi(!config.json && io::stderr().is_terminal())
+        .with_thread_names(true)
+        // Otherwise a standard error that was closed would turn every line of log into a panic.
+        .log_internal_errors(false);
+    let done = match (config.json, is_journal()) {
+        (true, true) => builder.json().flatten_event(true).without_time().try_init(),
+        (true, false) => builder.json().flatten_event(true).try_init(),
+        (false, true) => builder.without_time().try_init(),
+        (false, false) => builder.try_init(),
+    };
+    done.map_err(|_| LogError::AlreadySet)
+}
+
+/// Checks `log.level`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(level: &str) -> Result<(), LogError> {
+    filter(level).map(drop)
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    // The library takes any other word for a module of which everything is wanted, a misspelt level too.
+    let is_known = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    let parts: Vec<&str> = level.split(',').map(str::trim).collect();
+    match parts.iter().find(|part| !is_known(part)) {
+        Some(part) => Err(LogError::UnknownLevel((*part).to_owned())),
+        None => EnvFilter::try_new(parts.join(","))
+            .map_err(|source| LogError::Filter { level: level.to_owned(), source }),
+    }
+}
+
+fn is_journal() -> bool {
+    let stderr = fs::metadata("/proc/self/fd/2").map(|file| (file.dev(), file.ino())).ok();
+    names_stream(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr)
+}
+
+/// Whether `JOURNAL_STREAM` (`device:inode`) names this very stream: children of a service inherit the
+/// variable even where their standard error goes elsewhere.
+fn names_stream(variable: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
+    variable
+        .and_then(|variable| variable.split_once(':'))
+        .and_then(|(device, inode)| Some((device.parse().ok()?, inode.parse().ok()?)))
+        .is_some_and(|journal| Some(journal) == stderr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_modules_are_accepted_and_misspelt_ones_are_not() {
+        for level in ["error", "INFO", "off", "info,llm_bridge::deliver=debug", "warn, llm_bridge=trace"] {
+            check(level).unwrap();
+        }
+        for level in ["inof", "", "info,debgu", "info,llm_bridge=loud"] {
+            let message = check(level).unwrap_err().to_string();
+            assert!(message.starts_with("log.level"), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_the_journal_s_own_stream_goes_without_time() {
+        assert!(names_stream(Some("9:42"), Some((9, 42))));
+        for (variable, stderr) in [
+            (None, Some((9, 42))),
+            (Some("9:42"), Some((9, 43))),
+            (Some("9:42"), None),
+            (Some("9"), Some((9, 42))),
+        ] {
+            assert!(!names_stream(variable, stderr));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Seeing: what the daemon does, how long it takes, and whether it is well; for people, for programs
+//! and for Prometheus.
+//!
+//! Threads write into the [`Registry`]: counters and gauges are atomics, latencies go into a
+//! [`Recorder`] that each thread owns and publishes on its tick. Two threads read it: the
+//! [`stats_socket`] and the [`admin`] listener. Nothing here is in the way of a token, and nothing
+//! that reads changes what others read, but for `reset`, which somebody has to ask for.
+//!
+//! No history is kept: rates are differences between two readings, taken by whoever watches.
+
+pub mod admin;
+mod counters;
+mod health;
+mod http;
+mod latency;
+pub mod logging;
+mod process;
+mod prometheus;
+mod snapshot;
+pub mod stats_socket;
+mod text;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+pub use counters::{Counter, Counters, Gauge, Gauges, Reading};
+pub use health::{Health, Lease, LinkReport};
+pub use latency::{Distribution, Recorder, Stage, Summary};
+pub use process::Process;
+pub use snapshot::{QueueReport, Snapshot};
+
+use crate::queue::GaugeReader;
+
+/// The version of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Everything that can be seen of a daemon. Shared by all threads as an `Arc`.
+pub struct Registry {
+    instance: String,
+    started: Instant,
+    started_at: SystemTime,
+    counters: Counters,
+    gauges: Gauges,
+    health: Health,
+    latencies: latency::Shared,
+    queues: Mutex<Vec<GaugeReader>>,
+}
+
+impl Registry {
+    /// A registry of the instance of that name, in which nothing has happened yet.
+    #[must_use]
+    pub fn new(instance: impl Into<String>) -> Self {
+        Self {
+            instance: instance.into(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            counters: Counters::default(),
+            gauges: Gauges::default(),
+            health: Health::default(),
+            latencies: latency::Shared::new(),
+            queues: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What is.
+    #[must_use]
+    pub fn gauges(&self) -> &Gauges {
+        &self.gauges
+    }
+
+    /// Whether all is well.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// A recorder for one thread.
+    #[must_use]
+    pub fn recorder(&self) -> Recorder {
+        self.latencies.recorder()
+    }
+
+    /// Shows a queue from now on, in place of an earlier one of its name.
+    pub fn register_queue(&self, queue: GaugeReader) {
+        let name = queue.read().name;
+        let mut queues = self.queues.lock();
+        queues.retain(|other| other.read().name != name);
+        queues.push(queue);
+    }
+
+    /// Begins the latency histograms anew, their maxima with them. Counters are never reset.
+    pub fn reset(&self) {
+        self.latencies.reset();
+    }
+
+    /// Everything as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let ready = self.health.is_ready();
+        Snapshot {
+            version: VERSION,
+            instance: self.instance.clone(),
+            uptime_s: seconds(self.started.elapsed()),
+            started_at_s: self.started_at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, seconds),
+            ready: ready.is_ok(),
+            not_ready: ready.err().unwrap_or_default(),
+            draining: self.health.is_draining(),
+            lease: self.health.lease(),
+            redis: self.health.redis(),
+            counters: self.counters.read(),
+            gauges: self.gauges.read(),
+            queues: self.queues.lock().iter().map(|queue| queue.read().into()).collect(),
+            latency_us: self.latencies.read(),
+            process: Process::read(),
+        }
+    }
+
+    /// Everything in lines for people.
+    #[must_use]
+    pub fn render_text(&self) -> String {
+        text::render(&self.snapshot())
+    }
+
+    /// Everything as one line of JSON; [`Snapshot`] describes it.
+    #[must_use]
+    pub fn render_json(&self) -> String {
+        self.snapshot().to_json()
+    }
+
+    /// The latency of every stage as a table of percentiles.
+    #[must_use]
+    pub fn render_histograms(&self) -> String {
+        text::histograms(&self.latencies.read())
+    }
+
+    /// Everything in Prometheus' text format 0.0.4.
+    #[must_use]
+    pub fn render_prometheus(&self) -> String {
+        prometheus::render(&self.snapshot())
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+/// Seconds with milliseconds.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue;
+
+    #[test]
+    fn a_reset_touches_latencies_only() {
+        let registry = Registry::new("host-8080");
+        registry.counters().entries_read.add(3);
+        registry.gauges().connections_open.set(2);
+        let mut recorder = registry.recorder();
+        recorder.record(Stage::EndToEnd, 1_000);
+        recorder.publish();
+        let count = |registry: &Registry| registry.snapshot().latency_us[Stage::EndToEnd as usize].1.count();
+        assert_eq!(count(&registry), 1);
+        registry.reset();
+        assert_eq!(count(&registry), 0);
+        assert_eq!(
+            (registry.counters().entries_read.get(), registry.gauges().connections_open.get()),
+            (3, 2)
+        );
+    }
+
+    #[test]
+    fn a_queue_is_shown_once() {
+        let registry = Registry::new("host-8080");
+        let (old, _old_receiver) = queue::bounded::<u8>("transform-0", 1);
+        let (new, _new_receiver) = queue::bounded::<u8>("transform-0", 4);
+        new.try_send(1).unwrap();
+        registry.register_queue(old.gauge());
+        registry.register_queue(new.gauge());
+        let queues = registry.snapshot().queues;
+        assert_eq!(queues.len(), 1);
+        assert_eq!((queues[0].depth, queues[0].capacity), (1, 4));
+    }
+}

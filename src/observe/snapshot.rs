@@ -1,0 +1,112 @@
+//! Everything that can be seen, at one moment, as plain data; and its JSON form, which other programs
+//! rely on.
+
+use std::collections::BTreeMap;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::counters::Reading;
+use super::health::{Lease, LinkReport};
+use super::latency::{Distribution, Stage};
+use super::process::Process;
+use crate::queue;
+
+/// The state of a daemon at a moment. Its JSON form has one member for every field; members are added
+/// over time, but none changes its meaning:
+///
+/// ```json
+/// {"version":"0.1.0","instance":"host-8080","uptime_s":12.5,"started_at_s":1763800000.0,
+///  "ready":true,"not_ready":[],"draining":false,"lease":"held",
+///  "redis":{"reader-0":{"up":true,"detail":"","since_s":12.1}},
+///  "counters":{"entries_read":120},"gauges":{"connections_open":3},
+///  "queues":[{"name":"transform-0","depth":0,"depth_max":7,"capacity":64,"refused":0}],
+///  "latency_us":{"end_to_end":{"count":120,"p50":310,"p90":480,"p99":900,"p999":1200,"max":1400,"mean":330.5}},
+///  "process":{"rss_bytes":9437184,"open_fds":40,"max_fds":65536,"cpu_s":1.25,"threads":["reader-0"]}}
+/// ```
+///
+/// `lease` is `unsettled`, `held` or `lost`; `not_ready` says what is not well.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    /// The version of the program.
+    pub version: &'static str,
+    /// The instance id.
+    pub instance: String,
+    /// For how many seconds the daemon has run.
+    pub uptime_s: f64,
+    /// When it started, in seconds since 1970.
+    pub started_at_s: f64,
+    /// Whether clients should be sent here.
+    pub ready: bool,
+    /// What is not well.
+    pub not_ready: Vec<String>,
+    /// Whether the daemon is going down.
+    pub draining: bool,
+    /// The lease of the instance id.
+    pub lease: Lease,
+    /// What each role last found about Redis.
+    pub redis: BTreeMap<String, LinkReport>,
+    /// What happened.
+    #[serde(serialize_with = "readings")]
+    pub counters: Vec<Reading<u64>>,
+    /// What is.
+    #[serde(serialize_with = "readings")]
+    pub gauges: Vec<Reading<i64>>,
+    /// The queues between the threads.
+    pub queues: Vec<QueueReport>,
+    /// How long the stages take.
+    #[serde(serialize_with = "summaries")]
+    pub latency_us: Vec<(Stage, Distribution)>,
+    /// What the system says about the process.
+    pub process: Process,
+}
+
+/// A queue at a moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QueueReport {
+    /// Its name.
+    pub name: String,
+    /// Messages in it.
+    pub depth: usize,
+    /// The most messages that were in it since the start.
+    pub depth_max: usize,
+    /// The most messages that it takes.
+    pub capacity: usize,
+    /// How often it had no room.
+    pub refused: u64,
+}
+
+impl From<queue::Gauge> for QueueReport {
+    fn from(gauge: queue::Gauge) -> Self {
+        let queue::Gauge { name, depth, depth_max, capacity, refused } = gauge;
+        Self { name, depth, depth_max, capacity, refused }
+    }
+}
+
+impl Snapshot {
+    /// The JSON form, on one line.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self)
+            .expect("every map of a snapshot has strings as keys, which is all that can fail")
+    }
+}
+
+fn readings<T: Serialize + Copy, S: Serializer>(
+    readings: &[Reading<T>],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(readings.len()))?;
+    for reading in readings {
+        map.serialize_entry(reading.name, &reading.value)?;
+    }
+    map.end()
+}
+
+fn summaries<S: Serializer>(stages: &[(Stage, Distribution)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(stages.len()))?;
+    for (stage, distribution) in stages {
+        map.serialize_entry(stage.name(), &distribution.summary())?;
+    }
+    map.end()
+}

@@ -1,0 +1,92 @@
+//! The state of the daemon for people: a page of text, and tables of percentiles that programs can
+//! read as well.
+
+use std::fmt::Write;
+
+use super::latency::{Distribution, Stage};
+use super::snapshot::Snapshot;
+
+/// The percentiles of the tables.
+const PERCENTILES: [f64; 9] = [25.0, 50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 99.999, 100.0];
+
+/// The page.
+pub(super) fn render(snapshot: &Snapshot) -> String {
+    let mut page = String::with_capacity(4096);
+    // Writing to a String cannot fail.
+    write_page(&mut page, snapshot).ok();
+    page
+}
+
+fn write_page(page: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
+    let Snapshot { version, instance, uptime_s, .. } = snapshot;
+    writeln!(page, "llm-bridge {version}, instance {}, up {uptime_s:.1} s", plain(instance))?;
+    if snapshot.ready {
+        writeln!(page, "ready")?;
+    }
+    for reason in &snapshot.not_ready {
+        writeln!(page, "not ready: {}", plain(reason))?;
+    }
+    writeln!(page, "\nredis")?;
+    for (role, link) in &snapshot.redis {
+        let state = if link.up { "up" } else { "down" };
+        let line = format!("  {:<28}{state} for {:.1} s  {}", plain(role), link.since_s, plain(&link.detail));
+        writeln!(page, "{}", line.trim_end())?;
+    }
+    let head =
+        ["count", "p50", "p90", "p99", "p99.9", "max", "mean"].map(|name| format!("{name:>10}")).concat();
+    writeln!(page, "\n{:<20}{head}", "latency in us")?;
+    for (stage, distribution) in &snapshot.latency_us {
+        let all = distribution.summary();
+        let numbers = [all.count, all.p50, all.p90, all.p99, all.p999, all.max];
+        let numbers = numbers.map(|number| format!("{number:>10}")).concat();
+        writeln!(page, "  {:<18}{numbers}{:>10.1}", stage.name(), all.mean)?;
+    }
+    writeln!(page, "\n{:<30}{:>10}{:>10}{:>10}{:>10}", "queues", "depth", "max", "capacity", "refused")?;
+    for queue in &snapshot.queues {
+        let numbers = [queue.depth, queue.depth_max, queue.capacity].map(|n| format!("{n:>10}")).concat();
+        writeln!(page, "  {:<28}{numbers}{:>10}", plain(&queue.name), queue.refused)?;
+    }
+    writeln!(page, "\nnow")?;
+    for gauge in &snapshot.gauges {
+        writeln!(page, "  {:<28}{:>14}  {}", gauge.name, gauge.value, gauge.help)?;
+    }
+    writeln!(page, "\nsince the start")?;
+    for counter in &snapshot.counters {
+        writeln!(page, "  {:<28}{:>14}  {}", counter.name, counter.value, counter.help)?;
+    }
+    let process = &snapshot.process;
+    writeln!(page, "\nprocess")?;
+    writeln!(page, "  {:<28}{:>14}", "rss_bytes", process.rss_bytes)?;
+    writeln!(page, "  {:<28}{:>14}  of {}", "open_fds", process.open_fds, process.max_fds)?;
+    writeln!(page, "  {:<28}{:>14.2}", "cpu_s", process.cpu_s)?;
+    writeln!(page, "  {:<28}{}", "threads", process.threads.join(" "))
+}
+
+/// Text from elsewhere (an error that Redis worded, a name) kept to its line and off the terminal's controls.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A block of lines for every stage: `stage NAME count N mean_us M`, a heading, then
+/// `percentile value_us` for each percentile; an empty line ends it. A stage without values has no
+/// percentiles.
+pub(super) fn histograms(stages: &[(Stage, Distribution)]) -> String {
+    let mut page = String::with_capacity(2048);
+    for (stage, distribution) in stages {
+        // Writing to a String cannot fail.
+        write_table(&mut page, *stage, distribution).ok();
+    }
+    page
+}
+
+fn write_table(page: &mut String, stage: Stage, distribution: &Distribution) -> std::fmt::Result {
+    let all = distribution.summary();
+    writeln!(page, "stage {} count {} mean_us {:.1}", stage.name(), all.count, all.mean)?;
+    writeln!(page, "{:>10} {:>10}", "percentile", "value_us")?;
+    if all.count > 0 {
+        for percentile in PERCENTILES {
+            writeln!(page, "{percentile:>10} {:>10}", distribution.at(percentile))?;
+        }
+    }
+    writeln!(page)
+}
