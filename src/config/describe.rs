@@ -73,10 +73,10 @@ impl Lines {
         let Some((section, name)) = key.name.split_once('.') else { return };
         if section != self.section {
             let gap = if self.section.is_empty() { "" } else { "\n" };
+            // Writing to a String does not fail, here and below.
             let _ = writeln!(self.text, "{gap}[{section}]");
             self.section = section;
         }
-        // Writing to a String does not fail.
         let _ = writeln!(self.text, "{name} = {}", key.rule.show(value));
     }
 }

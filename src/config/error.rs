@@ -67,7 +67,7 @@ impl fmt::Display for ConfigError {
 }
 
 impl ConfigErrors {
-    /// The errors, in the order of the layers and then of the keys.
+    /// The errors: first what is not a configuration at all, layer by layer, then wrong values.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()
     }

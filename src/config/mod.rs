@@ -153,7 +153,7 @@ pub struct Client {
     pub slow_timeout: Duration,
     /// How long a request head or a WebSocket handshake may take.
     pub handshake_timeout: Duration,
-    /// Open connections of all clients.
+    /// Open connections of all clients; switched off, more than any process has descriptors.
     pub max_connections: usize,
     /// The longest `wait` that a client gets.
     pub max_wait: Duration,

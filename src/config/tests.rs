@@ -32,14 +32,18 @@ fn errors_with(text: &str, environment: &[(&str, &str)], sets: &[&str]) -> Vec<S
     errors.iter().map(short).collect()
 }
 
+/// The keys that a TOML text sets.
+fn names(text: &str) -> BTreeSet<String> {
+    let table: toml::Table = text.parse().unwrap();
+    let keys = |(section, keys): (&String, &toml::Value)| -> Vec<String> {
+        keys.as_table().unwrap().keys().map(|key| format!("{section}.{key}")).collect()
+    };
+    table.iter().flat_map(keys).collect()
+}
+
 #[test]
 fn the_file_in_conf_shows_every_key_with_its_default() {
-    let text = fs::read_to_string(CONF).unwrap();
-    let table: toml::Table = text.parse().unwrap();
-    let mut shown = BTreeSet::new();
-    for (section, keys) in &table {
-        shown.extend(keys.as_table().unwrap().keys().map(|key| format!("{section}.{key}")));
-    }
+    let shown = names(&fs::read_to_string(CONF).unwrap());
     let known: BTreeSet<String> = defaults::NAMES.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(shown, known);
     let here = ["service.instance=here".to_owned()];
@@ -246,7 +250,18 @@ fn what_is_described_can_be_loaded_again() {
     let sets = ["client.slow_timeout=0", "listen.origins=[\"https://a\", \"*\"]", "stream.linger=1500ms"];
     let config = try_load("[redis]\nca_file = '/a \"b\"'", &[], &sets).unwrap();
     assert_eq!(try_load(&describe(&config), &[], &[]).unwrap(), config);
-    let shown: toml::Table = describe(&config).parse().unwrap();
-    let default: toml::Table = fs::read_to_string(CONF).unwrap().parse().unwrap();
-    assert_eq!(shown.keys().collect::<Vec<_>>(), default.keys().collect::<Vec<_>>());
+    // Left out: secret files, whose content is in the URL, and what this version does not have.
+    let left_out = [
+        "redis.url_file",
+        "redis.password_file",
+        "auth.secret_file",
+        "auth.keys_file",
+        "auth.query_token",
+        "stream.finish_grace",
+        "stream.receipts",
+        "stream.receipts_after",
+    ];
+    let mut shown = names(&describe(&config));
+    shown.extend(left_out.map(ToOwned::to_owned));
+    assert_eq!(shown, names(&fs::read_to_string(CONF).unwrap()));
 }
