@@ -64,7 +64,9 @@ pub fn check(level: &str) -> Result<(), LogError> {
 
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
     // The library takes any other word for a module of which everything is wanted, a misspelt level too.
-    let is_known = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    // It also takes nothing for a level.
+    let is_known =
+        |part: &str| part.contains(['=', '[']) || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
     let parts: Vec<&str> = level.split(',').map(str::trim).collect();
     match parts.iter().find(|part| !is_known(part)) {
         Some(part) => Err(LogError::UnknownLevel((*part).to_owned())),
