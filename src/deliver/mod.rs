@@ -8,5 +8,6 @@ pub mod outbox;
 pub mod request;
 pub mod response;
 pub mod route;
+pub mod seam;
 pub mod timer;
 pub mod websocket;

@@ -79,6 +79,12 @@ impl Position {
     }
 }
 
+impl Default for Position {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl From<EntryId> for Position {
     fn from(id: EntryId) -> Self {
         Self::whole(id)

@@ -9,6 +9,7 @@ mod encode;
 mod entry;
 mod frame;
 mod id;
+pub mod message;
 mod merge;
 mod name;
 mod native;

@@ -41,4 +41,10 @@ pub struct StreamState {
     pub generation: Option<Arc<str>>,
     /// The highest `seq` of the newest generation.
     pub seq: Option<u64>,
+    /// Whether entries before this point were removed unseen: the next `seq` is then taken as it comes
+    /// instead of being held against the last one.
+    pub blind: bool,
+    /// How many entries were ever added to the stream up to this point, where that can be known: with it
+    /// a later reader can tell whether anything in between was trimmed.
+    pub ordinal: Option<u64>,
 }

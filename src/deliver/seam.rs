@@ -1,0 +1,490 @@
+//! The seam between history and live for one viewer of one stream. Pure.
+//!
+//! A viewer starts in history: it asks for reads until one comes to the end of the stream. Live text of
+//! the stream meanwhile stands somewhere else, ahead or behind. The viewer joins it without gap or
+//! repeat:
+//!
+//! - Live is behind the viewer: it joins at once and skips what it has.
+//! - Live is ahead: a *bridge*, one bounded read from the viewer's position up to live's, while
+//!   the live frames that come meanwhile are held.
+//! - A live frame that begins before the viewer's position and ends behind it (a merged one) is bridged
+//!   in the same way.
+//! - Nobody reads the stream live yet: the viewer asks for it to begin exactly at its own position.
+//!
+//! INVARIANT: what [`Seam::read`] and [`Seam::live`] let through covers the stream's entries after the start
+//! position, each once, in order. At most one read is outstanding for a viewer.
+
+use crate::event::{EntryId, Frame, Position};
+use std::sync::Arc;
+
+/// What the seam needs to know of a frame.
+pub trait Piece: Clone {
+    /// The viewer's position before it.
+    fn after(&self) -> Position;
+    /// The viewer's position after it.
+    fn last(&self) -> Position;
+    /// What holding it costs.
+    fn len_bytes(&self) -> usize;
+}
+
+impl Piece for Arc<Frame> {
+    fn after(&self) -> Position {
+        self.after
+    }
+
+    fn last(&self) -> Position {
+        self.last
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.json().len()
+    }
+}
+
+/// How the delivery thread stands with a stream's live text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Live {
+    /// It gets none.
+    Off,
+    /// It has asked for it.
+    Attaching,
+    /// It has got everything up to this position.
+    On(Position),
+}
+
+/// What the viewer needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Nothing.
+    Nothing,
+    /// A read of history from its position, up to an entry or to the end.
+    Read {
+        /// The last entry to be read.
+        until: Option<EntryId>,
+    },
+    /// Live text from its position on.
+    Attach,
+}
+
+/// What becomes of a live frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is to be delivered now.
+    Deliver,
+    /// It is not for this viewer now.
+    Ignored,
+    /// It is kept until the bridge is finished.
+    Held,
+    /// The viewer has a part of it and needs a bridge to its end.
+    Bridge {
+        /// The end.
+        until: EntryId,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Road<P> {
+    /// A read to the end is outstanding.
+    History,
+    /// No read is outstanding until the viewer's connection has drained.
+    Paused,
+    /// Waiting for live to begin.
+    Joining,
+    /// A read up to `until` is outstanding; `held` is `None` once holding cost too much.
+    Bridging { until: EntryId, held: Option<Vec<P>>, held_bytes: usize },
+    /// Gets live frames.
+    Live,
+}
+
+/// One viewer's way through one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seam<P> {
+    position: Position,
+    road: Road<P>,
+}
+
+impl<P: Piece> Seam<P> {
+    /// A viewer at `position` with a read to the end outstanding.
+    #[must_use]
+    pub const fn new(position: Position) -> Self {
+        Self { position, road: Road::History }
+    }
+
+    /// What the viewer has been given.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Whether the viewer gets live frames.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self.road, Road::Live)
+    }
+
+    /// Whether the viewer needs the stream's live text, now or soon.
+    #[must_use]
+    pub const fn needs_live(&self) -> bool {
+        matches!(self.road, Road::Live | Road::Joining | Road::Bridging { .. })
+    }
+
+    /// Whether the viewer waits for [`Seam::resume`].
+    #[must_use]
+    pub const fn is_paused(&self) -> bool {
+        matches!(self.road, Road::Paused)
+    }
+
+    /// The outstanding read has come back: the viewer was given everything up to `position`.
+    ///
+    /// `exhausted`: the read came to its end. `room`: the connection can take more history.
+    /// Returns the held frames that are to be delivered now, and what is needed next.
+    pub fn read(&mut self, position: Position, exhausted: bool, room: bool, live: Live) -> (Vec<P>, Ask) {
+        self.position = self.position.max(position);
+        match std::mem::replace(&mut self.road, Road::Paused) {
+            Road::History if exhausted => (Vec::new(), self.join(live)),
+            Road::History if room => (Vec::new(), self.read_on()),
+            Road::History => (Vec::new(), Ask::Nothing),
+            Road::Bridging { until, held, held_bytes } if !exhausted => {
+                self.road = Road::Bridging { until, held, held_bytes };
+                (Vec::new(), Ask::Read { until: Some(until) })
+            }
+            Road::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
+            Road::Bridging { until, held: Some(held), .. } => {
+                // The entry at the end may have been deleted meanwhile; nothing more is coming before it.
+                self.position = self.position.max(Position::whole(until));
+                self.road = Road::Live;
+                (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
+            }
+            road => {
+                debug_assert!(false, "a read came back that was not asked for");
+                self.road = road;
+                (Vec::new(), Ask::Nothing)
+            }
+        }
+    }
+
+    /// Live text has begun: everything after `at` comes.
+    pub fn attached(&mut self, at: Position) -> Ask {
+        if matches!(self.road, Road::Joining) { self.join(Live::On(at)) } else { Ask::Nothing }
+    }
+
+    /// A live frame came. At most `room_bytes` are held.
+    pub fn live(&mut self, piece: &P, room_bytes: usize) -> Taken {
+        match &mut self.road {
+            Road::Live => self.take(piece),
+            Road::Bridging { until, held, held_bytes } => {
+                if piece.last() <= Position::whole(*until) && piece.after() < Position::whole(*until) {
+                    return Taken::Ignored;
+                }
+                *held_bytes += piece.len_bytes();
+                if *held_bytes > room_bytes {
+                    *held = None;
+                }
+                match held {
+                    Some(held) => {
+                        held.push(piece.clone());
+                        Taken::Held
+                    }
+                    None => Taken::Ignored,
+                }
+            }
+            Road::History | Road::Paused | Road::Joining => Taken::Ignored,
+        }
+    }
+
+    /// Live text has ended for this delivery thread.
+    pub fn broken(&mut self) -> Ask {
+        match &mut self.road {
+            Road::Live | Road::Joining => self.read_on(),
+            Road::Bridging { held, .. } => {
+                *held = None;
+                Ask::Nothing
+            }
+            Road::History | Road::Paused => Ask::Nothing,
+        }
+    }
+
+    /// The connection cannot take more: a live viewer leaves live.
+    pub fn fall_back(&mut self) {
+        if matches!(self.road, Road::Live) {
+            self.road = Road::Paused;
+        }
+    }
+
+    /// The connection has drained: a paused viewer goes on from history.
+    pub fn resume(&mut self) -> Ask {
+        if matches!(self.road, Road::Paused) { self.read_on() } else { Ask::Nothing }
+    }
+
+    /// The outstanding read was in vain: it has to be asked for again, to the end.
+    pub fn retry(&mut self) -> Ask {
+        self.read_on()
+    }
+
+    fn read_on(&mut self) -> Ask {
+        self.road = Road::History;
+        Ask::Read { until: None }
+    }
+
+    fn join(&mut self, live: Live) -> Ask {
+        match live {
+            Live::Off => {
+                self.road = Road::Joining;
+                Ask::Attach
+            }
+            Live::Attaching => {
+                self.road = Road::Joining;
+                Ask::Nothing
+            }
+            Live::On(at) if at <= self.position => {
+                self.road = Road::Live;
+                Ask::Nothing
+            }
+            Live::On(at) => self.bridge(at.id),
+        }
+    }
+
+    fn bridge(&mut self, until: EntryId) -> Ask {
+        self.road = Road::Bridging { until, held: Some(Vec::new()), held_bytes: 0 };
+        Ask::Read { until: Some(until) }
+    }
+
+    fn take(&mut self, piece: &P) -> Taken {
+        if piece.after() >= self.position {
+            self.position = piece.last().max(self.position);
+            return Taken::Deliver;
+        }
+        if piece.last() <= self.position {
+            return Taken::Ignored;
+        }
+        let until = piece.last().id;
+        self.bridge(until);
+        Taken::Bridge { until }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Entries `from + 1 ..= to` of a stream whose ids are 1, 2, 3, …
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Span {
+        from: u64,
+        to: u64,
+    }
+
+    fn at(n: u64) -> Position {
+        if n == 0 { Position::ZERO } else { Position::whole(EntryId::new(n, 0)) }
+    }
+
+    impl Piece for Span {
+        fn after(&self) -> Position {
+            at(self.from)
+        }
+        fn last(&self) -> Position {
+            at(self.to)
+        }
+        fn len_bytes(&self) -> usize {
+            usize::try_from(self.to - self.from).unwrap()
+        }
+    }
+
+    /// What can happen next, in any order.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// The producer writes so many entries.
+        Write(u64),
+        /// The live road reads at most so many entries and makes one frame of them.
+        ReadLive(u64),
+        /// The delivery thread takes the oldest message out of its inbox.
+        Receive,
+        /// The outstanding history read looks at the stream, taking at most so many entries.
+        ReadHistory(u64),
+        /// The live road breaks.
+        Break,
+        /// The connection is full.
+        Full,
+        /// The connection has drained.
+        Drained,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1_u64..5).prop_map(Step::Write),
+            4 => (1_u64..5).prop_map(Step::ReadLive),
+            6 => Just(Step::Receive),
+            4 => (1_u64..6).prop_map(Step::ReadHistory),
+            1 => Just(Step::Break),
+            1 => Just(Step::Full),
+            1 => Just(Step::Drained),
+        ]
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Message {
+        Attached(u64),
+        Live(Span),
+        Position(u64),
+        Broken,
+    }
+
+    /// A model of one stream, its live road, one delivery thread and several viewers.
+    struct World {
+        written: u64,
+        /// Up to where the live road has read, while it runs.
+        live: Option<u64>,
+        inbox: std::collections::VecDeque<Message>,
+        hub: Live,
+        viewers: Vec<(Seam<Span>, Option<Option<EntryId>>, u64, Vec<Span>)>,
+        room_bytes: usize,
+    }
+
+    impl World {
+        fn ask(&mut self, viewer: usize, ask: Ask) {
+            match ask {
+                Ask::Nothing => {}
+                Ask::Read { until } => {
+                    assert!(self.viewers[viewer].1.is_none(), "one read at a time");
+                    self.viewers[viewer].1 = Some(until);
+                }
+                Ask::Attach => {
+                    assert_eq!(self.hub, Live::Off);
+                    self.hub = Live::Attaching;
+                    let from = self.viewers[viewer].0.position().id.ms;
+                    let live = *self.live.get_or_insert(from);
+                    self.inbox.push_back(Message::Attached(live));
+                }
+            }
+        }
+
+        fn receive(&mut self) {
+            let Some(message) = self.inbox.pop_front() else { return };
+            match message {
+                Message::Attached(live) => {
+                    self.hub = Live::On(at(live));
+                    for viewer in 0..self.viewers.len() {
+                        let ask = self.viewers[viewer].0.attached(at(live));
+                        self.ask(viewer, ask);
+                    }
+                }
+                Message::Broken => {
+                    self.hub = Live::Off;
+                    for viewer in 0..self.viewers.len() {
+                        let ask = self.viewers[viewer].0.broken();
+                        self.ask(viewer, ask);
+                    }
+                }
+                Message::Position(live) => self.hub = Live::On(at(live)),
+                Message::Live(span) => {
+                    self.hub = Live::On(at(span.to));
+                    for viewer in 0..self.viewers.len() {
+                        match self.viewers[viewer].0.live(&span, self.room_bytes) {
+                            Taken::Deliver => self.viewers[viewer].3.push(span),
+                            Taken::Bridge { until } => self.ask(viewer, Ask::Read { until: Some(until) }),
+                            Taken::Held | Taken::Ignored => {}
+                        }
+                    }
+                }
+            }
+        }
+
+        fn read_history(&mut self, viewer: usize, most: u64) {
+            let Some(until) = self.viewers[viewer].1.take() else { return };
+            let from = self.viewers[viewer].0.position().id.ms;
+            let end = until.map_or(self.written, |until| until.ms.min(self.written)).max(from);
+            let to = end.min(from + most);
+            if to > from {
+                self.viewers[viewer].3.push(Span { from, to });
+            }
+            let (held, ask) = self.viewers[viewer].0.read(at(to), to == end, true, self.hub);
+            self.viewers[viewer].3.extend(held);
+            self.ask(viewer, ask);
+        }
+
+        fn step(&mut self, step: Step) {
+            match step {
+                Step::Write(entries) => self.written += entries,
+                Step::ReadLive(most) => {
+                    let Some(live) = &mut self.live else { return };
+                    let to = self.written.min(*live + most);
+                    if to > *live {
+                        // An odd end stands for an entry that is not delivered: the position moves alone.
+                        let message = if to % 7 == 0 && to == *live + 1 {
+                            Message::Position(to)
+                        } else {
+                            Message::Live(Span { from: *live, to })
+                        };
+                        self.inbox.push_back(message);
+                        *live = to;
+                    }
+                }
+                Step::Receive => self.receive(),
+                Step::ReadHistory(most) => {
+                    for viewer in 0..self.viewers.len() {
+                        self.read_history(viewer, most);
+                    }
+                }
+                Step::Break => {
+                    if self.live.take().is_some() {
+                        self.inbox.push_back(Message::Broken);
+                    }
+                }
+                Step::Full => self.viewers.iter_mut().for_each(|viewer| viewer.0.fall_back()),
+                Step::Drained => {
+                    for viewer in 0..self.viewers.len() {
+                        let ask = self.viewers[viewer].0.resume();
+                        self.ask(viewer, ask);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        /// Whatever the interleaving, every viewer gets every delivered entry after its start, once and in order.
+        #[test]
+        fn nothing_is_lost_or_repeated(
+            steps in proptest::collection::vec(step(), 1..120),
+            starts in proptest::collection::vec(0_u64..8, 1..4),
+            room_bytes in 0_usize..12,
+        ) {
+            let viewers: Vec<_> =
+                starts.iter().map(|&start| (Seam::new(at(start)), Some(None), start, Vec::new())).collect();
+            let mut world = World {
+                written: 8,
+                live: None,
+                inbox: std::collections::VecDeque::new(),
+                hub: Live::Off,
+                viewers,
+                room_bytes,
+            };
+            for step in steps {
+                world.step(step);
+            }
+            // Then the world comes to rest, and everybody has everything.
+            world.written += 1;
+            for _ in 0..400 {
+                world.step(Step::Drained);
+                world.step(Step::ReadHistory(1_000));
+                world.step(Step::ReadLive(1_000));
+                world.step(Step::Receive);
+            }
+            for (seam, _, start, spans) in &world.viewers {
+                let mut position = *start;
+                for span in spans {
+                    prop_assert!(span.from >= position, "{span:?} repeats what is before {position}");
+                    // Only entries that are never delivered may lie between two pieces.
+                    prop_assert!((position + 1..=span.from).all(|id| id % 7 == 0), "{position} then {span:?}");
+                    position = span.to;
+                }
+                prop_assert!((position + 1..=world.written).all(|id| id % 7 == 0), "ends at {position}");
+                prop_assert!(seam.is_live());
+            }
+        }
+    }
+}

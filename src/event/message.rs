@@ -1,0 +1,488 @@
+//! What the threads tell one another about streams.
+//!
+//! The modules on both sides of a queue know these types and not each other: `deliver` asks for
+//! history ([`ReplayRequest`]) and for live text ([`Control`]); `ingest` hands over what it has read
+//! ([`LiveBatch`], [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+
+use super::{After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
+
+/// A slot of a table together with the generation of its content, so that a message about former
+/// content is told from one about its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot {
+    /// The index in its owner's table.
+    pub index: usize,
+    /// Differs between two contents of one index.
+    pub generation: u64,
+}
+
+/// One history read for some viewers, owned by a delivery thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JobRef {
+    /// The delivery thread.
+    pub delivery: usize,
+    /// Its job.
+    pub slot: Slot,
+}
+
+/// Where a reader of a stream stands: the position and the state that belongs to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// What has been received.
+    pub position: Position,
+    /// The stream's state there.
+    pub state: StreamState,
+}
+
+/// What is known of a stream's key, read in one round trip with its entries and before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyFacts {
+    /// The highest id that the stream ever gave out.
+    pub last_generated: EntryId,
+    /// The oldest entry that is still there.
+    pub first: Option<EntryId>,
+    /// How many entries are there.
+    pub length: u64,
+    /// How many entries were ever added (Redis 7 and later).
+    pub added: Option<u64>,
+    /// The highest id that was deleted one by one (Redis 7 and later).
+    pub max_deleted: Option<EntryId>,
+}
+
+/// What a history read is for.
+#[derive(Debug)]
+pub enum ReplayStep {
+    /// Find where `after` points and show what follows, `state` only once it has been reached.
+    Open {
+        /// What the client asked for.
+        after: After,
+    },
+    /// Go on with a search that one read could not finish.
+    Search(Box<Search>),
+    /// Show what follows a known cursor.
+    Continue {
+        /// Where the viewers stand.
+        from: Cursor,
+        /// Read no further than this entry; `None`: to the newest.
+        until: Option<EntryId>,
+    },
+    /// Assemble the newest generation as one JSON document.
+    State(Box<StateSearch>),
+    /// Only whether the stream exists.
+    Probe,
+}
+
+/// A request to the replay threads.
+#[derive(Debug)]
+pub struct ReplayRequest {
+    /// The stream.
+    pub stream: StreamName,
+    /// Who asks.
+    pub job: JobRef,
+    /// What for.
+    pub step: ReplayStep,
+    /// At most so many entries are read.
+    pub count: usize,
+    /// Frames are made until they reach so many bytes.
+    pub budget_bytes: usize,
+    /// When it was asked, µs since 1970 by this host's clock.
+    pub asked_us: u64,
+}
+
+/// A search through history that may take several reads; opaque to everybody but `transform`.
+#[derive(Debug)]
+pub struct Search {
+    /// Where the next read begins.
+    pub from: EntryId,
+    /// What has been found so far.
+    pub seek: Box<dyn Any + Send>,
+    /// What the viewers have to be told before what is found.
+    pub gap: Option<HistoryGap>,
+}
+
+/// The gathering of the JSON state, over several reads; opaque to everybody but `transform`.
+#[derive(Debug, Default)]
+pub struct StateSearch {
+    /// Where the next read begins.
+    pub from: EntryId,
+    /// What has been gathered so far; `None` before the first read.
+    pub gathered: Option<Box<dyn Any + Send>>,
+    /// The most bytes that the document may take.
+    pub max_bytes: usize,
+}
+
+/// What one history read found.
+#[derive(Debug)]
+pub enum ReplayRead {
+    /// The key exists.
+    Found {
+        /// The key as it was just before the entries were read.
+        facts: KeyFacts,
+        /// The entries after the step's position, in order.
+        entries: Vec<Entry>,
+        /// Whether the read came to the end of the stream, or of the range that was asked for.
+        exhausted: bool,
+    },
+    /// There is no such key.
+    Missing,
+    /// Redis could not be asked.
+    Unavailable,
+    /// The key is there and is no stream.
+    WrongType,
+}
+
+/// A history read on its way to be decoded.
+#[derive(Debug)]
+pub struct ReplayBatch {
+    /// What was asked.
+    pub request: ReplayRequest,
+    /// What was found.
+    pub read: ReplayRead,
+    /// When it was read, µs since 1970 by this host's clock.
+    pub read_us: u64,
+}
+
+/// Entries that were removed before the viewers could get them, or a history that is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistoryGap {
+    /// Entries between `after` and `next` were trimmed.
+    Trimmed {
+        /// The viewers' position.
+        after: Position,
+        /// The oldest entry that is left; `None` when nothing is.
+        next: Option<EntryId>,
+        /// The stream's newest id where nothing is left: what the viewers now have.
+        id: Option<EntryId>,
+        /// How many, where that can be known.
+        lost: Option<u64>,
+    },
+    /// The stream was deleted and begun anew.
+    Recreated {
+        /// The viewers' position.
+        after: Position,
+        /// Its first entry.
+        next: EntryId,
+    },
+    /// Redis came back with an older end of the stream.
+    Failover {
+        /// The viewers' position.
+        after: Position,
+        /// The newest id that is there.
+        newest: EntryId,
+    },
+}
+
+/// Frames from history.
+#[derive(Debug)]
+pub struct Shown {
+    /// What comes before the frames.
+    pub gap: Option<HistoryGap>,
+    /// In order.
+    pub frames: Vec<Arc<Frame>>,
+    /// Where the viewers stand after them.
+    pub cursor: Cursor,
+    /// Whether that was the end of the stream (or of the range asked for) when it was read.
+    pub exhausted: bool,
+    /// How many bytes the entries took, for sizing the next read.
+    pub entries_bytes: usize,
+    /// How many entries there were.
+    pub entries: usize,
+}
+
+/// What became of a [`ReplayRequest`].
+#[derive(Debug)]
+pub enum ReplayOutcome {
+    /// There is no such key.
+    Missing,
+    /// Redis could not be asked; to be tried again.
+    Unavailable,
+    /// The search goes on with another read.
+    Searching(Box<Search>),
+    /// The gathering goes on with another read.
+    Gathering(Box<StateSearch>),
+    /// `after` was found; this is the beginning of what follows.
+    Opened(Box<Opened>),
+    /// More of what follows.
+    Shown(Box<Shown>),
+    /// The JSON document.
+    State(Vec<u8>),
+    /// The JSON document would be larger than allowed.
+    StateTooLarge,
+    /// The stream exists.
+    Exists,
+}
+
+/// The beginning of an answer.
+#[derive(Debug)]
+pub struct Opened {
+    /// `after`, resolved.
+    pub after: Position,
+    /// How the stream stood at its newest entry.
+    pub status: StreamStatus,
+    /// Whether `after` is at or behind the end of a finished stream, so that nothing is left to tell.
+    pub nothing_left: bool,
+    /// The newest generation's stored terminal frame, where it is finished.
+    pub terminal: Option<Arc<Frame>>,
+    /// The first frames.
+    pub shown: Shown,
+}
+
+/// A live stream's place in its transform thread.
+pub type LiveRef = Slot;
+
+/// Who has written what: the reader acknowledges what everybody has.
+///
+/// Shared by one reader, one transform and the delivery threads of a stream instead of messages, so
+/// that it needs no queue and no bound: there is one entry for each attached delivery thread.
+#[derive(Debug, Default)]
+pub struct AckBoard(Mutex<Vec<(usize, EntryId)>>);
+
+impl AckBoard {
+    /// A delivery thread joins at `id`.
+    pub fn attach(&self, delivery: usize, id: EntryId) {
+        let mut board = self.0.lock();
+        match board.iter_mut().find(|(who, _)| *who == delivery) {
+            Some(entry) => entry.1 = id,
+            None => board.push((delivery, id)),
+        }
+    }
+
+    /// A delivery thread leaves; what it had not written counts as handed to history.
+    pub fn detach(&self, delivery: usize) {
+        self.0.lock().retain(|(who, _)| *who != delivery);
+    }
+
+    /// A delivery thread has everything up to `id` on its sockets or handed to history.
+    pub fn written(&self, delivery: usize, id: EntryId) {
+        if let Some(entry) = self.0.lock().iter_mut().find(|(who, _)| *who == delivery)
+            && entry.1 < id
+        {
+            entry.1 = id;
+        }
+    }
+
+    /// Up to where everybody has written; `None` when nobody is attached.
+    #[must_use]
+    pub fn everybody(&self) -> Option<EntryId> {
+        self.0.lock().iter().map(|&(_, id)| id).min()
+    }
+}
+
+/// What delivery threads ask of a transform thread.
+#[derive(Debug)]
+pub enum Control {
+    /// Send the stream's live frames to a delivery thread from now on.
+    Attach {
+        /// The stream.
+        stream: StreamName,
+        /// The delivery thread.
+        delivery: usize,
+        /// Its table entry for the stream.
+        hub: Slot,
+        /// Where live begins if nobody else is attached yet.
+        from: Cursor,
+    },
+    /// Send them no more.
+    Detach {
+        /// The stream.
+        stream: StreamName,
+        /// The delivery thread.
+        delivery: usize,
+        /// Its table entry for the stream.
+        hub: Slot,
+    },
+}
+
+/// What transform threads ask of a reader.
+#[derive(Debug)]
+pub enum ReaderCommand {
+    /// Read a stream from `after` on.
+    Start {
+        /// The stream.
+        stream: StreamName,
+        /// Where its entries go.
+        live: LiveRef,
+        /// The transform thread.
+        transform: usize,
+        /// The seam.
+        after: EntryId,
+        /// How many entries were ever added up to the seam, where it is known.
+        ordinal: Option<u64>,
+        /// Who has written what.
+        board: Arc<AckBoard>,
+    },
+    /// Read it no more.
+    Stop {
+        /// The stream.
+        stream: StreamName,
+        /// What was started.
+        live: LiveRef,
+    },
+}
+
+/// What a reader hands to a transform thread.
+#[derive(Debug)]
+pub struct LiveBatch {
+    /// Each stream with news.
+    pub streams: Vec<LiveNews>,
+    /// When it was read, µs since 1970 by this host's clock.
+    pub read_us: u64,
+}
+
+/// News of one stream.
+#[derive(Debug)]
+pub enum LiveNews {
+    /// New entries, in order.
+    Entries(LiveRef, Vec<Entry>),
+    /// The stream cannot be read on from its cursor: its key or group is gone, entries were removed, or
+    /// Redis was away. Viewers find out from history what happened.
+    Broken(LiveRef),
+}
+
+/// Live frames of one stream for one delivery thread.
+#[derive(Debug)]
+pub struct LiveFrames {
+    /// The delivery thread's table entry for the stream.
+    pub hub: Slot,
+    /// In order.
+    pub frames: Arc<[Arc<Frame>]>,
+    /// Where the stream stands after them.
+    pub cursor: Cursor,
+}
+
+/// What delivery threads are told.
+#[derive(Debug)]
+pub enum ToDelivery {
+    /// Live frames of some streams.
+    Live(Vec<LiveFrames>),
+    /// Live frames of a stream come from here on.
+    Attached {
+        /// The delivery thread's table entry for the stream.
+        hub: Slot,
+        /// Where live stands now.
+        cursor: Cursor,
+        /// Whether the producer is silent.
+        stalled: bool,
+        /// Where to say what has been written.
+        board: Arc<AckBoard>,
+    },
+    /// No more live frames come: see [`LiveNews::Broken`].
+    Broken {
+        /// The delivery thread's table entry for the stream.
+        hub: Slot,
+    },
+    /// The producer has fallen silent, or speaks again.
+    Stalled {
+        /// The delivery thread's table entry for the stream.
+        hub: Slot,
+        /// Which of the two.
+        stalled: bool,
+    },
+    /// What became of a history read.
+    Replay(JobRef, ReplayOutcome),
+    /// A stream that was waited for is there.
+    Appeared(StreamName),
+    /// A connection that another loop accepted.
+    Connection(mio::net::TcpStream, std::net::SocketAddr),
+    /// Tell the clients, flush, close and end, within that time.
+    Drain(Duration),
+}
+
+/// What a transform thread could not tell a delivery thread because its inbox was full. It is bounded
+/// by that thread's own tables: each hub and each job appears at most once.
+#[derive(Debug, Default)]
+pub struct Missed {
+    /// Hubs that are detached: their viewers go on from history.
+    pub hubs: std::collections::BTreeSet<Slot>,
+    /// Jobs whose outcome was lost: they are asked again.
+    pub jobs: std::collections::BTreeSet<Slot>,
+}
+
+/// What the watcher is asked to do on its own connection.
+#[derive(Debug)]
+pub enum Errand {
+    /// Tell a delivery thread when the stream exists.
+    Wait {
+        /// The stream.
+        stream: StreamName,
+        /// The delivery thread.
+        delivery: usize,
+    },
+    /// Nobody of that delivery thread waits for it any more.
+    Forget {
+        /// The stream.
+        stream: StreamName,
+        /// The delivery thread.
+        delivery: usize,
+    },
+    /// An entry that could not be processed.
+    DeadLetter {
+        /// Its stream.
+        stream: StreamName,
+        /// The entry.
+        entry: Entry,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A producer that has been silent too long is given up, if `newest` is still the newest entry.
+    GiveUp {
+        /// The stream.
+        stream: StreamName,
+        /// Its newest entry.
+        newest: EntryId,
+    },
+    /// A client wants the generation to stop.
+    Cancel {
+        /// The stream.
+        stream: StreamName,
+        /// The client's words.
+        reason: Option<String>,
+        /// Who asks.
+        by: String,
+    },
+}
+
+/// Redis' clock as an offset to this host's: readable by all, set by the watcher.
+#[derive(Debug, Default)]
+pub struct RedisClock(std::sync::atomic::AtomicI64);
+
+impl RedisClock {
+    /// Sets how far Redis' clock is ahead of this host's, in µs.
+    pub fn set_offset_us(&self, offset: i64) {
+        self.0.store(offset, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Redis' time when this host's is `now_us`; both µs since 1970.
+    #[must_use]
+    pub fn at(&self, now_us: u64) -> u64 {
+        now_us.saturating_add_signed(self.0.load(std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+/// This host's clock, µs since 1970.
+#[must_use]
+pub fn now_us() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Which of `count` threads a stream belongs to; stable as long as the daemon runs.
+#[must_use]
+pub fn shard(stream: &StreamName, count: usize) -> usize {
+    // FNV-1a, 64 bit (Fowler, Noll, Vo): short, and spreads names that differ in a digit.
+    let hash = stream
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = hash ^ (hash >> 32);
+    usize::try_from(mixed % count.max(1) as u64).unwrap_or(0)
+}
+

@@ -1,0 +1,11 @@
+//! From Redis into the daemon: live streams by consumer group, history by range.
+//!
+//! A [`reader`] owns the streams that hash to it and carries only what is new; the replay threads carry
+//! what is old. Neither decodes: entries go to `transform` as they lie in Redis' reply. What neither of
+//! them does: decide who gets what, or remember anything that Redis could tell again.
+
+pub mod acks;
+pub mod pacing;
+pub mod reader;
+pub mod replay;
+mod subscriptions;

@@ -1,0 +1,104 @@
+//! How long a reader lingers between two reads. Pure.
+//!
+//! One blocking XREADGROUP over many keys costs Redis O(keys) at every wake-up. Unpaced, a thousand live
+//! streams make Redis do little else than parse the same command again. So a reader keeps a *duty
+//! cycle*: after a read that took Redis `cost`, it lets `cost × (100 / duty − 1)` pass, takes all
+//! that has come in one read that does not block, and blocks only when there was nothing. With few
+//! streams a read costs some tens of microseconds and nobody notices the pause; with many, batches grow by
+//! themselves.
+//!
+//! The cost is what the reader can see: the round trip of its reads that do not block, smoothed so that one
+//! slow answer does not slow down the next ones.
+
+use std::time::Duration;
+
+/// The weight of the newest cost is 1 in this many.
+const SMOOTHING: u32 = 4;
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Wait until Redis has something.
+    Block,
+    /// Let this much time pass, then read without blocking.
+    Linger(Duration),
+}
+
+/// The policy's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Pacing {
+    duty_percent: u32,
+    linger_max: Duration,
+    cost: Duration,
+}
+
+impl Pacing {
+    /// A policy that leaves Redis `100 − duty_percent` percent of its time, with pauses of at most `linger_max`.
+    #[must_use]
+    pub fn new(duty_percent: u32, linger_max: Duration) -> Self {
+        Self { duty_percent: duty_percent.clamp(1, 100), linger_max, cost: Duration::ZERO }
+    }
+
+    /// A blocking read came back with entries.
+    #[must_use]
+    pub fn woken(&self) -> Next {
+        Next::Linger(self.linger())
+    }
+
+    /// A read that did not block took `cost` and brought `entries` entries.
+    #[must_use]
+    pub fn polled(&mut self, cost: Duration, entries: usize) -> Next {
+        self.cost = if self.cost.is_zero() {
+            cost
+        } else {
+            (self.cost * (SMOOTHING - 1) + cost) / SMOOTHING
+        };
+        if entries == 0 { Next::Block } else { Next::Linger(self.linger()) }
+    }
+
+    fn linger(&self) -> Duration {
+        (self.cost * (100 - self.duty_percent) / self.duty_percent).min(self.linger_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Duration = Duration::from_micros(1);
+
+    #[test]
+    fn a_reader_blocks_only_when_there_was_nothing() {
+        let mut pacing = Pacing::new(25, Duration::from_millis(20));
+        assert_eq!(pacing.woken(), Next::Linger(Duration::ZERO));
+        assert_eq!(pacing.polled(100 * US, 3), Next::Linger(300 * US));
+        assert_eq!(pacing.polled(100 * US, 0), Next::Block);
+        assert_eq!(pacing.woken(), Next::Linger(300 * US));
+    }
+
+    #[test]
+    fn one_slow_answer_counts_for_a_part() {
+        let mut pacing = Pacing::new(50, Duration::from_millis(20));
+        assert_eq!(pacing.polled(100 * US, 1), Next::Linger(100 * US));
+        assert_eq!(pacing.polled(500 * US, 1), Next::Linger(200 * US));
+    }
+
+    proptest::proptest! {
+        /// Whatever reads cost, Redis spends at most its share on this reader, up to the longest pause.
+        #[test]
+        fn the_duty_cycle_holds(duty in 1_u32..=100, costs in proptest::collection::vec(1_u64..50_000, 50..200)) {
+            let max = Duration::from_secs(3600);
+            let mut pacing = Pacing::new(duty, max);
+            let (mut busy, mut idle) = (Duration::ZERO, Duration::ZERO);
+            for cost in costs {
+                busy += Duration::from_micros(cost);
+                if let Next::Linger(pause) = pacing.polled(Duration::from_micros(cost), 1) {
+                    idle += pause;
+                }
+            }
+            // Smoothing lags behind by a few reads of the largest cost.
+            let slack = Duration::from_micros(50_000 * u64::from(SMOOTHING)) * (100 - duty) / duty;
+            proptest::prop_assert!(idle + slack >= busy * (100 - duty) / duty);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The streams of one reader: which it reads, from where, and what it still has to acknowledge. No I/O.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::acks::Unacked;
+use crate::event::message::{AckBoard, LiveRef};
+use crate::event::{Entry, EntryId, StreamName};
+
+/// A batch this long is held against the stream's oldest entry before it is passed on: a producer that
+/// trims while it writes may have removed entries that were never read.
+const CHECKED_BATCH_ENTRIES: usize = 2;
+
+/// So is the first batch after so much silence.
+const CHECKED_SILENCE: Duration = Duration::from_millis(250);
+
+/// One stream that is read.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) stream: StreamName,
+    pub(super) live: LiveRef,
+    pub(super) transform: usize,
+    /// The newest entry that was passed on.
+    pub(super) cursor: EntryId,
+    /// How many entries were ever added up to the cursor, where that is known.
+    pub(super) ordinal: Option<u64>,
+    pub(super) board: Arc<AckBoard>,
+    pub(super) unacked: Unacked,
+    read_at: Instant,
+}
+
+impl Subscription {
+    pub(super) fn new(
+        (stream, live, transform): (StreamName, LiveRef, usize),
+        (cursor, ordinal): (EntryId, Option<u64>),
+        board: Arc<AckBoard>,
+        now: Instant,
+    ) -> Self {
+        Self { stream, live, transform, cursor, ordinal, board, unacked: Unacked::default(), read_at: now }
+    }
+
+    /// Whether entries may have been trimmed between the cursor and this batch.
+    pub(super) fn needs_check(&self, entries: &[Entry], now: Instant) -> bool {
+        entries.len() >= CHECKED_BATCH_ENTRIES || now.duration_since(self.read_at) >= CHECKED_SILENCE
+    }
+
+    /// Whether the stream's oldest entry shows that some between the cursor and it are gone.
+    /// `ordinal_before_first` counts what was added before that oldest entry, where that is known.
+    pub(super) fn has_lost(&self, first: Option<EntryId>, ordinal_before_first: Option<u64>) -> bool {
+        let Some(first) = first else { return true };
+        if first <= self.cursor {
+            return false;
+        }
+        match (self.ordinal, ordinal_before_first) {
+            (Some(read), Some(gone)) => gone != read,
+            _ => self.cursor != EntryId::ZERO,
+        }
+    }
+
+    /// Takes a batch in: the cursor moves to its end. Entries at or below the cursor are dropped.
+    pub(super) fn advance(&mut self, entries: &mut Vec<Entry>, acks: bool, now: Instant) {
+        let cursor = self.cursor;
+        if acks {
+            // An entry below the cursor would never be acknowledged by its viewers' progress.
+            self.unacked.read(entries.iter().map(|entry| entry.id).filter(|&id| id > cursor));
+        }
+        entries.retain(|entry| entry.id > cursor);
+        self.ordinal = self.ordinal.map(|ordinal| ordinal + entries.len() as u64);
+        if let Some(last) = entries.last() {
+            self.cursor = last.id;
+            self.read_at = now;
+        }
+    }
+
+    /// The ids that may be acknowledged now.
+    pub(super) fn acknowledgeable(&mut self) -> Vec<EntryId> {
+        // Without anybody attached, everything was handed to history.
+        let upto = self.board.everybody().unwrap_or(EntryId::MAX);
+        self.unacked.take(upto)
+    }
+}
+
+/// All streams of a reader, by key.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    by_key: HashMap<Vec<u8>, Subscription>,
+    /// Groups that stay for a while after their stream's last viewer left.
+    lingering: HashMap<StreamName, Instant>,
+}
+
+impl Subscriptions {
+    pub(super) fn insert(&mut self, key: &str, subscription: Subscription) {
+        self.lingering.remove(&subscription.stream);
+        self.by_key.insert(key.as_bytes().to_vec(), subscription);
+    }
+
+    /// Takes a stream out if it is still the one that was started as `live`; its group lingers.
+    pub(super) fn remove(&mut self, key: &str, live: LiveRef, linger_until: Instant) -> Option<Subscription> {
+        if self.by_key.get(key.as_bytes())?.live != live {
+            return None;
+        }
+        let subscription = self.by_key.remove(key.as_bytes())?;
+        self.lingering.insert(subscription.stream.clone(), linger_until);
+        Some(subscription)
+    }
+
+    /// Takes all streams out; their groups linger.
+    pub(super) fn remove_all(&mut self, linger_until: Instant) -> Vec<Subscription> {
+        let all: Vec<_> = self.by_key.drain().map(|(_, subscription)| subscription).collect();
+        for subscription in &all {
+            self.lingering.insert(subscription.stream.clone(), linger_until);
+        }
+        all
+    }
+
+    /// The streams whose group is due for removal.
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<StreamName> {
+        let due: Vec<_> =
+            self.lingering.iter().filter(|&(_, &at)| at <= now).map(|(stream, _)| stream.clone()).collect();
+        for stream in &due {
+            self.lingering.remove(stream);
+        }
+        due
+    }
+
+    /// A group that could not be removed is tried again at `at`, unless its stream is read again.
+    pub(super) fn linger(&mut self, stream: StreamName, key: &str, at: Instant) {
+        if !self.by_key.contains_key(key.as_bytes()) {
+            self.lingering.insert(stream, at);
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut Subscription> {
+        self.by_key.get_mut(key)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.by_key.keys().map(Vec::as_slice)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Subscription)> {
+        self.by_key.iter().map(|(key, subscription)| (key.as_slice(), subscription))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut Subscription)> {
+        self.by_key.iter_mut().map(|(key, subscription)| (key.as_slice(), subscription))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Fields;
+    use crate::event::message::Slot;
+
+    fn entry(ms: u64) -> Entry {
+        Entry { id: EntryId::new(ms, 0), fields: Fields::default() }
+    }
+
+    fn subscription(cursor: u64, ordinal: Option<u64>, now: Instant) -> Subscription {
+        let live = Slot { index: 0, generation: 1 };
+        let name: StreamName = "s/m".parse().unwrap();
+        Subscription::new((name, live, 0), (EntryId::new(cursor, 0), ordinal), Arc::default(), now)
+    }
+
+    #[test]
+    fn trimming_is_told_from_reading_on() {
+        let now = Instant::now();
+        let known = subscription(5, Some(3), now);
+        assert!(!known.has_lost(Some(EntryId::new(4, 0)), Some(9)), "the oldest entry was read before");
+        assert!(!known.has_lost(Some(EntryId::new(6, 0)), Some(3)), "only what was read is gone");
+        assert!(known.has_lost(Some(EntryId::new(9, 0)), Some(5)), "two unread ones are gone");
+        assert!(known.has_lost(None, Some(5)), "everything is gone");
+        let unknown = subscription(5, None, now);
+        assert!(unknown.has_lost(Some(EntryId::new(6, 0)), None), "it cannot be told");
+        assert!(!subscription(0, None, now).has_lost(Some(EntryId::new(6, 0)), None), "a new stream");
+    }
+
+    #[test]
+    fn only_short_steady_batches_go_unchecked() {
+        let now = Instant::now();
+        let steady = subscription(5, None, now);
+        assert!(!steady.needs_check(&[entry(6)], now));
+        assert!(steady.needs_check(&[entry(6), entry(7)], now));
+        assert!(steady.needs_check(&[entry(6)], now + CHECKED_SILENCE));
+    }
+
+    #[test]
+    fn the_cursor_never_goes_back() {
+        let now = Instant::now();
+        let mut reading = subscription(5, Some(1), now);
+        let mut entries = vec![entry(4), entry(5), entry(6)];
+        reading.advance(&mut entries, true, now);
+        assert_eq!(entries, [entry(6)]);
+        assert_eq!((reading.cursor, reading.ordinal), (EntryId::new(6, 0), Some(2)));
+        assert_eq!(reading.acknowledgeable(), [EntryId::new(6, 0)]);
+    }
+
+    #[test]
+    fn a_group_lingers_until_it_is_read_again() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        let live = Slot { index: 0, generation: 1 };
+        all.insert("k", subscription(1, None, now));
+        assert!(all.remove("k", Slot { index: 0, generation: 2 }, now).is_none(), "another start's");
+        assert!(all.remove("k", live, now + Duration::from_secs(1)).is_some());
+        assert!(all.expired(now).is_empty());
+        all.insert("k", subscription(1, None, now));
+        assert!(all.expired(now + Duration::from_secs(2)).is_empty());
+        all.remove_all(now);
+        assert_eq!(all.expired(now).len(), 1);
+        assert!(all.expired(now).is_empty());
+    }
+}

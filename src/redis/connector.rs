@@ -1,0 +1,99 @@
+//! One thread's connection to Redis over the life of the daemon: made when needed, given up when it
+//! fails, made again after a pause that grows.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Backoff, Link, RedisError, Target};
+use crate::observe::Registry;
+
+/// The first pause after a failure.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// A connection that comes back.
+pub struct Connector {
+    target: Arc<Target>,
+    /// Names the thread and what it uses the connection for; Redis shows it in CLIENT LIST.
+    name: String,
+    backoff: Backoff,
+    link: Option<Link>,
+    retry_at: Option<Instant>,
+    /// Counts the connections that were made.
+    generation: u64,
+    response_timeout: Duration,
+    registry: Arc<Registry>,
+}
+
+impl Connector {
+    /// A connector that has not tried yet.
+    #[must_use]
+    pub fn new(target: Arc<Target>, name: impl Into<String>, config: &crate::config::Redis, registry: Arc<Registry>) -> Self {
+        let name = name.into();
+        let seed = name.bytes().fold(u64::from(std::process::id()), |seed, byte| seed.rotate_left(7) ^ u64::from(byte));
+        Self {
+            target,
+            backoff: Backoff::new(PAUSE_MIN, config.backoff_max, seed),
+            name,
+            link: None,
+            retry_at: None,
+            generation: 0,
+            response_timeout: config.response_timeout,
+            registry,
+        }
+    }
+
+    /// The connection, made now if there is none and the pause after the last failure is over.
+    pub fn link(&mut self, now: Instant) -> Option<&mut Link> {
+        if self.link.is_none() && self.retry_at.is_none_or(|at| at <= now) {
+            match Link::connect(&self.target, &self.name) {
+                Ok(link) => {
+                    self.registry.counters().redis_connects.add(1);
+                    self.registry.health().set_redis(&self.name, true, "connected");
+                    tracing::debug!(connection = self.name, address = self.target.address(), "connected to Redis");
+                    self.generation += 1;
+                    self.retry_at = None;
+                    self.link = Some(link);
+                }
+                Err(error) => self.lost(&error, Instant::now()),
+            }
+        }
+        self.link.as_mut()
+    }
+
+    /// The connection if there is one.
+    pub fn open(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
+    }
+
+    /// Counts the connections: another number means another connection.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How long an answer may take.
+    #[must_use]
+    pub fn response_timeout(&self) -> Duration {
+        self.response_timeout
+    }
+
+    /// The connection works: the next failure is a first one.
+    pub fn works(&mut self) {
+        self.backoff.reset();
+    }
+
+    /// Gives the connection up because of `error`; the next attempt comes after a pause.
+    pub fn lost(&mut self, error: &RedisError, now: Instant) {
+        self.link = None;
+        let pause = self.backoff.next();
+        self.retry_at = Some(now + pause);
+        self.registry.counters().redis_errors.add(1);
+        self.registry.health().set_redis(&self.name, false, &error.to_string());
+        tracing::warn!(connection = self.name, %error, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "Redis connection lost");
+    }
+
+    /// Closes the connection without that being a failure.
+    pub fn close(&mut self) {
+        self.link = None;
+    }
+}
