@@ -301,8 +301,10 @@ mod tests {
         ReadLive(u64),
         /// The delivery thread takes the oldest message out of its inbox.
         Receive,
-        /// The outstanding history read looks at the stream, taking at most so many entries.
+        /// The outstanding history reads look at the stream, taking at most so many entries.
         ReadHistory(u64),
+        /// The results of history reads arrive.
+        ReceiveHistory,
         /// The live road breaks.
         Break,
         /// The connection is full.
@@ -317,6 +319,7 @@ mod tests {
             4 => (1_u64..5).prop_map(Step::ReadLive),
             6 => Just(Step::Receive),
             4 => (1_u64..6).prop_map(Step::ReadHistory),
+            3 => Just(Step::ReceiveHistory),
             1 => Just(Step::Break),
             1 => Just(Step::Full),
             1 => Just(Step::Drained),
@@ -331,6 +334,15 @@ mod tests {
         Broken,
     }
 
+    /// One viewer with its outstanding read, on its way to Redis or back.
+    struct Viewer {
+        seam: Seam<Span>,
+        asked: Option<Option<EntryId>>,
+        found: Option<(Span, bool)>,
+        start: u64,
+        got: Vec<Span>,
+    }
+
     /// A model of one stream, its live road, one delivery thread and several viewers.
     struct World {
         written: u64,
@@ -338,7 +350,7 @@ mod tests {
         live: Option<u64>,
         inbox: std::collections::VecDeque<Message>,
         hub: Live,
-        viewers: Vec<(Seam<Span>, Option<Option<EntryId>>, u64, Vec<Span>)>,
+        viewers: Vec<Viewer>,
         room_bytes: usize,
     }
 
@@ -347,13 +359,14 @@ mod tests {
             match ask {
                 Ask::Nothing => {}
                 Ask::Read { until } => {
-                    assert!(self.viewers[viewer].1.is_none(), "one read at a time");
-                    self.viewers[viewer].1 = Some(until);
+                    let viewer = &mut self.viewers[viewer];
+                    assert!(viewer.asked.is_none() && viewer.found.is_none(), "one read at a time");
+                    viewer.asked = Some(until);
                 }
                 Ask::Attach => {
                     assert_eq!(self.hub, Live::Off);
                     self.hub = Live::Attaching;
-                    let from = self.viewers[viewer].0.position().id.ms;
+                    let from = self.viewers[viewer].seam.position().id.ms;
                     let live = *self.live.get_or_insert(from);
                     self.inbox.push_back(Message::Attached(live));
                 }
@@ -366,14 +379,14 @@ mod tests {
                 Message::Attached(live) => {
                     self.hub = Live::On(at(live));
                     for viewer in 0..self.viewers.len() {
-                        let ask = self.viewers[viewer].0.attached(at(live));
+                        let ask = self.viewers[viewer].seam.attached(at(live));
                         self.ask(viewer, ask);
                     }
                 }
                 Message::Broken => {
                     self.hub = Live::Off;
                     for viewer in 0..self.viewers.len() {
-                        let ask = self.viewers[viewer].0.broken();
+                        let ask = self.viewers[viewer].seam.broken();
                         self.ask(viewer, ask);
                     }
                 }
@@ -381,8 +394,8 @@ mod tests {
                 Message::Live(span) => {
                     self.hub = Live::On(at(span.to));
                     for viewer in 0..self.viewers.len() {
-                        match self.viewers[viewer].0.live(&span, self.room_bytes) {
-                            Taken::Deliver => self.viewers[viewer].3.push(span),
+                        match self.viewers[viewer].seam.live(&span, self.room_bytes) {
+                            Taken::Deliver => self.viewers[viewer].got.push(span),
                             Taken::Bridge { until } => self.ask(viewer, Ask::Read { until: Some(until) }),
                             Taken::Held | Taken::Ignored => {}
                         }
@@ -392,15 +405,23 @@ mod tests {
         }
 
         fn read_history(&mut self, viewer: usize, most: u64) {
-            let Some(until) = self.viewers[viewer].1.take() else { return };
-            let from = self.viewers[viewer].0.position().id.ms;
+            let viewer = &mut self.viewers[viewer];
+            let Some(until) = viewer.asked.take() else { return };
+            let from = viewer.seam.position().id.ms;
             let end = until.map_or(self.written, |until| until.ms.min(self.written)).max(from);
             let to = end.min(from + most);
-            if to > from {
-                self.viewers[viewer].3.push(Span { from, to });
+            viewer.found = Some((Span { from, to }, to == end));
+        }
+
+        fn receive_history(&mut self, viewer: usize) {
+            let hub = self.hub;
+            let seen = &mut self.viewers[viewer];
+            let Some((span, exhausted)) = seen.found.take() else { return };
+            if span.to > span.from {
+                seen.got.push(span);
             }
-            let (held, ask) = self.viewers[viewer].0.read(at(to), to == end, true, self.hub);
-            self.viewers[viewer].3.extend(held);
+            let (held, ask) = seen.seam.read(at(span.to), exhausted, true, hub);
+            seen.got.extend(held);
             self.ask(viewer, ask);
         }
 
@@ -427,15 +448,20 @@ mod tests {
                         self.read_history(viewer, most);
                     }
                 }
+                Step::ReceiveHistory => {
+                    for viewer in 0..self.viewers.len() {
+                        self.receive_history(viewer);
+                    }
+                }
                 Step::Break => {
                     if self.live.take().is_some() {
                         self.inbox.push_back(Message::Broken);
                     }
                 }
-                Step::Full => self.viewers.iter_mut().for_each(|viewer| viewer.0.fall_back()),
+                Step::Full => self.viewers.iter_mut().for_each(|viewer| viewer.seam.fall_back()),
                 Step::Drained => {
                     for viewer in 0..self.viewers.len() {
-                        let ask = self.viewers[viewer].0.resume();
+                        let ask = self.viewers[viewer].seam.resume();
                         self.ask(viewer, ask);
                     }
                 }
@@ -453,8 +479,10 @@ mod tests {
             starts in proptest::collection::vec(0_u64..8, 1..4),
             room_bytes in 0_usize..12,
         ) {
-            let viewers: Vec<_> =
-                starts.iter().map(|&start| (Seam::new(at(start)), Some(None), start, Vec::new())).collect();
+            let viewer = |&start: &u64| {
+                Viewer { seam: Seam::new(at(start)), asked: Some(None), found: None, start, got: Vec::new() }
+            };
+            let viewers: Vec<_> = starts.iter().map(viewer).collect();
             let mut world = World {
                 written: 8,
                 live: None,
@@ -471,12 +499,13 @@ mod tests {
             for _ in 0..400 {
                 world.step(Step::Drained);
                 world.step(Step::ReadHistory(1_000));
+                world.step(Step::ReceiveHistory);
                 world.step(Step::ReadLive(1_000));
                 world.step(Step::Receive);
             }
-            for (seam, _, start, spans) in &world.viewers {
+            for Viewer { seam, start, got, .. } in &world.viewers {
                 let mut position = *start;
-                for span in spans {
+                for span in got {
                     prop_assert!(span.from >= position, "{span:?} repeats what is before {position}");
                     // Only entries that are never delivered may lie between two pieces.
                     prop_assert!((position + 1..=span.from).all(|id| id % 7 == 0), "{position} then {span:?}");
