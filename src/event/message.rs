@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-
 use super::{After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
 
 /// A slot of a table together with the generation of its content, so that a message about former
@@ -478,11 +477,9 @@ pub fn now_us() -> u64 {
 #[must_use]
 pub fn shard(stream: &StreamName, count: usize) -> usize {
     // FNV-1a, 64 bit (Fowler, Noll, Vo): short, and spreads names that differ in a digit.
-    let hash = stream
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = stream.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     let mixed = hash ^ (hash >> 32);
     usize::try_from(mixed % count.max(1) as u64).unwrap_or(0)
 }
-

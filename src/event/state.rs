@@ -48,3 +48,15 @@ pub struct StreamState {
     /// a later reader can tell whether anything in between was trimmed.
     pub ordinal: Option<u64>,
 }
+
+impl StreamState {
+    /// Another generation begins; what is known of the stream as a whole stays.
+    pub fn begin(&mut self, phase: Phase, generation: Option<Arc<str>>) {
+        *self = Self { phase, generation, ordinal: self.ordinal, ..Self::default() };
+    }
+
+    /// One more entry was passed, whatever it was.
+    pub fn pass(&mut self) {
+        self.ordinal = self.ordinal.map(|ordinal| ordinal.saturating_add(1));
+    }
+}

@@ -88,6 +88,12 @@ impl Assembler {
         self.position
     }
 
+    /// Where the last frame ended that was handed out or is pending.
+    #[must_use]
+    pub fn framed(&self) -> Position {
+        self.pending.as_ref().map_or(self.framed.0, |pending| pending.head.last)
+    }
+
     /// The stream's state after the last pushed entry.
     #[must_use]
     pub const fn state(&self) -> &StreamState {
@@ -101,6 +107,7 @@ impl Assembler {
             return Pushed::Old;
         }
         self.position = id;
+        self.state.pass();
         let decoded = match decode(entry) {
             Ok(decoded) => decoded,
             Err(undecodable) => {
@@ -204,8 +211,8 @@ impl Assembler {
         self.pending = Some(Pending { head, body });
     }
 
-    /// Adds the entry at hand to the pending text frame. Within a frame nothing of the state changes but
-    /// `seq`: whatever changes more has a frame of its own.
+    /// Adds the entry at hand to the pending text frame. Within a frame only the
+    /// counts of the state change: whatever changes more has a frame of its own.
     fn append(&mut self, at: At, text: &str) {
         self.text.extend_from_slice(text.as_bytes());
         let Some(Pending { head, .. }) = &mut self.pending else { return };
@@ -215,6 +222,8 @@ impl Assembler {
         head.ts_us = head.ts_us.or(at.ts_us);
         head.read_us = at.read_us;
         head.state.seq = self.state.seq;
+        head.state.blind = self.state.blind;
+        head.state.ordinal = self.state.ordinal;
     }
 
     /// Makes a frame of the entry at hand alone.

@@ -12,6 +12,7 @@
 
 pub mod assemble;
 pub mod decode;
+pub mod gaps;
 mod json;
 pub mod order;
 pub mod seek;

@@ -53,14 +53,14 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
                 None => count(state, seq, DropReason::Retry),
             };
         }
-        *state = StreamState { phase: Phase::Open, generation: generation.map(Into::into), seq: None };
+        state.begin(Phase::Open, generation.map(Into::into));
         return Verdict::Deliver { lost: advance(state, seq), begins: true };
     }
     if state.phase.terminal().is_some() {
         if let Some(reason) = belongs_to_finished(state, decoded) {
             return Verdict::Drop(reason);
         }
-        *state = StreamState::default();
+        state.begin(Phase::Idle, None);
     }
     if matches!(decoded.event, Event::Heartbeat) {
         return count(state, seq, DropReason::Heartbeat);
@@ -130,6 +130,10 @@ fn advance(state: &mut StreamState, seq: Option<u64>) -> Option<u64> {
     debug_assert!(!is_retry(state, Some(seq)), "only higher numbers count");
     let expected = state.seq.map_or(0, |highest| highest.saturating_add(1));
     state.seq = Some(seq);
+    if std::mem::take(&mut state.blind) {
+        // What came before was removed unseen, which viewers are told in other words.
+        return None;
+    }
     seq.checked_sub(expected).filter(|&lost| lost > 0)
 }
 

@@ -18,8 +18,8 @@ pub struct Seek {
     state: StreamState,
     /// The state at the wanted position, from the moment at which the scan has passed it.
     passed: Option<StreamState>,
-    /// Right before the newest generation's first entry, once there is one.
-    newest: Option<(Position, StreamState)>,
+    /// Right before the newest generation's first entry.
+    newest: (Position, StreamState),
     /// Where the last delivered entry is.
     delivered: Position,
     terminal: Option<Arc<Frame>>,
@@ -45,16 +45,16 @@ pub struct Sought {
 }
 
 impl Seek {
-    /// A scan from the stream's beginning for where `after` is.
+    /// A scan from the stream's beginning, where its state is `beginning`, for where `after` is.
     #[must_use]
-    pub fn new(stream: StreamName, after: After) -> Self {
+    pub fn new(stream: StreamName, after: After, beginning: StreamState) -> Self {
         Self {
             stream,
             after,
             tip: EntryId::ZERO,
-            state: StreamState::default(),
+            newest: (Position::ZERO, beginning.clone()),
+            state: beginning,
             passed: None,
-            newest: None,
             delivered: Position::ZERO,
             terminal: None,
             activity: None,
@@ -80,7 +80,10 @@ impl Seek {
         }
         match decode(entry) {
             Ok(decoded) => self.follow(entry.id, &decoded),
-            Err(_) => self.activity = Some(entry.id),
+            Err(_) => {
+                self.state.pass();
+                self.activity = Some(entry.id);
+            }
         }
         self.tip = entry.id;
     }
@@ -92,7 +95,7 @@ impl Seek {
         let state_at_tip = self.state;
         let (from, state_at_from) = match self.after {
             After::At(wanted) => (wanted, self.passed.unwrap_or_else(|| state_at_tip.clone())),
-            After::Last => self.newest.unwrap_or_else(|| (Position::ZERO, StreamState::default())),
+            After::Last => self.newest,
             After::Tail => (Position::whole(self.tip.max(last_generated_id)), state_at_tip.clone()),
         };
         Sought {
@@ -112,9 +115,12 @@ impl Seek {
         // Only an entry that may begin a generation needs the state before it, and only `last` asks for it.
         let may_begin = decoded.event.begins() || decoded.event.is_terminal();
         let before = (self.after == After::Last && may_begin).then(|| self.state.clone());
+        self.state.pass();
         let Verdict::Deliver { begins, .. } = judge(&mut self.state, id, decoded) else { return };
         if begins {
-            self.newest = before.map(|state| (Position::whole(self.tip), state));
+            if let Some(state) = before {
+                self.newest = (Position::whole(self.tip), state);
+            }
             self.terminal = None;
         }
         if decoded.event.is_terminal() {
