@@ -242,7 +242,7 @@ keys! {
     /// What an operator wants to see of a healthy daemon.
     LOG_LEVEL: Text = "log.level", Text {
         default: "info",
-        is_allowed: |text| tracing_subscriber::EnvFilter::try_new(text).is_ok(),
+        is_allowed: |text| crate::observe::logging::check(text).is_ok(),
         allowed: "error, warn, info, debug, trace, off, or a filter such as \"info,llm_bridge::deliver=debug\"",
     };
     /// People read logs first; a collector can have JSON.

@@ -168,7 +168,7 @@ fn odd_toml_is_refused_not_misread() {
         "[service]\nname = \"a:b\"",
         "[service]\ninstance = \"{x}\"",
         "[redis]\nprefix = \"\"",
-        "[log]\nlevel = \"info,=\"",
+        "[log]\nlevel = \"inof\"",
     ] {
         assert_eq!(errors_of(text).len(), 1, "{text}");
     }
