@@ -122,3 +122,57 @@ fn quoted(text: &str) -> String {
         Err(_) => "\"\"".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(json: Vec<u8>) -> String {
+        let _: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        String::from_utf8(json).unwrap()
+    }
+
+    #[test]
+    fn notices_are_what_the_contract_prints() {
+        let stream: StreamName = "s1/gpt-4o".parse().unwrap();
+        let (id, after) = (EntryId::new(7, 1), Position::whole(EntryId::new(5, 0)));
+        for (json, expected) in [
+            (
+                open(&stream, Position::ZERO, StreamStatus::Live),
+                r#"{"type":"open","stream":"s1/gpt-4o","after":"0-0","state":"live"}"#,
+            ),
+            (status(StreamStatus::Draining), r#"{"type":"status","state":"draining"}"#),
+            (
+                gap_trimmed(after, Some(id), Some(3)),
+                r#"{"type":"gap","after":"5-0","next":"7-1","lost":3,"reason":"trimmed"}"#,
+            ),
+            (
+                gap_trimmed(after, None, None),
+                r#"{"type":"gap","after":"5-0","next":null,"lost":null,"reason":"trimmed"}"#,
+            ),
+            (
+                gap_recreated(after, Some(id)),
+                r#"{"type":"gap","after":"5-0","next":"7-1","lost":null,"reason":"recreated"}"#,
+            ),
+            (
+                gap_failover(after, None, EntryId::new(4, 2)),
+                r#"{"type":"gap","id":"4-2","after":"5-0","next":null,"lost":null,"reason":"failover"}"#,
+            ),
+            (
+                refused("bad\"", "line\nbreak ä"),
+                r#"{"type":"refused","code":"bad\"","message":"line\nbreak ä"}"#,
+            ),
+            (pong(None), r#"{"type":"pong"}"#),
+            (cancel_requested(), r#"{"type":"cancel_requested"}"#),
+            (
+                unsubscribed(&stream, Unsubscribed::NotFound),
+                r#"{"type":"unsubscribed","stream":"s1/gpt-4o","reason":"not_found"}"#,
+            ),
+            (error_body("c", "m"), r#"{"error":{"code":"c","message":"m"}}"#),
+        ] {
+            assert_eq!(told(json), expected);
+        }
+        let nonce: Box<RawValue> = serde_json::from_str(r#"{"a": [1]}"#).unwrap();
+        assert_eq!(told(pong(Some(&nonce))), r#"{"type":"pong","nonce":{"a": [1]}}"#);
+    }
+}

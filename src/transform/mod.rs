@@ -17,6 +17,8 @@ mod json;
 pub mod order;
 pub mod seek;
 pub mod snapshot;
+#[cfg(test)]
+mod stories;
 
 pub use assemble::{Assembler, Pushed};
 pub use decode::{Undecodable, decode};
