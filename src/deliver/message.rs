@@ -90,8 +90,7 @@ impl Refusal {
 /// # Errors
 /// The [`Refusal`] to answer with.
 pub fn parse(text: &str, multiplexed: bool) -> Result<ClientMessage, Refusal> {
-    let raw: RawMessage<'_> = serde_json::from_str(text)
-        .map_err(|error| Refusal::new("malformed", format!("not a message: {error}")))?;
+    let raw = RawMessage::read(text).map_err(|error| Refusal::new("malformed", error))?;
     let kind: String = raw
         .kind
         .and_then(|kind| serde_json::from_str(kind.get()).ok())
@@ -120,8 +119,8 @@ pub fn parse_cancel_body(body: &[u8]) -> Result<Option<String>, HttpError> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let raw: RawMessage<'_> = serde_json::from_slice(body)
-        .map_err(|error| HttpError::bad_request(format!("the body is empty or a JSON object: {error}")))?;
+    let text = std::str::from_utf8(body).map_err(|_| HttpError::bad_request("the body is not UTF-8"))?;
+    let raw = RawMessage::read(text).map_err(HttpError::bad_request)?;
     reason(raw.reason).map_err(|refusal| HttpError::bad_request(refusal.message))
 }
 
@@ -148,7 +147,15 @@ struct RawMessage<'a> {
     nonce: Option<&'a RawValue>,
 }
 
-impl RawMessage<'_> {
+impl<'a> RawMessage<'a> {
+    fn read(text: &'a str) -> Result<Self, String> {
+        // serde would take an array for a struct too.
+        if !text.trim_ascii_start().starts_with('{') {
+            return Err("not a JSON object".to_owned());
+        }
+        serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))
+    }
+
     fn stream(&self, required: bool) -> Result<Option<StreamName>, Refusal> {
         match self.stream {
             None if required => Err(no_stream()),
@@ -224,4 +231,154 @@ fn string(raw: &RawValue) -> Option<String> {
 
 fn number(raw: &RawValue) -> Option<f64> {
     serde_json::from_str(raw.get()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::EntryId;
+
+    fn refused(text: &str, multiplexed: bool) -> &'static str {
+        parse(text, multiplexed).expect_err(text).code
+    }
+
+    #[test]
+    fn subscriptions_carry_their_options() {
+        let text = r#"{"type":"subscribe","stream":"s/a/b","after":"5-1.2","follow":true,"wait":0.5,"batch_ms":20,"x":[]}"#;
+        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true) else {
+            panic!("{text}");
+        };
+        assert_eq!((stream.session(), stream.model()), ("s", "a/b"));
+        assert_eq!(after, After::At(Position { id: EntryId::new(5, 1), part: 2 }));
+        assert!(follow);
+        assert_eq!((wait, batch), (Some(Duration::from_millis(500)), Some(Duration::from_millis(20))));
+
+        let text = r#" {"type":"subscribe","stream":"s\/m","after":null,"wait":null,"follow":0}"#;
+        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true) else {
+            panic!("{text}");
+        };
+        assert_eq!((stream.as_str(), after, follow), ("s/m", After::At(Position::ZERO), false));
+        assert_eq!((wait, batch), (None, None));
+        for (word, expected) in [("last", After::Last), ("$", After::Tail), ("0", After::At(Position::ZERO))]
+        {
+            let text = format!(r#"{{"type":"subscribe","stream":"s/m","after":"{word}"}}"#);
+            assert!(
+                matches!(parse(&text, true), Ok(ClientMessage::Subscribe { after, .. }) if after == expected),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_options_are_refused_by_name() {
+        for (member, value) in [
+            ("after", "5"),
+            ("after", "\"x\""),
+            ("follow", "\"yes\""),
+            ("follow", "2"),
+            ("wait", "-1"),
+            ("wait", "\"2\""),
+            ("batch_ms", "[1]"),
+            ("batch_ms", "-0.5"),
+        ] {
+            let text = format!(r#"{{"type":"subscribe","stream":"s/m","{member}":{value}}}"#);
+            let refusal = parse(&text, true).expect_err(&text);
+            assert_eq!(refusal.code, "bad_option", "{text}");
+            assert!(refusal.message.contains(member), "{text}: {refusal}");
+        }
+        assert_eq!(refused(r#"{"type":"ack","id":"last"}"#, false), "bad_option");
+        assert_eq!(refused(r#"{"type":"ack"}"#, false), "bad_option");
+        assert_eq!(refused(r#"{"type":"cancel","reason":7}"#, false), "bad_option");
+        for text in [r#"{"type":"subscribe"}"#, r#"{"type":"unsubscribe","stream":1}"#] {
+            assert_eq!(refused(text, true), "bad_name");
+        }
+        assert_eq!(refused(r#"{"type":"subscribe","stream":"s/../m"}"#, true), "bad_name");
+        let huge = parse(r#"{"type":"subscribe","stream":"s/m","wait":1e300}"#, true);
+        assert!(matches!(huge, Ok(ClientMessage::Subscribe { wait: Some(Duration::MAX), .. })));
+    }
+
+    #[test]
+    fn what_is_no_message_is_malformed() {
+        for text in [
+            "",
+            "x",
+            "null",
+            "7",
+            "{}",
+            r#"["ping"]"#,
+            r#"{"type":null}"#,
+            r#"{"type":7}"#,
+            r#"{"type":"ping"} x"#,
+            r#"{"type":"ping","type":"ack"}"#,
+        ] {
+            assert_eq!(refused(text, true), "malformed", "{text}");
+        }
+        assert_eq!(refused(r#"{"type":"hello"}"#, false), "unknown_type");
+        assert_eq!(refused(r#"{"type":"auth","token":"x"}"#, false), "unsupported");
+        assert_eq!(refused(r#"{"type":"subscribe","stream":"s/m"}"#, false), "unsupported");
+    }
+
+    #[test]
+    fn a_multiplexed_message_names_its_stream() {
+        assert!(matches!(
+            parse(r#"{"type":"cancel"}"#, false),
+            Ok(ClientMessage::Cancel { stream: None, .. })
+        ));
+        assert_eq!(refused(r#"{"type":"cancel"}"#, true), "bad_name");
+        assert_eq!(refused(r#"{"type":"ack","id":"1-0"}"#, true), "bad_name");
+        let text = r#"{"type":"cancel","stream":"s/m","reason":"enough"}"#;
+        let Ok(ClientMessage::Cancel { stream: Some(stream), reason: Some(reason) }) = parse(text, true)
+        else {
+            panic!("{text}");
+        };
+        assert_eq!((stream.as_str(), reason.as_str()), ("s/m", "enough"));
+    }
+
+    #[test]
+    fn nonces_come_back_byte_for_byte_and_are_bounded() {
+        let text = r#"{"type":"ping","nonce":{"a": [1, "\u00e9"]}}"#;
+        let Ok(ClientMessage::Ping { nonce: Some(nonce) }) = parse(text, false) else { panic!("{text}") };
+        assert_eq!(nonce.get(), r#"{"a": [1, "\u00e9"]}"#);
+        assert!(matches!(parse(r#"{"type":"ping"}"#, false), Ok(ClientMessage::Ping { nonce: None })));
+        let long = format!(r#"{{"type":"ping","nonce":"{}"}}"#, "x".repeat(NONCE_BYTES_MAX));
+        assert_eq!(refused(&long, false), "bad_option");
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let open = "[".repeat(30_000);
+        let deep = open.clone() + &"]".repeat(30_000);
+        for (text, code) in [
+            (format!(r#"{{"type":{deep}}}"#), "malformed"),
+            (format!(r#"{{"type":"ping","nonce":{deep}}}"#), "bad_option"),
+            (format!(r#"{{"type":"subscribe","stream":{deep}}}"#), "bad_name"),
+            (format!(r#"{{"type":"subscribe","stream":"s/m","wait":{deep}}}"#), "bad_option"),
+        ] {
+            assert_eq!(refused(&text, true), code);
+        }
+        assert!(parse(&format!(r#"{{"type":"ping","other":{deep}}}"#), true).is_ok());
+        assert_eq!(refused(&open, true), "malformed");
+        assert_eq!(refused(&"{\"a\":".repeat(10_000), true), "malformed");
+    }
+
+    #[test]
+    fn cancel_bodies_are_empty_or_objects() {
+        assert_eq!(parse_cancel_body(b""), Ok(None));
+        assert_eq!(parse_cancel_body(b" \r\n"), Ok(None));
+        assert_eq!(parse_cancel_body(b"{}"), Ok(None));
+        assert_eq!(parse_cancel_body(br#"{"reason":"enough"}"#), Ok(Some("enough".to_owned())));
+        let long = format!(r#"{{"reason":"{}"}}"#, "x".repeat(REASON_BYTES_MAX + 1));
+        for body in [&b"reason"[..], b"[]", b"{\"reason\":1}", b"{\"reason\":\"\xff\"}", long.as_bytes()] {
+            assert_eq!(parse_cancel_body(body).map_err(|error| error.status), Err(400));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_text_is_refused(text in "\\PC*", multiplexed: bool) {
+            prop_assert!(parse(&text, multiplexed).is_err());
+        }
+    }
 }

@@ -121,3 +121,98 @@ impl<M> Outbox<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Takes as many bytes as it is told, call by call; 0 means that it would block, and odd numbers
+    /// come with an interruption before.
+    struct Stingy {
+        script: Vec<usize>,
+        interrupted: bool,
+        got: Vec<u8>,
+    }
+
+    impl Write for Stingy {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            unreachable!("writes are vectored")
+        }
+
+        fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+            assert!(!pieces.is_empty() && pieces.len() <= PIECES_MAX);
+            if !std::mem::replace(&mut self.interrupted, true) {
+                return Err(ErrorKind::Interrupted.into());
+            }
+            let Some(room) = self.script.pop().filter(|&room| room > 0) else {
+                return Err(ErrorKind::WouldBlock.into());
+            };
+            self.interrupted = room % 2 == 0;
+            let offered = pieces.iter().flat_map(|piece| piece.iter().copied());
+            let before = self.got.len();
+            self.got.extend(offered.take(room));
+            Ok(self.got.len() - before)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn memory_is_given_back() {
+        let mut outbox = Outbox::new();
+        assert_eq!(outbox.chunks.capacity(), 0);
+        for mark in 0..1000_u32 {
+            outbox.push(Chunk { bytes: Bytes::from_static(b"x"), mark: Some(mark) });
+        }
+        let mut marks = 0;
+        let outcome = outbox.write_to(&mut Vec::new(), &mut |_| marks += 1).unwrap();
+        assert_eq!((outcome, marks, outbox.len_bytes()), (WriteOutcome::Drained, 1000, 0));
+        assert_eq!(outbox.chunks.capacity(), 0);
+    }
+
+    #[test]
+    fn a_writer_that_takes_nothing_is_an_error() {
+        let mut outbox = Outbox::<()>::new();
+        outbox.push(Chunk { bytes: Bytes::new(), mark: None });
+        assert_eq!(outbox.write_to(&mut &mut [][..], &mut |()| {}).unwrap(), WriteOutcome::Drained);
+        outbox.push(Chunk { bytes: Bytes::from_static(b"x"), mark: None });
+        let error = outbox.write_to(&mut &mut [][..], &mut |()| {}).unwrap_err();
+        assert_eq!((error.kind(), outbox.len_bytes()), (ErrorKind::WriteZero, 1));
+    }
+
+    proptest! {
+        /// Whatever amounts the writer takes: bytes out are bytes in, and a mark is reported in the very
+        /// write that took its last byte.
+        #[test]
+        fn bytes_and_marks_keep_their_order(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..200),
+            scripts in prop::collection::vec(prop::collection::vec(0_usize..300, 0..8), 0..30),
+        ) {
+            let mut outbox = Outbox::new();
+            let mut sink = Stingy { script: Vec::new(), interrupted: false, got: Vec::new() };
+            let (mut expected, mut ends) = (Vec::new(), Vec::new());
+            let mut marks = Vec::new();
+            let mut to_push = chunks.into_iter();
+            for script in scripts.into_iter().chain([vec![usize::MAX; 100]]) {
+                for bytes in to_push.by_ref().take(if script.len() == 100 { usize::MAX } else { 9 }) {
+                    expected.extend_from_slice(&bytes);
+                    ends.push(expected.len());
+                    outbox.push(Chunk { bytes: bytes.into(), mark: Some(ends.len() - 1) });
+                }
+                sink.script = script;
+                let outcome = outbox.write_to(&mut sink, &mut |mark| marks.push(mark)).unwrap();
+                prop_assert_eq!(outbox.len_bytes(), expected.len() - sink.got.len());
+                prop_assert_eq!(outcome == WriteOutcome::Drained, outbox.is_empty());
+                // A leading empty chunk is complete as soon as its turn has come.
+                let complete: Vec<usize> = (0..ends.len()).filter(|&mark| ends[mark] <= sink.got.len()).collect();
+                prop_assert_eq!(&marks, &complete);
+            }
+            prop_assert!(outbox.is_empty());
+            prop_assert_eq!(sink.got, expected);
+        }
+    }
+}

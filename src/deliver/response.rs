@@ -127,7 +127,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The frame for answers to `request`, whose body is left unread.
+    /// The frame for answers to `request`, whose body, if it has one, is left unread and so ends the
+    /// connection. Who has read the body sets `keep_alive` to the request's.
     #[must_use]
     pub fn to(request: &Request, origin: AllowedOrigin) -> Self {
         Self { keep_alive: request.keeps_alive_unread(), head_only: request.method == Method::Head, origin }
@@ -137,18 +138,6 @@ impl Reply {
     #[must_use]
     pub fn closing() -> Self {
         Self::default()
-    }
-
-    /// 101: the connection speaks WebSocket from here on.
-    pub fn websocket(&self, out: &mut Vec<u8>, offer: &WebSocketOffer) {
-        let mut head = Head::status(out, 101);
-        head.field("Upgrade", "websocket");
-        head.field("Connection", "Upgrade");
-        head.field("Sec-WebSocket-Accept", &derive_accept_key(offer.key.as_bytes()));
-        if offer.protocols.iter().any(|protocol| protocol == SUBPROTOCOL) {
-            head.field("Sec-WebSocket-Protocol", SUBPROTOCOL);
-        }
-        head.end();
     }
 
     /// 200: events follow until the connection is closed.
@@ -262,6 +251,18 @@ impl Reply {
     }
 }
 
+/// 101: the connection speaks WebSocket from here on.
+pub fn switch_to_websocket(out: &mut Vec<u8>, offer: &WebSocketOffer) {
+    let mut head = Head::status(out, 101);
+    head.field("Upgrade", "websocket");
+    head.field("Connection", "Upgrade");
+    head.field("Sec-WebSocket-Accept", &derive_accept_key(offer.key.as_bytes()));
+    if offer.protocols.iter().any(|protocol| protocol == SUBPROTOCOL) {
+        head.field("Sec-WebSocket-Protocol", SUBPROTOCOL);
+    }
+    head.end();
+}
+
 /// 100: the client may send the body that it announced.
 pub fn go_on(out: &mut Vec<u8>) {
     Head::status(out, 100).end();
@@ -312,5 +313,101 @@ const fn reason_phrase(status: u16) -> &'static str {
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
         _ => "Status",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::request::{self, Parsed};
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn request(head: &str) -> Request {
+        match request::parse(head.as_bytes()) {
+            Parsed::Complete { request, .. } => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn errors_name_themselves_and_what_would_be_served() {
+        let reply = Reply { keep_alive: true, ..Reply::default() };
+        let text = written(|out| reply.error(out, &HttpError::method_not_allowed("GET, HEAD")));
+        assert_eq!(
+            text,
+            "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: application/json\r\nContent-Length: 94\r\n\
+             Cache-Control: no-store\r\nConnection: keep-alive\r\nVary: Origin\r\nAllow: GET, HEAD\r\n\r\n\
+             {\"error\":{\"code\":\"method_not_allowed\",\"message\":\"the methods of this resource are GET, HEAD\"}}"
+        );
+        let busy = HttpError::unavailable("full", "a \"quoted\" word", 3);
+        let text = written(|out| Reply::closing().error(out, &busy));
+        assert!(
+            text.contains("\r\nRetry-After: 3\r\n") && text.contains("\r\nConnection: close\r\n"),
+            "{text}"
+        );
+        let (_, body) = text.split_once("\r\n\r\n").unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["message"], "a \"quoted\" word");
+    }
+
+    #[test]
+    fn a_wrong_upgrade_is_told_the_version() {
+        let text = written(|out| Reply::closing().error(out, &HttpError::bad_upgrade(426, "13 it is")));
+        assert!(text.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{text}");
+        assert!(text.contains("\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"), "{text}");
+    }
+
+    #[test]
+    fn answers_to_head_have_no_body() {
+        let asked = request("HEAD /v1/streams/s/m HTTP/1.1\r\nHost: h\r\n\r\n");
+        let reply = Reply::to(&asked, AllowedOrigin::Silent);
+        for text in [
+            written(|out| reply.error(out, &HttpError::not_found("no"))),
+            written(|out| reply.head(out, 200)),
+            written(|out| reply.content(out, 200, "text/html", b"<p>")),
+        ] {
+            assert!(text.ends_with("\r\n\r\n") && text.contains("keep-alive"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unread_body_ends_the_connection() {
+        let asked = request("POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}");
+        assert!(asked.keep_alive && !Reply::to(&asked, AllowedOrigin::Silent).keep_alive);
+    }
+
+    #[test]
+    fn the_handshake_is_that_of_the_rfc() {
+        let offer = WebSocketOffer {
+            key: "dGhlIHNhbXBsZSBub25jZQ==".to_owned(),
+            protocols: vec!["bearer.x".to_owned(), SUBPROTOCOL.to_owned()],
+        };
+        let text = written(|out| switch_to_websocket(out, &offer));
+        assert!(text.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{text}");
+        assert!(text.contains("\r\nSec-WebSocket-Protocol: llm-bridge.v1\r\n"), "{text}");
+        let plain = WebSocketOffer { protocols: vec!["other".to_owned()], ..offer };
+        assert!(!written(|out| switch_to_websocket(out, &plain)).contains("Sec-WebSocket-Protocol"));
+    }
+
+    #[test]
+    fn allowed_origins_are_told_so() {
+        let origin = AllowedOrigin::from_decision(OriginDecision::Allowed("https://a.example")).unwrap();
+        let reply = Reply { origin, ..Reply::default() };
+        let text = written(|out| reply.sse(out));
+        assert!(
+            text.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\nVary: Origin\r\n"),
+            "{text}"
+        );
+        assert!(text.contains("\r\nContent-Type: text/event-stream\r\n"), "{text}");
+        let text = written(|out| reply.preflight(out, "GET, OPTIONS"));
+        assert!(text.contains("\r\nAccess-Control-Allow-Methods: GET, OPTIONS\r\n"), "{text}");
+        let text = written(|out| Reply::default().preflight(out, "GET, OPTIONS"));
+        assert!(text.contains("\r\nAllow: GET, OPTIONS\r\n") && !text.contains("Access-Control"), "{text}");
+        assert_eq!(AllowedOrigin::from_decision(OriginDecision::Forbidden).unwrap_err().status, 403);
     }
 }

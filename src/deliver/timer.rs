@@ -136,3 +136,79 @@ impl Timers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arm { key: usize, in_ms: u64 },
+        Disarm { key: usize },
+        Sleep { ms: u64 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..10_usize, 0..100_u64).prop_map(|(key, in_ms)| Step::Arm { key, in_ms }),
+            1 => (0..12_usize).prop_map(|key| Step::Disarm { key }),
+            2 => (0..40_u64).prop_map(|ms| Step::Sleep { ms }),
+        ];
+        prop::collection::vec(step, 0..400)
+    }
+
+    proptest! {
+        #[test]
+        fn timers_do_what_a_plain_map_does(steps in steps()) {
+            let mut now = Instant::now();
+            let mut timers = Timers::new();
+            let mut model = BTreeMap::new();
+            for (generation, step) in (0_u64..).zip(steps) {
+                match step {
+                    Step::Arm { key, in_ms } => {
+                        let at = now + Duration::from_millis(in_ms);
+                        timers.arm(key, generation, at);
+                        model.insert(key, (at, generation));
+                    }
+                    Step::Disarm { key } => {
+                        timers.disarm(key);
+                        model.remove(&key);
+                    }
+                    Step::Sleep { ms } => now += Duration::from_millis(ms),
+                }
+                prop_assert_eq!(timers.next_deadline(), model.values().map(|&(at, _)| at).min());
+                let mut last = None;
+                while let Some((key, generation)) = timers.pop_due(now) {
+                    let (at, armed_generation) = model.remove(&key).expect("only what is armed comes due");
+                    prop_assert_eq!(generation, armed_generation);
+                    prop_assert!(at <= now && last <= Some(at));
+                    last = Some(at);
+                }
+                prop_assert!(model.values().all(|&(at, _)| at > now));
+                prop_assert_eq!(timers.len(), model.len());
+                prop_assert!(timers.heap.len() <= 2 * timers.len() + DEAD_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn moving_a_deadline_costs_no_memory() {
+        let start = Instant::now();
+        let mut timers = Timers::new();
+        for step in 0..10_000 {
+            timers.arm(3, step, start + Duration::from_millis(step));
+        }
+        assert_eq!(timers.heap.len(), 1);
+        for step in (0..10_000).rev() {
+            timers.arm(3, step, start + Duration::from_millis(step));
+        }
+        assert!(timers.heap.len() <= 2 + DEAD_MAX);
+        assert_eq!(timers.pop_due(start), Some((3, 0)));
+        assert!(timers.is_empty() && timers.next_deadline().is_none());
+    }
+}

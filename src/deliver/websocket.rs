@@ -348,3 +348,6 @@ fn frame(opcode: OpCode, payload: &[&[u8]]) -> Bytes {
     payload.iter().for_each(|part| bytes.extend_from_slice(part));
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests;
