@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{FrameBody, Phase, merge, websocket_text};
-use crate::transform::stories::{any_stream, entries, entry, stream};
+use crate::transform::stories::{any_stream, beginning, entries, entry, stream};
 
 fn assembler() -> Assembler {
-    Assembler::new(stream(), Position::ZERO, StreamState::default())
+    Assembler::new(stream(), Position::ZERO, beginning())
 }
 
 fn json(frames: &[Arc<Frame>]) -> Vec<String> {
@@ -160,7 +160,13 @@ fn times_positions_and_states_are_those_of_the_covered_entries() {
     assert_eq!((delta.after, delta.last.to_string()), (start.last, "4-0".into()));
     assert_eq!((delta.count, delta.seq, delta.ts_us), (3, Some(3), Some(70)));
     assert_eq!((delta.read_us, delta.encoded_us), (104, 200));
-    let state = StreamState { phase: Phase::Open, generation: Some("g".into()), seq: Some(3) };
+    let state = StreamState {
+        phase: Phase::Open,
+        generation: Some("g".into()),
+        seq: Some(3),
+        ordinal: Some(4),
+        ..StreamState::default()
+    };
     assert_eq!(delta.state, state);
     assert_eq!(assembler.take(300).len(), 0);
 }

@@ -59,7 +59,7 @@ fn id(ms: u64) -> EntryId {
 #[test]
 fn plain_producers_lose_nothing() {
     let state = check(&[(&DELTA, BEGIN), (&DELTA, GO), (&TOOL, GO), (&CUSTOM, GO), (&END, GO)]);
-    assert_eq!(state, StreamState { phase: Phase::Ended(id(5)), generation: None, seq: None });
+    assert_eq!(state, StreamState { phase: Phase::Ended(id(5)), seq: None, ..StreamState::default() });
     for first in [TOOL, CUSTOM, START, END, ERROR] {
         check(&[(&first, BEGIN)]);
     }
@@ -101,7 +101,7 @@ fn numbers_that_do_not_rise_are_retries() {
         (&n(DELTA, 2), RETRY),
         (&n(DELTA, 1), RETRY),
     ]);
-    assert_eq!(state, StreamState { phase: Phase::Ended(id(7)), generation: None, seq: Some(2) });
+    assert_eq!(state, StreamState { phase: Phase::Ended(id(7)), seq: Some(2), ..StreamState::default() });
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_start_begins_anew_and_its_retry_does_not() {
         (&n(START, 0), BEGIN),
         (&n(START, 0), BEGIN),
     ]);
-    assert_eq!(state, StreamState { phase: Phase::Open, generation: None, seq: Some(0) });
+    assert_eq!(state, StreamState { phase: Phase::Open, seq: Some(0), ..StreamState::default() });
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn without_a_start_the_number_tells_the_generation() {
         };
         assert_eq!(
             ended(n(DELTA, 0), BEGIN),
-            StreamState { phase: Phase::Open, generation: None, seq: Some(0) }
+            StreamState { phase: Phase::Open, seq: Some(0), ..StreamState::default() }
         );
         assert_eq!(ended(n(DELTA, 1), RETRY).seq, Some(1));
         assert_eq!(ended(n(DELTA, 5), begin_lost(5)).seq, Some(5));
@@ -213,4 +213,27 @@ fn skipped_is_shown_but_after_a_terminal_entry() {
     for terminal in [END, ERROR, LOST] {
         assert!(!shows_skipped(&check(&[(&DELTA, BEGIN), (&terminal, GO)])));
     }
+}
+
+#[test]
+fn a_blind_reader_takes_the_first_number_as_it_comes() {
+    let judged = |state: &mut StreamState, object: &str| {
+        judge(state, EntryId::new(9, 0), &native(object.as_bytes()).unwrap())
+    };
+    let blind = StreamState { blind: true, ordinal: Some(5), ..StreamState::default() };
+    for first in [DELTA, HEARTBEAT] {
+        let mut state = blind.clone();
+        judged(&mut state, DELTA);
+        assert!(state.blind, "an entry without a number tells nothing");
+        assert!(!matches!(judged(&mut state, &n(first, 7)), Verdict::Gap { .. }));
+        assert_eq!((state.blind, state.seq), (false, Some(7)));
+        assert_eq!(judged(&mut state, &n(DELTA, 9)), go_lost(1));
+    }
+    let mut state = blind.clone();
+    assert_eq!(judged(&mut state, &n(DELTA, 7)), BEGIN);
+    assert_eq!(judged(&mut state, &n(DELTA, 7)), RETRY);
+    // What a start begins is seen whole. The place in the stream stays.
+    let mut state = blind;
+    assert_eq!(judged(&mut state, &n(START, 2)), begin_lost(2));
+    assert_eq!((state.blind, state.ordinal), (false, Some(5)));
 }

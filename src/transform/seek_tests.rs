@@ -3,10 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::Phase;
 use crate::transform::Assembler;
-use crate::transform::stories::{any_stream, entries, entry, stream};
+use crate::transform::stories::{any_stream, beginning, entries, entry, stream};
 
 fn seek(after: After, story: &[Entry]) -> Sought {
-    let mut seek = Seek::new(stream(), after);
+    let mut seek = Seek::new(stream(), after, beginning());
     story.iter().for_each(|entry| seek.push(entry));
     seek.finish(EntryId::ZERO)
 }
@@ -31,7 +31,7 @@ fn an_empty_stream_has_no_past() {
     for after in [After::At(Position::ZERO), After::Last, After::Tail] {
         let sought = seek(after, &[]);
         assert_eq!((sought.from, sought.tip), (Position::ZERO, EntryId::ZERO));
-        assert_eq!(sought.state_at_from, StreamState::default());
+        assert_eq!(sought.state_at_from, beginning());
         assert!(sought.terminal.is_none() && sought.newest_activity.is_none());
     }
 }
@@ -53,7 +53,7 @@ fn last_is_the_newest_generations_beginning() {
 #[test]
 fn the_tail_is_behind_everything() {
     let story = entries(&STORY);
-    let mut seek = Seek::new(stream(), After::Tail);
+    let mut seek = Seek::new(stream(), After::Tail, beginning());
     story.iter().for_each(|entry| seek.push(entry));
     assert_eq!(seek.position(), EntryId::new(8, 0));
     let sought = seek.finish(EntryId::new(9, 5));
@@ -104,7 +104,7 @@ proptest! {
     /// which the newest generation is shown whole.
     #[test]
     fn agrees_with_the_assembler(story in any_stream()) {
-        let mut assembler = Assembler::new(stream(), Position::ZERO, StreamState::default());
+        let mut assembler = Assembler::new(stream(), Position::ZERO, beginning());
         let mut frames = Vec::new();
         for entry in &story {
             assembler.push(entry, 0);

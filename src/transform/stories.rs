@@ -2,10 +2,15 @@
 
 use proptest::prelude::*;
 
-use crate::event::{Entry, EntryId, Fields, StreamName};
+use crate::event::{Entry, EntryId, Fields, StreamName, StreamState};
 
 pub(super) fn stream() -> StreamName {
     "s1/gpt-4o".parse().unwrap()
+}
+
+/// The state before the first entry of a stream that was never trimmed.
+pub(super) fn beginning() -> StreamState {
+    StreamState { ordinal: Some(0), ..StreamState::default() }
 }
 
 /// The entry `id` whose `data` is `object`.
