@@ -51,3 +51,144 @@ fn ready(registry: &Registry) -> Answer {
     let body = json!({ "ready": reasons.is_empty(), "not_ready": reasons });
     Answer { status, content_type: "application/json", body: format!("{body}\n").into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Lease;
+    use crate::observe::testing::{exposition, sample};
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, SocketAddr, TcpStream};
+    use std::time::Duration;
+
+    /// A listener that answers until the test is over.
+    struct Running {
+        address: SocketAddr,
+        registry: Arc<Registry>,
+        stop: Stop,
+        thread: Option<std::thread::JoinHandle<io::Result<()>>>,
+    }
+
+    impl Running {
+        fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (address, registry, stop) = (listener.local_addr().unwrap(), Arc::new(sample()), Stop::new());
+            let (inner_registry, inner_stop) = (Arc::clone(&registry), stop.clone());
+            let body = move || run(listener, inner_registry, inner_stop);
+            let thread = std::thread::Builder::new().spawn(body).unwrap();
+            Self { address, registry, stop, thread: Some(thread) }
+        }
+
+        fn connect(&self) -> TcpStream {
+            let stream = TcpStream::connect(self.address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream
+        }
+
+        /// Sends bytes and returns the status, the head and the body of the answer.
+        fn send(&self, request: &[u8]) -> (u16, String, String) {
+            let mut stream = self.connect();
+            stream.write_all(request).unwrap();
+            answer_of(stream)
+        }
+
+        fn get(&self, path: &str) -> (u16, String, String) {
+            self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.stop.request();
+            let result = self.thread.take().unwrap().join();
+            if !std::thread::panicking() {
+                result.unwrap().unwrap();
+            }
+        }
+    }
+
+    fn answer_of(mut stream: TcpStream) -> (u16, String, String) {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+        assert!(body.is_empty() || body.len() == length.parse::<usize>().unwrap());
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_owned(), body.to_owned())
+    }
+
+    #[test]
+    fn every_page_is_there() {
+        let running = Running::start();
+        assert_eq!(running.get("/healthz?from=probe").2, "ok\n");
+        let (status, head, body) = running.get("/metrics");
+        assert!(status == 200 && head.contains("text/plain; version=0.0.4"));
+        exposition(&body).unwrap();
+        let (status, head, body) = running.get("/stats.json");
+        assert!(status == 200 && head.contains("Content-Type: application/json\r\n"));
+        let stats: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(stats["counters"]["entries_read"], 120);
+        let (status, head, body) = running.get("/");
+        assert!(status == 200 && head.contains("text/html") && body.contains("stats.json"));
+    }
+
+    #[test]
+    fn readiness_says_what_is_not_well() {
+        let running = Running::start();
+        let (status, _, body) = running.get("/readyz");
+        assert_eq!((status, body.as_str()), (200, "{\"not_ready\":[],\"ready\":true}\n"));
+        running.registry.health().set_lease(Lease::Lost);
+        let (status, _, body) = running.get("/readyz");
+        assert!(status == 503 && body.contains("the lease of the instance id is lost"), "{body}");
+        assert_eq!(running.get("/healthz").0, 200, "not ready is still alive");
+    }
+
+    #[test]
+    fn only_get_and_head_of_known_pages_are_answered() {
+        let running = Running::start();
+        assert_eq!(running.get("/nothing").0, 404);
+        let (status, head, body) = running.send(b"HEAD /healthz HTTP/1.0\r\n\r\n");
+        assert_eq!((status, body.as_str()), (200, ""));
+        assert!(head.contains("Content-Length: 3\r\n"));
+        let post = format!("POST /stats.json HTTP/1.1\r\nContent-Length: 9000\r\n\r\n{}", "x".repeat(9000));
+        let (status, head, _) = running.send(post.as_bytes());
+        assert!(status == 405 && head.contains("Allow: GET, HEAD\r\n"));
+        assert_eq!(running.send(b"GET /healthz HTTP/9\r\n\r\n").0, 400);
+        assert_eq!(running.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").0, 400);
+        let headers = "a: b\r\n".repeat(100);
+        assert_eq!(running.send(format!("GET / HTTP/1.1\r\n{headers}\r\n").as_bytes()).0, 431);
+        let long = format!("GET / HTTP/1.1\r\nCookie: {}", "x".repeat(9000));
+        assert_eq!(running.send(long.as_bytes()).0, 431);
+    }
+
+    #[test]
+    fn clients_that_hang_are_closed_and_hinder_nobody() {
+        let running = Running::start();
+        let mut silent = running.connect();
+        let mut slow = running.connect();
+        slow.write_all(b"GET /healthz HT").unwrap();
+        let gone = running.connect();
+        gone.shutdown(Shutdown::Both).unwrap();
+        assert_eq!(running.get("/healthz").0, 200);
+        slow.write_all(b"TP/1.1\r\n\r\n").unwrap();
+        assert_eq!(answer_of(slow).0, 200);
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0, "the deadline closes it");
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_gives_way() {
+        let running = Running::start();
+        let mut oldest = running.connect();
+        let crowd: Vec<_> = (0..http::CONNECTIONS_MAX).map(|_| running.connect()).collect();
+        assert_eq!(running.get("/healthz").0, 200);
+        assert_eq!(oldest.read(&mut [0]).unwrap(), 0);
+        drop(crowd);
+        assert_eq!(running.get("/readyz").0, 200);
+    }
+
+    #[test]
+    fn the_dashboard_asks_no_other_host() {
+        for outside in ["http:", "https:", "src=", "@import", "url(", "innerHTML"] {
+            assert!(!DASHBOARD.contains(outside), "the dashboard has {outside}");
+        }
+    }
+}

@@ -18,7 +18,7 @@ use slab::Slab;
 use crate::stop::Stop;
 
 /// Connections at a time.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Headers of a request.

@@ -18,6 +18,8 @@ mod process;
 mod prometheus;
 mod snapshot;
 pub mod stats_socket;
+#[cfg(test)]
+mod testing;
 mod text;
 
 use std::time::{Duration, Instant, SystemTime};

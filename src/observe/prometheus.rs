@@ -168,3 +168,45 @@ impl Page {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::testing::{exposition, sample};
+
+    #[test]
+    fn the_page_is_well_formed_and_complete() {
+        let registry = sample();
+        let samples = exposition(&registry.render_prometheus()).unwrap();
+        assert_eq!(samples["llm_bridge_entries_read_total"], 120.0);
+        assert_eq!(samples["llm_bridge_connections_open"], 3.0);
+        assert_eq!(samples["llm_bridge_ready"], 1.0);
+        assert_eq!(samples["llm_bridge_redis_up{role=\"watcher\"}"], 1.0);
+        assert_eq!(samples["llm_bridge_queue_capacity{queue=\"deliver \\\"0\\\"\\\\\\n\"}"], 4.0);
+        assert!(samples["process_resident_memory_bytes"] > 0.0);
+        for counter in registry.counters().read() {
+            assert!(samples.contains_key(&format!("llm_bridge_{}_total", counter.name)), "{}", counter.name);
+        }
+        for gauge in registry.gauges().read() {
+            assert!(samples.contains_key(&format!("llm_bridge_{}", gauge.name)), "{}", gauge.name);
+        }
+    }
+
+    #[test]
+    fn latencies_are_in_seconds_and_cumulative() {
+        let samples = exposition(&sample().render_prometheus()).unwrap();
+        let up_to = |bound| {
+            samples[&format!("llm_bridge_latency_seconds_bucket{{stage=\"end_to_end\",le=\"{bound}\"}}")]
+        };
+        assert_eq!(["0.00005", "0.0001", "0.0005", "0.05", "+Inf"].map(up_to), [0.0, 1.0, 3.0, 4.0, 4.0]);
+        let sum = samples["llm_bridge_latency_seconds_sum{stage=\"end_to_end\"}"];
+        assert!((sum - 0.045_680).abs() < 0.000_5, "{sum}");
+    }
+
+    #[test]
+    fn the_bounds_are_written_as_they_are_measured() {
+        for (us, seconds) in BUCKETS {
+            assert!((seconds.parse::<f64>().unwrap() * 1e6 - us as f64).abs() < 1e-6, "{seconds}");
+        }
+    }
+}

@@ -110,3 +110,35 @@ fn summaries<S: Serializer>(stages: &[(Stage, Distribution)], serializer: S) -> 
     }
     map.end()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::observe::testing::sample;
+    use serde_json::Value;
+
+    #[test]
+    fn the_json_has_its_documented_shape() {
+        let stats: Value = serde_json::from_str(&sample().render_json()).unwrap();
+        let names = |value: &Value| {
+            let mut names: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        assert_eq!(
+            names(&stats),
+            "counters draining gauges instance latency_us lease not_ready process queues ready redis \
+             started_at_s uptime_s version"
+        );
+        assert_eq!(names(&stats["redis"]["reader-0"]), "detail since_s up");
+        assert_eq!(names(&stats["queues"][0]), "capacity depth depth_max name refused");
+        assert_eq!(
+            names(&stats["latency_us"]),
+            "encoded_to_written end_to_end produced_to_read read_to_encoded replay"
+        );
+        assert_eq!(names(&stats["latency_us"]["end_to_end"]), "count max mean p50 p90 p99 p999");
+        assert_eq!(names(&stats["process"]), "cpu_s max_fds open_fds rss_bytes threads");
+        assert_eq!(stats["latency_us"]["end_to_end"]["p50"], 301);
+        assert_eq!((&stats["ready"], &stats["lease"]), (&Value::Bool(true), &Value::from("held")));
+        assert!(stats["process"]["threads"].as_array().unwrap().iter().all(Value::is_string));
+    }
+}

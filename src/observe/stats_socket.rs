@@ -4,14 +4,14 @@
 //! It serves one client at a time, each for four seconds at most, so a client that hangs delays the
 //! others but cannot block them. Who may ask is decided by the file's mode (0660) and directory.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fs, io::Error};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -23,6 +23,8 @@ use crate::stop::Stop;
 const LINE_BYTES_MAX: usize = 64;
 /// For the client to send its line, and again to take the answer.
 const CLIENT_TIME: Duration = Duration::from_secs(2);
+/// Reads after the answer, of 4 KiB each.
+const DISCARDED_READS_MAX: usize = 64;
 /// How often the stop signal is looked at.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -41,7 +43,7 @@ pub enum BindError {
         /// The socket's path.
         path: PathBuf,
         /// The reason.
-        source: Error,
+        source: io::Error,
     },
 }
 
@@ -50,12 +52,25 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// The file itself, opened without access to it: while it is, no other file gets its inode number.
+    own: fs::File,
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        let own = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        Ok(Self { path: path.to_owned(), own })
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let (there, own) = (fs::symlink_metadata(&self.path)?, self.own.metadata()?);
+        Ok((there.dev(), there.ino()) == (own.dev(), own.ino()))
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
+        if self.is_in_place().unwrap_or(false)
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "the stats socket cannot be removed");
@@ -82,8 +97,8 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    let file = fs::symlink_metadata(path).map_err(failed)?;
-    Ok((listener, SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) }))
+    let file = SocketFile::new(path).map_err(failed)?;
+    Ok((listener, file))
 }
 
 fn is_live(path: &Path) -> io::Result<bool> {
@@ -150,7 +165,25 @@ fn serve(mut client: UnixStream, registry: &Registry, stop: &Stop) -> io::Result
         Some(_) => "error: send one line: text, json, histograms or reset\n".to_owned(),
         None => format!("error: a line has at most {LINE_BYTES_MAX} bytes\n"),
     };
-    write_all(&mut client, answer.as_bytes(), stop)
+    write_all(&mut client, answer.as_bytes(), stop)?;
+    discard(&mut client)
+}
+
+/// Takes what else the client has sent: closing over unread bytes would show the client an error in
+/// place of the end of its answer.
+fn discard(client: &mut UnixStream) -> io::Result<()> {
+    client.set_nonblocking(true)?;
+    let mut buffer = [0_u8; 4096];
+    for _ in 0..DISCARDED_READS_MAX {
+        match client.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The client's line up to its newline or the end of what it sends; `None` if it is too long.
@@ -205,5 +238,161 @@ fn until(
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             done => return done,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Stage;
+    use crate::observe::testing::sample;
+
+    /// A socket in a directory of its own that answers until the test is over.
+    struct Running {
+        directory: tempfile::TempDir,
+        registry: Arc<Registry>,
+        stop: Stop,
+        thread: Option<std::thread::JoinHandle<io::Result<()>>>,
+    }
+
+    impl Running {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (listener, file) = bind(&directory.path().join("run/stats.sock")).unwrap();
+            let (registry, stop) = (Arc::new(sample()), Stop::new());
+            let (inner_registry, inner_stop) = (Arc::clone(&registry), stop.clone());
+            let body = move || {
+                let _file = file;
+                run(listener, inner_registry, inner_stop)
+            };
+            let thread = std::thread::Builder::new().spawn(body).unwrap();
+            Self { directory, registry, stop, thread: Some(thread) }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("run/stats.sock")
+        }
+
+        fn connect(&self) -> UnixStream {
+            let stream = UnixStream::connect(self.path()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream
+        }
+
+        fn ask(&self, line: &str) -> String {
+            let mut stream = self.connect();
+            stream.write_all(line.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        }
+
+        fn stop(&mut self) {
+            self.stop.request();
+            self.thread.take().unwrap().join().unwrap().unwrap();
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.stop.request();
+        }
+    }
+
+    #[test]
+    fn every_line_is_answered() {
+        let running = Running::start();
+        assert!(running.ask("text\n").starts_with("llm-bridge "));
+        let json = running.ask("json\r\n");
+        let stats: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(stats["instance"], "host-8080");
+        assert!(running.ask("histograms\n").starts_with("stage produced_to_read count 0"));
+        assert!(running.ask("reset\n").contains("anew"));
+        let end_to_end =
+            |running: &Running| running.registry.snapshot().latency_us[Stage::EndToEnd as usize].1.count();
+        assert_eq!(end_to_end(&running), 0);
+        assert_eq!(running.registry.counters().entries_read.get(), 120);
+    }
+
+    #[test]
+    fn anything_else_is_told_what_there_is() {
+        let running = Running::start();
+        for line in ["\n", "JSON\n", "\u{0}\u{7f}\n", "text json\n"] {
+            assert!(running.ask(line).starts_with("error: send one line: text"), "{line:?}");
+        }
+        assert!(running.ask(&format!("{}\n", "x".repeat(LINE_BYTES_MAX))).contains("at most 64 bytes"));
+        assert!(running.ask(&"x".repeat(LINE_BYTES_MAX)).contains("at most 64 bytes"));
+        assert!(running.ask(&"x".repeat(100 * LINE_BYTES_MAX)).contains("at most 64 bytes"));
+    }
+
+    #[test]
+    fn a_line_may_come_in_pieces_and_end_with_the_stream() {
+        let running = Running::start();
+        let mut stream = running.connect();
+        stream.write_all(b"te").unwrap();
+        stream.write_all(b"xt").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("llm-bridge "));
+    }
+
+    #[test]
+    fn clients_that_hang_or_leave_delay_others_only_for_a_while() {
+        let running = Running::start();
+        let mut hanging = running.connect();
+        drop(running.connect());
+        let mut unread = running.connect();
+        unread.write_all(b"json\n").unwrap();
+        drop(unread);
+        assert!(running.ask("text\n").starts_with("llm-bridge "));
+        assert_eq!(hanging.read(&mut [0]).unwrap(), 0, "it was closed without an answer");
+    }
+
+    #[test]
+    fn the_file_is_for_owner_and_group_and_goes_at_the_end() {
+        let mut running = Running::start();
+        let path = running.path();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
+        let mut hanging = running.connect();
+        running.stop();
+        assert!(!path.exists());
+        assert!(matches!(hanging.read(&mut [0]), Ok(0) | Err(_)));
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stats.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a listener that is gone leaves its file");
+        let (listener, file) = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::Live(_))));
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        let (_other, _other_file) = bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists(), "the file of another is left alone");
+    }
+
+    #[test]
+    fn a_live_socket_with_a_full_backlog_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stats.sock");
+        let busy = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        busy.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::Live(_))));
+    }
+
+    #[test]
+    fn another_file_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notes.txt");
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        assert!(matches!(bind(&path.join("stats.sock")), Err(BindError::Io { .. })));
     }
 }

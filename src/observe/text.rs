@@ -90,3 +90,53 @@ fn write_table(page: &mut String, stage: Stage, distribution: &Distribution) -> 
     }
     writeln!(page)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::observe::testing::sample;
+
+    #[test]
+    fn the_page_shows_everything_a_line_each() {
+        let registry = sample();
+        registry.health().set_redis("watcher", false, "LOADING\nRedis\u{1b}[31m");
+        let page = registry.render_text();
+        assert!(page.contains("not ready: Redis does not answer watcher: LOADING Redis [31m\n"), "{page}");
+        assert!(page.chars().all(|c| c == '\n' || !c.is_control()));
+        let value = |name: &str| {
+            let line = page.lines().find(|line| line.split_whitespace().next() == Some(name));
+            line.unwrap_or_else(|| panic!("no line for {name}")).split_whitespace().nth(1).unwrap()
+        };
+        assert_eq!(
+            (value("entries_read"), value("connections_open"), value("end_to_end")),
+            ("120", "3", "4")
+        );
+        for counter in registry.counters().read() {
+            assert_eq!(value(counter.name), counter.value.to_string());
+        }
+    }
+
+    #[test]
+    fn the_tables_can_be_read_back() {
+        let page = sample().render_histograms();
+        let blocks: Vec<_> = page.split_terminator("\n\n").collect();
+        assert_eq!(blocks.len(), 5);
+        let block =
+            blocks.iter().find(|block| block.starts_with("stage end_to_end count 4 mean_us ")).unwrap();
+        let rows: Vec<(f64, u64)> = block
+            .lines()
+            .skip(2)
+            .map(|line| {
+                let (percentile, value) = line.trim().split_once(' ').unwrap();
+                (percentile.parse().unwrap(), value.trim().parse().unwrap())
+            })
+            .collect();
+        assert_eq!(rows[0], (25.0, 80));
+        assert!(rows.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1), "{rows:?}");
+        assert!(rows.last().unwrap().1.abs_diff(45_000) <= 450);
+        assert_eq!(
+            blocks.iter().filter(|block| block.lines().count() == 2).count(),
+            4,
+            "stages without values"
+        );
+    }
+}
