@@ -1,0 +1,376 @@
+//! The clients: one epoll loop over all WebSocket connections, the same code for the daemon and the
+//! floors.
+//!
+//! It reads just enough of WebSocket and of the frames to find the tokens in them, judges the place and
+//! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
+//! the same two cores that the server under test runs on.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll};
+
+use crate::daemon::thread_cpu;
+use crate::load::{LATENESS_US_MAX, Plan, Shared};
+use crate::token::{self, Token, now_us};
+
+/// Handshakes under way at once.
+const HANDSHAKES_MAX: usize = 128;
+/// Missing tokens that one client remembers, to tell a late one from a repeated one.
+const MISSING_MAX: u64 = 100_000;
+/// How long the loop sleeps at most, so that it sees what the conductor wants.
+const LOOK: Duration = Duration::from_millis(10);
+/// Without any progress for that long the outstanding tokens are lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What all clients together have seen.
+pub(crate) struct Seen {
+    /// From the producer's write to the client's read, µs, of the tokens that count.
+    pub(crate) latency_us: Histogram<u64>,
+    /// Tokens received.
+    pub(crate) received: u64,
+    /// Tokens that the streams hold and a client never got.
+    pub(crate) lost: u64,
+    /// Tokens that came twice.
+    pub(crate) repeated: u64,
+    /// Tokens that came after a later one.
+    pub(crate) reordered: u64,
+    /// Frames with text in them.
+    pub(crate) frames: u64,
+    /// What a healthy server never sends, in words; the first few.
+    pub(crate) surprises: Vec<String>,
+    /// Processor time of the clients' thread within the measured window.
+    pub(crate) cpu: Duration,
+}
+
+impl Seen {
+    fn surprise(&mut self, what: impl Into<String>) {
+        if self.surprises.len() < 5 {
+            self.surprises.push(what.into());
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Connecting,
+    Upgrading,
+    Open,
+    Closed,
+}
+
+struct Client {
+    socket: TcpStream,
+    stream: usize,
+    stage: Stage,
+    /// The number of the token that comes next.
+    next: u64,
+    /// Tokens below `next` that have not come.
+    missing: BTreeSet<u64>,
+    /// The beginning of a frame whose rest has not come.
+    partial: Vec<u8>,
+}
+
+struct Clients<'a> {
+    poll: Poll,
+    server: SocketAddr,
+    plan: &'a Plan,
+    shared: &'a Shared,
+    clients: Vec<Client>,
+    handshakes: usize,
+    seen: Seen,
+    window: std::ops::Range<u64>,
+}
+
+/// Connects all clients and reads until every one has all that its stream holds, or nothing more comes.
+pub(crate) fn run(
+    server: SocketAddr,
+    plan: &Plan,
+    shared: &Shared,
+) -> Result<Seen, Box<dyn Error + Send + Sync>> {
+    let mut clients = Clients {
+        poll: Poll::new()?,
+        server,
+        plan,
+        shared,
+        clients: Vec::with_capacity(plan.clients),
+        handshakes: 0,
+        seen: Seen {
+            latency_us: Histogram::new_with_max(LATENESS_US_MAX, 3)?,
+            received: 0,
+            lost: 0,
+            repeated: 0,
+            reordered: 0,
+            frames: 0,
+            surprises: Vec::new(),
+            cpu: Duration::ZERO,
+        },
+        window: u64::MAX..u64::MAX,
+    };
+    clients.read_all()?;
+    clients.count_lost();
+    Ok(clients.seen)
+}
+
+impl Clients<'_> {
+    fn read_all(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut events = Events::with_capacity(1_024);
+        let mut input = vec![0; 256 * 1024];
+        let mut progress = (self.seen.received, Instant::now());
+        let mut cpu_from = None;
+        while !self.shared.failed() {
+            self.connect_more()?;
+            match self.poll.poll(&mut events, Some(LOOK)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                polled => polled?,
+            }
+            self.window = self.shared.window_us();
+            for event in &events {
+                self.ready(event.token().0, &mut input)?;
+            }
+            self.shared.delivered.store(self.seen.received, Ordering::Release);
+            if cpu_from.is_none() && self.shared.measuring() {
+                cpu_from = Some(thread_cpu()?);
+            }
+            if let Some(from) = cpu_from
+                && self.seen.cpu.is_zero()
+                && self.shared.stopped()
+            {
+                self.seen.cpu = thread_cpu()?.saturating_sub(from);
+            }
+            if progress.0 != self.seen.received {
+                progress = (self.seen.received, Instant::now());
+            }
+            if let Some(totals) = self.shared.totals.get()
+                && (self.complete(totals) || progress.1.elapsed() > PATIENCE)
+            {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every client has all that its stream holds.
+    fn complete(&self, totals: &[u64]) -> bool {
+        let has_all = |client: &Client| client.missing.is_empty() && client.next >= totals[client.stream];
+        self.clients.len() == self.plan.clients && self.clients.iter().all(has_all)
+    }
+
+    fn count_lost(&mut self) {
+        let Some(totals) = self.shared.totals.get() else { return };
+        for client in &self.clients {
+            self.seen.lost += client.missing.len() as u64;
+            self.seen.lost += totals[client.stream].saturating_sub(client.next);
+        }
+    }
+
+    fn connect_more(&mut self) -> io::Result<()> {
+        while self.clients.len() < self.plan.clients && self.handshakes < HANDSHAKES_MAX {
+            let index = self.clients.len();
+            let mut socket = TcpStream::connect(self.server)?;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
+            self.clients.push(Client {
+                socket,
+                stream: index % self.plan.streams,
+                stage: Stage::Connecting,
+                next: 0,
+                missing: BTreeSet::new(),
+                partial: Vec::new(),
+            });
+            self.handshakes += 1;
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, index: usize, input: &mut [u8]) -> io::Result<()> {
+        let client = &mut self.clients[index];
+        if client.stage == Stage::Connecting {
+            client.socket.set_nodelay(true)?;
+            // Ports of one run are free for the next one at once.
+            socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
+            let request = request(client.stream, self.server);
+            match client.socket.write(request.as_bytes()) {
+                Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
+                Ok(_) => return Err(io::Error::other("a request was not taken whole")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        while self.clients[index].stage != Stage::Closed {
+            let n = match self.clients[index].socket.read(input) {
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    self.close(index, &format!("a connection broke: {error}"));
+                    break;
+                }
+            };
+            if n == 0 {
+                self.close(index, "the server closed a connection");
+                break;
+            }
+            self.received(index, &input[..n]);
+            if n < input.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, index: usize, why: &str) {
+        self.clients[index].stage = Stage::Closed;
+        self.seen.surprise(why);
+        self.shared.fail(why);
+    }
+
+    /// Takes bytes of one connection apart, frame by frame.
+    fn received(&mut self, index: usize, bytes: &[u8]) {
+        let now = now_us();
+        let mut partial = std::mem::take(&mut self.clients[index].partial);
+        if partial.is_empty() {
+            let used = self.frames(index, bytes, now);
+            partial.extend_from_slice(&bytes[used..]);
+        } else {
+            partial.extend_from_slice(bytes);
+            let used = self.frames(index, &partial, now);
+            partial.drain(..used);
+        }
+        if partial.is_empty() {
+            // Ten thousand idle clients hold no buffers.
+            partial = Vec::new();
+        }
+        self.clients[index].partial = partial;
+    }
+
+    /// Reads the whole frames at the front of `bytes`; returns how many bytes they were.
+    fn frames(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
+        let mut used = 0;
+        if self.clients[index].stage == Stage::Upgrading {
+            let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return 0 };
+            if !bytes.starts_with(b"HTTP/1.1 101 ") {
+                let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+                self.close(index, &format!("no upgrade: {head}"));
+                return bytes.len();
+            }
+            used = end + 4;
+            self.clients[index].stage = Stage::Open;
+            self.handshakes -= 1;
+            self.shared.connected.fetch_add(1, Ordering::AcqRel);
+        }
+        while let Some((first, from, to)) = frame(&bytes[used..]) {
+            let payload = &bytes[used + from..used + to];
+            match first {
+                0x81 => self.message(index, payload, now),
+                0x89 => self.pong(index, payload),
+                0x88 => {
+                    let reason = payload.get(2..).unwrap_or_default();
+                    self.close(index, &format!("a close frame: {}", String::from_utf8_lossy(reason)));
+                }
+                other => self.seen.surprise(format!("a frame that begins with {other:#x}")),
+            }
+            used += to;
+        }
+        used
+    }
+
+    fn pong(&mut self, index: usize, payload: &[u8]) {
+        let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
+        // The mask is zero, so the payload is its own masked form.
+        let mut pong = vec![0x8a, 0x80 | len, 0, 0, 0, 0];
+        pong.extend_from_slice(&payload[..usize::from(len)]);
+        if self.clients[index].socket.write(&pong).is_err() {
+            self.seen.surprise("a pong could not be written");
+        }
+    }
+
+    fn message(&mut self, index: usize, json: &[u8], now: u64) {
+        if !json.starts_with(b"{\"type\":\"delta\"") {
+            if !json.starts_with(b"{\"type\":\"open\"") && !json.starts_with(b"{\"type\":\"status\"") {
+                self.seen.surprise(String::from_utf8_lossy(json));
+            }
+            return;
+        }
+        const TEXT: &[u8] = b"\"text\":\"";
+        let Some(at) = json.windows(TEXT.len()).position(|window| window == TEXT) else {
+            return self.seen.surprise(String::from_utf8_lossy(json));
+        };
+        let mut text = &json[at + TEXT.len()..];
+        let mut tokens = 0;
+        while let Some(token) = text.get(..token::LEN).and_then(Token::parse) {
+            self.token(index, token, now);
+            text = &text[token::LEN..];
+            tokens += 1;
+        }
+        self.seen.frames += 1;
+        if tokens == 0 || text.first() != Some(&b'"') || !count_fits(&text[1..], tokens) {
+            self.seen.surprise(String::from_utf8_lossy(json));
+        }
+    }
+
+    fn token(&mut self, index: usize, token: Token, now: u64) {
+        let client = &mut self.clients[index];
+        if token.stream != client.stream as u64 {
+            return self.seen.surprise(format!("{token:?} for a client of stream {}", client.stream));
+        }
+        if token.number == client.next {
+            if client.next == 0 {
+                self.shared.started.fetch_add(1, Ordering::AcqRel);
+            }
+            client.next += 1;
+        } else if token.number > client.next {
+            let skipped = client.next..token.number;
+            self.seen.lost += (skipped.end - skipped.start).saturating_sub(MISSING_MAX);
+            client.missing.extend(skipped.take(usize::try_from(MISSING_MAX).unwrap_or(usize::MAX)));
+            client.next = token.number + 1;
+        } else if client.missing.remove(&token.number) {
+            self.seen.reordered += 1;
+        } else {
+            self.seen.repeated += 1;
+            return;
+        }
+        self.seen.received += 1;
+        if self.window.contains(&token.at_us) {
+            self.seen.latency_us.saturating_record(now.saturating_sub(token.at_us));
+        }
+    }
+}
+
+/// What a client asks for; the name is the one that the producer writes.
+fn request(stream: usize, server: SocketAddr) -> String {
+    format!(
+        "GET /v1/streams/bench-{stream}/m?wait=60 HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+}
+
+/// The first byte of a frame and where its payload lies; `None` while it is not whole.
+fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+    let (&first, &short) = (bytes.first()?, bytes.get(1)?);
+    let (from, len) = match short {
+        126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
+        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)),
+        len => (2, u64::from(len)),
+    };
+    let to = from + usize::try_from(len).ok()?;
+    (bytes.len() >= to).then_some((first, from, to))
+}
+
+/// Whether a frame's `count`, if it has one, is how many tokens were in it.
+fn count_fits(rest: &[u8], tokens: u64) -> bool {
+    const COUNT: &[u8] = b"\"count\":";
+    match rest.windows(COUNT.len()).position(|window| window == COUNT) {
+        None => tokens == 1,
+        Some(at) => {
+            let digits = &rest[at + COUNT.len()..];
+            let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+            token::number(&digits[..end]) == Some(tokens)
+        }
+    }
+}

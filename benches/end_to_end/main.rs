@@ -1,0 +1,145 @@
+//! The whole way measured on one machine: redis-server, the daemon (or a floor), a producer and clients.
+//!
+//! ```text
+//! producer ──XADD──▶ redis-server ◀──XREAD(GROUP)── daemon | floor ──WebSocket──▶ clients
+//! └ thread of the bench ┘  private process            private process       └ thread of the bench
+//! ```
+//!
+//! Every scenario runs against the daemon and against two floors (see `floor`) in alternation, each run
+//! with a fresh Redis; ratios are taken within a round and reported as medians over the rounds. Latency is
+//! from just before the write of a token's XADD to the client's read. Every token is judged: lost,
+//! repeated and reordered must be 0, or the exit status is 1.
+//!
+//! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
+//! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
+
+mod clients;
+mod daemon;
+mod floor;
+mod load;
+mod producer;
+mod report;
+mod resp;
+mod scenarios;
+mod token;
+
+use std::error::Error;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::floor::Mode;
+use crate::report::Report;
+use crate::scenarios::{Scenario, Server, Settings};
+
+/// Measures the daemon beside a bare loop of XREAD and write.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Small sizes, a few seconds in all; only correctness counts
+    #[arg(long)]
+    smoke: bool,
+    /// The scenarios to run (default: all)
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<String>,
+    /// How often everything is repeated
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds for which each run is measured
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    duration: f64,
+    /// Writes every run and every ratio there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A setting of the daemon, such as delivery.ack=none
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Who serves (default: all)
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER")]
+    servers: Vec<Server>,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Serve as a floor: how the bench starts itself
+    #[arg(long, hide = true, requires = "redis")]
+    floor: Option<Mode>,
+    /// The Redis of the floor
+    #[arg(long, hide = true)]
+    redis: Option<SocketAddr>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match (args.floor, args.redis) {
+        (Some(mode), Some(redis)) => floor::run(mode, redis).map(|()| true),
+        _ => run(&args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("end_to_end: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what was asked for; whether all of it was correct.
+fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let chosen = choose(&args.only)?;
+    let smoke = args.smoke || !args.bench;
+    let duration = if smoke { 0.2 } else { args.duration };
+    let settings =
+        Settings { smoke, duration: Duration::try_from_secs_f64(duration)?, daemon: args.set.clone() };
+    let rounds = if smoke { 1 } else { args.rounds };
+    let mut report = Report::default();
+    for scenario in chosen {
+        eprintln!("{}: {}", scenario.name, scenario.what);
+        for round in 0..rounds {
+            for server in order(round, &args.servers) {
+                if server == Server::Blocking && !scenario.blocking {
+                    continue;
+                }
+                let run = scenario
+                    .run(server, round, &settings)
+                    .map_err(|error| format!("{}, {}: {error}", scenario.name, server.name()))?;
+                eprintln!("  {}", run.line());
+                report.add(run);
+            }
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", report.table())?;
+    if !smoke {
+        for warning in report.warnings() {
+            writeln!(out, "{warning}")?;
+        }
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json()?)?;
+    }
+    Ok(report.is_correct())
+}
+
+fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {
+    let all = scenarios::ALL;
+    if let Some(unknown) = only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
+        let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
+        return Err(format!("there is no scenario {unknown:?}; there are {}", names.join(", ")));
+    }
+    Ok(all
+        .iter()
+        .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
+        .collect())
+}
+
+/// The chosen servers in the order of a round: each round begins with another one.
+fn order(round: usize, chosen: &[Server]) -> Vec<Server> {
+    let mut servers = Server::ALL.to_vec();
+    servers.rotate_left(round % Server::ALL.len());
+    servers.retain(|server| chosen.is_empty() || chosen.contains(server));
+    servers
+}

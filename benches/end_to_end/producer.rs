@@ -1,0 +1,236 @@
+//! The producer: pipelined XADDs over one plain connection, on an open-loop schedule.
+//!
+//! A token carries the time just before the write of its XADD. How late that write was against the
+//! schedule is measured apart, so that a generator that falls behind is seen and does not pass for a
+//! fast server.
+
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hdrhistogram::Histogram;
+
+use crate::daemon::thread_cpu;
+use crate::load::{LATENESS_US_MAX, Pace, Plan, Shared};
+use crate::token::{Token, now_us};
+
+/// Answers that may be outstanding before the producer reads some, on a schedule.
+const OUTSTANDING_PACED: usize = 256;
+/// Answers that may be outstanding when it writes as fast as it goes.
+const OUTSTANDING_FLOOD: usize = 4_096;
+/// Tokens of each stream that one write of the flood carries.
+const FLOOD_ROUNDS: usize = 8;
+/// How often the producer looks whether it has to stop while it waits.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What the producer did.
+pub(crate) struct Produced {
+    /// How many tokens each stream got.
+    pub(crate) totals: Vec<u64>,
+    /// How late each write was against its schedule, µs.
+    pub(crate) late_us: Histogram<u64>,
+    /// Processor time of the producer's thread within the measured window.
+    pub(crate) cpu: Duration,
+}
+
+struct Producer<'a> {
+    redis: TcpStream,
+    shared: &'a Shared,
+    /// Everything of a stream's XADD up to the length of its value.
+    heads: Vec<Vec<u8>>,
+    totals: Vec<u64>,
+    out: Vec<u8>,
+    input: Vec<u8>,
+    outstanding: usize,
+    at_line_start: bool,
+}
+
+/// Writes one token into every stream once all clients are connected, then follows the plan until it is
+/// told to stop.
+pub(crate) fn run(
+    redis: SocketAddr,
+    plan: &Plan,
+    shared: &Shared,
+) -> Result<Produced, Box<dyn Error + Send + Sync>> {
+    precise_sleep();
+    let socket = TcpStream::connect(redis)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut producer = Producer {
+        redis: socket,
+        shared,
+        heads: (0..plan.streams).map(head).collect(),
+        totals: vec![0; plan.streams],
+        out: Vec::new(),
+        input: vec![0; 64 * 1024],
+        outstanding: 0,
+        at_line_start: true,
+    };
+    let mut late_us = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
+    let mut cpu = Duration::ZERO;
+    if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
+        producer.round()?;
+    }
+    if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
+        cpu = match plan.pace {
+            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us)?,
+            Pace::Flood => producer.flood()?,
+            Pace::Quiet => producer.quiet()?,
+        };
+    }
+    producer.settle(0)?;
+    Ok(Produced { totals: producer.totals, late_us, cpu })
+}
+
+/// The key of stream `index` without the prefix: its name on the wire is `bench-{index}/m`.
+fn head(index: usize) -> Vec<u8> {
+    let key = format!("llm:stream:bench-{index}:m");
+    format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n$1\r\n*\r\n$4\r\ndata\r\n", key.len()).into_bytes()
+}
+
+impl Producer<'_> {
+    /// `rate` tokens a second for each stream, spread evenly over each period.
+    fn scheduled(
+        &mut self,
+        rate: f64,
+        late_us: &mut Histogram<u64>,
+    ) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        let streams = self.totals.len();
+        let gap = Duration::from_secs_f64(1.0 / (rate * f64::from(u32::try_from(streams)?)));
+        let mut due = Instant::now();
+        let (mut next, mut window) = (0, WindowCpu::default());
+        while !self.shared.stopped() {
+            let now = Instant::now();
+            let wall_us = wall_us();
+            let at_us = now_us();
+            while due <= now {
+                late_us.saturating_record(u64::try_from((now - due).as_micros())?);
+                self.token(next, at_us, wall_us)?;
+                next = (next + 1) % streams;
+                due += gap;
+            }
+            self.write()?;
+            self.settle(OUTSTANDING_PACED)?;
+            window.look(self.shared)?;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+        }
+        window.end()
+    }
+
+    fn flood(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        let mut window = WindowCpu::default();
+        while !self.shared.stopped() {
+            let (at_us, wall_us) = (now_us(), wall_us());
+            for _ in 0..FLOOD_ROUNDS {
+                for stream in 0..self.totals.len() {
+                    self.token(stream, at_us, wall_us)?;
+                }
+            }
+            self.write()?;
+            self.settle(OUTSTANDING_FLOOD)?;
+            window.look(self.shared)?;
+        }
+        window.end()
+    }
+
+    /// Silence, and at its end one token for each stream, which proves that the clients still live.
+    fn quiet(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        while !self.shared.stopped() {
+            std::thread::sleep(LOOK);
+        }
+        self.round()?;
+        Ok(Duration::ZERO)
+    }
+
+    /// One token for each stream.
+    fn round(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        for stream in 0..self.totals.len() {
+            self.token(stream, now_us(), wall_us())?;
+            if self.out.len() > 64 * 1024 {
+                self.write()?;
+                self.settle(OUTSTANDING_FLOOD)?;
+            }
+        }
+        self.write()?;
+        self.settle(0)
+    }
+
+    /// Appends the XADD of the stream's next token to what is to be written.
+    fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
+        let number = self.totals[stream];
+        self.totals[stream] += 1;
+        let token = Token { stream: stream as u64, number, at_us };
+        let mut value = [0_u8; 160];
+        let mut rest = &mut value[..];
+        write!(rest, "{{\"type\":\"delta\",\"seq\":{number},\"ts\":{wall_us},\"text\":\"")?;
+        rest.write_all(&token.text())?;
+        rest.write_all(b"\"}")?;
+        let unused = rest.len();
+        let value = &value[..value.len() - unused];
+        self.out.extend_from_slice(&self.heads[stream]);
+        write!(self.out, "${}\r\n", value.len())?;
+        self.out.extend_from_slice(value);
+        self.out.extend_from_slice(b"\r\n");
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    fn write(&mut self) -> std::io::Result<()> {
+        self.redis.write_all(&self.out)?;
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Reads answers until at most `limit` are outstanding.
+    fn settle(&mut self, limit: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
+        while self.outstanding > limit {
+            let n = self.redis.read(&mut self.input)?;
+            if n == 0 {
+                return Err("Redis closed the producer's connection".into());
+            }
+            for &byte in &self.input[..n] {
+                if self.at_line_start && byte == b'-' {
+                    return Err("Redis refused an XADD".into());
+                }
+                self.outstanding -= usize::from(self.at_line_start && byte == b'$');
+                self.at_line_start = byte == b'\n';
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The thread's processor time within the measured window.
+#[derive(Default)]
+struct WindowCpu {
+    from: Option<Duration>,
+}
+
+impl WindowCpu {
+    fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
+        if self.from.is_none() && shared.measuring() {
+            self.from = Some(thread_cpu()?);
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        Ok(match self.from {
+            Some(from) => thread_cpu()?.saturating_sub(from),
+            None => Duration::ZERO,
+        })
+    }
+}
+
+fn wall_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Asks the kernel not to round this thread's sleeps up by its usual 50 µs. Refused, sleeps are coarser.
+fn precise_sleep() {
+    // SAFETY: PR_SET_TIMERSLACK takes one number, touches no memory and concerns the calling thread alone.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
+}

@@ -1,0 +1,76 @@
+//! The token that travels: 35 bytes of text that say which stream, which place in it, and when it was
+//! written, so that a client can judge every one of them, however they were merged into frames.
+//!
+//! `[sssss:qqqqqqqq:tttttttttttttttt]~~`: stream, number within the stream from 0, µs on the bench's clock.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// The bytes of a token's text.
+pub(crate) const LEN: usize = 35;
+
+const STREAM: std::ops::Range<usize> = 1..6;
+const NUMBER: std::ops::Range<usize> = 7..15;
+const TIME: std::ops::Range<usize> = 16..32;
+
+/// One token, read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// The stream's index.
+    pub(crate) stream: u64,
+    /// Its place in the stream.
+    pub(crate) number: u64,
+    /// When its XADD was written, µs on the bench's clock.
+    pub(crate) at_us: u64,
+}
+
+impl Token {
+    /// The token's text.
+    pub(crate) fn text(self) -> [u8; LEN] {
+        let mut text = *b"[00000:00000000:0000000000000000]~~";
+        digits(&mut text[STREAM], self.stream);
+        digits(&mut text[NUMBER], self.number);
+        digits(&mut text[TIME], self.at_us);
+        text
+    }
+
+    /// Reads a token back; `None` when the bytes are none.
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        let framed = text.len() == LEN
+            && text[0] == b'['
+            && text[6] == b':'
+            && text[15] == b':'
+            && text.ends_with(b"]~~");
+        if !framed {
+            return None;
+        }
+        Some(Self {
+            stream: number(&text[STREAM])?,
+            number: number(&text[NUMBER])?,
+            at_us: number(&text[TIME])?,
+        })
+    }
+}
+
+/// Microseconds since the bench's first look at its clock.
+pub(crate) fn now_us() -> u64 {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    let elapsed = EPOCH.get_or_init(Instant::now).elapsed();
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Writes `value` right-aligned over zeros.
+fn digits(out: &mut [u8], mut value: u64) {
+    for digit in out.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
+        value /= 10;
+    }
+}
+
+/// Reads a decimal number.
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
+    text.iter().try_fold(0_u64, |value, &digit| {
+        let digit = digit.wrapping_sub(b'0');
+        (digit < 10).then(|| value.wrapping_mul(10).wrapping_add(u64::from(digit)))
+    })
+}
