@@ -22,6 +22,9 @@ const OUTSTANDING_PACED: usize = 256;
 const OUTSTANDING_FLOOD: usize = 4_096;
 /// Tokens of each stream that one write of the flood carries.
 const FLOOD_ROUNDS: usize = 8;
+/// What is due within a tick is written together, as by producers that share a machine. Finer ticks
+/// measure mostly how often the bench itself wakes up.
+const TICK: Duration = Duration::from_millis(1);
 /// How often the producer looks whether it has to stop while it waits.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -91,30 +94,30 @@ fn head(index: usize) -> Vec<u8> {
 }
 
 impl Producer<'_> {
-    /// `rate` tokens a second for each stream, spread evenly over each period.
+    /// `rate` tokens a second for each stream, spread evenly over each period in ticks.
     fn scheduled(
         &mut self,
         rate: f64,
         late_us: &mut Histogram<u64>,
     ) -> Result<Duration, Box<dyn Error + Send + Sync>> {
         let streams = self.totals.len();
-        let gap = Duration::from_secs_f64(1.0 / (rate * f64::from(u32::try_from(streams)?)));
+        let per_tick = rate * f64::from(u32::try_from(streams)?) * TICK.as_secs_f64();
         let mut due = Instant::now();
-        let (mut next, mut window) = (0, WindowCpu::default());
+        let (mut next, mut owed, mut window) = (0, 0.0, WindowCpu::default());
         while !self.shared.stopped() {
-            let now = Instant::now();
-            let wall_us = wall_us();
-            let at_us = now_us();
-            while due <= now {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            owed += per_tick;
+            let (now, at_us, wall_us) = (Instant::now(), now_us(), wall_us());
+            while owed > 1.0 - 1e-9 {
                 late_us.saturating_record(u64::try_from((now - due).as_micros())?);
                 self.token(next, at_us, wall_us)?;
                 next = (next + 1) % streams;
-                due += gap;
+                owed -= 1.0;
             }
             self.write()?;
             self.settle(OUTSTANDING_PACED)?;
             window.look(self.shared)?;
-            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+            due += TICK;
         }
         window.end()
     }
