@@ -1,0 +1,208 @@
+//! The steps on a token's way, each alone: what one of them costs, in nanoseconds per entry or frame.
+//!
+//! `cargo bench --bench micro` measures; with `-- --test` each runs once, as a smoke test. The whole way,
+//! with sockets and Redis in it, is measured by `end_to_end`.
+
+use std::hint::black_box;
+use std::io::{self, IoSlice, Write};
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, Throughput};
+use llm_bridge::deliver::outbox::{Chunk, Outbox};
+use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
+use llm_bridge::event::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
+use llm_bridge::transform::{Assembler, decode};
+
+/// Entries of one batch.
+const BATCH: u64 = 64;
+/// What a measured token says: 35 bytes, as in `end_to_end`.
+const TEXT: &str = "the quick brown fox jumps over them";
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for steps in [decoding, assembling, encoding, delivering, websocket] {
+        steps(&mut criterion);
+    }
+    criterion.final_summary();
+}
+
+fn native(number: u64, text: &str) -> String {
+    format!(r#"{{"type":"delta","seq":{number},"ts":1763800000000000,"text":"{text}"}}"#)
+}
+
+fn entry(number: u64, data: &str) -> Entry {
+    let fields = Fields::from_pairs(&[(b"data", data.as_bytes())]);
+    Entry { id: EntryId::new(1_763_800_000_000, number), fields }
+}
+
+fn batch() -> Vec<Entry> {
+    (0..BATCH).map(|number| entry(number, &native(number, TEXT))).collect()
+}
+
+fn assembler() -> Assembler {
+    let name = StreamName::new("session", "model").expect("both parts keep the rule for names");
+    Assembler::new(name, Position::ZERO, StreamState::default())
+}
+
+/// A frame for each entry.
+fn frames() -> Vec<Arc<Frame>> {
+    let mut assembler = assembler();
+    for entry in batch() {
+        assembler.push(&entry, 1);
+        assembler.cut();
+    }
+    assembler.take(2)
+}
+
+fn decoding(criterion: &mut Criterion) {
+    let escaped = r#"\"the quick\"\n\tbrown \u00e4 fox\\ jumps"#;
+    let tool = r#"{"type":"tool_call","index":0,"id":"call_9","name":"search","arguments":"{\"q\":"}"#;
+    let inputs = [
+        ("delta", native(7, TEXT)),
+        ("delta_escaped", native(7, escaped)),
+        ("delta_4k", native(7, &TEXT.repeat(117))),
+        ("tool_call", tool.to_owned()),
+        ("malformed", r#"{"type":"delta","seq":-1}"#.to_owned()),
+    ];
+    let mut group = criterion.benchmark_group("decode");
+    for (name, data) in inputs {
+        let entry = entry(7, &data);
+        assert_eq!(decode(&entry).is_ok(), name != "malformed", "{name}");
+        group.throughput(Throughput::Bytes(data.len() as u64));
+        group.bench_function(name, |bencher| bencher.iter(|| decode(black_box(&entry)).is_ok()));
+    }
+    group.finish();
+}
+
+fn assembling(criterion: &mut Criterion) {
+    let (entries, frames) = (batch(), frames());
+    let mut group = criterion.benchmark_group("assemble");
+    group.throughput(Throughput::Elements(BATCH));
+    group.bench_function("merged", |bencher| {
+        bencher.iter_batched_ref(
+            assembler,
+            |assembler| {
+                for entry in &entries {
+                    assembler.push(entry, 1);
+                }
+                assembler.take(2)
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("apart", |bencher| {
+        bencher.iter_batched_ref(
+            assembler,
+            |assembler| {
+                for entry in &entries {
+                    assembler.push(entry, 1);
+                    assembler.cut();
+                }
+                assembler.take(2)
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("merge_frames", |bencher| bencher.iter(|| merge(black_box(&frames))));
+    group.finish();
+}
+
+/// Gives a frame the form of one kind of client; returns its bytes.
+type Form = fn(&Frame) -> usize;
+
+fn encoding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encode");
+    group.throughput(Throughput::Elements(BATCH));
+    let forms: [(&str, Form); 3] = [
+        // Made with the frame itself: what is measured is sharing it.
+        ("websocket_shared", |frame| frame.websocket().len()),
+        ("sse", |frame| frame.sse().len()),
+        ("multiplexed", |frame| frame.multiplexed().len()),
+    ];
+    for (name, form) in forms {
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(
+                frames,
+                |frames| frames.iter().map(|frame| form(frame)).sum::<usize>(),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// Takes everything at once, as a socket with room does.
+struct Sink;
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(black_box(bytes).len())
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(black_box(pieces).iter().map(|piece| piece.len()).sum())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn delivering(criterion: &mut Criterion) {
+    let frames = frames();
+    let mut group = criterion.benchmark_group("outbox");
+    for (name, count) in [("one_frame", 1), ("64_frames", frames.len())] {
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(
+                Outbox::<Position>::new,
+                |outbox| {
+                    for frame in &frames[..count] {
+                        outbox.push(Chunk { bytes: frame.websocket(), mark: Some(frame.last) });
+                    }
+                    let mut written = 0;
+                    let outcome = outbox.write_to(&mut Sink, &mut |_| written += 1);
+                    (outcome.is_ok(), written)
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// A client's text message: masked, as every client's frame is.
+fn masked(text: &[u8]) -> Vec<u8> {
+    let mask = [0x37, 0xfa, 0x21, 0x3d];
+    let mut frame = vec![0x81];
+    match u8::try_from(text.len()) {
+        Ok(len @ 0..=125) => frame.push(0x80 | len),
+        _ => {
+            frame.push(0x80 | 126);
+            let len = u16::try_from(text.len()).expect("the bench's messages are short");
+            frame.extend_from_slice(&len.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&mask);
+    frame.extend(text.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+fn websocket(criterion: &mut Criterion) {
+    let ack = br#"{"type":"ack","id":"1763800000040-0"}"#;
+    let mut group = criterion.benchmark_group("websocket");
+    for (name, message) in [("decode_ack", ack.to_vec()), ("decode_16k", vec![b'x'; 16 * 1024])] {
+        let bytes = masked(&message);
+        let text = String::from_utf8(message).expect("the bench's messages are text");
+        assert_eq!(Decoder::new().next(&mut &bytes[..]), Ok(Some(Incoming::Text(text))), "{name}");
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function(name, |bencher| {
+            let mut decoder = Decoder::new();
+            bencher.iter(|| decoder.next(&mut black_box(&bytes[..])).is_ok_and(|message| message.is_some()));
+        });
+    }
+    let text = native(7, TEXT);
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("encode_text", |bencher| bencher.iter(|| text_frame(black_box(&text))));
+    group.finish();
+}
