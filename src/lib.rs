@@ -5,6 +5,7 @@ pub mod deliver;
 pub mod event;
 pub mod observe;
 pub mod queue;
+pub mod redis;
 pub mod security;
 pub mod stop;
 pub mod thread;

@@ -35,6 +35,14 @@ impl Fields {
         strings.is_multiple_of(2).then_some(Self(bytes))
     }
 
+    /// Fields from bytes that were walked before.
+    ///
+    /// INVARIANT: `bytes` is an even number of bulk strings `$<len>\r\n<bytes>\r\n` and nothing else.
+    pub(crate) fn from_walked(bytes: Bytes) -> Self {
+        debug_assert!(Self::from_resp(bytes.clone()).is_some(), "fields that nobody has walked");
+        Self(bytes)
+    }
+
     /// Fields from pairs, for tests and tools.
     #[must_use]
     pub fn from_pairs(pairs: &[(&[u8], &[u8])]) -> Self {

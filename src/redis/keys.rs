@@ -1,0 +1,129 @@
+//! The names of everything that lies in Redis, in one place.
+
+use crate::event::StreamName;
+
+/// Key names of one instance. All lie under the prefix, so that one ACL pattern covers them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    prefix: String,
+    service: String,
+    instance: String,
+}
+
+impl Keys {
+    /// Names under `prefix` (`llm`) for the instance `instance` of the service `service`.
+    #[must_use]
+    pub fn new(prefix: impl Into<String>, service: impl Into<String>, instance: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), service: service.into(), instance: instance.into() }
+    }
+
+    /// What every key begins with, without the colon.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The stream of a session and model.
+    #[must_use]
+    pub fn stream(&self, name: &StreamName) -> String {
+        name.key(&self.prefix)
+    }
+
+    /// What every stream's key begins with, colon included: `llm:stream:`.
+    #[must_use]
+    pub fn stream_prefix(&self) -> String {
+        format!("{}:stream:", self.prefix)
+    }
+
+    /// The stream whose key this is, if it is one.
+    #[must_use]
+    pub fn stream_name(&self, key: &[u8]) -> Option<StreamName> {
+        StreamName::from_key(&self.prefix, key)
+    }
+
+    /// The stream that tells of new streams.
+    #[must_use]
+    pub fn announce(&self) -> String {
+        format!("{}:announce", self.prefix)
+    }
+
+    /// The stream of requests to a producer.
+    #[must_use]
+    pub fn control(&self, name: &StreamName) -> String {
+        format!("{}:control:{}:{}", self.prefix, name.session(), name.model())
+    }
+
+    /// The dead letters of the service.
+    #[must_use]
+    pub fn dlq(&self) -> String {
+        format!("{}:dlq:{}", self.prefix, self.service)
+    }
+
+    /// The receipts of the service.
+    #[must_use]
+    pub fn receipts(&self) -> String {
+        format!("{}:receipts:{}", self.prefix, self.service)
+    }
+
+    /// The instance's consumer group (a group's name, not a key).
+    #[must_use]
+    pub fn group(&self) -> String {
+        format!("{}:consumer:{}:{}", self.prefix, self.service, self.instance)
+    }
+
+    /// The consumer in the group that reader `index` is (not a key).
+    #[must_use]
+    pub fn consumer(&self, index: usize) -> String {
+        format!("reader-{index}")
+    }
+
+    /// The stream that interrupts the blocked reader `index`.
+    #[must_use]
+    pub fn wake(&self, index: usize) -> String {
+        format!("{}:wake:{}:{}:{index}", self.prefix, self.service, self.instance)
+    }
+
+    /// The lease of the instance id.
+    #[must_use]
+    pub fn lease(&self) -> String {
+        format!("{}:instance:{}:{}", self.prefix, self.service, self.instance)
+    }
+
+    /// The set of streams on which the instance has its group.
+    #[must_use]
+    pub fn groups(&self) -> String {
+        format!("{}:groups:{}:{}", self.prefix, self.service, self.instance)
+    }
+
+    /// A marker that makes `what` happen once in the whole service.
+    #[must_use]
+    pub fn once(&self, what: &str) -> String {
+        format!("{}:once:{}:{what}", self.prefix, self.service)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_contracts() {
+        let keys = Keys::new("llm", "chat", "host-8080");
+        let name: StreamName = "s1/llama3:8b".parse().unwrap();
+        assert_eq!(keys.prefix(), "llm");
+        assert_eq!(keys.stream(&name), "llm:stream:s1:llama3:8b");
+        assert_eq!(keys.stream_prefix(), "llm:stream:");
+        assert_eq!(keys.stream_name(b"llm:stream:s1:llama3:8b"), Some(name.clone()));
+        assert_eq!(keys.stream_name(b"llm:announce"), None);
+        assert_eq!(keys.announce(), "llm:announce");
+        assert_eq!(keys.control(&name), "llm:control:s1:llama3:8b");
+        assert_eq!(keys.dlq(), "llm:dlq:chat");
+        assert_eq!(keys.receipts(), "llm:receipts:chat");
+        assert_eq!(keys.group(), "llm:consumer:chat:host-8080");
+        assert_eq!(keys.consumer(3), "reader-3");
+        assert_eq!(keys.wake(3), "llm:wake:chat:host-8080:3");
+        assert_eq!(keys.lease(), "llm:instance:chat:host-8080");
+        assert_eq!(keys.groups(), "llm:groups:chat:host-8080");
+        assert_eq!(keys.once("untaken:s/m:1-0"), "llm:once:chat:untaken:s/m:1-0");
+    }
+}

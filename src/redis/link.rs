@@ -1,0 +1,462 @@
+//! One connection to Redis: commands out, replies and pushes in.
+//!
+//! The owner chooses how to wait: [`Link::receive`] waits in `poll(2)`; [`Link::try_receive`] never
+//! waits and suits a readiness loop on [`Link::raw_fd`]. After any error but [`RedisError::Server`] the
+//! link is broken and says so ([`RedisError::Closed`]) ever after.
+//!
+//! Limits: one reply and its nesting as in `resp`; [`PUSHES_MAX`] and [`PUSH_BYTES_MAX`] of pushes set
+//! aside. The output buffer holds what the owner pushes between two flushes, and is as bounded as that.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::command::Command;
+use super::error::{RedisError, ServerError, ServerErrorKind};
+use super::poll::{self, Ready};
+use super::reply::Reply;
+use super::resp::Scanner;
+use super::target::{Credentials, Target};
+use super::transport::Transport;
+
+/// Room that every read from the socket has at least, in bytes.
+const READ_ROOM_BYTES: usize = 16 * 1024;
+/// Buffers above this size are given back once they are empty.
+const BUFFER_KEPT_BYTES: usize = 256 * 1024;
+/// Replies read ahead while commands are still being sent, in bytes.
+const READ_AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Push messages set aside until somebody takes them.
+const PUSHES_MAX: usize = 65_536;
+/// Bytes of push messages set aside.
+const PUSH_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// One connection to Redis, used by one thread.
+///
+/// Every command must have exactly one reply that is no push. SUBSCRIBE and its kin, which answer by
+/// pushes in RESP3, and `CLIENT REPLY` are therefore not for a link.
+pub struct Link {
+    transport: Transport,
+    scanner: Scanner,
+    input: Input,
+    output: Vec<u8>,
+    /// How much of `output` is sent.
+    sent: usize,
+    outstanding: usize,
+    pushes: Pushes,
+    is_resp3: bool,
+    is_broken: bool,
+    response_timeout: Duration,
+}
+
+/// What was read and is no reply yet. It grows to what a reply needs and gives the memory back.
+#[derive(Debug, Default)]
+struct Input {
+    bytes: BytesMut,
+    /// Whether it has grown beyond what is kept.
+    is_large: bool,
+}
+
+impl Input {
+    fn make_room(&mut self) {
+        if self.bytes.capacity() - self.bytes.len() < READ_ROOM_BYTES {
+            // Doubling keeps the copying linear in the size of a big reply.
+            self.bytes.reserve(self.bytes.len().max(READ_ROOM_BYTES));
+            self.is_large |= self.bytes.capacity() > BUFFER_KEPT_BYTES;
+        }
+    }
+
+    /// Takes bytes off the front.
+    fn take(&mut self, len: usize) -> Bytes {
+        let taken = self.bytes.split_to(len).freeze();
+        if self.bytes.is_empty() && self.is_large {
+            *self = Self::default();
+        }
+        taken
+    }
+}
+
+/// Push messages in order of arrival; at the bounds the oldest go.
+#[derive(Debug, Default)]
+struct Pushes {
+    queue: VecDeque<Bytes>,
+    bytes: usize,
+    lost: u64,
+}
+
+impl Pushes {
+    fn add(&mut self, push: &[u8]) {
+        // A copy, because pushes are small and a slice would keep the whole read buffer.
+        self.queue.push_back(Bytes::copy_from_slice(push));
+        self.bytes += push.len();
+        while self.queue.len() > PUSHES_MAX || self.bytes > PUSH_BYTES_MAX {
+            self.lost += u64::from(self.take().is_some());
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let push = self.queue.pop_front()?;
+        self.bytes -= push.len();
+        Some(push)
+    }
+}
+
+impl Link {
+    /// Connects, authenticates, names the connection (`CLIENT LIST` shows it) and selects the database,
+    /// all within the target's connect timeout. RESP3 where the server speaks it, RESP2 elsewhere.
+    ///
+    /// The time does not bound the system's resolving of the host's name.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] when Redis refuses the credentials or the database; otherwise why it
+    /// cannot be reached.
+    pub fn connect(target: &Target, client_name: &str) -> Result<Self, RedisError> {
+        let deadline = Instant::now() + target.connect_timeout;
+        let mut link = Self {
+            transport: Transport::connect(target, deadline)?,
+            scanner: Scanner::default(),
+            input: Input::default(),
+            output: Vec::new(),
+            sent: 0,
+            outstanding: 0,
+            pushes: Pushes::default(),
+            is_resp3: false,
+            is_broken: false,
+            response_timeout: target.connect_timeout,
+        };
+        link.introduce(target, &printable(client_name), deadline)?;
+        link.response_timeout = target.response_timeout;
+        Ok(link)
+    }
+
+    fn introduce(&mut self, target: &Target, name: &str, deadline: Instant) -> Result<(), RedisError> {
+        self.is_resp3 = !target.only_resp2 && self.hello(target.credentials.as_ref(), name, deadline)?;
+        if !self.is_resp3 {
+            if let Some(Credentials { username, password }) = &target.credentials {
+                let command = Command::new("AUTH").args(username).arg(password);
+                self.call_until(&command, deadline)?;
+            }
+            let command = Command::new("CLIENT").arg("SETNAME").arg(name);
+            match self.call_until(&command, deadline) {
+                Ok(_) => {}
+                // The name only helps those who look at the server.
+                Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
+                    tracing::debug!(%error, "the connection to Redis has no name");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if target.database != 0 {
+            self.call_until(&Command::new("SELECT").number(target.database), deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for RESP3; `false` where the server does not know it.
+    fn hello(
+        &mut self,
+        credentials: Option<&Credentials>,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<bool, RedisError> {
+        let mut command = Command::new("HELLO").number(3_u8);
+        if let Some(Credentials { username, password }) = credentials {
+            command = command.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
+        }
+        match self.call_until(&command.arg("SETNAME").arg(name), deadline) {
+            Ok(_) => Ok(true),
+            Err(RedisError::Server(error)) if is_hello_unknown(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the connection speaks RESP3, so that pushes can come.
+    #[must_use]
+    pub const fn is_resp3(&self) -> bool {
+        self.is_resp3
+    }
+
+    /// Encodes a command into the output buffer. Nothing is sent yet.
+    pub fn push(&mut self, command: &Command) {
+        command.encode(&mut self.output);
+        self.outstanding += 1;
+    }
+
+    /// Sends everything that was pushed. Waits for at most the response timeout without progress, and
+    /// reads ahead meanwhile, so that neither side waits for the other.
+    ///
+    /// # Errors
+    /// [`RedisError::Timeout`], or why the connection failed.
+    pub fn flush(&mut self) -> Result<(), RedisError> {
+        self.check_usable()?;
+        let result = self.send_all();
+        self.remember_break(result)
+    }
+
+    /// Replies to what was pushed that have not been received yet.
+    #[must_use]
+    pub const fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// The next reply if the buffer or the socket have it; `None` only after the socket had nothing
+    /// more, so that an edge-triggered loop misses nothing. Pushes on the way are set aside.
+    ///
+    /// # Errors
+    /// [`RedisError::Closed`] at the end of the connection, or why it failed. An error reply is no error.
+    pub fn try_receive(&mut self) -> Result<Option<Reply>, RedisError> {
+        self.check_usable()?;
+        let result = self.next_reply();
+        self.remember_break(result)
+    }
+
+    /// The next reply, waited for with `poll(2)`. What was pushed and not flushed is sent before.
+    ///
+    /// # Errors
+    /// [`RedisError::Timeout`] when none came in time: the link must be dropped then. Otherwise as
+    /// [`Link::try_receive`].
+    pub fn receive(&mut self, timeout: Duration) -> Result<Reply, RedisError> {
+        // A deadline beyond what the clock can express is none.
+        self.receive_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Sends one command and waits for its reply for the response timeout.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error reply, after which the link goes on; otherwise as
+    /// [`Link::receive`]. Also when replies to earlier commands are outstanding.
+    pub fn call(&mut self, command: &Command) -> Result<Reply, RedisError> {
+        self.begin_calls()?;
+        self.push(command);
+        self.flush()?;
+        let reply = self.receive(self.response_timeout)?;
+        match reply.error() {
+            Some(error) => Err(RedisError::Server(error)),
+            None => Ok(reply),
+        }
+    }
+
+    /// Sends several commands at once and waits for all replies, each for the response timeout. Error
+    /// replies are among them.
+    ///
+    /// # Errors
+    /// As [`Link::receive`]. Also when replies to earlier commands are outstanding.
+    pub fn call_all(&mut self, commands: &[Command]) -> Result<Vec<Reply>, RedisError> {
+        self.begin_calls()?;
+        for command in commands {
+            self.push(command);
+        }
+        self.flush()?;
+        commands.iter().map(|_| self.receive(self.response_timeout)).collect()
+    }
+
+    /// The oldest push message that was set aside while receiving.
+    #[must_use]
+    pub fn take_push(&mut self) -> Option<Reply> {
+        self.pushes.take().map(Reply::from_scanned)
+    }
+
+    /// How many push messages were dropped because nobody took them in time.
+    #[must_use]
+    pub const fn pushes_lost(&self) -> u64 {
+        self.pushes.lost
+    }
+
+    #[cfg(test)]
+    pub(super) fn input_capacity(&self) -> usize {
+        self.input.bytes.capacity()
+    }
+
+    /// The socket's descriptor, for waiting on it beside others. It stays the link's.
+    ///
+    /// While replies are outstanding, wait only after [`Link::try_receive`] gave `None`: the buffer may
+    /// hold the next one already.
+    #[must_use]
+    pub fn raw_fd(&self) -> RawFd {
+        self.transport.raw_fd()
+    }
+
+    fn check_usable(&self) -> Result<(), RedisError> {
+        if self.is_broken { Err(RedisError::Closed) } else { Ok(()) }
+    }
+
+    fn remember_break<T>(&mut self, result: Result<T, RedisError>) -> Result<T, RedisError> {
+        self.is_broken |= result.as_ref().is_err_and(|error| !matches!(error, RedisError::Server(_)));
+        result
+    }
+
+    /// A call takes the next reply for its own, so there must be none before it.
+    fn begin_calls(&mut self) -> Result<(), RedisError> {
+        self.check_usable()?;
+        if self.outstanding > 0 {
+            return self
+                .remember_break(Err(RedisError::protocol("a call before earlier replies were received")));
+        }
+        Ok(())
+    }
+
+    fn call_until(&mut self, command: &Command, deadline: Instant) -> Result<Reply, RedisError> {
+        self.push(command);
+        self.flush()?;
+        let reply = self.receive_until(Some(deadline))?;
+        match reply.error() {
+            Some(error) => Err(RedisError::Server(error)),
+            None => Ok(reply),
+        }
+    }
+
+    fn receive_until(&mut self, deadline: Option<Instant>) -> Result<Reply, RedisError> {
+        if !self.output.is_empty() {
+            self.flush()?;
+        }
+        loop {
+            if let Some(reply) = self.try_receive()? {
+                return Ok(reply);
+            }
+            let ready = poll::wait(self.raw_fd(), Ready::READABLE, deadline).map_err(RedisError::from);
+            if self.remember_break(ready)?.is_none() {
+                return self.remember_break(Err(RedisError::Timeout));
+            }
+        }
+    }
+
+    fn next_reply(&mut self) -> Result<Option<Reply>, RedisError> {
+        loop {
+            while let Some(scanned) = self.scanner.scan(&self.input.bytes)? {
+                let bytes = self.input.take(scanned.len);
+                if scanned.is_push {
+                    self.pushes.add(&bytes);
+                    continue;
+                }
+                let reply = Reply::from_scanned(bytes);
+                self.outstanding = self.outstanding.checked_sub(1).ok_or_else(|| unasked(&reply))?;
+                self.take_trailing_pushes();
+                return Ok(Some(reply));
+            }
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// After the last reply, sets aside the whole pushes behind it: the owner may wait on the socket
+    /// next, which knows nothing of what the buffer holds. Anything else is left to the next receiving.
+    fn take_trailing_pushes(&mut self) {
+        while self.outstanding == 0
+            && let Ok(Some(scanned)) = self.scanner.scan(&self.input.bytes)
+            && scanned.is_push
+        {
+            let bytes = self.input.take(scanned.len);
+            self.pushes.add(&bytes);
+        }
+    }
+
+    /// Reads once from the socket; `false` when it has nothing for now.
+    fn fill(&mut self) -> Result<bool, RedisError> {
+        self.input.make_room();
+        loop {
+            return match self.transport.read_into(&mut self.input.bytes) {
+                Ok(0) => Err(RedisError::Closed),
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    fn send_all(&mut self) -> Result<(), RedisError> {
+        let mut deadline = Instant::now().checked_add(self.response_timeout);
+        loop {
+            let sent_before = self.sent;
+            if self.send_some()? {
+                self.output.clear();
+                self.output.shrink_to(BUFFER_KEPT_BYTES);
+                self.sent = 0;
+                return Ok(());
+            }
+            if self.sent > sent_before {
+                deadline = Instant::now().checked_add(self.response_timeout);
+            }
+            let reads_ahead = self.input.bytes.len() < READ_AHEAD_BYTES_MAX;
+            let wanted = if reads_ahead { Ready::EITHER } else { Ready::WRITABLE };
+            let Some(ready) = poll::wait(self.raw_fd(), wanted, deadline)? else {
+                return Err(RedisError::Timeout);
+            };
+            if ready.readable && reads_ahead {
+                self.fill()?;
+            }
+        }
+    }
+
+    /// Sends what the socket takes; `true` when that was everything.
+    fn send_some(&mut self) -> Result<bool, RedisError> {
+        while self.sent < self.output.len() {
+            match self.transport.write(&self.output[self.sent..]) {
+                Ok(len) => self.sent += len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.transport.send_pending()?)
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("fd", &self.raw_fd())
+            .field("outstanding", &self.outstanding)
+            .field("is_broken", &self.is_broken)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What Redis says unasked comes before it closes, and is the only word about the reason.
+fn unasked(reply: &Reply) -> RedisError {
+    match reply.error() {
+        Some(error) => RedisError::Protocol(format!("an error that no command had: {error}").into()),
+        None => RedisError::protocol("a reply that no command had"),
+    }
+}
+
+/// Whether HELLO failed because the server knows no RESP3.
+fn is_hello_unknown(error: &ServerError) -> bool {
+    error.kind() == ServerErrorKind::UnknownCommand || error.code == "NOPROTO"
+}
+
+/// A connection's name as Redis takes it: printable, without spaces.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_pushes_go_at_the_bounds() {
+        let mut pushes = Pushes::default();
+        for n in 0..PUSHES_MAX + 3 {
+            pushes.add(n.to_string().as_bytes());
+        }
+        assert_eq!((pushes.queue.len(), pushes.lost), (PUSHES_MAX, 3));
+        assert_eq!(pushes.take().unwrap(), "3");
+        let mut large = Pushes::default();
+        for _ in 0..3 {
+            large.add(&vec![0; PUSH_BYTES_MAX / 2]);
+        }
+        assert_eq!((large.queue.len(), large.bytes, large.lost), (2, PUSH_BYTES_MAX, 1));
+        while large.take().is_some() {}
+        assert_eq!(large.bytes, 0);
+    }
+
+    #[test]
+    fn names_are_what_redis_takes() {
+        assert_eq!(printable("llm-bridge reader\n\u{e4}0"), "llm-bridge-reader--0");
+    }
+}

@@ -1,0 +1,40 @@
+//! The only place that knows Redis: addresses, connections, the wire protocol, key names.
+//!
+//! A [`Link`] is one connection. It blocks in `poll(2)` where its owner wants to wait, and never where
+//! the owner waits elsewhere (mio on [`Link::raw_fd`]). Commands are encoded into its output buffer,
+//! replies are taken from it as whole [`Reply`]s: slices of the read buffer with typed views, so that
+//! reading a stream costs no copy and no allocation per string.
+//!
+//! ```text
+//! config::Redis ─▶ Target ─▶ Link ◀─ Command
+//!                             │ transport (TCP, Unix, TLS) ─▶ resp (scanner) ─▶ Reply ─▶ streams
+//! ```
+//!
+//! Left out: topology (one target, no Sentinel and no cluster redirects), pooling and retrying, which are
+//! policies of those who own the links; [`Backoff`] gives them the pauses.
+
+mod backoff;
+mod command;
+mod error;
+mod keys;
+mod link;
+mod poll;
+mod reply;
+mod resp;
+mod streams;
+mod target;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod transport;
+
+pub use backoff::Backoff;
+pub use command::{Command, Number};
+pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
+pub use keys::Keys;
+pub use link::Link;
+pub use reply::{Reply, Value};
+pub use streams::{StreamEntries, StreamInfo};
+pub use target::Target;

@@ -1,0 +1,240 @@
+//! Replies about streams: entries whose fields stay where they lie in the reply.
+
+use bytes::Bytes;
+
+use super::error::RedisError;
+use super::reply::{Cursor, Reply};
+use super::resp::Item;
+use crate::event::{Entry, EntryId, Fields};
+
+/// The most elements that room is made for before they are read.
+const RESERVED_ELEMENTS_MAX: usize = 1024;
+
+/// What one read brought of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamEntries {
+    /// The stream's key.
+    pub key: Bytes,
+    /// The entries, in order.
+    pub entries: Vec<Entry>,
+    /// Entries of a pending list that were deleted from the stream meanwhile.
+    pub deleted: Vec<EntryId>,
+}
+
+/// What `XINFO STREAM` says of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// How many entries there are.
+    pub length: u64,
+    /// The highest id that was ever given.
+    pub last_generated_id: EntryId,
+    /// The oldest entry's id; `None` in an empty stream.
+    pub first: Option<EntryId>,
+    /// The newest entry; `None` in an empty stream.
+    pub last: Option<Entry>,
+    /// How many entries were ever added. From Redis 7 on.
+    pub entries_added: Option<u64>,
+    /// The highest id that was ever deleted or trimmed by id; `0-0` when none was. From Redis 7 on.
+    pub max_deleted_id: Option<EntryId>,
+}
+
+impl Reply {
+    /// The reply of XREAD or XREADGROUP, stream by stream; null is no stream.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form.
+    pub fn streams(&self) -> Result<Vec<StreamEntries>, RedisError> {
+        let mut cursor = self.cursor();
+        let (count, are_pairs) = match cursor.next_or_error()? {
+            Item::Null => return Ok(Vec::new()),
+            Item::Array(count) => (count, true),
+            Item::Map(count) => (count, false),
+            _ => return Err(RedisError::protocol("neither an array nor a map of streams")),
+        };
+        let mut streams = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
+        for _ in 0..count {
+            if are_pairs && cursor.array()? != Some(2) {
+                return Err(RedisError::protocol("not a pair of stream and entries"));
+            }
+            let key = cursor.string()?;
+            let (entries, deleted) = entries(&mut cursor)?;
+            streams.push(StreamEntries { key, entries, deleted });
+        }
+        Ok(streams)
+    }
+
+    /// The reply of XRANGE or XREVRANGE.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form.
+    pub fn entries(&self) -> Result<Vec<Entry>, RedisError> {
+        Ok(entries(&mut self.cursor())?.0)
+    }
+
+    /// The reply of `XINFO STREAM key` (without FULL).
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error reply (`ERR no such key`), [`RedisError::Protocol`] for
+    /// another form.
+    pub fn stream_info(&self) -> Result<StreamInfo, RedisError> {
+        let mut cursor = self.cursor();
+        let pairs = match cursor.next_or_error()? {
+            Item::Map(pairs) => pairs,
+            Item::Array(count) if count.is_multiple_of(2) => count / 2,
+            _ => return Err(RedisError::protocol("not a map of a stream's properties")),
+        };
+        let mut info = StreamInfo::default();
+        let (mut has_length, mut has_last_id) = (false, false);
+        for _ in 0..pairs {
+            match &cursor.string()?[..] {
+                b"length" => (info.length, has_length) = (count(&mut cursor)?, true),
+                b"last-generated-id" => (info.last_generated_id, has_last_id) = (cursor.id()?, true),
+                b"entries-added" => info.entries_added = Some(count(&mut cursor)?),
+                b"max-deleted-entry-id" => info.max_deleted_id = Some(cursor.id()?),
+                b"first-entry" => info.first = maybe_entry(&mut cursor)?.map(|entry| entry.id),
+                b"last-entry" => info.last = maybe_entry(&mut cursor)?,
+                _ => cursor.skip(1)?,
+            }
+        }
+        if has_length && has_last_id {
+            Ok(info)
+        } else {
+            Err(RedisError::protocol("a stream without properties"))
+        }
+    }
+}
+
+/// A number that cannot be negative.
+fn count(cursor: &mut Cursor<'_>) -> Result<u64, RedisError> {
+    match cursor.next()? {
+        Item::Integer(value) => u64::try_from(value).map_err(|_| RedisError::protocol("a negative count")),
+        _ => Err(RedisError::protocol("not an integer")),
+    }
+}
+
+/// An array of entries, those that are deleted apart; null is none.
+fn entries(cursor: &mut Cursor<'_>) -> Result<(Vec<Entry>, Vec<EntryId>), RedisError> {
+    let Some(count) = cursor.array()? else { return Ok((Vec::new(), Vec::new())) };
+    let mut entries = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
+    let mut deleted = Vec::new();
+    for _ in 0..count {
+        let Some(parts) = cursor.array()? else { return Err(NOT_AN_ENTRY) };
+        match entry(cursor, parts)? {
+            (id, Some(fields)) => entries.push(Entry { id, fields }),
+            (id, None) => deleted.push(id),
+        }
+    }
+    Ok((entries, deleted))
+}
+
+/// One entry, or null.
+fn maybe_entry(cursor: &mut Cursor<'_>) -> Result<Option<Entry>, RedisError> {
+    let Some(parts) = cursor.array()? else { return Ok(None) };
+    let (id, fields) = entry(cursor, parts)?;
+    Ok(fields.map(|fields| Entry { id, fields }))
+}
+
+/// The parts of one entry: id, fields, and whatever newer servers add, which is passed over.
+fn entry(cursor: &mut Cursor<'_>, parts: usize) -> Result<(EntryId, Option<Fields>), RedisError> {
+    let more = parts.checked_sub(2).ok_or(NOT_AN_ENTRY)?;
+    let id = cursor.id()?;
+    let fields = match cursor.array()? {
+        None => None,
+        Some(count) if count.is_multiple_of(2) => Some(Fields::from_walked(cursor.bulks(count)?)),
+        Some(_) => return Err(RedisError::protocol("a field without value")),
+    };
+    cursor.skip(more)?;
+    Ok((id, fields))
+}
+
+const NOT_AN_ENTRY: RedisError = RedisError::protocol("not a pair of id and fields");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: &str = "*2\r\n$3\r\n5-1\r\n*2\r\n$4\r\ndata\r\n$2\r\n{}\r\n";
+
+    fn reply(text: &str) -> Reply {
+        Reply::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    fn expected() -> Entry {
+        Entry { id: EntryId::new(5, 1), fields: Fields::from_pairs(&[(b"data", b"{}")]) }
+    }
+
+    #[test]
+    fn reads_are_the_same_in_both_protocols() {
+        let entries = format!("*3\r\n{ENTRY}*2\r\n$3\r\n6-0\r\n*-1\r\n*2\r\n$3\r\n7-0\r\n_\r\n");
+        let resp2 = reply(&format!("*1\r\n*2\r\n$1\r\nk\r\n{entries}")).streams().unwrap();
+        let resp3 = reply(&format!("%1\r\n$1\r\nk\r\n{entries}")).streams().unwrap();
+        assert_eq!(resp2, resp3);
+        assert_eq!(
+            resp2,
+            [StreamEntries {
+                key: Bytes::from_static(b"k"),
+                entries: vec![expected()],
+                deleted: vec![EntryId::new(6, 0), EntryId::new(7, 0)],
+            }]
+        );
+        for null in ["*-1\r\n", "_\r\n", "*0\r\n", "%0\r\n"] {
+            assert!(reply(null).streams().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn ranges_read_back() {
+        assert_eq!(reply(&format!("*1\r\n{ENTRY}")).entries().unwrap(), [expected()]);
+        assert!(reply("*0\r\n").entries().unwrap().is_empty());
+        let with_delivery = "*1\r\n*4\r\n$3\r\n5-1\r\n*2\r\n$4\r\ndata\r\n$2\r\n{}\r\n:9\r\n*1\r\n:1\r\n";
+        assert_eq!(reply(with_delivery).entries().unwrap(), [expected()]);
+    }
+
+    #[test]
+    fn information_reads_back() {
+        let properties = format!(
+            "+length\r\n:1\r\n$17\r\nlast-generated-id\r\n$3\r\n9-0\r\n+groups\r\n*1\r\n:1\r\n\
+             +first-entry\r\n{ENTRY}+last-entry\r\n{ENTRY}"
+        );
+        let old = reply(&format!("*10\r\n{properties}")).stream_info().unwrap();
+        assert_eq!(
+            old,
+            StreamInfo {
+                length: 1,
+                last_generated_id: EntryId::new(9, 0),
+                first: Some(EntryId::new(5, 1)),
+                last: Some(expected()),
+                entries_added: None,
+                max_deleted_id: None,
+            }
+        );
+        let new = format!("%7\r\n{properties}+entries-added\r\n:4\r\n+max-deleted-entry-id\r\n$3\r\n2-0\r\n");
+        let new = reply(&new).stream_info().unwrap();
+        assert_eq!((new.entries_added, new.max_deleted_id), (Some(4), Some(EntryId::new(2, 0))));
+        let empty = "%4\r\n+length\r\n:0\r\n+last-generated-id\r\n$3\r\n0-0\r\n+first-entry\r\n_\r\n+last-entry\r\n_\r\n";
+        let empty = reply(empty).stream_info().unwrap();
+        assert_eq!((empty.first, empty.last), (None, None));
+    }
+
+    #[test]
+    fn other_forms_are_protocol_errors() {
+        for text in [
+            "*1\r\n*1\r\n$3\r\n5-1\r\n",
+            "*1\r\n*2\r\n$1\r\n5\r\n*0\r\n",
+            "*1\r\n*2\r\n$3\r\n5-1\r\n*1\r\n$1\r\na\r\n",
+            "*1\r\n*2\r\n$3\r\n5-1\r\n*2\r\n+a\r\n$1\r\nb\r\n",
+            "*1\r\n*2\r\n$3\r\n5-1\r\n*2\r\n$1\r\na\r\n:1\r\n",
+            "*1\r\n*2\r\n$3\r\n5-1\r\n*2\r\n$1\r\na\r\n$-1\r\n",
+            "*1\r\n*2\r\n$3\r\n5-1\r\n*2\r\n|1\r\n+x\r\n+y\r\n$1\r\na\r\n$1\r\nb\r\n",
+            "*1\r\n*-1\r\n",
+            "*1\r\n+x\r\n",
+            ":1\r\n",
+        ] {
+            let result = reply(text).entries();
+            assert!(matches!(result, Err(RedisError::Protocol(_))), "{text:?}: {result:?}");
+        }
+        assert!(matches!(reply("*1\r\n$1\r\nk\r\n").streams(), Err(RedisError::Protocol(_))));
+        assert!(matches!(reply("*2\r\n+length\r\n:-1\r\n").stream_info(), Err(RedisError::Protocol(_))));
+        assert!(matches!(reply("*0\r\n").stream_info(), Err(RedisError::Protocol(_))));
+    }
+}

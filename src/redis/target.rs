@@ -1,0 +1,217 @@
+//! Where Redis is, who we are there, and how long it may take.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{ConnectionAddr, IntoConnectionInfo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use super::error::TargetError;
+use super::tls;
+use crate::config;
+
+/// A Redis that links can be made to. Cheap enough to clone for every thread.
+#[derive(Clone)]
+pub struct Target {
+    pub(super) address: Address,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) database: u64,
+    /// Whether RESP3 is not even asked for.
+    pub(super) only_resp2: bool,
+    pub(super) connect_timeout: Duration,
+    pub(super) response_timeout: Duration,
+}
+
+/// Where the socket leads.
+#[derive(Clone)]
+pub(super) enum Address {
+    /// A host's name or address, and perhaps TLS.
+    Tcp { host: String, port: u16, tls: Option<Tls> },
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
+/// What a TLS session needs.
+#[derive(Clone)]
+pub(super) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) server_name: ServerName<'static>,
+}
+
+/// Who we are.
+#[derive(Clone)]
+pub(super) struct Credentials {
+    /// `None`: the default user.
+    pub(super) username: Option<String>,
+    pub(super) password: String,
+}
+
+impl Target {
+    /// The target that a configuration names; reads its file of trust anchors where it has one.
+    ///
+    /// The URL's query takes `protocol=resp2`, for what lies between us and Redis and speaks no RESP3.
+    ///
+    /// # Errors
+    /// When the URL cannot be used, or its TLS cannot be set up.
+    pub fn new(config: &config::Redis) -> Result<Self, TargetError> {
+        // The crate that parses the URL knows of TLS only when it brings its own.
+        let (url, is_tls) = match config.url.split_once("://") {
+            Some(("rediss" | "valkeys", rest)) => (format!("redis://{rest}"), true),
+            _ => (config.url.clone(), false),
+        };
+        let info = url.as_str().into_connection_info().map_err(|error| {
+            TargetError::Url(error.detail().map_or_else(|| describe(&error), ToOwned::to_owned))
+        })?;
+        if url.contains('#') {
+            return Err(TargetError::Url("what follows a # has no meaning".to_owned()));
+        }
+        let address = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let tls = is_tls.then(|| Tls::new(host, config)).transpose()?;
+                Address::Tcp { host: host.clone(), port: *port, tls }
+            }
+            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+            _ => return Err(TargetError::Url("a kind of address that is not supported".to_owned())),
+        };
+        let settings = info.redis_settings();
+        let credentials = match (settings.username(), settings.password()) {
+            (username, Some(password)) => {
+                Some(Credentials { username: username.map(ToOwned::to_owned), password: password.to_owned() })
+            }
+            (Some(_), None) => return Err(TargetError::Url("a user without a password".to_owned())),
+            (None, None) => None,
+        };
+        let asks_for_protocol = url.split_once('?').is_some_and(|(_, query)| query.contains("protocol="));
+        Ok(Self {
+            address,
+            credentials,
+            database: u64::try_from(settings.db())
+                .map_err(|_| TargetError::Url("a negative database number".to_owned()))?,
+            only_resp2: asks_for_protocol && settings.protocol() == ::redis::ProtocolVersion::RESP2,
+            connect_timeout: config.connect_timeout,
+            response_timeout: config.response_timeout,
+        })
+    }
+
+    /// The address for people and logs, without user and password.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, port, tls } => {
+                let scheme = if tls.is_some() { "rediss" } else { "redis" };
+                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+                format!("{scheme}://{open}{host}{close}:{port}/{}", self.database)
+            }
+            Address::Unix(path) => format!("unix://{}?db={}", path.display(), self.database),
+        }
+    }
+
+    /// How long an answer may take.
+    #[must_use]
+    pub const fn response_timeout(&self) -> Duration {
+        self.response_timeout
+    }
+}
+
+/// What is wrong with a URL, in the words of the crate that parsed it, without its kind in front.
+fn describe(error: &::redis::RedisError) -> String {
+    let text = error.to_string();
+    text.split_once(" - ").map_or(text.as_str(), |(message, _)| message).to_owned()
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("address", &self.address())
+            .field(
+                "username",
+                &self.credentials.as_ref().and_then(|credentials| credentials.username.as_ref()),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    fn new(host: &str, config: &config::Redis) -> Result<Self, TargetError> {
+        let server_name = ServerName::try_from(host.to_owned())
+            .map_err(|_| TargetError::Url(format!("{host} is no name that a certificate could have")))?;
+        Ok(Self { config: tls::client_config(config.ca_file.as_deref())?, server_name })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::config_for;
+
+    fn target(url: &str) -> Result<Target, TargetError> {
+        Target::new(&config_for(url))
+    }
+
+    #[test]
+    fn urls_become_targets() {
+        for (url, address) in [
+            ("redis://127.0.0.1", "redis://127.0.0.1:6379/0"),
+            ("redis://u:p%40ss@example.org:7000/3", "redis://example.org:7000/3"),
+            ("redis://[::1]:7000", "redis://[::1]:7000/0"),
+            ("rediss://:p@example.org/1", "rediss://example.org:6379/1"),
+            ("unix:///run/redis.sock?db=2", "unix:///run/redis.sock?db=2"),
+            ("redis://h?protocol=resp2", "redis://h:6379/0"),
+        ] {
+            assert_eq!(target(url).unwrap().address(), address, "{url}");
+        }
+        let credentials = target("redis://u:p%40ss@h").unwrap().credentials.unwrap();
+        assert_eq!((credentials.username.as_deref(), credentials.password.as_str()), (Some("u"), "p@ss"));
+        assert_eq!(target("redis://:p@h").unwrap().credentials.unwrap().username, None);
+        let unix = target("unix:///s?user=u&pass=p").unwrap().credentials.unwrap();
+        assert_eq!((unix.username.as_deref(), unix.password.as_str()), (Some("u"), "p"));
+        assert!(target("redis://h?protocol=resp2").unwrap().only_resp2);
+        assert!(
+            !target("redis://h").unwrap().only_resp2 && !target("redis://h?protocol=3").unwrap().only_resp2
+        );
+    }
+
+    #[test]
+    fn bad_urls_are_refused_without_their_password() {
+        for url in [
+            "",
+            "127.0.0.1:6379",
+            "http://:secret@h",
+            "redis://:secret@",
+            "redis://:secret@h/x",
+            "redis://:secret@h/-1",
+            "redis://:secret@h:99999",
+            "redis://user@h",
+            "redis://:secret@0.0.0.0",
+            "rediss://:secret@h#insecure",
+            "rediss://:secret@h_ _",
+            "unix://:secret@relative",
+        ] {
+            let error = target(url).unwrap_err();
+            assert!(matches!(error, TargetError::Url(_)), "{url}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn passwords_stay_out_of_logs() {
+        let target = target("redis://someone:secret@h").unwrap();
+        let text = format!("{target:?} {}", target.address());
+        assert!(!text.contains("secret") && text.contains("someone"), "{text}");
+    }
+
+    #[test]
+    fn trust_anchors_are_read_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
+        let mut config = config_for("rediss://h");
+        config.ca_file = Some(path.clone());
+        assert!(matches!(Target::new(&config), Err(TargetError::CaFile { .. })));
+        std::fs::write(&path, "no certificate").unwrap();
+        let error = Target::new(&config).unwrap_err().to_string();
+        assert!(error.contains("ca.pem") && error.contains("no certificate"), "{error}");
+    }
+}
