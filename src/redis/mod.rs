@@ -15,6 +15,7 @@
 
 mod backoff;
 mod command;
+mod connector;
 mod error;
 mod keys;
 mod link;
@@ -32,6 +33,7 @@ mod transport;
 
 pub use backoff::Backoff;
 pub use command::{Command, Number};
+pub use connector::Connector;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 pub use keys::Keys;
 pub use link::Link;
