@@ -344,6 +344,27 @@ fn a_late_reply_is_never_taken_for_another() {
 }
 
 #[test]
+fn a_server_that_stops_reading_is_given_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut config = config_for(&format!("redis://{}", listener.local_addr().unwrap()));
+    config.response_timeout = Duration::from_millis(100);
+    let target = Target::new(&config).unwrap();
+    std::thread::scope(|scope| {
+        let server = scope.spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            assert!(read_command(&mut socket));
+            socket.write_all(b"%0\r\n").unwrap();
+            socket
+        });
+        let mut link = Link::connect(&target, "test").unwrap();
+        let _deaf = server.join().unwrap();
+        link.push(&Command::new("ECHO").arg(vec![b'x'; 64 << 20]));
+        assert!(matches!(link.flush(), Err(RedisError::Timeout)));
+        assert!(matches!(link.flush(), Err(RedisError::Closed)));
+    });
+}
+
+#[test]
 fn tls_is_spoken_where_the_server_speaks_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).display().to_string();
