@@ -1,0 +1,206 @@
+//! The life of the generations that a producer writes: `start`, numbering, the terminal entry. Pure.
+//!
+//! Every entry gets `seq` and `ts`, so that a repeated write is dropped by readers instead of seen.
+//! INVARIANT: within a generation either all numbered entries carry our `seq` or none does; input that
+//! numbers itself is passed on with its own.
+
+use serde_json::json;
+
+use super::jsonl::{Kind, Object};
+
+/// Where the numbering stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing has been written yet.
+    Fresh,
+    /// A generation is going on.
+    Open { next_seq: Option<u64> },
+    /// The last generation has its terminal entry.
+    Closed { next_seq: Option<u64> },
+}
+
+/// Turns what a producer says into the JSON of native entries.
+#[derive(Debug)]
+pub struct Generation {
+    state: State,
+    /// Begins the ids of all generations of this producer.
+    id_base: String,
+    /// How many generations were begun.
+    begun: u32,
+}
+
+impl Generation {
+    /// A producer whose generations are named after `id_base`, which has to be its own.
+    #[must_use]
+    pub fn new(id_base: impl Into<String>) -> Self {
+        Self { state: State::Fresh, id_base: id_base.into(), begun: 0 }
+    }
+
+    /// Whether a generation was begun and has no terminal entry yet.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// Whether nothing was written at all.
+    #[must_use]
+    pub const fn is_fresh(&self) -> bool {
+        matches!(self.state, State::Fresh)
+    }
+
+    /// Begins a generation and returns its `start` entry.
+    pub fn start(&mut self, ts_us: u64) -> String {
+        self.begin(true, ts_us)
+    }
+
+    /// A `delta` entry on the content channel.
+    pub fn text(&mut self, text: &str, ts_us: u64) -> String {
+        self.numbered(json!({"type": "delta", "text": text}), ts_us)
+    }
+
+    /// A `heartbeat` entry.
+    pub fn heartbeat(&mut self, ts_us: u64) -> String {
+        self.numbered(json!({"type": "heartbeat"}), ts_us)
+    }
+
+    /// The `end` entry.
+    pub fn end(&mut self, finish_reason: &str, ts_us: u64) -> String {
+        let entry = self.numbered(json!({"type": "end", "finish_reason": finish_reason}), ts_us);
+        self.close();
+        entry
+    }
+
+    /// A terminal `error` entry.
+    pub fn error(&mut self, code: &str, message: &str, ts_us: u64) -> String {
+        let entry = self.numbered(json!({"type": "error", "code": code, "message": message}), ts_us);
+        self.close();
+        entry
+    }
+
+    /// A native object from elsewhere; preceded by a `start` of ours where it begins a generation
+    /// without one.
+    pub fn object(&mut self, object: &Object<'_>, ts_us: u64) -> Vec<String> {
+        let mut entries = Vec::with_capacity(2);
+        let ours = !object.has_seq;
+        match (self.state, object.kind) {
+            (_, Kind::Start) => {
+                self.begun += 1;
+                self.state = State::Open { next_seq: ours.then_some(0) };
+            }
+            (State::Fresh, _) | (State::Closed { .. }, Kind::Content) => {
+                entries.push(self.begin(ours, ts_us));
+            }
+            (State::Open { .. } | State::Closed { .. }, _) => {}
+        }
+        let seq = if ours { self.take_seq() } else { None };
+        entries.push(object.stamped(seq, ts_us));
+        if object.kind == Kind::Terminal {
+            self.close();
+        }
+        entries
+    }
+
+    fn begin(&mut self, ours: bool, ts_us: u64) -> String {
+        self.begun += 1;
+        self.state = State::Open { next_seq: ours.then_some(0) };
+        let generation = format!("{}-{}", self.id_base, self.begun);
+        self.numbered(json!({"type": "start", "generation": generation}), ts_us)
+    }
+
+    fn numbered(&mut self, mut object: serde_json::Value, ts_us: u64) -> String {
+        if let Some(seq) = self.take_seq() {
+            object["seq"] = seq.into();
+        }
+        object["ts"] = ts_us.into();
+        object.to_string()
+    }
+
+    fn take_seq(&mut self) -> Option<u64> {
+        let (State::Open { next_seq } | State::Closed { next_seq }) = &mut self.state else {
+            return None;
+        };
+        let seq = (*next_seq)?;
+        *next_seq = Some(seq + 1);
+        Some(seq)
+    }
+
+    fn close(&mut self) {
+        if let State::Open { next_seq } = self.state {
+            self.state = State::Closed { next_seq };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::jsonl;
+    use super::*;
+
+    fn seqs(entries: &[String]) -> Vec<(String, Option<u64>)> {
+        let read = |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let name =
+            |value: &serde_json::Value| (value["type"].as_str().unwrap().into(), value["seq"].as_u64());
+        entries.iter().map(|text| name(&read(text))).collect()
+    }
+
+    fn feed(lines: &[&str]) -> (Generation, Vec<(String, Option<u64>)>) {
+        let mut generation = Generation::new("g");
+        let mut entries = Vec::new();
+        for line in lines {
+            let object = jsonl::parse(line.as_bytes()).unwrap().unwrap();
+            entries.extend(generation.object(&object, 5));
+        }
+        let seqs = seqs(&entries);
+        (generation, seqs)
+    }
+
+    fn named(list: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
+        list.iter().map(|&(name, seq)| (name.to_owned(), seq)).collect()
+    }
+
+    #[test]
+    fn text_is_numbered_from_start_to_end() {
+        let mut generation = Generation::new("g");
+        assert!(generation.is_fresh());
+        let entries = [
+            generation.start(1),
+            generation.text("a\"\n", 2),
+            generation.heartbeat(3),
+            generation.end("stop", 4),
+        ];
+        assert!(!generation.is_open());
+        let expected =
+            named(&[("start", Some(0)), ("delta", Some(1)), ("heartbeat", Some(2)), ("end", Some(3))]);
+        assert_eq!(seqs(&entries), expected);
+        let start: serde_json::Value = serde_json::from_str(&entries[0]).unwrap();
+        assert_eq!((&start["generation"], &start["ts"]), (&"g-1".into(), &1.into()));
+        let delta: serde_json::Value = serde_json::from_str(&entries[1]).unwrap();
+        assert_eq!(delta["text"], "a\"\n");
+    }
+
+    #[test]
+    fn objects_get_a_start_and_numbers_where_they_have_none() {
+        let delta = r#"{"type":"delta","text":"x"}"#;
+        let (generation, seen) = feed(&[delta, r#"{"type":"end"}"#, r#"{"type":"heartbeat"}"#, delta]);
+        assert!(generation.is_open());
+        let expected = [
+            ("start", Some(0)),
+            ("delta", Some(1)),
+            ("end", Some(2)),
+            ("heartbeat", Some(3)),
+            ("start", Some(0)),
+            ("delta", Some(1)),
+        ];
+        assert_eq!(seen, named(&expected));
+        let (_, seen) = feed(&[r#"{"type":"start"}"#, delta]);
+        assert_eq!(seen, named(&[("start", Some(0)), ("delta", Some(1))]));
+    }
+
+    #[test]
+    fn input_that_numbers_itself_keeps_its_numbers() {
+        let (mut generation, seen) =
+            feed(&[r#"{"type":"delta","text":"x","seq":0}"#, r#"{"type":"delta","text":"y","seq":1}"#]);
+        assert_eq!(seen, named(&[("start", None), ("delta", Some(0)), ("delta", Some(1))]));
+        assert_eq!(seqs(&[generation.end("stop", 1)]), named(&[("end", None)]));
+    }
+}

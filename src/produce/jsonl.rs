@@ -1,0 +1,155 @@
+//! Lines of native objects → what a producer needs to know of each. Pure.
+//!
+//! Only what would make a line no entry at all is refused here: it has to be one JSON object with a
+//! `type`. Whether the members of a native type are of the right kind is the transform's business.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The longest line that is read, in bytes; an entry of that size is no token any more.
+pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Why a line is no native object. The caller knows the line's number.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// Longer than [`LINE_BYTES_MAX`].
+    #[error("longer than 8 MiB")]
+    TooLong,
+    /// Not UTF-8.
+    #[error("not UTF-8")]
+    NotUtf8,
+    /// Not JSON, or JSON that is no object.
+    #[error("not a JSON object: {0}")]
+    NotAnObject(#[source] serde_json::Error),
+    /// No `type`, or one that is not a string.
+    #[error("`type` is missing or not a string")]
+    NoType,
+}
+
+/// One native object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Object<'a> {
+    /// The object's text.
+    pub json: &'a str,
+    /// What its `type` means for the producer.
+    pub kind: Kind,
+    /// Whether it numbers itself with `seq`.
+    pub has_seq: bool,
+    /// Whether it carries a `ts` of its own.
+    pub has_ts: bool,
+}
+
+/// What a `type` means for the life of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `start`: begins a generation.
+    Start,
+    /// `end` or `error`: ends one.
+    Terminal,
+    /// `heartbeat`: begins and ends nothing.
+    Heartbeat,
+    /// Anything else: content.
+    Content,
+}
+
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    seq: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    ts: Option<&'a RawValue>,
+}
+
+/// A member that is there, even as `null`: adding another of its name would make two.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Reads one line, `None` for an empty one.
+///
+/// # Errors
+/// When the line is not one JSON object with a `type`.
+pub fn parse(line: &[u8]) -> Result<Option<Object<'_>>, LineError> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(LineError::TooLong);
+    }
+    let json = std::str::from_utf8(line).map_err(|_| LineError::NotUtf8)?.trim();
+    if json.is_empty() {
+        return Ok(None);
+    }
+    if !json.starts_with('{') {
+        let found = serde::de::Error::custom("it does not begin with `{`");
+        return Err(LineError::NotAnObject(found));
+    }
+    let members: Members<'_> = serde_json::from_str(json).map_err(LineError::NotAnObject)?;
+    let kind = members.kind.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+    let kind = match kind.ok_or(LineError::NoType)?.as_str() {
+        "start" => Kind::Start,
+        "end" | "error" => Kind::Terminal,
+        "heartbeat" => Kind::Heartbeat,
+        _ => Kind::Content,
+    };
+    Ok(Some(Object { json, kind, has_seq: members.seq.is_some(), has_ts: members.ts.is_some() }))
+}
+
+impl Object<'_> {
+    /// The object with `seq` and `ts` added where it has none; the rest stays byte for byte.
+    #[must_use]
+    pub fn stamped(&self, seq: Option<u64>, ts_us: u64) -> String {
+        use std::fmt::Write as _;
+
+        let body = self.json.strip_suffix('}').unwrap_or(self.json);
+        let mut out = String::with_capacity(self.json.len() + 48);
+        out.push_str(body.trim_end());
+        if let Some(seq) = seq.filter(|_| !self.has_seq) {
+            write!(out, r#","seq":{seq}"#).ok();
+        }
+        if !self.has_ts {
+            write!(out, r#","ts":{ts_us}"#).ok();
+        }
+        out.push('}');
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_told_apart_and_stamped() {
+        let cases = [
+            (r#"{"type":"start","metadata":{"seq":1}}"#, Kind::Start),
+            (r#" {"type":"delta","text":"a}"} "#, Kind::Content),
+            (r#"{"type":"end"}"#, Kind::Terminal),
+            (r#"{"type":"error","code":"x"}"#, Kind::Terminal),
+            (r#"{"type":"heartbeat"}"#, Kind::Heartbeat),
+            (r#"{"\u0074ype":"mine"}"#, Kind::Content),
+        ];
+        for (line, kind) in cases {
+            let object = parse(line.as_bytes()).unwrap().unwrap();
+            assert_eq!((object.kind, object.has_seq, object.has_ts), (kind, false, false), "{line}");
+            let stamped: serde_json::Value = serde_json::from_str(&object.stamped(Some(7), 9)).unwrap();
+            assert_eq!((&stamped["seq"], &stamped["ts"]), (&7.into(), &9.into()));
+        }
+        let own = parse(br#"{"type":"delta","text":"","seq":3,"ts":4}"#).unwrap().unwrap();
+        assert_eq!(own.stamped(Some(7), 9), own.json);
+        let null = parse(br#"{"type":"delta","text":"","seq":null,"ts":4}"#).unwrap().unwrap();
+        assert_eq!(null.stamped(Some(7), 9), null.json);
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        assert!(parse(b"  \r\n").unwrap().is_none());
+        for bad in ["[1]", "7", "{", "{}x", r#"{"type":"delta"} {"type":"end"}"#, "\u{1}"] {
+            assert!(matches!(parse(bad.as_bytes()), Err(LineError::NotAnObject(_))), "{bad}");
+        }
+        for bad in ["{}", r#"{"type":3}"#, r#"{"type":null}"#] {
+            assert!(matches!(parse(bad.as_bytes()), Err(LineError::NoType)), "{bad}");
+        }
+        assert!(matches!(parse(b"{\"type\":\"\xFF\"}"), Err(LineError::NotUtf8)));
+        assert!(matches!(parse(&vec![b' '; LINE_BYTES_MAX + 1]), Err(LineError::TooLong)));
+    }
+}
