@@ -1,0 +1,305 @@
+//! `llm-bridge check`: whether the daemon would work with this configuration, this Redis and these rights.
+//!
+//! Takes no lease, writes nothing, and looks at everything before it says so: one line a finding.
+
+mod rights;
+
+use clap::Args;
+
+use self::rights::Rights;
+use super::output::write;
+use super::{CliError, Shared};
+use crate::config::Config;
+use crate::redis::{Command, Keys, Link, RedisError, ServerErrorKind, Target, Value};
+
+/// The oldest version that has everything the daemon calls.
+const VERSION_MIN: (u64, u64) = (6, 0);
+/// The oldest version that tells which entries of a stream were removed.
+const VERSION_TELLS_TRIMMING: (u64, u64) = (7, 0);
+
+/// Check configuration and Redis, and say everything that is wrong
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    shared: Shared,
+}
+
+/// What a finding means for the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// As it should be.
+    Fine,
+    /// It works, but not as well as it could.
+    Warning,
+    /// The configuration or somebody's rights have to change.
+    Unfit,
+    /// Something is down; it may be well again without a change.
+    Outage,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    weight: Weight,
+    text: String,
+}
+
+fn finding(weight: Weight, text: impl Into<String>) -> Finding {
+    Finding { weight, text: text.into() }
+}
+
+/// Runs `check`.
+pub(crate) fn run(args: &Check) -> Result<(), CliError> {
+    let config = args.shared.load()?;
+    let findings = examine(&config);
+    for Finding { weight, text } in &findings {
+        let mark = match weight {
+            Weight::Fine => "ok     ",
+            Weight::Warning => "warning",
+            Weight::Unfit => "WRONG  ",
+            Weight::Outage => "DOWN   ",
+        };
+        write(&format!("{mark} {text}\n"))?;
+    }
+    verdict(&findings)
+}
+
+/// What has to change outweighs what is merely down.
+fn verdict(findings: &[Finding]) -> Result<(), CliError> {
+    let any = |weight| findings.iter().any(|finding| finding.weight == weight);
+    if any(Weight::Unfit) {
+        Err(CliError::Unfit)
+    } else if any(Weight::Outage) {
+        Err(CliError::Failed("Redis cannot serve now".to_owned()))
+    } else {
+        Ok(())
+    }
+}
+
+fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![finding(Weight::Fine, "the configuration is valid")];
+    if let Err(error) = examine_redis(config, &mut findings) {
+        findings.push(error);
+    }
+    findings
+}
+
+/// Adds what there is to say; the error is what ended the examination.
+fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+    let target = Target::new(&config.redis).map_err(|error| finding(Weight::Unfit, error.to_string()))?;
+    let address = target.address();
+    let broken = |error: &RedisError| finding(weigh(error), format!("{address}: {error}"));
+    let mut link = Link::connect(&target, "llm-bridge-check").map_err(|error| broken(&error))?;
+    link.call(&Command::new("PING")).map_err(|error| broken(&error))?;
+    findings.push(examine_version(&mut link, &address).map_err(|error| broken(&error))?);
+    let keys = Keys::new(&config.redis.prefix, &config.service.name, &config.service.instance);
+    let rights = rights::try_all(&mut link, &keys).map_err(|error| broken(&error))?;
+    findings.push(describe_rights(&rights, &keys));
+    findings.push(examine_tracking(&mut link, &keys).map_err(|error| broken(&error))?);
+    findings.push(examine_memory(&mut link).map_err(|error| broken(&error))?);
+    Ok(())
+}
+
+/// Whether trying again could help without a change.
+fn weigh(error: &RedisError) -> Weight {
+    match (error, error.server_kind()) {
+        (RedisError::Tls(_), _) => Weight::Unfit,
+        (_, Some(ServerErrorKind::Oom)) => Weight::Outage,
+        _ if error.is_outage() => Weight::Outage,
+        _ => Weight::Unfit,
+    }
+}
+
+fn examine_version(link: &mut Link, address: &str) -> Result<Finding, RedisError> {
+    let reply = link.call_all(&[Command::new("HELLO")])?;
+    // Before version 6 there was no HELLO, and a proxy may hide it.
+    let Some(Ok(hello)) = reply.first().filter(|reply| reply.error().is_none()).map(|reply| reply.value())
+    else {
+        let text =
+            format!("{address} does not know HELLO: it is older than Redis 6, or something between hides it");
+        return Ok(finding(Weight::Unfit, text));
+    };
+    let text_of = |name| member(&hello, name).and_then(as_text).unwrap_or_default();
+    Ok(judge_version(address, &text_of("server"), &text_of("version")))
+}
+
+fn judge_version(address: &str, server: &str, version: &str) -> Finding {
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u64>().ok());
+    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let text = format!("{address} answers: {server} {version}");
+    if (major, minor) < VERSION_MIN {
+        finding(Weight::Unfit, format!("{text}; at least 6.0 is needed"))
+    } else if (major, minor) < VERSION_TELLS_TRIMMING {
+        let why = "before 7.0 it is not told which entries were trimmed, so some gaps go unnumbered";
+        finding(Weight::Warning, format!("{text}; {why}"))
+    } else {
+        finding(Weight::Fine, text)
+    }
+}
+
+fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
+    match rights {
+        Rights::All => finding(Weight::Fine, "all commands are allowed on the keys of the prefix"),
+        Rights::Untried(reason) => finding(
+            Weight::Warning,
+            format!("the rights cannot be tried without MULTI and DISCARD: {reason}"),
+        ),
+        Rights::Down(reason) => finding(Weight::Outage, format!("commands are refused for now: {reason}")),
+        Rights::Missing(missing) => {
+            let list = missing.join("\n          ");
+            let rule = rights::acl_rule(keys.prefix());
+            finding(
+                Weight::Unfit,
+                format!("missing rights:\n          {list}\n        what is needed: {rule}"),
+            )
+        }
+    }
+}
+
+/// Without pushes, streams are still read, but a name that is waited for is noticed later.
+fn examine_tracking(link: &mut Link, keys: &Keys) -> Result<Finding, RedisError> {
+    if !link.is_resp3() {
+        let text = "no RESP3, hence no CLIENT TRACKING: new streams are noticed by polling, later";
+        return Ok(finding(Weight::Warning, text));
+    }
+    let command =
+        Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(keys.stream_prefix());
+    let replies = link.call_all(&[command, Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
+    Ok(match replies.first().and_then(|reply| reply.error()) {
+        None => finding(Weight::Fine, "CLIENT TRACKING tells of new entries"),
+        Some(error) => finding(
+            Weight::Warning,
+            format!("CLIENT TRACKING does not work, so new streams are noticed by polling, later: {error}"),
+        ),
+    })
+}
+
+fn examine_memory(link: &mut Link) -> Result<Finding, RedisError> {
+    let get = |name| Command::new("CONFIG").args(["GET", name]);
+    let replies = link.call_all(&[get("maxmemory"), get("maxmemory-policy")])?;
+    let values: Vec<_> =
+        replies.iter().map(|reply| reply.value().ok().and_then(|value| config_value(&value))).collect();
+    Ok(match values.as_slice() {
+        [Some(limit), Some(policy)] => judge_memory(limit, policy),
+        _ => finding(
+            Weight::Fine,
+            "maxmemory-policy cannot be looked at (no right to CONFIG GET); it should be noeviction",
+        ),
+    })
+}
+
+fn judge_memory(limit: &str, policy: &str) -> Finding {
+    let evicts_streams = policy.starts_with("allkeys");
+    match (limit, evicts_streams) {
+        ("0", true) => {
+            let text = format!("maxmemory-policy {policy} would evict whole streams once a maxmemory is set");
+            finding(Weight::Warning, text)
+        }
+        (_, true) => {
+            let text =
+                format!("maxmemory-policy {policy} evicts whole streams at {limit} bytes; use noeviction");
+            finding(Weight::Warning, text)
+        }
+        ("0", false) => {
+            finding(Weight::Fine, "no maxmemory: Redis grows with its streams; trim or expire them")
+        }
+        (_, false) => finding(Weight::Fine, format!("maxmemory {limit}, maxmemory-policy {policy}")),
+    }
+}
+
+/// The value in a `CONFIG GET` of one name: a map over RESP3, a flat array over RESP2.
+fn config_value(value: &Value) -> Option<String> {
+    match value {
+        Value::Map(pairs) => as_text(&pairs.first()?.1),
+        Value::Array(items) => as_text(items.get(1)?),
+        _ => None,
+    }
+}
+
+/// A member of a map, or of a flat array of names and values.
+fn member<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    let is_name = |candidate: &Value| as_text(candidate).as_deref() == Some(name);
+    match value {
+        Value::Map(pairs) => pairs.iter().find(|(key, _)| is_name(key)).map(|(_, value)| value),
+        Value::Array(items) => items.chunks_exact(2).find(|pair| is_name(&pair[0])).map(|pair| &pair[1]),
+        _ => None,
+    }
+}
+
+fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Bytes(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::{RedisServer, config_for};
+
+    fn examined(url: &str) -> Vec<Finding> {
+        let mut config = Config::defaults();
+        config.redis = config_for(url);
+        examine(&config)
+    }
+
+    fn weights(findings: &[Finding]) -> Vec<Weight> {
+        findings.iter().map(|finding| finding.weight).collect()
+    }
+
+    #[test]
+    fn a_plain_redis_is_fit_and_left_as_it_was() {
+        let server = RedisServer::start(&[]);
+        let findings = examined(&server.url());
+        assert_eq!(weights(&findings), [Weight::Fine; 5], "{findings:?}");
+        verdict(&findings).unwrap();
+        assert_eq!(server.link().call(&Command::new("DBSIZE")).unwrap().integer().unwrap(), 0);
+    }
+
+    #[test]
+    fn the_documented_rule_is_enough_and_every_missing_right_is_named() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let mut user = |name: &str, rule: &str| {
+            let rule = rule.split(' ').skip(2).collect::<Vec<_>>();
+            let command = Command::new("ACL").args(["SETUSER", name, "on", ">secret"]).args(rule);
+            link.call(&command).unwrap();
+            format!("redis://{name}:secret@127.0.0.1:{}", server.port())
+        };
+        let rule = rights::acl_rule("llm");
+        let enough = examined(&user("enough", &rule));
+        assert!(!weights(&enough).contains(&Weight::Unfit), "{enough:?}");
+        verdict(&enough).unwrap();
+        let less = examined(&user("less", &rule.replace(" +xack", "")));
+        assert!(less.iter().any(|finding| finding.text.contains("XACK")), "{less:?}");
+        assert!(matches!(verdict(&less), Err(CliError::Unfit)));
+        let elsewhere = examined(&user("elsewhere", &rule.replace("~llm:*", "~other:*")));
+        assert!(elsewhere.iter().any(|finding| finding.text.contains("XREADGROUP")), "{elsewhere:?}");
+        let wrong = examined(&format!("redis://less:wrong@127.0.0.1:{}", server.port()));
+        assert_eq!(weights(&wrong), [Weight::Fine, Weight::Unfit], "{wrong:?}");
+    }
+
+    #[test]
+    fn a_redis_that_is_down_is_an_outage() {
+        let mut server = RedisServer::start(&[]);
+        let url = server.url();
+        server.kill();
+        let findings = examined(&url);
+        assert_eq!(weights(&findings), [Weight::Fine, Weight::Outage]);
+        assert!(matches!(verdict(&findings), Err(CliError::Failed(_))));
+    }
+
+    #[test]
+    fn versions_and_policies_are_judged() {
+        let version = |version| judge_version("r", "redis", version).weight;
+        assert_eq!(
+            ["5.0.14", "6.0.16", "6.2.0", "7.0.15", "10.1", ""].map(version),
+            [Weight::Unfit, Weight::Warning, Weight::Warning, Weight::Fine, Weight::Fine, Weight::Unfit]
+        );
+        assert_eq!(judge_memory("100", "allkeys-lru").weight, Weight::Warning);
+        assert_eq!(judge_memory("0", "allkeys-lfu").weight, Weight::Warning);
+        assert_eq!(judge_memory("100", "volatile-lru").weight, Weight::Fine);
+        assert_eq!(judge_memory("0", "noeviction").weight, Weight::Fine);
+    }
+}

@@ -1,0 +1,84 @@
+//! Whether the ACL lets the daemon do what it does.
+//!
+//! Every command is really sent, on the keys on which it will be used, inside a transaction that is
+//! discarded: Redis judges the rights when it queues a command, and nothing is ever run.
+
+use crate::event::EntryId;
+use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+
+/// What was found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// Everything is allowed.
+    All,
+    /// These commands are not, each with what Redis said.
+    Missing(Vec<String>),
+    /// Transactions are not allowed, so that nothing could be tried.
+    Untried(String),
+    /// Redis refuses commands whoever sends them.
+    Down(String),
+}
+
+/// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` what they need.
+pub(super) fn acl_rule(prefix: &str) -> String {
+    let commands = "+ping +hello +select +client|setname +client|tracking +time \
+                    +xadd +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
+                    +exists +get +set +del +pexpire +sadd +srem +smembers +multi +exec +discard";
+    format!("user llm-bridge on >PASSWORD resetchannels -@all ~{prefix}:* {commands}")
+}
+
+/// The daemon's commands, harmless even if they were run; nothing of the name exists.
+fn samples(keys: &Keys) -> Vec<Command> {
+    let stream = format!("{}llm-bridge-check:none", keys.stream_prefix());
+    let group = keys.group();
+    let on = |name: &str| Command::new(name).arg(&stream);
+    let xgroup = |what: &str| Command::new("XGROUP").arg(what).arg(&stream).arg(&group);
+    let add_nothing = |key: &str| {
+        Command::new("XADD").arg(key).args(["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"])
+    };
+    vec![
+        Command::new("TIME"),
+        on("EXISTS"),
+        on("XRANGE").args(["-", "+", "COUNT", "1"]),
+        on("XREVRANGE").args(["+", "-", "COUNT", "1"]),
+        Command::new("XINFO").arg("STREAM").arg(&stream),
+        Command::new("XREADGROUP").args(["GROUP", &group, "reader-0", "COUNT", "1", "STREAMS", &stream, ">"]),
+        on("XACK").arg(&group).id(EntryId::new(0, 1)),
+        xgroup("CREATE").arg("$"),
+        xgroup("SETID").arg("$"),
+        xgroup("DESTROY"),
+        add_nothing(&stream),
+        add_nothing(&keys.dlq()),
+        add_nothing(&keys.wake(0)),
+        Command::new("XREAD").args(["COUNT", "1", "STREAMS", &keys.announce(), "$"]),
+        Command::new("SET").args([&keys.once("check"), "1", "NX", "PX", "1"]),
+        Command::new("GET").arg(keys.lease()),
+        Command::new("SADD").args([&keys.groups(), "check"]),
+        Command::new("SREM").args([&keys.groups(), "check"]),
+        Command::new("SMEMBERS").arg(keys.groups()),
+        Command::new("DEL").arg(keys.once("check")),
+    ]
+}
+
+/// Tries everything.
+///
+/// # Errors
+/// When the connection fails; what Redis refuses is no error here.
+pub(super) fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
+    let samples = samples(keys);
+    let opened = link.call_all(&[Command::new("MULTI")])?;
+    if let Some(error) = opened.first().and_then(Reply::error) {
+        return Ok(Rights::Untried(error.to_string()));
+    }
+    let replies = link.call_all(&samples)?;
+    link.call_all(&[Command::new("DISCARD")])?;
+    let mut missing = Vec::new();
+    for (sample, reply) in samples.iter().zip(&replies) {
+        let Some(error) = reply.error() else { continue };
+        if error.kind().is_outage() || error.kind() == ServerErrorKind::Oom {
+            return Ok(Rights::Down(error.to_string()));
+        }
+        missing.push(format!("{}: {error}", sample.name()));
+    }
+    Ok(if missing.is_empty() { Rights::All } else { Rights::Missing(missing) })
+}

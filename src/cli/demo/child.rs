@@ -1,0 +1,107 @@
+//! Processes that end with the one who started them.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cli::CliError;
+
+/// The pause between two looks at a process that is ending.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A running process in a process group of its own, so that a Ctrl-C reaches only its parent, which
+/// then stops all of them in order.
+#[derive(Debug)]
+pub(super) struct Child {
+    name: &'static str,
+    inner: std::process::Child,
+}
+
+impl Child {
+    /// Starts `command`; its stdin is empty, its stdout is our stderr's company.
+    pub(super) fn spawn(name: &'static str, command: &mut Command) -> Result<Self, CliError> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+        unsafe { command.pre_exec(end_with_parent) };
+        let inner = command.spawn().map_err(|error| {
+            CliError::Failed(match error.kind() {
+                std::io::ErrorKind::NotFound => format!(
+                    "{name} is not installed; install it (Debian, Ubuntu: apt-get install redis-server; \
+                     Fedora: dnf install redis; Alpine: apk add redis) or make it reachable by PATH"
+                ),
+                _ => format!("{name} could not be started: {error}"),
+            })
+        })?;
+        Ok(Self { name, inner })
+    }
+
+    /// What the process is to people.
+    pub(super) const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.inner.try_wait().ok().flatten()
+    }
+
+    /// Asks it to end and waits for that; after `grace` it is killed.
+    pub(super) fn stop(&mut self, grace: Duration) {
+        if self.ended().is_some() {
+            return;
+        }
+        if let Ok(pid) = libc::pid_t::try_from(self.inner.id()) {
+            // SAFETY: kill(2) touches no memory; the process is our child and not reaped, so the id is its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+        let until = Instant::now() + grace;
+        while self.ended().is_none() && Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            self.inner.kill().ok();
+            self.inner.wait().ok();
+        }
+    }
+}
+
+/// Lets the kernel end the process should its parent die without a chance to stop it.
+fn end_with_parent() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_asked_to_end_and_then_made_to() {
+        let mut quick = Child::spawn("sleep", Command::new("sleep").arg("600")).unwrap();
+        assert!(quick.ended().is_none());
+        quick.stop(Duration::from_secs(60));
+        assert!(quick.ended().is_some());
+        let script = "trap '' TERM; while :; do sleep 1; done";
+        let mut deaf = Child::spawn("sh", Command::new("sh").args(["-c", script])).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        deaf.stop(Duration::from_millis(50));
+        let pid = deaf.inner.id();
+        drop(deaf);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn what_is_not_installed_is_said() {
+        let error = Child::spawn("redis-server", &mut Command::new("/nonexistent/redis-server")).unwrap_err();
+        assert!(error.to_string().contains("apt-get install redis-server"));
+    }
+}

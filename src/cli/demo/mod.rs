@@ -1,0 +1,246 @@
+//! `llm-bridge demo`: everything on one machine, private and gone afterwards.
+//!
+//! A redis-server without persistence in a temporary directory, the daemon as a child of this process
+//! (the real `serve`, nothing made for the show), and a recorded answer that is written again and again.
+
+mod child;
+mod player;
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tempfile::TempDir;
+
+use self::child::Child;
+use self::player::Player;
+use super::output::{note, write};
+use super::stop::stop_flag;
+use super::{CliError, Shared};
+use crate::config::Config;
+use crate::event::StreamName;
+use crate::produce::{Producer, RedisWires, sleep_unless};
+
+const SESSION: &str = "demo";
+const MODEL: &str = "demo-model";
+/// How long Redis and the daemon may take until they serve.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one request for readiness may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause between two looks at something that starts.
+const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// The pause between two generations.
+const INTERMISSION: Duration = Duration::from_secs(6);
+
+/// Show it: a private Redis, the daemon, a recorded LLM stream, a page to open
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// The port of the page and the streams; by default a free one
+    #[arg(long)]
+    port: Option<u16>,
+    #[command(flatten)]
+    shared: Shared,
+}
+
+/// Runs `demo` until it is interrupted.
+pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
+    let config = args.shared.load()?;
+    let stopping = stop_flag()?;
+    let mut stage = Stage::build(args, config)?;
+    let shown = stage.wait_ready(&stopping).and_then(|ready| match ready {
+        true => write(&stage.introduction()).and_then(|()| stage.play(&stopping)),
+        false => Ok(()),
+    });
+    note("\nllm-bridge demo: stopping\n");
+    stage.clear();
+    shown
+}
+
+/// Everything that runs. Fields drop in this order: the daemon before its Redis, both before their files.
+struct Stage {
+    daemon: Child,
+    redis: Child,
+    config: Config,
+    program: PathBuf,
+    _directory: TempDir,
+}
+
+impl Stage {
+    fn build(args: &Demo, mut config: Config) -> Result<Self, CliError> {
+        let failed = |what: &str, error: std::io::Error| CliError::Failed(format!("{what}: {error}"));
+        let directory =
+            TempDir::with_prefix("llm-bridge-demo-").map_err(|e| failed("temporary directory", e))?;
+        let program = std::env::current_exe().map_err(|e| failed("the path of this program", e))?;
+        let socket = directory.path().join("redis.sock");
+        config.redis.url = format!("unix://{}", socket.display());
+        config.listen.stats_socket = Some(directory.path().join("stats.sock"));
+        config.listen.public = port(args.port).map_err(|e| failed("the port of the page", e))?;
+        config.listen.admin = port(None).map_err(|e| failed("a port for the admin listener", e))?;
+        let redis = Child::spawn("redis-server", &mut redis_server(directory.path(), &socket))?;
+        let daemon = Child::spawn("the daemon", &mut serve(&program, &args.shared, &config))?;
+        Ok(Self { daemon, redis, config, program, _directory: directory })
+    }
+
+    /// Waits until the daemon serves; false when it is to stop before.
+    fn wait_ready(&mut self, stopping: &AtomicBool) -> Result<bool, CliError> {
+        let until = Instant::now() + START_TIMEOUT;
+        while !is_ready(self.config.listen.admin) {
+            self.check_alive()?;
+            if Instant::now() >= until {
+                return Err(CliError::Failed(format!("the daemon was not ready within {START_TIMEOUT:?}")));
+            }
+            if !sleep_unless(PROBE_EVERY, || stopping.load(Ordering::Relaxed)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn check_alive(&mut self) -> Result<(), CliError> {
+        for child in [&mut self.redis, &mut self.daemon] {
+            if let Some(status) = child.ended() {
+                return Err(CliError::Failed(format!("{} ended: {status}", child.name())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the recording again and again until `stopping`.
+    fn play(&mut self, stopping: &Arc<AtomicBool>) -> Result<(), CliError> {
+        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+        let name = StreamName::new(SESSION, MODEL).map_err(|error| failed(&error))?;
+        let wires = RedisWires::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
+        let mut player = Player::new(Producer::new(wires.keeping(player::KEPT_ENTRIES)))?;
+        let stop = || stopping.load(Ordering::Relaxed);
+        loop {
+            while let Some(pause) = player.pause() {
+                if !sleep_unless(pause, stop) {
+                    return Ok(());
+                }
+                self.check_alive()?;
+                player.step(stop).map_err(|error| failed(&error))?;
+            }
+            if !sleep_unless(INTERMISSION, stop) {
+                return Ok(());
+            }
+            player.rewind();
+        }
+    }
+
+    fn introduction(&self) -> String {
+        let (public, admin) = (self.config.listen.public, self.config.listen.admin);
+        let stream = format!("http://{public}/v1/streams/{SESSION}/{MODEL}");
+        let (program, redis) = (self.program.display(), &self.config.redis.url);
+        format!(
+            "A recorded answer is being streamed, again and again.\n\n\
+             Open this in a browser:\n    http://{public}/\n\n\
+             Follow it in another terminal, resuming by itself:\n    {program} tail --follow '{stream}?after=last'\n\n\
+             With curl, as Server-Sent Events, and the state so far as JSON:\n    \
+             curl -N -H 'Accept: text/event-stream' '{stream}?after=last'\n    curl {stream}\n\n\
+             Write a stream of your own, and open http://{public}/?stream=me/echo:\n    \
+             {program} produce --set redis.url={redis} --session me --model echo\n\n\
+             How the daemon is doing:\n    http://{admin}/\n\nCtrl-C stops everything; nothing stays behind.\n"
+        )
+    }
+
+    fn clear(mut self) {
+        self.daemon.stop(self.config.shutdown.grace + Duration::from_secs(2));
+        self.redis.stop(Duration::from_secs(5));
+    }
+}
+
+fn redis_server(directory: &Path, socket: &Path) -> Command {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
+    command.args(["--loglevel", "warning", "--unixsocketperm", "700", "--unixsocket"]).arg(socket);
+    command.arg("--dir").arg(directory).arg("--logfile").arg(directory.join("redis.log"));
+    command
+}
+
+fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
+    let mut command = Command::new(program);
+    command.args(["serve", "--set", "log.level=warn"]);
+    if let Some(file) = &shared.config {
+        command.arg("--config").arg(file);
+    }
+    let listen = &config.listen;
+    let socket = listen.stats_socket.as_deref().unwrap_or_else(|| Path::new(""));
+    let ours = [
+        format!("redis.url={}", config.redis.url),
+        format!("listen.public={}", listen.public),
+        format!("listen.admin={}", listen.admin),
+        format!("listen.stats_socket={}", socket.display()),
+        "listen.demo_page=true".to_owned(),
+        "service.instance=demo".to_owned(),
+    ];
+    for set in shared.sets.iter().chain(&ours) {
+        command.args(["--set", set]);
+    }
+    // This terminal is not the service manager's business.
+    for variable in
+        ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
+    {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// A loopback address whose port is the wanted one, or free at this moment.
+fn port(wanted: Option<u16>) -> std::io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, wanted.unwrap_or(0)))?.local_addr()
+}
+
+/// Whether `/readyz` answers 200.
+fn is_ready(admin: SocketAddr) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&admin, PROBE_TIMEOUT)?;
+        stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        Ok::<_, std::io::Error>(head.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_is_told_what_the_demo_needs_last() {
+        let config = Config::defaults();
+        let shared =
+            Shared { config: Some("a.toml".into()), sets: vec!["redis.url=redis://elsewhere".into()] };
+        let command = serve(Path::new("llm-bridge"), &shared, &config);
+        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_str().unwrap()).collect();
+        let at = |text: &str| arguments.iter().position(|&argument| argument == text).unwrap();
+        assert!(at("redis.url=redis://elsewhere") < at(&format!("redis.url={}", config.redis.url)));
+        assert_eq!(arguments[at("--config") + 1], "a.toml");
+    }
+
+    #[test]
+    fn readiness_is_the_status_of_an_answer() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        for (status, expected) in [("503 Service Unavailable", false), ("200 OK", true)] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut peer, _) = listener.accept().unwrap();
+                    let mut request = [0; 16];
+                    peer.read_exact(&mut request).unwrap();
+                    assert!(request.starts_with(b"GET /readyz "));
+                    peer.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes()).unwrap();
+                });
+                assert_eq!(is_ready(address), expected);
+            });
+        }
+        drop(listener);
+        assert!(!is_ready(address));
+    }
+}

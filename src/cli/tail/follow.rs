@@ -1,0 +1,159 @@
+//! What a follower of one stream remembers and decides. Pure.
+//!
+//! INVARIANT: `last` is the id of the newest frame that was shown, so that a request for what comes
+//! after it loses and repeats nothing.
+
+use std::time::Duration;
+
+use super::render::{Frame, Output, Renderer};
+
+/// How a stream ended for its follower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With `end`, or closed in order.
+    Complete,
+    /// With an `error` frame.
+    Failed(String),
+}
+
+/// What a lost connection means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It was no loss: this was the end.
+    Over(Ending),
+    /// Connect again; where the server said how long to wait, that long at least.
+    Again { reason: String, wait: Option<Duration> },
+    /// No other attempt would go better.
+    GiveUp(String),
+}
+
+/// A follower's state over all of its connections.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    last: Option<String>,
+    ending: Option<Ending>,
+    renderer: Renderer,
+}
+
+impl Follower {
+    /// A follower that begins after `after`; `None`: at the server's default.
+    pub(crate) const fn new(after: Option<String>, renderer: Renderer) -> Self {
+        Self { last: after, ending: None, renderer }
+    }
+
+    /// What the next request asks for.
+    pub(crate) fn after(&self) -> Option<&str> {
+        self.last.as_deref()
+    }
+
+    /// For news that no frame brought.
+    pub(crate) const fn renderer(&mut self) -> &mut Renderer {
+        &mut self.renderer
+    }
+
+    /// Takes one frame; `None` when it was shown before (the terminal frame that a server repeats to
+    /// one who comes back after it).
+    pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Option<Output> {
+        let seen = frame.id.is_some() && frame.id == self.last;
+        match frame.kind.as_str() {
+            // Words such as `$` become an id here; without it the next request would skip what comes
+            // between two connections.
+            "open" => self.last.clone_from(&frame.after),
+            "end" => self.ending = Some(Ending::Complete),
+            "error" => self.ending = Some(Ending::Failed(frame.code.clone().unwrap_or_default())),
+            "start" | "delta" | "tool_call" | "custom" => self.ending = None,
+            _ => {}
+        }
+        if let Some(id) = &frame.id {
+            self.last = Some(id.clone());
+        }
+        (!seen).then(|| self.renderer.frame(frame))
+    }
+
+    /// What a close code means (1005 and 1006 stand for none).
+    pub(crate) fn closed(&self, code: u16, reason: &str) -> Next {
+        let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        match code {
+            1000 => Next::Over(self.ending.clone().unwrap_or(Ending::Complete)),
+            4404 => Next::GiveUp(format!("no such stream{said}")),
+            1008 | 1009 | 4401 | 4403 => Next::GiveUp(format!("refused with {code}{said}")),
+            _ => Next::Again { reason: format!("closed with {code}{said}"), wait: None },
+        }
+    }
+
+    /// What an HTTP answer instead of an upgrade means.
+    pub(crate) fn refused(status: u16, body: &[u8], retry_after: Option<&str>) -> Next {
+        let said = serde_json::from_slice::<serde_json::Value>(body).ok();
+        let said = said.as_ref().and_then(|value| value["error"]["message"].as_str());
+        let text = said.map_or_else(|| format!("HTTP {status}"), |said| format!("HTTP {status}: {said}"));
+        match status {
+            408 | 429 | 500..=599 => {
+                let seconds = retry_after.and_then(|value| value.trim().parse().ok());
+                Next::Again { reason: text, wait: seconds.map(|s: u32| Duration::from_secs(s.into())) }
+            }
+            _ => Next::GiveUp(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(follower: &mut Follower, frames: &[&str]) -> String {
+        let mut text = String::new();
+        for json in frames {
+            let out = follower.frame(&serde_json::from_str(json).unwrap());
+            text += &out.unwrap_or_default().text;
+        }
+        text
+    }
+
+    #[test]
+    fn the_last_id_is_kept_over_connections() {
+        let mut follower = Follower::new(Some("$".into()), Renderer::new(false));
+        assert_eq!(follower.after(), Some("$"));
+        feed(&mut follower, &[r#"{"type":"open","stream":"s/m","after":"5-0","state":"live"}"#]);
+        assert_eq!(follower.after(), Some("5-0"));
+        let first = feed(&mut follower, &[r#"{"type":"delta","id":"6-0.1","text":"a"}"#]);
+        assert!(matches!(follower.closed(1006, ""), Next::Again { .. }));
+        assert_eq!(follower.after(), Some("6-0.1"));
+        let rest = feed(
+            &mut follower,
+            &[
+                r#"{"type":"open","stream":"s/m","after":"6-0.1","state":"live"}"#,
+                r#"{"type":"delta","id":"6-0","text":"b"}"#,
+                r#"{"type":"status","state":"draining"}"#,
+            ],
+        );
+        assert_eq!((first + &rest, follower.after()), ("ab".into(), Some("6-0")));
+    }
+
+    #[test]
+    fn the_terminal_frame_decides_and_is_shown_once() {
+        let error = r#"{"type":"error","id":"7-0","code":"producer_lost","message":"m"}"#;
+        let mut follower = Follower::new(None, Renderer::new(false));
+        feed(&mut follower, &[r#"{"type":"end","id":"5-0"}"#]);
+        assert_eq!(follower.closed(1000, ""), Next::Over(Ending::Complete));
+        feed(&mut follower, &[r#"{"type":"delta","id":"6-0","text":"next"}"#, error]);
+        assert_eq!(follower.closed(1000, ""), Next::Over(Ending::Failed("producer_lost".into())));
+        assert!(follower.frame(&serde_json::from_str(error).unwrap()).is_none());
+        assert_eq!(follower.after(), Some("7-0"));
+    }
+
+    #[test]
+    fn closes_and_answers_say_whether_to_come_back() {
+        let follower = Follower::new(None, Renderer::new(false));
+        for code in [1001, 1006, 1013, 4408, 4429] {
+            assert!(matches!(follower.closed(code, ""), Next::Again { .. }), "{code}");
+        }
+        for code in [1008, 1009, 4401, 4403, 4404] {
+            assert!(matches!(follower.closed(code, "why"), Next::GiveUp(_)), "{code}");
+        }
+        let body = br#"{"error":{"code":"draining","message":"going down"}}"#;
+        let expected =
+            Next::Again { reason: "HTTP 503: going down".into(), wait: Some(Duration::from_secs(2)) };
+        assert_eq!(Follower::refused(503, body, Some("2")), expected);
+        assert_eq!(Follower::refused(404, b"?", None), Next::GiveUp("HTTP 404".into()));
+    }
+}

@@ -1,0 +1,183 @@
+//! `llm-bridge tail`: follows a stream in the terminal and resumes by itself after any loss.
+//!
+//! Speaks plain WebSocket only; TLS ends at a proxy.
+
+mod address;
+mod follow;
+mod render;
+
+use std::io::IsTerminal as _;
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::thread::sleep;
+use std::time::Duration;
+
+use clap::Args;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{HandshakeError, Message, WebSocket};
+
+use self::address::Address;
+use self::follow::{Ending, Follower, Next};
+use self::render::{Frame, Renderer};
+use super::output::{note, write};
+use super::{CliError, Shared};
+use crate::redis::Backoff;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which the server is asked for a sign of life; as long again without one, and the
+/// connection counts as lost.
+const SILENCE: Duration = Duration::from_secs(20);
+/// The first pause before another attempt.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// The longest pause before another attempt.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Follow a stream in the terminal, resuming by itself
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// The stream, such as <http://127.0.0.1:8080/v1/streams/SESSION/MODEL>
+    url: String,
+    /// Print every frame as one line of JSON
+    #[arg(long)]
+    json: bool,
+    /// Stay for the generations to come
+    #[arg(long)]
+    follow: bool,
+    /// Begin after this entry id; `last`: with the newest generation; `$`: with what comes next
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+    #[command(flatten)]
+    shared: Shared,
+}
+
+/// Runs `tail`.
+pub(crate) fn run(args: &Tail) -> Result<(), CliError> {
+    args.shared.load()?;
+    let mut address = Address::parse(&args.url).map_err(|error| CliError::Usage(error.to_string()))?;
+    if args.follow {
+        address.follow();
+    }
+    let after = args.after.clone().or_else(|| address.after.clone());
+    let renderer = Renderer::new(std::io::stdout().is_terminal() && !args.json);
+    let mut session = Session { address, follower: Follower::new(after, renderer), json: args.json };
+    match session.run()? {
+        Ending::Complete => Ok(()),
+        Ending::Failed(code) => Err(CliError::Failed(format!("the generation failed: {code}"))),
+    }
+}
+
+struct Session {
+    address: Address,
+    follower: Follower,
+    json: bool,
+}
+
+impl Session {
+    fn run(&mut self) -> Result<Ending, CliError> {
+        let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, std::process::id().into());
+        loop {
+            let next = match self.connect() {
+                Ok(socket) => self.read(socket, &mut backoff)?,
+                Err(next) => next,
+            };
+            match next {
+                Next::Over(ending) => return Ok(ending),
+                Next::GiveUp(reason) => return Err(CliError::Failed(reason)),
+                Next::Again { reason, wait } => {
+                    let pause = backoff.next().max(wait.unwrap_or(Duration::ZERO));
+                    let news = format!("{reason}; resuming in {} ms", pause.as_millis());
+                    note(&self.follower.renderer().news(&news));
+                    sleep(pause);
+                }
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<WebSocket<TcpStream>, Next> {
+        let again = |error: &dyn std::fmt::Display| Next::Again {
+            reason: format!("{}: {error}", self.address.authority),
+            wait: None,
+        };
+        let stream = dial(&self.address.authority).map_err(|error| again(&error))?;
+        let request = self.address.request(self.follower.after());
+        match tungstenite::client::client(request, stream) {
+            Ok((socket, _)) => Ok(socket),
+            Err(HandshakeError::Failure(tungstenite::Error::Http(answer))) => {
+                let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
+                let body = answer.body().as_deref().unwrap_or(&[]);
+                Err(Follower::refused(answer.status().as_u16(), body, retry_after))
+            }
+            Err(HandshakeError::Failure(error)) => Err(again(&error)),
+            Err(HandshakeError::Interrupted(_)) => Err(again(&"no answer to the request")),
+        }
+    }
+
+    /// Shows frames until the connection is over.
+    fn read(&mut self, mut socket: WebSocket<TcpStream>, backoff: &mut Backoff) -> Result<Next, CliError> {
+        let mut asked = false;
+        loop {
+            match socket.read() {
+                Ok(Message::Text(text)) => {
+                    asked = false;
+                    backoff.reset();
+                    self.show(text.as_str())?;
+                }
+                Ok(Message::Close(frame)) => {
+                    // The answer to the close is in tungstenite's buffer; a peer that is gone needs none.
+                    socket.flush().ok();
+                    let (code, reason) = frame.map_or((CloseCode::Status, String::new()), |frame| {
+                        (frame.code, frame.reason.to_string())
+                    });
+                    return Ok(self.follower.closed(code.into(), &reason));
+                }
+                Ok(_) => asked = false,
+                Err(tungstenite::Error::Io(error)) if is_timeout(&error) && !asked => {
+                    asked = true;
+                    if let Err(error) = socket.send(Message::Ping(tungstenite::Bytes::new())) {
+                        return Ok(Next::Again { reason: error.to_string(), wait: None });
+                    }
+                }
+                Err(tungstenite::Error::Io(error)) if is_timeout(&error) => {
+                    return Ok(Next::Again { reason: "the server is silent".to_owned(), wait: None });
+                }
+                Err(error) => return Ok(Next::Again { reason: error.to_string(), wait: None }),
+            }
+        }
+    }
+
+    fn show(&mut self, json: &str) -> Result<(), CliError> {
+        let Ok(frame) = serde_json::from_str::<Frame<'_>>(json) else {
+            note(&self.follower.renderer().news("a frame that is none was skipped"));
+            return Ok(());
+        };
+        let Some(output) = self.follower.frame(&frame) else { return Ok(()) };
+        if self.json {
+            return write(&format!("{json}\n"));
+        }
+        if !output.text.is_empty() {
+            write(&output.text)?;
+        }
+        note(&output.note);
+        Ok(())
+    }
+}
+
+fn dial(authority: &str) -> std::io::Result<TcpStream> {
+    let mut refusal = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for address in authority.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(SILENCE))?;
+                stream.set_write_timeout(Some(SILENCE))?;
+                return Ok(stream);
+            }
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}

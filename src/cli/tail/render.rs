@@ -1,0 +1,292 @@
+//! Frames → what a person reads: text on stdout, news about the stream on stderr. Pure.
+//!
+//! What a model says is not trusted: on a terminal, control characters are shown instead of obeyed.
+
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[22m";
+
+/// A frame, as far as a reader of text needs it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Frame<'a> {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) id: Option<String>,
+    pub(crate) after: Option<String>,
+    state: Option<String>,
+    text: Option<String>,
+    channel: Option<String>,
+    #[serde(default)]
+    index: u64,
+    #[serde(default)]
+    call: u64,
+    name: Option<String>,
+    arguments: Option<String>,
+    generation: Option<String>,
+    finish_reason: Option<String>,
+    pub(crate) code: Option<String>,
+    pub(crate) message: Option<String>,
+    reason: Option<String>,
+    lost: Option<u64>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// What one frame adds to the two outputs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// For stdout.
+    pub(crate) text: String,
+    /// For stderr, whole lines.
+    pub(crate) note: String,
+}
+
+/// Whose text is being shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Voice {
+    Channel(u64, String),
+    Tool(u64, u64),
+}
+
+/// Renders the frames of one stream, in order.
+#[derive(Debug)]
+pub(crate) struct Renderer {
+    terminal: bool,
+    voice: Option<Voice>,
+    /// Whether stdout stands within a line.
+    mid_line: bool,
+}
+
+impl Renderer {
+    /// A renderer for a terminal, or for a file or pipe.
+    pub(crate) const fn new(terminal: bool) -> Self {
+        Self { terminal, voice: None, mid_line: false }
+    }
+
+    /// What the frame looks like.
+    pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Output {
+        let mut out = Output::default();
+        match frame.kind.as_str() {
+            "delta" => self.delta(frame, &mut out.text),
+            "tool_call" => self.tool_call(frame, &mut out.text),
+            "custom" => {
+                let data = frame.data.map_or("", RawValue::get);
+                self.note(&mut out, &format!("custom: {data}"));
+            }
+            "open" | "status" => {
+                let state = frame.state.as_deref().unwrap_or("unknown");
+                if frame.kind == "status" || state != "live" {
+                    self.note(&mut out, state);
+                }
+            }
+            "start" => {
+                self.voice = None;
+                let generation = frame.generation.as_deref().unwrap_or("without a name");
+                self.note(&mut out, &format!("generation {generation}"));
+            }
+            "end" => {
+                let reason = frame.finish_reason.as_deref().unwrap_or("complete");
+                let usage = frame.usage.map_or_else(String::new, |usage| format!(", usage {usage}"));
+                self.terminal(&mut out, &format!("end: {reason}{usage}"));
+            }
+            "error" => {
+                let (code, message) = (frame.code.as_deref(), frame.message.as_deref());
+                let text = format!("error: {}: {}", code.unwrap_or("?"), message.unwrap_or("no message"));
+                self.terminal(&mut out, &text);
+            }
+            "gap" => {
+                let lost = frame.lost.map_or_else(|| "some".to_owned(), |lost| lost.to_string());
+                let reason = frame.reason.as_deref().unwrap_or("unknown");
+                self.note(&mut out, &format!("gap: {lost} entries are missing ({reason})"));
+            }
+            "skipped" => {
+                let reason = frame.reason.as_deref().unwrap_or("unknown");
+                self.note(&mut out, &format!("skipped one entry ({reason})"));
+            }
+            _ => {}
+        }
+        out
+    }
+
+    /// A line of news that no frame brought.
+    pub(crate) fn news(&mut self, text: &str) -> String {
+        let mut out = Output::default();
+        self.note(&mut out, text);
+        out.note
+    }
+
+    fn delta(&mut self, frame: &Frame<'_>, out: &mut String) {
+        let channel = frame.channel.as_deref().unwrap_or("content");
+        let quiet = matches!(channel, "content" | "reasoning");
+        let label = match (quiet, frame.index) {
+            (true, 0) => String::new(),
+            (true, index) => format!("[choice {index}] "),
+            (false, 0) => format!("[{channel}] "),
+            (false, index) => format!("[{channel}, choice {index}] "),
+        };
+        self.speak(Voice::Channel(frame.index, channel.to_owned()), &label, out);
+        self.write(frame.text.as_deref().unwrap_or(""), self.terminal && channel == "reasoning", out);
+    }
+
+    fn tool_call(&mut self, frame: &Frame<'_>, out: &mut String) {
+        let label = format!("→ {}(", frame.name.as_deref().unwrap_or("tool"));
+        self.speak(Voice::Tool(frame.index, frame.call), &label, out);
+        self.write(frame.arguments.as_deref().unwrap_or(""), false, out);
+    }
+
+    /// Sets another voice apart from the one before.
+    fn speak(&mut self, voice: Voice, label: &str, out: &mut String) {
+        if self.voice.as_ref() == Some(&voice) {
+            return;
+        }
+        if self.voice.is_some() {
+            self.hush(out);
+            out.push('\n');
+        }
+        self.voice = Some(voice);
+        self.write(label, false, out);
+    }
+
+    /// Ends what the present voice says.
+    fn hush(&mut self, out: &mut String) {
+        if matches!(self.voice, Some(Voice::Tool(..))) {
+            out.push(')');
+            self.mid_line = true;
+        }
+        if self.mid_line {
+            out.push('\n');
+            self.mid_line = false;
+        }
+        self.voice = None;
+    }
+
+    fn write(&mut self, text: &str, dim: bool, out: &mut String) {
+        let Some(last) = text.chars().next_back() else { return };
+        if dim {
+            out.push_str(DIM);
+        }
+        if self.terminal {
+            out.extend(text.chars().map(visible));
+        } else {
+            out.push_str(text);
+        }
+        if dim {
+            out.push_str(PLAIN);
+        }
+        self.mid_line = last != '\n';
+    }
+
+    fn terminal(&mut self, out: &mut Output, text: &str) {
+        if self.terminal || matches!(self.voice, Some(Voice::Tool(..))) {
+            self.hush(&mut out.text);
+        }
+        self.note(out, text);
+    }
+
+    fn note(&mut self, out: &mut Output, text: &str) {
+        // On a terminal both outputs meet: a note begins on a line of its own.
+        if self.terminal && self.mid_line {
+            out.note.push('\n');
+            self.mid_line = false;
+        }
+        let text: String = text.chars().map(visible).collect();
+        writeln!(out.note, "[{text}]").ok();
+    }
+}
+
+/// A character that a terminal shows and does not obey.
+fn visible(c: char) -> char {
+    match c {
+        '\n' | '\t' => c,
+        '\x7F' => '\u{2421}',
+        c if u32::from(c) < 0x20 => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{FFFD}'),
+        '\u{80}'..='\u{9F}' => '\u{FFFD}',
+        c => c,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(terminal: bool, frames: &[&str]) -> (String, String) {
+        let mut renderer = Renderer::new(terminal);
+        let (mut text, mut notes) = (String::new(), String::new());
+        for json in frames {
+            let out = renderer.frame(&serde_json::from_str(json).unwrap());
+            text += &out.text;
+            notes += &out.note;
+        }
+        (text, notes)
+    }
+
+    #[test]
+    fn a_pipe_gets_the_text_byte_for_byte() {
+        let (text, notes) = render(
+            false,
+            &[
+                r#"{"type":"open","stream":"s/m","after":"0-0","state":"live"}"#,
+                r#"{"type":"start","id":"1-0","generation":"g1"}"#,
+                r#"{"type":"delta","id":"2-0","text":"Hel","count":2}"#,
+                r#"{"type":"delta","id":"3-0","text":"lo\u001b[31m"}"#,
+                r#"{"type":"end","id":"4-0","finish_reason":"stop","usage":{"total":3}}"#,
+            ],
+        );
+        assert_eq!(text, "Hello\u{1b}[31m");
+        assert_eq!(notes, "[generation g1]\n[end: stop, usage {\"total\":3}]\n");
+    }
+
+    #[test]
+    fn a_terminal_gets_dimmed_reasoning_and_no_escapes() {
+        let (text, notes) = render(
+            true,
+            &[
+                r#"{"type":"delta","id":"1-0","channel":"reasoning","text":"hm"}"#,
+                r#"{"type":"delta","id":"2-0","text":"a\u001b]0;x\u0007\n"}"#,
+                r#"{"type":"error","id":"3-0","code":"c\u001b","message":"m"}"#,
+            ],
+        );
+        assert_eq!(text, "\x1b[2mhm\x1b[22m\n\na␛]0;x␇\n");
+        assert_eq!(notes, "[error: c␛: m]\n");
+    }
+
+    #[test]
+    fn voices_are_set_apart_and_tool_calls_marked() {
+        let (text, _) = render(
+            false,
+            &[
+                r#"{"type":"delta","id":"1-0","text":"Let me see."}"#,
+                r#"{"type":"tool_call","id":"2-0","call":0,"name":"search","arguments":"{\"q\":"}"#,
+                r#"{"type":"tool_call","id":"3-0","call":0,"arguments":"1}"}"#,
+                r#"{"type":"tool_call","id":"4-0","call":1,"name":"add","arguments":"{}"}"#,
+                r#"{"type":"delta","id":"5-0","channel":"refusal","index":1,"text":"No."}"#,
+                r#"{"type":"end","id":"6-0","finish_reason":null}"#,
+            ],
+        );
+        assert_eq!(text, "Let me see.\n\n→ search({\"q\":1})\n\n→ add({})\n\n[refusal, choice 1] No.");
+    }
+
+    #[test]
+    fn news_begin_on_a_line_of_their_own() {
+        let (_, notes) = render(
+            true,
+            &[
+                r#"{"type":"delta","id":"1-0","text":"half a li"}"#,
+                r#"{"type":"status","state":"degraded"}"#,
+                r#"{"type":"gap","after":"1-0","next":"9-0","lost":null,"reason":"trimmed"}"#,
+                r#"{"type":"skipped","id":"9-0","reason":"malformed"}"#,
+                r#"{"type":"of the future"}"#,
+            ],
+        );
+        assert_eq!(
+            notes,
+            "\n[degraded]\n[gap: some entries are missing (trimmed)]\n[skipped one entry (malformed)]\n"
+        );
+    }
+}
