@@ -121,13 +121,6 @@ macro_rules! numbers {
 
 numbers!(u8, u16, u32, u64, usize; i32, i64);
 
-/// For [`Duration::as_millis`](std::time::Duration::as_millis); beyond 64 bits it is the highest number.
-impl Number for u128 {
-    fn parts(self) -> (bool, u64) {
-        (false, u64::try_from(self).unwrap_or(u64::MAX))
-    }
-}
-
 /// The decimal digits of a number: the end of the array, from the index given.
 fn number_text(number: impl Number) -> ([u8; NUMBER_BYTES_MAX], usize) {
     let (negative, mut rest) = number.parts();

