@@ -5,7 +5,6 @@
 //! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
 //! the same two cores that the server under test runs on.
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -17,13 +16,12 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
 use crate::daemon::thread_cpu;
+use crate::judge::{Came, Judge};
 use crate::load::{LATENESS_US_MAX, Plan, Shared};
 use crate::token::{self, Token, now_us};
 
 /// Handshakes under way at once.
 const HANDSHAKES_MAX: usize = 128;
-/// Missing tokens that one client remembers, to tell a late one from a repeated one.
-const MISSING_MAX: u64 = 100_000;
 /// How long the loop sleeps at most, so that it sees what the conductor wants.
 const LOOK: Duration = Duration::from_millis(10);
 /// Without any progress for that long the outstanding tokens are lost.
@@ -69,10 +67,7 @@ struct Client {
     socket: TcpStream,
     stream: usize,
     stage: Stage,
-    /// The number of the token that comes next.
-    next: u64,
-    /// Tokens below `next` that have not come.
-    missing: BTreeSet<u64>,
+    judge: Judge,
     /// The beginning of a frame whose rest has not come.
     partial: Vec<u8>,
 }
@@ -158,16 +153,13 @@ impl Clients<'_> {
 
     /// Whether every client has all that its stream holds.
     fn complete(&self, totals: &[u64]) -> bool {
-        let has_all = |client: &Client| client.missing.is_empty() && client.next >= totals[client.stream];
+        let has_all = |client: &Client| client.judge.lost(totals[client.stream]) == 0;
         self.clients.len() == self.plan.clients && self.clients.iter().all(has_all)
     }
 
     fn count_lost(&mut self) {
         let Some(totals) = self.shared.totals.get() else { return };
-        for client in &self.clients {
-            self.seen.lost += client.missing.len() as u64;
-            self.seen.lost += totals[client.stream].saturating_sub(client.next);
-        }
+        self.seen.lost = self.clients.iter().map(|client| client.judge.lost(totals[client.stream])).sum();
     }
 
     fn connect_more(&mut self) -> io::Result<()> {
@@ -180,8 +172,7 @@ impl Clients<'_> {
                 socket,
                 stream: index % self.plan.streams,
                 stage: Stage::Connecting,
-                next: 0,
-                missing: BTreeSet::new(),
+                judge: Judge::new((index % self.plan.streams) as u64),
                 partial: Vec::new(),
             });
             self.handshakes += 1;
@@ -315,25 +306,18 @@ impl Clients<'_> {
     }
 
     fn token(&mut self, index: usize, token: Token, now: u64) {
-        let client = &mut self.clients[index];
-        if token.stream != client.stream as u64 {
-            return self.seen.surprise(format!("{token:?} for a client of stream {}", client.stream));
+        let judge = &mut self.clients[index].judge;
+        if !judge.has_begun() {
+            self.shared.started.fetch_add(1, Ordering::AcqRel);
         }
-        if token.number == client.next {
-            if client.next == 0 {
-                self.shared.started.fetch_add(1, Ordering::AcqRel);
+        match judge.take(token) {
+            Came::InOrder | Came::Early(_) => {}
+            Came::Late => self.seen.reordered += 1,
+            Came::Again => {
+                self.seen.repeated += 1;
+                return;
             }
-            client.next += 1;
-        } else if token.number > client.next {
-            let skipped = client.next..token.number;
-            self.seen.lost += (skipped.end - skipped.start).saturating_sub(MISSING_MAX);
-            client.missing.extend(skipped.take(usize::try_from(MISSING_MAX).unwrap_or(usize::MAX)));
-            client.next = token.number + 1;
-        } else if client.missing.remove(&token.number) {
-            self.seen.reordered += 1;
-        } else {
-            self.seen.repeated += 1;
-            return;
+            Came::Astray => return self.seen.surprise(format!("{token:?} for a client of another stream")),
         }
         self.seen.received += 1;
         if self.window.contains(&token.at_us) {

@@ -1,7 +1,7 @@
 //! What the load is, and what its threads tell each other while it runs.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,6 +21,9 @@ pub(crate) enum Pace {
     /// Not at all, but for one token per stream at the beginning and one at the end.
     Quiet,
 }
+
+/// How often those who wait look whether the run failed.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// One load.
 #[derive(Clone, Debug)]
@@ -54,12 +57,13 @@ pub(crate) struct Shared {
     measure_to_us: AtomicU64,
     stop: AtomicBool,
     problem: Mutex<Option<String>>,
+    interrupted: Arc<AtomicBool>,
     deadline: Instant,
 }
 
 impl Shared {
-    /// The state at the start of a run that is given up after `limit`.
-    pub(crate) fn new(limit: Duration) -> Self {
+    /// The state at the start of a run that is given up after `limit`, or once it is `interrupted`.
+    pub(crate) fn new(limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
         Self {
             connected: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
@@ -70,6 +74,7 @@ impl Shared {
             measure_to_us: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
             problem: Mutex::new(None),
+            interrupted,
             deadline: Instant::now() + limit,
         }
     }
@@ -107,12 +112,23 @@ impl Shared {
 
     /// Why the run ended early, if it did.
     pub(crate) fn problem(&self) -> Option<String> {
+        if self.interrupted.load(Ordering::Acquire) {
+            self.fail("interrupted");
+        }
         self.problem.lock().clone()
     }
 
     /// Whether the run has to end early.
     pub(crate) fn failed(&self) -> bool {
-        self.problem.lock().is_some()
+        self.interrupted.load(Ordering::Acquire) || self.problem.lock().is_some()
+    }
+
+    /// Lets time pass, less when the run fails.
+    pub(crate) fn pass(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.failed() && Instant::now() < end {
+            std::thread::sleep(end.saturating_duration_since(Instant::now()).min(LOOK));
+        }
     }
 
     /// Waits until `done`; false when the run failed or took too long before.

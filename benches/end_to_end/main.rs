@@ -16,6 +16,7 @@
 mod clients;
 mod daemon;
 mod floor;
+mod judge;
 mod load;
 mod producer;
 mod report;
@@ -28,6 +29,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser;
@@ -89,11 +92,18 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for; whether all of it was correct.
 fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
+    if !judge::judges_well() {
+        return Err("the bench does not see lost, repeated and reordered tokens".into());
+    }
     let chosen = choose(&args.only)?;
     let smoke = args.smoke || !args.bench;
     let duration = if smoke { 0.2 } else { args.duration };
-    let settings =
-        Settings { smoke, duration: Duration::try_from_secs_f64(duration)?, daemon: args.set.clone() };
+    let settings = Settings {
+        smoke,
+        duration: Duration::try_from_secs_f64(duration)?,
+        interrupted: interruption()?,
+        daemon: args.set.clone(),
+    };
     let rounds = if smoke { 1 } else { args.rounds };
     let mut report = Report::default();
     for scenario in chosen {
@@ -122,6 +132,17 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         std::fs::write(path, report.json()?)?;
     }
     Ok(report.is_correct())
+}
+
+/// A flag that the first SIGINT or SIGTERM sets, so that processes and files are cleared away; the second
+/// ends the bench, and the kernel its processes.
+fn interruption() -> std::io::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag))?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))?;
+    }
+    Ok(flag)
 }
 
 fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {

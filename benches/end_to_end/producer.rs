@@ -19,9 +19,9 @@ use crate::token::{Token, now_us};
 /// Answers that may be outstanding before the producer reads some, on a schedule.
 const OUTSTANDING_PACED: usize = 256;
 /// Answers that may be outstanding when it writes as fast as it goes.
-const OUTSTANDING_FLOOD: usize = 4_096;
+const OUTSTANDING_FLOOD: usize = 1_024;
 /// Tokens of each stream that one write of the flood carries.
-const FLOOD_ROUNDS: usize = 8;
+const FLOOD_ROUNDS: usize = 4;
 /// What is due within a tick is written together, as by producers that share a machine. Finer ticks
 /// measure mostly how often the bench itself wakes up.
 const TICK: Duration = Duration::from_millis(1);

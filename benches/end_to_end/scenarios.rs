@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clients::{self, Seen};
@@ -134,6 +135,8 @@ pub(crate) struct Settings {
     pub(crate) smoke: bool,
     /// How long each run is measured.
     pub(crate) duration: Duration,
+    /// Set when the bench has to end.
+    pub(crate) interrupted: Arc<AtomicBool>,
     /// `--set` of the daemon.
     pub(crate) daemon: Vec<String>,
 }
@@ -150,7 +153,7 @@ impl Scenario {
         let plan = self.plan(settings);
         let redis = Process::redis()?;
         let process = server.start(redis.address, &settings.daemon)?;
-        let shared = Shared::new(OVERHEAD + settings.duration);
+        let shared = Shared::new(OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
         // What a process allocates once it is running is not its connections'.
         std::thread::sleep(Duration::from_millis(if settings.smoke { 10 } else { 300 }));
         let empty_bytes = process.private_bytes()?;
@@ -197,11 +200,11 @@ fn conduct(plan: &Plan, shared: &Shared, server: &Process, redis: &Process) -> R
         return Err(shared.problem().unwrap_or_default().into());
     }
     shared.go.store(true, Ordering::Release);
-    std::thread::sleep(plan.warm_up);
+    shared.pass(plan.warm_up);
     let delivered = shared.delivered.load(Ordering::Acquire);
     let (server_cpu, redis_cpu, from) = (server.cpu()?, redis.cpu()?, Instant::now());
     shared.measure();
-    std::thread::sleep(plan.duration);
+    shared.pass(plan.duration);
     Ok(Window {
         delivered: shared.delivered.load(Ordering::Acquire) - delivered,
         server_cpu: server.cpu()?.saturating_sub(server_cpu),

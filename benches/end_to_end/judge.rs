@@ -1,0 +1,85 @@
+//! What became of every token: came once and in order, or was lost, repeated, reordered. Pure.
+
+use std::collections::BTreeSet;
+
+use crate::token::Token;
+
+/// Missing tokens that one client remembers, to tell a late one from a repeated one.
+const MISSING_MAX: u64 = 100_000;
+
+/// How one token came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// As the next one.
+    InOrder,
+    /// After this many that were skipped.
+    Early(u64),
+    /// After a later one.
+    Late,
+    /// For another time.
+    Again,
+    /// To a client of another stream.
+    Astray,
+}
+
+/// What a client has of its stream.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    stream: u64,
+    /// The number of the token that comes next.
+    next: u64,
+    /// Tokens below `next` that have not come.
+    missing: BTreeSet<u64>,
+    /// Missing tokens that are too many to remember.
+    forgotten: u64,
+}
+
+impl Judge {
+    /// Of a client that has nothing yet.
+    pub(crate) fn new(stream: u64) -> Self {
+        Self { stream, ..Self::default() }
+    }
+
+    /// Whether anything has come.
+    pub(crate) const fn has_begun(&self) -> bool {
+        self.next > 0
+    }
+
+    /// Takes a token.
+    pub(crate) fn take(&mut self, token: Token) -> Came {
+        if token.stream != self.stream {
+            return Came::Astray;
+        }
+        if token.number == self.next {
+            self.next += 1;
+            return Came::InOrder;
+        }
+        if token.number > self.next {
+            let skipped = token.number - self.next;
+            self.forgotten += skipped.saturating_sub(MISSING_MAX);
+            self.missing.extend(self.next + skipped.saturating_sub(MISSING_MAX)..token.number);
+            self.next = token.number + 1;
+            return Came::Early(skipped);
+        }
+        if self.missing.remove(&token.number) { Came::Late } else { Came::Again }
+    }
+
+    /// How many of the stream's `total` tokens have not come.
+    pub(crate) fn lost(&self, total: u64) -> u64 {
+        total.saturating_sub(self.next) + self.missing.len() as u64 + self.forgotten
+    }
+}
+
+/// Whether the judge sees what it is there to see. A bench that could not fail would prove nothing.
+pub(crate) fn judges_well() -> bool {
+    let mut judge = Judge::new(3);
+    let came: Vec<_> = [(3, 0), (3, 1), (3, 1), (3, 4), (3, 2), (4, 5)]
+        .into_iter()
+        .map(|(stream, number)| {
+            let text = Token { stream, number, at_us: 1_234_567 }.text();
+            Token::parse(&text).map(|token| judge.take(token))
+        })
+        .collect();
+    let expected = [Came::InOrder, Came::InOrder, Came::Again, Came::Early(2), Came::Late, Came::Astray];
+    came == expected.map(Some) && judge.lost(7) == 3
+}
