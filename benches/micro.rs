@@ -3,14 +3,17 @@
 //! `cargo bench --bench micro` measures; with `-- --test` each runs once, as a smoke test. The whole way,
 //! with sockets and Redis in it, is measured by `end_to_end`.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion, Throughput};
+use bytes::Bytes;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use llm_bridge::deliver::outbox::{Chunk, Outbox};
 use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
 use llm_bridge::event::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
+use llm_bridge::redis::Reply;
 use llm_bridge::transform::{Assembler, decode};
 
 /// Entries of one batch.
@@ -20,7 +23,7 @@ const TEXT: &str = "the quick brown fox jumps over them";
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for steps in [decoding, assembling, encoding, delivering, websocket] {
+    for steps in [resp, decoding, assembling, encoding, delivering, websocket] {
         steps(&mut criterion);
     }
     criterion.final_summary();
@@ -52,6 +55,42 @@ fn frames() -> Vec<Arc<Frame>> {
         assembler.cut();
     }
     assembler.take(2)
+}
+
+/// The answer of an XREADGROUP: `streams` streams with `entries` new entries each.
+fn answer(streams: u64, entries: u64) -> Bytes {
+    let mut answer = format!("*{streams}\r\n");
+    for stream in 0..streams {
+        let key = format!("llm:stream:session-{stream}:model");
+        write!(answer, "*2\r\n${}\r\n{key}\r\n*{entries}\r\n", key.len()).expect("a String takes everything");
+        for number in 0..entries {
+            let (id, data) = (EntryId::new(1_763_800_000_000, number).to_string(), native(number, TEXT));
+            write!(
+                answer,
+                "*2\r\n${}\r\n{id}\r\n*2\r\n$4\r\ndata\r\n${}\r\n{data}\r\n",
+                id.len(),
+                data.len()
+            )
+            .expect("a String takes everything");
+        }
+    }
+    answer.into()
+}
+
+fn resp(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("resp");
+    for (name, streams, entries) in [("1x1", 1, 1), ("64x1", BATCH, 1), ("1x64", 1, BATCH)] {
+        let answer = answer(streams, entries);
+        let read = || Reply::parse(black_box(answer.clone())).and_then(|reply| reply.streams());
+        assert_eq!(read().map(|streams| streams.len() as u64).ok(), Some(streams), "{name}");
+        group.throughput(Throughput::Elements(streams * entries));
+        group.bench_function(BenchmarkId::new("stream_entries", name), |bencher| bencher.iter(read));
+        // What this replaces: a tree with an allocation for each string and list.
+        group.bench_function(BenchmarkId::new("redis_crate", name), |bencher| {
+            bencher.iter(|| redis::parse_redis_value(black_box(&answer)));
+        });
+    }
+    group.finish();
 }
 
 fn decoding(criterion: &mut Criterion) {
@@ -134,7 +173,7 @@ fn encoding(criterion: &mut Criterion) {
 /// Takes everything at once, as a socket with room does.
 struct Sink;
 
-impl Write for Sink {
+impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(black_box(bytes).len())
     }

@@ -27,9 +27,16 @@ pub struct Connector {
 impl Connector {
     /// A connector that has not tried yet.
     #[must_use]
-    pub fn new(target: Arc<Target>, name: impl Into<String>, config: &crate::config::Redis, registry: Arc<Registry>) -> Self {
+    pub fn new(
+        target: Arc<Target>,
+        name: impl Into<String>,
+        config: &crate::config::Redis,
+        registry: Arc<Registry>,
+    ) -> Self {
         let name = name.into();
-        let seed = name.bytes().fold(u64::from(std::process::id()), |seed, byte| seed.rotate_left(7) ^ u64::from(byte));
+        let seed = name
+            .bytes()
+            .fold(u64::from(std::process::id()), |seed, byte| seed.rotate_left(7) ^ u64::from(byte));
         Self {
             target,
             backoff: Backoff::new(PAUSE_MIN, config.backoff_max, seed),
@@ -49,7 +56,11 @@ impl Connector {
                 Ok(link) => {
                     self.registry.counters().redis_connects.add(1);
                     self.registry.health().set_redis(&self.name, true, "connected");
-                    tracing::debug!(connection = self.name, address = self.target.address(), "connected to Redis");
+                    tracing::debug!(
+                        connection = self.name,
+                        address = self.target.address(),
+                        "connected to Redis"
+                    );
                     self.generation += 1;
                     self.retry_at = None;
                     self.link = Some(link);
