@@ -82,3 +82,14 @@ pub(super) fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError
     }
     Ok(if missing.is_empty() { Rights::All } else { Rights::Missing(missing) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_shows_the_rule() {
+        let manual = include_str!("../../../README.md");
+        assert!(manual.contains(&acl_rule("llm")), "README.md lacks: {}", acl_rule("llm"));
+    }
+}
