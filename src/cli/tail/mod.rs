@@ -6,7 +6,7 @@ mod address;
 mod follow;
 mod render;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::thread::sleep;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tungstenite::{HandshakeError, Message, WebSocket};
 use self::address::Address;
 use self::follow::{Ending, Follower, Next};
 use self::render::{Frame, Renderer};
-use super::output::{note, write};
+use super::output::{note, write_to};
 use super::{CliError, Shared};
 use crate::redis::Backoff;
 
@@ -58,21 +58,26 @@ pub(crate) fn run(args: &Tail) -> Result<(), CliError> {
         address.follow();
     }
     let after = args.after.clone().or_else(|| address.after.clone());
-    let renderer = Renderer::new(std::io::stdout().is_terminal() && !args.json);
-    let mut session = Session { address, follower: Follower::new(after, renderer), json: args.json };
+    let mut out = std::io::stdout().lock();
+    let renderer = Renderer::new(out.is_terminal() && !args.json);
+    let mut session =
+        Session { address, follower: Follower::new(after, renderer), json: args.json, out: &mut out };
     match session.run()? {
         Ending::Complete => Ok(()),
         Ending::Failed(code) => Err(CliError::Failed(format!("the generation failed: {code}"))),
     }
 }
 
-struct Session {
+/// One stream that is followed over as many connections as it takes.
+struct Session<'a> {
     address: Address,
     follower: Follower,
     json: bool,
+    /// Stdout, or what stands for it.
+    out: &'a mut dyn Write,
 }
 
-impl Session {
+impl Session<'_> {
     fn run(&mut self) -> Result<Ending, CliError> {
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, std::process::id().into());
         loop {
@@ -152,10 +157,10 @@ impl Session {
         };
         let Some(output) = self.follower.frame(&frame) else { return Ok(()) };
         if self.json {
-            return write(&format!("{json}\n"));
+            return write_to(self.out, &format!("{json}\n"));
         }
         if !output.text.is_empty() {
-            write(&output.text)?;
+            write_to(self.out, &output.text)?;
         }
         note(&output.note);
         Ok(())
@@ -180,4 +185,106 @@ fn dial(authority: &str) -> std::io::Result<TcpStream> {
 
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tungstenite::handshake::server::{ErrorResponse, Request, Response};
+    use tungstenite::protocol::CloseFrame;
+
+    use super::*;
+
+    /// What a scripted server does with one connection.
+    enum Act {
+        /// Refuses the upgrade with this status.
+        Refuse(u16),
+        /// Sends these frames and drops the connection.
+        Drop(&'static [&'static str]),
+        /// Sends these frames and closes with this code.
+        Close(&'static [&'static str], u16),
+    }
+
+    #[allow(clippy::result_large_err, reason = "tungstenite's callback is declared so")]
+    fn serve(stream: TcpStream, act: &Act) -> String {
+        let mut asked = String::new();
+        let socket = tungstenite::accept_hdr(stream, |request: &Request, response: Response| {
+            asked = request.uri().to_string();
+            let Act::Refuse(status) = act else { return Ok(response) };
+            let mut refusal = ErrorResponse::new(None);
+            *refusal.status_mut() = (*status).try_into().unwrap();
+            Err(refusal)
+        });
+        let (frames, close) = match act {
+            Act::Refuse(_) => return asked,
+            Act::Drop(frames) => (frames, None),
+            Act::Close(frames, code) => (frames, Some(*code)),
+        };
+        let mut socket = socket.unwrap();
+        for frame in *frames {
+            socket.send(Message::text(*frame)).unwrap();
+        }
+        if let Some(code) = close {
+            socket.close(Some(CloseFrame { code: code.into(), reason: "".into() })).unwrap();
+            while socket.read().is_ok() {}
+        }
+        asked
+    }
+
+    /// Follows a stream of a server that acts so, connection by connection: what was shown, what was
+    /// asked for, and how it ended.
+    fn follow(acts: &[Act], json: bool) -> (String, Vec<String>, Result<Ending, CliError>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/streams/s/m", listener.local_addr().unwrap());
+        let mut out = Vec::new();
+        let (asked, ending) = std::thread::scope(|scope| {
+            let server =
+                scope.spawn(|| acts.iter().map(|act| serve(listener.accept().unwrap().0, act)).collect());
+            let follower = Follower::new(None, Renderer::new(false));
+            let mut session =
+                Session { address: Address::parse(&url).unwrap(), follower, json, out: &mut out };
+            let ending = session.run();
+            (server.join().unwrap(), ending)
+        });
+        (String::from_utf8(out).unwrap(), asked, ending)
+    }
+
+    const OPEN: &str = r#"{"type":"open","stream":"s/m","after":"0-0","state":"live"}"#;
+    const HEL: &str = r#"{"type":"delta","id":"1-0","text":"Hel"}"#;
+    const LO: &str = r#"{"type":"delta","id":"2-0","text":"lo"}"#;
+    const END: &str = r#"{"type":"end","id":"3-0","finish_reason":"stop"}"#;
+    const ERROR: &str = r#"{"type":"error","id":"3-0","code":"c","message":"m"}"#;
+
+    #[test]
+    fn it_resumes_after_every_kind_of_loss() {
+        let acts = [
+            Act::Refuse(503),
+            Act::Drop(&[OPEN, HEL]),
+            Act::Drop(&[]),
+            Act::Close(&[OPEN, LO], 1001),
+            Act::Close(&[OPEN, END], 1000),
+        ];
+        let (shown, asked, ending) = follow(&acts, false);
+        assert_eq!((shown.as_str(), ending.unwrap()), ("Hello", Ending::Complete));
+        let path = "/v1/streams/s/m";
+        let after = |id: &str| format!("{path}?after={id}");
+        assert_eq!(asked, [path.to_owned(), path.to_owned(), after("1-0"), after("1-0"), after("2-0")]);
+    }
+
+    #[test]
+    fn endings_are_told_apart() {
+        let (_, _, ending) = follow(&[Act::Close(&[OPEN, ERROR], 1000)], false);
+        assert_eq!(ending.unwrap(), Ending::Failed("c".to_owned()));
+        let (_, _, ending) = follow(&[Act::Close(&[], 4404)], false);
+        assert!(ending.unwrap_err().to_string().contains("no such stream"));
+        let (_, _, ending) = follow(&[Act::Refuse(403)], false);
+        assert_eq!(ending.unwrap_err().to_string(), "HTTP 403");
+    }
+
+    #[test]
+    fn json_is_passed_on_line_by_line() {
+        let (shown, _, _) = follow(&[Act::Close(&[OPEN, HEL, END], 1000)], true);
+        assert_eq!(shown, format!("{OPEN}\n{HEL}\n{END}\n"));
+    }
 }
