@@ -4,8 +4,6 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cli::CliError;
-
 /// The pause between two looks at a process that is ending.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -18,21 +16,15 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts `command`; its stdin is empty, its stdout is our stderr's company.
-    pub(super) fn spawn(name: &'static str, command: &mut Command) -> Result<Self, CliError> {
+    /// Starts `command` without stdin and stdout; its stderr is ours.
+    ///
+    /// # Errors
+    /// When there is no such program, or the system refuses.
+    pub(super) fn spawn(name: &'static str, command: &mut Command) -> std::io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
         unsafe { command.pre_exec(end_with_parent) };
-        let inner = command.spawn().map_err(|error| {
-            CliError::Failed(match error.kind() {
-                std::io::ErrorKind::NotFound => format!(
-                    "{name} is not installed; install it (Debian, Ubuntu: apt-get install redis-server; \
-                     Fedora: dnf install redis; Alpine: apk add redis) or make it reachable by PATH"
-                ),
-                _ => format!("{name} could not be started: {error}"),
-            })
-        })?;
-        Ok(Self { name, inner })
+        Ok(Self { name, inner: command.spawn()? })
     }
 
     /// What the process is to people.
@@ -97,11 +89,5 @@ mod tests {
         let pid = deaf.inner.id();
         drop(deaf);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
-    }
-
-    #[test]
-    fn what_is_not_installed_is_said() {
-        let error = Child::spawn("redis-server", &mut Command::new("/nonexistent/redis-server")).unwrap_err();
-        assert!(error.to_string().contains("apt-get install redis-server"));
     }
 }

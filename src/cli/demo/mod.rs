@@ -81,8 +81,10 @@ impl Stage {
         config.listen.stats_socket = Some(directory.path().join("stats.sock"));
         config.listen.public = port(args.port).map_err(|e| failed("the port of the page", e))?;
         config.listen.admin = port(None).map_err(|e| failed("a port for the admin listener", e))?;
-        let redis = Child::spawn("redis-server", &mut redis_server(directory.path(), &socket))?;
-        let daemon = Child::spawn("the daemon", &mut serve(&program, &args.shared, &config))?;
+        let redis =
+            Child::spawn("redis-server", &mut redis_server(directory.path(), &socket)).map_err(no_redis)?;
+        let daemon = Child::spawn("the daemon", &mut serve(&program, &args.shared, &config))
+            .map_err(|e| failed("the daemon could not be started", e))?;
         Ok(Self { daemon, redis, config, program, _directory: directory })
     }
 
@@ -154,6 +156,16 @@ impl Stage {
     }
 }
 
+fn no_redis(error: std::io::Error) -> CliError {
+    CliError::Failed(match error.kind() {
+        std::io::ErrorKind::NotFound => "redis-server is not installed; install it (Debian, Ubuntu: apt-get install \
+                                         redis-server; Fedora: dnf install redis; Alpine: apk add redis) or put it \
+                                         into the PATH"
+            .to_owned(),
+        _ => format!("redis-server could not be started: {error}"),
+    })
+}
+
 fn redis_server(directory: &Path, socket: &Path) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
@@ -222,6 +234,12 @@ mod tests {
         let at = |text: &str| arguments.iter().position(|&argument| argument == text).unwrap();
         assert!(at("redis.url=redis://elsewhere") < at(&format!("redis.url={}", config.redis.url)));
         assert_eq!(arguments[at("--config") + 1], "a.toml");
+    }
+
+    #[test]
+    fn a_missing_redis_is_told_with_what_helps() {
+        let error = Child::spawn("redis-server", &mut Command::new("/nonexistent/redis-server")).unwrap_err();
+        assert!(no_redis(error).to_string().contains("apt-get install redis-server"));
     }
 
     #[test]
