@@ -1,6 +1,9 @@
 //! The one door to channels: every queue between two threads is bounded, has a name and a gauge, and
 //! can wake a thread that sleeps in a mio `Poll`.
 //!
+//! Where messages differ much in size a queue is *weighed*: beside the number of its messages their bytes
+//! have a bound. A message that is larger than the bound alone still passes when the queue is empty.
+//!
 //! Senders that must never wait use [`Sender::try_send`]; what happens at the bound is then their
 //! decision, and every refusal is counted here.
 
@@ -9,6 +12,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel as channel;
+
+/// How often a sender that waits for room looks for it.
+const ROOM_CHECK: Duration = Duration::from_micros(500);
 
 /// What is known of a queue at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub struct Gauge {
     pub depth_max: usize,
     /// The most messages that it takes.
     pub capacity: usize,
+    /// Bytes of the messages in it now; 0 where they are not weighed.
+    pub bytes: usize,
     /// How often it had no room.
     pub refused: u64,
 }
@@ -29,6 +37,8 @@ pub struct Gauge {
 struct Meter {
     name: String,
     capacity: usize,
+    bytes: AtomicUsize,
+    bytes_max: usize,
     depth_max: AtomicUsize,
     refused: AtomicU64,
 }
@@ -49,6 +59,7 @@ impl GaugeReader {
             depth: (self.depth)(),
             depth_max: self.meter.depth_max.load(Ordering::Relaxed),
             capacity: self.meter.capacity,
+            bytes: self.meter.bytes.load(Ordering::Relaxed),
             refused: self.meter.refused.load(Ordering::Relaxed),
         }
     }
@@ -70,12 +81,14 @@ pub enum SendError<T> {
 pub struct Sender<T> {
     inner: channel::Sender<T>,
     meter: Arc<Meter>,
+    weigh: fn(&T) -> usize,
     waker: Option<Arc<mio::Waker>>,
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), meter: Arc::clone(&self.meter), waker: self.waker.clone() }
+        let (inner, meter) = (self.inner.clone(), Arc::clone(&self.meter));
+        Self { inner, meter, weigh: self.weigh, waker: self.waker.clone() }
     }
 }
 
@@ -83,18 +96,42 @@ impl<T> Clone for Sender<T> {
 #[derive(Debug)]
 pub struct Receiver<T> {
     inner: channel::Receiver<T>,
+    meter: Arc<Meter>,
+    weigh: fn(&T) -> usize,
 }
 
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self { inner: self.inner.clone(), meter: Arc::clone(&self.meter), weigh: self.weigh }
     }
+}
+
+/// What a weighed queue holds at most, and how its messages are weighed.
+#[derive(Debug)]
+pub struct Weight<T> {
+    /// The most bytes.
+    pub bytes_max: usize,
+    /// The bytes of a message; the same before and after its way through the queue.
+    pub weigh: fn(&T) -> usize,
+}
+
+impl<T> Clone for Weight<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Weight<T> {}
+
+impl<T> Weight<T> {
+    /// Messages are not weighed.
+    pub const NONE: Self = Self { bytes_max: usize::MAX, weigh: |_| 0 };
 }
 
 /// A queue of at most `capacity` messages.
 #[must_use]
 pub fn bounded<T>(name: impl Into<String>, capacity: usize) -> (Sender<T>, Receiver<T>) {
-    make(name.into(), capacity, None)
+    make(name.into(), capacity, Weight::NONE, None)
 }
 
 /// A queue whose every message wakes the `Poll` that `waker` belongs to.
@@ -104,15 +141,39 @@ pub fn bounded_waking<T>(
     capacity: usize,
     waker: Arc<mio::Waker>,
 ) -> (Sender<T>, Receiver<T>) {
-    make(name.into(), capacity, Some(waker))
+    make(name.into(), capacity, Weight::NONE, Some(waker))
 }
 
-fn make<T>(name: String, capacity: usize, waker: Option<Arc<mio::Waker>>) -> (Sender<T>, Receiver<T>) {
+/// A queue of at most `capacity` messages and `weight.bytes_max` bytes.
+#[must_use]
+pub fn weighed<T>(
+    name: impl Into<String>,
+    capacity: usize,
+    weight: Weight<T>,
+    waker: Option<Arc<mio::Waker>>,
+) -> (Sender<T>, Receiver<T>) {
+    make(name.into(), capacity, weight, waker)
+}
+
+fn make<T>(
+    name: String,
+    capacity: usize,
+    weight: Weight<T>,
+    waker: Option<Arc<mio::Waker>>,
+) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "queue {name} needs room for a message");
     let (sender, receiver) = channel::bounded(capacity);
-    let meter =
-        Arc::new(Meter { name, capacity, depth_max: AtomicUsize::new(0), refused: AtomicU64::new(0) });
-    (Sender { inner: sender, meter, waker }, Receiver { inner: receiver })
+    let Weight { bytes_max, weigh } = weight;
+    let meter = Arc::new(Meter {
+        name,
+        capacity,
+        bytes: AtomicUsize::new(0),
+        bytes_max,
+        depth_max: AtomicUsize::new(0),
+        refused: AtomicU64::new(0),
+    });
+    let receiver = Receiver { inner: receiver, meter: Arc::clone(&meter), weigh };
+    (Sender { inner: sender, meter, weigh, waker }, receiver)
 }
 
 impl<T> Sender<T> {
@@ -121,17 +182,11 @@ impl<T> Sender<T> {
     /// # Errors
     /// Hands the message back when the queue is full or closed.
     pub fn try_send(&self, message: T) -> Result<(), SendError<T>> {
-        match self.inner.try_send(message) {
-            Ok(()) => {
-                self.sent();
-                Ok(())
-            }
-            Err(channel::TrySendError::Full(message)) => {
-                self.meter.refused.fetch_add(1, Ordering::Relaxed);
-                Err(SendError::Full(message))
-            }
-            Err(channel::TrySendError::Disconnected(message)) => Err(SendError::Closed(message)),
+        let result = self.offer(message);
+        if matches!(result, Err(SendError::Full(_))) {
+            self.meter.refused.fetch_add(1, Ordering::Relaxed);
         }
+        result
     }
 
     /// Takes the message, waiting up to `wait` for room.
@@ -139,18 +194,45 @@ impl<T> Sender<T> {
     /// # Errors
     /// Hands the message back when the queue stayed full or is closed.
     pub fn send_timeout(&self, message: T, wait: Duration) -> Result<(), SendError<T>> {
-        let message = match self.try_send(message) {
-            Err(SendError::Full(message)) => message,
-            done => return done,
-        };
-        match self.inner.send_timeout(message, wait) {
+        let deadline = Instant::now() + wait;
+        let mut result = self.try_send(message);
+        while let Err(SendError::Full(message)) = result {
+            if Instant::now() >= deadline {
+                return Err(SendError::Full(message));
+            }
+            std::thread::sleep(ROOM_CHECK);
+            result = self.offer(message);
+        }
+        result
+    }
+
+    fn offer(&self, message: T) -> Result<(), SendError<T>> {
+        let bytes = (self.weigh)(&message);
+        if !self.reserve(bytes) {
+            return Err(SendError::Full(message));
+        }
+        let error = match self.inner.try_send(message) {
             Ok(()) => {
                 self.sent();
-                Ok(())
+                return Ok(());
             }
-            Err(channel::SendTimeoutError::Timeout(message)) => Err(SendError::Full(message)),
-            Err(channel::SendTimeoutError::Disconnected(message)) => Err(SendError::Closed(message)),
+            Err(error) => error,
+        };
+        self.meter.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Err(match error {
+            channel::TrySendError::Full(message) => SendError::Full(message),
+            channel::TrySendError::Disconnected(message) => SendError::Closed(message),
+        })
+    }
+
+    /// Counts the bytes in if there is room for them, or nothing else is in the queue.
+    fn reserve(&self, bytes: usize) -> bool {
+        let taken = self.meter.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = taken == 0 || taken.saturating_add(bytes) <= self.meter.bytes_max;
+        if !fits {
+            self.meter.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+        fits
     }
 
     /// A reader of the queue's gauge.
@@ -177,12 +259,17 @@ impl<T> Receiver<T> {
     /// The next message, if there is one.
     #[must_use]
     pub fn try_recv(&self) -> Option<T> {
-        self.inner.try_recv().ok()
+        self.inner.try_recv().ok().map(|message| self.taken(message))
     }
 
     /// The next message, waiting up to `wait` for it; `None` too when every sender is gone.
     pub fn recv_timeout(&self, wait: Duration) -> Option<T> {
-        self.inner.recv_timeout(wait).ok()
+        self.inner.recv_timeout(wait).ok().map(|message| self.taken(message))
+    }
+
+    fn taken(&self, message: T) -> T {
+        self.meter.bytes.fetch_sub((self.weigh)(&message), Ordering::Relaxed);
+        message
     }
 
     /// Messages in the queue now.
@@ -236,6 +323,21 @@ mod tests {
         assert_eq!(receiver.try_recv(), Some(1));
         drop(receiver);
         assert_eq!(sender.try_send(5), Err(SendError::Closed(5)));
+    }
+
+    #[test]
+    fn bytes_have_a_bound_of_their_own() {
+        let weight = Weight { bytes_max: 10, weigh: |message: &Vec<u8>| message.len() };
+        let (sender, receiver) = weighed("w", 8, weight, None);
+        sender.try_send(vec![0; 6]).unwrap();
+        assert_eq!(sender.try_send(vec![0; 5]), Err(SendError::Full(vec![0; 5])));
+        sender.try_send(vec![0; 4]).unwrap();
+        assert_eq!(sender.gauge().read().bytes, 10);
+        assert_eq!(receiver.try_recv().map(|message| message.len()), Some(6));
+        assert_eq!(receiver.recv_timeout(Duration::ZERO).map(|message| message.len()), Some(4));
+        // One that is larger than the bound passes alone.
+        sender.try_send(vec![0; 99]).unwrap();
+        assert_eq!(sender.gauge().read().bytes, 99);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod output;
 mod produce;
+mod serve;
 mod stats;
 mod stop;
 mod tail;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors};
+use crate::daemon::DaemonError;
 
 /// Done, or asked to stop and stopped.
 const DONE: u8 = 0;
@@ -39,6 +41,9 @@ pub(crate) enum CliError {
     /// `check` found what the configuration, or somebody's rights, must change.
     #[error("this configuration would not work")]
     Unfit,
+    /// The daemon did not start, or did not end in order.
+    #[error("{0}")]
+    Daemon(#[from] DaemonError),
     /// Something outside went wrong.
     #[error("{0}")]
     Failed(String),
@@ -52,6 +57,7 @@ impl CliError {
         match self {
             Self::Usage(_) => USAGE,
             Self::Config(_) | Self::Unfit => CONFIGURATION,
+            Self::Daemon(error) => error.exit_code(),
             Self::Failed(_) => FAILED,
             Self::NobodyReads => DONE,
         }
@@ -68,6 +74,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Serve),
     Check(check::Check),
     Demo(demo::Demo),
     Produce(produce::Produce),
@@ -104,6 +111,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match &cli.command {
+        Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Produce(args) => produce::run(args),
@@ -132,7 +140,7 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         command.clone().debug_assert();
-        for name in ["check", "demo", "produce", "tail", "stats"] {
+        for name in ["serve", "check", "demo", "produce", "tail", "stats"] {
             let command = command.find_subcommand(name).unwrap_or_else(|| panic!("{name} is missing"));
             for option in ["config", "set", "help"] {
                 let has = command.get_arguments().any(|argument| argument.get_long() == Some(option));

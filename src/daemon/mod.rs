@@ -1,5 +1,237 @@
-//! The life of the process: descriptors, signals, systemd.
+//! The life of the process: start, ready, wait, drain in data order, join.
+//!
+//! `main` sleeps until a signal comes, a thread ends, or systemd's watchdog is due. A thread that ends by
+//! itself, by a panic or too early, ends the daemon in order and with a failure: never does half of it run
+//! on. Draining follows the data: readers stop reading, what they read passes through, delivery threads
+//! tell their clients, flush and close, readers send the last acknowledgements, the watcher gives the
+//! lease back. All of it within `shutdown.grace`; a second signal ends it at once.
 
+pub mod capacity;
 pub mod limits;
+mod listeners;
 pub mod signals;
 pub mod systemd;
+mod threads;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::limits::LimitsError;
+use self::listeners::Listeners;
+use self::signals::{Signal, Signals};
+use self::systemd::{Notifier, PassedError};
+use self::threads::{Shared, Stops, Threads};
+use crate::config::Config;
+use crate::event::message::ToDelivery;
+use crate::observe::Registry;
+use crate::queue::{self, Receiver};
+use crate::thread::{Ended, Outcome, join_until};
+use crate::watcher::{AlreadyRunning, Fatal, Identity};
+
+/// How long main waits at most between two looks at everything.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often systemd's status line is renewed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long after its start the daemon is ready even if the first attempt at Redis is not over.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long live batches may take to pass through when draining begins.
+const PASS_THROUGH: Duration = Duration::from_secs(1);
+/// What ending takes after the clients are gone: acknowledgements, the lease, joining.
+const WIND_UP: Duration = Duration::from_secs(3);
+
+/// Why the daemon does not run, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A socket cannot be had.
+    #[error("{key} cannot be used: {why}")]
+    Listen {
+        /// The setting.
+        key: &'static str,
+        /// What the system says.
+        why: String,
+    },
+    /// A socket passed by systemd cannot be used.
+    #[error(transparent)]
+    Passed(#[from] PassedError),
+    /// The limits of the process do not suffice.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// The address or TLS settings of Redis cannot be used.
+    #[error("redis: {0}")]
+    Redis(String),
+    /// Another daemon has this instance id.
+    #[error(transparent)]
+    AlreadyRunning(#[from] AlreadyRunning),
+    /// Another daemon has this instance id, as Redis says.
+    #[error("{0}")]
+    LeaseTaken(String),
+    /// The operating system refuses something.
+    #[error("the operating system refuses: {0}")]
+    System(#[from] std::io::Error),
+    /// A thread ended that must not.
+    #[error("thread {0} ended: the daemon cannot go on without it")]
+    ThreadEnded(String),
+    /// A second signal came while draining.
+    #[error("stopped at once by a second signal")]
+    Interrupted,
+    /// Threads did not end in time.
+    #[error("not ended within shutdown.grace: {0}")]
+    Late(String),
+}
+
+impl DaemonError {
+    /// The exit status that goes with it: 78 where the configuration has to be changed, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Passed(_) | Self::Redis(_) | Self::AlreadyRunning(_) | Self::LeaseTaken(_) => 78,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or has to end for another reason than being told to.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    let signals = Signals::install()?;
+    let notifier = Notifier::from_environment();
+    let max_connections = limits::prepare_descriptors(config.client.max_connections)?;
+    let identity = Identity::claim(&config)?;
+    let listeners = Listeners::open(&config)?;
+    let (public, admin) = (listeners.public.local_addr()?, listeners.admin.local_addr()?);
+    let registry = Arc::new(Registry::new(config.service.instance.clone()));
+    let (ended_sender, ended) = queue::bounded_waking("ended", threads::count(&config) + 1, signals.waker());
+    let (fatal, stops) = (Fatal::new(signals.waker()), Stops::default());
+    let shared = Shared {
+        config: Arc::new(config),
+        registry: Arc::clone(&registry),
+        max_connections,
+        ended: ended_sender,
+        fatal: fatal.clone(),
+        identity,
+        stops: stops.clone(),
+    };
+    let config = Arc::clone(&shared.config);
+    let threads = threads::start(shared, listeners)?;
+    tracing::info!(%public, %admin, instance = config.service.instance, "listening");
+    let main = Main { config, registry, signals, notifier, ended, fatal, stops };
+    main.live(threads)
+}
+
+/// The main thread's view.
+struct Main {
+    config: Arc<Config>,
+    registry: Arc<Registry>,
+    signals: Signals,
+    notifier: Notifier,
+    ended: Receiver<Ended>,
+    fatal: Fatal,
+    stops: Stops,
+}
+
+impl Main {
+    fn live(mut self, threads: Threads) -> Result<(), DaemonError> {
+        let mut reason = self.wait();
+        self.notifier.stopping();
+        self.registry.health().set_draining();
+        if let Err(error) = &reason {
+            tracing::error!(%error, "the daemon ends");
+        }
+        let drained = self.drain(threads);
+        if reason.is_ok() {
+            reason = drained;
+        }
+        reason
+    }
+
+    /// Waits for the end, which is in order (`Ok`) or not.
+    fn wait(&mut self) -> Result<(), DaemonError> {
+        let started = Instant::now();
+        let (mut ready, mut status_at) = (false, started);
+        let look = self.notifier.watchdog_interval().map_or(LOOK, |interval| interval.min(LOOK));
+        loop {
+            self.notifier.watchdog();
+            if !ready
+                && (self.registry.health().is_first_attempt_over() || started.elapsed() >= READY_PATIENCE)
+            {
+                ready = true;
+                self.notifier.ready(&self.status());
+            }
+            if ready && status_at.elapsed() >= STATUS_INTERVAL {
+                status_at = Instant::now();
+                self.notifier.status(&self.status());
+            }
+            let wait = if ready { look } else { look.min(Duration::from_millis(20)) };
+            match self.signals.next(wait) {
+                Some(Signal::Terminate) => {
+                    tracing::info!("stopping");
+                    return Ok(());
+                }
+                Some(Signal::DumpStats) => tracing::info!(stats = self.registry.render_json(), "stats"),
+                Some(Signal::Reload) => {
+                    tracing::warn!(
+                        "reloading is not available in this version: restart to change the configuration"
+                    );
+                }
+                None => {}
+            }
+            if let Some(message) = self.fatal.take() {
+                return Err(DaemonError::LeaseTaken(message));
+            }
+            if let Some(Ended { name, outcome }) = self.ended.try_recv() {
+                tracing::error!(thread = name, panicked = outcome == Outcome::Panicked, "a thread ended");
+                return Err(DaemonError::ThreadEnded(name));
+            }
+        }
+    }
+
+    fn status(&self) -> String {
+        let gauges = self.registry.gauges();
+        let (connections, streams) = (gauges.connections_open.get(), gauges.streams_live.get());
+        match self.registry.health().is_ready() {
+            Ok(()) => format!("{connections} connections, {streams} live streams"),
+            Err(reasons) => format!("not ready: {}", reasons.join(", ")),
+        }
+    }
+
+    /// Ends everything in the order of the data.
+    fn drain(&mut self, threads: Threads) -> Result<(), DaemonError> {
+        let grace = self.config.shutdown.grace;
+        let deadline = Instant::now() + grace;
+        self.stops.reading.request();
+        self.interruptible(Instant::now() + PASS_THROUGH.min(grace), || {
+            threads.live.iter().all(|queue| queue.gauge().read().depth == 0)
+        })?;
+        for inbox in &threads.inboxes {
+            // A delivery thread whose inbox is full, or who is gone, is stopped below.
+            if inbox.send_timeout(ToDelivery::Drain(grace), Duration::from_millis(200)).is_err() {
+                tracing::warn!("a delivery thread is too busy to drain");
+                self.stops.delivering.request();
+            }
+        }
+        self.interruptible(deadline, || threads.deliveries.iter().all(crate::thread::Handle::is_finished))?;
+        self.stops.delivering.request();
+        self.stops.acknowledging.request();
+        let end = deadline.max(Instant::now()) + WIND_UP;
+        let Threads { deliveries, middle, readers, rest, .. } = threads;
+        let front = deliveries.into_iter().chain(middle).chain(readers).collect();
+        let mut late = join_until(front, &self.ended, end);
+        self.stops.rest.request();
+        late.extend(join_until(rest, &self.ended, end));
+        if late.is_empty() { Ok(()) } else { Err(DaemonError::Late(late.join(", "))) }
+    }
+
+    /// Waits until `done` or `deadline`. A second signal stops everything at once.
+    fn interruptible(&mut self, deadline: Instant, done: impl Fn() -> bool) -> Result<(), DaemonError> {
+        while !done() && Instant::now() < deadline {
+            self.notifier.watchdog();
+            if self.signals.next(Duration::from_millis(10)) == Some(Signal::Terminate) {
+                self.stops.all();
+                return Err(DaemonError::Interrupted);
+            }
+        }
+        Ok(())
+    }
+}

@@ -107,6 +107,12 @@ impl<M> Outbox<M> {
         Ok(WriteOutcome::Drained)
     }
 
+    /// Drops what the writer was not offered a byte of.
+    pub fn drop_unstarted(&mut self) {
+        self.chunks.truncate(usize::from(self.taken > 0));
+        self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes.len() - self.taken);
+    }
+
     /// Takes `len` bytes off the front, with every chunk that this completes.
     fn advance(&mut self, len: usize, written: &mut impl FnMut(M)) {
         self.len_bytes -= len;

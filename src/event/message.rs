@@ -148,6 +148,17 @@ pub struct ReplayBatch {
     pub read_us: u64,
 }
 
+impl ReplayBatch {
+    /// What its entries take, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        match &self.read {
+            ReplayRead::Found { entries, .. } => entries.iter().map(|entry| entry.fields.len_bytes()).sum(),
+            ReplayRead::Missing | ReplayRead::Unavailable | ReplayRead::WrongType => 0,
+        }
+    }
+}
+
 /// Entries that were removed before the viewers could get them, or a history that is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HistoryGap {
@@ -229,6 +240,8 @@ pub struct Opened {
     pub nothing_left: bool,
     /// The newest generation's stored terminal frame, where it is finished.
     pub terminal: Option<Arc<Frame>>,
+    /// Where the first frames begin; not `after` where that could not be had.
+    pub from: Position,
     /// The first frames.
     pub shown: Shown,
 }
@@ -331,6 +344,8 @@ pub enum ReaderCommand {
 pub struct LiveBatch {
     /// Each stream with news.
     pub streams: Vec<LiveNews>,
+    /// What their entries take, in bytes.
+    pub bytes: usize,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
 }
@@ -360,7 +375,12 @@ pub struct LiveFrames {
 #[derive(Debug)]
 pub enum ToDelivery {
     /// Live frames of some streams.
-    Live(Vec<LiveFrames>),
+    Live {
+        /// By stream.
+        news: Vec<LiveFrames>,
+        /// What the frames take, in bytes.
+        bytes: usize,
+    },
     /// Live frames of a stream come from here on.
     Attached {
         /// The delivery thread's table entry for the stream.
@@ -392,6 +412,21 @@ pub enum ToDelivery {
     Connection(mio::net::TcpStream, std::net::SocketAddr),
     /// Tell the clients, flush, close and end, within that time.
     Drain(Duration),
+}
+
+impl ToDelivery {
+    /// What its frames take, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let frames = match self {
+            Self::Live { bytes, .. } => return *bytes,
+            Self::Replay(_, ReplayOutcome::Opened(opened)) => &opened.shown.frames,
+            Self::Replay(_, ReplayOutcome::Shown(shown)) => &shown.frames,
+            Self::Replay(_, ReplayOutcome::State(document)) => return document.len(),
+            _ => return 0,
+        };
+        frames.iter().map(|frame| frame.json().len()).sum()
+    }
 }
 
 /// What a transform thread could not tell a delivery thread because its inbox was full. It is bounded

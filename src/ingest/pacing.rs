@@ -48,11 +48,7 @@ impl Pacing {
     /// A read that did not block took `cost` and brought `entries` entries.
     #[must_use]
     pub fn polled(&mut self, cost: Duration, entries: usize) -> Next {
-        self.cost = if self.cost.is_zero() {
-            cost
-        } else {
-            (self.cost * (SMOOTHING - 1) + cost) / SMOOTHING
-        };
+        self.cost = if self.cost.is_zero() { cost } else { (self.cost * (SMOOTHING - 1) + cost) / SMOOTHING };
         if entries == 0 { Next::Block } else { Next::Linger(self.linger()) }
     }
 

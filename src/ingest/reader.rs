@@ -229,9 +229,9 @@ impl Reader {
     fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
         let keys = Arc::clone(&self.parts.keys);
         let mut commands = Vec::with_capacity(starts.len() * 2 + 1);
-        let names = starts.iter().fold(Command::new("SADD").arg(keys.groups()), |sadd, start| {
-            sadd.arg(start.stream.as_str())
-        });
+        let names = starts
+            .iter()
+            .fold(Command::new("SADD").arg(keys.groups()), |sadd, start| sadd.arg(start.stream.as_str()));
         commands.push(names);
         for start in &starts {
             let key = keys.stream(&start.stream);
@@ -264,7 +264,8 @@ impl Reader {
             let commands: Vec<Command> = streams
                 .iter()
                 .flat_map(|stream| {
-                    let destroy = Command::new("XGROUP").arg("DESTROY").arg(keys.stream(stream)).arg(keys.group());
+                    let destroy =
+                        Command::new("XGROUP").arg("DESTROY").arg(keys.stream(stream)).arg(keys.group());
                     [destroy, Command::new("SREM").arg(keys.groups()).arg(stream.as_str())]
                 })
                 .collect();
@@ -284,12 +285,16 @@ impl Reader {
     /// Something is wrong with one of the keys, and Redis does not say with which: asks each, so that the
     /// others go on.
     fn probe(&mut self) -> Result<(), RedisError> {
-        let cursors: Vec<(Vec<u8>, EntryId)> =
-            self.subscriptions.iter().map(|(key, subscription)| (key.to_vec(), subscription.cursor)).collect();
+        let cursors: Vec<(Vec<u8>, EntryId)> = self
+            .subscriptions
+            .iter()
+            .map(|(key, subscription)| (key.to_vec(), subscription.cursor))
+            .collect();
         let mut broken = Vec::new();
         for some in cursors.chunks(COMMANDS_PER_TRIP_MAX) {
             let keys = &self.parts.keys;
-            let commands: Vec<_> = some.iter().map(|(key, cursor)| xgroup("SETID", keys, key, *cursor)).collect();
+            let commands: Vec<_> =
+                some.iter().map(|(key, cursor)| xgroup("SETID", keys, key, *cursor)).collect();
             let replies = self.trip(&commands)?;
             for ((key, _), reply) in some.iter().zip(replies) {
                 if let Some(error) = reply.error() {
@@ -359,9 +364,10 @@ impl Reader {
     fn xreadgroup(&self, block: Option<Duration>) -> Command {
         let keys = &self.parts.keys;
         let mut command = Command::new("XREADGROUP").arg("GROUP").arg(keys.group());
-        command = command.arg(keys.consumer(self.parts.index)).arg("COUNT").number(self.parts.delivery.read_count);
+        command =
+            command.arg(keys.consumer(self.parts.index)).arg("COUNT").number(self.parts.delivery.read_count);
         if let Some(block) = block {
-            command = command.arg("BLOCK").number(block.as_millis());
+            command = command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
         }
         if self.parts.delivery.ack == config::Ack::None {
             command = command.arg("NOACK");
@@ -373,7 +379,11 @@ impl Reader {
 
     /// Sends the commands and waits for the last reply, interrupting the block when a command comes in.
     /// `None` when the daemon stops meanwhile.
-    fn converse(&mut self, commands: &[Command], block: Option<Duration>) -> Result<Option<Reply>, RedisError> {
+    fn converse(
+        &mut self,
+        commands: &[Command],
+        block: Option<Duration>,
+    ) -> Result<Option<Reply>, RedisError> {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         for command in commands {
             link.push(command);
@@ -446,7 +456,11 @@ impl Reader {
     }
 
     /// The streams whose oldest entry shows that unread ones were trimmed.
-    fn find_trimmed(&mut self, fresh: &[(Vec<u8>, Vec<Entry>)], now: Instant) -> Result<Vec<Vec<u8>>, RedisError> {
+    fn find_trimmed(
+        &mut self,
+        fresh: &[(Vec<u8>, Vec<Entry>)],
+        now: Instant,
+    ) -> Result<Vec<Vec<u8>>, RedisError> {
         let mut suspects = Vec::new();
         for (key, entries) in fresh {
             if self.subscriptions.get_mut(key).is_some_and(|reading| reading.needs_check(entries, now)) {
@@ -455,14 +469,16 @@ impl Reader {
         }
         let mut lost = Vec::new();
         for keys in suspects.chunks(COMMANDS_PER_TRIP_MAX) {
-            let commands: Vec<_> = keys.iter().map(|key| Command::new("XINFO").arg("STREAM").arg(key)).collect();
+            let commands: Vec<_> =
+                keys.iter().map(|key| Command::new("XINFO").arg("STREAM").arg(key)).collect();
             for (key, reply) in keys.iter().zip(self.trip(&commands)?) {
                 let Some(subscription) = self.subscriptions.get_mut(key) else { continue };
                 let gone = match reply.error() {
                     Some(_) => true,
                     None => {
                         let info = reply.stream_info()?;
-                        let before_first = info.entries_added.and_then(|added| added.checked_sub(info.length));
+                        let before_first =
+                            info.entries_added.and_then(|added| added.checked_sub(info.length));
                         subscription.has_lost(info.first, before_first)
                     }
                 };
@@ -483,7 +499,7 @@ impl Reader {
             batches.entry(transform).or_default().push(news);
         }
         for (transform, streams) in batches {
-            let mut batch = LiveBatch { streams, read_us };
+            let mut batch = LiveBatch { bytes: len_bytes(&streams), streams, read_us };
             while !self.parts.stop.requested() {
                 match self.parts.transforms[transform].send_timeout(batch, STOP_CHECK) {
                     Ok(()) | Err(SendError::Closed(_)) => break,
@@ -585,6 +601,14 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+fn len_bytes(streams: &[LiveNews]) -> usize {
+    let entries = streams.iter().flat_map(|news| match news {
+        LiveNews::Entries(_, entries) => entries.as_slice(),
+        LiveNews::Broken(_) => &[],
+    });
+    entries.map(|entry| entry.fields.len_bytes()).sum()
 }
 
 fn xack(keys: &Keys, key: &[u8], ids: &[EntryId]) -> Command {

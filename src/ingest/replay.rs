@@ -103,7 +103,8 @@ fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply
             let key = keys.stream(&request.stream);
             let (start, end) = range(&request.step);
             let info = Command::new("XINFO").arg("STREAM").arg(&key);
-            let read = Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
+            let read =
+                Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
             [info, read]
         })
         .collect();

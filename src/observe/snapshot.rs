@@ -78,7 +78,7 @@ pub struct QueueReport {
 
 impl From<queue::Gauge> for QueueReport {
     fn from(gauge: queue::Gauge) -> Self {
-        let queue::Gauge { name, depth, depth_max, capacity, refused } = gauge;
+        let queue::Gauge { name, depth, depth_max, capacity, refused, .. } = gauge;
         Self { name, depth, depth_max, capacity, refused }
     }
 }

@@ -13,12 +13,15 @@
 pub mod assemble;
 pub mod decode;
 pub mod gaps;
+pub mod history;
 mod json;
+mod live;
 pub mod order;
 pub mod seek;
 pub mod snapshot;
 #[cfg(test)]
 mod stories;
+pub mod worker;
 
 pub use assemble::{Assembler, Pushed};
 pub use decode::{Undecodable, decode};

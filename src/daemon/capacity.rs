@@ -1,0 +1,26 @@
+//! What the queues between the threads hold at most, and why it is that much.
+//!
+//! With the defaults and one thread of each kind but two readers, the queues hold at most
+//! 32 + 32 + 64 MiB; everything else in them is a few hundred bytes a message.
+
+/// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
+/// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.
+pub const LIVE_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of undecoded history on the way to one transform thread. Replay threads wait at the bound.
+pub const REPLAY_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of frames on the way to one delivery thread. At the bound its streams are demoted to history.
+pub const INBOX_BYTES_MAX: usize = 64 << 20;
+
+/// What delivery threads ask of one transform thread and transform threads of one reader. What does not
+/// fit is held by who asks, at most two commands for each stream.
+pub const COMMANDS_MAX: usize = 8192;
+
+/// History reads that wait for a replay thread. What does not fit is held by the delivery threads, at most one
+/// for each viewer.
+pub const REQUESTS_MAX: usize = 4096;
+
+/// Errands that wait for the watcher. Waiting viewers are held by the delivery threads at the bound; dead
+/// letters are dropped and counted, cancel requests refused.
+pub const ERRANDS_MAX: usize = 8192;

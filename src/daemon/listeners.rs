@@ -1,0 +1,67 @@
+//! The sockets on which the daemon listens: passed by systemd, or bound here.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::DaemonError;
+use super::systemd::passed_sockets;
+use crate::config::Config;
+use crate::observe::stats_socket::{self, SocketFile};
+
+/// Connections that the kernel keeps for us while they wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// All sockets, listening.
+pub(super) struct Listeners {
+    /// Clients.
+    pub(super) public: TcpListener,
+    /// Operators.
+    pub(super) admin: TcpListener,
+    /// `llm-bridge stats`, with the file to be removed in the end where we have made it.
+    pub(super) stats: Option<(UnixListener, Option<SocketFile>)>,
+}
+
+impl Listeners {
+    /// Takes what systemd passed and binds the rest.
+    ///
+    /// # Errors
+    /// When an address cannot be had; the message names the setting.
+    pub(super) fn open(config: &Config) -> Result<Self, DaemonError> {
+        let passed = passed_sockets()?;
+        let public = match passed.public {
+            Some(socket) => socket,
+            None => bind(config.listen.public, "listen.public")?,
+        };
+        let admin = match passed.admin {
+            Some(socket) => socket,
+            None => bind(config.listen.admin, "listen.admin")?,
+        };
+        let stats = match (passed.stats, &config.listen.stats_socket) {
+            (Some(socket), _) => Some((socket, None)),
+            (None, Some(path)) => {
+                let (socket, file) = stats_socket::bind(path).map_err(|error| DaemonError::Listen {
+                    key: "listen.stats_socket",
+                    why: error.to_string(),
+                })?;
+                Some((socket, Some(file)))
+            }
+            (None, None) => None,
+        };
+        public.set_nonblocking(true)?;
+        Ok(Self { public, admin, stats })
+    }
+}
+
+fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, DaemonError> {
+    let open = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for connections of the former process to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    open().map_err(|error| DaemonError::Listen { key, why: format!("{address}: {error}") })
+}

@@ -1,0 +1,373 @@
+//! Building the threads and the queues between them. This is the one place that knows them all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use mio::{Poll, Waker};
+use parking_lot::Mutex;
+
+use super::capacity::{
+    COMMANDS_MAX, ERRANDS_MAX, INBOX_BYTES_MAX, LIVE_BYTES_MAX, REPLAY_BYTES_MAX, REQUESTS_MAX,
+};
+use super::listeners::Listeners;
+use super::{DaemonError, Fatal};
+use crate::config::Config;
+use crate::deliver::event_loop::{Delivery, DeliveryParts, INBOX};
+use crate::event::message::{
+    Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
+};
+use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
+use crate::ingest::replay::Replay;
+use crate::observe::{Registry, admin, stats_socket};
+use crate::queue::{self, Receiver, Sender, Weight};
+use crate::redis::{Connector, Keys, Target};
+use crate::security::rate::Rates;
+use crate::stop::Stop;
+use crate::thread::{self, Ended, Handle};
+use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
+use crate::watcher::{ERRANDS, Identity, Watcher, WatcherParts};
+
+/// When which part ends: the data order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stops {
+    /// Readers take nothing new and go on acknowledging.
+    pub(super) reading: Stop,
+    /// Delivery, transform and replay threads, whatever they are at.
+    pub(super) delivering: Stop,
+    /// Readers, after their last acknowledgements.
+    pub(super) acknowledging: Stop,
+    /// The watcher, admin and stats threads.
+    pub(super) rest: Stop,
+}
+
+impl Stops {
+    /// Everything, at once.
+    pub(super) fn all(&self) {
+        for stop in [&self.reading, &self.delivering, &self.acknowledging, &self.rest] {
+            stop.request();
+        }
+    }
+}
+
+/// What is shared by all.
+pub(super) struct Shared {
+    /// The configuration.
+    pub(super) config: Arc<Config>,
+    /// Where to count.
+    pub(super) registry: Arc<Registry>,
+    /// Connections that fit.
+    pub(super) max_connections: usize,
+    /// Where threads report their end.
+    pub(super) ended: Sender<Ended>,
+    /// How the watcher says that the daemon must not go on.
+    pub(super) fatal: Fatal,
+    /// Who this instance is.
+    pub(super) identity: Identity,
+    /// When to end.
+    pub(super) stops: Stops,
+}
+
+/// The running threads, by the order in which they end.
+pub(super) struct Threads {
+    /// Delivery threads.
+    pub(super) deliveries: Vec<Handle>,
+    /// Their inboxes, for the request to drain.
+    pub(super) inboxes: Vec<Sender<ToDelivery>>,
+    /// Live batches on their way, which draining waits for.
+    pub(super) live: Vec<Sender<LiveBatch>>,
+    /// Transform and replay threads.
+    pub(super) middle: Vec<Handle>,
+    /// Readers.
+    pub(super) readers: Vec<Handle>,
+    /// Watcher, admin, stats.
+    pub(super) rest: Vec<Handle>,
+}
+
+/// How many threads there will be at most, main excluded.
+#[must_use]
+pub(super) fn count(config: &Config) -> usize {
+    let threads = &config.threads;
+    threads.readers + threads.replays + threads.transforms + threads.deliveries + 3
+}
+
+/// One end of each queue for each thread of a kind.
+struct Lane<T> {
+    senders: Vec<Sender<T>>,
+    receivers: Vec<Receiver<T>>,
+    polls: Vec<(Poll, Arc<Waker>)>,
+}
+
+impl<T: Send + 'static> Lane<T> {
+    fn plain(name: &str, count: usize, capacity: usize, weight: Weight<T>) -> Self {
+        let (senders, receivers) =
+            (0..count).map(|i| queue::weighed(format!("{name}-{i}"), capacity, weight, None)).unzip();
+        Self { senders, receivers, polls: Vec::new() }
+    }
+
+    fn waking(
+        name: &str,
+        count: usize,
+        (capacity, weight): (usize, Weight<T>),
+        token: mio::Token,
+    ) -> std::io::Result<Self> {
+        let mut lane = Self { senders: Vec::new(), receivers: Vec::new(), polls: Vec::new() };
+        for i in 0..count {
+            let poll = Poll::new()?;
+            let waker = Arc::new(Waker::new(poll.registry(), token)?);
+            let (sender, receiver) =
+                queue::weighed(format!("{name}-{i}"), capacity, weight, Some(Arc::clone(&waker)));
+            lane.senders.push(sender);
+            lane.receivers.push(receiver);
+            lane.polls.push((poll, waker));
+        }
+        Ok(lane)
+    }
+
+    fn gauge(self, registry: &Registry) -> Self {
+        for sender in &self.senders {
+            registry.register_queue(sender.gauge());
+        }
+        self
+    }
+}
+
+/// All queues.
+struct Queues {
+    commands: Lane<ReaderCommand>,
+    live: Lane<LiveBatch>,
+    replay: Lane<ReplayBatch>,
+    control: Lane<Control>,
+    inboxes: Lane<ToDelivery>,
+    requests: Lane<ReplayRequest>,
+    errands: Lane<Errand>,
+    missed: Vec<Arc<Mutex<Missed>>>,
+}
+
+impl Queues {
+    fn new(config: &Config, registry: &Registry) -> std::io::Result<Self> {
+        let (threads, batches) = (&config.threads, config.delivery.queue_batches);
+        let live = Weight { bytes_max: LIVE_BYTES_MAX, weigh: |batch: &LiveBatch| batch.bytes };
+        let replay = Weight { bytes_max: REPLAY_BYTES_MAX, weigh: ReplayBatch::len_bytes };
+        let inbox = Weight { bytes_max: INBOX_BYTES_MAX, weigh: ToDelivery::len_bytes };
+        Ok(Self {
+            commands: Lane::waking(
+                "reader-commands",
+                threads.readers,
+                (COMMANDS_MAX, Weight::NONE),
+                COMMANDS,
+            )?
+            .gauge(registry),
+            live: Lane::plain("transform-live", threads.transforms, batches, live).gauge(registry),
+            replay: Lane::plain("transform-replay", threads.transforms, batches, replay).gauge(registry),
+            control: Lane::plain("transform-control", threads.transforms, COMMANDS_MAX, Weight::NONE)
+                .gauge(registry),
+            inboxes: Lane::waking("delivery-inbox", threads.deliveries, (batches, inbox), INBOX)?
+                .gauge(registry),
+            requests: Lane::plain("replay", 1, REQUESTS_MAX, Weight::NONE).gauge(registry),
+            errands: Lane::waking("errands", 1, (ERRANDS_MAX, Weight::NONE), ERRANDS)?.gauge(registry),
+            missed: (0..threads.deliveries).map(|_| Arc::default()).collect(),
+        })
+    }
+
+    fn ports(&self) -> Vec<DeliveryPort> {
+        let lanes = self.inboxes.senders.iter().zip(&self.missed).zip(&self.inboxes.polls);
+        lanes
+            .map(|((inbox, missed), (_, waker))| DeliveryPort {
+                inbox: inbox.clone(),
+                missed: Arc::clone(missed),
+                waker: Arc::clone(waker),
+            })
+            .collect()
+    }
+}
+
+/// Everything that starts the threads.
+struct Builder {
+    shared: Shared,
+    queues: Queues,
+    keys: Arc<Keys>,
+    target: Arc<Target>,
+    clock: Arc<RedisClock>,
+    leased: Arc<AtomicBool>,
+}
+
+/// Starts all threads.
+///
+/// # Errors
+/// When descriptors or threads cannot be had.
+pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, DaemonError> {
+    let config = Arc::clone(&shared.config);
+    let target = Target::new(&config.redis).map_err(|error| DaemonError::Redis(error.to_string()))?;
+    let keys = Keys::new(&config.redis.prefix, &config.service.name, &config.service.instance);
+    let queues = Queues::new(&config, &shared.registry)?;
+    let mut builder = Builder {
+        shared,
+        queues,
+        keys: Arc::new(keys),
+        target: Arc::new(target),
+        clock: Arc::default(),
+        leased: Arc::default(),
+    };
+    let inboxes = builder.queues.inboxes.senders.clone();
+    let live = builder.queues.live.senders.clone();
+    let Listeners { public, admin, stats } = listeners;
+    let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
+    rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
+    let readers = builder.readers()?;
+    let mut middle = builder.transforms()?;
+    middle.extend(builder.replays()?);
+    let deliveries = builder.deliveries(public)?;
+    Ok(Threads { deliveries, inboxes, live, middle, readers, rest })
+}
+
+impl Builder {
+    fn spawn(&self, name: String, body: impl FnOnce() + Send + 'static) -> Result<Handle, DaemonError> {
+        Ok(thread::spawn(name, &self.shared.ended, body)?)
+    }
+
+    fn connector(&self, name: String) -> Connector {
+        let registry = Arc::clone(&self.shared.registry);
+        Connector::new(Arc::clone(&self.target), name, &self.shared.config.redis, registry)
+    }
+
+    fn watcher(&mut self) -> Result<Handle, DaemonError> {
+        let (poll, _) = self.queues.errands.polls.remove(0);
+        let watcher = Watcher::new(WatcherParts {
+            push: self.connector("watcher-push".into()),
+            link: self.connector("watcher".into()),
+            keys: Arc::clone(&self.keys),
+            poll,
+            errands: self.queues.errands.receivers.remove(0),
+            deliveries: self.queues.inboxes.senders.clone(),
+            clock: Arc::clone(&self.clock),
+            leased: Arc::clone(&self.leased),
+            identity: self.shared.identity.clone(),
+            dlq_max_entries: self.shared.config.redis.dlq_max_entries,
+            fatal: self.shared.fatal.clone(),
+            registry: Arc::clone(&self.shared.registry),
+            stop: self.shared.stops.rest.clone(),
+        });
+        self.spawn("watcher".into(), move || watcher.run())
+    }
+
+    fn admin(&self, listener: std::net::TcpListener) -> Result<Handle, DaemonError> {
+        let (registry, stop) = (Arc::clone(&self.shared.registry), self.shared.stops.rest.clone());
+        self.spawn("admin".into(), move || {
+            if let Err(error) = admin::run(listener, registry, stop) {
+                panic!("the admin listener failed: {error}");
+            }
+        })
+    }
+
+    fn stats(
+        &self,
+        (listener, file): (std::os::unix::net::UnixListener, Option<stats_socket::SocketFile>),
+    ) -> Result<Handle, DaemonError> {
+        let (registry, stop) = (Arc::clone(&self.shared.registry), self.shared.stops.rest.clone());
+        self.spawn("stats".into(), move || {
+            let _file = file;
+            if let Err(error) = stats_socket::run(listener, registry, stop) {
+                panic!("the stats socket failed: {error}");
+            }
+        })
+    }
+
+    fn readers(&mut self) -> Result<Vec<Handle>, DaemonError> {
+        let polls = std::mem::take(&mut self.queues.commands.polls);
+        let receivers = std::mem::take(&mut self.queues.commands.receivers);
+        let mut handles = Vec::new();
+        for (index, ((poll, _), commands)) in polls.into_iter().zip(receivers).enumerate() {
+            let reader = Reader::new(ReaderParts {
+                index,
+                connector: self.connector(format!("reader-{index}")),
+                wake: self.connector(format!("reader-{index}-wake")),
+                keys: Arc::clone(&self.keys),
+                poll,
+                commands,
+                transforms: self.queues.live.senders.clone(),
+                delivery: self.shared.config.delivery,
+                linger: self.shared.config.stream.linger,
+                leased: Arc::clone(&self.leased),
+                draining: self.shared.stops.reading.clone(),
+                stop: self.shared.stops.acknowledging.clone(),
+                registry: Arc::clone(&self.shared.registry),
+            });
+            handles.push(self.spawn(format!("reader-{index}"), move || reader.run())?);
+        }
+        Ok(handles)
+    }
+
+    fn replays(&mut self) -> Result<Vec<Handle>, DaemonError> {
+        let mut handles = Vec::new();
+        for index in 0..self.shared.config.threads.replays {
+            let replay = Replay {
+                connector: self.connector(format!("replay-{index}")),
+                keys: Arc::clone(&self.keys),
+                requests: self.queues.requests.receivers[0].clone(),
+                transforms: self.queues.replay.senders.clone(),
+                registry: Arc::clone(&self.shared.registry),
+                stop: self.shared.stops.delivering.clone(),
+            };
+            handles.push(self.spawn(format!("replay-{index}"), move || replay.run())?);
+        }
+        Ok(handles)
+    }
+
+    fn transforms(&mut self) -> Result<Vec<Handle>, DaemonError> {
+        let (lives, replays) = (&mut self.queues.live.receivers, &mut self.queues.replay.receivers);
+        let lanes = std::mem::take(lives).into_iter().zip(std::mem::take(replays));
+        let controls = std::mem::take(&mut self.queues.control.receivers);
+        let mut handles = Vec::new();
+        for (index, ((live, replay), control)) in lanes.zip(controls).enumerate() {
+            let worker = Worker::new(WorkerParts {
+                control,
+                live,
+                replay,
+                index,
+                readers: self.queues.commands.senders.clone(),
+                deliveries: self.queues.ports(),
+                errands: self.queues.errands.senders[0].clone(),
+                clock: Arc::clone(&self.clock),
+                stream: self.shared.config.stream,
+                registry: Arc::clone(&self.shared.registry),
+                stop: self.shared.stops.delivering.clone(),
+            });
+            handles.push(self.spawn(format!("transform-{index}"), move || worker.run())?);
+        }
+        Ok(handles)
+    }
+
+    fn deliveries(&mut self, public: std::net::TcpListener) -> Result<Vec<Handle>, DaemonError> {
+        let polls = std::mem::take(&mut self.queues.inboxes.polls);
+        let inboxes = std::mem::take(&mut self.queues.inboxes.receivers);
+        let loads: Arc<[AtomicUsize]> = polls.iter().map(|_| AtomicUsize::new(0)).collect();
+        let rates = Arc::new(Mutex::new(Rates::new(&self.shared.config.limits)));
+        let mut listener = Some(mio::net::TcpListener::from_std(public));
+        let mut handles = Vec::new();
+        for (index, ((poll, _), inbox)) in polls.into_iter().zip(inboxes).enumerate() {
+            let delivery = Delivery::new(DeliveryParts {
+                index,
+                poll,
+                inbox,
+                missed: Arc::clone(&self.queues.missed[index]),
+                listener: listener.take(),
+                peers: self.queues.inboxes.senders.clone(),
+                loads: Arc::clone(&loads),
+                replays: self.queues.requests.senders[0].clone(),
+                transforms: self.queues.control.senders.clone(),
+                errands: self.queues.errands.senders[0].clone(),
+                rates: Arc::clone(&rates),
+                max_connections: self.shared.max_connections,
+                config: Arc::clone(&self.shared.config),
+                registry: Arc::clone(&self.shared.registry),
+                stop: self.shared.stops.delivering.clone(),
+            });
+            handles.push(self.spawn(format!("deliver-{index}"), move || {
+                if let Err(error) = delivery.run() {
+                    panic!("a delivery loop failed: {error}");
+                }
+            })?);
+        }
+        Ok(handles)
+    }
+}

@@ -1,0 +1,183 @@
+//! One client's connection: its socket, what it is saying, what waits to be sent to it.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mio::net::TcpStream;
+
+use super::outbox::{Chunk, Outbox, WriteOutcome};
+use super::response::Reply;
+use super::viewer::Mark;
+use super::websocket::{Decoder, close_frame};
+use crate::event::StreamName;
+use crate::event::message::Slot;
+
+/// How long a client may take to close its side after we have closed ours.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the connection is doing.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Receiving the head of a request; `seen` bytes of the input were looked at in vain.
+    Head { since: Instant, seen: usize },
+    /// Receiving the body of a cancel request.
+    Body { since: Instant, stream: StreamName, reply: Reply, bytes: usize },
+    /// The answer depends on a stream that is being looked up.
+    Asked { viewer: Slot, reply: Reply },
+    /// Sending events.
+    Sse { viewer: Slot },
+    /// Speaking WebSocket.
+    WebSocket(Box<WebSocket>),
+    /// Everything has been said: what waits is sent, then the connection ends.
+    Closing { until: Instant },
+}
+
+/// A WebSocket's state.
+#[derive(Debug)]
+pub(super) struct WebSocket {
+    pub(super) decoder: Decoder,
+    pub(super) viewers: Viewers,
+    /// Messages that were malformed or forbidden.
+    pub(super) bad_messages: u32,
+    /// When a ping was sent that nothing has come back for.
+    pub(super) pinged_at: Option<Instant>,
+}
+
+/// Whose frames a WebSocket carries.
+#[derive(Debug)]
+pub(super) enum Viewers {
+    /// One stream's.
+    One(Slot),
+    /// Those of the streams that the client subscribed to.
+    Many(HashMap<StreamName, Slot>),
+}
+
+/// One client.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "four independent facts about one socket")]
+pub(super) struct Connection {
+    pub(super) socket: TcpStream,
+    pub(super) address: SocketAddr,
+    pub(super) phase: Phase,
+    /// Bytes of requests that were not understood yet; at most a head and a body.
+    pub(super) input: Vec<u8>,
+    pub(super) outbox: Outbox<Mark>,
+    /// Since when the socket has taken nothing although something waits.
+    pub(super) blocked_since: Option<Instant>,
+    pub(super) sent_at: Instant,
+    /// When the timer for this connection goes off.
+    pub(super) deadline: Option<Instant>,
+    /// Whether something was added that the socket was not offered yet.
+    pub(super) dirty: bool,
+    /// Whether a viewer left live because the outbox was full.
+    pub(super) paused: bool,
+    /// Whether the client's address counts this connection as open.
+    pub(super) counted: bool,
+    /// Whether reading stopped before the socket was empty.
+    pub(super) unread: bool,
+}
+
+/// How reading went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadOutcome {
+    /// So many bytes are there.
+    Some(usize),
+    /// Nothing more now.
+    Blocked,
+    /// The client has closed its side, or the connection is broken.
+    Over,
+}
+
+impl Connection {
+    pub(super) fn new(socket: TcpStream, address: SocketAddr, now: Instant) -> Self {
+        Self {
+            socket,
+            address,
+            phase: Phase::Head { since: now, seen: 0 },
+            input: Vec::new(),
+            outbox: Outbox::new(),
+            blocked_since: None,
+            sent_at: now,
+            deadline: None,
+            dirty: false,
+            paused: false,
+            counted: false,
+            unread: false,
+        }
+    }
+
+    /// Adds bytes to be sent.
+    pub(super) fn send(&mut self, bytes: Bytes, mark: Option<Mark>) {
+        self.outbox.push(Chunk { bytes, mark });
+    }
+
+    /// Offers the socket what waits. An error means that the connection is over.
+    pub(super) fn flush(&mut self, now: Instant, mut written: impl FnMut(Mark)) -> io::Result<()> {
+        let before = self.outbox.len_bytes();
+        let outcome = self.outbox.write_to(&mut self.socket, &mut written)?;
+        let progressed = self.outbox.len_bytes() < before;
+        if progressed {
+            self.sent_at = now;
+        }
+        self.blocked_since = match outcome {
+            WriteOutcome::Drained => None,
+            WriteOutcome::Blocked if progressed => Some(now),
+            WriteOutcome::Blocked => self.blocked_since.or(Some(now)),
+        };
+        if outcome == WriteOutcome::Drained && matches!(self.phase, Phase::Closing { .. }) {
+            // A socket that the peer has torn down meanwhile needs no more closing.
+            self.socket.shutdown(Shutdown::Write).ok();
+        }
+        Ok(())
+    }
+
+    /// Reads once into `buffer`.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        loop {
+            return match self.socket.read(buffer) {
+                Ok(0) => ReadOutcome::Over,
+                Ok(len) => ReadOutcome::Some(len),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ReadOutcome::Blocked,
+                Err(_) => ReadOutcome::Over,
+            };
+        }
+    }
+
+    /// Nothing more will be said but what waits.
+    pub(super) fn close(&mut self, now: Instant) {
+        self.phase = Phase::Closing { until: now + LINGER };
+        self.input = Vec::new();
+        self.dirty = true;
+    }
+
+    /// As [`Connection::close`], with a WebSocket close frame behind what waits.
+    pub(super) fn close_websocket(&mut self, code: u16, reason: &str, now: Instant) {
+        self.send(close_frame(code, reason), None);
+        self.close(now);
+    }
+
+    /// As [`Connection::close_websocket`], giving up on what waits: the client does not take it.
+    pub(super) fn close_slow(&mut self, frame: Option<Bytes>, now: Instant) {
+        self.outbox.drop_unstarted();
+        if let Some(frame) = frame {
+            self.send(frame, None);
+        }
+        self.close(now);
+    }
+
+    /// The viewers whose frames the connection carries.
+    pub(super) fn viewers(&self) -> Vec<Slot> {
+        match &self.phase {
+            Phase::Asked { viewer, .. } | Phase::Sse { viewer } => vec![*viewer],
+            Phase::WebSocket(websocket) => match &websocket.viewers {
+                Viewers::One(viewer) => vec![*viewer],
+                Viewers::Many(viewers) => viewers.values().copied().collect(),
+            },
+            Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! A delivery thread: one mio loop that owns its connections.
+//!
+//! One round takes what the sockets and the inbox have, does everything that follows from it, then
+//! offers each socket what waits for it once, sends the history reads that were asked for, and sleeps.
+//!
+//! INVARIANT: the loop never waits for a queue. What another thread has no room for is held here, at
+//! most one read for each job, one attach and one detach for each stream, one wait for each name.
+//! A connection is removed at the end of the round, so that an index is not reused within one
+//! batch of events.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use parking_lot::Mutex;
+
+use super::connection::{Connection, Phase};
+use super::streams::FreshJobs;
+use super::table::Table;
+use super::timer::Timers;
+use super::viewer::{Hub, Job, Mark, Viewer};
+use crate::config::Config;
+use crate::event::StreamName;
+use crate::event::message::{
+    Control, Errand, JobRef, Missed, ReplayRequest, ReplayStep, Slot, ToDelivery, now_us, shard,
+};
+use crate::observe::{Recorder, Registry, Stage};
+use crate::queue::{Receiver, SendError, Sender};
+use crate::security::origin::OriginPolicy;
+use crate::security::rate::Rates;
+use crate::stop::Stop;
+
+/// The token of the inbox's waker.
+pub const INBOX: Token = Token(usize::MAX);
+/// The token of the listener.
+const LISTENER: Token = Token(usize::MAX - 1);
+
+/// How often acknowledgements are reported and measurements published.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the loop sleeps while another thread has no room for something.
+const HELD_RETRY: Duration = Duration::from_millis(2);
+/// How long a history read waits after Redis could not be asked.
+const UNAVAILABLE_RETRY: Duration = Duration::from_millis(250);
+/// Messages taken from the inbox in one round.
+const MESSAGES_PER_ROUND: usize = 256;
+/// Connections accepted in one round.
+const ACCEPTS_PER_ROUND: usize = 128;
+/// How long accepting rests when the operating system gives no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes read from a socket at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a delivery thread works with.
+pub struct DeliveryParts {
+    /// Which delivery thread it is.
+    pub index: usize,
+    /// Its poll, in which the inbox wakes it as [`INBOX`].
+    pub poll: Poll,
+    /// What it is told.
+    pub inbox: Receiver<ToDelivery>,
+    /// What its inbox had no room for.
+    pub missed: Arc<Mutex<Missed>>,
+    /// The public listener, for the one thread that accepts.
+    pub listener: Option<TcpListener>,
+    /// The inboxes of all delivery threads, to hand connections over.
+    pub peers: Vec<Sender<ToDelivery>>,
+    /// How many connections each delivery thread has.
+    pub loads: Arc<[AtomicUsize]>,
+    /// The replay threads' queue.
+    pub replays: Sender<ReplayRequest>,
+    /// The transform threads, by shard.
+    pub transforms: Vec<Sender<Control>>,
+    /// The watcher.
+    pub errands: Sender<Errand>,
+    /// What clients may do how often; shared by all delivery threads.
+    pub rates: Arc<Mutex<Rates>>,
+    /// How many connections all clients may have.
+    pub max_connections: usize,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Where to count.
+    pub registry: Arc<Registry>,
+    /// When to end at once.
+    pub stop: Stop,
+}
+
+/// A running delivery thread.
+pub struct Delivery {
+    pub(super) index: usize,
+    poll: Poll,
+    inbox: Receiver<ToDelivery>,
+    pub(super) missed: Arc<Mutex<Missed>>,
+    listener: Option<TcpListener>,
+    peers: Vec<Sender<ToDelivery>>,
+    loads: Arc<[AtomicUsize]>,
+    replays: Sender<ReplayRequest>,
+    transforms: Vec<Sender<Control>>,
+    errands: Sender<Errand>,
+    pub(super) rates: Arc<Mutex<Rates>>,
+    max_connections: usize,
+    pub(super) origins: OriginPolicy,
+    pub(super) config: Arc<Config>,
+    pub(super) registry: Arc<Registry>,
+    stop: Stop,
+    recorder: Recorder,
+
+    pub(super) connections: Table<Connection>,
+    pub(super) viewers: Table<Viewer>,
+    pub(super) hubs: Table<Hub>,
+    pub(super) hub_by_name: HashMap<StreamName, Slot>,
+    pub(super) jobs: Table<Job>,
+    pub(super) fresh_jobs: FreshJobs,
+    timers: Timers,
+    /// Connections with something to send.
+    dirty: Vec<Slot>,
+    /// Connections to be removed at the end of the round.
+    over: Vec<Slot>,
+    /// Jobs to be asked again, oldest first.
+    retries: VecDeque<(Instant, Slot)>,
+    held_requests: VecDeque<ReplayRequest>,
+    held_controls: VecDeque<(usize, Control)>,
+    held_errands: VecDeque<Errand>,
+    accept_at: Option<Instant>,
+    ticked_at: Instant,
+    buffer: Vec<u8>,
+    /// While draining: until when.
+    pub(super) draining: Option<Instant>,
+}
+
+impl Delivery {
+    /// A loop without connections.
+    #[must_use]
+    pub fn new(parts: DeliveryParts) -> Self {
+        let DeliveryParts { index, poll, inbox, missed, listener, peers, loads, .. } = parts;
+        let DeliveryParts { replays, transforms, errands, rates, max_connections, .. } = parts;
+        let DeliveryParts { config, registry, stop, .. } = parts;
+        let now = Instant::now();
+        Self {
+            index,
+            poll,
+            inbox,
+            missed,
+            listener,
+            peers,
+            loads,
+            replays,
+            transforms,
+            errands,
+            rates,
+            max_connections,
+            origins: OriginPolicy::from(&config.listen.origins),
+            config,
+            recorder: registry.recorder(),
+            registry,
+            stop,
+            connections: Table::default(),
+            viewers: Table::default(),
+            hubs: Table::default(),
+            hub_by_name: HashMap::new(),
+            jobs: Table::default(),
+            fresh_jobs: HashMap::new(),
+            timers: Timers::new(),
+            dirty: Vec::new(),
+            over: Vec::new(),
+            retries: VecDeque::new(),
+            held_requests: VecDeque::new(),
+            held_controls: VecDeque::new(),
+            held_errands: VecDeque::new(),
+            accept_at: None,
+            ticked_at: now,
+            buffer: vec![0; READ_BYTES],
+            draining: None,
+        }
+    }
+
+    /// Serves until the daemon stops, or until everything is drained.
+    ///
+    /// # Errors
+    /// When the operating system's poll fails, which leaves nothing to be served.
+    pub fn run(mut self) -> std::io::Result<()> {
+        if let Some(listener) = &mut self.listener {
+            self.poll.registry().register(listener, LISTENER, Interest::READABLE)?;
+        }
+        let mut events = Events::with_capacity(1024);
+        while !self.stop.requested() && !self.is_drained() {
+            let timeout = self.sleep_time(Instant::now());
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            self.round(&events);
+        }
+        for slot in self.connections.slots() {
+            self.remove_connection(slot);
+        }
+        self.recorder.publish();
+        Ok(())
+    }
+
+    fn round(&mut self, events: &Events) {
+        let now = Instant::now();
+        for event in events {
+            match event.token() {
+                INBOX => {}
+                LISTENER => self.accept_at = Some(now),
+                Token(index) => {
+                    if let Some(slot) = self.connections.at(index) {
+                        self.serve(slot, event.is_readable() || event.is_read_closed(), now);
+                    }
+                }
+            }
+        }
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept(now);
+        }
+        self.receive(now);
+        self.catch_up();
+        self.retry_jobs(now);
+        self.expire(now);
+        self.flush_dirty(now);
+        self.send_fresh_jobs();
+        self.send_held();
+        self.reap();
+        if now.duration_since(self.ticked_at) >= TICK {
+            self.ticked_at = now;
+            self.report_written(now);
+            self.recorder.publish();
+        }
+    }
+
+    fn sleep_time(&mut self, now: Instant) -> Duration {
+        let held =
+            !(self.held_requests.is_empty() && self.held_controls.is_empty() && self.held_errands.is_empty());
+        if !self.inbox.is_empty() || !self.dirty.is_empty() || !self.fresh_jobs.is_empty() {
+            return Duration::ZERO;
+        }
+        let mut until = self.ticked_at + TICK;
+        let deadlines = [
+            self.timers.next_deadline(),
+            self.retries.front().map(|retry| retry.0),
+            self.accept_at,
+            held.then(|| now + HELD_RETRY),
+        ];
+        for deadline in deadlines.into_iter().flatten() {
+            until = until.min(deadline);
+        }
+        until.saturating_duration_since(now)
+    }
+
+    // ----- connections -----
+
+    fn accept(&mut self, now: Instant) {
+        self.accept_at = None;
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Ok((socket, address)) => self.place(socket, address, now),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "connections cannot be accepted now");
+                    self.accept_at = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_at = Some(now);
+    }
+
+    /// Gives a new connection to the loop that has the fewest.
+    fn place(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
+        self.registry.counters().connections_accepted.inc();
+        let load = |index: &usize| self.loads[*index].load(Ordering::Relaxed);
+        let least = (0..self.peers.len()).min_by_key(load).unwrap_or(self.index);
+        self.loads[least].fetch_add(1, Ordering::Relaxed);
+        if least == self.index {
+            return self.welcome(socket, address, now);
+        }
+        if let Err(SendError::Full(ToDelivery::Connection(socket, address))) =
+            self.peers[least].try_send(ToDelivery::Connection(socket, address))
+        {
+            self.loads[least].fetch_sub(1, Ordering::Relaxed);
+            self.loads[self.index].fetch_add(1, Ordering::Relaxed);
+            self.welcome(socket, address, now);
+        }
+    }
+
+    /// Takes a connection in, which its loop's load counts already.
+    fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
+        let refusal = self.admit(address, now);
+        if let Err(error) = prepare(&socket) {
+            tracing::debug!(%address, %error, "a connection could not be prepared");
+        }
+        self.registry.gauges().connections_open.inc();
+        let slot = self.connections.insert(Connection::new(socket, address, now));
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut connection.socket, Token(slot.index), interest)
+        {
+            tracing::warn!(%address, %error, "a connection could not be watched");
+            self.over.push(slot);
+            return;
+        }
+        match refusal {
+            Some(error) => self.refuse_connection(slot, &error, now),
+            None => self.arm(slot, now + self.config.client.handshake_timeout),
+        }
+    }
+
+    pub(super) fn connections_of_all(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    fn remove_connection(&mut self, slot: Slot) {
+        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
+        for viewer in viewers {
+            self.remove_viewer(viewer);
+        }
+        let Some(mut connection) = self.connections.remove(slot) else { return };
+        self.timers.disarm(slot.index);
+        if let Err(error) = self.poll.registry().deregister(&mut connection.socket) {
+            tracing::debug!(%error, "a connection was not watched");
+        }
+        self.registry.gauges().connections_open.dec();
+        self.loads[self.index].fetch_sub(1, Ordering::Relaxed);
+        if connection.counted {
+            self.rates.lock().close(connection.address.ip());
+        }
+    }
+
+    /// The connection ends with this round.
+    pub(super) fn drop_connection(&mut self, slot: Slot) {
+        self.over.push(slot);
+    }
+
+    fn reap(&mut self) {
+        for slot in std::mem::take(&mut self.over) {
+            self.remove_connection(slot);
+        }
+    }
+
+    fn serve(&mut self, slot: Slot, readable: bool, now: Instant) {
+        if readable {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            self.read_connection(slot, &mut buffer, now);
+            self.buffer = buffer;
+        }
+        if self.connections.get(slot).is_some_and(|connection| !connection.outbox.is_empty()) {
+            self.touch(slot);
+        }
+    }
+
+    // ----- sending -----
+
+    /// Adds bytes to a connection's outbox.
+    pub(super) fn send(&mut self, slot: Slot, bytes: Bytes, mark: Option<Mark>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.send(bytes, mark);
+        self.touch(slot);
+    }
+
+    /// The connection is looked at before the loop sleeps.
+    pub(super) fn touch(&mut self, slot: Slot) {
+        if let Some(connection) = self.connections.get_mut(slot)
+            && !std::mem::replace(&mut connection.dirty, true)
+        {
+            self.dirty.push(slot);
+        }
+    }
+
+    fn flush_dirty(&mut self, now: Instant) {
+        let mut marks = Vec::new();
+        let now_us = now_us();
+        for slot in std::mem::take(&mut self.dirty) {
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.dirty = false;
+            let before = connection.outbox.len_bytes();
+            let result = connection.flush(now, |mark| marks.push(mark));
+            let left = connection.outbox.len_bytes();
+            self.registry.counters().bytes_written.add(before.saturating_sub(left) as u64);
+            match result {
+                Ok(()) if left > 0 => self.arm(slot, now + self.config.client.slow_timeout),
+                Ok(()) => self.drained(slot),
+                Err(error) => {
+                    tracing::debug!(%error, "a client is gone");
+                    self.over.push(slot);
+                }
+            }
+            for mark in marks.drain(..) {
+                self.measure(&mark, now_us);
+                self.written(&mark);
+            }
+            self.resume_paused(slot);
+        }
+    }
+
+    /// Everything is sent: an answer that ends its connection is over.
+    fn drained(&mut self, slot: Slot) {
+        if let Some(Connection { phase: Phase::Closing { until }, .. }) = self.connections.get(slot) {
+            let until = *until;
+            self.arm(slot, until);
+        }
+    }
+
+    fn measure(&mut self, mark: &Mark, now_us: u64) {
+        self.registry.counters().frames_written.inc();
+        if !mark.live {
+            return;
+        }
+        self.recorder.record(Stage::EncodedToWritten, now_us.saturating_sub(mark.frame.encoded_us));
+        if let Some(ts_us) = mark.frame.ts_us {
+            self.recorder.record(Stage::EndToEnd, now_us.saturating_sub(ts_us));
+        }
+    }
+
+    // ----- timers -----
+
+    /// The connection is looked at again at `at`, or before.
+    pub(super) fn arm(&mut self, slot: Slot, at: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.deadline.is_none_or(|deadline| at < deadline) {
+            connection.deadline = Some(at);
+            self.timers.arm(slot.index, slot.generation, at);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((index, generation)) = self.timers.pop_due(now) {
+            let slot = Slot { index, generation };
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.deadline = None;
+            if let Some(next) = self.judge_time(slot, now) {
+                self.arm(slot, next.max(now + Duration::from_millis(1)));
+            }
+        }
+    }
+
+    // ----- other threads -----
+
+    fn receive(&mut self, now: Instant) {
+        for _ in 0..MESSAGES_PER_ROUND {
+            let Some(message) = self.inbox.try_recv() else { return };
+            match message {
+                ToDelivery::Live { news, .. } => {
+                    for news in news {
+                        self.live(&news, now);
+                    }
+                }
+                ToDelivery::Attached { hub, cursor, stalled, board } => {
+                    self.attached(hub, &cursor, (stalled, board), now);
+                }
+                ToDelivery::Broken { hub } => self.broken(hub),
+                ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
+                ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
+                ToDelivery::Appeared(stream) => self.appear(&stream),
+                ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
+                ToDelivery::Drain(grace) => self.drain(now, grace),
+            }
+        }
+    }
+
+    pub(super) fn request(
+        &mut self,
+        slot: Slot,
+        stream: StreamName,
+        step: ReplayStep,
+        (count, budget_bytes): (usize, usize),
+    ) {
+        let job = JobRef { delivery: self.index, slot };
+        self.held_requests.push_back(ReplayRequest {
+            stream,
+            job,
+            step,
+            count,
+            budget_bytes,
+            asked_us: now_us(),
+        });
+    }
+
+    pub(super) fn control(&mut self, control: Control) {
+        let (Control::Attach { stream, .. } | Control::Detach { stream, .. }) = &control;
+        let transform = shard(stream, self.transforms.len());
+        self.held_controls.push_back((transform, control));
+    }
+
+    pub(super) fn errand(&mut self, errand: Errand) {
+        self.held_errands.push_back(errand);
+    }
+
+    /// An errand that is refused rather than held.
+    pub(super) fn errand_now(&mut self, errand: Errand) -> bool {
+        self.errands.try_send(errand).is_ok()
+    }
+
+    pub(super) fn retry_later(&mut self, job: Slot, now: Instant) {
+        self.retries.push_back((now + UNAVAILABLE_RETRY, job));
+    }
+
+    fn retry_jobs(&mut self, now: Instant) {
+        while let Some(&(at, job)) = self.retries.front()
+            && at <= now
+        {
+            self.retries.pop_front();
+            self.send_job(job, None);
+        }
+    }
+
+    fn send_held(&mut self) {
+        while let Some(request) = self.held_requests.pop_front() {
+            if let Err(SendError::Full(request)) = self.replays.try_send(request) {
+                self.held_requests.push_front(request);
+                break;
+            }
+        }
+        while let Some((transform, control)) = self.held_controls.pop_front() {
+            if let Err(SendError::Full(control)) = self.transforms[transform].try_send(control) {
+                self.held_controls.push_front((transform, control));
+                break;
+            }
+        }
+        while let Some(errand) = self.held_errands.pop_front() {
+            if let Err(SendError::Full(errand)) = self.errands.try_send(errand) {
+                self.held_errands.push_front(errand);
+                break;
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.draining.is_some_and(|until| self.connections.is_empty() || Instant::now() >= until)
+    }
+}
+
+/// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed.
+fn prepare(socket: &TcpStream) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(socket);
+    socket.set_keepalive(true)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))
+}

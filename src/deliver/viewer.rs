@@ -1,0 +1,156 @@
+//! What a delivery thread knows of its streams and their viewers. Data only; what happens to it is in
+//! [`super::streams`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::seam::{Live, Seam};
+use crate::event::message::{AckBoard, Cursor, Slot};
+use crate::event::{After, EntryId, Frame, StreamName, StreamStatus};
+
+/// In which form a viewer gets its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// A WebSocket of its own.
+    WebSocket,
+    /// A share of a multiplexed WebSocket.
+    Multiplexed,
+    /// Server-sent events.
+    Sse,
+    /// One JSON document.
+    State,
+    /// A status line.
+    Head,
+}
+
+/// What a viewer asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    pub(super) stream: StreamName,
+    pub(super) after: After,
+    pub(super) follow: bool,
+    pub(super) wait: Duration,
+    pub(super) batch: Duration,
+    pub(super) wire: Wire,
+}
+
+/// How far a viewer has come.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// `after` is being looked for.
+    Opening,
+    /// The stream does not exist; until then it is waited for.
+    Waiting(Instant),
+    /// It is given frames.
+    Reading,
+}
+
+/// One viewer of one stream.
+#[derive(Debug)]
+pub(super) struct Viewer {
+    pub(super) connection: Slot,
+    pub(super) hub: Slot,
+    pub(super) wish: Wish,
+    pub(super) stage: Stage,
+    /// The way between history and live, once `after` was found.
+    pub(super) seam: Option<Seam<Arc<Frame>>>,
+    /// Where history is read on from: what was given last, with its state.
+    pub(super) anchor: Anchor,
+    /// Whether `open` was sent.
+    pub(super) opened: bool,
+    /// What the viewer was told of the stream's state last.
+    pub(super) told: Option<StreamStatus>,
+    /// Frames on their way to the socket.
+    pub(super) unwritten: usize,
+    /// The newest entry on the socket.
+    pub(super) written: EntryId,
+    /// Frames gathered for `batch`.
+    pub(super) batch: Option<Box<Batch>>,
+    /// What an entry takes, smoothed; sizes the next history read.
+    pub(super) entry_bytes: usize,
+    /// Where the viewer is in its hub's list.
+    pub(super) place: usize,
+}
+
+/// Frames that are gathered for a client that accepts them merged.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) frames: Vec<Arc<Frame>>,
+    pub(super) bytes: usize,
+    pub(super) due: Instant,
+}
+
+/// A cursor that costs nothing to keep while frames pass.
+#[derive(Debug)]
+pub(super) enum Anchor {
+    /// Nothing was given yet.
+    Start,
+    /// After this frame.
+    Frame(Arc<Frame>),
+    /// After a history read, whose last entries may have given no frame.
+    Cursor(Box<Cursor>),
+}
+
+impl Anchor {
+    pub(super) fn cursor(&self) -> Cursor {
+        match self {
+            Self::Start => Cursor::default(),
+            Self::Frame(frame) => Cursor { position: frame.last, state: frame.state.clone() },
+            Self::Cursor(cursor) => (**cursor).clone(),
+        }
+    }
+
+    /// Whether the newest generation is over at this point.
+    pub(super) fn is_terminal(&self) -> bool {
+        match self {
+            Self::Start => false,
+            Self::Frame(frame) => frame.state.phase.terminal().is_some(),
+            Self::Cursor(cursor) => cursor.state.phase.terminal().is_some(),
+        }
+    }
+}
+
+/// A stream that somebody on this thread watches or waits for.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "three independent facts about one stream")]
+pub(super) struct Hub {
+    pub(super) stream: StreamName,
+    pub(super) viewers: Vec<Slot>,
+    pub(super) live: Live,
+    /// Where the live road stands, for acknowledging: entries that give no frame count too.
+    pub(super) passed: EntryId,
+    pub(super) stalled: bool,
+    pub(super) board: Option<Arc<AckBoard>>,
+    /// Whether something was written since the last report.
+    pub(super) unreported: bool,
+    /// Whether the watcher was asked to tell when the stream exists.
+    pub(super) awaited: bool,
+    /// Since when no viewer has needed live.
+    pub(super) idle_since: Option<Instant>,
+}
+
+/// A history read for some viewers of one stream.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) stream: StreamName,
+    pub(super) viewers: Vec<Slot>,
+    pub(super) kind: JobKind,
+}
+
+/// What a job reads; enough to ask again from the beginning.
+#[derive(Clone, Debug)]
+pub(super) enum JobKind {
+    Open(After),
+    Read { from: Cursor, until: Option<EntryId> },
+    State,
+    Probe,
+}
+
+/// What is reported when a frame has been taken by the socket.
+#[derive(Debug)]
+pub(super) struct Mark {
+    pub(super) viewer: Slot,
+    pub(super) frame: Arc<Frame>,
+    /// Whether the frame came live, so that its age says something.
+    pub(super) live: bool,
+}

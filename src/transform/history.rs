@@ -1,0 +1,235 @@
+//! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
+
+use super::gaps::{beginning, check};
+use super::{Assembler, DropReason, Pushed, Seek, Snapshot, Sought, Verdict, decode, judge};
+use crate::event::message::{
+    Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
+    StateSearch,
+};
+use crate::event::{After, Entry, EntryId, Phase, Position, StreamName, StreamState, StreamStatus};
+
+/// What the outcome depends on beside the read.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Now, µs since 1970 by this host's clock.
+    pub now_us: u64,
+    /// Now by Redis' clock.
+    pub redis_us: u64,
+    /// Silence after which a producer counts as stalled, µs; 0: never.
+    pub stall_after_us: u64,
+}
+
+/// What was met on the way that others want to know.
+pub trait Witness {
+    /// An entry is not delivered.
+    fn dropped(&mut self, reason: DropReason);
+    /// An entry could not be understood.
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str);
+}
+
+/// What follows from one read.
+pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
+    let ReplayBatch { request, read, read_us } = batch;
+    let (facts, entries, exhausted) = match read {
+        ReplayRead::Missing | ReplayRead::WrongType => return ReplayOutcome::Missing,
+        ReplayRead::Unavailable => return ReplayOutcome::Unavailable,
+        ReplayRead::Found { facts, entries, exhausted } => (facts, entries, exhausted),
+    };
+    let budget_bytes = request.budget_bytes;
+    let mut found =
+        Found { stream: request.stream, facts, entries, exhausted, read_us, budget_bytes, moment };
+    match request.step {
+        ReplayStep::Probe => ReplayOutcome::Exists,
+        ReplayStep::Open { after } => {
+            let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
+            found.search(seek, EntryId::ZERO, None, witness)
+        }
+        ReplayStep::Search(search) => match search.seek.downcast::<Seek>() {
+            Ok(seek) => found.search(*seek, search.from, search.gap, witness),
+            Err(_) => unreachable!("a search holds the seek that was put into it"),
+        },
+        ReplayStep::Continue { from, .. } => found.go_on(from, witness),
+        ReplayStep::State(search) => found.gather(*search),
+    }
+}
+
+/// One read and what it is read for.
+struct Found {
+    stream: StreamName,
+    facts: KeyFacts,
+    entries: Vec<Entry>,
+    exhausted: bool,
+    read_us: u64,
+    budget_bytes: usize,
+    moment: Moment,
+}
+
+impl Found {
+    fn search(
+        &mut self,
+        mut seek: Seek,
+        from: EntryId,
+        gap: Option<HistoryGap>,
+        witness: &mut impl Witness,
+    ) -> ReplayOutcome {
+        self.entries.iter().for_each(|entry| seek.push(entry));
+        if !self.exhausted {
+            let from = self.entries.last().map_or(from, |entry| entry.id);
+            return ReplayOutcome::Searching(Box::new(Search { from, seek: Box::new(seek), gap }));
+        }
+        let sought = seek.finish(self.facts.last_generated);
+        ReplayOutcome::Opened(Box::new(self.open(sought, from, gap, witness)))
+    }
+
+    /// `read_from`: the entries at hand begin after it.
+    fn open(
+        &mut self,
+        sought: Sought,
+        read_from: EntryId,
+        gap: Option<HistoryGap>,
+        witness: &mut impl Witness,
+    ) -> Opened {
+        let status = self.status(&sought);
+        let tip = Cursor {
+            position: Position::whole(sought.tip.max(self.facts.last_generated)),
+            state: sought.state_at_tip.clone(),
+        };
+        let wanted = Cursor { position: sought.from, state: sought.state_at_from };
+        let (found_gap, start) = match check(&self.facts, wanted) {
+            // Nothing of what lies behind the newest id is there: reading goes on after that.
+            (gap @ Some(HistoryGap::Failover { .. }), _) => (gap, tip),
+            other => other,
+        };
+        let finished = sought.state_at_tip.phase.terminal();
+        let nothing_left =
+            found_gap.is_none() && finished.is_some_and(|end| sought.from >= Position::whole(end));
+        let from = start.position;
+        let mut shown = if read_from == EntryId::ZERO {
+            self.show(start, witness)
+        } else {
+            Shown {
+                gap: None,
+                frames: Vec::new(),
+                cursor: start,
+                exhausted: false,
+                entries_bytes: 0,
+                entries: 0,
+            }
+        };
+        shown.gap = gap.or(found_gap);
+        Opened { after: sought.from, status, nothing_left, terminal: sought.terminal, from, shown }
+    }
+
+    fn go_on(&mut self, from: Cursor, witness: &mut impl Witness) -> ReplayOutcome {
+        let (gap, start) = check(&self.facts, from);
+        if let Some(HistoryGap::Failover { newest, .. }) = gap {
+            // The state at the older end is not the viewers': it has to be found.
+            let after = After::At(Position::whole(newest));
+            let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
+            return ReplayOutcome::Searching(Box::new(Search {
+                from: EntryId::ZERO,
+                seek: Box::new(seek),
+                gap,
+            }));
+        }
+        let mut shown = self.show(start, witness);
+        shown.gap = gap;
+        ReplayOutcome::Shown(Box::new(shown))
+    }
+
+    /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
+    fn show(&mut self, start: Cursor, witness: &mut impl Witness) -> Shown {
+        let mut assembler = Assembler::new(self.stream.clone(), start.position, start.state);
+        let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
+        for entry in &self.entries {
+            if entries_bytes >= self.budget_bytes {
+                exhausted = false;
+                break;
+            }
+            match assembler.push(entry, self.read_us) {
+                Pushed::Old => continue,
+                Pushed::Accepted => {}
+                Pushed::Dropped(reason) => witness.dropped(reason),
+                Pushed::Undecodable { reason } => witness.undecodable(&self.stream, entry, reason),
+            }
+            entries_bytes += entry.fields.len_bytes();
+            entries += 1;
+        }
+        let frames = assembler.take(self.moment.now_us);
+        let cursor = Cursor { position: assembler.position(), state: assembler.state().clone() };
+        Shown { gap: None, frames, cursor, exhausted, entries_bytes, entries }
+    }
+
+    fn status(&self, sought: &Sought) -> StreamStatus {
+        match sought.state_at_tip.phase {
+            Phase::Ended(_) => StreamStatus::Ended,
+            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
+            Phase::Idle | Phase::Open if self.is_stalled(sought.tip) => StreamStatus::Stalled,
+            Phase::Idle | Phase::Open => StreamStatus::Live,
+        }
+    }
+
+    fn is_stalled(&self, newest: EntryId) -> bool {
+        let Moment { redis_us, stall_after_us, .. } = self.moment;
+        stall_after_us > 0
+            && newest != EntryId::ZERO
+            && silence_us(newest, redis_us).is_some_and(|silence| silence >= stall_after_us)
+    }
+
+    fn gather(&mut self, search: StateSearch) -> ReplayOutcome {
+        let StateSearch { from, gathered, max_bytes } = search;
+        let mut gathering = match gathered.map(|gathered| gathered.downcast::<Gathering>()) {
+            Some(Ok(gathering)) => gathering,
+            Some(Err(_)) => unreachable!("a state search holds the gathering that was put into it"),
+            None => Box::new(Gathering {
+                state: beginning(&self.facts),
+                snapshot: Snapshot::new(self.stream.clone(), max_bytes),
+                newest: EntryId::ZERO,
+            }),
+        };
+        self.entries.iter().for_each(|entry| gathering.push(entry));
+        if !self.exhausted {
+            let from = self.entries.last().map_or(from, |entry| entry.id);
+            let search = StateSearch { from, gathered: Some(gathering), max_bytes };
+            return ReplayOutcome::Gathering(Box::new(search));
+        }
+        let status = match gathering.state.phase {
+            Phase::Ended(_) => StreamStatus::Ended,
+            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
+            Phase::Idle | Phase::Open if self.is_stalled(gathering.newest) => StreamStatus::Stalled,
+            Phase::Idle | Phase::Open => StreamStatus::Live,
+        };
+        let newest = gathering.newest.max(self.facts.last_generated);
+        gathering.snapshot.render(status, newest).map_or(ReplayOutcome::StateTooLarge, ReplayOutcome::State)
+    }
+}
+
+/// How long ago, by Redis' clock, an entry was written; `None` where its id is no clock, being more than
+/// a day off.
+#[must_use]
+pub fn silence_us(id: EntryId, redis_us: u64) -> Option<u64> {
+    const DAY_US: u64 = 24 * 3600 * 1_000_000;
+    let written_us = id.ms.checked_mul(1000)?;
+    if written_us > redis_us.saturating_add(DAY_US) || redis_us > written_us.saturating_add(DAY_US) {
+        return None;
+    }
+    Some(redis_us.saturating_sub(written_us))
+}
+
+/// The JSON state in the making.
+#[derive(Debug)]
+struct Gathering {
+    state: StreamState,
+    snapshot: Snapshot,
+    newest: EntryId,
+}
+
+impl Gathering {
+    fn push(&mut self, entry: &Entry) {
+        self.newest = entry.id;
+        let Ok(decoded) = decode(entry) else { return };
+        if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
+            self.snapshot.push(&decoded, begins);
+        }
+    }
+}

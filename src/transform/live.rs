@@ -1,0 +1,143 @@
+//! The live streams of one transform thread: who gets their frames, and whether their producers speak. No I/O.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::history::silence_us;
+use super::{Assembler, Pushed};
+use crate::event::message::{AckBoard, Cursor, LiveRef, Slot};
+use crate::event::{Entry, EntryId, Frame, StreamName};
+
+/// A stream that was given up is judged again after so long, in case nothing came of it.
+const GIVE_UP_AGAIN_US: u64 = 5_000_000;
+
+/// One stream.
+pub(super) struct LiveStream {
+    pub(super) stream: StreamName,
+    pub(super) assembler: Assembler,
+    /// The delivery threads, each with its own table entry for the stream.
+    pub(super) attached: Vec<(usize, Slot)>,
+    pub(super) board: Arc<AckBoard>,
+    pub(super) stalled: bool,
+    generation: u64,
+    newest: EntryId,
+    /// When the newest entry was seen here, µs by this host's clock: the measure where ids are no clock.
+    seen_us: u64,
+    gave_up_us: u64,
+}
+
+/// What a look at a silent producer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Nothing to tell.
+    Unchanged,
+    /// It has just fallen silent.
+    Stalled,
+    /// It has been silent too long.
+    GiveUp(EntryId),
+}
+
+impl LiveStream {
+    pub(super) fn cursor(&self) -> Cursor {
+        Cursor { position: self.assembler.position(), state: self.assembler.state().clone() }
+    }
+
+    /// Takes entries in and hands out the frames they make.
+    pub(super) fn push(
+        &mut self,
+        entries: &[Entry],
+        (read_us, now_us): (u64, u64),
+        mut told: impl FnMut(&StreamName, &Entry, Pushed),
+    ) -> Vec<Arc<Frame>> {
+        for entry in entries {
+            told(&self.stream, entry, self.assembler.push(entry, read_us));
+        }
+        if let Some(last) = entries.last() {
+            self.newest = self.newest.max(last.id);
+            self.seen_us = now_us;
+        }
+        self.assembler.take(now_us)
+    }
+
+    /// Judges the producer's silence. Limits of 0 mean never.
+    pub(super) fn judge_silence(
+        &mut self,
+        (now_us, redis_us): (u64, u64),
+        (stall_us, abandon_us): (u64, u64),
+    ) -> Silence {
+        if self.assembler.state().phase.terminal().is_some() || self.newest == EntryId::ZERO {
+            return Silence::Unchanged;
+        }
+        let observed = now_us.saturating_sub(self.seen_us);
+        let silence = silence_us(self.newest, redis_us).unwrap_or(observed);
+        if abandon_us > 0
+            && silence >= abandon_us
+            && now_us >= self.gave_up_us.saturating_add(GIVE_UP_AGAIN_US)
+        {
+            self.gave_up_us = now_us;
+            return Silence::GiveUp(self.newest);
+        }
+        if stall_us > 0 && silence >= stall_us && !self.stalled {
+            self.stalled = true;
+            return Silence::Stalled;
+        }
+        Silence::Unchanged
+    }
+}
+
+/// All streams of a transform thread.
+#[derive(Default)]
+pub(super) struct LiveStreams {
+    slots: Slab<LiveStream>,
+    by_name: HashMap<StreamName, usize>,
+    generation: u64,
+}
+
+impl LiveStreams {
+    pub(super) fn find(&mut self, stream: &StreamName) -> Option<(LiveRef, &mut LiveStream)> {
+        let index = *self.by_name.get(stream)?;
+        let live = &mut self.slots[index];
+        Some((Slot { index, generation: live.generation }, live))
+    }
+
+    /// The stream that was started as `live`, unless it was ended since.
+    pub(super) fn get(&mut self, live: LiveRef) -> Option<&mut LiveStream> {
+        self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
+    }
+
+    pub(super) fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
+        self.generation += 1;
+        let newest = from.position.id;
+        let live = LiveStream {
+            assembler: Assembler::new(stream.clone(), from.position, from.state),
+            stream: stream.clone(),
+            attached: Vec::new(),
+            board: Arc::default(),
+            stalled: false,
+            generation: self.generation,
+            newest,
+            seen_us: now_us,
+            gave_up_us: 0,
+        };
+        let index = self.slots.insert(live);
+        self.by_name.insert(stream, index);
+        Slot { index, generation: self.generation }
+    }
+
+    pub(super) fn end(&mut self, live: LiveRef) -> Option<LiveStream> {
+        self.get(live)?;
+        let ended = self.slots.remove(live.index);
+        self.by_name.remove(&ended.stream);
+        Some(ended)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut LiveStream> {
+        self.slots.iter_mut().map(|(_, live)| live)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+}

@@ -1,0 +1,451 @@
+//! A transform thread: decodes, judges, merges and encodes the streams that hash to it.
+//!
+//! Three queues come in, taken in this order: what delivery threads ask, live batches, history reads.
+//! Of history one batch is taken for each live one, so that a storm of resumes does not delay live text.
+//!
+//! INVARIANT: the thread never waits for anybody downstream or for a reader. A delivery thread whose inbox
+//! is full is detached from the streams concerned and finds them in [`Missed`]; commands for a
+//! reader whose queue is full are held here, at most one start and one stop for each stream.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::history::{Moment, Witness, conclude};
+use super::live::{LiveStream, LiveStreams, Silence};
+use super::{DropReason, Pushed};
+use crate::config;
+use crate::event::message::{
+    Control, Cursor, Errand, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand, RedisClock,
+    ReplayBatch, ReplayOutcome, ReplayStep, Slot, ToDelivery, now_us, shard,
+};
+use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName};
+use crate::observe::{Recorder, Registry, Stage};
+use crate::queue::{Receiver, SendError, Sender, wait_any};
+use crate::stop::Stop;
+
+/// How often silent producers are looked for and measurements published.
+const TICK: Duration = Duration::from_millis(200);
+/// Dead letters that are remembered as reported, so that several viewers of a stream report one.
+const REPORTED_MAX: usize = 4096;
+
+/// One delivery thread as seen from here.
+#[derive(Clone)]
+pub struct DeliveryPort {
+    /// Its inbox.
+    pub inbox: Sender<ToDelivery>,
+    /// Where it finds what its inbox had no room for.
+    pub missed: Arc<Mutex<Missed>>,
+    /// Wakes it.
+    pub waker: Arc<mio::Waker>,
+}
+
+/// What a transform thread works with.
+pub struct WorkerParts {
+    /// What delivery threads ask.
+    pub control: Receiver<Control>,
+    /// What readers have read.
+    pub live: Receiver<LiveBatch>,
+    /// What replay threads have read.
+    pub replay: Receiver<ReplayBatch>,
+    /// Which transform thread it is.
+    pub index: usize,
+    /// The readers, by shard.
+    pub readers: Vec<Sender<ReaderCommand>>,
+    /// The delivery threads.
+    pub deliveries: Vec<DeliveryPort>,
+    /// What the watcher is asked to do.
+    pub errands: Sender<Errand>,
+    /// Redis' time.
+    pub clock: Arc<RedisClock>,
+    /// How producers are judged.
+    pub stream: config::Stream,
+    /// Where to count.
+    pub registry: Arc<Registry>,
+    /// When to end.
+    pub stop: Stop,
+}
+
+/// A running transform thread.
+pub struct Worker {
+    parts: WorkerParts,
+    recorder: Recorder,
+    streams: LiveStreams,
+    /// Commands for which a reader had no room.
+    held: VecDeque<(usize, ReaderCommand)>,
+    reported: Reported,
+    /// How many streams the gauge knows of.
+    counted: i64,
+    ticked_at: Instant,
+}
+
+impl Worker {
+    /// A worker without streams.
+    #[must_use]
+    pub fn new(parts: WorkerParts) -> Self {
+        let recorder = parts.registry.recorder();
+        Self {
+            parts,
+            recorder,
+            streams: LiveStreams::default(),
+            held: VecDeque::new(),
+            reported: Reported::default(),
+            counted: 0,
+            ticked_at: Instant::now(),
+        }
+    }
+
+    /// Works until the daemon stops and the queues are empty.
+    pub fn run(mut self) {
+        loop {
+            while let Some(control) = self.parts.control.try_recv() {
+                self.obey(control);
+            }
+            let live = self.parts.live.try_recv();
+            let replay = self.parts.replay.try_recv();
+            let idle = live.is_none() && replay.is_none();
+            if let Some(batch) = live {
+                self.pass_live(batch);
+            }
+            if let Some(batch) = replay {
+                self.pass_history(batch);
+            }
+            self.tick();
+            if idle {
+                if self.parts.stop.requested() {
+                    return;
+                }
+                let WorkerParts { control, live, replay, .. } = &self.parts;
+                wait_any(&[control, live, replay], self.ticked_at + TICK);
+            }
+        }
+    }
+
+    // ----- what delivery threads ask -----
+
+    fn obey(&mut self, control: Control) {
+        match control {
+            Control::Attach { stream, delivery, hub, from } => self.attach(stream, (delivery, hub), from),
+            Control::Detach { stream, delivery, hub } => {
+                if let Some((live, found)) = self.streams.find(&stream)
+                    && found.attached.contains(&(delivery, hub))
+                {
+                    self.detach(live, (delivery, hub));
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, stream: StreamName, who: (usize, Slot), from: Cursor) {
+        let now_us = now_us();
+        let live = match self.streams.find(&stream) {
+            Some((live, _)) => live,
+            None => self.start(stream, from, now_us),
+        };
+        let Some(found) = self.streams.get(live) else { return };
+        let (delivery, hub) = who;
+        found.attached.retain(|&(other, _)| other != delivery);
+        found.attached.push(who);
+        let at = found.assembler.position().id;
+        found.board.attach(delivery, at);
+        let cursor = Cursor { position: found.assembler.framed(), state: found.assembler.state().clone() };
+        let message =
+            ToDelivery::Attached { hub, cursor, stalled: found.stalled, board: Arc::clone(&found.board) };
+        if self.tell(delivery, message).is_err() {
+            self.miss(live, who);
+        }
+    }
+
+    fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
+        let (after, ordinal) = (from.position.id, from.state.ordinal);
+        let live = self.streams.start(stream.clone(), from, now_us);
+        let Some(found) = self.streams.get(live) else { return live };
+        let board = Arc::clone(&found.board);
+        let reader = shard(&stream, self.parts.readers.len());
+        let transform = self.parts.index;
+        self.command(reader, ReaderCommand::Start { stream, live, transform, after, ordinal, board });
+        live
+    }
+
+    /// A delivery thread gets no more frames of a stream; the last one's leaving ends it.
+    fn detach(&mut self, live: LiveRef, (delivery, hub): (usize, Slot)) {
+        let Some(found) = self.streams.get(live) else { return };
+        found.attached.retain(|&who| who != (delivery, hub));
+        found.board.detach(delivery);
+        if !found.attached.is_empty() {
+            return;
+        }
+        if let Some(LiveStream { stream, .. }) = self.streams.end(live) {
+            let reader = shard(&stream, self.parts.readers.len());
+            self.command(reader, ReaderCommand::Stop { stream, live });
+        }
+    }
+
+    fn command(&mut self, reader: usize, command: ReaderCommand) {
+        self.held.push_back((reader, command));
+        self.send_held();
+    }
+
+    fn send_held(&mut self) {
+        while let Some((reader, command)) = self.held.pop_front() {
+            if let Err(SendError::Full(command)) = self.parts.readers[reader].try_send(command) {
+                self.held.push_front((reader, command));
+                return;
+            }
+        }
+    }
+
+    // ----- live -----
+
+    fn pass_live(&mut self, batch: LiveBatch) {
+        let now_us = now_us();
+        let mut parcels: Vec<Vec<LiveFrames>> = self.parts.deliveries.iter().map(|_| Vec::new()).collect();
+        let mut sources: Vec<Vec<LiveRef>> = parcels.iter().map(|_| Vec::new()).collect();
+        for news in batch.streams {
+            let (live, entries) = match news {
+                LiveNews::Entries(live, entries) => (live, entries),
+                LiveNews::Broken(live) => {
+                    self.end_broken(live);
+                    continue;
+                }
+            };
+            self.wake_up(live);
+            let Self { parts, streams, reported, recorder, .. } = self;
+            let Some(found) = streams.get(live) else { continue };
+            let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
+            let frames =
+                found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
+                    Pushed::Dropped(reason) => witness.dropped(reason),
+                    Pushed::Undecodable { reason } => witness.undecodable(stream, entry, reason),
+                    Pushed::Accepted | Pushed::Old => {}
+                });
+            measure(recorder, &parts.registry, &frames, now_us);
+            let (frames, cursor): (Arc<[Arc<Frame>]>, _) = (frames.into(), found.cursor());
+            for &(delivery, hub) in &found.attached {
+                let (frames, cursor) = (Arc::clone(&frames), cursor.clone());
+                parcels[delivery].push(LiveFrames { hub, frames, cursor });
+                sources[delivery].push(live);
+            }
+        }
+        for (delivery, (parcel, sources)) in parcels.into_iter().zip(sources).enumerate() {
+            self.send_parcel(delivery, parcel, sources);
+        }
+    }
+
+    fn send_parcel(&mut self, delivery: usize, parcel: Vec<LiveFrames>, sources: Vec<LiveRef>) {
+        if parcel.is_empty() {
+            return;
+        }
+        let frames = parcel.iter().flat_map(|frames| frames.frames.iter());
+        let bytes = frames.map(|frame| frame.json().len()).sum();
+        let Err(back) = self.tell(delivery, ToDelivery::Live { news: parcel, bytes }) else { return };
+        let ToDelivery::Live { news: parcel, .. } = *back else { return };
+        self.parts.registry.counters().streams_demoted.add(parcel.len() as u64);
+        for (frames, live) in parcel.into_iter().zip(sources) {
+            self.miss(live, (delivery, frames.hub));
+        }
+    }
+
+    /// The stream's producer speaks again after it was silent.
+    fn wake_up(&mut self, live: LiveRef) {
+        if let Some(found) = self.streams.get(live)
+            && std::mem::take(&mut found.stalled)
+        {
+            let attached = found.attached.clone();
+            self.tell_stalled(live, &attached, false);
+        }
+    }
+
+    fn end_broken(&mut self, live: LiveRef) {
+        let Some(ended) = self.streams.end(live) else { return };
+        for (delivery, hub) in ended.attached {
+            if self.tell(delivery, ToDelivery::Broken { hub }).is_err() {
+                self.note_missed(delivery, |missed| missed.hubs.insert(hub));
+            }
+        }
+    }
+
+    // ----- history -----
+
+    fn pass_history(&mut self, batch: ReplayBatch) {
+        let now_us = now_us();
+        let (job, asked_us) = (batch.request.job, batch.request.asked_us);
+        let shows = matches!(batch.request.step, ReplayStep::Open { .. } | ReplayStep::Continue { .. });
+        let moment = Moment {
+            now_us,
+            redis_us: self.parts.clock.at(now_us),
+            stall_after_us: micros(self.parts.stream.stall_after),
+        };
+        let Self { parts, reported, .. } = self;
+        let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
+        let outcome = conclude(batch, moment, &mut witness);
+        if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
+            self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
+        }
+        self.count_frames(&outcome);
+        if self.tell(job.delivery, ToDelivery::Replay(job, outcome)).is_err() {
+            self.note_missed(job.delivery, |missed| missed.jobs.insert(job.slot));
+        }
+    }
+
+    fn count_frames(&self, outcome: &ReplayOutcome) {
+        let frames = match outcome {
+            ReplayOutcome::Opened(opened) => opened.shown.frames.len(),
+            ReplayOutcome::Shown(shown) => shown.frames.len(),
+            _ => 0,
+        };
+        self.parts.registry.counters().frames_encoded.add(frames as u64);
+    }
+
+    // ----- silence -----
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.ticked_at) < TICK {
+            return;
+        }
+        self.ticked_at = now;
+        self.send_held();
+        self.judge_silence();
+        self.recorder.publish();
+        let count = i64::try_from(self.streams.len()).unwrap_or(i64::MAX);
+        self.parts.registry.gauges().streams_live.add(count - self.counted);
+        self.counted = count;
+    }
+
+    fn judge_silence(&mut self) {
+        let now_us = now_us();
+        let redis_us = self.parts.clock.at(now_us);
+        let limits = (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after));
+        let mut silent = Vec::new();
+        for found in self.streams.iter_mut() {
+            match found.judge_silence((now_us, redis_us), limits) {
+                Silence::Unchanged => {}
+                Silence::Stalled => silent.push(found.stream.clone()),
+                Silence::GiveUp(newest) => {
+                    let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
+                    if self.parts.errands.try_send(errand).is_err() {
+                        tracing::warn!(stream = %found.stream, "too many errands: a silent producer is judged again later");
+                    }
+                }
+            }
+        }
+        for stream in silent {
+            if let Some((live, found)) = self.streams.find(&stream) {
+                let attached = found.attached.clone();
+                self.tell_stalled(live, &attached, true);
+            }
+        }
+    }
+
+    fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, Slot)], stalled: bool) {
+        for &(delivery, hub) in attached {
+            if self.tell(delivery, ToDelivery::Stalled { hub, stalled }).is_err() {
+                self.miss(live, (delivery, hub));
+            }
+        }
+    }
+
+    // ----- telling -----
+
+    /// Hands the message back when there is no room for it.
+    fn tell(&self, delivery: usize, message: ToDelivery) -> Result<(), Box<ToDelivery>> {
+        match self.parts.deliveries[delivery].inbox.try_send(message) {
+            // A delivery thread that is gone needs nothing: the daemon stops.
+            Ok(()) | Err(SendError::Closed(_)) => Ok(()),
+            Err(SendError::Full(message)) => Err(Box::new(message)),
+        }
+    }
+
+    /// A delivery thread could not be told something about a live stream: it is detached and finds out.
+    fn miss(&mut self, live: LiveRef, (delivery, hub): (usize, Slot)) {
+        self.detach(live, (delivery, hub));
+        self.note_missed(delivery, |missed| missed.hubs.insert(hub));
+    }
+
+    fn note_missed(&self, delivery: usize, note: impl FnOnce(&mut Missed) -> bool) {
+        let port = &self.parts.deliveries[delivery];
+        note(&mut port.missed.lock());
+        if let Err(error) = port.waker.wake() {
+            tracing::error!(%error, delivery, "a delivery thread could not be woken");
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn measure(recorder: &mut Recorder, registry: &Registry, frames: &[Arc<Frame>], now_us: u64) {
+    registry.counters().frames_encoded.add(frames.len() as u64);
+    for frame in frames {
+        if let Some(ts_us) = frame.ts_us {
+            recorder.record(Stage::ProducedToRead, frame.read_us.saturating_sub(ts_us));
+        }
+        recorder.record(Stage::ReadToEncoded, now_us.saturating_sub(frame.read_us));
+        if matches!(frame.body, FrameBody::Gap) {
+            registry.counters().gaps_producer.add(1);
+        }
+    }
+}
+
+/// Dead letters that were reported a short while ago.
+#[derive(Default)]
+struct Reported {
+    known: HashSet<(StreamName, EntryId)>,
+    order: VecDeque<(StreamName, EntryId)>,
+}
+
+impl Reported {
+    /// Whether it was not reported yet; it is from now on.
+    fn insert(&mut self, stream: &StreamName, id: EntryId) -> bool {
+        let key = (stream.clone(), id);
+        if !self.known.insert(key.clone()) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > REPORTED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+
+    fn forget(&mut self, stream: &StreamName, id: EntryId) {
+        self.known.remove(&(stream.clone(), id));
+    }
+}
+
+/// Counts what is not delivered, and reports dead letters.
+struct Notary<'a> {
+    registry: &'a Registry,
+    errands: &'a Sender<Errand>,
+    reported: &'a mut Reported,
+}
+
+impl Witness for Notary<'_> {
+    fn dropped(&mut self, reason: DropReason) {
+        let counters = self.registry.counters();
+        match reason {
+            DropReason::Retry => counters.entries_dropped_retry.add(1),
+            DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
+            DropReason::Heartbeat => {}
+        }
+    }
+
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str) {
+        if !self.reported.insert(stream, entry.id) {
+            return;
+        }
+        self.registry.counters().entries_undecodable.add(1);
+        let errand = Errand::DeadLetter { stream: stream.clone(), entry: entry.clone(), reason };
+        if self.errands.try_send(errand).is_err() {
+            self.registry.counters().dead_letters_failed.add(1);
+            self.reported.forget(stream, entry.id);
+            tracing::warn!(%stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
+        }
+    }
+}
