@@ -82,10 +82,18 @@ pub struct Redis {
     pub dlq_max_entries: u64,
 }
 
+impl Redis {
+    /// The URL without its password.
+    #[must_use]
+    pub fn masked_url(&self) -> String {
+        redis_url::masked(&self.url)
+    }
+}
+
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
-            .field("url", &redis_url::masked(&self.url))
+            .field("url", &self.masked_url())
             .field("prefix", &self.prefix)
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)

@@ -26,7 +26,7 @@ use crate::event::message::ToDelivery;
 use crate::observe::Registry;
 use crate::queue::{self, Receiver};
 use crate::thread::{Ended, Outcome, join_until};
-use crate::watcher::{AlreadyRunning, Fatal, Identity};
+use crate::watcher::{ClaimError, Fatal, Identity};
 
 /// How long main waits at most between two looks at everything.
 const LOOK: Duration = Duration::from_millis(500);
@@ -59,9 +59,9 @@ pub enum DaemonError {
     /// The address or TLS settings of Redis cannot be used.
     #[error("redis: {0}")]
     Redis(String),
-    /// Another daemon has this instance id.
+    /// Another daemon of this host has this instance id.
     #[error(transparent)]
-    AlreadyRunning(#[from] AlreadyRunning),
+    Claim(#[from] ClaimError),
     /// Another daemon has this instance id, as Redis says.
     #[error("{0}")]
     LeaseTaken(String),
@@ -84,7 +84,10 @@ impl DaemonError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Passed(_) | Self::Redis(_) | Self::AlreadyRunning(_) | Self::LeaseTaken(_) => 78,
+            Self::Passed(_)
+            | Self::Redis(_)
+            | Self::Claim(ClaimError::AlreadyRunning { .. })
+            | Self::LeaseTaken(_) => 78,
             _ => 1,
         }
     }

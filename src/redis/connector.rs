@@ -76,6 +76,12 @@ impl Connector {
         self.link.as_mut()
     }
 
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Counts the connections: another number means another connection.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -95,6 +95,24 @@ impl Keys {
         format!("{}:groups:{}:{}", self.prefix, self.service, self.instance)
     }
 
+    /// The set of all instances that the service ever had and whose groups may still be there.
+    #[must_use]
+    pub fn instances(&self) -> String {
+        format!("{}:instances:{}", self.prefix, self.service)
+    }
+
+    /// This instance's id.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The names of another instance of the same service.
+    #[must_use]
+    pub fn of_instance(&self, instance: &str) -> Self {
+        Self { instance: instance.to_owned(), ..self.clone() }
+    }
+
     /// A marker that makes `what` happen once in the whole service.
     #[must_use]
     pub fn once(&self, what: &str) -> String {
@@ -124,6 +142,8 @@ mod tests {
         assert_eq!(keys.wake(3), "llm:wake:chat:host-8080:3");
         assert_eq!(keys.lease(), "llm:instance:chat:host-8080");
         assert_eq!(keys.groups(), "llm:groups:chat:host-8080");
+        assert_eq!(keys.instances(), "llm:instances:chat");
+        assert_eq!(keys.of_instance("b").group(), "llm:consumer:chat:b");
         assert_eq!(keys.once("untaken:s/m:1-0"), "llm:once:chat:untaken:s/m:1-0");
     }
 }

@@ -1,74 +1,409 @@
-//! stub
-#![allow(missing_docs, reason = "stub")]
-use crate::{config::Config, event::message::*, observe::Registry, queue, redis::*, stop::Stop};
-use std::sync::{Arc, atomic::AtomicBool};
-pub const ERRANDS: mio::Token = mio::Token(1);
-#[derive(Clone)]
-pub struct Identity;
-#[derive(Debug, thiserror::Error)]
-#[error("already running")]
-pub struct AlreadyRunning;
-impl Identity {
-    pub fn claim(_: &Config) -> Result<Self, AlreadyRunning> {
-        Ok(Self)
-    }
-}
-#[derive(Clone)]
-pub struct Fatal;
-impl Fatal {
-    pub fn new(_: Arc<mio::Waker>) -> Self {
-        Self
-    }
-    pub fn take(&self) -> Option<String> {
-        None
-    }
-}
+//! The watcher thread: what concerns the instance as a whole, and no stream's viewers wait for.
+//!
+//! It holds the instance's lease ([`lease`], [`identity`]) and cleans up after the dead ([`groups`]); it learns
+//! which names come into being that somebody waits for, by Redis' own word ([`news`]) and by looking
+//! ([`waits`]); it writes what others want written ([`chores`]), and it knows Redis' clock.
+//!
+//! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
+//! wait for their answer, which delays nothing but what is done here.
+//!
+//! INVARIANT: no reader touches a consumer group unless the lease is held.
+
+mod chores;
+mod fatal;
+mod groups;
+mod identity;
+mod lease;
+mod news;
+mod waits;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use self::chores::{Chore, Context, Done};
+pub use self::fatal::Fatal;
+use self::groups::Janitor;
+pub use self::identity::{ClaimError, Identity};
+use self::lease::{Lease, Standing};
+use self::news::{News, NewsLink};
+use self::waits::Waits;
+use crate::event::StreamName;
+use crate::event::message::{Errand, RedisClock, ToDelivery, now_us};
+use crate::observe::{self, Registry};
+use crate::queue::{Receiver, SendError, Sender};
+use crate::redis::{Command, Connector, Keys, RedisError};
+use crate::stop::Stop;
+
+/// The token of the errands' waker in the watcher's poll.
+pub const ERRANDS: Token = Token(1);
+/// The token of the connection for news.
+const NEWS: Token = Token(0);
+
+/// How long one wait lasts at most, so that stopping is noticed.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+/// Chores that are held; more stay in their queue.
+const CHORES_MAX: usize = 1024;
+/// Chores done before the watcher looks at anything else.
+const CHORES_PER_TURN: usize = 64;
+/// A chore that could not be done is tried again after this.
+const CHORE_RETRY: Duration = Duration::from_millis(500);
+/// How often Redis is asked for its time.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often other instances are looked after.
+const JANITOR_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the watcher works with.
 pub struct WatcherParts {
+    /// The connection that is told things.
     pub push: Connector,
+    /// The connection that is asked.
     pub link: Connector,
+    /// The names of the keys.
     pub keys: Arc<Keys>,
-    pub poll: mio::Poll,
-    pub errands: queue::Receiver<Errand>,
-    pub deliveries: Vec<queue::Sender<ToDelivery>>,
+    /// Its poll, in which `errands` wakes it as [`ERRANDS`].
+    pub poll: Poll,
+    /// What it is asked to do.
+    pub errands: Receiver<Errand>,
+    /// Who waits for names.
+    pub deliveries: Vec<Sender<ToDelivery>>,
+    /// Where it says what time it is at Redis.
     pub clock: Arc<RedisClock>,
+    /// Where it says whether the lease is held.
     pub leased: Arc<AtomicBool>,
+    /// Who this instance is.
     pub identity: Identity,
+    /// How many dead letters are kept.
     pub dlq_max_entries: u64,
+    /// How it says that the daemon must not go on.
     pub fatal: Fatal,
+    /// Where to count.
     pub registry: Arc<Registry>,
+    /// When to end.
     pub stop: Stop,
 }
-pub struct Watcher(WatcherParts);
+
+/// A running watcher.
+pub struct Watcher {
+    link: Connector,
+    news: NewsLink,
+    keys: Arc<Keys>,
+    poll: Poll,
+    errands: Receiver<Errand>,
+    deliveries: Vec<Sender<ToDelivery>>,
+    clock: Arc<RedisClock>,
+    leased: Arc<AtomicBool>,
+    identity: Identity,
+    dlq_max_entries: u64,
+    fatal: Fatal,
+    registry: Arc<Registry>,
+    stop: Stop,
+
+    lease: Lease,
+    /// Whether what a former self of this instance left was removed.
+    is_clean: bool,
+    waits: Waits,
+    /// Names that are there and could not be told because an inbox was full.
+    untold: Vec<(StreamName, usize)>,
+    chores: VecDeque<Chore>,
+    chores_at: Instant,
+    clock_at: Instant,
+    janitor: Janitor,
+    janitor_at: Instant,
+}
+
 impl Watcher {
-    pub fn new(p: WatcherParts) -> Self {
-        Self(p)
+    /// A watcher that holds nothing yet.
+    #[must_use]
+    pub fn new(parts: WatcherParts) -> Self {
+        let now = Instant::now();
+        let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
+        let WatcherParts { dlq_max_entries, fatal, registry, stop, .. } = parts;
+        Self {
+            link,
+            news: NewsLink::new(push, NEWS, now),
+            lease: Lease::new(&identity, now),
+            keys,
+            poll,
+            errands,
+            deliveries,
+            clock,
+            leased,
+            identity,
+            dlq_max_entries,
+            fatal,
+            registry,
+            stop,
+            is_clean: false,
+            waits: Waits::new(now),
+            untold: Vec::new(),
+            chores: VecDeque::new(),
+            chores_at: now,
+            clock_at: now,
+            janitor: Janitor::default(),
+            janitor_at: now + JANITOR_INTERVAL,
+        }
     }
+
+    /// Watches until the daemon stops, then gives the lease back.
     pub fn run(mut self) {
-        self.0.leased.store(true, std::sync::atomic::Ordering::Release);
-        self.0.registry.health().set_lease(crate::observe::Lease::Held);
-        let mut waits = Vec::new();
-        while !self.0.stop.requested() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            while let Some(e) = self.0.errands.try_recv() {
-                if let Errand::Wait { stream, delivery } = e {
-                    waits.push((stream, delivery));
+        let mut events = Events::with_capacity(8);
+        while !self.stop.requested() {
+            self.take_errands();
+            self.tend_news();
+            if let Err(error) = self.tend_redis() {
+                self.link.lost(&error, Instant::now());
+            }
+            self.tell_again();
+            self.show_lease();
+            let timeout = self.sleep_time(Instant::now());
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "the watcher cannot wait");
+                return;
+            }
+        }
+        self.end();
+    }
+
+    fn sleep_time(&self, now: Instant) -> Duration {
+        let mut until = now + STOP_CHECK;
+        if !self.untold.is_empty() {
+            until = now + Duration::from_millis(2);
+        }
+        if !self.errands.is_empty() && self.chores.len() < CHORES_MAX {
+            until = now;
+        }
+        let chores_at = (!self.chores.is_empty()).then_some(self.chores_at);
+        for at in [self.waits.next_look(self.news.is_told()), chores_at].into_iter().flatten() {
+            until = until.min(at);
+        }
+        // A name that is to be looked for while Redis is away must not keep the thread awake.
+        let least = if self.link.is_open() { Duration::ZERO } else { Duration::from_millis(20) };
+        until.min(self.lease.next_at().max(now)).saturating_duration_since(now).max(least)
+    }
+
+    fn take_errands(&mut self) {
+        while self.chores.len() < CHORES_MAX
+            && let Some(errand) = self.errands.try_recv()
+        {
+            match errand {
+                Errand::Wait { stream, delivery } => self.waits.wait(stream, delivery),
+                Errand::Forget { stream, delivery } => {
+                    self.waits.forget(&stream, delivery);
+                    self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
+                }
+                Errand::DeadLetter { stream, entry, reason } => {
+                    self.chores.push_back(Chore::DeadLetter { stream, entry, reason });
+                }
+                Errand::GiveUp { stream, newest } => self.chores.push_back(Chore::GiveUp { stream, newest }),
+                Errand::Cancel { stream, reason, by } => {
+                    self.chores.push_back(Chore::Cancel { stream, reason, by });
                 }
             }
-            let keys = self.0.keys.clone();
-            let d = &self.0.deliveries;
-            if let Some(l) = self.0.link.link(std::time::Instant::now()) {
-                waits.retain(|(s, k)| {
-                    let there = l
-                        .call(&Command::new("EXISTS").arg(keys.stream(s)))
-                        .ok()
-                        .and_then(|r| r.integer().ok())
-                        == Some(1);
-                    if there {
-                        let _ = d[*k].try_send(ToDelivery::Appeared(s.clone()));
+        }
+    }
+
+    // ----- names that are waited for -----
+
+    fn tend_news(&mut self) {
+        let now = Instant::now();
+        let wanted = !self.waits.is_empty();
+        for news in self.news.tend(self.poll.registry(), &self.keys, wanted, now) {
+            match news {
+                News::Written(stream) => {
+                    self.registry.counters().tracking_pushes.inc();
+                    if self.waits.is_waited(&stream) {
+                        self.tell_found(stream);
                     }
-                    !there
-                });
+                }
+                News::Begun | News::Everything => self.waits.sweep(now),
             }
+        }
+    }
+
+    /// Looks for names of which nobody has told.
+    fn look(&mut self) -> Result<(), RedisError> {
+        let now = Instant::now();
+        let names = self.waits.take_due(self.news.is_told(), now);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let exists = |name: &StreamName| Command::new("EXISTS").arg(self.keys.stream(name));
+        let commands: Vec<_> = names.iter().map(exists).collect();
+        let Some(link) = self.link.open() else { return Ok(()) };
+        let replies = link.call_all(&commands)?;
+        self.waits.looked(now.elapsed(), Instant::now());
+        for (name, reply) in names.into_iter().zip(replies) {
+            if reply.integer()? != 0 {
+                self.tell_found(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_found(&mut self, stream: StreamName) {
+        for delivery in self.waits.found(&stream) {
+            self.untold.push((stream.clone(), delivery));
+        }
+        self.tell_again();
+    }
+
+    fn tell_again(&mut self) {
+        let deliveries = &self.deliveries;
+        self.untold.retain(|(stream, delivery)| {
+            let told = deliveries[*delivery].try_send(ToDelivery::Appeared(stream.clone()));
+            matches!(told, Err(SendError::Full(_)))
+        });
+    }
+
+    // ----- what is asked of Redis -----
+
+    fn tend_redis(&mut self) -> Result<(), RedisError> {
+        let now = Instant::now();
+        if self.link.link(now).is_none() {
+            return Ok(());
+        }
+        self.tend_lease(now)?;
+        self.tend_clock(now)?;
+        self.look()?;
+        self.do_chores(now)?;
+        if now >= self.janitor_at && self.lease.is_held() {
+            self.janitor_at = now + JANITOR_INTERVAL;
+            if let Some(link) = self.link.open() {
+                let removed = self.janitor.look(link, &self.keys)?;
+                self.registry.counters().groups_removed.add(removed as u64);
+            }
+        }
+        Ok(())
+    }
+
+    fn tend_lease(&mut self, now: Instant) -> Result<(), RedisError> {
+        let Some(link) = self.link.open() else { return Ok(()) };
+        if self.lease.next_at() > now {
+            return Ok(());
+        }
+        self.lease.settle(link, &self.keys, &self.identity)?;
+        match self.lease.standing() {
+            Standing::Held { .. } => self.registry.counters().leases_renewed.inc(),
+            Standing::Taken { holder } => {
+                self.fatal.say(format!(
+                    "instance {:?} is leased by another live daemon ({holder}); give service.instance another value or stop that one",
+                    self.keys.instance()
+                ));
+            }
+            Standing::Unknown | Standing::Foreign { .. } => {}
+        }
+        if self.lease.is_held() && !self.is_clean {
+            let removed = groups::clean(link, &self.keys)?;
+            groups::enrol(link, &self.keys)?;
+            self.registry.counters().groups_removed.add(removed as u64);
+            self.is_clean = true;
+        }
+        self.link.works();
+        Ok(())
+    }
+
+    /// Tells the readers and the world how it stands with the lease.
+    fn show_lease(&mut self) {
+        self.lease.age(Instant::now());
+        let is_held = self.lease.is_held() && self.is_clean;
+        self.leased.store(is_held, Ordering::Release);
+        self.registry.health().set_lease(match self.lease.standing() {
+            Standing::Held { .. } if self.is_clean => observe::Lease::Held,
+            Standing::Held { .. } | Standing::Unknown => observe::Lease::Unsettled,
+            Standing::Foreign { .. } | Standing::Taken { .. } => observe::Lease::Lost,
+        });
+    }
+
+    fn tend_clock(&mut self, now: Instant) -> Result<(), RedisError> {
+        let Some(link) = self.link.open() else { return Ok(()) };
+        if now < self.clock_at {
+            return Ok(());
+        }
+        self.clock_at = now + CLOCK_INTERVAL;
+        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?.value()?);
+        let answered_us = now_us();
+        let part = |index: usize| reply.as_array()?.get(index)?.as_int();
+        if let (Some(seconds), Some(micros)) = (part(0), part(1)) {
+            let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
+            let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
+            self.clock.set_offset_us(theirs.saturating_sub(ours));
+        }
+        Ok(())
+    }
+
+    fn do_chores(&mut self, now: Instant) -> Result<(), RedisError> {
+        if now < self.chores_at {
+            return Ok(());
+        }
+        for _ in 0..CHORES_PER_TURN {
+            let Some(chore) = self.chores.front() else { return Ok(()) };
+            let Some(link) = self.link.open() else { return Ok(()) };
+            let redis_us = self.clock.at(now_us());
+            let context = Context { keys: &self.keys, dlq_max_entries: self.dlq_max_entries, redis_us };
+            match chore.perform(link, context) {
+                Ok(done) => self.count(done),
+                Err(error) if error.is_outage() => {
+                    self.chores_at = now + CHORE_RETRY;
+                    // A server that refuses writes still answers: the connection is as good as before.
+                    return if error.server_kind().is_some() { Ok(()) } else { Err(error) };
+                }
+                Err(error) => self.give_up_chore(&error),
+            }
+            self.chores.pop_front();
+        }
+        Ok(())
+    }
+
+    fn count(&self, done: Done) {
+        let counters = self.registry.counters();
+        match (self.chores.front(), done) {
+            (Some(Chore::DeadLetter { .. }), Done::Written) => counters.dead_letters_written.inc(),
+            (Some(Chore::GiveUp { .. }), Done::Written) => counters.producers_lost_written.inc(),
+            _ => {}
+        }
+    }
+
+    /// Redis refuses a chore for a reason of its own, which trying again would not change.
+    fn give_up_chore(&self, error: &RedisError) {
+        match self.chores.front() {
+            Some(Chore::DeadLetter { stream, entry, .. }) => {
+                self.registry.counters().dead_letters_failed.inc();
+                tracing::error!(%stream, id = %entry.id, %error, "a dead letter cannot be written");
+            }
+            Some(Chore::GiveUp { stream, .. } | Chore::Cancel { stream, .. }) => {
+                tracing::error!(%stream, %error, "Redis refuses to write");
+            }
+            None => {}
+        }
+    }
+
+    /// Does what was asked before the end, and gives the lease back.
+    fn end(&mut self) {
+        self.take_errands();
+        self.chores_at = Instant::now();
+        let result = match self.link.link(Instant::now()) {
+            Some(_) => self.end_at_redis(),
+            None => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "the lease could not be given back: it runs out by itself");
+        }
+        self.leased.store(false, Ordering::Release);
+    }
+
+    fn end_at_redis(&mut self) -> Result<(), RedisError> {
+        while !self.chores.is_empty() && self.chores_at <= Instant::now() {
+            self.do_chores(Instant::now())?;
+        }
+        match self.link.open() {
+            Some(link) => self.lease.release(link, &self.keys),
+            None => Ok(()),
         }
     }
 }

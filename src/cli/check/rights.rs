@@ -3,7 +3,7 @@
 //! Every command is really sent, on the keys on which it will be used, inside a transaction that is
 //! discarded: Redis judges the rights when it queues a command, and nothing is ever run.
 
-use crate::event::EntryId;
+use crate::event::{EntryId, StreamName};
 use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 
 /// What was found out.
@@ -23,13 +23,13 @@ pub(super) enum Rights {
 pub(super) fn acl_rule(prefix: &str) -> String {
     let commands = "+ping +hello +select +client|setname +client|tracking +time \
                     +xadd +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
-                    +exists +get +set +del +pexpire +sadd +srem +smembers +multi +exec +discard";
+                    +exists +get +set +del +pexpire +sadd +srem +smembers +watch +unwatch +multi +exec +discard";
     format!("user llm-bridge on >PASSWORD resetchannels -@all ~{prefix}:* {commands}")
 }
 
 /// The daemon's commands, harmless even if they were run; nothing of the name exists.
-fn samples(keys: &Keys) -> Vec<Command> {
-    let stream = format!("{}llm-bridge-check:none", keys.stream_prefix());
+fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
+    let stream = keys.stream(none);
     let group = keys.group();
     let on = |name: &str| Command::new(name).arg(&stream);
     let xgroup = |what: &str| Command::new("XGROUP").arg(what).arg(&stream).arg(&group);
@@ -50,10 +50,13 @@ fn samples(keys: &Keys) -> Vec<Command> {
         add_nothing(&stream),
         add_nothing(&keys.dlq()),
         add_nothing(&keys.wake(0)),
+        add_nothing(&keys.control(none)),
+        Command::new("PEXPIRE").args([&keys.control(none), "1"]),
         Command::new("XREAD").args(["COUNT", "1", "STREAMS", &keys.announce(), "$"]),
         Command::new("SET").args([&keys.once("check"), "1", "NX", "PX", "1"]),
         Command::new("GET").arg(keys.lease()),
         Command::new("SADD").args([&keys.groups(), "check"]),
+        Command::new("SADD").args([&keys.instances(), "check"]),
         Command::new("SREM").args([&keys.groups(), "check"]),
         Command::new("SMEMBERS").arg(keys.groups()),
         Command::new("DEL").arg(keys.once("check")),
@@ -65,7 +68,11 @@ fn samples(keys: &Keys) -> Vec<Command> {
 /// # Errors
 /// When the connection fails; what Redis refuses is no error here.
 pub(super) fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
-    let samples = samples(keys);
+    let none = StreamName::new("llm-bridge-check", "none").expect("both parts are allowed");
+    // These two cannot be queued, and do nothing by themselves.
+    let watches = [Command::new("WATCH").arg(keys.lease()), Command::new("UNWATCH")];
+    let watched = link.call_all(&watches)?;
+    let samples = samples(keys, &none);
     let opened = link.call_all(&[Command::new("MULTI")])?;
     if let Some(error) = opened.first().and_then(Reply::error) {
         return Ok(Rights::Untried(error.to_string()));
@@ -73,7 +80,7 @@ pub(super) fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError
     let replies = link.call_all(&samples)?;
     link.call_all(&[Command::new("DISCARD")])?;
     let mut missing = Vec::new();
-    for (sample, reply) in samples.iter().zip(&replies) {
+    for (sample, reply) in watches.iter().chain(&samples).zip(watched.iter().chain(&replies)) {
         let Some(error) = reply.error() else { continue };
         if error.kind().is_outage() || error.kind() == ServerErrorKind::Oom {
             return Ok(Rights::Down(error.to_string()));

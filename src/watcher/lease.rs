@@ -1,0 +1,249 @@
+//! The lease of the instance id in Redis: at most one daemon has it, wherever it runs.
+//!
+//! The key holds who has it and expires by itself. Taking, renewing and giving back compare before they
+//! write, under WATCH, so that nobody's lease is overwritten unseen. A lease is taken at once when there is
+//! none, when it is ours, or when its holder is known to be dead ([`Identity::is_dead`]); else it has to run out.
+
+use std::time::{Duration, Instant};
+
+use super::identity::Identity;
+use crate::redis::{Command, Keys, Link, RedisError, Reply};
+
+/// How long a lease lasts when its holder is gone: the contract's figure.
+pub(super) const LEASE: Duration = Duration::from_secs(5);
+/// How often it is renewed: two renewals may fail before it runs out.
+const RENEWAL: Duration = Duration::from_millis(1500);
+/// How often a lease that somebody else has is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// Somebody's lease that is still there after this was renewed: its holder lives.
+const PATIENCE: Duration = Duration::from_millis(6500);
+
+/// How it stands with the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It could not be asked for yet, or was not renewed for so long that somebody may have taken it.
+    Unknown,
+    /// It is ours, and was at this moment.
+    Held { renewed_at: Instant },
+    /// Somebody has it who may be dead.
+    Foreign { since: Instant },
+    /// Somebody has it who lives. There is no way back.
+    Taken { holder: String },
+}
+
+/// The lease as this process sees it.
+#[derive(Debug)]
+pub(super) struct Lease {
+    value: String,
+    standing: Standing,
+    next_at: Instant,
+}
+
+/// What a round trip found.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Ours,
+    Foreign(String),
+    /// The key changed while we looked.
+    Raced,
+}
+
+impl Lease {
+    pub(super) fn new(identity: &Identity, now: Instant) -> Self {
+        Self { value: identity.lease(), standing: Standing::Unknown, next_at: now }
+    }
+
+    pub(super) fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.standing, Standing::Held { .. })
+    }
+
+    /// When it is to be looked at again.
+    pub(super) fn next_at(&self) -> Instant {
+        self.next_at
+    }
+
+    /// Time passes without Redis: a lease that was not renewed in time may be somebody else's.
+    pub(super) fn age(&mut self, now: Instant) {
+        if let Standing::Held { renewed_at } = self.standing
+            && now.duration_since(renewed_at) >= LEASE
+        {
+            self.standing = Standing::Unknown;
+            self.next_at = now;
+        }
+    }
+
+    /// Takes or renews the lease.
+    ///
+    /// # Errors
+    /// When Redis could not be asked.
+    pub(super) fn settle(
+        &mut self,
+        link: &mut Link,
+        keys: &Keys,
+        identity: &Identity,
+    ) -> Result<(), RedisError> {
+        let asked_at = Instant::now();
+        let found = take(link, keys, &self.value, |holder| identity.is_dead(holder))?;
+        self.learn(found, asked_at);
+        Ok(())
+    }
+
+    fn learn(&mut self, found: Found, asked_at: Instant) {
+        (self.standing, self.next_at) = match (found, &self.standing) {
+            (Found::Ours, _) => (Standing::Held { renewed_at: asked_at }, asked_at + RENEWAL),
+            (Found::Raced, standing) => (standing.clone(), asked_at + LOOK),
+            (Found::Foreign(holder), Standing::Held { .. }) => (Standing::Taken { holder }, asked_at),
+            (Found::Foreign(holder), Standing::Foreign { since })
+                if asked_at.duration_since(*since) >= PATIENCE =>
+            {
+                (Standing::Taken { holder }, asked_at)
+            }
+            (Found::Foreign(_), standing @ Standing::Foreign { .. }) => (standing.clone(), asked_at + LOOK),
+            (Found::Foreign(_), _) => (Standing::Foreign { since: asked_at }, asked_at + LOOK),
+        };
+    }
+
+    /// Gives the lease back if it is ours.
+    ///
+    /// # Errors
+    /// When Redis could not be asked; the lease then runs out.
+    pub(super) fn release(&mut self, link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
+        if self.is_held() {
+            self.standing = Standing::Unknown;
+            let give_back = Command::new("DEL").arg(keys.lease());
+            exchange(link, keys, &give_back, |holder| holder == Some(self.value.as_bytes()))?;
+        }
+        Ok(())
+    }
+}
+
+fn take(
+    link: &mut Link,
+    keys: &Keys,
+    value: &str,
+    is_dead: impl Fn(&str) -> bool,
+) -> Result<Found, RedisError> {
+    let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+    let set = Command::new("SET").arg(keys.lease()).arg(value).arg("PX").number(lease_ms);
+    let may_take = |holder: Option<&[u8]>| match holder {
+        None => true,
+        Some(holder) => holder == value.as_bytes() || std::str::from_utf8(holder).is_ok_and(&is_dead),
+    };
+    exchange(link, keys, &set, may_take)
+}
+
+/// Runs `command` if `allowed` says so of the present holder, and nobody changes the lease meanwhile.
+fn exchange(
+    link: &mut Link,
+    keys: &Keys,
+    command: &Command,
+    allowed: impl Fn(Option<&[u8]>) -> bool,
+) -> Result<Found, RedisError> {
+    let lease = keys.lease();
+    let look = [Command::new("WATCH").arg(&lease), Command::new("GET").arg(&lease)];
+    let replies = all_well(link.call_all(&look)?)?;
+    let holder = match replies.get(1) {
+        Some(reply) if !reply.is_null() => Some(reply.bytes()?),
+        _ => None,
+    };
+    if !allowed(holder.as_deref()) {
+        link.call(&Command::new("UNWATCH"))?;
+        let holder = holder.unwrap_or_default();
+        return Ok(Found::Foreign(String::from_utf8_lossy(&holder).into_owned()));
+    }
+    let write = [Command::new("MULTI"), command.clone(), Command::new("EXEC")];
+    let replies = all_well(link.call_all(&write)?)?;
+    // EXEC answers null when the watched key has changed.
+    Ok(if replies.last().is_some_and(Reply::is_null) { Found::Raced } else { Found::Ours })
+}
+
+/// The replies, unless one of them is an error.
+fn all_well(replies: Vec<Reply>) -> Result<Vec<Reply>, RedisError> {
+    match replies.iter().find_map(Reply::error) {
+        Some(error) => Err(RedisError::Server(error)),
+        None => Ok(replies),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    const DEAD: fn(&str) -> bool = |_| true;
+    const UNKNOWN: fn(&str) -> bool = |_| false;
+
+    #[test]
+    fn a_lease_is_taken_kept_and_given_back() {
+        let server = RedisServer::start(&[]);
+        let (mut link, keys) = (server.link(), Keys::new("llm", "s", "i"));
+        assert_eq!(take(&mut link, &keys, "mine", UNKNOWN).unwrap(), Found::Ours);
+        assert_eq!(take(&mut link, &keys, "mine", UNKNOWN).unwrap(), Found::Ours);
+        assert_eq!(take(&mut link, &keys, "yours", UNKNOWN).unwrap(), Found::Foreign("mine".into()));
+        assert_eq!(take(&mut link, &keys, "yours", DEAD).unwrap(), Found::Ours);
+        let now = Instant::now();
+        let held = Standing::Held { renewed_at: now };
+        let mut lease = Lease { value: "mine".into(), standing: held.clone(), next_at: now };
+        lease.release(&mut link, &keys).unwrap();
+        let get = Command::new("GET").arg(keys.lease());
+        assert_eq!(link.call(&get).unwrap().text().unwrap(), "yours", "somebody else's is not given back");
+        lease = Lease { value: "yours".into(), standing: held, next_at: now };
+        lease.release(&mut link, &keys).unwrap();
+        assert!(link.call(&get).unwrap().is_null());
+    }
+
+    #[test]
+    fn who_is_overtaken_while_looking_writes_nothing() {
+        let server = RedisServer::start(&[]);
+        let (mut link, mut other, keys) = (server.link(), server.link(), Keys::new("llm", "s", "i"));
+        let lease = keys.lease();
+        let set = Command::new("SET").arg(&lease).arg("mine");
+        let other = std::cell::RefCell::new(&mut other);
+        let overtaken = exchange(&mut link, &keys, &set, |_| {
+            other.borrow_mut().call(&Command::new("SET").arg(&lease).arg("yours")).unwrap();
+            true
+        });
+        assert_eq!(overtaken.unwrap(), Found::Raced);
+        assert_eq!(link.call(&Command::new("GET").arg(&lease)).unwrap().text().unwrap(), "yours");
+    }
+
+    #[test]
+    fn a_foreign_lease_has_to_run_out() {
+        let start = Instant::now();
+        let mut lease = Lease { value: "mine".into(), standing: Standing::Unknown, next_at: start };
+        let foreign = || Found::Foreign("yours".into());
+        lease.learn(foreign(), start);
+        assert_eq!(lease.standing, Standing::Foreign { since: start });
+        lease.learn(foreign(), start + LEASE);
+        assert_eq!(lease.standing, Standing::Foreign { since: start });
+        lease.learn(Found::Raced, start + LEASE);
+        lease.learn(foreign(), start + PATIENCE);
+        assert_eq!(lease.standing, Standing::Taken { holder: "yours".into() });
+        // One that runs out is ours.
+        lease.standing = Standing::Foreign { since: start };
+        lease.learn(Found::Ours, start + LEASE);
+        assert!(lease.is_held());
+        assert_eq!(lease.next_at(), start + LEASE + RENEWAL);
+    }
+
+    #[test]
+    fn what_is_not_renewed_is_held_no_more() {
+        let start = Instant::now();
+        let standing = Standing::Held { renewed_at: start };
+        let mut lease = Lease { value: "mine".into(), standing, next_at: start };
+        lease.age(start + LEASE - Duration::from_millis(1));
+        assert!(lease.is_held());
+        lease.learn(Found::Foreign("yours".into()), start + RENEWAL);
+        assert!(matches!(lease.standing, Standing::Taken { .. }), "it was taken from a living holder");
+        lease.standing = Standing::Held { renewed_at: start };
+        lease.age(start + LEASE);
+        assert_eq!(lease.standing, Standing::Unknown);
+        // Then somebody may have taken it in good faith, and has to be waited for.
+        lease.learn(Found::Foreign("yours".into()), start + LEASE);
+        assert!(matches!(lease.standing, Standing::Foreign { .. }));
+    }
+}

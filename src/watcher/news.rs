@@ -1,0 +1,267 @@
+//! What Redis tells by itself: which keys change, and which streams their producers announce.
+//!
+//! One connection both gets the pushes of `CLIENT TRACKING … BCAST` and sits in a blocking XREAD of the
+//! announce stream; pushes arrive without ending the block. Both are on only while somebody waits for a
+//! name, because Redis pushes the name of every stream that is written.
+//!
+//! INVARIANT: this is a hint. Whatever it misses is found by the looks of [`super::waits`]; that is why
+//! [`News::Begun`] asks for one: what happened before it was not told.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::event::{EntryId, StreamName};
+use crate::redis::{Command, Connector, Keys, RedisError, Reply, Value};
+
+/// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
+const BLOCK: Duration = Duration::from_secs(2);
+/// Announcements taken by one read.
+const ANNOUNCEMENTS_MAX: u32 = 1000;
+/// News stay on for so long after the last name was waited for.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// What was told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Changes are told from now on.
+    Begun,
+    /// The key of a stream was written, or announced.
+    Written(StreamName),
+    /// So much has changed that no names are told.
+    Everything,
+}
+
+/// What a reply will be to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    TrackingOn,
+    TrackingOff,
+    Newest,
+    Announcements,
+}
+
+/// The connection for news.
+pub(super) struct NewsLink {
+    connector: Connector,
+    token: Token,
+    /// The connection that is in the poll.
+    registered: u64,
+    asked: VecDeque<Asked>,
+    is_on: bool,
+    /// Whether Redis pushes the names of changed keys.
+    is_told: bool,
+    /// The newest announcement that was seen.
+    announced: EntryId,
+    answer_by: Instant,
+    wanted_until: Instant,
+    pushes_lost: u64,
+}
+
+impl NewsLink {
+    pub(super) fn new(connector: Connector, token: Token, now: Instant) -> Self {
+        Self {
+            connector,
+            token,
+            registered: 0,
+            asked: VecDeque::new(),
+            is_on: false,
+            is_told: false,
+            announced: EntryId::ZERO,
+            answer_by: now,
+            wanted_until: now,
+            pushes_lost: 0,
+        }
+    }
+
+    /// Whether new keys are told of, so that looking for them is only the net.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Goes on with what there is to do; `wanted`: somebody waits for a name.
+    pub(super) fn tend(&mut self, registry: &Registry, keys: &Keys, wanted: bool, now: Instant) -> Vec<News> {
+        if wanted {
+            self.wanted_until = now + LINGER;
+        }
+        let mut news = Vec::new();
+        if let Err(error) = self.try_tend(registry, keys, now, &mut news) {
+            self.connector.lost(&error, now);
+        }
+        if self.connector.open().is_none() {
+            (self.is_on, self.is_told) = (false, false);
+            self.asked.clear();
+        }
+        news
+    }
+
+    fn try_tend(
+        &mut self,
+        registry: &Registry,
+        keys: &Keys,
+        now: Instant,
+        news: &mut Vec<News>,
+    ) -> Result<(), RedisError> {
+        let generation = self.connector.generation();
+        let Some(link) = self.connector.link(now) else { return Ok(()) };
+        if link.pushes_lost() > self.pushes_lost {
+            self.pushes_lost = link.pushes_lost();
+            news.push(News::Everything);
+        }
+        self.receive(keys, news)?;
+        self.ask(keys, now)?;
+        if self.connector.generation() != generation {
+            self.pushes_lost = 0;
+        }
+        self.register(registry)
+    }
+
+    /// Takes what has come.
+    fn receive(&mut self, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
+        loop {
+            let Some(link) = self.connector.open() else { return Ok(()) };
+            let reply = link.try_receive()?;
+            while let Some(push) = link.take_push() {
+                changes(&push.value()?, keys, news);
+            }
+            let Some(reply) = reply else { return Ok(()) };
+            self.connector.works();
+            self.take(&reply, keys, news)?;
+        }
+    }
+
+    fn take(&mut self, reply: &Reply, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
+        match self.asked.pop_front() {
+            Some(Asked::TrackingOn) => {
+                self.is_told = match reply.error() {
+                    None => true,
+                    Some(error) => {
+                        tracing::warn!(%error, "CLIENT TRACKING does not work: new streams are noticed by polling");
+                        false
+                    }
+                };
+            }
+            Some(Asked::Newest) => {
+                self.announced = match reply.error() {
+                    None => reply.entries()?.first().map_or(EntryId::ZERO, |entry| entry.id),
+                    Some(error) => return Err(RedisError::Server(error)),
+                };
+                news.push(News::Begun);
+            }
+            Some(Asked::Announcements) => {
+                for stream in reply.streams()? {
+                    for entry in stream.entries {
+                        self.announced = entry.id;
+                        let key = entry.fields.get("stream").unwrap_or_default();
+                        news.extend(keys.stream_name(key).map(News::Written));
+                    }
+                }
+            }
+            Some(Asked::TrackingOff) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Asks for what is wanted next, one thing at a time.
+    fn ask(&mut self, keys: &Keys, now: Instant) -> Result<(), RedisError> {
+        if !self.asked.is_empty() {
+            return if now >= self.answer_by { Err(RedisError::Timeout) } else { Ok(()) };
+        }
+        let wanted = self.wanted_until > now;
+        let response_timeout = self.connector.response_timeout();
+        let Some(link) = self.connector.open() else { return Ok(()) };
+        match (self.is_on, wanted) {
+            (false, false) => return Ok(()),
+            (false, true) => {
+                self.is_on = true;
+                if link.is_resp3() {
+                    link.push(&tracking("ON").args(["BCAST", "PREFIX"]).arg(keys.stream_prefix()));
+                    self.asked.push_back(Asked::TrackingOn);
+                }
+                let newest = Command::new("XREVRANGE").arg(keys.announce()).args(["+", "-", "COUNT", "1"]);
+                link.push(&newest);
+                self.asked.push_back(Asked::Newest);
+                self.answer_by = now + response_timeout;
+            }
+            (true, true) => {
+                link.push(&read_announcements(keys, self.announced));
+                self.asked.push_back(Asked::Announcements);
+                self.answer_by = now + BLOCK + response_timeout;
+            }
+            (true, false) => {
+                self.is_on = false;
+                if std::mem::take(&mut self.is_told) {
+                    link.push(&tracking("OFF"));
+                    self.asked.push_back(Asked::TrackingOff);
+                    self.answer_by = now + response_timeout;
+                }
+            }
+        }
+        link.flush()
+    }
+
+    /// A new connection joins the poll; a former one left it when it was closed.
+    fn register(&mut self, registry: &Registry) -> Result<(), RedisError> {
+        let generation = self.connector.generation();
+        if generation != self.registered
+            && let Some(link) = self.connector.open()
+        {
+            let fd = link.raw_fd();
+            registry.register(&mut SourceFd(&fd), self.token, Interest::READABLE).map_err(RedisError::Io)?;
+            self.registered = generation;
+        }
+        Ok(())
+    }
+}
+
+fn tracking(switch: &str) -> Command {
+    Command::new("CLIENT").args(["TRACKING", switch])
+}
+
+fn read_announcements(keys: &Keys, after: EntryId) -> Command {
+    let block_ms = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
+    let command = Command::new("XREAD").arg("COUNT").number(ANNOUNCEMENTS_MAX).arg("BLOCK").number(block_ms);
+    command.arg("STREAMS").arg(keys.announce()).id(after)
+}
+
+/// The streams that a push names: `invalidate` with a list of keys, or with null after FLUSHALL.
+fn changes(push: &Value, keys: &Keys, news: &mut Vec<News>) {
+    let Some([kind, what]) = push.as_array() else { return };
+    if kind.as_str() != Some("invalidate") {
+        return;
+    }
+    match what {
+        Value::Array(names) => {
+            let streams = names.iter().filter_map(Value::as_bytes).filter_map(|key| keys.stream_name(key));
+            news.extend(streams.map(News::Written));
+        }
+        _ => news.push(News::Everything),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn told(push: &str) -> Vec<News> {
+        let push = Reply::parse(Bytes::copy_from_slice(push.as_bytes())).unwrap().value().unwrap();
+        let mut news = Vec::new();
+        changes(&push, &Keys::new("llm", "s", "i"), &mut news);
+        news
+    }
+
+    #[test]
+    fn pushes_name_streams() {
+        let written = News::Written("a/m:1".parse().unwrap());
+        assert_eq!(
+            told(">2\r\n$10\r\ninvalidate\r\n*2\r\n$16\r\nllm:stream:a:m:1\r\n$12\r\nllm:stream:b\r\n"),
+            [written]
+        );
+        assert_eq!(told(">2\r\n$10\r\ninvalidate\r\n_\r\n"), [News::Everything]);
+        assert_eq!(told(">2\r\n$7\r\nmessage\r\n_\r\n"), []);
+    }
+}

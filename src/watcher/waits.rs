@@ -1,0 +1,159 @@
+//! The names that nobody has written yet and somebody waits for. Pure.
+//!
+//! Bounded by its askers: each delivery thread waits for a name at most once, however many of its viewers do.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::event::StreamName;
+
+/// Names looked for in one round trip.
+pub(super) const CHECKS_PER_TRIP_MAX: usize = 256;
+
+/// A look at all names at least this often where Redis tells of new keys: the net under its word.
+const SWEEP_TOLD: Duration = Duration::from_secs(1);
+/// And where it does not: how late a new name is noticed.
+const SWEEP_UNTOLD: Duration = Duration::from_millis(50);
+/// The share of its time that Redis may spend on these looks: 1 in so many.
+const DUTY: u32 = 5;
+
+/// Who waits for what, and which names are to be looked for.
+#[derive(Debug)]
+pub(super) struct Waits {
+    by_stream: HashMap<StreamName, Vec<usize>>,
+    /// Names to be looked for, in this order.
+    due: VecDeque<StreamName>,
+    swept_at: Instant,
+    /// No look before this, so that many names do not become Redis' main occupation.
+    rest_until: Instant,
+}
+
+impl Waits {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { by_stream: HashMap::new(), due: VecDeque::new(), swept_at: now, rest_until: now }
+    }
+
+    /// A delivery thread waits for a name, which may have come into being just before: it is looked for.
+    pub(super) fn wait(&mut self, stream: StreamName, delivery: usize) {
+        let waiting = self.by_stream.entry(stream.clone()).or_default();
+        if !waiting.contains(&delivery) {
+            waiting.push(delivery);
+        }
+        self.due.push_front(stream);
+    }
+
+    /// A delivery thread waits for a name no more.
+    pub(super) fn forget(&mut self, stream: &StreamName, delivery: usize) {
+        if let Some(waiting) = self.by_stream.get_mut(stream) {
+            waiting.retain(|&who| who != delivery);
+            if waiting.is_empty() {
+                self.by_stream.remove(stream);
+            }
+        }
+    }
+
+    /// The name is there: who waited for it, and does so no more.
+    pub(super) fn found(&mut self, stream: &StreamName) -> Vec<usize> {
+        self.by_stream.remove(stream).unwrap_or_default()
+    }
+
+    pub(super) fn is_waited(&self, stream: &StreamName) -> bool {
+        self.by_stream.contains_key(stream)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_stream.is_empty()
+    }
+
+    /// Every name is to be looked for now: something may have been missed.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.swept_at = now;
+        self.due = self.by_stream.keys().cloned().collect();
+    }
+
+    /// When something is to be looked for next; `None` while nobody waits.
+    pub(super) fn next_look(&self, is_told: bool) -> Option<Instant> {
+        if self.is_empty() {
+            return None;
+        }
+        let sweep_at = self.swept_at + if is_told { SWEEP_TOLD } else { SWEEP_UNTOLD };
+        let wanted = if self.due.is_empty() { sweep_at } else { self.swept_at };
+        Some(wanted.max(self.rest_until))
+    }
+
+    /// The names to be looked for in the next round trip; none while it is not time.
+    pub(super) fn take_due(&mut self, is_told: bool, now: Instant) -> Vec<StreamName> {
+        if self.next_look(is_told).is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        if self.due.is_empty() {
+            self.sweep(now);
+        }
+        let mut names = Vec::new();
+        while names.len() < CHECKS_PER_TRIP_MAX
+            && let Some(stream) = self.due.pop_front()
+        {
+            if self.is_waited(&stream) {
+                names.push(stream);
+            }
+        }
+        names
+    }
+
+    /// A round trip of looks took `cost`.
+    pub(super) fn looked(&mut self, cost: Duration, now: Instant) {
+        self.rest_until = now + cost * (DUTY - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(n: usize) -> StreamName {
+        format!("s{n}/m").parse().unwrap()
+    }
+
+    #[test]
+    fn a_new_name_is_looked_for_at_once_and_then_now_and_again() {
+        let start = Instant::now();
+        let mut waits = Waits::new(start);
+        assert_eq!(waits.next_look(true), None);
+        waits.wait(name(1), 0);
+        waits.wait(name(1), 1);
+        assert_eq!(waits.take_due(true, start), [name(1), name(1)]);
+        assert_eq!(waits.next_look(true), Some(start + SWEEP_TOLD));
+        assert_eq!(waits.next_look(false), Some(start + SWEEP_UNTOLD));
+        assert!(waits.take_due(true, start).is_empty());
+        assert_eq!(waits.take_due(true, start + SWEEP_TOLD), [name(1)]);
+        assert_eq!(waits.found(&name(1)), [0, 1]);
+        assert!(waits.found(&name(1)).is_empty() && waits.is_empty());
+    }
+
+    #[test]
+    fn who_forgets_is_not_told() {
+        let mut waits = Waits::new(Instant::now());
+        waits.wait(name(1), 0);
+        waits.wait(name(1), 3);
+        waits.forget(&name(1), 0);
+        waits.forget(&name(2), 0);
+        assert!(waits.is_waited(&name(1)));
+        waits.forget(&name(1), 3);
+        assert!(waits.is_empty() && waits.take_due(true, Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn many_names_are_looked_for_in_turns_with_pauses() {
+        let start = Instant::now();
+        let mut waits = Waits::new(start);
+        (0..CHECKS_PER_TRIP_MAX + 10).for_each(|n| waits.wait(name(n), 0));
+        assert_eq!(waits.take_due(false, start).len(), CHECKS_PER_TRIP_MAX);
+        let cost = Duration::from_millis(2);
+        waits.looked(cost, start);
+        assert_eq!(waits.next_look(false), Some(start + cost * (DUTY - 1)));
+        assert!(waits.take_due(false, start + cost).is_empty());
+        assert_eq!(waits.take_due(false, start + cost * (DUTY - 1)).len(), 10);
+        waits.sweep(start);
+        assert_eq!(waits.due.len(), CHECKS_PER_TRIP_MAX + 10);
+    }
+}
