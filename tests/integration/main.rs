@@ -15,5 +15,23 @@ mod seam;
 /// Answers one after another in a stream; late entries, retries and gaps.
 mod generations;
 
+/// Each native entry's frame, text and foreign objects unchanged, unreadable entries named.
+mod formats;
+
+/// The state so far as one JSON object.
+mod state;
+
+/// Names that nobody has written yet are waited for, and cost Redis nothing.
+mod waiting;
+
+/// One WebSocket for many streams.
+mod multiplex;
+
+/// What a client may say on a WebSocket.
+mod messages;
+
+/// What is refused before it begins: names, queries, methods, origins.
+mod errors;
+
 /// Threads are named by their role, as many as configured.
 mod threads;
