@@ -1,0 +1,37 @@
+//! What the daemon owes to others, proven from outside: each test starts its own redis-server and its
+//! own daemon, and speaks to it as producers, clients and operators do. The subjects:
+
+#![allow(clippy::unwrap_used, reason = "what is not there fails the test")]
+
+#[allow(dead_code, reason = "the equipment is whole, whichever subjects use it")]
+mod support;
+
+/// An answer resumes at every entry, by every way to name one, with exactly the rest.
+mod resume;
+
+/// Fifty clients join a stream at full speed; each gets everything once and in order.
+mod seam;
+
+/// Answers one after another in a stream; late entries, retries and gaps.
+mod generations;
+
+/// Each native entry's frame, text and foreign objects unchanged, unreadable entries named.
+mod formats;
+
+/// The state so far as one JSON object.
+mod state;
+
+/// Names that nobody has written yet are waited for, and cost Redis nothing.
+mod waiting;
+
+/// One WebSocket for many streams.
+mod multiplex;
+
+/// What a client may say on a WebSocket.
+mod messages;
+
+/// What is refused before it begins: names, queries, methods, origins.
+mod errors;
+
+/// Threads are named by their role, as many as configured.
+mod threads;

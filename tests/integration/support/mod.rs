@@ -1,0 +1,16 @@
+//! What the subjects stand on: a private redis-server, the daemon as a process, clients of each kind,
+//! a producer, and transcripts that check themselves while they grow.
+//!
+//! Nothing here knows the daemon's code: it is started as a process and spoken to over its sockets.
+
+pub(crate) mod daemon;
+pub(crate) mod http;
+pub(crate) mod patience;
+pub(crate) mod ports;
+pub(crate) mod producer;
+pub(crate) mod random;
+pub(crate) mod redis;
+pub(crate) mod sse;
+pub(crate) mod transcript;
+pub(crate) mod viewer;
+pub(crate) mod websocket;

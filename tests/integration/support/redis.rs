@@ -1,0 +1,180 @@
+//! A private, real redis-server on a loopback port and in a directory of its own, which can be killed,
+//! started again where it was, and made to answer late.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::FromRedisValue;
+use tempfile::TempDir;
+
+use super::patience::{PATIENCE, wait_for};
+use super::ports::free_port;
+
+/// How often another port is tried when somebody else was faster.
+const ATTEMPTS: usize = 5;
+
+/// The server. Dropping it kills it and removes its directory.
+pub(crate) struct RedisServer {
+    options: Vec<String>,
+    dir: TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    /// A server that keeps everything in memory only.
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A server that remembers every write over `kill` and `restart`.
+    pub(crate) fn start_durable() -> Self {
+        Self::start_with(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    /// A server with further options of the command line.
+    pub(crate) fn start_with(options: &[&str]) -> Self {
+        let mut server = Self {
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            dir: tempfile::tempdir().unwrap(),
+            port: 0,
+            process: None,
+        };
+        for _ in 0..ATTEMPTS {
+            server.port = free_port();
+            if server.spawn() {
+                return server;
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    /// Starts the process and waits until it answers. False: it ended, its port was taken.
+    fn spawn(&mut self) -> bool {
+        let mut process = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--save", "", "--enable-debug-command", "local", "--port"])
+            .arg(self.port.to_string())
+            .arg("--dir")
+            .arg(self.dir.path())
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let own_id = format!("process_id:{}\r\n", process.id());
+        let alive = wait_for("redis-server to answer", || {
+            if process.try_wait().unwrap().is_some() {
+                return Some(false);
+            }
+            let mut connection = self.try_connect().ok()?;
+            // Not somebody else's server on the same port, nor one that still loads its data.
+            let info: String = redis::cmd("INFO").query(&mut connection).ok()?;
+            (info.contains(&own_id) && info.contains("loading:0\r\n")).then_some(true)
+        });
+        self.process = Some(process);
+        alive
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    fn try_connect(&self) -> redis::RedisResult<redis::Connection> {
+        redis::Client::open(self.url())?.get_connection_with_timeout(PATIENCE)
+    }
+
+    /// A blocking connection for the test's own commands.
+    pub(crate) fn connect(&self) -> Redis {
+        let connection = self.try_connect().unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        Redis(connection)
+    }
+
+    /// Kills it without warning (SIGKILL). What it has not written to its directory is lost.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Starts it again on the same port with what its directory holds. After `kill` only.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.process.is_none(), "restart follows kill");
+        assert!(self.spawn(), "port {} was taken meanwhile", self.port);
+    }
+
+    /// Lets every command of every client wait for so long; connections stay and are accepted.
+    pub(crate) fn pause(&self, time: Duration) {
+        self.connect().run::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), "ALL"]);
+    }
+
+    /// Ends what `pause` began.
+    pub(crate) fn unpause(&self) {
+        self.connect().run::<()>(&["CLIENT", "UNPAUSE"]);
+    }
+
+    /// Lets the server do nothing at all for so long. Returns at once.
+    pub(crate) fn freeze(&self, time: Duration) {
+        let mut connection = self.connect();
+        let seconds = time.as_secs_f64().to_string();
+        let sleep = redis::cmd("DEBUG").arg("SLEEP").arg(seconds).get_packed_command();
+        connection.0.send_packed_command(&sleep).unwrap();
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A blocking connection.
+pub(crate) struct Redis(redis::Connection);
+
+impl Redis {
+    /// Sends a command and returns its answer, which must not be an error.
+    pub(crate) fn run<T: FromRedisValue>(&mut self, command: &[&str]) -> T {
+        self.try_run(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// Sends a command and returns its answer.
+    pub(crate) fn try_run<T: FromRedisValue>(&mut self, command: &[&str]) -> redis::RedisResult<T> {
+        let mut packed = redis::cmd(command[0]);
+        for argument in &command[1..] {
+            packed.arg(argument);
+        }
+        packed.query(&mut self.0)
+    }
+
+    /// XADD with an id (`*`: the server's choice) and fields of any bytes; returns the entry's id.
+    pub(crate) fn add_entry(&mut self, key: &str, id: &str, fields: &[(&str, &[u8])]) -> String {
+        let mut command = redis::cmd("XADD");
+        command.arg(key).arg(id);
+        for (name, value) in fields {
+            command.arg(name).arg(value);
+        }
+        command.query(&mut self.0).unwrap()
+    }
+
+    /// XADD of many `data` objects in one round trip; returns their ids.
+    pub(crate) fn add_all(&mut self, key: &str, objects: &[String]) -> Vec<String> {
+        let mut pipe = redis::pipe();
+        for object in objects {
+            pipe.cmd("XADD").arg(key).arg("*").arg("data").arg(object);
+        }
+        pipe.query(&mut self.0).unwrap()
+    }
+
+    /// The names of all keys, sorted.
+    pub(crate) fn keys(&mut self, pattern: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.run(&["KEYS", pattern]);
+        keys.sort();
+        keys
+    }
+}
