@@ -307,6 +307,7 @@ impl Builder {
                 transforms: self.queues.replay.senders.clone(),
                 registry: Arc::clone(&self.shared.registry),
                 stop: self.shared.stops.delivering.clone(),
+                entry_bytes: 0,
             };
             handles.push(self.spawn(format!("replay-{index}"), move || replay.run())?);
         }

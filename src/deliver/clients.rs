@@ -29,6 +29,8 @@ const COMMENT: &[u8] = b":\n\n";
 const PINGS_UNANSWERED: u32 = 2;
 /// Reads of one connection in one round, so that a flood does not keep the others waiting.
 const READS_PER_ROUND: usize = 16;
+/// When a connection that had more to read is looked at again.
+const READ_PAUSE: Duration = Duration::from_millis(1);
 /// What may wait for a client that keeps asking and does not read its answers.
 const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 
@@ -50,17 +52,16 @@ impl Delivery {
         Some(too_many("too many connections a second", refused.seconds()))
     }
 
-    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError, now: Instant) {
+    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
         let mut answer = Vec::new();
         Reply::closing().error(&mut answer, error);
-        self.answer_and_close(slot, answer, now);
+        self.answer_and_close(slot, answer);
     }
 
-    fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>, now: Instant) {
+    fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.send(answer.into(), None);
-        connection.close(now);
-        connection.dirty = false;
+        connection.close();
         self.touch(slot);
     }
 
@@ -76,7 +77,7 @@ impl Delivery {
             }
         }
         // More is waiting and no event will tell: the connection is looked at again at once.
-        self.arm(slot, now);
+        self.arm(slot, now + READ_PAUSE);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.unread = true;
         }
@@ -115,7 +116,7 @@ impl Delivery {
                         Parsed::Partial => return,
                         Parsed::Invalid(error) => {
                             self.registry.counters().http_errors.inc();
-                            return self.refuse_connection(slot, &error, now);
+                            return self.refuse_connection(slot, &error);
                         }
                         Parsed::Complete { head_bytes, request } => {
                             connection.input.drain(..head_bytes);
@@ -200,6 +201,9 @@ impl Delivery {
             Route::Multiplex | Route::Page | Route::Preflight { .. } => Ok(()),
         };
         rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
+        if self.has_too_many_jobs() {
+            return Err(HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S));
+        }
         Ok(route)
     }
 
@@ -262,13 +266,14 @@ impl Delivery {
         let mut answer = Vec::new();
         build(reply, &mut answer);
         if !reply.keep_alive || self.draining.is_some() {
-            return self.answer_and_close(slot, answer, now);
+            return self.answer_and_close(slot, answer);
         }
         self.send(slot, answer.into(), None);
         let timeout = self.config.client.handshake_timeout;
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        if connection.outbox.len_bytes() > ANSWERS_BYTES_MAX {
-            return connection.close(now);
+        // A client that keeps asking and does not read its answers is not asked for more.
+        if connection.outbox.cost_bytes() > self.config.client.max_state + ANSWERS_BYTES_MAX {
+            return connection.close();
         }
         connection.phase = Phase::Head { since: now, seen: 0 };
         self.arm(slot, now + timeout);
@@ -345,19 +350,11 @@ impl Delivery {
         self.remove_viewer(viewer);
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match (&connection.phase, ending) {
-            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(close::NORMAL, "ended", now),
+            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(close::NORMAL, "ended"),
             (Phase::WebSocket(_), Ending::NotFound) => {
-                connection.close_websocket(close::NOT_FOUND, "there is no such stream", now);
+                connection.close_websocket(close::NOT_FOUND, "there is no such stream");
             }
-            _ => connection.close(now),
-        }
-        self.offer_again(slot);
-    }
-
-    /// The connection was marked by a change of its own: it is put into the round's list.
-    fn offer_again(&mut self, slot: Slot) {
-        if let Some(connection) = self.connections.get_mut(slot) {
-            connection.dirty = false;
+            _ => connection.close(),
         }
         self.touch(slot);
     }
@@ -370,53 +367,65 @@ impl Delivery {
             let Some(connection) = self.connections.get_mut(slot) else { return };
             let Phase::WebSocket(websocket) = &mut connection.phase else { return };
             websocket.pinged_at = None;
+            if connection.outbox.cost_bytes() > self.config.client.send_budget + ANSWERS_BYTES_MAX {
+                return self.close_websocket(slot, close::SLOW, "answers are not read");
+            }
+            let Some(websocket) = self.websocket(slot) else { return };
             match websocket.decoder.next(&mut rest) {
                 Ok(None) => return,
                 Ok(Some(Incoming::Pong)) => {}
-                Ok(Some(Incoming::Ping(payload))) => self.send_answer(slot, pong_frame(&payload), now),
+                Ok(Some(Incoming::Ping(payload))) => self.send(slot, pong_frame(&payload), None),
                 Ok(Some(Incoming::Close(code))) => {
                     let code = code.unwrap_or(close::NORMAL);
-                    return self.close_websocket(slot, code, "", now);
+                    return self.close_websocket(slot, code, "");
                 }
                 Ok(Some(Incoming::Text(text))) => self.obey_message(slot, &text, now),
-                Err(reason) => return self.close_websocket(slot, reason.code, reason.reason, now),
+                Ok(Some(Incoming::Binary)) => {
+                    self.registry.counters().client_messages.inc();
+                    self.refuse_message(slot, &Refusal::new("malformed", "messages are text"));
+                }
+                Err(reason) => return self.close_websocket(slot, reason.code, reason.reason),
             }
         }
     }
 
-    /// Answers a client that may be asking without reading.
-    fn send_answer(&mut self, slot: Slot, frame: Bytes, now: Instant) {
-        let budget = self.config.client.send_budget.max(ANSWERS_BYTES_MAX);
-        if self.connections.get(slot).is_some_and(|connection| connection.outbox.len_bytes() > 2 * budget) {
-            return self.close_websocket(slot, close::SLOW, "answers are not read", now);
-        }
-        self.send(slot, frame, None);
-    }
-
-    fn close_websocket(&mut self, slot: Slot, code: u16, reason: &str, now: Instant) {
+    fn close_websocket(&mut self, slot: Slot, code: u16, reason: &str) {
         let Some(connection) = self.connections.get(slot) else { return };
         for viewer in connection.viewers() {
             self.remove_viewer(viewer);
         }
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.close_websocket(code, reason, now);
+            connection.close_websocket(code, reason);
         }
-        self.offer_again(slot);
+        self.touch(slot);
     }
 
     fn obey_message(&mut self, slot: Slot, text: &str, now: Instant) {
         self.registry.counters().client_messages.inc();
         let Some(viewers) = self.websocket(slot).map(|websocket| &websocket.viewers) else { return };
         let multiplexed = matches!(viewers, Viewers::Many(_));
-        let result = message::parse(text, multiplexed).and_then(|message| self.obey(slot, message, now));
-        let Err(refusal) = result else { return };
+        let result = message::parse(text, multiplexed).and_then(|message| {
+            let stream = multiplexed.then(|| message.stream().cloned()).flatten();
+            self.obey(slot, message, now).map_err(|refusal| refusal.about(stream))
+        });
+        if let Err(refusal) = result {
+            self.refuse_message(slot, &refusal);
+        }
+    }
+
+    fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
         self.registry.counters().client_messages_refused.inc();
-        self.send_answer(slot, websocket_text(&notice::refused(refusal.code, &refusal.message)), now);
+        let json = notice::refused(refusal.code, &refusal.message);
+        let json = match &refusal.stream {
+            Some(stream) => with_stream(&json, stream),
+            None => json,
+        };
+        self.send(slot, websocket_text(&json), None);
         let Some(websocket) = self.websocket(slot) else { return };
-        if is_bad(&refusal) {
+        if is_bad(refusal) {
             websocket.bad_messages += 1;
             if websocket.bad_messages >= BAD_MESSAGES_MAX {
-                self.close_websocket(slot, close::POLICY, "too many malformed messages", now);
+                self.close_websocket(slot, close::POLICY, "too many malformed messages");
             }
         }
     }
@@ -431,7 +440,7 @@ impl Delivery {
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.send_answer(slot, websocket_text(&notice::pong(nonce.as_deref())), now);
+                self.send(slot, websocket_text(&notice::pong(nonce.as_deref())), None);
                 Ok(())
             }
             ClientMessage::Ack { stream, .. } => self.subscribed(slot, stream).map(drop),
@@ -447,7 +456,7 @@ impl Delivery {
                     .map_err(|()| Refusal::new("overloaded", "try again"))?;
                 let json = notice::cancel_requested();
                 let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
-                self.send_answer(slot, websocket_text(&json), now);
+                self.send(slot, websocket_text(&json), None);
                 Ok(())
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
@@ -472,6 +481,9 @@ impl Delivery {
 
     fn subscribe(&mut self, slot: Slot, wish: Wish, now: Instant) -> Result<(), Refusal> {
         let most = self.config.client.max_subscriptions;
+        if self.has_too_many_jobs() {
+            return Err(Refusal::new("overloaded", "try again"));
+        }
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else {
             return Ok(());
         };
@@ -535,15 +547,20 @@ impl Delivery {
             return self.close_slow(slot, now);
         }
         let phase_at = match &connection.phase {
-            Phase::Closing { until } if *until <= now => {
-                self.drop_connection(slot);
-                return None;
+            Phase::Closing { until } => {
+                let over_at = until.or(slow_at);
+                if over_at.is_some_and(|at| at <= now) {
+                    self.drop_connection(slot);
+                    return None;
+                }
+                over_at
             }
-            Phase::Closing { until } => Some(*until),
+            // The last answer is still on its way.
+            Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
             Phase::Head { since, .. } | Phase::Body { since, .. } => {
                 let at = *since + self.config.client.handshake_timeout;
                 if at <= now {
-                    return self.time_out(slot, now);
+                    return self.time_out(slot);
                 }
                 Some(at)
             }
@@ -576,15 +593,15 @@ impl Delivery {
         let frame = matches!(connection.phase, Phase::WebSocket(_))
             .then(|| close_frame(close::SLOW, "no progress for too long"));
         connection.close_slow(frame, now);
-        self.offer_again(slot);
+        self.touch(slot);
         match self.connections.get(slot)?.phase {
-            Phase::Closing { until } => Some(until),
+            Phase::Closing { until } => until,
             _ => None,
         }
     }
 
     /// A request did not come in time. Between two requests that is no fault.
-    fn time_out(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+    fn time_out(&mut self, slot: Slot) -> Option<Instant> {
         let connection = self.connections.get(slot)?;
         if connection.input.is_empty() && connection.counted {
             self.drop_connection(slot);
@@ -592,7 +609,7 @@ impl Delivery {
         }
         self.registry.counters().handshakes_timed_out.inc();
         let error = HttpError::new(408, "request_timeout", "the request did not come in time");
-        self.refuse_connection(slot, &error, now);
+        self.refuse_connection(slot, &error);
         None
     }
 
@@ -610,7 +627,8 @@ impl Delivery {
                 self.drop_connection(slot);
                 return None;
             }
-            if is_due {
+            // What cannot be sent now is sign enough: the slow client's limit runs.
+            if is_due && connection.outbox.is_empty() {
                 websocket.pinged_at.get_or_insert(now);
             }
         }
@@ -621,7 +639,6 @@ impl Delivery {
             Phase::WebSocket(_) => ping_frame(&[]),
             _ => Bytes::from_static(COMMENT),
         };
-        // What cannot be sent now is sign enough: the slow client's limit runs.
         if connection.outbox.is_empty() {
             self.send(slot, bytes, None);
         }
@@ -650,9 +667,9 @@ impl Delivery {
                         self.remove_viewer(viewer);
                     }
                     if let Some(connection) = self.connections.get_mut(slot) {
-                        connection.close(now);
+                        connection.close();
                     }
-                    self.offer_again(slot);
+                    self.touch(slot);
                 }
                 Phase::WebSocket(websocket) => {
                     let single = matches!(websocket.viewers, Viewers::One(_));
@@ -662,9 +679,16 @@ impl Delivery {
                     if !single {
                         self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)), None);
                     }
-                    self.close_websocket(slot, close::GOING_AWAY, "draining", now);
+                    self.close_websocket(slot, close::GOING_AWAY, "draining");
                 }
-                Phase::Head { .. } if connection.input.is_empty() => self.drop_connection(slot),
+                Phase::Head { .. } if connection.input.is_empty() && connection.outbox.is_empty() => {
+                    self.drop_connection(slot);
+                }
+                Phase::Head { .. } if connection.input.is_empty() => {
+                    if let Some(connection) = self.connections.get_mut(slot) {
+                        connection.close();
+                    }
+                }
                 Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => {}
             }
         }

@@ -1,6 +1,6 @@
 //! One client's connection: its socket, what it is saying, what waits to be sent to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
@@ -31,8 +31,8 @@ pub(super) enum Phase {
     Sse { viewer: Slot },
     /// Speaking WebSocket.
     WebSocket(Box<WebSocket>),
-    /// Everything has been said: what waits is sent, then the connection ends.
-    Closing { until: Instant },
+    /// Everything has been said: what waits is sent, then the client has until `until` to close its side.
+    Closing { until: Option<Instant> },
 }
 
 /// A WebSocket's state.
@@ -72,8 +72,10 @@ pub(super) struct Connection {
     pub(super) deadline: Option<Instant>,
     /// Whether something was added that the socket was not offered yet.
     pub(super) dirty: bool,
-    /// Whether a viewer left live because the outbox was full.
-    pub(super) paused: bool,
+    /// Viewers that go on from history when the outbox has drained, in their turn.
+    pub(super) paused: VecDeque<Slot>,
+    /// Bytes of the outbox that outstanding history reads may fill.
+    pub(super) promised: usize,
     /// Whether the client's address counts this connection as open.
     pub(super) counted: bool,
     /// Whether reading stopped before the socket was empty.
@@ -103,7 +105,8 @@ impl Connection {
             sent_at: now,
             deadline: None,
             dirty: false,
-            paused: false,
+            paused: VecDeque::new(),
+            promised: 0,
             counted: false,
             unread: false,
         }
@@ -148,16 +151,28 @@ impl Connection {
     }
 
     /// Nothing more will be said but what waits.
-    pub(super) fn close(&mut self, now: Instant) {
-        self.phase = Phase::Closing { until: now + LINGER };
+    pub(super) fn close(&mut self) {
+        self.phase = Phase::Closing { until: None };
         self.input = Vec::new();
-        self.dirty = true;
+    }
+
+    /// Everything that waited was sent: when to look again at a connection that is over or asks no more.
+    pub(super) fn drained(&mut self, now: Instant) -> Option<Instant> {
+        match &mut self.phase {
+            Phase::Closing { until } => Some(*until.get_or_insert(now + LINGER)),
+            // The time for the next request begins with the end of the last answer.
+            Phase::Head { since, .. } if self.input.is_empty() => {
+                *since = now;
+                None
+            }
+            _ => None,
+        }
     }
 
     /// As [`Connection::close`], with a WebSocket close frame behind what waits.
-    pub(super) fn close_websocket(&mut self, code: u16, reason: &str, now: Instant) {
+    pub(super) fn close_websocket(&mut self, code: u16, reason: &str) {
         self.send(close_frame(code, reason), None);
-        self.close(now);
+        self.close();
     }
 
     /// As [`Connection::close_websocket`], giving up on what waits: the client does not take it.
@@ -166,7 +181,8 @@ impl Connection {
         if let Some(frame) = frame {
             self.send(frame, None);
         }
-        self.close(now);
+        self.close();
+        self.phase = Phase::Closing { until: Some(now + LINGER) };
     }
 
     /// The viewers whose frames the connection carries.

@@ -8,7 +8,7 @@
 //! A connection is removed at the end of the round, so that an index is not reused within one
 //! batch of events.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,12 +19,12 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
-use super::connection::{Connection, Phase};
-use super::streams::FreshJobs;
+use super::connection::Connection;
+use super::streams::{FreshJobs, Unreported};
 use super::table::Table;
 use super::timer::Timers;
 use super::viewer::{Hub, Job, Mark, Viewer};
-use crate::config::Config;
+use crate::config::{Config, NEVER};
 use crate::event::StreamName;
 use crate::event::message::{
     Control, Errand, JobRef, Missed, ReplayRequest, ReplayStep, Slot, ToDelivery, now_us, shard,
@@ -44,14 +44,17 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const TICK: Duration = Duration::from_millis(100);
 /// How long the loop sleeps while another thread has no room for something.
 const HELD_RETRY: Duration = Duration::from_millis(2);
-/// How long a history read waits after Redis could not be asked.
-const UNAVAILABLE_RETRY: Duration = Duration::from_millis(250);
+/// How long a history read waits after Redis could not be asked, for the first time and at most.
+const UNAVAILABLE_RETRY: Duration = Duration::from_millis(100);
+const UNAVAILABLE_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Messages taken from the inbox in one round.
 const MESSAGES_PER_ROUND: usize = 256;
 /// Connections accepted in one round.
 const ACCEPTS_PER_ROUND: usize = 128;
 /// How long accepting rests when the operating system gives no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
+const PEER_GONE_AFTER: Duration = Duration::from_secs(30);
 /// Bytes read from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -120,8 +123,9 @@ pub struct Delivery {
     dirty: Vec<Slot>,
     /// Connections to be removed at the end of the round.
     over: Vec<Slot>,
-    /// Jobs to be asked again, oldest first.
-    retries: VecDeque<(Instant, Slot)>,
+    /// Jobs to be asked again, by the time.
+    retries: BTreeSet<(Instant, Slot)>,
+    pub(super) unreported: Unreported,
     held_requests: VecDeque<ReplayRequest>,
     held_controls: VecDeque<(usize, Control)>,
     held_errands: VecDeque<Errand>,
@@ -167,7 +171,8 @@ impl Delivery {
             timers: Timers::new(),
             dirty: Vec::new(),
             over: Vec::new(),
-            retries: VecDeque::new(),
+            retries: BTreeSet::new(),
+            unreported: Unreported::default(),
             held_requests: VecDeque::new(),
             held_controls: VecDeque::new(),
             held_errands: VecDeque::new(),
@@ -242,7 +247,7 @@ impl Delivery {
         let mut until = self.ticked_at + TICK;
         let deadlines = [
             self.timers.next_deadline(),
-            self.retries.front().map(|retry| retry.0),
+            self.retries.first().map(|retry| retry.0),
             self.accept_at,
             held.then(|| now + HELD_RETRY),
         ];
@@ -282,8 +287,10 @@ impl Delivery {
         if least == self.index {
             return self.welcome(socket, address, now);
         }
-        if let Err(SendError::Full(ToDelivery::Connection(socket, address))) =
-            self.peers[least].try_send(ToDelivery::Connection(socket, address))
+        if let Err(
+            SendError::Full(ToDelivery::Connection(socket, address))
+            | SendError::Closed(ToDelivery::Connection(socket, address)),
+        ) = self.peers[least].try_send(ToDelivery::Connection(socket, address))
         {
             self.loads[least].fetch_sub(1, Ordering::Relaxed);
             self.loads[self.index].fetch_add(1, Ordering::Relaxed);
@@ -294,7 +301,7 @@ impl Delivery {
     /// Takes a connection in, which its loop's load counts already.
     fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
         let refusal = self.admit(address, now);
-        if let Err(error) = prepare(&socket) {
+        if let Err(error) = prepare(&socket, self.config.client.slow_timeout) {
             tracing::debug!(%address, %error, "a connection could not be prepared");
         }
         self.registry.gauges().connections_open.inc();
@@ -308,7 +315,7 @@ impl Delivery {
             return;
         }
         match refusal {
-            Some(error) => self.refuse_connection(slot, &error, now),
+            Some(error) => self.refuse_connection(slot, &error),
             None => self.arm(slot, now + self.config.client.handshake_timeout),
         }
     }
@@ -390,7 +397,11 @@ impl Delivery {
             self.registry.counters().bytes_written.add(before.saturating_sub(left) as u64);
             match result {
                 Ok(()) if left > 0 => self.arm(slot, now + self.config.client.slow_timeout),
-                Ok(()) => self.drained(slot),
+                Ok(()) => {
+                    if let Some(at) = connection.drained(now) {
+                        self.arm(slot, at);
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a client is gone");
                     self.over.push(slot);
@@ -401,14 +412,6 @@ impl Delivery {
                 self.written(&mark);
             }
             self.resume_paused(slot);
-        }
-    }
-
-    /// Everything is sent: an answer that ends its connection is over.
-    fn drained(&mut self, slot: Slot) {
-        if let Some(Connection { phase: Phase::Closing { until }, .. }) = self.connections.get(slot) {
-            let until = *until;
-            self.arm(slot, until);
         }
     }
 
@@ -502,21 +505,29 @@ impl Delivery {
         self.errands.try_send(errand).is_ok()
     }
 
-    pub(super) fn retry_later(&mut self, job: Slot, now: Instant) {
-        self.retries.push_back((now + UNAVAILABLE_RETRY, job));
+    /// A job is asked again after a pause that grows with its attempts and differs from job to job.
+    pub(super) fn retry_later(&mut self, job: Slot, attempts: u32, now: Instant) {
+        let pause = UNAVAILABLE_RETRY.saturating_mul(1 << attempts.clamp(1, 6)) / 2;
+        let spread = u32::try_from(job.generation % 16).unwrap_or(0);
+        let pause = pause.min(UNAVAILABLE_RETRY_MAX);
+        self.retries.insert((now + pause - pause / 32 * spread, job));
     }
 
     fn retry_jobs(&mut self, now: Instant) {
-        while let Some(&(at, job)) = self.retries.front()
+        while let Some(&(at, job)) = self.retries.first()
             && at <= now
         {
-            self.retries.pop_front();
+            self.retries.pop_first();
             self.send_job(job, None);
         }
     }
 
     fn send_held(&mut self) {
         while let Some(request) = self.held_requests.pop_front() {
+            if !self.is_wanted(request.job.slot) {
+                self.remove_job(request.job.slot);
+                continue;
+            }
             if let Err(SendError::Full(request)) = self.replays.try_send(request) {
                 self.held_requests.push_front(request);
                 break;
@@ -541,10 +552,14 @@ impl Delivery {
     }
 }
 
-/// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed.
-fn prepare(socket: &TcpStream) -> std::io::Result<()> {
+/// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed, but
+/// not before a slow one would be closed for its slowness.
+fn prepare(socket: &TcpStream, slow_timeout: Duration) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = socket2::SockRef::from(socket);
     socket.set_keepalive(true)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))
+    if slow_timeout == NEVER {
+        return Ok(());
+    }
+    socket.set_tcp_user_timeout(Some(slow_timeout + PEER_GONE_AFTER))
 }

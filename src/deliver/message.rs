@@ -70,13 +70,33 @@ pub struct Refusal {
     pub code: &'static str,
     /// A sentence for people.
     pub message: String,
+    /// The stream that the message was about, on a connection that carries many.
+    pub stream: Option<StreamName>,
+}
+
+impl ClientMessage {
+    /// The stream that the message names.
+    #[must_use]
+    pub const fn stream(&self) -> Option<&StreamName> {
+        match self {
+            Self::Subscribe { stream, .. } | Self::Unsubscribe { stream } => Some(stream),
+            Self::Cancel { stream, .. } | Self::Ack { stream, .. } => stream.as_ref(),
+            Self::Ping { .. } => None,
+        }
+    }
 }
 
 impl Refusal {
     /// A refusal.
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), stream: None }
+    }
+
+    /// The same, about a stream.
+    #[must_use]
+    pub fn about(self, stream: Option<StreamName>) -> Self {
+        Self { stream: stream.or(self.stream), ..self }
     }
 
     fn option(name: &str, form: &str) -> Self {
@@ -91,6 +111,11 @@ impl Refusal {
 /// The [`Refusal`] to answer with.
 pub fn parse(text: &str, multiplexed: bool) -> Result<ClientMessage, Refusal> {
     let raw = RawMessage::read(text).map_err(|error| Refusal::new("malformed", error))?;
+    let stream = if multiplexed { raw.stream(false).ok().flatten() } else { None };
+    interpret(&raw, multiplexed).map_err(|refusal| refusal.about(stream))
+}
+
+fn interpret(raw: &RawMessage<'_>, multiplexed: bool) -> Result<ClientMessage, Refusal> {
     let kind: String = raw
         .kind
         .and_then(|kind| serde_json::from_str(kind.get()).ok())
@@ -99,7 +124,7 @@ pub fn parse(text: &str, multiplexed: bool) -> Result<ClientMessage, Refusal> {
         "subscribe" | "unsubscribe" if !multiplexed => {
             Err(Refusal::new("unsupported", "this connection carries one stream; /v1/ws carries many"))
         }
-        "subscribe" => subscribe(&raw),
+        "subscribe" => subscribe(raw),
         "unsubscribe" => Ok(ClientMessage::Unsubscribe { stream: raw.stream(true)?.ok_or_else(no_stream)? }),
         "cancel" => {
             Ok(ClientMessage::Cancel { stream: raw.stream(multiplexed)?, reason: reason(raw.reason)? })

@@ -11,8 +11,10 @@ use bytes::Bytes;
 
 /// The most pieces of one vectored write.
 const PIECES_MAX: usize = 64;
-/// Room for chunks that a drained outbox keeps.
-const CAPACITY_KEPT: usize = 4;
+
+/// What a chunk takes beside its bytes: its place in the queue, its mark, and the frame behind it, which may
+/// be kept for this client alone.
+pub const CHUNK_COST_BYTES: usize = 512;
 
 /// Bytes for the client, and what to report once the last of them has been taken.
 #[derive(Clone, Debug)]
@@ -67,6 +69,12 @@ impl<M> Outbox<M> {
         self.len_bytes
     }
 
+    /// What is held for the client, with what the chunks take beside their bytes: the measure of budgets.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        self.len_bytes + self.chunks.len() * CHUNK_COST_BYTES
+    }
+
     /// Whether nothing waits, neither bytes nor marks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -101,9 +109,7 @@ impl<M> Outbox<M> {
                 Err(error) => return Err(error),
             }
         }
-        if self.chunks.capacity() > CAPACITY_KEPT {
-            self.chunks = VecDeque::new();
-        }
+        self.chunks = VecDeque::new();
         Ok(WriteOutcome::Drained)
     }
 

@@ -11,7 +11,7 @@ use super::response::HttpError;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::viewer::{Anchor, Batch, Hub, Job, JobKind, Mark, Stage, Viewer, Wire, Wish};
 use crate::event::message::{
-    Control, Cursor, Errand, HistoryGap, LiveFrames, Opened, ReplayOutcome, ReplayStep, Shown, Slot,
+    Control, Cursor, Errand, HistoryGap, HubRef, LiveFrames, Opened, ReplayOutcome, ReplayStep, Shown, Slot,
     StateSearch,
 };
 use crate::event::notice::{self, Unsubscribed};
@@ -23,6 +23,8 @@ use crate::event::{
 const READ_COUNT_MIN: usize = 16;
 /// What an entry is taken to need before any was seen, in bytes.
 const ENTRY_BYTES_GUESS: usize = 128;
+/// Jobs that may be under way for viewers who have left.
+const STALE_JOBS_MAX: usize = 1024;
 /// How long a stream that no viewer needs live is still read live.
 const LIVE_LINGER: Duration = Duration::from_secs(1);
 
@@ -55,6 +57,7 @@ impl Delivery {
             written: EntryId::ZERO,
             batch: None,
             entry_bytes: ENTRY_BYTES_GUESS,
+            promised: 0,
             place,
         });
         if let Some(hub) = self.hubs.get_mut(hub) {
@@ -68,11 +71,12 @@ impl Delivery {
 
     /// A viewer goes, whatever it was doing.
     pub(super) fn remove_viewer(&mut self, slot: Slot) {
+        self.promise(slot, 0);
         let Some(viewer) = self.viewers.remove(slot) else { return };
         self.registry.gauges().subscriptions_open.dec();
         let Some(hub) = self.hubs.get_mut(viewer.hub) else { return };
         hub.viewers.swap_remove(viewer.place);
-        hub.unreported = true;
+        self.unreported.note(viewer.hub, hub);
         if let Some(&moved) = hub.viewers.get(viewer.place)
             && let Some(moved) = self.viewers.get_mut(moved)
         {
@@ -91,6 +95,7 @@ impl Delivery {
             stream: stream.clone(),
             viewers: Vec::new(),
             live: Live::Off,
+            attach: 0,
             passed: EntryId::ZERO,
             stalled: false,
             board: None,
@@ -110,12 +115,9 @@ impl Delivery {
             self.errand(Errand::Forget { stream: hub.stream.clone(), delivery: self.index });
         }
         if hub.live != Live::Off {
-            self.detach(slot, hub.stream);
+            let name = HubRef { slot, attach: hub.attach };
+            self.control(Control::Detach { stream: hub.stream, delivery: self.index, hub: name });
         }
-    }
-
-    fn detach(&mut self, hub: Slot, stream: StreamName) {
-        self.control(Control::Detach { stream, delivery: self.index, hub });
     }
 
     fn look_up(&mut self, slot: Slot) {
@@ -146,7 +148,8 @@ impl Delivery {
         match shared.and_then(|job| self.jobs.get_mut(job)) {
             Some(job) => job.viewers.push(slot),
             None => {
-                let job = Job { stream: viewer.wish.stream.clone(), viewers: vec![slot], kind };
+                let stream = viewer.wish.stream.clone();
+                let job = Job { stream, viewers: vec![slot], kind, attempts: 0 };
                 let job = self.jobs.insert(job);
                 candidates.push(job);
                 self.registry.gauges().replay_jobs.inc();
@@ -165,6 +168,9 @@ impl Delivery {
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
     pub(super) fn send_job(&mut self, slot: Slot, step: Option<ReplayStep>) {
+        if !self.is_wanted(slot) {
+            return self.remove_job(slot);
+        }
         let Some(job) = self.jobs.get(slot) else { return };
         let step = step.unwrap_or_else(|| match &job.kind {
             JobKind::Open(after) => ReplayStep::Open { after: *after },
@@ -175,13 +181,18 @@ impl Delivery {
             })),
             JobKind::Probe => ReplayStep::Probe,
         });
+        let shows = !matches!(step, ReplayStep::State(_) | ReplayStep::Probe);
+        let viewers = job.viewers.clone();
         // What the most occupied of the viewers has room for, so that nobody's budget is passed.
         let (mut budget_bytes, mut entry_bytes) = (self.config.client.send_budget, 1);
-        for viewer in job.viewers.iter().filter_map(|&viewer| self.viewers.get(viewer)) {
-            let waiting =
-                self.connections.get(viewer.connection).map_or(0, |connection| connection.outbox.len_bytes());
-            budget_bytes = budget_bytes.min(self.config.client.send_budget.saturating_sub(waiting));
-            entry_bytes = entry_bytes.max(viewer.entry_bytes);
+        for &viewer in &viewers {
+            budget_bytes = budget_bytes.min(self.room(viewer));
+            entry_bytes = entry_bytes.max(self.viewers.get(viewer).map_or(1, |viewer| viewer.entry_bytes));
+        }
+        if shows {
+            for viewer in viewers {
+                self.promise(viewer, budget_bytes);
+            }
         }
         let count = match &step {
             ReplayStep::Continue { .. } => (budget_bytes / entry_bytes)
@@ -189,8 +200,49 @@ impl Delivery {
             ReplayStep::Probe => 1,
             _ => self.config.delivery.replay_count,
         };
-        let stream = job.stream.clone();
-        self.request(slot, stream, step, (count, budget_bytes));
+        let Some(job) = self.jobs.get(slot) else { return };
+        self.request(slot, job.stream.clone(), step, (count, budget_bytes));
+    }
+
+    /// Whether any of the viewers for whom a job was made is still there.
+    pub(super) fn is_wanted(&self, slot: Slot) -> bool {
+        let alive = |&viewer: &Slot| self.viewers.get(viewer).is_some();
+        self.jobs.get(slot).is_some_and(|job| job.viewers.iter().any(alive))
+    }
+
+    pub(super) fn remove_job(&mut self, slot: Slot) {
+        if self.jobs.remove(slot).is_some() {
+            self.registry.gauges().replay_jobs.dec();
+        }
+    }
+
+    /// Jobs whose viewers have left remain until their read is back: a client that keeps coming and going has
+    /// to wait for that.
+    pub(super) fn has_too_many_jobs(&self) -> bool {
+        self.jobs.len() > self.viewers.len() + STALE_JOBS_MAX
+    }
+
+    /// The bytes that history may still add to what waits for the viewer's connection.
+    fn room(&self, viewer: Slot) -> usize {
+        let Some(viewer) = self.viewers.get(viewer) else { return usize::MAX };
+        let waiting = self
+            .connections
+            .get(viewer.connection)
+            .map_or(0, |found| found.outbox.cost_bytes() + found.promised - viewer.promised);
+        self.config.client.send_budget.saturating_sub(waiting)
+    }
+
+    /// The viewer's outstanding read may fill so much of its connection's budget.
+    fn promise(&mut self, slot: Slot, bytes: usize) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let before = std::mem::replace(&mut viewer.promised, bytes);
+        let slot = viewer.connection;
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.promised = connection.promised - before + bytes;
+        // Room that is given back is room for those who wait for it.
+        if bytes < before && !connection.paused.is_empty() {
+            self.touch(slot);
+        }
     }
 
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
@@ -204,7 +256,9 @@ impl Delivery {
         self.registry.gauges().replay_jobs.dec();
         let is_range = matches!(job.kind, JobKind::Read { until: Some(_), .. });
         for viewer in job.viewers {
+            self.promise(viewer, 0);
             match &outcome {
+                ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, now),
                 ReplayOutcome::Missing => self.miss(viewer, now),
                 ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
                 ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
@@ -239,20 +293,18 @@ impl Delivery {
                 staying.push(viewer);
             }
         }
-        if staying.is_empty() {
-            self.jobs.remove(slot);
-            self.registry.gauges().replay_jobs.dec();
-        } else if let Some(job) = self.jobs.get_mut(slot) {
-            job.viewers = staying;
-            self.retry_later(slot, now);
-        }
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        job.viewers = staying;
+        job.attempts = job.attempts.saturating_add(1);
+        let attempts = job.attempts;
+        self.retry_later(slot, attempts, now);
     }
 
     // ----- opening -----
 
     fn open(&mut self, slot: Slot, opened: &Opened, now: Instant) {
         let Some(viewer) = self.viewers.get(slot) else { return };
-        let (follow, wire, was_opened) = (viewer.wish.follow, viewer.wish.wire, viewer.opened);
+        let (follow, wire) = (viewer.wish.follow, viewer.wish.wire);
         if opened.nothing_left && !follow {
             if wire == Wire::Sse && !self.has_begun(slot) {
                 return self.answer_no_content(slot, now);
@@ -266,9 +318,6 @@ impl Delivery {
         }
         self.begin_events(slot, now);
         self.say_open(slot, opened.after, opened.status);
-        if was_opened {
-            self.tell(slot, StreamStatus::Live);
-        }
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         viewer.stage = Stage::Reading;
         viewer.seam = Some(Seam::new(opened.from));
@@ -281,16 +330,20 @@ impl Delivery {
             return;
         }
         viewer.opened = true;
-        viewer.told = Some(status);
+        let was_told = viewer.told.replace(status);
         let json = notice::open(&viewer.wish.stream, after, status);
         self.say(slot, None, &json);
+        // Who was told of an outage before is told of its end in the same words as everybody.
+        if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
+            self.say(slot, None, &notice::status(status));
+        }
     }
 
     /// There is no such stream, or not any more.
     fn miss(&mut self, slot: Slot, now: Instant) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         let deadline = match viewer.stage {
-            Stage::Waiting(deadline) => deadline,
+            Stage::Waiting(deadline) | Stage::Returning(deadline) => deadline,
             Stage::Opening | Stage::Reading => now + viewer.wish.wait,
         };
         viewer.stage = Stage::Waiting(deadline);
@@ -328,9 +381,8 @@ impl Delivery {
         }
         for viewer in hub.viewers.clone() {
             let Some(found) = self.viewers.get_mut(viewer) else { continue };
-            if !matches!(found.stage, Stage::Waiting(_)) {
-                continue;
-            }
+            let Stage::Waiting(deadline) = found.stage else { continue };
+            found.stage = Stage::Returning(deadline);
             match &mut found.seam {
                 Some(seam) => {
                     let ask = seam.retry();
@@ -355,7 +407,7 @@ impl Delivery {
                 None
             }
             Stage::Waiting(deadline) => Some(deadline),
-            Stage::Opening | Stage::Reading => None,
+            Stage::Opening | Stage::Returning(_) | Stage::Reading => None,
         }
     }
 
@@ -363,6 +415,11 @@ impl Delivery {
 
     fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, now: Instant) {
         self.flush_batch(slot);
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) =
+            self.viewers.get(slot).and_then(|viewer| viewer.told)
+        {
+            self.tell(slot, StreamStatus::Live);
+        }
         if let Some(gap) = shown.gap {
             self.say_gap(slot, gap);
         }
@@ -380,7 +437,7 @@ impl Delivery {
             return self.end(slot, Ending::Ended, now);
         }
         let position = shown.frames.last().map_or_else(|| gap_end(shown), |frame| frame.last);
-        let room = self.has_room(slot);
+        let room = self.room(slot) >= self.config.client.send_budget / 2;
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         let live = self.hubs.get(viewer.hub).map_or(Live::Off, |hub| hub.live);
         let Some(seam) = &mut viewer.seam else { return };
@@ -429,7 +486,8 @@ impl Delivery {
                 let (hub, from) = (viewer.hub, viewer.anchor.cursor());
                 let Some(found) = self.hubs.get_mut(hub) else { return };
                 found.live = Live::Attaching;
-                let stream = found.stream.clone();
+                found.attach += 1;
+                let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
                 self.control(Control::Attach { stream, delivery: self.index, hub, from });
             }
         }
@@ -449,7 +507,9 @@ impl Delivery {
             Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
                 self.tell(slot, if stalled { StreamStatus::Stalled } else { StreamStatus::Live });
             }
-            Some(StreamStatus::Live) if stalled => self.tell(slot, StreamStatus::Stalled),
+            Some(StreamStatus::Live | StreamStatus::Ended | StreamStatus::Failed) if stalled => {
+                self.tell(slot, StreamStatus::Stalled)
+            }
             Some(StreamStatus::Stalled) if !stalled => self.tell(slot, StreamStatus::Live),
             _ => {}
         }
@@ -457,19 +517,20 @@ impl Delivery {
 
     pub(super) fn attached(
         &mut self,
-        slot: Slot,
+        name: HubRef,
         cursor: &Cursor,
         (stalled, board): (bool, Arc<crate::event::message::AckBoard>),
         now: Instant,
     ) {
-        let Some(hub) = self.hubs.get_mut(slot) else { return };
+        let Some(hub) = self.hub(name) else { return };
         hub.live = Live::On(cursor.position);
         hub.passed = cursor.position.id;
         hub.stalled = stalled;
         hub.board = Some(board);
-        hub.unreported = true;
         hub.idle_since = None;
-        for viewer in hub.viewers.clone() {
+        let viewers = hub.viewers.clone();
+        self.note_unreported(name.slot);
+        for viewer in viewers {
             let ask = self.seam_of(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
             self.ask(viewer, ask);
             self.settle(viewer, now);
@@ -477,14 +538,26 @@ impl Delivery {
     }
 
     /// Live frames of a stream have ended; the viewers go on from history.
-    pub(super) fn broken(&mut self, slot: Slot) {
-        let Some(hub) = self.hubs.get_mut(slot) else { return };
+    pub(super) fn broken(&mut self, name: HubRef) {
+        let Some(hub) = self.hub(name) else { return };
         hub.live = Live::Off;
+        hub.attach += 1;
         hub.board = None;
         for viewer in hub.viewers.clone() {
             self.flush_batch(viewer);
             let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::broken);
             self.ask(viewer, ask);
+        }
+    }
+
+    /// The stream that a message is about, unless the message belongs to an earlier asking for live frames.
+    fn hub(&mut self, name: HubRef) -> Option<&mut Hub> {
+        self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
+    }
+
+    fn note_unreported(&mut self, slot: Slot) {
+        if let Some(hub) = self.hubs.get_mut(slot) {
+            self.unreported.note(slot, hub);
         }
     }
 
@@ -495,13 +568,17 @@ impl Delivery {
     // ----- live -----
 
     pub(super) fn live(&mut self, news: &LiveFrames, now: Instant) {
-        let Some(hub) = self.hubs.get_mut(news.hub) else { return };
+        let Some(hub) = self.hub(news.hub) else { return };
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
         hub.passed = news.cursor.position.id;
-        hub.unreported = true;
-        // The list changes when a viewer ends; it is put back as it is then.
-        for viewer in hub.viewers.clone() {
+        let mut place = hub.viewers.len();
+        self.note_unreported(news.hub.slot);
+        // From the last to the first: a viewer that ends has its place taken by one that had its turn.
+        while place > 0 {
+            place -= 1;
+            let viewer = self.hubs.get(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
+            let Some(viewer) = viewer else { continue };
             for frame in news.frames.iter() {
                 self.offer_live(viewer, frame, now);
             }
@@ -514,7 +591,7 @@ impl Delivery {
         let Some(seam) = &mut viewer.seam else { return };
         let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
         let Some(connection) = self.connections.get(viewer.connection) else { return };
-        let waiting = connection.outbox.len_bytes() + gathered;
+        let waiting = connection.outbox.cost_bytes() + gathered;
         let budget = self.config.client.send_budget;
         if seam.is_live() && waiting > 0 && waiting + frame.json().len() > budget {
             seam.fall_back();
@@ -535,32 +612,30 @@ impl Delivery {
     fn pause(&mut self, slot: Slot) {
         let Some(viewer) = self.viewers.get(slot) else { return };
         if let Some(connection) = self.connections.get_mut(viewer.connection) {
-            connection.paused = true;
+            connection.paused.push_back(slot);
         }
-        self.touch(viewer.connection);
+        let (hub, connection) = (viewer.hub, viewer.connection);
+        self.note_unreported(hub);
+        self.touch(connection);
     }
 
-    /// A connection has drained: its paused viewers go on.
+    /// A connection has drained: as many of its paused viewers go on as there is room for.
     pub(super) fn resume_paused(&mut self, connection: Slot) {
-        let Some(found) = self.connections.get_mut(connection) else { return };
-        if !found.paused || found.outbox.len_bytes() > self.config.client.send_budget / 2 {
-            return;
-        }
-        found.paused = false;
-        for viewer in found.viewers() {
+        let budget = self.config.client.send_budget;
+        while let Some(found) = self.connections.get_mut(connection)
+            && !found.paused.is_empty()
+            && found.outbox.cost_bytes() + found.promised <= budget / 2
+        {
+            let Some(viewer) = found.paused.pop_front() else { return };
             let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::resume);
             self.ask(viewer, ask);
+            // What is asked now is promised now, so that the next one finds what is left.
+            self.send_fresh_jobs();
         }
     }
 
-    fn has_room(&self, slot: Slot) -> bool {
-        let Some(viewer) = self.viewers.get(slot) else { return false };
-        let waiting = self.connections.get(viewer.connection).map_or(0, |found| found.outbox.len_bytes());
-        waiting <= self.config.client.send_budget / 2
-    }
-
-    pub(super) fn stalled(&mut self, slot: Slot, stalled: bool, now: Instant) {
-        let Some(hub) = self.hubs.get_mut(slot) else { return };
+    pub(super) fn stalled(&mut self, name: HubRef, stalled: bool, now: Instant) {
+        let Some(hub) = self.hub(name) else { return };
         hub.stalled = stalled;
         for viewer in hub.viewers.clone() {
             self.settle(viewer, now);
@@ -664,18 +739,17 @@ impl Delivery {
         let Some(viewer) = self.viewers.get_mut(mark.viewer) else { return };
         viewer.unwritten = viewer.unwritten.saturating_sub(1);
         viewer.written = mark.frame.last.id;
-        if let Some(hub) = self.hubs.get_mut(viewer.hub) {
-            hub.unreported = true;
-        }
+        let hub = viewer.hub;
+        self.note_unreported(hub);
     }
 
     /// Reports how far each stream is on the sockets, and lets go of live text that nobody needs.
     pub(super) fn report_written(&mut self, now: Instant) {
-        let mut idle = Vec::new();
-        for (slot, hub) in self.hubs.iter_mut() {
-            if let (true, Some(board)) = (hub.unreported, &hub.board) {
+        for slot in self.unreported.take() {
+            let Some(hub) = self.hubs.get_mut(slot) else { continue };
+            hub.unreported = false;
+            if let Some(board) = &hub.board {
                 board.written(self.index, written_up_to(hub, &self.viewers));
-                hub.unreported = false;
             }
             if !matches!(hub.live, Live::On(_)) {
                 continue;
@@ -683,15 +757,16 @@ impl Delivery {
             let needed = hub.viewers.iter().filter_map(|&viewer| self.viewers.get(viewer));
             if needed.filter_map(|viewer| viewer.seam.as_ref()).any(Seam::needs_live) {
                 hub.idle_since = None;
-            } else if now.duration_since(*hub.idle_since.get_or_insert(now)) >= LIVE_LINGER {
+            } else if now.duration_since(*hub.idle_since.get_or_insert(now)) < LIVE_LINGER {
+                self.unreported.note(slot, hub);
+            } else {
+                let (stream, name) = (hub.stream.clone(), HubRef { slot, attach: hub.attach });
                 hub.live = Live::Off;
+                hub.attach += 1;
                 hub.board = None;
                 hub.idle_since = None;
-                idle.push((slot, hub.stream.clone()));
+                self.control(Control::Detach { stream, delivery: self.index, hub: name });
             }
-        }
-        for (hub, stream) in idle {
-            self.detach(hub, stream);
         }
     }
 
@@ -704,6 +779,23 @@ impl Delivery {
         for job in missed.jobs {
             self.send_job(job, None);
         }
+    }
+}
+
+/// Streams of which something was written, or which may not be needed live any more, since the last report.
+#[derive(Debug, Default)]
+pub(super) struct Unreported(Vec<Slot>);
+
+impl Unreported {
+    /// Notes a stream, once.
+    fn note(&mut self, slot: Slot, hub: &mut Hub) {
+        if !std::mem::replace(&mut hub.unreported, true) {
+            self.0.push(slot);
+        }
+    }
+
+    fn take(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.0)
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) enum Stage {
     Opening,
     /// The stream does not exist; until then it is waited for.
     Waiting(Instant),
+    /// It was waited for and has appeared: it is being looked for again, and waited for until then if it is gone.
+    Returning(Instant),
     /// It is given frames.
     Reading,
 }
@@ -68,6 +70,8 @@ pub(super) struct Viewer {
     pub(super) batch: Option<Box<Batch>>,
     /// What an entry takes, smoothed; sizes the next history read.
     pub(super) entry_bytes: usize,
+    /// Bytes of the outbox that the outstanding history read may fill.
+    pub(super) promised: usize,
     /// Where the viewer is in its hub's list.
     pub(super) place: usize,
 }
@@ -117,6 +121,8 @@ pub(super) struct Hub {
     pub(super) stream: StreamName,
     pub(super) viewers: Vec<Slot>,
     pub(super) live: Live,
+    /// Counts how often live frames were asked for and let go of.
+    pub(super) attach: u64,
     /// Where the live road stands, for acknowledging: entries that give no frame count too.
     pub(super) passed: EntryId,
     pub(super) stalled: bool,
@@ -135,6 +141,8 @@ pub(super) struct Job {
     pub(super) stream: StreamName,
     pub(super) viewers: Vec<Slot>,
     pub(super) kind: JobKind,
+    /// How often Redis could not be asked in a row.
+    pub(super) attempts: u32,
 }
 
 /// What a job reads; enough to ask again from the beginning.

@@ -26,8 +26,6 @@ pub mod close {
     pub const GOING_AWAY: u16 = 1001;
     /// The client broke the protocol.
     pub const PROTOCOL: u16 = 1002;
-    /// The client sent a kind of message that is not taken: binary.
-    pub const UNSUPPORTED: u16 = 1003;
     /// Text that is not UTF-8.
     pub const INVALID_TEXT: u16 = 1007;
     /// A malformed request, or too many bad messages.
@@ -53,6 +51,8 @@ pub mod close {
 pub enum Incoming {
     /// A text message, whole.
     Text(String),
+    /// A binary message, whose payload nobody wants.
+    Binary,
     /// A ping, to be answered with a pong of the same payload.
     Ping(Vec<u8>),
     /// A pong.
@@ -106,7 +106,10 @@ struct Payload {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Text { is_final: bool },
+    /// Of a data message.
+    Data {
+        is_final: bool,
+    },
     Ping,
     Pong,
     Close,
@@ -122,6 +125,8 @@ pub struct Decoder {
     control: Vec<u8>,
     /// Whether a fragmented message waits for its continuation.
     is_fragmented: bool,
+    /// Whether the message at hand is binary.
+    is_binary: bool,
 }
 
 impl Default for Decoder {
@@ -134,7 +139,13 @@ impl Decoder {
     /// A decoder at the beginning of a connection; nothing is allocated.
     #[must_use]
     pub const fn new() -> Self {
-        Self { state: State::START, text: Vec::new(), control: Vec::new(), is_fragmented: false }
+        Self {
+            state: State::START,
+            text: Vec::new(),
+            control: Vec::new(),
+            is_fragmented: false,
+            is_binary: false,
+        }
     }
 
     /// Takes bytes off the front of `input` up to the end of the next message. `None`: all were taken
@@ -167,7 +178,7 @@ impl Decoder {
                 }
                 State::Payload(payload) => {
                     let buffer = match payload.kind {
-                        Kind::Text { .. } => &mut self.text,
+                        Kind::Data { .. } => &mut self.text,
                         Kind::Ping | Kind::Pong | Kind::Close => &mut self.control,
                     };
                     payload.take(input, buffer);
@@ -210,11 +221,12 @@ impl Decoder {
             }
             OpCode::Data(data) => {
                 self.check_sequence(data)?;
+                self.is_binary = data == Data::Binary || self.is_binary && data == Data::Continue;
                 if len > MESSAGE_BYTES_MAX - self.text.len() {
                     return Err(TOO_BIG);
                 }
                 self.is_fragmented = !header.is_final;
-                Kind::Text { is_final: header.is_final }
+                Kind::Data { is_final: header.is_final }
             }
         };
         Ok(Payload { kind, mask, missing: len })
@@ -228,8 +240,7 @@ impl Decoder {
             Data::Text | Data::Binary if self.is_fragmented => {
                 Err(CloseReason::protocol("a new message within a fragmented one"))
             }
-            Data::Text => Ok(()),
-            Data::Binary => Err(CloseReason { code: close::UNSUPPORTED, reason: "messages are text" }),
+            Data::Text | Data::Binary => Ok(()),
             Data::Reserved(_) => Err(CloseReason::protocol("unknown opcode")),
         }
     }
@@ -237,8 +248,12 @@ impl Decoder {
     /// Makes a message of a frame that is complete, if it completes one.
     fn finish(&mut self, kind: Kind) -> Result<Option<Incoming>, CloseReason> {
         match kind {
-            Kind::Text { is_final: false } => Ok(None),
-            Kind::Text { is_final: true } => String::from_utf8(std::mem::take(&mut self.text))
+            Kind::Data { is_final: false } => Ok(None),
+            Kind::Data { is_final: true } if self.is_binary => {
+                self.text = Vec::new();
+                Ok(Some(Incoming::Binary))
+            }
+            Kind::Data { is_final: true } => String::from_utf8(std::mem::take(&mut self.text))
                 .map(|text| Some(Incoming::Text(text)))
                 .map_err(|_| CloseReason { code: close::INVALID_TEXT, reason: "text is UTF-8" }),
             Kind::Ping => Ok(Some(Incoming::Ping(std::mem::take(&mut self.control)))),

@@ -32,6 +32,16 @@ pub struct JobRef {
     pub slot: Slot,
 }
 
+/// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
+/// to an earlier asking, or comes after the thread has let go of it, is told from what belongs to this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HubRef {
+    /// The delivery thread's table entry for the stream.
+    pub slot: Slot,
+    /// Counts the askings.
+    pub attach: u64,
+}
+
 /// Where a reader of a stream stands: the position and the state that belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
@@ -212,6 +222,8 @@ pub struct Shown {
 pub enum ReplayOutcome {
     /// There is no such key.
     Missing,
+    /// The key is there and is no stream: waiting for it would not help.
+    NotAStream,
     /// Redis could not be asked; to be tried again.
     Unavailable,
     /// The search goes on with another read.
@@ -297,8 +309,8 @@ pub enum Control {
         stream: StreamName,
         /// The delivery thread.
         delivery: usize,
-        /// Its table entry for the stream.
-        hub: Slot,
+        /// The stream there.
+        hub: HubRef,
         /// Where live begins if nobody else is attached yet.
         from: Cursor,
     },
@@ -308,8 +320,8 @@ pub enum Control {
         stream: StreamName,
         /// The delivery thread.
         delivery: usize,
-        /// Its table entry for the stream.
-        hub: Slot,
+        /// The stream there.
+        hub: HubRef,
     },
 }
 
@@ -364,8 +376,8 @@ pub enum LiveNews {
 /// Live frames of one stream for one delivery thread.
 #[derive(Debug)]
 pub struct LiveFrames {
-    /// The delivery thread's table entry for the stream.
-    pub hub: Slot,
+    /// The stream there.
+    pub hub: HubRef,
     /// In order.
     pub frames: Arc<[Arc<Frame>]>,
     /// Where the stream stands after them.
@@ -384,8 +396,8 @@ pub enum ToDelivery {
     },
     /// Live frames of a stream come from here on.
     Attached {
-        /// The delivery thread's table entry for the stream.
-        hub: Slot,
+        /// The stream there.
+        hub: HubRef,
         /// Where live stands now.
         cursor: Cursor,
         /// Whether the producer is silent.
@@ -395,13 +407,13 @@ pub enum ToDelivery {
     },
     /// No more live frames come: see [`LiveNews::Broken`].
     Broken {
-        /// The delivery thread's table entry for the stream.
-        hub: Slot,
+        /// The stream there.
+        hub: HubRef,
     },
     /// The producer has fallen silent, or speaks again.
     Stalled {
-        /// The delivery thread's table entry for the stream.
-        hub: Slot,
+        /// The stream there.
+        hub: HubRef,
         /// Which of the two.
         stalled: bool,
     },
@@ -435,7 +447,7 @@ impl ToDelivery {
 #[derive(Debug, Default)]
 pub struct Missed {
     /// Hubs that are detached: their viewers go on from history.
-    pub hubs: std::collections::BTreeSet<Slot>,
+    pub hubs: std::collections::BTreeSet<HubRef>,
     /// Jobs whose outcome was lost: they are asked again.
     pub jobs: std::collections::BTreeSet<Slot>,
 }

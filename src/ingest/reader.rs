@@ -190,7 +190,10 @@ impl Reader {
                     }
                     ReaderCommand::Stop { stream, live } => {
                         starts.retain(|start| start.live != live);
-                        self.stop_stream(&stream, live)?;
+                        if let Err(error) = self.stop_stream(&stream, live) {
+                            self.report_broken(starts);
+                            return Err(error);
+                        }
                     }
                 }
             }

@@ -17,6 +17,9 @@ use crate::stop::Stop;
 
 /// Requests that share one round trip.
 const REQUESTS_PER_TRIP_MAX: usize = 16;
+/// What the replies of one round trip should take together at most, as far as that can be foreseen: XRANGE
+/// counts entries, and how large they are is seen only when they are there.
+const TRIP_BYTES_GOAL: usize = 16 * 1024 * 1024;
 
 /// How often a waiting thread looks whether the daemon stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
@@ -35,6 +38,8 @@ pub struct Replay {
     pub registry: Arc<Registry>,
     /// When to end.
     pub stop: Stop,
+    /// What an entry takes in bytes, smoothed over the last reads.
+    pub entry_bytes: usize,
 }
 
 impl Replay {
@@ -52,7 +57,11 @@ impl Replay {
         }
     }
 
-    fn serve(&mut self, trip: Vec<ReplayRequest>) {
+    fn serve(&mut self, mut trip: Vec<ReplayRequest>) {
+        let count_max = (TRIP_BYTES_GOAL / trip.len() / self.entry_bytes.max(1)).max(1);
+        for request in &mut trip {
+            request.count = request.count.min(count_max);
+        }
         let mut replies = match self.connector.link(Instant::now()) {
             Some(link) => ask(link, &self.keys, &trip).map(Vec::into_iter),
             None => Err(None),
@@ -77,6 +86,11 @@ impl Replay {
             counters.replay_reads.add(1);
             if let ReplayRead::Found { entries, .. } = &read {
                 counters.replay_entries.add(entries.len() as u64);
+                let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
+                if let Some(seen) = bytes.checked_div(entries.len()) {
+                    // Larger ones count at once, smaller ones by and by.
+                    self.entry_bytes = seen.max((self.entry_bytes * 7 + seen) / 8);
+                }
             }
             self.hand_over(ReplayBatch { request, read, read_us });
         }

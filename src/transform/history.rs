@@ -31,7 +31,8 @@ pub trait Witness {
 pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
     let ReplayBatch { request, read, read_us } = batch;
     let (facts, entries, exhausted) = match read {
-        ReplayRead::Missing | ReplayRead::WrongType => return ReplayOutcome::Missing,
+        ReplayRead::Missing => return ReplayOutcome::Missing,
+        ReplayRead::WrongType => return ReplayOutcome::NotAStream,
         ReplayRead::Unavailable => return ReplayOutcome::Unavailable,
         ReplayRead::Found { facts, entries, exhausted } => (facts, entries, exhausted),
     };

@@ -7,7 +7,7 @@ use slab::Slab;
 
 use super::history::silence_us;
 use super::{Assembler, Pushed};
-use crate::event::message::{AckBoard, Cursor, LiveRef, Slot};
+use crate::event::message::{AckBoard, Cursor, HubRef, LiveRef, Slot};
 use crate::event::{Entry, EntryId, Frame, StreamName};
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
@@ -17,8 +17,8 @@ const GIVE_UP_AGAIN_US: u64 = 5_000_000;
 pub(super) struct LiveStream {
     pub(super) stream: StreamName,
     pub(super) assembler: Assembler,
-    /// The delivery threads, each with its own table entry for the stream.
-    pub(super) attached: Vec<(usize, Slot)>,
+    /// The delivery threads, each with its own name for the stream.
+    pub(super) attached: Vec<(usize, HubRef)>,
     pub(super) board: Arc<AckBoard>,
     pub(super) stalled: bool,
     generation: u64,

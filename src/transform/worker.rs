@@ -18,8 +18,8 @@ use super::live::{LiveStream, LiveStreams, Silence};
 use super::{DropReason, Pushed};
 use crate::config;
 use crate::event::message::{
-    Control, Cursor, Errand, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand, RedisClock,
-    ReplayBatch, ReplayOutcome, ReplayStep, Slot, ToDelivery, now_us, shard,
+    Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
+    RedisClock, ReplayBatch, ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
 use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName};
 use crate::observe::{Recorder, Registry, Stage};
@@ -138,7 +138,7 @@ impl Worker {
         }
     }
 
-    fn attach(&mut self, stream: StreamName, who: (usize, Slot), from: Cursor) {
+    fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: Cursor) {
         let now_us = now_us();
         let live = match self.streams.find(&stream) {
             Some((live, _)) => live,
@@ -161,7 +161,10 @@ impl Worker {
     fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
         let (after, ordinal) = (from.position.id, from.state.ordinal);
         let live = self.streams.start(stream.clone(), from, now_us);
+        let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
+        // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
+        found.judge_silence((now_us, redis_us), (limits.0, 0));
         let board = Arc::clone(&found.board);
         let reader = shard(&stream, self.parts.readers.len());
         let transform = self.parts.index;
@@ -170,7 +173,7 @@ impl Worker {
     }
 
     /// A delivery thread gets no more frames of a stream; the last one's leaving ends it.
-    fn detach(&mut self, live: LiveRef, (delivery, hub): (usize, Slot)) {
+    fn detach(&mut self, live: LiveRef, (delivery, hub): (usize, HubRef)) {
         let Some(found) = self.streams.get(live) else { return };
         found.attached.retain(|&who| who != (delivery, hub));
         found.board.detach(delivery);
@@ -318,7 +321,7 @@ impl Worker {
     fn judge_silence(&mut self) {
         let now_us = now_us();
         let redis_us = self.parts.clock.at(now_us);
-        let limits = (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after));
+        let limits = self.silence_limits();
         let mut silent = Vec::new();
         for found in self.streams.iter_mut() {
             match found.judge_silence((now_us, redis_us), limits) {
@@ -340,7 +343,12 @@ impl Worker {
         }
     }
 
-    fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, Slot)], stalled: bool) {
+    /// The silence after which a producer is stalled, and lost, in µs.
+    fn silence_limits(&self) -> (u64, u64) {
+        (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after))
+    }
+
+    fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
         for &(delivery, hub) in attached {
             if self.tell(delivery, ToDelivery::Stalled { hub, stalled }).is_err() {
                 self.miss(live, (delivery, hub));
@@ -360,7 +368,7 @@ impl Worker {
     }
 
     /// A delivery thread could not be told something about a live stream: it is detached and finds out.
-    fn miss(&mut self, live: LiveRef, (delivery, hub): (usize, Slot)) {
+    fn miss(&mut self, live: LiveRef, (delivery, hub): (usize, HubRef)) {
         self.detach(live, (delivery, hub));
         self.note_missed(delivery, |missed| missed.hubs.insert(hub));
     }

@@ -132,11 +132,14 @@ fn broken_frames_close_with_1002() {
 }
 
 #[test]
-fn text_is_utf8_and_nothing_else_is_taken() {
+fn text_is_utf8_and_what_is_binary_is_told_apart() {
     assert_eq!(refused(&client(FIN | TEXT, b"\xff")), close::INVALID_TEXT);
     assert_eq!(refused(&client(FIN | TEXT, b"\xed\xa0\x80")), close::INVALID_TEXT);
     assert_eq!(refused(&client(FIN | CLOSE, b"\x03\xe8\xff")), close::INVALID_TEXT);
-    assert_eq!(refused(&header(FIN | BINARY, 5, [0; 4])), close::UNSUPPORTED);
+    let fragmented =
+        [client(BINARY, b"\xff"), client(FIN | CONTINUE, b"x"), client(FIN | TEXT, b"a")].concat();
+    assert_eq!(decode([&fragmented[..]]), (vec![Incoming::Binary, text("a")], Ok(())));
+    assert_eq!(refused(&header(FIN | BINARY, 65_537, [0; 4])), close::TOO_BIG);
     let (messages, end) = decode([&client(FIN | CLOSE, b"")[..]]);
     assert_eq!((messages, end), (vec![Incoming::Close(None)], Ok(())));
     for code in [1001_u16, 3000, 4999] {
@@ -316,6 +319,7 @@ impl Server {
                 let answer = match incoming {
                     Incoming::Text(text) => text_frame(&text),
                     Incoming::Ping(payload) => pong_frame(&payload),
+                    Incoming::Binary => text_frame("binary seen"),
                     Incoming::Pong => text_frame("pong seen"),
                     Incoming::Close(code) => {
                         let answer = close_frame(code.unwrap_or(close::NORMAL), "as you wish");
