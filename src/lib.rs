@@ -1,17 +1,69 @@
-//! llm-bridge delivers LLM tokens from Redis Streams to WebSocket and SSE clients.
-pub mod cli;
-pub mod config;
-pub mod daemon;
-pub mod deliver;
+//! llm-bridge delivers LLM tokens from Redis Streams to WebSocket and SSE clients: in order, resumable
+//! at any entry, with nothing lost.
+//!
+//! # The way of a token
+//!
+//! ```text
+//!  producer ──XADD──▶ Redis ──XREADGROUP──▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
+//!                       │                   paced, acks   decode, order,  mio loop,     WebSocket
+//!                       │                                 merge, encode   outboxes      or SSE
+//!                       │◀──── XACK, with the next read ◀─── AckBoard ◀────┘
+//!                       └──XRANGE──▶ replay-r ──▶ transform-j                (late, resumed, slow clients)
+//! ```
+//!
+//! # Threads
+//!
+//! | thread | waits for | owns | module |
+//! | --- | --- | --- | --- |
+//! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
+//! | `watcher` | errands, pushes of Redis | lease, names waited for, dead letters | [`watcher`] |
+//! | `reader-i` | XREADGROUP, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
+//! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
+//! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
+//! | `deliver-k` | its `Poll` | connections, viewers, outboxes, timers | [`deliver::event_loop`] |
+//! | `admin` | HTTP | health, metrics, dashboard | [`observe::admin`] |
+//! | `stats` | a Unix socket | | [`observe::stats_socket`] |
+//!
+//! # Invariants
+//!
+//! - **Nobody downstream is waited for.** A delivery thread whose inbox is full is detached from the streams
+//!   concerned and fetches them from history. Replay threads and readers may wait for `transform`, which waits
+//!   for nobody.
+//! - **Whatever goes wrong with a live stream sends its viewers to history**, the one road that finds out what
+//!   happened. A reader mends nothing: it reports the stream as broken and forgets it.
+//! - **Position and state cross the seam together** ([`event::message::Cursor`]): the id, the highest `seq`, the
+//!   generation, how many entries were passed.
+//! - **The cursor is the truth, the group's position is not**; the client's last id is the truth about the client.
+//! - **A frame is encoded once** and shared by reference, however many clients receive it.
+//! - **Every queue and buffer has a bound** ([`queue`], `daemon::capacity`, `client.send_budget`), and what
+//!   happens there is decided, counted and documented.
+//! - **A thread that ends ends the daemon**, in order.
+//!
+//! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
+//! the memory; the daemon can be killed at any instant.
+//!
+//! `ingest`, `transform`, `deliver` and `watcher` never import each other: they meet in [`event`], [`queue`] and
+//! in [`daemon`], which alone knows them all.
+
+// In reading order: the vocabulary,
 pub mod event;
-pub mod ingest;
-pub mod observe;
-pub mod produce;
+// the doors to channels, threads and stopping,
 pub mod queue;
-pub mod redis;
-pub mod security;
 pub mod stop;
 pub mod thread;
-pub mod transform;
+// Redis and what is read from it,
+pub mod ingest;
+pub mod redis;
 pub mod watcher;
+// what is made of it and how it is delivered,
+pub mod deliver;
+pub mod security;
+pub mod transform;
 pub mod web;
+// the process around them,
+pub mod config;
+pub mod daemon;
+pub mod observe;
+// and the programs: the command line, and the producer that others can use.
+pub mod cli;
+pub mod produce;

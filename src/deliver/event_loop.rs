@@ -20,7 +20,8 @@ use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
 use super::connection::Connection;
-use super::streams::{FreshJobs, Unreported};
+use super::jobs::FreshJobs;
+use super::streams::Unreported;
 use super::table::Table;
 use super::timer::Timers;
 use super::viewer::{Hub, Job, Mark, Viewer};

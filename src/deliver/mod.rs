@@ -1,14 +1,25 @@
 //! Delivery: what clients ask over HTTP and WebSocket, and how the frames reach their sockets.
 //!
-//! The parts here are pure: they parse bytes, build bytes and keep queues, and leave sockets, threads
-//! and the clock to their caller.
+//! ```text
+//!              event_loop: one mio Poll a thread, rounds, timers, inbox, what other threads have no room for
+//!   sockets ─▶ requests ─▶ conversation            deadlines: keep-alive, slow, waiting, draining
+//!                  └──────────┴─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
+//!   sockets ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────────── transform threads
+//! ```
+//!
+//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
+//! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`].
 
-mod clients;
 mod connection;
+mod conversation;
+mod deadlines;
 pub mod event_loop;
+mod feed;
+mod jobs;
 pub mod message;
 pub mod outbox;
 pub mod request;
+mod requests;
 pub mod response;
 pub mod route;
 pub mod seam;

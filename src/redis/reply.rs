@@ -12,7 +12,7 @@ const RESERVED_ELEMENTS_MAX: usize = 1024;
 /// One complete reply, as it came. It is a slice of the read buffer, and so are the strings that its
 /// views hand out: keeping one of them keeps the whole piece of buffer.
 ///
-/// INVARIANT: the bytes are exactly one well-formed reply; a [`Scanner`] has found its end. Views check
+/// INVARIANT: the bytes are exactly one well-formed reply; a `Scanner` has found its end. Views check
 /// what they meet all the same, so that a broken invariant is an error and no panic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply(Bytes);

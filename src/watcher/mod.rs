@@ -1,8 +1,8 @@
 //! The watcher thread: what concerns the instance as a whole, and no stream's viewers wait for.
 //!
-//! It holds the instance's lease ([`lease`], [`identity`]) and cleans up after the dead ([`groups`]); it learns
-//! which names come into being that somebody waits for, by Redis' own word ([`news`]) and by looking
-//! ([`waits`]); it writes what others want written ([`chores`]), and it knows Redis' clock.
+//! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
+//! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
+//! (`waits`); it writes what others want written (`chores`), and it knows Redis' clock.
 //!
 //! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
 //! wait for their answer, which delays nothing but what is done here.

@@ -1,0 +1,196 @@
+//! The conversation over a WebSocket: what a client says after the upgrade, and what it is answered.
+
+use std::time::Instant;
+
+use super::connection::{Phase, Viewers, WebSocket};
+use super::event_loop::Delivery;
+use super::message::{self, ClientMessage, Refusal};
+use super::requests::ANSWERS_BYTES_MAX;
+use super::route::RouteLimits;
+use super::viewer::{Wire, Wish};
+use super::websocket::{Incoming, close, pong_frame};
+use crate::event::message::Slot;
+use crate::event::notice::{self, Unsubscribed};
+use crate::event::{StreamName, websocket_text, with_stream};
+
+/// Malformed or forbidden messages after which a WebSocket is closed.
+const BAD_MESSAGES_MAX: u32 = 10;
+
+impl Delivery {
+    pub(super) fn hear_websocket(&mut self, slot: Slot, bytes: &[u8], now: Instant) {
+        let mut rest = bytes;
+        loop {
+            let Some(connection) = self.connections.get_mut(slot) else { return };
+            let Phase::WebSocket(websocket) = &mut connection.phase else { return };
+            websocket.pinged_at = None;
+            if connection.outbox.cost_bytes() > self.config.client.send_budget + ANSWERS_BYTES_MAX {
+                return self.close_websocket(slot, close::SLOW, "answers are not read");
+            }
+            let Some(websocket) = self.websocket(slot) else { return };
+            match websocket.decoder.next(&mut rest) {
+                Ok(None) => return,
+                Ok(Some(Incoming::Pong)) => {}
+                Ok(Some(Incoming::Ping(payload))) => self.send(slot, pong_frame(&payload), None),
+                Ok(Some(Incoming::Close(code))) => {
+                    let code = code.unwrap_or(close::NORMAL);
+                    return self.close_websocket(slot, code, "");
+                }
+                Ok(Some(Incoming::Text(text))) => self.obey_message(slot, &text, now),
+                Ok(Some(Incoming::Binary)) => {
+                    self.registry.counters().client_messages.inc();
+                    self.refuse_message(slot, &Refusal::new("malformed", "messages are text"));
+                }
+                Err(reason) => return self.close_websocket(slot, reason.code, reason.reason),
+            }
+        }
+    }
+
+    pub(super) fn close_websocket(&mut self, slot: Slot, code: u16, reason: &str) {
+        let Some(connection) = self.connections.get(slot) else { return };
+        for viewer in connection.viewers() {
+            self.remove_viewer(viewer);
+        }
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.close_websocket(code, reason);
+        }
+        self.touch(slot);
+    }
+
+    fn obey_message(&mut self, slot: Slot, text: &str, now: Instant) {
+        self.registry.counters().client_messages.inc();
+        let Some(viewers) = self.websocket(slot).map(|websocket| &websocket.viewers) else { return };
+        let multiplexed = matches!(viewers, Viewers::Many(_));
+        let result = message::parse(text, multiplexed).and_then(|message| {
+            let stream = multiplexed.then(|| message.stream().cloned()).flatten();
+            self.obey(slot, message, now).map_err(|refusal| refusal.about(stream))
+        });
+        if let Err(refusal) = result {
+            self.refuse_message(slot, &refusal);
+        }
+    }
+
+    fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
+        self.registry.counters().client_messages_refused.inc();
+        let json = notice::refused(refusal.code, &refusal.message);
+        let json = match &refusal.stream {
+            Some(stream) => with_stream(&json, stream),
+            None => json,
+        };
+        self.send(slot, websocket_text(&json), None);
+        let Some(websocket) = self.websocket(slot) else { return };
+        if is_bad(refusal) {
+            websocket.bad_messages += 1;
+            if websocket.bad_messages >= BAD_MESSAGES_MAX {
+                self.close_websocket(slot, close::POLICY, "too many malformed messages");
+            }
+        }
+    }
+
+    fn websocket(&mut self, slot: Slot) -> Option<&mut WebSocket> {
+        match &mut self.connections.get_mut(slot)?.phase {
+            Phase::WebSocket(websocket) => Some(websocket),
+            _ => None,
+        }
+    }
+
+    fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
+        match message {
+            ClientMessage::Ping { nonce } => {
+                self.send(slot, websocket_text(&notice::pong(nonce.as_deref())), None);
+                Ok(())
+            }
+            ClientMessage::Ack { stream, .. } => self.subscribed(slot, stream).map(drop),
+            ClientMessage::Cancel { stream, reason } => {
+                let multiplexed = stream.clone();
+                let stream = self.subscribed(slot, stream)?;
+                let Some(address) = self.connections.get(slot).map(|connection| connection.address) else {
+                    return Ok(());
+                };
+                let rated = self.rates.lock().cancel(address.ip(), now);
+                rated.map_err(|_| Refusal::new("too_many", "too many cancel requests a second"))?;
+                self.cancel(stream, reason, address.to_string())
+                    .map_err(|()| Refusal::new("overloaded", "try again"))?;
+                let json = notice::cancel_requested();
+                let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
+                self.send(slot, websocket_text(&json), None);
+                Ok(())
+            }
+            ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
+                let limits = RouteLimits {
+                    max_wait: self.config.client.max_wait,
+                    max_batch: self.config.delivery.max_batch,
+                };
+                let (wait, batch) = (limits.wait(wait), limits.batch(batch));
+                self.subscribe(
+                    slot,
+                    Wish { stream, after, follow, wait, batch, wire: Wire::Multiplexed },
+                    now,
+                )
+            }
+            ClientMessage::Unsubscribe { stream } => {
+                self.subscribed(slot, Some(stream.clone()))?;
+                self.unsubscribe(slot, &stream, Unsubscribed::Requested);
+                Ok(())
+            }
+        }
+    }
+
+    fn subscribe(&mut self, slot: Slot, wish: Wish, now: Instant) -> Result<(), Refusal> {
+        let most = self.config.client.max_subscriptions;
+        if self.has_too_many_jobs() {
+            return Err(Refusal::new("overloaded", "try again"));
+        }
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else {
+            return Ok(());
+        };
+        if viewers.contains_key(&wish.stream) {
+            return Err(Refusal::new("already_subscribed", format!("{} is subscribed to", wish.stream)));
+        }
+        if viewers.len() >= most {
+            return Err(Refusal::new("too_many", format!("a connection carries at most {most} streams")));
+        }
+        if let Some(address) = self.connections.get(slot).map(|connection| connection.address) {
+            let rated = self.rates.lock().subscribe(address.ip(), now);
+            rated.map_err(|_| Refusal::new("too_many", "too many subscriptions a second"))?;
+        }
+        let stream = wish.stream.clone();
+        let viewer = self.add_viewer(slot, wish);
+        if let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) {
+            viewers.insert(stream, viewer);
+        }
+        Ok(())
+    }
+
+    /// The stream that a message is about, which the connection must carry.
+    fn subscribed(&mut self, slot: Slot, stream: Option<StreamName>) -> Result<StreamName, Refusal> {
+        let not_carried =
+            |stream: &StreamName| Refusal::new("not_subscribed", format!("{stream} is not subscribed to"));
+        let carried = match self.websocket(slot).map(|websocket| &websocket.viewers) {
+            Some(Viewers::One(viewer)) => Some(*viewer),
+            Some(Viewers::Many(viewers)) => stream.as_ref().and_then(|stream| viewers.get(stream).copied()),
+            None => None,
+        };
+        let own =
+            carried.and_then(|viewer| self.viewers.get(viewer)).map(|viewer| viewer.wish.stream.clone());
+        match (own, stream) {
+            (Some(own), None) => Ok(own),
+            (Some(own), Some(stream)) if own == stream => Ok(own),
+            (_, Some(stream)) => Err(not_carried(&stream)),
+            (None, None) => Err(Refusal::new("not_subscribed", "there is no stream")),
+        }
+    }
+
+    /// A stream leaves a multiplexed connection.
+    pub(super) fn unsubscribe(&mut self, slot: Slot, stream: &StreamName, reason: Unsubscribed) {
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else { return };
+        let Some(viewer) = viewers.remove(stream) else { return };
+        self.flush_batch(viewer);
+        self.remove_viewer(viewer);
+        self.send(slot, websocket_text(&notice::unsubscribed(stream, reason)), None);
+    }
+}
+
+/// Whether a message was the client's fault, and not only out of place at the moment.
+fn is_bad(refusal: &Refusal) -> bool {
+    !matches!(refusal.code, "too_many" | "overloaded" | "already_subscribed" | "not_subscribed")
+}

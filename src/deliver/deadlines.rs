@@ -1,0 +1,180 @@
+//! What happens because time passes: keep-alive, slow and vanished clients, waits that run out, draining.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::connection::{Connection, Phase, Viewers};
+use super::event_loop::Delivery;
+use super::requests::RETRY_AFTER_S;
+use super::response::HttpError;
+use super::websocket::{close, close_frame, ping_frame};
+use crate::event::message::Slot;
+use crate::event::notice;
+use crate::event::{StreamStatus, websocket_text};
+
+/// An SSE comment: it keeps proxies from closing a silent response.
+const COMMENT: &[u8] = b":\n\n";
+/// Silent intervals after which an unanswered ping means that the client is gone.
+const PINGS_UNANSWERED: u32 = 2;
+
+impl Delivery {
+    /// Does what is due on a connection, and says when to look again.
+    pub(super) fn judge_time(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+        let connection = self.connections.get_mut(slot)?;
+        if std::mem::take(&mut connection.unread) {
+            self.read_again(slot, now);
+        }
+        let connection = self.connections.get(slot)?;
+        let slow_at = connection.blocked_since.map(|since| since + self.config.client.slow_timeout);
+        if slow_at.is_some_and(|at| at <= now) && !matches!(connection.phase, Phase::Closing { .. }) {
+            return self.close_slow(slot, now);
+        }
+        let phase_at = match &connection.phase {
+            Phase::Closing { until } => {
+                let over_at = until.or(slow_at);
+                if over_at.is_some_and(|at| at <= now) {
+                    self.drop_connection(slot);
+                    return None;
+                }
+                over_at
+            }
+            // The last answer is still on its way.
+            Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
+            Phase::Head { since, .. } | Phase::Body { since, .. } => {
+                let at = *since + self.config.client.handshake_timeout;
+                if at <= now {
+                    return self.time_out(slot);
+                }
+                Some(at)
+            }
+            Phase::Asked { .. } => None,
+            Phase::Sse { .. } | Phase::WebSocket(_) => self.keep_alive(slot, now),
+        };
+        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
+        let mut next = [phase_at, slow_at].into_iter().flatten().min();
+        for viewer in viewers {
+            for at in [self.judge_wait(viewer, now), self.judge_batch(viewer, now)].into_iter().flatten() {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        }
+        next
+    }
+
+    fn read_again(&mut self, slot: Slot, now: Instant) {
+        let mut buffer = vec![0; 16 * 1024];
+        self.read_connection(slot, &mut buffer, now);
+    }
+
+    /// A client that takes nothing any more is closed.
+    fn close_slow(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+        self.registry.counters().clients_slow_closed.inc();
+        let connection = self.connections.get(slot)?;
+        for viewer in connection.viewers() {
+            self.remove_viewer(viewer);
+        }
+        let connection = self.connections.get_mut(slot)?;
+        let frame = matches!(connection.phase, Phase::WebSocket(_))
+            .then(|| close_frame(close::SLOW, "no progress for too long"));
+        connection.close_slow(frame, now);
+        self.touch(slot);
+        match self.connections.get(slot)?.phase {
+            Phase::Closing { until } => until,
+            _ => None,
+        }
+    }
+
+    /// A request did not come in time. Between two requests that is no fault.
+    fn time_out(&mut self, slot: Slot) -> Option<Instant> {
+        let connection = self.connections.get(slot)?;
+        if connection.input.is_empty() && connection.counted {
+            self.drop_connection(slot);
+            return None;
+        }
+        self.registry.counters().handshakes_timed_out.inc();
+        let error = HttpError::new(408, "request_timeout", "the request did not come in time");
+        self.refuse_connection(slot, &error);
+        None
+    }
+
+    /// Keeps a silent connection from being taken for dead, and notices one that is.
+    fn keep_alive(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+        let interval = self.config.client.keepalive;
+        let connection = self.connections.get_mut(slot)?;
+        let due = connection.sent_at + interval;
+        let is_due = due <= now;
+        if let Phase::WebSocket(websocket) = &mut connection.phase {
+            if let Some(pinged_at) = websocket.pinged_at
+                && now.duration_since(pinged_at) >= interval * PINGS_UNANSWERED
+            {
+                self.registry.counters().clients_half_open_closed.inc();
+                self.drop_connection(slot);
+                return None;
+            }
+            // What cannot be sent now is sign enough: the slow client's limit runs.
+            if is_due && connection.outbox.is_empty() {
+                websocket.pinged_at.get_or_insert(now);
+            }
+        }
+        if !is_due {
+            return Some(due);
+        }
+        let bytes = match connection.phase {
+            Phase::WebSocket(_) => ping_frame(&[]),
+            _ => Bytes::from_static(COMMENT),
+        };
+        if connection.outbox.is_empty() {
+            self.send(slot, bytes, None);
+        }
+        Some(now + interval)
+    }
+
+    // ----- draining -----
+
+    /// Tells everybody, and closes what is flushed.
+    pub(super) fn drain(&mut self, now: Instant, grace: Duration) {
+        self.draining = Some(now + grace);
+        for slot in self.connections.slots() {
+            let Some(connection) = self.connections.get(slot) else { continue };
+            let viewers = connection.viewers();
+            match &connection.phase {
+                Phase::Asked { .. } => {
+                    let error =
+                        HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S);
+                    for viewer in viewers {
+                        self.answer_error(viewer, &error, now);
+                    }
+                }
+                Phase::Sse { .. } => {
+                    for viewer in viewers {
+                        self.tell(viewer, StreamStatus::Draining);
+                        self.remove_viewer(viewer);
+                    }
+                    if let Some(connection) = self.connections.get_mut(slot) {
+                        connection.close();
+                    }
+                    self.touch(slot);
+                }
+                Phase::WebSocket(websocket) => {
+                    let single = matches!(websocket.viewers, Viewers::One(_));
+                    for viewer in viewers {
+                        self.tell(viewer, StreamStatus::Draining);
+                    }
+                    if !single {
+                        self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)), None);
+                    }
+                    self.close_websocket(slot, close::GOING_AWAY, "draining");
+                }
+                Phase::Head { .. } if connection.input.is_empty() && connection.outbox.is_empty() => {
+                    self.drop_connection(slot);
+                }
+                Phase::Head { .. } if connection.input.is_empty() => {
+                    if let Some(connection) = self.connections.get_mut(slot) {
+                        connection.close();
+                    }
+                }
+                Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => {}
+            }
+        }
+    }
+}

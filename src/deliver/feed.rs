@@ -1,0 +1,329 @@
+//! Feeding viewers: history as it is read, live frames as they come, and the seam between the two.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::event_loop::Delivery;
+use super::seam::{Ask, Live, Seam, Taken};
+use super::streams::Ending;
+use super::viewer::{Anchor, Batch, Hub, JobKind, Mark, Stage, Wire};
+use crate::event::message::{AckBoard, Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
+use crate::event::{Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream};
+
+impl Delivery {
+    // ----- history -----
+
+    pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, now: Instant) {
+        self.flush_batch(slot);
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) =
+            self.viewers.get(slot).and_then(|viewer| viewer.told)
+        {
+            self.tell(slot, StreamStatus::Live);
+        }
+        if let Some(gap) = shown.gap {
+            self.say_gap(slot, gap);
+        }
+        for frame in &shown.frames {
+            self.push(slot, frame, false);
+        }
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        viewer.stage = Stage::Reading;
+        viewer.anchor = Anchor::Cursor(Box::new(shown.cursor.clone()));
+        if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
+            viewer.entry_bytes = (viewer.entry_bytes * 3 + seen) / 4 + 1;
+        }
+        let over = shown.exhausted && !is_range && viewer.anchor.is_terminal() && !viewer.wish.follow;
+        if over {
+            return self.end(slot, Ending::Ended, now);
+        }
+        let position = shown.frames.last().map_or_else(|| gap_end(shown), |frame| frame.last);
+        let room = self.room(slot) >= self.config.client.send_budget / 2;
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let live = self.hubs.get(viewer.hub).map_or(Live::Off, |hub| hub.live);
+        let Some(seam) = &mut viewer.seam else { return };
+        let (held, ask) = seam.read(position, shown.exhausted, room, live);
+        let paused = seam.is_paused();
+        for frame in &held {
+            self.give_live(slot, frame, now);
+        }
+        if paused {
+            self.pause(slot);
+        }
+        self.ask(slot, ask);
+        self.settle(slot, now);
+    }
+
+    fn say_gap(&mut self, slot: Slot, gap: HistoryGap) {
+        let counters = self.registry.counters();
+        let (id, json) = match gap {
+            HistoryGap::Trimmed { after, next, id, lost } => {
+                counters.gaps_trimmed.inc();
+                (id, notice::gap_trimmed(after, next.or(id), lost))
+            }
+            HistoryGap::Recreated { after, next } => {
+                counters.gaps_recreated.inc();
+                (None, notice::gap_recreated(after, Some(next)))
+            }
+            HistoryGap::Failover { after, newest } => {
+                counters.gaps_failover.inc();
+                (Some(newest), notice::gap_failover(after, Some(newest), newest))
+            }
+        };
+        self.say(slot, id.map(Position::whole), &json);
+    }
+
+    // ----- the seam -----
+
+    pub(super) fn ask(&mut self, slot: Slot, ask: Ask) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        match ask {
+            Ask::Nothing => {}
+            Ask::Read { until } => {
+                let from = viewer.anchor.cursor();
+                self.add_job(slot, JobKind::Read { from, until });
+            }
+            Ask::Attach => {
+                let (hub, from) = (viewer.hub, viewer.anchor.cursor());
+                let Some(found) = self.hubs.get_mut(hub) else { return };
+                found.live = Live::Attaching;
+                found.attach += 1;
+                let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
+                self.control(Control::Attach { stream, delivery: self.index, hub, from });
+            }
+        }
+    }
+
+    /// What follows from where the viewer stands now.
+    fn settle(&mut self, slot: Slot, now: Instant) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        if !viewer.seam.as_ref().is_some_and(Seam::is_live) {
+            return;
+        }
+        let stalled = self.hubs.get(viewer.hub).is_some_and(|hub| hub.stalled);
+        if viewer.anchor.is_terminal() && !viewer.wish.follow {
+            return self.end(slot, Ending::Ended, now);
+        }
+        match viewer.told {
+            Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
+                self.tell(slot, if stalled { StreamStatus::Stalled } else { StreamStatus::Live });
+            }
+            Some(StreamStatus::Live | StreamStatus::Ended | StreamStatus::Failed) if stalled => {
+                self.tell(slot, StreamStatus::Stalled)
+            }
+            Some(StreamStatus::Stalled) if !stalled => self.tell(slot, StreamStatus::Live),
+            _ => {}
+        }
+    }
+
+    pub(super) fn attached(
+        &mut self,
+        name: HubRef,
+        cursor: &Cursor,
+        (stalled, board): (bool, Arc<AckBoard>),
+        now: Instant,
+    ) {
+        let Some(hub) = self.hub(name) else { return };
+        hub.live = Live::On(cursor.position);
+        hub.passed = cursor.position.id;
+        hub.stalled = stalled;
+        hub.board = Some(board);
+        hub.idle_since = None;
+        let viewers = hub.viewers.clone();
+        self.note_unreported(name.slot);
+        for viewer in viewers {
+            let ask = self.seam_of(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
+            self.ask(viewer, ask);
+            self.settle(viewer, now);
+        }
+    }
+
+    /// Live frames of a stream have ended; the viewers go on from history.
+    pub(super) fn broken(&mut self, name: HubRef) {
+        let Some(hub) = self.hub(name) else { return };
+        hub.live = Live::Off;
+        hub.attach += 1;
+        hub.board = None;
+        for viewer in hub.viewers.clone() {
+            self.flush_batch(viewer);
+            let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::broken);
+            self.ask(viewer, ask);
+        }
+    }
+
+    /// The stream that a message is about, unless the message belongs to an earlier asking for live frames.
+    fn hub(&mut self, name: HubRef) -> Option<&mut Hub> {
+        self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
+    }
+
+    pub(super) fn note_unreported(&mut self, slot: Slot) {
+        if let Some(hub) = self.hubs.get_mut(slot) {
+            self.unreported.note(slot, hub);
+        }
+    }
+
+    fn seam_of(&mut self, viewer: Slot) -> Option<&mut Seam<Arc<Frame>>> {
+        self.viewers.get_mut(viewer)?.seam.as_mut()
+    }
+
+    // ----- live -----
+
+    pub(super) fn live(&mut self, news: &LiveFrames, now: Instant) {
+        let Some(hub) = self.hub(news.hub) else { return };
+        let Live::On(position) = hub.live else { return };
+        hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
+        hub.passed = news.cursor.position.id;
+        let mut place = hub.viewers.len();
+        self.note_unreported(news.hub.slot);
+        // From the last to the first: a viewer that ends has its place taken by one that had its turn.
+        while place > 0 {
+            place -= 1;
+            let viewer = self.hubs.get(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
+            let Some(viewer) = viewer else { continue };
+            for frame in news.frames.iter() {
+                self.offer_live(viewer, frame, now);
+            }
+            self.settle(viewer, now);
+        }
+    }
+
+    fn offer_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(seam) = &mut viewer.seam else { return };
+        let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
+        let Some(connection) = self.connections.get(viewer.connection) else { return };
+        let waiting = connection.outbox.cost_bytes() + gathered;
+        let budget = self.config.client.send_budget;
+        if seam.is_live() && waiting > 0 && waiting + frame.json().len() > budget {
+            seam.fall_back();
+            self.registry.counters().clients_fell_back.inc();
+            self.flush_batch(slot);
+            return self.pause(slot);
+        }
+        match seam.live(frame, budget.saturating_sub(waiting)) {
+            Taken::Deliver => self.give_live(slot, frame, now),
+            Taken::Bridge { until } => {
+                self.flush_batch(slot);
+                self.ask(slot, Ask::Read { until: Some(until) });
+            }
+            Taken::Held | Taken::Ignored => {}
+        }
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        if let Some(connection) = self.connections.get_mut(viewer.connection) {
+            connection.paused.push_back(slot);
+        }
+        let (hub, connection) = (viewer.hub, viewer.connection);
+        self.note_unreported(hub);
+        self.touch(connection);
+    }
+
+    /// A connection has drained: as many of its paused viewers go on as there is room for.
+    pub(super) fn resume_paused(&mut self, connection: Slot) {
+        let budget = self.config.client.send_budget;
+        while let Some(found) = self.connections.get_mut(connection)
+            && !found.paused.is_empty()
+            && found.outbox.cost_bytes() + found.promised <= budget / 2
+        {
+            let Some(viewer) = found.paused.pop_front() else { return };
+            let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::resume);
+            self.ask(viewer, ask);
+            // What is asked now is promised now, so that the next one finds what is left.
+            self.send_fresh_jobs();
+        }
+    }
+
+    pub(super) fn stalled(&mut self, name: HubRef, stalled: bool, now: Instant) {
+        let Some(hub) = self.hub(name) else { return };
+        hub.stalled = stalled;
+        for viewer in hub.viewers.clone() {
+            self.settle(viewer, now);
+        }
+    }
+
+    // ----- giving -----
+
+    fn give_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        viewer.anchor = Anchor::Frame(Arc::clone(frame));
+        if viewer.wish.batch.is_zero() {
+            return self.push(slot, frame, true);
+        }
+        let due = now + viewer.wish.batch;
+        let connection = viewer.connection;
+        let batch = viewer.batch.get_or_insert_with(|| Box::new(Batch { frames: Vec::new(), bytes: 0, due }));
+        batch.frames.push(Arc::clone(frame));
+        batch.bytes += frame.json().len();
+        let due = batch.due;
+        if frame.is_terminal() {
+            self.flush_batch(slot);
+        } else {
+            self.arm(connection, due);
+        }
+    }
+
+    /// Sends what was gathered, merged.
+    pub(super) fn flush_batch(&mut self, slot: Slot) {
+        let Some(batch) = self.viewers.get_mut(slot).and_then(|viewer| viewer.batch.take()) else { return };
+        for frame in merge(&batch.frames) {
+            self.push(slot, &frame, true);
+        }
+    }
+
+    /// Sends what was gathered if its time has come; else says when.
+    pub(super) fn judge_batch(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+        let due = self.viewers.get(slot)?.batch.as_ref()?.due;
+        if due > now {
+            return Some(due);
+        }
+        self.flush_batch(slot);
+        None
+    }
+
+    pub(super) fn push(&mut self, slot: Slot, frame: &Arc<Frame>, live: bool) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        viewer.unwritten += 1;
+        let bytes = match viewer.wish.wire {
+            Wire::WebSocket => frame.websocket(),
+            Wire::Multiplexed => frame.multiplexed(),
+            Wire::Sse => frame.sse(),
+            Wire::State | Wire::Head => return,
+        };
+        let connection = viewer.connection;
+        self.send(connection, bytes, Some(Mark { viewer: slot, frame: Arc::clone(frame), live }));
+    }
+
+    /// Sends a viewer something that concerns it alone.
+    pub(super) fn say(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        let bytes: Bytes = match viewer.wish.wire {
+            Wire::WebSocket => websocket_text(json),
+            Wire::Multiplexed => websocket_text(&with_stream(json, &viewer.wish.stream)),
+            Wire::Sse => sse_event(id, json),
+            Wire::State | Wire::Head => return,
+        };
+        self.send(viewer.connection, bytes, None);
+    }
+
+    /// Tells a viewer how its stream stands, unless it knows.
+    pub(super) fn tell(&mut self, slot: Slot, status: StreamStatus) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        if viewer.told == Some(status) {
+            return;
+        }
+        viewer.told = Some(status);
+        self.flush_batch(slot);
+        self.say(slot, None, &notice::status(status));
+    }
+}
+
+/// Where a read without frames has brought its viewers: a gap may end at an id of its own.
+fn gap_end(shown: &Shown) -> Position {
+    match shown.gap {
+        Some(HistoryGap::Trimmed { id: Some(id), .. }) => Position::whole(id),
+        _ => Position::ZERO,
+    }
+}

@@ -1,0 +1,189 @@
+//! History reads: who shares one, how much it may bring, and what becomes of it.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::event_loop::Delivery;
+use super::response::HttpError;
+use super::streams::Ending;
+use super::viewer::{Job, JobKind, Wire};
+use crate::event::StreamStatus;
+use crate::event::message::{ReplayOutcome, ReplayStep, Slot, StateSearch};
+
+/// The least that one history read asks for.
+const READ_COUNT_MIN: usize = 16;
+/// Jobs that may be under way for viewers who have left.
+const STALE_JOBS_MAX: usize = 1024;
+
+/// Jobs that were made in this turn and may still take more viewers, by hub.
+pub(super) type FreshJobs = HashMap<Slot, Vec<Slot>>;
+
+impl Delivery {
+    /// Viewers of one stream that want the same at the same moment share a read.
+    pub(super) fn add_job(&mut self, slot: Slot, kind: JobKind) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        let same = |job: &Job| match (&job.kind, &kind) {
+            (JobKind::Open(one), JobKind::Open(other)) => one == other,
+            (JobKind::Read { from, until }, JobKind::Read { from: other_from, until: other_until }) => {
+                from == other_from && until == other_until
+            }
+            (JobKind::State, JobKind::State) | (JobKind::Probe, JobKind::Probe) => true,
+            _ => false,
+        };
+        let candidates = self.fresh_jobs.entry(viewer.hub).or_default();
+        let shared = candidates.iter().find(|&&job| self.jobs.get(job).is_some_and(same)).copied();
+        match shared.and_then(|job| self.jobs.get_mut(job)) {
+            Some(job) => job.viewers.push(slot),
+            None => {
+                let stream = viewer.wish.stream.clone();
+                let job = Job { stream, viewers: vec![slot], kind, attempts: 0 };
+                let job = self.jobs.insert(job);
+                candidates.push(job);
+                self.registry.gauges().replay_jobs.inc();
+            }
+        }
+    }
+
+    /// Sends the reads that this turn has asked for.
+    pub(super) fn send_fresh_jobs(&mut self) {
+        for (_, jobs) in std::mem::take(&mut self.fresh_jobs) {
+            for job in jobs {
+                self.send_job(job, None);
+            }
+        }
+    }
+
+    /// Asks for a job's next read; `step` goes on with one that is under way.
+    pub(super) fn send_job(&mut self, slot: Slot, step: Option<ReplayStep>) {
+        if !self.is_wanted(slot) {
+            return self.remove_job(slot);
+        }
+        let Some(job) = self.jobs.get(slot) else { return };
+        let step = step.unwrap_or_else(|| match &job.kind {
+            JobKind::Open(after) => ReplayStep::Open { after: *after },
+            JobKind::Read { from, until } => ReplayStep::Continue { from: from.clone(), until: *until },
+            JobKind::State => ReplayStep::State(Box::new(StateSearch {
+                max_bytes: self.config.client.max_state,
+                ..StateSearch::default()
+            })),
+            JobKind::Probe => ReplayStep::Probe,
+        });
+        let shows = !matches!(step, ReplayStep::State(_) | ReplayStep::Probe);
+        let viewers = job.viewers.clone();
+        // What the most occupied of the viewers has room for, so that nobody's budget is passed.
+        let (mut budget_bytes, mut entry_bytes) = (self.config.client.send_budget, 1);
+        for &viewer in &viewers {
+            budget_bytes = budget_bytes.min(self.room(viewer));
+            entry_bytes = entry_bytes.max(self.viewers.get(viewer).map_or(1, |viewer| viewer.entry_bytes));
+        }
+        if shows {
+            for viewer in viewers {
+                self.promise(viewer, budget_bytes);
+            }
+        }
+        let count = match &step {
+            ReplayStep::Continue { .. } => (budget_bytes / entry_bytes)
+                .clamp(READ_COUNT_MIN, self.config.delivery.replay_count.max(READ_COUNT_MIN)),
+            ReplayStep::Probe => 1,
+            _ => self.config.delivery.replay_count,
+        };
+        let Some(job) = self.jobs.get(slot) else { return };
+        self.request(slot, job.stream.clone(), step, (count, budget_bytes));
+    }
+
+    /// Whether any of the viewers for whom a job was made is still there.
+    pub(super) fn is_wanted(&self, slot: Slot) -> bool {
+        let alive = |&viewer: &Slot| self.viewers.get(viewer).is_some();
+        self.jobs.get(slot).is_some_and(|job| job.viewers.iter().any(alive))
+    }
+
+    pub(super) fn remove_job(&mut self, slot: Slot) {
+        if self.jobs.remove(slot).is_some() {
+            self.registry.gauges().replay_jobs.dec();
+        }
+    }
+
+    /// Jobs whose viewers have left remain until their read is back: a client that keeps coming and going has
+    /// to wait for that.
+    pub(super) fn has_too_many_jobs(&self) -> bool {
+        self.jobs.len() > self.viewers.len() + STALE_JOBS_MAX
+    }
+
+    /// The bytes that history may still add to what waits for the viewer's connection.
+    pub(super) fn room(&self, viewer: Slot) -> usize {
+        let Some(viewer) = self.viewers.get(viewer) else { return usize::MAX };
+        let waiting = self
+            .connections
+            .get(viewer.connection)
+            .map_or(0, |found| found.outbox.cost_bytes() + found.promised - viewer.promised);
+        self.config.client.send_budget.saturating_sub(waiting)
+    }
+
+    /// The viewer's outstanding read may fill so much of its connection's budget.
+    pub(super) fn promise(&mut self, slot: Slot, bytes: usize) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let before = std::mem::replace(&mut viewer.promised, bytes);
+        let slot = viewer.connection;
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.promised = connection.promised - before + bytes;
+        // Room that is given back is room for those who wait for it.
+        if bytes < before && !connection.paused.is_empty() {
+            self.touch(slot);
+        }
+    }
+
+    pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
+        match outcome {
+            ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
+            ReplayOutcome::Gathering(search) => return self.send_job(slot, Some(ReplayStep::State(search))),
+            ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
+            _ => {}
+        }
+        let Some(job) = self.jobs.remove(slot) else { return };
+        self.registry.gauges().replay_jobs.dec();
+        let is_range = matches!(job.kind, JobKind::Read { until: Some(_), .. });
+        for viewer in job.viewers {
+            self.promise(viewer, 0);
+            match &outcome {
+                ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, now),
+                ReplayOutcome::Missing => self.miss(viewer, now),
+                ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
+                ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
+                ReplayOutcome::State(document) => self.answer_state(viewer, document, now),
+                ReplayOutcome::StateTooLarge => {
+                    let error = HttpError::unavailable(
+                        "state_too_large",
+                        "the state is larger than this server assembles; read the stream instead",
+                        60,
+                    );
+                    self.answer_error(viewer, &error, now);
+                }
+                ReplayOutcome::Exists => self.answer_head(viewer, now),
+                ReplayOutcome::Searching(_) | ReplayOutcome::Gathering(_) | ReplayOutcome::Unavailable => {}
+            }
+        }
+    }
+
+    /// Redis cannot be reached: streams are told and wait, single answers are 503.
+    fn postpone_job(&mut self, slot: Slot, now: Instant) {
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        let viewers = std::mem::take(&mut job.viewers);
+        let mut staying = Vec::with_capacity(viewers.len());
+        for viewer in viewers {
+            let Some(found) = self.viewers.get(viewer) else { continue };
+            if matches!(found.wish.wire, Wire::State | Wire::Head) {
+                let error = HttpError::unavailable("redis_unreachable", "the store cannot be reached", 1);
+                self.answer_error(viewer, &error, now);
+            } else {
+                self.begin_events(viewer, now);
+                self.tell(viewer, StreamStatus::Degraded);
+                staying.push(viewer);
+            }
+        }
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        job.viewers = staying;
+        job.attempts = job.attempts.saturating_add(1);
+        let attempts = job.attempts;
+        self.retry_later(slot, attempts, now);
+    }
+}

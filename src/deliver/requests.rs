@@ -1,0 +1,366 @@
+//! Requests and their answers: admission, HTTP, and the beginning and end of answers about streams.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::connection::{Phase, ReadOutcome, Viewers, WebSocket};
+use super::event_loop::Delivery;
+use super::message::{BODY_BYTES_MAX, parse_cancel_body};
+use super::request::{Parsed, Request, parse_grown};
+use super::response::{AllowedOrigin, HttpError, Reply, go_on, switch_to_websocket};
+use super::route::{Representation, Route, RouteLimits, StreamRequest, route};
+use super::streams::Ending;
+use super::viewer::{Wire, Wish};
+use super::websocket::{Decoder, close};
+use crate::event::StreamName;
+use crate::event::message::{Errand, Slot};
+
+/// What a client that is refused for want of room is told to wait, in seconds.
+pub(super) const RETRY_AFTER_S: u32 = 1;
+/// Reads of one connection in one round, so that a flood does not keep the others waiting.
+const READS_PER_ROUND: usize = 16;
+/// When a connection that had more to read is looked at again.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+/// What may wait, beyond what a stream may have waiting, for a client that asks and does not read its answers.
+pub(super) const ANSWERS_BYTES_MAX: usize = 256 * 1024;
+
+impl Delivery {
+    // ----- admission -----
+
+    /// Why a new connection is not served, if it is not.
+    pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
+        let counters = self.registry.counters();
+        if self.draining.is_some() {
+            return Some(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+        }
+        if self.connections_of_all() > self.max_connections() {
+            counters.connections_refused_full.inc();
+            return Some(HttpError::unavailable("full", "no more connections are taken now", RETRY_AFTER_S));
+        }
+        let refused = self.rates.lock().connect(address.ip(), now).err()?;
+        counters.connections_refused_rate.inc();
+        Some(too_many("too many connections a second", refused.seconds()))
+    }
+
+    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
+        let mut answer = Vec::new();
+        Reply::closing().error(&mut answer, error);
+        self.answer_and_close(slot, answer);
+    }
+
+    fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.send(answer.into(), None);
+        connection.close();
+        self.touch(slot);
+    }
+
+    // ----- reading -----
+
+    pub(super) fn read_connection(&mut self, slot: Slot, buffer: &mut [u8], now: Instant) {
+        for _ in 0..READS_PER_ROUND {
+            let Some(connection) = self.connections.get_mut(slot) else { return };
+            match connection.read(buffer) {
+                ReadOutcome::Some(len) => self.hear(slot, &buffer[..len], now),
+                ReadOutcome::Blocked => return,
+                ReadOutcome::Over => return self.drop_connection(slot),
+            }
+        }
+        // More is waiting and no event will tell: the connection is looked at again at once.
+        self.arm(slot, now + READ_PAUSE);
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.unread = true;
+        }
+    }
+
+    fn hear(&mut self, slot: Slot, bytes: &[u8], now: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        match &mut connection.phase {
+            Phase::Head { .. } | Phase::Body { .. } => {
+                connection.input.extend_from_slice(bytes);
+                self.hear_requests(slot, now);
+            }
+            // A client that sends its next requests early finds them answered in order, within a bound.
+            Phase::Asked { .. } => {
+                connection.input.extend_from_slice(bytes);
+                if connection.input.len() > BODY_BYTES_MAX {
+                    self.drop_connection(slot);
+                }
+            }
+            Phase::Sse { .. } | Phase::Closing { .. } => {}
+            Phase::WebSocket(_) => self.hear_websocket(slot, bytes, now),
+        }
+    }
+
+    // ----- HTTP -----
+
+    /// Takes whole requests out of the input, until one has to wait for its answer.
+    fn hear_requests(&mut self, slot: Slot, now: Instant) {
+        loop {
+            let Some(connection) = self.connections.get_mut(slot) else { return };
+            match &mut connection.phase {
+                Phase::Head { seen, .. } => {
+                    let parsed = parse_grown(&connection.input, *seen);
+                    *seen = connection.input.len();
+                    match parsed {
+                        Parsed::Partial => return,
+                        Parsed::Invalid(error) => {
+                            self.registry.counters().http_errors.inc();
+                            return self.refuse_connection(slot, &error);
+                        }
+                        Parsed::Complete { head_bytes, request } => {
+                            connection.input.drain(..head_bytes);
+                            self.answer(slot, &request, now);
+                        }
+                    }
+                }
+                Phase::Body { bytes, .. } => {
+                    if connection.input.len() < *bytes {
+                        return;
+                    }
+                    self.take_cancel(slot, now);
+                }
+                Phase::WebSocket(_) => {
+                    let early = std::mem::take(&mut connection.input);
+                    return self.hear_websocket(slot, &early, now);
+                }
+                Phase::Asked { .. } | Phase::Sse { .. } | Phase::Closing { .. } => return,
+            }
+        }
+    }
+
+    fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
+        self.registry.counters().http_requests.inc();
+        let decision = self.origins.decide(request.origin.as_deref(), request.host.as_deref());
+        let origin = AllowedOrigin::from_decision(decision);
+        let reply = Reply::to(request, origin.clone().unwrap_or_default());
+        let limits =
+            RouteLimits { max_wait: self.config.client.max_wait, max_batch: self.config.delivery.max_batch };
+        let route =
+            origin.and_then(|_| route(request, &limits)).and_then(|route| self.allow(slot, route, now));
+        match route {
+            Ok(Route::Stream(wanted)) if wanted.representation == Representation::WebSocket => {
+                self.upgrade(slot, request, Some(wanted), now);
+            }
+            Ok(Route::Stream(wanted)) => self.answer_stream(slot, wanted, reply),
+            Ok(Route::Multiplex) => self.upgrade(slot, request, None, now),
+            Ok(Route::Cancel(stream)) => {
+                let bytes = request.content_length.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+                let reply = Reply { keep_alive: request.keep_alive, ..reply };
+                let Some(connection) = self.connections.get_mut(slot) else { return };
+                connection.phase = Phase::Body { since: now, stream, reply, bytes };
+                if request.expects_continue && bytes > 0 {
+                    let mut interim = Vec::new();
+                    go_on(&mut interim);
+                    self.send(slot, interim.into(), None);
+                }
+            }
+            Ok(Route::Page) if self.config.listen.demo_page => {
+                let page = crate::web::DEMO_PAGE.as_bytes();
+                self.reply(slot, &reply, now, |reply, out| {
+                    reply.content(out, 200, "text/html; charset=utf-8", page)
+                });
+            }
+            Ok(Route::Page) => {
+                self.reply_error(slot, &reply, &HttpError::not_found("there is nothing here"), now)
+            }
+            Ok(Route::Preflight { methods }) => {
+                self.reply(slot, &reply, now, |reply, out| reply.preflight(out, methods));
+            }
+            Err(error) => self.reply_error(slot, &reply, &error, now),
+        }
+    }
+
+    /// Whether the state of this instance and the client's rates allow the request.
+    fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
+        if self.draining.is_some() {
+            return Err(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
+        let ip = connection.address.ip();
+        let mut rates = self.rates.lock();
+        if !connection.counted {
+            if !rates.open(ip) {
+                return Err(too_many("too many connections from one address", u64::from(RETRY_AFTER_S)));
+            }
+            connection.counted = true;
+        }
+        let rated = match &route {
+            Route::Stream(_) => rates.subscribe(ip, now),
+            Route::Cancel(_) => rates.cancel(ip, now),
+            Route::Multiplex | Route::Page | Route::Preflight { .. } => Ok(()),
+        };
+        rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
+        if self.has_too_many_jobs() {
+            return Err(HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S));
+        }
+        Ok(route)
+    }
+
+    fn answer_stream(&mut self, slot: Slot, wanted: StreamRequest, reply: Reply) {
+        let wire = match wanted.representation {
+            Representation::WebSocket => Wire::WebSocket,
+            Representation::Sse => Wire::Sse,
+            Representation::State => Wire::State,
+            Representation::Head => Wire::Head,
+        };
+        let viewer = self.add_viewer(slot, wish(wanted, wire));
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.phase = Phase::Asked { viewer, reply };
+        }
+    }
+
+    fn upgrade(&mut self, slot: Slot, request: &Request, wanted: Option<StreamRequest>, now: Instant) {
+        let Some(offer) = &request.websocket else { return };
+        let mut head = Vec::new();
+        switch_to_websocket(&mut head, offer);
+        self.send(slot, head.into(), None);
+        self.registry.counters().websocket_opened.inc();
+        let viewers = match wanted {
+            Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
+            None => Viewers::Many(HashMap::new()),
+        };
+        let websocket = WebSocket { decoder: Decoder::new(), viewers, bad_messages: 0, pinged_at: None };
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.phase = Phase::WebSocket(Box::new(websocket));
+            connection.input.shrink_to_fit();
+        }
+        self.arm(slot, now + self.config.client.keepalive);
+    }
+
+    fn take_cancel(&mut self, slot: Slot, now: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let since = Phase::Head { since: now, seen: 0 };
+        let Phase::Body { stream, reply, bytes, .. } = std::mem::replace(&mut connection.phase, since) else {
+            return;
+        };
+        let body: Vec<u8> = connection.input.drain(..bytes).collect();
+        let by = connection.address.to_string();
+        let asked = parse_cancel_body(&body).and_then(|reason| {
+            self.cancel(stream, reason, by)
+                .map_err(|()| HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S))
+        });
+        match asked {
+            Ok(()) => self.reply(slot, &reply, now, |reply, out| reply.json(out, 202, b"{}")),
+            Err(error) => self.reply_error(slot, &reply, &error, now),
+        }
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        stream: StreamName,
+        reason: Option<String>,
+        by: String,
+    ) -> Result<(), ()> {
+        self.registry.counters().cancels_requested.inc();
+        if self.errand_now(Errand::Cancel { stream, reason, by }) { Ok(()) } else { Err(()) }
+    }
+
+    /// Sends a whole answer; the connection takes the next request or ends.
+    fn reply(&mut self, slot: Slot, reply: &Reply, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
+        let mut answer = Vec::new();
+        build(reply, &mut answer);
+        if !reply.keep_alive || self.draining.is_some() {
+            return self.answer_and_close(slot, answer);
+        }
+        self.send(slot, answer.into(), None);
+        let timeout = self.config.client.handshake_timeout;
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        // A client that keeps asking and does not read its answers is not asked for more.
+        if connection.outbox.cost_bytes() > self.config.client.max_state + ANSWERS_BYTES_MAX {
+            return connection.close();
+        }
+        connection.phase = Phase::Head { since: now, seen: 0 };
+        self.arm(slot, now + timeout);
+    }
+
+    fn reply_error(&mut self, slot: Slot, reply: &Reply, error: &HttpError, now: Instant) {
+        self.registry.counters().http_errors.inc();
+        self.reply(slot, reply, now, |reply, out| reply.error(out, error));
+    }
+
+    // ----- answers about streams -----
+
+    /// Answers the viewer's request with what `build` makes; the viewer is gone then.
+    fn answer_viewer(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
+        let Some(slot) = self.viewers.get(viewer).map(|viewer| viewer.connection) else { return };
+        self.remove_viewer(viewer);
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Phase::Asked { reply, .. } =
+            std::mem::replace(&mut connection.phase, Phase::Head { since: now, seen: 0 })
+        else {
+            return;
+        };
+        self.reply(slot, &reply, now, build);
+        self.hear_requests(slot, now);
+    }
+
+    pub(super) fn answer_state(&mut self, viewer: Slot, document: &[u8], now: Instant) {
+        self.answer_viewer(viewer, now, |reply, out| reply.json(out, 200, document));
+    }
+
+    pub(super) fn answer_head(&mut self, viewer: Slot, now: Instant) {
+        self.answer_viewer(viewer, now, |reply, out| reply.head(out, 200));
+    }
+
+    pub(super) fn answer_no_content(&mut self, viewer: Slot, now: Instant) {
+        self.answer_viewer(viewer, now, Reply::no_content);
+    }
+
+    pub(super) fn answer_error(&mut self, viewer: Slot, error: &HttpError, now: Instant) {
+        self.registry.counters().http_errors.inc();
+        self.answer_viewer(viewer, now, |reply, out| reply.error(out, error));
+    }
+
+    /// Whether the viewer's answer has begun, so that its status can no longer change.
+    pub(super) fn has_begun(&self, viewer: Slot) -> bool {
+        let connection = self.viewers.get(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        connection.is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
+    }
+
+    /// An event stream's head is sent once it is known that there is something to send.
+    pub(super) fn begin_events(&mut self, viewer: Slot, now: Instant) {
+        let Some(slot) = self.viewers.get(viewer).map(|viewer| viewer.connection) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Phase::Asked { reply, .. } = &connection.phase else { return };
+        let mut head = Vec::new();
+        reply.sse(&mut head);
+        connection.phase = Phase::Sse { viewer };
+        connection.input = Vec::new();
+        self.registry.counters().sse_opened.inc();
+        self.send(slot, head.into(), None);
+        self.arm(slot, now + self.config.client.keepalive);
+    }
+
+    /// A connection whose one stream is over is closed.
+    pub(super) fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
+        if ending == Ending::NotFound && !self.has_begun(viewer) {
+            let head = self.viewers.get(viewer).is_some_and(|viewer| viewer.wish.wire == Wire::Head);
+            return if head {
+                self.answer_viewer(viewer, now, |reply, out| reply.head(out, 404));
+            } else {
+                self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
+            };
+        }
+        self.remove_viewer(viewer);
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        match (&connection.phase, ending) {
+            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(close::NORMAL, "ended"),
+            (Phase::WebSocket(_), Ending::NotFound) => {
+                connection.close_websocket(close::NOT_FOUND, "there is no such stream");
+            }
+            _ => connection.close(),
+        }
+        self.touch(slot);
+    }
+}
+
+fn wish(wanted: StreamRequest, wire: Wire) -> Wish {
+    let StreamRequest { stream, after, follow, wait, batch, .. } = wanted;
+    Wish { stream, after, follow, wait, batch, wire }
+}
+
+fn too_many(message: &str, seconds: u64) -> HttpError {
+    HttpError::too_many("too_many", message, u32::try_from(seconds).unwrap_or(u32::MAX))
+}
