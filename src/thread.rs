@@ -4,9 +4,8 @@
 //! The name is what `/proc/PID/task/*/comm` shows, so it stays within 15 bytes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
 
-use crate::queue::{Receiver, Sender};
+use crate::queue::Sender;
 
 /// The longest thread name that Linux keeps.
 const NAME_BYTES_MAX: usize = 15;
@@ -84,28 +83,18 @@ impl Handle {
     }
 }
 
-/// Joins all threads that end before `deadline` and returns the names of those that did not.
+/// Joins the threads that are over and returns the names of the others.
 #[must_use]
-pub fn join_until(handles: Vec<Handle>, ended: &Receiver<Ended>, deadline: Instant) -> Vec<String> {
-    let mut running = handles;
-    loop {
-        let (finished, rest): (Vec<_>, Vec<_>) = running.into_iter().partition(Handle::is_finished);
-        finished.into_iter().for_each(Handle::join);
-        running = rest;
-        let now = Instant::now();
-        if running.is_empty() || now >= deadline {
-            return running.into_iter().map(|handle| handle.name).collect();
-        }
-        // A report comes a moment before its thread is finished, so the wait is short and repeated.
-        let wait = (deadline - now).min(Duration::from_millis(20));
-        if let Some(report) = ended.recv_timeout(wait) {
-            tracing::debug!(thread = report.name, outcome = ?report.outcome, "thread over");
-        }
-    }
+pub fn join_finished(handles: Vec<Handle>) -> Vec<String> {
+    let (finished, running): (Vec<_>, Vec<_>) = handles.into_iter().partition(Handle::is_finished);
+    finished.into_iter().for_each(Handle::join);
+    running.into_iter().map(|handle| handle.name).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::queue;
 
@@ -127,8 +116,11 @@ mod tests {
             wait.recv_timeout(Duration::from_secs(60));
         })
         .unwrap();
-        let names = join_until(vec![quick, late], &receiver, Instant::now() + Duration::from_millis(200));
-        assert_eq!(names, ["late"]);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap().name, "quick");
+        while !quick.is_finished() {
+            std::thread::yield_now();
+        }
+        assert_eq!(join_finished(vec![quick, late]), ["late"]);
         release.try_send(()).unwrap();
     }
 }

@@ -22,10 +22,9 @@ use self::signals::{Signal, Signals};
 use self::systemd::{Notifier, PassedError};
 use self::threads::{Shared, Stops, Threads};
 use crate::config::Config;
-use crate::event::message::ToDelivery;
 use crate::observe::Registry;
 use crate::queue::{self, Receiver};
-use crate::thread::{Ended, Outcome, join_until};
+use crate::thread::{Ended, Outcome, join_finished};
 use crate::watcher::{ClaimError, Fatal, Identity};
 
 /// How long main waits at most between two looks at everything.
@@ -36,7 +35,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long live batches may take to pass through when draining begins.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
-/// What ending takes after the clients are gone: acknowledgements, the lease, joining.
+/// What is left for the end when the clients are gone: acknowledgements, the lease, joining. At most a fifth of
+/// the grace.
 const WIND_UP: Duration = Duration::from_secs(3);
 
 /// Why the daemon does not run, or not any more.
@@ -199,30 +199,31 @@ impl Main {
         }
     }
 
-    /// Ends everything in the order of the data.
+    /// Ends everything in the order of the data, all of it within `shutdown.grace`.
     fn drain(&mut self, threads: Threads) -> Result<(), DaemonError> {
         let grace = self.config.shutdown.grace;
-        let deadline = Instant::now() + grace;
+        let end = Instant::now() + grace;
+        let wind_up = (grace / 5).min(WIND_UP);
+        let is_finished = crate::thread::Handle::is_finished;
+        let Threads { deliveries, live, middle, readers, rest } = threads;
         self.stops.reading.request();
-        self.interruptible(Instant::now() + PASS_THROUGH.min(grace), || {
-            threads.live.iter().all(|queue| queue.gauge().read().depth == 0)
+        self.interruptible(Instant::now() + PASS_THROUGH.min(grace / 5), || {
+            live.iter().all(|queue| queue.gauge().read().depth == 0)
         })?;
-        for inbox in &threads.inboxes {
-            // A delivery thread whose inbox is full, or who is gone, is stopped below.
-            if inbox.send_timeout(ToDelivery::Drain(grace), Duration::from_millis(200)).is_err() {
-                tracing::warn!("a delivery thread is too busy to drain");
-                self.stops.delivering.request();
-            }
-        }
-        self.interruptible(deadline, || threads.deliveries.iter().all(crate::thread::Handle::is_finished))?;
+        self.stops.draining.request();
+        self.interruptible(end - wind_up, || deliveries.iter().all(is_finished))?;
         self.stops.delivering.request();
         self.stops.acknowledging.request();
-        let end = deadline.max(Instant::now()) + WIND_UP;
-        let Threads { deliveries, middle, readers, rest, .. } = threads;
-        let front = deliveries.into_iter().chain(middle).chain(readers).collect();
-        let mut late = join_until(front, &self.ended, end);
+        let front: Vec<_> = deliveries.into_iter().chain(middle).chain(readers).collect();
+        self.interruptible(end - wind_up / 2, || front.iter().all(is_finished))?;
         self.stops.rest.request();
-        late.extend(join_until(rest, &self.ended, end));
+        self.interruptible(end, || front.iter().chain(&rest).all(is_finished))?;
+        let late = join_finished(front.into_iter().chain(rest).collect());
+        while let Some(Ended { name, outcome }) = self.ended.try_recv() {
+            if outcome == Outcome::Panicked {
+                return Err(DaemonError::ThreadEnded(name));
+            }
+        }
         if late.is_empty() { Ok(()) } else { Err(DaemonError::Late(late.join(", "))) }
     }
 

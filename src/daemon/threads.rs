@@ -32,6 +32,8 @@ use crate::watcher::{ERRANDS, Identity, Watcher, WatcherParts};
 pub(super) struct Stops {
     /// Readers take nothing new and go on acknowledging.
     pub(super) reading: Stop,
+    /// Delivery threads tell their clients, flush and close, and end then.
+    pub(super) draining: Stop,
     /// Delivery, transform and replay threads, whatever they are at.
     pub(super) delivering: Stop,
     /// Readers, after their last acknowledgements.
@@ -43,7 +45,7 @@ pub(super) struct Stops {
 impl Stops {
     /// Everything, at once.
     pub(super) fn all(&self) {
-        for stop in [&self.reading, &self.delivering, &self.acknowledging, &self.rest] {
+        for stop in [&self.reading, &self.draining, &self.delivering, &self.acknowledging, &self.rest] {
             stop.request();
         }
     }
@@ -71,8 +73,6 @@ pub(super) struct Shared {
 pub(super) struct Threads {
     /// Delivery threads.
     pub(super) deliveries: Vec<Handle>,
-    /// Their inboxes, for the request to drain.
-    pub(super) inboxes: Vec<Sender<ToDelivery>>,
     /// Live batches on their way, which draining waits for.
     pub(super) live: Vec<Sender<LiveBatch>>,
     /// Transform and replay threads.
@@ -208,7 +208,6 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
         clock: Arc::default(),
         leased: Arc::default(),
     };
-    let inboxes = builder.queues.inboxes.senders.clone();
     let live = builder.queues.live.senders.clone();
     let Listeners { public, admin, stats } = listeners;
     let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
@@ -217,7 +216,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     let mut middle = builder.transforms()?;
     middle.extend(builder.replays()?);
     let deliveries = builder.deliveries(public)?;
-    Ok(Threads { deliveries, inboxes, live, middle, readers, rest })
+    Ok(Threads { deliveries, live, middle, readers, rest })
 }
 
 impl Builder {
@@ -361,6 +360,7 @@ impl Builder {
                 max_connections: self.shared.max_connections,
                 config: Arc::clone(&self.shared.config),
                 registry: Arc::clone(&self.shared.registry),
+                draining: self.shared.stops.draining.clone(),
                 stop: self.shared.stops.delivering.clone(),
             });
             handles.push(self.spawn(format!("deliver-{index}"), move || {

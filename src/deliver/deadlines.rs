@@ -1,6 +1,6 @@
 //! What happens because time passes: keep-alive, slow and vanished clients, waits that run out, draining.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -132,8 +132,8 @@ impl Delivery {
     // ----- draining -----
 
     /// Tells everybody, and closes what is flushed.
-    pub(super) fn drain(&mut self, now: Instant, grace: Duration) {
-        self.draining = Some(now + grace);
+    pub(super) fn drain(&mut self, now: Instant) {
+        self.is_draining = true;
         for slot in self.connections.slots() {
             let Some(connection) = self.connections.get(slot) else { continue };
             let viewers = connection.viewers();

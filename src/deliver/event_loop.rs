@@ -89,6 +89,8 @@ pub struct DeliveryParts {
     pub config: Arc<Config>,
     /// Where to count.
     pub registry: Arc<Registry>,
+    /// When to tell the clients, flush, close and end.
+    pub draining: Stop,
     /// When to end at once.
     pub stop: Stop,
 }
@@ -110,6 +112,7 @@ pub struct Delivery {
     pub(super) origins: OriginPolicy,
     pub(super) config: Arc<Config>,
     pub(super) registry: Arc<Registry>,
+    drain_requested: Stop,
     stop: Stop,
     recorder: Recorder,
 
@@ -133,8 +136,8 @@ pub struct Delivery {
     accept_at: Option<Instant>,
     ticked_at: Instant,
     buffer: Vec<u8>,
-    /// While draining: until when.
-    pub(super) draining: Option<Instant>,
+    /// Whether the clients were told that the instance goes down.
+    pub(super) is_draining: bool,
 }
 
 impl Delivery {
@@ -143,7 +146,7 @@ impl Delivery {
     pub fn new(parts: DeliveryParts) -> Self {
         let DeliveryParts { index, poll, inbox, missed, listener, peers, loads, .. } = parts;
         let DeliveryParts { replays, transforms, errands, rates, max_connections, .. } = parts;
-        let DeliveryParts { config, registry, stop, .. } = parts;
+        let DeliveryParts { config, registry, draining, stop, .. } = parts;
         let now = Instant::now();
         Self {
             index,
@@ -162,6 +165,7 @@ impl Delivery {
             config,
             recorder: registry.recorder(),
             registry,
+            drain_requested: draining,
             stop,
             connections: Table::default(),
             viewers: Table::default(),
@@ -180,7 +184,7 @@ impl Delivery {
             accept_at: None,
             ticked_at: now,
             buffer: vec![0; READ_BYTES],
-            draining: None,
+            is_draining: false,
         }
     }
 
@@ -225,6 +229,10 @@ impl Delivery {
             self.accept(now);
         }
         self.receive(now);
+        if self.drain_requested.requested() && !self.is_draining && self.inbox.is_empty() {
+            // What was read before is with the clients' outboxes now.
+            self.drain(now);
+        }
         self.catch_up();
         self.retry_jobs(now);
         self.expire(now);
@@ -468,7 +476,6 @@ impl Delivery {
                 ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
                 ToDelivery::Appeared(stream) => self.appear(&stream),
                 ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
-                ToDelivery::Drain(grace) => self.drain(now, grace),
             }
         }
     }
@@ -549,7 +556,7 @@ impl Delivery {
     }
 
     fn is_drained(&self) -> bool {
-        self.draining.is_some_and(|until| self.connections.is_empty() || Instant::now() >= until)
+        self.is_draining && self.connections.is_empty()
     }
 }
 

@@ -31,7 +31,7 @@ impl Delivery {
     /// Why a new connection is not served, if it is not.
     pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
         let counters = self.registry.counters();
-        if self.draining.is_some() {
+        if self.is_draining {
             return Some(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
         }
         if self.connections_of_all() > self.max_connections() {
@@ -174,7 +174,7 @@ impl Delivery {
 
     /// Whether the state of this instance and the client's rates allow the request.
     fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
-        if self.draining.is_some() {
+        if self.is_draining {
             return Err(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
         }
         let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
@@ -261,7 +261,7 @@ impl Delivery {
     fn reply(&mut self, slot: Slot, reply: &Reply, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
         let mut answer = Vec::new();
         build(reply, &mut answer);
-        if !reply.keep_alive || self.draining.is_some() {
+        if !reply.keep_alive || self.is_draining {
             return self.answer_and_close(slot, answer);
         }
         self.send(slot, answer.into(), None);

@@ -144,6 +144,8 @@ impl<P: Piece> Seam<P> {
             Road::History if exhausted => (Vec::new(), self.join(live)),
             Road::History if room => (Vec::new(), self.read_on()),
             Road::History => (Vec::new(), Ask::Nothing),
+            // What was held is read again, once there is room.
+            Road::Bridging { .. } if !exhausted && !room => (Vec::new(), Ask::Nothing),
             Road::Bridging { until, held, held_bytes } if !exhausted => {
                 self.road = Road::Bridging { until, held, held_bytes };
                 (Vec::new(), Ask::Read { until: Some(until) })
@@ -352,6 +354,8 @@ mod tests {
         hub: Live,
         viewers: Vec<Viewer>,
         room_bytes: usize,
+        /// Whether connections take more history.
+        room: bool,
     }
 
     impl World {
@@ -420,7 +424,7 @@ mod tests {
             if span.to > span.from {
                 seen.got.push(span);
             }
-            let (held, ask) = seen.seam.read(at(span.to), exhausted, true, hub);
+            let (held, ask) = seen.seam.read(at(span.to), exhausted, self.room, hub);
             seen.got.extend(held);
             self.ask(viewer, ask);
         }
@@ -458,8 +462,12 @@ mod tests {
                         self.inbox.push_back(Message::Broken);
                     }
                 }
-                Step::Full => self.viewers.iter_mut().for_each(|viewer| viewer.seam.fall_back()),
+                Step::Full => {
+                    self.room = false;
+                    self.viewers.iter_mut().for_each(|viewer| viewer.seam.fall_back());
+                }
                 Step::Drained => {
+                    self.room = true;
                     for viewer in 0..self.viewers.len() {
                         let ask = self.viewers[viewer].seam.resume();
                         self.ask(viewer, ask);
@@ -490,6 +498,7 @@ mod tests {
                 hub: Live::Off,
                 viewers,
                 room_bytes,
+                room: true,
             };
             for step in steps {
                 world.step(step);

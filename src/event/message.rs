@@ -7,7 +7,6 @@
 use std::any::Any;
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -423,8 +422,6 @@ pub enum ToDelivery {
     Appeared(StreamName),
     /// A connection that another loop accepted.
     Connection(mio::net::TcpStream, std::net::SocketAddr),
-    /// Tell the clients, flush, close and end, within that time.
-    Drain(Duration),
 }
 
 impl ToDelivery {

@@ -9,7 +9,7 @@
 //! does not mend it: it reports the stream as broken, forgets it, and its viewers find out from history
 //! what happened and start it again at an exact id.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -42,6 +42,10 @@ const ACK_INTERVAL: Duration = Duration::from_millis(200);
 const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A group that could not be removed is tried again after this.
 const REMOVE_RETRY: Duration = Duration::from_secs(5);
+/// How often connections that are not in use are looked after.
+const KEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// A stream for which Redis refuses a consumer group is tried again after this.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Streams per command where one command per stream is sent.
 const COMMANDS_PER_TRIP_MAX: usize = 256;
 
@@ -80,11 +84,14 @@ pub struct Reader {
     parts: ReaderParts,
     pacing: Pacing,
     subscriptions: Subscriptions,
+    /// Streams for which Redis refused a group, and when they are reported as broken.
+    refused: VecDeque<(Instant, Subscription)>,
     /// Entries of the wake stream to be acknowledged.
     wakes_read: Vec<EntryId>,
     /// Whether the wake stream's group is known to exist on the present connection.
     wake_ready: bool,
     acked_at: Instant,
+    kept_at: Instant,
     /// The connection that is in the poll.
     registered: u64,
     events: Events,
@@ -99,9 +106,11 @@ impl Reader {
             parts,
             pacing,
             subscriptions: Subscriptions::default(),
+            refused: VecDeque::new(),
             wakes_read: Vec::new(),
             wake_ready: false,
             acked_at: Instant::now(),
+            kept_at: Instant::now(),
             registered: 0,
             events: Events::with_capacity(8),
         }
@@ -130,8 +139,10 @@ impl Reader {
             self.wait(Instant::now() + STOP_CHECK / 2)?;
             return Ok(Next::Block);
         }
+        self.retry_refused();
         self.obey_commands()?;
         self.remove_expired_groups()?;
+        self.keep_connections();
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
             self.wait(Instant::now() + STOP_CHECK)?;
@@ -151,6 +162,19 @@ impl Reader {
         }
     }
 
+    /// Connections that are not used for a while are looked after, so that the next use finds them well.
+    fn keep_connections(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.kept_at) < KEEP_INTERVAL {
+            return;
+        }
+        self.kept_at = now;
+        self.parts.wake.keep(now);
+        if self.subscriptions.is_empty() {
+            self.parts.connector.keep(now);
+        }
+    }
+
     fn block(&self) -> Duration {
         let waiting = self.subscriptions.iter().any(|(_, subscription)| !subscription.unacked.is_empty());
         if waiting { BLOCK_WITH_UNACKED } else { BLOCK_IDLE }
@@ -161,7 +185,8 @@ impl Reader {
         self.parts.connector.lost(error, Instant::now());
         self.wake_ready = false;
         self.wakes_read.clear();
-        let broken = self.subscriptions.remove_all(Instant::now() + self.parts.linger);
+        let mut broken = self.subscriptions.remove_all(Instant::now() + self.parts.linger);
+        broken.extend(self.refused.drain(..).map(|(_, start)| start));
         self.report_broken(broken);
     }
 
@@ -213,6 +238,7 @@ impl Reader {
         stream: &crate::event::StreamName,
         live: crate::event::message::LiveRef,
     ) -> Result<(), RedisError> {
+        self.refused.retain(|(_, start)| start.live != live);
         let key = self.parts.keys.stream(stream);
         let until = Instant::now() + self.parts.linger;
         let Some(mut gone) = self.subscriptions.remove(&key, live, until) else { return Ok(()) };
@@ -228,7 +254,8 @@ impl Reader {
         self.trip(&acks).map(drop)
     }
 
-    /// Makes or moves the group of each stream to its seam. A stream whose key is gone is broken.
+    /// Makes the group of each stream at its seam, anew where there is one: what a former reading left pending was
+    /// handed to history. A stream whose key is gone is broken.
     fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
         let keys = Arc::clone(&self.parts.keys);
         let mut commands = Vec::with_capacity(starts.len() * 2 + 1);
@@ -238,26 +265,46 @@ impl Reader {
         commands.push(names);
         for start in &starts {
             let key = keys.stream(&start.stream);
+            commands.push(destroy(&keys, key.as_bytes()));
             commands.push(xgroup("CREATE", &keys, key.as_bytes(), start.cursor));
-            commands.push(xgroup("SETID", &keys, key.as_bytes(), start.cursor));
         }
         let replies = match self.trip(&commands) {
             Ok(replies) => replies,
             Err(error) => return Err((error, starts)),
         };
+        let outage = replies.iter().filter_map(Reply::error).find(|error| error.kind().is_outage());
+        if let Some(error) = outage {
+            return Err((RedisError::Server(error), starts));
+        }
+        let now = Instant::now();
         let mut broken = Vec::new();
-        // The first reply is SADD's; then two for each stream, of which SETID's tells whether all is well.
+        // The first reply is SADD's; then two for each stream, of which CREATE's tells whether all is well.
         for (start, replies) in starts.into_iter().zip(replies[1..].chunks(2)) {
-            match replies[1].error() {
-                None => self.subscriptions.insert(&keys.stream(&start.stream), start),
-                Some(error) => {
-                    tracing::debug!(stream = %start.stream, %error, "no group could be made");
-                    broken.push(start);
-                }
+            let key = keys.stream(&start.stream);
+            let Some(error) = replies[1].error() else {
+                self.subscriptions.insert(&key, start);
+                continue;
+            };
+            tracing::debug!(stream = %start.stream, %error, "no group could be made");
+            self.subscriptions.linger(start.stream.clone(), &key, now + self.parts.linger);
+            if error.kind() == ServerErrorKind::NoSuchKey {
+                broken.push(start);
+            } else {
+                // Trying again at once would not help: history is there to be read, and a group is not to be had.
+                tracing::warn!(stream = %start.stream, %error, "Redis refuses a consumer group");
+                self.refused.push_back((now + REFUSED_PAUSE, start));
             }
         }
         self.report_broken(broken);
         Ok(())
+    }
+
+    /// Streams for which no group was to be had are tried again after a while, from history on.
+    fn retry_refused(&mut self) {
+        let now = Instant::now();
+        let due = self.refused.iter().take_while(|(at, _)| *at <= now).count();
+        let broken = self.refused.drain(..due).map(|(_, start)| start).collect();
+        self.report_broken(broken);
     }
 
     fn remove_expired_groups(&mut self) -> Result<(), RedisError> {
@@ -267,8 +314,7 @@ impl Reader {
             let commands: Vec<Command> = streams
                 .iter()
                 .flat_map(|stream| {
-                    let destroy =
-                        Command::new("XGROUP").arg("DESTROY").arg(keys.stream(stream)).arg(keys.group());
+                    let destroy = destroy(keys, keys.stream(stream).as_bytes());
                     [destroy, Command::new("SREM").arg(keys.groups()).arg(stream.as_str())]
                 })
                 .collect();
@@ -336,6 +382,7 @@ impl Reader {
             };
         }
         let streams = reply.streams()?;
+        self.parts.connector.works();
         if streams.is_empty() {
             counters.reads_empty.add(1);
         }
@@ -348,16 +395,12 @@ impl Reader {
             return Ok(());
         }
         let keys = &self.parts.keys;
-        let create = Command::new("XGROUP")
-            .arg("CREATE")
-            .arg(keys.wake(self.parts.index))
-            .arg(keys.group())
-            .arg("$")
-            .arg("MKSTREAM");
-        let replies = self.trip(&[create])?;
-        match replies.first().and_then(Reply::error) {
-            Some(error) if error.kind() != ServerErrorKind::BusyGroup => Err(RedisError::Server(error)),
-            _ => {
+        let wake = keys.wake(self.parts.index);
+        let create = Command::new("XGROUP").arg("CREATE").arg(&wake).arg(keys.group()).arg("$");
+        let replies = self.trip(&[destroy(keys, wake.as_bytes()), create.arg("MKSTREAM")])?;
+        match replies.last().and_then(Reply::error) {
+            Some(error) => Err(RedisError::Server(error)),
+            None => {
                 self.wake_ready = true;
                 Ok(())
             }
@@ -421,10 +464,14 @@ impl Reader {
     fn interrupt(&mut self) {
         let wake = self.parts.keys.wake(self.parts.index);
         let command = Command::new("XADD").arg(wake).arg("MAXLEN").arg("1").arg("*").arg("wake").arg("1");
-        let Some(link) = self.parts.wake.link(Instant::now()) else { return };
-        self.parts.registry.counters().wakeups_sent.add(1);
-        if let Err(error) = link.call(&command) {
-            self.parts.wake.lost(&error, Instant::now());
+        let now = Instant::now();
+        match self.parts.wake.ask(now, |link| link.call(&command)) {
+            Ok(_) => {
+                self.parts.registry.counters().wakeups_sent.inc();
+                self.parts.wake.works();
+            }
+            Err(Some(error)) => self.parts.wake.lost(&error, now),
+            Err(None) => {}
         }
     }
 
@@ -524,8 +571,11 @@ impl Reader {
         let mut commands = Vec::new();
         let mut acked = 0;
         for (key, subscription) in self.subscriptions.iter_mut() {
-            let ids = subscription.acknowledgeable();
-            if !ids.is_empty() {
+            loop {
+                let ids = subscription.acknowledgeable();
+                if ids.is_empty() {
+                    break;
+                }
                 acked += ids.len() as u64;
                 commands.push(xack(&keys, key, &ids));
             }
@@ -545,6 +595,10 @@ impl Reader {
     }
 
     fn acknowledge_last(&mut self) -> Result<(), RedisError> {
+        // The connection was closed where it was waiting for news.
+        if self.parts.connector.link(Instant::now()).is_none() {
+            return Err(RedisError::Closed);
+        }
         loop {
             self.acked_at = Instant::now().checked_sub(ACK_INTERVAL).unwrap_or(self.acked_at);
             let commands = self.due_acknowledgements();
@@ -616,6 +670,10 @@ fn len_bytes(streams: &[LiveNews]) -> usize {
 
 fn xack(keys: &Keys, key: &[u8], ids: &[EntryId]) -> Command {
     ids.iter().fold(Command::new("XACK").arg(key).arg(keys.group()), |command, &id| command.id(id))
+}
+
+fn destroy(keys: &Keys, key: &[u8]) -> Command {
+    Command::new("XGROUP").arg("DESTROY").arg(key).arg(keys.group())
 }
 
 fn xgroup(subcommand: &str, keys: &Keys, key: &[u8], id: EntryId) -> Command {

@@ -46,7 +46,10 @@ impl Replay {
     /// Serves requests until the daemon stops.
     pub fn run(mut self) {
         while !self.stop.requested() {
-            let Some(first) = self.requests.recv_timeout(STOP_CHECK) else { continue };
+            let Some(first) = self.requests.recv_timeout(STOP_CHECK) else {
+                self.connector.keep(Instant::now());
+                continue;
+            };
             let mut trip = vec![first];
             while trip.len() < REQUESTS_PER_TRIP_MAX
                 && let Some(request) = self.requests.try_recv()
@@ -62,13 +65,19 @@ impl Replay {
         for request in &mut trip {
             request.count = request.count.min(count_max);
         }
-        let mut replies = match self.connector.link(Instant::now()) {
-            Some(link) => ask(link, &self.keys, &trip).map(Vec::into_iter),
-            None => Err(None),
+        let now = Instant::now();
+        let answer = self.connector.ask(now, |link| ask(link, &self.keys, &trip));
+        let outage = match &answer {
+            Ok(replies) => replies.iter().find_map(Reply::error).filter(|error| error.kind().is_outage()),
+            Err(_) => None,
         };
-        if let Err(Some(error)) = &replies {
-            self.connector.lost(error, Instant::now());
+        match (&answer, outage) {
+            (Ok(_), None) => self.connector.works(),
+            (Ok(_), Some(error)) => self.connector.lost(&RedisError::Server(error), now),
+            (Err(Some(error)), _) => self.connector.lost(error, now),
+            (Err(None), _) => {}
         }
+        let mut replies = answer.map(Vec::into_iter);
         let read_us = now_us();
         for request in trip {
             let read = match &mut replies {
@@ -77,9 +86,6 @@ impl Replay {
             };
             let read = read.unwrap_or_else(|error| {
                 tracing::warn!(stream = %request.stream, %error, "history could not be read");
-                if error.is_outage() {
-                    self.connector.lost(&error, Instant::now());
-                }
                 ReplayRead::Unavailable
             });
             let counters = self.registry.counters();
@@ -109,8 +115,8 @@ impl Replay {
     }
 }
 
-/// Sends all requests, then receives two replies for each; `None` is no error of Redis'.
-fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply>, Option<RedisError>> {
+/// Sends all requests, then receives two replies for each.
+fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply>, RedisError> {
     let commands: Vec<Command> = trip
         .iter()
         .flat_map(|request| {
@@ -122,7 +128,7 @@ fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply
             [info, read]
         })
         .collect();
-    link.call_all(&commands).map_err(Some)
+    link.call_all(&commands)
 }
 
 /// The two ends of the XRANGE that a step needs.

@@ -71,6 +71,35 @@ impl Connector {
         self.link.as_mut()
     }
 
+    /// Asks something that may be asked twice. A connection that turns out to have been closed since it was last
+    /// used, by the server or by what lies in between, says nothing about Redis: then a new one is asked.
+    ///
+    /// # Errors
+    /// What went wrong, with the connection still to be given up by [`Connector::lost`] where that helps;
+    /// `None` while there is no connection.
+    pub fn ask<T>(
+        &mut self,
+        now: Instant,
+        ask: impl Fn(&mut Link) -> Result<T, RedisError>,
+    ) -> Result<T, Option<RedisError>> {
+        let was_open = self.link.is_some();
+        let first = self.link(now).map(&ask).ok_or(None)?;
+        match first {
+            Err(RedisError::Closed | RedisError::Io(_)) if was_open => {
+                self.close();
+                self.link(now).map(ask).ok_or(None)?.map_err(Some)
+            }
+            result => result.map_err(Some),
+        }
+    }
+
+    /// Keeps an idle connection ready: notices that it was closed, and makes it again when it is time.
+    pub fn keep(&mut self, now: Instant) {
+        if let Some(Err(error)) = self.link(now).map(Link::try_receive) {
+            self.lost(&error, now);
+        }
+    }
+
     /// The connection if there is one.
     pub fn open(&mut self) -> Option<&mut Link> {
         self.link.as_mut()

@@ -102,8 +102,8 @@ impl Found {
             other => other,
         };
         let finished = sought.state_at_tip.phase.terminal();
-        let nothing_left =
-            found_gap.is_none() && finished.is_some_and(|end| sought.from >= Position::whole(end));
+        let has_gap = gap.is_some() || found_gap.is_some();
+        let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
         let from = start.position;
         let mut shown = if read_from == EntryId::ZERO {
             self.show(start, witness)
@@ -143,7 +143,7 @@ impl Found {
         let mut assembler = Assembler::new(self.stream.clone(), start.position, start.state);
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
         for entry in &self.entries {
-            if entries_bytes >= self.budget_bytes {
+            if entries > 0 && entries_bytes >= self.budget_bytes {
                 exhausted = false;
                 break;
             }

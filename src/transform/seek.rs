@@ -76,7 +76,7 @@ impl Seek {
             && self.passed.is_none()
             && Position::whole(entry.id) > wanted
         {
-            self.passed = Some(self.state.clone());
+            self.passed = Some(self.state_at(wanted));
         }
         match decode(entry) {
             Ok(decoded) => self.follow(entry.id, &decoded),
@@ -92,9 +92,13 @@ impl Seek {
     /// that was deleted.
     #[must_use]
     pub fn finish(self, last_generated_id: EntryId) -> Sought {
+        let passed = match self.after {
+            After::At(wanted) => Some(self.passed.clone().unwrap_or_else(|| self.state_at(wanted))),
+            After::Last | After::Tail => None,
+        };
         let state_at_tip = self.state;
         let (from, state_at_from) = match self.after {
-            After::At(wanted) => (wanted, self.passed.unwrap_or_else(|| state_at_tip.clone())),
+            After::At(wanted) => (wanted, passed.unwrap_or_default()),
             After::Last => self.newest,
             After::Tail => (Position::whole(self.tip.max(last_generated_id)), state_at_tip.clone()),
         };
@@ -106,6 +110,13 @@ impl Seek {
             terminal: self.terminal,
             newest_activity: self.activity,
         }
+    }
+
+    /// The state at the wanted position, which the scan is about to pass. Where nothing is left at or before
+    /// it, nobody knows how many entries came before it: those that were removed may lie on either side.
+    fn state_at(&self, wanted: Position) -> StreamState {
+        let is_known = wanted == Position::ZERO || self.tip != EntryId::ZERO;
+        StreamState { ordinal: self.state.ordinal.filter(|_| is_known), ..self.state.clone() }
     }
 
     fn follow(&mut self, id: EntryId, decoded: &Decoded<'_>) {
