@@ -210,12 +210,13 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     };
     let live = builder.queues.live.senders.clone();
     let Listeners { public, admin, stats } = listeners;
-    let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
-    rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
     let readers = builder.readers()?;
     let mut middle = builder.transforms()?;
     middle.extend(builder.replays()?);
     let deliveries = builder.deliveries(public)?;
+    // Those who tell of the daemon come last: what they tell of is there.
+    let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
+    rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
     Ok(Threads { deliveries, live, middle, readers, rest })
 }
 

@@ -65,6 +65,8 @@ pub(super) struct Connection {
     /// Bytes of requests that were not understood yet; at most a head and a body.
     pub(super) input: Vec<u8>,
     pub(super) outbox: Outbox<Mark>,
+    /// Bytes of the outbox that the gauge counts.
+    pub(super) gauged_bytes: usize,
     /// Since when the socket has taken nothing although something waits.
     pub(super) blocked_since: Option<Instant>,
     pub(super) sent_at: Instant,
@@ -101,6 +103,7 @@ impl Connection {
             phase: Phase::Head { since: now, seen: 0 },
             input: Vec::new(),
             outbox: Outbox::new(),
+            gauged_bytes: 0,
             blocked_since: None,
             sent_at: now,
             deadline: None,

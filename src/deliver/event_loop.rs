@@ -348,6 +348,7 @@ impl Delivery {
             tracing::debug!(%error, "a connection was not watched");
         }
         self.registry.gauges().connections_open.dec();
+        self.registry.gauges().outbox_bytes.change(connection.gauged_bytes, 0);
         self.loads[self.index].fetch_sub(1, Ordering::Relaxed);
         if connection.counted {
             self.rates.lock().close(connection.address.ip());
@@ -404,6 +405,10 @@ impl Delivery {
             let result = connection.flush(now, |mark| marks.push(mark));
             let left = connection.outbox.len_bytes();
             self.registry.counters().bytes_written.add(before.saturating_sub(left) as u64);
+            if left != connection.gauged_bytes {
+                let gauged = std::mem::replace(&mut connection.gauged_bytes, left);
+                self.registry.gauges().outbox_bytes.change(gauged, left);
+            }
             match result {
                 Ok(()) if left > 0 => self.arm(slot, now + self.config.client.slow_timeout),
                 Ok(()) => {

@@ -53,6 +53,12 @@ impl Gauge {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
+    /// A part of it that was `before` is `after` now.
+    pub fn change(&self, before: usize, after: usize) {
+        let signed = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.add(signed(after) - signed(before));
+    }
+
     /// The amount is `n` now; for gauges with a single writer.
     pub fn set(&self, n: i64) {
         self.0.store(n, Ordering::Relaxed);
@@ -179,6 +185,8 @@ mod tests {
         gauge.add(10);
         gauge.sub(4);
         gauge.dec();
+        gauge.change(7, 9);
+        gauge.change(2, 0);
         assert_eq!(gauge.get(), 6);
         gauge.set(2);
         assert_eq!(gauge.get(), 2);

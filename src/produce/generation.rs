@@ -42,6 +42,12 @@ impl Generation {
         matches!(self.state, State::Open { .. })
     }
 
+    /// How many generations were begun.
+    #[must_use]
+    pub const fn begun(&self) -> u32 {
+        self.begun
+    }
+
     /// Whether nothing was written at all.
     #[must_use]
     pub const fn is_fresh(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod jsonl;
 pub(crate) mod testing;
 mod wire;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use generation::Generation;
@@ -84,6 +85,9 @@ pub struct Producer<W: Wires> {
     /// Entries that are not confirmed yet; at most a batch and what one call adds to it.
     pending: Vec<String>,
     pending_bytes: usize,
+    /// Where in `pending` generations begin, but for the first entry. A batch ends there: repeated as a whole
+    /// behind the beginning of the next generation, the end of the former one would pass for that one's.
+    begins: VecDeque<usize>,
     generation: Generation,
 }
 
@@ -96,6 +100,7 @@ impl<W: Wires> Producer<W> {
             backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, now_us()),
             pending: Vec::new(),
             pending_bytes: 0,
+            begins: VecDeque::new(),
             generation: Generation::new(format!("{:x}-{:x}", now_us(), std::process::id())),
         }
     }
@@ -107,15 +112,16 @@ impl<W: Wires> Producer<W> {
 
     /// Adds an entry that `compose` makes of the generation and the time (µs since 1970).
     pub fn say(&mut self, compose: impl FnOnce(&mut Generation, u64) -> String) {
+        let begun = self.generation.begun();
         let entry = compose(&mut self.generation, now_us());
-        self.add(entry);
+        self.add([entry], begun);
     }
 
     /// Adds a native object from elsewhere.
     pub fn pass_on(&mut self, object: &jsonl::Object<'_>) {
-        for entry in self.generation.object(object, now_us()) {
-            self.add(entry);
-        }
+        let begun = self.generation.begun();
+        let entries = self.generation.object(object, now_us());
+        self.add(entries, begun);
     }
 
     /// Whether a batch is full, so that [`Producer::flush`] should come before more is added.
@@ -132,8 +138,7 @@ impl<W: Wires> Producer<W> {
             match self.write() {
                 Ok(()) => {
                     self.backoff.reset();
-                    self.pending.clear();
-                    self.pending_bytes = 0;
+                    self.confirm();
                 }
                 Err(refused @ WireError::Refused(_)) => return Err(refused.into()),
                 Err(WireError::Lost(reason)) => {
@@ -154,12 +159,26 @@ impl<W: Wires> Producer<W> {
             Some(wire) => wire,
             none => none.insert(self.wires.connect()?),
         };
-        wire.append(&self.pending)
+        let end = self.begins.front().copied().unwrap_or(self.pending.len());
+        wire.append(&self.pending[..end])
     }
 
-    fn add(&mut self, entry: String) {
-        self.pending_bytes += entry.len();
-        self.pending.push(entry);
+    /// The batch that [`Producer::write`] wrote is there.
+    fn confirm(&mut self) {
+        let end = self.begins.pop_front().unwrap_or(self.pending.len());
+        self.pending_bytes -= self.pending.drain(..end).map(|entry| entry.len()).sum::<usize>();
+        self.begins.iter_mut().for_each(|begin| *begin -= end);
+    }
+
+    /// Adds entries, before which `begun` generations were begun.
+    fn add(&mut self, entries: impl IntoIterator<Item = String>, begun: u32) {
+        if self.generation.begun() != begun && !self.pending.is_empty() {
+            self.begins.push_back(self.pending.len());
+        }
+        for entry in entries {
+            self.pending_bytes += entry.len();
+            self.pending.push(entry);
+        }
     }
 }
 
@@ -187,7 +206,6 @@ fn now_us() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::collections::VecDeque;
     use std::rc::Rc;
 
     use super::*;
@@ -255,6 +273,21 @@ mod tests {
         let script = wires.0.borrow();
         assert_eq!(seqs(&script), [0, 1, 2, 1, 2, 3]);
         assert_eq!(script.connects, 3);
+    }
+
+    #[test]
+    fn a_repeated_batch_never_reaches_into_the_next_generation() {
+        let wires = Scripted::default();
+        wires.0.borrow_mut().steps = [Step::WriteAndLose, Step::Confirm, Step::WriteAndLose].into();
+        let mut producer = Producer::new(wires.clone());
+        for _ in 0..2 {
+            producer.say(Generation::start);
+            producer.say(|generation, ts| generation.text("a", ts));
+            producer.say(|generation, ts| generation.end("stop", ts));
+        }
+        producer.flush(|| false).unwrap();
+        assert_eq!(seqs(&wires.0.borrow()), [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
+        assert_eq!(producer.pending_bytes, 0);
     }
 
     #[test]

@@ -234,3 +234,7 @@ impl Gathering {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

@@ -35,3 +35,6 @@ mod errors;
 
 /// Threads are named by their role, as many as configured.
 mod threads;
+
+/// The sources keep the house's rules.
+mod tidy;

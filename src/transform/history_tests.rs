@@ -1,0 +1,86 @@
+use super::*;
+use crate::event::message::{JobRef, ReplayRequest, Slot};
+use crate::transform::stories::{entries, stream};
+
+struct Nobody;
+
+impl Witness for Nobody {
+    fn dropped(&mut self, _: DropReason) {}
+    fn undecodable(&mut self, _: &StreamName, _: &Entry, _: &'static str) {}
+}
+
+fn id(ms: u64) -> EntryId {
+    EntryId::new(ms, 0)
+}
+
+/// A stream 1-0, 2-0, … of deltas and an `end`, of which the first `trimmed` entries are gone.
+fn world(length: usize, trimmed: usize) -> (KeyFacts, Vec<Entry>) {
+    let mut objects = vec![r#"{"type":"delta","text":"x"}"#; length - 1];
+    objects.push(r#"{"type":"end"}"#);
+    let left = entries(&objects).split_off(trimmed);
+    let facts = KeyFacts {
+        last_generated: id(length as u64),
+        first: left.first().map(|entry| entry.id),
+        length: left.len() as u64,
+        added: Some(length as u64),
+        max_deleted: None,
+    };
+    (facts, left)
+}
+
+fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
+    let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };
+    let request =
+        ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
+    let read = ReplayRead::Found { facts, entries, exhausted: true };
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+    conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody)
+}
+
+fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
+    let after = After::At(Position::whole(id(after)));
+    match read(ReplayStep::Open { after }, world) {
+        ReplayOutcome::Opened(opened) => *opened,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_resume_behind_what_was_trimmed_is_told_of_it() {
+    for after in [1, 3] {
+        let opened = open(after, world(9, 5));
+        let gap = HistoryGap::Trimmed {
+            after: Position::whole(id(after)),
+            next: Some(id(6)),
+            id: None,
+            lost: None,
+        };
+        assert_eq!(opened.shown.gap, Some(gap));
+    }
+    assert_eq!(open(6, world(9, 5)).shown.gap, None, "its entry is still there");
+    let emptied = open(3, world(9, 9)).shown.gap;
+    assert!(matches!(emptied, Some(HistoryGap::Trimmed { lost: None, .. })), "{emptied:?}");
+}
+
+#[test]
+fn a_new_viewer_is_told_how_much_was_trimmed() {
+    let opened = open(0, world(9, 5));
+    assert!(matches!(opened.shown.gap, Some(HistoryGap::Trimmed { lost: Some(5), .. })));
+    assert_eq!(open(0, world(9, 0)).shown.gap, None);
+}
+
+#[test]
+fn an_older_end_is_told_even_where_nothing_else_is_left_to_tell() {
+    let state = StreamState::default();
+    let from = Cursor { position: Position::whole(id(12)), state };
+    let ReplayOutcome::Searching(search) =
+        read(ReplayStep::Continue { from: from.clone(), until: None }, world(9, 0))
+    else {
+        panic!("the older end has to be looked for");
+    };
+    let ReplayOutcome::Opened(opened) = read(ReplayStep::Search(search), world(9, 0)) else {
+        panic!("it is found in one read");
+    };
+    assert_eq!(opened.shown.gap, Some(HistoryGap::Failover { after: from.position, newest: id(9) }));
+    assert!(!opened.nothing_left && opened.shown.frames.is_empty(), "what viewers have is not sent again");
+}
