@@ -8,6 +8,7 @@ mod player;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tempfile::TempDir;
 use self::child::Child;
 use self::player::Player;
 use super::output::{note, write};
-use super::stop::stop_flag;
+use super::stop::patient_stop_flag;
 use super::{CliError, Shared};
 use crate::config::Config;
 use crate::event::StreamName;
@@ -34,6 +35,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two looks at something that starts.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// How long the daemon may take to say goodbye to its viewers.
+const GRACE: Duration = Duration::from_secs(3);
 /// The pause between two generations.
 const INTERMISSION: Duration = Duration::from_secs(6);
 
@@ -50,7 +53,7 @@ pub(crate) struct Demo {
 /// Runs `demo` until it is interrupted.
 pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
     let config = args.shared.load()?;
-    let stopping = stop_flag()?;
+    let stopping = patient_stop_flag()?;
     let mut stage = Stage::build(args, config)?;
     let shown = stage.wait_ready(&stopping).and_then(|ready| match ready {
         true => write(&stage.introduction()).and_then(|()| stage.play(&stopping)),
@@ -81,8 +84,9 @@ impl Stage {
         config.listen.stats_socket = Some(directory.path().join("stats.sock"));
         config.listen.public = port(args.port).map_err(|e| failed("the port of the page", e))?;
         config.listen.admin = port(None).map_err(|e| failed("a port for the admin listener", e))?;
-        let redis =
+        let mut redis =
             Child::spawn("redis-server", &mut redis_server(directory.path(), &socket)).map_err(no_redis)?;
+        wait_for_redis(&mut redis, &socket)?;
         let daemon = Child::spawn("the daemon", &mut serve(&program, &args.shared, &config))
             .map_err(|e| failed("the daemon could not be started", e))?;
         Ok(Self { daemon, redis, config, program, _directory: directory })
@@ -151,9 +155,24 @@ impl Stage {
     }
 
     fn clear(mut self) {
-        self.daemon.stop(self.config.shutdown.grace + Duration::from_secs(2));
+        self.daemon.stop(GRACE + Duration::from_secs(2));
         self.redis.stop(Duration::from_secs(5));
     }
+}
+
+/// Waits until Redis takes connections, so that the daemon has nothing to complain of.
+fn wait_for_redis(redis: &mut Child, socket: &Path) -> Result<(), CliError> {
+    let until = Instant::now() + START_TIMEOUT;
+    while UnixStream::connect(socket).is_err() {
+        if let Some(status) = redis.ended() {
+            return Err(CliError::Failed(format!("redis-server ended: {status}")));
+        }
+        if Instant::now() >= until {
+            return Err(CliError::Failed(format!("redis-server did not start within {START_TIMEOUT:?}")));
+        }
+        std::thread::sleep(PROBE_EVERY / 5);
+    }
+    Ok(())
 }
 
 fn no_redis(error: std::io::Error) -> CliError {
@@ -176,7 +195,7 @@ fn redis_server(directory: &Path, socket: &Path) -> Command {
 
 fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
     let mut command = Command::new(program);
-    command.args(["serve", "--set", "log.level=warn"]);
+    command.args(["serve", "--set", "log.level=error"]);
     if let Some(file) = &shared.config {
         command.arg("--config").arg(file);
     }
@@ -189,6 +208,7 @@ fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
         format!("listen.stats_socket={}", socket.display()),
         "listen.demo_page=true".to_owned(),
         "service.instance=demo".to_owned(),
+        format!("shutdown.grace={}s", GRACE.as_secs()),
     ];
     for set in shared.sets.iter().chain(&ours) {
         command.args(["--set", set]);
