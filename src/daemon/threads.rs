@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::deliver::event_loop::{Delivery, DeliveryParts, INBOX};
 use crate::event::message::{
     Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
+    WATCHER,
 };
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
 use crate::ingest::replay::Replay;
@@ -234,7 +235,7 @@ impl Builder {
         let (poll, _) = self.queues.errands.polls.remove(0);
         let watcher = Watcher::new(WatcherParts {
             push: self.connector("watcher-push".into()),
-            link: self.connector("watcher".into()),
+            link: self.connector(WATCHER.into()),
             keys: Arc::clone(&self.keys),
             poll,
             errands: self.queues.errands.receivers.remove(0),

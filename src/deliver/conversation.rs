@@ -108,8 +108,8 @@ impl Delivery {
                 };
                 let rated = self.rates.lock().cancel(address.ip(), now);
                 rated.map_err(|_| Refusal::new("too_many", "too many cancel requests a second"))?;
-                self.cancel(stream, reason, address.to_string())
-                    .map_err(|()| Refusal::new("overloaded", "try again"))?;
+                self.cancel(stream, reason, address.ip().to_string())
+                    .map_err(|(code, message)| Refusal::new(code, message))?;
                 let json = notice::cancel_requested();
                 let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
                 self.send(slot, websocket_text(&json), None);
@@ -192,5 +192,8 @@ impl Delivery {
 
 /// Whether a message was the client's fault, and not only out of place at the moment.
 fn is_bad(refusal: &Refusal) -> bool {
-    !matches!(refusal.code, "too_many" | "overloaded" | "already_subscribed" | "not_subscribed")
+    !matches!(
+        refusal.code,
+        "too_many" | "overloaded" | "redis_unreachable" | "already_subscribed" | "not_subscribed"
+    )
 }

@@ -14,7 +14,7 @@ use super::streams::Ending;
 use super::viewer::{Wire, Wish};
 use super::websocket::{Decoder, close};
 use crate::event::StreamName;
-use crate::event::message::{Errand, Slot};
+use crate::event::message::{Errand, Slot, WATCHER};
 
 /// What a client that is refused for want of room is told to wait, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
@@ -236,10 +236,10 @@ impl Delivery {
             return;
         };
         let body: Vec<u8> = connection.input.drain(..bytes).collect();
-        let by = connection.address.to_string();
+        let by = connection.address.ip().to_string();
         let asked = parse_cancel_body(&body).and_then(|reason| {
             self.cancel(stream, reason, by)
-                .map_err(|()| HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S))
+                .map_err(|(code, message)| HttpError::unavailable(code, message, RETRY_AFTER_S))
         });
         match asked {
             Ok(()) => self.reply(slot, &reply, now, |reply, out| reply.json(out, 202, b"{}")),
@@ -247,14 +247,21 @@ impl Delivery {
         }
     }
 
+    /// Passes a request to the producer on; where that is not possible, a code and a sentence why.
     pub(super) fn cancel(
         &mut self,
         stream: StreamName,
         reason: Option<String>,
         by: String,
-    ) -> Result<(), ()> {
+    ) -> Result<(), (&'static str, &'static str)> {
+        if self.registry.health().is_down(WATCHER) {
+            return Err(("redis_unreachable", "the store cannot be reached"));
+        }
+        if !self.errand_now(Errand::Cancel { stream, reason, by }) {
+            return Err(("overloaded", "try again"));
+        }
         self.registry.counters().cancels_requested.inc();
-        if self.errand_now(Errand::Cancel { stream, reason, by }) { Ok(()) } else { Err(()) }
+        Ok(())
     }
 
     /// Sends a whole answer; the connection takes the next request or ends.

@@ -351,6 +351,14 @@ pub enum ReaderCommand {
     },
 }
 
+impl ReaderCommand {
+    /// Whether it starts what `wanted` names.
+    #[must_use]
+    pub fn starts(&self, wanted: LiveRef) -> bool {
+        matches!(self, Self::Start { live, .. } if *live == wanted)
+    }
+}
+
 /// What a reader hands to a transform thread.
 #[derive(Debug)]
 pub struct LiveBatch {
@@ -448,6 +456,9 @@ pub struct Missed {
     /// Jobs whose outcome was lost: they are asked again.
     pub jobs: std::collections::BTreeSet<Slot>,
 }
+
+/// The name of the watcher's connection, by which its health is known.
+pub const WATCHER: &str = "watcher";
 
 /// What the watcher is asked to do on its own connection.
 #[derive(Debug)]

@@ -76,6 +76,12 @@ impl Health {
         }
     }
 
+    /// Whether `role` found Redis away when it last asked.
+    #[must_use]
+    pub fn is_down(&self, role: &str) -> bool {
+        self.state.lock().redis.get(role).is_some_and(|link| !link.is_up)
+    }
+
     /// Forgets a role, whose thread is over.
     pub fn remove_redis(&self, role: &str) {
         self.state.lock().redis.remove(role);
@@ -164,6 +170,7 @@ mod tests {
         health.set_redis("watcher", false, "connection refused");
         health.set_lease(Lease::Held);
         assert!(health.is_first_attempt_over());
+        assert!(health.is_down("watcher") && !health.is_down("reader-0") && !health.is_down("nobody"));
         assert_eq!(health.is_ready().unwrap_err(), ["Redis does not answer watcher: connection refused"]);
         health.set_redis("watcher", true, "");
         assert_eq!(health.is_ready(), Ok(()));

@@ -5,7 +5,7 @@
 //!
 //! INVARIANT: the thread never waits for anybody downstream or for a reader. A delivery thread whose inbox
 //! is full is detached from the streams concerned and finds them in [`Missed`]; commands for a
-//! reader whose queue is full are held here, at most one start and one stop for each stream.
+//! reader whose queue is full are held here, at most one start and one stop for each stream that it reads.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -73,8 +73,8 @@ pub struct Worker {
     parts: WorkerParts,
     recorder: Recorder,
     streams: LiveStreams,
-    /// Commands for which a reader had no room.
-    held: VecDeque<(usize, ReaderCommand)>,
+    /// Commands for which a reader had no room, by reader.
+    held: Vec<VecDeque<ReaderCommand>>,
     reported: Reported,
     /// How many streams the gauge knows of.
     counted: i64,
@@ -86,11 +86,12 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts) -> Self {
         let recorder = parts.registry.recorder();
+        let held = parts.readers.iter().map(|_| VecDeque::new()).collect();
         Self {
             parts,
             recorder,
             streams: LiveStreams::default(),
-            held: VecDeque::new(),
+            held,
             reported: Reported::default(),
             counted: 0,
             ticked_at: Instant::now(),
@@ -187,15 +188,25 @@ impl Worker {
     }
 
     fn command(&mut self, reader: usize, command: ReaderCommand) {
-        self.held.push_back((reader, command));
+        let held = &mut self.held[reader];
+        if let ReaderCommand::Stop { live, .. } = &command
+            && let Some(start) = held.iter().position(|held| held.starts(*live))
+        {
+            // The reader has never heard of it.
+            held.remove(start);
+            return;
+        }
+        held.push_back(command);
         self.send_held();
     }
 
     fn send_held(&mut self) {
-        while let Some((reader, command)) = self.held.pop_front() {
-            if let Err(SendError::Full(command)) = self.parts.readers[reader].try_send(command) {
-                self.held.push_front((reader, command));
-                return;
+        for (reader, held) in self.parts.readers.iter().zip(&mut self.held) {
+            while let Some(command) = held.pop_front() {
+                if let Err(SendError::Full(command)) = reader.try_send(command) {
+                    held.push_front(command);
+                    break;
+                }
             }
         }
     }
