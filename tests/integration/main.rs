@@ -18,6 +18,15 @@ mod generations;
 /// Each native entry's frame, text and foreign objects unchanged, unreadable entries named.
 mod formats;
 
+/// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
+mod gaps;
+
+/// Redis killed, frozen, loading, full, emptied, broken in parts.
+mod outage;
+
+/// Several daemons on one Redis, and whose an instance id is.
+mod instances;
+
 /// The state so far as one JSON object.
 mod state;
 

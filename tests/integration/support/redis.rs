@@ -1,6 +1,7 @@
 //! A private, real redis-server on a loopback port and in a directory of its own, which can be killed,
 //! started again where it was, and made to answer late.
 
+use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -109,6 +110,29 @@ impl RedisServer {
         assert!(self.spawn(), "port {} was taken meanwhile", self.port);
     }
 
+    /// As `restart`, with further options that stay.
+    pub(crate) fn restart_with(&mut self, options: &[&str]) {
+        self.options.extend(options.iter().map(|option| (*option).to_owned()));
+        self.restart();
+    }
+
+    /// Stops the process (SIGSTOP): connections stay, the kernel accepts further ones, nothing is answered.
+    pub(crate) fn suspend(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Ends what `suspend` began.
+    pub(crate) fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let id = libc::pid_t::try_from(self.process.as_ref().unwrap().id()).unwrap();
+        // SAFETY: kill(2) touches no memory of ours; the child is not reaped before `self` says so.
+        let sent = unsafe { libc::kill(id, signal) };
+        assert_eq!(sent, 0, "signal {signal} to {id}");
+    }
+
     /// Lets every command of every client wait for so long; connections stay and are accepted.
     pub(crate) fn pause(&self, time: Duration) {
         self.connect().run::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), "ALL"]);
@@ -169,6 +193,48 @@ impl Redis {
             pipe.cmd("XADD").arg(key).arg("*").arg("data").arg(object);
         }
         pipe.query(&mut self.0).unwrap()
+    }
+
+    /// Several commands as one transaction: nobody sees what is between them.
+    pub(crate) fn run_at_once<T: FromRedisValue>(&mut self, commands: &[Vec<String>]) -> T {
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        for command in commands {
+            pipe.cmd(&command[0]).arg(&command[1..]);
+        }
+        pipe.query(&mut self.0).unwrap()
+    }
+
+    /// The server's clock in milliseconds, of which new ids are made.
+    pub(crate) fn now_ms(&mut self) -> u64 {
+        let (seconds, micros): (u64, u64) = self.run(&["TIME"]);
+        seconds * 1000 + micros / 1000
+    }
+
+    /// How often a command was answered with this error, such as `LOADING`.
+    pub(crate) fn errors(&mut self, name: &str) -> u64 {
+        let info: String = self.run(&["INFO", "errorstats"]);
+        let prefix = format!("errorstat_{name}:count=");
+        info.lines().find_map(|line| line.strip_prefix(&prefix)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// The names of a stream's consumer groups; none if the stream does not exist.
+    pub(crate) fn groups(&mut self, key: &str) -> Vec<String> {
+        let groups: Vec<HashMap<String, redis::Value>> =
+            self.try_run(&["XINFO", "GROUPS", key]).unwrap_or_default();
+        groups.iter().map(|group| redis::from_redis_value_ref(&group["name"]).unwrap()).collect()
+    }
+
+    /// How many entries a group was given and has not acknowledged. The group must exist.
+    pub(crate) fn pending(&mut self, key: &str, group: &str) -> u64 {
+        let (count, _, _, _): (u64, redis::Value, redis::Value, redis::Value) =
+            self.run(&["XPENDING", key, group]);
+        count
+    }
+
+    /// The entries of a stream: ids and fields.
+    pub(crate) fn entries(&mut self, key: &str) -> Vec<(String, HashMap<String, Vec<u8>>)> {
+        self.run(&["XRANGE", key, "-", "+"])
     }
 
     /// The names of all keys, sorted.
