@@ -27,6 +27,18 @@ mod outage;
 /// Several daemons on one Redis, and whose an instance id is.
 mod instances;
 
+/// What an instance has read and not yet sent is pending, nothing else; what nobody watches costs nothing.
+mod acks;
+
+/// What cannot be decoded is kept once as a dead letter.
+mod dead_letters;
+
+/// Producers that fall silent, and those who are given up.
+mod abandoned;
+
+/// The daemon's end, in order or not, and how clients go on.
+mod drain;
+
 /// The state so far as one JSON object.
 mod state;
 

@@ -1,0 +1,247 @@
+//! The pending list of an instance's group says what it has read and not yet put on sockets: it empties by
+//! itself, is pinned by whoever does not read, and only as long; and what nobody watches costs nothing.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+
+use crate::support::daemon::{Daemon, DaemonOptions};
+use crate::support::http;
+use crate::support::patience::wait_until;
+use crate::support::producer::{Producer, entry, tokens};
+use crate::support::redis::{Redis, RedisServer};
+use crate::support::viewer::{KINDS, Kind, Viewer};
+
+const GROUP: &str = "llm:consumer:llm-bridge:i1";
+const KEY: &str = "llm:stream:s1:m";
+/// More than the kernel buffers of a connection hold.
+const BIG_ENTRIES: usize = 240;
+const BIG_TEXT_BYTES: usize = 128 * 1024;
+
+fn options(redis: &RedisServer) -> DaemonOptions {
+    Daemon::options(redis).set("service.instance=i1").set("threads.readers=1")
+}
+
+/// The id up to which the group has read.
+fn group_position(redis: &mut Redis, key: &str) -> String {
+    let groups: Vec<HashMap<String, redis::Value>> = redis.run(&["XINFO", "GROUPS", key]);
+    redis::from_redis_value_ref(&groups[0]["last-delivered-id"]).unwrap()
+}
+
+/// Waits until the group has read everything up to an id and acknowledged it.
+fn wait_acknowledged(redis: &mut Redis, key: &str, id: &str) {
+    wait_until("the group to read", || group_position(redis, key) == id);
+    wait_until("an empty pending list", || redis.pending(key, GROUP) == 0);
+}
+
+#[test]
+fn what_is_on_sockets_is_acknowledged_even_when_the_stream_falls_silent() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    wait_until("the group", || connection.groups(KEY) == [GROUP]);
+    // One entry alone, then many: nothing follows that an acknowledgement could travel with.
+    for count in [1, 500] {
+        let newest = producer.tokens(0..count).pop().unwrap();
+        viewers.iter_mut().for_each(|viewer| viewer.read_to(&newest));
+        wait_acknowledged(&mut connection, KEY, &newest);
+    }
+}
+
+#[test]
+fn many_streams_are_acknowledged() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).start();
+    let mut connection = redis.connect();
+    let mut producers: Vec<Producer> =
+        (0..40).map(|number| Producer::new(&redis, &format!("s{number}"), "m")).collect();
+    let mut viewers = Vec::new();
+    for producer in &mut producers {
+        let first = producer.start("g1");
+        let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, &producer.stream, "");
+        viewer.read_to(&first);
+        viewers.push(viewer);
+    }
+    let newest: Vec<String> =
+        producers.iter_mut().map(|producer| producer.tokens(0..20).pop().unwrap()).collect();
+    for ((viewer, producer), id) in viewers.iter_mut().zip(&producers).zip(&newest) {
+        viewer.read_to(id);
+        assert_eq!(viewer.transcript.text(), tokens(0..20));
+        wait_acknowledged(&mut connection, &producer.key, id);
+    }
+}
+
+/// Writes much more than a connection holds that is not read; returns the newest id.
+fn write_much(producer: &mut Producer) -> String {
+    for number in 0..BIG_ENTRIES {
+        let text = format!("{number}:{}", "x".repeat(BIG_TEXT_BYTES));
+        producer.write(&entry("delta", number + 1, json!({"text": text})));
+    }
+    producer.ids.last().unwrap().clone()
+}
+
+fn expect_much(viewer: &mut Viewer, newest: &str) {
+    viewer.read_to(newest);
+    let text = viewer.transcript.text();
+    let expected = |number: usize| format!("{number}:{}", "x".repeat(BIG_TEXT_BYTES));
+    assert!(text == (0..BIG_ENTRIES).map(expected).collect::<String>(), "not everything, in order, once");
+}
+
+#[test]
+fn who_does_not_read_pins_the_pending_list_until_it_leaves() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).set("client.send_budget=1GiB").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let mut clock = Producer::new(&redis, "s2", "m");
+    let first = producer.start("g1");
+    let clock_first = clock.start("g1");
+    let mut reading = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    let mut not_reading = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    let mut clock_viewer = Viewer::open(daemon.public, Kind::WebSocket, "s2/m", "");
+    reading.read_to(&first);
+    not_reading.read_to(&first);
+    clock_viewer.read_to(&clock_first);
+    let newest = write_much(&mut producer);
+    expect_much(&mut reading, &newest);
+    // What is read later is acknowledged meanwhile, several times over.
+    for _ in 0..3 {
+        let id = clock.delta("tick");
+        clock_viewer.read_to(&id);
+        wait_acknowledged(&mut connection, &clock.key, &id);
+        assert!(connection.pending(KEY, GROUP) > 0, "acknowledged what is not on every socket");
+    }
+    drop(not_reading);
+    wait_acknowledged(&mut connection, KEY, &newest);
+}
+
+#[test]
+fn who_falls_back_to_history_pins_nothing() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).set("client.send_budget=64KiB").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut slow = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    slow.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    let newest = write_much(&mut producer);
+    // Neither reads, and yet nothing stays pending.
+    wait_acknowledged(&mut connection, KEY, &newest);
+    for viewer in &mut slow {
+        expect_much(viewer, &newest);
+    }
+    let end = producer.write(&json!({"type": "end", "finish_reason": "stop"}));
+    for viewer in slow {
+        viewer.read_all().expect_finished(&end);
+    }
+}
+
+#[test]
+fn without_acknowledgements_there_is_no_pending_list() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).set("delivery.ack=none").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    wait_until("the group", || connection.groups(KEY) == [GROUP]);
+    for round in 0..50 {
+        let newest = producer.tokens(round..round + 1).pop().unwrap();
+        wait_until("the group to read", || group_position(&mut connection, KEY) == newest);
+        assert_eq!(connection.pending(KEY, GROUP), 0);
+        viewers.iter_mut().for_each(|viewer| viewer.read_to(&newest));
+    }
+    let end = producer.end();
+    for viewer in viewers {
+        let transcript = viewer.read_all();
+        assert_eq!(transcript.text(), tokens(0..50));
+        transcript.expect_finished(&end);
+    }
+}
+
+#[test]
+fn the_group_of_a_stream_that_nobody_watches_is_removed() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).set("stream.linger=200ms").start();
+    let mut connection = redis.connect();
+    let mut watched = Producer::new(&redis, "s2", "m");
+    let watched_first = watched.start("g1");
+    let mut watching = Viewer::open(daemon.public, Kind::WebSocket, "s2/m", "");
+    watching.read_to(&watched_first);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    for round in 0..2 {
+        let newest = producer.delta("one");
+        let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "after=0"));
+        viewers.iter_mut().for_each(|viewer| viewer.read_to(&newest));
+        wait_until("the group", || connection.groups(KEY) == [GROUP]);
+        drop(viewers);
+        wait_until("its removal", || connection.groups(KEY).is_empty());
+        assert_eq!(connection.groups("llm:stream:s2:m"), [GROUP], "round {round}: the other one is watched");
+    }
+    let registered = || redis.connect().run::<Vec<String>>(&["SMEMBERS", "llm:groups:llm-bridge:i1"]);
+    wait_until("the register to forget it", || {
+        let names = registered();
+        names.len() == 1 && names[0].contains("s2")
+    });
+    let end = watched.end();
+    watching.read_to(&end);
+}
+
+#[test]
+fn a_finished_stream_keeps_no_group() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).set("stream.linger=0").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    wait_until("the group", || connection.groups(KEY) == [GROUP]);
+    let end = producer.end();
+    for viewer in viewers {
+        viewer.read_all().expect_finished(&end);
+    }
+    wait_until("its removal", || connection.groups(KEY).is_empty());
+}
+
+#[test]
+fn reading_and_waiting_create_no_keys() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.delta("one");
+    // Whatever the daemon itself owns is there when the first stream has been watched and read.
+    let mut watching = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    wait_until("the group", || connection.groups(KEY) == [GROUP]);
+    let id = producer.delta("two");
+    watching.read_to(&id);
+    let owned = |key: &String| {
+        let of_instance = ["llm:instance:", "llm:groups:", "llm:wake:"];
+        key == "llm:instances:llm-bridge"
+            || of_instance.iter().any(|prefix| key.starts_with(&format!("{prefix}llm-bridge:i1")))
+    };
+    let foreign_keys = |redis: &mut Redis| -> Vec<String> {
+        redis.keys("*").into_iter().filter(|key| !owned(key)).collect()
+    };
+    assert_eq!(foreign_keys(&mut connection), [KEY]);
+    let mut waiting = Vec::new();
+    for number in 0..30 {
+        let stream = format!("nobody{number}/m");
+        let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, &stream, "");
+        viewer.expect_open("waiting");
+        waiting.push(viewer);
+        assert_eq!(http::get(daemon.public, &format!("/v1/streams/{stream}")).status, 404);
+    }
+    assert_eq!(foreign_keys(&mut connection), [KEY]);
+    // Of what the daemon owns nothing names them either, nor does it grow with them.
+    let own: Vec<String> = connection.keys("*").into_iter().filter(owned).collect();
+    assert!(own.iter().all(|key| !key.contains("nobody")) && own.len() <= 5, "{own:?}");
+    let registered: Vec<String> = connection.run(&["SMEMBERS", "llm:groups:llm-bridge:i1"]);
+    assert!(registered.iter().all(|name| !name.contains("nobody")), "{registered:?}");
+}

@@ -1,0 +1,177 @@
+//! What cannot be decoded is skipped and said so, kept once as a dead letter, however many met it, and
+//! acknowledged.
+
+use std::collections::HashMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+
+use crate::support::daemon::Daemon;
+use crate::support::patience::wait_until;
+use crate::support::producer::Producer;
+use crate::support::redis::{Redis, RedisServer};
+use crate::support::transcript::Transcript;
+use crate::support::viewer::{KINDS, Kind, Viewer, view};
+
+const LETTERS: &str = "llm:dlq:llm-bridge";
+
+type Letter = HashMap<String, Vec<u8>>;
+
+fn letters(redis: &mut Redis) -> Vec<Letter> {
+    redis.entries(LETTERS).into_iter().map(|(_, fields)| fields).collect()
+}
+
+fn wait_letters(redis: &mut Redis, count: usize) -> Vec<Letter> {
+    wait_until("the dead letters", || letters(redis).len() >= count);
+    let letters = letters(redis);
+    assert_eq!(letters.len(), count, "{letters:?}");
+    letters
+}
+
+fn text<'a>(letter: &'a Letter, field: &str) -> &'a str {
+    let value = letter.get(field).unwrap_or_else(|| panic!("no {field} in {letter:?}"));
+    std::str::from_utf8(value).unwrap()
+}
+
+/// Asserts all but the copied fields of a letter.
+fn expect_letter(letter: &Letter, id: &str) {
+    let told = (text(letter, "stream"), text(letter, "id"), text(letter, "processor"));
+    assert_eq!(told, ("s1/m", id, "deliver"));
+    assert!(!text(letter, "reason").is_empty(), "{letter:?}");
+    assert!(text(letter, "attempts").parse::<u64>().is_ok_and(|attempts| attempts > 0), "{letter:?}");
+}
+
+/// Asserts that the transcript tells of these entries as skipped, and of no other.
+fn expect_skipped(transcript: &Transcript, ids: &[&str]) {
+    let skipped: Vec<&Value> = transcript.of_kind("skipped").collect();
+    assert_eq!(skipped.iter().map(|frame| frame["id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
+    let has_reason = |frame: &&Value| frame["reason"].as_str().is_some_and(|reason| !reason.is_empty());
+    assert!(skipped.iter().all(has_reason), "{skipped:?}");
+}
+
+#[test]
+fn a_malformed_entry_is_kept_as_a_letter() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("service.instance=i1").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    let no_json = producer.write_fields("*", &[("data", b"{no json"), ("note", "é".as_bytes())]);
+    let no_field = producer.write_fields("*", &[("text", b"hello"), ("other", b"")]);
+    let no_text = producer.write_text(r#"{"type":"delta"}"#);
+    producer.delta("goes on");
+    for viewer in &mut viewers {
+        viewer.read_to(producer.ids.last().unwrap());
+        expect_skipped(&viewer.transcript, &[&no_json, &no_field, &no_text]);
+        assert_eq!(viewer.transcript.text(), "goes on");
+    }
+    let letters = wait_letters(&mut connection, 3);
+    let copies = [
+        json!({"data": "{no json", "note": "é"}),
+        json!({"text": "hello", "other": ""}),
+        json!({"data": r#"{"type":"delta"}"#}),
+    ];
+    for ((letter, id), copy) in letters.iter().zip([&no_json, &no_field, &no_text]).zip(copies) {
+        expect_letter(letter, id);
+        assert_eq!(serde_json::from_str::<Value>(text(letter, "fields")).unwrap(), copy);
+        assert!(!letter.contains_key("fields_b64"), "{letter:?}");
+    }
+    wait_until("the acknowledgement", || {
+        connection.pending(&producer.key, "llm:consumer:llm-bridge:i1") == 0
+    });
+}
+
+#[test]
+fn fields_that_are_no_text_are_kept_byte_for_byte() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let value: Vec<u8> = (0..=255).collect();
+    let id = producer.write_fields("*", &[("data", &value), ("é", b"plain")]);
+    let end = producer.end();
+    for kind in KINDS {
+        let all = view(daemon.public, kind, "s1/m", "");
+        expect_skipped(&all, &[&id]);
+        all.expect_finished(&end);
+    }
+    let letter = wait_letters(&mut connection, 1).remove(0);
+    expect_letter(&letter, &id);
+    assert!(!letter.contains_key("fields"), "{letter:?}");
+    let copy: Value = serde_json::from_str(text(&letter, "fields_b64")).unwrap();
+    let encoded = |bytes: &[u8]| BASE64.encode(bytes);
+    assert_eq!(copy, json!({encoded(b"data"): encoded(&value), encoded("é".as_bytes()): encoded(b"plain")}));
+}
+
+#[test]
+fn what_follows_the_end_is_kept_without_a_word_to_viewers() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.delta("one");
+    let end = producer.end();
+    let mut live = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "follow=1"));
+    live.iter_mut().for_each(|viewer| viewer.read_to(&end));
+    let late = producer.write_text("no json");
+    let next = producer.start("g2");
+    for viewer in &mut live {
+        viewer.read_to(&next);
+        expect_skipped(&viewer.transcript, &[]);
+    }
+    expect_letter(&wait_letters(&mut connection, 1)[0], &late);
+}
+
+#[test]
+fn however_many_meet_an_entry_there_is_one_letter() {
+    let redis = RedisServer::start();
+    let daemons =
+        ["i1", "i2"].map(|id| Daemon::options(&redis).set(&format!("service.instance={id}")).start());
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut viewers = Vec::new();
+    for daemon in daemons.iter().chain(&daemons) {
+        viewers.extend(KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "")));
+    }
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
+    let bad: Vec<String> = (0..5).map(|number| producer.write_text(&format!("bad {number}"))).collect();
+    let bad: Vec<&str> = bad.iter().map(String::as_str).collect();
+    let newest = producer.delta("goes on");
+    for viewer in &mut viewers {
+        viewer.read_to(&newest);
+        expect_skipped(&viewer.transcript, &bad);
+    }
+    // And again from history, from every entry on.
+    for daemon in &daemons {
+        for position in 0..producer.ids.len() - 1 {
+            let query = format!("after={}", producer.ids[position]);
+            let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &query);
+            viewer.read_to(&newest);
+            expect_skipped(&viewer.transcript, &bad[position.min(bad.len())..]);
+        }
+    }
+    // A letter of each instance comes after whatever they have written before.
+    for (daemon, session) in daemons.iter().zip(["s8", "s9"]) {
+        let mut mark = Producer::new(&redis, session, "m");
+        mark.write_text("mark");
+        let end = mark.end();
+        view(daemon.public, Kind::Sse, &mark.stream, "").expect_finished(&end);
+        wait_until("the mark's letter", || {
+            letters(&mut connection).iter().any(|letter| text(letter, "stream") == mark.stream)
+        });
+    }
+    let kept = letters(&mut connection);
+    let mut ids: Vec<&str> = kept
+        .iter()
+        .filter(|letter| text(letter, "stream") == "s1/m")
+        .map(|letter| text(letter, "id"))
+        .collect();
+    ids.sort_unstable();
+    let mut expected = bad.clone();
+    expected.sort_unstable();
+    assert_eq!(ids, expected, "one letter for each entry");
+}

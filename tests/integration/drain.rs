@@ -1,0 +1,248 @@
+//! The end of a daemon, asked for or not: viewers are told to come back elsewhere, nothing stays pending,
+//! and whoever comes back with its last id has everything.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::daemon::{Daemon, DaemonOptions};
+use crate::support::http::{self, Response};
+use crate::support::patience::wait_until;
+use crate::support::producer::{Producer, entry, tokens};
+use crate::support::redis::{Redis, RedisServer};
+use crate::support::transcript::{Ending, Transcript};
+use crate::support::viewer::{KINDS, Kind, Viewer};
+
+const GROUP: &str = "llm:consumer:llm-bridge:i1";
+const LEASE: &str = "llm:instance:llm-bridge:i1";
+const KEY: &str = "llm:stream:s1:m";
+const PER_SECOND: u32 = 2_000;
+const TOKENS: usize = 3_000;
+
+fn instance(redis: &RedisServer, id: &str) -> DaemonOptions {
+    Daemon::options(redis).set(&format!("service.instance={id}"))
+}
+
+/// Reads to the end of the connection, which was told beforehand.
+fn expect_drained(viewer: Viewer, kind: Kind) -> Transcript {
+    let transcript = viewer.read_all();
+    let last = transcript.frames.last().unwrap();
+    assert_eq!((last.kind(), last.value["state"].as_str()), ("status", Some("draining")), "{}", last.raw);
+    let expected = if kind == Kind::WebSocket { Ending::Closed(1001) } else { Ending::Complete };
+    assert_eq!(transcript.ending, Some(expected), "{kind:?}");
+    transcript
+}
+
+/// Resumes where a transcript ended; returns the whole text.
+fn resume(daemon: &Daemon, kind: Kind, before: &Transcript, end: &str) -> String {
+    let query = format!("after={}", before.last_id().unwrap_or("0"));
+    let rest = Viewer::open(daemon.public, kind, "s1/m", &query).read_all();
+    assert_eq!(rest.of_kind("gap").count(), 0, "{kind:?}");
+    rest.expect_finished(end);
+    before.text() + &rest.text()
+}
+
+/// Asserts that the instance has acknowledged all that it has read, or has removed its group.
+fn expect_nothing_pending(redis: &mut Redis, drained: &[(Kind, Transcript)]) {
+    if redis.groups(KEY).iter().any(|name| name == GROUP) {
+        let count = redis.pending(KEY, GROUP);
+        let pending: redis::Value = redis.run(&["XPENDING", KEY, GROUP]);
+        let had: Vec<_> = drained.iter().map(|(_, transcript)| transcript.last_id()).collect();
+        assert_eq!(count, 0, "{pending:?}, though the viewers have up to {had:?}");
+    }
+}
+
+#[test]
+fn a_drained_daemon_leaves_nothing_undone() {
+    let redis = RedisServer::start();
+    let mut first = instance(&redis, "i1").start();
+    let second = instance(&redis, "i2").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let mut viewers: Vec<(Kind, Viewer)> = (0..6)
+        .map(|number| (KINDS[number % 2], Viewer::open(first.public, KINDS[number % 2], "s1/m", "")))
+        .collect();
+    let mut waiting = Viewer::open(first.public, Kind::WebSocket, "s2/m", "");
+    waiting.expect_open("waiting");
+    thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            producer.tokens_at(PER_SECOND, 0..TOKENS, |_| {});
+            producer.write(&entry("end", TOKENS, serde_json::json!({"finish_reason": "stop"})))
+        });
+        for (_, viewer) in &mut viewers {
+            viewer.read_until("a token", |frame| frame.kind() == "delta");
+        }
+        first.signal(libc::SIGTERM);
+        let drained: Vec<(Kind, Transcript)> =
+            viewers.into_iter().map(|(kind, viewer)| (kind, expect_drained(viewer, kind))).collect();
+        expect_drained(waiting, Kind::WebSocket);
+        first.expect_exit(0);
+        let mut connection = redis.connect();
+        expect_nothing_pending(&mut connection, &drained);
+        assert!(connection.keys(LEASE).is_empty(), "its lease is released");
+        let end = producer.join().unwrap();
+        for (kind, before) in drained {
+            let text = resume(&second, kind, &before, &end);
+            assert!(text == tokens(0..TOKENS), "{kind:?}: not everything, in order, once");
+        }
+    });
+}
+
+#[test]
+fn many_subscriptions_are_drained_too() {
+    let redis = RedisServer::start();
+    let mut daemon = instance(&redis, "i1").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.delta("one");
+    let mut client = crate::support::websocket::WebSocketClient::connect(daemon.public, "/v1/ws");
+    client.send(&serde_json::json!({"type": "subscribe", "stream": "s1/m"}));
+    for kind in ["open", "delta"] {
+        assert_eq!(client.receive_json()["type"], kind);
+    }
+    daemon.signal(libc::SIGINT);
+    let (messages, code) = client.receive_to_close();
+    assert_eq!(code, 1001);
+    assert!(messages.iter().any(|message| message["state"] == "draining"), "{messages:?}");
+    daemon.expect_exit(0);
+}
+
+/// A client that asks for more than its connection holds, and reads none of it.
+fn stuck(daemon: &Daemon, producer: &mut Producer) -> Viewer {
+    for _ in 0..200 {
+        producer.delta(&"x".repeat(128 * 1024));
+    }
+    let mut viewer = Viewer::open(daemon.public, Kind::Sse, &producer.stream.clone(), "");
+    viewer.expect_open("live");
+    viewer
+}
+
+fn ask(daemon: &Daemon) -> io::Result<Response> {
+    http::try_get(daemon.public, "/v1/streams/s1/m")
+}
+
+#[test]
+fn nobody_new_is_served_while_draining() {
+    let redis = RedisServer::start();
+    let mut daemon = instance(&redis, "i1").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    let mut big = Producer::new(&redis, "s2", "m");
+    let stuck = stuck(&daemon, &mut big);
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    viewer.expect_open("live");
+    daemon.signal(libc::SIGTERM);
+    viewer.read_to_status("draining");
+    // Refused in order, or, when it is nearly gone, not even accepted.
+    if let Ok(refused) = ask(&daemon) {
+        refused.expect_error(503);
+        assert!(refused.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
+    }
+    if let Ok(ready) = http::try_get(daemon.admin, "/readyz") {
+        assert_eq!(ready.status, 503);
+    }
+    assert_eq!(viewer.read_all().ending, Some(Ending::Closed(1001)));
+    drop(stuck);
+    daemon.expect_exit(0);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let redis = RedisServer::start();
+    // So long a grace that only the second signal can end it while this test is patient.
+    let mut daemon = instance(&redis, "i1").set("shutdown.grace=10m").set("client.send_budget=64MiB").start();
+    let mut big = Producer::new(&redis, "s1", "m");
+    let _stuck = stuck(&daemon, &mut big);
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "after=$");
+    viewer.expect_open("live");
+    daemon.signal(libc::SIGTERM);
+    viewer.read_to_status("draining");
+    assert!(daemon.is_running(), "it drains for a client that has not yet got what is its own");
+    daemon.signal(libc::SIGTERM);
+    daemon.expect_exit(1);
+}
+
+#[test]
+fn draining_ends_with_its_grace() {
+    let redis = RedisServer::start();
+    let mut daemon = instance(&redis, "i1").set("shutdown.grace=1s").set("client.send_budget=64MiB").start();
+    let mut big = Producer::new(&redis, "s1", "m");
+    let _stuck = stuck(&daemon, &mut big);
+    daemon.signal(libc::SIGTERM);
+    // The client still does not read, and the daemon's patience is shorter than this test's.
+    daemon.expect_exit(0);
+    assert!(redis.connect().keys(LEASE).is_empty());
+}
+
+#[test]
+fn a_daemon_killed_in_mid_stream_is_resumed_exactly() {
+    let redis = RedisServer::start();
+    let mut daemon = instance(&redis, "i1").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let mut viewers: Vec<(Kind, Viewer)> = (0..6)
+        .map(|number| (KINDS[number % 2], Viewer::open(daemon.public, KINDS[number % 2], "s1/m", "")))
+        .collect();
+    thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            producer.tokens_at(PER_SECOND, 0..TOKENS, |_| {});
+            producer.write(&entry("end", TOKENS, serde_json::json!({"finish_reason": "stop"})))
+        });
+        for (_, viewer) in &mut viewers {
+            viewer.read_until("a token", |frame| frame.kind() == "delta");
+        }
+        daemon.kill();
+        let cut: Vec<(Kind, Transcript)> =
+            viewers.into_iter().map(|(kind, viewer)| (kind, viewer.read_all())).collect();
+        let again = daemon.start_again();
+        let end = producer.join().unwrap();
+        for (kind, before) in cut {
+            assert!(!before.frames.last().unwrap().is_terminal(), "killed in mid-stream");
+            let text = resume(&again, kind, &before, &end);
+            assert!(text == tokens(0..TOKENS), "{kind:?}: not everything, in order, once");
+        }
+    });
+}
+
+#[test]
+fn a_daemon_without_redis_ends_in_order() {
+    let mut redis = RedisServer::start();
+    let grace = Duration::from_secs(30);
+    let mut daemon = instance(&redis, "i1").set("shutdown.grace=30s").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let id = producer.delta("one");
+    let mut viewers = KINDS.map(|kind| (kind, Viewer::open(daemon.public, kind, "s1/m", "")));
+    for (_, viewer) in &mut viewers {
+        viewer.read_to(&id);
+    }
+    redis.kill();
+    for (_, viewer) in &mut viewers {
+        viewer.read_to_status("degraded");
+    }
+    let began = Instant::now();
+    daemon.signal(libc::SIGTERM);
+    for (kind, viewer) in viewers {
+        expect_drained(viewer, kind);
+    }
+    daemon.expect_exit(0);
+    assert!(began.elapsed() < grace + Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_daemon_that_never_met_redis_ends_in_order() {
+    let mut redis = RedisServer::start();
+    redis.kill();
+    let mut daemon = instance(&redis, "i1").start_alive();
+    daemon.signal(libc::SIGTERM);
+    daemon.expect_exit(0);
+}
+
+#[test]
+fn an_idle_daemon_ends_in_order_and_its_id_is_free() {
+    let redis = RedisServer::start();
+    let mut daemon = instance(&redis, "i1").start();
+    daemon.signal(libc::SIGTERM);
+    daemon.expect_exit(0);
+    assert!(redis.connect().keys(LEASE).is_empty());
+    // Somebody else may have the id at once.
+    let other = instance(&redis, "i1").start();
+    wait_until("its lease", || !redis.connect().keys(LEASE).is_empty());
+    drop(other);
+}
