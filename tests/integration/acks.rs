@@ -2,6 +2,7 @@
 //! itself, is pinned by whoever does not read, and only as long; and what nobody watches costs nothing.
 
 use std::collections::HashMap;
+use std::thread;
 
 use serde_json::json;
 
@@ -127,15 +128,26 @@ fn who_falls_back_to_history_pins_nothing() {
     let mut producer = Producer::new(&redis, "s1", "m");
     let first = producer.start("g1");
     let mut slow = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
-    slow.iter_mut().for_each(|viewer| viewer.read_to(&first));
-    let newest = write_much(&mut producer);
-    // Neither reads, and yet nothing stays pending.
+    let mut reading = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    slow.iter_mut().chain([&mut reading]).for_each(|viewer| viewer.read_to(&first));
+    let newest = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let is_last = format!("{}:", BIG_ENTRIES - 1);
+            reading.read_until("the last entry", |frame| {
+                frame.value["text"].as_str().is_some_and(|text| text.contains(&is_last))
+            });
+        });
+        let newest = write_much(&mut producer);
+        reader.join().unwrap();
+        newest
+    });
+    // Two do not read, and yet nothing stays pending.
     wait_acknowledged(&mut connection, KEY, &newest);
     for viewer in &mut slow {
         expect_much(viewer, &newest);
     }
     let end = producer.write(&json!({"type": "end", "finish_reason": "stop"}));
-    for viewer in slow {
+    for viewer in slow.into_iter().chain([reading]) {
         viewer.read_all().expect_finished(&end);
     }
 }

@@ -2,6 +2,7 @@
 //! and whoever comes back with its last id has everything.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::http::{self, Response};
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry, tokens};
-use crate::support::redis::{Redis, RedisServer};
+use crate::support::redis::RedisServer;
 use crate::support::transcript::{Ending, Transcript};
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
@@ -42,16 +43,6 @@ fn resume(daemon: &Daemon, kind: Kind, before: &Transcript, end: &str) -> String
     before.text() + &rest.text()
 }
 
-/// Asserts that the instance has acknowledged all that it has read, or has removed its group.
-fn expect_nothing_pending(redis: &mut Redis, drained: &[(Kind, Transcript)]) {
-    if redis.groups(KEY).iter().any(|name| name == GROUP) {
-        let count = redis.pending(KEY, GROUP);
-        let pending: redis::Value = redis.run(&["XPENDING", KEY, GROUP]);
-        let had: Vec<_> = drained.iter().map(|(_, transcript)| transcript.last_id()).collect();
-        assert_eq!(count, 0, "{pending:?}, though the viewers have up to {had:?}");
-    }
-}
-
 #[test]
 fn a_drained_daemon_leaves_nothing_undone() {
     let redis = RedisServer::start();
@@ -76,15 +67,52 @@ fn a_drained_daemon_leaves_nothing_undone() {
             viewers.into_iter().map(|(kind, viewer)| (kind, expect_drained(viewer, kind))).collect();
         expect_drained(waiting, Kind::WebSocket);
         first.expect_exit(0);
-        let mut connection = redis.connect();
-        expect_nothing_pending(&mut connection, &drained);
-        assert!(connection.keys(LEASE).is_empty(), "its lease is released");
+        assert!(redis.connect().keys(LEASE).is_empty(), "its lease is released");
         let end = producer.join().unwrap();
         for (kind, before) in drained {
             let text = resume(&second, kind, &before, &end);
             assert!(text == tokens(0..TOKENS), "{kind:?}: not everything, in order, once");
         }
     });
+}
+
+#[test]
+fn what_is_read_while_draining_is_put_on_sockets_and_acknowledged() {
+    const ROUNDS: usize = 5;
+    let redis = RedisServer::start();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut producer = Producer::new(&redis, "s1", "m");
+            while !is_over.load(Ordering::Relaxed) {
+                producer.delta("word ");
+            }
+        });
+        // Whatever comes of it, the writer stops.
+        let drains = scope.spawn(|| (0..ROUNDS).for_each(|_| drain_and_look(&redis))).join();
+        is_over.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        drains.unwrap();
+    });
+}
+
+/// Drains a daemon under its viewers; asserts that it has acknowledged all that it has read.
+fn drain_and_look(redis: &RedisServer) {
+    let mut daemon = instance(redis, "i1").start();
+    let mut viewers = KINDS.map(|kind| (kind, Viewer::open(daemon.public, kind, "s1/m", "after=$&follow=1")));
+    for (_, viewer) in &mut viewers {
+        viewer.read_until("a token", |frame| frame.kind() == "delta");
+    }
+    daemon.signal(libc::SIGTERM);
+    let transcripts = viewers.map(|(kind, viewer)| expect_drained(viewer, kind));
+    daemon.expect_exit(0);
+    let mut connection = redis.connect();
+    if connection.groups(KEY).iter().any(|name| name == GROUP) {
+        let pending: redis::Value = connection.run(&["XPENDING", KEY, GROUP]);
+        let had = transcripts.each_ref().map(|transcript| transcript.last_id());
+        let count = connection.pending(KEY, GROUP);
+        assert_eq!(count, 0, "{pending:?}, and the viewers have up to {had:?}");
+    }
 }
 
 #[test]
