@@ -35,9 +35,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long live batches may take to pass through when draining begins.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
-/// What is left for the end when the clients are gone: acknowledgements, the lease, joining. At most a fifth of
-/// the grace.
+/// What is left of the grace when the clients are gone, for acknowledgements, the lease, joining: a fifth of it
+/// within these bounds, of which the lower one is a few looks of every thread at whether it is to end.
 const WIND_UP: Duration = Duration::from_secs(3);
+const WIND_UP_MIN: Duration = Duration::from_millis(500);
 
 /// Why the daemon does not run, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -203,7 +204,7 @@ impl Main {
     fn drain(&mut self, threads: Threads) -> Result<(), DaemonError> {
         let grace = self.config.shutdown.grace;
         let end = Instant::now() + grace;
-        let wind_up = (grace / 5).min(WIND_UP);
+        let wind_up = (grace / 5).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
         let is_finished = crate::thread::Handle::is_finished;
         let Threads { deliveries, live, middle, readers, rest } = threads;
         self.stops.reading.request();

@@ -60,7 +60,7 @@ impl Delivery {
         let (id, json) = match gap {
             HistoryGap::Trimmed { after, next, id, lost } => {
                 counters.gaps_trimmed.inc();
-                (id, notice::gap_trimmed(after, next.or(id), lost))
+                (id, notice::gap_trimmed(after, next.or(id), id, lost))
             }
             HistoryGap::Recreated { after, next } => {
                 counters.gaps_recreated.inc();

@@ -176,6 +176,7 @@ impl Delivery {
                 self.answer_error(viewer, &error, now);
             } else {
                 self.begin_events(viewer, now);
+                self.open_unseen(viewer);
                 self.tell(viewer, StreamStatus::Degraded);
                 staying.push(viewer);
             }

@@ -141,6 +141,15 @@ impl Delivery {
         self.show(slot, &opened.shown, false, now);
     }
 
+    /// A viewer of a stream that cannot be looked at now is told where it begins, where that is known without
+    /// looking.
+    pub(super) fn open_unseen(&mut self, slot: Slot) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        if let After::At(after) = viewer.wish.after {
+            self.say_open(slot, after, StreamStatus::Waiting);
+        }
+    }
+
     fn say_open(&mut self, slot: Slot, after: Position, status: StreamStatus) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         if viewer.opened {

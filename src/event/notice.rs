@@ -46,10 +46,15 @@ pub fn status(state: StreamStatus) -> Vec<u8> {
 }
 
 /// `gap`: entries after `after` were trimmed before they could be sent; `next` is the first that is
-/// still there, if any is.
+/// still there. Where none is, both it and `id` are the stream's newest id, which the client keeps from now on.
 #[must_use]
-pub fn gap_trimmed(after: Position, next: Option<EntryId>, lost: Option<u64>) -> Vec<u8> {
-    gap(None, after, next, lost, "trimmed")
+pub fn gap_trimmed(
+    after: Position,
+    next: Option<EntryId>,
+    id: Option<EntryId>,
+    lost: Option<u64>,
+) -> Vec<u8> {
+    gap(id, after, next, lost, "trimmed")
 }
 
 /// `gap`: the stream was deleted and begun anew since `after`.
@@ -143,11 +148,11 @@ mod tests {
             ),
             (status(StreamStatus::Draining), r#"{"type":"status","state":"draining"}"#),
             (
-                gap_trimmed(after, Some(id), Some(3)),
+                gap_trimmed(after, Some(id), None, Some(3)),
                 r#"{"type":"gap","after":"5-0","next":"7-1","lost":3,"reason":"trimmed"}"#,
             ),
             (
-                gap_trimmed(after, None, None),
+                gap_trimmed(after, None, None, None),
                 r#"{"type":"gap","after":"5-0","next":null,"lost":null,"reason":"trimmed"}"#,
             ),
             (

@@ -28,7 +28,7 @@ const EXCHANGE_TIME: Duration = Duration::from_secs(5);
 /// For the client to take the end of the answer and close, too.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 /// How often the stop signal and the deadlines are looked at.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(100);
 
 const LISTENER: Token = Token(usize::MAX);
 

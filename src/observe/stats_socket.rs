@@ -26,7 +26,7 @@ const CLIENT_TIME: Duration = Duration::from_secs(2);
 /// Reads after the answer, of 4 KiB each.
 const DISCARDED_READS_MAX: usize = 64;
 /// How often the stop signal is looked at.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(100);
 
 /// Why there is no stats socket.
 #[derive(Debug, thiserror::Error)]
