@@ -35,3 +35,6 @@ mod errors;
 
 /// Threads are named by their role, as many as configured.
 mod threads;
+
+/// Clients that read slowly or not at all: bounded memory, nobody else disturbed, nothing lost.
+mod slow;

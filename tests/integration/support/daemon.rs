@@ -216,14 +216,35 @@ impl Daemon {
         http::get(self.admin, "/stats.json").json()
     }
 
+    /// A counter of `/stats.json`.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let stats = self.stats();
+        stats["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {stats}"))
+    }
+
+    /// A gauge of `/stats.json`.
+    pub(crate) fn gauge(&self, name: &str) -> u64 {
+        let stats = self.stats();
+        stats["gauges"][name].as_u64().unwrap_or_else(|| panic!("no gauge {name} in {stats}"))
+    }
+
     fn proc_dir(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}", self.process.id()))
     }
 
     /// Its resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in bytes: no need to look at the right moment.
+    pub(crate) fn resident_bytes_max(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(self.proc_dir().join("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
