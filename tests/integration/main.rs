@@ -38,3 +38,9 @@ mod threads;
 
 /// Clients that read slowly or not at all: bounded memory, nobody else disturbed, nothing lost.
 mod slow;
+
+/// Clients that break the rules of HTTP and WebSocket: the others notice nothing.
+mod hostile;
+
+/// Producers that write what cannot be read, or far too much: nothing else is lost.
+mod entries;

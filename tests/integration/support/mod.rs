@@ -5,6 +5,7 @@
 
 pub(crate) mod command;
 pub(crate) mod daemon;
+pub(crate) mod descriptors;
 pub(crate) mod http;
 pub(crate) mod patience;
 pub(crate) mod ports;

@@ -21,12 +21,20 @@ pub(crate) const CLOSE: u8 = 0x88;
 pub(crate) const PING: u8 = 0x89;
 pub(crate) const PONG: u8 = 0x8A;
 
+/// What the frames of clients are masked with.
+const KEY: [u8; 4] = [0x5A, 0x01, 0xFE, 0x33];
+
 /// A frame as a client has to send it: masked. `first` is its first byte, flags and opcode.
 pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-    const KEY: [u8; 4] = [0x5A, 0x01, 0xFE, 0x33];
-    let mut bytes = header(first, 0x80, payload.len() as u64);
-    bytes.extend_from_slice(&KEY);
+    let mut bytes = announced(first, payload.len() as u64);
     bytes.extend(payload.iter().zip(KEY.iter().cycle()).map(|(byte, key)| byte ^ key));
+    bytes
+}
+
+/// Its head alone, which may announce more than ever comes.
+pub(crate) fn announced(first: u8, length: u64) -> Vec<u8> {
+    let mut bytes = header(first, 0x80, length);
+    bytes.extend_from_slice(&KEY);
     bytes
 }
 
@@ -37,8 +45,8 @@ pub(crate) fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The head of a frame, which may announce more than ever comes. `mask` is 0x80 or 0.
-pub(crate) fn header(first: u8, mask: u8, length: u64) -> Vec<u8> {
+/// The head of a frame without its key. `mask` is 0x80 or 0.
+fn header(first: u8, mask: u8, length: u64) -> Vec<u8> {
     match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short @ ..=125), _) => vec![first, mask | short],
         (_, Ok(middle)) => [&[first, mask | 126][..], &middle.to_be_bytes()].concat(),
