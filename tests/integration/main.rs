@@ -44,3 +44,9 @@ mod hostile;
 
 /// Producers that write what cannot be read, or far too much: nothing else is lost.
 mod entries;
+
+/// Limits of connections, rates and sizes; keeping connections alive; the wish to stop.
+mod limits;
+
+/// Frames merged over a time that the client chooses.
+mod batching;
