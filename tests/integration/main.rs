@@ -50,3 +50,6 @@ mod limits;
 
 /// Frames merged over a time that the client chooses.
 mod batching;
+
+/// What operators see: probes, stats, metrics, the dashboard, the log.
+mod seeing;

@@ -10,6 +10,7 @@ pub(crate) mod http;
 pub(crate) mod patience;
 pub(crate) mod ports;
 pub(crate) mod producer;
+pub(crate) mod prometheus;
 pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod redis;
