@@ -53,3 +53,6 @@ mod batching;
 
 /// What operators see: probes, stats, metrics, the dashboard, the log.
 mod seeing;
+
+/// The daemon as a systemd service: notifications, passed sockets, the unit.
+mod systemd;

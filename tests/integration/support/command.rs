@@ -86,6 +86,10 @@ impl Background {
         assert_eq!(sent, 0, "signal {signal} to {id}");
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
     /// Waits until it ends by itself; the output is what `line` has not returned yet.
     pub(crate) fn finish(mut self) -> Outcome {
         let status = wait_for("the command to end", || self.process.try_wait().unwrap());
