@@ -56,3 +56,9 @@ mod seeing;
 
 /// The daemon as a systemd service: notifications, passed sockets, the unit.
 mod systemd;
+
+/// Exit statuses, the configuration and where it comes from, the rights that are needed.
+mod command_line;
+
+/// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
+mod terminal;
