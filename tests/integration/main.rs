@@ -62,3 +62,6 @@ mod command_line;
 
 /// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
+
+/// Recorded answers of real providers, where they are at hand.
+mod fixtures;
