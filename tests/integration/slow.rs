@@ -180,6 +180,11 @@ fn healthy<'scope>(
     })
 }
 
+/// Waits until nobody is shown history any more: whoever lags from now on falls back from live.
+fn wait_live(daemon: &Daemon) {
+    wait_until("all to be live", || daemon.gauge("streams_live") > 0 && daemon.gauge("replay_jobs") == 0);
+}
+
 fn expect_memory(daemon: &Daemon, clients: usize) {
     let (most, bound) = (daemon.resident_bytes_max(), memory_bound(clients));
     assert!(most <= bound, "the daemon had {most} bytes, its limits add up to {bound}");
@@ -194,6 +199,7 @@ fn two_hundred_megabytes_pass_a_client_that_does_not_read() {
     producer.write_text(r#"{"type":"heartbeat"}"#);
     let (mut slow_websocket, mut slow_sse) = (open_websocket(&daemon, "s1/m"), open_sse(&daemon, "s1/m"));
     let healthy_client = open_websocket(&daemon, "s1/m");
+    wait_live(&daemon);
     let end = thread::scope(|scope| {
         let healthy = healthy(scope, healthy_client, ENTRIES);
         let end = write_bulk(&mut producer, ENTRIES);
@@ -223,6 +229,7 @@ fn who_takes_nothing_is_closed_and_can_resume() {
     producer.write_text(r#"{"type":"heartbeat"}"#);
     let (mut slow_websocket, mut slow_sse) = (open_websocket(&daemon, "s1/m"), open_sse(&daemon, "s1/m"));
     let healthy_client = open_websocket(&daemon, "s1/m");
+    wait_live(&daemon);
     let end = thread::scope(|scope| {
         let healthy = healthy(scope, healthy_client, ENTRIES);
         let end = write_bulk(&mut producer, ENTRIES);
@@ -290,6 +297,7 @@ fn many_slow_clients_each_hold_no_more_than_their_budget() {
     producer.write_text(r#"{"type":"heartbeat"}"#);
     let mut slow: Vec<WebSocketClient> = (0..CLIENTS).map(|_| open_websocket(&daemon, "s1/m")).collect();
     let healthy_client = open_websocket(&daemon, "s1/m");
+    wait_live(&daemon);
     let end = thread::scope(|scope| {
         let healthy = healthy(scope, healthy_client, ENTRIES);
         let end = write_bulk(&mut producer, ENTRIES);
@@ -320,6 +328,7 @@ fn history_for_slow_clients_is_cut_to_their_budget() {
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.write_text(r#"{"type":"heartbeat"}"#);
     let mut slow: Vec<WebSocketClient> = (0..CLIENTS).map(|_| open_websocket(&daemon, "s1/m")).collect();
+    wait_live(&daemon);
     let text = |number: usize| format!("{number:015}:{}", "x".repeat(TEXT_BYTES - 16));
     for number in 0..ENTRIES {
         producer.delta(&text(number));
@@ -372,6 +381,7 @@ fn a_slow_connection_with_many_streams_is_closed_as_a_whole() {
         assert_eq!((&open["type"], &open["stream"]), (&json!("open"), &json!(producer.stream)));
     }
     let healthy_client = open_websocket(&daemon, "s0/m");
+    wait_live(&daemon);
     thread::scope(|scope| {
         let healthy = healthy(scope, healthy_client, ENTRIES);
         let ends: Vec<String> = producers.iter_mut().map(|producer| write_bulk(producer, ENTRIES)).collect();

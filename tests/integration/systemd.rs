@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::activation;
@@ -77,15 +78,37 @@ fn ready_means_listening_and_redis_tried() {
         redis.freeze(Duration::from_millis(1500));
         let mut daemon = Daemon::options(&redis).env("NOTIFY_SOCKET", &manager.address).spawn();
         let before = manager.read_to("READY=1");
-        assert_eq!(http::get(daemon.admin, "/readyz").status, 200, "{before:?}");
+        let tried = daemon.stats()["redis"].clone();
+        let is_up = |role: &Value| role["up"] == true;
+        assert!(tried.as_object().unwrap().values().any(is_up), "{before:?}: {tried}");
         TcpStream::connect(daemon.public).unwrap();
         assert!(before.iter().any(|line| line.starts_with("STATUS=")), "{before:?}");
         assert!(!before.iter().any(|line| line == "STOPPING=1"), "{before:?}");
 
+        daemon.wait_ready();
         daemon.signal(libc::SIGTERM);
         let after = manager.read_to("STOPPING=1");
         assert!(!after.iter().any(|line| line == "READY=1"), "{after:?}");
         daemon.expect_exit(0);
+    }
+}
+
+/// An id that is held by another is found out before, so that a start that fails is seen to fail.
+#[test]
+fn a_daemon_that_does_not_start_is_never_ready() {
+    let redis = RedisServer::start();
+    let _holder = Daemon::options(&redis).set("service.instance=one").start();
+    for _ in 0..10 {
+        let manager = Manager::listen();
+        let options = Daemon::options(&redis).set("service.instance=one");
+        let mut second = options.env("NOTIFY_SOCKET", &manager.address).spawn();
+        second.expect_exit(78);
+        manager.socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(length) = manager.socket.recv(&mut buffer) {
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            assert!(!message.contains("READY=1"), "{message}");
+        }
     }
 }
 
