@@ -59,3 +59,33 @@ mod threads;
 
 /// The sources keep the house's rules.
 mod tidy;
+
+/// Clients that read slowly or not at all: bounded memory, nobody else disturbed, nothing lost.
+mod slow;
+
+/// Clients that break the rules of HTTP and WebSocket: the others notice nothing.
+mod hostile;
+
+/// Producers that write what cannot be read, or far too much: nothing else is lost.
+mod entries;
+
+/// Limits of connections, rates and sizes; keeping connections alive; the wish to stop.
+mod limits;
+
+/// Frames merged over a time that the client chooses.
+mod batching;
+
+/// What operators see: probes, stats, metrics, the dashboard, the log.
+mod seeing;
+
+/// The daemon as a systemd service: notifications, passed sockets, the unit.
+mod systemd;
+
+/// Exit statuses, the configuration and where it comes from, the rights that are needed.
+mod command_line;
+
+/// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
+mod terminal;
+
+/// Recorded answers of real providers, where they are at hand.
+mod fixtures;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -26,6 +26,7 @@ const ATTEMPTS: usize = 5;
 #[derive(Clone)]
 pub(crate) struct DaemonOptions {
     redis_url: String,
+    config: Option<PathBuf>,
     settings: Vec<String>,
     environment: Vec<(String, String)>,
     public_port: u16,
@@ -36,6 +37,12 @@ impl DaemonOptions {
     /// `--set section.key=value`; later ones win.
     pub(crate) fn set(mut self, setting: &str) -> Self {
         self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// `--config`; the harness sets over it where Redis is and where to listen.
+    pub(crate) fn config(mut self, file: &Path) -> Self {
+        self.config = Some(file.to_owned());
         self
     }
 
@@ -76,6 +83,9 @@ impl DaemonOptions {
         let stats_socket = dir.path().join("stats.sock");
         let mut command = Command::new(env!("CARGO_BIN_EXE_llm-bridge"));
         command.arg("serve");
+        if let Some(file) = &self.config {
+            command.arg("--config").arg(file);
+        }
         for setting in [
             format!("redis.url={}", self.redis_url),
             format!("listen.public={public}"),
@@ -133,6 +143,7 @@ impl Daemon {
     pub(crate) fn options(redis: &RedisServer) -> DaemonOptions {
         DaemonOptions {
             redis_url: redis.url(),
+            config: None,
             settings: Vec::new(),
             environment: Vec::new(),
             public_port: free_port(),
@@ -216,14 +227,35 @@ impl Daemon {
         http::get(self.admin, "/stats.json").json()
     }
 
+    /// A counter of `/stats.json`.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let stats = self.stats();
+        stats["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {stats}"))
+    }
+
+    /// A gauge of `/stats.json`.
+    pub(crate) fn gauge(&self, name: &str) -> u64 {
+        let stats = self.stats();
+        stats["gauges"][name].as_u64().unwrap_or_else(|| panic!("no gauge {name} in {stats}"))
+    }
+
     fn proc_dir(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}", self.process.id()))
     }
 
     /// Its resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in bytes: no need to look at the right moment.
+    pub(crate) fn resident_bytes_max(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(self.proc_dir().join("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 

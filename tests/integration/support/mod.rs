@@ -3,12 +3,17 @@
 //!
 //! Nothing here knows the daemon's code: it is started as a process and spoken to over its sockets.
 
+pub(crate) mod activation;
+pub(crate) mod command;
 pub(crate) mod daemon;
+pub(crate) mod descriptors;
 pub(crate) mod http;
 pub(crate) mod patience;
 pub(crate) mod ports;
 pub(crate) mod producer;
+pub(crate) mod prometheus;
 pub(crate) mod random;
+pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod sse;
 pub(crate) mod transcript;

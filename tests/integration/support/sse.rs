@@ -25,6 +25,8 @@ pub(crate) struct SseEvent {
 pub(crate) struct SseClient {
     exchange: Exchange,
     unread: Vec<u8>,
+    /// How much of `unread` is known to hold no end of a line: long lines come in many pieces.
+    searched: usize,
 }
 
 impl SseClient {
@@ -33,7 +35,7 @@ impl SseClient {
         let mut all = vec![("Accept", "text/event-stream")];
         all.extend_from_slice(headers);
         let exchange = Exchange::begin(address, "GET", target, &all).unwrap();
-        Self { exchange, unread: Vec::new() }
+        Self { exchange, unread: Vec::new(), searched: 0 }
     }
 
     /// The status, once the head is there.
@@ -91,12 +93,16 @@ impl SseClient {
     /// A line, however it ends: LF, CR LF or CR.
     fn line(&mut self) -> io::Result<Option<String>> {
         loop {
-            if let Some(end) = self.unread.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+            let found = self.unread[self.searched..].iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            self.searched += found.unwrap_or(self.unread.len() - self.searched);
+            if found.is_some() {
+                let end = self.searched;
                 let has_next = end + 1 < self.unread.len();
                 if self.unread[end] == b'\n' || has_next {
                     let is_pair = self.unread[end] == b'\r' && self.unread[end + 1] == b'\n';
                     let line = String::from_utf8(self.unread[..end].to_vec()).unwrap();
                     self.unread.drain(..=end + usize::from(is_pair));
+                    self.searched = 0;
                     return Ok(Some(line));
                 }
             }

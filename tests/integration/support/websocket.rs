@@ -37,7 +37,16 @@ impl WebSocketClient {
 
     /// Connects with further request headers; the handshake must succeed.
     pub(crate) fn connect_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        Self::over(TcpStream::connect_timeout(&address, PATIENCE).unwrap(), address, target, headers)
+    }
+
+    /// The handshake over a connection that is there already.
+    pub(crate) fn over(
+        stream: TcpStream,
+        address: SocketAddr,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -1,0 +1,434 @@
+//! What is limited, for how much, and how it is said: connections, rates, subscriptions, the state,
+//! silence. And the one thing that clients may ask of a producer: to stop.
+
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::support::daemon::Daemon;
+use crate::support::http::{self, Response};
+use crate::support::patience::{wait_for, wait_until};
+use crate::support::producer::Producer;
+use crate::support::raw::{PING, PONG, Raw, TEXT, masked};
+use crate::support::redis::RedisServer;
+use crate::support::sse::{SseClient, SseItem};
+use crate::support::viewer::{KINDS, Kind, Viewer, target, view};
+use crate::support::websocket::WebSocketClient;
+
+const SSE: (&str, &str) = ("Accept", "text/event-stream");
+const NO_BODY: (&str, &str) = ("Content-Length", "0");
+const CANCEL: &str = "/v1/streams/s1/m/cancel";
+
+/// Asserts an error that says when to come back.
+fn expect_come_back(response: &Response, status: u16) {
+    response.expect_error(status);
+    let seconds = response.header("retry-after").map(str::parse::<u32>);
+    assert!(matches!(seconds, Some(Ok(1..=3600))), "Retry-After: {seconds:?}");
+}
+
+/// Asserts that a rate of so many a second is kept: a burst of twice as many goes through, a flood does
+/// not, and after a while it goes on.
+fn expect_rate(per_second: usize, mut try_once: impl FnMut() -> bool) {
+    let began = Instant::now();
+    let mut accepted = 0;
+    while try_once() {
+        accepted += 1;
+        let most = 2 * per_second + per_second * usize::try_from(began.elapsed().as_secs() + 1).unwrap();
+        assert!(accepted <= most, "{accepted} went through in {:?}", began.elapsed());
+    }
+    assert!(accepted >= 2 * per_second, "only {accepted} of a burst");
+    wait_until("it to be allowed again", &mut try_once);
+}
+
+fn post_cancel(daemon: &Daemon, body: &str) -> Response {
+    let request = format!(
+        "POST {CANCEL} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        daemon.public,
+        body.len()
+    );
+    http::Exchange::raw(daemon.public, request.as_bytes()).unwrap().whole().unwrap()
+}
+
+type ControlEntries = Vec<(String, BTreeMap<String, String>)>;
+
+/// The requests to the producer of `s1/m`, once there are at least so many.
+fn control_entries(redis: &RedisServer, count: usize) -> ControlEntries {
+    let mut connection = redis.connect();
+    wait_for("requests on the control stream", || {
+        let entries: ControlEntries = connection.run(&["XRANGE", "llm:control:s1:m", "-", "+"]);
+        (entries.len() >= count).then_some(entries)
+    })
+}
+
+/// A connection for many streams that watches `s1/m`, and has nothing to read.
+fn subscribed(daemon: &Daemon) -> WebSocketClient {
+    let mut client = WebSocketClient::connect(daemon.public, "/v1/ws");
+    client.send(&json!({"type": "subscribe", "stream": "s1/m", "after": "$"}));
+    assert_eq!(client.receive_json()["type"], "open");
+    client
+}
+
+fn refused(frame: &Value) -> bool {
+    frame["type"] == "refused" && frame["code"].is_string() && frame["message"].is_string()
+}
+
+#[test]
+fn more_connections_than_configured_are_told_to_come_back() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.max_connections=3").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.delta("x");
+    let mut viewers = vec![
+        Viewer::open(daemon.public, Kind::WebSocket, "s1/m", ""),
+        Viewer::open(daemon.public, Kind::Sse, "s1/m", ""),
+    ];
+    for viewer in &mut viewers {
+        viewer.expect_open("live");
+    }
+    let silent = Raw::connect(daemon.public);
+    wait_until("three connections", || daemon.gauge("connections_open") == 3);
+    for _ in 0..10 {
+        expect_come_back(&http::get(daemon.public, "/v1/streams/s1/m"), 503);
+        expect_come_back(&http::request(daemon.public, "GET", "/v1/streams/s1/m", &[SSE]), 503);
+        expect_come_back(&http::upgrade(daemon.public, "/v1/ws", &[]), 503);
+    }
+    assert!(daemon.counter("connections_refused_full") >= 30);
+    drop(silent);
+    wait_until("a place", || http::get(daemon.public, "/v1/streams/s1/m").status == 200);
+    let end = producer.end();
+    viewers.into_iter().for_each(|viewer| viewer.read_all().expect_finished(&end));
+}
+
+#[test]
+fn an_address_has_so_many_connections() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("limits.per_address=2").start();
+    Producer::new(&redis, "s1", "m").delta("x");
+    let first = WebSocketClient::connect(daemon.public, "/v1/ws");
+    let mut second = WebSocketClient::connect(daemon.public, "/v1/ws");
+    for _ in 0..10 {
+        expect_come_back(&http::get(daemon.public, "/v1/streams/s1/m"), 429);
+        expect_come_back(&http::upgrade(daemon.public, "/v1/ws", &[]), 429);
+    }
+    drop(first);
+    wait_until("a place", || http::get(daemon.public, "/v1/streams/s1/m").status == 200);
+    second.send(&json!({"type": "ping"}));
+    assert_eq!(second.receive_json()["type"], "pong");
+}
+
+#[test]
+fn refused_connections_are_counted() {
+    let redis = RedisServer::start();
+    for setting in ["limits.per_address=1", "limits.connects_per_second=1"] {
+        let daemon = Daemon::options(&redis).set(setting).start();
+        let _held = WebSocketClient::connect(daemon.public, "/v1/ws");
+        let is_refused = || http::get(daemon.public, "/v1/streams/s1/m").status == 429;
+        let refusals = (0..20).filter(|_| is_refused()).count() as u64;
+        assert!(refusals > 0, "{setting}");
+        assert_eq!(daemon.counter("connections_refused_rate"), refusals, "{setting}");
+    }
+}
+
+#[test]
+fn an_address_connects_so_often() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("limits.connects_per_second=2").start();
+    Producer::new(&redis, "s1", "m").end();
+    expect_rate(2, || {
+        let response = http::get(daemon.public, "/v1/streams/s1/m");
+        if response.status != 200 {
+            expect_come_back(&response, 429);
+        }
+        response.status == 200
+    });
+}
+
+#[test]
+fn an_address_subscribes_so_often() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("limits.subscribes_per_second=2").start();
+    Producer::new(&redis, "s1", "m").end();
+    expect_rate(2, || {
+        let response = http::request(daemon.public, "GET", "/v1/streams/s1/m", &[SSE]);
+        if response.status != 200 {
+            expect_come_back(&response, 429);
+        }
+        response.status == 200
+    });
+    // The same on an open WebSocket: refused, however often, and nothing ends.
+    let mut client = WebSocketClient::connect(daemon.public, "/v1/ws");
+    let mut subscribe = || {
+        client.send(&json!({"type": "subscribe", "stream": "s1/m"}));
+        let frame = client.receive_json();
+        if refused(&frame) {
+            return false;
+        }
+        assert_eq!(frame["type"], "open", "{frame}");
+        while client.receive_json()["type"] != "unsubscribed" {}
+        true
+    };
+    wait_until("a subscription", &mut subscribe);
+    let mut refusals = 0;
+    while refusals < 30 {
+        refusals += usize::from(!subscribe());
+    }
+    wait_until("a subscription", &mut subscribe);
+}
+
+#[test]
+fn an_address_cancels_so_often() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("limits.cancels_per_second=2").start();
+    Producer::new(&redis, "s1", "m").delta("x");
+    let mut accepted = 0;
+    expect_rate(2, || {
+        let response = post_cancel(&daemon, "");
+        if response.status != 202 {
+            expect_come_back(&response, 429);
+        }
+        accepted += usize::from(response.status == 202);
+        response.status == 202
+    });
+    let mut client = subscribed(&daemon);
+    let mut cancel = || {
+        client.send(&json!({"type": "cancel", "stream": "s1/m"}));
+        let frame = client.receive_json();
+        assert!(refused(&frame) || frame["type"] == "cancel_requested", "{frame}");
+        let is_accepted = !refused(&frame);
+        accepted += usize::from(is_accepted);
+        is_accepted
+    };
+    wait_until("a cancel", &mut cancel);
+    let mut refusals = 0;
+    while refusals < 30 {
+        refusals += usize::from(!cancel());
+    }
+    wait_until("a cancel", &mut cancel);
+    assert_eq!(control_entries(&redis, accepted).len(), accepted);
+}
+
+#[test]
+fn a_subscription_that_has_ended_makes_room() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.max_subscriptions=1").start();
+    let mut finished = Producer::new(&redis, "s1", "m");
+    finished.end();
+    Producer::new(&redis, "s2", "m").delta("x");
+    let mut client = WebSocketClient::connect(daemon.public, "/v1/ws");
+    for _ in 0..20 {
+        client.send(&json!({"type": "subscribe", "stream": "s1/m"}));
+        for kind in ["open", "end", "unsubscribed"] {
+            assert_eq!(client.receive_json()["type"], kind);
+        }
+    }
+    client.send(&json!({"type": "subscribe", "stream": "s2/m"}));
+    assert_eq!(client.receive_json()["type"], "open");
+    assert_eq!(client.receive_json()["type"], "delta");
+    client.send(&json!({"type": "subscribe", "stream": "s1/m"}));
+    assert!(refused(&client.receive_json()));
+}
+
+#[test]
+fn a_state_that_is_too_large_is_refused_and_streamed_nevertheless() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.max_state=64KiB").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let text = "0123456789".repeat(400);
+    for _ in 0..10 {
+        producer.delta(&text);
+    }
+    let state = || http::get(daemon.public, "/v1/streams/s1/m");
+    assert_eq!(state().json()["content"], text.repeat(10));
+    for _ in 0..10 {
+        producer.delta(&text);
+    }
+    let end = producer.end();
+    let refusal = state();
+    assert!((400..600).contains(&refusal.status), "{}", refusal.status);
+    refusal.expect_error(refusal.status);
+    assert_eq!(http::request(daemon.public, "HEAD", "/v1/streams/s1/m", &[]).status, 200);
+    for kind in KINDS {
+        let transcript = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(transcript.text(), text.repeat(20));
+        transcript.expect_finished(&end);
+    }
+}
+
+#[test]
+fn silence_is_filled_with_comments_and_pings() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.keepalive=200ms").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.delta("before ");
+    let mut sse = SseClient::open(daemon.public, &target("s1/m", "after=$"), &[]);
+    let mut websocket = Raw::websocket(daemon.public, "/v1/streams/s1/m?after=$");
+    assert!(matches!(sse.item().unwrap(), Some(SseItem::Event(event)) if event.data.contains(r#""open""#)));
+    assert_eq!(websocket.frame().map(|(first, _)| first), Some(TEXT));
+    for _ in 0..5 {
+        assert!(matches!(sse.item().unwrap(), Some(SseItem::Comment(_))));
+        let (first, payload) = websocket.frame().expect("who answers pings is not closed");
+        assert_eq!(first, PING);
+        websocket.send(&masked(PONG, &payload));
+    }
+    producer.delta("after");
+    let event = sse.event().unwrap().unwrap();
+    assert!(event.data.contains(r#""after""#), "{event:?}");
+    loop {
+        match websocket.frame().unwrap() {
+            (PING, payload) => assert!(websocket.send(&masked(PONG, &payload))),
+            (first, payload) => {
+                assert_eq!(first, TEXT);
+                assert!(String::from_utf8(payload).unwrap().contains(r#""after""#));
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn who_answers_no_ping_is_closed() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.keepalive=200ms").start();
+    Producer::new(&redis, "s1", "m").delta("x");
+    for target in ["/v1/ws", "/v1/streams/s1/m"] {
+        let before = daemon.counter("clients_half_open_closed");
+        Raw::websocket(daemon.public, target).close_code();
+        assert_eq!(daemon.counter("clients_half_open_closed"), before + 1, "{target}");
+    }
+    wait_until("nobody to be left", || daemon.gauge("connections_open") == 0);
+}
+
+#[test]
+fn a_connection_takes_one_request_after_another() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    Producer::new(&redis, "s1", "m").delta("hello");
+    let mut connection = Raw::connect(daemon.public);
+    let requests = [
+        ("GET /v1/streams/s1/m", "", 200),
+        ("HEAD /v1/streams/s1/m", "", 200),
+        ("GET /v1/streams/s1/none?wait=0", "", 404),
+        ("HEAD /v1/streams/s1/none", "", 404),
+        ("POST /v1/streams/s1/m/cancel", "Content-Length: 15\r\n\r\n{\"reason\":\"no\"}", 202),
+        ("POST /v1/streams/s1/m/cancel", "Content-Length: 0\r\n\r\n", 202),
+        ("GET /v1/streams/s1/m?after=last", "", 200),
+    ];
+    let bytes_of = |(line, rest, _): (&str, &str, u16)| {
+        format!("{line} HTTP/1.1\r\nHost: x\r\n{}", if rest.is_empty() { "\r\n" } else { rest })
+    };
+    let read_answer = |connection: &mut Raw, (line, _, status): (&str, &str, u16)| {
+        let head = connection.head().to_ascii_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{line}: {head}");
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        if !line.starts_with("HEAD") {
+            let body = connection.body(length.unwrap().parse().unwrap());
+            serde_json::from_slice::<Value>(&body).unwrap();
+        }
+    };
+    for request in requests {
+        assert!(connection.send(bytes_of(request).as_bytes()));
+        read_answer(&mut connection, request);
+    }
+    // And all at once: the answers come in the order of the requests.
+    let all: String = requests.map(bytes_of).concat();
+    assert!(connection.send(all.as_bytes()));
+    for request in requests {
+        read_answer(&mut connection, request);
+    }
+    assert!(connection.send(b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    assert!(connection.head().starts_with("HTTP/1.1 200 "));
+    connection.rest();
+    assert_eq!(daemon.counter("connections_accepted"), 1);
+    assert_eq!(control_entries(&redis, 4).len(), 4);
+}
+
+#[test]
+fn a_wish_to_stop_reaches_the_producer() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    Producer::new(&redis, "s1", "m").delta("x");
+    let micros = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
+    let began = micros();
+    assert_eq!(post_cancel(&daemon, "").status, 202);
+    assert_eq!(post_cancel(&daemon, r#"{"reason":"enough \"é\""}"#).status, 202);
+    let mut viewer = WebSocketClient::connect(daemon.public, "/v1/streams/s1/m?after=$");
+    assert_eq!(viewer.receive_json()["type"], "open");
+    viewer.send(&json!({"type": "cancel", "reason": "over WebSocket"}));
+    assert_eq!(viewer.receive_json()["type"], "cancel_requested");
+    let mut many = subscribed(&daemon);
+    many.send(&json!({"type": "cancel", "stream": "s1/m"}));
+    let answer = many.receive_json();
+    assert_eq!((&answer["type"], &answer["stream"]), (&json!("cancel_requested"), &json!("s1/m")));
+
+    let entries = control_entries(&redis, 4);
+    let reasons: Vec<&str> =
+        entries.iter().map(|(_, entry)| entry.get("reason").map_or("", String::as_str)).collect();
+    assert_eq!(reasons, ["", "enough \"é\"", "over WebSocket", ""]);
+    for (_, entry) in &entries {
+        assert_eq!(entry["type"], "cancel");
+        assert!(entry["by"].contains("127.0.0.1"), "{entry:?}");
+        let at: u128 = entry["at"].parse().unwrap();
+        assert!((began..=micros()).contains(&at), "{at} is not between {began} and now");
+    }
+    let mut connection = redis.connect();
+    assert!(connection.run::<i64>(&["PTTL", "llm:control:s1:m"]) > 0, "it expires");
+    assert_eq!(daemon.counter("cancels_requested"), 4);
+    // The stream itself is the producer's: nothing is written to it.
+    assert_eq!(connection.run::<usize>(&["XLEN", "llm:stream:s1:m"]), 1);
+}
+
+#[test]
+fn a_page_from_elsewhere_may_not_stop_anything() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set(r#"listen.origins=["https://chat.example"]"#).start();
+    Producer::new(&redis, "s1", "m").delta("x");
+    for origin in ["https://evil.example", "https://chat.example.evil.example", "null", "http://chat.example"]
+    {
+        let headers = [("Origin", origin), NO_BODY];
+        http::request(daemon.public, "POST", CANCEL, &headers).expect_error(403);
+    }
+    assert!(redis.connect().keys("llm:control:*").is_empty());
+    let chat = ("Origin", "https://chat.example");
+    let response = http::request(daemon.public, "POST", CANCEL, &[chat, NO_BODY]);
+    assert_eq!(response.status, 202);
+    assert_eq!(response.header("access-control-allow-origin"), Some("https://chat.example"));
+    let preflight = [chat, ("Access-Control-Request-Method", "POST")];
+    let response = http::request(daemon.public, "OPTIONS", CANCEL, &preflight);
+    assert!(matches!(response.status, 200 | 204), "{}", response.status);
+    let methods = response.header("access-control-allow-methods").unwrap_or_default();
+    assert!(methods.contains("POST"), "{methods:?}");
+}
+
+/// Whoever is told 202 without Redis can rely on it, and whoever cannot is told to come back.
+#[test]
+fn a_wish_to_stop_without_redis_is_kept_or_refused() {
+    let mut redis = RedisServer::start_durable();
+    let daemon = Daemon::start(&redis);
+    Producer::new(&redis, "s1", "m").delta("x");
+    let mut client = subscribed(&daemon);
+    redis.kill();
+    let mut accepted = 0;
+    for _ in 0..5 {
+        let response = post_cancel(&daemon, "");
+        if response.status == 202 {
+            accepted += 1;
+        } else {
+            expect_come_back(&response, 503);
+        }
+    }
+    client.send(&json!({"type": "cancel", "stream": "s1/m"}));
+    loop {
+        let frame = client.receive_json();
+        match frame["type"].as_str() {
+            Some("status") => {}
+            Some("cancel_requested") => break accepted += 1,
+            _ => break assert!(refused(&frame), "{frame}"),
+        }
+    }
+    redis.restart();
+    wait_until("a cancel with Redis", || post_cancel(&daemon, r#"{"reason":"the last one"}"#).status == 202);
+    let entries = control_entries(&redis, accepted + 1);
+    assert_eq!(entries.last().unwrap().1["reason"], "the last one");
+    assert_eq!(entries.len(), accepted + 1, "{entries:?}");
+}

@@ -1,0 +1,111 @@
+//! The program's other commands: run to their end, or in the background with their output as it comes.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+
+use super::patience::{PATIENCE, wait_for};
+
+/// A command in an otherwise empty environment.
+pub(crate) fn llm_bridge(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-bridge"));
+    command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The exit status; `None`: ended by a signal.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command to its end with this input.
+pub(crate) fn run(command: Command, input: &[u8]) -> Outcome {
+    let mut running = Background::start(command);
+    let mut stdin = running.take_stdin();
+    // It may end without reading everything.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    running.finish()
+}
+
+/// A running command. Dropping it kills it.
+pub(crate) struct Background {
+    process: Child,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Background {
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut stderr = process.stderr.take().unwrap();
+        let (sender, lines) = mpsc::channel();
+        spawn("command-out", move || {
+            for line in stdout.split(b'\n').map_while(Result::ok) {
+                let _ = sender.send(String::from_utf8(line).unwrap());
+            }
+        });
+        let stderr = spawn("command-err", move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self { process, lines, stderr: Some(stderr) }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What is written to it goes to its standard input; dropping it ends the input.
+    pub(crate) fn take_stdin(&mut self) -> ChildStdin {
+        self.process.stdin.take().unwrap()
+    }
+
+    /// The next line of its standard output. `None`: there will be no more.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no line for {PATIENCE:?}"),
+        }
+    }
+
+    /// Sends it a signal, such as `libc::SIGINT`.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        let id = libc::pid_t::try_from(self.process.id()).unwrap();
+        // SAFETY: kill(2) touches no memory of ours; the child is not reaped before `self` says so.
+        let sent = unsafe { libc::kill(id, signal) };
+        assert_eq!(sent, 0, "signal {signal} to {id}");
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until it ends by itself; the output is what `line` has not returned yet.
+    pub(crate) fn finish(mut self) -> Outcome {
+        let status = wait_for("the command to end", || self.process.try_wait().unwrap());
+        let lines: Vec<String> = std::iter::from_fn(|| self.line()).collect();
+        let stderr = self.stderr.take().unwrap().join().unwrap();
+        Outcome { code: status.code(), stdout: lines.join("\n"), stderr }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).unwrap()
+}
