@@ -153,6 +153,10 @@ pub fn passed_sockets() -> Result<Passed, PassedError> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Passed::default());
     }
+    // What a process in between has inherited and handed on is not ours; its names may be anything.
+    if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
+        return Ok(Passed::default());
+    }
     let sockets: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.collect();
     let owned = |(fd, name): (RawFd, String)| {
         // SAFETY: systemd passed the open descriptor to this process, the crate has checked that it is

@@ -24,6 +24,7 @@ impl Delivery {
             let Phase::WebSocket(websocket) = &mut connection.phase else { return };
             websocket.pinged_at = None;
             if connection.outbox.cost_bytes() > self.config.client.send_budget + ANSWERS_BYTES_MAX {
+                self.registry.counters().clients_slow_closed.inc();
                 return self.close_websocket(slot, close::SLOW, "answers are not read");
             }
             let Some(websocket) = self.websocket(slot) else { return };

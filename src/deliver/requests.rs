@@ -182,6 +182,7 @@ impl Delivery {
         let mut rates = self.rates.lock();
         if !connection.counted {
             if !rates.open(ip) {
+                self.registry.counters().connections_refused_rate.inc();
                 return Err(too_many("too many connections from one address", u64::from(RETRY_AFTER_S)));
             }
             connection.counted = true;

@@ -22,6 +22,7 @@ mod link;
 mod poll;
 mod reply;
 mod resp;
+pub mod rights;
 mod streams;
 mod target;
 #[cfg(test)]

@@ -35,6 +35,7 @@ use crate::event::StreamName;
 use crate::event::message::{Errand, RedisClock, ToDelivery, now_us};
 use crate::observe::{self, Registry};
 use crate::queue::{Receiver, SendError, Sender};
+use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Connector, Keys, RedisError};
 use crate::stop::Stop;
 
@@ -43,6 +44,8 @@ pub const ERRANDS: Token = Token(1);
 /// The token of the connection for news.
 const NEWS: Token = Token(0);
 
+/// The role under which health says whether the ACL allows what the daemon does.
+const RIGHTS: &str = "rights";
 /// How long one wait lasts at most, so that stopping is noticed.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 /// Chores that are held; more stay in their queue.
@@ -51,6 +54,8 @@ const CHORES_MAX: usize = 1024;
 const CHORES_PER_TURN: usize = 64;
 /// A chore that could not be done is tried again after this.
 const CHORE_RETRY: Duration = Duration::from_millis(500);
+/// How often rights are looked at while some are missing.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often Redis is asked for its time.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often other instances are looked after.
@@ -103,6 +108,9 @@ pub struct Watcher {
     stop: Stop,
 
     lease: Lease,
+    /// The connection on which everything was found to be allowed.
+    allowed_on: u64,
+    rights_at: Instant,
     /// Whether what a former self of this instance left was removed.
     is_clean: bool,
     waits: Waits,
@@ -137,6 +145,8 @@ impl Watcher {
             fatal,
             registry,
             stop,
+            allowed_on: 0,
+            rights_at: now,
             is_clean: false,
             waits: Waits::new(now),
             untold: Vec::new(),
@@ -268,6 +278,7 @@ impl Watcher {
         if self.link.link(now).is_none() {
             return Ok(());
         }
+        self.tend_rights(now)?;
         self.tend_lease(now)?;
         self.tend_clock(now)?;
         self.look()?;
@@ -278,6 +289,35 @@ impl Watcher {
                 let removed = self.janitor.look(link, &self.keys)?;
                 self.registry.counters().groups_removed.add(removed as u64);
             }
+        }
+        Ok(())
+    }
+
+    /// Looks on each new connection whether the ACL allows what the daemon does: as long as it does not, the
+    /// daemon is not ready.
+    fn tend_rights(&mut self, now: Instant) -> Result<(), RedisError> {
+        let generation = self.link.generation();
+        let Some(link) = self.link.open() else { return Ok(()) };
+        if generation == self.allowed_on || now < self.rights_at {
+            return Ok(());
+        }
+        self.rights_at = now + RIGHTS_INTERVAL;
+        let health = self.registry.health();
+        match rights::try_all(link, &self.keys)? {
+            Rights::All => {
+                self.allowed_on = generation;
+                health.set_redis(RIGHTS, true, "everything is allowed");
+            }
+            Rights::Missing(missing) => {
+                let missing = missing.join(", ");
+                tracing::error!(
+                    missing,
+                    "Redis does not allow what the daemon does; `llm-bridge check` says what is needed"
+                );
+                health.set_redis(RIGHTS, false, &missing);
+            }
+            // Then the lease, which needs them too, is not to be had either.
+            Rights::Untried(_) | Rights::Down(_) => {}
         }
         Ok(())
     }

@@ -2,14 +2,12 @@
 //!
 //! Takes no lease, writes nothing, and looks at everything before it says so: one line a finding.
 
-mod rights;
-
 use clap::Args;
 
-use self::rights::Rights;
 use super::output::write;
 use super::{CliError, Shared};
 use crate::config::Config;
+use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Keys, Link, RedisError, ServerErrorKind, Target, Value};
 
 /// The oldest version that has everything the daemon calls.

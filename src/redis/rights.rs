@@ -3,12 +3,12 @@
 //! Every command is really sent, on the keys on which it will be used, inside a transaction that is
 //! discarded: Redis judges the rights when it queues a command, and nothing is ever run.
 
+use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::event::{EntryId, StreamName};
-use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 
 /// What was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Rights {
+pub enum Rights {
     /// Everything is allowed.
     All,
     /// These commands are not, each with what Redis said.
@@ -20,7 +20,8 @@ pub(super) enum Rights {
 }
 
 /// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` what they need.
-pub(super) fn acl_rule(prefix: &str) -> String {
+#[must_use]
+pub fn acl_rule(prefix: &str) -> String {
     let commands = "+ping +hello +select +client|setname +client|tracking +time \
                     +xadd +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
                     +exists +get +set +del +pexpire +sadd +srem +smembers +watch +unwatch +multi +exec +discard";
@@ -67,7 +68,7 @@ fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
 ///
 /// # Errors
 /// When the connection fails; what Redis refuses is no error here.
-pub(super) fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
+pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     let none = StreamName::new("llm-bridge-check", "none").expect("both parts are allowed");
     // These two cannot be queued, and do nothing by themselves.
     let watches = [Command::new("WATCH").arg(keys.lease()), Command::new("UNWATCH")];
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_manual_shows_the_rule() {
-        let manual = include_str!("../../../README.md");
+        let manual = include_str!("../../README.md");
         assert!(manual.contains(&acl_rule("llm")), "README.md lacks: {}", acl_rule("llm"));
     }
 }
