@@ -249,7 +249,11 @@ fn gauges_follow_who_is_there() {
     }
     viewers.truncate(2);
     wait_until("four to have left", || daemon.gauge("connections_open") == 3);
-    assert_eq!(daemon.stats()["process"]["open_fds"].as_u64(), Some(daemon.open_descriptors() as u64));
+    // The connection that asks is one of them while it is answered, and may be gone when they are counted here.
+    wait_until("the open descriptors to be told", || {
+        let told = daemon.stats()["process"]["open_fds"].as_u64().unwrap();
+        told.abs_diff(daemon.open_descriptors() as u64) <= 1
+    });
 }
 
 #[test]
