@@ -5,7 +5,9 @@
 //! them does: decide who gets what, or remember anything that Redis could tell again.
 
 pub mod acks;
+mod groups;
 pub mod pacing;
 pub mod reader;
+mod reading;
 pub mod replay;
 mod subscriptions;

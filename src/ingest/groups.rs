@@ -1,0 +1,184 @@
+//! Which streams a reader reads: what it is told to start and stop, and the consumer groups that this takes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
+use super::reading::xack;
+use super::subscriptions::Subscription;
+use crate::event::message::{LiveRef, ReaderCommand};
+use crate::event::{EntryId, StreamName};
+use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
+
+/// A group that could not be removed is tried again after this.
+const REMOVE_RETRY: Duration = Duration::from_secs(5);
+/// A stream for which Redis refuses a consumer group is tried again after this.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+impl Reader {
+    pub(super) fn obey_commands(&mut self) -> Result<(), RedisError> {
+        loop {
+            let mut starts = Vec::new();
+            while starts.len() < COMMANDS_PER_TRIP_MAX
+                && let Some(command) = self.parts.commands.try_recv()
+            {
+                match command {
+                    ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
+                        let now = Instant::now();
+                        let start = (stream, live, transform);
+                        starts.push(Subscription::new(start, (after, ordinal), board, now));
+                    }
+                    ReaderCommand::Stop { stream, live } => {
+                        starts.retain(|start| start.live != live);
+                        if let Err(error) = self.stop_stream(&stream, live) {
+                            self.report_broken(starts);
+                            return Err(error);
+                        }
+                    }
+                }
+            }
+            if starts.is_empty() {
+                return Ok(());
+            }
+            if let Err((error, starts)) = self.start_streams(starts) {
+                self.report_broken(starts);
+                return Err(error);
+            }
+        }
+    }
+
+    /// What a stream has unacknowledged when it is stopped has been handed to history.
+    fn stop_stream(&mut self, stream: &StreamName, live: LiveRef) -> Result<(), RedisError> {
+        self.refused.retain(|(_, start)| start.live != live);
+        let key = self.parts.keys.stream(stream);
+        let until = Instant::now() + self.parts.linger;
+        let Some(mut gone) = self.subscriptions.remove(&key, live, until) else { return Ok(()) };
+        let mut acks = Vec::new();
+        loop {
+            let ids = gone.unacked.take(EntryId::MAX);
+            if ids.is_empty() {
+                break;
+            }
+            self.parts.registry.counters().acks_sent.add(ids.len() as u64);
+            acks.push(xack(&self.parts.keys, key.as_bytes(), &ids));
+        }
+        self.trip(&acks).map(drop)
+    }
+
+    /// Makes the group of each stream at its seam, anew where there is one: what a former reading left pending was
+    /// handed to history. A stream whose key is gone is broken.
+    fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
+        let keys = Arc::clone(&self.parts.keys);
+        let mut commands = Vec::with_capacity(starts.len() * 2 + 1);
+        let names = starts
+            .iter()
+            .fold(Command::new("SADD").arg(keys.groups()), |sadd, start| sadd.arg(start.stream.as_str()));
+        commands.push(names);
+        for start in &starts {
+            let key = keys.stream(&start.stream);
+            commands.push(destroy(&keys, key.as_bytes()));
+            commands.push(xgroup("CREATE", &keys, key.as_bytes(), start.cursor));
+        }
+        let replies = match self.trip(&commands) {
+            Ok(replies) => replies,
+            Err(error) => return Err((error, starts)),
+        };
+        let outage = replies.iter().filter_map(Reply::error).find(|error| error.kind().is_outage());
+        if let Some(error) = outage {
+            return Err((RedisError::Server(error), starts));
+        }
+        let now = Instant::now();
+        let mut broken = Vec::new();
+        // The first reply is SADD's; then two for each stream, of which CREATE's tells whether all is well.
+        for (start, replies) in starts.into_iter().zip(replies[1..].chunks(2)) {
+            let key = keys.stream(&start.stream);
+            let Some(error) = replies[1].error() else {
+                self.subscriptions.insert(&key, start);
+                continue;
+            };
+            tracing::debug!(stream = %start.stream, %error, "no group could be made");
+            self.subscriptions.linger(start.stream.clone(), &key, now + self.parts.linger);
+            if error.kind() == ServerErrorKind::NoSuchKey {
+                broken.push(start);
+            } else {
+                // Trying again at once would not help: history is there to be read, and a group is not to be had.
+                tracing::warn!(stream = %start.stream, %error, "Redis refuses a consumer group");
+                self.refused.push_back((now + REFUSED_PAUSE, start));
+            }
+        }
+        self.report_broken(broken);
+        Ok(())
+    }
+
+    /// Streams for which no group was to be had are tried again after a while, from history on.
+    pub(super) fn retry_refused(&mut self) {
+        let now = Instant::now();
+        let due = self.refused.iter().take_while(|(at, _)| *at <= now).count();
+        let broken = self.refused.drain(..due).map(|(_, start)| start).collect();
+        self.report_broken(broken);
+    }
+
+    pub(super) fn remove_expired_groups(&mut self) -> Result<(), RedisError> {
+        let expired = self.subscriptions.expired(Instant::now());
+        for streams in expired.chunks(COMMANDS_PER_TRIP_MAX) {
+            let keys = &self.parts.keys;
+            let commands: Vec<Command> = streams
+                .iter()
+                .flat_map(|stream| {
+                    let destroy = destroy(keys, keys.stream(stream).as_bytes());
+                    [destroy, Command::new("SREM").arg(keys.groups()).arg(stream.as_str())]
+                })
+                .collect();
+            let result = self.trip(&commands);
+            if let Err(error) = result {
+                for stream in streams {
+                    let key = self.parts.keys.stream(stream);
+                    self.subscriptions.linger(stream.clone(), &key, Instant::now() + REMOVE_RETRY);
+                }
+                return Err(error);
+            }
+            self.parts.registry.counters().groups_removed.add(streams.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Something is wrong with one of the keys, and Redis does not say with which: asks each, so that the
+    /// others go on.
+    pub(super) fn probe(&mut self) -> Result<(), RedisError> {
+        let cursors: Vec<(Vec<u8>, EntryId)> = self
+            .subscriptions
+            .iter()
+            .map(|(key, subscription)| (key.to_vec(), subscription.cursor))
+            .collect();
+        let mut broken = Vec::new();
+        for some in cursors.chunks(COMMANDS_PER_TRIP_MAX) {
+            let keys = &self.parts.keys;
+            let commands: Vec<_> =
+                some.iter().map(|(key, cursor)| xgroup("SETID", keys, key, *cursor)).collect();
+            let replies = self.trip(&commands)?;
+            for ((key, _), reply) in some.iter().zip(replies) {
+                if let Some(error) = reply.error() {
+                    tracing::debug!(key = %String::from_utf8_lossy(key), %error, "a group is gone");
+                    broken.extend(self.take(key));
+                }
+            }
+        }
+        self.wake_ready = false;
+        self.report_broken(broken);
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, key: &[u8]) -> Option<Subscription> {
+        let live = self.subscriptions.get_mut(key)?.live;
+        let key = String::from_utf8_lossy(key).into_owned();
+        self.subscriptions.remove(&key, live, Instant::now() + self.parts.linger)
+    }
+}
+
+pub(super) fn destroy(keys: &Keys, key: &[u8]) -> Command {
+    Command::new("XGROUP").arg("DESTROY").arg(key).arg(keys.group())
+}
+
+fn xgroup(subcommand: &str, keys: &Keys, key: &[u8], id: EntryId) -> Command {
+    Command::new("XGROUP").arg(subcommand).arg(key).arg(keys.group()).id(id)
+}
