@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
 use super::reading::xack;
-use super::subscriptions::Subscription;
+use super::subscriptions::{Key, Subscription};
 use crate::event::message::{LiveRef, ReaderCommand};
 use crate::event::{EntryId, StreamName};
 use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
@@ -144,23 +144,23 @@ impl Reader {
 
     /// Something is wrong with one of the keys, and Redis does not say with which: asks each, so that the
     /// others go on.
-    pub(super) fn probe(&mut self) -> Result<(), RedisError> {
-        let cursors: Vec<(Vec<u8>, EntryId)> = self
-            .subscriptions
-            .iter()
-            .map(|(key, subscription)| (key.to_vec(), subscription.cursor))
-            .collect();
+    pub(super) fn probe(&mut self, keys: &[Key]) -> Result<(), RedisError> {
         let mut broken = Vec::new();
-        for some in cursors.chunks(COMMANDS_PER_TRIP_MAX) {
-            let keys = &self.parts.keys;
-            let commands: Vec<_> =
-                some.iter().map(|(key, cursor)| xgroup("SETID", keys, key, *cursor)).collect();
+        for some in keys.chunks(COMMANDS_PER_TRIP_MAX) {
+            let names = Arc::clone(&self.parts.keys);
+            let cursor = |key| self.subscriptions.get(key).map_or(EntryId::ZERO, |found| found.cursor);
+            let commands: Vec<_> = some.iter().map(|key| xgroup("SETID", &names, key, cursor(key))).collect();
             let replies = self.trip(&commands)?;
-            for ((key, _), reply) in some.iter().zip(replies) {
-                if let Some(error) = reply.error() {
-                    tracing::debug!(key = %String::from_utf8_lossy(key), %error, "a group is gone");
-                    broken.extend(self.take(key));
-                }
+            for (key, reply) in some.iter().zip(replies) {
+                match reply.error() {
+                    // What it may have is not read yet.
+                    None => self.subscriptions.note_news(key),
+                    Some(error) => {
+                        tracing::debug!(key = %String::from_utf8_lossy(key), %error, "a group is gone");
+                        broken.extend(self.take(key));
+                        false
+                    }
+                };
             }
         }
         self.wake_ready = false;

@@ -11,3 +11,4 @@ pub mod reader;
 mod reading;
 pub mod replay;
 mod subscriptions;
+mod told;

@@ -1,7 +1,8 @@
 //! A reader thread: carries what is new on the streams that hash to it.
 //!
-//! One connection sits in a blocking XREADGROUP over all its streams and its wake stream; a second one
-//! exists to write that wake stream when a command comes in meanwhile. Acknowledgements travel with the
+//! With few streams one connection sits in a blocking XREADGROUP over all of them and the reader's wake stream; a
+//! second one exists to write that wake stream when a command comes in meanwhile. With many, the connection
+//! is told which streams have news, and just those are read ([`Told`]). Acknowledgements travel with the
 //! next read. How often it reads is [`Pacing`]'s decision.
 //!
 //! INVARIANT: the group's position is not the truth, the subscription's cursor is: it is set at the seam,
@@ -9,7 +10,7 @@
 //! does not mend it: it reports the stream as broken, forgets it, and its viewers find out from history
 //! what happened and start it again at an exact id.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::pacing::{Next, Pacing};
 use super::subscriptions::{Subscription, Subscriptions};
+use super::told::Told;
 use crate::config;
 use crate::event::EntryId;
 use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, now_us};
@@ -77,7 +79,10 @@ pub struct ReaderParts {
 pub struct Reader {
     pub(super) parts: ReaderParts,
     pub(super) pacing: Pacing,
+    /// While it is told: until when Redis is left to others.
+    rests_until: Instant,
     pub(super) subscriptions: Subscriptions,
+    pub(super) told: Told,
     /// Streams for which Redis refused a group, and when they are reported as broken.
     pub(super) refused: VecDeque<(Instant, Subscription)>,
     /// Entries of the wake stream to be acknowledged.
@@ -99,7 +104,9 @@ impl Reader {
         Self {
             parts,
             pacing,
+            rests_until: Instant::now(),
             subscriptions: Subscriptions::default(),
+            told: Told::default(),
             refused: VecDeque::new(),
             wakes_read: Vec::new(),
             wake_ready: false,
@@ -137,23 +144,53 @@ impl Reader {
         self.obey_commands()?;
         self.remove_expired_groups()?;
         self.keep_connections();
+        let is_told = self.is_told(Instant::now())?;
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
             self.wait(Instant::now() + STOP_CHECK)?;
             return Ok(Next::Block);
         }
         match next {
+            _ if is_told => self.turn_told().map(|()| Next::Block),
             Next::Block => {
-                let entries = self.read(Some(self.block()))?;
-                Ok(if entries == 0 { Next::Block } else { self.pacing.woken() })
+                let read = self.read_all(Some(self.block()))?;
+                Ok(if read.entries == 0 { Next::Block } else { self.pacing.woken() })
             }
             Next::Linger(pause) => {
                 self.linger(Instant::now() + pause)?;
                 let asked = Instant::now();
-                let entries = self.read(None)?;
-                Ok(self.pacing.polled(asked.elapsed(), entries))
+                let read = self.read_all(None)?;
+                let next = self.pacing.polled(asked.elapsed(), read.entries);
+                // Who has fallen behind catches up first.
+                Ok(if read.is_full { Next::Linger(Duration::ZERO) } else { next })
             }
         }
+    }
+
+    /// One round of a reader that is told: it reads the streams with news, or waits for some.
+    fn turn_told(&mut self) -> Result<(), RedisError> {
+        let now = Instant::now();
+        if self.told.sweeps(now) {
+            self.subscriptions.note_all_news();
+        }
+        if !self.subscriptions.has_news() {
+            self.wait(now + STOP_CHECK)?;
+            self.listen()?;
+            return if self.subscriptions.has_news() { Ok(()) } else { self.acknowledge_alone() };
+        }
+        if now < self.rests_until {
+            self.linger(self.rests_until)?;
+            self.listen()?;
+        }
+        let asked = Instant::now();
+        let read = self.read_news()?;
+        let now = Instant::now();
+        let next = self.pacing.polled(now - asked, read.entries);
+        self.rests_until = match next {
+            Next::Linger(pause) if !read.is_full => now + pause,
+            _ => now,
+        };
+        Ok(())
     }
 
     /// Connections that are not used for a while are looked after, so that the next use finds them well.
@@ -197,11 +234,12 @@ impl Reader {
     /// decoding falls behind; entries meanwhile stay in Redis.
     pub(super) fn hand_over(&mut self, news: Vec<(usize, LiveNews)>) {
         let read_us = now_us();
-        let mut batches: HashMap<usize, Vec<LiveNews>> = HashMap::new();
+        let mut batches: Vec<Vec<LiveNews>> = self.parts.transforms.iter().map(|_| Vec::new()).collect();
         for (transform, news) in news {
-            batches.entry(transform).or_default().push(news);
+            batches[transform].push(news);
         }
-        for (transform, streams) in batches {
+        for (transform, streams) in batches.into_iter().enumerate().filter(|(_, streams)| !streams.is_empty())
+        {
             let mut batch = LiveBatch { bytes: len_bytes(&streams), streams, read_us };
             while !self.parts.stop.requested() {
                 match self.parts.transforms[transform].send_timeout(batch, STOP_CHECK) {

@@ -1,31 +1,85 @@
 //! How a reader reads and acknowledges.
+//!
+//! What was trimmed before it could be read must be named to viewers and never be passed over. So a batch that
+//! may follow such a hole is held against the stream's oldest entry (`XINFO STREAM`) before it is passed on, and
+//! the stream is broken where entries between its cursor and that one are gone: history tells what was lost.
+//! That is a round trip in the way of live text, so it is taken only where a hole is possible:
+//!
+//! - A read of streams with news asks for their lengths right before, in the same trip. Trimming takes the oldest
+//!   first, so where it has taken unread entries everything left is unread and comes with the read: a stream
+//!   that was longer than its batch has lost nothing. That leaves new streams, streams trimmed down to what
+//!   is unread, and full batches.
+//! - A read that blocks was waiting when the first entry came, and brings it before anything can be trimmed, unless
+//!   a transaction did both. Checked are batches of several entries and what follows a silence.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::groups::destroy;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader, STOP_CHECK};
+use super::subscriptions::Key;
 use crate::config;
 use crate::event::message::LiveNews;
 use crate::event::{Entry, EntryId};
-use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind, StreamEntries};
+use crate::redis::{Changed, Command, Keys, Link, RedisError, Reply, ServerErrorKind, StreamEntries};
 
 /// Acknowledgements are gathered this long.
 const ACK_INTERVAL: Duration = Duration::from_millis(200);
+/// Streams with news that are read at once, so that nobody else waits long for Redis.
+const KEYS_PER_READ_MAX: usize = 128;
+
+/// What became of a read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReadEnd {
+    /// Entries that came.
+    pub(super) entries: usize,
+    /// Whether some stream had more than one read brings.
+    pub(super) is_full: bool,
+}
 
 impl Reader {
-    /// One read of all streams; how many entries came.
-    pub(super) fn read(&mut self, block: Option<Duration>) -> Result<usize, RedisError> {
+    /// One read of all streams, which waits for up to `block`.
+    pub(super) fn read_all(&mut self, block: Option<Duration>) -> Result<ReadEnd, RedisError> {
         self.ready_wake_stream()?;
+        let keys = self.subscriptions.keys();
         let mut commands = self.due_acknowledgements();
-        commands.push(self.xreadgroup(block));
-        let Some(reply) = self.converse(&commands, block)? else { return Ok(0) };
+        let wake: Key = self.parts.keys.wake(self.parts.index).into_bytes().into();
+        commands.push(self.xreadgroup(block, std::iter::once(&wake).chain(&keys)));
+        let replies = self.converse(&commands, block)?;
+        self.conclude(replies.last(), &keys)
+    }
+
+    /// One read of the streams with news. Their lengths, asked right before, tell which have lost nothing.
+    pub(super) fn read_news(&mut self) -> Result<ReadEnd, RedisError> {
+        let keys = self.subscriptions.take_news(KEYS_PER_READ_MAX);
+        if keys.is_empty() {
+            return Ok(ReadEnd::default());
+        }
+        let mut commands = self.due_acknowledgements();
+        let lengths_at = commands.len();
+        commands.extend(keys.iter().map(|key| Command::new("XLEN").arg(key)));
+        commands.push(self.xreadgroup(None, &keys));
+        let replies = self.converse(&commands, None)?;
+        for (key, reply) in keys.iter().zip(replies.iter().skip(lengths_at)) {
+            if let Some(found) = self.subscriptions.get_mut(key) {
+                found.length_before = reply.integer().ok().and_then(|length| u64::try_from(length).ok());
+            }
+        }
+        self.hear()?;
+        self.conclude(replies.last(), &keys)
+    }
+
+    /// Passes on what a read of `keys` has brought. There is no reply when the daemon stops meanwhile.
+    fn conclude(&mut self, reply: Option<&Reply>, keys: &[Key]) -> Result<ReadEnd, RedisError> {
+        let Some(reply) = reply else { return Ok(ReadEnd::default()) };
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
         if let Some(error) = reply.error() {
             return match error.kind() {
                 ServerErrorKind::NoGroup | ServerErrorKind::Unblocked | ServerErrorKind::WrongType => {
-                    self.probe().map(|()| 0)
+                    self.probe(keys).map(|()| ReadEnd::default())
                 }
                 _ => Err(RedisError::Server(error)),
             };
@@ -37,6 +91,60 @@ impl Reader {
         }
         self.pass_on(streams)
     }
+
+    // ----- being told -----
+
+    /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
+    pub(super) fn is_told(&mut self, now: Instant) -> Result<bool, RedisError> {
+        let connection = self.parts.connector.generation();
+        let is_on = self.told.is_on(connection);
+        let streams = if self.parts.draining.requested() { 0 } else { self.subscriptions.len() };
+        let is_wanted = self.told.is_wanted(connection, streams, now)
+            && self.parts.connector.open().is_some_and(|link| link.is_resp3());
+        match (is_on, is_wanted) {
+            (false, true) => {
+                let prefix = self.parts.keys.stream_prefix();
+                let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
+                if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
+                    tracing::warn!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
+                    self.told.rest(now);
+                    return Ok(false);
+                }
+                self.told.begin(connection);
+            }
+            (true, false) => {
+                self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
+                self.told.end();
+            }
+            _ => {}
+        }
+        Ok(is_wanted)
+    }
+
+    /// Takes what the connection has told by itself.
+    pub(super) fn listen(&mut self) -> Result<(), RedisError> {
+        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+        link.try_receive()?;
+        self.hear()
+    }
+
+    fn hear(&mut self) -> Result<(), RedisError> {
+        while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
+            match push.changed()? {
+                Some(Changed::Keys(keys)) => {
+                    for key in keys {
+                        let is_own = self.subscriptions.note_news(&key);
+                        self.told.count(is_own);
+                    }
+                }
+                Some(Changed::Everything) => self.subscriptions.note_all_news(),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    // ----- reading -----
 
     /// The wake stream and its group, made when the connection is new or the group was lost.
     pub(super) fn ready_wake_stream(&mut self) -> Result<(), RedisError> {
@@ -56,7 +164,7 @@ impl Reader {
         }
     }
 
-    fn xreadgroup(&self, block: Option<Duration>) -> Command {
+    fn xreadgroup<'a>(&self, block: Option<Duration>, streams: impl IntoIterator<Item = &'a Key>) -> Command {
         let keys = &self.parts.keys;
         let mut command = Command::new("XREADGROUP").arg("GROUP").arg(keys.group());
         command =
@@ -67,18 +175,17 @@ impl Reader {
         if self.parts.delivery.ack == config::Ack::None {
             command = command.arg("NOACK");
         }
-        command = command.arg("STREAMS").arg(keys.wake(self.parts.index));
-        command = self.subscriptions.keys().fold(command, Command::arg);
-        (0..=self.subscriptions.len()).fold(command, |command, _| command.arg(">"))
+        let mut count = 0;
+        command = streams.into_iter().fold(command.arg("STREAMS"), |command, key| {
+            count += 1;
+            command.arg(key)
+        });
+        (0..count).fold(command, |command, _| command.arg(">"))
     }
 
-    /// Sends the commands and waits for the last reply, interrupting the block when a command comes in.
-    /// `None` when the daemon stops meanwhile.
-    fn converse(
-        &mut self,
-        commands: &[Command],
-        block: Option<Duration>,
-    ) -> Result<Option<Reply>, RedisError> {
+    /// Sends the commands and waits for all replies, interrupting the block when a command comes in. None
+    /// are returned when the daemon stops meanwhile.
+    fn converse(&mut self, commands: &[Command], block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         for command in commands {
             link.push(command);
@@ -86,11 +193,15 @@ impl Reader {
         link.flush()?;
         let deadline = Instant::now() + block.unwrap_or_default() + self.parts.connector.response_timeout();
         let mut woken = block.is_none();
+        let mut replies = Vec::with_capacity(commands.len());
         loop {
+            // Whatever is on the socket by now shows as an event, so that waiting first loses nothing.
+            self.wait(deadline.min(Instant::now() + STOP_CHECK))?;
             let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
             while let Some(reply) = link.try_receive()? {
+                replies.push(reply);
                 if link.outstanding() == 0 {
-                    return Ok(Some(reply));
+                    return Ok(replies);
                 }
             }
             if Instant::now() >= deadline {
@@ -101,11 +212,10 @@ impl Reader {
                 self.interrupt();
             }
             if self.parts.stop.requested() {
-                // The reply will not be waited for: the connection is of no more use.
+                // The replies will not be waited for: the connection is of no more use.
                 self.parts.connector.close();
-                return Ok(None);
+                return Ok(Vec::new());
             }
-            self.wait(deadline.min(Instant::now() + STOP_CHECK))?;
         }
     }
 
@@ -124,46 +234,58 @@ impl Reader {
         }
     }
 
-    fn pass_on(&mut self, streams: Vec<StreamEntries>) -> Result<usize, RedisError> {
+    fn pass_on(&mut self, streams: Vec<StreamEntries>) -> Result<ReadEnd, RedisError> {
         let now = Instant::now();
         let wake = self.parts.keys.wake(self.parts.index);
-        let mut fresh: Vec<(Vec<u8>, Vec<Entry>)> = Vec::with_capacity(streams.len());
+        let mut fresh = Vec::with_capacity(streams.len());
         for StreamEntries { key, entries, .. } in streams {
             if key == wake.as_bytes() {
                 self.wakes_read.extend(entries.iter().map(|entry| entry.id));
             } else {
-                fresh.push((key.to_vec(), entries));
+                fresh.push((key, entries));
             }
         }
         let lost = self.find_trimmed(&fresh, now)?;
         let acks = self.parts.delivery.ack == config::Ack::Written;
-        let (mut news, mut broken, mut count) = (Vec::with_capacity(fresh.len()), Vec::new(), 0);
+        let (mut news, mut broken) = (Vec::with_capacity(fresh.len()), Vec::new());
+        let mut end = ReadEnd::default();
         for (key, mut entries) in fresh {
             if lost.contains(&key) {
                 broken.extend(self.take(&key));
                 continue;
             }
+            if self.is_full(&entries) {
+                end.is_full = true;
+                self.subscriptions.note_news(&key);
+            }
             let Some(subscription) = self.subscriptions.get_mut(&key) else { continue };
             subscription.advance(&mut entries, acks, now);
-            count += entries.len();
+            end.entries += entries.len();
             news.push((subscription.transform, LiveNews::Entries(subscription.live, entries)));
         }
-        self.parts.registry.counters().entries_read.add(count as u64);
+        self.parts.registry.counters().entries_read.add(end.entries as u64);
         self.hand_over(news);
         self.report_broken(broken);
-        Ok(count)
+        Ok(end)
+    }
+
+    /// Whether more of the stream may be waiting behind these.
+    fn is_full(&self, entries: &[Entry]) -> bool {
+        entries.len() >= self.parts.delivery.read_count
     }
 
     /// The streams whose oldest entry shows that unread ones were trimmed.
     fn find_trimmed(
         &mut self,
-        fresh: &[(Vec<u8>, Vec<Entry>)],
+        fresh: &[(Bytes, Vec<Entry>)],
         now: Instant,
-    ) -> Result<Vec<Vec<u8>>, RedisError> {
+    ) -> Result<Vec<Bytes>, RedisError> {
         let mut suspects = Vec::new();
         for (key, entries) in fresh {
-            if self.subscriptions.get_mut(key).is_some_and(|reading| reading.needs_check(entries, now)) {
-                suspects.push(key);
+            let is_full = self.is_full(entries);
+            let found = self.subscriptions.get_mut(key);
+            if found.is_some_and(|reading| reading.needs_check(entries, is_full, now)) {
+                suspects.push(key.clone());
             }
         }
         let mut lost = Vec::new();
@@ -182,7 +304,7 @@ impl Reader {
                     }
                 };
                 if gone {
-                    lost.push(key.to_vec());
+                    lost.push(key.clone());
                 }
             }
         }

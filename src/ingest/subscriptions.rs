@@ -1,6 +1,7 @@
-//! The streams of one reader: which it reads, from where, and what it still has to acknowledge. No I/O.
+//! The streams of one reader: which it reads, from where, which have news, and what it still has to acknowledge.
+//! No I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,15 @@ use super::acks::Unacked;
 use crate::event::message::{AckBoard, LiveRef};
 use crate::event::{Entry, EntryId, StreamName};
 
-/// A batch this long is held against the stream's oldest entry before it is passed on: a producer that
-/// trims while it writes may have removed entries that were never read.
+/// A batch this long is held against the stream's oldest entry before it is passed on, where nothing else is
+/// known: a producer that trims while it writes may have removed entries that were never read.
 const CHECKED_BATCH_ENTRIES: usize = 2;
 
 /// So is the first batch after so much silence.
 const CHECKED_SILENCE: Duration = Duration::from_millis(250);
+
+/// A stream's key in Redis.
+pub(super) type Key = Arc<[u8]>;
 
 /// One stream that is read.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub(super) struct Subscription {
     pub(super) ordinal: Option<u64>,
     pub(super) board: Arc<AckBoard>,
     pub(super) unacked: Unacked,
+    /// How many entries there were right before the read whose batch comes next, where that was asked.
+    pub(super) length_before: Option<u64>,
+    /// Whether it is among the streams with news.
+    has_news: bool,
     read_at: Instant,
 }
 
@@ -37,12 +45,23 @@ impl Subscription {
         board: Arc<AckBoard>,
         now: Instant,
     ) -> Self {
-        Self { stream, live, transform, cursor, ordinal, board, unacked: Unacked::default(), read_at: now }
+        let (unacked, length_before, has_news) = (Unacked::default(), None, false);
+        let read_at = now;
+        Self { stream, live, transform, cursor, ordinal, board, unacked, length_before, has_news, read_at }
     }
 
-    /// Whether entries may have been trimmed between the cursor and this batch.
-    pub(super) fn needs_check(&self, entries: &[Entry], now: Instant) -> bool {
-        entries.len() >= CHECKED_BATCH_ENTRIES || now.duration_since(self.read_at) >= CHECKED_SILENCE
+    /// Whether entries may have been trimmed between the cursor and this batch, which `is_full` where more may be
+    /// waiting behind it.
+    ///
+    /// Trimming takes the oldest first. Where it has taken unread entries, all that was left right before the
+    /// read is unread, and a read that is not full brings all of that: a longer stream has lost nothing.
+    pub(super) fn needs_check(&mut self, entries: &[Entry], is_full: bool, now: Instant) -> bool {
+        match self.length_before.take() {
+            Some(length) => is_full || length <= entries.len() as u64,
+            None => {
+                entries.len() >= CHECKED_BATCH_ENTRIES || now.duration_since(self.read_at) >= CHECKED_SILENCE
+            }
+        }
     }
 
     /// Whether the stream's oldest entry shows that some between the cursor and it are gone.
@@ -84,7 +103,9 @@ impl Subscription {
 /// All streams of a reader, by key.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
-    by_key: HashMap<Vec<u8>, Subscription>,
+    by_key: HashMap<Key, Subscription>,
+    /// Streams with news, in the order in which these came; some of them may have been taken out since.
+    news: VecDeque<Key>,
     /// Groups that stay for a while after their stream's last viewer left.
     lingering: HashMap<StreamName, Instant>,
 }
@@ -92,7 +113,48 @@ pub(super) struct Subscriptions {
 impl Subscriptions {
     pub(super) fn insert(&mut self, key: &str, subscription: Subscription) {
         self.lingering.remove(&subscription.stream);
-        self.by_key.insert(key.as_bytes().to_vec(), subscription);
+        self.by_key.insert(key.as_bytes().into(), subscription);
+        // What came since its seam was told to nobody.
+        self.note_news(key.as_bytes());
+    }
+
+    /// A stream has news; whether it is one of these.
+    pub(super) fn note_news(&mut self, key: &[u8]) -> bool {
+        let Some((key, _)) = self.by_key.get_key_value(key) else { return false };
+        let key = Arc::clone(key);
+        if let Some(found) = self.by_key.get_mut(&key)
+            && !std::mem::replace(&mut found.has_news, true)
+        {
+            self.news.push_back(key);
+        }
+        true
+    }
+
+    /// Every stream may have news.
+    pub(super) fn note_all_news(&mut self) {
+        for (key, found) in &mut self.by_key {
+            if !std::mem::replace(&mut found.has_news, true) {
+                self.news.push_back(Arc::clone(key));
+            }
+        }
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    /// Takes out the streams that have had news for longest, at most `max`.
+    pub(super) fn take_news(&mut self, max: usize) -> Vec<Key> {
+        let mut keys = Vec::with_capacity(max.min(self.news.len()));
+        while keys.len() < max
+            && let Some(key) = self.news.pop_front()
+        {
+            let found = self.by_key.get_mut(&key);
+            if found.is_some_and(|found| std::mem::take(&mut found.has_news)) {
+                keys.push(key);
+            }
+        }
+        keys
     }
 
     /// Takes a stream out if it is still the one that was started as `live`; its group lingers.
@@ -107,6 +169,7 @@ impl Subscriptions {
 
     /// Takes all streams out; their groups linger.
     pub(super) fn remove_all(&mut self, linger_until: Instant) -> Vec<Subscription> {
+        self.news.clear();
         let all: Vec<_> = self.by_key.drain().map(|(_, subscription)| subscription).collect();
         for subscription in &all {
             self.lingering.insert(subscription.stream.clone(), linger_until);
@@ -131,20 +194,24 @@ impl Subscriptions {
         }
     }
 
+    pub(super) fn get(&self, key: &[u8]) -> Option<&Subscription> {
+        self.by_key.get(key)
+    }
+
     pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut Subscription> {
         self.by_key.get_mut(key)
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        self.by_key.keys().map(Vec::as_slice)
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.by_key.keys().map(Arc::clone).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Subscription)> {
-        self.by_key.iter().map(|(key, subscription)| (key.as_slice(), subscription))
+        self.by_key.iter().map(|(key, subscription)| (&**key, subscription))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut Subscription)> {
-        self.by_key.iter_mut().map(|(key, subscription)| (key.as_slice(), subscription))
+        self.by_key.iter_mut().map(|(key, subscription)| (&**key, subscription))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -188,10 +255,40 @@ mod tests {
     #[test]
     fn only_short_steady_batches_go_unchecked() {
         let now = Instant::now();
-        let steady = subscription(5, None, now);
-        assert!(!steady.needs_check(&[entry(6)], now));
-        assert!(steady.needs_check(&[entry(6), entry(7)], now));
-        assert!(steady.needs_check(&[entry(6)], now + CHECKED_SILENCE));
+        let mut steady = subscription(5, None, now);
+        assert!(!steady.needs_check(&[entry(6)], false, now));
+        assert!(steady.needs_check(&[entry(6), entry(7)], false, now));
+        assert!(steady.needs_check(&[entry(6)], false, now + CHECKED_SILENCE));
+    }
+
+    #[test]
+    fn a_stream_that_is_longer_than_its_batch_has_lost_nothing() {
+        let late = Instant::now() + CHECKED_SILENCE;
+        let mut known = subscription(5, None, Instant::now());
+        for (length, is_full, needs_check) in [(2, false, true), (3, false, false), (3, true, true)] {
+            known.length_before = Some(length);
+            assert_eq!(known.needs_check(&[entry(6), entry(7)], is_full, late), needs_check, "{length}");
+        }
+        assert!(known.needs_check(&[entry(6), entry(7)], false, late), "what was known is of one read");
+    }
+
+    #[test]
+    fn news_are_taken_once_and_in_turn() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        for key in ["a", "b", "c"] {
+            all.insert(key, subscription(1, None, now));
+        }
+        assert!(all.has_news(), "what came before a stream was started was told to nobody");
+        assert_eq!(all.take_news(9).len(), 3);
+        assert!(all.note_news(b"b") && all.note_news(b"a") && all.note_news(b"b") && !all.note_news(b"x"));
+        assert_eq!(all.take_news(1), [Key::from(&b"b"[..])]);
+        all.note_all_news();
+        assert_eq!(all.take_news(9).len(), 3);
+        assert!(!all.has_news());
+        all.note_news(b"a");
+        all.remove("a", Slot { index: 0, generation: 1 }, now);
+        assert!(all.take_news(9).is_empty(), "a stream that was taken out has none");
     }
 
     #[test]

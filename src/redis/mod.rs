@@ -39,5 +39,5 @@ pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 pub use keys::Keys;
 pub use link::Link;
 pub use reply::{Reply, Value};
-pub use streams::{StreamEntries, StreamInfo};
+pub use streams::{Changed, StreamEntries, StreamInfo};
 pub use target::Target;

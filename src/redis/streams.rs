@@ -38,7 +38,34 @@ pub struct StreamInfo {
     pub max_deleted_id: Option<EntryId>,
 }
 
+/// The keys that a push of `CLIENT TRACKING` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// These.
+    Keys(Vec<Bytes>),
+    /// All of them: the database was emptied.
+    Everything,
+}
+
 impl Reply {
+    /// The keys that changed, if this is a push that tells of changed keys.
+    ///
+    /// # Errors
+    /// [`RedisError::Protocol`] for an `invalidate` of another form.
+    pub fn changed(&self) -> Result<Option<Changed>, RedisError> {
+        let mut cursor = self.cursor();
+        let (Item::Push(2) | Item::Array(2)) = cursor.next()? else { return Ok(None) };
+        if cursor.string()? != "invalidate" {
+            return Ok(None);
+        }
+        let Some(count) = cursor.array()? else { return Ok(Some(Changed::Everything)) };
+        let mut keys = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
+        for _ in 0..count {
+            keys.push(cursor.string()?);
+        }
+        Ok(Some(Changed::Keys(keys)))
+    }
+
     /// The reply of XREAD or XREADGROUP, stream by stream; null is no stream.
     ///
     /// # Errors
@@ -180,6 +207,19 @@ mod tests {
         for null in ["*-1\r\n", "_\r\n", "*0\r\n", "%0\r\n"] {
             assert!(reply(null).streams().unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn pushes_name_changed_keys() {
+        let changed = |text: &str| reply(text).changed().unwrap();
+        assert_eq!(
+            changed(">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n"),
+            Some(Changed::Keys(vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")]))
+        );
+        assert_eq!(changed(">2\r\n$10\r\ninvalidate\r\n_\r\n"), Some(Changed::Everything));
+        assert_eq!(changed(">2\r\n$7\r\nmessage\r\n_\r\n"), None);
+        assert_eq!(changed(":1\r\n"), None);
+        assert!(reply(">2\r\n$10\r\ninvalidate\r\n:1\r\n").changed().is_err());
     }
 
     #[test]

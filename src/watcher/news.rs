@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::event::{EntryId, StreamName};
-use crate::redis::{Command, Connector, Keys, RedisError, Reply, Value};
+use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply};
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -124,7 +124,7 @@ impl NewsLink {
             let Some(link) = self.connector.open() else { return Ok(()) };
             let reply = link.try_receive()?;
             while let Some(push) = link.take_push() {
-                changes(&push.value()?, keys, news);
+                changes(&push, keys, news)?;
             }
             let Some(reply) = reply else { return Ok(()) };
             self.connector.works();
@@ -227,18 +227,15 @@ fn read_announcements(keys: &Keys, after: EntryId) -> Command {
 }
 
 /// The streams that a push names: `invalidate` with a list of keys, or with null after FLUSHALL.
-fn changes(push: &Value, keys: &Keys, news: &mut Vec<News>) {
-    let Some([kind, what]) = push.as_array() else { return };
-    if kind.as_str() != Some("invalidate") {
-        return;
-    }
-    match what {
-        Value::Array(names) => {
-            let streams = names.iter().filter_map(Value::as_bytes).filter_map(|key| keys.stream_name(key));
-            news.extend(streams.map(News::Written));
+fn changes(push: &Reply, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
+    match push.changed()? {
+        Some(Changed::Keys(changed)) => {
+            news.extend(changed.iter().filter_map(|key| keys.stream_name(key)).map(News::Written));
         }
-        _ => news.push(News::Everything),
+        Some(Changed::Everything) => news.push(News::Everything),
+        None => {}
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -248,9 +245,9 @@ mod tests {
     use super::*;
 
     fn told(push: &str) -> Vec<News> {
-        let push = Reply::parse(Bytes::copy_from_slice(push.as_bytes())).unwrap().value().unwrap();
+        let push = Reply::parse(Bytes::copy_from_slice(push.as_bytes())).unwrap();
         let mut news = Vec::new();
-        changes(&push, &Keys::new("llm", "s", "i"), &mut news);
+        changes(&push, &Keys::new("llm", "s", "i"), &mut news).unwrap();
         news
     }
 

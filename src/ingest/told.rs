@@ -1,0 +1,123 @@
+//! Whether a reader is told which of its streams have news, or blocks on all of them. Pure.
+//!
+//! Redis itself tells (`CLIENT TRACKING ON BCAST`): the names of all changed keys under the streams' prefix,
+//! once for each turn of its event loop. Blocking costs Redis by the streams that are read, being told by those
+//! that are written; it takes one more round trip. So a reader with few streams blocks and one with many is told.
+//!
+//! What is told is a hint: a sweep over all streams finds what was not told, and that the connection is dead.
+//! Other instances' streams are told too. Where those outweigh the reader's own by far, it goes back to
+//! blocking for a while.
+
+use std::time::{Duration, Instant};
+
+/// From so many streams on a reader is told; with half as many it blocks again.
+const TOLD_STREAMS_MIN: usize = 16;
+/// How often all streams are looked at, whether they were told of or not.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// Foreign names for each own one that are too many,
+const FOREIGN_PER_OWN_MAX: u64 = 64;
+/// where they are at least so many between two sweeps.
+const FOREIGN_MIN: u64 = 10_000;
+/// How long a reader blocks that was told too much, or was refused to be told.
+const REST: Duration = Duration::from_secs(60);
+
+/// What a reader knows of being told.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The connection on which it is told.
+    connection: Option<u64>,
+    rest_until: Option<Instant>,
+    swept_at: Option<Instant>,
+    own: u64,
+    foreign: u64,
+}
+
+impl Told {
+    /// Whether the reader is told on this connection.
+    pub(super) fn is_on(&self, connection: u64) -> bool {
+        self.connection == Some(connection)
+    }
+
+    /// Whether it should be, with so many streams.
+    pub(super) fn is_wanted(&self, connection: u64, streams: usize, now: Instant) -> bool {
+        let enough = if self.is_on(connection) { TOLD_STREAMS_MIN / 2 } else { TOLD_STREAMS_MIN };
+        streams >= enough && self.rest_until.is_none_or(|until| until <= now)
+    }
+
+    /// It is told from now on; what happened before is for the sweep, which is due at once.
+    pub(super) fn begin(&mut self, connection: u64) {
+        *self = Self { connection: Some(connection), ..Self::default() };
+    }
+
+    /// It is told no more.
+    pub(super) fn end(&mut self) {
+        self.connection = None;
+    }
+
+    /// It cannot be told, or is told too much.
+    pub(super) fn rest(&mut self, now: Instant) {
+        self.rest_until = Some(now + REST);
+    }
+
+    /// A name was told.
+    pub(super) fn count(&mut self, is_own: bool) {
+        let counter = if is_own { &mut self.own } else { &mut self.foreign };
+        *counter += 1;
+    }
+
+    /// Whether it is time to look at all streams. Then what was told since the last time is judged.
+    pub(super) fn sweeps(&mut self, now: Instant) -> bool {
+        if self.swept_at.is_some_and(|at| now.duration_since(at) < SWEEP_INTERVAL) {
+            return false;
+        }
+        self.swept_at = Some(now);
+        if self.foreign >= FOREIGN_MIN && self.foreign / FOREIGN_PER_OWN_MAX > self.own {
+            self.rest(now);
+        }
+        (self.own, self.foreign) = (0, 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_streams_are_told_of_and_few_are_blocked_on() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        assert!(!told.is_wanted(1, TOLD_STREAMS_MIN - 1, now));
+        assert!(told.is_wanted(1, TOLD_STREAMS_MIN, now));
+        told.begin(1);
+        assert!(told.is_on(1) && !told.is_on(2), "another connection is not told");
+        assert!(told.is_wanted(1, TOLD_STREAMS_MIN / 2, now));
+        assert!(!told.is_wanted(1, TOLD_STREAMS_MIN / 2 - 1, now));
+        told.rest(now);
+        assert!(!told.is_wanted(1, 1000, now));
+        assert!(told.is_wanted(1, 1000, now + REST));
+    }
+
+    #[test]
+    fn sweeps_come_at_once_and_then_in_turn() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        told.begin(1);
+        assert!(told.sweeps(now));
+        assert!(!told.sweeps(now + SWEEP_INTERVAL / 2));
+        assert!(told.sweeps(now + SWEEP_INTERVAL));
+    }
+
+    #[test]
+    fn too_many_foreign_names_end_it() {
+        let (mut told, mut now) = (Told::default(), Instant::now());
+        told.begin(1);
+        for (own, foreign, wanted) in
+            [(0, FOREIGN_MIN - 1, true), (1_000, 60_000, true), (1_000, 70_000, false)]
+        {
+            (0..own).for_each(|_| told.count(true));
+            (0..foreign).for_each(|_| told.count(false));
+            assert!(told.sweeps(now));
+            assert_eq!(told.is_wanted(1, 100, now), wanted, "{own} of {foreign}");
+            now += SWEEP_INTERVAL;
+        }
+    }
+}
