@@ -1,5 +1,5 @@
 //! The one door to channels: every queue between two threads is bounded, has a name and a gauge, and
-//! can wake a thread that sleeps in a mio `Poll`.
+//! can wake a thread that sleeps in a mio `Poll`, or in [`sleep_until`] for several queues.
 //!
 //! Where messages differ much in size a queue is *weighed*: beside the number of its messages their bytes
 //! have a bound. A message that is larger than the bound alone still passes when the queue is empty.
@@ -7,8 +7,9 @@
 //! Senders that must never wait use [`Sender::try_send`]; what happens at the bound is then their
 //! decision, and every refusal is counted here.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel as channel;
@@ -41,6 +42,8 @@ struct Meter {
     bytes_max: usize,
     depth_max: AtomicUsize,
     refused: AtomicU64,
+    /// Who is woken by every message.
+    sleeper: OnceLock<Thread>,
 }
 
 /// Reads a queue's gauge, whatever its messages are.
@@ -171,6 +174,7 @@ fn make<T>(
         bytes_max,
         depth_max: AtomicUsize::new(0),
         refused: AtomicU64::new(0),
+        sleeper: OnceLock::new(),
     });
     let receiver = Receiver { inner: receiver, meter: Arc::clone(&meter), weigh };
     (Sender { inner: sender, meter, weigh, waker }, receiver)
@@ -247,6 +251,10 @@ impl<T> Sender<T> {
 
     fn sent(&self) {
         self.meter.depth_max.fetch_max(self.inner.len(), Ordering::Relaxed);
+        if let Some(sleeper) = self.meter.sleeper.get() {
+            // A system call only while it sleeps.
+            sleeper.unpark();
+        }
         if let Some(waker) = &self.waker
             && let Err(error) = waker.wake()
         {
@@ -267,6 +275,14 @@ impl<T> Receiver<T> {
         self.inner.recv_timeout(wait).ok().map(|message| self.taken(message))
     }
 
+    /// From now on every message ends the calling thread's [`sleep_until`], also one that begins later. Only one
+    /// thread can be woken by a queue.
+    pub fn wake_this_thread(&self) {
+        let thread = std::thread::current();
+        let sleeper = self.meter.sleeper.get_or_init(|| thread.clone());
+        debug_assert_eq!(sleeper.id(), thread.id(), "a queue wakes one thread");
+    }
+
     fn taken(&self, message: T) -> T {
         self.meter.bytes.fetch_sub((self.weigh)(&message), Ordering::Relaxed);
         message
@@ -285,26 +301,11 @@ impl<T> Receiver<T> {
     }
 }
 
-/// Waits until one of the queues may have something, or until `deadline`.
-pub fn wait_any(ready: &[&dyn Waitable], deadline: Instant) {
-    let mut select = channel::Select::new();
-    for queue in ready {
-        queue.join(&mut select);
-    }
-    // A spurious or timed-out wake-up costs its caller one look at empty queues.
-    select.ready_deadline(deadline).ok();
-}
-
-/// A queue that [`wait_any`] can wait for.
-pub trait Waitable {
-    /// Adds the queue to a selection.
-    fn join<'a>(&'a self, select: &mut channel::Select<'a>);
-}
-
-impl<T> Waitable for Receiver<T> {
-    fn join<'a>(&'a self, select: &mut channel::Select<'a>) {
-        select.recv(&self.inner);
-    }
+/// Waits until something may have come into a queue that wakes this thread ([`Receiver::wake_this_thread`]), or
+/// until `deadline`. Whatever came since the last wait ends this one at once.
+pub fn sleep_until(deadline: Instant) {
+    // Waking up in vain costs the caller one look at empty queues.
+    std::thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
 #[cfg(test)]
@@ -341,12 +342,22 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_a_message_or_at_the_deadline() {
+    fn sleeping_ends_with_a_message_or_at_the_deadline() {
         let (first, one) = bounded::<u8>("one", 1);
         let (_second, two) = bounded::<u8>("two", 1);
-        wait_any(&[&one, &two], Instant::now() + Duration::from_millis(5));
-        first.try_send(7).unwrap();
-        wait_any(&[&one, &two], Instant::now() + Duration::from_secs(60));
+        one.wake_this_thread();
+        two.wake_this_thread();
+        let from = Instant::now();
+        sleep_until(from + Duration::from_millis(5));
+        std::thread::scope(|scope| {
+            scope.spawn(|| first.try_send(7).unwrap());
+            while one.is_empty() {
+                sleep_until(from + Duration::from_secs(60));
+            }
+        });
         assert_eq!((one.try_recv(), two.try_recv()), (Some(7), None));
+        first.try_send(8).unwrap();
+        sleep_until(from + Duration::from_secs(60));
+        assert!(from.elapsed() < Duration::from_secs(60), "what came before the sleep ends it");
     }
 }

@@ -23,7 +23,7 @@ use crate::event::message::{
 };
 use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName};
 use crate::observe::{Recorder, Registry, Stage};
-use crate::queue::{Receiver, SendError, Sender, wait_any};
+use crate::queue::{Receiver, SendError, Sender, sleep_until};
 use crate::stop::Stop;
 
 /// How often silent producers are looked for and measurements published.
@@ -100,6 +100,9 @@ impl Worker {
 
     /// Works until the daemon stops and the queues are empty.
     pub fn run(mut self) {
+        self.parts.control.wake_this_thread();
+        self.parts.live.wake_this_thread();
+        self.parts.replay.wake_this_thread();
         loop {
             while let Some(control) = self.parts.control.try_recv() {
                 self.obey(control);
@@ -118,8 +121,7 @@ impl Worker {
                 if self.parts.stop.requested() {
                     return;
                 }
-                let WorkerParts { control, live, replay, .. } = &self.parts;
-                wait_any(&[control, live, replay], self.ticked_at + TICK);
+                sleep_until(self.ticked_at + TICK);
             }
         }
     }
