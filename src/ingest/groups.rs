@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::acknowledging::xack;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
-use super::reading::xack;
 use super::subscriptions::{Key, Subscription};
 use crate::event::message::{LiveRef, ReaderCommand};
 use crate::event::{EntryId, StreamName};

@@ -4,6 +4,7 @@
 //! what is old. Neither decodes: entries go to `transform` as they lie in Redis' reply. What neither of
 //! them does: decide who gets what, or remember anything that Redis could tell again.
 
+mod acknowledging;
 pub mod acks;
 mod groups;
 pub mod pacing;

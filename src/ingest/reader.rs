@@ -153,6 +153,9 @@ impl Reader {
         match next {
             _ if is_told => self.turn_told().map(|()| Next::Block),
             Next::Block => {
+                if self.subscriptions.is_acknowledging() {
+                    self.acknowledge_alone()?;
+                }
                 let read = self.read_all(Some(self.block()))?;
                 Ok(if read.entries == 0 { Next::Block } else { self.pacing.woken() })
             }
@@ -207,8 +210,7 @@ impl Reader {
     }
 
     fn block(&self) -> Duration {
-        let waiting = self.subscriptions.iter().any(|(_, subscription)| !subscription.unacked.is_empty());
-        if waiting { BLOCK_WITH_UNACKED } else { BLOCK_IDLE }
+        if self.subscriptions.has_unacked() { BLOCK_WITH_UNACKED } else { BLOCK_IDLE }
     }
 
     /// Redis is gone, or does not do as it should: every stream goes back to history.

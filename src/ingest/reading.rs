@@ -1,4 +1,4 @@
-//! How a reader reads and acknowledges.
+//! How a reader reads.
 //!
 //! What was trimmed before it could be read must be named to viewers and never be passed over. So a batch that
 //! may follow such a hole is held against the stream's oldest entry (`XINFO STREAM`) before it is passed on, and
@@ -12,7 +12,6 @@
 //! - A read that blocks was waiting when the first entry came, and brings it before anything can be trimmed, unless
 //!   a transaction did both. Checked are batches of several entries and what follows a silence.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,12 +20,15 @@ use super::groups::destroy;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader, STOP_CHECK};
 use super::subscriptions::Key;
 use crate::config;
+use crate::event::Entry;
 use crate::event::message::LiveNews;
-use crate::event::{Entry, EntryId};
-use crate::redis::{Changed, Command, Keys, Link, RedisError, Reply, ServerErrorKind, StreamEntries};
+use crate::redis::{Changed, Command, Link, RedisError, Reply, ServerErrorKind, StreamEntries};
 
-/// Acknowledgements are gathered this long.
-const ACK_INTERVAL: Duration = Duration::from_millis(200);
+/// Entries that one trip should read or acknowledge at most: some milliseconds of Redis' time, in which nobody else
+/// is served. Where more is waiting, the next trip follows at once.
+pub(super) const ENTRIES_PER_TRIP: usize = 4096;
+/// Entries of one stream that are asked for at least.
+const COUNT_MIN: usize = 16;
 /// Streams with news that are read at once, so that nobody else waits long for Redis.
 const KEYS_PER_READ_MAX: usize = 128;
 
@@ -46,9 +48,10 @@ impl Reader {
         let keys = self.subscriptions.keys();
         let mut commands = self.due_acknowledgements();
         let wake: Key = self.parts.keys.wake(self.parts.index).into_bytes().into();
-        commands.push(self.xreadgroup(block, std::iter::once(&wake).chain(&keys)));
+        let count = self.count_for(keys.len());
+        commands.push(self.xreadgroup(count, block, std::iter::once(&wake).chain(&keys)));
         let replies = self.converse(&commands, block)?;
-        self.conclude(replies.last(), &keys)
+        self.conclude(replies.last(), &keys, count)
     }
 
     /// One read of the streams with news. Their lengths, asked right before, tell which have lost nothing.
@@ -60,7 +63,8 @@ impl Reader {
         let mut commands = self.due_acknowledgements();
         let lengths_at = commands.len();
         commands.extend(keys.iter().map(|key| Command::new("XLEN").arg(key)));
-        commands.push(self.xreadgroup(None, &keys));
+        let count = self.count_for(keys.len());
+        commands.push(self.xreadgroup(count, None, &keys));
         let replies = self.converse(&commands, None)?;
         for (key, reply) in keys.iter().zip(replies.iter().skip(lengths_at)) {
             if let Some(found) = self.subscriptions.get_mut(key) {
@@ -68,11 +72,11 @@ impl Reader {
             }
         }
         self.hear()?;
-        self.conclude(replies.last(), &keys)
+        self.conclude(replies.last(), &keys, count)
     }
 
     /// Passes on what a read of `keys` has brought. There is no reply when the daemon stops meanwhile.
-    fn conclude(&mut self, reply: Option<&Reply>, keys: &[Key]) -> Result<ReadEnd, RedisError> {
+    fn conclude(&mut self, reply: Option<&Reply>, keys: &[Key], count: usize) -> Result<ReadEnd, RedisError> {
         let Some(reply) = reply else { return Ok(ReadEnd::default()) };
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
@@ -89,7 +93,7 @@ impl Reader {
         if streams.is_empty() {
             counters.reads_empty.add(1);
         }
-        self.pass_on(streams)
+        self.pass_on(streams, count)
     }
 
     // ----- being told -----
@@ -164,23 +168,33 @@ impl Reader {
         }
     }
 
-    fn xreadgroup<'a>(&self, block: Option<Duration>, streams: impl IntoIterator<Item = &'a Key>) -> Command {
+    /// How many entries of each stream one read asks for.
+    fn count_for(&self, streams: usize) -> usize {
+        let share = (ENTRIES_PER_TRIP / streams.max(1)).max(COUNT_MIN);
+        share.min(self.parts.delivery.read_count)
+    }
+
+    fn xreadgroup<'a>(
+        &self,
+        count: usize,
+        block: Option<Duration>,
+        streams: impl IntoIterator<Item = &'a Key>,
+    ) -> Command {
         let keys = &self.parts.keys;
         let mut command = Command::new("XREADGROUP").arg("GROUP").arg(keys.group());
-        command =
-            command.arg(keys.consumer(self.parts.index)).arg("COUNT").number(self.parts.delivery.read_count);
+        command = command.arg(keys.consumer(self.parts.index)).arg("COUNT").number(count);
         if let Some(block) = block {
             command = command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
         }
         if self.parts.delivery.ack == config::Ack::None {
             command = command.arg("NOACK");
         }
-        let mut count = 0;
+        let mut keys_asked = 0;
         command = streams.into_iter().fold(command.arg("STREAMS"), |command, key| {
-            count += 1;
+            keys_asked += 1;
             command.arg(key)
         });
-        (0..count).fold(command, |command, _| command.arg(">"))
+        (0..keys_asked).fold(command, |command, _| command.arg(">"))
     }
 
     /// Sends the commands and waits for all replies, interrupting the block when a command comes in. None
@@ -234,7 +248,8 @@ impl Reader {
         }
     }
 
-    fn pass_on(&mut self, streams: Vec<StreamEntries>) -> Result<ReadEnd, RedisError> {
+    /// Passes on what a read of at most `count` entries for each stream has brought.
+    fn pass_on(&mut self, streams: Vec<StreamEntries>, count: usize) -> Result<ReadEnd, RedisError> {
         let now = Instant::now();
         let wake = self.parts.keys.wake(self.parts.index);
         let mut fresh = Vec::with_capacity(streams.len());
@@ -245,7 +260,7 @@ impl Reader {
                 fresh.push((key, entries));
             }
         }
-        let lost = self.find_trimmed(&fresh, now)?;
+        let lost = self.find_trimmed(&fresh, count, now)?;
         let acks = self.parts.delivery.ack == config::Ack::Written;
         let (mut news, mut broken) = (Vec::with_capacity(fresh.len()), Vec::new());
         let mut end = ReadEnd::default();
@@ -254,14 +269,15 @@ impl Reader {
                 broken.extend(self.take(&key));
                 continue;
             }
-            if self.is_full(&entries) {
+            if entries.len() >= count {
                 end.is_full = true;
                 self.subscriptions.note_news(&key);
             }
-            let Some(subscription) = self.subscriptions.get_mut(&key) else { continue };
-            subscription.advance(&mut entries, acks, now);
+            let Some((transform, live)) = self.subscriptions.advance(&key, &mut entries, acks, now) else {
+                continue;
+            };
             end.entries += entries.len();
-            news.push((subscription.transform, LiveNews::Entries(subscription.live, entries)));
+            news.push((transform, LiveNews::Entries(live, entries)));
         }
         self.parts.registry.counters().entries_read.add(end.entries as u64);
         self.hand_over(news);
@@ -269,20 +285,16 @@ impl Reader {
         Ok(end)
     }
 
-    /// Whether more of the stream may be waiting behind these.
-    fn is_full(&self, entries: &[Entry]) -> bool {
-        entries.len() >= self.parts.delivery.read_count
-    }
-
     /// The streams whose oldest entry shows that unread ones were trimmed.
     fn find_trimmed(
         &mut self,
         fresh: &[(Bytes, Vec<Entry>)],
+        count: usize,
         now: Instant,
     ) -> Result<Vec<Bytes>, RedisError> {
         let mut suspects = Vec::new();
         for (key, entries) in fresh {
-            let is_full = self.is_full(entries);
+            let is_full = entries.len() >= count;
             let found = self.subscriptions.get_mut(key);
             if found.is_some_and(|reading| reading.needs_check(entries, is_full, now)) {
                 suspects.push(key.clone());
@@ -310,58 +322,4 @@ impl Reader {
         }
         Ok(lost)
     }
-
-    // ----- acknowledging -----
-
-    fn due_acknowledgements(&mut self) -> Vec<Command> {
-        let now = Instant::now();
-        if now.duration_since(self.acked_at) < ACK_INTERVAL {
-            return Vec::new();
-        }
-        self.acked_at = now;
-        let keys = Arc::clone(&self.parts.keys);
-        let mut commands = Vec::new();
-        let mut acked = 0;
-        for (key, subscription) in self.subscriptions.iter_mut() {
-            loop {
-                let ids = subscription.acknowledgeable();
-                if ids.is_empty() {
-                    break;
-                }
-                acked += ids.len() as u64;
-                commands.push(xack(&keys, key, &ids));
-            }
-        }
-        if !self.wakes_read.is_empty() && self.parts.delivery.ack == config::Ack::Written {
-            commands.push(xack(&keys, keys.wake(self.parts.index).as_bytes(), &self.wakes_read));
-        }
-        self.wakes_read.clear();
-        self.parts.registry.counters().acks_sent.add(acked);
-        commands
-    }
-
-    /// Acknowledges without reading, while there is nothing to read.
-    pub(super) fn acknowledge_alone(&mut self) -> Result<(), RedisError> {
-        let commands = self.due_acknowledgements();
-        self.trip(&commands).map(drop)
-    }
-
-    pub(super) fn acknowledge_last(&mut self) -> Result<(), RedisError> {
-        // The connection was closed where it was waiting for news.
-        if self.parts.connector.link(Instant::now()).is_none() {
-            return Err(RedisError::Closed);
-        }
-        loop {
-            self.acked_at = Instant::now().checked_sub(ACK_INTERVAL).unwrap_or(self.acked_at);
-            let commands = self.due_acknowledgements();
-            if commands.is_empty() {
-                return Ok(());
-            }
-            self.trip(&commands)?;
-        }
-    }
-}
-
-pub(super) fn xack(keys: &Keys, key: &[u8], ids: &[EntryId]) -> Command {
-    ids.iter().fold(Command::new("XACK").arg(key).arg(keys.group()), |command, &id| command.id(id))
 }

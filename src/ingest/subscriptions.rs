@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::acks::Unacked;
+use super::acks::{IDS_PER_ACK_MAX, Unacked};
 use crate::event::message::{AckBoard, LiveRef};
 use crate::event::{Entry, EntryId, StreamName};
 
@@ -35,6 +35,8 @@ pub(super) struct Subscription {
     pub(super) length_before: Option<u64>,
     /// Whether it is among the streams with news.
     has_news: bool,
+    /// Whether it is among the streams with something unacknowledged.
+    is_pending: bool,
     read_at: Instant,
 }
 
@@ -45,9 +47,21 @@ impl Subscription {
         board: Arc<AckBoard>,
         now: Instant,
     ) -> Self {
-        let (unacked, length_before, has_news) = (Unacked::default(), None, false);
-        let read_at = now;
-        Self { stream, live, transform, cursor, ordinal, board, unacked, length_before, has_news, read_at }
+        let unacked = Unacked::default();
+        let (length_before, has_news, is_pending, read_at) = (None, false, false, now);
+        Self {
+            stream,
+            live,
+            transform,
+            cursor,
+            ordinal,
+            board,
+            unacked,
+            length_before,
+            has_news,
+            is_pending,
+            read_at,
+        }
     }
 
     /// Whether entries may have been trimmed between the cursor and this batch, which `is_full` where more may be
@@ -78,7 +92,7 @@ impl Subscription {
     }
 
     /// Takes a batch in: the cursor moves to its end. Entries at or below the cursor are dropped.
-    pub(super) fn advance(&mut self, entries: &mut Vec<Entry>, acks: bool, now: Instant) {
+    fn advance(&mut self, entries: &mut Vec<Entry>, acks: bool, now: Instant) {
         let cursor = self.cursor;
         if acks {
             // An entry below the cursor would never be acknowledged by its viewers' progress.
@@ -92,8 +106,8 @@ impl Subscription {
         }
     }
 
-    /// The ids that may be acknowledged now.
-    pub(super) fn acknowledgeable(&mut self) -> Vec<EntryId> {
+    /// The ids that may be acknowledged now, at most [`IDS_PER_ACK_MAX`].
+    fn acknowledgeable(&mut self) -> Vec<EntryId> {
         // Without anybody attached, everything was handed to history.
         let upto = self.board.everybody().unwrap_or(EntryId::MAX);
         self.unacked.take(upto)
@@ -106,6 +120,11 @@ pub(super) struct Subscriptions {
     by_key: HashMap<Key, Subscription>,
     /// Streams with news, in the order in which these came; some of them may have been taken out since.
     news: VecDeque<Key>,
+    /// Streams with something unacknowledged, in the order in which they are looked at; some may have been taken
+    /// out since.
+    pending: VecDeque<(Key, LiveRef)>,
+    /// How many of them are still to be looked at.
+    to_acknowledge: usize,
     /// Groups that stay for a while after their stream's last viewer left.
     lingering: HashMap<StreamName, Instant>,
 }
@@ -170,6 +189,7 @@ impl Subscriptions {
     /// Takes all streams out; their groups linger.
     pub(super) fn remove_all(&mut self, linger_until: Instant) -> Vec<Subscription> {
         self.news.clear();
+        (self.to_acknowledge, self.pending) = (0, VecDeque::new());
         let all: Vec<_> = self.by_key.drain().map(|(_, subscription)| subscription).collect();
         for subscription in &all {
             self.lingering.insert(subscription.stream.clone(), linger_until);
@@ -194,6 +214,61 @@ impl Subscriptions {
         }
     }
 
+    /// Takes a batch of a stream in; where it goes. Entries at or below the cursor are dropped.
+    pub(super) fn advance(
+        &mut self,
+        key: &[u8],
+        entries: &mut Vec<Entry>,
+        acks: bool,
+        now: Instant,
+    ) -> Option<(usize, LiveRef)> {
+        let found = self.by_key.get_mut(key)?;
+        found.advance(entries, acks, now);
+        let to = (found.transform, found.live);
+        if !found.unacked.is_empty() && !std::mem::replace(&mut found.is_pending, true) {
+            let (key, found) = self.by_key.get_key_value(key)?;
+            self.pending.push_back((Arc::clone(key), found.live));
+        }
+        Some(to)
+    }
+
+    /// Every stream with something unacknowledged is to be looked at once from here on.
+    pub(super) fn begin_acknowledging(&mut self) {
+        self.to_acknowledge = self.pending.len();
+    }
+
+    /// Whether streams are left to be looked at.
+    pub(super) fn is_acknowledging(&self) -> bool {
+        self.to_acknowledge > 0
+    }
+
+    /// Whether anything is unacknowledged.
+    pub(super) fn has_unacked(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The next stream of which ids may be acknowledged now, among those that are to be looked at.
+    pub(super) fn next_acknowledgement(&mut self) -> Option<(Key, Vec<EntryId>)> {
+        while self.to_acknowledge > 0
+            && let Some((key, live)) = self.pending.pop_front()
+        {
+            self.to_acknowledge -= 1;
+            let Some(found) = self.by_key.get_mut(&key).filter(|found| found.live == live) else { continue };
+            let ids = found.acknowledgeable();
+            found.is_pending = !found.unacked.is_empty();
+            if ids.len() == IDS_PER_ACK_MAX && found.is_pending {
+                self.to_acknowledge += 1;
+                self.pending.push_front((Arc::clone(&key), live));
+            } else if found.is_pending {
+                self.pending.push_back((Arc::clone(&key), live));
+            }
+            if !ids.is_empty() {
+                return Some((key, ids));
+            }
+        }
+        None
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Option<&Subscription> {
         self.by_key.get(key)
     }
@@ -204,14 +279,6 @@ impl Subscriptions {
 
     pub(super) fn keys(&self) -> Vec<Key> {
         self.by_key.keys().map(Arc::clone).collect()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Subscription)> {
-        self.by_key.iter().map(|(key, subscription)| (&**key, subscription))
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut Subscription)> {
-        self.by_key.iter_mut().map(|(key, subscription)| (&**key, subscription))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -300,6 +367,43 @@ mod tests {
         assert_eq!(entries, [entry(6)]);
         assert_eq!((reading.cursor, reading.ordinal), (EntryId::new(6, 0), Some(2)));
         assert_eq!(reading.acknowledgeable(), [EntryId::new(6, 0)]);
+    }
+
+    #[test]
+    fn every_stream_is_acknowledged_in_turn() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        for key in ["a", "b"] {
+            all.insert(key, subscription(0, None, now));
+        }
+        let many = IDS_PER_ACK_MAX as u64 + 5;
+        all.advance(b"a", &mut (1..=many).map(entry).collect(), true, now);
+        all.advance(b"b", &mut vec![entry(1)], true, now);
+        assert!(all.has_unacked() && !all.is_acknowledging() && all.next_acknowledgement().is_none());
+        all.begin_acknowledging();
+        let mut acknowledged = Vec::new();
+        while let Some((key, ids)) = all.next_acknowledgement() {
+            acknowledged.push((key[0], ids.len()));
+        }
+        assert_eq!(acknowledged, [(b'a', IDS_PER_ACK_MAX), (b'a', 5), (b'b', 1)]);
+        assert!(!all.has_unacked() && !all.is_acknowledging());
+    }
+
+    #[test]
+    fn what_is_not_written_stays_pending() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        all.insert("a", subscription(0, None, now));
+        all.by_key[&b"a"[..]].board.attach(0, EntryId::new(1, 0));
+        all.advance(b"a", &mut vec![entry(1), entry(2)], true, now);
+        for expected in [Some(1), None] {
+            all.begin_acknowledging();
+            assert_eq!(all.next_acknowledgement().map(|(_, ids)| ids.len()), expected);
+            assert!(all.has_unacked() && !all.is_acknowledging());
+        }
+        all.remove("a", Slot { index: 0, generation: 1 }, now);
+        all.begin_acknowledging();
+        assert!(all.next_acknowledgement().is_none() && !all.has_unacked());
     }
 
     #[test]
