@@ -110,8 +110,8 @@ keys! {
 
     // [threads]
 
-    /// Two, so that one stream's burst does not delay the streams of the other reader.
-    THREADS_READERS: Count<usize> = "threads.readers", THREADS_TWO;
+    /// One reads several 100,000 entries a second, and each further one is told every name by Redis.
+    THREADS_READERS: Count<usize> = "threads.readers", THREADS_ONE;
     /// One decodes and encodes several 100,000 entries a second.
     THREADS_TRANSFORMS: Count<usize> = "threads.transforms", THREADS_ONE;
     /// One loop serves tens of thousands of connections.
@@ -209,9 +209,9 @@ keys! {
     DELIVERY_MAX_BATCH: Span = "delivery.max_batch", Span {
         default: secs(1), min: ms(1), max: secs(10), zero: None,
     };
-    /// Two readers together then take at most half of Redis' one thread.
+    /// The reader then takes at most half of Redis' one thread.
     DELIVERY_DUTY_PERCENT: Count<u32> = "delivery.duty_percent", Count {
-        default: 25, min: 1, max: 100, zero: None,
+        default: 50, min: 1, max: 100, zero: None,
     };
     /// Below what an eye notices in flowing text; 0 switches pacing off.
     DELIVERY_MAX_LINGER: Span = "delivery.max_linger", Span {
@@ -254,7 +254,6 @@ const CONNECTIONS_MAX: usize = 10_000_000;
 
 /// More threads than cores help nobody, and machines have few more than 64 to spare for this.
 const THREADS_ONE: Count<usize> = Count { default: 1, min: 1, max: 64, zero: None };
-const THREADS_TWO: Count<usize> = Count { default: 2, ..THREADS_ONE };
 
 /// Off by default; above a million a second there is no limit worth the name.
 const RATE: Count<u32> = Count { default: 0, min: 1, max: 1_000_000, zero: Some(0) };

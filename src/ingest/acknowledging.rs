@@ -13,10 +13,14 @@ use crate::redis::{Command, Keys, RedisError};
 
 /// Acknowledgements are gathered this long.
 const ACK_INTERVAL: Duration = Duration::from_millis(200);
+/// A trip that reads few streams acknowledges at most so many, others as many as they read.
+const STREAMS_PER_TRIP_MIN: usize = 32;
+/// Streams that are acknowledged in one trip while nothing is read.
+const STREAMS_ALONE: usize = 128;
 
 impl Reader {
-    /// What is to be acknowledged with the next trip.
-    pub(super) fn due_acknowledgements(&mut self) -> Vec<Command> {
+    /// What is to be acknowledged with the next trip, which reads `streams`.
+    pub(super) fn due_acknowledgements(&mut self, streams: usize) -> Vec<Command> {
         let now = Instant::now();
         let mut commands = Vec::new();
         if now.duration_since(self.acked_at) >= ACK_INTERVAL {
@@ -30,6 +34,7 @@ impl Reader {
         }
         let mut acked = 0;
         while acked < ENTRIES_PER_TRIP
+            && commands.len() < streams.max(STREAMS_PER_TRIP_MIN)
             && let Some((key, ids)) = self.subscriptions.next_acknowledgement()
         {
             acked += ids.len();
@@ -42,7 +47,7 @@ impl Reader {
     /// Acknowledges without reading, while there is nothing to read.
     pub(super) fn acknowledge_alone(&mut self) -> Result<(), RedisError> {
         loop {
-            let commands = self.due_acknowledgements();
+            let commands = self.due_acknowledgements(STREAMS_ALONE);
             self.trip(&commands)?;
             if !self.subscriptions.is_acknowledging() {
                 return Ok(());

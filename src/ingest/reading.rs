@@ -46,7 +46,7 @@ impl Reader {
     pub(super) fn read_all(&mut self, block: Option<Duration>) -> Result<ReadEnd, RedisError> {
         self.ready_wake_stream()?;
         let keys = self.subscriptions.keys();
-        let mut commands = self.due_acknowledgements();
+        let mut commands = self.due_acknowledgements(keys.len());
         let wake: Key = self.parts.keys.wake(self.parts.index).into_bytes().into();
         let count = self.count_for(keys.len());
         commands.push(self.xreadgroup(count, block, std::iter::once(&wake).chain(&keys)));
@@ -60,7 +60,7 @@ impl Reader {
         if keys.is_empty() {
             return Ok(ReadEnd::default());
         }
-        let mut commands = self.due_acknowledgements();
+        let mut commands = self.due_acknowledgements(keys.len());
         let lengths_at = commands.len();
         commands.extend(keys.iter().map(|key| Command::new("XLEN").arg(key)));
         let count = self.count_for(keys.len());
