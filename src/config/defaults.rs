@@ -110,8 +110,8 @@ keys! {
 
     // [threads]
 
-    /// One reads several 100,000 entries a second, and each further one is told every name by Redis.
-    THREADS_READERS: Count<usize> = "threads.readers", THREADS_ONE;
+    /// Two, so that one stream's burst does not delay the streams of the other reader.
+    THREADS_READERS: Count<usize> = "threads.readers", Count { default: 2, ..THREADS_ONE };
     /// One decodes and encodes several 100,000 entries a second.
     THREADS_TRANSFORMS: Count<usize> = "threads.transforms", THREADS_ONE;
     /// One loop serves tens of thousands of connections.
@@ -209,9 +209,9 @@ keys! {
     DELIVERY_MAX_BATCH: Span = "delivery.max_batch", Span {
         default: secs(1), min: ms(1), max: secs(10), zero: None,
     };
-    /// The reader then takes at most half of Redis' one thread.
+    /// Two readers together then take at most half of Redis' one thread.
     DELIVERY_DUTY_PERCENT: Count<u32> = "delivery.duty_percent", Count {
-        default: 50, min: 1, max: 100, zero: None,
+        default: 25, min: 1, max: 100, zero: None,
     };
     /// Below what an eye notices in flowing text; 0 switches pacing off.
     DELIVERY_MAX_LINGER: Span = "delivery.max_linger", Span {

@@ -59,7 +59,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.listen.public, "127.0.0.1:8080".parse().unwrap());
     assert_eq!(config.listen.admin, "127.0.0.1:9464".parse().unwrap());
     assert_eq!(config.listen.stats_socket, Some(PathBuf::from("/run/llm-bridge/stats.sock")));
-    assert_eq!(config.threads, Threads { readers: 1, transforms: 1, deliveries: 1, replays: 1 });
+    assert_eq!(config.threads, Threads { readers: 2, transforms: 1, deliveries: 1, replays: 1 });
     assert_eq!((config.client.send_budget, config.client.max_connections), (262_144, 100_000));
     assert_eq!(config.client.slow_timeout, Duration::from_secs(60));
     assert_eq!(config.stream.abandon_after, Duration::from_secs(300));

@@ -1,6 +1,6 @@
 //! What the queues between the threads hold at most, and why it is that much.
 //!
-//! With the defaults, which are one thread of each kind, the queues hold at most
+//! With the defaults and one thread of each kind but two readers, the queues hold at most
 //! 32 + 32 + 64 MiB; everything else in them is a few hundred bytes a message.
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and

@@ -80,6 +80,7 @@ impl Reader {
         let Some(reply) = reply else { return Ok(ReadEnd::default()) };
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
+        counters.bytes_read.add(reply.len_bytes() as u64);
         if let Some(error) = reply.error() {
             return match error.kind() {
                 ServerErrorKind::NoGroup | ServerErrorKind::Unblocked | ServerErrorKind::WrongType => {

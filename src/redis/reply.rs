@@ -54,6 +54,12 @@ impl Reply {
         }
     }
 
+    /// How many bytes the reply has, as it came.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// The error that the reply is, if it is one.
     #[must_use]
     pub fn error(&self) -> Option<ServerError> {

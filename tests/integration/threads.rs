@@ -15,8 +15,17 @@ fn names_of(daemon: &Daemon, count: usize) -> BTreeSet<String> {
 fn every_thread_has_the_name_of_its_role() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
-    let expected =
-        ["llm-bridge", "reader-0", "replay-0", "transform-0", "deliver-0", "watcher", "admin", "stats"];
+    let expected = [
+        "llm-bridge",
+        "reader-0",
+        "reader-1",
+        "replay-0",
+        "transform-0",
+        "deliver-0",
+        "watcher",
+        "admin",
+        "stats",
+    ];
     assert_eq!(names_of(&daemon, expected.len()), expected.map(str::to_owned).into());
 }
 
