@@ -17,7 +17,7 @@
 //! | --- | --- | --- | --- |
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
 //! | `watcher` | errands, pushes of Redis | lease, names waited for, dead letters | [`watcher`] |
-//! | `reader-i` | XREADGROUP, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
+//! | `reader-i` | XREADGROUP or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
 //! | `deliver-k` | its `Poll` | connections, viewers, outboxes, timers | [`deliver::event_loop`] |

@@ -24,9 +24,8 @@ impl Reader {
             {
                 match command {
                     ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
-                        let now = Instant::now();
                         let start = (stream, live, transform);
-                        starts.push(Subscription::new(start, (after, ordinal), board, now));
+                        starts.push(Subscription::new(start, (after, ordinal), board, Instant::now()));
                     }
                     ReaderCommand::Stop { stream, live } => {
                         starts.retain(|start| start.live != live);
@@ -43,6 +42,20 @@ impl Reader {
             if let Err((error, starts)) = self.start_streams(starts) {
                 self.report_broken(starts);
                 return Err(error);
+            }
+        }
+    }
+
+    /// Without a connection nothing can be started: the viewers are told so by history, which they are sent back to
+    /// after a while.
+    pub(super) fn refuse_starts(&mut self, now: Instant) {
+        while let Some(command) = self.parts.commands.try_recv() {
+            match command {
+                ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
+                    let start = Subscription::new((stream, live, transform), (after, ordinal), board, now);
+                    self.refused.push_back((now + REFUSED_PAUSE, start));
+                }
+                ReaderCommand::Stop { live, .. } => self.refused.retain(|(_, start)| start.live != live),
             }
         }
     }

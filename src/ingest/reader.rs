@@ -136,15 +136,27 @@ impl Reader {
 
     /// One round: commands, groups, then a read or a wait.
     fn turn(&mut self, next: Next) -> Result<Next, RedisError> {
-        if self.parts.connector.link(Instant::now()).is_none() || !self.parts.leased.load(Ordering::Acquire) {
-            self.wait(Instant::now() + STOP_CHECK / 2)?;
+        self.retry_refused();
+        let now = Instant::now();
+        if self.parts.connector.link(now).is_none() {
+            self.refuse_starts(now);
+            self.wait(now + STOP_CHECK / 2)?;
             return Ok(Next::Block);
         }
-        self.retry_refused();
+        if !self.parts.leased.load(Ordering::Acquire) {
+            self.wait(now + STOP_CHECK / 2)?;
+            // What Redis tells meanwhile must not pile up there.
+            self.listen()?;
+            return Ok(Next::Block);
+        }
         self.obey_commands()?;
         self.remove_expired_groups()?;
         self.keep_connections();
         let is_told = self.is_told(Instant::now())?;
+        if !is_told {
+            // Every read asks for all streams.
+            self.subscriptions.take_news(usize::MAX);
+        }
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
             self.wait(Instant::now() + STOP_CHECK)?;
@@ -172,6 +184,8 @@ impl Reader {
 
     /// One round of a reader that is told: it reads the streams with news, or waits for some.
     fn turn_told(&mut self) -> Result<(), RedisError> {
+        // What was told during a round trip is taken off the socket: no event will come for it.
+        self.hear()?;
         let now = Instant::now();
         if self.told.sweeps(now) {
             self.subscriptions.note_all_news();

@@ -133,7 +133,8 @@ impl Reader {
         self.hear()
     }
 
-    fn hear(&mut self) -> Result<(), RedisError> {
+    /// Notes what was told and is taken off the socket already.
+    pub(super) fn hear(&mut self) -> Result<(), RedisError> {
         while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
             match push.changed()? {
                 Some(Changed::Keys(keys)) => {
@@ -210,8 +211,6 @@ impl Reader {
         let mut woken = block.is_none();
         let mut replies = Vec::with_capacity(commands.len());
         loop {
-            // Whatever is on the socket by now shows as an event, so that waiting first loses nothing.
-            self.wait(deadline.min(Instant::now() + STOP_CHECK))?;
             let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
             while let Some(reply) = link.try_receive()? {
                 replies.push(reply);
@@ -231,6 +230,7 @@ impl Reader {
                 self.parts.connector.close();
                 return Ok(Vec::new());
             }
+            self.wait(deadline.min(Instant::now() + STOP_CHECK))?;
         }
     }
 

@@ -23,7 +23,7 @@ pub enum Rights {
 #[must_use]
 pub fn acl_rule(prefix: &str) -> String {
     let commands = "+ping +hello +select +client|setname +client|tracking +time \
-                    +xadd +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
+                    +xadd +xlen +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
                     +exists +get +set +del +pexpire +sadd +srem +smembers +watch +unwatch +multi +exec +discard";
     format!("user llm-bridge on >PASSWORD resetchannels -@all ~{prefix}:* {commands}")
 }
@@ -40,6 +40,7 @@ fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
     vec![
         Command::new("TIME"),
         on("EXISTS"),
+        on("XLEN"),
         on("XRANGE").args(["-", "+", "COUNT", "1"]),
         on("XREVRANGE").args(["+", "-", "COUNT", "1"]),
         Command::new("XINFO").arg("STREAM").arg(&stream),

@@ -12,6 +12,9 @@ mod resume;
 /// Fifty clients join a stream at full speed; each gets everything once and in order.
 mod seam;
 
+/// Many live streams at once, of which Redis tells the reader.
+mod many;
+
 /// Answers one after another in a stream; late entries, retries and gaps.
 mod generations;
 
