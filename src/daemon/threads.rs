@@ -326,6 +326,7 @@ impl Builder {
                 live,
                 replay,
                 index,
+                transforms: self.shared.config.threads.transforms,
                 readers: self.queues.commands.senders.clone(),
                 deliveries: self.queues.ports(),
                 errands: self.queues.errands.senders[0].clone(),

@@ -21,6 +21,8 @@ pub(super) struct LiveStream {
     pub(super) attached: Vec<(usize, HubRef)>,
     pub(super) board: Arc<AckBoard>,
     pub(super) stalled: bool,
+    /// Who reads it.
+    pub(super) reader: usize,
     generation: u64,
     newest: EntryId,
     /// When the newest entry was seen here, µs by this host's clock: the measure where ids are no clock.
@@ -107,7 +109,7 @@ impl LiveStreams {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    pub(super) fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
+    pub(super) fn start(&mut self, stream: StreamName, reader: usize, from: Cursor, now_us: u64) -> LiveRef {
         self.generation += 1;
         let newest = from.position.id;
         let live = LiveStream {
@@ -116,6 +118,7 @@ impl LiveStreams {
             attached: Vec::new(),
             board: Arc::default(),
             stalled: false,
+            reader,
             generation: self.generation,
             newest,
             seen_us: now_us,
