@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry, token, tokens};
 use crate::support::redis::{Redis, RedisServer};
@@ -12,6 +12,11 @@ use crate::support::viewer::{KINDS, Viewer};
 
 const STREAMS: usize = 40;
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
+
+/// All streams belong to one reader.
+fn options(redis: &RedisServer) -> DaemonOptions {
+    Daemon::options(redis).set("service.instance=i1").set("threads.readers=1")
+}
 
 /// Streams with a viewer each, all of them live.
 struct Many {
@@ -76,7 +81,7 @@ fn words(words: &[&str]) -> Vec<String> {
 #[test]
 fn bursts_arrive_whole_and_are_acknowledged() {
     let redis = RedisServer::start();
-    let daemon = Daemon::options(&redis).set("service.instance=i1").start();
+    let daemon = options(&redis).start();
     let mut many = Many::start(&redis, &daemon);
     // One, several, and more than one read takes of a stream.
     many.pass(1..2);
@@ -95,7 +100,7 @@ fn bursts_arrive_whole_and_are_acknowledged() {
 #[test]
 fn what_one_stream_lost_is_named_and_the_others_go_on() {
     let redis = RedisServer::start();
-    let daemon = Daemon::start(&redis);
+    let daemon = options(&redis).start();
     let mut many = Many::start(&redis, &daemon);
     let mut connection = redis.connect();
     let [trimmed, deleted] = [&many.producers[3], &many.producers[4]];
@@ -145,7 +150,7 @@ fn what_one_stream_lost_is_named_and_the_others_go_on() {
 #[test]
 fn a_reader_of_few_streams_is_told_no_more() {
     let redis = RedisServer::start();
-    let daemon = Daemon::options(&redis).set("stream.linger=10ms").start();
+    let daemon = options(&redis).set("stream.linger=10ms").start();
     let mut many = Many::start(&redis, &daemon);
     let (mut first, mut viewer) = (many.producers.remove(0), many.viewers.remove(0));
     many.finish();
