@@ -42,6 +42,9 @@ mod abandoned;
 /// The daemon's end, in order or not, and how clients go on.
 mod drain;
 
+/// Everything at once: faults drawn from a seed, over many streams, and viewers that come and go.
+mod faults;
+
 /// The state so far as one JSON object.
 mod state;
 

@@ -181,9 +181,19 @@ impl Daemon {
     /// Starts a new one with the same settings on the same ports: what a supervisor does after a crash.
     /// The old process must have ended.
     pub(crate) fn start_again(&self) -> Daemon {
-        let mut daemon = self.options.spawn();
+        let mut daemon = self.spawn_again();
         daemon.wait_ready();
         daemon
+    }
+
+    /// As `start_again`, without waiting for it.
+    pub(crate) fn spawn_again(&self) -> Daemon {
+        self.options.spawn()
+    }
+
+    /// Waits until `/healthz` says yes.
+    pub(crate) fn wait_alive(&mut self) {
+        assert!(self.wait_up("/healthz"), "the daemon ended:\n{}", self.log());
     }
 
     /// Sends it a signal, such as `libc::SIGTERM`.

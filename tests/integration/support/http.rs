@@ -123,6 +123,11 @@ impl Exchange {
         Ok(Self { socket, received, framing: Framing::Unknown, is_head: false, status: 0, headers })
     }
 
+    /// A second hold of the socket, to cut it from elsewhere.
+    pub(crate) fn socket(&self) -> TcpStream {
+        self.socket.try_clone().unwrap()
+    }
+
     /// Reads all that is left.
     pub(crate) fn whole(mut self) -> io::Result<Response> {
         self.head()?;

@@ -1,11 +1,17 @@
-//! A producer: writes entries to one stream, numbered, at any pace, with text that shows its order.
+//! Producers: one writes entries to one stream, numbered, at any pace, with text that shows its order; one
+//! writes on through outages, and keeps a ledger of what was confirmed to it.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::random::Random;
 use super::redis::{Redis, RedisServer};
+
+/// The `finish_reason` after which nothing comes any more.
+pub(crate) const LAST: &str = "last";
 
 /// The text of the n-th token: tells its place, and is not always ASCII.
 pub(crate) fn token(number: usize) -> String {
@@ -139,5 +145,202 @@ impl Producer {
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// One thing that a producer has to say.
+pub(crate) struct Item {
+    /// What nobody else says: `generation.number`, or `last`.
+    pub(crate) label: String,
+    /// A delta's text.
+    pub(crate) text: String,
+    /// Whether viewers see it: a heartbeat is not for them.
+    pub(crate) is_shown: bool,
+    /// How often it was sent without a refusal: all but one may be there as well.
+    pub(crate) attempts: usize,
+    /// The id that Redis confirmed, in the end.
+    pub(crate) id: Option<String>,
+    /// How often the stream had been deleted before.
+    pub(crate) era: usize,
+}
+
+/// What a producer has written, in order.
+pub(crate) struct Ledger {
+    pub(crate) stream: String,
+    pub(crate) items: Vec<Item>,
+    pub(crate) is_trimmed: bool,
+    pub(crate) is_numbered: bool,
+}
+
+/// What a producer is told.
+pub(crate) struct Orders {
+    /// How often each stream is to be begun anew.
+    pub(crate) begin_anew: Vec<AtomicUsize>,
+    pub(crate) finish: AtomicBool,
+}
+
+impl Orders {
+    pub(crate) fn new(streams: usize) -> Self {
+        let begin_anew = (0..streams).map(|_| AtomicUsize::new(0)).collect();
+        Self { begin_anew, finish: AtomicBool::new(false) }
+    }
+}
+
+/// Writes one stream of generations, whatever happens, until it is told to come to an end. Only one kind
+/// of stream has no `seq`, one is trimmed now and then, one has large entries.
+pub(crate) struct Survivor<'a> {
+    is_over: &'a AtomicBool,
+    orders: &'a Orders,
+    url: String,
+    number: usize,
+    random: Random,
+    connection: Option<redis::Connection>,
+    ledger: Ledger,
+    seq: usize,
+    era: usize,
+}
+
+impl<'a> Survivor<'a> {
+    pub(crate) fn new(
+        is_over: &'a AtomicBool,
+        orders: &'a Orders,
+        url: String,
+        number: usize,
+        random: Random,
+    ) -> Self {
+        let (is_numbered, is_trimmed) = (number != 1, number == 2);
+        let ledger = Ledger { stream: format!("s{number}/m"), items: Vec::new(), is_trimmed, is_numbered };
+        Self { is_over, orders, url, number, random, connection: None, ledger, seq: 0, era: 0 }
+    }
+
+    pub(crate) fn run(mut self) -> Ledger {
+        let mut generation = 0;
+        while !self.orders.finish.load(Ordering::Relaxed) && !self.is_over.load(Ordering::SeqCst) {
+            let length = self.random.below(120);
+            self.generation(generation, length);
+            let label = format!("{generation}.{}", length + 1);
+            match self.random.below(5) {
+                0 => {}
+                1 => self.say(label.clone(), json!({"type": "error", "code": label, "message": ""}), true),
+                _ => self.say(label.clone(), json!({"type": "end", "finish_reason": label}), true),
+            }
+            generation += 1;
+            self.pause(30);
+        }
+        self.generation(generation, 5);
+        self.say(LAST.into(), json!({"type": "end", "finish_reason": LAST}), true);
+        self.ledger
+    }
+
+    /// Writes a generation but for its end.
+    fn generation(&mut self, generation: usize, length: usize) {
+        self.begin_anew_if_told();
+        self.seq = 0;
+        let name = format!("{generation}.0");
+        self.say(name.clone(), json!({"type": "start", "generation": name}), true);
+        let mut burst = 0;
+        for number in 1..=length {
+            let label = format!("{generation}.{number}");
+            if self.random.once_in(25) {
+                self.say(label, json!({"type": "heartbeat"}), false);
+            } else if self.random.once_in(25) && self.ledger.is_numbered {
+                self.say(label.clone(), json!({"type": "mine", "label": label}), true);
+            } else {
+                let padding = if self.number == 3 { self.random.below(6_000) } else { self.random.below(12) };
+                let text = format!("{label} {}→\u{1F9ED}\n;", "x".repeat(padding));
+                self.say(label, json!({"type": "delta", "text": text}), true);
+            }
+            if burst == 0 && self.random.once_in(40) {
+                burst = 60;
+            }
+            burst = usize::saturating_sub(burst, 1);
+            if burst == 0 {
+                self.pause(4);
+            }
+            if self.orders.finish.load(Ordering::Relaxed) || self.must_begin_anew() {
+                break;
+            }
+        }
+    }
+
+    fn pause(&mut self, below_ms: usize) {
+        thread::sleep(Duration::from_millis(self.random.below(below_ms) as u64));
+    }
+
+    /// Writes an entry: again until it is confirmed where a retry is known as such, else once.
+    fn say(&mut self, label: String, mut data: Value, is_shown: bool) {
+        let kind = data["type"].as_str().unwrap();
+        let is_retried = is_shown && (self.ledger.is_numbered || matches!(kind, "start" | "end" | "error"));
+        let text = data["text"].as_str().unwrap_or_default().to_owned();
+        if self.ledger.is_numbered && is_shown {
+            data["seq"] = json!(self.seq);
+            self.seq += 1;
+        }
+        let max_len = if self.random.once_in(12) { 20 + self.random.below(60) } else { usize::MAX };
+        let max_len = if self.ledger.is_trimmed { max_len } else { usize::MAX };
+        let mut item = Item { label, text, is_shown, attempts: 0, id: None, era: self.era };
+        while item.id.is_none() && !self.is_over.load(Ordering::SeqCst) {
+            item.attempts += 1;
+            item.id = self.try_write(&data, max_len);
+            if item.id.is_some() && is_retried && self.random.once_in(50) {
+                // As if the answer had been lost.
+                item.id = None;
+                self.connection = None;
+            }
+            if !is_retried {
+                break;
+            }
+            if item.id.is_none() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.ledger.items.push(item);
+    }
+
+    fn key(&self) -> String {
+        format!("llm:stream:s{}:m", self.number)
+    }
+
+    fn try_write(&mut self, data: &Value, max_len: usize) -> Option<String> {
+        let mut add = redis::cmd("XADD");
+        add.arg(self.key());
+        if max_len < usize::MAX {
+            add.arg("MAXLEN").arg("~").arg(max_len);
+        }
+        add.arg("*").arg("data").arg(data.to_string());
+        self.ask(&add)
+    }
+
+    /// `None`: it was refused, or nobody knows.
+    fn ask<T: redis::FromRedisValue>(&mut self, command: &redis::Cmd) -> Option<T> {
+        let patience = Duration::from_millis(150);
+        if self.connection.is_none() {
+            let client = redis::Client::open(self.url.as_str()).unwrap();
+            let connection = client.get_connection_with_timeout(patience).ok()?;
+            connection.set_read_timeout(Some(patience)).ok()?;
+            self.connection = Some(connection);
+        }
+        let answer = command.query(self.connection.as_mut().unwrap());
+        if answer.is_err() {
+            self.connection = None;
+        }
+        answer.ok()
+    }
+
+    fn must_begin_anew(&self) -> bool {
+        self.orders.begin_anew[self.number].load(Ordering::Relaxed) > self.era
+    }
+
+    /// Deletes the stream. What follows has higher ids, as only then anybody can tell the two apart.
+    fn begin_anew_if_told(&mut self) {
+        if !self.must_begin_anew() {
+            return;
+        }
+        let delete = redis::cmd("DEL").arg(self.key()).to_owned();
+        while self.ask::<u64>(&delete).is_none() && !self.is_over.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.era += 1;
+        thread::sleep(Duration::from_millis(2 + self.random.below(100) as u64));
     }
 }

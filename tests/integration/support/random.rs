@@ -21,4 +21,19 @@ impl Random {
         let bound = u64::try_from(bound).unwrap();
         usize::try_from(self.next() % bound).unwrap()
     }
+
+    /// True once in `times`, on average.
+    pub(crate) fn once_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    /// One of these.
+    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// A generator whose sequence has nothing to do with this one's.
+    pub(crate) fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
 }

@@ -1,7 +1,7 @@
 //! A Server-Sent Events client that reads as the standard says a browser does.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use super::http::Exchange;
 
@@ -32,10 +32,20 @@ pub(crate) struct SseClient {
 impl SseClient {
     /// Sends the request. The response's head, which may be held back, is read when it is needed.
     pub(crate) fn open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
+        Self::try_open(address, target, headers).unwrap()
+    }
+
+    /// As `open`, for a server that is perhaps not there.
+    pub(crate) fn try_open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> io::Result<Self> {
         let mut all = vec![("Accept", "text/event-stream")];
         all.extend_from_slice(headers);
-        let exchange = Exchange::begin(address, "GET", target, &all).unwrap();
-        Self { exchange, unread: Vec::new(), searched: 0 }
+        let exchange = Exchange::begin(address, "GET", target, &all)?;
+        Ok(Self { exchange, unread: Vec::new(), searched: 0 })
+    }
+
+    /// A second hold of the socket, to cut it from elsewhere.
+    pub(crate) fn socket(&self) -> TcpStream {
+        self.exchange.socket()
     }
 
     /// The status, once the head is there.
@@ -75,8 +85,7 @@ impl SseClient {
                 _ => panic!("unknown field in {line:?}"),
             }
         }
-        assert!(data.is_empty(), "the response ended within an event");
-        Ok(None)
+        if data.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// The next event, comments left out.
@@ -108,10 +117,9 @@ impl SseClient {
             }
             match self.exchange.piece()? {
                 Some(piece) => self.unread.extend(piece),
-                None => {
-                    assert!(self.unread.is_empty(), "the response ended within a line");
-                    return Ok(None);
-                }
+                None if self.unread.is_empty() => return Ok(None),
+                // A response without a length that ends within a line was cut.
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
     }

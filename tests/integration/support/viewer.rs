@@ -1,6 +1,6 @@
 //! A viewer of one stream, over WebSocket or SSE, who writes down what comes.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use super::sse::SseClient;
 use super::transcript::{Ending, Frame, Transcript};
@@ -43,6 +43,24 @@ impl Viewer {
             Kind::Sse => Connection::Sse(SseClient::open(public, &target, &[])),
         };
         Self { connection, transcript: Transcript::default() }
+    }
+
+    /// As `open`, for a server that is perhaps not there, or draining.
+    pub(crate) fn try_open(public: SocketAddr, kind: Kind, stream: &str, query: &str) -> Option<Self> {
+        let target = target(stream, query);
+        let connection = match kind {
+            Kind::WebSocket => Connection::WebSocket(WebSocketClient::try_connect(public, &target)?),
+            Kind::Sse => Connection::Sse(SseClient::try_open(public, &target, &[]).ok()?),
+        };
+        Some(Self { connection, transcript: Transcript::default() })
+    }
+
+    /// A second hold of the socket, to cut it from elsewhere.
+    pub(crate) fn socket(&self) -> TcpStream {
+        match &self.connection {
+            Connection::WebSocket(client) => client.socket(),
+            Connection::Sse(client) => client.socket(),
+        }
     }
 
     /// An SSE viewer that comes back as an EventSource does.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::http::{HeaderName, HeaderValue};
-use tungstenite::{Error, Message, WebSocket};
+use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
 use super::patience::PATIENCE;
 
@@ -60,6 +60,27 @@ impl WebSocketClient {
         let chosen = response.headers().get("sec-websocket-protocol");
         let subprotocol = chosen.map(|value| value.to_str().unwrap().to_owned());
         Self { socket, subprotocol }
+    }
+
+    /// Connects, for a server that is perhaps not there, or draining.
+    pub(crate) fn try_connect(address: SocketAddr, target: &str) -> Option<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        match tungstenite::client(format!("ws://{address}{target}"), stream) {
+            Ok((socket, _)) => Some(Self { socket, subprotocol: None }),
+            Err(HandshakeError::Failure(Error::Http(response))) => {
+                assert_eq!(response.status(), 503, "handshake for {target}");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// A second hold of the socket, to cut it from elsewhere.
+    pub(crate) fn socket(&self) -> TcpStream {
+        self.socket.get_ref().try_clone().unwrap()
     }
 
     /// Sends a JSON message.

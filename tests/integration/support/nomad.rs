@@ -1,0 +1,499 @@
+//! Viewers that lose their connection again and again and come back with their last id, at this instance
+//! or another. What they got over all their connections is one log for each stream, which is compared with
+//! what the stream's producer has written.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::producer::{Item, LAST, Ledger};
+use super::random::Random;
+use super::transcript::{Ending, Frame, Transcript, id_order};
+use super::viewer::{Kind, Viewer};
+use super::websocket::{Incoming, WebSocketClient};
+
+/// How long somebody waits who was not let in, or found nothing new.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How much of a frame is shown when something is wrong.
+const SHOWN: usize = 160;
+
+/// What viewers wander in.
+pub(crate) struct World {
+    publics: [SocketAddr; 2],
+    /// How often each instance has ended, twice, and once more while it is ending.
+    ends: [AtomicUsize; 2],
+    /// Somebody has failed, and everybody is to come to an end.
+    pub(crate) is_abandoned: AtomicBool,
+}
+
+impl World {
+    pub(crate) fn new(publics: [SocketAddr; 2]) -> Self {
+        Self { publics, ends: Default::default(), is_abandoned: AtomicBool::new(false) }
+    }
+
+    /// Lets an instance end, which excuses it for cutting its viewers.
+    pub(crate) fn end(&self, instance: usize, end: impl FnOnce()) {
+        self.ends[instance].fetch_add(1, Ordering::SeqCst);
+        end();
+        self.ends[instance].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn ends(&self, instance: usize) -> usize {
+        self.ends[instance].load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::SeqCst)
+    }
+}
+
+/// Whoever panics while holding it lets everybody else end.
+pub(crate) struct Together<'a>(pub(crate) &'a World);
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.is_abandoned.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// How a viewer's present connection is disturbed from outside.
+#[derive(Default)]
+pub(crate) struct Tether(Mutex<Hold>);
+
+#[derive(Default)]
+struct Hold {
+    socket: Option<TcpStream>,
+    is_cut: bool,
+    rest: Option<Duration>,
+}
+
+impl Tether {
+    /// Cuts the connection.
+    pub(crate) fn cut(&self) {
+        let mut hold = self.0.lock().unwrap();
+        hold.is_cut = true;
+        if let Some(socket) = hold.socket.take() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets the viewer read nothing for so long.
+    pub(crate) fn rest(&self, time: Duration) {
+        self.0.lock().unwrap().rest = Some(time);
+    }
+
+    fn tie(&self, socket: TcpStream) {
+        let mut hold = self.0.lock().unwrap();
+        hold.socket = Some(socket);
+        hold.is_cut = false;
+    }
+
+    fn is_cut(&self) -> bool {
+        self.0.lock().unwrap().is_cut
+    }
+
+    fn rest_if_told(&self) {
+        let rest = self.0.lock().unwrap().rest.take();
+        if let Some(time) = rest {
+            thread::sleep(time);
+        }
+    }
+}
+
+/// What one viewer got of one stream, over all of its connections.
+pub(crate) struct Log {
+    /// Who it is, for whoever reads of a failure.
+    pub(crate) name: String,
+    pub(crate) stream: String,
+    follow: bool,
+    batch_ms: usize,
+    /// The frames with an id, and the gaps, each once and in order.
+    pub(crate) seen: Vec<Frame>,
+    /// All that came, and by which connection.
+    pub(crate) story: Vec<String>,
+    cursor: String,
+    connection: Transcript,
+    /// Whether it has asked to be unsubscribed.
+    is_leaving: bool,
+    is_finished: bool,
+}
+
+impl Log {
+    pub(crate) fn new(name: String, stream: &str, random: &mut Random) -> Self {
+        Self {
+            name,
+            stream: stream.to_owned(),
+            follow: !random.once_in(3),
+            batch_ms: random.pick(&[0, 0, 5, 50, 200]),
+            seen: Vec::new(),
+            story: Vec::new(),
+            cursor: "0".into(),
+            connection: Transcript::default(),
+            is_leaving: false,
+            is_finished: false,
+        }
+    }
+
+    /// The story around the n-th frame seen.
+    fn around(&self, number: usize) -> String {
+        let raw: Option<String> = self.seen.get(number).map(|frame| frame.raw.chars().take(SHOWN).collect());
+        let line = self.story.iter().position(|line| Some(line) == raw.as_ref()).unwrap_or(self.story.len());
+        self.story[line.saturating_sub(30)..(line + 10).min(self.story.len())].join("\n")
+    }
+
+    fn query(&self) -> String {
+        let follow = if self.follow { "&follow=1" } else { "" };
+        format!("after={}&batch_ms={}{follow}", self.cursor, self.batch_ms)
+    }
+
+    fn begin(&mut self, instance: usize) {
+        self.story.push(format!("--- to instance {instance} after {}", self.cursor));
+        self.connection = Transcript::default();
+        self.is_leaving = false;
+    }
+
+    /// Takes the next frame of the present connection.
+    fn push(&mut self, frame: Frame) {
+        self.story.push(frame.raw.chars().take(SHOWN).collect());
+        let is_first = self.connection.last_id().is_none();
+        self.connection.push(frame.clone(), None);
+        if frame.kind() == "open" {
+            let (asked, after) = (id_order(&self.cursor), id_order(frame.value["after"].as_str().unwrap()));
+            assert_eq!(asked, after, "{}: asked for {}, {}", self.name, self.cursor, frame.raw);
+        }
+        if let Some(id) = frame.id() {
+            // Who comes back at the end without following is told it again.
+            let is_repeated = is_first && !self.follow && frame.is_terminal() && id == self.cursor;
+            if is_repeated {
+                return;
+            }
+            let grows = id_order(&self.cursor) < id_order(id);
+            assert!(grows, "{}: ids grow over connections: {} after {}", self.name, frame.raw, self.cursor);
+            id.clone_into(&mut self.cursor);
+        }
+        if frame.value["finish_reason"] == LAST {
+            self.is_finished = true;
+        }
+        if frame.id().is_some() || frame.kind() == "gap" {
+            self.seen.push(frame);
+        }
+    }
+
+    /// Whether the connection, or the subscription, may be ended because the answer is over.
+    fn is_over(&self) -> bool {
+        let last = self.connection.frames.iter().rfind(|frame| frame.kind() != "status");
+        !self.follow && last.is_some_and(Frame::is_terminal)
+    }
+
+    fn expect_over(&self) {
+        assert!(self.is_over(), "{}: ended in order after {:?}", self.name, self.connection.frames.last());
+    }
+
+    fn was_draining(&self) -> bool {
+        self.connection.frames.last().is_some_and(|frame| frame.value["state"] == "draining")
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if thread::panicking() && thread::current().name() == Some(&self.name) {
+            let newest = self.story.len().saturating_sub(40);
+            eprintln!("--- {}, from its {newest}th line\n{}", self.name, self.story[newest..].join("\n"));
+        }
+    }
+}
+
+/// A viewer who comes when all is over, and stays.
+pub(crate) fn witness(public: SocketAddr, kind: Kind, mut log: Log) -> (Viewer, Log) {
+    log.follow = true;
+    log.begin(usize::MAX);
+    let mut viewer = Viewer::open(public, kind, &log.stream, &log.query());
+    while !log.is_finished {
+        let Some(frame) = viewer.next() else { panic!("{}: {:?}", log.name, viewer.transcript.ending) };
+        log.push(frame.clone());
+    }
+    (viewer, log)
+}
+
+/// A viewer on its way.
+pub(crate) struct Nomad<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) tether: &'a Tether,
+    pub(crate) random: Random,
+}
+
+/// A connection's place in time: whether its end is excused.
+struct Stay {
+    instance: usize,
+    ends: usize,
+}
+
+impl Nomad<'_> {
+    /// Views one stream until its last terminal frame.
+    pub(crate) fn view(mut self, kind: Kind, mut logs: Vec<Log>) -> Vec<Log> {
+        let [log] = &mut *logs else { panic!("one stream a connection") };
+        while !log.is_finished && !self.world.abandoned() {
+            let stay = self.arrive();
+            let public = self.world.publics[stay.instance];
+            let Some(viewer) = Viewer::try_open(public, kind, &log.stream, &log.query()) else {
+                thread::sleep(PAUSE);
+                continue;
+            };
+            self.tether.tie(viewer.socket());
+            log.begin(stay.instance);
+            let ending = self.read(viewer, log);
+            log.story.push(format!("--- {ending:?}"));
+            match ending {
+                None => {}
+                Some(Ending::Cut) => self.expect_excused(&log.name, &stay),
+                Some(Ending::Status(503)) => {}
+                Some(Ending::Closed(1001)) => assert!(log.was_draining(), "{}: told nothing", log.name),
+                Some(Ending::Complete) if log.was_draining() => {}
+                Some(Ending::Complete) if !log.is_over() => self.expect_excused(&log.name, &stay),
+                Some(Ending::Closed(1000) | Ending::Complete) => log.expect_over(),
+                Some(Ending::Status(204)) => {
+                    let is_over = !log.follow && log.seen.last().is_some_and(Frame::is_terminal);
+                    assert!(is_over, "{}: 204 after {:?}", log.name, log.seen.last());
+                }
+                Some(other) => panic!("{}: {other:?}", log.name),
+            }
+            if ending.is_some() && !self.tether.is_cut() {
+                thread::sleep(PAUSE);
+            }
+        }
+        logs
+    }
+
+    fn read(&mut self, mut viewer: Viewer, log: &mut Log) -> Option<Ending> {
+        while !log.is_finished {
+            self.tether.rest_if_told();
+            match viewer.next() {
+                Some(frame) => log.push(frame.clone()),
+                None => return viewer.transcript.ending,
+            }
+        }
+        None
+    }
+
+    /// Views several streams over one connection at a time, until the last terminal frame of each.
+    pub(crate) fn view_all(mut self, mut logs: Vec<Log>) -> Vec<Log> {
+        while !logs.iter().all(|log| log.is_finished) && !self.world.abandoned() {
+            let stay = self.arrive();
+            let public = self.world.publics[stay.instance];
+            let Some(mut client) = WebSocketClient::try_connect(public, "/v1/ws") else {
+                thread::sleep(PAUSE);
+                continue;
+            };
+            self.tether.tie(client.socket());
+            let is_sent = logs.iter_mut().filter(|log| !log.is_finished).all(|log| {
+                log.begin(stay.instance);
+                subscribe(&mut client, log)
+            });
+            let instance = stay.instance;
+            match is_sent.then(|| self.read_all(&mut client, instance, &mut logs)).unwrap_or(Incoming::Cut) {
+                Incoming::Cut => self.expect_excused(&logs[0].name, &stay),
+                Incoming::Closed(1001) => {}
+                Incoming::Text(_) => break,
+                other => panic!("{}: {other:?}", logs[0].name),
+            }
+        }
+        logs
+    }
+
+    /// Reads until everything is there (a text) or the connection ends.
+    fn read_all(&mut self, client: &mut WebSocketClient, instance: usize, logs: &mut [Log]) -> Incoming {
+        loop {
+            self.tether.rest_if_told();
+            let text = match client.receive() {
+                Incoming::Text(text) => text,
+                ending => return ending,
+            };
+            let frame = Frame::new(text);
+            if frame.value["state"] == "draining" {
+                continue;
+            }
+            let stream = frame.value["stream"].as_str().unwrap_or_else(|| panic!("{}", frame.raw));
+            let log = logs.iter_mut().find(|log| log.stream == stream).unwrap();
+            if log.is_finished {
+                continue;
+            }
+            if frame.kind() != "unsubscribed" {
+                log.push(frame);
+                if log.follow && !log.is_leaving && self.random.once_in(100) {
+                    log.is_leaving = true;
+                    client.try_send_text(&json!({"type": "unsubscribe", "stream": log.stream}).to_string());
+                }
+            } else if frame.value["reason"] == "ended" || frame.value["reason"] == "requested" {
+                if frame.value["reason"] == "ended" {
+                    log.expect_over();
+                    thread::sleep(PAUSE);
+                }
+                log.begin(instance);
+                subscribe(client, log);
+            } else {
+                panic!("{}: {}", log.name, frame.raw);
+            }
+            if logs.iter().all(|log| log.is_finished) {
+                return Incoming::Text(String::new());
+            }
+        }
+    }
+
+    fn arrive(&mut self) -> Stay {
+        let instance = self.random.below(2);
+        Stay { instance, ends: self.world.ends(instance) }
+    }
+
+    fn expect_excused(&self, name: &str, stay: &Stay) {
+        let ends = self.world.ends(stay.instance);
+        let has_ended = ends != stay.ends || ends % 2 == 1;
+        let is_excused = has_ended || self.tether.is_cut() || self.world.abandoned();
+        assert!(is_excused, "{name}: cut off by instance {}, which lives", stay.instance);
+    }
+}
+
+/// Subscribes to a stream where its log ends. False: the connection is cut.
+fn subscribe(client: &mut WebSocketClient, log: &Log) -> bool {
+    let message: Value = json!({
+        "type": "subscribe",
+        "stream": log.stream,
+        "after": log.cursor,
+        "follow": log.follow,
+        "batch_ms": log.batch_ms,
+    });
+    client.try_send_text(&message.to_string())
+}
+
+/// How far a viewer's log is compared.
+#[derive(Default)]
+struct Place {
+    /// The first item that may come.
+    next: usize,
+    /// What was told missing since the last item.
+    gaps: Vec<Frame>,
+}
+
+impl Ledger {
+    /// What is wrong with what a viewer got, if anything.
+    pub(crate) fn account(&self, log: &Log) -> Result<(), String> {
+        let places: HashMap<&str, usize> =
+            self.items.iter().enumerate().map(|(place, item)| (item.label.as_str(), place)).collect();
+        let mut place = Place::default();
+        for (number, frame) in log.seen.iter().enumerate() {
+            let checked = self.follow(&places, &mut place, frame);
+            checked.map_err(|wrong| format!("{}: {wrong}\n{}", log.name, log.around(number)))?;
+        }
+        let rest = self.expect_named(place.next..self.items.len(), &place.gaps);
+        rest.map_err(|wrong| format!("{}: {wrong}\n{}", log.name, log.around(log.seen.len())))
+    }
+
+    fn follow(&self, places: &HashMap<&str, usize>, at: &mut Place, frame: &Frame) -> Result<(), String> {
+        if frame.kind() == "gap" {
+            at.gaps.push(frame.clone());
+            return self.check_gap(frame, &at.gaps);
+        }
+        let pieces = pieces(frame);
+        let count = frame.value["count"].as_u64().unwrap_or(1);
+        if count != pieces.len() as u64 {
+            return Err(format!("counts {count}, holds {}: {}", pieces.len(), frame.raw));
+        }
+        for (label, text) in pieces {
+            let place = *places.get(label).ok_or_else(|| format!("nobody wrote {}", frame.raw))?;
+            let item = &self.items[place];
+            if text.is_some_and(|text| text != item.text) {
+                return Err(format!("another text than {:?}: {}", item.text, frame.raw));
+            }
+            if place < at.next {
+                return Err(format!("{label} again or late: {}", frame.raw));
+            }
+            // Who has seen nothing yet misses nothing of what was deleted.
+            let seen_or_there = |left_out: &usize| at.next > 0 || self.items[*left_out].era == item.era;
+            let first = (at.next..place).find(seen_or_there).unwrap_or(place);
+            self.expect_named(first..place, &at.gaps)?;
+            let has_begun_anew = self.items[..at.next].last().is_some_and(|before| before.era != item.era);
+            if has_begun_anew && at.gaps.is_empty() {
+                return Err(format!("begun anew, which nobody said: {}", frame.raw));
+            }
+            *at = Place { next: place + 1, gaps: Vec::new() };
+        }
+        self.check_id(frame, at.next - 1)
+    }
+
+    fn check_gap(&self, gap: &Frame, so_far: &[Frame]) -> Result<(), String> {
+        let member = |name: &str| gap.value[name].as_str().ok_or_else(|| format!("no {name}: {}", gap.raw));
+        let eras = self.items.last().map_or(0, |item| item.era);
+        let is_expected = match member("reason")? {
+            "trimmed" => self.is_trimmed,
+            "recreated" => eras > 0,
+            _ => false,
+        };
+        if !is_expected {
+            return Err(format!("not to be expected: {}", gap.raw));
+        }
+        // One after another they count on.
+        let lost: Option<u64> = so_far.iter().map(|gap| gap.value["lost"].as_u64()).sum();
+        let Some(lost) = lost else { return Ok(()) };
+        // With all that was sent, confirmed or not, and what may be there beside it.
+        let (after, next) = (id_order(so_far[0].value["after"].as_str().unwrap()), id_order(member("next")?));
+        let lies_between =
+            |item: &&Item| item.id.as_ref().is_some_and(|id| after < id_order(id) && id_order(id) < next);
+        let known = self.items.iter().filter(lies_between).count() as u64;
+        let first =
+            self.items.iter().position(|item| item.id.as_ref().is_some_and(|id| id_order(id) > after));
+        let end = self.items.iter().rposition(|item| item.id.as_ref().is_some_and(|id| id_order(id) < next));
+        let around = &self.items[first.unwrap_or(0)..(end.unwrap_or(0) + 2).min(self.items.len())];
+        let perhaps: usize = around.iter().map(|item| item.attempts - usize::from(item.id.is_some())).sum();
+        if eras == 0 && !(known..=known + perhaps as u64).contains(&lost) {
+            return Err(format!("{known} and perhaps {perhaps} were lost: {}", gap.raw));
+        }
+        Ok(())
+    }
+
+    /// What was left out was not confirmed, or was named.
+    fn expect_named(&self, left_out: std::ops::Range<usize>, gaps: &[Frame]) -> Result<(), String> {
+        for item in &self.items[left_out] {
+            let Some(id) = item.id.as_ref().filter(|_| item.is_shown) else { continue };
+            let names = |gap: &Frame| {
+                let end = |name: &str| gap.value[name].as_str().map(id_order);
+                end("after") < Some(id_order(id)) && end("next").is_some_and(|next| id_order(id) < next)
+            };
+            if !gaps.iter().any(names) {
+                return Err(format!("{} ({id}) is missing, {} gaps", item.label, gaps.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame has the id of its last entry, or of its first copy.
+    fn check_id(&self, frame: &Frame, place: usize) -> Result<(), String> {
+        let item = &self.items[place];
+        let Some(id) = &item.id else { return Ok(()) };
+        let (told, confirmed) = (id_order(frame.id().unwrap()), id_order(id));
+        let is_right = told == confirmed || item.attempts > 1 && told < confirmed;
+        if is_right { Ok(()) } else { Err(format!("{} has the id {id}: {}", item.label, frame.raw)) }
+    }
+}
+
+/// The labels that a frame stands for, with a delta's texts.
+fn pieces(frame: &Frame) -> Vec<(&str, Option<&str>)> {
+    let member = |name: &str| frame.value[name].as_str().unwrap_or_else(|| panic!("{}", frame.raw));
+    match frame.kind() {
+        "start" => vec![(member("generation"), None)],
+        "delta" => {
+            let label = |text| str::split(text, ' ').next().unwrap();
+            member("text").split_inclusive(';').map(|text| (label(text), Some(text))).collect()
+        }
+        "end" => vec![(member("finish_reason"), None)],
+        "error" => vec![(member("code"), None)],
+        "custom" => vec![(frame.value["data"]["label"].as_str().unwrap(), None)],
+        _ => panic!("unexpected {}", frame.raw),
+    }
+}
