@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::nomad::{Log, Nomad, Tether, Together, World, witness};
-use crate::support::patience::{PATIENCE, wait_until};
+use crate::support::patience::{PATIENCE, wait_for, wait_until};
 use crate::support::producer::{Ledger, Orders, Survivor};
 use crate::support::random::Random;
 use crate::support::redis::RedisServer;
@@ -166,11 +166,17 @@ impl System<'_> {
             Fault::DeleteGroupLists => self.delete("llm:groups:*"),
             Fault::KillClients => self.run(&["CLIENT", "KILL", "TYPE", "normal"]),
             Fault::KillDaemon(instance) => self.replace(instance, Daemon::kill),
-            Fault::TerminateDaemon(instance) => self.replace(instance, |daemon| {
-                daemon.wait_alive();
-                daemon.signal(libc::SIGTERM);
-                daemon.expect_exit(0);
-            }),
+            Fault::TerminateDaemon(instance) => {
+                // Who waits for an answer of a frozen Redis may be cut short.
+                let is_frozen = matches!(step.fault, Fault::SuspendRedis);
+                self.replace(instance, |daemon| {
+                    daemon.wait_alive();
+                    daemon.signal(libc::SIGTERM);
+                    let code = daemon.wait_exit().code();
+                    let is_in_order = code == Some(0) || is_frozen && code == Some(1);
+                    assert!(is_in_order, "{code:?}, log:\n{}", daemon.log());
+                });
+            }
             Fault::BeginAnew(stream) => drop(self.orders.begin_anew[stream].fetch_add(1, Ordering::Relaxed)),
             Fault::CutViewers => meant.for_each(|(_, tether)| tether.cut()),
             Fault::RestViewers => {
@@ -181,19 +187,21 @@ impl System<'_> {
     }
 
     fn run(&self, command: &[&str]) {
-        self.redis.connect().run::<redis::Value>(command);
+        wait_until(command[0], || self.redis.connect().try_run::<redis::Value>(command).is_ok());
+    }
+
+    fn keys(&self, pattern: &str) -> Vec<String> {
+        // A Redis that was just started may say once more that it is loading.
+        wait_for(pattern, || self.redis.connect().try_run(&["KEYS", pattern]).ok())
     }
 
     fn delete(&self, pattern: &str) {
-        let mut connection = self.redis.connect();
-        for key in connection.keys(pattern) {
-            connection.run::<u64>(&["DEL", &key]);
-        }
+        self.keys(pattern).iter().for_each(|key| self.run(&["DEL", key]));
     }
 
     fn destroy_groups(&self) {
         let mut connection = self.redis.connect();
-        for key in connection.keys("llm:stream:*") {
+        for key in self.keys("llm:stream:*") {
             for group in connection.groups(&key) {
                 // The stream may be gone by now, and its groups with it.
                 let _ = connection.try_run::<u64>(&["XGROUP", "DESTROY", &key, &group]);

@@ -398,7 +398,7 @@ impl Ledger {
     fn follow(&self, places: &HashMap<&str, usize>, at: &mut Place, frame: &Frame) -> Result<(), String> {
         if frame.kind() == "gap" {
             at.gaps.push(frame.clone());
-            return self.check_gap(frame, &at.gaps);
+            return self.check_gap(frame);
         }
         let pieces = pieces(frame);
         let count = frame.value["count"].as_u64().unwrap_or(1);
@@ -427,7 +427,7 @@ impl Ledger {
         self.check_id(frame, at.next - 1)
     }
 
-    fn check_gap(&self, gap: &Frame, so_far: &[Frame]) -> Result<(), String> {
+    fn check_gap(&self, gap: &Frame) -> Result<(), String> {
         let member = |name: &str| gap.value[name].as_str().ok_or_else(|| format!("no {name}: {}", gap.raw));
         let eras = self.items.last().map_or(0, |item| item.era);
         let is_expected = match member("reason")? {
@@ -438,20 +438,17 @@ impl Ledger {
         if !is_expected {
             return Err(format!("not to be expected: {}", gap.raw));
         }
-        // One after another they count on.
-        let lost: Option<u64> = so_far.iter().map(|gap| gap.value["lost"].as_u64()).sum();
-        let Some(lost) = lost else { return Ok(()) };
-        // With all that was sent, confirmed or not, and what may be there beside it.
-        let (after, next) = (id_order(so_far[0].value["after"].as_str().unwrap()), id_order(member("next")?));
-        let lies_between =
-            |item: &&Item| item.id.as_ref().is_some_and(|id| after < id_order(id) && id_order(id) < next);
-        let known = self.items.iter().filter(lies_between).count() as u64;
-        let first =
-            self.items.iter().position(|item| item.id.as_ref().is_some_and(|id| id_order(id) > after));
-        let end = self.items.iter().rposition(|item| item.id.as_ref().is_some_and(|id| id_order(id) < next));
-        let around = &self.items[first.unwrap_or(0)..(end.unwrap_or(0) + 2).min(self.items.len())];
+        let Some(lost) = gap.value["lost"].as_u64().filter(|_| eras == 0) else { return Ok(()) };
+        let (after, next) = (id_order(member("after")?), id_order(member("next")?));
+        let is_after = |item: &Item| item.id.as_ref().is_some_and(|id| after < id_order(id));
+        let is_before = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) < next);
+        let known = self.items.iter().filter(|item| is_after(item) && is_before(item)).count() as u64;
+        // What was sent and not confirmed may be there as well.
+        let first = self.items.iter().position(is_after).unwrap_or(0);
+        let end = self.items.iter().rposition(is_before).map_or(first, |last| last + 2);
+        let around = &self.items[first.min(end)..end.min(self.items.len())];
         let perhaps: usize = around.iter().map(|item| item.attempts - usize::from(item.id.is_some())).sum();
-        if eras == 0 && !(known..=known + perhaps as u64).contains(&lost) {
+        if !(known..=known + perhaps as u64).contains(&lost) {
             return Err(format!("{known} and perhaps {perhaps} were lost: {}", gap.raw));
         }
         Ok(())
