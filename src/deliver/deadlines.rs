@@ -147,7 +147,7 @@ impl Delivery {
                 }
                 Phase::Sse { .. } => {
                     for viewer in viewers {
-                        self.tell(viewer, StreamStatus::Draining);
+                        self.tell_draining(viewer);
                         self.remove_viewer(viewer);
                     }
                     if let Some(connection) = self.connections.get_mut(slot) {
@@ -158,7 +158,7 @@ impl Delivery {
                 Phase::WebSocket(websocket) => {
                     let single = matches!(websocket.viewers, Viewers::One(_));
                     for viewer in viewers {
-                        self.tell(viewer, StreamStatus::Draining);
+                        self.tell_draining(viewer);
                     }
                     if !single {
                         self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)), None);
@@ -175,6 +175,14 @@ impl Delivery {
                 }
                 Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => {}
             }
+        }
+    }
+
+    /// `open` comes first; who cannot be opened without Redis is only closed.
+    fn tell_draining(&mut self, viewer: Slot) {
+        self.open_unseen(viewer);
+        if self.viewers.get(viewer).is_some_and(|viewer| viewer.opened) {
+            self.tell(viewer, StreamStatus::Draining);
         }
     }
 }

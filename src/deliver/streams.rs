@@ -294,8 +294,8 @@ impl Delivery {
         for hub in missed.hubs {
             self.broken(hub);
         }
-        for job in missed.jobs {
-            self.send_job(job, None);
+        for (job, step) in missed.jobs {
+            self.send_job(job, step);
         }
     }
 }

@@ -453,8 +453,8 @@ impl ToDelivery {
 pub struct Missed {
     /// Hubs that are detached: their viewers go on from history.
     pub hubs: std::collections::BTreeSet<HubRef>,
-    /// Jobs whose outcome was lost: they are asked again.
-    pub jobs: std::collections::BTreeSet<Slot>,
+    /// Jobs whose outcome was lost: they are asked again, a search from where it is.
+    pub jobs: std::collections::BTreeMap<Slot, Option<ReplayStep>>,
 }
 
 /// The name of the watcher's connection, by which its health is known.

@@ -73,6 +73,13 @@ impl Found {
         gap: Option<HistoryGap>,
         witness: &mut impl Witness,
     ) -> ReplayOutcome {
+        if from != EntryId::ZERO {
+            let reached = Cursor { position: Position::whole(from), state: seek.state().clone() };
+            // Nothing is left to know of what was trimmed between two reads of the search.
+            if let (Some(_), beyond) = check(&self.facts, reached) {
+                seek.skip_to(self.facts.first, beyond.state);
+            }
+        }
         self.entries.iter().for_each(|entry| seek.push(entry));
         if !self.exhausted {
             let from = self.entries.last().map_or(from, |entry| entry.id);
@@ -96,13 +103,16 @@ impl Found {
             state: sought.state_at_tip.clone(),
         };
         let wanted = Cursor { position: sought.from, state: sought.state_at_from };
-        let (found_gap, start) = match check(&self.facts, wanted) {
+        let checked = check(&self.facts, wanted.clone());
+        let has_gap = gap.is_some() || checked.0.is_some();
+        let (found_gap, start) = match checked {
             // Nothing of what lies behind the newest id is there: reading goes on after that.
             (gap @ Some(HistoryGap::Failover { .. }), _) => (gap, tip),
+            // The read that shows what follows the gap tells it, as it is then, and once.
+            _ if read_from != EntryId::ZERO => (None, wanted),
             other => other,
         };
         let finished = sought.state_at_tip.phase.terminal();
-        let has_gap = gap.is_some() || found_gap.is_some();
         let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
         let from = start.position;
         let mut shown = if read_from == EntryId::ZERO {

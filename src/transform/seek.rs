@@ -67,6 +67,26 @@ impl Seek {
         self.tip
     }
 
+    /// The state after the last entry scanned.
+    #[must_use]
+    pub const fn state(&self) -> &StreamState {
+        &self.state
+    }
+
+    /// Entries behind [`Seek::position`] were removed unseen: the scan goes on at `first`, where nothing but
+    /// `state` is known.
+    pub fn skip_to(&mut self, first: Option<EntryId>, state: StreamState) {
+        if let After::At(wanted) = self.after
+            && self.passed.is_none()
+            && first.is_none_or(|first| wanted < Position::whole(first))
+        {
+            self.passed = Some(StreamState { ordinal: None, ..state.clone() });
+        }
+        self.newest = (Position::whole(self.tip), state.clone());
+        self.terminal = None;
+        self.state = state;
+    }
+
     /// Takes the next entry. One at or below [`Seek::position`] is ignored.
     pub fn push(&mut self, entry: &Entry) {
         if entry.id <= self.tip {

@@ -312,8 +312,14 @@ impl Worker {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
         self.count_frames(&outcome);
-        if self.tell(job.delivery, ToDelivery::Replay(job, outcome)).is_err() {
-            self.note_missed(job.delivery, |missed| missed.jobs.insert(job.slot));
+        if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
+            // What a search has found so far is kept: from its beginning it might never come to its end.
+            let step = match *back {
+                ToDelivery::Replay(_, ReplayOutcome::Searching(search)) => Some(ReplayStep::Search(search)),
+                ToDelivery::Replay(_, ReplayOutcome::Gathering(search)) => Some(ReplayStep::State(search)),
+                _ => None,
+            };
+            self.note_missed(job.delivery, |missed| missed.jobs.insert(job.slot, step).is_none());
         }
     }
 

@@ -109,6 +109,7 @@ impl Tether {
 }
 
 /// What one viewer got of one stream, over all of its connections.
+#[allow(clippy::struct_excessive_bools, reason = "three independent facts about one viewer")]
 pub(crate) struct Log {
     /// Who it is, for whoever reads of a failure.
     pub(crate) name: String,
@@ -298,7 +299,8 @@ impl Nomad<'_> {
                 subscribe(&mut client, log)
             });
             let instance = stay.instance;
-            match is_sent.then(|| self.read_all(&mut client, instance, &mut logs)).unwrap_or(Incoming::Cut) {
+            let end = if is_sent { self.read_all(&mut client, instance, &mut logs) } else { Incoming::Cut };
+            match end {
                 Incoming::Cut => self.expect_excused(&logs[0].name, &stay),
                 Incoming::Closed(1001) => {}
                 Incoming::Text(_) => break,
