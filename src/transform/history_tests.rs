@@ -84,3 +84,37 @@ fn an_older_end_is_told_even_where_nothing_else_is_left_to_tell() {
     assert_eq!(opened.shown.gap, Some(HistoryGap::Failover { after: from.position, newest: id(9) }));
     assert!(!opened.nothing_left && opened.shown.frames.is_empty(), "what viewers have is not sent again");
 }
+
+#[test]
+fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follows() {
+    // The first read sees 1-0 to 4-0 of nine entries, the second one after 1-0 to 6-0 were trimmed.
+    let after = After::At(Position::whole(id(2)));
+    let (facts, mut entries) = world(9, 0);
+    entries.truncate(4);
+    let request = ReplayRequest {
+        stream: stream(),
+        job: JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } },
+        step: ReplayStep::Open { after },
+        count: 4,
+        budget_bytes: 1 << 20,
+        asked_us: 0,
+    };
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+    let found = ReplayRead::Found { facts, entries, exhausted: false };
+    let batch = ReplayBatch { request, read: found, read_us: 0 };
+    let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
+        panic!("the search goes on");
+    };
+    let ReplayOutcome::Opened(opened) = read(ReplayStep::Search(search), world(9, 6)) else {
+        panic!("the second read finds the end");
+    };
+    assert_eq!((opened.shown.gap, opened.nothing_left), (None, false), "nothing is shown by this read");
+    let from = opened.shown.cursor;
+    assert_eq!(from.position, Position::whole(id(2)));
+    let ReplayOutcome::Shown(shown) = read(ReplayStep::Continue { from, until: None }, world(9, 6)) else {
+        panic!("the rest is shown");
+    };
+    let gap =
+        HistoryGap::Trimmed { after: Position::whole(id(2)), next: Some(id(7)), id: None, lost: Some(4) };
+    assert_eq!(shown.gap, Some(gap));
+}
