@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The longest file of the crate, in lines. It may be lowered.
-const LINES_MAX: usize = 690;
+const LINES_MAX: usize = 590;
 
 /// Modules that never import each other: they meet in `event`, `queue` and `daemon`.
 const APART: [&str; 4] = ["ingest", "transform", "deliver", "watcher"];
