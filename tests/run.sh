@@ -4,30 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-say() { printf 'run.sh: %s\n' "$*" >&2; }
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        say "this needs root and there is no sudo: $*"
-        exit 1
-    fi
-}
-
-# ensure COMMAND PACKAGE: installs the package if the command is missing.
-ensure() {
-    command -v "$1" >/dev/null && return
-    if ! command -v apt-get >/dev/null; then
-        say "$1 is missing and there is no apt-get; install it with your package manager and start again"
-        exit 1
-    fi
-    say "installing $2 for $1"
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"
-}
+. conf/tools.sh
 
 log=$(mktemp)
 
@@ -57,15 +34,10 @@ step() {
     "$@" 2>&1 | tee -a "$log"
 }
 
-[ -f "${HOME:-}/.cargo/env" ] && . "${HOME:-}/.cargo/env"
-if ! command -v cargo >/dev/null; then
-    say "cargo is missing; install Rust 1.88 or newer from https://rustup.rs and start again"
-    exit 1
-fi
+ensure_rust
 for tool in rustfmt clippy; do
     if ! cargo "${tool/rustfmt/fmt}" --version >/dev/null 2>&1; then rustup component add "$tool"; fi
 done
-ensure cc build-essential
 ensure redis-server redis-server
 ensure systemd-analyze systemd
 
