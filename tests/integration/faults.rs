@@ -327,7 +327,7 @@ fn check_seed(seed: u64) {
         .into_iter()
         .map(|id| {
             let options = Daemon::options(&redis).set(&format!("service.instance={id}"));
-            let options = options.set("redis.backoff_max=50ms").set("shutdown.grace=2s");
+            let options = options.set("redis.backoff_max=50ms").set("shutdown.grace=5s");
             draw_options(&mut random, options, &mut told).start()
         })
         .collect();

@@ -116,7 +116,7 @@ pub(crate) struct Log {
     pub(crate) stream: String,
     follow: bool,
     batch_ms: usize,
-    /// The frames with an id, and the gaps, each once and in order.
+    /// The frames with an id, and between them what was opened and the gaps, in order.
     pub(crate) seen: Vec<Frame>,
     /// All that came, and by which connection.
     pub(crate) story: Vec<String>,
@@ -183,7 +183,7 @@ impl Log {
         if frame.value["finish_reason"] == LAST {
             self.is_finished = true;
         }
-        if frame.id().is_some() || frame.kind() == "gap" {
+        if frame.id().is_some() || matches!(frame.kind(), "open" | "gap") {
             self.seen.push(frame);
         }
     }
@@ -261,8 +261,9 @@ impl Nomad<'_> {
                 Some(Ending::Complete) if !log.is_over() => self.expect_excused(&log.name, &stay),
                 Some(Ending::Closed(1000) | Ending::Complete) => log.expect_over(),
                 Some(Ending::Status(204)) => {
-                    let is_over = !log.follow && log.seen.last().is_some_and(Frame::is_terminal);
-                    assert!(is_over, "{}: 204 after {:?}", log.name, log.seen.last());
+                    let last = log.seen.iter().rfind(|frame| frame.kind() != "open");
+                    let is_over = !log.follow && last.is_some_and(Frame::is_terminal);
+                    assert!(is_over, "{}: 204 after {last:?}", log.name);
                 }
                 Some(other) => panic!("{}: {other:?}", log.name),
             }
@@ -381,6 +382,8 @@ struct Place {
     next: usize,
     /// What was told missing since the last item.
     gaps: Vec<Frame>,
+    /// How many of those were told over former connections.
+    gaps_before: usize,
 }
 
 impl Ledger {
@@ -398,9 +401,13 @@ impl Ledger {
     }
 
     fn follow(&self, places: &HashMap<&str, usize>, at: &mut Place, frame: &Frame) -> Result<(), String> {
+        if frame.kind() == "open" {
+            at.gaps_before = at.gaps.len();
+            return Ok(());
+        }
         if frame.kind() == "gap" {
             at.gaps.push(frame.clone());
-            return self.check_gap(frame);
+            return self.check_gap(frame, &at.gaps[at.gaps_before..]);
         }
         let pieces = pieces(frame);
         let count = frame.value["count"].as_u64().unwrap_or(1);
@@ -424,12 +431,12 @@ impl Ledger {
             if has_begun_anew && at.gaps.is_empty() {
                 return Err(format!("begun anew, which nobody said: {}", frame.raw));
             }
-            *at = Place { next: place + 1, gaps: Vec::new() };
+            *at = Place { next: place + 1, ..Place::default() };
         }
         self.check_id(frame, at.next - 1)
     }
 
-    fn check_gap(&self, gap: &Frame) -> Result<(), String> {
+    fn check_gap(&self, gap: &Frame, of_connection: &[Frame]) -> Result<(), String> {
         let member = |name: &str| gap.value[name].as_str().ok_or_else(|| format!("no {name}: {}", gap.raw));
         let eras = self.items.last().map_or(0, |item| item.era);
         let is_expected = match member("reason")? {
@@ -440,7 +447,10 @@ impl Ledger {
         if !is_expected {
             return Err(format!("not to be expected: {}", gap.raw));
         }
-        let Some(lost) = gap.value["lost"].as_u64().filter(|_| eras == 0) else { return Ok(()) };
+        // Those that follow one another from the same place count on.
+        let same = of_connection.iter().rev().take_while(|other| other.value["after"] == gap.value["after"]);
+        let lost: Option<u64> = same.map(|gap| gap.value["lost"].as_u64()).sum();
+        let Some(lost) = lost.filter(|_| eras == 0) else { return Ok(()) };
         let (after, next) = (id_order(member("after")?), id_order(member("next")?));
         let is_after = |item: &Item| item.id.as_ref().is_some_and(|id| after < id_order(id));
         let is_before = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) < next);
