@@ -37,7 +37,7 @@ pub const COMMANDS: Token = Token(1);
 /// The longest block while something waits for its acknowledgement, so that it goes out within a second.
 const BLOCK_WITH_UNACKED: Duration = Duration::from_millis(500);
 /// The longest block otherwise; bounds how late a dead connection is noticed.
-const BLOCK_IDLE: Duration = Duration::from_secs(2);
+const BLOCK_IDLE: Duration = Duration::from_secs(1);
 /// How long one wait lasts at most, so that stopping is noticed.
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
 /// How often connections that are not in use are looked after.
@@ -90,7 +90,7 @@ pub struct Reader {
     /// Whether the wake stream's group is known to exist on the present connection.
     pub(super) wake_ready: bool,
     pub(super) acked_at: Instant,
-    pub(super) kept_at: Instant,
+    pub(super) kept_at: Option<Instant>,
     /// The connection that is in the poll.
     pub(super) registered: u64,
     pub(super) events: Events,
@@ -111,7 +111,7 @@ impl Reader {
             wakes_read: Vec::new(),
             wake_ready: false,
             acked_at: Instant::now(),
-            kept_at: Instant::now(),
+            kept_at: None,
             registered: 0,
             events: Events::with_capacity(8),
         }
@@ -213,10 +213,10 @@ impl Reader {
     /// Connections that are not used for a while are looked after, so that the next use finds them well.
     fn keep_connections(&mut self) {
         let now = Instant::now();
-        if now.duration_since(self.kept_at) < KEEP_INTERVAL {
+        if self.kept_at.is_some_and(|at| now.duration_since(at) < KEEP_INTERVAL) {
             return;
         }
-        self.kept_at = now;
+        self.kept_at = Some(now);
         self.parts.wake.keep(now);
         if self.subscriptions.is_empty() {
             self.parts.connector.keep(now);
