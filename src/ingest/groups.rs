@@ -28,7 +28,7 @@ impl Reader {
                         starts.push(Subscription::new(start, (after, ordinal), board, Instant::now()));
                     }
                     ReaderCommand::Stop { stream, live } => {
-                        starts.retain(|start| start.live != live);
+                        starts.retain(|start| !start.is(&stream, live));
                         if let Err(error) = self.stop_stream(&stream, live) {
                             self.report_broken(starts);
                             return Err(error);
@@ -55,14 +55,16 @@ impl Reader {
                     let start = Subscription::new((stream, live, transform), (after, ordinal), board, now);
                     self.refused.push_back((now + REFUSED_PAUSE, start));
                 }
-                ReaderCommand::Stop { live, .. } => self.refused.retain(|(_, start)| start.live != live),
+                ReaderCommand::Stop { stream, live } => {
+                    self.refused.retain(|(_, start)| !start.is(&stream, live));
+                }
             }
         }
     }
 
     /// What a stream has unacknowledged when it is stopped has been handed to history.
     fn stop_stream(&mut self, stream: &StreamName, live: LiveRef) -> Result<(), RedisError> {
-        self.refused.retain(|(_, start)| start.live != live);
+        self.refused.retain(|(_, start)| !start.is(stream, live));
         let key = self.parts.keys.stream(stream);
         let until = Instant::now() + self.parts.linger;
         let Some(mut gone) = self.subscriptions.remove(&key, live, until) else { return Ok(()) };

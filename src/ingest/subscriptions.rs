@@ -64,6 +64,12 @@ impl Subscription {
         }
     }
 
+    /// Whether it is what was started as `live` of `stream`. Each transform thread counts its own streams, so that
+    /// only both together are a name.
+    pub(super) fn is(&self, stream: &StreamName, live: LiveRef) -> bool {
+        self.live == live && self.stream == *stream
+    }
+
     /// Whether entries may have been trimmed between the cursor and this batch, which `is_full` where more may be
     /// waiting behind it.
     ///
@@ -404,6 +410,13 @@ mod tests {
         all.remove("a", Slot { index: 0, generation: 1 }, now);
         all.begin_acknowledging();
         assert!(all.next_acknowledgement().is_none() && !all.has_unacked());
+    }
+
+    #[test]
+    fn the_same_place_of_two_transform_threads_is_told_apart_by_its_stream() {
+        let one = subscription(1, None, Instant::now());
+        let other: StreamName = "other/m".parse().unwrap();
+        assert!(one.is(&one.stream.clone(), one.live) && !one.is(&other, one.live));
     }
 
     #[test]
