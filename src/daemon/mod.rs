@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long after its start the daemon is ready even if the first attempt at Redis is not over.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
-/// How long live batches may take to pass through when draining begins.
+/// How long readers may take to stop reading, and what they read to pass through, when draining begins.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
 /// What is left of the grace when the clients are gone, for acknowledgements, the lease, joining: a fifth of it
 /// within these bounds, of which the lower one is a few looks of every thread at whether it is to end.
@@ -206,10 +206,10 @@ impl Main {
         let end = Instant::now() + grace;
         let wind_up = (grace / 5).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
         let is_finished = crate::thread::Handle::is_finished;
-        let Threads { deliveries, live, middle, readers, rest } = threads;
+        let Threads { deliveries, under_way, middle, readers, rest } = threads;
         self.stops.reading.request();
         self.interruptible(Instant::now() + PASS_THROUGH.min(grace / 5), || {
-            live.iter().all(|queue| queue.gauge().read().depth == 0)
+            Arc::strong_count(&under_way) == 1
         })?;
         self.stops.draining.request();
         self.interruptible(end - wind_up, || deliveries.iter().all(is_finished))?;

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::deliver::event_loop::{Delivery, DeliveryParts, INBOX};
 use crate::event::message::{
     Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
-    WATCHER,
+    UnderWay, WATCHER,
 };
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
 use crate::ingest::replay::Replay;
@@ -74,8 +74,8 @@ pub(super) struct Shared {
 pub(super) struct Threads {
     /// Delivery threads.
     pub(super) deliveries: Vec<Handle>,
-    /// Live batches on their way, which draining waits for.
-    pub(super) live: Vec<Sender<LiveBatch>>,
+    /// What readers hold while they read, and their batches on the way: draining waits until it is alone.
+    pub(super) under_way: UnderWay,
     /// Transform and replay threads.
     pub(super) middle: Vec<Handle>,
     /// Readers.
@@ -190,6 +190,7 @@ struct Builder {
     target: Arc<Target>,
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
+    under_way: UnderWay,
 }
 
 /// Starts all threads.
@@ -208,8 +209,9 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
         target: Arc::new(target),
         clock: Arc::default(),
         leased: Arc::default(),
+        under_way: UnderWay::default(),
     };
-    let live = builder.queues.live.senders.clone();
+    let under_way = Arc::clone(&builder.under_way);
     let Listeners { public, admin, stats } = listeners;
     let readers = builder.readers()?;
     let mut middle = builder.transforms()?;
@@ -218,7 +220,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     // Those who tell of the daemon come last: what they tell of is there.
     let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
     rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
-    Ok(Threads { deliveries, live, middle, readers, rest })
+    Ok(Threads { deliveries, under_way, middle, readers, rest })
 }
 
 impl Builder {
@@ -289,6 +291,7 @@ impl Builder {
                 delivery: self.shared.config.delivery,
                 linger: self.shared.config.stream.linger,
                 leased: Arc::clone(&self.leased),
+                under_way: Some(Arc::clone(&self.under_way)),
                 draining: self.shared.stops.reading.clone(),
                 stop: self.shared.stops.acknowledging.clone(),
                 registry: Arc::clone(&self.shared.registry),

@@ -368,7 +368,13 @@ pub struct LiveBatch {
     pub bytes: usize,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
+    /// Held for as long as the batch is under way, until delivery threads have its frames.
+    pub under_way: Option<UnderWay>,
 }
+
+/// Says that live entries are under way, or may still be read: one for each reader that reads and each of its
+/// batches. Whoever drains waits until only its own is left.
+pub type UnderWay = Arc<()>;
 
 /// News of one stream.
 #[derive(Debug)]

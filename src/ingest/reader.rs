@@ -23,7 +23,7 @@ use super::subscriptions::{Subscription, Subscriptions};
 use super::told::Told;
 use crate::config;
 use crate::event::EntryId;
-use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, now_us};
+use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, UnderWay, now_us};
 use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Command, Connector, Keys, RedisError, Reply};
@@ -67,6 +67,8 @@ pub struct ReaderParts {
     pub linger: Duration,
     /// Whether this instance's id is leased: before that, no group is touched.
     pub leased: Arc<AtomicBool>,
+    /// Given up when nothing more will be read.
+    pub under_way: Option<UnderWay>,
     /// Set when the daemon drains: nothing new is read, acknowledgements still go out.
     pub draining: Stop,
     /// When to end.
@@ -136,6 +138,9 @@ impl Reader {
 
     /// One round: commands, groups, then a read or a wait.
     fn turn(&mut self, next: Next) -> Result<Next, RedisError> {
+        if self.parts.draining.requested() {
+            self.parts.under_way = None;
+        }
         self.retry_refused();
         let now = Instant::now();
         if self.parts.connector.link(now).is_none() {
@@ -256,7 +261,8 @@ impl Reader {
         }
         for (transform, streams) in batches.into_iter().enumerate().filter(|(_, streams)| !streams.is_empty())
         {
-            let mut batch = LiveBatch { bytes: len_bytes(&streams), streams, read_us };
+            let (bytes, under_way) = (len_bytes(&streams), self.parts.under_way.clone());
+            let mut batch = LiveBatch { bytes, streams, read_us, under_way };
             while !self.parts.stop.requested() {
                 match self.parts.transforms[transform].send_timeout(batch, STOP_CHECK) {
                     Ok(()) | Err(SendError::Closed(_)) => break,

@@ -187,16 +187,32 @@ impl Found {
             && silence_us(newest, redis_us).is_some_and(|silence| silence >= stall_after_us)
     }
 
+    fn begin_gathering(&self, max_bytes: usize) -> Gathering {
+        let snapshot = Snapshot::new(self.stream.clone(), max_bytes);
+        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO }
+    }
+
     fn gather(&mut self, search: StateSearch) -> ReplayOutcome {
         let StateSearch { from, gathered, max_bytes } = search;
-        let mut gathering = match gathered.map(|gathered| gathered.downcast::<Gathering>()) {
-            Some(Ok(gathering)) => gathering,
-            Some(Err(_)) => unreachable!("a state search holds the gathering that was put into it"),
-            None => Box::new(Gathering {
-                state: beginning(&self.facts),
-                snapshot: Snapshot::new(self.stream.clone(), max_bytes),
-                newest: EntryId::ZERO,
-            }),
+        let gathered = gathered.map(|gathered| match gathered.downcast::<Gathering>() {
+            Ok(gathering) => gathering,
+            Err(_) => unreachable!("a state search holds the gathering that was put into it"),
+        });
+        let mut gathering = match gathered {
+            Some(gathering) => {
+                let reached = Cursor { position: Position::whole(from), state: gathering.state.clone() };
+                match check(&self.facts, reached).0 {
+                    None => gathering,
+                    // The stream has become another one. What was read now lies behind its new end.
+                    Some(HistoryGap::Failover { .. }) => {
+                        let search = StateSearch { from: EntryId::ZERO, gathered: None, max_bytes };
+                        return ReplayOutcome::Gathering(Box::new(search));
+                    }
+                    // What was gathered is gone, and what was read now is all that is left: as if one came new.
+                    Some(_) => Box::new(self.begin_gathering(max_bytes)),
+                }
+            }
+            None => Box::new(self.begin_gathering(max_bytes)),
         };
         self.entries.iter().for_each(|entry| gathering.push(entry));
         if !self.exhausted {

@@ -118,3 +118,45 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         HistoryGap::Trimmed { after: Position::whole(id(2)), next: Some(id(7)), id: None, lost: Some(4) };
     assert_eq!(shown.gap, Some(gap));
 }
+
+/// The state of a stream of which the first read saw four entries of nine, and the second one `left`.
+fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
+    let (facts, mut entries) = world(9, 0);
+    entries.truncate(4);
+    let search = StateSearch { max_bytes: 1 << 20, ..StateSearch::default() };
+    let request = ReplayRequest {
+        stream: stream(),
+        job: JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } },
+        step: ReplayStep::State(Box::new(search)),
+        count: 4,
+        budget_bytes: 1 << 20,
+        asked_us: 0,
+    };
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+    let found = ReplayRead::Found { facts, entries, exhausted: false };
+    let ReplayOutcome::Gathering(search) =
+        conclude(ReplayBatch { request, read: found, read_us: 0 }, moment, &mut Nobody)
+    else {
+        panic!("the gathering goes on");
+    };
+    read(ReplayStep::State(search), left)
+}
+
+fn content(outcome: ReplayOutcome) -> String {
+    let ReplayOutcome::State(document) = outcome else { panic!("{outcome:?}") };
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    document["content"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_state_is_never_put_together_around_a_hole() {
+    let (facts, entries) = world(9, 0);
+    assert_eq!(content(gather_in_two((facts, entries[4..].to_vec()))), "x".repeat(8));
+    // 5-0 and 6-0 were trimmed before they were read: what is left is what a new reader finds.
+    assert_eq!(content(gather_in_two(world(9, 6))), "xx");
+    let older = KeyFacts { last_generated: id(2), length: 2, added: Some(2), ..facts };
+    let ReplayOutcome::Gathering(anew) = gather_in_two((older, Vec::new())) else {
+        panic!("an older end is gathered from its beginning");
+    };
+    assert!(anew.from == EntryId::ZERO && anew.gathered.is_none());
+}

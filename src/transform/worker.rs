@@ -226,7 +226,9 @@ impl Worker {
 
     // ----- live -----
 
+    /// The batch counts as under way until its frames are sent on.
     fn pass_live(&mut self, batch: LiveBatch) {
+        let _under_way = batch.under_way;
         let now_us = now_us();
         let mut parcels: Vec<Vec<LiveFrames>> = self.parts.deliveries.iter().map(|_| Vec::new()).collect();
         let mut sources: Vec<Vec<LiveRef>> = parcels.iter().map(|_| Vec::new()).collect();
