@@ -24,6 +24,10 @@
 //! | `admin` | HTTP | health, metrics, dashboard | [`observe::admin`] |
 //! | `stats` | a Unix socket | | [`observe::stats_socket`] |
 //!
+//! A small live batch is worked on to its end by the reader that brings it: it takes a turn at the transform's and the
+//! delivery thread's state while these sleep ([`turns`]), because waking them would cost more than the work. Larger ones,
+//! and whatever finds the next thread at work, go through the queues, and the threads work side by side.
+//!
 //! # Invariants
 //!
 //! - **Nobody downstream is waited for.** A delivery thread whose inbox is full is detached from the streams
@@ -51,6 +55,7 @@ pub mod event;
 pub mod queue;
 pub mod stop;
 pub mod thread;
+pub mod turns;
 // Redis and what is read from it,
 pub mod ingest;
 pub mod redis;

@@ -5,7 +5,8 @@
 //! have a bound. A message that is larger than the bound alone still passes when the queue is empty.
 //!
 //! Senders that must never wait use [`Sender::try_send`]; what happens at the bound is then their
-//! decision, and every refusal is counted here.
+//! decision, and every refusal is counted here. [`Sender::hand_over`] spares the way through the queue where the
+//! receiver's work can be done at once on the sender's thread.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,6 +33,16 @@ pub struct Gauge {
     pub bytes: usize,
     /// How often it had no room.
     pub refused: u64,
+}
+
+/// Does a receiver's work on the sender's thread.
+pub trait Shortcut<T>: std::fmt::Debug + Send + Sync {
+    /// Does with the message what the receiver would do.
+    ///
+    /// # Errors
+    /// Hands the message back when the receiver is at work, has messages waiting, which come first, or when the
+    /// work is too much to be done on the way.
+    fn take(&self, message: T) -> Result<(), T>;
 }
 
 #[derive(Debug)]
@@ -84,6 +95,7 @@ pub enum SendError<T> {
 pub struct Sender<T> {
     inner: channel::Sender<T>,
     meter: Arc<Meter>,
+    shortcut: Arc<OnceLock<Box<dyn Shortcut<T>>>>,
     weigh: fn(&T) -> usize,
     waker: Option<Arc<mio::Waker>>,
 }
@@ -91,7 +103,8 @@ pub struct Sender<T> {
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         let (inner, meter) = (self.inner.clone(), Arc::clone(&self.meter));
-        Self { inner, meter, weigh: self.weigh, waker: self.waker.clone() }
+        let (shortcut, waker) = (Arc::clone(&self.shortcut), self.waker.clone());
+        Self { inner, meter, shortcut, weigh: self.weigh, waker }
     }
 }
 
@@ -100,12 +113,14 @@ impl<T> Clone for Sender<T> {
 pub struct Receiver<T> {
     inner: channel::Receiver<T>,
     meter: Arc<Meter>,
+    shortcut: Arc<OnceLock<Box<dyn Shortcut<T>>>>,
     weigh: fn(&T) -> usize,
 }
 
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), meter: Arc::clone(&self.meter), weigh: self.weigh }
+        let (inner, meter) = (self.inner.clone(), Arc::clone(&self.meter));
+        Self { inner, meter, shortcut: Arc::clone(&self.shortcut), weigh: self.weigh }
     }
 }
 
@@ -176,11 +191,24 @@ fn make<T>(
         refused: AtomicU64::new(0),
         sleeper: OnceLock::new(),
     });
-    let receiver = Receiver { inner: receiver, meter: Arc::clone(&meter), weigh };
-    (Sender { inner: sender, meter, weigh, waker }, receiver)
+    let shortcut = Arc::default();
+    let receiver =
+        Receiver { inner: receiver, meter: Arc::clone(&meter), shortcut: Arc::clone(&shortcut), weigh };
+    (Sender { inner: sender, meter, shortcut, weigh, waker }, receiver)
 }
 
 impl<T> Sender<T> {
+    /// Has the message's work done at once on this thread where the receiver has a [`Shortcut`] that takes it.
+    ///
+    /// # Errors
+    /// Hands the message back where not: it is to be sent.
+    pub fn hand_over(&self, message: T) -> Result<(), T> {
+        match self.shortcut.get() {
+            Some(shortcut) => shortcut.take(message),
+            None => Err(message),
+        }
+    }
+
     /// Takes the message if there is room, without waiting.
     ///
     /// # Errors
@@ -283,6 +311,12 @@ impl<T> Receiver<T> {
         debug_assert_eq!(sleeper.id(), thread.id(), "a queue wakes one thread");
     }
 
+    /// From now on senders may have this receiver's work done on their threads. Set once.
+    pub fn offer_shortcut(&self, shortcut: impl Shortcut<T> + 'static) {
+        let set = self.shortcut.set(Box::new(shortcut));
+        debug_assert!(set.is_ok(), "a queue has one shortcut");
+    }
+
     fn taken(&self, message: T) -> T {
         self.meter.bytes.fetch_sub((self.weigh)(&message), Ordering::Relaxed);
         message
@@ -324,6 +358,31 @@ mod tests {
         assert_eq!(receiver.try_recv(), Some(1));
         drop(receiver);
         assert_eq!(sender.try_send(5), Err(SendError::Closed(5)));
+    }
+
+    #[derive(Debug)]
+    struct OnlyEven(std::sync::Mutex<Vec<u32>>);
+
+    impl Shortcut<u32> for Arc<OnlyEven> {
+        fn take(&self, message: u32) -> Result<(), u32> {
+            if message % 2 == 1 {
+                return Err(message);
+            }
+            self.0.lock().unwrap().push(message);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_shortcut_does_not_take_is_handed_back() {
+        let (sender, receiver) = bounded("s", 1);
+        assert_eq!(sender.hand_over(2), Err(2), "there is none");
+        let shortcut = Arc::new(OnlyEven(std::sync::Mutex::default()));
+        receiver.offer_shortcut(Arc::clone(&shortcut));
+        assert_eq!(sender.clone().hand_over(4), Ok(()));
+        assert_eq!(sender.hand_over(5), Err(5));
+        assert_eq!(*shortcut.0.lock().unwrap(), [4]);
+        assert!(receiver.is_empty(), "nothing went through the queue");
     }
 
     #[test]

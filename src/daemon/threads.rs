@@ -12,7 +12,8 @@ use super::capacity::{
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
 use crate::config::Config;
-use crate::deliver::event_loop::{Delivery, DeliveryParts, INBOX};
+use crate::deliver::event_loop::{DeliveryParts, INBOX};
+use crate::deliver::serve::serve;
 use crate::event::message::{
     Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
     UnderWay, WATCHER,
@@ -350,10 +351,11 @@ impl Builder {
         let rates = Arc::new(Mutex::new(Rates::new(&self.shared.config.limits)));
         let mut listener = Some(mio::net::TcpListener::from_std(public));
         let mut handles = Vec::new();
-        for (index, ((poll, _), inbox)) in polls.into_iter().zip(inboxes).enumerate() {
-            let delivery = Delivery::new(DeliveryParts {
+        for (index, ((poll, waker), inbox)) in polls.into_iter().zip(inboxes).enumerate() {
+            let parts = DeliveryParts {
                 index,
                 poll,
+                waker,
                 inbox,
                 missed: Arc::clone(&self.queues.missed[index]),
                 listener: listener.take(),
@@ -368,9 +370,9 @@ impl Builder {
                 registry: Arc::clone(&self.shared.registry),
                 draining: self.shared.stops.draining.clone(),
                 stop: self.shared.stops.delivering.clone(),
-            });
+            };
             handles.push(self.spawn(format!("deliver-{index}"), move || {
-                if let Err(error) = delivery.run() {
+                if let Err(error) = serve(parts) {
                     panic!("a delivery loop failed: {error}");
                 }
             })?);

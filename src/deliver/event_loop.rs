@@ -27,9 +27,7 @@ use super::timer::Timers;
 use super::viewer::{Hub, Job, Mark, Viewer};
 use crate::config::{Config, NEVER};
 use crate::event::StreamName;
-use crate::event::message::{
-    Control, Errand, JobRef, Missed, ReplayRequest, ReplayStep, Slot, ToDelivery, now_us, shard,
-};
+use crate::event::message::{Control, Errand, Missed, ReplayRequest, Slot, ToDelivery, now_us};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender};
 use crate::security::origin::OriginPolicy;
@@ -45,11 +43,6 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const TICK: Duration = Duration::from_millis(100);
 /// How long the loop sleeps while another thread has no room for something.
 const HELD_RETRY: Duration = Duration::from_millis(2);
-/// How long a history read waits after Redis could not be asked, for the first time and at most.
-const UNAVAILABLE_RETRY: Duration = Duration::from_millis(100);
-const UNAVAILABLE_RETRY_MAX: Duration = Duration::from_secs(2);
-/// Messages taken from the inbox in one round.
-const MESSAGES_PER_ROUND: usize = 256;
 /// Connections accepted in one round.
 const ACCEPTS_PER_ROUND: usize = 128;
 /// How long accepting rests when the operating system gives no more descriptors.
@@ -65,6 +58,8 @@ pub struct DeliveryParts {
     pub index: usize,
     /// Its poll, in which the inbox wakes it as [`INBOX`].
     pub poll: Poll,
+    /// What the inbox wakes it by.
+    pub waker: Arc<mio::Waker>,
     /// What it is told.
     pub inbox: Receiver<ToDelivery>,
     /// What its inbox had no room for.
@@ -98,15 +93,16 @@ pub struct DeliveryParts {
 /// A running delivery thread.
 pub struct Delivery {
     pub(super) index: usize,
-    poll: Poll,
-    inbox: Receiver<ToDelivery>,
+    sources: mio::Registry,
+    pub(super) waker: Arc<mio::Waker>,
+    pub(super) inbox: Receiver<ToDelivery>,
     pub(super) missed: Arc<Mutex<Missed>>,
     listener: Option<TcpListener>,
     peers: Vec<Sender<ToDelivery>>,
     loads: Arc<[AtomicUsize]>,
-    replays: Sender<ReplayRequest>,
-    transforms: Vec<Sender<Control>>,
-    errands: Sender<Errand>,
+    pub(super) replays: Sender<ReplayRequest>,
+    pub(super) transforms: Vec<Sender<Control>>,
+    pub(super) errands: Sender<Errand>,
     pub(super) rates: Arc<Mutex<Rates>>,
     max_connections: usize,
     pub(super) origins: OriginPolicy,
@@ -128,29 +124,38 @@ pub struct Delivery {
     /// Connections to be removed at the end of the round.
     over: Vec<Slot>,
     /// Jobs to be asked again, by the time.
-    retries: BTreeSet<(Instant, Slot)>,
+    pub(super) retries: BTreeSet<(Instant, Slot)>,
     pub(super) unreported: Unreported,
-    held_requests: VecDeque<ReplayRequest>,
-    held_controls: VecDeque<(usize, Control)>,
-    held_errands: VecDeque<Errand>,
+    pub(super) held_requests: VecDeque<ReplayRequest>,
+    pub(super) held_controls: VecDeque<(usize, Control)>,
+    pub(super) held_errands: VecDeque<Errand>,
     accept_at: Option<Instant>,
     ticked_at: Instant,
+    /// When the next round is due, unless something happens before.
+    pub(super) sleeps_until: Instant,
     buffer: Vec<u8>,
     /// Whether the clients were told that the instance goes down.
     pub(super) is_draining: bool,
 }
 
 impl Delivery {
-    /// A loop without connections.
-    #[must_use]
-    pub fn new(parts: DeliveryParts) -> Self {
-        let DeliveryParts { index, poll, inbox, missed, listener, peers, loads, .. } = parts;
+    /// A loop without connections, and the poll that it waits in.
+    ///
+    /// # Errors
+    /// When the operating system gives no descriptor, or refuses to watch the listener.
+    pub(super) fn new(parts: DeliveryParts) -> std::io::Result<(Self, Poll)> {
+        let DeliveryParts { index, poll, waker, inbox, missed, mut listener, peers, loads, .. } = parts;
         let DeliveryParts { replays, transforms, errands, rates, max_connections, .. } = parts;
         let DeliveryParts { config, registry, draining, stop, .. } = parts;
         let now = Instant::now();
-        Self {
+        let sources = poll.registry().try_clone()?;
+        if let Some(listener) = &mut listener {
+            sources.register(listener, LISTENER, Interest::READABLE)?;
+        }
+        let delivery = Self {
             index,
-            poll,
+            sources,
+            waker,
             inbox,
             missed,
             listener,
@@ -183,36 +188,33 @@ impl Delivery {
             held_errands: VecDeque::new(),
             accept_at: None,
             ticked_at: now,
+            sleeps_until: now,
             buffer: vec![0; READ_BYTES],
             is_draining: false,
-        }
+        };
+        Ok((delivery, poll))
     }
 
-    /// Serves until the daemon stops, or until everything is drained.
-    ///
-    /// # Errors
-    /// When the operating system's poll fails, which leaves nothing to be served.
-    pub fn run(mut self) -> std::io::Result<()> {
-        if let Some(listener) = &mut self.listener {
-            self.poll.registry().register(listener, LISTENER, Interest::READABLE)?;
+    /// How long to sleep before the next round; `None` when the daemon stops, or everything is drained.
+    pub(super) fn rest(&mut self) -> Option<Duration> {
+        if self.stop.requested() || self.is_drained() {
+            return None;
         }
-        let mut events = Events::with_capacity(1024);
-        while !self.stop.requested() && !self.is_drained() {
-            let timeout = self.sleep_time(Instant::now());
-            match self.poll.poll(&mut events, Some(timeout)) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                result => result?,
-            }
-            self.round(&events);
-        }
+        let now = Instant::now();
+        self.sleeps_until = self.next_round_at(now);
+        Some(self.sleeps_until.saturating_duration_since(now))
+    }
+
+    /// Ends every connection.
+    pub(super) fn shut(mut self) {
         for slot in self.connections.slots() {
             self.remove_connection(slot);
         }
         self.recorder.publish();
-        Ok(())
     }
 
-    fn round(&mut self, events: &Events) {
+    /// Does what the sockets and the inbox ask for.
+    pub(super) fn round(&mut self, events: &Events) {
         let now = Instant::now();
         for event in events {
             match event.token() {
@@ -247,23 +249,21 @@ impl Delivery {
         }
     }
 
-    fn sleep_time(&mut self, now: Instant) -> Duration {
+    /// When there is something to do even if nothing happens.
+    pub(super) fn next_round_at(&mut self, now: Instant) -> Instant {
         let held =
             !(self.held_requests.is_empty() && self.held_controls.is_empty() && self.held_errands.is_empty());
-        if !self.inbox.is_empty() || !self.dirty.is_empty() || !self.fresh_jobs.is_empty() {
-            return Duration::ZERO;
+        let left = !(self.dirty.is_empty() && self.over.is_empty() && self.fresh_jobs.is_empty());
+        if left || !self.inbox.is_empty() {
+            return now;
         }
-        let mut until = self.ticked_at + TICK;
         let deadlines = [
             self.timers.next_deadline(),
             self.retries.first().map(|retry| retry.0),
             self.accept_at,
             held.then(|| now + HELD_RETRY),
         ];
-        for deadline in deadlines.into_iter().flatten() {
-            until = until.min(deadline);
-        }
-        until.saturating_duration_since(now)
+        deadlines.into_iter().flatten().fold(self.ticked_at + TICK, Instant::min)
     }
 
     // ----- connections -----
@@ -308,7 +308,7 @@ impl Delivery {
     }
 
     /// Takes a connection in, which its loop's load counts already.
-    fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
+    pub(super) fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
         let refusal = self.admit(address, now);
         if let Err(error) = prepare(&socket, self.config.client.slow_timeout) {
             tracing::debug!(%address, %error, "a connection could not be prepared");
@@ -317,8 +317,7 @@ impl Delivery {
         let slot = self.connections.insert(Connection::new(socket, address, now));
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut connection.socket, Token(slot.index), interest)
-        {
+        if let Err(error) = self.sources.register(&mut connection.socket, Token(slot.index), interest) {
             tracing::warn!(%address, %error, "a connection could not be watched");
             self.over.push(slot);
             return;
@@ -344,7 +343,7 @@ impl Delivery {
         }
         let Some(mut connection) = self.connections.remove(slot) else { return };
         self.timers.disarm(slot.index);
-        if let Err(error) = self.poll.registry().deregister(&mut connection.socket) {
+        if let Err(error) = self.sources.deregister(&mut connection.socket) {
             tracing::debug!(%error, "a connection was not watched");
         }
         self.registry.gauges().connections_open.dec();
@@ -395,7 +394,7 @@ impl Delivery {
         }
     }
 
-    fn flush_dirty(&mut self, now: Instant) {
+    pub(super) fn flush_dirty(&mut self, now: Instant) {
         let mut marks = Vec::new();
         let now_us = now_us();
         for slot in std::mem::take(&mut self.dirty) {
@@ -458,104 +457,6 @@ impl Delivery {
             connection.deadline = None;
             if let Some(next) = self.judge_time(slot, now) {
                 self.arm(slot, next.max(now + Duration::from_millis(1)));
-            }
-        }
-    }
-
-    // ----- other threads -----
-
-    fn receive(&mut self, now: Instant) {
-        for _ in 0..MESSAGES_PER_ROUND {
-            let Some(message) = self.inbox.try_recv() else { return };
-            match message {
-                ToDelivery::Live { news, .. } => {
-                    for news in news {
-                        self.live(&news, now);
-                    }
-                }
-                ToDelivery::Attached { hub, cursor, stalled, board } => {
-                    self.attached(hub, &cursor, (stalled, board), now);
-                }
-                ToDelivery::Broken { hub } => self.broken(hub),
-                ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
-                ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
-                ToDelivery::Appeared(stream) => self.appear(&stream),
-                ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
-            }
-        }
-    }
-
-    pub(super) fn request(
-        &mut self,
-        slot: Slot,
-        stream: StreamName,
-        step: ReplayStep,
-        (count, budget_bytes): (usize, usize),
-    ) {
-        let job = JobRef { delivery: self.index, slot };
-        self.held_requests.push_back(ReplayRequest {
-            stream,
-            job,
-            step,
-            count,
-            budget_bytes,
-            asked_us: now_us(),
-        });
-    }
-
-    pub(super) fn control(&mut self, control: Control) {
-        let (Control::Attach { stream, .. } | Control::Detach { stream, .. }) = &control;
-        let transform = shard(stream, self.transforms.len());
-        self.held_controls.push_back((transform, control));
-    }
-
-    pub(super) fn errand(&mut self, errand: Errand) {
-        self.held_errands.push_back(errand);
-    }
-
-    /// An errand that is refused rather than held.
-    pub(super) fn errand_now(&mut self, errand: Errand) -> bool {
-        self.errands.try_send(errand).is_ok()
-    }
-
-    /// A job is asked again after a pause that grows with its attempts and differs from job to job.
-    pub(super) fn retry_later(&mut self, job: Slot, attempts: u32, now: Instant) {
-        let pause = UNAVAILABLE_RETRY.saturating_mul(1 << attempts.clamp(1, 6)) / 2;
-        let spread = u32::try_from(job.generation % 16).unwrap_or(0);
-        let pause = pause.min(UNAVAILABLE_RETRY_MAX);
-        self.retries.insert((now + pause - pause / 32 * spread, job));
-    }
-
-    fn retry_jobs(&mut self, now: Instant) {
-        while let Some(&(at, job)) = self.retries.first()
-            && at <= now
-        {
-            self.retries.pop_first();
-            self.send_job(job, None);
-        }
-    }
-
-    fn send_held(&mut self) {
-        while let Some(request) = self.held_requests.pop_front() {
-            if !self.is_wanted(request.job.slot) {
-                self.remove_job(request.job.slot);
-                continue;
-            }
-            if let Err(SendError::Full(request)) = self.replays.try_send(request) {
-                self.held_requests.push_front(request);
-                break;
-            }
-        }
-        while let Some((transform, control)) = self.held_controls.pop_front() {
-            if let Err(SendError::Full(control)) = self.transforms[transform].try_send(control) {
-                self.held_controls.push_front((transform, control));
-                break;
-            }
-        }
-        while let Some(errand) = self.held_errands.pop_front() {
-            if let Err(SendError::Full(errand)) = self.errands.try_send(errand) {
-                self.held_errands.push_front(errand);
-                break;
             }
         }
     }

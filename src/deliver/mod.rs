@@ -1,7 +1,7 @@
 //! Delivery: what clients ask over HTTP and WebSocket, and how the frames reach their sockets.
 //!
 //! ```text
-//!              event_loop: one mio Poll a thread, rounds, timers, inbox, what other threads have no room for
+//!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
 //!   sockets ─▶ requests ─▶ conversation            deadlines: keep-alive, slow, waiting, draining
 //!                  └──────────┴─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
 //!   sockets ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────────── transform threads
@@ -14,6 +14,7 @@ mod connection;
 mod conversation;
 mod deadlines;
 pub mod event_loop;
+mod exchange;
 mod feed;
 mod jobs;
 pub mod message;
@@ -23,6 +24,7 @@ mod requests;
 pub mod response;
 pub mod route;
 pub mod seam;
+pub mod serve;
 mod streams;
 pub mod table;
 pub mod timer;

@@ -372,6 +372,24 @@ pub struct LiveBatch {
     pub under_way: Option<UnderWay>,
 }
 
+impl LiveBatch {
+    /// How many entries it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let entries = self.streams.iter().map(|news| match news {
+            LiveNews::Entries(_, entries) => entries.len(),
+            LiveNews::Broken(_) => 0,
+        });
+        entries.sum()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Says that live entries are under way, or may still be read: one for each reader that reads and each of its
 /// batches. Whoever drains waits until only its own is left.
 pub type UnderWay = Arc<()>;

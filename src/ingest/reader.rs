@@ -178,9 +178,8 @@ impl Reader {
             }
             Next::Linger(pause) => {
                 self.linger(Instant::now() + pause)?;
-                let asked = Instant::now();
                 let read = self.read_all(None)?;
-                let next = self.pacing.polled(asked.elapsed(), read.entries);
+                let next = self.pacing.polled(read.took, read.entries);
                 // Who has fallen behind catches up first.
                 Ok(if read.is_full { Next::Linger(Duration::ZERO) } else { next })
             }
@@ -204,10 +203,9 @@ impl Reader {
             self.linger(self.rests_until)?;
             self.listen()?;
         }
-        let asked = Instant::now();
         let read = self.read_news()?;
         let now = Instant::now();
-        let next = self.pacing.polled(now - asked, read.entries);
+        let next = self.pacing.polled(read.took, read.entries);
         self.rests_until = match next {
             Next::Linger(pause) if !read.is_full => now + pause,
             _ => now,
@@ -262,7 +260,8 @@ impl Reader {
         for (transform, streams) in batches.into_iter().enumerate().filter(|(_, streams)| !streams.is_empty())
         {
             let (bytes, under_way) = (len_bytes(&streams), self.parts.under_way.clone());
-            let mut batch = LiveBatch { bytes, streams, read_us, under_way };
+            let batch = LiveBatch { bytes, streams, read_us, under_way };
+            let Err(mut batch) = self.parts.transforms[transform].hand_over(batch) else { continue };
             while !self.parts.stop.requested() {
                 match self.parts.transforms[transform].send_timeout(batch, STOP_CHECK) {
                     Ok(()) | Err(SendError::Closed(_)) => break,

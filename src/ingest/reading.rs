@@ -39,6 +39,8 @@ pub(super) struct ReadEnd {
     pub(super) entries: usize,
     /// Whether some stream had more than one read brings.
     pub(super) is_full: bool,
+    /// How long Redis took to answer.
+    pub(super) took: Duration,
 }
 
 impl Reader {
@@ -50,8 +52,11 @@ impl Reader {
         let wake: Key = self.parts.keys.wake(self.parts.index).into_bytes().into();
         let count = self.count_for(keys.len());
         commands.push(self.xreadgroup(count, block, std::iter::once(&wake).chain(&keys)));
+        let asked = Instant::now();
         let replies = self.converse(&commands, block)?;
-        self.conclude(replies.last(), &keys, count)
+        let took = asked.elapsed();
+        let end = self.conclude(replies.last(), &keys, count)?;
+        Ok(ReadEnd { took, ..end })
     }
 
     /// One read of the streams with news. Their lengths, asked right before, tell which have lost nothing.
@@ -65,14 +70,17 @@ impl Reader {
         commands.extend(keys.iter().map(|key| Command::new("XLEN").arg(key)));
         let count = self.count_for(keys.len());
         commands.push(self.xreadgroup(count, None, &keys));
+        let asked = Instant::now();
         let replies = self.converse(&commands, None)?;
+        let took = asked.elapsed();
         for (key, reply) in keys.iter().zip(replies.iter().skip(lengths_at)) {
             if let Some(found) = self.subscriptions.get_mut(key) {
                 found.length_before = reply.integer().ok().and_then(|length| u64::try_from(length).ok());
             }
         }
         self.hear()?;
-        self.conclude(replies.last(), &keys, count)
+        let end = self.conclude(replies.last(), &keys, count)?;
+        Ok(ReadEnd { took, ..end })
     }
 
     /// Passes on what a read of `keys` has brought. There is no reply when the daemon stops meanwhile.
