@@ -187,6 +187,15 @@ impl io::Write for Sink {
     }
 }
 
+/// A frame on its way to a client.
+struct Shared(Arc<Frame>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.websocket()
+    }
+}
+
 fn delivering(criterion: &mut Criterion) {
     let frames = frames();
     let mut group = criterion.benchmark_group("outbox");
@@ -194,10 +203,10 @@ fn delivering(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(name, |bencher| {
             bencher.iter_batched_ref(
-                Outbox::<Position>::new,
+                Outbox::<Shared>::new,
                 |outbox| {
                     for frame in &frames[..count] {
-                        outbox.push(Chunk { bytes: frame.websocket(), mark: Some(frame.last) });
+                        outbox.push(Chunk::Marked(Shared(Arc::clone(frame))));
                     }
                     let mut written = 0;
                     let outcome = outbox.write_to(&mut Sink, &mut |_| written += 1);

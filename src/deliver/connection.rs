@@ -116,8 +116,8 @@ impl Connection {
     }
 
     /// Adds bytes to be sent.
-    pub(super) fn send(&mut self, bytes: Bytes, mark: Option<Mark>) {
-        self.outbox.push(Chunk { bytes, mark });
+    pub(super) fn send(&mut self, chunk: impl Into<Chunk<Mark>>) {
+        self.outbox.push(chunk.into());
     }
 
     /// Offers the socket what waits. An error means that the connection is over.
@@ -174,7 +174,7 @@ impl Connection {
 
     /// As [`Connection::close`], with a WebSocket close frame behind what waits.
     pub(super) fn close_websocket(&mut self, code: u16, reason: &str) {
-        self.send(close_frame(code, reason), None);
+        self.send(close_frame(code, reason));
         self.close();
     }
 
@@ -182,7 +182,7 @@ impl Connection {
     pub(super) fn close_slow(&mut self, frame: Option<Bytes>, now: Instant) {
         self.outbox.drop_unstarted();
         if let Some(frame) = frame {
-            self.send(frame, None);
+            self.send(frame);
         }
         self.close();
         self.phase = Phase::Closing { until: Some(now + LINGER) };

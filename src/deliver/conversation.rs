@@ -31,7 +31,7 @@ impl Delivery {
             match websocket.decoder.next(&mut rest) {
                 Ok(None) => return,
                 Ok(Some(Incoming::Pong)) => {}
-                Ok(Some(Incoming::Ping(payload))) => self.send(slot, pong_frame(&payload), None),
+                Ok(Some(Incoming::Ping(payload))) => self.send(slot, pong_frame(&payload)),
                 Ok(Some(Incoming::Close(code))) => {
                     let code = code.unwrap_or(close::NORMAL);
                     return self.close_websocket(slot, code, "");
@@ -77,7 +77,7 @@ impl Delivery {
             Some(stream) => with_stream(&json, stream),
             None => json,
         };
-        self.send(slot, websocket_text(&json), None);
+        self.send(slot, websocket_text(&json));
         let Some(websocket) = self.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
@@ -97,7 +97,7 @@ impl Delivery {
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.send(slot, websocket_text(&notice::pong(nonce.as_deref())), None);
+                self.send(slot, websocket_text(&notice::pong(nonce.as_deref())));
                 Ok(())
             }
             ClientMessage::Ack { stream, .. } => self.subscribed(slot, stream).map(drop),
@@ -113,7 +113,7 @@ impl Delivery {
                     .map_err(|(code, message)| Refusal::new(code, message))?;
                 let json = notice::cancel_requested();
                 let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
-                self.send(slot, websocket_text(&json), None);
+                self.send(slot, websocket_text(&json));
                 Ok(())
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
@@ -187,7 +187,7 @@ impl Delivery {
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
         self.remove_viewer(viewer);
-        self.send(slot, websocket_text(&notice::unsubscribed(stream, reason)), None);
+        self.send(slot, websocket_text(&notice::unsubscribed(stream, reason)));
     }
 }
 

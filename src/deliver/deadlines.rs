@@ -124,7 +124,7 @@ impl Delivery {
             _ => Bytes::from_static(COMMENT),
         };
         if connection.outbox.is_empty() {
-            self.send(slot, bytes, None);
+            self.send(slot, bytes);
         }
         Some(now + interval)
     }
@@ -161,7 +161,7 @@ impl Delivery {
                         self.tell_draining(viewer);
                     }
                     if !single {
-                        self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)), None);
+                        self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)));
                     }
                     self.close_websocket(slot, close::GOING_AWAY, "draining");
                 }

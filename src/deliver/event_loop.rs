@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
 use super::connection::Connection;
 use super::jobs::FreshJobs;
+use super::outbox::Chunk;
 use super::streams::Unreported;
 use super::table::Table;
 use super::timer::Timers;
@@ -379,9 +379,9 @@ impl Delivery {
     // ----- sending -----
 
     /// Adds bytes to a connection's outbox.
-    pub(super) fn send(&mut self, slot: Slot, bytes: Bytes, mark: Option<Mark>) {
+    pub(super) fn send(&mut self, slot: Slot, chunk: impl Into<Chunk<Mark>>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.send(bytes, mark);
+        connection.send(chunk);
         self.touch(slot);
     }
 

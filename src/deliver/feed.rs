@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use super::event_loop::Delivery;
+use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::streams::Ending;
 use super::viewer::{Anchor, Batch, Hub, JobKind, Mark, Stage, Wire};
@@ -173,7 +172,7 @@ impl Delivery {
         let Some(hub) = self.hub(news.hub) else { return };
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
-        hub.passed = news.cursor.position.id;
+        hub.passed = news.passed;
         let mut place = hub.viewers.len();
         self.note_unreported(news.hub.slot);
         // From the last to the first: a viewer that ends has its place taken by one that had its turn.
@@ -181,7 +180,7 @@ impl Delivery {
             place -= 1;
             let viewer = self.hubs.get(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
             let Some(viewer) = viewer else { continue };
-            for frame in news.frames.iter() {
+            for frame in &news.frames {
                 self.offer_live(viewer, frame, now);
             }
             self.settle(viewer, now);
@@ -286,26 +285,23 @@ impl Delivery {
     pub(super) fn push(&mut self, slot: Slot, frame: &Arc<Frame>, live: bool) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         viewer.unwritten += 1;
-        let bytes = match viewer.wish.wire {
-            Wire::WebSocket => frame.websocket(),
-            Wire::Multiplexed => frame.multiplexed(),
-            Wire::Sse => frame.sse(),
-            Wire::State | Wire::Head => return,
-        };
-        let connection = viewer.connection;
-        self.send(connection, bytes, Some(Mark { viewer: slot, frame: Arc::clone(frame), live }));
+        let (wire, connection) = (viewer.wish.wire, viewer.connection);
+        if matches!(wire, Wire::State | Wire::Head) {
+            return;
+        }
+        self.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), wire, live }));
     }
 
     /// Sends a viewer something that concerns it alone.
     pub(super) fn say(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) {
         let Some(viewer) = self.viewers.get(slot) else { return };
-        let bytes: Bytes = match viewer.wish.wire {
+        let bytes = match viewer.wish.wire {
             Wire::WebSocket => websocket_text(json),
             Wire::Multiplexed => websocket_text(&with_stream(json, &viewer.wish.stream)),
             Wire::Sse => sse_event(id, json),
             Wire::State | Wire::Head => return,
         };
-        self.send(viewer.connection, bytes, None);
+        self.send(viewer.connection, bytes);
     }
 
     /// Tells a viewer how its stream stands, unless it knows.

@@ -1,6 +1,6 @@
 //! What waits for one client's socket: a queue of shared bytes.
 //!
-//! Chunks are shared between clients and never copied; a partial write moves an offset. A fresh or
+//! Frames are shared between clients and never copied; a partial write moves an offset. A fresh or
 //! drained outbox holds no memory worth mentioning. The bound is its owner's: see
 //! [`Outbox::len_bytes`].
 
@@ -16,13 +16,34 @@ const PIECES_MAX: usize = 64;
 /// be kept for this client alone.
 pub const CHUNK_COST_BYTES: usize = 512;
 
-/// Bytes for the client, and what to report once the last of them has been taken.
+/// Bytes for the client.
 #[derive(Clone, Debug)]
-pub struct Chunk<M> {
-    /// The bytes.
-    pub bytes: Bytes,
-    /// What the owner wants to hear when they are written.
-    pub mark: Option<M>,
+pub enum Chunk<M> {
+    /// For this client alone.
+    Own(Bytes),
+    /// Shared; the mark, which has them, is handed back once the last of them has been taken.
+    Marked(M),
+}
+
+impl<M> From<Bytes> for Chunk<M> {
+    fn from(bytes: Bytes) -> Self {
+        Self::Own(bytes)
+    }
+}
+
+impl<M> From<Vec<u8>> for Chunk<M> {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Own(bytes.into())
+    }
+}
+
+impl<M: AsRef<[u8]>> Chunk<M> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Marked(mark) => mark.as_ref(),
+        }
+    }
 }
 
 /// How a write ended.
@@ -44,13 +65,13 @@ pub struct Outbox<M> {
     len_bytes: usize,
 }
 
-impl<M> Default for Outbox<M> {
+impl<M: AsRef<[u8]>> Default for Outbox<M> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<M> Outbox<M> {
+impl<M: AsRef<[u8]>> Outbox<M> {
     /// An empty outbox; nothing is allocated.
     #[must_use]
     pub const fn new() -> Self {
@@ -59,7 +80,7 @@ impl<M> Outbox<M> {
 
     /// Adds bytes at the end.
     pub fn push(&mut self, chunk: Chunk<M>) {
-        self.len_bytes += chunk.bytes.len();
+        self.len_bytes += chunk.bytes().len();
         self.chunks.push_back(chunk);
     }
 
@@ -97,7 +118,7 @@ impl<M> Outbox<M> {
             let mut count = 0;
             let mut skip = self.taken;
             for (piece, chunk) in pieces.iter_mut().zip(&self.chunks) {
-                *piece = IoSlice::new(&chunk.bytes[skip..]);
+                *piece = IoSlice::new(&chunk.bytes()[skip..]);
                 skip = 0;
                 count += 1;
             }
@@ -121,7 +142,7 @@ impl<M> Outbox<M> {
     /// Drops what the writer was not offered a byte of.
     pub fn drop_unstarted(&mut self) {
         self.chunks.truncate(usize::from(self.taken > 0));
-        self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes.len() - self.taken);
+        self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes().len() - self.taken);
     }
 
     /// Takes `len` bytes off the front, with every chunk that this completes.
@@ -129,10 +150,10 @@ impl<M> Outbox<M> {
         self.len_bytes -= len;
         self.taken += len;
         while let Some(first) = self.chunks.front()
-            && first.bytes.len() <= self.taken
+            && first.bytes().len() <= self.taken
         {
-            self.taken -= first.bytes.len();
-            if let Some(mark) = self.chunks.pop_front().and_then(|chunk| chunk.mark) {
+            self.taken -= first.bytes().len();
+            if let Some(Chunk::Marked(mark)) = self.chunks.pop_front() {
                 written(mark);
             }
         }
@@ -144,6 +165,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Bytes with a number.
+    struct Marked(Vec<u8>, usize);
+
+    impl AsRef<[u8]> for Marked {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
 
     /// Takes as many bytes as it is told, call by call; 0 means that it would block, and odd numbers
     /// come with an interruption before.
@@ -182,8 +212,8 @@ mod tests {
     fn memory_is_given_back() {
         let mut outbox = Outbox::new();
         assert_eq!(outbox.chunks.capacity(), 0);
-        for mark in 0..1000_u32 {
-            outbox.push(Chunk { bytes: Bytes::from_static(b"x"), mark: Some(mark) });
+        for mark in 0..1000 {
+            outbox.push(Chunk::Marked(Marked(b"x".to_vec(), mark)));
         }
         let mut marks = 0;
         let outcome = outbox.write_to(&mut Vec::new(), &mut |_| marks += 1).unwrap();
@@ -193,11 +223,11 @@ mod tests {
 
     #[test]
     fn a_writer_that_takes_nothing_is_an_error() {
-        let mut outbox = Outbox::<()>::new();
-        outbox.push(Chunk { bytes: Bytes::new(), mark: None });
-        assert_eq!(outbox.write_to(&mut &mut [][..], &mut |()| {}).unwrap(), WriteOutcome::Drained);
-        outbox.push(Chunk { bytes: Bytes::from_static(b"x"), mark: None });
-        let error = outbox.write_to(&mut &mut [][..], &mut |()| {}).unwrap_err();
+        let mut outbox = Outbox::<Marked>::new();
+        outbox.push(Bytes::new().into());
+        assert_eq!(outbox.write_to(&mut &mut [][..], &mut |_| {}).unwrap(), WriteOutcome::Drained);
+        outbox.push(Bytes::from_static(b"x").into());
+        let error = outbox.write_to(&mut &mut [][..], &mut |_| {}).unwrap_err();
         assert_eq!((error.kind(), outbox.len_bytes()), (ErrorKind::WriteZero, 1));
     }
 
@@ -218,10 +248,10 @@ mod tests {
                 for bytes in to_push.by_ref().take(if script.len() == 100 { usize::MAX } else { 9 }) {
                     expected.extend_from_slice(&bytes);
                     ends.push(expected.len());
-                    outbox.push(Chunk { bytes: bytes.into(), mark: Some(ends.len() - 1) });
+                    outbox.push(Chunk::Marked(Marked(bytes, ends.len() - 1)));
                 }
                 sink.script = script;
-                let outcome = outbox.write_to(&mut sink, &mut |mark| marks.push(mark)).unwrap();
+                let outcome = outbox.write_to(&mut sink, &mut |Marked(_, mark)| marks.push(mark)).unwrap();
                 prop_assert_eq!(outbox.len_bytes(), expected.len() - sink.got.len());
                 prop_assert_eq!(outcome == WriteOutcome::Drained, outbox.is_empty());
                 // A leading empty chunk is complete as soon as its turn has come.

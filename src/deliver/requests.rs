@@ -51,7 +51,7 @@ impl Delivery {
 
     fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.send(answer.into(), None);
+        connection.send(answer);
         connection.close();
         self.touch(slot);
     }
@@ -153,7 +153,7 @@ impl Delivery {
                 if request.expects_continue && bytes > 0 {
                     let mut interim = Vec::new();
                     go_on(&mut interim);
-                    self.send(slot, interim.into(), None);
+                    self.send(slot, interim);
                 }
             }
             Ok(Route::Page) if self.config.listen.demo_page => {
@@ -216,7 +216,7 @@ impl Delivery {
         let Some(offer) = &request.websocket else { return };
         let mut head = Vec::new();
         switch_to_websocket(&mut head, offer);
-        self.send(slot, head.into(), None);
+        self.send(slot, head);
         self.registry.counters().websocket_opened.inc();
         let viewers = match wanted {
             Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
@@ -272,7 +272,7 @@ impl Delivery {
         if !reply.keep_alive || self.is_draining {
             return self.answer_and_close(slot, answer);
         }
-        self.send(slot, answer.into(), None);
+        self.send(slot, answer);
         let timeout = self.config.client.handshake_timeout;
         let Some(connection) = self.connections.get_mut(slot) else { return };
         // A client that keeps asking and does not read its answers is not asked for more.
@@ -337,7 +337,7 @@ impl Delivery {
         connection.phase = Phase::Sse { viewer };
         connection.input = Vec::new();
         self.registry.counters().sse_opened.inc();
-        self.send(slot, head.into(), None);
+        self.send(slot, head);
         self.arm(slot, now + self.config.client.keepalive);
     }
 

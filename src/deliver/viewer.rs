@@ -154,11 +154,23 @@ pub(super) enum JobKind {
     Probe,
 }
 
-/// What is reported when a frame has been taken by the socket.
+/// A frame on its way to a socket: its bytes, and what is reported once they are taken.
 #[derive(Debug)]
 pub(super) struct Mark {
     pub(super) viewer: Slot,
     pub(super) frame: Arc<Frame>,
+    pub(super) wire: Wire,
     /// Whether the frame came live, so that its age says something.
     pub(super) live: bool,
+}
+
+impl AsRef<[u8]> for Mark {
+    fn as_ref(&self) -> &[u8] {
+        match self.wire {
+            Wire::WebSocket => self.frame.websocket(),
+            Wire::Multiplexed => self.frame.multiplexed(),
+            Wire::Sse => self.frame.sse(),
+            Wire::State | Wire::Head => &[],
+        }
+    }
 }

@@ -5,10 +5,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-
 use super::wire::{HEADER_BYTES_MAX, push_number, push_position, put_header};
-use super::{EntryId, Frame, FrameBody, Position, StreamName, StreamState};
+use super::{EntryId, Frame, FrameBody, Position, Span, StreamName, StreamState};
 
 /// What a frame says, borrowed from the entry that it is made of. Strings are escaped, `metadata`,
 /// `usage` and `data` are JSON.
@@ -57,36 +55,23 @@ impl Frame {
         let body = match content {
             Content::Delta { channel, index, text } => {
                 let text = json.delta(&head, channel.as_deref(), index, text);
-                Written::Delta { channel, index, text }
+                FrameBody::Delta { channel, index, text }
             }
             Content::ToolCall { tool, arguments } => {
                 let arguments = json.tool_call(&head, &tool, arguments);
-                Written::ToolCall { tool, arguments }
+                let ToolPiece { index, call, id, name } = tool;
+                FrameBody::ToolCall { index, call, id, name, arguments }
             }
             content => {
                 json.other(&head, &content);
                 match content {
-                    Content::End { .. } | Content::Error { .. } => Written::Terminal,
-                    Content::Gap { .. } => Written::Gap,
-                    _ => Written::Other,
+                    Content::End { .. } | Content::Error { .. } => FrameBody::Terminal,
+                    Content::Gap { .. } => FrameBody::Gap,
+                    _ => FrameBody::Other,
                 }
             }
         };
-        let (websocket, json_start) = json.finish();
-        let at = |(from, to): Span| {
-            let shift = HEADER_BYTES_MAX - json_start;
-            websocket.slice(from - shift..to - shift)
-        };
-        let body = match body {
-            Written::Delta { channel, index, text } => FrameBody::Delta { channel, index, text: at(text) },
-            Written::ToolCall { tool, arguments } => {
-                let ToolPiece { index, call, id, name } = tool;
-                FrameBody::ToolCall { index, call, id, name, arguments: at(arguments) }
-            }
-            Written::Terminal => FrameBody::Terminal,
-            Written::Gap => FrameBody::Gap,
-            Written::Other => FrameBody::Other,
-        };
+        let (bytes, start) = json.finish();
         let Head { stream, after, last, state, seq, count, ts_us, read_us, encoded_us } = head;
         Self {
             stream,
@@ -99,24 +84,12 @@ impl Frame {
             ts_us,
             read_us,
             encoded_us,
-            websocket,
-            json_start,
+            bytes,
+            start,
             sse: OnceLock::new(),
             multiplexed: OnceLock::new(),
         }
     }
-}
-
-/// Begin and end of a piece of text in the buffer.
-type Span = (usize, usize);
-
-/// What was written, with the place of its text.
-enum Written {
-    Delta { channel: Option<Arc<str>>, index: u64, text: Span },
-    ToolCall { tool: ToolPiece, arguments: Span },
-    Terminal,
-    Gap,
-    Other,
 }
 
 impl Content<'_> {
@@ -148,11 +121,11 @@ impl Json {
         Self(bytes)
     }
 
-    /// The buffer from the header on, and where the JSON begins in it.
-    fn finish(mut self) -> (Bytes, usize) {
+    /// The buffer, and where the header begins in it.
+    fn finish(mut self) -> (Vec<u8>, usize) {
         self.raw("}");
         let header = put_header(&mut self.0);
-        (Bytes::from(self.0).slice(HEADER_BYTES_MAX - header..), header)
+        (self.0, HEADER_BYTES_MAX - header)
     }
 
     fn delta(&mut self, head: &Head, channel: Option<&str>, index: u64, text: &[u8]) -> Span {
@@ -233,7 +206,7 @@ impl Json {
         if head.count != 1 {
             self.number("count", u64::from(head.count));
         }
-        (from, to)
+        from..to
     }
 
     fn string(&mut self, name: &str, escaped: Option<&str>) {

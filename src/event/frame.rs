@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-
+use super::wire::HEADER_BYTES_MAX;
 use super::{Position, StreamName, StreamState};
 
 /// What `open` and `status` frames say of a stream.
@@ -41,6 +40,9 @@ impl StreamStatus {
     }
 }
 
+/// The place of a text in a frame's bytes.
+pub type Span = std::ops::Range<usize>;
+
 /// What kind of frame it is, with what later merging needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameBody {
@@ -50,8 +52,8 @@ pub enum FrameBody {
         channel: Option<Arc<str>>,
         /// The choice.
         index: u64,
-        /// The text, escaped.
-        text: Bytes,
+        /// Where the text lies in the frame's bytes, escaped.
+        text: Span,
     },
     /// A piece of a tool call.
     ToolCall {
@@ -63,8 +65,8 @@ pub enum FrameBody {
         id: Option<Arc<str>>,
         /// The tool's name, escaped.
         name: Option<Arc<str>>,
-        /// The piece of the arguments' JSON text, escaped.
-        arguments: Bytes,
+        /// Where the piece of the arguments' JSON text lies in the frame's bytes, escaped.
+        arguments: Span,
     },
     /// A terminal frame: `end` or `error`.
     Terminal,
@@ -99,27 +101,37 @@ pub struct Frame {
     pub read_us: u64,
     /// When it was encoded, µs since 1970 by this host's clock.
     pub encoded_us: u64,
-    /// A WebSocket text frame with the JSON in it, header included.
-    pub(crate) websocket: Bytes,
-    /// Where the JSON begins in `websocket`.
-    pub(crate) json_start: usize,
+    /// Room, and a WebSocket text frame with the JSON in it.
+    pub(crate) bytes: Vec<u8>,
+    /// Where the WebSocket frame begins in `bytes`.
+    pub(crate) start: usize,
     /// An SSE event, encoded when the first viewer needs it.
-    pub(crate) sse: OnceLock<Bytes>,
+    pub(crate) sse: OnceLock<Box<[u8]>>,
     /// A WebSocket frame whose JSON carries `"stream"`, encoded when the first viewer needs it.
-    pub(crate) multiplexed: OnceLock<Bytes>,
+    pub(crate) multiplexed: OnceLock<Box<[u8]>>,
 }
 
 impl Frame {
     /// The frame's JSON text.
     #[must_use]
     pub fn json(&self) -> &[u8] {
-        &self.websocket[self.json_start..]
+        &self.bytes[HEADER_BYTES_MAX..]
     }
 
     /// The frame as a WebSocket text frame, header included.
     #[must_use]
-    pub fn websocket(&self) -> Bytes {
-        self.websocket.clone()
+    pub fn websocket(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// The escaped text of a delta, or of a piece of a tool call's arguments.
+    #[must_use]
+    pub fn text(&self) -> Option<&[u8]> {
+        match &self.body {
+            FrameBody::Delta { text, .. } => Some(&self.bytes[text.clone()]),
+            FrameBody::ToolCall { arguments, .. } => Some(&self.bytes[arguments.clone()]),
+            FrameBody::Terminal | FrameBody::Gap | FrameBody::Other => None,
+        }
     }
 
     /// Whether the frame ends its generation.

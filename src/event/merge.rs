@@ -35,21 +35,13 @@ pub(crate) fn piece_continues(first: [Option<&str>; 2], later: [Option<&str>; 2]
 /// How many frames at the front become one: at least the first alone.
 fn group_len(frames: &[Arc<Frame>]) -> usize {
     let first = &frames[0];
-    let mut text_bytes = text(first).map_or(0, <[u8]>::len);
+    let mut text_bytes = first.text().map_or(0, <[u8]>::len);
     let continued = frames.windows(2).take_while(|pair| {
         let (previous, frame) = (&pair[0], &pair[1]);
-        text_bytes += text(frame).map_or(0, <[u8]>::len);
+        text_bytes += frame.text().map_or(0, <[u8]>::len);
         text_bytes <= FRAME_TEXT_BYTES_MAX && frame.after == previous.last && continues(first, frame)
     });
     1 + continued.count()
-}
-
-fn text(frame: &Frame) -> Option<&[u8]> {
-    match &frame.body {
-        FrameBody::Delta { text, .. } => Some(text),
-        FrameBody::ToolCall { arguments, .. } => Some(arguments),
-        _ => None,
-    }
 }
 
 fn continues(first: &Frame, later: &Frame) -> bool {
@@ -87,7 +79,7 @@ fn join(group: &[Arc<Frame>]) -> Frame {
         read_us: last.read_us,
         encoded_us: last.encoded_us,
     };
-    let joined = group.iter().filter_map(|frame| text(frame)).collect::<Vec<_>>().concat();
+    let joined = group.iter().filter_map(|frame| frame.text()).collect::<Vec<_>>().concat();
     let content = match &first.body {
         FrameBody::ToolCall { index, call, id, name, .. } => Content::ToolCall {
             tool: ToolPiece { index: *index, call: *call, id: id.clone(), name: name.clone() },

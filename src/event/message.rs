@@ -410,9 +410,9 @@ pub struct LiveFrames {
     /// The stream there.
     pub hub: HubRef,
     /// In order.
-    pub frames: Arc<[Arc<Frame>]>,
-    /// Where the stream stands after them.
-    pub cursor: Cursor,
+    pub frames: Vec<Arc<Frame>>,
+    /// The newest entry that was read, whether it gave a frame or not.
+    pub passed: EntryId,
 }
 
 /// What delivery threads are told.

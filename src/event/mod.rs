@@ -20,7 +20,7 @@ mod wire;
 pub use after::After;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub use entry::{Entry, Fields};
-pub use frame::{Frame, FrameBody, StreamStatus};
+pub use frame::{Frame, FrameBody, Span, StreamStatus};
 pub use id::{EntryId, ParseIdError, Position};
 pub(crate) use merge::piece_continues;
 pub use merge::{FRAME_TEXT_BYTES_MAX, merge};

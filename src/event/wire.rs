@@ -3,8 +3,6 @@
 //! Server frames are unmasked, so that the same bytes serve every viewer. Nothing is parsed here: the
 //! JSON was made by this crate or validated before.
 
-use bytes::Bytes;
-
 use super::{Frame, FrameBody, Position, StreamName};
 
 /// The longest header of an unmasked WebSocket frame.
@@ -15,31 +13,32 @@ const FINAL_TEXT: u8 = 0x81;
 
 impl Frame {
     /// The frame as an SSE event. Its `id:` is the frame's `id`; a producer's gap has none.
-    pub fn sse(&self) -> Bytes {
+    pub fn sse(&self) -> &[u8] {
         let id = (!matches!(self.body, FrameBody::Gap)).then_some(self.last);
-        self.sse.get_or_init(|| sse_event(id, self.json())).clone()
+        self.sse.get_or_init(|| sse_event(id, self.json()).into())
     }
 
     /// The frame as a WebSocket text frame whose JSON names the stream, header included.
-    pub fn multiplexed(&self) -> Bytes {
-        self.multiplexed.get_or_init(|| websocket_text(&with_stream(self.json(), &self.stream))).clone()
+    pub fn multiplexed(&self) -> &[u8] {
+        self.multiplexed.get_or_init(|| websocket_text(&with_stream(self.json(), &self.stream)).into())
     }
 }
 
 /// A WebSocket text frame, header included.
 #[must_use]
-pub fn websocket_text(json: &[u8]) -> Bytes {
+pub fn websocket_text(json: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES_MAX + json.len());
     bytes.resize(HEADER_BYTES_MAX, 0);
     bytes.extend_from_slice(json);
     let header = put_header(&mut bytes);
-    Bytes::from(bytes).slice(HEADER_BYTES_MAX - header..)
+    bytes.drain(..HEADER_BYTES_MAX - header);
+    bytes
 }
 
 /// An SSE event: `id:` where there is one, and the JSON as `data:`. Line breaks between the JSON's
 /// tokens become `data:` lines of their own, which a client joins by LF: the same value.
 #[must_use]
-pub fn sse_event(id: Option<Position>, json: &[u8]) -> Bytes {
+pub fn sse_event(id: Option<Position>, json: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(json.len() + 64);
     if let Some(id) = id {
         bytes.extend_from_slice(b"id: ");
@@ -59,7 +58,7 @@ pub fn sse_event(id: Option<Position>, json: &[u8]) -> Bytes {
         rest = &rest[end + line_break..];
     }
     bytes.extend_from_slice(b"\n\n");
-    bytes.into()
+    bytes
 }
 
 /// A frame's JSON with `"stream"` behind its `type`, unless it is there already. Frames begin with
@@ -151,10 +150,10 @@ mod tests {
     #[test]
     fn sse_events_keep_the_value_across_line_breaks() {
         let id = Position::whole(EntryId::new(5, 1));
-        assert_eq!(sse_event(Some(id), b"{}"), "id: 5-1\ndata: {}\n\n");
+        assert_eq!(sse_event(Some(id), b"{}"), b"id: 5-1\ndata: {}\n\n");
         assert_eq!(
             sse_event(None, b"{\"a\":\r\n1,\r\"b\":\n\n2}"),
-            "data: {\"a\":\ndata: 1,\ndata: \"b\":\ndata: \ndata: 2}\n\n"
+            b"data: {\"a\":\ndata: 1,\ndata: \"b\":\ndata: \ndata: 2}\n\n"
         );
         let part = Position { id: EntryId::new(5, 1), part: 3 };
         assert!(sse_event(Some(part), b"{}").starts_with(b"id: 5-1.3\n"));

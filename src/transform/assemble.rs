@@ -41,7 +41,7 @@ pub struct Assembler {
     /// The text of `pending`; kept to be used again.
     text: Vec<u8>,
     /// Complete frames, in order.
-    made: Vec<Frame>,
+    made: Vec<Arc<Frame>>,
     /// The channel that was named last, so that its name is not allocated for every frame.
     channel: Option<Arc<str>>,
 }
@@ -147,7 +147,7 @@ impl Assembler {
             PendingBody::ToolCall(tool) => Content::ToolCall { tool, arguments: text },
         };
         self.framed = (head.last, head.state.clone());
-        self.made.push(Frame::encode(head, content));
+        self.made.push(Arc::new(Frame::encode(head, content)));
         self.text.clear();
         self.text.shrink_to(TEXT_KEPT_BYTES);
     }
@@ -156,8 +156,10 @@ impl Assembler {
     /// 1970 by this host's clock).
     pub fn take(&mut self, now_us: u64) -> Vec<Arc<Frame>> {
         self.cut();
-        let stamped = |frame| Arc::new(Frame { encoded_us: now_us, ..frame });
-        self.made.drain(..).map(stamped).collect()
+        for frame in self.made.iter_mut().filter_map(Arc::get_mut) {
+            frame.encoded_us = now_us;
+        }
+        std::mem::take(&mut self.made)
     }
 
     fn accept(&mut self, at: At, decoded: &Decoded<'_>) {
@@ -231,7 +233,7 @@ impl Assembler {
         self.cut();
         let head = self.head(at, 1);
         self.framed = (head.last, head.state.clone());
-        self.made.push(Frame::encode(head, content));
+        self.made.push(Arc::new(Frame::encode(head, content)));
     }
 
     /// Says that numbers are missing before the entry at hand. The frame moves nobody's position.
@@ -239,7 +241,7 @@ impl Assembler {
         self.cut();
         let (position, state) = self.framed.clone();
         let head = Head { last: position, state, seq: None, ts_us: None, ..self.head(at, 0) };
-        self.made.push(Frame::encode(head, Content::Gap { next: at.id.id, lost }));
+        self.made.push(Arc::new(Frame::encode(head, Content::Gap { next: at.id.id, lost })));
     }
 
     fn head(&self, at: At, count: u32) -> Head {

@@ -221,13 +221,13 @@ fn wire_forms_agree() {
 fn texts(frames: &[Arc<Frame>]) -> BTreeMap<String, (Vec<u8>, u32)> {
     let mut texts = BTreeMap::<_, (Vec<u8>, u32)>::new();
     for frame in frames {
-        let (key, text) = match &frame.body {
-            FrameBody::Delta { channel, index, text } => (format!("{channel:?} {index}"), text),
-            FrameBody::ToolCall { index, call, arguments, .. } => (format!("{index} {call}"), arguments),
+        let key = match &frame.body {
+            FrameBody::Delta { channel, index, .. } => format!("{channel:?} {index}"),
+            FrameBody::ToolCall { index, call, .. } => format!("{index} {call}"),
             _ => continue,
         };
         let gathered = texts.entry(key).or_default();
-        gathered.0.extend_from_slice(text);
+        gathered.0.extend_from_slice(frame.text().unwrap());
         gathered.1 += frame.count;
     }
     texts

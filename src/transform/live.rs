@@ -42,10 +42,6 @@ pub(super) enum Silence {
 }
 
 impl LiveStream {
-    pub(super) fn cursor(&self) -> Cursor {
-        Cursor { position: self.assembler.position(), state: self.assembler.state().clone() }
-    }
-
     /// Takes entries in and hands out the frames they make.
     pub(super) fn push(
         &mut self,

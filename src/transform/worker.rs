@@ -267,12 +267,14 @@ impl Worker {
                     Pushed::Accepted | Pushed::Old => {}
                 });
             measure(recorder, &parts.registry, &frames, now_us);
-            let (frames, cursor): (Arc<[Arc<Frame>]>, _) = (frames.into(), found.cursor());
-            for &(delivery, hub) in &found.attached {
-                let (frames, cursor) = (Arc::clone(&frames), cursor.clone());
-                parcels[delivery].push(LiveFrames { hub, frames, cursor });
+            let passed = found.assembler.position().id;
+            let Some((&(last, hub), others)) = found.attached.split_last() else { continue };
+            for &(delivery, hub) in others {
+                parcels[delivery].push(LiveFrames { hub, frames: frames.clone(), passed });
                 sources[delivery].push(live);
             }
+            parcels[last].push(LiveFrames { hub, frames, passed });
+            sources[last].push(live);
         }
         for (delivery, (parcel, sources)) in parcels.into_iter().zip(sources).enumerate() {
             self.send_parcel(delivery, parcel, sources);
