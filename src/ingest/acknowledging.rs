@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::reading::ENTRIES_PER_TRIP;
 use crate::config;
 use crate::event::EntryId;
-use crate::redis::{Command, Keys, RedisError};
+use crate::redis::{Keys, Pipeline, RedisError};
 
 /// Acknowledgements are gathered this long.
 const ACK_INTERVAL: Duration = Duration::from_millis(200);
@@ -19,36 +19,35 @@ const STREAMS_PER_TRIP_MIN: usize = 32;
 const STREAMS_ALONE: usize = 128;
 
 impl Reader {
-    /// What is to be acknowledged with the next trip, which reads `streams`.
-    pub(super) fn due_acknowledgements(&mut self, streams: usize) -> Vec<Command> {
+    /// Begins the next trip, which reads `streams`, with what is to be acknowledged.
+    pub(super) fn begin_trip(&mut self, streams: usize) {
         let now = Instant::now();
-        let mut commands = Vec::new();
+        let Self { parts, pipeline, subscriptions, .. } = self;
+        pipeline.clear();
         if now.duration_since(self.acked_at) >= ACK_INTERVAL {
             self.acked_at = now;
-            self.subscriptions.begin_acknowledging();
-            if !self.wakes_read.is_empty() && self.parts.delivery.ack == config::Ack::Written {
-                let wake = self.parts.keys.wake(self.parts.index);
-                commands.push(xack(&self.parts.keys, wake.as_bytes(), &self.wakes_read));
+            subscriptions.begin_acknowledging();
+            if !self.wakes_read.is_empty() && parts.delivery.ack == config::Ack::Written {
+                xack(pipeline, &parts.keys, &self.wake_key, &self.wakes_read);
             }
             self.wakes_read.clear();
         }
         let mut acked = 0;
         while acked < ENTRIES_PER_TRIP
-            && commands.len() < streams.max(STREAMS_PER_TRIP_MIN)
-            && let Some((key, ids)) = self.subscriptions.next_acknowledgement()
+            && pipeline.len() < streams.max(STREAMS_PER_TRIP_MIN)
+            && let Some((key, ids)) = subscriptions.next_acknowledgement()
         {
             acked += ids.len();
-            commands.push(xack(&self.parts.keys, &key, &ids));
+            xack(pipeline, &parts.keys, key, &ids);
         }
-        self.parts.registry.counters().acks_sent.add(acked as u64);
-        commands
+        parts.registry.counters().acks_sent.add(acked as u64);
     }
 
     /// Acknowledges without reading, while there is nothing to read.
     pub(super) fn acknowledge_alone(&mut self) -> Result<(), RedisError> {
         loop {
-            let commands = self.due_acknowledgements(STREAMS_ALONE);
-            self.trip(&commands)?;
+            self.begin_trip(STREAMS_ALONE);
+            self.make_trip()?;
             if !self.subscriptions.is_acknowledging() {
                 return Ok(());
             }
@@ -65,6 +64,11 @@ impl Reader {
     }
 }
 
-pub(super) fn xack(keys: &Keys, key: &[u8], ids: &[EntryId]) -> Command {
-    ids.iter().fold(Command::new("XACK").arg(key).arg(keys.group()), |command, &id| command.id(id))
+/// Acknowledges entries of one stream, at most [`IDS_PER_ACK_MAX`](super::acks::IDS_PER_ACK_MAX).
+pub(super) fn xack(pipeline: &mut Pipeline, keys: &Keys, key: &[u8], ids: &[EntryId]) {
+    let mut command = pipeline.command("XACK", 2 + ids.len());
+    command.arg(key).arg(keys.group());
+    for &id in ids {
+        command.id(id);
+    }
 }

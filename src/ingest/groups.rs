@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::acknowledging::xack;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
-use super::subscriptions::{Key, Subscription};
+use super::subscriptions::{Key, Place, Subscription};
 use crate::event::message::{LiveRef, ReaderCommand};
 use crate::event::{EntryId, StreamName};
 use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
@@ -24,8 +24,9 @@ impl Reader {
             {
                 match command {
                     ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
-                        let start = (stream, live, transform);
-                        starts.push(Subscription::new(start, (after, ordinal), board, Instant::now()));
+                        let (name, now) = (self.named(stream), Instant::now());
+                        let start = Subscription::new(name, (live, transform), (after, ordinal), board, now);
+                        starts.push(start);
                     }
                     ReaderCommand::Stop { stream, live } => {
                         starts.retain(|start| !start.is(&stream, live));
@@ -52,7 +53,8 @@ impl Reader {
         while let Some(command) = self.parts.commands.try_recv() {
             match command {
                 ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
-                    let start = Subscription::new((stream, live, transform), (after, ordinal), board, now);
+                    let name = self.named(stream);
+                    let start = Subscription::new(name, (live, transform), (after, ordinal), board, now);
                     self.refused.push_back((now + REFUSED_PAUSE, start));
                 }
                 ReaderCommand::Stop { stream, live } => {
@@ -62,22 +64,28 @@ impl Reader {
         }
     }
 
+    /// A stream with its key.
+    fn named(&self, stream: StreamName) -> (StreamName, Key) {
+        let key = self.parts.keys.stream(&stream).into_bytes().into();
+        (stream, key)
+    }
+
     /// What a stream has unacknowledged when it is stopped has been handed to history.
     fn stop_stream(&mut self, stream: &StreamName, live: LiveRef) -> Result<(), RedisError> {
         self.refused.retain(|(_, start)| !start.is(stream, live));
         let key = self.parts.keys.stream(stream);
         let until = Instant::now() + self.parts.linger;
-        let Some(mut gone) = self.subscriptions.remove(&key, live, until) else { return Ok(()) };
-        let mut acks = Vec::new();
+        let Some(mut gone) = self.subscriptions.remove(key.as_bytes(), live, until) else { return Ok(()) };
+        self.pipeline.clear();
         loop {
             let ids = gone.unacked.take(EntryId::MAX);
             if ids.is_empty() {
                 break;
             }
             self.parts.registry.counters().acks_sent.add(ids.len() as u64);
-            acks.push(xack(&self.parts.keys, key.as_bytes(), &ids));
+            xack(&mut self.pipeline, &self.parts.keys, &gone.key, &ids);
         }
-        self.trip(&acks).map(drop)
+        self.make_trip().map(drop)
     }
 
     /// Makes the group of each stream at its seam, anew where there is one: what a former reading left pending was
@@ -90,9 +98,8 @@ impl Reader {
             .fold(Command::new("SADD").arg(keys.groups()), |sadd, start| sadd.arg(start.stream.as_str()));
         commands.push(names);
         for start in &starts {
-            let key = keys.stream(&start.stream);
-            commands.push(destroy(&keys, key.as_bytes()));
-            commands.push(xgroup("CREATE", &keys, key.as_bytes(), start.cursor));
+            commands.push(destroy(&keys, &start.key));
+            commands.push(xgroup("CREATE", &keys, &start.key, start.cursor));
         }
         let replies = match self.trip(&commands) {
             Ok(replies) => replies,
@@ -106,13 +113,12 @@ impl Reader {
         let mut broken = Vec::new();
         // The first reply is SADD's; then two for each stream, of which CREATE's tells whether all is well.
         for (start, replies) in starts.into_iter().zip(replies[1..].chunks(2)) {
-            let key = keys.stream(&start.stream);
             let Some(error) = replies[1].error() else {
-                self.subscriptions.insert(&key, start);
+                self.subscriptions.insert(start);
                 continue;
             };
             tracing::debug!(stream = %start.stream, %error, "no group could be made");
-            self.subscriptions.linger(start.stream.clone(), &key, now + self.parts.linger);
+            self.subscriptions.linger(start.stream.clone(), &start.key, now + self.parts.linger);
             if error.kind() == ServerErrorKind::NoSuchKey {
                 broken.push(start);
             } else {
@@ -148,7 +154,7 @@ impl Reader {
             if let Err(error) = result {
                 for stream in streams {
                     let key = self.parts.keys.stream(stream);
-                    self.subscriptions.linger(stream.clone(), &key, Instant::now() + REMOVE_RETRY);
+                    self.subscriptions.linger(stream.clone(), key.as_bytes(), Instant::now() + REMOVE_RETRY);
                 }
                 return Err(error);
             }
@@ -159,21 +165,23 @@ impl Reader {
 
     /// Something is wrong with one of the keys, and Redis does not say with which: asks each, so that the
     /// others go on.
-    pub(super) fn probe(&mut self, keys: &[Key]) -> Result<(), RedisError> {
+    pub(super) fn probe(&mut self, asked: &[Place]) -> Result<(), RedisError> {
         let mut broken = Vec::new();
-        for some in keys.chunks(COMMANDS_PER_TRIP_MAX) {
-            let names = Arc::clone(&self.parts.keys);
-            let cursor = |key| self.subscriptions.get(key).map_or(EntryId::ZERO, |found| found.cursor);
-            let commands: Vec<_> = some.iter().map(|key| xgroup("SETID", &names, key, cursor(key))).collect();
+        for some in asked.chunks(COMMANDS_PER_TRIP_MAX) {
+            let found = some.iter().filter_map(|&place| self.subscriptions.get(place));
+            let names = &self.parts.keys;
+            let commands: Vec<_> =
+                found.map(|found| xgroup("SETID", names, &found.key, found.cursor)).collect();
             let replies = self.trip(&commands)?;
-            for (key, reply) in some.iter().zip(replies) {
+            for (&place, reply) in some.iter().zip(replies) {
                 match reply.error() {
                     // What it may have is not read yet.
-                    None => self.subscriptions.note_news(key),
+                    None => self.subscriptions.note(place),
                     Some(error) => {
-                        tracing::debug!(key = %String::from_utf8_lossy(key), %error, "a group is gone");
-                        broken.extend(self.take(key));
-                        false
+                        let gone = self.take(place);
+                        let stream = gone.as_ref().map(|gone| &gone.stream);
+                        tracing::debug!(?stream, %error, "a group is gone");
+                        broken.extend(gone);
                     }
                 };
             }
@@ -183,10 +191,8 @@ impl Reader {
         Ok(())
     }
 
-    pub(super) fn take(&mut self, key: &[u8]) -> Option<Subscription> {
-        let live = self.subscriptions.get_mut(key)?.live;
-        let key = String::from_utf8_lossy(key).into_owned();
-        self.subscriptions.remove(&key, live, Instant::now() + self.parts.linger)
+    pub(super) fn take(&mut self, place: Place) -> Option<Subscription> {
+        self.subscriptions.take(place, Instant::now() + self.parts.linger)
     }
 }
 

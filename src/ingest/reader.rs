@@ -19,14 +19,14 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::pacing::{Next, Pacing};
-use super::subscriptions::{Subscription, Subscriptions};
+use super::subscriptions::{Key, Subscription, Subscriptions};
 use super::told::Told;
 use crate::config;
 use crate::event::EntryId;
 use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, UnderWay, now_us};
 use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
-use crate::redis::{Command, Connector, Keys, RedisError, Reply};
+use crate::redis::{Command, Connector, Keys, Pipeline, RedisError, Reply};
 use crate::stop::Stop;
 
 /// The token of the Redis connection in the reader's poll.
@@ -87,6 +87,12 @@ pub struct Reader {
     pub(super) told: Told,
     /// Streams for which Redis refused a group, and when they are reported as broken.
     pub(super) refused: VecDeque<(Instant, Subscription)>,
+    /// The commands of the trip at hand.
+    pub(super) pipeline: Pipeline,
+    /// The consumer in the group that it is.
+    pub(super) consumer: String,
+    /// The key of its wake stream.
+    pub(super) wake_key: Key,
     /// Entries of the wake stream to be acknowledged.
     pub(super) wakes_read: Vec<EntryId>,
     /// Whether the wake stream's group is known to exist on the present connection.
@@ -103,6 +109,8 @@ impl Reader {
     #[must_use]
     pub fn new(parts: ReaderParts) -> Self {
         let pacing = Pacing::new(parts.delivery.duty_percent, parts.delivery.max_linger);
+        let consumer = parts.keys.consumer(parts.index);
+        let wake_key = parts.keys.wake(parts.index).into_bytes().into();
         Self {
             parts,
             pacing,
@@ -110,6 +118,9 @@ impl Reader {
             subscriptions: Subscriptions::default(),
             told: Told::default(),
             refused: VecDeque::new(),
+            pipeline: Pipeline::default(),
+            consumer,
+            wake_key,
             wakes_read: Vec::new(),
             wake_ready: false,
             acked_at: Instant::now(),
@@ -280,6 +291,15 @@ impl Reader {
         }
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         link.call_all(commands)
+    }
+
+    /// The same with the pipeline's commands.
+    pub(super) fn make_trip(&mut self) -> Result<Vec<Reply>, RedisError> {
+        if self.pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+        link.call_pipeline(&self.pipeline)
     }
 
     /// Lets time pass until `until`, or until a command comes.

@@ -14,11 +14,9 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::groups::destroy;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader, STOP_CHECK};
-use super::subscriptions::Key;
+use super::subscriptions::Place;
 use crate::config;
 use crate::event::Entry;
 use crate::event::message::LiveNews;
@@ -47,44 +45,50 @@ impl Reader {
     /// One read of all streams, which waits for up to `block`.
     pub(super) fn read_all(&mut self, block: Option<Duration>) -> Result<ReadEnd, RedisError> {
         self.ready_wake_stream()?;
-        let keys = self.subscriptions.keys();
-        let mut commands = self.due_acknowledgements(keys.len());
-        let wake: Key = self.parts.keys.wake(self.parts.index).into_bytes().into();
-        let count = self.count_for(keys.len());
-        commands.push(self.xreadgroup(count, block, std::iter::once(&wake).chain(&keys)));
+        let places = self.subscriptions.places();
+        self.begin_trip(places.len());
+        let count = self.count_for(places.len());
+        self.add_xreadgroup(count, &places, (block, true));
         let asked = Instant::now();
-        let replies = self.converse(&commands, block)?;
+        let replies = self.converse(block)?;
         let took = asked.elapsed();
-        let end = self.conclude(replies.last(), &keys, count)?;
+        let end = self.conclude(replies.last(), &places, count)?;
         Ok(ReadEnd { took, ..end })
     }
 
     /// One read of the streams with news. Their lengths, asked right before, tell which have lost nothing.
     pub(super) fn read_news(&mut self) -> Result<ReadEnd, RedisError> {
-        let keys = self.subscriptions.take_news(KEYS_PER_READ_MAX);
-        if keys.is_empty() {
+        let places = self.subscriptions.take_news(KEYS_PER_READ_MAX);
+        if places.is_empty() {
             return Ok(ReadEnd::default());
         }
-        let mut commands = self.due_acknowledgements(keys.len());
-        let lengths_at = commands.len();
-        commands.extend(keys.iter().map(|key| Command::new("XLEN").arg(key)));
-        let count = self.count_for(keys.len());
-        commands.push(self.xreadgroup(count, None, &keys));
+        self.begin_trip(places.len());
+        let lengths_at = self.pipeline.len();
+        for found in places.iter().filter_map(|&place| self.subscriptions.get(place)) {
+            self.pipeline.command("XLEN", 1).arg(&found.key);
+        }
+        let count = self.count_for(places.len());
+        self.add_xreadgroup(count, &places, (None, false));
         let asked = Instant::now();
-        let replies = self.converse(&commands, None)?;
+        let replies = self.converse(None)?;
         let took = asked.elapsed();
-        for (key, reply) in keys.iter().zip(replies.iter().skip(lengths_at)) {
-            if let Some(found) = self.subscriptions.get_mut(key) {
+        for (&place, reply) in places.iter().zip(replies.iter().skip(lengths_at)) {
+            if let Some(found) = self.subscriptions.get_mut(place) {
                 found.length_before = reply.integer().ok().and_then(|length| u64::try_from(length).ok());
             }
         }
         self.hear()?;
-        let end = self.conclude(replies.last(), &keys, count)?;
+        let end = self.conclude(replies.last(), &places, count)?;
         Ok(ReadEnd { took, ..end })
     }
 
-    /// Passes on what a read of `keys` has brought. There is no reply when the daemon stops meanwhile.
-    fn conclude(&mut self, reply: Option<&Reply>, keys: &[Key], count: usize) -> Result<ReadEnd, RedisError> {
+    /// Passes on what a read of the streams `asked` has brought. There is no reply when the daemon stops meanwhile.
+    fn conclude(
+        &mut self,
+        reply: Option<&Reply>,
+        asked: &[Place],
+        count: usize,
+    ) -> Result<ReadEnd, RedisError> {
         let Some(reply) = reply else { return Ok(ReadEnd::default()) };
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
@@ -92,7 +96,7 @@ impl Reader {
         if let Some(error) = reply.error() {
             return match error.kind() {
                 ServerErrorKind::NoGroup | ServerErrorKind::Unblocked | ServerErrorKind::WrongType => {
-                    self.probe(keys).map(|()| ReadEnd::default())
+                    self.probe(asked).map(|()| ReadEnd::default())
                 }
                 _ => Err(RedisError::Server(error)),
             };
@@ -102,7 +106,7 @@ impl Reader {
         if streams.is_empty() {
             counters.reads_empty.add(1);
         }
-        self.pass_on(streams, count)
+        self.pass_on(streams, asked, count)
     }
 
     // ----- being told -----
@@ -184,40 +188,45 @@ impl Reader {
         share.min(self.parts.delivery.read_count)
     }
 
-    fn xreadgroup<'a>(
-        &self,
+    /// Adds a read of streams to the trip, with the wake stream if `with_wake`.
+    fn add_xreadgroup(
+        &mut self,
         count: usize,
-        block: Option<Duration>,
-        streams: impl IntoIterator<Item = &'a Key>,
-    ) -> Command {
-        let keys = &self.parts.keys;
-        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(keys.group());
-        command = command.arg(keys.consumer(self.parts.index)).arg("COUNT").number(count);
+        asked: &[Place],
+        (block, with_wake): (Option<Duration>, bool),
+    ) {
+        let Self { parts, pipeline, subscriptions, wake_key, .. } = self;
+        let wake = with_wake.then_some(&*wake_key);
+        let found = asked.iter().filter_map(|&place| subscriptions.get(place)).map(|found| &found.key);
+        let keys = asked.len() + usize::from(with_wake);
+        let is_unacked = parts.delivery.ack == config::Ack::None;
+        let options = 2 * usize::from(block.is_some()) + usize::from(is_unacked);
+        let mut command = pipeline.command("XREADGROUP", 6 + options + 2 * keys);
+        command.arg("GROUP").arg(parts.keys.group()).arg(&self.consumer).arg("COUNT").number(count);
         if let Some(block) = block {
-            command = command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
+            command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
         }
-        if self.parts.delivery.ack == config::Ack::None {
-            command = command.arg("NOACK");
+        if is_unacked {
+            command.arg("NOACK");
         }
-        let mut keys_asked = 0;
-        command = streams.into_iter().fold(command.arg("STREAMS"), |command, key| {
-            keys_asked += 1;
-            command.arg(key)
-        });
-        (0..keys_asked).fold(command, |command, _| command.arg(">"))
+        command.arg("STREAMS");
+        for key in wake.into_iter().chain(found) {
+            command.arg(key);
+        }
+        for _ in 0..keys {
+            command.arg(">");
+        }
     }
 
-    /// Sends the commands and waits for all replies, interrupting the block when a command comes in. None
-    /// are returned when the daemon stops meanwhile.
-    fn converse(&mut self, commands: &[Command], block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
+    /// Makes the trip and waits for all replies, interrupting the block when a command comes in. None are returned
+    /// when the daemon stops meanwhile.
+    fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
-        for command in commands {
-            link.push(command);
-        }
+        link.push_all(&self.pipeline);
         link.flush()?;
         let deadline = Instant::now() + block.unwrap_or_default() + self.parts.connector.response_timeout();
         let mut woken = block.is_none();
-        let mut replies = Vec::with_capacity(commands.len());
+        let mut replies = Vec::with_capacity(self.pipeline.len());
         loop {
             let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
             while let Some(reply) = link.try_receive()? {
@@ -257,32 +266,41 @@ impl Reader {
         }
     }
 
-    /// Passes on what a read of at most `count` entries for each stream has brought.
-    fn pass_on(&mut self, streams: Vec<StreamEntries>, count: usize) -> Result<ReadEnd, RedisError> {
+    /// Passes on what a read of at most `count` entries for each of the streams `asked` has brought.
+    fn pass_on(
+        &mut self,
+        streams: Vec<StreamEntries>,
+        asked: &[Place],
+        count: usize,
+    ) -> Result<ReadEnd, RedisError> {
         let now = Instant::now();
-        let wake = self.parts.keys.wake(self.parts.index);
         let mut fresh = Vec::with_capacity(streams.len());
+        // Redis answers in the order in which it was asked; whoever stands between may not.
+        let mut asked = asked.iter().copied();
         for StreamEntries { key, entries, .. } in streams {
-            if key == wake.as_bytes() {
+            if key == *self.wake_key {
                 self.wakes_read.extend(entries.iter().map(|entry| entry.id));
-            } else {
-                fresh.push((key, entries));
+                continue;
             }
+            let is_its =
+                |&place: &Place| self.subscriptions.get(place).is_some_and(|found| *found.key == *key);
+            let place = asked.by_ref().find(is_its).or_else(|| self.subscriptions.find(&key));
+            fresh.extend(place.map(|place| (place, entries)));
         }
         let lost = self.find_trimmed(&fresh, count, now)?;
         let acks = self.parts.delivery.ack == config::Ack::Written;
         let (mut news, mut broken) = (Vec::with_capacity(fresh.len()), Vec::new());
         let mut end = ReadEnd::default();
-        for (key, mut entries) in fresh {
-            if lost.contains(&key) {
-                broken.extend(self.take(&key));
+        for (place, mut entries) in fresh {
+            if lost.contains(&place) {
+                broken.extend(self.take(place));
                 continue;
             }
             if entries.len() >= count {
                 end.is_full = true;
-                self.subscriptions.note_news(&key);
+                self.subscriptions.note(place);
             }
-            let Some((transform, live)) = self.subscriptions.advance(&key, &mut entries, acks, now) else {
+            let Some((transform, live)) = self.subscriptions.advance(place, &mut entries, acks, now) else {
                 continue;
             };
             end.entries += entries.len();
@@ -297,24 +315,25 @@ impl Reader {
     /// The streams whose oldest entry shows that unread ones were trimmed.
     fn find_trimmed(
         &mut self,
-        fresh: &[(Bytes, Vec<Entry>)],
+        fresh: &[(Place, Vec<Entry>)],
         count: usize,
         now: Instant,
-    ) -> Result<Vec<Bytes>, RedisError> {
+    ) -> Result<Vec<Place>, RedisError> {
         let mut suspects = Vec::new();
-        for (key, entries) in fresh {
+        for (place, entries) in fresh {
             let is_full = entries.len() >= count;
-            let found = self.subscriptions.get_mut(key);
+            let found = self.subscriptions.get_mut(*place);
             if found.is_some_and(|reading| reading.needs_check(entries, is_full, now)) {
-                suspects.push(key.clone());
+                suspects.push(*place);
             }
         }
         let mut lost = Vec::new();
-        for keys in suspects.chunks(COMMANDS_PER_TRIP_MAX) {
+        for places in suspects.chunks(COMMANDS_PER_TRIP_MAX) {
+            let found = places.iter().filter_map(|&place| self.subscriptions.get(place));
             let commands: Vec<_> =
-                keys.iter().map(|key| Command::new("XINFO").arg("STREAM").arg(key)).collect();
-            for (key, reply) in keys.iter().zip(self.trip(&commands)?) {
-                let Some(subscription) = self.subscriptions.get_mut(key) else { continue };
+                found.map(|found| Command::new("XINFO").arg("STREAM").arg(&found.key)).collect();
+            for (&place, reply) in places.iter().zip(self.trip(&commands)?) {
+                let Some(subscription) = self.subscriptions.get(place) else { continue };
                 let gone = match reply.error() {
                     Some(_) => true,
                     None => {
@@ -325,7 +344,7 @@ impl Reader {
                     }
                 };
                 if gone {
-                    lost.push(key.clone());
+                    lost.push(place);
                 }
             }
         }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 use super::acks::{IDS_PER_ACK_MAX, Unacked};
 use crate::event::message::{AckBoard, LiveRef};
 use crate::event::{Entry, EntryId, StreamName};
@@ -23,6 +25,7 @@ pub(super) type Key = Arc<[u8]>;
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) stream: StreamName,
+    pub(super) key: Key,
     pub(super) live: LiveRef,
     pub(super) transform: usize,
     /// The newest entry that was passed on.
@@ -42,7 +45,8 @@ pub(super) struct Subscription {
 
 impl Subscription {
     pub(super) fn new(
-        (stream, live, transform): (StreamName, LiveRef, usize),
+        (stream, key): (StreamName, Key),
+        (live, transform): (LiveRef, usize),
         (cursor, ordinal): (EntryId, Option<u64>),
         board: Arc<AckBoard>,
         now: Instant,
@@ -51,6 +55,7 @@ impl Subscription {
         let (length_before, has_news, is_pending, read_at) = (None, false, false, now);
         Self {
             stream,
+            key,
             live,
             transform,
             cursor,
@@ -120,15 +125,19 @@ impl Subscription {
     }
 }
 
-/// All streams of a reader, by key.
+/// A stream's place among a reader's streams, until it is taken out.
+pub(super) type Place = usize;
+
+/// All streams of a reader.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
-    by_key: HashMap<Key, Subscription>,
+    all: Slab<Subscription>,
+    by_key: HashMap<Key, Place>,
     /// Streams with news, in the order in which these came; some of them may have been taken out since.
-    news: VecDeque<Key>,
+    news: VecDeque<Place>,
     /// Streams with something unacknowledged, in the order in which they are looked at; some may have been taken
     /// out since.
-    pending: VecDeque<(Key, LiveRef)>,
+    pending: VecDeque<(Place, LiveRef)>,
     /// How many of them are still to be looked at.
     to_acknowledge: usize,
     /// Groups that stay for a while after their stream's last viewer left.
@@ -136,30 +145,38 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    pub(super) fn insert(&mut self, key: &str, subscription: Subscription) {
+    pub(super) fn insert(&mut self, subscription: Subscription) {
         self.lingering.remove(&subscription.stream);
-        self.by_key.insert(key.as_bytes().into(), subscription);
+        let key = Arc::clone(&subscription.key);
+        let place = self.all.insert(subscription);
+        if let Some(former) = self.by_key.insert(key, place) {
+            self.all.remove(former);
+        }
         // What came since its seam was told to nobody.
-        self.note_news(key.as_bytes());
+        self.note(place);
     }
 
     /// A stream has news; whether it is one of these.
     pub(super) fn note_news(&mut self, key: &[u8]) -> bool {
-        let Some((key, _)) = self.by_key.get_key_value(key) else { return false };
-        let key = Arc::clone(key);
-        if let Some(found) = self.by_key.get_mut(&key)
+        let Some(&place) = self.by_key.get(key) else { return false };
+        self.note(place);
+        true
+    }
+
+    /// The stream at a place has news.
+    pub(super) fn note(&mut self, place: Place) {
+        if let Some(found) = self.all.get_mut(place)
             && !std::mem::replace(&mut found.has_news, true)
         {
-            self.news.push_back(key);
+            self.news.push_back(place);
         }
-        true
     }
 
     /// Every stream may have news.
     pub(super) fn note_all_news(&mut self) {
-        for (key, found) in &mut self.by_key {
+        for (place, found) in &mut self.all {
             if !std::mem::replace(&mut found.has_news, true) {
-                self.news.push_back(Arc::clone(key));
+                self.news.push_back(place);
             }
         }
     }
@@ -169,25 +186,34 @@ impl Subscriptions {
     }
 
     /// Takes out the streams that have had news for longest, at most `max`.
-    pub(super) fn take_news(&mut self, max: usize) -> Vec<Key> {
-        let mut keys = Vec::with_capacity(max.min(self.news.len()));
-        while keys.len() < max
-            && let Some(key) = self.news.pop_front()
+    pub(super) fn take_news(&mut self, max: usize) -> Vec<Place> {
+        let mut places = Vec::with_capacity(max.min(self.news.len()));
+        while places.len() < max
+            && let Some(place) = self.news.pop_front()
         {
-            let found = self.by_key.get_mut(&key);
-            if found.is_some_and(|found| std::mem::take(&mut found.has_news)) {
-                keys.push(key);
+            // A place that was taken out and given anew is among the news a second time.
+            if self.all.get_mut(place).is_some_and(|found| std::mem::take(&mut found.has_news)) {
+                places.push(place);
             }
         }
-        keys
+        places
     }
 
     /// Takes a stream out if it is still the one that was started as `live`; its group lingers.
-    pub(super) fn remove(&mut self, key: &str, live: LiveRef, linger_until: Instant) -> Option<Subscription> {
-        if self.by_key.get(key.as_bytes())?.live != live {
-            return None;
-        }
-        let subscription = self.by_key.remove(key.as_bytes())?;
+    pub(super) fn remove(
+        &mut self,
+        key: &[u8],
+        live: LiveRef,
+        linger_until: Instant,
+    ) -> Option<Subscription> {
+        let place = self.find(key)?;
+        (self.all.get(place)?.live == live).then(|| self.take(place, linger_until))?
+    }
+
+    /// Takes the stream at a place out; its group lingers.
+    pub(super) fn take(&mut self, place: Place, linger_until: Instant) -> Option<Subscription> {
+        let subscription = self.all.try_remove(place)?;
+        self.by_key.remove(&subscription.key);
         self.lingering.insert(subscription.stream.clone(), linger_until);
         Some(subscription)
     }
@@ -195,8 +221,9 @@ impl Subscriptions {
     /// Takes all streams out; their groups linger.
     pub(super) fn remove_all(&mut self, linger_until: Instant) -> Vec<Subscription> {
         self.news.clear();
+        self.by_key.clear();
         (self.to_acknowledge, self.pending) = (0, VecDeque::new());
-        let all: Vec<_> = self.by_key.drain().map(|(_, subscription)| subscription).collect();
+        let all: Vec<_> = self.all.drain().collect();
         for subscription in &all {
             self.lingering.insert(subscription.stream.clone(), linger_until);
         }
@@ -214,8 +241,8 @@ impl Subscriptions {
     }
 
     /// A group that could not be removed is tried again at `at`, unless its stream is read again.
-    pub(super) fn linger(&mut self, stream: StreamName, key: &str, at: Instant) {
-        if !self.by_key.contains_key(key.as_bytes()) {
+    pub(super) fn linger(&mut self, stream: StreamName, key: &[u8], at: Instant) {
+        if !self.by_key.contains_key(key) {
             self.lingering.insert(stream, at);
         }
     }
@@ -223,19 +250,17 @@ impl Subscriptions {
     /// Takes a batch of a stream in; where it goes. Entries at or below the cursor are dropped.
     pub(super) fn advance(
         &mut self,
-        key: &[u8],
+        place: Place,
         entries: &mut Vec<Entry>,
         acks: bool,
         now: Instant,
     ) -> Option<(usize, LiveRef)> {
-        let found = self.by_key.get_mut(key)?;
+        let found = self.all.get_mut(place)?;
         found.advance(entries, acks, now);
-        let to = (found.transform, found.live);
         if !found.unacked.is_empty() && !std::mem::replace(&mut found.is_pending, true) {
-            let (key, found) = self.by_key.get_key_value(key)?;
-            self.pending.push_back((Arc::clone(key), found.live));
+            self.pending.push_back((place, found.live));
         }
-        Some(to)
+        Some((found.transform, found.live))
     }
 
     /// Every stream with something unacknowledged is to be looked at once from here on.
@@ -253,46 +278,50 @@ impl Subscriptions {
         !self.pending.is_empty()
     }
 
-    /// The next stream of which ids may be acknowledged now, among those that are to be looked at.
-    pub(super) fn next_acknowledgement(&mut self) -> Option<(Key, Vec<EntryId>)> {
+    /// The next stream of which ids may be acknowledged now, among those that are to be looked at, and the ids.
+    pub(super) fn next_acknowledgement(&mut self) -> Option<(&Key, Vec<EntryId>)> {
         while self.to_acknowledge > 0
-            && let Some((key, live)) = self.pending.pop_front()
+            && let Some((place, live)) = self.pending.pop_front()
         {
             self.to_acknowledge -= 1;
-            let Some(found) = self.by_key.get_mut(&key).filter(|found| found.live == live) else { continue };
+            let Some(found) = self.all.get_mut(place).filter(|found| found.live == live) else { continue };
             let ids = found.acknowledgeable();
             found.is_pending = !found.unacked.is_empty();
             if ids.len() == IDS_PER_ACK_MAX && found.is_pending {
                 self.to_acknowledge += 1;
-                self.pending.push_front((Arc::clone(&key), live));
+                self.pending.push_front((place, live));
             } else if found.is_pending {
-                self.pending.push_back((Arc::clone(&key), live));
+                self.pending.push_back((place, live));
             }
             if !ids.is_empty() {
-                return Some((key, ids));
+                return self.all.get(place).map(|found| (&found.key, ids));
             }
         }
         None
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<&Subscription> {
-        self.by_key.get(key)
+    pub(super) fn find(&self, key: &[u8]) -> Option<Place> {
+        self.by_key.get(key).copied()
     }
 
-    pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut Subscription> {
-        self.by_key.get_mut(key)
+    pub(super) fn get(&self, place: Place) -> Option<&Subscription> {
+        self.all.get(place)
     }
 
-    pub(super) fn keys(&self) -> Vec<Key> {
-        self.by_key.keys().map(Arc::clone).collect()
+    pub(super) fn get_mut(&mut self, place: Place) -> Option<&mut Subscription> {
+        self.all.get_mut(place)
+    }
+
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.all.iter().map(|(place, _)| place).collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_key.len()
+        self.all.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+        self.all.is_empty()
     }
 }
 
@@ -307,9 +336,19 @@ mod tests {
     }
 
     fn subscription(cursor: u64, ordinal: Option<u64>, now: Instant) -> Subscription {
+        named("k", (cursor, ordinal), now)
+    }
+
+    fn named(key: &str, (cursor, ordinal): (u64, Option<u64>), now: Instant) -> Subscription {
         let live = Slot { index: 0, generation: 1 };
-        let name: StreamName = "s/m".parse().unwrap();
-        Subscription::new((name, live, 0), (EntryId::new(cursor, 0), ordinal), Arc::default(), now)
+        let name: StreamName = format!("s/{key}").parse().unwrap();
+        let (name, at) = ((name, key.as_bytes().into()), (EntryId::new(cursor, 0), ordinal));
+        Subscription::new(name, (live, 0), at, Arc::default(), now)
+    }
+
+    fn inserted(all: &mut Subscriptions, key: &str, now: Instant) -> Place {
+        all.insert(named(key, (1, None), now));
+        all.find(key.as_bytes()).unwrap()
     }
 
     #[test]
@@ -349,19 +388,30 @@ mod tests {
     fn news_are_taken_once_and_in_turn() {
         let now = Instant::now();
         let mut all = Subscriptions::default();
-        for key in ["a", "b", "c"] {
-            all.insert(key, subscription(1, None, now));
-        }
+        let places = ["a", "b", "c"].map(|key| inserted(&mut all, key, now));
         assert!(all.has_news(), "what came before a stream was started was told to nobody");
-        assert_eq!(all.take_news(9).len(), 3);
+        assert_eq!(all.take_news(9), places);
         assert!(all.note_news(b"b") && all.note_news(b"a") && all.note_news(b"b") && !all.note_news(b"x"));
-        assert_eq!(all.take_news(1), [Key::from(&b"b"[..])]);
+        assert_eq!(all.take_news(1), [places[1]]);
         all.note_all_news();
         assert_eq!(all.take_news(9).len(), 3);
         assert!(!all.has_news());
         all.note_news(b"a");
-        all.remove("a", Slot { index: 0, generation: 1 }, now);
+        all.remove(b"a", Slot { index: 0, generation: 1 }, now);
         assert!(all.take_news(9).is_empty(), "a stream that was taken out has none");
+        all.note_news(b"b");
+        all.remove(b"b", Slot { index: 0, generation: 1 }, now);
+        let again = inserted(&mut all, "d", now);
+        assert_eq!((again, all.take_news(9)), (places[1], vec![again]), "its place was given anew");
+    }
+
+    #[test]
+    fn a_stream_that_is_started_again_takes_the_place_of_its_former_self() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        inserted(&mut all, "a", now);
+        inserted(&mut all, "a", now);
+        assert_eq!((all.len(), all.take_news(9).len()), (1, 1));
     }
 
     #[test]
@@ -379,12 +429,10 @@ mod tests {
     fn every_stream_is_acknowledged_in_turn() {
         let now = Instant::now();
         let mut all = Subscriptions::default();
-        for key in ["a", "b"] {
-            all.insert(key, subscription(0, None, now));
-        }
+        let [a, b] = ["a", "b"].map(|key| inserted(&mut all, key, now));
         let many = IDS_PER_ACK_MAX as u64 + 5;
-        all.advance(b"a", &mut (1..=many).map(entry).collect(), true, now);
-        all.advance(b"b", &mut vec![entry(1)], true, now);
+        all.advance(a, &mut (2..2 + many).map(entry).collect(), true, now);
+        all.advance(b, &mut vec![entry(2)], true, now);
         assert!(all.has_unacked() && !all.is_acknowledging() && all.next_acknowledgement().is_none());
         all.begin_acknowledging();
         let mut acknowledged = Vec::new();
@@ -399,15 +447,15 @@ mod tests {
     fn what_is_not_written_stays_pending() {
         let now = Instant::now();
         let mut all = Subscriptions::default();
-        all.insert("a", subscription(0, None, now));
-        all.by_key[&b"a"[..]].board.attach(0, EntryId::new(1, 0));
-        all.advance(b"a", &mut vec![entry(1), entry(2)], true, now);
+        let a = inserted(&mut all, "a", now);
+        all.all[a].board.attach(0, EntryId::new(2, 0));
+        all.advance(a, &mut vec![entry(2), entry(3)], true, now);
         for expected in [Some(1), None] {
             all.begin_acknowledging();
             assert_eq!(all.next_acknowledgement().map(|(_, ids)| ids.len()), expected);
             assert!(all.has_unacked() && !all.is_acknowledging());
         }
-        all.remove("a", Slot { index: 0, generation: 1 }, now);
+        all.remove(b"a", Slot { index: 0, generation: 1 }, now);
         all.begin_acknowledging();
         assert!(all.next_acknowledgement().is_none() && !all.has_unacked());
     }
@@ -424,11 +472,11 @@ mod tests {
         let now = Instant::now();
         let mut all = Subscriptions::default();
         let live = Slot { index: 0, generation: 1 };
-        all.insert("k", subscription(1, None, now));
-        assert!(all.remove("k", Slot { index: 0, generation: 2 }, now).is_none(), "another start's");
-        assert!(all.remove("k", live, now + Duration::from_secs(1)).is_some());
+        all.insert(subscription(1, None, now));
+        assert!(all.remove(b"k", Slot { index: 0, generation: 2 }, now).is_none(), "another start's");
+        assert!(all.remove(b"k", live, now + Duration::from_secs(1)).is_some());
         assert!(all.expired(now).is_empty());
-        all.insert("k", subscription(1, None, now));
+        all.insert(subscription(1, None, now));
         assert!(all.expired(now + Duration::from_secs(2)).is_empty());
         all.remove_all(now);
         assert_eq!(all.expired(now).len(), 1);

@@ -6,6 +6,10 @@ use crate::event::EntryId;
 
 /// Digits of the longest number, sign included.
 const NUMBER_BYTES_MAX: usize = 20;
+/// The longest entry id, in bytes.
+const ID_BYTES_MAX: usize = 2 * NUMBER_BYTES_MAX + 1;
+/// The buffer that a pipeline keeps between two uses, in bytes.
+const PIPELINE_KEPT_BYTES: usize = 256 * 1024;
 
 /// One command: a name and its arguments, already in the form in which they are sent.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,15 +54,7 @@ impl Command {
     /// An entry id as the next argument, `ms-n`.
     #[must_use]
     pub fn id(mut self, id: EntryId) -> Self {
-        let mut text = [0; 2 * NUMBER_BYTES_MAX + 1];
-        let mut len = 0;
-        for (part, end) in [(id.ms, &b"-"[..]), (id.n, b"")] {
-            let (digits, start) = number_text(part);
-            for piece in [&digits[start..], end] {
-                text[len..len + piece.len()].copy_from_slice(piece);
-                len += piece.len();
-            }
-        }
+        let (text, len) = id_text(id);
         self.add(&text[..len]);
         self
     }
@@ -73,28 +69,109 @@ impl Command {
 
     fn add(&mut self, argument: &[u8]) {
         self.count += 1;
-        let (digits, start) = number_text(argument.len());
-        self.body.push(b'$');
-        self.body.extend_from_slice(&digits[start..]);
-        self.body.extend_from_slice(b"\r\n");
-        self.body.extend_from_slice(argument);
-        self.body.extend_from_slice(b"\r\n");
+        bulk(&mut self.body, argument);
     }
 
     /// Appends the whole command.
     pub(super) fn encode(&self, output: &mut Vec<u8>) {
-        let (digits, start) = number_text(self.count);
-        output.push(b'*');
-        output.extend_from_slice(&digits[start..]);
-        output.extend_from_slice(b"\r\n");
+        head(output, b'*', self.count);
         output.extend_from_slice(&self.body);
     }
+}
+
+fn bulk(output: &mut Vec<u8>, argument: &[u8]) {
+    head(output, b'$', argument.len());
+    output.extend_from_slice(argument);
+    output.extend_from_slice(b"\r\n");
+}
+
+fn head(output: &mut Vec<u8>, kind: u8, count: impl Number) {
+    let (digits, start) = number_text(count);
+    output.push(kind);
+    output.extend_from_slice(&digits[start..]);
+    output.extend_from_slice(b"\r\n");
 }
 
 /// Without the arguments, which may be secrets or a user's text.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} with {} arguments", self.name(), self.count - 1)
+    }
+}
+
+/// Commands one behind the other in one buffer, which is used again: for paths on which an allocation for each
+/// command counts.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    bytes: Vec<u8>,
+    commands: usize,
+}
+
+impl Pipeline {
+    /// Begins anew. Unless it has grown very large the buffer is kept.
+    pub fn clear(&mut self) {
+        self.commands = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(PIPELINE_KEPT_BYTES);
+    }
+
+    /// How many commands there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.commands
+    }
+
+    /// Whether there is no command.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.commands == 0
+    }
+
+    /// Begins a command, which `arguments` arguments must follow.
+    pub fn command(&mut self, name: &str, arguments: usize) -> Arguments<'_> {
+        self.commands += 1;
+        head(&mut self.bytes, b'*', arguments + 1);
+        bulk(&mut self.bytes, name.as_bytes());
+        Arguments { bytes: &mut self.bytes, left: arguments }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The arguments of a command in a [`Pipeline`].
+#[derive(Debug)]
+pub struct Arguments<'a> {
+    bytes: &'a mut Vec<u8>,
+    left: usize,
+}
+
+impl Arguments<'_> {
+    /// The next argument.
+    pub fn arg(&mut self, argument: impl AsRef<[u8]>) -> &mut Self {
+        debug_assert!(self.left > 0, "more arguments than announced");
+        self.left -= 1;
+        bulk(self.bytes, argument.as_ref());
+        self
+    }
+
+    /// A number as the next argument.
+    pub fn number(&mut self, number: impl Number) -> &mut Self {
+        let (digits, start) = number_text(number);
+        self.arg(&digits[start..])
+    }
+
+    /// An entry id as the next argument, `ms-n`.
+    pub fn id(&mut self, id: EntryId) -> &mut Self {
+        let (text, len) = id_text(id);
+        self.arg(&text[..len])
+    }
+}
+
+impl Drop for Arguments<'_> {
+    fn drop(&mut self) {
+        debug_assert!(self.left == 0 || std::thread::panicking(), "fewer arguments than announced");
     }
 }
 
@@ -141,6 +218,20 @@ fn number_text(number: impl Number) -> ([u8; NUMBER_BYTES_MAX], usize) {
     (text, start)
 }
 
+/// An entry id as text, and how many bytes of the array it takes.
+fn id_text(id: EntryId) -> ([u8; ID_BYTES_MAX], usize) {
+    let mut text = [0; ID_BYTES_MAX];
+    let mut len = 0;
+    for (part, end) in [(id.ms, &b"-"[..]), (id.n, b"")] {
+        let (digits, start) = number_text(part);
+        for piece in [&digits[start..], end] {
+            text[len..len + piece.len()].copy_from_slice(piece);
+            len += piece.len();
+        }
+    }
+    (text, len)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +267,22 @@ mod tests {
             .arg(EntryId::MAX.to_string())
             .get_packed_command();
         assert_eq!(encoded(&ours).into_bytes(), theirs);
+    }
+
+    #[test]
+    fn a_pipeline_is_its_commands() {
+        let mut pipeline = Pipeline::default();
+        for _ in 0..2 {
+            pipeline.clear();
+            pipeline.command("XACK", 3).arg("k").arg(b"g").id(EntryId::new(12, 3));
+            pipeline.command("XLEN", 1).number(7);
+            let one = Command::new("XACK").arg("k").arg("g").id(EntryId::new(12, 3));
+            assert_eq!(
+                pipeline.bytes(),
+                (encoded(&one) + &encoded(&Command::new("XLEN").number(7))).as_bytes()
+            );
+            assert_eq!(pipeline.len(), 2);
+        }
     }
 
     #[test]

@@ -8,13 +8,16 @@ pub struct Keys {
     prefix: String,
     service: String,
     instance: String,
+    group: String,
 }
 
 impl Keys {
     /// Names under `prefix` (`llm`) for the instance `instance` of the service `service`.
     #[must_use]
     pub fn new(prefix: impl Into<String>, service: impl Into<String>, instance: impl Into<String>) -> Self {
-        Self { prefix: prefix.into(), service: service.into(), instance: instance.into() }
+        let (prefix, service, instance) = (prefix.into(), service.into(), instance.into());
+        let group = format!("{prefix}:consumer:{service}:{instance}");
+        Self { prefix, service, instance, group }
     }
 
     /// What every key begins with, without the colon.
@@ -67,8 +70,8 @@ impl Keys {
 
     /// The instance's consumer group (a group's name, not a key).
     #[must_use]
-    pub fn group(&self) -> String {
-        format!("{}:consumer:{}:{}", self.prefix, self.service, self.instance)
+    pub fn group(&self) -> &str {
+        &self.group
     }
 
     /// The consumer in the group that reader `index` is (not a key).
@@ -110,7 +113,7 @@ impl Keys {
     /// The names of another instance of the same service.
     #[must_use]
     pub fn of_instance(&self, instance: &str) -> Self {
-        Self { instance: instance.to_owned(), ..self.clone() }
+        Self::new(&self.prefix, &self.service, instance)
     }
 
     /// A marker that makes `what` happen once in the whole service.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::command::Command;
+use super::command::{Command, Pipeline};
 use super::error::{RedisError, ServerError, ServerErrorKind};
 use super::poll::{self, Ready};
 use super::reply::Reply;
@@ -185,6 +185,12 @@ impl Link {
         self.outstanding += 1;
     }
 
+    /// Puts a pipeline's commands into the output buffer. Nothing is sent yet.
+    pub fn push_all(&mut self, pipeline: &Pipeline) {
+        self.output.extend_from_slice(pipeline.bytes());
+        self.outstanding += pipeline.len();
+    }
+
     /// Sends everything that was pushed. Waits for at most the response timeout without progress, and
     /// reads ahead meanwhile, so that neither side waits for the other.
     ///
@@ -251,6 +257,17 @@ impl Link {
         }
         self.flush()?;
         commands.iter().map(|_| self.receive(self.response_timeout)).collect()
+    }
+
+    /// As [`Link::call_all`], with a pipeline's commands.
+    ///
+    /// # Errors
+    /// As [`Link::call_all`].
+    pub fn call_pipeline(&mut self, pipeline: &Pipeline) -> Result<Vec<Reply>, RedisError> {
+        self.begin_calls()?;
+        self.push_all(pipeline);
+        self.flush()?;
+        (0..pipeline.len()).map(|_| self.receive(self.response_timeout)).collect()
     }
 
     /// The oldest push message that was set aside while receiving.

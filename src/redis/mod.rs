@@ -33,7 +33,7 @@ mod tls;
 mod transport;
 
 pub use backoff::Backoff;
-pub use command::{Command, Number};
+pub use command::{Arguments, Command, Number, Pipeline};
 pub use connector::Connector;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 pub use keys::Keys;

@@ -33,7 +33,7 @@ fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
     let stream = keys.stream(none);
     let group = keys.group();
     let on = |name: &str| Command::new(name).arg(&stream);
-    let xgroup = |what: &str| Command::new("XGROUP").arg(what).arg(&stream).arg(&group);
+    let xgroup = |what: &str| Command::new("XGROUP").arg(what).arg(&stream).arg(group);
     let add_nothing = |key: &str| {
         Command::new("XADD").arg(key).args(["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"])
     };
@@ -44,8 +44,8 @@ fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
         on("XRANGE").args(["-", "+", "COUNT", "1"]),
         on("XREVRANGE").args(["+", "-", "COUNT", "1"]),
         Command::new("XINFO").arg("STREAM").arg(&stream),
-        Command::new("XREADGROUP").args(["GROUP", &group, "reader-0", "COUNT", "1", "STREAMS", &stream, ">"]),
-        on("XACK").arg(&group).id(EntryId::new(0, 1)),
+        Command::new("XREADGROUP").args(["GROUP", group, "reader-0", "COUNT", "1", "STREAMS", &stream, ">"]),
+        on("XACK").arg(group).id(EntryId::new(0, 1)),
         xgroup("CREATE").arg("$"),
         xgroup("SETID").arg("$"),
         xgroup("DESTROY"),

@@ -98,7 +98,7 @@ mod tests {
         let (ours, theirs) = (Keys::new("llm", "s", "ours"), Keys::new("llm", "s", "theirs"));
         let stream: StreamName = "a/m".parse().unwrap();
         for keys in [&ours, &theirs] {
-            let create = Command::new("XGROUP").args(["CREATE", &keys.stream(&stream), &keys.group(), "0"]);
+            let create = Command::new("XGROUP").args(["CREATE", &keys.stream(&stream), keys.group(), "0"]);
             link.call(&create.arg("MKSTREAM")).unwrap();
             link.call(&Command::new("SADD").args([&keys.groups(), "a/m", "gone/m", "no name"])).unwrap();
             enrol(&mut link, keys).unwrap();
