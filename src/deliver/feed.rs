@@ -7,7 +7,7 @@ use super::event_loop::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::streams::Ending;
-use super::viewer::{Anchor, Batch, Hub, JobKind, Mark, Stage, Wire};
+use super::viewer::{Batch, Hub, JobKind, Mark, Stage, Wire};
 use crate::event::message::{AckBoard, Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
 use crate::event::{Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream};
 
@@ -29,7 +29,7 @@ impl Delivery {
         }
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         viewer.stage = Stage::Reading;
-        viewer.anchor = Anchor::Cursor(Box::new(shown.cursor.clone()));
+        viewer.anchor.clone_from(&shown.cursor);
         if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
             viewer.entry_bytes = (viewer.entry_bytes * 3 + seen) / 4 + 1;
         }
@@ -80,11 +80,11 @@ impl Delivery {
         match ask {
             Ask::Nothing => {}
             Ask::Read { until } => {
-                let from = viewer.anchor.cursor();
+                let from = viewer.anchor.clone();
                 self.add_job(slot, JobKind::Read { from, until });
             }
             Ask::Attach => {
-                let (hub, from) = (viewer.hub, viewer.anchor.cursor());
+                let (hub, from) = (viewer.hub, viewer.anchor.clone());
                 let Some(found) = self.hubs.get_mut(hub) else { return };
                 found.live = Live::Attaching;
                 found.attach += 1;
@@ -247,7 +247,7 @@ impl Delivery {
 
     fn give_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        viewer.anchor = Anchor::Frame(Arc::clone(frame));
+        viewer.anchor.move_to(frame.last, &frame.state);
         if viewer.wish.batch.is_zero() {
             return self.push(slot, frame, true);
         }

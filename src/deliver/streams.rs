@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::event_loop::Delivery;
 use super::seam::{Live, Seam};
 use super::table::Table;
-use super::viewer::{Anchor, Hub, JobKind, Mark, Stage, Viewer, Wire, Wish};
-use crate::event::message::{Control, Errand, HubRef, Opened, Slot};
+use super::viewer::{Hub, JobKind, Mark, Stage, Viewer, Wire, Wish};
+use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
 use crate::event::notice::{self, Unsubscribed};
 use crate::event::{After, EntryId, Position, StreamName, StreamStatus};
 
@@ -38,7 +38,7 @@ impl Delivery {
             wish,
             stage: Stage::Opening,
             seam: None,
-            anchor: Anchor::Start,
+            anchor: Cursor::default(),
             opened: false,
             told: None,
             unwritten: 0,

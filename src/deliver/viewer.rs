@@ -57,7 +57,7 @@ pub(super) struct Viewer {
     /// The way between history and live, once `after` was found.
     pub(super) seam: Option<Seam<Arc<Frame>>>,
     /// Where history is read on from: what was given last, with its state.
-    pub(super) anchor: Anchor,
+    pub(super) anchor: Cursor,
     /// Whether `open` was sent.
     pub(super) opened: bool,
     /// What the viewer was told of the stream's state last.
@@ -82,36 +82,6 @@ pub(super) struct Batch {
     pub(super) frames: Vec<Arc<Frame>>,
     pub(super) bytes: usize,
     pub(super) due: Instant,
-}
-
-/// A cursor that costs nothing to keep while frames pass.
-#[derive(Debug)]
-pub(super) enum Anchor {
-    /// Nothing was given yet.
-    Start,
-    /// After this frame.
-    Frame(Arc<Frame>),
-    /// After a history read, whose last entries may have given no frame.
-    Cursor(Box<Cursor>),
-}
-
-impl Anchor {
-    pub(super) fn cursor(&self) -> Cursor {
-        match self {
-            Self::Start => Cursor::default(),
-            Self::Frame(frame) => Cursor { position: frame.last, state: frame.state.clone() },
-            Self::Cursor(cursor) => (**cursor).clone(),
-        }
-    }
-
-    /// Whether the newest generation is over at this point.
-    pub(super) fn is_terminal(&self) -> bool {
-        match self {
-            Self::Start => false,
-            Self::Frame(frame) => frame.state.phase.terminal().is_some(),
-            Self::Cursor(cursor) => cursor.state.phase.terminal().is_some(),
-        }
-    }
 }
 
 /// A stream that somebody on this thread watches or waits for.

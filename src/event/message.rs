@@ -50,6 +50,20 @@ pub struct Cursor {
     pub state: StreamState,
 }
 
+impl Cursor {
+    /// Moves to a position with its state.
+    pub fn move_to(&mut self, position: Position, state: &StreamState) {
+        self.position = position;
+        self.state.assign(state);
+    }
+
+    /// Whether the newest generation is over there.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        self.state.phase.terminal().is_some()
+    }
+}
+
 /// What is known of a stream's key, read in one round trip with its entries and before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyFacts {

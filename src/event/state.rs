@@ -55,6 +55,16 @@ impl StreamState {
         *self = Self { phase, generation, ordinal: self.ordinal, ..Self::default() };
     }
 
+    /// Becomes what `other` is. The counter of a generation's name that both share, which lies elsewhere in memory,
+    /// is not touched.
+    pub fn assign(&mut self, other: &Self) {
+        let Self { phase, generation, seq, blind, ordinal } = other;
+        if self.generation.as_ref().map(Arc::as_ptr) != generation.as_ref().map(Arc::as_ptr) {
+            self.generation.clone_from(generation);
+        }
+        (self.phase, self.seq, self.blind, self.ordinal) = (*phase, *seq, *blind, *ordinal);
+    }
+
     /// One more entry was passed, whatever it was.
     pub fn pass(&mut self) {
         self.ordinal = self.ordinal.map(|ordinal| ordinal.saturating_add(1));

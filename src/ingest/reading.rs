@@ -224,9 +224,14 @@ impl Reader {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         link.push_all(&self.pipeline);
         link.flush()?;
+        let may_sleep = !link.has_read_ahead();
         let deadline = Instant::now() + block.unwrap_or_default() + self.parts.connector.response_timeout();
         let mut woken = block.is_none();
         let mut replies = Vec::with_capacity(self.pipeline.len());
+        // Looking at once would be in vain: Redis has yet to be woken.
+        if may_sleep && block.is_none() {
+            self.wait(Instant::now() + STOP_CHECK)?;
+        }
         loop {
             let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
             while let Some(reply) = link.try_receive()? {

@@ -69,6 +69,10 @@ impl Input {
         }
     }
 
+    fn has_room(&self) -> bool {
+        self.bytes.len() < self.bytes.capacity()
+    }
+
     /// Takes bytes off the front.
     fn take(&mut self, len: usize) -> Bytes {
         let taken = self.bytes.split_to(len).freeze();
@@ -202,6 +206,12 @@ impl Link {
         self.remember_break(result)
     }
 
+    /// Whether something was read from the socket that is no whole reply yet, or was not asked for.
+    #[must_use]
+    pub fn has_read_ahead(&self) -> bool {
+        !self.input.bytes.is_empty()
+    }
+
     /// Replies to what was pushed that have not been received yet.
     #[must_use]
     pub const fn outstanding(&self) -> usize {
@@ -210,6 +220,8 @@ impl Link {
 
     /// The next reply if the buffer or the socket have it; `None` only after the socket had nothing
     /// more, so that an edge-triggered loop misses nothing. Pushes on the way are set aside.
+    ///
+    /// That Redis has closed the connection right behind what it sent may be found by the next call only.
     ///
     /// # Errors
     /// [`RedisError::Closed`] at the end of the connection, or why it failed. An error reply is no error.
@@ -341,6 +353,7 @@ impl Link {
     }
 
     fn next_reply(&mut self) -> Result<Option<Reply>, RedisError> {
+        let mut is_socket_empty = false;
         loop {
             while let Some(scanned) = self.scanner.scan(&self.input.bytes)? {
                 let bytes = self.input.take(scanned.len);
@@ -353,9 +366,11 @@ impl Link {
                 self.take_trailing_pushes();
                 return Ok(Some(reply));
             }
-            if !self.fill()? {
+            // A read that has left room has taken everything.
+            if is_socket_empty || !self.fill()? {
                 return Ok(None);
             }
+            is_socket_empty = self.transport.is_plain() && self.input.has_room();
         }
     }
 

@@ -77,6 +77,11 @@ impl Transport {
         }
     }
 
+    /// Whether a read returns all that the socket has, as far as there is room.
+    pub(super) const fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     pub(super) fn raw_fd(&self) -> RawFd {
         match self {
             Self::Plain(socket) => fd(socket),

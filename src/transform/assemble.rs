@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::decode::decode;
 use super::order::{DropReason, Verdict, judge, shows_skipped};
+use crate::event::message::Cursor;
 use crate::event::{
     Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, StreamName, StreamState,
     ToolPiece, piece_continues,
@@ -35,7 +36,7 @@ pub struct Assembler {
     position: Position,
     state: StreamState,
     /// Where the last frame, pending included, ended, and the state there.
-    framed: (Position, StreamState),
+    framed: Cursor,
     /// The text frame that the next entry may continue.
     pending: Option<Pending>,
     /// The text of `pending`; kept to be used again.
@@ -76,7 +77,7 @@ impl Assembler {
     /// An assembler that goes on after `position`, where the stream's state is `state`.
     #[must_use]
     pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
-        let framed = (position, state.clone());
+        let framed = Cursor { position, state: state.clone() };
         let (pending, channel) = (None, None);
         Self { stream, position, state, framed, pending, text: Vec::new(), made: Vec::new(), channel }
     }
@@ -91,7 +92,7 @@ impl Assembler {
     /// Where the last frame ended that was handed out or is pending.
     #[must_use]
     pub fn framed(&self) -> Position {
-        self.pending.as_ref().map_or(self.framed.0, |pending| pending.head.last)
+        self.pending.as_ref().map_or(self.framed.position, |pending| pending.head.last)
     }
 
     /// The stream's state after the last pushed entry.
@@ -146,7 +147,7 @@ impl Assembler {
             PendingBody::Delta { channel, index } => Content::Delta { channel, index, text },
             PendingBody::ToolCall(tool) => Content::ToolCall { tool, arguments: text },
         };
-        self.framed = (head.last, head.state.clone());
+        self.framed.move_to(head.last, &head.state);
         self.made.push(Arc::new(Frame::encode(head, content)));
         self.text.clear();
         self.text.shrink_to(TEXT_KEPT_BYTES);
@@ -232,21 +233,21 @@ impl Assembler {
     fn emit(&mut self, at: At, content: Content<'_>) {
         self.cut();
         let head = self.head(at, 1);
-        self.framed = (head.last, head.state.clone());
+        self.framed.move_to(head.last, &head.state);
         self.made.push(Arc::new(Frame::encode(head, content)));
     }
 
     /// Says that numbers are missing before the entry at hand. The frame moves nobody's position.
     fn emit_gap(&mut self, at: At, lost: u64) {
         self.cut();
-        let (position, state) = self.framed.clone();
+        let Cursor { position, state } = self.framed.clone();
         let head = Head { last: position, state, seq: None, ts_us: None, ..self.head(at, 0) };
         self.made.push(Arc::new(Frame::encode(head, Content::Gap { next: at.id.id, lost })));
     }
 
     fn head(&self, at: At, count: u32) -> Head {
         let At { id: last, seq, ts_us, read_us } = at;
-        let (stream, state, after) = (self.stream.clone(), self.state.clone(), self.framed.0);
+        let (stream, state, after) = (self.stream.clone(), self.state.clone(), self.framed.position);
         Head { stream, after, last, state, seq, count, ts_us, read_us, encoded_us: 0 }
     }
 
