@@ -8,8 +8,10 @@ use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::streams::Ending;
 use super::viewer::{Batch, Hub, JobKind, Mark, Stage, Wire};
-use crate::event::message::{AckBoard, Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
-use crate::event::{Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream};
+use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
+use crate::event::{
+    AckBoard, Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream,
+};
 
 impl Delivery {
     // ----- history -----

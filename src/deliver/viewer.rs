@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::seam::{Live, Seam};
-use crate::event::message::{AckBoard, Cursor, Slot};
-use crate::event::{After, EntryId, Frame, StreamName, StreamStatus};
+use crate::event::message::{Cursor, Slot};
+use crate::event::{AckBoard, After, EntryId, Frame, StreamName, StreamStatus};
 
 /// In which form a viewer gets its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.
 
 mod after;
+mod board;
 mod encode;
 mod entry;
 mod frame;
@@ -18,6 +19,7 @@ mod state;
 mod wire;
 
 pub use after::After;
+pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub use entry::{Entry, Fields};
 pub use frame::{Frame, FrameBody, Span, StreamStatus};

@@ -103,18 +103,8 @@ pub(crate) fn put_header(buffer: &mut [u8]) -> usize {
 }
 
 /// Appends a decimal number.
-pub(crate) fn push_number(bytes: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b"0123456789"[usize::try_from(value % 10).unwrap_or_default()];
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    bytes.extend_from_slice(&digits[at..]);
+pub(crate) fn push_number(bytes: &mut Vec<u8>, value: u64) {
+    bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Appends a position as [`Position`] displays it.

@@ -12,7 +12,7 @@ use crate::event::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError};
 
 /// Acknowledgements are gathered this long.
-const ACK_INTERVAL: Duration = Duration::from_millis(200);
+const ACK_INTERVAL: Duration = Duration::from_millis(400);
 /// A trip that reads few streams acknowledges at most so many, others as many as they read.
 const STREAMS_PER_TRIP_MIN: usize = 32;
 /// Streams that are acknowledged in one trip while nothing is read.

@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::pacing::{Next, Pacing};
 use super::subscriptions::{Key, Subscription, Subscriptions};
-use super::told::Told;
+use super::told::{SWEEPS_PER_ROUND, SWEPT_SILENCE, Told};
 use crate::config;
 use crate::event::EntryId;
 use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, UnderWay, now_us};
@@ -203,7 +203,7 @@ impl Reader {
         self.hear()?;
         let now = Instant::now();
         if self.told.sweeps(now) {
-            self.subscriptions.note_all_news();
+            self.subscriptions.sweep(SWEEPS_PER_ROUND, now.checked_sub(SWEPT_SILENCE).unwrap_or(now));
         }
         if !self.subscriptions.has_news() {
             self.wait(now + STOP_CHECK)?;

@@ -128,6 +128,7 @@ impl Reader {
                     return Ok(false);
                 }
                 self.told.begin(connection);
+                self.subscriptions.note_all_news();
             }
             (true, false) => {
                 self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;

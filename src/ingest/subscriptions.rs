@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::acks::{IDS_PER_ACK_MAX, Unacked};
-use crate::event::message::{AckBoard, LiveRef};
-use crate::event::{Entry, EntryId, StreamName};
+use crate::event::message::LiveRef;
+use crate::event::{AckBoard, Entry, EntryId, StreamName};
 
 /// A batch this long is held against the stream's oldest entry before it is passed on, where nothing else is
 /// known: a producer that trims while it writes may have removed entries that were never read.
@@ -140,6 +140,8 @@ pub(super) struct Subscriptions {
     pending: VecDeque<(Place, LiveRef)>,
     /// How many of them are still to be looked at.
     to_acknowledge: usize,
+    /// The place at which the next sweep begins.
+    sweep_at: Place,
     /// Groups that stay for a while after their stream's last viewer left.
     lingering: HashMap<StreamName, Instant>,
 }
@@ -177,6 +179,18 @@ impl Subscriptions {
         for (place, found) in &mut self.all {
             if !std::mem::replace(&mut found.has_news, true) {
                 self.news.push_back(place);
+            }
+        }
+    }
+
+    /// The next share of the streams, one in `shares`, may have news as far as they have not been read since `since`.
+    pub(super) fn sweep(&mut self, shares: usize, since: Instant) {
+        let places = self.all.capacity();
+        let from = if self.sweep_at < places { self.sweep_at } else { 0 };
+        self.sweep_at = from + places.div_ceil(shares);
+        for place in from..self.sweep_at.min(places) {
+            if self.all.get(place).is_some_and(|found| found.read_at <= since) {
+                self.note(place);
             }
         }
     }
@@ -412,6 +426,22 @@ mod tests {
         inserted(&mut all, "a", now);
         inserted(&mut all, "a", now);
         assert_eq!((all.len(), all.take_news(9).len()), (1, 1));
+    }
+
+    #[test]
+    fn sweeps_come_to_every_silent_stream() {
+        let now = Instant::now();
+        let mut all = Subscriptions::default();
+        let places: Vec<_> = (0..7).map(|key| inserted(&mut all, &key.to_string(), now)).collect();
+        all.take_news(9);
+        let later = now + Duration::from_secs(1);
+        all.advance(places[3], &mut vec![entry(5)], false, later);
+        (0..3).for_each(|_| all.sweep(3, now));
+        let mut swept = all.take_news(9);
+        swept.sort_unstable();
+        assert_eq!(swept, [0, 1, 2, 4, 5, 6].map(|silent| places[silent]));
+        (0..6).for_each(|_| all.sweep(3, later));
+        assert_eq!(all.take_news(9).len(), 7, "the silence of each has been long enough");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! once for each turn of its event loop. Blocking costs Redis by the streams that are read, being told by those
 //! that are written; it takes one more round trip. So a reader with few streams blocks and one with many is told.
 //!
-//! What is told is a hint: a sweep over all streams finds what was not told, and that the connection is dead.
+//! What is told is a hint: a sweep over the silent streams finds what was not told, and that the connection is dead.
 //! Other instances' streams are told too. Where those outweigh the reader's own by far, it goes back to
 //! blocking for a while.
 
@@ -12,11 +12,17 @@ use std::time::{Duration, Instant};
 
 /// From so many streams on a reader is told; with half as many it blocks again.
 const TOLD_STREAMS_MIN: usize = 16;
-/// How often all streams are looked at, whether they were told of or not.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// How often some streams are looked at of which nothing was told.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
+/// A sweep looks at one stream in so many: at all of them within two seconds, and never at many at once.
+pub(super) const SWEEPS_PER_ROUND: usize = 10;
+/// A stream that was read so lately is passed over: whatever comes will be told, or found by a later sweep.
+pub(super) const SWEPT_SILENCE: Duration = Duration::from_secs(2);
+/// How often what was told is judged.
+const JUDGED_INTERVAL: Duration = Duration::from_secs(2);
 /// Foreign names for each own one that are too many,
 const FOREIGN_PER_OWN_MAX: u64 = 64;
-/// where they are at least so many between two sweeps.
+/// where they are at least so many between two judgements.
 const FOREIGN_MIN: u64 = 10_000;
 /// How long a reader blocks that was told too much, or was refused to be told.
 const REST: Duration = Duration::from_secs(60);
@@ -28,6 +34,7 @@ pub(super) struct Told {
     connection: Option<u64>,
     rest_until: Option<Instant>,
     swept_at: Option<Instant>,
+    judged_at: Option<Instant>,
     own: u64,
     foreign: u64,
 }
@@ -44,7 +51,7 @@ impl Told {
         streams >= enough && self.rest_until.is_none_or(|until| until <= now)
     }
 
-    /// It is told from now on; what happened before is for the sweep, which is due at once.
+    /// It is told from now on. What happened before was told to nobody.
     pub(super) fn begin(&mut self, connection: u64) {
         *self = Self { connection: Some(connection), ..Self::default() };
     }
@@ -65,17 +72,26 @@ impl Told {
         *counter += 1;
     }
 
-    /// Whether it is time to look at all streams. Then what was told since the last time is judged.
+    /// Whether it is time to sweep.
     pub(super) fn sweeps(&mut self, now: Instant) -> bool {
-        if self.swept_at.is_some_and(|at| now.duration_since(at) < SWEEP_INTERVAL) {
-            return false;
+        self.judge(now);
+        let is_due = self.swept_at.is_none_or(|at| now.duration_since(at) >= SWEEP_INTERVAL);
+        if is_due {
+            self.swept_at = Some(now);
         }
-        self.swept_at = Some(now);
+        is_due
+    }
+
+    /// Judges what was told since the last time.
+    fn judge(&mut self, now: Instant) {
+        if now.duration_since(*self.judged_at.get_or_insert(now)) < JUDGED_INTERVAL {
+            return;
+        }
+        self.judged_at = Some(now);
         if self.foreign >= FOREIGN_MIN && self.foreign / FOREIGN_PER_OWN_MAX > self.own {
             self.rest(now);
         }
         (self.own, self.foreign) = (0, 0);
-        true
     }
 }
 
@@ -110,14 +126,15 @@ mod tests {
     fn too_many_foreign_names_end_it() {
         let (mut told, mut now) = (Told::default(), Instant::now());
         told.begin(1);
+        assert!(told.sweeps(now));
         for (own, foreign, wanted) in
             [(0, FOREIGN_MIN - 1, true), (1_000, 60_000, true), (1_000, 70_000, false)]
         {
             (0..own).for_each(|_| told.count(true));
             (0..foreign).for_each(|_| told.count(false));
+            now += JUDGED_INTERVAL;
             assert!(told.sweeps(now));
             assert_eq!(told.is_wanted(1, 100, now), wanted, "{own} of {foreign}");
-            now += SWEEP_INTERVAL;
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+pub use itoa::Integer as Number;
+
 use crate::event::EntryId;
 
-/// Digits of the longest number, sign included.
-const NUMBER_BYTES_MAX: usize = 20;
 /// The longest entry id, in bytes.
-const ID_BYTES_MAX: usize = 2 * NUMBER_BYTES_MAX + 1;
+const ID_BYTES_MAX: usize = 41;
 /// The buffer that a pipeline keeps between two uses, in bytes.
 const PIPELINE_KEPT_BYTES: usize = 256 * 1024;
 
@@ -46,8 +46,7 @@ impl Command {
     /// A number as the next argument.
     #[must_use]
     pub fn number(mut self, number: impl Number) -> Self {
-        let (digits, start) = number_text(number);
-        self.add(&digits[start..]);
+        self.add(itoa::Buffer::new().format(number).as_bytes());
         self
     }
 
@@ -86,9 +85,8 @@ fn bulk(output: &mut Vec<u8>, argument: &[u8]) {
 }
 
 fn head(output: &mut Vec<u8>, kind: u8, count: impl Number) {
-    let (digits, start) = number_text(count);
     output.push(kind);
-    output.extend_from_slice(&digits[start..]);
+    output.extend_from_slice(itoa::Buffer::new().format(count).as_bytes());
     output.extend_from_slice(b"\r\n");
 }
 
@@ -158,8 +156,7 @@ impl Arguments<'_> {
 
     /// A number as the next argument.
     pub fn number(&mut self, number: impl Number) -> &mut Self {
-        let (digits, start) = number_text(number);
-        self.arg(&digits[start..])
+        self.arg(itoa::Buffer::new().format(number))
     }
 
     /// An entry id as the next argument, `ms-n`.
@@ -175,56 +172,12 @@ impl Drop for Arguments<'_> {
     }
 }
 
-/// The integers that may be arguments.
-pub trait Number: Copy {
-    /// Sign and magnitude.
-    fn parts(self) -> (bool, u64);
-}
-
-macro_rules! numbers {
-    ($($unsigned:ty),*; $($signed:ty),*) => {
-        $(impl Number for $unsigned {
-            fn parts(self) -> (bool, u64) {
-                (false, self as u64)
-            }
-        })*
-        $(impl Number for $signed {
-            fn parts(self) -> (bool, u64) {
-                (self < 0, i64::from(self).unsigned_abs())
-            }
-        })*
-    };
-}
-
-numbers!(u8, u16, u32, u64, usize; i32, i64);
-
-/// The decimal digits of a number: the end of the array, from the index given.
-fn number_text(number: impl Number) -> ([u8; NUMBER_BYTES_MAX], usize) {
-    let (negative, mut rest) = number.parts();
-    let mut text = [b'0'; NUMBER_BYTES_MAX];
-    let mut start = NUMBER_BYTES_MAX;
-    loop {
-        start -= 1;
-        text[start] = b"0123456789"[usize::try_from(rest % 10).unwrap_or(0)];
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    if negative {
-        start -= 1;
-        text[start] = b'-';
-    }
-    (text, start)
-}
-
 /// An entry id as text, and how many bytes of the array it takes.
 fn id_text(id: EntryId) -> ([u8; ID_BYTES_MAX], usize) {
     let mut text = [0; ID_BYTES_MAX];
     let mut len = 0;
     for (part, end) in [(id.ms, &b"-"[..]), (id.n, b"")] {
-        let (digits, start) = number_text(part);
-        for piece in [&digits[start..], end] {
+        for piece in [itoa::Buffer::new().format(part).as_bytes(), end] {
             text[len..len + piece.len()].copy_from_slice(piece);
             len += piece.len();
         }

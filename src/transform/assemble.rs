@@ -37,28 +37,34 @@ pub struct Assembler {
     state: StreamState,
     /// Where the last frame, pending included, ended, and the state there.
     framed: Cursor,
-    /// The text frame that the next entry may continue.
-    pending: Option<Pending>,
-    /// The text of `pending`; kept to be used again.
-    text: Vec<u8>,
+    /// The text frame that the next entry may continue. In memory that was used just now, and not among what lies
+    /// cold between two batches of the stream.
+    pending: Option<Box<Pending>>,
     /// Complete frames, in order.
     made: Vec<Arc<Frame>>,
     /// The channel that was named last, so that its name is not allocated for every frame.
     channel: Option<Arc<str>>,
 }
 
-/// A text frame in the making. Its text lies in the assembler.
+/// A text frame in the making.
 #[derive(Debug)]
 struct Pending {
     /// What the frame will carry, as of the last entry in it.
     head: Head,
     body: PendingBody,
+    text: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum PendingBody {
     Delta { channel: Option<Arc<str>>, index: u64 },
     ToolCall(ToolPiece),
+}
+
+impl Pending {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.text.len() + bytes <= FRAME_TEXT_BYTES_MAX
+    }
 }
 
 /// The entry at hand, beside what it says.
@@ -70,8 +76,8 @@ struct At {
     read_us: u64,
 }
 
-/// How much room for text is kept between frames.
-const TEXT_KEPT_BYTES: usize = 2 * FRAME_TEXT_BYTES_MAX;
+/// How much room for text a frame begins with.
+const TEXT_BYTES_MIN: usize = 64;
 
 impl Assembler {
     /// An assembler that goes on after `position`, where the stream's state is `state`.
@@ -79,7 +85,7 @@ impl Assembler {
     pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
         let framed = Cursor { position, state: state.clone() };
         let (pending, channel) = (None, None);
-        Self { stream, position, state, framed, pending, text: Vec::new(), made: Vec::new(), channel }
+        Self { stream, position, state, framed, pending, made: Vec::new(), channel }
     }
 
     /// The position after the last pushed entry. It may be ahead of the last frame's, where entries that
@@ -141,16 +147,15 @@ impl Assembler {
 
     /// A frame boundary here: what is pending becomes a frame.
     pub fn cut(&mut self) {
-        let Some(Pending { head, body }) = self.pending.take() else { return };
-        let text = &self.text[..];
+        let Some(pending) = self.pending.take() else { return };
+        let Pending { head, body, text } = *pending;
+        let text = &text[..];
         let content = match body {
             PendingBody::Delta { channel, index } => Content::Delta { channel, index, text },
             PendingBody::ToolCall(tool) => Content::ToolCall { tool, arguments: text },
         };
         self.framed.move_to(head.last, &head.state);
         self.made.push(Arc::new(Frame::encode(head, content)));
-        self.text.clear();
-        self.text.shrink_to(TEXT_KEPT_BYTES);
     }
 
     /// Cuts, and hands out all frames that were made since the last time, as encoded at `now_us` (µs since
@@ -169,7 +174,11 @@ impl Assembler {
             Event::ToolCall { index, call, id, name, arguments } => {
                 if !self.continues_tool(index, call, [id, name], arguments.len()) {
                     let (id, name) = (id.map(Arc::from), name.map(Arc::from));
-                    self.begin(at, PendingBody::ToolCall(ToolPiece { index, call, id, name }));
+                    self.begin(
+                        at,
+                        PendingBody::ToolCall(ToolPiece { index, call, id, name }),
+                        arguments.len(),
+                    );
                 }
                 self.append(at, arguments);
             }
@@ -183,42 +192,42 @@ impl Assembler {
 
     fn accept_delta(&mut self, at: At, (channel, index): (&str, u64), text: &str) {
         let named = (channel != "content").then_some(channel);
-        let continued = self.fits(text.len())
-            && matches!(
-                &self.pending,
-                Some(Pending { body: PendingBody::Delta { channel: c, index: i }, .. })
-                    if c.as_deref() == named && *i == index
+        let continued = self.pending.as_deref().is_some_and(|pending| {
+            let is_same = matches!(
+                &pending.body,
+                PendingBody::Delta { channel: c, index: i } if c.as_deref() == named && *i == index
             );
+            is_same && pending.has_room(text.len())
+        });
         if !continued {
             let channel = named.map(|name| self.channel_name(name));
-            self.begin(at, PendingBody::Delta { channel, index });
+            self.begin(at, PendingBody::Delta { channel, index }, text.len());
         }
         self.append(at, text);
     }
 
     fn continues_tool(&self, index: u64, call: u64, later: [Option<&str>; 2], bytes: usize) -> bool {
-        let Some(Pending { body: PendingBody::ToolCall(first), .. }) = &self.pending else { return false };
-        self.fits(bytes)
+        let Some(pending) = self.pending.as_deref() else { return false };
+        let PendingBody::ToolCall(first) = &pending.body else { return false };
+        pending.has_room(bytes)
             && (first.index, first.call) == (index, call)
             && piece_continues([first.id.as_deref(), first.name.as_deref()], later)
     }
 
-    fn fits(&self, bytes: usize) -> bool {
-        self.text.len() + bytes <= FRAME_TEXT_BYTES_MAX
-    }
-
-    /// Begins a text frame with the entry at hand.
-    fn begin(&mut self, at: At, body: PendingBody) {
+    /// Begins a text frame with the entry at hand, which has so many bytes of text.
+    fn begin(&mut self, at: At, body: PendingBody, bytes: usize) {
         self.cut();
         let head = self.head(at, 0);
-        self.pending = Some(Pending { head, body });
+        let text = Vec::with_capacity(bytes.max(TEXT_BYTES_MIN));
+        self.pending = Some(Box::new(Pending { head, body, text }));
     }
 
     /// Adds the entry at hand to the pending text frame. Within a frame only the
     /// counts of the state change: whatever changes more has a frame of its own.
     fn append(&mut self, at: At, text: &str) {
-        self.text.extend_from_slice(text.as_bytes());
-        let Some(Pending { head, .. }) = &mut self.pending else { return };
+        let Some(pending) = self.pending.as_deref_mut() else { return };
+        let head = &mut pending.head;
+        pending.text.extend_from_slice(text.as_bytes());
         head.last = at.id;
         head.seq = at.seq;
         head.count += 1;

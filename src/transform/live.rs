@@ -7,8 +7,8 @@ use slab::Slab;
 
 use super::history::silence_us;
 use super::{Assembler, Pushed};
-use crate::event::message::{AckBoard, Cursor, HubRef, LiveRef, Slot};
-use crate::event::{Entry, EntryId, Frame, StreamName};
+use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
+use crate::event::{AckBoard, Entry, EntryId, Frame, StreamName};
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;

@@ -17,11 +17,11 @@ use crate::event::{EntryId, StreamName};
 use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply};
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
-const BLOCK: Duration = Duration::from_secs(2);
+const BLOCK: Duration = Duration::from_secs(1);
 /// Announcements taken by one read.
 const ANNOUNCEMENTS_MAX: u32 = 1000;
 /// News stay on for so long after the last name was waited for.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What was told.
 #[derive(Debug, PartialEq, Eq)]
