@@ -22,6 +22,7 @@ mod producer;
 mod report;
 mod resp;
 mod scenarios;
+mod server;
 mod token;
 
 use std::error::Error;
@@ -37,7 +38,8 @@ use clap::Parser;
 
 use crate::floor::Mode;
 use crate::report::Report;
-use crate::scenarios::{Scenario, Server, Settings};
+use crate::scenarios::{Scenario, Settings};
+use crate::server::Server;
 
 /// Measures the daemon beside a bare loop of XREAD and write.
 #[derive(Debug, Parser)]

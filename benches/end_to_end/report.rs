@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::scenarios::Server;
+use crate::server::{Kind, Server};
 
 /// A thread of the load generator above that share of a core may have limited what was measured.
 const GENERATOR_PERCENT_MAX: f64 = 90.0;
@@ -170,7 +170,9 @@ impl Report {
                 .runs
                 .iter()
                 .filter(|run| {
-                    run.scenario == scenario && run.round == ours.round && run.server != ours.server
+                    run.scenario == scenario
+                        && run.round == ours.round
+                        && Server::is_a(Kind::Floor, run.server)
                 })
                 .filter_map(column.value);
             let better = floors.reduce(if column.more_is_better { f64::max } else { f64::min })?;

@@ -1,55 +1,21 @@
 //! The scenarios, and one run of one of them against one server.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clients::{self, Seen};
 use crate::daemon::Process;
-use crate::floor::Mode;
 use crate::load::{Pace, Plan, Shared};
 use crate::producer::{self, Produced};
 use crate::report::{Latency, Run, per, percent};
+use crate::server::Server;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 const OVERHEAD: Duration = Duration::from_secs(90);
-
-/// Who serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Server {
-    /// The daemon
-    Daemon,
-    /// The floor with a blocked connection to Redis per stream
-    Blocking,
-    /// The floor that is told which streams have news
-    Told,
-}
-
-impl Server {
-    /// Everyone who serves.
-    pub(crate) const ALL: [Self; 3] = [Self::Daemon, Self::Blocking, Self::Told];
-
-    /// The name in reports.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Daemon => "daemon",
-            Self::Blocking => "floor, blocking",
-            Self::Told => "floor, told",
-        }
-    }
-
-    fn start(self, redis: SocketAddr, settings: &[String]) -> Result<Process> {
-        match self {
-            Self::Daemon => Process::daemon(redis, settings),
-            Self::Blocking => Process::floor(redis, Mode::Blocking),
-            Self::Told => Process::floor(redis, Mode::Told),
-        }
-    }
-}
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
