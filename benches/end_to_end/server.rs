@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::daemon::Process;
 use crate::floor::Mode;
+use crate::peers::Peer;
 
 /// What a server is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(crate) enum Kind {
     Daemon,
     /// What the least cost is.
     Floor,
+    /// What others would use instead.
+    Peer,
 }
 
 /// Who serves.
@@ -24,11 +27,18 @@ pub(crate) enum Server {
     Blocking,
     /// The floor that is told which streams have news
     Told,
+    /// The peer on Node, with ws and ioredis (needs --compare)
+    Node,
+    /// The peer on FastAPI, with uvicorn and redis-py (needs --compare)
+    Fastapi,
+    /// The peer that is nginx with nchan (needs --compare)
+    Nchan,
 }
 
 impl Server {
     /// Everyone who serves.
-    pub(crate) const ALL: [Self; 3] = [Self::Daemon, Self::Blocking, Self::Told];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Daemon, Self::Blocking, Self::Told, Self::Node, Self::Fastapi, Self::Nchan];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
@@ -36,6 +46,9 @@ impl Server {
             Self::Daemon => "daemon",
             Self::Blocking => "floor, blocking",
             Self::Told => "floor, told",
+            Self::Node => "Node, ws",
+            Self::Fastapi => "FastAPI",
+            Self::Nchan => "nchan",
         }
     }
 
@@ -44,7 +57,23 @@ impl Server {
         match self {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Told => Kind::Floor,
+            Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
         }
+    }
+
+    /// Which peer it is.
+    pub(crate) const fn peer(self) -> Option<Peer> {
+        match self {
+            Self::Daemon | Self::Blocking | Self::Told => None,
+            Self::Node => Some(Peer::Node),
+            Self::Fastapi => Some(Peer::Fastapi),
+            Self::Nchan => Some(Peer::Nchan),
+        }
+    }
+
+    /// Whether tokens are published to it instead of being added to streams.
+    pub(crate) const fn is_published_to(self) -> bool {
+        matches!(self, Self::Nchan)
     }
 
     /// Whether a report's name is the one of a server of this kind.
@@ -62,6 +91,9 @@ impl Server {
             Self::Daemon => Process::daemon(redis, settings),
             Self::Blocking => Process::floor(redis, Mode::Blocking),
             Self::Told => Process::floor(redis, Mode::Told),
+            Self::Node => Peer::Node.start(redis),
+            Self::Fastapi => Peer::Fastapi.start(redis),
+            Self::Nchan => Peer::Nchan.start(redis),
         }
     }
 }
