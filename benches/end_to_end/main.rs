@@ -19,6 +19,7 @@
 mod clients;
 mod daemon;
 mod floor;
+mod growth;
 mod judge;
 mod load;
 mod peers;
@@ -129,8 +130,12 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
             }
         }
     }
+    if is_chosen(growth::NAME, &args.only) {
+        eprintln!("{}: tokens a second x streams, 1 client each", growth::NAME);
+        report.set_growth(growth::measure(&servers, rounds, &settings, run_one)?);
+    }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", report.table())?;
+    writeln!(out, "{}", report.tables())?;
     if !smoke {
         for warning in report.warnings() {
             writeln!(out, "{warning}")?;
@@ -185,14 +190,15 @@ fn interruption() -> std::io::Result<Arc<AtomicBool>> {
 
 fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {
     let all = scenarios::ALL;
-    if let Some(unknown) = only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
-        let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
+    let names: Vec<_> = all.iter().map(|scenario| scenario.name).chain([growth::NAME]).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("there is no scenario {unknown:?}; there are {}", names.join(", ")));
     }
-    Ok(all
-        .iter()
-        .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
-        .collect())
+    Ok(all.iter().filter(|scenario| is_chosen(scenario.name, only)).collect())
+}
+
+fn is_chosen(scenario: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|name| name == scenario)
 }
 
 /// The servers in the order of a round: each round begins with another one.

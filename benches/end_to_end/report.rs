@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::growth::Growth;
 use crate::server::{Kind, Server};
 
 /// A thread of the load generator above that share of a core may have limited what was measured.
@@ -152,6 +153,7 @@ const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f6
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     runs: Vec<Run>,
+    growth: Growth,
 }
 
 impl Report {
@@ -160,10 +162,19 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// Whether every run was correct. Peers are not what is tested.
+    /// Takes what the cost of a token is as the load grows.
+    pub(crate) fn set_growth(&mut self, growth: Growth) {
+        self.growth = growth;
+    }
+
+    fn all_runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().chain(self.growth.runs())
+    }
+
+    /// Whether there were runs and every one was correct. Peers are not what is tested.
     pub(crate) fn is_correct(&self) -> bool {
-        let is_peer = |run: &Run| Server::is_a(Kind::Peer, run.server);
-        !self.runs.is_empty() && self.runs.iter().all(|run| is_peer(run) || run.is_correct())
+        let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, run.server);
+        self.all_runs().next().is_some() && self.all_runs().all(is_fine)
     }
 
     fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
@@ -197,8 +208,16 @@ impl Report {
         median(ratios.collect())
     }
 
-    /// The table, in Markdown.
-    pub(crate) fn table(&self) -> String {
+    /// The tables, in Markdown.
+    pub(crate) fn tables(&self) -> String {
+        let tables = [self.table(), self.growth.table()];
+        tables.into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+
+    fn table(&self) -> String {
+        if self.runs.is_empty() {
+            return String::new();
+        }
         let titles: Vec<_> = COLUMNS.iter().map(|column| column.title).collect();
         let mut table = format!(
             "| scenario | server | {} | tokens/frame | lost, repeated, reordered |\n|{}\n",
@@ -231,7 +250,7 @@ impl Report {
     /// What to know before believing the table.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for run in &self.runs {
+        for run in self.all_runs() {
             let busiest = run.producer_cpu_percent.max(run.clients_cpu_percent);
             if busiest > GENERATOR_PERCENT_MAX {
                 warnings.push(format!(
@@ -263,6 +282,7 @@ impl Report {
             "runs": self.runs,
             "ratios_to_better_floor": self.ratios(Kind::Floor),
             "ratios_to_best_peer": self.ratios(Kind::Peer),
+            "growth": self.growth,
         });
         serde_json::to_string_pretty(&whole)
     }
@@ -303,7 +323,8 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.decimals$}"))
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle value, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
     Some(f64::midpoint(*low, *high))

@@ -134,6 +134,13 @@ impl Scenario {
         }
     }
 
+    /// One client for each of `streams`, which get `per_second` tokens in all.
+    pub(crate) fn even(name: &'static str, streams: u32, per_second: u32) -> Self {
+        let size = streams as usize;
+        let pace = Pace::PerSecond(f64::from(per_second) / f64::from(streams));
+        Self { name, streams: size, clients: size, pace, smoke: (size, size), ..PLAIN }
+    }
+
     fn plan(&self, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let warm_up = settings.duration.min(Duration::from_secs(1));
