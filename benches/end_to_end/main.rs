@@ -13,6 +13,8 @@
 //! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
 //! alternation. What they lose decides nothing.
 //!
+//! The scenario `growth` is of another kind: a grid of loads (see `growth`). `--svg` draws what was seen.
+//!
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
@@ -23,6 +25,7 @@ mod growth;
 mod judge;
 mod load;
 mod peers;
+mod plot;
 mod producer;
 mod publisher;
 mod report;
@@ -67,6 +70,9 @@ struct Args {
     /// Writes every run and every ratio there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws latencies and costs there, an SVG a scenario
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
     /// A setting of the daemon, such as delivery.ack=none
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -143,6 +149,9 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     }
     if let Some(path) = &args.json {
         std::fs::write(path, report.json()?)?;
+    }
+    if let Some(dir) = &args.svg {
+        plot::all(&report, dir)?;
     }
     Ok(report.is_correct())
 }

@@ -54,6 +54,9 @@ pub(crate) struct Run {
     pub(crate) tokens_per_frame: f64,
     /// Latency of the tokens written within the measured time.
     pub(crate) latency_ms: Option<Latency>,
+    /// The same, whole.
+    #[serde(skip)]
+    pub(crate) latency_us: Option<Histogram<u64>>,
     /// Processor time of the server per delivered token.
     pub(crate) server_cpu_us: Option<f64>,
     /// Processor time of Redis per delivered token.
@@ -177,11 +180,18 @@ impl Report {
         self.all_runs().next().is_some() && self.all_runs().all(is_fine)
     }
 
-    fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
+    /// What the cost of a token is as the load grows.
+    pub(crate) const fn growth(&self) -> &Growth {
+        &self.growth
+    }
+
+    /// The runs of a scenario against a server.
+    pub(crate) fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
         self.runs.iter().filter(|run| run.scenario == scenario && run.server == server).collect()
     }
 
-    fn scenarios(&self) -> Vec<&'static str> {
+    /// The names of the scenarios that ran.
+    pub(crate) fn scenarios(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.runs.iter().map(|run| run.scenario).collect();
         names.dedup();
         names

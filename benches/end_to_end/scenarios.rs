@@ -229,6 +229,7 @@ fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
         delivered_per_second: window.delivered as f64 / window.wall.as_secs_f64(),
         tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
         latency_ms: Latency::of(&seen.latency_us),
+        latency_us: (!seen.latency_us.is_empty()).then(|| seen.latency_us.clone()),
         server_cpu_us: per(window.server_cpu, window.delivered),
         redis_cpu_us: per(window.redis_cpu, window.delivered),
         server_cpu_percent: percent(window.server_cpu, window.wall),
