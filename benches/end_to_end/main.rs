@@ -153,7 +153,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     if let Some(dir) = &args.svg {
         plot::all(&report, dir)?;
     }
-    Ok(report.is_correct())
+    Ok(report.is_correct() && !settings.interrupted.load(Ordering::Acquire))
 }
 
 /// One run. A peer that fails is not the end of the others.
