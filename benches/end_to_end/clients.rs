@@ -39,6 +39,8 @@ pub(crate) struct Seen {
     pub(crate) repeated: u64,
     /// Tokens that came after a later one.
     pub(crate) reordered: u64,
+    /// Whether tokens were still coming when they had to be there.
+    pub(crate) behind: bool,
     /// Frames with text in them.
     pub(crate) frames: u64,
     /// What a healthy server never sends, in words; the first few.
@@ -102,6 +104,7 @@ pub(crate) fn run(
             lost: 0,
             repeated: 0,
             reordered: 0,
+            behind: false,
             frames: 0,
             surprises: Vec::new(),
             cpu: Duration::ZERO,
@@ -142,10 +145,12 @@ impl Clients<'_> {
             if progress.0 != self.seen.received {
                 progress = (self.seen.received, Instant::now());
             }
-            if let Some(totals) = self.shared.totals.get()
-                && (self.complete(totals) || progress.1.elapsed() > PATIENCE)
-            {
-                return Ok(());
+            if let Some(totals) = self.shared.totals.get() {
+                let complete = self.complete(totals);
+                self.seen.behind = !complete && self.shared.is_overdue();
+                if complete || self.seen.behind || progress.1.elapsed() > PATIENCE {
+                    return Ok(());
+                }
             }
         }
         Ok(())

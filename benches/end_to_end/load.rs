@@ -59,6 +59,7 @@ pub(crate) struct Shared {
     problem: Mutex<Option<String>>,
     interrupted: Arc<AtomicBool>,
     deadline: Instant,
+    give_up_at: OnceLock<Instant>,
 }
 
 impl Shared {
@@ -76,6 +77,7 @@ impl Shared {
             problem: Mutex::new(None),
             interrupted,
             deadline: Instant::now() + limit,
+            give_up_at: OnceLock::new(),
         }
     }
 
@@ -129,6 +131,16 @@ impl Shared {
         while !self.failed() && Instant::now() < end {
             std::thread::sleep(end.saturating_duration_since(Instant::now()).min(LOOK));
         }
+    }
+
+    /// What has not come after this time does not count as delivered any more.
+    pub(crate) fn give_up_after(&self, time: Duration) {
+        self.give_up_at.get_or_init(|| Instant::now() + time);
+    }
+
+    /// Whether that time is over.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.give_up_at.get().is_some_and(|at| Instant::now() > *at)
     }
 
     /// Waits until `done`; false when the run failed or took too long before.

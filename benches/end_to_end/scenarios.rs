@@ -1,55 +1,26 @@
 //! The scenarios, and one run of one of them against one server.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clients::{self, Seen};
 use crate::daemon::Process;
-use crate::floor::Mode;
 use crate::load::{Pace, Plan, Shared};
 use crate::producer::{self, Produced};
 use crate::report::{Latency, Run, per, percent};
+use crate::server::{Kind, Server};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 const OVERHEAD: Duration = Duration::from_secs(90);
-
-/// Who serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Server {
-    /// The daemon
-    Daemon,
-    /// The floor with a blocked connection to Redis per stream
-    Blocking,
-    /// The floor that is told which streams have news
-    Told,
-}
-
-impl Server {
-    /// Everyone who serves.
-    pub(crate) const ALL: [Self; 3] = [Self::Daemon, Self::Blocking, Self::Told];
-
-    /// The name in reports.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Daemon => "daemon",
-            Self::Blocking => "floor, blocking",
-            Self::Told => "floor, told",
-        }
-    }
-
-    fn start(self, redis: SocketAddr, settings: &[String]) -> Result<Process> {
-        match self {
-            Self::Daemon => Process::daemon(redis, settings),
-            Self::Blocking => Process::floor(redis, Mode::Blocking),
-            Self::Told => Process::floor(redis, Mode::Told),
-        }
-    }
-}
+/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind
+/// would take minutes.
+const PEER_DRAIN: Duration = Duration::from_secs(5);
+/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
+const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
@@ -64,15 +35,28 @@ pub(crate) struct Scenario {
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
     /// Whether a floor that keeps a connection to Redis per stream can take part.
-    pub(crate) blocking: bool,
+    blocking: bool,
+    /// Whether peers take part.
+    peers: bool,
 }
 
-const PLAIN: Scenario =
-    Scenario { name: "", what: "", streams: 1, clients: 1, pace: Pace::Quiet, smoke: (1, 1), blocking: true };
+const PLAIN: Scenario = Scenario {
+    name: "",
+    what: "",
+    streams: 1,
+    clients: 1,
+    pace: Pace::Quiet,
+    smoke: (1, 1),
+    blocking: true,
+    peers: false,
+};
+
+/// Of those in which tokens are read as they come.
+const LIVE: Scenario = Scenario { peers: true, ..PLAIN };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..PLAIN },
+    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
     Scenario {
         name: "fan1",
         what: "200 streams x 1 client, 50/s each",
@@ -80,7 +64,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 200,
         pace: Pace::PerSecond(50.0),
         smoke: (20, 20),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "fan1k",
@@ -89,7 +73,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(20.0),
         smoke: (60, 60),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "hot",
@@ -97,7 +81,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(50.0),
         smoke: (1, 40),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "flood",
@@ -106,7 +90,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 64,
         pace: Pace::Flood,
         smoke: (8, 8),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "idle",
@@ -114,7 +98,7 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 100,
         clients: 10_000,
         smoke: (10, 100),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "idle-own",
@@ -142,6 +126,21 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
+    /// Whether a server takes part.
+    pub(crate) fn takes(&self, server: Server) -> bool {
+        match server {
+            Server::Blocking => self.blocking,
+            _ => self.peers || server.kind() != Kind::Peer,
+        }
+    }
+
+    /// One client for each of `streams`, which get `per_second` tokens in all.
+    pub(crate) fn even(name: &'static str, streams: u32, per_second: u32) -> Self {
+        let size = streams as usize;
+        let pace = Pace::PerSecond(f64::from(per_second) / f64::from(streams));
+        Self { name, streams: size, clients: size, pace, smoke: (size, size), ..PLAIN }
+    }
+
     fn plan(&self, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let warm_up = settings.duration.min(Duration::from_secs(1));
@@ -163,13 +162,17 @@ impl Scenario {
                     .inspect_err(|error| shared.fail(error.to_string()))
             })?;
             let producer = std::thread::Builder::new().name("producer".into()).spawn_scoped(scope, || {
-                producer::run(redis.address, &plan, &shared)
+                let publish_to = server.is_published_to().then_some(process.address);
+                producer::run(redis.address, publish_to, &plan, &shared)
                     .inspect_err(|error| shared.fail(error.to_string()))
             })?;
             let window =
                 conduct(&plan, &shared, &process, &redis).inspect_err(|error| shared.fail(error.to_string()));
             shared.stop();
             let produced = producer.join().map_err(|_| "the producer panicked")??;
+            if server.kind() == Kind::Peer {
+                shared.give_up_after(PEER_DRAIN);
+            }
             shared.totals.get_or_init(|| produced.totals.clone());
             let seen = clients.join().map_err(|_| "the clients panicked")??;
             let problem = shared.problem();
@@ -178,6 +181,7 @@ impl Scenario {
                 .then(|| window.private_bytes.saturating_sub(empty_bytes) as f64 / plan.clients as f64);
             let mut run = result(&window, &seen, &produced);
             run.problems.extend(problem);
+            run.behind |= server.is_published_to() && run.producer_late_ms_p99 > PUBLISHED_LATE_MS_MAX;
             Ok(Run { scenario: self.name, server: server.name(), round, idle_bytes, ..run })
         })
     }
@@ -225,6 +229,7 @@ fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
         delivered_per_second: window.delivered as f64 / window.wall.as_secs_f64(),
         tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
         latency_ms: Latency::of(&seen.latency_us),
+        latency_us: (!seen.latency_us.is_empty()).then(|| seen.latency_us.clone()),
         server_cpu_us: per(window.server_cpu, window.delivered),
         redis_cpu_us: per(window.redis_cpu, window.delivered),
         server_cpu_percent: percent(window.server_cpu, window.wall),
@@ -235,6 +240,7 @@ fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
         lost: seen.lost,
         repeated: seen.repeated,
         reordered: seen.reordered,
+        behind: seen.behind,
         problems,
         ..Run::default()
     }

@@ -1,0 +1,99 @@
+//! Who serves in a run: what each server is, its name in reports, and how it starts.
+
+use std::error::Error;
+use std::net::SocketAddr;
+
+use crate::daemon::Process;
+use crate::floor::Mode;
+use crate::peers::Peer;
+
+/// What a server is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// What is measured.
+    Daemon,
+    /// What the least cost is.
+    Floor,
+    /// What others would use instead.
+    Peer,
+}
+
+/// Who serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Server {
+    /// The daemon
+    Daemon,
+    /// The floor with a blocked connection to Redis per stream
+    Blocking,
+    /// The floor that is told which streams have news
+    Told,
+    /// The peer on Node, with ws and ioredis (needs --compare)
+    Node,
+    /// The peer on FastAPI, with uvicorn and redis-py (needs --compare)
+    Fastapi,
+    /// The peer that is nginx with nchan (needs --compare)
+    Nchan,
+}
+
+impl Server {
+    /// Everyone who serves.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Daemon, Self::Blocking, Self::Told, Self::Node, Self::Fastapi, Self::Nchan];
+
+    /// The name in reports.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Daemon => "daemon",
+            Self::Blocking => "floor, blocking",
+            Self::Told => "floor, told",
+            Self::Node => "Node, ws",
+            Self::Fastapi => "FastAPI",
+            Self::Nchan => "nchan",
+        }
+    }
+
+    /// What it is there for.
+    pub(crate) const fn kind(self) -> Kind {
+        match self {
+            Self::Daemon => Kind::Daemon,
+            Self::Blocking | Self::Told => Kind::Floor,
+            Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
+        }
+    }
+
+    /// Which peer it is.
+    pub(crate) const fn peer(self) -> Option<Peer> {
+        match self {
+            Self::Daemon | Self::Blocking | Self::Told => None,
+            Self::Node => Some(Peer::Node),
+            Self::Fastapi => Some(Peer::Fastapi),
+            Self::Nchan => Some(Peer::Nchan),
+        }
+    }
+
+    /// Whether tokens are published to it instead of being added to streams.
+    pub(crate) const fn is_published_to(self) -> bool {
+        matches!(self, Self::Nchan)
+    }
+
+    /// Whether a report's name is the one of a server of this kind.
+    pub(crate) fn is_a(kind: Kind, name: &str) -> bool {
+        Self::ALL.iter().any(|server| server.kind() == kind && server.name() == name)
+    }
+
+    /// Starts it on a Redis; `settings` are those of the daemon.
+    pub(crate) fn start(
+        self,
+        redis: SocketAddr,
+        settings: &[String],
+    ) -> Result<Process, Box<dyn Error + Send + Sync>> {
+        match self {
+            Self::Daemon => Process::daemon(redis, settings),
+            Self::Blocking => Process::floor(redis, Mode::Blocking),
+            Self::Told => Process::floor(redis, Mode::Told),
+            Self::Node => Peer::Node.start(redis),
+            Self::Fastapi => Peer::Fastapi.start(redis),
+            Self::Nchan => Peer::Nchan.start(redis),
+        }
+    }
+}
