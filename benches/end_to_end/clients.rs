@@ -15,10 +15,10 @@ use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
-use crate::daemon::thread_cpu;
 use crate::judge::{Came, Judge};
-use crate::load::{LATENESS_US_MAX, Plan, Shared};
-use crate::token::{self, Token, now_us};
+use crate::load::{LATENESS_US_MAX, MeasuredCpu, Plan, Shared};
+use crate::token::{Token, now_us};
+use crate::wire;
 
 /// Handshakes under way at once.
 const HANDSHAKES_MAX: usize = 128;
@@ -65,6 +65,7 @@ enum Stage {
 
 struct Client {
     socket: TcpStream,
+    /// Which of the plan's streams it reads.
     stream: usize,
     stage: Stage,
     judge: Judge,
@@ -106,7 +107,7 @@ pub(crate) fn run(
             surprises: Vec::new(),
             cpu: Duration::ZERO,
         },
-        window: u64::MAX..u64::MAX,
+        window: shared.measured.us(),
     };
     clients.read_all()?;
     clients.count_lost();
@@ -118,27 +119,20 @@ impl Clients<'_> {
         let mut events = Events::with_capacity(1_024);
         let mut input = vec![0; 256 * 1024];
         let mut progress = (self.seen.received, Instant::now());
-        let mut cpu_from = None;
+        let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
             self.connect_more()?;
             match self.poll.poll(&mut events, Some(LOOK)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 polled => polled?,
             }
-            self.window = self.shared.window_us();
+            self.window = self.shared.measured.us();
             for event in &events {
                 self.ready(event.token().0, &mut input)?;
             }
             self.shared.delivered.store(self.seen.received, Ordering::Release);
-            if cpu_from.is_none() && self.shared.measuring() {
-                cpu_from = Some(thread_cpu()?);
-            }
-            if let Some(from) = cpu_from
-                && self.seen.cpu.is_zero()
-                && self.shared.stopped()
-            {
-                self.seen.cpu = thread_cpu()?.saturating_sub(from);
-            }
+            cpu.look(self.shared)?;
+            self.seen.cpu = cpu.used();
             if progress.0 != self.seen.received {
                 progress = (self.seen.received, Instant::now());
             }
@@ -168,11 +162,12 @@ impl Clients<'_> {
             let mut socket = TcpStream::connect(self.server)?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
+            let stream = index % self.plan.streams;
             self.clients.push(Client {
                 socket,
-                stream: index % self.plan.streams,
+                stream,
                 stage: Stage::Connecting,
-                judge: Judge::new((index % self.plan.streams) as u64),
+                judge: Judge::new((self.plan.first_stream + stream) as u64),
                 partial: Vec::new(),
             });
             self.handshakes += 1;
@@ -186,7 +181,7 @@ impl Clients<'_> {
             client.socket.set_nodelay(true)?;
             // Ports of one run are free for the next one at once.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
-            let request = request(client.stream, self.server);
+            let request = wire::request(self.plan.first_stream + client.stream, self.server);
             match client.socket.write(request.as_bytes()) {
                 Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
                 Ok(_) => return Err(io::Error::other("a request was not taken whole")),
@@ -255,7 +250,7 @@ impl Clients<'_> {
             self.handshakes -= 1;
             self.shared.connected.fetch_add(1, Ordering::AcqRel);
         }
-        while let Some((first, from, to)) = frame(&bytes[used..]) {
+        while let Some((first, from, to)) = wire::frame(&bytes[used..]) {
             let payload = &bytes[used + from..used + to];
             match first {
                 0x81 => self.message(index, payload, now),
@@ -272,35 +267,17 @@ impl Clients<'_> {
     }
 
     fn pong(&mut self, index: usize, payload: &[u8]) {
-        let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
-        // The mask is zero, so the payload is its own masked form.
-        let mut pong = vec![0x8a, 0x80 | len, 0, 0, 0, 0];
-        pong.extend_from_slice(&payload[..usize::from(len)]);
-        if self.clients[index].socket.write(&pong).is_err() {
+        if self.clients[index].socket.write(&wire::pong(payload)).is_err() {
             self.seen.surprise("a pong could not be written");
         }
     }
 
     fn message(&mut self, index: usize, json: &[u8], now: u64) {
-        if !json.starts_with(b"{\"type\":\"delta\"") {
-            if !json.starts_with(b"{\"type\":\"open\"") && !json.starts_with(b"{\"type\":\"status\"") {
-                self.seen.surprise(String::from_utf8_lossy(json));
-            }
+        if wire::is_notice(json) {
             return;
         }
-        const TEXT: &[u8] = b"\"text\":\"";
-        let Some(at) = json.windows(TEXT.len()).position(|window| window == TEXT) else {
-            return self.seen.surprise(String::from_utf8_lossy(json));
-        };
-        let mut text = &json[at + TEXT.len()..];
-        let mut tokens = 0;
-        while let Some(token) = text.get(..token::LEN).and_then(Token::parse) {
-            self.token(index, token, now);
-            text = &text[token::LEN..];
-            tokens += 1;
-        }
-        self.seen.frames += 1;
-        if tokens == 0 || text.first() != Some(&b'"') || !count_fits(&text[1..], tokens) {
+        self.seen.frames += u64::from(wire::is_delta(json));
+        if !wire::is_delta(json) || !wire::tokens(json, |token| self.token(index, token, now)) {
             self.seen.surprise(String::from_utf8_lossy(json));
         }
     }
@@ -322,39 +299,6 @@ impl Clients<'_> {
         self.seen.received += 1;
         if self.window.contains(&token.at_us) {
             self.seen.latency_us.saturating_record(now.saturating_sub(token.at_us));
-        }
-    }
-}
-
-/// What a client asks for; the name is the one that the producer writes.
-fn request(stream: usize, server: SocketAddr) -> String {
-    format!(
-        "GET /v1/streams/bench-{stream}/m?wait=60 HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
-         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-}
-
-/// The first byte of a frame and where its payload lies; `None` while it is not whole.
-fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
-    let (&first, &short) = (bytes.first()?, bytes.get(1)?);
-    let (from, len) = match short {
-        126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
-        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)),
-        len => (2, u64::from(len)),
-    };
-    let to = from + usize::try_from(len).ok()?;
-    (bytes.len() >= to).then_some((first, from, to))
-}
-
-/// Whether a frame's `count`, if it has one, is how many tokens were in it.
-fn count_fits(rest: &[u8], tokens: u64) -> bool {
-    const COUNT: &[u8] = b"\"count\":";
-    match rest.windows(COUNT.len()).position(|window| window == COUNT) {
-        None => tokens == 1,
-        Some(at) => {
-            let digits = &rest[at + COUNT.len()..];
-            let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
-            token::number(&digits[..end]) == Some(tokens)
         }
     }
 }

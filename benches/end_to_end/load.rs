@@ -1,11 +1,13 @@
-//! What the load is, and what its threads tell each other while it runs.
+//! What a load is, and what its threads tell each other while it runs.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::daemon::thread_cpu;
 use crate::token::now_us;
 
 /// The longest time that a histogram tells from longer ones, µs.
@@ -28,9 +30,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One load.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    /// The number of its first stream: loads that run together have streams of their own.
+    pub(crate) first_stream: usize,
     /// How many streams there are.
     pub(crate) streams: usize,
-    /// How many clients; client `i` reads stream `i % streams`.
+    /// How many clients; client `i` reads the `i % streams`th stream.
     pub(crate) clients: usize,
     /// How fast tokens come.
     pub(crate) pace: Pace,
@@ -40,7 +44,47 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
-/// The state that the producer, the clients and the conductor of a run share.
+/// A time in which what is written counts.
+#[derive(Debug)]
+pub(crate) struct Span {
+    from_us: AtomicU64,
+    to_us: AtomicU64,
+}
+
+impl Span {
+    const NEVER: u64 = u64::MAX;
+
+    const fn new() -> Self {
+        Self { from_us: AtomicU64::new(Self::NEVER), to_us: AtomicU64::new(Self::NEVER) }
+    }
+
+    /// What is written from now on counts.
+    pub(crate) fn begin(&self) {
+        self.from_us.store(now_us(), Ordering::Release);
+    }
+
+    /// What is written from now on does not count; the first end holds.
+    pub(crate) fn end(&self) {
+        let (set, read) = (Ordering::AcqRel, Ordering::Acquire);
+        // Fails where it has ended already, which is as good.
+        self.to_us.compare_exchange(Self::NEVER, now_us(), set, read).ok();
+    }
+
+    /// When it begins and ends, µs on the bench's clock.
+    pub(crate) fn us(&self) -> Range<u64> {
+        self.from_us.load(Ordering::Acquire)..self.to_us.load(Ordering::Acquire)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.us().start != Self::NEVER
+    }
+
+    fn has_ended(&self) -> bool {
+        self.us().end != Self::NEVER
+    }
+}
+
+/// The state that the producer, the clients and the conductor of a load share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// Clients whose connection is upgraded.
@@ -51,12 +95,12 @@ pub(crate) struct Shared {
     pub(crate) delivered: AtomicU64,
     /// The producer may follow its schedule.
     pub(crate) go: AtomicBool,
+    /// The time that is measured.
+    pub(crate) measured: Span,
     /// What each stream holds in the end, once that is known.
     pub(crate) totals: OnceLock<Vec<u64>>,
-    measure_from_us: AtomicU64,
-    measure_to_us: AtomicU64,
     stop: AtomicBool,
-    problem: Mutex<Option<String>>,
+    problem: Arc<Mutex<Option<String>>>,
     interrupted: Arc<AtomicBool>,
     deadline: Instant,
 }
@@ -69,40 +113,24 @@ impl Shared {
             started: AtomicUsize::new(0),
             delivered: AtomicU64::new(0),
             go: AtomicBool::new(false),
+            measured: Span::new(),
             totals: OnceLock::new(),
-            measure_from_us: AtomicU64::new(u64::MAX),
-            measure_to_us: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
-            problem: Mutex::new(None),
+            problem: Arc::default(),
             interrupted,
             deadline: Instant::now() + limit,
         }
     }
 
-    /// Tokens written from now on count.
-    pub(crate) fn measure(&self) {
-        self.measure_from_us.store(now_us(), Ordering::Release);
-    }
-
-    /// Whether tokens count already.
-    pub(crate) fn measuring(&self) -> bool {
-        self.measure_from_us.load(Ordering::Acquire) != u64::MAX
-    }
-
     /// The producer has to stop; what it writes from now on does not count.
     pub(crate) fn stop(&self) {
-        self.measure_to_us.store(now_us(), Ordering::Release);
+        self.measured.end();
         self.stop.store(true, Ordering::Release);
     }
 
     /// Whether the producer has to stop.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire) || self.failed()
-    }
-
-    /// When counting tokens begins and ends, µs on the bench's clock.
-    pub(crate) fn window_us(&self) -> std::ops::Range<u64> {
-        self.measure_from_us.load(Ordering::Acquire)..self.measure_to_us.load(Ordering::Acquire)
     }
 
     /// Ends the run with a reason; the first one is kept.
@@ -148,5 +176,36 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(2));
         }
         true
+    }
+
+    /// Waits until `done`, or says why that cannot be waited for.
+    pub(crate) fn until(&self, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+        if self.wait_for(|| done(self)) { Ok(()) } else { Err(self.problem().unwrap_or_default()) }
+    }
+}
+
+/// A thread's processor time within the measured time.
+#[derive(Default)]
+pub(crate) struct MeasuredCpu {
+    from: Option<Duration>,
+    used: Option<Duration>,
+}
+
+impl MeasuredCpu {
+    /// Sees whether the measured time has begun or ended; called by the thread, often.
+    pub(crate) fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
+        match self.from {
+            None if shared.measured.has_begun() => self.from = Some(thread_cpu()?),
+            Some(from) if self.used.is_none() && shared.measured.has_ended() => {
+                self.used = Some(thread_cpu()?.saturating_sub(from));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the thread has used.
+    pub(crate) fn used(&self) -> Duration {
+        self.used.unwrap_or_default()
     }
 }

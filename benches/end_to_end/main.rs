@@ -23,7 +23,9 @@ mod report;
 mod resp;
 mod scenarios;
 mod server;
+mod stage;
 mod token;
+mod wire;
 
 use std::error::Error;
 use std::io::Write;

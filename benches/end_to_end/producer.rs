@@ -12,8 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 
-use crate::daemon::thread_cpu;
-use crate::load::{LATENESS_US_MAX, Pace, Plan, Shared};
+use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared};
 use crate::token::{Token, now_us};
 
 /// Answers that may be outstanding before the producer reads some, on a schedule.
@@ -41,6 +40,7 @@ pub(crate) struct Produced {
 struct Producer<'a> {
     redis: TcpStream,
     shared: &'a Shared,
+    first_stream: usize,
     /// Everything of a stream's XADD up to the length of its value.
     heads: Vec<Vec<u8>>,
     totals: Vec<u64>,
@@ -64,7 +64,8 @@ pub(crate) fn run(
     let mut producer = Producer {
         redis: socket,
         shared,
-        heads: (0..plan.streams).map(head).collect(),
+        first_stream: plan.first_stream,
+        heads: (0..plan.streams).map(|stream| head(plan.first_stream + stream)).collect(),
         totals: vec![0; plan.streams],
         out: Vec::new(),
         input: vec![0; 64 * 1024],
@@ -72,24 +73,25 @@ pub(crate) fn run(
         at_line_start: true,
     };
     let mut late_us = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
-    let mut cpu = Duration::ZERO;
+    let mut cpu = MeasuredCpu::default();
     if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
         producer.round()?;
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
-        cpu = match plan.pace {
-            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us)?,
-            Pace::Flood => producer.flood()?,
+        match plan.pace {
+            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us, &mut cpu)?,
+            Pace::Flood => producer.flood(&mut cpu)?,
             Pace::Quiet => producer.quiet()?,
-        };
+        }
     }
     producer.settle(0)?;
-    Ok(Produced { totals: producer.totals, late_us, cpu })
+    cpu.look(shared)?;
+    Ok(Produced { totals: producer.totals, late_us, cpu: cpu.used() })
 }
 
-/// The key of stream `index` without the prefix: its name on the wire is `bench-{index}/m`.
-fn head(index: usize) -> Vec<u8> {
-    let key = format!("llm:stream:bench-{index}:m");
+/// For the stream whose name on the wire is `bench-{number}/m`.
+fn head(number: usize) -> Vec<u8> {
+    let key = format!("llm:stream:bench-{number}:m");
     format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n$1\r\n*\r\n$4\r\ndata\r\n", key.len()).into_bytes()
 }
 
@@ -99,11 +101,12 @@ impl Producer<'_> {
         &mut self,
         rate: f64,
         late_us: &mut Histogram<u64>,
-    ) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        cpu: &mut MeasuredCpu,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let streams = self.totals.len();
         let per_tick = rate * f64::from(u32::try_from(streams)?) * TICK.as_secs_f64();
         let mut due = Instant::now();
-        let (mut next, mut owed, mut window) = (0, 0.0, WindowCpu::default());
+        let (mut next, mut owed) = (0, 0.0);
         while !self.shared.stopped() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             owed += per_tick;
@@ -116,14 +119,13 @@ impl Producer<'_> {
             }
             self.write()?;
             self.settle(OUTSTANDING_PACED)?;
-            window.look(self.shared)?;
+            cpu.look(self.shared)?;
             due += TICK;
         }
-        window.end()
+        Ok(())
     }
 
-    fn flood(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
-        let mut window = WindowCpu::default();
+    fn flood(&mut self, cpu: &mut MeasuredCpu) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.shared.stopped() {
             let (at_us, wall_us) = (now_us(), wall_us());
             for _ in 0..FLOOD_ROUNDS {
@@ -133,18 +135,17 @@ impl Producer<'_> {
             }
             self.write()?;
             self.settle(OUTSTANDING_FLOOD)?;
-            window.look(self.shared)?;
+            cpu.look(self.shared)?;
         }
-        window.end()
+        Ok(())
     }
 
     /// Silence, and at its end one token for each stream, which proves that the clients still live.
-    fn quiet(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    fn quiet(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.shared.stopped() {
             std::thread::sleep(LOOK);
         }
-        self.round()?;
-        Ok(Duration::ZERO)
+        self.round()
     }
 
     /// One token for each stream.
@@ -164,7 +165,7 @@ impl Producer<'_> {
     fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
         let number = self.totals[stream];
         self.totals[stream] += 1;
-        let token = Token { stream: stream as u64, number, at_us };
+        let token = Token { stream: (self.first_stream + stream) as u64, number, at_us };
         let mut value = [0_u8; 160];
         let mut rest = &mut value[..];
         write!(rest, "{{\"type\":\"delta\",\"seq\":{number},\"ts\":{wall_us},\"text\":\"")?;
@@ -202,28 +203,6 @@ impl Producer<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// The thread's processor time within the measured window.
-#[derive(Default)]
-struct WindowCpu {
-    from: Option<Duration>,
-}
-
-impl WindowCpu {
-    fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
-        if self.from.is_none() && shared.measuring() {
-            self.from = Some(thread_cpu()?);
-        }
-        Ok(())
-    }
-
-    fn end(self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
-        Ok(match self.from {
-            Some(from) => thread_cpu()?.saturating_sub(from),
-            None => Duration::ZERO,
-        })
     }
 }
 

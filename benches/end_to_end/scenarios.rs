@@ -1,18 +1,13 @@
 //! The scenarios, and one run of one of them against one server.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::clients::{self, Seen};
-use crate::daemon::Process;
 use crate::load::{Pace, Plan, Shared};
-use crate::producer::{self, Produced};
-use crate::report::{Latency, Run, per, percent};
+use crate::report::Run;
 use crate::server::Server;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use crate::stage::{Load, Result, Stage, Window};
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 const OVERHEAD: Duration = Duration::from_secs(90);
@@ -111,97 +106,37 @@ impl Scenario {
     fn plan(&self, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let warm_up = settings.duration.min(Duration::from_secs(1));
-        Plan { streams, clients, pace: self.pace, warm_up, duration: settings.duration }
+        Plan { first_stream: 0, streams, clients, pace: self.pace, warm_up, duration: settings.duration }
     }
 
     /// One run against one server, each with a Redis of its own.
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
         let plan = self.plan(settings);
-        let redis = Process::redis()?;
-        let process = server.start(redis.address, &settings.daemon)?;
+        let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
         let shared = Shared::new(OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
-        // What a process allocates once it is running is not its connections'.
-        std::thread::sleep(Duration::from_millis(if settings.smoke { 10 } else { 300 }));
-        let empty_bytes = process.private_bytes()?;
-        std::thread::scope(|scope| {
-            let clients = std::thread::Builder::new().name("clients".into()).spawn_scoped(scope, || {
-                clients::run(process.address, &plan, &shared)
-                    .inspect_err(|error| shared.fail(error.to_string()))
-            })?;
-            let producer = std::thread::Builder::new().name("producer".into()).spawn_scoped(scope, || {
-                producer::run(redis.address, &plan, &shared)
-                    .inspect_err(|error| shared.fail(error.to_string()))
-            })?;
-            let window =
-                conduct(&plan, &shared, &process, &redis).inspect_err(|error| shared.fail(error.to_string()));
-            shared.stop();
-            let produced = producer.join().map_err(|_| "the producer panicked")??;
-            shared.totals.get_or_init(|| produced.totals.clone());
-            let seen = clients.join().map_err(|_| "the clients panicked")??;
-            let problem = shared.problem();
+        let mut run = std::thread::scope(|scope| {
+            let load = Load::begin(scope, &stage, &plan, &shared)?;
+            let window = conduct(&plan, &shared, &stage).inspect_err(|error| shared.fail(error.to_string()));
+            let (seen, produced) = load.end()?;
             let window = window?;
+            let connections = plan.clients as f64;
             let idle_bytes = (self.pace == Pace::Quiet)
-                .then(|| window.private_bytes.saturating_sub(empty_bytes) as f64 / plan.clients as f64);
-            let mut run = result(&window, &seen, &produced);
-            run.problems.extend(problem);
-            Ok(Run { scenario: self.name, server: server.name(), round, idle_bytes, ..run })
-        })
+                .then(|| window.private_bytes.saturating_sub(stage.empty_bytes) as f64 / connections);
+            Result::Ok(Run { idle_bytes, ..window.run(&seen, &produced) })
+        })?;
+        run.problems.extend(shared.problem());
+        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
     }
 }
 
-/// What was read from the kernel around the measured time.
-struct Window {
-    wall: Duration,
-    delivered: u64,
-    server_cpu: Duration,
-    redis_cpu: Duration,
-    private_bytes: u64,
-}
-
-/// Leads a run through its phases: connected, started, warm, measured.
-fn conduct(plan: &Plan, shared: &Shared, server: &Process, redis: &Process) -> Result<Window> {
-    let began = shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients)
-        && shared.wait_for(|| shared.started.load(Ordering::Acquire) == plan.clients);
-    if !began {
-        return Err(shared.problem().unwrap_or_default().into());
-    }
+/// Leads a load through its phases: connected, started, warm, measured.
+fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+    shared.until(|shared| shared.connected.load(Ordering::Acquire) == plan.clients)?;
+    shared.until(|shared| shared.started.load(Ordering::Acquire) == plan.clients)?;
     shared.go.store(true, Ordering::Release);
     shared.pass(plan.warm_up);
-    let delivered = shared.delivered.load(Ordering::Acquire);
-    let (server_cpu, redis_cpu, from) = (server.cpu()?, redis.cpu()?, Instant::now());
-    shared.measure();
-    shared.pass(plan.duration);
-    Ok(Window {
-        delivered: shared.delivered.load(Ordering::Acquire) - delivered,
-        server_cpu: server.cpu()?.saturating_sub(server_cpu),
-        redis_cpu: redis.cpu()?.saturating_sub(redis_cpu),
-        wall: from.elapsed(),
-        private_bytes: server.private_bytes()?,
+    Window::around(stage, shared, || {
+        shared.pass(plan.duration);
+        Result::Ok(())
     })
-}
-
-fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
-    let held: u64 = produced.totals.iter().sum();
-    let mut problems = seen.surprises.clone();
-    if seen.received == 0 || held == 0 {
-        problems.push("nothing was delivered".into());
-    }
-    Run {
-        delivered: window.delivered,
-        delivered_per_second: window.delivered as f64 / window.wall.as_secs_f64(),
-        tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
-        latency_ms: Latency::of(&seen.latency_us),
-        server_cpu_us: per(window.server_cpu, window.delivered),
-        redis_cpu_us: per(window.redis_cpu, window.delivered),
-        server_cpu_percent: percent(window.server_cpu, window.wall),
-        redis_cpu_percent: percent(window.redis_cpu, window.wall),
-        producer_cpu_percent: percent(produced.cpu, window.wall),
-        clients_cpu_percent: percent(seen.cpu, window.wall),
-        producer_late_ms_p99: produced.late_us.value_at_quantile(0.99) as f64 / 1e3,
-        lost: seen.lost,
-        repeated: seen.repeated,
-        reordered: seen.reordered,
-        problems,
-        ..Run::default()
-    }
 }
