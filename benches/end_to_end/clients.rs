@@ -16,7 +16,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
 use crate::judge::{Came, Judge};
-use crate::load::{LATENESS_US_MAX, MeasuredCpu, Plan, Shared};
+use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared};
 use crate::token::{Token, now_us};
 use crate::wire;
 
@@ -157,6 +157,9 @@ impl Clients<'_> {
     }
 
     fn connect_more(&mut self) -> io::Result<()> {
+        if matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire) {
+            return Ok(());
+        }
         while self.clients.len() < self.plan.clients && self.handshakes < HANDSHAKES_MAX {
             let index = self.clients.len();
             let mut socket = TcpStream::connect(self.server)?;

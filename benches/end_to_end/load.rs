@@ -22,6 +22,8 @@ pub(crate) enum Pace {
     Flood,
     /// Not at all, but for one token per stream at the beginning and one at the end.
     Quiet,
+    /// Not at all: so many are in each stream before the clients come.
+    Stored(u64),
 }
 
 /// How often those who wait look whether the run failed.
@@ -93,7 +95,9 @@ pub(crate) struct Shared {
     pub(crate) started: AtomicUsize,
     /// Tokens received by all clients.
     pub(crate) delivered: AtomicU64,
-    /// The producer may follow its schedule.
+    /// What is there before the clients come, or while they are away, has been written.
+    pub(crate) stored: AtomicBool,
+    /// The producer may follow its schedule, and clients of what is stored may come.
     pub(crate) go: AtomicBool,
     /// The time that is measured.
     pub(crate) measured: Span,
@@ -112,6 +116,7 @@ impl Shared {
             connected: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             delivered: AtomicU64::new(0),
+            stored: AtomicBool::new(false),
             go: AtomicBool::new(false),
             measured: Span::new(),
             totals: OnceLock::new(),

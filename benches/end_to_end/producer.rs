@@ -74,7 +74,9 @@ pub(crate) fn run(
     };
     let mut late_us = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
     let mut cpu = MeasuredCpu::default();
-    if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
+    if let Pace::Stored(entries) = plan.pace {
+        producer.store(entries)?;
+    } else if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
         producer.round()?;
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
@@ -82,6 +84,7 @@ pub(crate) fn run(
             Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us, &mut cpu)?,
             Pace::Flood => producer.flood(&mut cpu)?,
             Pace::Quiet => producer.quiet()?,
+            Pace::Stored(_) => {}
         }
     }
     producer.settle(0)?;
@@ -146,6 +149,18 @@ impl Producer<'_> {
             std::thread::sleep(LOOK);
         }
         self.round()
+    }
+
+    /// So many tokens into each stream, as fast as it goes.
+    fn store(&mut self, entries: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
+        for _ in 0..entries {
+            if self.shared.failed() {
+                break;
+            }
+            self.round()?;
+        }
+        self.shared.stored.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// One token for each stream.

@@ -12,6 +12,9 @@ use crate::stage::{Load, Result, Stage, Window};
 /// How long connecting, warming up and draining may take together, beside the measured time.
 const OVERHEAD: Duration = Duration::from_secs(90);
 
+/// What is stored in the smoke size is so many times less.
+const STORED_PER_SMOKE: u64 = 40;
+
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
@@ -70,6 +73,15 @@ pub(crate) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "replay",
+        what: "64 streams x 20,000 stored tokens, 1 client each reads all from the beginning",
+        streams: 64,
+        clients: 64,
+        pace: Pace::Stored(20_000),
+        smoke: (8, 8),
+        ..PLAIN
+    },
+    Scenario {
         name: "idle",
         what: "10,000 connections, 100 to each of 100 quiet streams",
         streams: 100,
@@ -105,8 +117,12 @@ pub(crate) struct Settings {
 impl Scenario {
     fn plan(&self, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
+        let pace = match self.pace {
+            Pace::Stored(entries) if settings.smoke => Pace::Stored(entries / STORED_PER_SMOKE),
+            pace => pace,
+        };
         let warm_up = settings.duration.min(Duration::from_secs(1));
-        Plan { first_stream: 0, streams, clients, pace: self.pace, warm_up, duration: settings.duration }
+        Plan { first_stream: 0, streams, clients, pace, warm_up, duration: settings.duration }
     }
 
     /// One run against one server, each with a Redis of its own.
@@ -116,7 +132,11 @@ impl Scenario {
         let shared = Shared::new(OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
         let mut run = std::thread::scope(|scope| {
             let load = Load::begin(scope, &stage, &plan, &shared)?;
-            let window = conduct(&plan, &shared, &stage).inspect_err(|error| shared.fail(error.to_string()));
+            let window = match plan.pace {
+                Pace::Stored(entries) => replay(entries, &plan, &shared, &stage),
+                _ => conduct(&plan, &shared, &stage),
+            };
+            let window = window.inspect_err(|error| shared.fail(error.to_string()));
             let (seen, produced) = load.end()?;
             let window = window?;
             let connections = plan.clients as f64;
@@ -138,5 +158,15 @@ fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
     Window::around(stage, shared, || {
         shared.pass(plan.duration);
         Result::Ok(())
+    })
+}
+
+/// Waits until everything is stored and measures from the clients' connecting until they have all of it.
+fn replay(entries: u64, plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+    shared.until(|shared| shared.stored.load(Ordering::Acquire))?;
+    let all = entries * plan.clients as u64;
+    Window::around(stage, shared, || {
+        shared.go.store(true, Ordering::Release);
+        shared.until(|shared| shared.delivered.load(Ordering::Acquire) >= all)
     })
 }
