@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,39 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    fn surprise(&mut self, what: impl Into<String>) {
+    /// Of clients that have seen nothing yet.
+    pub(crate) fn new() -> Result<Self, hdrhistogram::CreationError> {
+        Ok(Self {
+            latency_us: Histogram::new_with_max(LATENESS_US_MAX, 3)?,
+            received: 0,
+            lost: 0,
+            repeated: 0,
+            reordered: 0,
+            frames: 0,
+            surprises: Vec::new(),
+            cpu: Duration::ZERO,
+        })
+    }
+
+    /// Counts a token as its judge saw it.
+    pub(crate) fn take(&mut self, came: Came, token: Token, now: u64, window: &Range<u64>) {
+        match came {
+            Came::InOrder | Came::Early(_) => {}
+            Came::Late => self.reordered += 1,
+            Came::Again => {
+                self.repeated += 1;
+                return;
+            }
+            Came::Astray => return self.surprise(format!("{token:?} for a client of another stream")),
+        }
+        self.received += 1;
+        if window.contains(&token.at_us) {
+            self.latency_us.saturating_record(now.saturating_sub(token.at_us));
+        }
+    }
+
+    /// Keeps what a healthy server never sends.
+    pub(crate) fn surprise(&mut self, what: impl Into<String>) {
         if self.surprises.len() < 5 {
             self.surprises.push(what.into());
         }
@@ -81,7 +114,7 @@ struct Clients<'a> {
     clients: Vec<Client>,
     handshakes: usize,
     seen: Seen,
-    window: std::ops::Range<u64>,
+    window: Range<u64>,
 }
 
 /// Connects all clients and reads until every one has all that its stream holds, or nothing more comes.
@@ -97,16 +130,7 @@ pub(crate) fn run(
         shared,
         clients: Vec::with_capacity(plan.clients),
         handshakes: 0,
-        seen: Seen {
-            latency_us: Histogram::new_with_max(LATENESS_US_MAX, 3)?,
-            received: 0,
-            lost: 0,
-            repeated: 0,
-            reordered: 0,
-            frames: 0,
-            surprises: Vec::new(),
-            cpu: Duration::ZERO,
-        },
+        seen: Seen::new()?,
         window: shared.measured.us(),
     };
     clients.read_all()?;
@@ -290,18 +314,7 @@ impl Clients<'_> {
         if !judge.has_begun() {
             self.shared.started.fetch_add(1, Ordering::AcqRel);
         }
-        match judge.take(token) {
-            Came::InOrder | Came::Early(_) => {}
-            Came::Late => self.seen.reordered += 1,
-            Came::Again => {
-                self.seen.repeated += 1;
-                return;
-            }
-            Came::Astray => return self.seen.surprise(format!("{token:?} for a client of another stream")),
-        }
-        self.seen.received += 1;
-        if self.window.contains(&token.at_us) {
-            self.seen.latency_us.saturating_record(now.saturating_sub(token.at_us));
-        }
+        let came = judge.take(token);
+        self.seen.take(came, token, now, &self.window);
     }
 }

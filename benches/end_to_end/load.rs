@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) stored: AtomicBool,
     /// The producer may follow its schedule, and clients of what is stored may come.
     pub(crate) go: AtomicBool,
+    /// How many tokens of each stream have been written to Redis.
+    pub(crate) written: Vec<AtomicU64>,
     /// The time that is measured.
     pub(crate) measured: Span,
     /// What each stream holds in the end, once that is known.
@@ -111,13 +113,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// The state at the start of a run that is given up after `limit`, or once it is `interrupted`.
-    pub(crate) fn new(limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(streams: usize, limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
         Self {
             connected: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             delivered: AtomicU64::new(0),
             stored: AtomicBool::new(false),
             go: AtomicBool::new(false),
+            written: (0..streams).map(|_| AtomicU64::new(0)).collect(),
             measured: Span::new(),
             totals: OnceLock::new(),
             stop: AtomicBool::new(false),

@@ -6,13 +6,15 @@
 //! ```
 //!
 //! Every scenario runs against the daemon and against two floors (see `floor`) in alternation, each run
-//! with a fresh Redis; ratios are taken within a round and reported as medians over the rounds. Latency is
+//! with a fresh Redis; ratios are taken within a round and reported as medians over the rounds. Where it is about
+//! what Redis spends, a reader without clients (see `bare`) takes part. Latency is
 //! from just before the write of a token's XADD to the client's read. Every token is judged: lost,
 //! repeated and reordered must be 0, or the exit status is 1.
 //!
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
+mod bare;
 mod clients;
 mod daemon;
 mod floor;
@@ -114,7 +116,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
             for server in order(round, &args.servers) {
-                if server == Server::Blocking && !scenario.blocking {
+                if !scenario.servers.contains(&server) {
                     continue;
                 }
                 let run = scenario

@@ -46,6 +46,8 @@ struct Producer<'a> {
     totals: Vec<u64>,
     out: Vec<u8>,
     input: Vec<u8>,
+    /// The streams of the XADDs in `out`.
+    unwritten: Vec<usize>,
     outstanding: usize,
     at_line_start: bool,
 }
@@ -69,6 +71,7 @@ pub(crate) fn run(
         totals: vec![0; plan.streams],
         out: Vec::new(),
         input: vec![0; 64 * 1024],
+        unwritten: Vec::new(),
         outstanding: 0,
         at_line_start: true,
     };
@@ -192,6 +195,7 @@ impl Producer<'_> {
         write!(self.out, "${}\r\n", value.len())?;
         self.out.extend_from_slice(value);
         self.out.extend_from_slice(b"\r\n");
+        self.unwritten.push(stream);
         self.outstanding += 1;
         Ok(())
     }
@@ -199,6 +203,9 @@ impl Producer<'_> {
     fn write(&mut self) -> std::io::Result<()> {
         self.redis.write_all(&self.out)?;
         self.out.clear();
+        for stream in self.unwritten.drain(..) {
+            self.shared.written[stream].fetch_add(1, Ordering::Release);
+        }
         Ok(())
     }
 

@@ -163,18 +163,18 @@ impl Report {
         names
     }
 
-    /// The median over the rounds of the daemon's value divided by the better floor's in the same round.
-    fn ratio(&self, scenario: &str, column: &Column) -> Option<f64> {
+    /// The median over the rounds of the daemon's value divided by the better one of that kind in the same round.
+    fn ratio(&self, scenario: &str, column: &Column, kind: Kind) -> Option<f64> {
         let ratios = self.of(scenario, Server::Daemon.name()).into_iter().filter_map(|ours| {
             let floors = self
                 .runs
                 .iter()
                 .filter(|run| {
-                    run.scenario == scenario
-                        && run.round == ours.round
-                        && Server::is_a(Kind::Floor, run.server)
+                    run.scenario == scenario && run.round == ours.round && Server::is_a(kind, run.server)
                 })
-                .filter_map(column.value);
+                .filter_map(column.value)
+                // Without clients only Redis has done the same.
+                .filter(|_| kind != Kind::Bare || column.title.starts_with("redis"));
             let better = floors.reduce(if column.more_is_better { f64::max } else { f64::min })?;
             let ratio = (column.value)(ours)? / better;
             ratio.is_finite().then_some(ratio)
@@ -203,10 +203,13 @@ impl Report {
                 cells.push(format!("{lost}, {repeated}, {}", sum(|run| run.reordered)));
                 row(&mut table, scenario, server.name(), &cells);
             }
-            let ratios: Vec<_> =
-                COLUMNS.iter().map(|column| number(self.ratio(scenario, column), 2)).collect();
-            if ratios.iter().any(|ratio| ratio != "-") {
-                row(&mut table, scenario, "daemon / better floor", &ratios);
+            for (kind, name) in [(Kind::Floor, "daemon / better floor"), (Kind::Bare, "daemon / bare reader")]
+            {
+                let ratios: Vec<_> =
+                    COLUMNS.iter().map(|column| number(self.ratio(scenario, column, kind), 2)).collect();
+                if ratios.iter().any(|ratio| ratio != "-") {
+                    row(&mut table, scenario, name, &ratios);
+                }
             }
         }
         table
@@ -247,8 +250,9 @@ impl Report {
             .scenarios()
             .into_iter()
             .map(|scenario| {
-                let of =
-                    COLUMNS.iter().map(|column| (column.title.into(), self.ratio(scenario, column).into()));
+                let of = COLUMNS
+                    .iter()
+                    .map(|column| (column.title.into(), self.ratio(scenario, column, Kind::Floor).into()));
                 (scenario.to_owned(), serde_json::Value::Object(of.collect()))
             })
             .collect();

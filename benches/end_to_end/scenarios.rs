@@ -27,12 +27,21 @@ pub(crate) struct Scenario {
     pace: Pace,
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
-    /// Whether a floor that keeps a connection to Redis per stream can take part.
-    pub(crate) blocking: bool,
+    /// Who can take part.
+    pub(crate) servers: &'static [Server],
 }
 
-const PLAIN: Scenario =
-    Scenario { name: "", what: "", streams: 1, clients: 1, pace: Pace::Quiet, smoke: (1, 1), blocking: true };
+const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
+
+const PLAIN: Scenario = Scenario {
+    name: "",
+    what: "",
+    streams: 1,
+    clients: 1,
+    pace: Pace::Quiet,
+    smoke: (1, 1),
+    servers: SERVING,
+};
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
@@ -82,6 +91,15 @@ pub(crate) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "many",
+        what: "10,000 streams x 1 client, 10/s each; what Redis spends beside what a bare reader costs it",
+        streams: 10_000,
+        clients: 10_000,
+        pace: Pace::PerSecond(10.0),
+        smoke: (200, 200),
+        servers: &[Server::Daemon, Server::Told, Server::Bare],
+    },
+    Scenario {
         name: "idle",
         what: "10,000 connections, 100 to each of 100 quiet streams",
         streams: 100,
@@ -95,8 +113,7 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 10_000,
         clients: 10_000,
         smoke: (100, 100),
-        // A connection to Redis per stream would take more descriptors than a process has.
-        blocking: false,
+        servers: &[Server::Daemon, Server::Told],
         ..PLAIN
     },
 ];
@@ -129,7 +146,8 @@ impl Scenario {
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
         let plan = self.plan(settings);
         let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
-        let shared = Shared::new(OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
+        let shared =
+            Shared::new(plan.streams, OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
         let mut run = std::thread::scope(|scope| {
             let load = Load::begin(scope, &stage, &plan, &shared)?;
             let window = match plan.pace {

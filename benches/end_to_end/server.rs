@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Daemon,
     /// What the least cost is.
     Floor,
+    /// What Redis alone has to do.
+    Bare,
 }
 
 /// Who serves.
@@ -24,11 +26,13 @@ pub(crate) enum Server {
     Blocking,
     /// The floor that is told which streams have news
     Told,
+    /// No server: a reader without clients that knows which streams have news
+    Bare,
 }
 
 impl Server {
     /// Everyone who serves.
-    pub(crate) const ALL: [Self; 3] = [Self::Daemon, Self::Blocking, Self::Told];
+    pub(crate) const ALL: [Self; 4] = [Self::Daemon, Self::Blocking, Self::Told, Self::Bare];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
@@ -36,6 +40,7 @@ impl Server {
             Self::Daemon => "daemon",
             Self::Blocking => "floor, blocking",
             Self::Told => "floor, told",
+            Self::Bare => "bare reader",
         }
     }
 
@@ -44,6 +49,7 @@ impl Server {
         match self {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Told => Kind::Floor,
+            Self::Bare => Kind::Bare,
         }
     }
 
@@ -52,16 +58,17 @@ impl Server {
         Self::ALL.iter().any(|server| server.kind() == kind && server.name() == name)
     }
 
-    /// Starts it on a Redis; `settings` are those of the daemon.
+    /// Starts it on a Redis, if it is a process; `settings` are those of the daemon.
     pub(crate) fn start(
         self,
         redis: SocketAddr,
         settings: &[String],
-    ) -> Result<Process, Box<dyn Error + Send + Sync>> {
+    ) -> Result<Option<Process>, Box<dyn Error + Send + Sync>> {
         match self {
-            Self::Daemon => Process::daemon(redis, settings),
-            Self::Blocking => Process::floor(redis, Mode::Blocking),
-            Self::Told => Process::floor(redis, Mode::Told),
+            Self::Daemon => Process::daemon(redis, settings).map(Some),
+            Self::Blocking => Process::floor(redis, Mode::Blocking).map(Some),
+            Self::Told => Process::floor(redis, Mode::Told).map(Some),
+            Self::Bare => Ok(None),
         }
     }
 }

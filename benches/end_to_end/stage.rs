@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::bare;
 use crate::clients::{self, Seen};
 use crate::daemon::Process;
 use crate::load::{Plan, Shared};
@@ -23,12 +24,14 @@ const REST_SMOKE: Duration = Duration::from_millis(10);
 
 /// The processes of a run. They end in the order of the fields: Redis outlives who reads it.
 pub(crate) struct Stage {
-    /// Who serves.
-    pub(crate) server: Process,
+    /// Who serves, unless there are no clients and a thread of the bench reads Redis.
+    pub(crate) server: Option<Process>,
     /// A Redis of its own.
     pub(crate) redis: Process,
     /// The server's private memory before it served anybody.
     pub(crate) empty_bytes: u64,
+    /// Whether the daemon is to acknowledge what it delivers.
+    acks: bool,
 }
 
 impl Stage {
@@ -37,15 +40,20 @@ impl Stage {
         let redis = Process::redis()?;
         let server = server.start(redis.address, settings)?;
         std::thread::sleep(if smoke { REST_SMOKE } else { REST });
-        let empty_bytes = server.private_bytes()?;
-        Ok(Self { server, redis, empty_bytes })
+        let empty_bytes = server.as_ref().map_or(Ok(0), Process::private_bytes)?;
+        let acks = settings.iter().all(|setting| setting != "delivery.ack=none");
+        Ok(Self { server, redis, empty_bytes, acks })
+    }
+
+    fn server_cpu(&self) -> Result<Duration> {
+        self.server.as_ref().map_or(Ok(Duration::ZERO), Process::cpu)
     }
 }
 
-/// A load under way: a thread that writes and a thread of clients.
+/// A load under way: a thread that writes and a thread of clients, or of the bare reader in their place.
 pub(crate) struct Load<'scope> {
     shared: &'scope Shared,
-    clients: ScopedJoinHandle<'scope, Result<Seen>>,
+    readers: ScopedJoinHandle<'scope, Result<Seen>>,
     producer: ScopedJoinHandle<'scope, Result<Produced>>,
 }
 
@@ -57,15 +65,18 @@ impl<'scope> Load<'scope> {
         plan: &'scope Plan,
         shared: &'scope Shared,
     ) -> Result<Self> {
-        let clients = Builder::new().name("clients".into()).spawn_scoped(scope, || {
-            clients::run(stage.server.address, plan, shared)
-                .inspect_err(|error| shared.fail(error.to_string()))
+        let readers = Builder::new().name("readers".into()).spawn_scoped(scope, || {
+            match &stage.server {
+                Some(server) => clients::run(server.address, plan, shared),
+                None => bare::run(stage.redis.address, stage.acks, plan, shared),
+            }
+            .inspect_err(|error| shared.fail(error.to_string()))
         })?;
         let producer = Builder::new().name("producer".into()).spawn_scoped(scope, || {
             producer::run(stage.redis.address, plan, shared)
                 .inspect_err(|error| shared.fail(error.to_string()))
         })?;
-        Ok(Self { shared, clients, producer })
+        Ok(Self { shared, readers, producer })
     }
 
     /// Stops writing, lets the clients read all that is there, and says what came of it.
@@ -73,7 +84,7 @@ impl<'scope> Load<'scope> {
         self.shared.stop();
         let produced = self.producer.join().map_err(|_| "the producer panicked")??;
         self.shared.totals.get_or_init(|| produced.totals.clone());
-        let seen = self.clients.join().map_err(|_| "the clients panicked")??;
+        let seen = self.readers.join().map_err(|_| "the clients panicked")??;
         Ok((seen, produced))
     }
 }
@@ -96,15 +107,15 @@ impl Window {
         pass: impl FnOnce() -> std::result::Result<(), E>,
     ) -> Result<Self> {
         let delivered = shared.delivered.load(Ordering::Acquire);
-        let (server_cpu, redis_cpu, from) = (stage.server.cpu()?, stage.redis.cpu()?, Instant::now());
+        let (server_cpu, redis_cpu, from) = (stage.server_cpu()?, stage.redis.cpu()?, Instant::now());
         shared.measured.begin();
         pass().map_err(Into::into)?;
         Ok(Self {
             delivered: shared.delivered.load(Ordering::Acquire) - delivered,
-            server_cpu: stage.server.cpu()?.saturating_sub(server_cpu),
+            server_cpu: stage.server_cpu()?.saturating_sub(server_cpu),
             redis_cpu: stage.redis.cpu()?.saturating_sub(redis_cpu),
             wall: from.elapsed(),
-            private_bytes: stage.server.private_bytes()?,
+            private_bytes: stage.server.as_ref().map_or(Ok(0), Process::private_bytes)?,
         })
     }
 

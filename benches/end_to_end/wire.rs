@@ -1,6 +1,7 @@
 //! Just enough of WebSocket and of the daemon's frames for the clients: requests, frame headers, and the
-//! tokens in a frame. Pure.
+//! tokens in a frame; and an argument of a Redis command. Pure.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use crate::token::{self, Token};
@@ -69,4 +70,12 @@ fn count_fits(rest: &[u8], tokens: u64) -> bool {
             token::number(&digits[..end]) == Some(tokens)
         }
     }
+}
+
+/// An argument of a Redis command.
+pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
+    write!(out, "${}\r\n", text.len())?;
+    out.extend_from_slice(text);
+    out.extend_from_slice(b"\r\n");
+    Ok(())
 }
