@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use llm_bridge::ingest::pacing::{Next, Pacing};
 
-use crate::clients::Seen;
 use crate::judge::Judge;
 use crate::load::{MeasuredCpu, Plan, Shared};
 use crate::resp::{Item, Reader};
+use crate::seen::Seen;
 use crate::stage::Result;
 use crate::token::now_us;
 use crate::wire;
@@ -182,7 +182,8 @@ impl Bare<'_> {
 
     /// Takes what has been received; whether the answer to the read is over.
     fn take(&mut self, current: &mut usize) -> Result<bool> {
-        let (now, window) = (now_us(), self.shared.measured.us());
+        let now = now_us();
+        self.seen.look(self.shared);
         while let Some(item) = self.reader.next(&self.input[..self.filled], &mut self.used)? {
             match item {
                 Item::Stream(key) => {
@@ -196,7 +197,7 @@ impl Bare<'_> {
                     }
                     let seen = &mut self.seen;
                     let whole = wire::tokens(value, |token| {
-                        seen.take(stream.judge.take(token), token, now, &window);
+                        seen.take(stream.judge.take(token), token, now);
                     });
                     seen.frames += 1;
                     if !whole {

@@ -5,19 +5,21 @@
 //! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
 //! the same two cores that the server under test runs on.
 
+mod returning;
+
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
-use crate::judge::{Came, Judge};
-use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared};
+use self::returning::Left;
+use crate::judge::Judge;
+use crate::load::{MeasuredCpu, Pace, Plan, Shared};
+use crate::seen::Seen;
 use crate::token::{Token, now_us};
 use crate::wire;
 
@@ -27,66 +29,6 @@ const HANDSHAKES_MAX: usize = 128;
 const LOOK: Duration = Duration::from_millis(10);
 /// Without any progress for that long the outstanding tokens are lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What all clients together have seen.
-pub(crate) struct Seen {
-    /// From the producer's write to the client's read, µs, of the tokens that count.
-    pub(crate) latency_us: Histogram<u64>,
-    /// Tokens received.
-    pub(crate) received: u64,
-    /// Tokens that the streams hold and a client never got.
-    pub(crate) lost: u64,
-    /// Tokens that came twice.
-    pub(crate) repeated: u64,
-    /// Tokens that came after a later one.
-    pub(crate) reordered: u64,
-    /// Frames with text in them.
-    pub(crate) frames: u64,
-    /// What a healthy server never sends, in words; the first few.
-    pub(crate) surprises: Vec<String>,
-    /// Processor time of the clients' thread within the measured window.
-    pub(crate) cpu: Duration,
-}
-
-impl Seen {
-    /// Of clients that have seen nothing yet.
-    pub(crate) fn new() -> Result<Self, hdrhistogram::CreationError> {
-        Ok(Self {
-            latency_us: Histogram::new_with_max(LATENESS_US_MAX, 3)?,
-            received: 0,
-            lost: 0,
-            repeated: 0,
-            reordered: 0,
-            frames: 0,
-            surprises: Vec::new(),
-            cpu: Duration::ZERO,
-        })
-    }
-
-    /// Counts a token as its judge saw it.
-    pub(crate) fn take(&mut self, came: Came, token: Token, now: u64, window: &Range<u64>) {
-        match came {
-            Came::InOrder | Came::Early(_) => {}
-            Came::Late => self.reordered += 1,
-            Came::Again => {
-                self.repeated += 1;
-                return;
-            }
-            Came::Astray => return self.surprise(format!("{token:?} for a client of another stream")),
-        }
-        self.received += 1;
-        if window.contains(&token.at_us) {
-            self.latency_us.saturating_record(now.saturating_sub(token.at_us));
-        }
-    }
-
-    /// Keeps what a healthy server never sends.
-    pub(crate) fn surprise(&mut self, what: impl Into<String>) {
-        if self.surprises.len() < 5 {
-            self.surprises.push(what.into());
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -102,6 +44,10 @@ struct Client {
     stream: usize,
     stage: Stage,
     judge: Judge,
+    /// The last id that it has, where it needs it.
+    last_id: String,
+    /// It has come back, but has not all that had been written by then.
+    behind: bool,
     /// The beginning of a frame whose rest has not come.
     partial: Vec<u8>,
 }
@@ -113,8 +59,9 @@ struct Clients<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
     handshakes: usize,
+    /// What the clients had when they left.
+    left: Option<Vec<Left>>,
     seen: Seen,
-    window: Range<u64>,
 }
 
 /// Connects all clients and reads until every one has all that its stream holds, or nothing more comes.
@@ -130,8 +77,8 @@ pub(crate) fn run(
         shared,
         clients: Vec::with_capacity(plan.clients),
         handshakes: 0,
+        left: None,
         seen: Seen::new()?,
-        window: shared.measured.us(),
     };
     clients.read_all()?;
     clients.count_lost();
@@ -142,28 +89,30 @@ impl Clients<'_> {
     fn read_all(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut events = Events::with_capacity(1_024);
         let mut input = vec![0; 256 * 1024];
-        let mut progress = (self.seen.received, Instant::now());
+        let mut progress = None;
         let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
+            self.leave_if_told();
             self.connect_more()?;
             match self.poll.poll(&mut events, Some(LOOK)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 polled => polled?,
             }
-            self.window = self.shared.measured.us();
+            self.seen.look(self.shared);
             for event in &events {
                 self.ready(event.token().0, &mut input)?;
             }
             self.shared.delivered.store(self.seen.received, Ordering::Release);
             cpu.look(self.shared)?;
             self.seen.cpu = cpu.used();
-            if progress.0 != self.seen.received {
-                progress = (self.seen.received, Instant::now());
-            }
-            if let Some(totals) = self.shared.totals.get()
-                && (self.complete(totals) || progress.1.elapsed() > PATIENCE)
-            {
-                return Ok(());
+            if let Some(totals) = self.shared.totals.get() {
+                let (received, at) = progress.get_or_insert_with(|| (self.seen.received, Instant::now()));
+                if *received != self.seen.received {
+                    (*received, *at) = (self.seen.received, Instant::now());
+                }
+                if at.elapsed() > PATIENCE || self.complete(totals) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -181,20 +130,28 @@ impl Clients<'_> {
     }
 
     fn connect_more(&mut self) -> io::Result<()> {
-        if matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire) {
+        let awaited = matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire);
+        if awaited || self.is_away() {
             return Ok(());
         }
-        while self.clients.len() < self.plan.clients && self.handshakes < HANDSHAKES_MAX {
+        let handshakes_max = if self.left.is_some() { usize::MAX } else { HANDSHAKES_MAX };
+        while self.clients.len() < self.plan.clients && self.handshakes < handshakes_max {
             let index = self.clients.len();
             let mut socket = TcpStream::connect(self.server)?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
             let stream = index % self.plan.streams;
+            let (judge, last_id) = match self.left.as_mut().map(|left| std::mem::take(&mut left[index])) {
+                None => (Judge::new((self.plan.first_stream + stream) as u64), "0".into()),
+                Some(left) => (left.judge, left.last_id),
+            };
             self.clients.push(Client {
                 socket,
                 stream,
                 stage: Stage::Connecting,
-                judge: Judge::new((self.plan.first_stream + stream) as u64),
+                judge,
+                last_id,
+                behind: self.left.is_some(),
                 partial: Vec::new(),
             });
             self.handshakes += 1;
@@ -208,7 +165,7 @@ impl Clients<'_> {
             client.socket.set_nodelay(true)?;
             // Ports of one run are free for the next one at once.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
-            let request = wire::request(self.plan.first_stream + client.stream, self.server);
+            let request = wire::request(self.plan.first_stream + client.stream, &client.last_id, self.server);
             match client.socket.write(request.as_bytes()) {
                 Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
                 Ok(_) => return Err(io::Error::other("a request was not taken whole")),
@@ -230,6 +187,7 @@ impl Clients<'_> {
                 break;
             }
             self.received(index, &input[..n]);
+            self.see_whether_caught_up(index);
             if n < input.len() {
                 break;
             }
@@ -303,6 +261,7 @@ impl Clients<'_> {
         if wire::is_notice(json) {
             return;
         }
+        self.keep_id(index, json);
         self.seen.frames += u64::from(wire::is_delta(json));
         if !wire::is_delta(json) || !wire::tokens(json, |token| self.token(index, token, now)) {
             self.seen.surprise(String::from_utf8_lossy(json));
@@ -315,6 +274,6 @@ impl Clients<'_> {
             self.shared.started.fetch_add(1, Ordering::AcqRel);
         }
         let came = judge.take(token);
-        self.seen.take(came, token, now, &self.window);
+        self.seen.take(came, token, now);
     }
 }

@@ -26,6 +26,15 @@ pub(crate) enum Pace {
     Stored(u64),
 }
 
+/// What the clients of a load do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// They stay and read what comes.
+    Staying,
+    /// They leave without a word, and come back all at once by the last ids that they have.
+    Returning,
+}
+
 /// How often those who wait look whether the run failed.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -38,8 +47,12 @@ pub(crate) struct Plan {
     pub(crate) streams: usize,
     /// How many clients; client `i` reads the `i % streams`th stream.
     pub(crate) clients: usize,
+    /// What they do.
+    pub(crate) manner: Manner,
     /// How fast tokens come.
     pub(crate) pace: Pace,
+    /// What each stream gets at once before that pace, while the clients are away.
+    pub(crate) backlog: u64,
     /// How long the load runs before it is measured.
     pub(crate) warm_up: Duration,
     /// How long it is measured.
@@ -95,6 +108,12 @@ pub(crate) struct Shared {
     pub(crate) started: AtomicUsize,
     /// Tokens received by all clients.
     pub(crate) delivered: AtomicU64,
+    /// Clients that have come back and have all that had been written by then.
+    pub(crate) caught_up: AtomicUsize,
+    /// Clients may leave, where that is their manner.
+    pub(crate) leave: AtomicBool,
+    /// They may come back.
+    pub(crate) back: AtomicBool,
     /// What is there before the clients come, or while they are away, has been written.
     pub(crate) stored: AtomicBool,
     /// The producer may follow its schedule, and clients of what is stored may come.
@@ -103,6 +122,8 @@ pub(crate) struct Shared {
     pub(crate) written: Vec<AtomicU64>,
     /// The time that is measured.
     pub(crate) measured: Span,
+    /// The time for which the load is measured before another one comes beside it.
+    pub(crate) alone: Span,
     /// What each stream holds in the end, once that is known.
     pub(crate) totals: OnceLock<Vec<u64>>,
     stop: AtomicBool,
@@ -118,16 +139,27 @@ impl Shared {
             connected: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             delivered: AtomicU64::new(0),
+            caught_up: AtomicUsize::new(0),
+            leave: AtomicBool::new(false),
+            back: AtomicBool::new(false),
             stored: AtomicBool::new(false),
             go: AtomicBool::new(false),
             written: (0..streams).map(|_| AtomicU64::new(0)).collect(),
             measured: Span::new(),
+            alone: Span::new(),
             totals: OnceLock::new(),
             stop: AtomicBool::new(false),
             problem: Arc::default(),
             interrupted,
             deadline: Instant::now() + limit,
         }
+    }
+
+    /// The state of another load of the same run: what fails fails both.
+    pub(crate) fn beside(&self, streams: usize) -> Self {
+        let limit = self.deadline.saturating_duration_since(Instant::now());
+        let beside = Self::new(streams, limit, Arc::clone(&self.interrupted));
+        Self { problem: Arc::clone(&self.problem), ..beside }
     }
 
     /// The producer has to stop; what it writes from now on does not count.

@@ -15,6 +15,7 @@
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
 mod bare;
+mod beside;
 mod clients;
 mod daemon;
 mod floor;
@@ -24,6 +25,7 @@ mod producer;
 mod report;
 mod resp;
 mod scenarios;
+mod seen;
 mod server;
 mod stage;
 mod token;

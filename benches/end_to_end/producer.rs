@@ -83,6 +83,9 @@ pub(crate) fn run(
         producer.round()?;
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
+        if plan.backlog > 0 {
+            producer.store(plan.backlog)?;
+        }
         match plan.pace {
             Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us, &mut cpu)?,
             Pace::Flood => producer.flood(&mut cpu)?,

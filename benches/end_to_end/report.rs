@@ -66,6 +66,16 @@ pub(crate) struct Run {
     pub(crate) clients_cpu_percent: f64,
     /// How late the producer's writes were against their schedule.
     pub(crate) producer_late_ms_p99: f64,
+    /// The same of a second load's clients.
+    pub(crate) guest_clients_cpu_percent: f64,
+    /// Latency of the same load before a second one came beside it.
+    pub(crate) alone_ms: Option<Latency>,
+    /// What the scenario is about, where that is not the latency of tokens: see its words.
+    pub(crate) act_ms: Option<Latency>,
+    /// How many reads of history there were.
+    pub(crate) history_reads: Option<u64>,
+    /// Entries read from history for each entry that was missed, however many clients missed it.
+    pub(crate) history_per_missed: Option<f64>,
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
     /// Tokens that never came.
@@ -129,6 +139,10 @@ const COLUMNS: &[Column] = &[
     less("redis µs", 1, |run| run.redis_cpu_us),
     less("server %", 1, |run| Some(run.server_cpu_percent)),
     less("redis %", 1, |run| Some(run.redis_cpu_percent)),
+    less("p99 / alone's", 2, |run| Some(run.latency_ms?.p99 / run.alone_ms?.p99)),
+    less("act p50 ms", 2, |run| run.act_ms.map(|ms| ms.p50)),
+    less("act p99", 2, |run| run.act_ms.map(|ms| ms.p99)),
+    less("history/missed", 2, |run| run.history_per_missed),
     less("bytes/conn", 0, |run| run.idle_bytes),
 ];
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::load::{Pace, Plan, Shared};
+use crate::beside::{self, Act, Guest};
+use crate::load::{Manner, Pace, Plan, Shared};
 use crate::report::Run;
 use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
-const OVERHEAD: Duration = Duration::from_secs(90);
+pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
 
 /// What is stored in the smoke size is so many times less.
 const STORED_PER_SMOKE: u64 = 40;
@@ -27,9 +28,22 @@ pub(crate) struct Scenario {
     pace: Pace,
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
+    /// A second load that comes once the first has been measured alone.
+    guest: Option<Guest>,
     /// Who can take part.
     pub(crate) servers: &'static [Server],
 }
+
+/// What others come beside.
+const FAN1: Scenario = Scenario {
+    name: "fan1",
+    what: "200 streams x 1 client, 50/s each",
+    streams: 200,
+    clients: 200,
+    pace: Pace::PerSecond(50.0),
+    smoke: (20, 20),
+    ..PLAIN
+};
 
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
 
@@ -40,21 +54,14 @@ const PLAIN: Scenario = Scenario {
     clients: 1,
     pace: Pace::Quiet,
     smoke: (1, 1),
+    guest: None,
     servers: SERVING,
 };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..PLAIN },
-    Scenario {
-        name: "fan1",
-        what: "200 streams x 1 client, 50/s each",
-        streams: 200,
-        clients: 200,
-        pace: Pace::PerSecond(50.0),
-        smoke: (20, 20),
-        ..PLAIN
-    },
+    FAN1,
     Scenario {
         name: "fan1k",
         what: "1,000 streams x 1 client, 20/s each",
@@ -98,6 +105,22 @@ pub(crate) const ALL: &[Scenario] = &[
         pace: Pace::PerSecond(10.0),
         smoke: (200, 200),
         servers: &[Server::Daemon, Server::Told, Server::Bare],
+        ..PLAIN
+    },
+    Scenario {
+        name: "storm",
+        what: "beside fan1, 1,000 clients of 100 live streams return, 2,000 tokens behind; act: live again",
+        guest: Some(Guest {
+            act: Act::Storm,
+            streams: 100,
+            clients: 1_000,
+            pace: Pace::PerSecond(20.0),
+            backlog: 2_000,
+            smoke: (10, 40, 50),
+        }),
+        // The floors do not know how to resume.
+        servers: &[Server::Daemon],
+        ..FAN1
     },
     Scenario {
         name: "idle",
@@ -139,20 +162,37 @@ impl Scenario {
             pace => pace,
         };
         let warm_up = settings.duration.min(Duration::from_secs(1));
-        Plan { first_stream: 0, streams, clients, pace, warm_up, duration: settings.duration }
+        Plan {
+            first_stream: 0,
+            streams,
+            clients,
+            manner: Manner::Staying,
+            pace,
+            backlog: 0,
+            warm_up,
+            duration: settings.duration,
+        }
     }
 
     /// One run against one server, each with a Redis of its own.
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
         let plan = self.plan(settings);
         let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
+        let run = match &self.guest {
+            Some(guest) => beside::run(guest, &plan, &stage, settings)?,
+            None => self.alone(&plan, &stage, settings)?,
+        };
+        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
+    }
+
+    fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
         let shared =
             Shared::new(plan.streams, OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
         let mut run = std::thread::scope(|scope| {
-            let load = Load::begin(scope, &stage, &plan, &shared)?;
+            let load = Load::begin(scope, stage, plan, &shared)?;
             let window = match plan.pace {
-                Pace::Stored(entries) => replay(entries, &plan, &shared, &stage),
-                _ => conduct(&plan, &shared, &stage),
+                Pace::Stored(entries) => replay(entries, plan, &shared, stage),
+                _ => conduct(plan, &shared, stage),
             };
             let window = window.inspect_err(|error| shared.fail(error.to_string()));
             let (seen, produced) = load.end()?;
@@ -163,16 +203,22 @@ impl Scenario {
             Result::Ok(Run { idle_bytes, ..window.run(&seen, &produced) })
         })?;
         run.problems.extend(shared.problem());
-        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
+        Ok(run)
     }
 }
 
-/// Leads a load through its phases: connected, started, warm, measured.
-fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+/// Leads a load to where it can be measured: connected, started, warm.
+pub(crate) fn settle_in(plan: &Plan, shared: &Shared) -> Result<()> {
     shared.until(|shared| shared.connected.load(Ordering::Acquire) == plan.clients)?;
     shared.until(|shared| shared.started.load(Ordering::Acquire) == plan.clients)?;
     shared.go.store(true, Ordering::Release);
     shared.pass(plan.warm_up);
+    Ok(())
+}
+
+/// Measures a load at its pace.
+fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+    settle_in(plan, shared)?;
     Window::around(stage, shared, || {
         shared.pass(plan.duration);
         Result::Ok(())

@@ -7,11 +7,12 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::bare;
-use crate::clients::{self, Seen};
+use crate::clients;
 use crate::daemon::Process;
 use crate::load::{Plan, Shared};
 use crate::producer::{self, Produced};
 use crate::report::{Latency, Run, per, percent};
+use crate::seen::Seen;
 use crate::server::Server;
 
 /// What can go wrong is told, not handled.
@@ -117,6 +118,11 @@ impl Window {
             wall: from.elapsed(),
             private_bytes: stage.server.as_ref().map_or(Ok(0), Process::private_bytes)?,
         })
+    }
+
+    /// Processor time in percent of a core over the window.
+    pub(crate) fn percent(&self, cpu: Duration) -> f64 {
+        percent(cpu, self.wall)
     }
 
     /// What a load came to within it.

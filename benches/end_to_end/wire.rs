@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use crate::token::{self, Token};
 
 /// What a client asks for; the name is the one that the producer writes.
-pub(crate) fn request(stream: usize, server: SocketAddr) -> String {
+pub(crate) fn request(stream: usize, after: &str, server: SocketAddr) -> String {
     format!(
-        "GET /v1/streams/bench-{stream}/m?wait=60 HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
+        "GET /v1/streams/bench-{stream}/m?wait=60&after={after} HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
          Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
 }
@@ -43,6 +43,14 @@ pub(crate) fn is_delta(json: &[u8]) -> bool {
 /// Whether a frame says how things are, which it may at any time.
 pub(crate) fn is_notice(json: &[u8]) -> bool {
     json.starts_with(b"{\"type\":\"open\"") || json.starts_with(b"{\"type\":\"status\"")
+}
+
+/// The id of the last entry that a frame covers.
+pub(crate) fn id(json: &[u8]) -> Option<&str> {
+    const ID: &[u8] = b"\"id\":\"";
+    let at = json.windows(ID.len()).position(|window| window == ID)? + ID.len();
+    let len = json[at..].iter().position(|&byte| byte == b'"')?;
+    std::str::from_utf8(&json[at..at + len]).ok()
 }
 
 /// Gives `take` the tokens in a frame's text; whether the text was made of tokens, as many as the frame says.

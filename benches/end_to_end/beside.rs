@@ -1,0 +1,180 @@
+//! Runs of two loads. The first one is measured alone, and then once more while a second one, its guest, does what
+//! it is there for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::load::{Manner, Pace, Plan, Shared};
+use crate::producer::Produced;
+use crate::report::{Latency, Run};
+use crate::scenarios::{OVERHEAD, Settings, settle_in};
+use crate::seen::Seen;
+use crate::stage::{Load, Result, Stage, Window};
+
+/// What the guest does while the first load is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
+    /// one has everything that has been written.
+    Storm,
+}
+
+/// A load beside another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest {
+    /// What it is there for.
+    pub(crate) act: Act,
+    /// How many streams it has, none of them the first load's.
+    pub(crate) streams: usize,
+    /// How many clients.
+    pub(crate) clients: usize,
+    /// How fast tokens come.
+    pub(crate) pace: Pace,
+    /// What each stream gets while the clients are away.
+    pub(crate) backlog: u64,
+    /// Streams, clients and backlog of the smoke size.
+    pub(crate) smoke: (usize, usize, u64),
+}
+
+impl Guest {
+    fn plan(&self, beside: &Plan, smoke: bool) -> Plan {
+        let full = (self.streams, self.clients, self.backlog);
+        let (streams, clients, backlog) = if smoke { self.smoke } else { full };
+        let manner = match self.act {
+            Act::Storm => Manner::Returning,
+        };
+        let first_stream = beside.first_stream + beside.streams;
+        Plan { first_stream, streams, clients, manner, pace: self.pace, backlog, ..*beside }
+    }
+}
+
+/// How long everything rests before it is measured.
+const REST: Duration = Duration::from_millis(500);
+/// The same in the smoke size.
+const REST_SMOKE: Duration = Duration::from_millis(20);
+
+/// Two loads under way.
+struct Pair<'a> {
+    stage: &'a Stage,
+    plan: &'a Plan,
+    shared: &'a Shared,
+    act: Act,
+    guest_plan: &'a Plan,
+    guest: &'a Shared,
+    rest: Duration,
+}
+
+/// What came of the guest, and what was measured while it was there.
+struct Visit {
+    window: Window,
+    history: History,
+    seen: Seen,
+}
+
+/// What the daemon has read from history.
+#[derive(Clone, Copy, Default)]
+struct History {
+    reads: u64,
+    entries: u64,
+}
+
+impl History {
+    /// As the server counts it; nothing where it does not.
+    fn read(stage: &Stage) -> Result<Self> {
+        let counter = |name| stage.server.as_ref().map_or(Ok(0), |server| server.counter(name));
+        Ok(Self { reads: counter("replay_reads")?, entries: counter("replay_entries")? })
+    }
+}
+
+/// A run of a load with a guest.
+pub(crate) fn run(guest: &Guest, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
+    let limit = OVERHEAD + settings.duration * 2;
+    let shared = Shared::new(plan.streams, limit, Arc::clone(&settings.interrupted));
+    let guest_plan = guest.plan(plan, settings.smoke);
+    let guest_shared = shared.beside(guest_plan.streams);
+    let rest = if settings.smoke { REST_SMOKE } else { REST };
+    let pair = Pair {
+        stage,
+        plan,
+        shared: &shared,
+        act: guest.act,
+        guest_plan: &guest_plan,
+        guest: &guest_shared,
+        rest,
+    };
+    let mut run = pair.run()?;
+    run.problems.extend(shared.problem());
+    Ok(run)
+}
+
+impl Pair<'_> {
+    /// Measures the first load alone, then with its guest.
+    fn run(&self) -> Result<Run> {
+        std::thread::scope(|scope| {
+            let load = Load::begin(scope, self.stage, self.plan, self.shared)?;
+            let visit = self.receive().inspect_err(|error| self.shared.fail(error.to_string()));
+            let (seen, produced) = load.end()?;
+            Ok(self.result(visit?, &seen, &produced))
+        })
+    }
+
+    /// Measures the first load alone, and has the guest come and go.
+    fn receive(&self) -> Result<Visit> {
+        settle_in(self.plan, self.shared)?;
+        self.shared.alone.begin();
+        self.shared.pass(self.plan.duration);
+        self.shared.alone.end();
+        std::thread::scope(|scope| {
+            let load = Load::begin(scope, self.stage, self.guest_plan, self.guest)?;
+            let performed = self.perform().inspect_err(|error| self.guest.fail(error.to_string()));
+            let (seen, _) = load.end()?;
+            let (window, history) = performed?;
+            Ok(Visit { window, history, seen })
+        })
+    }
+
+    /// Brings the guest to where its act begins, and measures that.
+    fn perform(&self) -> Result<(Window, History)> {
+        let (guest, clients) = (self.guest, self.guest_plan.clients);
+        guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
+        guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
+        guest.leave.store(true, Ordering::Release);
+        guest.until(|guest| guest.connected.load(Ordering::Acquire) == 0)?;
+        guest.go.store(true, Ordering::Release);
+        guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+        guest.pass(self.rest);
+        let before = History::read(self.stage)?;
+        let window = Window::around(self.stage, self.shared, || {
+            guest.measured.begin();
+            guest.back.store(true, Ordering::Release);
+            guest.until(|guest| guest.caught_up.load(Ordering::Acquire) == clients)?;
+            guest.measured.end();
+            self.shared.measured.end();
+            Result::Ok(())
+        })?;
+        let after = History::read(self.stage)?;
+        let history = History { reads: after.reads - before.reads, entries: after.entries - before.entries };
+        Ok((window, history))
+    }
+
+    /// What both loads came to.
+    fn result(&self, visit: Visit, seen: &Seen, produced: &Produced) -> Run {
+        let mut run = visit.window.run(seen, produced);
+        run.lost += visit.seen.lost;
+        run.repeated += visit.seen.repeated;
+        run.reordered += visit.seen.reordered;
+        run.problems.extend(visit.seen.surprises);
+        run.alone_ms = Latency::of(&seen.alone_us);
+        run.guest_clients_cpu_percent = visit.window.percent(visit.seen.cpu);
+        match self.act {
+            Act::Storm => {
+                let missed = self.guest_plan.backlog * self.guest_plan.streams as u64;
+                run.act_ms = Latency::of(&visit.seen.back_us);
+                run.history_reads = Some(visit.history.reads);
+                run.history_per_missed = Some(visit.history.entries as f64 / missed as f64);
+            }
+        }
+        run
+    }
+}
