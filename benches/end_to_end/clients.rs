@@ -18,7 +18,7 @@ use mio::{Events, Interest, Poll};
 
 use self::returning::Left;
 use crate::judge::Judge;
-use crate::load::{MeasuredCpu, Pace, Plan, Shared};
+use crate::load::{MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::seen::Seen;
 use crate::token::{Token, now_us};
 use crate::wire;
@@ -165,7 +165,8 @@ impl Clients<'_> {
             client.socket.set_nodelay(true)?;
             // Ports of one run are free for the next one at once.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
-            let request = wire::request(self.plan.first_stream + client.stream, &client.last_id, self.server);
+            let number = self.plan.first_stream + client.stream;
+            let request = wire::request(self.plan.transport, number, &client.last_id, self.server);
             match client.socket.write(request.as_bytes()) {
                 Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
                 Ok(_) => return Err(io::Error::other("a request was not taken whole")),
@@ -225,9 +226,9 @@ impl Clients<'_> {
         let mut used = 0;
         if self.clients[index].stage == Stage::Upgrading {
             let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return 0 };
-            if !bytes.starts_with(b"HTTP/1.1 101 ") {
+            if !bytes.starts_with(wire::granted(self.plan.transport)) {
                 let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-                self.close(index, &format!("no upgrade: {head}"));
+                self.close(index, &format!("refused: {head}"));
                 return bytes.len();
             }
             used = end + 4;
@@ -235,6 +236,14 @@ impl Clients<'_> {
             self.handshakes -= 1;
             self.shared.connected.fetch_add(1, Ordering::AcqRel);
         }
+        used + match self.plan.transport {
+            Transport::WebSocket => self.websocket_frames(index, &bytes[used..], now),
+            Transport::Sse => self.events(index, &bytes[used..], now),
+        }
+    }
+
+    fn websocket_frames(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
+        let mut used = 0;
         while let Some((first, from, to)) = wire::frame(&bytes[used..]) {
             let payload = &bytes[used + from..used + to];
             match first {
@@ -247,6 +256,19 @@ impl Clients<'_> {
                 other => self.seen.surprise(format!("a frame that begins with {other:#x}")),
             }
             used += to;
+        }
+        used
+    }
+
+    fn events(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
+        let mut used = 0;
+        while let Some((line, len)) = wire::line(&bytes[used..]) {
+            if let Some(json) = line.strip_prefix(b"data: ") {
+                self.message(index, json, now);
+            } else if !line.is_empty() && !line.starts_with(b"id: ") && !line.starts_with(b":") {
+                self.seen.surprise(String::from_utf8_lossy(line));
+            }
+            used += len;
         }
         used
     }

@@ -26,6 +26,15 @@ pub(crate) enum Pace {
     Stored(u64),
 }
 
+/// How frames travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// One message a frame.
+    WebSocket,
+    /// One event a frame.
+    Sse,
+}
+
 /// What the clients of a load do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
@@ -47,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) streams: usize,
     /// How many clients; client `i` reads the `i % streams`th stream.
     pub(crate) clients: usize,
+    /// How they are connected.
+    pub(crate) transport: Transport,
     /// What they do.
     pub(crate) manner: Manner,
     /// How fast tokens come.

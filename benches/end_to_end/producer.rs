@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 
-use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared};
+use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::token::{Token, now_us};
 
 /// Answers that may be outstanding before the producer reads some, on a schedule.
@@ -79,8 +79,12 @@ pub(crate) fn run(
     let mut cpu = MeasuredCpu::default();
     if let Pace::Stored(entries) = plan.pace {
         producer.store(entries)?;
-    } else if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
-        producer.round()?;
+    } else {
+        // Over SSE the answer to a request begins when there is a stream.
+        let connects_first = plan.transport == Transport::WebSocket;
+        if !connects_first || shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
+            producer.round()?;
+        }
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
         if plan.backlog > 0 {

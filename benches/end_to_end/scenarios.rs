@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::beside::{self, Act, Guest};
-use crate::load::{Manner, Pace, Plan, Shared};
+use crate::load::{Manner, Pace, Plan, Shared, Transport};
 use crate::report::Run;
 use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
@@ -13,6 +13,9 @@ use crate::stage::{Load, Result, Stage, Window};
 /// How long connecting, warming up and draining may take together, beside the measured time.
 pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
 
+/// How long the daemon's silence is measured at least: two intervals of client.keepalive, so that each connection is
+/// kept alive twice.
+const SILENCE: Duration = Duration::from_secs(30);
 /// What is stored in the smoke size is so many times less.
 const STORED_PER_SMOKE: u64 = 40;
 
@@ -25,6 +28,7 @@ pub(crate) struct Scenario {
     pub(crate) what: &'static str,
     streams: usize,
     clients: usize,
+    transport: Transport,
     pace: Pace,
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
@@ -52,6 +56,7 @@ const PLAIN: Scenario = Scenario {
     what: "",
     streams: 1,
     clients: 1,
+    transport: Transport::WebSocket,
     pace: Pace::Quiet,
     smoke: (1, 1),
     guest: None,
@@ -124,10 +129,22 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "idle",
-        what: "10,000 connections, 100 to each of 100 quiet streams",
+        what: "18,000 connections, 180 to each of 100 quiet streams",
         streams: 100,
-        clients: 10_000,
+        // A process may have 20,000 descriptors.
+        clients: 18_000,
         smoke: (10, 100),
+        ..PLAIN
+    },
+    Scenario {
+        name: "idle-sse",
+        what: "the same over SSE",
+        streams: 100,
+        clients: 18_000,
+        transport: Transport::Sse,
+        smoke: (10, 100),
+        // The floors speak WebSocket alone.
+        servers: &[Server::Daemon],
         ..PLAIN
     },
     Scenario {
@@ -155,28 +172,30 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
-    fn plan(&self, settings: &Settings) -> Plan {
+    fn plan(&self, server: Server, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let pace = match self.pace {
             Pace::Stored(entries) if settings.smoke => Pace::Stored(entries / STORED_PER_SMOKE),
             pace => pace,
         };
         let warm_up = settings.duration.min(Duration::from_secs(1));
+        let keeps_alive = self.pace == Pace::Quiet && server == Server::Daemon && !settings.smoke;
         Plan {
             first_stream: 0,
             streams,
             clients,
+            transport: self.transport,
             manner: Manner::Staying,
             pace,
             backlog: 0,
             warm_up,
-            duration: settings.duration,
+            duration: if keeps_alive { settings.duration.max(SILENCE) } else { settings.duration },
         }
     }
 
     /// One run against one server, each with a Redis of its own.
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
-        let plan = self.plan(settings);
+        let plan = self.plan(server, settings);
         let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
         let run = match &self.guest {
             Some(guest) => beside::run(guest, &plan, &stage, settings)?,
@@ -186,8 +205,7 @@ impl Scenario {
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
-        let shared =
-            Shared::new(plan.streams, OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
+        let shared = Shared::new(plan.streams, OVERHEAD + plan.duration, Arc::clone(&settings.interrupted));
         let mut run = std::thread::scope(|scope| {
             let load = Load::begin(scope, stage, plan, &shared)?;
             let window = match plan.pace {

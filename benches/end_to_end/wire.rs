@@ -4,14 +4,35 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
+use crate::load::Transport;
 use crate::token::{self, Token};
 
 /// What a client asks for; the name is the one that the producer writes.
-pub(crate) fn request(stream: usize, after: &str, server: SocketAddr) -> String {
+pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: SocketAddr) -> String {
+    let wants = match transport {
+        Transport::WebSocket => {
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Version: 13"
+        }
+        Transport::Sse => "Accept: text/event-stream",
+    };
     format!(
-        "GET /v1/streams/bench-{stream}/m?wait=60&after={after} HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
-         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        "GET /v1/streams/bench-{stream}/m?wait=60&after={after} HTTP/1.1\r\nHost: {server}\r\n{wants}\r\n\r\n"
     )
+}
+
+/// How the answer begins that grants it.
+pub(crate) const fn granted(transport: Transport) -> &'static [u8] {
+    match transport {
+        Transport::WebSocket => b"HTTP/1.1 101 ",
+        Transport::Sse => b"HTTP/1.1 200 ",
+    }
+}
+
+/// The line at the front of what has come over SSE, and how long it is with its end; `None` while it is not whole.
+pub(crate) fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((&bytes[..end], end + 1))
 }
 
 /// The first byte of a frame and where its payload lies; `None` while it is not whole.
