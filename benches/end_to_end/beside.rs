@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::load::{Manner, Pace, Plan, Shared};
 use crate::producer::Produced;
 use crate::report::{Latency, Run};
-use crate::scenarios::{OVERHEAD, Settings, settle_in};
+use crate::scenarios::{OVERHEAD, SILENCE, Settings, settle_in};
 use crate::seen::Seen;
 use crate::stage::{Load, Result, Stage, Window};
 
@@ -18,6 +18,10 @@ pub(crate) enum Act {
     /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
     /// one has everything that has been written.
     Storm,
+    /// Its clients wait for streams that nobody has written, and get the first token of each.
+    First,
+    /// It is there and silent.
+    Idle,
 }
 
 /// A load beside another one.
@@ -43,9 +47,12 @@ impl Guest {
         let (streams, clients, backlog) = if smoke { self.smoke } else { full };
         let manner = match self.act {
             Act::Storm => Manner::Returning,
+            Act::First | Act::Idle => Manner::Staying,
         };
         let first_stream = beside.first_stream + beside.streams;
-        Plan { first_stream, streams, clients, manner, pace: self.pace, backlog, ..*beside }
+        let is_silence = self.act == Act::Idle && !smoke;
+        let duration = if is_silence { beside.duration.max(SILENCE) } else { beside.duration };
+        Plan { first_stream, streams, clients, manner, pace: self.pace, backlog, duration, ..*beside }
     }
 }
 
@@ -70,6 +77,8 @@ struct Visit {
     window: Window,
     history: History,
     seen: Seen,
+    /// What the server's private memory grew by.
+    bytes: u64,
 }
 
 /// What the daemon has read from history.
@@ -85,13 +94,17 @@ impl History {
         let counter = |name| stage.server.as_ref().map_or(Ok(0), |server| server.counter(name));
         Ok(Self { reads: counter("replay_reads")?, entries: counter("replay_entries")? })
     }
+
+    const fn since(self, before: Self) -> Self {
+        Self { reads: self.reads - before.reads, entries: self.entries - before.entries }
+    }
 }
 
 /// A run of a load with a guest.
 pub(crate) fn run(guest: &Guest, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
-    let limit = OVERHEAD + settings.duration * 2;
-    let shared = Shared::new(plan.streams, limit, Arc::clone(&settings.interrupted));
     let guest_plan = guest.plan(plan, settings.smoke);
+    let limit = OVERHEAD + plan.duration + guest_plan.duration;
+    let shared = Shared::new(plan.streams, limit, Arc::clone(&settings.interrupted));
     let guest_shared = shared.beside(guest_plan.streams);
     let rest = if settings.smoke { REST_SMOKE } else { REST };
     let pair = Pair {
@@ -125,12 +138,14 @@ impl Pair<'_> {
         self.shared.alone.begin();
         self.shared.pass(self.plan.duration);
         self.shared.alone.end();
+        let bytes = self.stage.server_bytes()?;
         std::thread::scope(|scope| {
             let load = Load::begin(scope, self.stage, self.guest_plan, self.guest)?;
             let performed = self.perform().inspect_err(|error| self.guest.fail(error.to_string()));
             let (seen, _) = load.end()?;
             let (window, history) = performed?;
-            Ok(Visit { window, history, seen })
+            let bytes = window.private_bytes.saturating_sub(bytes);
+            Ok(Visit { window, history, seen, bytes })
         })
     }
 
@@ -138,24 +153,49 @@ impl Pair<'_> {
     fn perform(&self) -> Result<(Window, History)> {
         let (guest, clients) = (self.guest, self.guest_plan.clients);
         guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
-        guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
-        guest.leave.store(true, Ordering::Release);
-        guest.until(|guest| guest.connected.load(Ordering::Acquire) == 0)?;
-        guest.go.store(true, Ordering::Release);
-        guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+        match self.act {
+            Act::First => {}
+            Act::Idle => self.guest_begins()?,
+            Act::Storm => {
+                self.guest_begins()?;
+                guest.leave.store(true, Ordering::Release);
+                guest.until(|guest| guest.connected.load(Ordering::Acquire) == 0)?;
+                guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+            }
+        }
         guest.pass(self.rest);
         let before = History::read(self.stage)?;
         let window = Window::around(self.stage, self.shared, || {
             guest.measured.begin();
-            guest.back.store(true, Ordering::Release);
-            guest.until(|guest| guest.caught_up.load(Ordering::Acquire) == clients)?;
+            self.act()?;
             guest.measured.end();
             self.shared.measured.end();
             Result::Ok(())
         })?;
-        let after = History::read(self.stage)?;
-        let history = History { reads: after.reads - before.reads, entries: after.entries - before.entries };
-        Ok((window, history))
+        Ok((window, History::read(self.stage)?.since(before)))
+    }
+
+    /// All its clients have received something, and the producer follows its schedule.
+    fn guest_begins(&self) -> Result<()> {
+        self.guest.until(|guest| guest.started.load(Ordering::Acquire) == self.guest_plan.clients)?;
+        self.guest.go.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn act(&self) -> Result<()> {
+        let guest = self.guest;
+        match self.act {
+            Act::Storm => {
+                guest.back.store(true, Ordering::Release);
+                guest.until(|guest| guest.caught_up.load(Ordering::Acquire) == self.guest_plan.clients)?;
+            }
+            Act::First => {
+                guest.go.store(true, Ordering::Release);
+                guest.pass(self.guest_plan.duration);
+            }
+            Act::Idle => guest.pass(self.guest_plan.duration),
+        }
+        Ok(())
     }
 
     /// What both loads came to.
@@ -173,6 +213,10 @@ impl Pair<'_> {
                 run.act_ms = Latency::of(&visit.seen.back_us);
                 run.history_reads = Some(visit.history.reads);
                 run.history_per_missed = Some(visit.history.entries as f64 / missed as f64);
+            }
+            Act::First => run.act_ms = Latency::of(&visit.seen.latency_us),
+            Act::Idle => {
+                run.idle_bytes = Some(visit.bytes as f64 / self.guest_plan.clients as f64);
             }
         }
         run

@@ -24,6 +24,12 @@ pub(crate) enum Pace {
     Quiet,
     /// Not at all: so many are in each stream before the clients come.
     Stored(u64),
+    /// One token per stream and nothing before it: streams come into being one after another in the time that is
+    /// measured.
+    Births {
+        /// Whether the producer writes to the stream of announcements too.
+        announced: bool,
+    },
 }
 
 /// How frames travel.

@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 
 use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::token::{Token, now_us};
+use crate::wire;
 
 /// Answers that may be outstanding before the producer reads some, on a schedule.
 const OUTSTANDING_PACED: usize = 256;
@@ -77,13 +78,15 @@ pub(crate) fn run(
     };
     let mut late_us = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
     let mut cpu = MeasuredCpu::default();
-    if let Pace::Stored(entries) = plan.pace {
-        producer.store(entries)?;
-    } else {
+    match plan.pace {
+        Pace::Stored(entries) => producer.store(entries)?,
+        Pace::Births { .. } => {}
         // Over SSE the answer to a request begins when there is a stream.
-        let connects_first = plan.transport == Transport::WebSocket;
-        if !connects_first || shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
-            producer.round()?;
+        _ if plan.transport == Transport::Sse => producer.round()?,
+        _ => {
+            if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
+                producer.round()?;
+            }
         }
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
@@ -95,6 +98,7 @@ pub(crate) fn run(
             Pace::Flood => producer.flood(&mut cpu)?,
             Pace::Quiet => producer.quiet()?,
             Pace::Stored(_) => {}
+            Pace::Births { announced } => producer.births(announced, plan.duration)?,
         }
     }
     producer.settle(0)?;
@@ -150,6 +154,34 @@ impl Producer<'_> {
             self.settle(OUTSTANDING_FLOOD)?;
             cpu.look(self.shared)?;
         }
+        Ok(())
+    }
+
+    /// One stream after another within the time, and all that are left once it is over.
+    fn births(&mut self, announced: bool, time: Duration) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let streams = self.totals.len();
+        let (from, pause) = (Instant::now(), time / u32::try_from(streams)?);
+        for stream in 0..streams {
+            let due = from + pause * u32::try_from(stream)?;
+            while !self.shared.stopped() && Instant::now() < due {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+            }
+            self.token(stream, now_us(), wall_us())?;
+            if announced {
+                self.announce(stream)?;
+            }
+            self.write()?;
+            self.settle(0)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the announcement of a stream.
+    fn announce(&mut self, stream: usize) -> std::io::Result<()> {
+        let key = format!("llm:stream:bench-{}:m", self.first_stream + stream);
+        self.out.extend_from_slice(b"*5\r\n$4\r\nXADD\r\n$12\r\nllm:announce\r\n$1\r\n*\r\n$6\r\nstream\r\n");
+        wire::bulk(&mut self.out, key.as_bytes())?;
+        self.outstanding += 1;
         Ok(())
     }
 

@@ -13,9 +13,9 @@ use crate::stage::{Load, Result, Stage, Window};
 /// How long connecting, warming up and draining may take together, beside the measured time.
 pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
 
-/// How long the daemon's silence is measured at least: two intervals of client.keepalive, so that each connection is
+/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so that each connection is
 /// kept alive twice.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// What is stored in the smoke size is so many times less.
 const STORED_PER_SMOKE: u64 = 40;
 
@@ -47,6 +47,15 @@ const FAN1: Scenario = Scenario {
     pace: Pace::PerSecond(50.0),
     smoke: (20, 20),
     ..PLAIN
+};
+
+const FIRST: Guest = Guest {
+    act: Act::First,
+    streams: 200,
+    clients: 200,
+    pace: Pace::Births { announced: false },
+    backlog: 0,
+    smoke: (10, 10, 0),
 };
 
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
@@ -113,6 +122,18 @@ pub(crate) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "first",
+        what: "beside fan1, 200 clients wait for streams of their own that do not exist; act: their first token",
+        guest: Some(FIRST),
+        ..FAN1
+    },
+    Scenario {
+        name: "first-announced",
+        what: "the same with producers that announce their streams",
+        guest: Some(Guest { pace: Pace::Births { announced: true }, ..FIRST }),
+        ..FAN1
+    },
+    Scenario {
         name: "storm",
         what: "beside fan1, 1,000 clients of 100 live streams return, 2,000 tokens behind; act: live again",
         guest: Some(Guest {
@@ -146,6 +167,20 @@ pub(crate) const ALL: &[Scenario] = &[
         // The floors speak WebSocket alone.
         servers: &[Server::Daemon],
         ..PLAIN
+    },
+    Scenario {
+        name: "idle-fan1",
+        what: "fan1 beside 18,000 idle connections to 100 quiet streams",
+        guest: Some(Guest {
+            act: Act::Idle,
+            streams: 100,
+            clients: 18_000,
+            pace: Pace::Quiet,
+            backlog: 0,
+            smoke: (10, 100, 0),
+        }),
+        servers: &[Server::Daemon],
+        ..FAN1
     },
     Scenario {
         name: "idle-own",

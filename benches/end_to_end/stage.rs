@@ -41,9 +41,15 @@ impl Stage {
         let redis = Process::redis()?;
         let server = server.start(redis.address, settings)?;
         std::thread::sleep(if smoke { REST_SMOKE } else { REST });
-        let empty_bytes = server.as_ref().map_or(Ok(0), Process::private_bytes)?;
         let acks = settings.iter().all(|setting| setting != "delivery.ack=none");
-        Ok(Self { server, redis, empty_bytes, acks })
+        let mut stage = Self { server, redis, empty_bytes: 0, acks };
+        stage.empty_bytes = stage.server_bytes()?;
+        Ok(stage)
+    }
+
+    /// The server's private memory.
+    pub(crate) fn server_bytes(&self) -> Result<u64> {
+        self.server.as_ref().map_or(Ok(0), Process::private_bytes)
     }
 
     fn server_cpu(&self) -> Result<Duration> {
@@ -116,7 +122,7 @@ impl Window {
             server_cpu: stage.server_cpu()?.saturating_sub(server_cpu),
             redis_cpu: stage.redis.cpu()?.saturating_sub(redis_cpu),
             wall: from.elapsed(),
-            private_bytes: stage.server.as_ref().map_or(Ok(0), Process::private_bytes)?,
+            private_bytes: stage.server_bytes()?,
         })
     }
 
