@@ -18,6 +18,8 @@ pub(crate) enum Act {
     /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
     /// one has everything that has been written.
     Storm,
+    /// Its clients read slowly and are far behind. In the end they read on, and have to have everything in order.
+    Slow,
     /// Its clients wait for streams that nobody has written, and get the first token of each.
     First,
     /// It is there and silent.
@@ -47,6 +49,7 @@ impl Guest {
         let (streams, clients, backlog) = if smoke { self.smoke } else { full };
         let manner = match self.act {
             Act::Storm => Manner::Returning,
+            Act::Slow => Manner::Slow,
             Act::First | Act::Idle => Manner::Staying,
         };
         let first_stream = beside.first_stream + beside.streams;
@@ -75,28 +78,31 @@ struct Pair<'a> {
 /// What came of the guest, and what was measured while it was there.
 struct Visit {
     window: Window,
-    history: History,
+    /// Before and after it was measured.
+    counted: [Counted; 2],
+    /// How many tokens its clients had not received by then.
+    outstanding: u64,
     seen: Seen,
     /// What the server's private memory grew by.
     bytes: u64,
 }
 
-/// What the daemon has read from history.
+/// What the daemon has counted; nothing where a server does not count.
 #[derive(Clone, Copy, Default)]
-struct History {
-    reads: u64,
-    entries: u64,
+struct Counted {
+    history_reads: u64,
+    history_entries: u64,
+    fell_back: u64,
 }
 
-impl History {
-    /// As the server counts it; nothing where it does not.
+impl Counted {
     fn read(stage: &Stage) -> Result<Self> {
         let counter = |name| stage.server.as_ref().map_or(Ok(0), |server| server.counter(name));
-        Ok(Self { reads: counter("replay_reads")?, entries: counter("replay_entries")? })
-    }
-
-    const fn since(self, before: Self) -> Self {
-        Self { reads: self.reads - before.reads, entries: self.entries - before.entries }
+        Ok(Self {
+            history_reads: counter("replay_reads")?,
+            history_entries: counter("replay_entries")?,
+            fell_back: counter("clients_fell_back")?,
+        })
     }
 }
 
@@ -142,20 +148,27 @@ impl Pair<'_> {
         std::thread::scope(|scope| {
             let load = Load::begin(scope, self.stage, self.guest_plan, self.guest)?;
             let performed = self.perform().inspect_err(|error| self.guest.fail(error.to_string()));
+            self.guest.back.store(true, Ordering::Release);
             let (seen, _) = load.end()?;
-            let (window, history) = performed?;
+            let (window, counted, outstanding) = performed?;
             let bytes = window.private_bytes.saturating_sub(bytes);
-            Ok(Visit { window, history, seen, bytes })
+            Ok(Visit { window, counted, outstanding, seen, bytes })
         })
     }
 
     /// Brings the guest to where its act begins, and measures that.
-    fn perform(&self) -> Result<(Window, History)> {
+    fn perform(&self) -> Result<(Window, [Counted; 2], u64)> {
         let (guest, clients) = (self.guest, self.guest_plan.clients);
         guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
         match self.act {
             Act::First => {}
             Act::Idle => self.guest_begins()?,
+            Act::Slow => {
+                guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
+                guest.leave.store(true, Ordering::Release);
+                self.guest_begins()?;
+                guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+            }
             Act::Storm => {
                 self.guest_begins()?;
                 guest.leave.store(true, Ordering::Release);
@@ -164,7 +177,7 @@ impl Pair<'_> {
             }
         }
         guest.pass(self.rest);
-        let before = History::read(self.stage)?;
+        let before = Counted::read(self.stage)?;
         let window = Window::around(self.stage, self.shared, || {
             guest.measured.begin();
             self.act()?;
@@ -172,7 +185,7 @@ impl Pair<'_> {
             self.shared.measured.end();
             Result::Ok(())
         })?;
-        Ok((window, History::read(self.stage)?.since(before)))
+        Ok((window, [before, Counted::read(self.stage)?], self.outstanding()))
     }
 
     /// All its clients have received something, and the producer follows its schedule.
@@ -180,6 +193,13 @@ impl Pair<'_> {
         self.guest.until(|guest| guest.started.load(Ordering::Acquire) == self.guest_plan.clients)?;
         self.guest.go.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// How many tokens of its streams the guest's clients have not received.
+    fn outstanding(&self) -> u64 {
+        let written: u64 = self.guest.written.iter().map(|written| written.load(Ordering::Acquire)).sum();
+        let clients_per_stream = (self.guest_plan.clients / self.guest_plan.streams) as u64;
+        (written * clients_per_stream).saturating_sub(self.guest.delivered.load(Ordering::Acquire))
     }
 
     fn act(&self) -> Result<()> {
@@ -193,7 +213,7 @@ impl Pair<'_> {
                 guest.go.store(true, Ordering::Release);
                 guest.pass(self.guest_plan.duration);
             }
-            Act::Idle => guest.pass(self.guest_plan.duration),
+            Act::Idle | Act::Slow => guest.pass(self.guest_plan.duration),
         }
         Ok(())
     }
@@ -207,12 +227,18 @@ impl Pair<'_> {
         run.problems.extend(visit.seen.surprises);
         run.alone_ms = Latency::of(&seen.alone_us);
         run.guest_clients_cpu_percent = visit.window.percent(visit.seen.cpu);
+        let [before, after] = visit.counted;
+        run.history_reads = Some(after.history_reads - before.history_reads);
         match self.act {
             Act::Storm => {
                 let missed = self.guest_plan.backlog * self.guest_plan.streams as u64;
                 run.act_ms = Latency::of(&visit.seen.back_us);
-                run.history_reads = Some(visit.history.reads);
-                run.history_per_missed = Some(visit.history.entries as f64 / missed as f64);
+                let read = after.history_entries - before.history_entries;
+                run.history_per_missed = Some(read as f64 / missed as f64);
+            }
+            Act::Slow => {
+                run.slow_fell_back = Some(after.fell_back);
+                run.slow_behind = Some(visit.outstanding as f64 / self.guest_plan.clients as f64);
             }
             Act::First => run.act_ms = Latency::of(&visit.seen.latency_us),
             Act::Idle => {

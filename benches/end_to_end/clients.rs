@@ -6,6 +6,7 @@
 //! the same two cores that the server under test runs on.
 
 mod returning;
+mod slow;
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -18,7 +19,7 @@ use mio::{Events, Interest, Poll};
 
 use self::returning::Left;
 use crate::judge::Judge;
-use crate::load::{MeasuredCpu, Pace, Plan, Shared, Transport};
+use crate::load::{Manner, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::seen::Seen;
 use crate::token::{Token, now_us};
 use crate::wire;
@@ -61,6 +62,8 @@ struct Clients<'a> {
     handshakes: usize,
     /// What the clients had when they left.
     left: Option<Vec<Left>>,
+    /// When slow clients have read last.
+    sipped_at: Option<Instant>,
     seen: Seen,
 }
 
@@ -78,6 +81,7 @@ pub(crate) fn run(
         clients: Vec::with_capacity(plan.clients),
         handshakes: 0,
         left: None,
+        sipped_at: None,
         seen: Seen::new()?,
     };
     clients.read_all()?;
@@ -102,6 +106,7 @@ impl Clients<'_> {
             for event in &events {
                 self.ready(event.token().0, &mut input)?;
             }
+            self.sip(&mut input)?;
             self.shared.delivered.store(self.seen.received, Ordering::Release);
             cpu.look(self.shared)?;
             self.seen.cpu = cpu.used();
@@ -137,7 +142,10 @@ impl Clients<'_> {
         let handshakes_max = if self.left.is_some() { usize::MAX } else { HANDSHAKES_MAX };
         while self.clients.len() < self.plan.clients && self.handshakes < handshakes_max {
             let index = self.clients.len();
-            let mut socket = TcpStream::connect(self.server)?;
+            let mut socket = match self.plan.manner {
+                Manner::Slow => slow::connect(self.server)?,
+                _ => TcpStream::connect(self.server)?,
+            };
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
             let stream = index % self.plan.streams;
@@ -174,26 +182,31 @@ impl Clients<'_> {
                 Err(error) => return Err(error),
             }
         }
-        while self.clients[index].stage != Stage::Closed {
-            let n = match self.clients[index].socket.read(input) {
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    self.close(index, &format!("a connection broke: {error}"));
-                    break;
-                }
-            };
-            if n == 0 {
-                self.close(index, "the server closed a connection");
-                break;
-            }
-            self.received(index, &input[..n]);
-            self.see_whether_caught_up(index);
-            if n < input.len() {
-                break;
-            }
-        }
+        if self.is_slow() { Ok(()) } else { self.read(index, input) }
+    }
+
+    /// Reads all that is there.
+    fn read(&mut self, index: usize, input: &mut [u8]) -> io::Result<()> {
+        while self.read_once(index, input)? {}
         Ok(())
+    }
+
+    /// Reads as much as `input` takes; whether there may be more.
+    fn read_once(&mut self, index: usize, input: &mut [u8]) -> io::Result<bool> {
+        if self.clients[index].stage == Stage::Closed {
+            return Ok(false);
+        }
+        match self.clients[index].socket.read(input) {
+            Ok(0) => self.close(index, "the server closed a connection"),
+            Ok(n) => {
+                self.received(index, &input[..n]);
+                self.see_whether_caught_up(index);
+                return Ok(n == input.len());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.close(index, &format!("a connection broke: {error}")),
+        }
+        Ok(false)
     }
 
     fn close(&mut self, index: usize, why: &str) {

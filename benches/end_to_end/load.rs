@@ -48,6 +48,8 @@ pub(crate) enum Manner {
     Staying,
     /// They leave without a word, and come back all at once by the last ids that they have.
     Returning,
+    /// From when they are to leave until they may come back they read slowly.
+    Slow,
 }
 
 /// How often those who wait look whether the run failed.
@@ -68,7 +70,7 @@ pub(crate) struct Plan {
     pub(crate) manner: Manner,
     /// How fast tokens come.
     pub(crate) pace: Pace,
-    /// What each stream gets at once before that pace, while the clients are away.
+    /// What each stream gets at once before that pace, while the clients are away or slow.
     pub(crate) backlog: u64,
     /// How long the load runs before it is measured.
     pub(crate) warm_up: Duration,
@@ -127,9 +129,9 @@ pub(crate) struct Shared {
     pub(crate) delivered: AtomicU64,
     /// Clients that have come back and have all that had been written by then.
     pub(crate) caught_up: AtomicUsize,
-    /// Clients may leave, where that is their manner.
+    /// Clients may leave or be slow, where that is their manner.
     pub(crate) leave: AtomicBool,
-    /// They may come back.
+    /// They may come back, or read as fast as they can.
     pub(crate) back: AtomicBool,
     /// What is there before the clients come, or while they are away, has been written.
     pub(crate) stored: AtomicBool,

@@ -76,6 +76,10 @@ pub(crate) struct Run {
     pub(crate) history_reads: Option<u64>,
     /// Entries read from history for each entry that was missed, however many clients missed it.
     pub(crate) history_per_missed: Option<f64>,
+    /// How often slow clients left live for history, as the daemon counts it.
+    pub(crate) slow_fell_back: Option<u64>,
+    /// How many tokens a slow client was behind in the end of the measured time, on average.
+    pub(crate) slow_behind: Option<f64>,
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
     /// Tokens that never came.
@@ -143,6 +147,7 @@ const COLUMNS: &[Column] = &[
     less("act p50 ms", 2, |run| run.act_ms.map(|ms| ms.p50)),
     less("act p99", 2, |run| run.act_ms.map(|ms| ms.p99)),
     less("history/missed", 2, |run| run.history_per_missed),
+    less("behind", 0, |run| run.slow_behind),
     less("bytes/conn", 0, |run| run.idle_bytes),
 ];
 

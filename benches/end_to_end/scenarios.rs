@@ -149,6 +149,26 @@ pub(crate) const ALL: &[Scenario] = &[
         ..FAN1
     },
     Scenario {
+        name: "slow",
+        what: "900 streams x 1 client, 20/s each, beside 100 clients at 1 KB/s that fall behind on 10 live streams",
+        streams: 900,
+        clients: 900,
+        pace: Pace::PerSecond(20.0),
+        smoke: (40, 40),
+        guest: Some(Guest {
+            act: Act::Slow,
+            streams: 10,
+            clients: 100,
+            pace: Pace::PerSecond(20.0),
+            // More than the kernel and client.send_budget hold for a client.
+            backlog: 20_000,
+            smoke: (2, 8, 500),
+        }),
+        // The floors have no bound for what they hold for a client.
+        servers: &[Server::Daemon],
+        ..PLAIN
+    },
+    Scenario {
         name: "idle",
         what: "18,000 connections, 180 to each of 100 quiet streams",
         streams: 100,
