@@ -14,9 +14,11 @@ const GENERATOR_PERCENT_MAX: f64 = 90.0;
 /// From the producer's write to the client's read, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Latency {
-    p50: f64,
+    /// Half of them took no longer.
+    pub(crate) p50: f64,
     p90: f64,
-    p99: f64,
+    /// All but one in a hundred took no longer.
+    pub(crate) p99: f64,
     p99_9: f64,
     max: f64,
 }
@@ -98,6 +100,11 @@ impl Run {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
     }
 
+    /// The p99 beside what it was before another load came.
+    pub(crate) fn p99_to_alone(&self) -> Option<f64> {
+        Some(self.latency_ms?.p99 / self.alone_ms?.p99)
+    }
+
     /// The run in a line, for who watches.
     pub(crate) fn line(&self) -> String {
         let mut line = format!(
@@ -143,7 +150,7 @@ const COLUMNS: &[Column] = &[
     less("redis µs", 1, |run| run.redis_cpu_us),
     less("server %", 1, |run| Some(run.server_cpu_percent)),
     less("redis %", 1, |run| Some(run.redis_cpu_percent)),
-    less("p99 / alone's", 2, |run| Some(run.latency_ms?.p99 / run.alone_ms?.p99)),
+    less("p99 / alone's", 2, Run::p99_to_alone),
     less("act p50 ms", 2, |run| run.act_ms.map(|ms| ms.p50)),
     less("act p99", 2, |run| run.act_ms.map(|ms| ms.p99)),
     less("history/missed", 2, |run| run.history_per_missed),
@@ -174,6 +181,11 @@ impl Report {
 
     fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
         self.runs.iter().filter(|run| run.scenario == scenario && run.server == server).collect()
+    }
+
+    /// The runs of a scenario against servers of that kind.
+    pub(crate) fn runs_of(&self, scenario: &str, kind: Kind) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, run.server))
     }
 
     fn scenarios(&self) -> Vec<&'static str> {
@@ -293,7 +305,8 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.decimals$}"))
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
     Some(f64::midpoint(*low, *high))
