@@ -115,7 +115,9 @@ impl Clients<'_> {
                 if *received != self.seen.received {
                     (*received, *at) = (self.seen.received, Instant::now());
                 }
-                if at.elapsed() > PATIENCE || self.complete(totals) {
+                let complete = self.complete(totals);
+                self.seen.behind = !complete && self.shared.is_overdue();
+                if complete || self.seen.behind || at.elapsed() > PATIENCE {
                     return Ok(());
                 }
             }

@@ -1,4 +1,5 @@
-//! The processes of a run: a private redis-server, the daemon or a floor; what they use, from the kernel.
+//! The processes of a run: a private redis-server, the daemon, a floor or a peer; what they use, from the
+//! kernel.
 //!
 //! Each ends when its handle is dropped, and with the bench itself however that ends.
 
@@ -29,9 +30,14 @@ pub(crate) struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only when the process is over, which is what is wanted.
+        let children = self.children().unwrap_or_default();
+        // These fail only when a process is over, which is what is wanted.
         self.child.kill().ok();
         self.child.wait().ok();
+        for child in children {
+            // SAFETY: kill is a plain system call; the process was this one's child a moment ago.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
     }
 }
 
@@ -43,7 +49,7 @@ impl Process {
         command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--dir"]);
         command.arg(files.path());
         command.args(["--save", "", "--appendonly", "no", "--maxclients", "15000", "--tcp-backlog", "4096"]);
-        let child = spawn(command.stdout(Stdio::null()))?;
+        let child = spawn(command.stdout(Stdio::null()), libc::SIGKILL)?;
         let mut process = Self { child, address, admin: None, _files: files };
         process.wait_until(|| ask(address, "PING\r\n").is_ok_and(|answer| answer.starts_with("+PONG")))?;
         Ok(process)
@@ -66,7 +72,8 @@ impl Process {
         {
             command.args(["--set", setting]);
         }
-        let mut process = Self { child: spawn(&mut command)?, address, admin: Some(admin), _files: files };
+        let child = spawn(&mut command, libc::SIGKILL)?;
+        let mut process = Self { child, address, admin: Some(admin), _files: files };
         let ready = "GET /readyz HTTP/1.0\r\n\r\n";
         process.wait_until(|| ask(admin, ready).is_ok_and(|answer| answer.contains(" 200 ")))?;
         Ok(process)
@@ -80,7 +87,7 @@ impl Process {
         };
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--floor", mode, "--redis", &redis.to_string()]).stdout(Stdio::piped());
-        let mut child = spawn(&mut command)?;
+        let mut child = spawn(&mut command, libc::SIGKILL)?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
@@ -88,6 +95,17 @@ impl Process {
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut process = Self { child, address: unknown, admin: None, _files: tempfile::tempdir()? };
         process.address = line.trim().parse().map_err(|_| "a floor did not start")?;
+        Ok(process)
+    }
+
+    /// A peer that the command starts on `address`.
+    pub(crate) fn peer(command: &mut Command, address: SocketAddr, files: tempfile::TempDir) -> Result<Self> {
+        // Killed, nginx would leave its workers behind.
+        let child = spawn(command.stdout(Stdio::null()), libc::SIGTERM)?;
+        let mut process = Self { child, address, admin: None, _files: files };
+        process.wait_until(|| {
+            ask(address, "GET / HTTP/1.0\r\n\r\n").is_ok_and(|it| it.starts_with("HTTP/1."))
+        })?;
         Ok(process)
     }
 
@@ -118,25 +136,45 @@ impl Process {
         Ok(value.ok_or_else(|| format!("the daemon does not count {name}"))?.parse()?)
     }
 
-    /// Processor time of all its threads so far, in the resolution of the scheduler.
-    pub(crate) fn cpu(&self) -> Result<Duration> {
-        let mut clock = 0;
-        let pid = i32::try_from(self.child.id())?;
-        // SAFETY: `clock` is a valid place for the id of a clock.
-        let failed = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
-        if failed != 0 {
-            return Err(io::Error::from_raw_os_error(failed).into());
-        }
-        Ok(read_clock(clock)?)
+    /// The processes that it has started.
+    fn children(&self) -> Result<Vec<i32>> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        Ok(children.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
     }
 
-    /// Memory that is the process' own, in bytes: pages that it has written and shares with nobody.
-    pub(crate) fn private_bytes(&self) -> Result<u64> {
-        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
-        let kib =
-            rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")?.split_whitespace().next());
-        Ok(kib.ok_or("smaps_rollup without Private_Dirty")?.parse::<u64>()? * 1024)
+    /// It and the processes that it has started.
+    fn all(&self) -> Result<Vec<i32>> {
+        let mut all = self.children()?;
+        all.push(i32::try_from(self.child.id())?);
+        Ok(all)
     }
+
+    /// Processor time of all threads so far, in the resolution of the scheduler.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        self.all()?.into_iter().map(process_cpu).sum()
+    }
+
+    /// Memory of its own, in bytes: pages that were written and are shared with nobody.
+    pub(crate) fn private_bytes(&self) -> Result<u64> {
+        self.all()?.into_iter().map(private_bytes).sum()
+    }
+}
+
+fn process_cpu(pid: i32) -> Result<Duration> {
+    let mut clock = 0;
+    // SAFETY: `clock` is a valid place for the id of a clock.
+    let failed = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    if failed != 0 {
+        return Err(io::Error::from_raw_os_error(failed).into());
+    }
+    Ok(read_clock(clock)?)
+}
+
+fn private_bytes(pid: i32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kib = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")?.split_whitespace().next());
+    Ok(kib.ok_or("smaps_rollup without Private_Dirty")?.parse::<u64>()? * 1024)
 }
 
 /// Processor time of the calling thread.
@@ -154,11 +192,11 @@ fn read_clock(clock: libc::clockid_t) -> io::Result<Duration> {
     Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).map_err(io::Error::other)?))
 }
 
-/// Starts a process that the kernel ends when the thread that started it is gone.
-fn spawn(command: &mut Command) -> io::Result<Child> {
+/// Starts a process that the kernel ends with `signal` when the thread that started it is gone.
+fn spawn(command: &mut Command, signal: libc::c_int) -> io::Result<Child> {
     // SAFETY: prctl is a plain system call, allowed between fork and exec; it touches no memory.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         });
@@ -167,7 +205,7 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
 }
 
 /// A loopback address that nobody listens on now.
-fn free_address() -> io::Result<SocketAddr> {
+pub(crate) fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 

@@ -149,6 +149,7 @@ pub(crate) struct Shared {
     problem: Arc<Mutex<Option<String>>>,
     interrupted: Arc<AtomicBool>,
     deadline: Instant,
+    give_up_at: OnceLock<Instant>,
 }
 
 impl Shared {
@@ -171,6 +172,7 @@ impl Shared {
             problem: Arc::default(),
             interrupted,
             deadline: Instant::now() + limit,
+            give_up_at: OnceLock::new(),
         }
     }
 
@@ -216,6 +218,16 @@ impl Shared {
         while !self.failed() && Instant::now() < end {
             std::thread::sleep(end.saturating_duration_since(Instant::now()).min(LOOK));
         }
+    }
+
+    /// What has not come after this time does not count as delivered any more.
+    pub(crate) fn give_up_after(&self, time: Duration) {
+        self.give_up_at.get_or_init(|| Instant::now() + time);
+    }
+
+    /// Whether that time is over.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.give_up_at.get().is_some_and(|at| Instant::now() > *at)
     }
 
     /// Waits until `done`; false when the run failed or took too long before.

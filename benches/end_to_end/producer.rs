@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hdrhistogram::Histogram;
 
 use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared, Transport};
+use crate::publisher::Publisher;
 use crate::token::{Token, now_us};
 use crate::wire;
 
@@ -40,6 +41,8 @@ pub(crate) struct Produced {
 
 struct Producer<'a> {
     redis: TcpStream,
+    /// Takes the tokens in place of Redis.
+    publisher: Option<Publisher>,
     shared: &'a Shared,
     first_stream: usize,
     /// Everything of a stream's XADD up to the length of its value.
@@ -54,9 +57,10 @@ struct Producer<'a> {
 }
 
 /// Writes one token into every stream once all clients are connected, then follows the plan until it is
-/// told to stop.
+/// told to stop. A server that tokens are published to gets them in place of Redis.
 pub(crate) fn run(
     redis: SocketAddr,
+    publish_to: Option<SocketAddr>,
     plan: &Plan,
     shared: &Shared,
 ) -> Result<Produced, Box<dyn Error + Send + Sync>> {
@@ -66,6 +70,7 @@ pub(crate) fn run(
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut producer = Producer {
         redis: socket,
+        publisher: publish_to.map(Publisher::new).transpose()?,
         shared,
         first_stream: plan.first_stream,
         heads: (0..plan.streams).map(|stream| head(plan.first_stream + stream)).collect(),
@@ -209,7 +214,8 @@ impl Producer<'_> {
     fn round(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         for stream in 0..self.totals.len() {
             self.token(stream, now_us(), wall_us())?;
-            if self.out.len() > 64 * 1024 {
+            let unwritten = self.publisher.as_ref().map_or(self.out.len(), Publisher::unwritten);
+            if unwritten > 64 * 1024 {
                 self.write()?;
                 self.settle(OUTSTANDING_FLOOD)?;
             }
@@ -230,6 +236,9 @@ impl Producer<'_> {
         rest.write_all(b"\"}")?;
         let unused = rest.len();
         let value = &value[..value.len() - unused];
+        if let Some(publisher) = &mut self.publisher {
+            return publisher.put(stream, value);
+        }
         self.out.extend_from_slice(&self.heads[stream]);
         write!(self.out, "${}\r\n", value.len())?;
         self.out.extend_from_slice(value);
@@ -240,6 +249,9 @@ impl Producer<'_> {
     }
 
     fn write(&mut self) -> std::io::Result<()> {
+        if let Some(publisher) = &mut self.publisher {
+            return publisher.write();
+        }
         self.redis.write_all(&self.out)?;
         self.out.clear();
         for stream in self.unwritten.drain(..) {
@@ -250,6 +262,9 @@ impl Producer<'_> {
 
     /// Reads answers until at most `limit` are outstanding.
     fn settle(&mut self, limit: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
+        if let Some(publisher) = &mut self.publisher {
+            return publisher.settle(limit);
+        }
         while self.outstanding > limit {
             let n = self.redis.read(&mut self.input)?;
             if n == 0 {

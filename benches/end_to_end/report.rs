@@ -1,4 +1,5 @@
-//! What the runs come to: medians, ratios within a round to the better floor, as a table and as JSON.
+//! What the runs come to: medians, ratios within a round to the better floor and to the best peer, as a table
+//! and as JSON.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::growth::Growth;
 use crate::server::{Kind, Server};
 
 /// A thread of the load generator above that share of a core may have limited what was measured.
@@ -54,6 +56,9 @@ pub(crate) struct Run {
     pub(crate) tokens_per_frame: f64,
     /// Latency of the tokens written within the measured time.
     pub(crate) latency_ms: Option<Latency>,
+    /// The same, whole.
+    #[serde(skip)]
+    pub(crate) latency_us: Option<Histogram<u64>>,
     /// Processor time of the server per delivered token.
     pub(crate) server_cpu_us: Option<f64>,
     /// Processor time of Redis per delivered token.
@@ -90,11 +95,19 @@ pub(crate) struct Run {
     pub(crate) repeated: u64,
     /// Tokens that came after a later one.
     pub(crate) reordered: u64,
+    /// Whether the server fell behind the producer: the lost tokens were still coming when the run was given
+    /// up, or the producer could not keep its schedule.
+    pub(crate) behind: bool,
     /// What else went wrong, in words.
     pub(crate) problems: Vec<String>,
 }
 
 impl Run {
+    /// The run of a server that could not be measured.
+    pub(crate) fn failed(scenario: &'static str, server: &'static str, round: usize, why: String) -> Self {
+        Self { scenario, server, round, problems: vec![why], ..Self::default() }
+    }
+
     /// Whether every token came once and in order, and nothing else was wrong.
     pub(crate) fn is_correct(&self) -> bool {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
@@ -117,6 +130,9 @@ impl Run {
             self.repeated,
             self.reordered
         );
+        if self.behind {
+            line.push_str(", falling behind");
+        }
         for problem in &self.problems {
             // Writing to a String cannot fail.
             write!(line, "\n    {problem}").ok();
@@ -158,6 +174,13 @@ const COLUMNS: &[Column] = &[
     less("bytes/conn", 0, |run| run.idle_bytes),
 ];
 
+/// To whom the daemon is compared.
+const RATIOS: [(Kind, &str); 3] = [
+    (Kind::Floor, "daemon / better floor"),
+    (Kind::Bare, "daemon / bare reader"),
+    (Kind::Peer, "daemon / best peer"),
+];
+
 const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f64>) -> Column {
     Column { title, decimals, more_is_better: false, value }
 }
@@ -166,6 +189,7 @@ const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f6
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     runs: Vec<Run>,
+    growth: Growth,
 }
 
 impl Report {
@@ -174,12 +198,28 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// Whether every run was correct.
-    pub(crate) fn is_correct(&self) -> bool {
-        !self.runs.is_empty() && self.runs.iter().all(Run::is_correct)
+    /// Takes what the cost of a token is as the load grows.
+    pub(crate) fn set_growth(&mut self, growth: Growth) {
+        self.growth = growth;
     }
 
-    fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
+    fn all_runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().chain(self.growth.runs())
+    }
+
+    /// Whether there were runs and every one was correct. Peers are not what is tested.
+    pub(crate) fn is_correct(&self) -> bool {
+        let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, run.server);
+        self.all_runs().next().is_some() && self.all_runs().all(is_fine)
+    }
+
+    /// What the cost of a token is as the load grows.
+    pub(crate) const fn growth(&self) -> &Growth {
+        &self.growth
+    }
+
+    /// The runs of a scenario against a server.
+    pub(crate) fn of(&self, scenario: &str, server: &str) -> Vec<&Run> {
         self.runs.iter().filter(|run| run.scenario == scenario && run.server == server).collect()
     }
 
@@ -188,33 +228,46 @@ impl Report {
         self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, run.server))
     }
 
-    fn scenarios(&self) -> Vec<&'static str> {
+    /// The names of the scenarios that ran.
+    pub(crate) fn scenarios(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.runs.iter().map(|run| run.scenario).collect();
         names.dedup();
         names
     }
 
-    /// The median over the rounds of the daemon's value divided by the better one of that kind in the same round.
-    fn ratio(&self, scenario: &str, column: &Column, kind: Kind) -> Option<f64> {
+    /// The median over the rounds of the daemon's value divided by the best one of that kind of server in the
+    /// same round.
+    fn ratio(&self, scenario: &str, column: &Column, to: Kind) -> Option<f64> {
         let ratios = self.of(scenario, Server::Daemon.name()).into_iter().filter_map(|ours| {
-            let floors = self
+            let theirs = self
                 .runs
                 .iter()
                 .filter(|run| {
-                    run.scenario == scenario && run.round == ours.round && Server::is_a(kind, run.server)
+                    run.scenario == scenario
+                        && run.round == ours.round
+                        && Server::is_a(to, run.server)
+                        && run.problems.is_empty()
                 })
                 .filter_map(column.value)
                 // Without clients only Redis has done the same.
-                .filter(|_| kind != Kind::Bare || column.title.starts_with("redis"));
-            let better = floors.reduce(if column.more_is_better { f64::max } else { f64::min })?;
-            let ratio = (column.value)(ours)? / better;
+                .filter(|_| to != Kind::Bare || column.title.starts_with("redis"));
+            let best = theirs.reduce(if column.more_is_better { f64::max } else { f64::min })?;
+            let ratio = (column.value)(ours)? / best;
             ratio.is_finite().then_some(ratio)
         });
         median(ratios.collect())
     }
 
-    /// The table, in Markdown.
-    pub(crate) fn table(&self) -> String {
+    /// The tables, in Markdown.
+    pub(crate) fn tables(&self) -> String {
+        let tables = [self.table(), self.growth.table()];
+        tables.into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+
+    fn table(&self) -> String {
+        if self.runs.is_empty() {
+            return String::new();
+        }
         let titles: Vec<_> = COLUMNS.iter().map(|column| column.title).collect();
         let mut table = format!(
             "| scenario | server | {} | tokens/frame | lost, repeated, reordered |\n|{}\n",
@@ -229,17 +282,14 @@ impl Report {
                 }
                 let mut cells: Vec<_> = COLUMNS.iter().map(|column| cell(&runs, column)).collect();
                 cells.push(number(median(runs.iter().map(|run| run.tokens_per_frame).collect()), 1));
-                let sum = |value: fn(&Run) -> u64| runs.iter().map(|run| value(run)).sum::<u64>();
-                let (lost, repeated) = (sum(|run| run.lost), sum(|run| run.repeated));
-                cells.push(format!("{lost}, {repeated}, {}", sum(|run| run.reordered)));
+                cells.push(verdict(&runs));
                 row(&mut table, scenario, server.name(), &cells);
             }
-            for (kind, name) in [(Kind::Floor, "daemon / better floor"), (Kind::Bare, "daemon / bare reader")]
-            {
-                let ratios: Vec<_> =
-                    COLUMNS.iter().map(|column| number(self.ratio(scenario, column, kind), 2)).collect();
+            for (kind, title) in RATIOS {
+                let ratio = |column| number(self.ratio(scenario, column, kind), 2);
+                let ratios: Vec<_> = COLUMNS.iter().map(ratio).collect();
                 if ratios.iter().any(|ratio| ratio != "-") {
-                    row(&mut table, scenario, name, &ratios);
+                    row(&mut table, scenario, title, &ratios);
                 }
             }
         }
@@ -249,7 +299,7 @@ impl Report {
     /// What to know before believing the table.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for run in &self.runs {
+        for run in self.all_runs() {
             let busiest = run.producer_cpu_percent.max(run.clients_cpu_percent);
             if busiest > GENERATOR_PERCENT_MAX {
                 warnings.push(format!(
@@ -277,18 +327,22 @@ impl Report {
 
     /// Every run and every ratio.
     pub(crate) fn json(&self) -> serde_json::Result<String> {
-        let ratios: serde_json::Map<_, _> = self
-            .scenarios()
-            .into_iter()
-            .map(|scenario| {
-                let of = COLUMNS
-                    .iter()
-                    .map(|column| (column.title.into(), self.ratio(scenario, column, Kind::Floor).into()));
-                (scenario.to_owned(), serde_json::Value::Object(of.collect()))
-            })
-            .collect();
-        let whole = serde_json::json!({ "runs": self.runs, "ratios_to_better_floor": ratios });
+        let whole = serde_json::json!({
+            "runs": self.runs,
+            "ratios_to_better_floor": self.ratios(Kind::Floor),
+            "ratios_to_bare_reader": self.ratios(Kind::Bare),
+            "ratios_to_best_peer": self.ratios(Kind::Peer),
+            "growth": self.growth,
+        });
         serde_json::to_string_pretty(&whole)
+    }
+
+    fn ratios(&self, to: Kind) -> serde_json::Map<String, serde_json::Value> {
+        let of = |scenario| {
+            let of = |column: &Column| (column.title.into(), self.ratio(scenario, column, to).into());
+            (scenario.to_owned(), serde_json::Value::Object(COLUMNS.iter().map(of).collect()))
+        };
+        self.scenarios().into_iter().map(of).collect()
     }
 }
 
@@ -301,11 +355,25 @@ fn cell(runs: &[&Run], column: &Column) -> String {
     number(median(runs.iter().filter_map(|run| (column.value)(run)).collect()), column.decimals)
 }
 
+/// What became of the tokens of all rounds.
+fn verdict(runs: &[&Run]) -> String {
+    let sum = |value: fn(&Run) -> u64| runs.iter().map(|run| value(run)).sum::<u64>();
+    let (lost, repeated) = (sum(|run| run.lost), sum(|run| run.repeated));
+    let mut verdict = format!("{lost}, {repeated}, {}", sum(|run| run.reordered));
+    if runs.iter().any(|run| run.behind) {
+        verdict.push_str(" (falling behind)");
+    }
+    if runs.iter().any(|run| !run.problems.is_empty()) {
+        verdict.push_str(" (problems)");
+    }
+    verdict
+}
+
 fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.decimals$}"))
 }
 
-/// The middle one.
+/// The middle value, or the mean of the two in the middle.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);

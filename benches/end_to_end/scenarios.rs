@@ -7,17 +7,18 @@ use std::time::Duration;
 use crate::beside::{self, Act, Guest};
 use crate::load::{Manner, Pace, Plan, Shared, Transport};
 use crate::report::Run;
-use crate::server::Server;
+use crate::server::{Kind, Server};
 use crate::stage::{Load, Result, Stage, Window};
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
-
-/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so that each connection is
-/// kept alive twice.
+/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so that
+/// each connection is kept alive twice.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// What is stored in the smoke size is so many times less.
 const STORED_PER_SMOKE: u64 = 40;
+/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
+const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +35,10 @@ pub(crate) struct Scenario {
     smoke: (usize, usize),
     /// A second load that comes once the first has been measured alone.
     guest: Option<Guest>,
-    /// Who can take part.
-    pub(crate) servers: &'static [Server],
+    /// Who can take part, beside peers.
+    servers: &'static [Server],
+    /// Whether peers take part.
+    peers: bool,
 }
 
 /// What others come beside.
@@ -70,12 +73,16 @@ const PLAIN: Scenario = Scenario {
     smoke: (1, 1),
     guest: None,
     servers: SERVING,
+    peers: false,
 };
+
+/// Of those in which tokens are read as they come.
+const LIVE: Scenario = Scenario { peers: true, ..PLAIN };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..PLAIN },
-    FAN1,
+    Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
+    Scenario { peers: true, ..FAN1 },
     Scenario {
         name: "fan1k",
         what: "1,000 streams x 1 client, 20/s each",
@@ -83,7 +90,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(20.0),
         smoke: (60, 60),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "hot",
@@ -91,7 +98,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 1_000,
         pace: Pace::PerSecond(50.0),
         smoke: (1, 40),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "flood",
@@ -100,7 +107,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 64,
         pace: Pace::Flood,
         smoke: (8, 8),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "replay",
@@ -175,7 +182,7 @@ pub(crate) const ALL: &[Scenario] = &[
         // A process may have 20,000 descriptors.
         clients: 18_000,
         smoke: (10, 100),
-        ..PLAIN
+        ..LIVE
     },
     Scenario {
         name: "idle-sse",
@@ -227,6 +234,18 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
+    /// Whether a server takes part.
+    pub(crate) fn takes(&self, server: Server) -> bool {
+        if server.kind() == Kind::Peer { self.peers } else { self.servers.contains(&server) }
+    }
+
+    /// One client for each of `streams`, which get `per_second` tokens in all.
+    pub(crate) fn even(name: &'static str, streams: u32, per_second: u32) -> Self {
+        let size = streams as usize;
+        let pace = Pace::PerSecond(f64::from(per_second) / f64::from(streams));
+        Self { name, streams: size, clients: size, pace, smoke: (size, size), ..PLAIN }
+    }
+
     fn plan(&self, server: Server, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let pace = match self.pace {
@@ -256,7 +275,9 @@ impl Scenario {
             Some(guest) => beside::run(guest, &plan, &stage, settings)?,
             None => self.alone(&plan, &stage, settings)?,
         };
-        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
+        let behind =
+            run.behind || server.is_published_to() && run.producer_late_ms_p99 > PUBLISHED_LATE_MS_MAX;
+        Ok(Run { scenario: self.name, server: server.name(), round, behind, ..run })
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {

@@ -28,6 +28,8 @@ pub(crate) struct Seen {
     pub(crate) repeated: u64,
     /// Tokens that came after a later one.
     pub(crate) reordered: u64,
+    /// Whether tokens were still coming when they had to be there.
+    pub(crate) behind: bool,
     /// Frames with text in them.
     pub(crate) frames: u64,
     /// What a healthy server never sends, in words; the first few.
@@ -50,6 +52,7 @@ impl Seen {
             lost: 0,
             repeated: 0,
             reordered: 0,
+            behind: false,
             frames: 0,
             surprises: Vec::new(),
             cpu: Duration::ZERO,

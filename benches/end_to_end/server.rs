@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::daemon::Process;
 use crate::floor::Mode;
+use crate::peers::Peer;
 
 /// What a server is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub(crate) enum Kind {
     Floor,
     /// What Redis alone has to do.
     Bare,
+    /// What others would use instead.
+    Peer,
 }
 
 /// Who serves.
@@ -28,11 +31,18 @@ pub(crate) enum Server {
     Told,
     /// No server: a reader without clients that knows which streams have news
     Bare,
+    /// The peer on Node, with ws and ioredis (needs --compare)
+    Node,
+    /// The peer on FastAPI, with uvicorn and redis-py (needs --compare)
+    Fastapi,
+    /// The peer that is nginx with nchan (needs --compare)
+    Nchan,
 }
 
 impl Server {
     /// Everyone who serves.
-    pub(crate) const ALL: [Self; 4] = [Self::Daemon, Self::Blocking, Self::Told, Self::Bare];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Daemon, Self::Blocking, Self::Told, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
@@ -41,6 +51,9 @@ impl Server {
             Self::Blocking => "floor, blocking",
             Self::Told => "floor, told",
             Self::Bare => "bare reader",
+            Self::Node => "Node, ws",
+            Self::Fastapi => "FastAPI",
+            Self::Nchan => "nchan",
         }
     }
 
@@ -50,7 +63,23 @@ impl Server {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Told => Kind::Floor,
             Self::Bare => Kind::Bare,
+            Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
         }
+    }
+
+    /// Which peer it is.
+    pub(crate) const fn peer(self) -> Option<Peer> {
+        match self {
+            Self::Daemon | Self::Blocking | Self::Told | Self::Bare => None,
+            Self::Node => Some(Peer::Node),
+            Self::Fastapi => Some(Peer::Fastapi),
+            Self::Nchan => Some(Peer::Nchan),
+        }
+    }
+
+    /// Whether tokens are published to it instead of being added to streams.
+    pub(crate) const fn is_published_to(self) -> bool {
+        matches!(self, Self::Nchan)
     }
 
     /// Whether a report's name is the one of a server of this kind.
@@ -69,6 +98,9 @@ impl Server {
             Self::Blocking => Process::floor(redis, Mode::Blocking).map(Some),
             Self::Told => Process::floor(redis, Mode::Told).map(Some),
             Self::Bare => Ok(None),
+            Self::Node => Peer::Node.start(redis).map(Some),
+            Self::Fastapi => Peer::Fastapi.start(redis).map(Some),
+            Self::Nchan => Peer::Nchan.start(redis).map(Some),
         }
     }
 }

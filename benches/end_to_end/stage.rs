@@ -13,7 +13,7 @@ use crate::load::{Plan, Shared};
 use crate::producer::{self, Produced};
 use crate::report::{Latency, Run, per, percent};
 use crate::seen::Seen;
-use crate::server::Server;
+use crate::server::{Kind, Server};
 
 /// What can go wrong is told, not handled.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -23,6 +23,10 @@ const REST: Duration = Duration::from_millis(300);
 /// The same, where only correctness counts.
 const REST_SMOKE: Duration = Duration::from_millis(10);
 
+/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind would
+/// take minutes.
+const PEER_DRAIN: Duration = Duration::from_secs(5);
+
 /// The processes of a run. They end in the order of the fields: Redis outlives who reads it.
 pub(crate) struct Stage {
     /// Who serves, unless there are no clients and a thread of the bench reads Redis.
@@ -31,18 +35,20 @@ pub(crate) struct Stage {
     pub(crate) redis: Process,
     /// The server's private memory before it served anybody.
     pub(crate) empty_bytes: u64,
+    /// What kind of server it is.
+    who: Server,
     /// Whether the daemon is to acknowledge what it delivers.
     acks: bool,
 }
 
 impl Stage {
     /// Starts the processes; `settings` are the daemon's.
-    pub(crate) fn set(server: Server, settings: &[String], smoke: bool) -> Result<Self> {
+    pub(crate) fn set(who: Server, settings: &[String], smoke: bool) -> Result<Self> {
         let redis = Process::redis()?;
-        let server = server.start(redis.address, settings)?;
+        let server = who.start(redis.address, settings)?;
         std::thread::sleep(if smoke { REST_SMOKE } else { REST });
         let acks = settings.iter().all(|setting| setting != "delivery.ack=none");
-        let mut stage = Self { server, redis, empty_bytes: 0, acks };
+        let mut stage = Self { server, redis, empty_bytes: 0, who, acks };
         stage.empty_bytes = stage.server_bytes()?;
         Ok(stage)
     }
@@ -60,6 +66,7 @@ impl Stage {
 /// A load under way: a thread that writes and a thread of clients, or of the bare reader in their place.
 pub(crate) struct Load<'scope> {
     shared: &'scope Shared,
+    is_peers: bool,
     readers: ScopedJoinHandle<'scope, Result<Seen>>,
     producer: ScopedJoinHandle<'scope, Result<Produced>>,
 }
@@ -80,16 +87,20 @@ impl<'scope> Load<'scope> {
             .inspect_err(|error| shared.fail(error.to_string()))
         })?;
         let producer = Builder::new().name("producer".into()).spawn_scoped(scope, || {
-            producer::run(stage.redis.address, plan, shared)
+            let server = stage.server.as_ref().filter(|_| stage.who.is_published_to());
+            producer::run(stage.redis.address, server.map(|server| server.address), plan, shared)
                 .inspect_err(|error| shared.fail(error.to_string()))
         })?;
-        Ok(Self { shared, readers, producer })
+        Ok(Self { shared, is_peers: stage.who.kind() == Kind::Peer, readers, producer })
     }
 
     /// Stops writing, lets the clients read all that is there, and says what came of it.
     pub(crate) fn end(self) -> Result<(Seen, Produced)> {
         self.shared.stop();
         let produced = self.producer.join().map_err(|_| "the producer panicked")??;
+        if self.is_peers {
+            self.shared.give_up_after(PEER_DRAIN);
+        }
         self.shared.totals.get_or_init(|| produced.totals.clone());
         let seen = self.readers.join().map_err(|_| "the clients panicked")??;
         Ok((seen, produced))
@@ -143,6 +154,7 @@ impl Window {
             delivered_per_second: self.delivered as f64 / self.wall.as_secs_f64(),
             tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
             latency_ms: Latency::of(&seen.latency_us),
+            latency_us: (!seen.latency_us.is_empty()).then(|| seen.latency_us.clone()),
             server_cpu_us: per(self.server_cpu, self.delivered),
             redis_cpu_us: per(self.redis_cpu, self.delivered),
             server_cpu_percent: percent(self.server_cpu, self.wall),
@@ -153,6 +165,7 @@ impl Window {
             lost: seen.lost,
             repeated: seen.repeated,
             reordered: seen.reordered,
+            behind: seen.behind,
             problems,
             ..Run::default()
         }

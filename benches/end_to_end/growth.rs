@@ -1,0 +1,142 @@
+//! The scenario `growth`: what a token costs as the load grows, over a grid of tokens a second and streams
+//! with one client each. What is done per read and per wake-up is shared by more tokens the more there are,
+//! so the cost should fall or stay.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::report::{Run, median};
+use crate::scenarios::{Scenario, Settings};
+use crate::server::Server;
+
+/// The name on the command line and in reports.
+pub(crate) const NAME: &str = "growth";
+
+const PER_SECOND: &[u32] = &[1_000, 2_000, 5_000, 10_000, 20_000];
+const STREAMS: &[u32] = &[100, 1_000, 10_000];
+const SMOKE_PER_SECOND: &[u32] = &[1_000];
+const SMOKE_STREAMS: &[u32] = &[10, 40];
+
+/// Those who are measured. A connection to Redis per stream would be too many.
+const SERVERS: [Server; 2] = [Server::Daemon, Server::Told];
+/// How long each run is measured at most.
+const DURATION_MAX: Duration = Duration::from_millis(2_500);
+
+/// One run at one place of the grid.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Cell {
+    per_second: u32,
+    streams: u32,
+    run: Run,
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Growth {
+    cells: Vec<Cell>,
+}
+
+/// Whose cost per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cost {
+    /// That of the daemon or the floor.
+    Server,
+    /// That of Redis.
+    Redis,
+}
+
+/// The cost per token of one server over so many streams, by tokens a second.
+pub(crate) struct Line {
+    /// Who serves.
+    pub(crate) server: Server,
+    /// How many streams.
+    pub(crate) streams: u32,
+    /// Tokens a second, and µs per token.
+    pub(crate) points: Vec<(u32, f64)>,
+}
+
+/// Measures the grid for those of `servers` that take part, as `one` runs a scenario.
+pub(crate) fn measure(
+    servers: &[Server],
+    rounds: usize,
+    settings: &Settings,
+    one: impl Fn(&Scenario, Server, usize, &Settings) -> Result<Run, String>,
+) -> Result<Growth, String> {
+    let settings = Settings { duration: settings.duration.min(DURATION_MAX), ..settings.clone() };
+    let (rates, streams) = match settings.smoke {
+        true => (SMOKE_PER_SECOND, SMOKE_STREAMS),
+        false => (PER_SECOND, STREAMS),
+    };
+    let mut growth = Growth::default();
+    for round in 0..rounds {
+        for &streams in streams {
+            for &per_second in rates {
+                let scenario = Scenario::even(NAME, streams, per_second);
+                for server in SERVERS.into_iter().filter(|server| servers.contains(server)) {
+                    let run = one(&scenario, server, round, &settings)?;
+                    eprintln!("  {streams} streams, {per_second}/s | {}", run.line());
+                    growth.cells.push(Cell { per_second, streams, run });
+                }
+            }
+        }
+    }
+    Ok(growth)
+}
+
+impl Growth {
+    /// Every run.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.cells.iter().map(|cell| &cell.run)
+    }
+
+    /// The medians over the rounds.
+    pub(crate) fn lines(&self, cost: Cost) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for server in SERVERS {
+            for &streams in SMOKE_STREAMS.iter().chain(STREAMS) {
+                let points: Vec<_> = PER_SECOND
+                    .iter()
+                    .filter_map(|&per_second| {
+                        Some((per_second, self.cost(cost, server, (streams, per_second))?))
+                    })
+                    .collect();
+                if !points.is_empty() {
+                    lines.push(Line { server, streams, points });
+                }
+            }
+        }
+        lines
+    }
+
+    fn cost(&self, cost: Cost, server: Server, place: (u32, u32)) -> Option<f64> {
+        let of = |cell: &Cell| match cost {
+            Cost::Server => cell.run.server_cpu_us,
+            Cost::Redis => cell.run.redis_cpu_us,
+        };
+        let here =
+            |cell: &&Cell| (cell.streams, cell.per_second) == place && cell.run.server == server.name();
+        median(self.cells.iter().filter(here).filter_map(of).collect())
+    }
+
+    /// The table, in Markdown; empty when nothing was measured.
+    pub(crate) fn table(&self) -> String {
+        let mut table = String::new();
+        for (cost, whose) in [(Cost::Server, "server"), (Cost::Redis, "Redis")] {
+            for line in self.lines(cost) {
+                if table.is_empty() {
+                    let rates: Vec<_> = line.points.iter().map(|(rate, _)| format!("{rate}/s")).collect();
+                    let rule = " --- |".repeat(3 + rates.len());
+                    table = format!("| µs per token | run of | streams | {} |\n|{rule}\n", rates.join(" | "));
+                }
+                let costs: Vec<_> = line.points.iter().map(|(_, us)| format!("{us:.1}")).collect();
+                // Writing to a String cannot fail.
+                let (server, streams) = (line.server.name(), line.streams);
+                writeln!(table, "| {whose} | {server} | {streams} | {} |", costs.join(" | ")).ok();
+            }
+        }
+        table
+    }
+}

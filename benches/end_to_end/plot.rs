@@ -1,0 +1,287 @@
+//! Plots as SVG: the percentiles of each scenario's latency, a line a server, and what a token costs as the
+//! load grows, a line a number of streams.
+//!
+//! Logarithms are taken here, so that every axis is a linear one with marks of its own.
+
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+
+use hdrhistogram::Histogram;
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+
+use crate::growth::{Cost, Growth};
+use crate::report::Report;
+use crate::scenarios;
+use crate::server::Server;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const SIZE: (u32, u32) = (960, 480);
+const LEGEND_WIDTH: u32 = 230;
+const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
+const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
+/// Colours that the colour-blind can tell apart too (Okabe and Ito).
+const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
+const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
+const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
+const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
+const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
+
+/// A percentile lies at the number of its nines, so that each further nine takes the same room.
+const PERCENTILES: [(f64, &str); 5] =
+    [(0.301, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.0, "p99.99")];
+
+/// An axis with marks of its own.
+struct Axis {
+    title: &'static str,
+    range: Range<f64>,
+    /// Where there is a mark, and what it says.
+    marks: Vec<(f64, String)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stroke {
+    Thick,
+    Thin,
+    Dashed,
+}
+
+struct Curve {
+    name: String,
+    color: RGBColor,
+    stroke: Stroke,
+    points: Vec<(f64, f64)>,
+}
+
+/// Draws all that a report holds into a directory.
+pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for scenario in report.scenarios() {
+        let curves = latencies(report, scenario);
+        if !curves.is_empty() {
+            let y = logarithmic("ms from write to read", &curves);
+            let x = Axis {
+                title: "percentile of the tokens",
+                range: PERCENTILES[0].0..PERCENTILES[4].0,
+                marks: PERCENTILES.map(|(nines, name)| (nines, name.to_owned())).to_vec(),
+            };
+            let what =
+                scenarios::ALL.iter().find(|known| known.name == scenario).map_or("", |known| known.what);
+            let title = format!("{scenario}: {what}");
+            draw(&dir.join(format!("{scenario}.svg")), &title, (x, y), &curves)?;
+        }
+    }
+    for (cost, file, title) in [
+        (Cost::Server, "growth-server.svg", "growth: processor time of the server per token"),
+        (Cost::Redis, "growth-redis.svg", "growth: processor time of Redis per token"),
+    ] {
+        let curves = costs(report.growth(), cost);
+        if !curves.is_empty() {
+            draw(&dir.join(file), title, (rates(&curves), linear("µs per token", &curves)), &curves)?;
+        }
+    }
+    Ok(())
+}
+
+fn latencies(report: &Report, scenario: &str) -> Vec<Curve> {
+    let curve = |server: Server| {
+        let runs = report.of(scenario, server.name());
+        let mut histograms = runs.iter().filter_map(|run| run.latency_us.as_ref());
+        let mut all = histograms.next()?.clone();
+        for more in histograms {
+            all += more;
+        }
+        let behind = runs.iter().any(|run| run.behind);
+        let name = format!("{}{}", server.name(), if behind { " (falling behind)" } else { "" });
+        let (color, stroke) = match server {
+            Server::Daemon => (BLUE, Stroke::Thick),
+            Server::Blocking => (GREY, Stroke::Dashed),
+            Server::Told => (GREY, Stroke::Thin),
+            Server::Node => (GREEN, Stroke::Thin),
+            Server::Fastapi => (VERMILION, Stroke::Thin),
+            Server::Nchan => (PURPLE, Stroke::Thin),
+            Server::Bare => (INK, Stroke::Dashed),
+        };
+        Some(Curve { name, color, stroke, points: percentiles(&all) })
+    };
+    Server::ALL.into_iter().filter_map(curve).filter(|curve| curve.points.len() > 1).collect()
+}
+
+/// The logarithm of the latency in ms by nines, up to the last that so many tokens can tell.
+fn percentiles(us: &Histogram<u64>) -> Vec<(f64, f64)> {
+    if us.len() < 10 {
+        return Vec::new();
+    }
+    let (from, to) = (PERCENTILES[0].0, PERCENTILES[4].0.min((us.len() as f64).log10()));
+    let steps = 160;
+    (0..=steps)
+        .map(|step| from + (to - from) * f64::from(step) / f64::from(steps))
+        .map(|nines| {
+            let us = us.value_at_quantile(1.0 - 10_f64.powf(-nines)).max(1);
+            (nines, (us as f64 / 1e3).log10())
+        })
+        .collect()
+}
+
+fn costs(growth: &Growth, cost: Cost) -> Vec<Curve> {
+    let lines = growth.lines(cost);
+    let mut streams: Vec<_> = lines.iter().map(|line| line.streams).collect();
+    streams.sort_unstable();
+    streams.dedup();
+    let curve = |line: crate::growth::Line| {
+        let place = streams.iter().position(|&streams| streams == line.streams).unwrap_or(0);
+        Curve {
+            name: format!("{}, {} streams", line.server.name(), grouped(f64::from(line.streams))),
+            color: [ORANGE, GREEN, BLUE][place % 3],
+            stroke: if line.server == Server::Daemon { Stroke::Thick } else { Stroke::Dashed },
+            points: line.points.iter().map(|&(rate, us)| (f64::from(rate).log10(), us)).collect(),
+        }
+    };
+    lines.into_iter().map(curve).filter(|curve| curve.points.len() > 1).collect()
+}
+
+/// Tokens a second, with a mark for each that was measured.
+fn rates(curves: &[Curve]) -> Axis {
+    let longest = curves.iter().max_by_key(|curve| curve.points.len());
+    let at: Vec<_> = longest.iter().flat_map(|curve| &curve.points).map(|(x, _)| *x).collect();
+    let (from, to) = (at.first().copied().unwrap_or(0.0), at.last().copied().unwrap_or(1.0));
+    let marks = at.into_iter().map(|x| (x, grouped(10_f64.powf(x).round()))).collect();
+    Axis { title: "tokens a second, over all streams", range: from..to, marks }
+}
+
+/// From 0 in round steps.
+fn linear(title: &'static str, curves: &[Curve]) -> Axis {
+    let max = values(curves).fold(1e-3, f64::max);
+    let step = round_numbers(-3..6).find(|step| max / step <= 6.0).unwrap_or(max);
+    let marks: Vec<_> = (0..=7).map(|n| f64::from(n) * step).map(|value| (value, grouped(value))).collect();
+    let range = 0.0..(max / step).ceil() * step;
+    Axis { title, range, marks }
+}
+
+/// Values that are logarithms, between round numbers.
+fn logarithmic(title: &'static str, curves: &[Curve]) -> Axis {
+    let (min, max) = (values(curves).fold(f64::MAX, f64::min), values(curves).fold(f64::MIN, f64::max));
+    let from = round_numbers(-4..6).map(f64::log10).take_while(|mark| *mark < min).last().unwrap_or(min);
+    let to = round_numbers(-4..6).map(f64::log10).find(|mark| *mark > max).unwrap_or(max);
+    let marks = round_numbers(-4..6)
+        .map(|value| (value.log10(), grouped(value)))
+        .filter(|(mark, _)| (from..=to).contains(mark))
+        .collect();
+    Axis { title, range: from..to, marks }
+}
+
+fn values(curves: &[Curve]) -> impl Iterator<Item = f64> {
+    curves.iter().flat_map(|curve| &curve.points).map(|(_, y)| *y)
+}
+
+/// 1, 2 and 5 times each power of ten.
+fn round_numbers(powers: Range<i32>) -> impl Iterator<Item = f64> {
+    powers.flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power)))
+}
+
+/// A number without the last digits, in which sums and products of tenths err, its thousands set apart.
+fn grouped(value: f64) -> String {
+    let value = (value * 1e6).round() / 1e6;
+    match value {
+        1e3..1e6 => format!("{:.0},{:03.0}", (value / 1e3).floor(), value % 1e3),
+        _ => format!("{value}"),
+    }
+}
+
+fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Result<()> {
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    root.fill(&WHITE).map_err(said)?;
+    let root = root.titled(title, ("sans-serif", 18).into_font().color(&INK)).map_err(said)?;
+    let (left, right) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+    let (titles, marks) = ((x.title, y.title), (x.marks.len(), y.marks.len()));
+    let mut chart = ChartBuilder::on(&left)
+        .margin(12)
+        .margin_right(24)
+        .x_label_area_size(48)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x, y)
+        .map_err(said)?;
+    chart
+        .configure_mesh()
+        .max_light_lines(0)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .label_style(("sans-serif", 13).into_font().color(&INK))
+        .axis_desc_style(("sans-serif", 14).into_font().color(&INK))
+        .x_labels(marks.0)
+        .y_labels(marks.1)
+        .x_desc(titles.0)
+        .y_desc(titles.1)
+        .draw()
+        .map_err(said)?;
+    // The first one lies on top.
+    for curve in curves.iter().rev() {
+        let points = curve.points.iter().copied();
+        match curve.stroke {
+            Stroke::Dashed => chart.draw_series(DashedLineSeries::new(points, 7, 4, curve.style())),
+            Stroke::Thick | Stroke::Thin => chart.draw_series(LineSeries::new(points, curve.style())),
+        }
+        .map_err(said)?;
+    }
+    for (place, curve) in (0..).zip(curves) {
+        legend(&right, place, curve)?;
+    }
+    root.present().map_err(said)
+}
+
+/// A curve's line in the legend.
+fn legend<C>(area: &DrawingArea<SVGBackend<'_>, C>, place: i32, curve: &Curve) -> Result<()>
+where
+    C: CoordTranslate,
+{
+    let area = area.strip_coord_spec();
+    let (from, y) = (4, 24 + 24 * place);
+    let pieces: &[(i32, i32)] =
+        if curve.stroke == Stroke::Dashed { &[(0, 7), (11, 18), (22, 28)] } else { &[(0, 28)] };
+    for (start, end) in pieces {
+        let ends = [(from + start, y), (from + end, y)];
+        area.draw(&PathElement::new(ends, curve.style())).map_err(said)?;
+    }
+    let text = ("sans-serif", 14).into_font().color(&INK);
+    area.draw(&Text::new(curve.name.clone(), (from + 36, y - 8), text)).map_err(said)
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        RangedCoordf64::from(self.range()).map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        let range = self.range.start..=self.range.end;
+        self.marks.iter().map(|(at, _)| *at).filter(|at| range.contains(at)).collect()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, at: &f64) -> String {
+        let mark = self.marks.iter().find(|(mark, _)| mark == at);
+        mark.map(|(_, label)| label.clone()).unwrap_or_default()
+    }
+}
+
+impl Curve {
+    fn style(&self) -> ShapeStyle {
+        self.color.stroke_width(if self.stroke == Stroke::Thick { 3 } else { 2 })
+    }
+}
+
+/// The library's errors cannot cross threads.
+fn said(error: impl std::fmt::Display) -> Box<dyn Error + Send + Sync> {
+    error.to_string().into()
+}
