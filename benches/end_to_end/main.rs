@@ -5,10 +5,16 @@
 //! └ thread of the bench ┘  private process            private process       └ thread of the bench
 //! ```
 //!
-//! Every scenario runs against the daemon and against two floors (see `floor`) in alternation, each run
-//! with a fresh Redis; ratios are taken within a round and reported as medians over the rounds. Latency is
-//! from just before the write of a token's XADD to the client's read. Every token is judged: lost,
-//! repeated and reordered must be 0, or the exit status is 1.
+//! Every scenario runs against the daemon and against those floors (see `floor`) that can take part, in
+//! alternation, each run with a fresh Redis; ratios are taken within a round and reported as medians over the rounds.
+//! Where it is about what Redis spends, a reader without clients (see `bare`) takes part. Latency is from just before
+//! the write of a token's XADD to the client's read. Every token is judged: lost, repeated and reordered must be 0,
+//! or the exit status is 1; so it is for clients that are cut off and come back, and for slow ones, which are
+//! released in the end and read on until they have everything.
+//!
+//! Some runs hold two loads (see `beside`): the first is measured alone and then once more while the second does what
+//! the scenario is about, which the columns `act` measure. What the daemon has to reach is listed in `bars`; it is
+//! said after the table and does not change the exit status.
 //!
 //! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
 //! alternation. What they lose decides nothing.
@@ -18,6 +24,9 @@
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
+mod bare;
+mod bars;
+mod beside;
 mod clients;
 mod daemon;
 mod floor;
@@ -31,8 +40,11 @@ mod publisher;
 mod report;
 mod resp;
 mod scenarios;
+mod seen;
 mod server;
+mod stage;
 mod token;
+mod wire;
 
 use std::error::Error;
 use std::io::Write;
@@ -143,6 +155,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", report.tables())?;
     if !smoke {
+        writeln!(out, "{}", bars::lines(&report))?;
         for warning in report.warnings() {
             writeln!(out, "{warning}")?;
         }

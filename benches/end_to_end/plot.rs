@@ -104,6 +104,7 @@ fn latencies(report: &Report, scenario: &str) -> Vec<Curve> {
             Server::Node => (GREEN, Stroke::Thin),
             Server::Fastapi => (VERMILION, Stroke::Thin),
             Server::Nchan => (PURPLE, Stroke::Thin),
+            Server::Bare => (INK, Stroke::Dashed),
         };
         Some(Curve { name, color, stroke, points: percentiles(&all) })
     };

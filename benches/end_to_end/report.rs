@@ -16,9 +16,11 @@ const GENERATOR_PERCENT_MAX: f64 = 90.0;
 /// From the producer's write to the client's read, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Latency {
-    p50: f64,
+    /// Half of them took no longer.
+    pub(crate) p50: f64,
     p90: f64,
-    p99: f64,
+    /// All but one in a hundred took no longer.
+    pub(crate) p99: f64,
     p99_9: f64,
     max: f64,
 }
@@ -71,6 +73,20 @@ pub(crate) struct Run {
     pub(crate) clients_cpu_percent: f64,
     /// How late the producer's writes were against their schedule.
     pub(crate) producer_late_ms_p99: f64,
+    /// The same of a second load's clients.
+    pub(crate) guest_clients_cpu_percent: f64,
+    /// Latency of the same load before a second one came beside it.
+    pub(crate) alone_ms: Option<Latency>,
+    /// What the scenario is about, where that is not the latency of tokens: see its words.
+    pub(crate) act_ms: Option<Latency>,
+    /// How many reads of history there were.
+    pub(crate) history_reads: Option<u64>,
+    /// Entries read from history for each entry that was missed, however many clients missed it.
+    pub(crate) history_per_missed: Option<f64>,
+    /// How often slow clients left live for history, as the daemon counts it.
+    pub(crate) slow_fell_back: Option<u64>,
+    /// How many tokens a slow client was behind in the end of the measured time, on average.
+    pub(crate) slow_behind: Option<f64>,
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
     /// Tokens that never came.
@@ -95,6 +111,11 @@ impl Run {
     /// Whether every token came once and in order, and nothing else was wrong.
     pub(crate) fn is_correct(&self) -> bool {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
+    }
+
+    /// The p99 beside what it was before another load came.
+    pub(crate) fn p99_to_alone(&self) -> Option<f64> {
+        Some(self.latency_ms?.p99 / self.alone_ms?.p99)
     }
 
     /// The run in a line, for who watches.
@@ -145,7 +166,19 @@ const COLUMNS: &[Column] = &[
     less("redis µs", 1, |run| run.redis_cpu_us),
     less("server %", 1, |run| Some(run.server_cpu_percent)),
     less("redis %", 1, |run| Some(run.redis_cpu_percent)),
+    less("p99 / alone's", 2, Run::p99_to_alone),
+    less("act p50 ms", 2, |run| run.act_ms.map(|ms| ms.p50)),
+    less("act p99", 2, |run| run.act_ms.map(|ms| ms.p99)),
+    less("history/missed", 2, |run| run.history_per_missed),
+    less("behind", 0, |run| run.slow_behind),
     less("bytes/conn", 0, |run| run.idle_bytes),
+];
+
+/// To whom the daemon is compared.
+const RATIOS: [(Kind, &str); 3] = [
+    (Kind::Floor, "daemon / better floor"),
+    (Kind::Bare, "daemon / bare reader"),
+    (Kind::Peer, "daemon / best peer"),
 ];
 
 const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f64>) -> Column {
@@ -190,6 +223,11 @@ impl Report {
         self.runs.iter().filter(|run| run.scenario == scenario && run.server == server).collect()
     }
 
+    /// The runs of a scenario against servers of that kind.
+    pub(crate) fn runs_of(&self, scenario: &str, kind: Kind) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, run.server))
+    }
+
     /// The names of the scenarios that ran.
     pub(crate) fn scenarios(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.runs.iter().map(|run| run.scenario).collect();
@@ -210,7 +248,9 @@ impl Report {
                         && Server::is_a(to, run.server)
                         && run.problems.is_empty()
                 })
-                .filter_map(column.value);
+                .filter_map(column.value)
+                // Without clients only Redis has done the same.
+                .filter(|_| to != Kind::Bare || column.title.starts_with("redis"));
             let best = theirs.reduce(if column.more_is_better { f64::max } else { f64::min })?;
             let ratio = (column.value)(ours)? / best;
             ratio.is_finite().then_some(ratio)
@@ -245,8 +285,7 @@ impl Report {
                 cells.push(verdict(&runs));
                 row(&mut table, scenario, server.name(), &cells);
             }
-            for (kind, title) in [(Kind::Floor, "daemon / better floor"), (Kind::Peer, "daemon / best peer")]
-            {
+            for (kind, title) in RATIOS {
                 let ratio = |column| number(self.ratio(scenario, column, kind), 2);
                 let ratios: Vec<_> = COLUMNS.iter().map(ratio).collect();
                 if ratios.iter().any(|ratio| ratio != "-") {
@@ -291,6 +330,7 @@ impl Report {
         let whole = serde_json::json!({
             "runs": self.runs,
             "ratios_to_better_floor": self.ratios(Kind::Floor),
+            "ratios_to_bare_reader": self.ratios(Kind::Bare),
             "ratios_to_best_peer": self.ratios(Kind::Peer),
             "growth": self.growth,
         });
