@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
 use super::connection::Connection;
-use super::jobs::FreshJobs;
+use super::jobs::JobsOfHubs;
 use super::outbox::Chunk;
 use super::streams::Unreported;
 use super::table::Table;
@@ -43,6 +43,8 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const TICK: Duration = Duration::from_millis(100);
 /// How long the loop sleeps while another thread has no room for something.
 const HELD_RETRY: Duration = Duration::from_millis(2);
+/// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
+const TIMERS_PER_ROUND: usize = 64;
 /// Connections accepted in one round.
 const ACCEPTS_PER_ROUND: usize = 128;
 /// How long accepting rests when the operating system gives no more descriptors.
@@ -117,7 +119,10 @@ pub struct Delivery {
     pub(super) hubs: Table<Hub>,
     pub(super) hub_by_name: HashMap<StreamName, Slot>,
     pub(super) jobs: Table<Job>,
-    pub(super) fresh_jobs: FreshJobs,
+    /// Jobs that were made in this turn.
+    pub(super) fresh_jobs: JobsOfHubs,
+    /// Jobs that are under way.
+    pub(super) asked_jobs: JobsOfHubs,
     timers: Timers,
     /// Connections with something to send.
     dirty: Vec<Slot>,
@@ -178,6 +183,7 @@ impl Delivery {
             hub_by_name: HashMap::new(),
             jobs: Table::default(),
             fresh_jobs: HashMap::new(),
+            asked_jobs: HashMap::new(),
             timers: Timers::new(),
             dirty: Vec::new(),
             over: Vec::new(),
@@ -450,8 +456,10 @@ impl Delivery {
         }
     }
 
+    /// A share of what is due: the rest has its turn after what has come in meanwhile.
     fn expire(&mut self, now: Instant) {
-        while let Some((index, generation)) = self.timers.pop_due(now) {
+        for _ in 0..TIMERS_PER_ROUND {
+            let Some((index, generation)) = self.timers.pop_due(now) else { return };
             let slot = Slot { index, generation };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             connection.deadline = None;

@@ -1,42 +1,41 @@
 //! History reads: who shares one, how much it may bring, and what becomes of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Instant;
 
 use super::event_loop::Delivery;
 use super::response::HttpError;
 use super::streams::Ending;
 use super::viewer::{Job, JobKind, Wire};
-use crate::event::StreamStatus;
 use crate::event::message::{ReplayOutcome, ReplayStep, Slot, StateSearch};
+use crate::event::{After, StreamStatus};
 
 /// The least that one history read asks for.
 const READ_COUNT_MIN: usize = 16;
 /// Jobs that may be under way for viewers who have left.
 const STALE_JOBS_MAX: usize = 1024;
 
-/// Jobs that were made in this turn and may still take more viewers, by hub.
-pub(super) type FreshJobs = HashMap<Slot, Vec<Slot>>;
+/// Jobs by hub.
+pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
 
 impl Delivery {
-    /// Viewers of one stream that want the same at the same moment share a read.
+    /// Viewers of one stream that want the same stretch of it share a read: one that this turn has asked for, or one
+    /// that is under way.
     pub(super) fn add_job(&mut self, slot: Slot, kind: JobKind) {
+        if self.join_job_under_way(slot, &kind) {
+            return;
+        }
         let Some(viewer) = self.viewers.get(slot) else { return };
-        let same = |job: &Job| match (&job.kind, &kind) {
-            (JobKind::Open(one), JobKind::Open(other)) => one == other,
-            (JobKind::Read { from, until }, JobKind::Read { from: other_from, until: other_until }) => {
-                from == other_from && until == other_until
-            }
-            (JobKind::State, JobKind::State) | (JobKind::Probe, JobKind::Probe) => true,
-            _ => false,
-        };
-        let candidates = self.fresh_jobs.entry(viewer.hub).or_default();
+        let same = |job: &Job| job.kind == kind;
+        let hub = viewer.hub;
+        let candidates = self.fresh_jobs.entry(hub).or_default();
         let shared = candidates.iter().find(|&&job| self.jobs.get(job).is_some_and(same)).copied();
         match shared.and_then(|job| self.jobs.get_mut(job)) {
             Some(job) => job.viewers.push(slot),
             None => {
                 let stream = viewer.wish.stream.clone();
-                let job = Job { stream, viewers: vec![slot], kind, attempts: 0 };
+                let job = Job { stream, hub, viewers: vec![slot], kind, attempts: 0, budget_bytes: 0 };
                 let job = self.jobs.insert(job);
                 candidates.push(job);
                 self.registry.gauges().replay_jobs.inc();
@@ -44,11 +43,35 @@ impl Delivery {
         }
     }
 
+    /// Joins the viewer to a read of the same stretch whose outcome is yet to come, if it has room for what that may
+    /// bring. The read may be over in Redis already: it is as if the viewer had asked then, and the seam goes on
+    /// from where it ends. Only a stretch with a known beginning can be shared so; what `last` and `$` mean is
+    /// decided when they are asked.
+    fn join_job_under_way(&mut self, slot: Slot, kind: &JobKind) -> bool {
+        let is_fixed = matches!(kind, JobKind::Open(After::At(_)) | JobKind::Read { .. });
+        let (Some(viewer), true) = (self.viewers.get(slot), is_fixed) else { return false };
+        let Some(under_way) = self.asked_jobs.get(&viewer.hub) else { return false };
+        let room = self.room(slot);
+        let fits = |job: &Job| job.kind == *kind && job.attempts == 0 && job.budget_bytes <= room;
+        let Some(shared) = under_way.iter().find(|&&job| self.jobs.get(job).is_some_and(fits)).copied()
+        else {
+            return false;
+        };
+        let Some(job) = self.jobs.get_mut(shared) else { return false };
+        job.viewers.push(slot);
+        let budget_bytes = job.budget_bytes;
+        self.promise(slot, budget_bytes);
+        true
+    }
+
     /// Sends the reads that this turn has asked for.
     pub(super) fn send_fresh_jobs(&mut self) {
-        for (_, jobs) in std::mem::take(&mut self.fresh_jobs) {
-            for job in jobs {
+        for (hub, jobs) in std::mem::take(&mut self.fresh_jobs) {
+            for &job in &jobs {
                 self.send_job(job, None);
+            }
+            for job in jobs.into_iter().filter(|&job| self.jobs.get(job).is_some()) {
+                self.asked_jobs.entry(hub).or_default().push(job);
             }
         }
     }
@@ -56,7 +79,8 @@ impl Delivery {
     /// Asks for a job's next read; `step` goes on with one that is under way.
     pub(super) fn send_job(&mut self, slot: Slot, step: Option<ReplayStep>) {
         if !self.is_wanted(slot) {
-            return self.remove_job(slot);
+            self.remove_job(slot);
+            return;
         }
         let Some(job) = self.jobs.get(slot) else { return };
         let step = step.unwrap_or_else(|| match &job.kind {
@@ -80,6 +104,9 @@ impl Delivery {
             for viewer in viewers {
                 self.promise(viewer, budget_bytes);
             }
+            if let Some(job) = self.jobs.get_mut(slot) {
+                job.budget_bytes = budget_bytes;
+            }
         }
         let count = match &step {
             ReplayStep::Continue { .. } => (budget_bytes / entry_bytes)
@@ -97,10 +124,16 @@ impl Delivery {
         self.jobs.get(slot).is_some_and(|job| job.viewers.iter().any(alive))
     }
 
-    pub(super) fn remove_job(&mut self, slot: Slot) {
-        if self.jobs.remove(slot).is_some() {
-            self.registry.gauges().replay_jobs.dec();
+    pub(super) fn remove_job(&mut self, slot: Slot) -> Option<Job> {
+        let job = self.jobs.remove(slot)?;
+        self.registry.gauges().replay_jobs.dec();
+        if let Entry::Occupied(mut asked) = self.asked_jobs.entry(job.hub) {
+            asked.get_mut().retain(|&other| other != slot);
+            if asked.get().is_empty() {
+                asked.remove();
+            }
         }
+        Some(job)
     }
 
     /// Jobs whose viewers have left remain until their read is back: a client that keeps coming and going has
@@ -139,8 +172,7 @@ impl Delivery {
             ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
             _ => {}
         }
-        let Some(job) = self.jobs.remove(slot) else { return };
-        self.registry.gauges().replay_jobs.dec();
+        let Some(job) = self.remove_job(slot) else { return };
         let is_range = matches!(job.kind, JobKind::Read { until: Some(_), .. });
         for viewer in job.viewers {
             self.promise(viewer, 0);

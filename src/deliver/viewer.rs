@@ -109,14 +109,17 @@ pub(super) struct Hub {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) stream: StreamName,
+    pub(super) hub: Slot,
     pub(super) viewers: Vec<Slot>,
     pub(super) kind: JobKind,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,
+    /// What each viewer's connection has promised room for; 0 before it was asked.
+    pub(super) budget_bytes: usize,
 }
 
 /// What a job reads; enough to ask again from the beginning.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum JobKind {
     Open(After),
     Read { from: Cursor, until: Option<EntryId> },

@@ -126,6 +126,8 @@ pub struct Search {
     pub seek: Box<dyn Any + Send>,
     /// What the viewers have to be told before what is found.
     pub gap: Option<HistoryGap>,
+    /// What was met behind the wanted position on the way, as far as the budget goes.
+    pub shown: Option<Box<Shown>>,
 }
 
 /// The gathering of the JSON state, over several reads; opaque to everybody but `transform`.

@@ -40,6 +40,8 @@ const BLOCK_WITH_UNACKED: Duration = Duration::from_millis(500);
 const BLOCK_IDLE: Duration = Duration::from_secs(1);
 /// How long one wait lasts at most, so that stopping is noticed.
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
+/// The longest pause of a reader that is told.
+const TOLD_REST_MAX: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
 const KEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Streams per command where one command per stream is sent.
@@ -218,7 +220,8 @@ impl Reader {
         let now = Instant::now();
         let next = self.pacing.polled(read.took, read.entries);
         self.rests_until = match next {
-            Next::Linger(pause) if !read.is_full => now + pause,
+            // What it reads has news: a pause gathers what comes together, and saves Redis nothing beyond that.
+            Next::Linger(pause) if !read.is_full => now + pause.min(TOLD_REST_MAX),
             _ => now,
         };
         Ok(())

@@ -28,14 +28,14 @@ pub(super) const ENTRIES_PER_TRIP: usize = 4096;
 /// Entries of one stream that are asked for at least.
 const COUNT_MIN: usize = 16;
 /// Streams with news that are read at once, so that nobody else waits long for Redis.
-const KEYS_PER_READ_MAX: usize = 128;
+const KEYS_PER_READ_MAX: usize = 256;
 
 /// What became of a read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReadEnd {
     /// Entries that came.
     pub(super) entries: usize,
-    /// Whether some stream had more than one read brings.
+    /// Whether some stream had more than one read brings, or more streams had news.
     pub(super) is_full: bool,
     /// How long Redis took to answer.
     pub(super) took: Duration,
@@ -79,7 +79,8 @@ impl Reader {
         }
         self.hear()?;
         let end = self.conclude(replies.last(), &places, count)?;
-        Ok(ReadEnd { took, ..end })
+        let is_full = end.is_full || places.len() == KEYS_PER_READ_MAX;
+        Ok(ReadEnd { took, is_full, ..end })
     }
 
     /// Passes on what a read of the streams `asked` has brought. There is no reply when the daemon stops meanwhile.

@@ -43,12 +43,16 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
         ReplayStep::Probe => ReplayOutcome::Exists,
         ReplayStep::Open { after } => {
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
-            found.search(seek, EntryId::ZERO, None, witness)
+            let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
+            found.search(seek, search, witness)
         }
-        ReplayStep::Search(search) => match search.seek.downcast::<Seek>() {
-            Ok(seek) => found.search(*seek, search.from, search.gap, witness),
-            Err(_) => unreachable!("a search holds the seek that was put into it"),
-        },
+        ReplayStep::Search(mut search) => {
+            let seek = std::mem::replace(&mut search.seek, Box::new(()));
+            match seek.downcast::<Seek>() {
+                Ok(seek) => found.search(*seek, *search, witness),
+                Err(_) => unreachable!("a search holds the seek that was put into it"),
+            }
+        }
         ReplayStep::Continue { from, .. } => found.go_on(from, witness),
         ReplayStep::State(search) => found.gather(*search),
     }
@@ -66,37 +70,53 @@ struct Found {
 }
 
 impl Found {
-    fn search(
-        &mut self,
-        mut seek: Seek,
-        from: EntryId,
-        gap: Option<HistoryGap>,
-        witness: &mut impl Witness,
-    ) -> ReplayOutcome {
-        if from != EntryId::ZERO {
-            let reached = Cursor { position: Position::whole(from), state: seek.state().clone() };
+    fn search(&mut self, mut seek: Seek, mut search: Search, witness: &mut impl Witness) -> ReplayOutcome {
+        let mut is_unbroken = true;
+        if search.from != EntryId::ZERO {
+            let reached = Cursor { position: Position::whole(search.from), state: seek.state().clone() };
             // Nothing is left to know of what was trimmed between two reads of the search.
             if let (Some(_), beyond) = check(&self.facts, reached) {
                 seek.skip_to(self.facts.first, beyond.state);
+                is_unbroken = false;
             }
         }
         self.entries.iter().for_each(|entry| seek.push(entry));
+        if is_unbroken {
+            self.show_on_the_way(&seek, &mut search, witness);
+        }
         if !self.exhausted {
-            let from = self.entries.last().map_or(from, |entry| entry.id);
-            return ReplayOutcome::Searching(Box::new(Search { from, seek: Box::new(seek), gap }));
+            let from = self.entries.last().map_or(search.from, |entry| entry.id);
+            return ReplayOutcome::Searching(Box::new(Search { from, seek: Box::new(seek), ..search }));
         }
         let sought = seek.finish(self.facts.last_generated);
-        ReplayOutcome::Opened(Box::new(self.open(sought, from, gap, witness)))
+        ReplayOutcome::Opened(Box::new(self.open(sought, search, witness)))
     }
 
-    /// `read_from`: the entries at hand begin after it.
-    fn open(
-        &mut self,
-        sought: Sought,
-        read_from: EntryId,
-        gap: Option<HistoryGap>,
-        witness: &mut impl Witness,
-    ) -> Opened {
+    /// Shows what this read has behind the wanted position, as far as the budget goes, so that nobody has to read it
+    /// again. Where something was trimmed there, the read that tells of it shows what follows.
+    fn show_on_the_way(&self, seek: &Seek, search: &mut Search, witness: &mut impl Witness) {
+        match &mut search.shown {
+            Some(shown) if shown.cursor.position == Position::whole(search.from) => {
+                let budget_bytes = self.budget_bytes.saturating_sub(shown.entries_bytes);
+                if budget_bytes > 0 {
+                    let more = self.show(shown.cursor.clone(), budget_bytes, witness);
+                    shown.frames.extend(more.frames);
+                    shown.cursor = more.cursor;
+                    shown.entries_bytes += more.entries_bytes;
+                    shown.entries += more.entries;
+                }
+            }
+            // The budget was reached before.
+            Some(_) => {}
+            None => {
+                let passed = seek.passed().filter(|passed| check(&self.facts, passed.clone()).0.is_none());
+                search.shown = passed.map(|passed| Box::new(self.show(passed, self.budget_bytes, witness)));
+            }
+        }
+    }
+
+    fn open(&self, sought: Sought, search: Search, witness: &mut impl Witness) -> Opened {
+        let Search { from: read_from, gap, shown, .. } = search;
         let status = self.status(&sought);
         let tip = Cursor {
             position: Position::whole(sought.tip.max(self.facts.last_generated)),
@@ -115,17 +135,20 @@ impl Found {
         let finished = sought.state_at_tip.phase.terminal();
         let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
         let from = start.position;
-        let mut shown = if read_from == EntryId::ZERO {
-            self.show(start, witness)
-        } else {
-            Shown {
+        let mut shown = match shown {
+            Some(shown) if !has_gap => {
+                let exhausted = shown.cursor.position.id >= sought.tip;
+                Shown { exhausted, ..*shown }
+            }
+            _ if read_from == EntryId::ZERO => self.show(start, self.budget_bytes, witness),
+            _ => Shown {
                 gap: None,
                 frames: Vec::new(),
                 cursor: start,
                 exhausted: false,
                 entries_bytes: 0,
                 entries: 0,
-            }
+            },
         };
         shown.gap = gap.or(found_gap);
         Opened { after: sought.from, status, nothing_left, terminal: sought.terminal, from, shown }
@@ -141,19 +164,20 @@ impl Found {
                 from: EntryId::ZERO,
                 seek: Box::new(seek),
                 gap,
+                shown: None,
             }));
         }
-        let mut shown = self.show(start, witness);
+        let mut shown = self.show(start, self.budget_bytes, witness);
         shown.gap = gap;
         ReplayOutcome::Shown(Box::new(shown))
     }
 
     /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
-    fn show(&mut self, start: Cursor, witness: &mut impl Witness) -> Shown {
+    fn show(&self, start: Cursor, budget_bytes: usize, witness: &mut impl Witness) -> Shown {
         let mut assembler = Assembler::new(self.stream.clone(), start.position, start.state);
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
         for entry in &self.entries {
-            if entries > 0 && entries_bytes >= self.budget_bytes {
+            if entries > 0 && entries_bytes >= budget_bytes {
                 exhausted = false;
                 break;
             }

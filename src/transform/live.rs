@@ -132,8 +132,8 @@ impl LiveStreams {
         Some(ended)
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut LiveStream> {
-        self.slots.iter_mut().map(|(_, live)| live)
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (LiveRef, &mut LiveStream)> {
+        self.slots.iter_mut().map(|(index, live)| (Slot { index, generation: live.generation }, live))
     }
 
     pub(super) fn len(&self) -> usize {

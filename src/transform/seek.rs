@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::decode::decode;
 use super::order::{PRODUCER_LOST, Verdict, judge};
+use crate::event::message::Cursor;
 use crate::event::{
     After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Position, StreamName, StreamState,
 };
@@ -71,6 +72,13 @@ impl Seek {
     #[must_use]
     pub const fn state(&self) -> &StreamState {
         &self.state
+    }
+
+    /// The wanted position with its state, once the scan has passed it.
+    #[must_use]
+    pub fn passed(&self) -> Option<Cursor> {
+        let After::At(position) = self.after else { return None };
+        self.passed.clone().map(|state| Cursor { position, state })
     }
 
     /// Entries behind [`Seek::position`] were removed unseen: the scan goes on at `first`, where nothing but
