@@ -1,9 +1,12 @@
-//! The clients: one epoll loop over all WebSocket connections, the same code for the daemon and the
-//! floors.
+//! The clients: one epoll loop over all WebSocket connections, the same code for the daemon, the
+//! floors and the peers.
 //!
 //! It reads just enough of WebSocket and of the frames to find the tokens in them, judges the place and
 //! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
 //! the same two cores that the server under test runs on.
+
+mod returning;
+mod slow;
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -11,14 +14,15 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
-use crate::daemon::thread_cpu;
-use crate::judge::{Came, Judge};
-use crate::load::{LATENESS_US_MAX, Plan, Shared};
-use crate::token::{self, Token, now_us};
+use self::returning::Left;
+use crate::judge::Judge;
+use crate::load::{Manner, MeasuredCpu, Pace, Plan, Shared, Transport};
+use crate::seen::Seen;
+use crate::token::{Token, now_us};
+use crate::wire;
 
 /// Handshakes under way at once.
 const HANDSHAKES_MAX: usize = 128;
@@ -26,36 +30,6 @@ const HANDSHAKES_MAX: usize = 128;
 const LOOK: Duration = Duration::from_millis(10);
 /// Without any progress for that long the outstanding tokens are lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What all clients together have seen.
-pub(crate) struct Seen {
-    /// From the producer's write to the client's read, µs, of the tokens that count.
-    pub(crate) latency_us: Histogram<u64>,
-    /// Tokens received.
-    pub(crate) received: u64,
-    /// Tokens that the streams hold and a client never got.
-    pub(crate) lost: u64,
-    /// Tokens that came twice.
-    pub(crate) repeated: u64,
-    /// Tokens that came after a later one.
-    pub(crate) reordered: u64,
-    /// Whether tokens were still coming when they had to be there.
-    pub(crate) behind: bool,
-    /// Frames with text in them.
-    pub(crate) frames: u64,
-    /// What a healthy server never sends, in words; the first few.
-    pub(crate) surprises: Vec<String>,
-    /// Processor time of the clients' thread within the measured window.
-    pub(crate) cpu: Duration,
-}
-
-impl Seen {
-    fn surprise(&mut self, what: impl Into<String>) {
-        if self.surprises.len() < 5 {
-            self.surprises.push(what.into());
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -67,9 +41,14 @@ enum Stage {
 
 struct Client {
     socket: TcpStream,
+    /// Which of the plan's streams it reads.
     stream: usize,
     stage: Stage,
     judge: Judge,
+    /// The last id that it has, where it needs it.
+    last_id: String,
+    /// It has come back, but has not all that had been written by then.
+    behind: bool,
     /// The beginning of a frame whose rest has not come.
     partial: Vec<u8>,
 }
@@ -81,8 +60,11 @@ struct Clients<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
     handshakes: usize,
+    /// What the clients had when they left.
+    left: Option<Vec<Left>>,
+    /// When slow clients have read last.
+    sipped_at: Option<Instant>,
     seen: Seen,
-    window: std::ops::Range<u64>,
 }
 
 /// Connects all clients and reads until every one has all that its stream holds, or nothing more comes.
@@ -98,18 +80,9 @@ pub(crate) fn run(
         shared,
         clients: Vec::with_capacity(plan.clients),
         handshakes: 0,
-        seen: Seen {
-            latency_us: Histogram::new_with_max(LATENESS_US_MAX, 3)?,
-            received: 0,
-            lost: 0,
-            repeated: 0,
-            reordered: 0,
-            behind: false,
-            frames: 0,
-            surprises: Vec::new(),
-            cpu: Duration::ZERO,
-        },
-        window: u64::MAX..u64::MAX,
+        left: None,
+        sipped_at: None,
+        seen: Seen::new()?,
     };
     clients.read_all()?;
     clients.count_lost();
@@ -120,35 +93,31 @@ impl Clients<'_> {
     fn read_all(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut events = Events::with_capacity(1_024);
         let mut input = vec![0; 256 * 1024];
-        let mut progress = (self.seen.received, Instant::now());
-        let mut cpu_from = None;
+        let mut progress = None;
+        let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
+            self.leave_if_told();
             self.connect_more()?;
             match self.poll.poll(&mut events, Some(LOOK)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 polled => polled?,
             }
-            self.window = self.shared.window_us();
+            self.seen.look(self.shared);
             for event in &events {
                 self.ready(event.token().0, &mut input)?;
             }
+            self.sip(&mut input)?;
             self.shared.delivered.store(self.seen.received, Ordering::Release);
-            if cpu_from.is_none() && self.shared.measuring() {
-                cpu_from = Some(thread_cpu()?);
-            }
-            if let Some(from) = cpu_from
-                && self.seen.cpu.is_zero()
-                && self.shared.stopped()
-            {
-                self.seen.cpu = thread_cpu()?.saturating_sub(from);
-            }
-            if progress.0 != self.seen.received {
-                progress = (self.seen.received, Instant::now());
-            }
+            cpu.look(self.shared)?;
+            self.seen.cpu = cpu.used();
             if let Some(totals) = self.shared.totals.get() {
+                let (received, at) = progress.get_or_insert_with(|| (self.seen.received, Instant::now()));
+                if *received != self.seen.received {
+                    (*received, *at) = (self.seen.received, Instant::now());
+                }
                 let complete = self.complete(totals);
                 self.seen.behind = !complete && self.shared.is_overdue();
-                if complete || self.seen.behind || progress.1.elapsed() > PATIENCE {
+                if complete || self.seen.behind || at.elapsed() > PATIENCE {
                     return Ok(());
                 }
             }
@@ -168,16 +137,31 @@ impl Clients<'_> {
     }
 
     fn connect_more(&mut self) -> io::Result<()> {
-        while self.clients.len() < self.plan.clients && self.handshakes < HANDSHAKES_MAX {
+        let awaited = matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire);
+        if awaited || self.is_away() {
+            return Ok(());
+        }
+        let handshakes_max = if self.left.is_some() { usize::MAX } else { HANDSHAKES_MAX };
+        while self.clients.len() < self.plan.clients && self.handshakes < handshakes_max {
             let index = self.clients.len();
-            let mut socket = TcpStream::connect(self.server)?;
+            let mut socket = match self.plan.manner {
+                Manner::Slow => slow::connect(self.server)?,
+                _ => TcpStream::connect(self.server)?,
+            };
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
+            let stream = index % self.plan.streams;
+            let (judge, last_id) = match self.left.as_mut().map(|left| std::mem::take(&mut left[index])) {
+                None => (Judge::new((self.plan.first_stream + stream) as u64), "0-0".into()),
+                Some(left) => (left.judge, left.last_id),
+            };
             self.clients.push(Client {
                 socket,
-                stream: index % self.plan.streams,
+                stream,
                 stage: Stage::Connecting,
-                judge: Judge::new((index % self.plan.streams) as u64),
+                judge,
+                last_id,
+                behind: self.left.is_some(),
                 partial: Vec::new(),
             });
             self.handshakes += 1;
@@ -191,7 +175,8 @@ impl Clients<'_> {
             client.socket.set_nodelay(true)?;
             // Ports of one run are free for the next one at once.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
-            let request = request(client.stream, self.server);
+            let number = self.plan.first_stream + client.stream;
+            let request = wire::request(self.plan.transport, number, &client.last_id, self.server);
             match client.socket.write(request.as_bytes()) {
                 Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
                 Ok(_) => return Err(io::Error::other("a request was not taken whole")),
@@ -199,25 +184,31 @@ impl Clients<'_> {
                 Err(error) => return Err(error),
             }
         }
-        while self.clients[index].stage != Stage::Closed {
-            let n = match self.clients[index].socket.read(input) {
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    self.close(index, &format!("a connection broke: {error}"));
-                    break;
-                }
-            };
-            if n == 0 {
-                self.close(index, "the server closed a connection");
-                break;
-            }
-            self.received(index, &input[..n]);
-            if n < input.len() {
-                break;
-            }
-        }
+        if self.is_slow() { Ok(()) } else { self.read(index, input) }
+    }
+
+    /// Reads all that is there.
+    fn read(&mut self, index: usize, input: &mut [u8]) -> io::Result<()> {
+        while self.read_once(index, input)? {}
         Ok(())
+    }
+
+    /// Reads as much as `input` takes; whether there may be more.
+    fn read_once(&mut self, index: usize, input: &mut [u8]) -> io::Result<bool> {
+        if self.clients[index].stage == Stage::Closed {
+            return Ok(false);
+        }
+        match self.clients[index].socket.read(input) {
+            Ok(0) => self.close(index, "the server closed a connection"),
+            Ok(n) => {
+                self.received(index, &input[..n]);
+                self.see_whether_caught_up(index);
+                return Ok(n == input.len());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.close(index, &format!("a connection broke: {error}")),
+        }
+        Ok(false)
     }
 
     fn close(&mut self, index: usize, why: &str) {
@@ -250,9 +241,9 @@ impl Clients<'_> {
         let mut used = 0;
         if self.clients[index].stage == Stage::Upgrading {
             let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return 0 };
-            if !bytes.starts_with(b"HTTP/1.1 101 ") {
+            if !bytes.starts_with(wire::granted(self.plan.transport)) {
                 let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-                self.close(index, &format!("no upgrade: {head}"));
+                self.close(index, &format!("refused: {head}"));
                 return bytes.len();
             }
             used = end + 4;
@@ -260,7 +251,15 @@ impl Clients<'_> {
             self.handshakes -= 1;
             self.shared.connected.fetch_add(1, Ordering::AcqRel);
         }
-        while let Some((first, from, to)) = frame(&bytes[used..]) {
+        used + match self.plan.transport {
+            Transport::WebSocket => self.websocket_frames(index, &bytes[used..], now),
+            Transport::Sse => self.events(index, &bytes[used..], now),
+        }
+    }
+
+    fn websocket_frames(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
+        let mut used = 0;
+        while let Some((first, from, to)) = wire::frame(&bytes[used..]) {
             let payload = &bytes[used + from..used + to];
             match first {
                 0x81 => self.message(index, payload, now),
@@ -276,36 +275,32 @@ impl Clients<'_> {
         used
     }
 
+    fn events(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
+        let mut used = 0;
+        while let Some((line, len)) = wire::line(&bytes[used..]) {
+            if let Some(json) = line.strip_prefix(b"data: ") {
+                self.message(index, json, now);
+            } else if !line.is_empty() && !line.starts_with(b"id: ") && !line.starts_with(b":") {
+                self.seen.surprise(String::from_utf8_lossy(line));
+            }
+            used += len;
+        }
+        used
+    }
+
     fn pong(&mut self, index: usize, payload: &[u8]) {
-        let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
-        // The mask is zero, so the payload is its own masked form.
-        let mut pong = vec![0x8a, 0x80 | len, 0, 0, 0, 0];
-        pong.extend_from_slice(&payload[..usize::from(len)]);
-        if self.clients[index].socket.write(&pong).is_err() {
+        if self.clients[index].socket.write(&wire::pong(payload)).is_err() {
             self.seen.surprise("a pong could not be written");
         }
     }
 
     fn message(&mut self, index: usize, json: &[u8], now: u64) {
-        if !json.starts_with(b"{\"type\":\"delta\"") {
-            if !json.starts_with(b"{\"type\":\"open\"") && !json.starts_with(b"{\"type\":\"status\"") {
-                self.seen.surprise(String::from_utf8_lossy(json));
-            }
+        if wire::is_notice(json) {
             return;
         }
-        const TEXT: &[u8] = b"\"text\":\"";
-        let Some(at) = json.windows(TEXT.len()).position(|window| window == TEXT) else {
-            return self.seen.surprise(String::from_utf8_lossy(json));
-        };
-        let mut text = &json[at + TEXT.len()..];
-        let mut tokens = 0;
-        while let Some(token) = text.get(..token::LEN).and_then(Token::parse) {
-            self.token(index, token, now);
-            text = &text[token::LEN..];
-            tokens += 1;
-        }
-        self.seen.frames += 1;
-        if tokens == 0 || text.first() != Some(&b'"') || !count_fits(&text[1..], tokens) {
+        self.keep_id(index, json);
+        self.seen.frames += u64::from(wire::is_delta(json));
+        if !wire::is_delta(json) || !wire::tokens(json, |token| self.token(index, token, now)) {
             self.seen.surprise(String::from_utf8_lossy(json));
         }
     }
@@ -315,51 +310,7 @@ impl Clients<'_> {
         if !judge.has_begun() {
             self.shared.started.fetch_add(1, Ordering::AcqRel);
         }
-        match judge.take(token) {
-            Came::InOrder | Came::Early(_) => {}
-            Came::Late => self.seen.reordered += 1,
-            Came::Again => {
-                self.seen.repeated += 1;
-                return;
-            }
-            Came::Astray => return self.seen.surprise(format!("{token:?} for a client of another stream")),
-        }
-        self.seen.received += 1;
-        if self.window.contains(&token.at_us) {
-            self.seen.latency_us.saturating_record(now.saturating_sub(token.at_us));
-        }
-    }
-}
-
-/// What a client asks for; the name is the one that the producer writes.
-fn request(stream: usize, server: SocketAddr) -> String {
-    format!(
-        "GET /v1/streams/bench-{stream}/m?wait=60 HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\n\
-         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-}
-
-/// The first byte of a frame and where its payload lies; `None` while it is not whole.
-fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
-    let (&first, &short) = (bytes.first()?, bytes.get(1)?);
-    let (from, len) = match short {
-        126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
-        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)),
-        len => (2, u64::from(len)),
-    };
-    let to = from + usize::try_from(len).ok()?;
-    (bytes.len() >= to).then_some((first, from, to))
-}
-
-/// Whether a frame's `count`, if it has one, is how many tokens were in it.
-fn count_fits(rest: &[u8], tokens: u64) -> bool {
-    const COUNT: &[u8] = b"\"count\":";
-    match rest.windows(COUNT.len()).position(|window| window == COUNT) {
-        None => tokens == 1,
-        Some(at) => {
-            let digits = &rest[at + COUNT.len()..];
-            let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
-            token::number(&digits[..end]) == Some(tokens)
-        }
+        let came = judge.take(token);
+        self.seen.take(came, token, now);
     }
 }

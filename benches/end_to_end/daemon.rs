@@ -22,6 +22,8 @@ pub(crate) struct Process {
     child: Child,
     /// Where it serves.
     pub(crate) address: SocketAddr,
+    /// Where it tells its counters.
+    admin: Option<SocketAddr>,
     /// Its private files.
     _files: tempfile::TempDir,
 }
@@ -48,7 +50,7 @@ impl Process {
         command.arg(files.path());
         command.args(["--save", "", "--appendonly", "no", "--maxclients", "15000", "--tcp-backlog", "4096"]);
         let child = spawn(command.stdout(Stdio::null()), libc::SIGKILL)?;
-        let mut process = Self { child, address, _files: files };
+        let mut process = Self { child, address, admin: None, _files: files };
         process.wait_until(|| ask(address, "PING\r\n").is_ok_and(|answer| answer.starts_with("+PONG")))?;
         Ok(process)
     }
@@ -70,7 +72,8 @@ impl Process {
         {
             command.args(["--set", setting]);
         }
-        let mut process = Self { child: spawn(&mut command, libc::SIGKILL)?, address, _files: files };
+        let child = spawn(&mut command, libc::SIGKILL)?;
+        let mut process = Self { child, address, admin: Some(admin), _files: files };
         let ready = "GET /readyz HTTP/1.0\r\n\r\n";
         process.wait_until(|| ask(admin, ready).is_ok_and(|answer| answer.contains(" 200 ")))?;
         Ok(process)
@@ -90,7 +93,7 @@ impl Process {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut process = Self { child, address: unknown, _files: tempfile::tempdir()? };
+        let mut process = Self { child, address: unknown, admin: None, _files: tempfile::tempdir()? };
         process.address = line.trim().parse().map_err(|_| "a floor did not start")?;
         Ok(process)
     }
@@ -99,7 +102,7 @@ impl Process {
     pub(crate) fn peer(command: &mut Command, address: SocketAddr, files: tempfile::TempDir) -> Result<Self> {
         // Killed, nginx would leave its workers behind.
         let child = spawn(command.stdout(Stdio::null()), libc::SIGTERM)?;
-        let mut process = Self { child, address, _files: files };
+        let mut process = Self { child, address, admin: None, _files: files };
         process.wait_until(|| {
             ask(address, "GET / HTTP/1.0\r\n\r\n").is_ok_and(|it| it.starts_with("HTTP/1."))
         })?;
@@ -118,6 +121,19 @@ impl Process {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// One of its counters so far; 0 where it has none.
+    pub(crate) fn counter(&self, name: &str) -> Result<u64> {
+        let Some(admin) = self.admin else { return Ok(0) };
+        let mut socket = TcpStream::connect(admin)?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut metrics = String::new();
+        socket.read_to_string(&mut metrics)?;
+        let name = format!("llm_bridge_{name}_total ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name.as_str()));
+        Ok(value.ok_or_else(|| format!("the daemon does not count {name}"))?.parse()?)
     }
 
     /// The processes that it has started.

@@ -14,6 +14,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
 use crate::resp::{Item, Reader};
+use crate::wire;
 
 /// Which way a floor reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -216,8 +217,8 @@ impl Floor {
         let stream = &self.streams[self.links[link].stream];
         self.request.clear();
         self.request.extend_from_slice(b"*6\r\n$5\r\nXREAD\r\n$5\r\nBLOCK\r\n$1\r\n0\r\n$7\r\nSTREAMS\r\n");
-        bulk(&mut self.request, stream.key.as_bytes())?;
-        bulk(&mut self.request, &stream.last_id)?;
+        wire::bulk(&mut self.request, stream.key.as_bytes())?;
+        wire::bulk(&mut self.request, &stream.last_id)?;
         write_whole(&mut self.links[link].socket, &self.request)
     }
 
@@ -229,12 +230,12 @@ impl Floor {
         self.request.clear();
         write!(self.request, "*{}\r\n$5\r\nXREAD\r\n$7\r\nSTREAMS\r\n", 2 + 2 * self.news.len())?;
         for &stream in &self.news {
-            bulk(&mut self.request, self.streams[stream].key.as_bytes())?;
+            wire::bulk(&mut self.request, self.streams[stream].key.as_bytes())?;
         }
         for stream in self.news.drain(..) {
             let stream = &mut self.streams[stream];
             stream.news = false;
-            bulk(&mut self.request, &stream.last_id)?;
+            wire::bulk(&mut self.request, &stream.last_id)?;
         }
         self.links[0].asked = true;
         write_whole(&mut self.links[0].socket, &self.request)
@@ -285,7 +286,7 @@ impl Floor {
                     }
                     continue;
                 }
-                Item::ReplyEnd => {}
+                Item::ReplyEnd | Item::Done => {}
             }
             let (stream_over, reply_over) = self.links[index].reader.ends();
             if stream_over && current != Link::NONE {
@@ -322,13 +323,6 @@ impl Floor {
         }
         stream.frames.clear();
     }
-}
-
-fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
-    write!(out, "${}\r\n", text.len())?;
-    out.extend_from_slice(text);
-    out.extend_from_slice(b"\r\n");
-    Ok(())
 }
 
 /// A WebSocket text frame.

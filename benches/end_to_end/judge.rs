@@ -45,6 +45,11 @@ impl Judge {
         self.next > 0
     }
 
+    /// The number of the token that comes next.
+    pub(crate) const fn next(&self) -> u64 {
+        self.next
+    }
+
     /// Takes a token.
     pub(crate) fn take(&mut self, token: Token) -> Came {
         if token.stream != self.stream {

@@ -1,11 +1,13 @@
-//! What the load is, and what its threads tell each other while it runs.
+//! What a load is, and what its threads tell each other while it runs.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::daemon::thread_cpu;
 use crate::token::now_us;
 
 /// The longest time that a histogram tells from longer ones, µs.
@@ -20,6 +22,34 @@ pub(crate) enum Pace {
     Flood,
     /// Not at all, but for one token per stream at the beginning and one at the end.
     Quiet,
+    /// Not at all: so many are in each stream before the clients come.
+    Stored(u64),
+    /// One token per stream and nothing before it: streams come into being one after another in the time that is
+    /// measured.
+    Births {
+        /// Whether the producer writes to the stream of announcements too.
+        announced: bool,
+    },
+}
+
+/// How frames travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// One message a frame.
+    WebSocket,
+    /// One event a frame.
+    Sse,
+}
+
+/// What the clients of a load do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// They stay and read what comes.
+    Staying,
+    /// They leave without a word, and come back all at once by the last ids that they have.
+    Returning,
+    /// From when they are to leave until they may come back they read slowly.
+    Slow,
 }
 
 /// How often those who wait look whether the run failed.
@@ -28,19 +58,67 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One load.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    /// The number of its first stream: loads that run together have streams of their own.
+    pub(crate) first_stream: usize,
     /// How many streams there are.
     pub(crate) streams: usize,
-    /// How many clients; client `i` reads stream `i % streams`.
+    /// How many clients; client `i` reads the `i % streams`th stream.
     pub(crate) clients: usize,
+    /// How they are connected.
+    pub(crate) transport: Transport,
+    /// What they do.
+    pub(crate) manner: Manner,
     /// How fast tokens come.
     pub(crate) pace: Pace,
+    /// What each stream gets at once before that pace, while the clients are away or slow.
+    pub(crate) backlog: u64,
     /// How long the load runs before it is measured.
     pub(crate) warm_up: Duration,
     /// How long it is measured.
     pub(crate) duration: Duration,
 }
 
-/// The state that the producer, the clients and the conductor of a run share.
+/// A time in which what is written counts.
+#[derive(Debug)]
+pub(crate) struct Span {
+    from_us: AtomicU64,
+    to_us: AtomicU64,
+}
+
+impl Span {
+    const NEVER: u64 = u64::MAX;
+
+    const fn new() -> Self {
+        Self { from_us: AtomicU64::new(Self::NEVER), to_us: AtomicU64::new(Self::NEVER) }
+    }
+
+    /// What is written from now on counts.
+    pub(crate) fn begin(&self) {
+        self.from_us.store(now_us(), Ordering::Release);
+    }
+
+    /// What is written from now on does not count; the first end holds.
+    pub(crate) fn end(&self) {
+        let (set, read) = (Ordering::AcqRel, Ordering::Acquire);
+        // Fails where it has ended already, which is as good.
+        self.to_us.compare_exchange(Self::NEVER, now_us(), set, read).ok();
+    }
+
+    /// When it begins and ends, µs on the bench's clock.
+    pub(crate) fn us(&self) -> Range<u64> {
+        self.from_us.load(Ordering::Acquire)..self.to_us.load(Ordering::Acquire)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.us().start != Self::NEVER
+    }
+
+    fn has_ended(&self) -> bool {
+        self.us().end != Self::NEVER
+    }
+}
+
+/// The state that the producer, the clients and the conductor of a load share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// Clients whose connection is upgraded.
@@ -49,14 +127,26 @@ pub(crate) struct Shared {
     pub(crate) started: AtomicUsize,
     /// Tokens received by all clients.
     pub(crate) delivered: AtomicU64,
-    /// The producer may follow its schedule.
+    /// Clients that have come back and have all that had been written by then.
+    pub(crate) caught_up: AtomicUsize,
+    /// Clients may leave or be slow, where that is their manner.
+    pub(crate) leave: AtomicBool,
+    /// They may come back, or read as fast as they can.
+    pub(crate) back: AtomicBool,
+    /// What is there before the clients come, or while they are away, has been written.
+    pub(crate) stored: AtomicBool,
+    /// The producer may follow its schedule, and clients of what is stored may come.
     pub(crate) go: AtomicBool,
+    /// How many tokens of each stream have been written.
+    pub(crate) written: Vec<AtomicU64>,
+    /// The time that is measured.
+    pub(crate) measured: Span,
+    /// The time for which the load is measured before another one comes beside it.
+    pub(crate) alone: Span,
     /// What each stream holds in the end, once that is known.
     pub(crate) totals: OnceLock<Vec<u64>>,
-    measure_from_us: AtomicU64,
-    measure_to_us: AtomicU64,
     stop: AtomicBool,
-    problem: Mutex<Option<String>>,
+    problem: Arc<Mutex<Option<String>>>,
     interrupted: Arc<AtomicBool>,
     deadline: Instant,
     give_up_at: OnceLock<Instant>,
@@ -64,47 +154,44 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// The state at the start of a run that is given up after `limit`, or once it is `interrupted`.
-    pub(crate) fn new(limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(streams: usize, limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
         Self {
             connected: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             delivered: AtomicU64::new(0),
+            caught_up: AtomicUsize::new(0),
+            leave: AtomicBool::new(false),
+            back: AtomicBool::new(false),
+            stored: AtomicBool::new(false),
             go: AtomicBool::new(false),
+            written: (0..streams).map(|_| AtomicU64::new(0)).collect(),
+            measured: Span::new(),
+            alone: Span::new(),
             totals: OnceLock::new(),
-            measure_from_us: AtomicU64::new(u64::MAX),
-            measure_to_us: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
-            problem: Mutex::new(None),
+            problem: Arc::default(),
             interrupted,
             deadline: Instant::now() + limit,
             give_up_at: OnceLock::new(),
         }
     }
 
-    /// Tokens written from now on count.
-    pub(crate) fn measure(&self) {
-        self.measure_from_us.store(now_us(), Ordering::Release);
-    }
-
-    /// Whether tokens count already.
-    pub(crate) fn measuring(&self) -> bool {
-        self.measure_from_us.load(Ordering::Acquire) != u64::MAX
+    /// The state of another load of the same run: what fails fails both.
+    pub(crate) fn beside(&self, streams: usize) -> Self {
+        let limit = self.deadline.saturating_duration_since(Instant::now());
+        let beside = Self::new(streams, limit, Arc::clone(&self.interrupted));
+        Self { problem: Arc::clone(&self.problem), ..beside }
     }
 
     /// The producer has to stop; what it writes from now on does not count.
     pub(crate) fn stop(&self) {
-        self.measure_to_us.store(now_us(), Ordering::Release);
+        self.measured.end();
         self.stop.store(true, Ordering::Release);
     }
 
     /// Whether the producer has to stop.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire) || self.failed()
-    }
-
-    /// When counting tokens begins and ends, µs on the bench's clock.
-    pub(crate) fn window_us(&self) -> std::ops::Range<u64> {
-        self.measure_from_us.load(Ordering::Acquire)..self.measure_to_us.load(Ordering::Acquire)
     }
 
     /// Ends the run with a reason; the first one is kept.
@@ -160,5 +247,36 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(2));
         }
         true
+    }
+
+    /// Waits until `done`, or says why that cannot be waited for.
+    pub(crate) fn until(&self, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+        if self.wait_for(|| done(self)) { Ok(()) } else { Err(self.problem().unwrap_or_default()) }
+    }
+}
+
+/// A thread's processor time within the measured time.
+#[derive(Default)]
+pub(crate) struct MeasuredCpu {
+    from: Option<Duration>,
+    used: Option<Duration>,
+}
+
+impl MeasuredCpu {
+    /// Sees whether the measured time has begun or ended; called by the thread, often.
+    pub(crate) fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
+        match self.from {
+            None if shared.measured.has_begun() => self.from = Some(thread_cpu()?),
+            Some(from) if self.used.is_none() && shared.measured.has_ended() => {
+                self.used = Some(thread_cpu()?.saturating_sub(from));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the thread has used.
+    pub(crate) fn used(&self) -> Duration {
+        self.used.unwrap_or_default()
     }
 }

@@ -5,10 +5,16 @@
 //! └ thread of the bench ┘  private process            private process       └ thread of the bench
 //! ```
 //!
-//! Every scenario runs against the daemon and against two floors (see `floor`) in alternation, each run
-//! with a fresh Redis; ratios are taken within a round and reported as medians over the rounds. Latency is
-//! from just before the write of a token's XADD to the client's read. Every token is judged: lost,
-//! repeated and reordered must be 0, or the exit status is 1.
+//! Every scenario runs against the daemon and against those floors (see `floor`) that can take part, in
+//! alternation, each run with a fresh Redis; ratios are taken within a round and reported as medians over the rounds.
+//! Where it is about what Redis spends, a reader without clients (see `bare`) takes part. Latency is from just before
+//! the write of a token's XADD to the client's read. Every token is judged: lost, repeated and reordered must be 0,
+//! or the exit status is 1; so it is for clients that are cut off and come back, and for slow ones, which are
+//! released in the end and read on until they have everything.
+//!
+//! Some runs hold two loads (see `beside`): the first is measured alone and then once more while the second does what
+//! the scenario is about, which the columns `act` measure. What the daemon has to reach is listed in `bars`; it is
+//! said after the table and does not change the exit status.
 //!
 //! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
 //! alternation. What they lose decides nothing.
@@ -18,6 +24,9 @@
 //! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
 //! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
 
+mod bare;
+mod bars;
+mod beside;
 mod clients;
 mod daemon;
 mod floor;
@@ -30,9 +39,13 @@ mod producer;
 mod publisher;
 mod report;
 mod resp;
+mod run;
 mod scenarios;
+mod seen;
 mod server;
+mod stage;
 mod token;
+mod wire;
 
 use std::error::Error;
 use std::io::Write;
@@ -47,7 +60,8 @@ use clap::Parser;
 
 use crate::floor::Mode;
 use crate::peers::Peer;
-use crate::report::{Report, Run};
+use crate::report::Report;
+use crate::run::Run;
 use crate::scenarios::{Scenario, Settings};
 use crate::server::{Kind, Server};
 
@@ -129,7 +143,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
-            for server in order(round, &servers).into_iter().filter(|server| scenario.takes(*server)) {
+            for server in order(round, &servers, scenario.servers) {
                 let run = run_one(scenario, server, round, &settings)?;
                 eprintln!("  {}", run.line());
                 report.add(run);
@@ -143,6 +157,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", report.tables())?;
     if !smoke {
+        writeln!(out, "{}", bars::lines(&report))?;
         for warning in report.warnings() {
             writeln!(out, "{warning}")?;
         }
@@ -210,8 +225,10 @@ fn is_chosen(scenario: &str, only: &[String]) -> bool {
     only.is_empty() || only.iter().any(|name| name == scenario)
 }
 
-/// The servers in the order of a round: each round begins with another one.
-fn order(round: usize, servers: &[Server]) -> Vec<Server> {
-    let (front, back) = servers.split_at(round % servers.len().max(1));
-    [back, front].concat()
+/// The servers that can take part, in the order of a round: each round begins with another one.
+fn order(round: usize, servers: &[Server], can: &[Server]) -> Vec<Server> {
+    let mut servers: Vec<_> = servers.iter().copied().filter(|server| can.contains(server)).collect();
+    let first = round % servers.len().max(1);
+    servers.rotate_left(first);
+    servers
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 
-use crate::daemon::thread_cpu;
-use crate::load::{LATENESS_US_MAX, Pace, Plan, Shared};
+use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::publisher::Publisher;
 use crate::token::{Token, now_us};
+use crate::wire;
 
 /// Answers that may be outstanding before the producer reads some, on a schedule.
 const OUTSTANDING_PACED: usize = 256;
@@ -44,11 +44,14 @@ struct Producer<'a> {
     /// Takes the tokens in place of Redis.
     publisher: Option<Publisher>,
     shared: &'a Shared,
+    first_stream: usize,
     /// Everything of a stream's XADD up to the length of its value.
     heads: Vec<Vec<u8>>,
     totals: Vec<u64>,
     out: Vec<u8>,
     input: Vec<u8>,
+    /// The streams of the tokens that are to be written.
+    unwritten: Vec<usize>,
     outstanding: usize,
     at_line_start: bool,
 }
@@ -69,32 +72,48 @@ pub(crate) fn run(
         redis: socket,
         publisher: publish_to.map(Publisher::new).transpose()?,
         shared,
-        heads: (0..plan.streams).map(head).collect(),
+        first_stream: plan.first_stream,
+        heads: (0..plan.streams).map(|stream| head(plan.first_stream + stream)).collect(),
         totals: vec![0; plan.streams],
         out: Vec::new(),
         input: vec![0; 64 * 1024],
+        unwritten: Vec::new(),
         outstanding: 0,
         at_line_start: true,
     };
     let mut late_us = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
-    let mut cpu = Duration::ZERO;
-    if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
-        producer.round()?;
+    let mut cpu = MeasuredCpu::default();
+    match plan.pace {
+        Pace::Stored(entries) => producer.store(entries)?,
+        Pace::Births { .. } => {}
+        // Over SSE the answer to a request begins when there is a stream.
+        _ if plan.transport == Transport::Sse => producer.round()?,
+        _ => {
+            if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
+                producer.round()?;
+            }
+        }
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
-        cpu = match plan.pace {
-            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us)?,
-            Pace::Flood => producer.flood()?,
+        if plan.backlog > 0 {
+            producer.store(plan.backlog)?;
+        }
+        match plan.pace {
+            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us, &mut cpu)?,
+            Pace::Flood => producer.flood(&mut cpu)?,
             Pace::Quiet => producer.quiet()?,
-        };
+            Pace::Stored(_) => {}
+            Pace::Births { announced } => producer.births(announced, plan.duration)?,
+        }
     }
     producer.settle(0)?;
-    Ok(Produced { totals: producer.totals, late_us, cpu })
+    cpu.look(shared)?;
+    Ok(Produced { totals: producer.totals, late_us, cpu: cpu.used() })
 }
 
-/// The key of stream `index` without the prefix: its name on the wire is `bench-{index}/m`.
-fn head(index: usize) -> Vec<u8> {
-    let key = format!("llm:stream:bench-{index}:m");
+/// For the stream whose name on the wire is `bench-{number}/m`.
+fn head(number: usize) -> Vec<u8> {
+    let key = format!("llm:stream:bench-{number}:m");
     format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n$1\r\n*\r\n$4\r\ndata\r\n", key.len()).into_bytes()
 }
 
@@ -104,11 +123,12 @@ impl Producer<'_> {
         &mut self,
         rate: f64,
         late_us: &mut Histogram<u64>,
-    ) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+        cpu: &mut MeasuredCpu,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let streams = self.totals.len();
         let per_tick = rate * f64::from(u32::try_from(streams)?) * TICK.as_secs_f64();
         let mut due = Instant::now();
-        let (mut next, mut owed, mut window) = (0, 0.0, WindowCpu::default());
+        let (mut next, mut owed) = (0, 0.0);
         while !self.shared.stopped() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             owed += per_tick;
@@ -121,14 +141,13 @@ impl Producer<'_> {
             }
             self.write()?;
             self.settle(OUTSTANDING_PACED)?;
-            window.look(self.shared)?;
+            cpu.look(self.shared)?;
             due += TICK;
         }
-        window.end()
+        Ok(())
     }
 
-    fn flood(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
-        let mut window = WindowCpu::default();
+    fn flood(&mut self, cpu: &mut MeasuredCpu) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.shared.stopped() {
             let (at_us, wall_us) = (now_us(), wall_us());
             for _ in 0..FLOOD_ROUNDS {
@@ -138,18 +157,57 @@ impl Producer<'_> {
             }
             self.write()?;
             self.settle(OUTSTANDING_FLOOD)?;
-            window.look(self.shared)?;
+            cpu.look(self.shared)?;
         }
-        window.end()
+        Ok(())
+    }
+
+    /// One stream after another within the time, and all that are left once it is over.
+    fn births(&mut self, announced: bool, time: Duration) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let streams = self.totals.len();
+        let (from, pause) = (Instant::now(), time / u32::try_from(streams)?);
+        for stream in 0..streams {
+            let due = from + pause * u32::try_from(stream)?;
+            while !self.shared.stopped() && Instant::now() < due {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LOOK));
+            }
+            self.token(stream, now_us(), wall_us())?;
+            if announced {
+                self.announce(stream)?;
+            }
+            self.write()?;
+            self.settle(0)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the announcement of a stream.
+    fn announce(&mut self, stream: usize) -> std::io::Result<()> {
+        let key = format!("llm:stream:bench-{}:m", self.first_stream + stream);
+        self.out.extend_from_slice(b"*5\r\n$4\r\nXADD\r\n$12\r\nllm:announce\r\n$1\r\n*\r\n$6\r\nstream\r\n");
+        wire::bulk(&mut self.out, key.as_bytes())?;
+        self.outstanding += 1;
+        Ok(())
     }
 
     /// Silence, and at its end one token for each stream, which proves that the clients still live.
-    fn quiet(&mut self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    fn quiet(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.shared.stopped() {
             std::thread::sleep(LOOK);
         }
-        self.round()?;
-        Ok(Duration::ZERO)
+        self.round()
+    }
+
+    /// So many tokens into each stream, as fast as it goes.
+    fn store(&mut self, entries: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
+        for _ in 0..entries {
+            if self.shared.failed() {
+                break;
+            }
+            self.round()?;
+        }
+        self.shared.stored.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// One token for each stream.
@@ -170,7 +228,9 @@ impl Producer<'_> {
     fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
         let number = self.totals[stream];
         self.totals[stream] += 1;
-        let token = Token { stream: stream as u64, number, at_us };
+        self.unwritten.push(stream);
+        let stream_number = self.first_stream + stream;
+        let token = Token { stream: stream_number as u64, number, at_us };
         let mut value = [0_u8; 160];
         let mut rest = &mut value[..];
         write!(rest, "{{\"type\":\"delta\",\"seq\":{number},\"ts\":{wall_us},\"text\":\"")?;
@@ -179,7 +239,7 @@ impl Producer<'_> {
         let unused = rest.len();
         let value = &value[..value.len() - unused];
         if let Some(publisher) = &mut self.publisher {
-            return publisher.put(stream, value);
+            return publisher.put(stream_number, value);
         }
         self.out.extend_from_slice(&self.heads[stream]);
         write!(self.out, "${}\r\n", value.len())?;
@@ -190,11 +250,14 @@ impl Producer<'_> {
     }
 
     fn write(&mut self) -> std::io::Result<()> {
-        if let Some(publisher) = &mut self.publisher {
-            return publisher.write();
+        match &mut self.publisher {
+            Some(publisher) => publisher.write()?,
+            None => self.redis.write_all(&self.out)?,
         }
-        self.redis.write_all(&self.out)?;
         self.out.clear();
+        for stream in self.unwritten.drain(..) {
+            self.shared.written[stream].fetch_add(1, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -217,28 +280,6 @@ impl Producer<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// The thread's processor time within the measured window.
-#[derive(Default)]
-struct WindowCpu {
-    from: Option<Duration>,
-}
-
-impl WindowCpu {
-    fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
-        if self.from.is_none() && shared.measuring() {
-            self.from = Some(thread_cpu()?);
-        }
-        Ok(())
-    }
-
-    fn end(self) -> Result<Duration, Box<dyn Error + Send + Sync>> {
-        Ok(match self.from {
-            Some(from) => thread_cpu()?.saturating_sub(from),
-            None => Duration::ZERO,
-        })
     }
 }
 

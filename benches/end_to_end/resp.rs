@@ -15,6 +15,8 @@ pub(crate) enum Item<'a> {
     },
     /// The answer was empty.
     ReplyEnd,
+    /// A command of another kind has been done.
+    Done,
     /// A key with news.
     News(&'a [u8]),
 }
@@ -59,6 +61,7 @@ impl Reader {
                     return self.next(bytes, at);
                 }
                 Top::Empty => Some(Item::ReplyEnd),
+                Top::Done => Some(Item::Done),
                 Top::Partial => None,
             }
         };
@@ -81,6 +84,7 @@ impl Reader {
                 Ok(Top::Begun)
             }
             (b'*' | b'_', None) => Ok(Top::Empty),
+            (b':', Some(_)) => Ok(Top::Done),
             (b'>', Some(2)) => {
                 let Some(_) = cursor.bulk() else { return Ok(Top::Partial) };
                 let Some((_, keys)) = cursor.header() else { return Ok(Top::Partial) };
@@ -123,6 +127,7 @@ impl Reader {
 enum Top {
     Begun,
     Empty,
+    Done,
     Partial,
 }
 

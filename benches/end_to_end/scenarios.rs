@@ -1,26 +1,23 @@
 //! The scenarios, and one run of one of them against one server.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::clients::{self, Seen};
-use crate::daemon::Process;
-use crate::load::{Pace, Plan, Shared};
-use crate::producer::{self, Produced};
-use crate::report::{Latency, Run, per, percent};
-use crate::server::{Kind, Server};
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use crate::beside::{self, Act, Guest};
+use crate::load::{Manner, Pace, Plan, Shared, Transport};
+use crate::run::Run;
+use crate::server::Server;
+use crate::stage::{Load, Result, Stage, Window};
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
-const OVERHEAD: Duration = Duration::from_secs(90);
-/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind
-/// would take minutes.
-const PEER_DRAIN: Duration = Duration::from_secs(5);
-/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
-const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
+pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
+
+/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so
+/// that each connection is kept alive twice.
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
+/// What is stored in the smoke size is so many times less.
+const STORED_PER_SMOKE: u64 = 40;
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
@@ -31,41 +28,62 @@ pub(crate) struct Scenario {
     pub(crate) what: &'static str,
     streams: usize,
     clients: usize,
+    transport: Transport,
     pace: Pace,
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
-    /// Whether a floor that keeps a connection to Redis per stream can take part.
-    blocking: bool,
-    /// Whether peers take part.
-    peers: bool,
+    /// A second load that comes once the first has been measured alone.
+    guest: Option<Guest>,
+    /// Who can take part.
+    pub(crate) servers: &'static [Server],
 }
+
+/// What others come beside.
+const FAN1: Scenario = Scenario {
+    name: "fan1",
+    what: "200 streams x 1 client, 50/s each",
+    streams: 200,
+    clients: 200,
+    pace: Pace::PerSecond(50.0),
+    smoke: (20, 20),
+    ..LIVE
+};
+
+const FIRST: Guest = Guest {
+    act: Act::First,
+    streams: 200,
+    clients: 200,
+    pace: Pace::Births { announced: false },
+    backlog: 0,
+    smoke: (10, 10, 0),
+};
+
+/// Who serves clients and is not a peer.
+const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
+
+/// The same with the peers.
+const SERVING_AND_PEERS: &[Server] =
+    &[Server::Daemon, Server::Blocking, Server::Told, Server::Node, Server::Fastapi, Server::Nchan];
 
 const PLAIN: Scenario = Scenario {
     name: "",
     what: "",
     streams: 1,
     clients: 1,
+    transport: Transport::WebSocket,
     pace: Pace::Quiet,
     smoke: (1, 1),
-    blocking: true,
-    peers: false,
+    guest: None,
+    servers: SERVING,
 };
 
 /// Of those in which tokens are read as they come.
-const LIVE: Scenario = Scenario { peers: true, ..PLAIN };
+const LIVE: Scenario = Scenario { servers: SERVING_AND_PEERS, ..PLAIN };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
-    Scenario {
-        name: "fan1",
-        what: "200 streams x 1 client, 50/s each",
-        streams: 200,
-        clients: 200,
-        pace: Pace::PerSecond(50.0),
-        smoke: (20, 20),
-        ..LIVE
-    },
+    FAN1,
     Scenario {
         name: "fan1k",
         what: "1,000 streams x 1 client, 20/s each",
@@ -93,12 +111,106 @@ pub(crate) const ALL: &[Scenario] = &[
         ..LIVE
     },
     Scenario {
-        name: "idle",
-        what: "10,000 connections, 100 to each of 100 quiet streams",
-        streams: 100,
+        name: "replay",
+        what: "64 streams x 20,000 stored tokens, 1 client each reads all from the beginning",
+        streams: 64,
+        clients: 64,
+        pace: Pace::Stored(20_000),
+        smoke: (8, 8),
+        ..PLAIN
+    },
+    Scenario {
+        name: "many",
+        what: "10,000 streams x 1 client, 10/s each; what Redis spends beside what a bare reader costs it",
+        streams: 10_000,
         clients: 10_000,
+        pace: Pace::PerSecond(10.0),
+        smoke: (200, 200),
+        servers: &[Server::Daemon, Server::Told, Server::Bare],
+        ..PLAIN
+    },
+    Scenario {
+        name: "first",
+        what: "beside fan1, 200 clients wait for streams of their own that do not exist; act: their first token",
+        guest: Some(FIRST),
+        servers: SERVING,
+        ..FAN1
+    },
+    Scenario {
+        name: "first-announced",
+        what: "the same with producers that announce their streams",
+        guest: Some(Guest { pace: Pace::Births { announced: true }, ..FIRST }),
+        servers: SERVING,
+        ..FAN1
+    },
+    Scenario {
+        name: "storm",
+        what: "beside fan1, 1,000 clients of 100 live streams return, 2,000 tokens behind; act: live again",
+        guest: Some(Guest {
+            act: Act::Storm,
+            streams: 100,
+            clients: 1_000,
+            pace: Pace::PerSecond(20.0),
+            backlog: 2_000,
+            smoke: (10, 40, 50),
+        }),
+        // The floors do not know how to resume.
+        servers: &[Server::Daemon],
+        ..FAN1
+    },
+    Scenario {
+        name: "slow",
+        what: "900 streams x 1 client, 20/s each, beside 100 clients at 1 KB/s that fall behind on 10 live streams",
+        streams: 900,
+        clients: 900,
+        pace: Pace::PerSecond(20.0),
+        smoke: (40, 40),
+        guest: Some(Guest {
+            act: Act::Slow,
+            streams: 10,
+            clients: 100,
+            pace: Pace::PerSecond(20.0),
+            // More than the kernel and client.send_budget hold for a client.
+            backlog: 20_000,
+            smoke: (2, 8, 500),
+        }),
+        // The floors have no bound for what they hold for a client.
+        servers: &[Server::Daemon],
+        ..PLAIN
+    },
+    Scenario {
+        name: "idle",
+        what: "18,000 connections, 180 to each of 100 quiet streams",
+        streams: 100,
+        // A process may have 20,000 descriptors.
+        clients: 18_000,
         smoke: (10, 100),
         ..LIVE
+    },
+    Scenario {
+        name: "idle-sse",
+        what: "the same over SSE",
+        streams: 100,
+        clients: 18_000,
+        transport: Transport::Sse,
+        smoke: (10, 100),
+        // The floors speak WebSocket alone.
+        servers: &[Server::Daemon],
+        ..PLAIN
+    },
+    Scenario {
+        name: "idle-fan1",
+        what: "fan1 beside 18,000 idle connections to 100 quiet streams",
+        guest: Some(Guest {
+            act: Act::Idle,
+            streams: 100,
+            clients: 18_000,
+            pace: Pace::Quiet,
+            backlog: 0,
+            smoke: (10, 100, 0),
+        }),
+        servers: &[Server::Daemon],
+        ..FAN1
     },
     Scenario {
         name: "idle-own",
@@ -106,8 +218,7 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 10_000,
         clients: 10_000,
         smoke: (100, 100),
-        // A connection to Redis per stream would take more descriptors than a process has.
-        blocking: false,
+        servers: &[Server::Daemon, Server::Told],
         ..PLAIN
     },
 ];
@@ -126,12 +237,9 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
-    /// Whether a server takes part.
-    pub(crate) fn takes(&self, server: Server) -> bool {
-        match server {
-            Server::Blocking => self.blocking,
-            _ => self.peers || server.kind() != Kind::Peer,
-        }
+    /// What its second load does, if it has one.
+    pub(crate) fn act(&self) -> Option<Act> {
+        self.guest.map(|guest| guest.act)
     }
 
     /// One client for each of `streams`, which get `per_second` tokens in all.
@@ -141,107 +249,83 @@ impl Scenario {
         Self { name, streams: size, clients: size, pace, smoke: (size, size), ..PLAIN }
     }
 
-    fn plan(&self, settings: &Settings) -> Plan {
+    fn plan(&self, server: Server, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
+        let pace = match self.pace {
+            Pace::Stored(entries) if settings.smoke => Pace::Stored(entries / STORED_PER_SMOKE),
+            pace => pace,
+        };
         let warm_up = settings.duration.min(Duration::from_secs(1));
-        Plan { streams, clients, pace: self.pace, warm_up, duration: settings.duration }
+        let keeps_alive = self.pace == Pace::Quiet && server == Server::Daemon && !settings.smoke;
+        Plan {
+            first_stream: 0,
+            streams,
+            clients,
+            transport: self.transport,
+            manner: Manner::Staying,
+            pace,
+            backlog: 0,
+            warm_up,
+            duration: if keeps_alive { settings.duration.max(SILENCE) } else { settings.duration },
+        }
     }
 
     /// One run against one server, each with a Redis of its own.
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
-        let plan = self.plan(settings);
-        let redis = Process::redis()?;
-        let process = server.start(redis.address, &settings.daemon)?;
-        let shared = Shared::new(OVERHEAD + settings.duration, Arc::clone(&settings.interrupted));
-        // What a process allocates once it is running is not its connections'.
-        std::thread::sleep(Duration::from_millis(if settings.smoke { 10 } else { 300 }));
-        let empty_bytes = process.private_bytes()?;
-        std::thread::scope(|scope| {
-            let clients = std::thread::Builder::new().name("clients".into()).spawn_scoped(scope, || {
-                clients::run(process.address, &plan, &shared)
-                    .inspect_err(|error| shared.fail(error.to_string()))
-            })?;
-            let producer = std::thread::Builder::new().name("producer".into()).spawn_scoped(scope, || {
-                let publish_to = server.is_published_to().then_some(process.address);
-                producer::run(redis.address, publish_to, &plan, &shared)
-                    .inspect_err(|error| shared.fail(error.to_string()))
-            })?;
-            let window =
-                conduct(&plan, &shared, &process, &redis).inspect_err(|error| shared.fail(error.to_string()));
-            shared.stop();
-            let produced = producer.join().map_err(|_| "the producer panicked")??;
-            if server.kind() == Kind::Peer {
-                shared.give_up_after(PEER_DRAIN);
-            }
-            shared.totals.get_or_init(|| produced.totals.clone());
-            let seen = clients.join().map_err(|_| "the clients panicked")??;
-            let problem = shared.problem();
+        let plan = self.plan(server, settings);
+        let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
+        let run = match &self.guest {
+            Some(guest) => beside::run(guest, &plan, &stage, settings)?,
+            None => self.alone(&plan, &stage, settings)?,
+        };
+        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
+    }
+
+    fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
+        let shared = Shared::new(plan.streams, OVERHEAD + plan.duration, Arc::clone(&settings.interrupted));
+        let mut run = std::thread::scope(|scope| {
+            let load = Load::begin(scope, stage, plan, &shared)?;
+            let window = match plan.pace {
+                Pace::Stored(entries) => replay(entries, plan, &shared, stage),
+                _ => conduct(plan, &shared, stage),
+            };
+            let window = window.inspect_err(|error| shared.fail(error.to_string()));
+            let (seen, produced) = load.end()?;
             let window = window?;
+            let connections = plan.clients as f64;
             let idle_bytes = (self.pace == Pace::Quiet)
-                .then(|| window.private_bytes.saturating_sub(empty_bytes) as f64 / plan.clients as f64);
-            let mut run = result(&window, &seen, &produced);
-            run.problems.extend(problem);
-            run.behind |= server.is_published_to() && run.producer_late_ms_p99 > PUBLISHED_LATE_MS_MAX;
-            Ok(Run { scenario: self.name, server: server.name(), round, idle_bytes, ..run })
-        })
+                .then(|| window.private_bytes.saturating_sub(stage.empty_bytes) as f64 / connections);
+            Result::Ok(Run { idle_bytes, ..window.run(&seen, &produced) })
+        })?;
+        run.problems.extend(shared.problem());
+        Ok(run)
     }
 }
 
-/// What was read from the kernel around the measured time.
-struct Window {
-    wall: Duration,
-    delivered: u64,
-    server_cpu: Duration,
-    redis_cpu: Duration,
-    private_bytes: u64,
-}
-
-/// Leads a run through its phases: connected, started, warm, measured.
-fn conduct(plan: &Plan, shared: &Shared, server: &Process, redis: &Process) -> Result<Window> {
-    let began = shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients)
-        && shared.wait_for(|| shared.started.load(Ordering::Acquire) == plan.clients);
-    if !began {
-        return Err(shared.problem().unwrap_or_default().into());
-    }
+/// Leads a load to where it can be measured: connected, started, warm.
+pub(crate) fn settle_in(plan: &Plan, shared: &Shared) -> Result<()> {
+    shared.until(|shared| shared.connected.load(Ordering::Acquire) == plan.clients)?;
+    shared.until(|shared| shared.started.load(Ordering::Acquire) == plan.clients)?;
     shared.go.store(true, Ordering::Release);
     shared.pass(plan.warm_up);
-    let delivered = shared.delivered.load(Ordering::Acquire);
-    let (server_cpu, redis_cpu, from) = (server.cpu()?, redis.cpu()?, Instant::now());
-    shared.measure();
-    shared.pass(plan.duration);
-    Ok(Window {
-        delivered: shared.delivered.load(Ordering::Acquire) - delivered,
-        server_cpu: server.cpu()?.saturating_sub(server_cpu),
-        redis_cpu: redis.cpu()?.saturating_sub(redis_cpu),
-        wall: from.elapsed(),
-        private_bytes: server.private_bytes()?,
+    Ok(())
+}
+
+/// Measures a load at its pace.
+fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+    settle_in(plan, shared)?;
+    Window::around(stage, shared, || {
+        shared.pass(plan.duration);
+        Result::Ok(())
     })
 }
 
-fn result(window: &Window, seen: &Seen, produced: &Produced) -> Run {
-    let held: u64 = produced.totals.iter().sum();
-    let mut problems = seen.surprises.clone();
-    if seen.received == 0 || held == 0 {
-        problems.push("nothing was delivered".into());
-    }
-    Run {
-        delivered: window.delivered,
-        delivered_per_second: window.delivered as f64 / window.wall.as_secs_f64(),
-        tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
-        latency_ms: Latency::of(&seen.latency_us),
-        latency_us: (!seen.latency_us.is_empty()).then(|| seen.latency_us.clone()),
-        server_cpu_us: per(window.server_cpu, window.delivered),
-        redis_cpu_us: per(window.redis_cpu, window.delivered),
-        server_cpu_percent: percent(window.server_cpu, window.wall),
-        redis_cpu_percent: percent(window.redis_cpu, window.wall),
-        producer_cpu_percent: percent(produced.cpu, window.wall),
-        clients_cpu_percent: percent(seen.cpu, window.wall),
-        producer_late_ms_p99: produced.late_us.value_at_quantile(0.99) as f64 / 1e3,
-        lost: seen.lost,
-        repeated: seen.repeated,
-        reordered: seen.reordered,
-        behind: seen.behind,
-        problems,
-        ..Run::default()
-    }
+/// Waits until everything is stored and measures from the clients' connecting until they have all of it.
+fn replay(entries: u64, plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
+    shared.until(|shared| shared.stored.load(Ordering::Acquire))?;
+    let all = entries * plan.clients as u64;
+    Window::around(stage, shared, || {
+        shared.go.store(true, Ordering::Release);
+        shared.until(|shared| shared.delivered.load(Ordering::Acquire) >= all)
+    })
 }

@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Daemon,
     /// What the least cost is.
     Floor,
+    /// What Redis alone has to do.
+    Bare,
     /// What others would use instead.
     Peer,
 }
@@ -27,6 +29,8 @@ pub(crate) enum Server {
     Blocking,
     /// The floor that is told which streams have news
     Told,
+    /// No server: a reader without clients that knows which streams have news
+    Bare,
     /// The peer on Node, with ws and ioredis (needs --compare)
     Node,
     /// The peer on FastAPI, with uvicorn and redis-py (needs --compare)
@@ -37,8 +41,8 @@ pub(crate) enum Server {
 
 impl Server {
     /// Everyone who serves.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Daemon, Self::Blocking, Self::Told, Self::Node, Self::Fastapi, Self::Nchan];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Daemon, Self::Blocking, Self::Told, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
@@ -46,6 +50,7 @@ impl Server {
             Self::Daemon => "daemon",
             Self::Blocking => "floor, blocking",
             Self::Told => "floor, told",
+            Self::Bare => "bare reader",
             Self::Node => "Node, ws",
             Self::Fastapi => "FastAPI",
             Self::Nchan => "nchan",
@@ -57,6 +62,7 @@ impl Server {
         match self {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Told => Kind::Floor,
+            Self::Bare => Kind::Bare,
             Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
         }
     }
@@ -64,7 +70,7 @@ impl Server {
     /// Which peer it is.
     pub(crate) const fn peer(self) -> Option<Peer> {
         match self {
-            Self::Daemon | Self::Blocking | Self::Told => None,
+            Self::Daemon | Self::Blocking | Self::Told | Self::Bare => None,
             Self::Node => Some(Peer::Node),
             Self::Fastapi => Some(Peer::Fastapi),
             Self::Nchan => Some(Peer::Nchan),
@@ -81,19 +87,21 @@ impl Server {
         Self::ALL.iter().any(|server| server.kind() == kind && server.name() == name)
     }
 
-    /// Starts it on a Redis; `settings` are those of the daemon.
+    /// Starts it on a Redis, if it is a process; `settings` are those of the daemon.
     pub(crate) fn start(
         self,
         redis: SocketAddr,
         settings: &[String],
-    ) -> Result<Process, Box<dyn Error + Send + Sync>> {
-        match self {
-            Self::Daemon => Process::daemon(redis, settings),
-            Self::Blocking => Process::floor(redis, Mode::Blocking),
-            Self::Told => Process::floor(redis, Mode::Told),
-            Self::Node => Peer::Node.start(redis),
-            Self::Fastapi => Peer::Fastapi.start(redis),
-            Self::Nchan => Peer::Nchan.start(redis),
-        }
+    ) -> Result<Option<Process>, Box<dyn Error + Send + Sync>> {
+        let process = match self {
+            Self::Daemon => Process::daemon(redis, settings)?,
+            Self::Blocking => Process::floor(redis, Mode::Blocking)?,
+            Self::Told => Process::floor(redis, Mode::Told)?,
+            Self::Bare => return Ok(None),
+            Self::Node => Peer::Node.start(redis)?,
+            Self::Fastapi => Peer::Fastapi.start(redis)?,
+            Self::Nchan => Peer::Nchan.start(redis)?,
+        };
+        Ok(Some(process))
     }
 }

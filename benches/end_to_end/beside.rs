@@ -1,0 +1,261 @@
+//! Runs of two loads. The first one is measured alone, and then once more while a second one, its guest, does what
+//! it is there for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::load::{Manner, Pace, Plan, Shared};
+use crate::producer::Produced;
+use crate::run::{Latency, Run};
+use crate::scenarios::{OVERHEAD, SILENCE, Settings, settle_in};
+use crate::seen::Seen;
+use crate::stage::{Load, Result, Stage, Window};
+
+/// What the guest does while the first load is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
+    /// one has everything that has been written.
+    Storm,
+    /// Its clients read slowly and are far behind. In the end they read on, and have to have everything in order.
+    Slow,
+    /// Its clients wait for streams that nobody has written, and get the first token of each.
+    First,
+    /// It is there and silent.
+    Idle,
+}
+
+impl Act {
+    /// What its times are, if it has any.
+    pub(crate) const fn times(self) -> Option<&'static str> {
+        match self {
+            Self::Storm => Some("ms until live again"),
+            Self::First => Some("ms from write to read of the first token"),
+            Self::Slow | Self::Idle => None,
+        }
+    }
+}
+
+/// A load beside another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest {
+    /// What it is there for.
+    pub(crate) act: Act,
+    /// How many streams it has, none of them the first load's.
+    pub(crate) streams: usize,
+    /// How many clients.
+    pub(crate) clients: usize,
+    /// How fast tokens come.
+    pub(crate) pace: Pace,
+    /// What each stream gets while the clients are away.
+    pub(crate) backlog: u64,
+    /// Streams, clients and backlog of the smoke size.
+    pub(crate) smoke: (usize, usize, u64),
+}
+
+impl Guest {
+    fn plan(&self, beside: &Plan, smoke: bool) -> Plan {
+        let full = (self.streams, self.clients, self.backlog);
+        let (streams, clients, backlog) = if smoke { self.smoke } else { full };
+        let manner = match self.act {
+            Act::Storm => Manner::Returning,
+            Act::Slow => Manner::Slow,
+            Act::First | Act::Idle => Manner::Staying,
+        };
+        let first_stream = beside.first_stream + beside.streams;
+        let is_silence = self.act == Act::Idle && !smoke;
+        let duration = if is_silence { beside.duration.max(SILENCE) } else { beside.duration };
+        Plan { first_stream, streams, clients, manner, pace: self.pace, backlog, duration, ..*beside }
+    }
+}
+
+/// How long everything rests before it is measured.
+const REST: Duration = Duration::from_millis(500);
+/// The same in the smoke size.
+const REST_SMOKE: Duration = Duration::from_millis(20);
+
+/// Two loads under way.
+struct Pair<'a> {
+    stage: &'a Stage,
+    plan: &'a Plan,
+    shared: &'a Shared,
+    act: Act,
+    guest_plan: &'a Plan,
+    guest: &'a Shared,
+    rest: Duration,
+}
+
+/// What came of the guest, and what was measured while it was there.
+struct Visit {
+    window: Window,
+    /// Before and after it was measured.
+    counted: [Counted; 2],
+    /// How many tokens its clients had not received by then.
+    outstanding: u64,
+    seen: Seen,
+    /// What the server's private memory grew by.
+    bytes: u64,
+}
+
+/// What the daemon has counted; nothing where a server does not count.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    history_reads: u64,
+    history_entries: u64,
+    fell_back: u64,
+}
+
+impl Counted {
+    fn read(stage: &Stage) -> Result<Self> {
+        let counter = |name| stage.server.as_ref().map_or(Ok(0), |server| server.counter(name));
+        Ok(Self {
+            history_reads: counter("replay_reads")?,
+            history_entries: counter("replay_entries")?,
+            fell_back: counter("clients_fell_back")?,
+        })
+    }
+}
+
+/// A run of a load with a guest.
+pub(crate) fn run(guest: &Guest, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
+    let guest_plan = guest.plan(plan, settings.smoke);
+    let limit = OVERHEAD + plan.duration + guest_plan.duration;
+    let shared = Shared::new(plan.streams, limit, Arc::clone(&settings.interrupted));
+    let guest_shared = shared.beside(guest_plan.streams);
+    let rest = if settings.smoke { REST_SMOKE } else { REST };
+    let pair = Pair {
+        stage,
+        plan,
+        shared: &shared,
+        act: guest.act,
+        guest_plan: &guest_plan,
+        guest: &guest_shared,
+        rest,
+    };
+    let mut run = pair.run()?;
+    run.problems.extend(shared.problem());
+    Ok(run)
+}
+
+impl Pair<'_> {
+    /// Measures the first load alone, then with its guest.
+    fn run(&self) -> Result<Run> {
+        std::thread::scope(|scope| {
+            let load = Load::begin(scope, self.stage, self.plan, self.shared)?;
+            let visit = self.receive().inspect_err(|error| self.shared.fail(error.to_string()));
+            let (seen, produced) = load.end()?;
+            Ok(self.result(visit?, &seen, &produced))
+        })
+    }
+
+    /// Measures the first load alone, and has the guest come and go.
+    fn receive(&self) -> Result<Visit> {
+        settle_in(self.plan, self.shared)?;
+        self.shared.alone.begin();
+        self.shared.pass(self.plan.duration);
+        self.shared.alone.end();
+        let bytes = self.stage.server_bytes()?;
+        std::thread::scope(|scope| {
+            let load = Load::begin(scope, self.stage, self.guest_plan, self.guest)?;
+            let performed = self.perform().inspect_err(|error| self.guest.fail(error.to_string()));
+            self.guest.back.store(true, Ordering::Release);
+            let (seen, _) = load.end()?;
+            let (window, counted, outstanding) = performed?;
+            let bytes = window.private_bytes.saturating_sub(bytes);
+            Ok(Visit { window, counted, outstanding, seen, bytes })
+        })
+    }
+
+    /// Brings the guest to where its act begins, and measures that.
+    fn perform(&self) -> Result<(Window, [Counted; 2], u64)> {
+        let (guest, clients) = (self.guest, self.guest_plan.clients);
+        guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
+        match self.act {
+            Act::First => {}
+            Act::Idle => self.guest_begins()?,
+            Act::Slow => {
+                guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
+                guest.leave.store(true, Ordering::Release);
+                self.guest_begins()?;
+                guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+            }
+            Act::Storm => {
+                self.guest_begins()?;
+                guest.leave.store(true, Ordering::Release);
+                guest.until(|guest| guest.connected.load(Ordering::Acquire) == 0)?;
+                guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+            }
+        }
+        guest.pass(self.rest);
+        let before = Counted::read(self.stage)?;
+        let window = Window::around(self.stage, self.shared, || {
+            guest.measured.begin();
+            self.act()?;
+            guest.measured.end();
+            self.shared.measured.end();
+            Result::Ok(())
+        })?;
+        Ok((window, [before, Counted::read(self.stage)?], self.outstanding()))
+    }
+
+    /// All its clients have received something, and the producer follows its schedule.
+    fn guest_begins(&self) -> Result<()> {
+        self.guest.until(|guest| guest.started.load(Ordering::Acquire) == self.guest_plan.clients)?;
+        self.guest.go.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// How many tokens of its streams the guest's clients have not received.
+    fn outstanding(&self) -> u64 {
+        let written: u64 = self.guest.written.iter().map(|written| written.load(Ordering::Acquire)).sum();
+        let clients_per_stream = (self.guest_plan.clients / self.guest_plan.streams) as u64;
+        (written * clients_per_stream).saturating_sub(self.guest.delivered.load(Ordering::Acquire))
+    }
+
+    fn act(&self) -> Result<()> {
+        let guest = self.guest;
+        match self.act {
+            Act::Storm => {
+                guest.back.store(true, Ordering::Release);
+                guest.until(|guest| guest.caught_up.load(Ordering::Acquire) == self.guest_plan.clients)?;
+            }
+            Act::First => {
+                guest.go.store(true, Ordering::Release);
+                guest.pass(self.guest_plan.duration);
+            }
+            Act::Idle | Act::Slow => guest.pass(self.guest_plan.duration),
+        }
+        Ok(())
+    }
+
+    /// What both loads came to.
+    fn result(&self, visit: Visit, seen: &Seen, produced: &Produced) -> Run {
+        let mut run = visit.window.run(seen, produced);
+        run.lost += visit.seen.lost;
+        run.repeated += visit.seen.repeated;
+        run.reordered += visit.seen.reordered;
+        run.problems.extend(visit.seen.surprises);
+        run.alone_ms = Latency::of(&seen.alone_us);
+        run.guest_clients_cpu_percent = visit.window.percent(visit.seen.cpu);
+        let [before, after] = visit.counted;
+        run.history_reads = Some(after.history_reads - before.history_reads);
+        match self.act {
+            Act::Storm => {
+                let missed = self.guest_plan.backlog * self.guest_plan.streams as u64;
+                run.act_ms = Latency::of(&visit.seen.back_us);
+                let read = after.history_entries - before.history_entries;
+                run.history_per_missed = Some(read as f64 / missed as f64);
+            }
+            Act::Slow => {
+                run.slow_fell_back = Some(after.fell_back);
+                run.slow_behind = Some(visit.outstanding as f64 / self.guest_plan.clients as f64);
+            }
+            Act::First => run.act_ms = Latency::of(&visit.seen.latency_us),
+            Act::Idle => {
+                run.idle_bytes = Some(visit.bytes as f64 / self.guest_plan.clients as f64);
+            }
+        }
+        run
+    }
+}

@@ -1,0 +1,110 @@
+//! Just enough of WebSocket and of the daemon's frames for the clients: requests, frame headers, and the
+//! tokens in a frame; and an argument of a Redis command. Pure.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use crate::load::Transport;
+use crate::token::{self, Token};
+
+/// What a client asks for; the name is the one that the producer writes.
+pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: SocketAddr) -> String {
+    let wants = match transport {
+        Transport::WebSocket => {
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Version: 13"
+        }
+        Transport::Sse => "Accept: text/event-stream",
+    };
+    format!(
+        "GET /v1/streams/bench-{stream}/m?wait=60&after={after} HTTP/1.1\r\nHost: {server}\r\n{wants}\r\n\r\n"
+    )
+}
+
+/// How the answer begins that grants it.
+pub(crate) const fn granted(transport: Transport) -> &'static [u8] {
+    match transport {
+        Transport::WebSocket => b"HTTP/1.1 101 ",
+        Transport::Sse => b"HTTP/1.1 200 ",
+    }
+}
+
+/// The line at the front of what has come over SSE, and how long it is with its end; `None` while it is not whole.
+pub(crate) fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let end = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((&bytes[..end], end + 1))
+}
+
+/// The first byte of a frame and where its payload lies; `None` while it is not whole.
+pub(crate) fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+    let (&first, &short) = (bytes.first()?, bytes.get(1)?);
+    let (from, len) = match short {
+        126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
+        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)),
+        len => (2, u64::from(len)),
+    };
+    let to = from + usize::try_from(len).ok()?;
+    (bytes.len() >= to).then_some((first, from, to))
+}
+
+/// The answer to a ping.
+pub(crate) fn pong(payload: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
+    // The mask is zero, so the payload is its own masked form.
+    let mut pong = vec![0x8a, 0x80 | len, 0, 0, 0, 0];
+    pong.extend_from_slice(&payload[..usize::from(len)]);
+    pong
+}
+
+/// Whether a frame carries text.
+pub(crate) fn is_delta(json: &[u8]) -> bool {
+    json.starts_with(b"{\"type\":\"delta\"")
+}
+
+/// Whether a frame says how things are, which it may at any time.
+pub(crate) fn is_notice(json: &[u8]) -> bool {
+    json.starts_with(b"{\"type\":\"open\"") || json.starts_with(b"{\"type\":\"status\"")
+}
+
+/// The id of the last entry that a frame covers.
+pub(crate) fn id(json: &[u8]) -> Option<&str> {
+    const ID: &[u8] = b"\"id\":\"";
+    let at = json.windows(ID.len()).position(|window| window == ID)? + ID.len();
+    let len = json[at..].iter().position(|&byte| byte == b'"')?;
+    std::str::from_utf8(&json[at..at + len]).ok()
+}
+
+/// Gives `take` the tokens in a frame's text; whether the text was made of tokens, as many as the frame says.
+pub(crate) fn tokens(json: &[u8], mut take: impl FnMut(Token)) -> bool {
+    const TEXT: &[u8] = b"\"text\":\"";
+    let Some(at) = json.windows(TEXT.len()).position(|window| window == TEXT) else { return false };
+    let mut text = &json[at + TEXT.len()..];
+    let mut tokens = 0;
+    while let Some(token) = text.get(..token::LEN).and_then(Token::parse) {
+        take(token);
+        text = &text[token::LEN..];
+        tokens += 1;
+    }
+    tokens > 0 && text.first() == Some(&b'"') && count_fits(&text[1..], tokens)
+}
+
+/// Whether a frame's `count`, if it has one, is how many tokens were in it.
+fn count_fits(rest: &[u8], tokens: u64) -> bool {
+    const COUNT: &[u8] = b"\"count\":";
+    match rest.windows(COUNT.len()).position(|window| window == COUNT) {
+        None => tokens == 1,
+        Some(at) => {
+            let digits = &rest[at + COUNT.len()..];
+            let end = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+            token::number(&digits[..end]) == Some(tokens)
+        }
+    }
+}
+
+/// An argument of a Redis command.
+pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
+    write!(out, "${}\r\n", text.len())?;
+    out.extend_from_slice(text);
+    out.extend_from_slice(b"\r\n");
+    Ok(())
+}
