@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use crate::report::{Report, Run, median};
+use crate::report::{Report, median};
+use crate::run::Run;
 use crate::server::Kind;
 
 /// One thing to reach in one scenario.
@@ -27,10 +28,10 @@ const fn most(scenario: &'static str, what: &'static str, most: f64, value: fn(&
 }
 
 const BARS: &[Bar] = &[
-    most("first", "first token, p50 ms", 2.0, |run| Some(run.act_ms?.p50)),
-    most("first", "first token, p99 ms", 10.0, |run| Some(run.act_ms?.p99)),
-    most("first-announced", "first token, p50 ms", 2.0, |run| Some(run.act_ms?.p50)),
-    most("first-announced", "first token, p99 ms", 10.0, |run| Some(run.act_ms?.p99)),
+    most("first", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),
+    most("first", "first token, p99 ms", 10.0, |run| Some(run.act_ms.as_ref()?.p99)),
+    most("first-announced", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),
+    most("first-announced", "first token, p99 ms", 10.0, |run| Some(run.act_ms.as_ref()?.p99)),
     Bar {
         scenario: "replay",
         what: "entries/s",
@@ -45,8 +46,8 @@ const BARS: &[Bar] = &[
         value: |run| run.redis_cpu_us,
         beside: Some(Kind::Bare),
     },
-    most("many", "p99 ms", 50.0, |run| Some(run.latency_ms?.p99)),
-    most("storm", "live again, p99 ms", 250.0, |run| Some(run.act_ms?.p99)),
+    most("many", "p99 ms", 50.0, |run| Some(run.latency_ms.as_ref()?.p99)),
+    most("storm", "live again, p99 ms", 250.0, |run| Some(run.act_ms.as_ref()?.p99)),
     most("storm", "fan1's p99 beside its own alone", 3.0, Run::p99_to_alone),
     most("slow", "the others' p99 beside their own alone", 1.2, Run::p99_to_alone),
     most("idle", "bytes a connection", 2048.0, |run| run.idle_bytes),

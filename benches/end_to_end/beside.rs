@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::load::{Manner, Pace, Plan, Shared};
 use crate::producer::Produced;
-use crate::report::{Latency, Run};
+use crate::run::{Latency, Run};
 use crate::scenarios::{OVERHEAD, SILENCE, Settings, settle_in};
 use crate::seen::Seen;
 use crate::stage::{Load, Result, Stage, Window};
@@ -24,6 +24,17 @@ pub(crate) enum Act {
     First,
     /// It is there and silent.
     Idle,
+}
+
+impl Act {
+    /// What its times are, if it has any.
+    pub(crate) const fn times(self) -> Option<&'static str> {
+        match self {
+            Self::Storm => Some("ms until live again"),
+            Self::First => Some("ms from write to read of the first token"),
+            Self::Slow | Self::Idle => None,
+        }
+    }
 }
 
 /// A load beside another one.

@@ -1,5 +1,5 @@
-//! The clients: one epoll loop over all WebSocket connections, the same code for the daemon and the
-//! floors.
+//! The clients: one epoll loop over all WebSocket connections, the same code for the daemon, the
+//! floors and the peers.
 //!
 //! It reads just enough of WebSocket and of the frames to find the tokens in them, judges the place and
 //! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
@@ -152,7 +152,7 @@ impl Clients<'_> {
             self.poll.registry().register(&mut socket, mio::Token(index), interest)?;
             let stream = index % self.plan.streams;
             let (judge, last_id) = match self.left.as_mut().map(|left| std::mem::take(&mut left[index])) {
-                None => (Judge::new((self.plan.first_stream + stream) as u64), "0".into()),
+                None => (Judge::new((self.plan.first_stream + stream) as u64), "0-0".into()),
                 Some(left) => (left.judge, left.last_id),
             };
             self.clients.push(Client {

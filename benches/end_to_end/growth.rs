@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::report::{Run, median};
+use crate::report::median;
+use crate::run::Run;
 use crate::scenarios::{Scenario, Settings};
 use crate::server::Server;
 

@@ -137,7 +137,7 @@ pub(crate) struct Shared {
     pub(crate) stored: AtomicBool,
     /// The producer may follow its schedule, and clients of what is stored may come.
     pub(crate) go: AtomicBool,
-    /// How many tokens of each stream have been written to Redis.
+    /// How many tokens of each stream have been written.
     pub(crate) written: Vec<AtomicU64>,
     /// The time that is measured.
     pub(crate) measured: Span,

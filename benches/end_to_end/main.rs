@@ -39,6 +39,7 @@ mod producer;
 mod publisher;
 mod report;
 mod resp;
+mod run;
 mod scenarios;
 mod seen;
 mod server;
@@ -59,7 +60,8 @@ use clap::Parser;
 
 use crate::floor::Mode;
 use crate::peers::Peer;
-use crate::report::{Report, Run};
+use crate::report::Report;
+use crate::run::Run;
 use crate::scenarios::{Scenario, Settings};
 use crate::server::{Kind, Server};
 
@@ -141,7 +143,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     for scenario in chosen {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
-            for server in order(round, &servers).into_iter().filter(|server| scenario.takes(*server)) {
+            for server in order(round, &servers, scenario.servers) {
                 let run = run_one(scenario, server, round, &settings)?;
                 eprintln!("  {}", run.line());
                 report.add(run);
@@ -223,8 +225,10 @@ fn is_chosen(scenario: &str, only: &[String]) -> bool {
     only.is_empty() || only.iter().any(|name| name == scenario)
 }
 
-/// The servers in the order of a round: each round begins with another one.
-fn order(round: usize, servers: &[Server]) -> Vec<Server> {
-    let (front, back) = servers.split_at(round % servers.len().max(1));
-    [back, front].concat()
+/// The servers that can take part, in the order of a round: each round begins with another one.
+fn order(round: usize, servers: &[Server], can: &[Server]) -> Vec<Server> {
+    let mut servers: Vec<_> = servers.iter().copied().filter(|server| can.contains(server)).collect();
+    let first = round % servers.len().max(1);
+    servers.rotate_left(first);
+    servers
 }

@@ -1,5 +1,5 @@
-//! Plots as SVG: the percentiles of each scenario's latency, a line a server, and what a token costs as the
-//! load grows, a line a number of streams.
+//! Plots as SVG: the percentiles of each scenario's latency and, apart, of what its act measured, a line a server;
+//! and what a token costs as the load grows, a line a number of streams.
 //!
 //! Logarithms are taken here, so that every axis is a linear one with marks of its own.
 
@@ -12,9 +12,11 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatte
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use crate::beside::Act;
 use crate::growth::{Cost, Growth};
 use crate::report::Report;
-use crate::scenarios;
+use crate::run::{Latency, Run};
+use crate::scenarios::{self, Scenario};
 use crate::server::Server;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -60,20 +62,8 @@ struct Curve {
 /// Draws all that a report holds into a directory.
 pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    for scenario in report.scenarios() {
-        let curves = latencies(report, scenario);
-        if !curves.is_empty() {
-            let y = logarithmic("ms from write to read", &curves);
-            let x = Axis {
-                title: "percentile of the tokens",
-                range: PERCENTILES[0].0..PERCENTILES[4].0,
-                marks: PERCENTILES.map(|(nines, name)| (nines, name.to_owned())).to_vec(),
-            };
-            let what =
-                scenarios::ALL.iter().find(|known| known.name == scenario).map_or("", |known| known.what);
-            let title = format!("{scenario}: {what}");
-            draw(&dir.join(format!("{scenario}.svg")), &title, (x, y), &curves)?;
-        }
+    for scenario in scenarios::ALL {
+        times(report, scenario, dir)?;
     }
     for (cost, file, title) in [
         (Cost::Server, "growth-server.svg", "growth: processor time of the server per token"),
@@ -87,28 +77,62 @@ pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn latencies(report: &Report, scenario: &str) -> Vec<Curve> {
-    let curve = |server: Server| {
-        let runs = report.of(scenario, server.name());
-        let mut histograms = runs.iter().filter_map(|run| run.latency_us.as_ref());
-        let mut all = histograms.next()?.clone();
-        for more in histograms {
-            all += more;
-        }
-        let behind = runs.iter().any(|run| run.behind);
-        let name = format!("{}{}", server.name(), if behind { " (falling behind)" } else { "" });
-        let (color, stroke) = match server {
-            Server::Daemon => (BLUE, Stroke::Thick),
-            Server::Blocking => (GREY, Stroke::Dashed),
-            Server::Told => (GREY, Stroke::Thin),
-            Server::Node => (GREEN, Stroke::Thin),
-            Server::Fastapi => (VERMILION, Stroke::Thin),
-            Server::Nchan => (PURPLE, Stroke::Thin),
-            Server::Bare => (INK, Stroke::Dashed),
-        };
-        Some(Curve { name, color, stroke, points: percentiles(&all) })
+/// Draws how long tokens took in a scenario that ran, and apart from that what its act measured.
+fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<()> {
+    let name = scenario.name;
+    let curve = |server: Server, of| curve(&report.of(name, server.name()), server, of);
+    let curves = |of| Server::ALL.into_iter().filter_map(|server| curve(server, of)).collect::<Vec<_>>();
+    let title = format!("{name}: {}", scenario.what);
+    let mut latencies = curves(|run| run.latency_ms.as_ref());
+    let alone = curve(Server::Daemon, |run| run.alone_ms.as_ref());
+    latencies.extend(alone.map(|alone| Curve {
+        name: format!("{}, alone", alone.name),
+        stroke: Stroke::Dashed,
+        ..alone
+    }));
+    let axes = ("percentile of the tokens", "ms from write to read");
+    draw_percentiles(&dir.join(format!("{name}.svg")), &title, axes, &latencies)?;
+    let Some(times) = scenario.act().and_then(Act::times) else { return Ok(()) };
+    let axes = ("percentile of the clients", times);
+    let acts = curves(|run| run.act_ms.as_ref());
+    draw_percentiles(&dir.join(format!("{name}-act.svg")), &title, axes, &acts)
+}
+
+/// Draws curves over the percentiles, if there are any.
+fn draw_percentiles(
+    path: &Path,
+    title: &str,
+    (x, y): (&'static str, &'static str),
+    curves: &[Curve],
+) -> Result<()> {
+    if curves.is_empty() {
+        return Ok(());
+    }
+    let marks = PERCENTILES.map(|(nines, name)| (nines, name.to_owned())).to_vec();
+    let x = Axis { title: x, range: PERCENTILES[0].0..PERCENTILES[4].0, marks };
+    draw(path, title, (x, logarithmic(y, curves)), curves)
+}
+
+/// The percentiles of some times of all rounds.
+fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Option<Curve> {
+    let mut histograms = runs.iter().filter_map(|run| of(run)).map(|times| &times.us);
+    let mut all = histograms.next()?.clone();
+    for more in histograms {
+        all += more;
+    }
+    let behind = runs.iter().any(|run| run.behind);
+    let name = format!("{}{}", server.name(), if behind { " (falling behind)" } else { "" });
+    let (color, stroke) = match server {
+        Server::Daemon => (BLUE, Stroke::Thick),
+        Server::Blocking => (GREY, Stroke::Dashed),
+        Server::Told => (GREY, Stroke::Thin),
+        Server::Bare => (ORANGE, Stroke::Dashed),
+        Server::Node => (GREEN, Stroke::Thin),
+        Server::Fastapi => (VERMILION, Stroke::Thin),
+        Server::Nchan => (PURPLE, Stroke::Thin),
     };
-    Server::ALL.into_iter().filter_map(curve).filter(|curve| curve.points.len() > 1).collect()
+    let points = percentiles(&all);
+    (points.len() > 1).then_some(Curve { name, color, stroke, points })
 }
 
 /// The logarithm of the latency in ms by nines, up to the last that so many tokens can tell.
@@ -195,7 +219,7 @@ fn grouped(value: f64) -> String {
 fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Result<()> {
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(said)?;
-    let root = root.titled(title, ("sans-serif", 18).into_font().color(&INK)).map_err(said)?;
+    let root = root.titled(title, ("sans-serif", 15).into_font().color(&INK)).map_err(said)?;
     let (left, right) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
     let (titles, marks) = ((x.title, y.title), (x.marks.len(), y.marks.len()));
     let mut chart = ChartBuilder::on(&left)

@@ -50,7 +50,7 @@ struct Producer<'a> {
     totals: Vec<u64>,
     out: Vec<u8>,
     input: Vec<u8>,
-    /// The streams of the XADDs in `out`.
+    /// The streams of the tokens that are to be written.
     unwritten: Vec<usize>,
     outstanding: usize,
     at_line_start: bool,
@@ -228,7 +228,9 @@ impl Producer<'_> {
     fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
         let number = self.totals[stream];
         self.totals[stream] += 1;
-        let token = Token { stream: (self.first_stream + stream) as u64, number, at_us };
+        self.unwritten.push(stream);
+        let stream_number = self.first_stream + stream;
+        let token = Token { stream: stream_number as u64, number, at_us };
         let mut value = [0_u8; 160];
         let mut rest = &mut value[..];
         write!(rest, "{{\"type\":\"delta\",\"seq\":{number},\"ts\":{wall_us},\"text\":\"")?;
@@ -237,22 +239,21 @@ impl Producer<'_> {
         let unused = rest.len();
         let value = &value[..value.len() - unused];
         if let Some(publisher) = &mut self.publisher {
-            return publisher.put(stream, value);
+            return publisher.put(stream_number, value);
         }
         self.out.extend_from_slice(&self.heads[stream]);
         write!(self.out, "${}\r\n", value.len())?;
         self.out.extend_from_slice(value);
         self.out.extend_from_slice(b"\r\n");
-        self.unwritten.push(stream);
         self.outstanding += 1;
         Ok(())
     }
 
     fn write(&mut self) -> std::io::Result<()> {
-        if let Some(publisher) = &mut self.publisher {
-            return publisher.write();
+        match &mut self.publisher {
+            Some(publisher) => publisher.write()?,
+            None => self.redis.write_all(&self.out)?,
         }
-        self.redis.write_all(&self.out)?;
         self.out.clear();
         for stream in self.unwritten.drain(..) {
             self.shared.written[stream].fetch_add(1, Ordering::Release);

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use crate::beside::{self, Act, Guest};
 use crate::load::{Manner, Pace, Plan, Shared, Transport};
-use crate::report::Run;
-use crate::server::{Kind, Server};
+use crate::run::Run;
+use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
 
 /// How long connecting, warming up and draining may take together, beside the measured time.
 pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
-/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so that
-/// each connection is kept alive twice.
+
+/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so
+/// that each connection is kept alive twice.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// What is stored in the smoke size is so many times less.
 const STORED_PER_SMOKE: u64 = 40;
-/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
-const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// A load with a name.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +34,8 @@ pub(crate) struct Scenario {
     smoke: (usize, usize),
     /// A second load that comes once the first has been measured alone.
     guest: Option<Guest>,
-    /// Who can take part, beside peers.
-    servers: &'static [Server],
-    /// Whether peers take part.
-    peers: bool,
+    /// Who can take part.
+    pub(crate) servers: &'static [Server],
 }
 
 /// What others come beside.
@@ -49,7 +46,7 @@ const FAN1: Scenario = Scenario {
     clients: 200,
     pace: Pace::PerSecond(50.0),
     smoke: (20, 20),
-    ..PLAIN
+    ..LIVE
 };
 
 const FIRST: Guest = Guest {
@@ -61,7 +58,12 @@ const FIRST: Guest = Guest {
     smoke: (10, 10, 0),
 };
 
+/// Who serves clients and is not a peer.
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
+
+/// The same with the peers.
+const SERVING_AND_PEERS: &[Server] =
+    &[Server::Daemon, Server::Blocking, Server::Told, Server::Node, Server::Fastapi, Server::Nchan];
 
 const PLAIN: Scenario = Scenario {
     name: "",
@@ -73,16 +75,15 @@ const PLAIN: Scenario = Scenario {
     smoke: (1, 1),
     guest: None,
     servers: SERVING,
-    peers: false,
 };
 
 /// Of those in which tokens are read as they come.
-const LIVE: Scenario = Scenario { peers: true, ..PLAIN };
+const LIVE: Scenario = Scenario { servers: SERVING_AND_PEERS, ..PLAIN };
 
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
-    Scenario { peers: true, ..FAN1 },
+    FAN1,
     Scenario {
         name: "fan1k",
         what: "1,000 streams x 1 client, 20/s each",
@@ -132,12 +133,14 @@ pub(crate) const ALL: &[Scenario] = &[
         name: "first",
         what: "beside fan1, 200 clients wait for streams of their own that do not exist; act: their first token",
         guest: Some(FIRST),
+        servers: SERVING,
         ..FAN1
     },
     Scenario {
         name: "first-announced",
         what: "the same with producers that announce their streams",
         guest: Some(Guest { pace: Pace::Births { announced: true }, ..FIRST }),
+        servers: SERVING,
         ..FAN1
     },
     Scenario {
@@ -234,9 +237,9 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
-    /// Whether a server takes part.
-    pub(crate) fn takes(&self, server: Server) -> bool {
-        if server.kind() == Kind::Peer { self.peers } else { self.servers.contains(&server) }
+    /// What its second load does, if it has one.
+    pub(crate) fn act(&self) -> Option<Act> {
+        self.guest.map(|guest| guest.act)
     }
 
     /// One client for each of `streams`, which get `per_second` tokens in all.
@@ -275,9 +278,7 @@ impl Scenario {
             Some(guest) => beside::run(guest, &plan, &stage, settings)?,
             None => self.alone(&plan, &stage, settings)?,
         };
-        let behind =
-            run.behind || server.is_published_to() && run.producer_late_ms_p99 > PUBLISHED_LATE_MS_MAX;
-        Ok(Run { scenario: self.name, server: server.name(), round, behind, ..run })
+        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {

@@ -93,14 +93,15 @@ impl Server {
         redis: SocketAddr,
         settings: &[String],
     ) -> Result<Option<Process>, Box<dyn Error + Send + Sync>> {
-        match self {
-            Self::Daemon => Process::daemon(redis, settings).map(Some),
-            Self::Blocking => Process::floor(redis, Mode::Blocking).map(Some),
-            Self::Told => Process::floor(redis, Mode::Told).map(Some),
-            Self::Bare => Ok(None),
-            Self::Node => Peer::Node.start(redis).map(Some),
-            Self::Fastapi => Peer::Fastapi.start(redis).map(Some),
-            Self::Nchan => Peer::Nchan.start(redis).map(Some),
-        }
+        let process = match self {
+            Self::Daemon => Process::daemon(redis, settings)?,
+            Self::Blocking => Process::floor(redis, Mode::Blocking)?,
+            Self::Told => Process::floor(redis, Mode::Told)?,
+            Self::Bare => return Ok(None),
+            Self::Node => Peer::Node.start(redis)?,
+            Self::Fastapi => Peer::Fastapi.start(redis)?,
+            Self::Nchan => Peer::Nchan.start(redis)?,
+        };
+        Ok(Some(process))
     }
 }

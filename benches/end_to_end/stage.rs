@@ -2,6 +2,7 @@
 //! measured time.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use crate::clients;
 use crate::daemon::Process;
 use crate::load::{Plan, Shared};
 use crate::producer::{self, Produced};
-use crate::report::{Latency, Run, per, percent};
+use crate::run::{Latency, Run, per, percent};
 use crate::seen::Seen;
 use crate::server::{Kind, Server};
 
@@ -23,20 +24,22 @@ const REST: Duration = Duration::from_millis(300);
 /// The same, where only correctness counts.
 const REST_SMOKE: Duration = Duration::from_millis(10);
 
-/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind would
-/// take minutes.
+/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind
+/// would take minutes.
 const PEER_DRAIN: Duration = Duration::from_secs(5);
+/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
+const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// The processes of a run. They end in the order of the fields: Redis outlives who reads it.
 pub(crate) struct Stage {
-    /// Who serves, unless there are no clients and a thread of the bench reads Redis.
+    /// Who serves.
+    who: Server,
+    /// Its process, unless there are no clients and a thread of the bench reads Redis.
     pub(crate) server: Option<Process>,
     /// A Redis of its own.
     pub(crate) redis: Process,
     /// The server's private memory before it served anybody.
     pub(crate) empty_bytes: u64,
-    /// What kind of server it is.
-    who: Server,
     /// Whether the daemon is to acknowledge what it delivers.
     acks: bool,
 }
@@ -48,7 +51,7 @@ impl Stage {
         let server = who.start(redis.address, settings)?;
         std::thread::sleep(if smoke { REST_SMOKE } else { REST });
         let acks = settings.iter().all(|setting| setting != "delivery.ack=none");
-        let mut stage = Self { server, redis, empty_bytes: 0, who, acks };
+        let mut stage = Self { who, server, redis, empty_bytes: 0, acks };
         stage.empty_bytes = stage.server_bytes()?;
         Ok(stage)
     }
@@ -58,6 +61,11 @@ impl Stage {
         self.server.as_ref().map_or(Ok(0), Process::private_bytes)
     }
 
+    /// Where tokens are published to instead of being added to streams.
+    fn publish_to(&self) -> Option<SocketAddr> {
+        self.server.as_ref().filter(|_| self.who.is_published_to()).map(|server| server.address)
+    }
+
     fn server_cpu(&self) -> Result<Duration> {
         self.server.as_ref().map_or(Ok(Duration::ZERO), Process::cpu)
     }
@@ -65,8 +73,8 @@ impl Stage {
 
 /// A load under way: a thread that writes and a thread of clients, or of the bare reader in their place.
 pub(crate) struct Load<'scope> {
+    stage: &'scope Stage,
     shared: &'scope Shared,
-    is_peers: bool,
     readers: ScopedJoinHandle<'scope, Result<Seen>>,
     producer: ScopedJoinHandle<'scope, Result<Produced>>,
 }
@@ -87,18 +95,17 @@ impl<'scope> Load<'scope> {
             .inspect_err(|error| shared.fail(error.to_string()))
         })?;
         let producer = Builder::new().name("producer".into()).spawn_scoped(scope, || {
-            let server = stage.server.as_ref().filter(|_| stage.who.is_published_to());
-            producer::run(stage.redis.address, server.map(|server| server.address), plan, shared)
+            producer::run(stage.redis.address, stage.publish_to(), plan, shared)
                 .inspect_err(|error| shared.fail(error.to_string()))
         })?;
-        Ok(Self { shared, is_peers: stage.who.kind() == Kind::Peer, readers, producer })
+        Ok(Self { stage, shared, readers, producer })
     }
 
     /// Stops writing, lets the clients read all that is there, and says what came of it.
     pub(crate) fn end(self) -> Result<(Seen, Produced)> {
         self.shared.stop();
         let produced = self.producer.join().map_err(|_| "the producer panicked")??;
-        if self.is_peers {
+        if self.stage.who.kind() == Kind::Peer {
             self.shared.give_up_after(PEER_DRAIN);
         }
         self.shared.totals.get_or_init(|| produced.totals.clone());
@@ -109,6 +116,8 @@ impl<'scope> Load<'scope> {
 
 /// What was read from the kernel around the measured time.
 pub(crate) struct Window {
+    /// Whether tokens were published to the server.
+    published: bool,
     wall: Duration,
     delivered: u64,
     server_cpu: Duration,
@@ -129,6 +138,7 @@ impl Window {
         shared.measured.begin();
         pass().map_err(Into::into)?;
         Ok(Self {
+            published: stage.who.is_published_to(),
             delivered: shared.delivered.load(Ordering::Acquire) - delivered,
             server_cpu: stage.server_cpu()?.saturating_sub(server_cpu),
             redis_cpu: stage.redis.cpu()?.saturating_sub(redis_cpu),
@@ -144,6 +154,7 @@ impl Window {
 
     /// What a load came to within it.
     pub(crate) fn run(&self, seen: &Seen, produced: &Produced) -> Run {
+        let late_ms_p99 = produced.late_us.value_at_quantile(0.99) as f64 / 1e3;
         let held: u64 = produced.totals.iter().sum();
         let mut problems = seen.surprises.clone();
         if seen.received == 0 || held == 0 {
@@ -154,18 +165,17 @@ impl Window {
             delivered_per_second: self.delivered as f64 / self.wall.as_secs_f64(),
             tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
             latency_ms: Latency::of(&seen.latency_us),
-            latency_us: (!seen.latency_us.is_empty()).then(|| seen.latency_us.clone()),
             server_cpu_us: per(self.server_cpu, self.delivered),
             redis_cpu_us: per(self.redis_cpu, self.delivered),
             server_cpu_percent: percent(self.server_cpu, self.wall),
             redis_cpu_percent: percent(self.redis_cpu, self.wall),
             producer_cpu_percent: percent(produced.cpu, self.wall),
             clients_cpu_percent: percent(seen.cpu, self.wall),
-            producer_late_ms_p99: produced.late_us.value_at_quantile(0.99) as f64 / 1e3,
+            producer_late_ms_p99: late_ms_p99,
             lost: seen.lost,
             repeated: seen.repeated,
             reordered: seen.reordered,
-            behind: seen.behind,
+            behind: seen.behind || (self.published && late_ms_p99 > PUBLISHED_LATE_MS_MAX),
             problems,
             ..Run::default()
         }

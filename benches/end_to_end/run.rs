@@ -1,0 +1,149 @@
+//! What one run came to.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// Times in milliseconds, such as from the producer's write to the client's read.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Latency {
+    /// Half of them took no longer.
+    pub(crate) p50: f64,
+    /// All but one in ten took no longer.
+    pub(crate) p90: f64,
+    /// All but one in a hundred took no longer.
+    pub(crate) p99: f64,
+    /// All but one in a thousand took no longer.
+    pub(crate) p99_9: f64,
+    /// None took longer.
+    pub(crate) max: f64,
+    /// All of them, in microseconds.
+    #[serde(skip)]
+    pub(crate) us: Histogram<u64>,
+}
+
+impl Latency {
+    /// The percentiles of a histogram of microseconds, if there is anything in it.
+    pub(crate) fn of(us: &Histogram<u64>) -> Option<Self> {
+        let at = |quantile| us.value_at_quantile(quantile) as f64 / 1e3;
+        (!us.is_empty()).then(|| Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: us.max() as f64 / 1e3,
+            us: us.clone(),
+        })
+    }
+}
+
+/// One run of a scenario against a server.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Run {
+    /// The scenario's name.
+    pub(crate) scenario: &'static str,
+    /// The server's name.
+    pub(crate) server: &'static str,
+    /// Which round, from 0.
+    pub(crate) round: usize,
+    /// Tokens delivered within the measured time.
+    pub(crate) delivered: u64,
+    /// The same, a second.
+    pub(crate) delivered_per_second: f64,
+    /// How many tokens a frame carried on average.
+    pub(crate) tokens_per_frame: f64,
+    /// Latency of the tokens written within the measured time.
+    pub(crate) latency_ms: Option<Latency>,
+    /// Processor time of the server per delivered token.
+    pub(crate) server_cpu_us: Option<f64>,
+    /// Processor time of Redis per delivered token.
+    pub(crate) redis_cpu_us: Option<f64>,
+    /// Processor time of the server, in percent of a core.
+    pub(crate) server_cpu_percent: f64,
+    /// Processor time of Redis, in percent of a core.
+    pub(crate) redis_cpu_percent: f64,
+    /// Processor time of the producer, in percent of a core.
+    pub(crate) producer_cpu_percent: f64,
+    /// Processor time of the clients, in percent of a core.
+    pub(crate) clients_cpu_percent: f64,
+    /// How late the producer's writes were against their schedule.
+    pub(crate) producer_late_ms_p99: f64,
+    /// The same of a second load's clients.
+    pub(crate) guest_clients_cpu_percent: f64,
+    /// Latency of the same load before a second one came beside it.
+    pub(crate) alone_ms: Option<Latency>,
+    /// What the scenario is about, where that is not the latency of tokens: see its words.
+    pub(crate) act_ms: Option<Latency>,
+    /// How many reads of history there were.
+    pub(crate) history_reads: Option<u64>,
+    /// Entries read from history for each entry that was missed, however many clients missed it.
+    pub(crate) history_per_missed: Option<f64>,
+    /// How often slow clients left live for history, as the daemon counts it.
+    pub(crate) slow_fell_back: Option<u64>,
+    /// How many tokens a slow client was behind in the end of the measured time, on average.
+    pub(crate) slow_behind: Option<f64>,
+    /// The server's private memory per connection.
+    pub(crate) idle_bytes: Option<f64>,
+    /// Tokens that never came.
+    pub(crate) lost: u64,
+    /// Tokens that came twice.
+    pub(crate) repeated: u64,
+    /// Tokens that came after a later one.
+    pub(crate) reordered: u64,
+    /// Whether the server fell behind the producer: the lost tokens were still coming when the run was given
+    /// up, or the producer could not keep its schedule.
+    pub(crate) behind: bool,
+    /// What else went wrong, in words.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Run {
+    /// The run of a server that could not be measured.
+    pub(crate) fn failed(scenario: &'static str, server: &'static str, round: usize, why: String) -> Self {
+        Self { scenario, server, round, problems: vec![why], ..Self::default() }
+    }
+
+    /// Whether every token came once and in order, and nothing else was wrong.
+    pub(crate) fn is_correct(&self) -> bool {
+        self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
+    }
+
+    /// The p99 beside what it was before another load came.
+    pub(crate) fn p99_to_alone(&self) -> Option<f64> {
+        Some(self.latency_ms.as_ref()?.p99 / self.alone_ms.as_ref()?.p99)
+    }
+
+    /// The run in a line, for who watches.
+    pub(crate) fn line(&self) -> String {
+        let mut line = format!(
+            "{} | {} | round {}: {:.0}/s, lost {}, repeated {}, reordered {}",
+            self.scenario,
+            self.server,
+            self.round + 1,
+            self.delivered_per_second,
+            self.lost,
+            self.repeated,
+            self.reordered
+        );
+        if self.behind {
+            line.push_str(", falling behind");
+        }
+        for problem in &self.problems {
+            // Writing to a String cannot fail.
+            write!(line, "\n    {problem}").ok();
+        }
+        line
+    }
+}
+
+/// Microseconds of processor time per token.
+pub(crate) fn per(cpu: Duration, tokens: u64) -> Option<f64> {
+    (tokens > 0).then(|| cpu.as_secs_f64() * 1e6 / tokens as f64)
+}
+
+/// A share of a core, in percent.
+pub(crate) fn percent(cpu: Duration, wall: Duration) -> f64 {
+    cpu.as_secs_f64() / wall.as_secs_f64() * 100.0
+}
