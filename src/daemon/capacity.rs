@@ -1,7 +1,7 @@
 //! What the queues between the threads hold at most, and why it is that much.
 //!
 //! With the defaults and one thread of each kind but two readers, the queues hold at most
-//! 32 + 32 + 64 MiB; everything else in them is a few hundred bytes a message.
+//! 32 + 32 + 2 × 64 MiB; everything else in them is a few hundred bytes a message.
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
 /// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.
@@ -10,7 +10,8 @@ pub const LIVE_BYTES_MAX: usize = 32 << 20;
 /// Bytes of undecoded history on the way to one transform thread. Replay threads wait at the bound.
 pub const REPLAY_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of frames on the way to one delivery thread. At the bound its streams are demoted to history.
+/// Bytes of frames on the way to one delivery thread, live and from history each. At the bound its streams are demoted to
+/// history, and history is asked for again.
 pub const INBOX_BYTES_MAX: usize = 64 << 20;
 
 /// What delivery threads ask of one transform thread and transform threads of one reader. What does not

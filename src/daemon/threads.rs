@@ -125,6 +125,21 @@ impl<T: Send + 'static> Lane<T> {
         Ok(lane)
     }
 
+    /// Queues that wake the same threads as another lane's.
+    fn beside<'a>(
+        name: &str,
+        wakers: impl Iterator<Item = &'a Arc<Waker>>,
+        (capacity, weight): (usize, Weight<T>),
+    ) -> Self {
+        let (senders, receivers) = wakers
+            .enumerate()
+            .map(|(i, waker)| {
+                queue::weighed(format!("{name}-{i}"), capacity, weight, Some(Arc::clone(waker)))
+            })
+            .unzip();
+        Self { senders, receivers, polls: Vec::new() }
+    }
+
     fn gauge(self, registry: &Registry) -> Self {
         for sender in &self.senders {
             registry.register_queue(sender.gauge());
@@ -140,6 +155,7 @@ struct Queues {
     replay: Lane<ReplayBatch>,
     control: Lane<Control>,
     inboxes: Lane<ToDelivery>,
+    histories: Lane<ToDelivery>,
     requests: Lane<ReplayRequest>,
     errands: Lane<Errand>,
     missed: Vec<Arc<Mutex<Missed>>>,
@@ -151,7 +167,12 @@ impl Queues {
         let live = Weight { bytes_max: LIVE_BYTES_MAX, weigh: |batch: &LiveBatch| batch.bytes };
         let replay = Weight { bytes_max: REPLAY_BYTES_MAX, weigh: ReplayBatch::len_bytes };
         let inbox = Weight { bytes_max: INBOX_BYTES_MAX, weigh: ToDelivery::len_bytes };
+        let inboxes =
+            Lane::waking("delivery-inbox", threads.deliveries, (batches, inbox), INBOX)?.gauge(registry);
+        let wakers = inboxes.polls.iter().map(|(_, waker)| waker);
         Ok(Self {
+            histories: Lane::beside("delivery-history", wakers, (batches, inbox)).gauge(registry),
+            inboxes,
             commands: Lane::waking(
                 "reader-commands",
                 threads.readers,
@@ -163,8 +184,6 @@ impl Queues {
             replay: Lane::plain("transform-replay", threads.transforms, batches, replay).gauge(registry),
             control: Lane::plain("transform-control", threads.transforms, COMMANDS_MAX, Weight::NONE)
                 .gauge(registry),
-            inboxes: Lane::waking("delivery-inbox", threads.deliveries, (batches, inbox), INBOX)?
-                .gauge(registry),
             requests: Lane::plain("replay", 1, REQUESTS_MAX, Weight::NONE).gauge(registry),
             errands: Lane::waking("errands", 1, (ERRANDS_MAX, Weight::NONE), ERRANDS)?.gauge(registry),
             missed: (0..threads.deliveries).map(|_| Arc::default()).collect(),
@@ -172,10 +191,12 @@ impl Queues {
     }
 
     fn ports(&self) -> Vec<DeliveryPort> {
-        let lanes = self.inboxes.senders.iter().zip(&self.missed).zip(&self.inboxes.polls);
+        let queues = self.inboxes.senders.iter().zip(&self.histories.senders);
+        let lanes = queues.zip(&self.missed).zip(&self.inboxes.polls);
         lanes
-            .map(|((inbox, missed), (_, waker))| DeliveryPort {
+            .map(|(((inbox, history), missed), (_, waker))| DeliveryPort {
                 inbox: inbox.clone(),
+                history: history.clone(),
                 missed: Arc::clone(missed),
                 waker: Arc::clone(waker),
             })
@@ -347,16 +368,19 @@ impl Builder {
     fn deliveries(&mut self, public: std::net::TcpListener) -> Result<Vec<Handle>, DaemonError> {
         let polls = std::mem::take(&mut self.queues.inboxes.polls);
         let inboxes = std::mem::take(&mut self.queues.inboxes.receivers);
+        let histories = std::mem::take(&mut self.queues.histories.receivers);
         let loads: Arc<[AtomicUsize]> = polls.iter().map(|_| AtomicUsize::new(0)).collect();
         let rates = Arc::new(Mutex::new(Rates::new(&self.shared.config.limits)));
         let mut listener = Some(mio::net::TcpListener::from_std(public));
         let mut handles = Vec::new();
-        for (index, ((poll, waker), inbox)) in polls.into_iter().zip(inboxes).enumerate() {
+        let lanes = polls.into_iter().zip(inboxes.into_iter().zip(histories));
+        for (index, ((poll, waker), (inbox, history))) in lanes.enumerate() {
             let parts = DeliveryParts {
                 index,
                 poll,
                 waker,
                 inbox,
+                history,
                 missed: Arc::clone(&self.queues.missed[index]),
                 listener: listener.take(),
                 peers: self.queues.inboxes.senders.clone(),

@@ -43,6 +43,11 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const TICK: Duration = Duration::from_millis(100);
 /// How long the loop sleeps while another thread has no room for something.
 const HELD_RETRY: Duration = Duration::from_millis(2);
+/// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.
+const NEWEST_PER_ROUND: usize = 256;
+const OLDEST_PER_ROUND: usize = 64;
+/// Bytes written in one round after which the next one comes, for the newest and the oldest each.
+const BYTES_PER_ROUND: usize = 512 * 1024;
 /// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
 const TIMERS_PER_ROUND: usize = 64;
 /// Connections accepted in one round.
@@ -64,6 +69,8 @@ pub struct DeliveryParts {
     pub waker: Arc<mio::Waker>,
     /// What it is told.
     pub inbox: Receiver<ToDelivery>,
+    /// What became of its history reads: has its turn after the inbox.
+    pub history: Receiver<ToDelivery>,
     /// What its inbox had no room for.
     pub missed: Arc<Mutex<Missed>>,
     /// The public listener, for the one thread that accepts.
@@ -98,6 +105,7 @@ pub struct Delivery {
     sources: mio::Registry,
     pub(super) waker: Arc<mio::Waker>,
     pub(super) inbox: Receiver<ToDelivery>,
+    pub(super) history: Receiver<ToDelivery>,
     pub(super) missed: Arc<Mutex<Missed>>,
     listener: Option<TcpListener>,
     peers: Vec<Sender<ToDelivery>>,
@@ -125,7 +133,9 @@ pub struct Delivery {
     pub(super) asked_jobs: JobsOfHubs,
     timers: Timers,
     /// Connections with something to send.
-    dirty: Vec<Slot>,
+    dirty: VecDeque<Slot>,
+    /// Frames that the socket at hand has taken.
+    marks: Vec<Mark>,
     /// Connections to be removed at the end of the round.
     over: Vec<Slot>,
     /// Jobs to be asked again, by the time.
@@ -149,7 +159,8 @@ impl Delivery {
     /// # Errors
     /// When the operating system gives no descriptor, or refuses to watch the listener.
     pub(super) fn new(parts: DeliveryParts) -> std::io::Result<(Self, Poll)> {
-        let DeliveryParts { index, poll, waker, inbox, missed, mut listener, peers, loads, .. } = parts;
+        let DeliveryParts { index, poll, waker, inbox, history, missed, mut listener, peers, loads, .. } =
+            parts;
         let DeliveryParts { replays, transforms, errands, rates, max_connections, .. } = parts;
         let DeliveryParts { config, registry, draining, stop, .. } = parts;
         let now = Instant::now();
@@ -162,6 +173,7 @@ impl Delivery {
             sources,
             waker,
             inbox,
+            history,
             missed,
             listener,
             peers,
@@ -185,7 +197,8 @@ impl Delivery {
             fresh_jobs: HashMap::new(),
             asked_jobs: HashMap::new(),
             timers: Timers::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
+            marks: Vec::new(),
             over: Vec::new(),
             retries: BTreeSet::new(),
             unreported: Unreported::default(),
@@ -237,7 +250,7 @@ impl Delivery {
             self.accept(now);
         }
         self.receive(now);
-        if self.drain_requested.requested() && !self.is_draining && self.inbox.is_empty() {
+        if self.drain_requested.requested() && !self.is_draining && !self.has_mail() {
             // What was read before is with the clients' outboxes now.
             self.drain(now);
         }
@@ -260,7 +273,7 @@ impl Delivery {
         let held =
             !(self.held_requests.is_empty() && self.held_controls.is_empty() && self.held_errands.is_empty());
         let left = !(self.dirty.is_empty() && self.over.is_empty() && self.fresh_jobs.is_empty());
-        if left || !self.inbox.is_empty() {
+        if left || self.has_mail() {
             return now;
         }
         let deadlines = [
@@ -396,42 +409,64 @@ impl Delivery {
         if let Some(connection) = self.connections.get_mut(slot)
             && !std::mem::replace(&mut connection.dirty, true)
         {
-            self.dirty.push(slot);
+            self.dirty.push_back(slot);
         }
     }
 
+    /// Offers sockets what waits for them: to those that were touched last, and to some that wait for longest. What
+    /// exceeds the round's measure has its turn in the next one, after what has come in meanwhile.
     pub(super) fn flush_dirty(&mut self, now: Instant) {
-        let mut marks = Vec::new();
-        let now_us = now_us();
-        for slot in std::mem::take(&mut self.dirty) {
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            connection.dirty = false;
-            let before = connection.outbox.len_bytes();
-            let result = connection.flush(now, |mark| marks.push(mark));
-            let left = connection.outbox.len_bytes();
-            self.registry.counters().bytes_written.add(before.saturating_sub(left) as u64);
-            if left != connection.gauged_bytes {
-                let gauged = std::mem::replace(&mut connection.gauged_bytes, left);
-                self.registry.gauges().outbox_bytes.change(gauged, left);
+        let mut written = 0;
+        for _ in 0..NEWEST_PER_ROUND {
+            let Some(slot) = self.dirty.pop_back() else { return };
+            written += self.flush(slot, now);
+            if written > BYTES_PER_ROUND {
+                break;
             }
-            match result {
-                Ok(()) if left > 0 => self.arm(slot, now + self.config.client.slow_timeout),
-                Ok(()) => {
-                    if let Some(at) = connection.drained(now) {
-                        self.arm(slot, at);
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a client is gone");
-                    self.over.push(slot);
-                }
-            }
-            for mark in marks.drain(..) {
-                self.measure(&mark, now_us);
-                self.written(&mark);
-            }
-            self.resume_paused(slot);
         }
+        for _ in 0..OLDEST_PER_ROUND {
+            let Some(slot) = self.dirty.pop_front() else { return };
+            written += self.flush(slot, now);
+            if written > 2 * BYTES_PER_ROUND {
+                return;
+            }
+        }
+    }
+
+    /// Offers one socket what waits for it; how many bytes it took.
+    fn flush(&mut self, slot: Slot, now: Instant) -> usize {
+        let Some(connection) = self.connections.get_mut(slot) else { return 0 };
+        connection.dirty = false;
+        let before = connection.outbox.len_bytes();
+        let mut marks = std::mem::take(&mut self.marks);
+        let result = connection.flush(now, |mark| marks.push(mark));
+        let left = connection.outbox.len_bytes();
+        let written = before.saturating_sub(left);
+        self.registry.counters().bytes_written.add(written as u64);
+        if left != connection.gauged_bytes {
+            let gauged = std::mem::replace(&mut connection.gauged_bytes, left);
+            self.registry.gauges().outbox_bytes.change(gauged, left);
+        }
+        match result {
+            Ok(()) if left > 0 => self.arm(slot, now + self.config.client.slow_timeout),
+            Ok(()) => {
+                if let Some(at) = connection.drained(now) {
+                    self.arm(slot, at);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a client is gone");
+                self.over.push(slot);
+            }
+        }
+        let now_us = now_us();
+        for mark in marks.drain(..) {
+            self.measure(&mark, now_us);
+            self.written(&mark);
+        }
+        self.marks = marks;
+        self.resume_paused(slot);
+        written
     }
 
     fn measure(&mut self, mark: &Mark, now_us: u64) {
@@ -467,6 +502,10 @@ impl Delivery {
                 self.arm(slot, next.max(now + Duration::from_millis(1)));
             }
         }
+    }
+
+    fn has_mail(&self) -> bool {
+        !(self.inbox.is_empty() && self.history.is_empty())
     }
 
     fn is_drained(&self) -> bool {

@@ -42,25 +42,33 @@ impl Delivery {
         true
     }
 
-    /// Takes what the inbox has.
+    /// Takes what the inbox has, and one history read: what it brings for a crowd of viewers takes the time of many live
+    /// frames.
     pub(super) fn receive(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_ROUND {
-            let Some(message) = self.inbox.try_recv() else { return };
-            match message {
-                ToDelivery::Live { news, .. } => {
-                    for news in news {
-                        self.live(&news, now);
-                    }
+            let Some(message) = self.inbox.try_recv() else { break };
+            self.heed(message, now);
+        }
+        if let Some(message) = self.history.try_recv() {
+            self.heed(message, now);
+        }
+    }
+
+    fn heed(&mut self, message: ToDelivery, now: Instant) {
+        match message {
+            ToDelivery::Live { news, .. } => {
+                for news in news {
+                    self.live(&news, now);
                 }
-                ToDelivery::Attached { hub, cursor, stalled, board } => {
-                    self.attached(hub, &cursor, (stalled, board), now);
-                }
-                ToDelivery::Broken { hub } => self.broken(hub),
-                ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
-                ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
-                ToDelivery::Appeared(stream) => self.appear(&stream),
-                ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
             }
+            ToDelivery::Attached { hub, cursor, stalled, board } => {
+                self.attached(hub, &cursor, (stalled, board), now);
+            }
+            ToDelivery::Broken { hub } => self.broken(hub),
+            ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
+            ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
+            ToDelivery::Appeared(stream) => self.appear(&stream),
+            ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
         }
     }
 

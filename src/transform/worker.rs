@@ -46,6 +46,8 @@ const REPORTED_MAX: usize = 4096;
 pub struct DeliveryPort {
     /// Its inbox.
     pub inbox: Sender<ToDelivery>,
+    /// What takes the outcomes of its history reads.
+    pub history: Sender<ToDelivery>,
     /// Where it finds what its inbox had no room for.
     pub missed: Arc<Mutex<Missed>>,
     /// Wakes it.
@@ -425,7 +427,9 @@ impl Worker {
 
     /// Hands the message back when there is no room for it.
     fn tell(&self, delivery: usize, message: ToDelivery) -> Result<(), Box<ToDelivery>> {
-        match self.parts.deliveries[delivery].inbox.try_send(message) {
+        let port = &self.parts.deliveries[delivery];
+        let queue = if matches!(message, ToDelivery::Replay(..)) { &port.history } else { &port.inbox };
+        match queue.try_send(message) {
             // A delivery thread that is gone needs nothing: the daemon stops.
             Ok(()) | Err(SendError::Closed(_)) => Ok(()),
             Err(SendError::Full(message)) => Err(Box::new(message)),
