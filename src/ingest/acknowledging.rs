@@ -1,7 +1,7 @@
 //! How a reader acknowledges what is written.
 //!
-//! Acknowledgements are gathered and travel with the next read. A burst's are spread over several trips: Redis looks
-//! every id up, and whoever writes tokens meanwhile waits.
+//! Acknowledgements are gathered and travel with the next reads, spread evenly over half of the time in which they are
+//! gathered: Redis looks every id up, and whoever writes tokens meanwhile waits.
 
 use std::time::{Duration, Instant};
 
@@ -12,21 +12,32 @@ use crate::event::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError};
 
 /// Acknowledgements are gathered this long.
-const ACK_INTERVAL: Duration = Duration::from_millis(400);
+const ACK_INTERVAL: Duration = Duration::from_millis(600);
+/// They go out within so long, by and by.
+const ACK_SPREAD: Duration = Duration::from_millis(200);
 /// A trip that reads few streams acknowledges at most so many, others as many as they read.
 const STREAMS_PER_TRIP_MIN: usize = 32;
 /// Streams that are acknowledged in one trip while nothing is read.
 const STREAMS_ALONE: usize = 128;
 
 impl Reader {
-    /// Begins the next trip, which reads `streams`, with what is to be acknowledged.
-    pub(super) fn begin_trip(&mut self, streams: usize) {
+    /// Begins a trip that reads `streams`, with its share of what is to be acknowledged.
+    pub(super) fn begin_reading(&mut self, streams: usize) {
         let now = Instant::now();
+        let elapsed = now.duration_since(self.acked_at).min(ACK_SPREAD).as_micros();
+        let due = self.to_acknowledge as u128 * elapsed / ACK_SPREAD.as_micros();
+        let looked_at = self.to_acknowledge.saturating_sub(self.subscriptions.acknowledgements_left());
+        let share = usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(looked_at);
+        self.begin_trip(share.min(streams.max(STREAMS_PER_TRIP_MIN)), now);
+    }
+
+    /// Begins a trip that acknowledges at most so many streams.
+    fn begin_trip(&mut self, streams_max: usize, now: Instant) {
         let Self { parts, pipeline, subscriptions, .. } = self;
         pipeline.clear();
         if now.duration_since(self.acked_at) >= ACK_INTERVAL {
             self.acked_at = now;
-            subscriptions.begin_acknowledging();
+            self.to_acknowledge = subscriptions.begin_acknowledging();
             if !self.wakes_read.is_empty() && parts.delivery.ack == config::Ack::Written {
                 xack(pipeline, &parts.keys, &self.wake_key, &self.wakes_read);
             }
@@ -34,7 +45,7 @@ impl Reader {
         }
         let mut acked = 0;
         while acked < ENTRIES_PER_TRIP
-            && pipeline.len() < streams.max(STREAMS_PER_TRIP_MIN)
+            && pipeline.len() < streams_max
             && let Some((key, ids)) = subscriptions.next_acknowledgement()
         {
             acked += ids.len();
@@ -43,10 +54,15 @@ impl Reader {
         parts.registry.counters().acks_sent.add(acked as u64);
     }
 
+    /// Whether no read has taken along for long what was to be acknowledged.
+    pub(super) fn is_acknowledgement_late(&self) -> bool {
+        self.acked_at.elapsed() >= ACK_INTERVAL + ACK_SPREAD
+    }
+
     /// Acknowledges without reading, while there is nothing to read.
     pub(super) fn acknowledge_alone(&mut self) -> Result<(), RedisError> {
         loop {
-            self.begin_trip(STREAMS_ALONE);
+            self.begin_trip(STREAMS_ALONE, Instant::now());
             self.make_trip()?;
             if !self.subscriptions.is_acknowledging() {
                 return Ok(());

@@ -40,6 +40,8 @@ const BLOCK_WITH_UNACKED: Duration = Duration::from_millis(500);
 const BLOCK_IDLE: Duration = Duration::from_secs(1);
 /// How long one wait lasts at most, so that stopping is noticed.
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
+/// A wait of so long without news is a time in which nothing is read.
+const QUIET: Duration = Duration::from_millis(20);
 /// The longest pause of a reader that is told.
 const TOLD_REST_MAX: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
@@ -100,6 +102,8 @@ pub struct Reader {
     /// Whether the wake stream's group is known to exist on the present connection.
     pub(super) wake_ready: bool,
     pub(super) acked_at: Instant,
+    /// Streams that were to be acknowledged then.
+    pub(super) to_acknowledge: usize,
     pub(super) kept_at: Option<Instant>,
     /// The connection that is in the poll.
     pub(super) registered: u64,
@@ -126,6 +130,7 @@ impl Reader {
             wakes_read: Vec::new(),
             wake_ready: false,
             acked_at: Instant::now(),
+            to_acknowledge: 0,
             kept_at: None,
             registered: 0,
             events: Events::with_capacity(8),
@@ -210,7 +215,13 @@ impl Reader {
         if !self.subscriptions.has_news() {
             self.wait(now + STOP_CHECK)?;
             self.listen()?;
-            return if self.subscriptions.has_news() { Ok(()) } else { self.acknowledge_alone() };
+            // Acknowledgements travel with reads as long as there are any.
+            let is_quiet = now.elapsed() >= QUIET || self.is_acknowledgement_late();
+            return if is_quiet && !self.subscriptions.has_news() {
+                self.acknowledge_alone()
+            } else {
+                Ok(())
+            };
         }
         if now < self.rests_until {
             self.linger(self.rests_until)?;

@@ -46,7 +46,7 @@ impl Reader {
     pub(super) fn read_all(&mut self, block: Option<Duration>) -> Result<ReadEnd, RedisError> {
         self.ready_wake_stream()?;
         let places = self.subscriptions.places();
-        self.begin_trip(places.len());
+        self.begin_reading(places.len());
         let count = self.count_for(places.len());
         self.add_xreadgroup(count, &places, (block, true));
         let asked = Instant::now();
@@ -62,7 +62,7 @@ impl Reader {
         if places.is_empty() {
             return Ok(ReadEnd::default());
         }
-        self.begin_trip(places.len());
+        self.begin_reading(places.len());
         let lengths_at = self.pipeline.len();
         for found in places.iter().filter_map(|&place| self.subscriptions.get(place)) {
             self.pipeline.command("XLEN", 1).arg(&found.key);

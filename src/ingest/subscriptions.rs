@@ -277,9 +277,15 @@ impl Subscriptions {
         Some((found.transform, found.live))
     }
 
-    /// Every stream with something unacknowledged is to be looked at once from here on.
-    pub(super) fn begin_acknowledging(&mut self) {
+    /// Every stream with something unacknowledged is to be looked at once from here on; how many there are.
+    pub(super) fn begin_acknowledging(&mut self) -> usize {
         self.to_acknowledge = self.pending.len();
+        self.to_acknowledge
+    }
+
+    /// How many streams are left to be looked at.
+    pub(super) fn acknowledgements_left(&self) -> usize {
+        self.to_acknowledge
     }
 
     /// Whether streams are left to be looked at.
