@@ -35,7 +35,8 @@ impl Delivery {
             Some(job) => job.viewers.push(slot),
             None => {
                 let stream = viewer.wish.stream.clone();
-                let job = Job { stream, hub, viewers: vec![slot], kind, attempts: 0, budget_bytes: 0 };
+                let viewers = vec![slot];
+                let job = Job { stream, hub, viewers, on_time: 1, kind, attempts: 0, budget_bytes: 0 };
                 let job = self.jobs.insert(job);
                 candidates.push(job);
                 self.registry.gauges().replay_jobs.inc();
@@ -44,9 +45,9 @@ impl Delivery {
     }
 
     /// Joins the viewer to a read of the same stretch whose outcome is yet to come, if it has room for what that may
-    /// bring. The read may be over in Redis already: it is as if the viewer had asked then, and the seam goes on
-    /// from where it ends. Only a stretch with a known beginning can be shared so; what `last` and `$` mean is
-    /// decided when they are asked.
+    /// bring. The read may be over in Redis already, so that it says nothing about the stream's end: see
+    /// [`Delivery::conclude_job`]. Only a stretch with a known beginning can be shared so; what `last` and `$` mean
+    /// is decided when they are asked.
     fn join_job_under_way(&mut self, slot: Slot, kind: &JobKind) -> bool {
         let is_fixed = matches!(kind, JobKind::Open(After::At(_)) | JobKind::Read { .. });
         let (Some(viewer), true) = (self.viewers.get(slot), is_fixed) else { return false };
@@ -114,8 +115,10 @@ impl Delivery {
             ReplayStep::Probe => 1,
             _ => self.config.delivery.replay_count,
         };
-        let Some(job) = self.jobs.get(slot) else { return };
-        self.request(slot, job.stream.clone(), step, (count, budget_bytes));
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        job.on_time = job.viewers.len();
+        let stream = job.stream.clone();
+        self.request(slot, stream, step, (count, budget_bytes));
     }
 
     /// Whether any of the viewers for whom a job was made is still there.
@@ -165,6 +168,8 @@ impl Delivery {
         }
     }
 
+    /// What a read has found goes to all its viewers. To those who joined after it was asked it is a stretch of the stream
+    /// and no more: whether that ended there, or was there at all, they ask anew.
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
         match outcome {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
@@ -174,25 +179,43 @@ impl Delivery {
         }
         let Some(job) = self.remove_job(slot) else { return };
         let is_range = matches!(job.kind, JobKind::Read { until: Some(_), .. });
-        for viewer in job.viewers {
-            self.promise(viewer, 0);
-            match &outcome {
-                ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, now),
-                ReplayOutcome::Missing => self.miss(viewer, now),
-                ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
-                ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
-                ReplayOutcome::State(document) => self.answer_state(viewer, document, now),
-                ReplayOutcome::StateTooLarge => {
-                    let error = HttpError::unavailable(
-                        "state_too_large",
-                        "the state is larger than this server assembles; read the stream instead",
-                        60,
-                    );
-                    self.answer_error(viewer, &error, now);
+        let (on_time, late) = job.viewers.split_at(job.on_time.min(job.viewers.len()));
+        for &viewer in on_time {
+            self.conclude_for(viewer, &outcome, is_range, now);
+        }
+        if late.is_empty() {
+            return;
+        }
+        let stretch = stretch(outcome);
+        for &viewer in late {
+            match &stretch {
+                Some(stretch) => self.conclude_for(viewer, stretch, is_range, now),
+                None => {
+                    self.promise(viewer, 0);
+                    self.add_job(viewer, job.kind.clone());
                 }
-                ReplayOutcome::Exists => self.answer_head(viewer, now),
-                ReplayOutcome::Searching(_) | ReplayOutcome::Gathering(_) | ReplayOutcome::Unavailable => {}
             }
+        }
+    }
+
+    fn conclude_for(&mut self, viewer: Slot, outcome: &ReplayOutcome, is_range: bool, now: Instant) {
+        self.promise(viewer, 0);
+        match outcome {
+            ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, now),
+            ReplayOutcome::Missing => self.miss(viewer, now),
+            ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
+            ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
+            ReplayOutcome::State(document) => self.answer_state(viewer, document, now),
+            ReplayOutcome::StateTooLarge => {
+                let error = HttpError::unavailable(
+                    "state_too_large",
+                    "the state is larger than this server assembles; read the stream instead",
+                    60,
+                );
+                self.answer_error(viewer, &error, now);
+            }
+            ReplayOutcome::Exists => self.answer_head(viewer, now),
+            ReplayOutcome::Searching(_) | ReplayOutcome::Gathering(_) | ReplayOutcome::Unavailable => {}
         }
     }
 
@@ -218,5 +241,43 @@ impl Delivery {
         job.attempts = job.attempts.saturating_add(1);
         let attempts = job.attempts;
         self.retry_later(slot, attempts, now);
+    }
+}
+
+/// An outcome as far as it holds for who may know of later entries.
+fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
+    match outcome {
+        ReplayOutcome::Opened(mut opened) if !opened.nothing_left => {
+            opened.shown.exhausted = false;
+            Some(ReplayOutcome::Opened(opened))
+        }
+        ReplayOutcome::Shown(mut shown) => {
+            shown.exhausted = false;
+            Some(ReplayOutcome::Shown(shown))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::message::{Cursor, Shown};
+
+    #[test]
+    fn late_viewers_hear_nothing_of_the_end() {
+        let shown = Shown {
+            gap: None,
+            frames: Vec::new(),
+            cursor: Cursor::default(),
+            exhausted: true,
+            entries_bytes: 0,
+            entries: 0,
+        };
+        let Some(ReplayOutcome::Shown(late)) = stretch(ReplayOutcome::Shown(Box::new(shown))) else {
+            panic!("frames are as good as before")
+        };
+        assert!(!late.exhausted);
+        assert!(stretch(ReplayOutcome::Missing).is_none() && stretch(ReplayOutcome::NotAStream).is_none());
     }
 }

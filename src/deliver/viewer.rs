@@ -111,6 +111,8 @@ pub(super) struct Job {
     pub(super) stream: StreamName,
     pub(super) hub: Slot,
     pub(super) viewers: Vec<Slot>,
+    /// How many of them wanted it before it was asked last. What the others know may be newer than what is read.
+    pub(super) on_time: usize,
     pub(super) kind: JobKind,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,

@@ -80,8 +80,9 @@ impl Found {
                 is_unbroken = false;
             }
         }
+        let had_passed = seek.passed().is_some();
         self.entries.iter().for_each(|entry| seek.push(entry));
-        if is_unbroken {
+        if is_unbroken && (!had_passed || search.shown.is_some()) {
             self.show_on_the_way(&seek, &mut search, witness);
         }
         if !self.exhausted {

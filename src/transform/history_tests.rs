@@ -160,3 +160,51 @@ fn a_state_is_never_put_together_around_a_hole() {
     };
     assert!(anew.from == EntryId::ZERO && anew.gathered.is_none());
 }
+
+/// A world, and the ids of the entries of it that one read brings.
+type Part = ((KeyFacts, Vec<Entry>), std::ops::Range<u64>);
+
+/// A search for `after` that reads `parts` one after the other.
+fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
+    let mut step = ReplayStep::Open { after: After::At(Position::whole(id(after))) };
+    for (place, ((facts, entries), range)) in parts.iter().enumerate() {
+        let entries = entries.iter().filter(|entry| range.contains(&entry.id.ms)).cloned().collect();
+        let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };
+        let request =
+            ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
+        let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };
+        let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+        step = match conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody) {
+            ReplayOutcome::Searching(search) => ReplayStep::Search(search),
+            ReplayOutcome::Opened(opened) => return *opened,
+            other => panic!("{other:?}"),
+        };
+    }
+    panic!("the last part ends the search")
+}
+
+#[test]
+fn a_search_shows_what_it_has_met_each_entry_once() {
+    for after in 0..9 {
+        let whole = open(after, world(9, 0));
+        for size in 1..9 {
+            let starts = (1..=9).step_by(size);
+            let parts: Vec<_> = starts.map(|start| (world(9, 0), start..start + size as u64)).collect();
+            let opened = search_in_parts(after, &parts);
+            let covered = |opened: &Opened| opened.shown.frames.iter().map(|frame| frame.count).sum::<u32>();
+            assert_eq!(covered(&opened), covered(&whole), "after {after}, {size} at a time");
+            assert_eq!((opened.shown.exhausted, &opened.shown.cursor), (true, &whole.shown.cursor));
+            let ends = opened.shown.frames.windows(2).all(|pair| pair[0].last == pair[1].after);
+            assert!(ends, "one begins where the other ends");
+        }
+    }
+}
+
+#[test]
+fn a_search_shows_nothing_from_where_it_did_not_see_the_beginning() {
+    // Before the second read, which passes the wanted entry, what it was to go on from was trimmed.
+    let parts = [(world(12, 0), 1..4), (world(12, 6), 7..10), (world(12, 6), 10..13)];
+    let opened = search_in_parts(8, &parts);
+    let left = (opened.shown.frames.len(), opened.shown.exhausted, opened.shown.cursor.position);
+    assert_eq!(left, (0, false, Position::whole(id(8))), "the next read shows all of it");
+}
