@@ -168,8 +168,8 @@ impl Delivery {
         }
     }
 
-    /// What a read has found goes to all its viewers. To those who joined after it was asked it is a stretch of the stream
-    /// and no more: whether that ended there, or was there at all, they ask anew.
+    /// What a read has found goes to all its viewers. For those who joined after it was asked it is a stretch of the stream
+    /// and no more: whether all is over at its end, or there was no stream at all, they ask anew.
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
         match outcome {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
@@ -244,15 +244,16 @@ impl Delivery {
     }
 }
 
-/// An outcome as far as it holds for who may know of later entries.
+/// An outcome as far as it holds for who may know of later entries. Where live goes on from it will be found: only the end of
+/// a finished generation, after which another may have begun, is to be looked at again.
 fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
     match outcome {
         ReplayOutcome::Opened(mut opened) if !opened.nothing_left => {
-            opened.shown.exhausted = false;
+            opened.shown.exhausted &= !opened.shown.cursor.is_terminal();
             Some(ReplayOutcome::Opened(opened))
         }
         ReplayOutcome::Shown(mut shown) => {
-            shown.exhausted = false;
+            shown.exhausted &= !shown.cursor.is_terminal();
             Some(ReplayOutcome::Shown(shown))
         }
         _ => None,
@@ -263,21 +264,20 @@ fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
 mod tests {
     use super::*;
     use crate::event::message::{Cursor, Shown};
+    use crate::event::{EntryId, Phase, StreamState};
 
     #[test]
     fn late_viewers_hear_nothing_of_the_end() {
-        let shown = Shown {
-            gap: None,
-            frames: Vec::new(),
-            cursor: Cursor::default(),
-            exhausted: true,
-            entries_bytes: 0,
-            entries: 0,
-        };
-        let Some(ReplayOutcome::Shown(late)) = stretch(ReplayOutcome::Shown(Box::new(shown))) else {
-            panic!("frames are as good as before")
-        };
-        assert!(!late.exhausted);
+        for (phase, exhausted) in [(Phase::Open, true), (Phase::Ended(EntryId::new(1, 0)), false)] {
+            let cursor =
+                Cursor { state: StreamState { phase, ..StreamState::default() }, ..Cursor::default() };
+            let (gap, frames) = (None, Vec::new());
+            let shown = Shown { gap, frames, cursor, exhausted: true, entries_bytes: 0, entries: 0 };
+            let Some(ReplayOutcome::Shown(late)) = stretch(ReplayOutcome::Shown(Box::new(shown))) else {
+                panic!("frames are as good as before")
+            };
+            assert_eq!(late.exhausted, exhausted);
+        }
         assert!(stretch(ReplayOutcome::Missing).is_none() && stretch(ReplayOutcome::NotAStream).is_none());
     }
 }
