@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
 use super::connection::Connection;
-use super::jobs::JobsOfHubs;
+use super::jobs::{JobsOfHubs, Recents};
 use super::outbox::Chunk;
 use super::streams::Unreported;
 use super::table::Table;
@@ -129,6 +129,7 @@ pub struct Delivery {
     pub(super) jobs: Table<Job>,
     /// Jobs that were made in this turn.
     pub(super) fresh_jobs: JobsOfHubs,
+    pub(super) recents: Recents,
     /// Jobs that are under way.
     pub(super) asked_jobs: JobsOfHubs,
     timers: Timers,
@@ -195,6 +196,7 @@ impl Delivery {
             hub_by_name: HashMap::new(),
             jobs: Table::default(),
             fresh_jobs: HashMap::new(),
+            recents: Recents::default(),
             asked_jobs: HashMap::new(),
             timers: Timers::new(),
             dirty: VecDeque::new(),
@@ -264,6 +266,7 @@ impl Delivery {
         if now.duration_since(self.ticked_at) >= TICK {
             self.ticked_at = now;
             self.report_written(now);
+            self.recents.forget(now);
             self.recorder.publish();
         }
     }

@@ -1,8 +1,8 @@
 //! History reads: who shares one, how much it may bring, and what becomes of it.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::time::Instant;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use super::event_loop::Delivery;
 use super::response::HttpError;
@@ -15,6 +15,45 @@ use crate::event::{After, StreamStatus};
 const READ_COUNT_MIN: usize = 16;
 /// Jobs that may be under way for viewers who have left.
 const STALE_JOBS_MAX: usize = 1024;
+
+/// How long the beginning that one viewer was given is given to others who want the same.
+const RECENT_FOR: Duration = Duration::from_millis(250);
+/// Bytes of frames that are kept for that.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+
+/// The beginning of an answer that was read a moment ago: a crowd that was cut off comes back within such moments.
+#[derive(Debug)]
+struct Recent {
+    read_at: Instant,
+    hub: Slot,
+    kind: JobKind,
+    beginning: ReplayOutcome,
+    bytes: usize,
+}
+
+/// Answers that were read a moment ago, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Recents {
+    answers: VecDeque<Recent>,
+    bytes: usize,
+}
+
+impl Recents {
+    fn add(&mut self, recent: Recent) {
+        self.bytes += recent.bytes;
+        self.answers.push_back(recent);
+    }
+
+    /// Lets go of what is too old, or too much.
+    pub(super) fn forget(&mut self, now: Instant) {
+        while let Some(oldest) = self.answers.front()
+            && (self.bytes > RECENT_BYTES_MAX || now.duration_since(oldest.read_at) > RECENT_FOR)
+        {
+            self.bytes -= oldest.bytes;
+            self.answers.pop_front();
+        }
+    }
+}
 
 /// Jobs by hub.
 pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
@@ -69,12 +108,35 @@ impl Delivery {
     pub(super) fn send_fresh_jobs(&mut self) {
         for (hub, jobs) in std::mem::take(&mut self.fresh_jobs) {
             for &job in &jobs {
-                self.send_job(job, None);
+                if !self.answer_from_recent(job) {
+                    self.send_job(job, None);
+                }
             }
             for job in jobs.into_iter().filter(|&job| self.jobs.get(job).is_some()) {
                 self.asked_jobs.entry(hub).or_default().push(job);
             }
         }
+    }
+
+    /// Concludes a job with what others were given a moment ago, if all its viewers have room for that.
+    fn answer_from_recent(&mut self, slot: Slot) -> bool {
+        let now = Instant::now();
+        self.recents.forget(now);
+        let Some(job) = self.jobs.get(slot) else { return false };
+        let same = |recent: &&Recent| recent.hub == job.hub && recent.kind == job.kind;
+        let Some(place) = self.recents.answers.iter().position(|recent| same(&recent)) else { return false };
+        let bytes = self.recents.answers[place].bytes;
+        if job.viewers.iter().any(|&viewer| self.room(viewer) < bytes) {
+            return false;
+        }
+        let Some(job) = self.remove_job(slot) else { return false };
+        // Taken out for as long as it is given: what follows may change the list.
+        let recents = std::mem::take(&mut self.recents);
+        for viewer in job.viewers {
+            self.conclude_for(viewer, &recents.answers[place].beginning, false, now);
+        }
+        self.recents = recents;
+        true
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
@@ -183,9 +245,10 @@ impl Delivery {
         for &viewer in on_time {
             self.conclude_for(viewer, &outcome, is_range, now);
         }
-        if late.is_empty() {
-            return;
-        }
+        let bytes = match &outcome {
+            ReplayOutcome::Opened(opened) => opened.shown.frames.iter().map(|frame| frame.json().len()).sum(),
+            _ => 0,
+        };
         let stretch = stretch(outcome);
         for &viewer in late {
             match &stretch {
@@ -195,6 +258,11 @@ impl Delivery {
                     self.add_job(viewer, job.kind.clone());
                 }
             }
+        }
+        if let (Some(beginning), JobKind::Open(After::At(_))) = (stretch, &job.kind) {
+            let (hub, kind) = (job.hub, job.kind);
+            self.recents.add(Recent { read_at: now, hub, kind, beginning, bytes });
+            self.recents.forget(now);
         }
     }
 
