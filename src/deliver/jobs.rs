@@ -18,8 +18,9 @@ const STALE_JOBS_MAX: usize = 1024;
 
 /// How long the beginning that one viewer was given is given to others who want the same.
 const RECENT_FOR: Duration = Duration::from_millis(250);
-/// Bytes of frames that are kept for that.
+/// Bytes of frames that are kept for that, and answers: each is looked for among all.
 const RECENT_BYTES_MAX: usize = 16 << 20;
+const RECENT_ANSWERS_MAX: usize = 256;
 
 /// The beginning of an answer that was read a moment ago: a crowd that was cut off comes back within such moments.
 #[derive(Debug)]
@@ -39,15 +40,20 @@ pub(super) struct Recents {
 }
 
 impl Recents {
+    /// Keeps an answer, unless there is nothing in it whose reading would be spared.
     fn add(&mut self, recent: Recent) {
-        self.bytes += recent.bytes;
-        self.answers.push_back(recent);
+        if recent.bytes > 0 {
+            self.bytes += recent.bytes;
+            self.answers.push_back(recent);
+        }
     }
 
     /// Lets go of what is too old, or too much.
     pub(super) fn forget(&mut self, now: Instant) {
         while let Some(oldest) = self.answers.front()
-            && (self.bytes > RECENT_BYTES_MAX || now.duration_since(oldest.read_at) > RECENT_FOR)
+            && (self.bytes > RECENT_BYTES_MAX
+                || self.answers.len() > RECENT_ANSWERS_MAX
+                || now.duration_since(oldest.read_at) > RECENT_FOR)
         {
             self.bytes -= oldest.bytes;
             self.answers.pop_front();
@@ -333,6 +339,27 @@ mod tests {
     use super::*;
     use crate::event::message::{Cursor, Shown};
     use crate::event::{EntryId, Phase, StreamState};
+
+    #[test]
+    fn what_is_kept_of_recent_answers_is_bounded() {
+        let now = Instant::now();
+        let kept = |count: usize, bytes: usize| {
+            let mut recents = Recents::default();
+            for index in 0..count {
+                let hub = Slot { index, generation: 1 };
+                let (kind, beginning) = (JobKind::Probe, ReplayOutcome::Exists);
+                recents.add(Recent { read_at: now, hub, kind, beginning, bytes });
+                recents.forget(now);
+            }
+            recents
+        };
+        assert_eq!(kept(3, 0).answers.len(), 0, "nothing is spared");
+        assert_eq!(kept(RECENT_ANSWERS_MAX + 9, 1).answers.len(), RECENT_ANSWERS_MAX);
+        let mut large = kept(9, RECENT_BYTES_MAX / 4);
+        assert_eq!((large.answers.len(), large.bytes), (4, RECENT_BYTES_MAX));
+        large.forget(now + RECENT_FOR * 2);
+        assert_eq!((large.answers.len(), large.bytes), (0, 0));
+    }
 
     #[test]
     fn late_viewers_hear_nothing_of_the_end() {
