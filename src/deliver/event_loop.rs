@@ -19,8 +19,9 @@ use mio::{Events, Interest, Poll, Token};
 use parking_lot::Mutex;
 
 use super::connection::Connection;
-use super::jobs::{JobsOfHubs, Recents};
+use super::jobs::JobsOfHubs;
 use super::outbox::Chunk;
+use super::sharing::Recents;
 use super::streams::Unreported;
 use super::table::Table;
 use super::timer::Timers;

@@ -146,7 +146,9 @@ impl Delivery {
         hub.live = Live::Off;
         hub.attach += 1;
         hub.board = None;
-        for viewer in hub.viewers.clone() {
+        let viewers = hub.viewers.clone();
+        self.recents.forget_hub(name.slot);
+        for viewer in viewers {
             self.flush_batch(viewer);
             let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::broken);
             self.ask(viewer, ask);
@@ -175,6 +177,8 @@ impl Delivery {
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
         hub.passed = news.passed;
+        self.recents.extend(news.hub.slot, &news.frames);
+        let Some(hub) = self.hubs.get(news.hub.slot) else { return };
         let mut place = hub.viewers.len();
         self.note_unreported(news.hub.slot);
         // From the last to the first: a viewer that ends has its place taken by one that had its turn.

@@ -1,65 +1,24 @@
 //! History reads: who shares one, how much it may bring, and what becomes of it.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::event_loop::Delivery;
 use super::response::HttpError;
+use super::sharing::{begun_at, stretch};
 use super::streams::Ending;
 use super::viewer::{Job, JobKind, Wire};
-use crate::event::message::{ReplayOutcome, ReplayStep, Slot, StateSearch};
+use crate::event::message::{Opened, ReplayOutcome, ReplayStep, Slot, StateSearch};
 use crate::event::{After, StreamStatus};
 
 /// The least that one history read asks for.
 const READ_COUNT_MIN: usize = 16;
+/// The part of the send budget that a read leaves for what else may wait for a connection when its viewer joins: an answer's head,
+/// notices, another viewer's frames.
+const JOINING_PART: usize = 8;
 /// Jobs that may be under way for viewers who have left.
 const STALE_JOBS_MAX: usize = 1024;
-
-/// How long the beginning that one viewer was given is given to others who want the same.
-const RECENT_FOR: Duration = Duration::from_millis(250);
-/// Bytes of frames that are kept for that, and answers: each is looked for among all.
-const RECENT_BYTES_MAX: usize = 16 << 20;
-const RECENT_ANSWERS_MAX: usize = 256;
-
-/// The beginning of an answer that was read a moment ago: a crowd that was cut off comes back within such moments.
-#[derive(Debug)]
-struct Recent {
-    read_at: Instant,
-    hub: Slot,
-    kind: JobKind,
-    beginning: ReplayOutcome,
-    bytes: usize,
-}
-
-/// Answers that were read a moment ago, the oldest first.
-#[derive(Debug, Default)]
-pub(super) struct Recents {
-    answers: VecDeque<Recent>,
-    bytes: usize,
-}
-
-impl Recents {
-    /// Keeps an answer, unless there is nothing in it whose reading would be spared.
-    fn add(&mut self, recent: Recent) {
-        if recent.bytes > 0 {
-            self.bytes += recent.bytes;
-            self.answers.push_back(recent);
-        }
-    }
-
-    /// Lets go of what is too old, or too much.
-    pub(super) fn forget(&mut self, now: Instant) {
-        while let Some(oldest) = self.answers.front()
-            && (self.bytes > RECENT_BYTES_MAX
-                || self.answers.len() > RECENT_ANSWERS_MAX
-                || now.duration_since(oldest.read_at) > RECENT_FOR)
-        {
-            self.bytes -= oldest.bytes;
-            self.answers.pop_front();
-        }
-    }
-}
 
 /// Jobs by hub.
 pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
@@ -72,33 +31,50 @@ impl Delivery {
             return;
         }
         let Some(viewer) = self.viewers.get(slot) else { return };
-        let same = |job: &Job| job.kind == kind;
-        let hub = viewer.hub;
-        let candidates = self.fresh_jobs.entry(hub).or_default();
-        let shared = candidates.iter().find(|&&job| self.jobs.get(job).is_some_and(same)).copied();
+        let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
+        let shared = fresh.copied().find_map(|job| {
+            let found = self.jobs.get(job)?;
+            let has_it = found.kind == kind || found.kind.covers(&kind);
+            (has_it || kind.covers(&found.kind) && !found.exact).then_some((job, has_it))
+        });
+        let Some((job, has_it)) = shared else { return self.make_job(slot, kind.widened(), false) };
+        let Some(job) = self.jobs.get_mut(job) else { return };
+        job.viewers.push(slot);
+        if !has_it {
+            job.kind = kind.widened();
+        }
+    }
+
+    /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
+    fn add_exact_job(&mut self, slot: Slot, kind: JobKind) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
+        let same = |job: &Slot| self.jobs.get(*job).is_some_and(|job| job.exact && job.kind == kind);
+        let shared = fresh.copied().find(same);
         match shared.and_then(|job| self.jobs.get_mut(job)) {
             Some(job) => job.viewers.push(slot),
-            None => {
-                let stream = viewer.wish.stream.clone();
-                let viewers = vec![slot];
-                let job = Job { stream, hub, viewers, on_time: 1, kind, attempts: 0, budget_bytes: 0 };
-                let job = self.jobs.insert(job);
-                candidates.push(job);
-                self.registry.gauges().replay_jobs.inc();
-            }
+            None => self.make_job(slot, kind, true),
         }
+    }
+
+    fn make_job(&mut self, slot: Slot, kind: JobKind, exact: bool) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        let (stream, hub, viewers) = (viewer.wish.stream.clone(), viewer.hub, vec![slot]);
+        let (on_time, attempts, budget_bytes) = (1, 0, 0);
+        let job =
+            self.jobs.insert(Job { stream, hub, viewers, on_time, kind, exact, attempts, budget_bytes });
+        self.fresh_jobs.entry(hub).or_default().push(job);
+        self.registry.gauges().replay_jobs.inc();
     }
 
     /// Joins the viewer to a read of the same stretch whose outcome is yet to come, if it has room for what that may
     /// bring. The read may be over in Redis already, so that it says nothing about the stream's end: see
-    /// [`Delivery::conclude_job`]. Only a stretch with a known beginning can be shared so; what `last` and `$` mean
-    /// is decided when they are asked.
+    /// [`Delivery::conclude_job`].
     fn join_job_under_way(&mut self, slot: Slot, kind: &JobKind) -> bool {
-        let is_fixed = matches!(kind, JobKind::Open(After::At(_)) | JobKind::Read { .. });
-        let (Some(viewer), true) = (self.viewers.get(slot), is_fixed) else { return false };
+        let Some(viewer) = self.viewers.get(slot) else { return false };
         let Some(under_way) = self.asked_jobs.get(&viewer.hub) else { return false };
         let room = self.room(slot);
-        let fits = |job: &Job| job.kind == *kind && job.attempts == 0 && job.budget_bytes <= room;
+        let fits = |job: &Job| job.kind.covers(kind) && job.attempts == 0 && job.budget_bytes <= room;
         let Some(shared) = under_way.iter().find(|&&job| self.jobs.get(job).is_some_and(fits)).copied()
         else {
             return false;
@@ -112,11 +88,15 @@ impl Delivery {
 
     /// Sends the reads that this turn has asked for.
     pub(super) fn send_fresh_jobs(&mut self) {
+        if self.fresh_jobs.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.recents.forget(now);
         for (hub, jobs) in std::mem::take(&mut self.fresh_jobs) {
             for &job in &jobs {
-                if !self.answer_from_recent(job) {
-                    self.send_job(job, None);
-                }
+                self.answer_from_recent(job, now);
+                self.send_job(job, None);
             }
             for job in jobs.into_iter().filter(|&job| self.jobs.get(job).is_some()) {
                 self.asked_jobs.entry(hub).or_default().push(job);
@@ -124,25 +104,29 @@ impl Delivery {
         }
     }
 
-    /// Concludes a job with what others were given a moment ago, if all its viewers have room for that.
-    fn answer_from_recent(&mut self, slot: Slot) -> bool {
-        let now = Instant::now();
-        self.recents.forget(now);
-        let Some(job) = self.jobs.get(slot) else { return false };
-        let same = |recent: &&Recent| recent.hub == job.hub && recent.kind == job.kind;
-        let Some(place) = self.recents.answers.iter().position(|recent| same(&recent)) else { return false };
-        let bytes = self.recents.answers[place].bytes;
-        if job.viewers.iter().any(|&viewer| self.room(viewer) < bytes) {
-            return false;
+    /// Gives those of a job's viewers what others were given a moment ago who have room for it.
+    fn answer_from_recent(&mut self, slot: Slot, now: Instant) {
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        if !matches!(job.kind, JobKind::Open(_)) {
+            return;
         }
-        let Some(job) = self.remove_job(slot) else { return false };
-        // Taken out for as long as it is given: what follows may change the list.
-        let recents = std::mem::take(&mut self.recents);
-        for viewer in job.viewers {
-            self.conclude_for(viewer, &recents.answers[place].beginning, false, now);
+        let hub = job.hub;
+        let mut viewers = std::mem::take(&mut job.viewers);
+        viewers.retain(|&viewer| match self.find_recent(hub, viewer) {
+            Some(opened) => {
+                self.conclude_for(viewer, &ReplayOutcome::Opened(Box::new(opened)), false, now);
+                false
+            }
+            None => true,
+        });
+        if let Some(job) = self.jobs.get_mut(slot) {
+            job.viewers = viewers;
         }
-        self.recents = recents;
-        true
+    }
+
+    fn find_recent(&self, hub: Slot, viewer: Slot) -> Option<Opened> {
+        let After::At(after) = self.viewers.get(viewer)?.wish.after else { return None };
+        self.recents.find(hub, after, self.room(viewer))
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
@@ -153,7 +137,7 @@ impl Delivery {
         }
         let Some(job) = self.jobs.get(slot) else { return };
         let step = step.unwrap_or_else(|| match &job.kind {
-            JobKind::Open(after) => ReplayStep::Open { after: *after },
+            JobKind::Open(after) => ReplayStep::Open { after: *after, early: !job.exact },
             JobKind::Read { from, until } => ReplayStep::Continue { from: from.clone(), until: *until },
             JobKind::State => ReplayStep::State(Box::new(StateSearch {
                 max_bytes: self.config.client.max_state,
@@ -164,7 +148,8 @@ impl Delivery {
         let shows = !matches!(step, ReplayStep::State(_) | ReplayStep::Probe);
         let viewers = job.viewers.clone();
         // What the most occupied of the viewers has room for, so that nobody's budget is passed.
-        let (mut budget_bytes, mut entry_bytes) = (self.config.client.send_budget, 1);
+        let send_budget = self.config.client.send_budget;
+        let (mut budget_bytes, mut entry_bytes) = (send_budget - send_budget / JOINING_PART, 1);
         for &viewer in &viewers {
             budget_bytes = budget_bytes.min(self.room(viewer));
             entry_bytes = entry_bytes.max(self.viewers.get(viewer).map_or(1, |viewer| viewer.entry_bytes));
@@ -246,30 +231,45 @@ impl Delivery {
             _ => {}
         }
         let Some(job) = self.remove_job(slot) else { return };
-        let is_range = matches!(job.kind, JobKind::Read { until: Some(_), .. });
         let (on_time, late) = job.viewers.split_at(job.on_time.min(job.viewers.len()));
         for &viewer in on_time {
-            self.conclude_for(viewer, &outcome, is_range, now);
+            self.conclude_shared(viewer, &job.kind, Some(&outcome), now);
         }
-        let bytes = match &outcome {
-            ReplayOutcome::Opened(opened) => opened.shown.frames.iter().map(|frame| frame.json().len()).sum(),
-            _ => 0,
-        };
         let stretch = stretch(outcome);
         for &viewer in late {
-            match &stretch {
-                Some(stretch) => self.conclude_for(viewer, stretch, is_range, now),
-                None => {
-                    self.promise(viewer, 0);
-                    self.add_job(viewer, job.kind.clone());
+            self.conclude_shared(viewer, &job.kind, stretch.as_ref(), now);
+        }
+        if let (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(_))) = (stretch, job.kind) {
+            self.recents.add(job.hub, opened, now);
+        }
+    }
+
+    /// What a shared read has found for one of its viewers; one to whom it tells nothing asks anew.
+    fn conclude_shared(
+        &mut self,
+        viewer: Slot,
+        kind: &JobKind,
+        outcome: Option<&ReplayOutcome>,
+        now: Instant,
+    ) {
+        let is_range = matches!(kind, JobKind::Read { until: Some(_), .. });
+        let Some(found) = self.viewers.get(viewer) else { return };
+        let own = match kind {
+            JobKind::Open(_) => JobKind::Open(found.wish.after),
+            kind => kind.clone(),
+        };
+        match (outcome, &own) {
+            (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(after))) if own != *kind => {
+                if let Some(opened) = begun_at(opened, *after) {
+                    let outcome = ReplayOutcome::Opened(Box::new(opened));
+                    return self.conclude_for(viewer, &outcome, is_range, now);
                 }
             }
+            (Some(outcome), _) => return self.conclude_for(viewer, outcome, is_range, now),
+            (None, _) => {}
         }
-        if let (Some(beginning), JobKind::Open(After::At(_))) = (stretch, &job.kind) {
-            let (hub, kind) = (job.hub, job.kind);
-            self.recents.add(Recent { read_at: now, hub, kind, beginning, bytes });
-            self.recents.forget(now);
-        }
+        self.promise(viewer, 0);
+        self.add_exact_job(viewer, own);
     }
 
     fn conclude_for(&mut self, viewer: Slot, outcome: &ReplayOutcome, is_range: bool, now: Instant) {
@@ -315,64 +315,5 @@ impl Delivery {
         job.attempts = job.attempts.saturating_add(1);
         let attempts = job.attempts;
         self.retry_later(slot, attempts, now);
-    }
-}
-
-/// An outcome as far as it holds for who may know of later entries. Where live goes on from it will be found: only the end of
-/// a finished generation, after which another may have begun, is to be looked at again.
-fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
-    match outcome {
-        ReplayOutcome::Opened(mut opened) if !opened.nothing_left => {
-            opened.shown.exhausted &= !opened.shown.cursor.is_terminal();
-            Some(ReplayOutcome::Opened(opened))
-        }
-        ReplayOutcome::Shown(mut shown) => {
-            shown.exhausted &= !shown.cursor.is_terminal();
-            Some(ReplayOutcome::Shown(shown))
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::message::{Cursor, Shown};
-    use crate::event::{EntryId, Phase, StreamState};
-
-    #[test]
-    fn what_is_kept_of_recent_answers_is_bounded() {
-        let now = Instant::now();
-        let kept = |count: usize, bytes: usize| {
-            let mut recents = Recents::default();
-            for index in 0..count {
-                let hub = Slot { index, generation: 1 };
-                let (kind, beginning) = (JobKind::Probe, ReplayOutcome::Exists);
-                recents.add(Recent { read_at: now, hub, kind, beginning, bytes });
-                recents.forget(now);
-            }
-            recents
-        };
-        assert_eq!(kept(3, 0).answers.len(), 0, "nothing is spared");
-        assert_eq!(kept(RECENT_ANSWERS_MAX + 9, 1).answers.len(), RECENT_ANSWERS_MAX);
-        let mut large = kept(9, RECENT_BYTES_MAX / 4);
-        assert_eq!((large.answers.len(), large.bytes), (4, RECENT_BYTES_MAX));
-        large.forget(now + RECENT_FOR * 2);
-        assert_eq!((large.answers.len(), large.bytes), (0, 0));
-    }
-
-    #[test]
-    fn late_viewers_hear_nothing_of_the_end() {
-        for (phase, exhausted) in [(Phase::Open, true), (Phase::Ended(EntryId::new(1, 0)), false)] {
-            let cursor =
-                Cursor { state: StreamState { phase, ..StreamState::default() }, ..Cursor::default() };
-            let (gap, frames) = (None, Vec::new());
-            let shown = Shown { gap, frames, cursor, exhausted: true, entries_bytes: 0, entries: 0 };
-            let Some(ReplayOutcome::Shown(late)) = stretch(ReplayOutcome::Shown(Box::new(shown))) else {
-                panic!("frames are as good as before")
-            };
-            assert_eq!(late.exhausted, exhausted);
-        }
-        assert!(stretch(ReplayOutcome::Missing).is_none() && stretch(ReplayOutcome::NotAStream).is_none());
     }
 }

@@ -25,6 +25,7 @@ pub mod response;
 pub mod route;
 pub mod seam;
 pub mod serve;
+mod sharing;
 mod streams;
 pub mod table;
 pub mod timer;

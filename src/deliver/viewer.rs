@@ -114,6 +114,8 @@ pub(super) struct Job {
     /// How many of them wanted it before it was asked last. What the others know may be newer than what is read.
     pub(super) on_time: usize,
     pub(super) kind: JobKind,
+    /// Whether what it reads is what one of them wants and cannot find in a read that begins earlier.
+    pub(super) exact: bool,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,
     /// What each viewer's connection has promised room for; 0 before it was asked.

@@ -84,6 +84,7 @@ impl Frame {
             ts_us,
             read_us,
             encoded_us,
+            marks: Box::default(),
             bytes,
             start,
             sse: OnceLock::new(),

@@ -43,6 +43,15 @@ impl StreamStatus {
 /// The place of a text in a frame's bytes.
 pub type Span = std::ops::Range<usize>;
 
+/// Where an entry ends within the text of a merged frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextMark {
+    /// The viewer's position after the entry.
+    pub last: Position,
+    /// The bytes of the frame's text, escaped, up to its end.
+    pub bytes: usize,
+}
+
 /// What kind of frame it is, with what later merging needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameBody {
@@ -101,6 +110,8 @@ pub struct Frame {
     pub read_us: u64,
     /// When it was encoded, µs since 1970 by this host's clock.
     pub encoded_us: u64,
+    /// Where its text can be divided; nothing where nobody will want to.
+    pub marks: Box<[TextMark]>,
     /// Room, and a WebSocket text frame with the JSON in it.
     pub(crate) bytes: Vec<u8>,
     /// Where the WebSocket frame begins in `bytes`.

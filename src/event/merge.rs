@@ -1,9 +1,9 @@
 //! Merging of neighbouring frames: the same rules for entries on their way into a frame and for frames
-//! that are encoded already.
+//! that are encoded already; and dividing what was merged.
 
 use std::sync::Arc;
 
-use super::{Content, Frame, FrameBody, Head, ToolPiece};
+use super::{Content, Frame, FrameBody, Head, Position, ToolPiece};
 
 /// The most text of a merged frame, in escaped bytes; a single entry may carry more.
 pub const FRAME_TEXT_BYTES_MAX: usize = 32 * 1024;
@@ -30,6 +30,52 @@ pub fn merge(frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
 /// names nothing that the merged frame would not say.
 pub(crate) fn piece_continues(first: [Option<&str>; 2], later: [Option<&str>; 2]) -> bool {
     later.iter().zip(first).all(|(later, first)| later.is_none() || *later == first)
+}
+
+impl Frame {
+    /// What a viewer at `position` lacks of a text frame that it has a part of; `None` where the frame cannot be
+    /// divided there.
+    #[must_use]
+    pub fn rest_after(&self, position: Position) -> Option<Self> {
+        let index = self.marks.binary_search_by_key(&position, |mark| mark.last).ok()?;
+        let text = self.text()?.get(self.marks[index].bytes..)?;
+        let count = self.count.checked_sub(u32::try_from(index + 1).ok()?).filter(|&count| count > 0)?;
+        let head = Head { after: position, count, ..self.head() };
+        let mut content = self.content(text)?;
+        if let Content::ToolCall { tool, .. } = &mut content {
+            // Said by the part that the viewer has.
+            (tool.id, tool.name) = (None, None);
+        }
+        Some(Self::encode(head, content))
+    }
+
+    fn head(&self) -> Head {
+        Head {
+            stream: self.stream.clone(),
+            after: self.after,
+            last: self.last,
+            state: self.state.clone(),
+            seq: self.seq,
+            count: self.count,
+            ts_us: self.ts_us,
+            read_us: self.read_us,
+            encoded_us: self.encoded_us,
+        }
+    }
+
+    /// What it says with another text in its place, if text is what it says.
+    fn content<'a>(&self, text: &'a [u8]) -> Option<Content<'a>> {
+        match &self.body {
+            FrameBody::ToolCall { index, call, id, name, .. } => Some(Content::ToolCall {
+                tool: ToolPiece { index: *index, call: *call, id: id.clone(), name: name.clone() },
+                arguments: text,
+            }),
+            FrameBody::Delta { channel, index, .. } => {
+                Some(Content::Delta { channel: channel.clone(), index: *index, text })
+            }
+            FrameBody::Terminal | FrameBody::Gap | FrameBody::Other => None,
+        }
+    }
 }
 
 /// How many frames at the front become one: at least the first alone.
@@ -69,28 +115,14 @@ fn continues(first: &Frame, later: &Frame) -> bool {
 fn join(group: &[Arc<Frame>]) -> Frame {
     let (first, last) = (&group[0], &group[group.len() - 1]);
     let head = Head {
-        stream: first.stream.clone(),
         after: first.after,
-        last: last.last,
-        state: last.state.clone(),
-        seq: last.seq,
         count: group.iter().map(|frame| frame.count).fold(0, u32::saturating_add),
         ts_us: group.iter().find_map(|frame| frame.ts_us),
-        read_us: last.read_us,
-        encoded_us: last.encoded_us,
+        ..last.head()
     };
     let joined = group.iter().filter_map(|frame| frame.text()).collect::<Vec<_>>().concat();
-    let content = match &first.body {
-        FrameBody::ToolCall { index, call, id, name, .. } => Content::ToolCall {
-            tool: ToolPiece { index: *index, call: *call, id: id.clone(), name: name.clone() },
-            arguments: &joined,
-        },
-        FrameBody::Delta { channel, index, .. } => {
-            Content::Delta { channel: channel.clone(), index: *index, text: &joined }
-        }
-        FrameBody::Terminal | FrameBody::Gap | FrameBody::Other => {
-            unreachable!("a frame without text continues no other, so it is a group of its own")
-        }
+    let Some(content) = first.content(&joined) else {
+        unreachable!("a frame without text continues no other, so it is a group of its own")
     };
     Frame::encode(head, content)
 }

@@ -82,8 +82,11 @@ pub struct KeyFacts {
 pub enum ReplayStep {
     /// Find where `after` points and show what follows, `state` only once it has been reached.
     Open {
-        /// What the client asked for.
+        /// From where on.
         after: After,
+        /// Whether nobody has named that: it was chosen to lie before what is wanted. Where the stream begins later,
+        /// its beginning will do.
+        early: bool,
     },
     /// Go on with a search that one read could not finish.
     Search(Box<Search>),
@@ -214,7 +217,7 @@ pub enum HistoryGap {
 }
 
 /// Frames from history.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shown {
     /// What comes before the frames.
     pub gap: Option<HistoryGap>,
@@ -256,7 +259,7 @@ pub enum ReplayOutcome {
 }
 
 /// The beginning of an answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Opened {
     /// `after`, resolved.
     pub after: Position,

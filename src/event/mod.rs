@@ -22,7 +22,7 @@ pub use after::After;
 pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub use entry::{Entry, Fields};
-pub use frame::{Frame, FrameBody, Span, StreamStatus};
+pub use frame::{Frame, FrameBody, Span, StreamStatus, TextMark};
 pub use id::{EntryId, ParseIdError, Position};
 pub(crate) use merge::piece_continues;
 pub use merge::{FRAME_TEXT_BYTES_MAX, merge};

@@ -9,7 +9,7 @@ use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
 use crate::event::{
     Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, StreamName, StreamState,
-    ToolPiece, piece_continues,
+    TextMark, ToolPiece, piece_continues,
 };
 
 /// What became of a pushed entry.
@@ -44,6 +44,8 @@ pub struct Assembler {
     made: Vec<Arc<Frame>>,
     /// The channel that was named last, so that its name is not allocated for every frame.
     channel: Option<Arc<str>>,
+    /// Whether frames are to say where they can be divided.
+    marks: bool,
 }
 
 /// A text frame in the making.
@@ -53,6 +55,7 @@ struct Pending {
     head: Head,
     body: PendingBody,
     text: Vec<u8>,
+    marks: Vec<TextMark>,
 }
 
 #[derive(Debug)]
@@ -85,7 +88,13 @@ impl Assembler {
     pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
         let framed = Cursor { position, state: state.clone() };
         let (pending, channel) = (None, None);
-        Self { stream, position, state, framed, pending, made: Vec::new(), channel }
+        Self { stream, position, state, framed, pending, made: Vec::new(), channel, marks: false }
+    }
+
+    /// The same, whose frames can be divided between any two entries ([`Frame::rest_after`]).
+    #[must_use]
+    pub fn marking(self) -> Self {
+        Self { marks: true, ..self }
     }
 
     /// The position after the last pushed entry. It may be ahead of the last frame's, where entries that
@@ -148,14 +157,15 @@ impl Assembler {
     /// A frame boundary here: what is pending becomes a frame.
     pub fn cut(&mut self) {
         let Some(pending) = self.pending.take() else { return };
-        let Pending { head, body, text } = *pending;
+        let Pending { head, body, text, marks } = *pending;
         let text = &text[..];
         let content = match body {
             PendingBody::Delta { channel, index } => Content::Delta { channel, index, text },
             PendingBody::ToolCall(tool) => Content::ToolCall { tool, arguments: text },
         };
         self.framed.move_to(head.last, &head.state);
-        self.made.push(Arc::new(Frame::encode(head, content)));
+        let frame = Frame { marks: marks.into(), ..Frame::encode(head, content) };
+        self.made.push(Arc::new(frame));
     }
 
     /// Cuts, and hands out all frames that were made since the last time, as encoded at `now_us` (µs since
@@ -219,7 +229,7 @@ impl Assembler {
         self.cut();
         let head = self.head(at, 0);
         let text = Vec::with_capacity(bytes.max(TEXT_BYTES_MIN));
-        self.pending = Some(Box::new(Pending { head, body, text }));
+        self.pending = Some(Box::new(Pending { head, body, text, marks: Vec::new() }));
     }
 
     /// Adds the entry at hand to the pending text frame. Within a frame only the
@@ -228,6 +238,9 @@ impl Assembler {
         let Some(pending) = self.pending.as_deref_mut() else { return };
         let head = &mut pending.head;
         pending.text.extend_from_slice(text.as_bytes());
+        if self.marks {
+            pending.marks.push(TextMark { last: at.id, bytes: pending.text.len() });
+        }
         head.last = at.id;
         head.seq = at.seq;
         head.count += 1;

@@ -37,11 +37,16 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
         ReplayRead::Found { facts, entries, exhausted } => (facts, entries, exhausted),
     };
     let budget_bytes = request.budget_bytes;
+    let marks = matches!(request.step, ReplayStep::Open { .. } | ReplayStep::Search(_));
     let mut found =
-        Found { stream: request.stream, facts, entries, exhausted, read_us, budget_bytes, moment };
+        Found { stream: request.stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
-        ReplayStep::Open { after } => {
+        ReplayStep::Open { after, early } => {
+            let after = match (after, found.facts.first) {
+                (After::At(at), Some(first)) if early && at < first.into() => After::At(Position::ZERO),
+                _ => after,
+            };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
             let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
             found.search(seek, search, witness)
@@ -66,6 +71,8 @@ struct Found {
     exhausted: bool,
     read_us: u64,
     budget_bytes: usize,
+    /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
+    marks: bool,
     moment: Moment,
 }
 
@@ -175,7 +182,8 @@ impl Found {
 
     /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
     fn show(&self, start: Cursor, budget_bytes: usize, witness: &mut impl Witness) -> Shown {
-        let mut assembler = Assembler::new(self.stream.clone(), start.position, start.state);
+        let assembler = Assembler::new(self.stream.clone(), start.position, start.state);
+        let mut assembler = if self.marks { assembler.marking() } else { assembler };
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
         for entry in &self.entries {
             if entries > 0 && entries_bytes >= budget_bytes {

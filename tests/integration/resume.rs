@@ -118,6 +118,48 @@ fn a_live_answer_resumes_at_every_entry() {
     }
 }
 
+/// Neither quite the same last id, nor text of one kind: who comes later finds what it lacks in the first one's read.
+#[test]
+fn a_crowd_that_comes_back_at_once_shares_one_read() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let piece = |n: usize| match n {
+        7..10 => json!({"type": "tool_call", "id": "c", "name": "f", "arguments": token(n), "seq": n}),
+        10 => json!({"type": "delta", "channel": "reasoning", "text": token(n), "seq": n}),
+        12 => json!({"type": "image", "seq": n}),
+        // Two numbers are missing before it.
+        13.. => json!({"type": "delta", "text": token(n), "seq": n + 2}),
+        _ => json!({"type": "delta", "text": token(n), "seq": n}),
+    };
+    let ids: Vec<String> = (0..TOKENS).map(|n| format!("{}-0", 100_000 + 10 * n)).collect();
+    for (n, id) in ids.iter().enumerate() {
+        producer.write_fields(id, &[("data", piece(n).to_string().as_bytes())]);
+    }
+    redis.suspend();
+    // The last one of all first, so that nobody else is served by what it wants alone.
+    let mut viewers: Vec<_> = (0..TOKENS - 1)
+        .rev()
+        .map(|n| (n, Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &format!("after={}", ids[n]))))
+        .collect();
+    redis.resume();
+    for (n, viewer) in &mut viewers {
+        viewer.expect_open("live");
+        viewer.read_to(ids.last().unwrap());
+        let (n, got) = (*n, &viewer.transcript);
+        assert_eq!(got.open()["after"], ids[n].as_str());
+        let of_text = |n: &usize| !matches!(n, 7..10 | 10 | 12);
+        assert_eq!(got.text(), (n + 1..TOKENS).filter(of_text).map(token).collect::<String>(), "after {n}");
+        assert_eq!(got.text_of("reasoning"), if n < 10 { token(10) } else { String::new() });
+        let arguments: String =
+            got.of_kind("tool_call").filter_map(|frame| frame["arguments"].as_str()).collect();
+        assert_eq!(arguments, (n.max(6) + 1..10).map(token).collect::<String>(), "after {n}");
+        assert_eq!(got.of_kind("gap").count(), usize::from(n < 13), "after {n}");
+        assert_eq!(got.entries(), TOKENS - 1 - n, "after {n}");
+    }
+    assert_eq!(daemon.counter("replay_entries"), TOKENS as u64, "one read for all");
+}
+
 #[test]
 fn only_what_comes_next_is_asked_for_with_a_dollar() {
     let redis = RedisServer::start();
