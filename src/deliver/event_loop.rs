@@ -47,12 +47,14 @@ const HELD_RETRY: Duration = Duration::from_millis(2);
 /// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.
 const NEWEST_PER_ROUND: usize = 256;
 const OLDEST_PER_ROUND: usize = 64;
-/// Bytes written in one round after which the next one comes, for the newest and the oldest each.
-const BYTES_PER_ROUND: usize = 512 * 1024;
+/// What has more to send than this has its turn after all others: history, or a client that is behind.
+const BULK_BYTES: usize = 16 * 1024;
+/// Bytes of that which are written in one round.
+const BULK_BYTES_PER_ROUND: usize = 128 * 1024;
 /// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
 const TIMERS_PER_ROUND: usize = 64;
 /// Connections accepted in one round.
-const ACCEPTS_PER_ROUND: usize = 128;
+const ACCEPTS_PER_ROUND: usize = 8;
 /// How long accepting rests when the operating system gives no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
@@ -136,6 +138,8 @@ pub struct Delivery {
     timers: Timers,
     /// Connections with something to send.
     dirty: VecDeque<Slot>,
+    /// Those of them that have much to send.
+    bulky: VecDeque<Slot>,
     /// Frames that the socket at hand has taken.
     marks: Vec<Mark>,
     /// Connections to be removed at the end of the round.
@@ -201,6 +205,7 @@ impl Delivery {
             asked_jobs: HashMap::new(),
             timers: Timers::new(),
             dirty: VecDeque::new(),
+            bulky: VecDeque::new(),
             marks: Vec::new(),
             over: Vec::new(),
             retries: BTreeSet::new(),
@@ -261,6 +266,7 @@ impl Delivery {
         self.retry_jobs(now);
         self.expire(now);
         self.flush_dirty(now);
+        self.flush_bulky(now);
         self.send_fresh_jobs();
         self.send_held();
         self.reap();
@@ -276,7 +282,8 @@ impl Delivery {
     pub(super) fn next_round_at(&mut self, now: Instant) -> Instant {
         let held =
             !(self.held_requests.is_empty() && self.held_controls.is_empty() && self.held_errands.is_empty());
-        let left = !(self.dirty.is_empty() && self.over.is_empty() && self.fresh_jobs.is_empty());
+        let unsent = !(self.dirty.is_empty() && self.bulky.is_empty());
+        let left = unsent || !(self.over.is_empty() && self.fresh_jobs.is_empty());
         if left || self.has_mail() {
             return now;
         }
@@ -420,20 +427,24 @@ impl Delivery {
     /// Offers sockets what waits for them: to those that were touched last, and to some that wait for longest. What
     /// exceeds the round's measure has its turn in the next one, after what has come in meanwhile.
     pub(super) fn flush_dirty(&mut self, now: Instant) {
-        let mut written = 0;
-        for _ in 0..NEWEST_PER_ROUND {
-            let Some(slot) = self.dirty.pop_back() else { return };
-            written += self.flush(slot, now);
-            if written > BYTES_PER_ROUND {
-                break;
+        for turn in 0..NEWEST_PER_ROUND + OLDEST_PER_ROUND {
+            let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
+            let Some(slot) = next else { break };
+            if self.connections.get(slot).is_some_and(|found| found.outbox.len_bytes() > BULK_BYTES) {
+                self.bulky.push_back(slot);
+            } else {
+                self.flush(slot, now);
             }
         }
-        for _ in 0..OLDEST_PER_ROUND {
-            let Some(slot) = self.dirty.pop_front() else { return };
+    }
+
+    /// The same for those that have much to send.
+    fn flush_bulky(&mut self, now: Instant) {
+        let mut written = 0;
+        while written < BULK_BYTES_PER_ROUND
+            && let Some(slot) = self.bulky.pop_front()
+        {
             written += self.flush(slot, now);
-            if written > 2 * BYTES_PER_ROUND {
-                return;
-            }
         }
     }
 

@@ -11,7 +11,7 @@ use crate::queue::Shortcut;
 use crate::turns::Turns;
 
 /// Events that one round takes at most.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 32;
 
 /// Serves until the daemon stops, or until everything is drained.
 ///

@@ -16,7 +16,7 @@ use crate::redis::{Command, Connector, Keys, Link, RedisError, Reply, ServerErro
 use crate::stop::Stop;
 
 /// Requests that share one round trip.
-const REQUESTS_PER_TRIP_MAX: usize = 16;
+const REQUESTS_PER_TRIP_MAX: usize = 2;
 /// What the replies of one round trip should take together at most, as far as that can be foreseen: XRANGE
 /// counts entries, and how large they are is seen only when they are there.
 const TRIP_BYTES_GOAL: usize = 16 * 1024 * 1024;
