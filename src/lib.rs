@@ -51,6 +51,9 @@
 
 // In reading order: the vocabulary,
 pub mod event;
+// what is said in it, and in the words of LLM providers,
+mod json;
+pub mod provider;
 // the doors to channels, threads and stopping,
 pub mod queue;
 pub mod stop;

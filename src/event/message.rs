@@ -55,10 +55,20 @@ impl Cursor {
         self.state.assign(state);
     }
 
-    /// Whether the newest generation is over there.
+    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before it.
     #[must_use]
     pub const fn is_terminal(&self) -> bool {
-        self.state.phase.terminal().is_some()
+        self.state.phase.terminal().is_some() && self.position.is_whole()
+    }
+
+    /// The position as frames are held against it: below the end that a finishing generation may come to of itself,
+    /// which has the id of an entry that was passed.
+    #[must_use]
+    pub fn before_end(&self) -> Position {
+        match self.state.finishing() {
+            Some(_) if self.position.is_whole() => Position::but_end(self.position.id),
+            _ => self.position,
+        }
     }
 }
 
@@ -170,6 +180,8 @@ pub struct ReplayBatch {
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
+    /// What time it was at Redis right before the read, µs since 1970, as Redis said.
+    pub asked_redis_us: Option<u64>,
 }
 
 impl ReplayBatch {

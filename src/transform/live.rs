@@ -105,11 +105,18 @@ impl LiveStreams {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    pub(super) fn start(&mut self, stream: StreamName, reader: usize, from: Cursor, now_us: u64) -> LiveRef {
+    /// Starts a stream at `from`. The moment, and the grace of finishing generations in ms.
+    pub(super) fn start(
+        &mut self,
+        stream: StreamName,
+        reader: usize,
+        from: Cursor,
+        (now_us, grace_ms): (u64, u64),
+    ) -> LiveRef {
         self.generation += 1;
         let newest = from.position.id;
         let live = LiveStream {
-            assembler: Assembler::new(stream.clone(), from.position, from.state),
+            assembler: Assembler::new(stream.clone(), from.position, from.state).with_grace(grace_ms),
             stream: stream.clone(),
             attached: Vec::new(),
             board: Arc::default(),

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! Entry ──decode──▶ Decoded ──order──▶ Verdict ──assemble──▶ Frame
+//!     └────hear─────▶ several                 │
+//!        (what providers send)                │
 //!                                        └─────snapshot────▶ the state so far
 //!                                        └─────seek────────▶ where a resume begins
 //! ```
@@ -13,8 +15,8 @@
 pub mod assemble;
 pub mod decode;
 pub mod gaps;
+mod hear;
 pub mod history;
-mod json;
 mod live;
 pub mod order;
 pub mod seek;

@@ -75,6 +75,11 @@ impl Snapshot {
             return;
         }
         self.newest.entries += 1;
+        self.push_further(decoded);
+    }
+
+    /// Takes what a delivered entry says beside what was taken of it before.
+    pub fn push_further(&mut self, decoded: &Decoded<'_>) {
         if self.is_too_large() {
             return;
         }

@@ -194,7 +194,7 @@ impl Worker {
     fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
         let (after, ordinal) = (from.position.id, from.state.ordinal);
         let reader = self.choose_reader(&stream);
-        let live = self.streams.start(stream.clone(), reader, from, now_us);
+        let live = self.streams.start(stream.clone(), reader, from, (now_us, self.grace_ms()));
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
@@ -335,6 +335,7 @@ impl Worker {
             now_us,
             redis_us: self.parts.clock.at(now_us),
             stall_after_us: micros(self.parts.stream.stall_after),
+            grace_ms: self.grace_ms(),
         };
         let Self { parts, reported, .. } = self;
         let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
@@ -413,6 +414,11 @@ impl Worker {
     /// The silence after which a producer is stalled, and lost, in µs.
     fn silence_limits(&self) -> (u64, u64) {
         (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after))
+    }
+
+    /// After which time a finishing generation is over, in ms.
+    fn grace_ms(&self) -> u64 {
+        micros(self.parts.stream.finish_grace) / 1000
     }
 
     fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
@@ -529,7 +535,7 @@ impl Witness for Notary<'_> {
         match reason {
             DropReason::Retry => counters.entries_dropped_retry.add(1),
             DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
-            DropReason::Heartbeat => {}
+            DropReason::Heartbeat | DropReason::Framing => {}
         }
     }
 

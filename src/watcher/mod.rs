@@ -366,12 +366,11 @@ impl Watcher {
             return Ok(());
         }
         self.clock_at = now + CLOCK_INTERVAL;
-        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?.value()?);
+        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?);
         let answered_us = now_us();
-        let part = |index: usize| reply.as_array()?.get(index)?.as_int();
-        if let (Some(seconds), Some(micros)) = (part(0), part(1)) {
+        if let Some(theirs) = reply.time_us() {
             let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
-            let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
+            let theirs = i64::try_from(theirs).unwrap_or(i64::MAX);
             self.clock.set_offset_us(theirs.saturating_sub(ours));
         }
         Ok(())
