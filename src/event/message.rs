@@ -5,9 +5,10 @@
 //! ([`LiveBatch`], [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
 
 use std::any::Any;
-use std::hash::Hasher;
 use std::sync::Arc;
 
+pub use super::clock::{RedisClock, now_us};
+pub use super::shard::{Fnv, shard};
 use super::{AckBoard, After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
 
 /// A slot of a table together with the generation of its content, so that a message about former
@@ -66,7 +67,7 @@ impl Cursor {
     #[must_use]
     pub fn before_end(&self) -> Position {
         match self.state.finishing() {
-            Some(_) if self.position.is_whole() => Position::but_end(self.position.id),
+            Some(newest) if self.position >= Position::whole(newest) => Position::but_end(newest),
             _ => self.position,
         }
     }
@@ -287,7 +288,7 @@ pub struct Opened {
 /// A live stream's place in its transform thread.
 pub type LiveRef = Slot;
 
-/// What delivery threads ask of a transform thread.
+/// What delivery threads ask of a transform thread, and what the watcher answers it.
 #[derive(Debug)]
 pub enum Control {
     /// Send the stream's live frames to a delivery thread from now on.
@@ -309,6 +310,15 @@ pub enum Control {
         delivery: usize,
         /// The stream there.
         hub: HubRef,
+    },
+    /// The answer to [`Errand::IsOver`]: nothing followed `newest` at `redis_ms`, by Redis' clock.
+    NothingFollowed {
+        /// The stream.
+        stream: StreamName,
+        /// Its newest entry.
+        newest: EntryId,
+        /// When that was so, ms since 1970.
+        redis_ms: u64,
     },
 }
 
@@ -505,6 +515,15 @@ pub enum Errand {
         /// Its newest entry.
         newest: EntryId,
     },
+    /// Whether anything follows a finishing generation's newest entry.
+    IsOver {
+        /// The stream.
+        stream: StreamName,
+        /// Its newest entry.
+        newest: EntryId,
+        /// The transform thread to be told.
+        transform: usize,
+    },
     /// A client wants the generation to stop.
     Cancel {
         /// The stream.
@@ -514,59 +533,4 @@ pub enum Errand {
         /// Who asks.
         by: String,
     },
-}
-
-/// Redis' clock as an offset to this host's: readable by all, set by the watcher.
-#[derive(Debug, Default)]
-pub struct RedisClock(std::sync::atomic::AtomicI64);
-
-impl RedisClock {
-    /// Sets how far Redis' clock is ahead of this host's, in µs.
-    pub fn set_offset_us(&self, offset: i64) {
-        self.0.store(offset, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// Redis' time when this host's is `now_us`; both µs since 1970.
-    #[must_use]
-    pub fn at(&self, now_us: u64) -> u64 {
-        now_us.saturating_add_signed(self.0.load(std::sync::atomic::Ordering::Relaxed))
-    }
-}
-
-/// This host's clock, µs since 1970.
-#[must_use]
-pub fn now_us() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
-}
-
-/// FNV-1a, 64 bit (Fowler, Noll, Vo): short, the same in every build, and spreads names that differ in a digit.
-#[derive(Clone, Copy, Debug)]
-pub struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 =
-            bytes.iter().fold(self.0, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Which of `count` threads a stream belongs to; stable as long as the daemon runs.
-#[must_use]
-pub fn shard(stream: &StreamName, count: usize) -> usize {
-    let mut hash = Fnv::default();
-    hash.write(stream.as_str().as_bytes());
-    let mixed = hash.finish() ^ (hash.finish() >> 32);
-    usize::try_from(mixed % count.max(1) as u64).unwrap_or(0)
 }

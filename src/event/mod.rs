@@ -6,6 +6,7 @@
 
 mod after;
 mod board;
+mod clock;
 mod encode;
 mod entry;
 mod frame;
@@ -16,6 +17,7 @@ mod name;
 mod native;
 pub mod notice;
 mod progress;
+mod shard;
 mod state;
 mod wire;
 

@@ -338,6 +338,21 @@ fn messages_are_blocks() {
             r#"{"type":"content_block_delta","index":1,"delta":{"type":"citations_delta","citation":{}}}"#,
             "custom content_block_delta",
         ),
+        (r#"{"type":"surprise"}"#, "custom surprise"),
+        (
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7,"input_tokens":null,"c":0}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"message_stop"}"#,
+            r#"end end_turn {"input_tokens":5,"output_tokens":7,"a":{"b":1},"c":0}"#,
+        ),
+    ]);
+}
+
+#[test]
+fn tools_are_blocks() {
+    anthropic(&[
         (
             r#"{"type":"content_block_start","index":2,"content_block":{"type":"tool_use","id":"c1","name":"f","input":{}}}"#,
             "",

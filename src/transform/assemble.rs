@@ -218,9 +218,15 @@ impl Assembler {
         pushed
     }
 
+    /// Whether a finishing generation is over if nothing has come up to `redis_ms` by Redis' clock.
+    #[must_use]
+    pub fn is_over_at(&self, redis_ms: u64) -> bool {
+        is_over_at(&self.state, redis_ms, self.grace_ms)
+    }
+
     /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over. Whether it is now.
     pub fn conclude(&mut self, redis_ms: u64, read_us: u64) -> bool {
-        let is_over = is_over_at(&self.state, redis_ms, self.grace_ms);
+        let is_over = self.is_over_at(redis_ms);
         if is_over {
             self.emit_end(read_us);
         }

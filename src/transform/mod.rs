@@ -2,9 +2,7 @@
 //!
 //! ```text
 //! Entry ──decode──▶ Decoded ──order──▶ Verdict ──assemble──▶ Frame
-//!     └────hear─────▶ several                 │
-//!        (what providers send)                │
-//!                                        └─────snapshot────▶ the state so far
+//!    └─────hear───────▲ (several)         └─────snapshot────▶ the state so far
 //!                                        └─────seek────────▶ where a resume begins
 //! ```
 //!

@@ -168,6 +168,7 @@ impl Worker {
                     self.detach(live, (delivery, hub));
                 }
             }
+            Control::NothingFollowed { stream, newest, redis_ms } => self.conclude(&stream, newest, redis_ms),
         }
     }
 
@@ -306,6 +307,22 @@ impl Worker {
         }
     }
 
+    /// Nothing had followed a stream's newest entry at `redis_ms`: if its generation is finishing, that was the end.
+    fn conclude(&mut self, stream: &StreamName, newest: EntryId, redis_ms: u64) {
+        let now_us = now_us();
+        let Some((live, found)) = self.streams.find(stream) else { return };
+        let frames = found.conclude(newest, (redis_ms, now_us));
+        if frames.is_empty() {
+            return;
+        }
+        let (attached, passed) = (found.attached.clone(), found.assembler.position().id);
+        self.wake_up(live);
+        measure(&mut self.recorder, &self.parts.registry, &frames, now_us);
+        for (delivery, hub) in attached {
+            self.send_parcel(delivery, vec![LiveFrames { hub, frames: frames.clone(), passed }], vec![live]);
+        }
+    }
+
     /// The stream's producer speaks again after it was silent.
     fn wake_up(&mut self, live: LiveRef) {
         if let Some(found) = self.streams.get(live)
@@ -388,6 +405,11 @@ impl Worker {
             match found.judge_silence((now_us, redis_us), limits) {
                 Silence::Unchanged => {}
                 Silence::Stalled => self.silent.push_back(live),
+                Silence::Over(newest) => {
+                    let (stream, transform) = (found.stream.clone(), self.parts.index);
+                    // With no room for it, it is asked again.
+                    let _ = self.parts.errands.try_send(Errand::IsOver { stream, newest, transform });
+                }
                 Silence::GiveUp(newest) => {
                     let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
                     if self.parts.errands.try_send(errand).is_err() {
