@@ -477,6 +477,48 @@ mod tests {
         }
     }
 
+    /// A frame with the id of an entry that was passed: the end that a generation comes to of itself.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Of(Position, Position);
+
+    impl Piece for Of {
+        fn after(&self) -> Position {
+            self.0
+        }
+        fn last(&self) -> Position {
+            self.1
+        }
+        fn len_bytes(&self) -> usize {
+            1
+        }
+    }
+
+    #[test]
+    fn an_end_that_no_entry_says_reaches_whoever_has_not_had_it() {
+        let id = EntryId::new(9, 0);
+        let (part, but_end, whole) = (Position::part(id, 1), Position::but_end(id), Position::whole(id));
+        let end = Of(but_end, whole);
+        for (position, taken) in [
+            (at(8), Taken::Deliver),
+            (part, Taken::Deliver),
+            (but_end, Taken::Deliver),
+            (whole, Taken::Ignored),
+        ] {
+            let mut seam: Seam<Of> = Seam::new(position);
+            assert_eq!(seam.read(Position::ZERO, true, true, Live::On(position)), (Vec::new(), Ask::Nothing));
+            assert_eq!(seam.live(&end, 9), taken, "{position}");
+            assert_eq!(seam.position(), whole);
+        }
+        // Also to whom it comes while live is being reached.
+        for live in [part, but_end] {
+            let mut seam: Seam<Of> = Seam::new(at(7));
+            let bridge = Ask::Read { until: Some(id) };
+            assert_eq!(seam.read(at(8), true, true, Live::On(live)), (Vec::new(), bridge));
+            assert_eq!(seam.live(&end, 9), Taken::Held);
+            assert_eq!(seam.read(part, true, true, Live::On(whole)), (vec![end], Ask::Nothing));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 

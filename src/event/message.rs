@@ -67,7 +67,10 @@ impl Cursor {
     #[must_use]
     pub fn before_end(&self) -> Position {
         match self.state.finishing() {
-            Some(newest) if self.position >= Position::whole(newest) => Position::but_end(newest),
+            // In the middle of an entry that entry is the newest, and the position is below its end.
+            Some(newest) if self.position.is_whole() && self.position.id >= newest => {
+                Position::but_end(newest)
+            }
             _ => self.position,
         }
     }

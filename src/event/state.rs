@@ -38,7 +38,7 @@ pub struct StreamState {
     /// Where the newest generation stands.
     pub phase: Phase,
     /// The newest generation's id, escaped, where its `start` gave one.
-    pub generation: Option<Arc<str>>,
+    pub generation: Option<Arc<String>>,
     /// The highest `seq` of the newest generation.
     pub seq: Option<u64>,
     /// Whether entries before this point were removed unseen: the next `seq` is then taken as it comes
@@ -54,7 +54,7 @@ pub struct StreamState {
 
 impl StreamState {
     /// Another generation begins; what is known of the stream as a whole stays.
-    pub fn begin(&mut self, phase: Phase, generation: Option<Arc<str>>) {
+    pub fn begin(&mut self, phase: Phase, generation: Option<Arc<String>>) {
         *self = Self { phase, generation, ordinal: self.ordinal, ..Self::default() };
     }
 

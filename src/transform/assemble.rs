@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::decode::decode;
+use super::decode::{MALFORMED, native};
 use super::hear::{Concluded, Heard, is_over_at, is_over_before, last_frame};
 use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
@@ -125,15 +125,16 @@ impl Assembler {
         if id <= self.position {
             return Pushed::Old;
         }
-        if self.state.progress.is_some() || entry.fields.get("data").is_none() {
-            return self.push_heard(entry, read_us);
-        }
+        let data = match entry.fields.get("data") {
+            Some(data) if self.state.progress.is_none() => data,
+            _ => return self.push_heard(entry, read_us),
+        };
         self.position = id;
         self.state.pass();
-        let decoded = match decode(entry) {
-            Ok(decoded) => decoded,
-            Err(undecodable) => {
-                let reason = undecodable.reason;
+        let decoded = match native(data) {
+            Some(decoded) => decoded,
+            None => {
+                let reason = MALFORMED.reason;
                 if shows_skipped(&self.state) {
                     self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
                 }

@@ -3,6 +3,8 @@
 //! A pure function over the state that crosses the seam between history and live, so that every reader
 //! who has read the same entries comes to the same verdicts, wherever it began.
 
+use std::sync::Arc;
+
 use crate::event::{Decoded, EntryId, Event, Phase, StreamState};
 use crate::json;
 
@@ -55,7 +57,7 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
                 None => count(state, seq, DropReason::Retry),
             };
         }
-        state.begin(Phase::Open, generation.map(Into::into));
+        state.begin(Phase::Open, generation.map(|name| Arc::new(name.to_owned())));
         return Verdict::Deliver { lost: advance(state, seq), begins: true };
     }
     if state.phase.terminal().is_some() {

@@ -258,8 +258,7 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
     let daemons =
         ["i1", "i2"].map(|id| Daemon::options(&redis).set(&format!("service.instance={id}")).start());
     let mut producer = Producer::new(&redis, "s1", "m");
-    let (seconds, micros): (u64, u64) = redis.connect().run(&["TIME"]);
-    let now_ms = seconds * 1000 + micros / 1000;
+    let now_ms = redis.connect().now_ms();
     producer.write_fields(&at(now_ms, 0), &[("openai", br#"{"choices":[{"delta":{"content":"a"}}]}"#)]);
     let mut viewers = Vec::new();
     for daemon in &daemons {
@@ -318,8 +317,7 @@ fn what_follows_an_end_that_nobody_wrote_is_the_next_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
-    let (seconds, micros): (u64, u64) = redis.connect().run(&["TIME"]);
-    let long_ago = seconds * 1000 + micros / 1000 - 60_000;
+    let long_ago = redis.connect().now_ms() - 60_000;
     let text = br#"{"choices":[{"delta":{"content":"c"}}]}"#;
     producer.write_fields(&at(long_ago, 0), &[("openai", FINISH.as_bytes())]);
     producer.write_fields(&at(long_ago, 1_999), &[("openai", USAGE.as_bytes())]);
