@@ -93,3 +93,14 @@ impl StreamState {
         self.ordinal = self.ordinal.map(|ordinal| ordinal.saturating_add(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is copied for every frame.
+    #[test]
+    fn a_state_stays_small() {
+        assert!(size_of::<StreamState>() <= 80, "{} bytes", size_of::<StreamState>());
+    }
+}

@@ -30,7 +30,10 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
             }
             Some(())
         }
-        "response.queued"
+        // What servers send to keep a connection open says nothing either.
+        "keepalive"
+        | "ping"
+        | "response.queued"
         | "response.in_progress"
         | "response.content_part.added"
         | "response.content_part.done"

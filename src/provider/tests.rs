@@ -249,6 +249,7 @@ fn responses_are_text_reasoning_and_calls() {
     openai(&[
         (r#"{"type":"response.created","response":{"status":"in_progress"}}"#, ""),
         (r#"{"type":"response.in_progress"}"#, ""),
+        (r#"{"type":"keepalive","sequence_number":3}"#, ""),
         (r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"reasoning"}}"#, ""),
         (r#"{"type":"response.reasoning_summary_text.delta","delta":"s"}"#, "reasoning#0 s"),
         (r#"{"type":"response.reasoning_text.delta","delta":"t"}"#, "reasoning#0 t"),

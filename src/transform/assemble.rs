@@ -131,15 +131,12 @@ impl Assembler {
         };
         self.position = id;
         self.state.pass();
-        let decoded = match native(data) {
-            Some(decoded) => decoded,
-            None => {
-                let reason = MALFORMED.reason;
-                if shows_skipped(&self.state) {
-                    self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
-                }
-                return Pushed::Undecodable { reason };
+        let Some(decoded) = native(data) else {
+            let reason = MALFORMED.reason;
+            if shows_skipped(&self.state) {
+                self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
             }
+            return Pushed::Undecodable { reason };
         };
         let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
         match judge(&mut self.state, entry.id, &decoded) {
