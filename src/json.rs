@@ -6,6 +6,9 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// What may lie around a JSON value.
+pub(crate) const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
+
 /// The characters between the quotes of a JSON string, if the valid JSON value `raw` is a string.
 pub(crate) fn string(raw: &str) -> Option<&str> {
     raw.strip_prefix('"')?.strip_suffix('"')

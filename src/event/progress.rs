@@ -8,6 +8,8 @@ pub const PROGRESS_BYTES_MAX: usize = 64 * 1024;
 
 /// What a block counts beside its strings.
 const BLOCK_BYTES: usize = 64;
+/// More parts or reasons than have room, so that one entry cannot make many of them either: each is looked for among all.
+const PARTS_MAX: usize = PROGRESS_BYTES_MAX / BLOCK_BYTES;
 
 /// What the entries of a generation have said that later ones build on. Strings are *escaped*, as in
 /// [`Event`](super::Event).
@@ -15,9 +17,8 @@ const BLOCK_BYTES: usize = 64;
 /// Part of the state that crosses the seam, and shared by all who stand at the same place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Why the generation ended, in the provider's word: of the first choice, where it said so, else of the one that
-    /// said so first.
-    pub finish_reason: Option<Box<str>>,
+    /// Why the choices ended, in the provider's word; in the order in which they said so.
+    pub finish_reasons: Vec<(u64, Box<str>)>,
     /// Token counts, JSON.
     pub usage: Option<Box<str>>,
     /// The choices that have said something, as bits; those above 63 are not followed.
@@ -69,7 +70,7 @@ pub struct Introduction {
 impl Progress {
     /// Nothing said yet.
     pub const NONE: Self = Self {
-        finish_reason: None,
+        finish_reasons: Vec::new(),
         usage: None,
         begun: 0,
         finished: 0,
@@ -100,12 +101,34 @@ impl Progress {
             });
             BLOCK_BYTES + key + introduced
         });
-        of(&self.finish_reason) + of(&self.usage) + of(&self.message) + blocks.sum::<usize>()
+        let reasons = self.finish_reasons.iter().map(|(_, reason)| BLOCK_BYTES + reason.len()).sum::<usize>();
+        reasons + of(&self.usage) + of(&self.message) + blocks.sum::<usize>()
+    }
+
+    /// Why the generation ended: the first choice's word, else that of the one that said so first.
+    #[must_use]
+    pub fn finish_reason(&self) -> Option<&str> {
+        let of_first = self.finish_reasons.iter().find(|(index, _)| *index == 0);
+        of_first.or_else(|| self.finish_reasons.first()).map(|(_, reason)| &**reason)
+    }
+
+    /// A choice has said why it ended; `None` where too many have.
+    pub fn finish(&mut self, index: u64, reason: &str) -> Option<()> {
+        if let Some((_, known)) = self.finish_reasons.iter_mut().find(|(known, _)| *known == index) {
+            *known = reason.into();
+            return Some(());
+        }
+        (self.finish_reasons.len() < PARTS_MAX).then(|| self.finish_reasons.push((index, reason.into())))
+    }
+
+    /// A part goes on; `None` where too many do.
+    pub fn open(&mut self, block: Block) -> Option<()> {
+        (self.blocks.len() < PARTS_MAX).then(|| self.blocks.push(block))
     }
 
     /// Whether every choice that has said something has said why it ended: nothing more needs to come.
     #[must_use]
     pub const fn is_finishing(&self) -> bool {
-        self.finish_reason.is_some() && self.begun & !self.finished == 0
+        !self.finish_reasons.is_empty() && self.begun & !self.finished == 0
     }
 }

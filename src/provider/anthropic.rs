@@ -11,6 +11,7 @@ use crate::event::{BlockKey, Event, Introduction, Progress};
 use crate::json;
 
 pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let event = event.trim_matches(json::BLANKS);
     let [kind, index] = json::members(event, ["type", "index"])?;
     match &*json::unescape(json::string(kind?)?)? {
         "message_start" => begin_message(event, draft),
@@ -57,7 +58,7 @@ fn begin_block<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<
             let owned = |text: Option<&str>| text.map(Box::from);
             let arguments = input.filter(|input| *input != "{}").map(quoted).unwrap_or_default();
             let introduction = Introduction { id: owned(word(id)?), name: owned(word(name)?), arguments };
-            draft.open_block(key, Some(introduction));
+            draft.open_block(key, Some(introduction))?;
             return Some(());
         }
         Some("text") => draft.say_text("content", 0, text(plain)?)?,
@@ -97,7 +98,7 @@ fn read_message_delta(event: &str, draft: &mut Draft<'_>) -> Option<()> {
         draft.keep_usage(Some(&merged));
     }
     if let Some(reason) = reason {
-        draft.change().finish_reason = Some(reason.into());
+        draft.change().finish(0, reason)?;
     }
     Some(())
 }

@@ -59,12 +59,9 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<bool> {
     if let Some(reason) = word(finish_reason)?
         && (!draft.follows_end || !draft.said.is_empty())
     {
-        let is_first = index == 0 || draft.progress().finish_reason.is_none();
         let progress = draft.change();
         progress.finished |= bit;
-        if is_first {
-            progress.finish_reason = Some(reason.into());
-        }
+        progress.finish(index, reason)?;
     }
     Some(has_more)
 }
@@ -115,7 +112,7 @@ fn read_call<'a>(call: &'a str, (choice, place): (u64, usize), draft: &mut Draft
     let id = word(id)?;
     let number = match number {
         Some(number) => json::unsigned(number)?,
-        None => unnumbered(choice, id.is_some() || place > 0, draft),
+        None => unnumbered(choice, id.is_some() || place > 0, draft)?,
     };
     match function {
         Some(function) => say_function(function, (choice, number, id), draft),
@@ -140,9 +137,9 @@ fn say_function<'a>(
 }
 
 /// The number of a call that has none: the last one's of its choice, or the next where another begins.
-fn unnumbered(choice: u64, begins: bool, draft: &mut Draft<'_>) -> u64 {
+fn unnumbered(choice: u64, begins: bool, draft: &mut Draft<'_>) -> Option<u64> {
     let key = BlockKey::Place(choice);
-    match draft.progress().blocks.iter().position(|block| block.key == key) {
+    Some(match draft.progress().blocks.iter().position(|block| block.key == key) {
         Some(place) if begins => {
             let block = &mut draft.change().blocks[place];
             block.call = block.call.saturating_add(1);
@@ -150,8 +147,8 @@ fn unnumbered(choice: u64, begins: bool, draft: &mut Draft<'_>) -> u64 {
         }
         Some(place) => draft.progress().blocks[place].call,
         None => {
-            draft.change().blocks.push(Block { key, call: 0, introduction: None });
+            draft.change().open(Block { key, call: 0, introduction: None })?;
             0
         }
-    }
+    })
 }

@@ -18,7 +18,7 @@
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`] for what is kept of a generation, [`EVENTS_PER_ENTRY_MAX`] for what one entry says;
 //! entries beyond are malformed, and counted as such. Left out: the arguments of tool calls as JSON objects in
-//! place of text, and finish reasons of choices other than the first.
+//! place of text.
 
 mod anthropic;
 mod chat;
@@ -108,7 +108,7 @@ pub fn read<'a>(
     follows_end: bool,
 ) -> Result<Said<'a>, Malformed> {
     let mut draft = Draft { before, follows_end, said: Said::default() };
-    let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?.trim_matches([' ', '\t', '\r', '\n']);
+    let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
     let understood = match form {
         Form::OpenAi => openai::read(text, &mut draft),
         Form::Anthropic => anthropic::read(text, &mut draft),
@@ -119,7 +119,7 @@ pub fn read<'a>(
 /// The `end` that a generation comes to with what it has said so far.
 #[must_use]
 pub fn end(progress: &Progress) -> Event<'_> {
-    Event::End { finish_reason: progress.finish_reason.as_deref(), usage: progress.usage.as_deref() }
+    Event::End { finish_reason: progress.finish_reason(), usage: progress.usage.as_deref() }
 }
 
 /// What an entry says, in the making. Nothing of it counts before the entry is understood to its end.
@@ -170,13 +170,13 @@ impl<'a> Draft<'a> {
         self.before.blocks.iter().position(|block| block.key == *key)
     }
 
-    fn open_block(&mut self, key: BlockKey, introduction: Option<Introduction>) -> u64 {
+    fn open_block(&mut self, key: BlockKey, introduction: Option<Introduction>) -> Option<u64> {
         self.close_block(&key);
         let progress = self.change();
         let call = progress.calls;
         progress.calls = call.saturating_add(1);
-        progress.blocks.push(Block { key, call, introduction });
-        call
+        progress.open(Block { key, call, introduction })?;
+        Some(call)
     }
 
     fn close_block(&mut self, key: &BlockKey) {

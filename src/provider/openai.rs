@@ -11,6 +11,7 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     if text == DONE {
         return draft.say(end(draft.before));
     }
+    let text = text.trim_matches(json::BLANKS);
     let [kind, object, choices, failure, usage] =
         json::members(text, ["type", "object", "choices", "error", "usage"])?;
     if let Some(choices) = choices {

@@ -72,7 +72,7 @@ fn say_arguments<'a>(event: &'a str, arguments: &'a str, draft: &mut Draft<'a>) 
     if let Some(place) = draft.place(&key) {
         return draft.say_piece(place, arguments);
     }
-    let call = draft.open_block(key, None);
+    let call = draft.open_block(key, None)?;
     draft.say(Event::ToolCall { index: 0, call, id: None, name: None, arguments })
 }
 
@@ -88,7 +88,7 @@ fn begin_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
                 name: owned(word(name)?),
                 arguments: text(arguments)?.unwrap_or_default().into(),
             };
-            draft.open_block(key(event, item_id)?, Some(introduction));
+            draft.open_block(key(event, item_id)?, Some(introduction))?;
             Some(())
         }
         Some("message" | "reasoning") => Some(()),
@@ -108,7 +108,7 @@ fn end_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
                 draft.end_block(&key, arguments)?;
             } else {
                 let (id, name) = (word(id)?, word(name)?);
-                let call = draft.open_block(key.clone(), None);
+                let call = draft.open_block(key.clone(), None)?;
                 let arguments = arguments.unwrap_or_default();
                 draft.say(Event::ToolCall { index: 0, call, id, name, arguments })?;
             }

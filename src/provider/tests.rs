@@ -73,7 +73,8 @@ fn a_chat_is_text_between_a_role_and_an_end() {
         // What comes too late is not the next one's.
         (r#"{"choices":[{"delta":{},"finish_reason":"length"}],"usage":{"total_tokens":9}}"#, ""),
         (r#"{"choices":[{"delta":{"content":"x"}}]}"#, "content#0 x"),
-        (" [DONE]\n", "end - -"),
+        (" [DONE]\n", "malformed"),
+        ("[DONE]", "end - -"),
     ]);
 }
 
@@ -446,6 +447,9 @@ fn what_is_kept_is_bounded() {
     let long = "x".repeat(PROGRESS_BYTES_MAX + 1);
     let finish = format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":"{long}"}}]}}"#);
     openai(&[(&finish, "malformed")]);
+    let finished: Vec<String> =
+        (0..5000).map(|index| format!(r#"{{"index":{index},"finish_reason":"x"}}"#)).collect();
+    openai(&[(&format!(r#"{{"choices":[{}]}}"#, finished.join(",")), "malformed")]);
     let deltas = vec![r#"{"delta":{"content":"x"}}"#; EVENTS_PER_ENTRY_MAX + 1];
     let chunk = |count: usize| format!(r#"{{"choices":[{}]}}"#, deltas[..count].join(","));
     assert_ne!(Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX)), "malformed");

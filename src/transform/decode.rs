@@ -64,7 +64,7 @@ pub fn native(data: &[u8]) -> Option<Decoded<'_>> {
         Some("heartbeat") => Event::Heartbeat,
         _ => {
             let common = |member| members.get(member).and_then(json::unsigned);
-            let event = Event::Custom { data: text.trim_matches([' ', '\t', '\r', '\n']) };
+            let event = Event::Custom { data: text.trim_matches(json::BLANKS) };
             return Some(Decoded { event, seq: common(Member::Seq), ts_us: common(Member::Ts) });
         }
     };

@@ -99,7 +99,8 @@ pub(super) struct Concluded {
     pub(super) id: EntryId,
     /// The stream's ordinal there.
     pub(super) ordinal: Option<u64>,
-    progress: Arc<Progress>,
+    /// What the generation had said.
+    pub(super) progress: Arc<Progress>,
 }
 
 impl Concluded {

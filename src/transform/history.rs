@@ -322,6 +322,9 @@ impl Gathering {
         let mut is_counted = false;
         while let Some((decoded, verdict, _)) = heard.judge(&mut self.state) {
             let Verdict::Deliver { begins, .. } = verdict else { continue };
+            if decoded.event.is_terminal() {
+                self.snapshot.finish_choices(Progress::known(progress.as_deref()));
+            }
             match std::mem::replace(&mut is_counted, true) {
                 false => self.snapshot.push(&decoded, begins),
                 true => self.snapshot.push_further(&decoded),
@@ -338,6 +341,7 @@ impl Gathering {
 
     fn end_finishing(&mut self) {
         if let Some(concluded) = Concluded::of(&mut self.state) {
+            self.snapshot.finish_choices(&concluded.progress);
             self.snapshot.push_further(&concluded.end());
         }
     }

@@ -187,6 +187,8 @@ fn a_chat_is_told_as_it_was_streamed() {
     assert_eq!(state["usage"], json!({"prompt_tokens": 3, "completion_tokens": 9}));
     let second = &state["choices"][1];
     assert_eq!((&second["content"], &second["refusal"]), (&json!("Yo."), &json!("no")));
+    let reasons = [&state["choices"][0]["finish_reason"], &second["finish_reason"]];
+    assert_eq!(reasons, [&json!("tool_calls"), &json!("stop")]);
     assert_eq!(state["entries"], 7, "one for each entry that gives frames");
     // Escapes are the provider's.
     assert!(told.frames.iter().any(|frame| frame.raw.contains(r"H\u00e4")));
