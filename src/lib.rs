@@ -36,7 +36,7 @@
 //! - **Whatever goes wrong with a live stream sends its viewers to history**, the one road that finds out what
 //!   happened. A reader mends nothing: it reports the stream as broken and forgets it.
 //! - **Position and state cross the seam together** ([`event::message::Cursor`]): the id, the highest `seq`, the
-//!   generation, how many entries were passed.
+//!   generation, how many entries were passed, what a provider's entries have said that later ones build on.
 //! - **The cursor is the truth, the group's position is not**; the client's last id is the truth about the client.
 //! - **A frame is encoded once** and shared by reference, however many clients receive it.
 //! - **Every queue and buffer has a bound** ([`queue`], `daemon::capacity`, `client.send_budget`), and what
@@ -51,6 +51,9 @@
 
 // In reading order: the vocabulary,
 pub mod event;
+// what is said in it, and in the words of LLM providers,
+mod json;
+pub mod provider;
 // the doors to channels, threads and stopping,
 pub mod queue;
 pub mod stop;

@@ -189,12 +189,12 @@ impl Checker<'_> {
     }
 
     fn stream(&mut self) -> Stream {
-        self.take(&keys::STREAM_FINISH_GRACE);
         self.take(&keys::STREAM_RECEIPTS);
         self.take(&keys::STREAM_RECEIPTS_AFTER);
         let stream = Stream {
             stall_after: self.take(&keys::STREAM_STALL_AFTER),
             abandon_after: self.take(&keys::STREAM_ABANDON_AFTER),
+            finish_grace: self.take(&keys::STREAM_FINISH_GRACE),
             linger: self.take(&keys::STREAM_LINGER),
         };
         if !stream.abandon_after.is_zero() && stream.abandon_after < stream.stall_after {

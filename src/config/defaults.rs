@@ -192,8 +192,10 @@ keys! {
     STREAM_LINGER: Span = "stream.linger", Span {
         default: secs(10), min: ms(1), max: hours(1), zero: Some(Duration::ZERO),
     };
-    /// Judges raw provider entries, which this version does not read.
-    STREAM_FINISH_GRACE: NotYet = "stream.finish_grace", NotYet::Span(secs(2));
+    /// Longer than a provider takes from its finish reason to its last chunk, which has the token counts.
+    STREAM_FINISH_GRACE: Span = "stream.finish_grace", Span {
+        default: secs(2), min: ms(100), max: hours(1), zero: Some(Duration::ZERO),
+    };
     /// Receipts are not written by this version.
     STREAM_RECEIPTS: NotYet = "stream.receipts", NotYet::Flag(false);
     /// Belongs to `receipts`.

@@ -48,6 +48,7 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::CLIENT_MAX_STATE, &client.max_state);
     out.add(&keys::STREAM_STALL_AFTER, &stream.stall_after);
     out.add(&keys::STREAM_ABANDON_AFTER, &stream.abandon_after);
+    out.add(&keys::STREAM_FINISH_GRACE, &stream.finish_grace);
     out.add(&keys::STREAM_LINGER, &stream.linger);
     out.add(&keys::DELIVERY_ACK, &delivery.ack);
     out.add(&keys::DELIVERY_MAX_BATCH, &delivery.max_batch);

@@ -180,6 +180,9 @@ pub struct Stream {
     pub stall_after: Duration,
     /// A producer's silence after which it is given up; zero: never.
     pub abandon_after: Duration,
+    /// How long after a provider's finish reason its last word may take to come; after that the generation is over
+    /// without it. Zero: it is waited for.
+    pub finish_grace: Duration,
     /// How long the group of a stream that nobody watches any more is kept.
     pub linger: Duration,
 }

@@ -183,12 +183,11 @@ fn what_is_not_there_yet_is_refused_by_name() {
         "[auth]\nquery_token = true",
         "[stream]\nreceipts = true",
         "[stream]\nreceipts_after = \"2m\"",
-        "[stream]\nfinish_grace = \"0\"",
     ] {
         let errors = errors_of(text);
         assert!(errors.len() == 1 && errors[0].contains("not available in this version"), "{errors:?}");
     }
-    try_load("[stream]\nreceipts_after = \"60s\"\nfinish_grace = \"2000ms\"", &[], &[]).unwrap();
+    try_load("[stream]\nreceipts_after = \"60s\"", &[], &[]).unwrap();
 }
 
 #[test]
@@ -257,7 +256,6 @@ fn what_is_described_can_be_loaded_again() {
         "auth.secret_file",
         "auth.keys_file",
         "auth.query_token",
-        "stream.finish_grace",
         "stream.receipts",
         "stream.receipts_after",
     ];

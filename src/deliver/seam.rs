@@ -91,7 +91,7 @@ enum Road<P> {
     /// Waiting for live to begin.
     Joining,
     /// A read up to `until` is outstanding; `held` is `None` once holding cost too much.
-    Bridging { until: EntryId, held: Option<Vec<P>>, held_bytes: usize },
+    Bridging { until: Position, held: Option<Vec<P>>, held_bytes: usize },
     /// Gets live frames.
     Live,
 }
@@ -148,12 +148,12 @@ impl<P: Piece> Seam<P> {
             Road::Bridging { .. } if !exhausted && !room => (Vec::new(), Ask::Nothing),
             Road::Bridging { until, held, held_bytes } if !exhausted => {
                 self.road = Road::Bridging { until, held, held_bytes };
-                (Vec::new(), Ask::Read { until: Some(until) })
+                (Vec::new(), Ask::Read { until: Some(until.id) })
             }
             Road::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
             Road::Bridging { until, held: Some(held), .. } => {
                 // The entry at the end may have been deleted meanwhile; nothing more is coming before it.
-                self.position = self.position.max(Position::whole(until));
+                self.position = self.position.max(until);
                 self.road = Road::Live;
                 (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
             }
@@ -175,7 +175,7 @@ impl<P: Piece> Seam<P> {
         match &mut self.road {
             Road::Live => self.take(piece),
             Road::Bridging { until, held, held_bytes } => {
-                if piece.last() <= Position::whole(*until) && piece.after() < Position::whole(*until) {
+                if piece.last() <= *until && piece.after() < *until {
                     return Taken::Ignored;
                 }
                 *held_bytes += piece.len_bytes();
@@ -242,13 +242,13 @@ impl<P: Piece> Seam<P> {
                 self.road = Road::Live;
                 Ask::Nothing
             }
-            Live::On(at) => self.bridge(at.id),
+            Live::On(at) => self.bridge(at),
         }
     }
 
-    fn bridge(&mut self, until: EntryId) -> Ask {
+    fn bridge(&mut self, until: Position) -> Ask {
         self.road = Road::Bridging { until, held: Some(Vec::new()), held_bytes: 0 };
-        Ask::Read { until: Some(until) }
+        Ask::Read { until: Some(until.id) }
     }
 
     fn take(&mut self, piece: &P) -> Taken {
@@ -259,9 +259,9 @@ impl<P: Piece> Seam<P> {
         if piece.last() <= self.position {
             return Taken::Ignored;
         }
-        let until = piece.last().id;
+        let until = piece.last();
         self.bridge(until);
-        Taken::Bridge { until }
+        Taken::Bridge { until: until.id }
     }
 }
 
@@ -474,6 +474,48 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// A frame with the id of an entry that was passed: the end that a generation comes to of itself.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Of(Position, Position);
+
+    impl Piece for Of {
+        fn after(&self) -> Position {
+            self.0
+        }
+        fn last(&self) -> Position {
+            self.1
+        }
+        fn len_bytes(&self) -> usize {
+            1
+        }
+    }
+
+    #[test]
+    fn an_end_that_no_entry_says_reaches_whoever_has_not_had_it() {
+        let id = EntryId::new(9, 0);
+        let (part, but_end, whole) = (Position::part(id, 1), Position::but_end(id), Position::whole(id));
+        let end = Of(but_end, whole);
+        for (position, taken) in [
+            (at(8), Taken::Deliver),
+            (part, Taken::Deliver),
+            (but_end, Taken::Deliver),
+            (whole, Taken::Ignored),
+        ] {
+            let mut seam: Seam<Of> = Seam::new(position);
+            assert_eq!(seam.read(Position::ZERO, true, true, Live::On(position)), (Vec::new(), Ask::Nothing));
+            assert_eq!(seam.live(&end, 9), taken, "{position}");
+            assert_eq!(seam.position(), whole);
+        }
+        // Also to whom it comes while live is being reached.
+        for live in [part, but_end] {
+            let mut seam: Seam<Of> = Seam::new(at(7));
+            let bridge = Ask::Read { until: Some(id) };
+            assert_eq!(seam.read(at(8), true, true, Live::On(live)), (Vec::new(), bridge));
+            assert_eq!(seam.live(&end, 9), Taken::Held);
+            assert_eq!(seam.read(part, true, true, Live::On(whole)), (vec![end], Ask::Nothing));
         }
     }
 

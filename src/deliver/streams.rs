@@ -256,7 +256,10 @@ impl Delivery {
     pub(super) fn written(&mut self, mark: &Mark) {
         let Some(viewer) = self.viewers.get_mut(mark.viewer) else { return };
         viewer.unwritten = viewer.unwritten.saturating_sub(1);
-        viewer.written = mark.frame.last.id;
+        // Where one frame of several was written, the entry is not.
+        if mark.frame.last.is_whole() {
+            viewer.written = mark.frame.last.id;
+        }
         let hub = viewer.hub;
         self.note_unreported(hub);
     }

@@ -63,6 +63,9 @@ pub struct Position {
 impl Position {
     /// The `part` of a position that covers its entry whole.
     pub const WHOLE: u32 = u32::MAX;
+    /// The `part` of a position that covers all of its entry but the end of the generation, which may follow of itself
+    /// under the same id. Clients never see it.
+    pub const BUT_END: u32 = u32::MAX - 1;
     /// Before every entry.
     pub const ZERO: Self = Self::whole(EntryId::ZERO);
 
@@ -70,6 +73,24 @@ impl Position {
     #[must_use]
     pub const fn whole(id: EntryId) -> Self {
         Self { id, part: Self::WHOLE }
+    }
+
+    /// All of an entry but the end of the generation, should that follow of itself.
+    #[must_use]
+    pub const fn but_end(id: EntryId) -> Self {
+        Self { id, part: Self::BUT_END }
+    }
+
+    /// The frame `n`, counted from 1, of an entry that gives several.
+    #[must_use]
+    pub fn part(id: EntryId, n: usize) -> Self {
+        Self { id, part: u32::try_from(n).unwrap_or(Self::BUT_END).min(Self::BUT_END) }
+    }
+
+    /// Whether nothing of the entry itself is left to be received.
+    #[must_use]
+    pub const fn covers_entry(self) -> bool {
+        self.part >= Self::BUT_END
     }
 
     /// Whether the entry is covered whole.
@@ -93,7 +114,7 @@ impl From<EntryId> for Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_whole() { self.id.fmt(f) } else { write!(f, "{}.{}", self.id, self.part) }
+        if self.covers_entry() { self.id.fmt(f) } else { write!(f, "{}.{}", self.id, self.part) }
     }
 }
 
@@ -128,7 +149,7 @@ impl FromStr for Position {
         }
         let part = decimal(part.as_bytes())
             .and_then(|part| u32::try_from(part).ok())
-            .filter(|&part| part > 0 && part < Self::WHOLE)
+            .filter(|&part| part > 0 && part < Self::BUT_END)
             .ok_or(ParseIdError)?;
         Ok(Self { id: id.parse()?, part })
     }
@@ -171,7 +192,7 @@ mod tests {
         assert!(part < whole && whole < "5-2.1".parse().unwrap());
         assert_eq!(part.to_string(), "5-1.2");
         assert_eq!(whole.to_string(), "5-1");
-        for bad in ["5.1", "5-1.0", "5-1.", "5-1.x", "5-1.4294967295"] {
+        for bad in ["5.1", "5-1.0", "5-1.", "5-1.x", "5-1.4294967294", "5-1.4294967295"] {
             assert_eq!(bad.parse::<Position>(), Err(ParseIdError), "{bad:?}");
         }
     }

@@ -5,9 +5,10 @@
 //! ([`LiveBatch`], [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
 
 use std::any::Any;
-use std::hash::Hasher;
 use std::sync::Arc;
 
+pub use super::clock::{RedisClock, now_us};
+pub use super::shard::{Fnv, shard};
 use super::{AckBoard, After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
 
 /// A slot of a table together with the generation of its content, so that a message about former
@@ -55,10 +56,23 @@ impl Cursor {
         self.state.assign(state);
     }
 
-    /// Whether the newest generation is over there.
+    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before it.
     #[must_use]
     pub const fn is_terminal(&self) -> bool {
-        self.state.phase.terminal().is_some()
+        self.state.phase.terminal().is_some() && self.position.is_whole()
+    }
+
+    /// The position as frames are held against it: below the end that a finishing generation may come to of itself,
+    /// which has the id of an entry that was passed.
+    #[must_use]
+    pub fn before_end(&self) -> Position {
+        match self.state.finishing() {
+            // In the middle of an entry that entry is the newest, and the position is below its end.
+            Some(newest) if self.position.is_whole() && self.position.id >= newest => {
+                Position::but_end(newest)
+            }
+            _ => self.position,
+        }
     }
 }
 
@@ -173,6 +187,8 @@ pub struct ReplayBatch {
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
+    /// What time it was at Redis right before the read, µs since 1970, as Redis said.
+    pub asked_redis_us: Option<u64>,
 }
 
 impl ReplayBatch {
@@ -278,7 +294,7 @@ pub struct Opened {
 /// A live stream's place in its transform thread.
 pub type LiveRef = Slot;
 
-/// What delivery threads ask of a transform thread.
+/// What delivery threads ask of a transform thread, and what the watcher answers it.
 #[derive(Debug)]
 pub enum Control {
     /// Send the stream's live frames to a delivery thread from now on.
@@ -300,6 +316,15 @@ pub enum Control {
         delivery: usize,
         /// The stream there.
         hub: HubRef,
+    },
+    /// The answer to [`Errand::IsOver`]: nothing followed `newest` at `redis_ms`, by Redis' clock.
+    NothingFollowed {
+        /// The stream.
+        stream: StreamName,
+        /// Its newest entry.
+        newest: EntryId,
+        /// When that was so, ms since 1970.
+        redis_ms: u64,
     },
 }
 
@@ -496,6 +521,15 @@ pub enum Errand {
         /// Its newest entry.
         newest: EntryId,
     },
+    /// Whether anything follows a finishing generation's newest entry.
+    IsOver {
+        /// The stream.
+        stream: StreamName,
+        /// Its newest entry.
+        newest: EntryId,
+        /// The transform thread to be told.
+        transform: usize,
+    },
     /// A client wants the generation to stop.
     Cancel {
         /// The stream.
@@ -505,59 +539,4 @@ pub enum Errand {
         /// Who asks.
         by: String,
     },
-}
-
-/// Redis' clock as an offset to this host's: readable by all, set by the watcher.
-#[derive(Debug, Default)]
-pub struct RedisClock(std::sync::atomic::AtomicI64);
-
-impl RedisClock {
-    /// Sets how far Redis' clock is ahead of this host's, in µs.
-    pub fn set_offset_us(&self, offset: i64) {
-        self.0.store(offset, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// Redis' time when this host's is `now_us`; both µs since 1970.
-    #[must_use]
-    pub fn at(&self, now_us: u64) -> u64 {
-        now_us.saturating_add_signed(self.0.load(std::sync::atomic::Ordering::Relaxed))
-    }
-}
-
-/// This host's clock, µs since 1970.
-#[must_use]
-pub fn now_us() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
-}
-
-/// FNV-1a, 64 bit (Fowler, Noll, Vo): short, the same in every build, and spreads names that differ in a digit.
-#[derive(Clone, Copy, Debug)]
-pub struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 =
-            bytes.iter().fold(self.0, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Which of `count` threads a stream belongs to; stable as long as the daemon runs.
-#[must_use]
-pub fn shard(stream: &StreamName, count: usize) -> usize {
-    let mut hash = Fnv::default();
-    hash.write(stream.as_str().as_bytes());
-    let mixed = hash.finish() ^ (hash.finish() >> 32);
-    usize::try_from(mixed % count.max(1) as u64).unwrap_or(0)
 }

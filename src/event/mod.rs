@@ -6,6 +6,7 @@
 
 mod after;
 mod board;
+mod clock;
 mod encode;
 mod entry;
 mod frame;
@@ -15,6 +16,8 @@ pub mod message;
 mod name;
 mod native;
 pub mod notice;
+mod progress;
+mod shard;
 mod state;
 mod wire;
 
@@ -28,5 +31,6 @@ pub(crate) use merge::piece_continues;
 pub use merge::{FRAME_TEXT_BYTES_MAX, merge};
 pub use name::{NameError, StreamName};
 pub use native::{Decoded, Event};
+pub use progress::{Block, BlockKey, Introduction, PROGRESS_BYTES_MAX, Progress};
 pub use state::{Phase, StreamState};
 pub use wire::{sse_event, websocket_text, with_stream};

@@ -112,7 +112,7 @@ pub(crate) fn push_position(bytes: &mut Vec<u8>, position: Position) {
     push_number(bytes, position.id.ms);
     bytes.push(b'-');
     push_number(bytes, position.id.n);
-    if !position.is_whole() {
+    if !position.covers_entry() {
         bytes.push(b'.');
         push_number(bytes, u64::from(position.part));
     }

@@ -78,6 +78,7 @@ impl Replay {
             (Err(None), _) => {}
         }
         let mut replies = answer.map(Vec::into_iter);
+        let asked_redis_us = replies.as_mut().ok().and_then(Iterator::next).and_then(|reply| reply.time_us());
         let read_us = now_us();
         for request in trip {
             let read = match &mut replies {
@@ -98,7 +99,7 @@ impl Replay {
                     self.entry_bytes = seen.max((self.entry_bytes * 7 + seen) / 8);
                 }
             }
-            self.hand_over(ReplayBatch { request, read, read_us });
+            self.hand_over(ReplayBatch { request, read, read_us, asked_redis_us });
         }
     }
 
@@ -115,19 +116,16 @@ impl Replay {
     }
 }
 
-/// Sends all requests, then receives two replies for each.
+/// Asks for Redis' time and sends all requests, then receives the time and two replies for each.
 fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply>, RedisError> {
-    let commands: Vec<Command> = trip
-        .iter()
-        .flat_map(|request| {
-            let key = keys.stream(&request.stream);
-            let (start, end) = range(&request.step);
-            let info = Command::new("XINFO").arg("STREAM").arg(&key);
-            let read =
-                Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
-            [info, read]
-        })
-        .collect();
+    let requests = trip.iter().flat_map(|request| {
+        let key = keys.stream(&request.stream);
+        let (start, end) = range(&request.step);
+        let info = Command::new("XINFO").arg("STREAM").arg(&key);
+        let read = Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
+        [info, read]
+    });
+    let commands: Vec<Command> = std::iter::once(Command::new("TIME")).chain(requests).collect();
     link.call_all(&commands)
 }
 
@@ -148,7 +146,7 @@ fn range(step: &ReplayStep) -> (String, String) {
 fn beyond(position: Position) -> String {
     match position {
         Position::ZERO => "-".into(),
-        Position { id, part: Position::WHOLE } => format!("({id}"),
+        Position { id, .. } if position.covers_entry() => format!("({id}"),
         Position { id, .. } => id.to_string(),
     }
 }

@@ -112,6 +112,14 @@ impl Reply {
         }
     }
 
+    /// The reply to TIME, in µs since 1970; `None` where it is none.
+    #[must_use]
+    pub fn time_us(&self) -> Option<u64> {
+        let value = self.value().ok()?;
+        let part = |index: usize| u64::try_from(value.as_array()?.get(index)?.as_int()?).ok();
+        part(0)?.checked_mul(1_000_000)?.checked_add(part(1)?)
+    }
+
     /// The reply as an entry id, as XADD gives it.
     ///
     /// # Errors

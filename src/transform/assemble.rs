@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use super::decode::decode;
+use super::decode::{MALFORMED, native};
+use super::hear::{Concluded, Heard, is_over_at, is_over_before, last_frame};
 use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
 use crate::event::{
-    Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, StreamName, StreamState,
-    TextMark, ToolPiece, piece_continues,
+    Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, Progress, StreamName,
+    StreamState, TextMark, ToolPiece, piece_continues,
 };
 
 /// What became of a pushed entry.
@@ -46,6 +47,9 @@ pub struct Assembler {
     channel: Option<Arc<str>>,
     /// Whether frames are to say where they can be divided.
     marks: bool,
+    /// The state before the entry at hand, while that is one in a provider's form.
+    before: Option<Box<StreamState>>,
+    grace_ms: u64,
 }
 
 /// A text frame in the making.
@@ -86,15 +90,25 @@ impl Assembler {
     /// An assembler that goes on after `position`, where the stream's state is `state`.
     #[must_use]
     pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
-        let framed = Cursor { position, state: state.clone() };
-        let (pending, channel) = (None, None);
-        Self { stream, position, state, framed, pending, made: Vec::new(), channel, marks: false }
+        let mut framed = Cursor { position, state: state.clone() };
+        framed.position = framed.before_end();
+        let (pending, channel, before) = (None, None, None);
+        let (made, marks, grace_ms) = (Vec::new(), false, 0);
+        Self { stream, position, state, framed, pending, made, channel, marks, before, grace_ms }
     }
 
     /// The same, whose frames can be divided between any two entries ([`Frame::rest_after`]).
     #[must_use]
-    pub fn marking(self) -> Self {
-        Self { marks: true, ..self }
+    pub const fn marking(mut self) -> Self {
+        self.marks = true;
+        self
+    }
+
+    /// With the time after which a finishing generation is over, in ms; 0 (as without this): never.
+    #[must_use]
+    pub const fn with_grace(mut self, grace_ms: u64) -> Self {
+        self.grace_ms = grace_ms;
+        self
     }
 
     /// The position after the last pushed entry. It may be ahead of the last frame's, where entries that
@@ -122,17 +136,18 @@ impl Assembler {
         if id <= self.position {
             return Pushed::Old;
         }
+        let data = match entry.fields.get("data") {
+            Some(data) if self.state.progress.is_none() => data,
+            _ => return self.push_heard(entry, read_us),
+        };
         self.position = id;
         self.state.pass();
-        let decoded = match decode(entry) {
-            Ok(decoded) => decoded,
-            Err(undecodable) => {
-                let reason = undecodable.reason;
-                if shows_skipped(&self.state) {
-                    self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
-                }
-                return Pushed::Undecodable { reason };
+        let Some(decoded) = native(data) else {
+            let reason = MALFORMED.reason;
+            if shows_skipped(&self.state) {
+                self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
             }
+            return Pushed::Undecodable { reason };
         };
         let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
         match judge(&mut self.state, entry.id, &decoded) {
@@ -152,6 +167,92 @@ impl Assembler {
                 Pushed::Accepted
             }
         }
+    }
+
+    /// Takes an entry in a provider's form, or one that follows such.
+    fn push_heard(&mut self, entry: &Entry, read_us: u64) -> Pushed {
+        if is_over_before(&self.state, entry, self.grace_ms) {
+            self.emit_end(read_us);
+        }
+        let received = std::mem::replace(&mut self.position, Position::whole(entry.id));
+        self.before = Some(Box::new(self.state.clone()));
+        self.state.pass();
+        let progress = self.state.progress.clone();
+        let pushed = match Heard::new(entry, Progress::known(progress.as_deref()), &self.state) {
+            Ok(heard) => self.push_events(heard, received, read_us),
+            Err(undecodable) => {
+                let reason = undecodable.reason;
+                let id = last_frame(entry.id, 1, &self.state);
+                if shows_skipped(&self.state) && id > received {
+                    self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
+                }
+                self.state.note_newest(entry.id);
+                Pushed::Undecodable { reason }
+            }
+        };
+        self.before = None;
+        pushed
+    }
+
+    /// Takes what an entry says, and shows what was not `received` before.
+    fn push_events(&mut self, mut heard: Heard<'_>, received: Position, read_us: u64) -> Pushed {
+        let mut pushed = Pushed::Dropped(DropReason::Framing);
+        while let Some((decoded, verdict, id)) = heard.judge(&mut self.state) {
+            let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
+            let is_new = id > received;
+            let (lost, is_delivered) = match verdict {
+                Verdict::Drop(reason) => {
+                    pushed = Pushed::Dropped(reason);
+                    continue;
+                }
+                Verdict::Gap { lost, reason } => {
+                    pushed = Pushed::Dropped(reason);
+                    (Some(lost), false)
+                }
+                Verdict::Deliver { lost, begins } => {
+                    if begins {
+                        self.cut();
+                    }
+                    pushed = Pushed::Accepted;
+                    (lost, true)
+                }
+            };
+            if let Some(lost) = lost.filter(|_| is_new) {
+                self.emit_gap(at, lost);
+            }
+            if is_delivered && is_new {
+                self.accept(at, &decoded);
+            }
+        }
+        pushed
+    }
+
+    /// Whether a finishing generation is over if nothing has come up to `redis_ms` by Redis' clock.
+    #[must_use]
+    pub fn is_over_at(&self, redis_ms: u64) -> bool {
+        is_over_at(&self.state, redis_ms, self.grace_ms)
+    }
+
+    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over. Whether it is now.
+    pub fn conclude(&mut self, redis_ms: u64, read_us: u64) -> bool {
+        let is_over = self.is_over_at(redis_ms);
+        if is_over {
+            self.emit_end(read_us);
+        }
+        is_over
+    }
+
+    /// The end that no entry has said, under the id of the generation's newest.
+    fn emit_end(&mut self, read_us: u64) {
+        let Some(concluded) = Concluded::of(&mut self.state) else { return };
+        self.cut();
+        let Event::End { finish_reason, usage } = concluded.end().event else { return };
+        let last = Position::whole(concluded.id);
+        let mut head = self.head(At { id: last, seq: None, ts_us: None, read_us }, 1);
+        head.after = Position::but_end(concluded.id);
+        head.state.ordinal = concluded.ordinal;
+        self.framed.move_to(last, &head.state);
+        self.made.push(Arc::new(Frame::encode(head, Content::End { finish_reason, usage })));
     }
 
     /// A frame boundary here: what is pending becomes a frame.
@@ -246,9 +347,14 @@ impl Assembler {
         head.count += 1;
         head.ts_us = head.ts_us.or(at.ts_us);
         head.read_us = at.read_us;
-        head.state.seq = self.state.seq;
-        head.state.blind = self.state.blind;
-        head.state.ordinal = self.state.ordinal;
+        match &self.before {
+            None => {
+                head.state.seq = self.state.seq;
+                head.state.blind = self.state.blind;
+                head.state.ordinal = self.state.ordinal;
+            }
+            Some(before) => head.state.assign(if at.id.is_whole() { &self.state } else { before }),
+        }
     }
 
     /// Makes a frame of the entry at hand alone.
@@ -269,7 +375,11 @@ impl Assembler {
 
     fn head(&self, at: At, count: u32) -> Head {
         let At { id: last, seq, ts_us, read_us } = at;
-        let (stream, state, after) = (self.stream.clone(), self.state.clone(), self.framed.position);
+        let state = match &self.before {
+            Some(before) if !last.is_whole() => (**before).clone(),
+            _ => self.state.clone(),
+        };
+        let (stream, after) = (self.stream.clone(), self.framed.position);
         Head { stream, after, last, state, seq, count, ts_us, read_us, encoded_us: 0 }
     }
 

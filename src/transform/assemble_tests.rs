@@ -162,7 +162,7 @@ fn times_positions_and_states_are_those_of_the_covered_entries() {
     assert_eq!((delta.read_us, delta.encoded_us), (104, 200));
     let state = StreamState {
         phase: Phase::Open,
-        generation: Some("g".into()),
+        generation: Some(Arc::new("g".to_owned())),
         seq: Some(3),
         ordinal: Some(4),
         ..StreamState::default()

@@ -1,6 +1,7 @@
 //! From a raw entry to what its producer said.
 //!
-//! Only the native form (`data`) is read here; entries in other forms are undecodable as `unsupported`.
+//! Only the native form (`data`) is read here; what providers send is read in [`provider`](crate::provider), by way of
+//! `hear`. Encrypted entries are undecodable as `unsupported`.
 //! Of a member that occurs twice the last one counts, as in nearly every JSON parser. Members of
 //! a custom object that every type may carry (`seq`, `ts`) count where they have the right kind, and are
 //! the producer's own affair where not.
@@ -12,23 +13,23 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json;
 use crate::event::{Decoded, Entry, Event};
+use crate::json;
 
 /// An entry that says nothing that could be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("undecodable entry: {reason}")]
 pub struct Undecodable {
-    /// `malformed`, `unsupported` (a form that is not read here) or `no_payload` (no form at all): the word
+    /// `malformed`, `unsupported` (a form that is not read) or `no_payload` (no form at all): the word
     /// of the `skipped` frame and the dead letter.
     pub reason: &'static str,
 }
 
-const MALFORMED: Undecodable = Undecodable { reason: "malformed" };
+pub(super) const MALFORMED: Undecodable = Undecodable { reason: "malformed" };
 const UNSUPPORTED: Undecodable = Undecodable { reason: "unsupported" };
 const NO_PAYLOAD: Undecodable = Undecodable { reason: "no_payload" };
 
-/// What the entry says.
+/// What a native entry says.
 ///
 /// # Errors
 /// When it has no payload, one that is not supported, or one that breaks the contract.
@@ -36,11 +37,8 @@ pub fn decode(entry: &Entry) -> Result<Decoded<'_>, Undecodable> {
     if let Some(data) = entry.fields.get("data") {
         return native(data).ok_or(MALFORMED);
     }
-    let supported_elsewhere = ["openai", "anthropic", "enc"];
-    match supported_elsewhere.iter().any(|form| entry.fields.get(form).is_some()) {
-        true => Err(UNSUPPORTED),
-        false => Err(NO_PAYLOAD),
-    }
+    let others = ["openai", "anthropic", "enc"];
+    Err(if others.iter().any(|form| entry.fields.get(form).is_some()) { UNSUPPORTED } else { NO_PAYLOAD })
 }
 
 /// Decodes a native object; `None` when it breaks the contract.
@@ -66,7 +64,7 @@ pub fn native(data: &[u8]) -> Option<Decoded<'_>> {
         Some("heartbeat") => Event::Heartbeat,
         _ => {
             let common = |member| members.get(member).and_then(json::unsigned);
-            let event = Event::Custom { data: text.trim_matches([' ', '\t', '\r', '\n']) };
+            let event = Event::Custom { data: text.trim_matches(json::BLANKS) };
             return Some(Decoded { event, seq: common(Member::Seq), ts_us: common(Member::Ts) });
         }
     };

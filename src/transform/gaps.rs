@@ -66,7 +66,7 @@ fn check_before_first(facts: &KeyFacts, cursor: Cursor, first: EntryId) -> (Opti
 /// Nothing is left of the stream but its newest id.
 fn check_empty(facts: &KeyFacts, cursor: Cursor) -> (Option<HistoryGap>, Cursor) {
     let after = cursor.position;
-    if after.id == facts.last_generated {
+    if after.id == facts.last_generated && after.covers_entry() {
         return (None, cursor);
     }
     let passed = if after == Position::ZERO { Some(0) } else { cursor.state.ordinal };

@@ -1,12 +1,13 @@
 //! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
 
 use super::gaps::{beginning, check};
+use super::hear::{Concluded, Heard, is_over_at, is_over_before};
 use super::{Assembler, DropReason, Pushed, Seek, Snapshot, Sought, Verdict, decode, judge};
 use crate::event::message::{
     Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
     StateSearch,
 };
-use crate::event::{After, Entry, EntryId, Phase, Position, StreamName, StreamState, StreamStatus};
+use crate::event::{After, Entry, EntryId, Phase, Position, Progress, StreamName, StreamState, StreamStatus};
 
 /// What the outcome depends on beside the read.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,8 @@ pub struct Moment {
     pub redis_us: u64,
     /// Silence after which a producer counts as stalled, µs; 0: never.
     pub stall_after_us: u64,
+    /// After which time a finishing generation is over, ms; 0: never.
+    pub grace_ms: u64,
 }
 
 /// What was met on the way that others want to know.
@@ -29,7 +32,7 @@ pub trait Witness {
 
 /// What follows from one read.
 pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
-    let ReplayBatch { request, read, read_us } = batch;
+    let ReplayBatch { request, read, read_us, asked_redis_us } = batch;
     let (facts, entries, exhausted) = match read {
         ReplayRead::Missing => return ReplayOutcome::Missing,
         ReplayRead::WrongType => return ReplayOutcome::NotAStream,
@@ -38,8 +41,11 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
     };
     let budget_bytes = request.budget_bytes;
     let marks = matches!(request.step, ReplayStep::Open { .. } | ReplayStep::Search(_));
+    let is_range = matches!(request.step, ReplayStep::Continue { until: Some(_), .. });
+    let nothing_until_ms = asked_redis_us.filter(|_| exhausted && !is_range).map(|us| us / 1000);
+    let stream = request.stream;
     let mut found =
-        Found { stream: request.stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment };
+        Found { stream, facts, entries, exhausted, nothing_until_ms, read_us, budget_bytes, marks, moment };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
         ReplayStep::Open { after, early } => {
@@ -48,6 +54,7 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
                 _ => after,
             };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
+            let seek = seek.with_grace(moment.grace_ms);
             let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
             found.search(seek, search, witness)
         }
@@ -69,6 +76,8 @@ struct Found {
     facts: KeyFacts,
     entries: Vec<Entry>,
     exhausted: bool,
+    /// Where the read came to the end of the stream: up to when nothing follows, ms by Redis' clock.
+    nothing_until_ms: Option<u64>,
     read_us: u64,
     budget_bytes: usize,
     /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
@@ -89,6 +98,9 @@ impl Found {
         }
         let had_passed = seek.passed().is_some();
         self.entries.iter().for_each(|entry| seek.push(entry));
+        if let Some(ms) = self.nothing_until_ms {
+            seek.conclude(ms);
+        }
         if is_unbroken && (!had_passed || search.shown.is_some()) {
             self.show_on_the_way(&seek, &mut search, witness);
         }
@@ -142,7 +154,7 @@ impl Found {
         };
         let finished = sought.state_at_tip.phase.terminal();
         let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
-        let from = start.position;
+        let from = start.before_end();
         let mut shown = match shown {
             Some(shown) if !has_gap => {
                 let exhausted = shown.cursor.position.id >= sought.tip;
@@ -168,6 +180,7 @@ impl Found {
             // The state at the older end is not the viewers': it has to be found.
             let after = After::At(Position::whole(newest));
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
+            let seek = seek.with_grace(self.moment.grace_ms);
             return ReplayOutcome::Searching(Box::new(Search {
                 from: EntryId::ZERO,
                 seek: Box::new(seek),
@@ -183,6 +196,7 @@ impl Found {
     /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
     fn show(&self, start: Cursor, budget_bytes: usize, witness: &mut impl Witness) -> Shown {
         let assembler = Assembler::new(self.stream.clone(), start.position, start.state);
+        let assembler = assembler.with_grace(self.moment.grace_ms);
         let mut assembler = if self.marks { assembler.marking() } else { assembler };
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
         for entry in &self.entries {
@@ -198,6 +212,9 @@ impl Found {
             }
             entries_bytes += entry.fields.len_bytes();
             entries += 1;
+        }
+        if let Some(ms) = self.nothing_until_ms.filter(|_| exhausted) {
+            assembler.conclude(ms, self.read_us);
         }
         let frames = assembler.take(self.moment.now_us);
         let cursor = Cursor { position: assembler.position(), state: assembler.state().clone() };
@@ -222,7 +239,8 @@ impl Found {
 
     fn begin_gathering(&self, max_bytes: usize) -> Gathering {
         let snapshot = Snapshot::new(self.stream.clone(), max_bytes);
-        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO }
+        let grace_ms = self.moment.grace_ms;
+        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, grace_ms }
     }
 
     fn gather(&mut self, search: StateSearch) -> ReplayOutcome {
@@ -253,6 +271,9 @@ impl Found {
             let search = StateSearch { from, gathered: Some(gathering), max_bytes };
             return ReplayOutcome::Gathering(Box::new(search));
         }
+        if let Some(ms) = self.nothing_until_ms {
+            gathering.conclude(ms);
+        }
         let status = match gathering.state.phase {
             Phase::Ended(_) => StreamStatus::Ended,
             Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
@@ -282,14 +303,54 @@ struct Gathering {
     state: StreamState,
     snapshot: Snapshot,
     newest: EntryId,
+    grace_ms: u64,
 }
 
 impl Gathering {
     fn push(&mut self, entry: &Entry) {
         self.newest = entry.id;
+        if is_over_before(&self.state, entry, self.grace_ms) {
+            self.end_finishing();
+        }
+        if self.state.progress.is_some() || entry.fields.get("data").is_none() {
+            return self.push_heard(entry);
+        }
         let Ok(decoded) = decode(entry) else { return };
         if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
             self.snapshot.push(&decoded, begins);
+        }
+    }
+
+    /// Takes an entry in a provider's form, or one after such.
+    fn push_heard(&mut self, entry: &Entry) {
+        let progress = self.state.progress.clone();
+        let Ok(mut heard) = Heard::new(entry, Progress::known(progress.as_deref()), &self.state) else {
+            return self.state.note_newest(entry.id);
+        };
+        let mut is_counted = false;
+        while let Some((decoded, verdict, _)) = heard.judge(&mut self.state) {
+            let Verdict::Deliver { begins, .. } = verdict else { continue };
+            if decoded.event.is_terminal() {
+                self.snapshot.finish_choices(Progress::known(progress.as_deref()));
+            }
+            match std::mem::replace(&mut is_counted, true) {
+                false => self.snapshot.push(&decoded, begins),
+                true => self.snapshot.push_further(&decoded),
+            }
+        }
+    }
+
+    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over.
+    fn conclude(&mut self, redis_ms: u64) {
+        if is_over_at(&self.state, redis_ms, self.grace_ms) {
+            self.end_finishing();
+        }
+    }
+
+    fn end_finishing(&mut self) {
+        if let Some(concluded) = Concluded::of(&mut self.state) {
+            self.snapshot.finish_choices(&concluded.progress);
+            self.snapshot.push_further(&concluded.end());
         }
     }
 }

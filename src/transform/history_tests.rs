@@ -33,8 +33,8 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
     let request =
         ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
-    conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody)
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+    conclude(ReplayBatch { request, read, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
 }
 
 fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
@@ -99,9 +99,9 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
     let found = ReplayRead::Found { facts, entries, exhausted: false };
-    let batch = ReplayBatch { request, read: found, read_us: 0 };
+    let batch = ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None };
     let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
         panic!("the search goes on");
     };
@@ -132,10 +132,10 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
+    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let ReplayOutcome::Gathering(search) =
-        conclude(ReplayBatch { request, read: found, read_us: 0 }, moment, &mut Nobody)
+        conclude(ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
     else {
         panic!("the gathering goes on");
     };
@@ -173,8 +173,12 @@ fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
         let request =
             ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
         let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };
-        let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0 };
-        step = match conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody) {
+        let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+        step = match conclude(
+            ReplayBatch { request, read, read_us: 0, asked_redis_us: None },
+            moment,
+            &mut Nobody,
+        ) {
             ReplayOutcome::Searching(search) => ReplayStep::Search(search),
             ReplayOutcome::Opened(opened) => return *opened,
             other => panic!("{other:?}"),

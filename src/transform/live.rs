@@ -1,4 +1,5 @@
-//! The live streams of one transform thread: who gets their frames, and whether their producers speak. No I/O.
+//! The live streams of one transform thread: who gets their frames, whether their producers speak, and whether those that
+//! are finishing are over. No I/O.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +13,9 @@ use crate::event::{AckBoard, Entry, EntryId, Frame, StreamName};
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;
+/// Whether a finishing generation is over is asked again after so long, in case the answer got lost or something came
+/// meanwhile that does not count.
+const ASK_AGAIN_US: u64 = 1_000_000;
 
 /// One stream.
 pub(super) struct LiveStream {
@@ -28,6 +32,7 @@ pub(super) struct LiveStream {
     /// When the newest entry was seen here, µs by this host's clock: the measure where ids are no clock.
     seen_us: u64,
     gave_up_us: u64,
+    asked_us: u64,
 }
 
 /// What a look at a silent producer finds.
@@ -37,6 +42,8 @@ pub(super) enum Silence {
     Unchanged,
     /// It has just fallen silent.
     Stalled,
+    /// Its generation is over by what is known here; whether nothing has followed this entry is to be asked.
+    Over(EntryId),
     /// It has been silent too long.
     GiveUp(EntryId),
 }
@@ -59,6 +66,15 @@ impl LiveStream {
         self.assembler.take(now_us)
     }
 
+    /// Nothing had followed `newest` at `redis_ms`: the frame of the end, if that was it.
+    pub(super) fn conclude(&mut self, newest: EntryId, (redis_ms, now_us): (u64, u64)) -> Vec<Arc<Frame>> {
+        // What has been read meanwhile decides itself.
+        if self.newest != newest || !self.assembler.conclude(redis_ms, now_us) {
+            return Vec::new();
+        }
+        self.assembler.take(now_us)
+    }
+
     /// Judges the producer's silence. Limits of 0 mean never.
     pub(super) fn judge_silence(
         &mut self,
@@ -67,6 +83,13 @@ impl LiveStream {
     ) -> Silence {
         if self.assembler.state().phase.terminal().is_some() || self.newest == EntryId::ZERO {
             return Silence::Unchanged;
+        }
+        if self.assembler.is_over_at(redis_us / 1000)
+            && silence_us(self.newest, redis_us).is_some()
+            && now_us >= self.asked_us.saturating_add(ASK_AGAIN_US)
+        {
+            self.asked_us = now_us;
+            return Silence::Over(self.newest);
         }
         let observed = now_us.saturating_sub(self.seen_us);
         let silence = silence_us(self.newest, redis_us).unwrap_or(observed);
@@ -105,11 +128,18 @@ impl LiveStreams {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    pub(super) fn start(&mut self, stream: StreamName, reader: usize, from: Cursor, now_us: u64) -> LiveRef {
+    /// Starts a stream at `from`. The moment, and the grace of finishing generations in ms.
+    pub(super) fn start(
+        &mut self,
+        stream: StreamName,
+        reader: usize,
+        from: Cursor,
+        (now_us, grace_ms): (u64, u64),
+    ) -> LiveRef {
         self.generation += 1;
         let newest = from.position.id;
         let live = LiveStream {
-            assembler: Assembler::new(stream.clone(), from.position, from.state),
+            assembler: Assembler::new(stream.clone(), from.position, from.state).with_grace(grace_ms),
             stream: stream.clone(),
             attached: Vec::new(),
             board: Arc::default(),
@@ -119,6 +149,7 @@ impl LiveStreams {
             newest,
             seen_us: now_us,
             gave_up_us: 0,
+            asked_us: 0,
         };
         let index = self.slots.insert(live);
         self.by_name.insert(stream, index);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Entry ──decode──▶ Decoded ──order──▶ Verdict ──assemble──▶ Frame
-//!                                        └─────snapshot────▶ the state so far
+//!    └─────hear───────▲ (several)         └─────snapshot────▶ the state so far
 //!                                        └─────seek────────▶ where a resume begins
 //! ```
 //!
@@ -13,8 +13,8 @@
 pub mod assemble;
 pub mod decode;
 pub mod gaps;
+mod hear;
 pub mod history;
-mod json;
 mod live;
 pub mod order;
 pub mod seek;

@@ -3,8 +3,10 @@
 //! A pure function over the state that crosses the seam between history and live, so that every reader
 //! who has read the same entries comes to the same verdicts, wherever it began.
 
-use super::json;
+use std::sync::Arc;
+
 use crate::event::{Decoded, EntryId, Event, Phase, StreamState};
+use crate::json;
 
 /// The code of the error entry with which the daemon gives a silent producer up.
 pub const PRODUCER_LOST: &str = "producer_lost";
@@ -39,6 +41,8 @@ pub enum DropReason {
     Retry,
     /// It follows the terminal entry of the generation that it belongs to.
     Finished,
+    /// It only frames others, as many of a provider's events do.
+    Framing,
     /// It continues a generation whose producer was given up.
     GivenUp,
 }
@@ -53,14 +57,17 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
                 None => count(state, seq, DropReason::Retry),
             };
         }
-        state.begin(Phase::Open, generation.map(Into::into));
+        state.begin(Phase::Open, generation.map(|name| Arc::new(name.to_owned())));
         return Verdict::Deliver { lost: advance(state, seq), begins: true };
     }
     if state.phase.terminal().is_some() {
         if let Some(reason) = belongs_to_finished(state, decoded) {
             return Verdict::Drop(reason);
         }
+        // What has come since then is the beginning of what begins here.
+        let progress = state.progress.take();
         state.begin(Phase::Idle, None);
+        state.progress = progress;
     }
     if matches!(decoded.event, Event::Heartbeat) {
         return count(state, seq, DropReason::Heartbeat);
@@ -76,6 +83,9 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
         Event::Error { .. } => Phase::Failed(id),
         _ => Phase::Open,
     };
+    if state.phase.terminal().is_some() {
+        state.progress = None;
+    }
     Verdict::Deliver { lost, begins }
 }
 

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::decode::decode;
+use super::hear::{Concluded, Heard, is_over_at, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
 use crate::event::{
-    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Position, StreamName, StreamState,
+    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Position, Progress, StreamName, StreamState,
 };
 
 /// A scan in progress. Entries are pushed in their order, over as many batches as it takes.
@@ -25,6 +26,7 @@ pub struct Seek {
     delivered: Position,
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
+    grace_ms: u64,
 }
 
 /// What a scan found.
@@ -59,7 +61,15 @@ impl Seek {
             delivered: Position::ZERO,
             terminal: None,
             activity: None,
+            grace_ms: 0,
         }
+    }
+
+    /// With the time after which a finishing generation is over, in ms; 0 (as without this): never.
+    #[must_use]
+    pub const fn with_grace(mut self, grace_ms: u64) -> Self {
+        self.grace_ms = grace_ms;
+        self
     }
 
     /// The last entry scanned, or `0-0`.
@@ -100,11 +110,19 @@ impl Seek {
         if entry.id <= self.tip {
             return;
         }
+        if is_over_before(&self.state, entry, self.grace_ms) {
+            self.end_finishing();
+        }
         if let After::At(wanted) = self.after
             && self.passed.is_none()
             && Position::whole(entry.id) > wanted
         {
             self.passed = Some(self.state_at(wanted));
+        }
+        if self.state.progress.is_some() || entry.fields.get("data").is_none() {
+            self.follow_heard(entry);
+            self.tip = entry.id;
+            return;
         }
         match decode(entry) {
             Ok(decoded) => self.follow(entry.id, &decoded),
@@ -147,6 +165,59 @@ impl Seek {
         StreamState { ordinal: self.state.ordinal.filter(|_| is_known), ..self.state.clone() }
     }
 
+    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over.
+    pub fn conclude(&mut self, redis_ms: u64) {
+        if is_over_at(&self.state, redis_ms, self.grace_ms) {
+            self.end_finishing();
+        }
+    }
+
+    /// A generation has come to its end without an entry that says so.
+    fn end_finishing(&mut self) {
+        let Some(concluded) = Concluded::of(&mut self.state) else { return };
+        // Who has passed the id of its end has that.
+        if let After::At(wanted) = self.after
+            && wanted >= Position::whole(concluded.id)
+            && let Some(passed) = &mut self.passed
+            && passed.finishing() == Some(concluded.id)
+        {
+            Concluded::of(passed);
+        }
+        let after = Position::but_end(concluded.id);
+        self.terminal = self.terminal_frame(concluded.id, after, &concluded.end()).map(Arc::new);
+        self.delivered = Position::whole(concluded.id);
+    }
+
+    /// Follows an entry in a provider's form, or one after such.
+    fn follow_heard(&mut self, entry: &Entry) {
+        let mut before = (self.after == After::Last).then(|| self.state.clone());
+        self.state.pass();
+        let progress = self.state.progress.clone();
+        let Ok(mut heard) = Heard::new(entry, Progress::known(progress.as_deref()), &self.state) else {
+            self.state.note_newest(entry.id);
+            self.activity = Some(entry.id);
+            return;
+        };
+        let mut is_lost = false;
+        while let Some((decoded, verdict, position)) = heard.judge(&mut self.state) {
+            is_lost |= matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. });
+            let Verdict::Deliver { begins, .. } = verdict else { continue };
+            if begins {
+                if let Some(state) = before.take() {
+                    self.newest = (Position::whole(self.tip), state);
+                }
+                self.terminal = None;
+            }
+            if decoded.event.is_terminal() {
+                self.terminal = self.terminal_frame(entry.id, self.delivered, &decoded).map(Arc::new);
+            }
+            self.delivered = position;
+        }
+        if !is_lost {
+            self.activity = Some(entry.id);
+        }
+    }
+
     fn follow(&mut self, id: EntryId, decoded: &Decoded<'_>) {
         if !matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. }) {
             self.activity = Some(id);
@@ -163,12 +234,12 @@ impl Seek {
             self.terminal = None;
         }
         if decoded.event.is_terminal() {
-            self.terminal = self.terminal_frame(id, decoded).map(Arc::new);
+            self.terminal = self.terminal_frame(id, self.delivered, decoded).map(Arc::new);
         }
         self.delivered = Position::whole(id);
     }
 
-    fn terminal_frame(&self, id: EntryId, decoded: &Decoded<'_>) -> Option<Frame> {
+    fn terminal_frame(&self, id: EntryId, after: Position, decoded: &Decoded<'_>) -> Option<Frame> {
         let content = match decoded.event {
             Event::End { finish_reason, usage } => Content::End { finish_reason, usage },
             Event::Error { code, message } => Content::Error { code, message },
@@ -176,7 +247,7 @@ impl Seek {
         };
         let head = Head {
             stream: self.stream.clone(),
-            after: self.delivered,
+            after,
             last: Position::whole(id),
             state: self.state.clone(),
             seq: decoded.seq,

@@ -86,10 +86,13 @@ fn a_position_within_an_entry_lies_before_it() {
     let within = seek(at("4-0.1"), &story);
     assert_eq!(
         (within.from.to_string(), within.state_at_from.generation),
-        ("4-0.1".into(), Some("g".into()))
+        ("4-0.1".into(), Some("g".to_owned().into()))
     );
     let whole = seek(at("4-0"), &story);
-    assert_eq!((whole.from.to_string(), whole.state_at_from.generation), ("4-0".into(), Some("h".into())));
+    assert_eq!(
+        (whole.from.to_string(), whole.state_at_from.generation),
+        ("4-0".into(), Some("h".to_owned().into()))
+    );
     let beyond = seek(at("99-0"), &story);
     assert_eq!((beyond.from.to_string(), beyond.state_at_from), ("99-0".into(), beyond.state_at_tip));
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use crate::event::{Decoded, EntryId, Event, StreamName, StreamStatus};
+use crate::event::{Decoded, EntryId, Event, Progress, StreamName, StreamStatus};
 
 /// The generation is larger than the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,8 @@ struct Choice {
     calls: Vec<Call>,
     /// Where the newest call of each number lies in `calls`.
     places: BTreeMap<u64, usize>,
+    /// Why it ended, where that was said of single choices.
+    finish_reason: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +77,11 @@ impl Snapshot {
             return;
         }
         self.newest.entries += 1;
+        self.push_further(decoded);
+    }
+
+    /// Takes what a delivered entry says beside what was taken of it before.
+    pub fn push_further(&mut self, decoded: &Decoded<'_>) {
         if self.is_too_large() {
             return;
         }
@@ -82,6 +89,16 @@ impl Snapshot {
         if self.is_too_large() {
             let entries = self.newest.entries;
             self.newest = Generation { entries, ..Generation::default() };
+        }
+    }
+
+    /// Takes why the single choices ended, of a generation that comes to its end.
+    pub fn finish_choices(&mut self, progress: &Progress) {
+        for (index, reason) in &progress.finish_reasons {
+            if let Some(choice) = self.newest.choices.get_mut(index) {
+                choice.finish_reason = Some(reason.to_string());
+                self.bytes = self.bytes.saturating_add(reason.len());
+            }
         }
     }
 
@@ -106,11 +123,13 @@ impl Snapshot {
             None => Choice::default().render(&mut out),
         }
         if newest.choices.len() > 1 {
+            let is_single = newest.choices.values().any(|choice| choice.finish_reason.is_some());
             let mut open = r#","choices":["#;
             for (index, choice) in &newest.choices {
                 write!(out, r#"{open}{{"index":{index}"#).ok();
                 choice.render(&mut out);
-                string(&mut out, "finish_reason", finish_reason);
+                let own = choice.finish_reason.as_deref();
+                string(&mut out, "finish_reason", if is_single { own } else { finish_reason });
                 out.push(b'}');
                 open = ",";
             }

@@ -168,6 +168,7 @@ impl Worker {
                     self.detach(live, (delivery, hub));
                 }
             }
+            Control::NothingFollowed { stream, newest, redis_ms } => self.conclude(&stream, newest, redis_ms),
         }
     }
 
@@ -194,7 +195,7 @@ impl Worker {
     fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
         let (after, ordinal) = (from.position.id, from.state.ordinal);
         let reader = self.choose_reader(&stream);
-        let live = self.streams.start(stream.clone(), reader, from, now_us);
+        let live = self.streams.start(stream.clone(), reader, from, (now_us, self.grace_ms()));
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
@@ -306,6 +307,22 @@ impl Worker {
         }
     }
 
+    /// Nothing had followed a stream's newest entry at `redis_ms`: if its generation is finishing, that was the end.
+    fn conclude(&mut self, stream: &StreamName, newest: EntryId, redis_ms: u64) {
+        let now_us = now_us();
+        let Some((live, found)) = self.streams.find(stream) else { return };
+        let frames = found.conclude(newest, (redis_ms, now_us));
+        if frames.is_empty() {
+            return;
+        }
+        let (attached, passed) = (found.attached.clone(), found.assembler.position().id);
+        self.wake_up(live);
+        measure(&mut self.recorder, &self.parts.registry, &frames, now_us);
+        for (delivery, hub) in attached {
+            self.send_parcel(delivery, vec![LiveFrames { hub, frames: frames.clone(), passed }], vec![live]);
+        }
+    }
+
     /// The stream's producer speaks again after it was silent.
     fn wake_up(&mut self, live: LiveRef) {
         if let Some(found) = self.streams.get(live)
@@ -335,6 +352,7 @@ impl Worker {
             now_us,
             redis_us: self.parts.clock.at(now_us),
             stall_after_us: micros(self.parts.stream.stall_after),
+            grace_ms: self.grace_ms(),
         };
         let Self { parts, reported, .. } = self;
         let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
@@ -387,6 +405,11 @@ impl Worker {
             match found.judge_silence((now_us, redis_us), limits) {
                 Silence::Unchanged => {}
                 Silence::Stalled => self.silent.push_back(live),
+                Silence::Over(newest) => {
+                    let (stream, transform) = (found.stream.clone(), self.parts.index);
+                    // With no room for it, it is asked again.
+                    let _ = self.parts.errands.try_send(Errand::IsOver { stream, newest, transform });
+                }
                 Silence::GiveUp(newest) => {
                     let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
                     if self.parts.errands.try_send(errand).is_err() {
@@ -413,6 +436,11 @@ impl Worker {
     /// The silence after which a producer is stalled, and lost, in µs.
     fn silence_limits(&self) -> (u64, u64) {
         (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after))
+    }
+
+    /// After which time a finishing generation is over, in ms.
+    fn grace_ms(&self) -> u64 {
+        micros(self.parts.stream.finish_grace) / 1000
     }
 
     fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
@@ -529,7 +557,7 @@ impl Witness for Notary<'_> {
         match reason {
             DropReason::Retry => counters.entries_dropped_retry.add(1),
             DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
-            DropReason::Heartbeat => {}
+            DropReason::Heartbeat | DropReason::Framing => {}
         }
     }
 

@@ -1,4 +1,5 @@
-//! What the watcher writes for others: dead letters, the end of an abandoned generation, requests to cancel.
+//! What the watcher does for others at Redis: dead letters, the end of an abandoned generation, requests to cancel, a look
+//! whether anything follows an entry.
 //!
 //! A chore is done in one round trip or tried again as a whole. Dead letters must be one for each entry however many
 //! instances meet it, and must not get lost when an instance dies in between: a marker is *taken* for a
@@ -22,13 +23,15 @@ const CONTROL_ENTRIES_MAX: u32 = 100;
 /// How long they are kept.
 const CONTROL_KEPT: Duration = Duration::from_secs(3600);
 
-/// Something to be written.
+/// Something to be written, or looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Chore {
     /// An entry that could not be processed.
     DeadLetter { stream: StreamName, entry: Entry, reason: &'static str },
     /// A producer is given up, if `newest` is still the newest entry.
     GiveUp { stream: StreamName, newest: EntryId },
+    /// Whether anything follows `newest`.
+    IsOver { stream: StreamName, newest: EntryId, transform: usize },
     /// A client wants the generation to stop.
     Cancel { stream: StreamName, reason: Option<String>, by: String },
 }
@@ -40,6 +43,8 @@ pub(super) enum Done {
     Written,
     /// Somebody else has done it, or it is not to be done any more.
     Needless,
+    /// Nothing followed at this time by Redis' clock, ms since 1970.
+    NothingFollowed(u64),
 }
 
 impl Chore {
@@ -53,6 +58,7 @@ impl Chore {
                 write_dead_letter(link, context, (stream, entry), reason)
             }
             Self::GiveUp { stream, newest } => give_up(link, context.keys, stream, *newest),
+            Self::IsOver { stream, newest, .. } => look_behind(link, context.keys, stream, *newest),
             Self::Cancel { stream, reason, by } => {
                 cancel(link, context, stream, (reason.as_deref(), by)).map(|()| Done::Written)
             }
@@ -153,6 +159,26 @@ fn give_up(link: &mut Link, keys: &Keys, stream: &StreamName, newest: EntryId) -
     }
 }
 
+/// Asks for the time first: an entry written later than the look has an id that is not below it.
+fn look_behind(
+    link: &mut Link,
+    keys: &Keys,
+    stream: &StreamName,
+    newest: EntryId,
+) -> Result<Done, RedisError> {
+    let behind =
+        Command::new("XRANGE").arg(keys.stream(stream)).arg(format!("({newest}")).args(["+", "COUNT", "1"]);
+    let replies = link.call_all(&[Command::new("TIME"), behind])?;
+    if let Some(error) = replies.iter().find_map(Reply::error) {
+        return Err(RedisError::Server(error));
+    }
+    let [time, behind] = &replies[..] else { return Ok(Done::Needless) };
+    Ok(match time.time_us() {
+        Some(redis_us) if behind.entries()?.is_empty() => Done::NothingFollowed(redis_us / 1000),
+        _ => Done::Needless,
+    })
+}
+
 fn cancel(
     link: &mut Link,
     context: Context<'_>,
@@ -250,6 +276,20 @@ mod tests {
         assert_eq!(last.id, EntryId::new(9, 5));
         assert!(text(&last, "data").contains("producer_lost"));
         assert_eq!(give_up(u64::MAX).perform(&mut link, context(&keys)).unwrap(), Done::Needless);
+    }
+
+    #[test]
+    fn what_follows_an_entry_is_seen() {
+        let server = RedisServer::start(&[]);
+        let (mut link, keys) = (server.link(), Keys::new("llm", "s", "i"));
+        let key = keys.stream(&name());
+        let is_over = |n| Chore::IsOver { stream: name(), newest: EntryId::new(9, n), transform: 0 };
+        link.call(&Command::new("XADD").args([key.as_str(), "9-4", "data", "{}"])).unwrap();
+        assert_eq!(is_over(3).perform(&mut link, context(&keys)).unwrap(), Done::Needless);
+        let Done::NothingFollowed(redis_ms) = is_over(4).perform(&mut link, context(&keys)).unwrap() else {
+            panic!("nothing follows")
+        };
+        assert!(redis_ms > 1_700_000_000_000, "{redis_ms}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
 use self::waits::Waits;
 use crate::event::StreamName;
-use crate::event::message::{Errand, RedisClock, ToDelivery, now_us};
+use crate::event::message::{Control, Errand, RedisClock, ToDelivery, now_us};
 use crate::observe::{self, Registry};
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
@@ -75,6 +75,8 @@ pub struct WatcherParts {
     pub errands: Receiver<Errand>,
     /// Who waits for names.
     pub deliveries: Vec<Sender<ToDelivery>>,
+    /// Who asks whether a generation is over.
+    pub transforms: Vec<Sender<Control>>,
     /// Where it says what time it is at Redis.
     pub clock: Arc<RedisClock>,
     /// Where it says whether the lease is held.
@@ -99,6 +101,7 @@ pub struct Watcher {
     poll: Poll,
     errands: Receiver<Errand>,
     deliveries: Vec<Sender<ToDelivery>>,
+    transforms: Vec<Sender<Control>>,
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
     identity: Identity,
@@ -129,7 +132,7 @@ impl Watcher {
     pub fn new(parts: WatcherParts) -> Self {
         let now = Instant::now();
         let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
-        let WatcherParts { dlq_max_entries, fatal, registry, stop, .. } = parts;
+        let WatcherParts { transforms, dlq_max_entries, fatal, registry, stop, .. } = parts;
         Self {
             link,
             news: NewsLink::new(push, NEWS, now),
@@ -138,6 +141,7 @@ impl Watcher {
             poll,
             errands,
             deliveries,
+            transforms,
             clock,
             leased,
             identity,
@@ -211,6 +215,9 @@ impl Watcher {
                     self.chores.push_back(Chore::DeadLetter { stream, entry, reason });
                 }
                 Errand::GiveUp { stream, newest } => self.chores.push_back(Chore::GiveUp { stream, newest }),
+                Errand::IsOver { stream, newest, transform } => {
+                    self.chores.push_back(Chore::IsOver { stream, newest, transform });
+                }
                 Errand::Cancel { stream, reason, by } => {
                     self.chores.push_back(Chore::Cancel { stream, reason, by });
                 }
@@ -366,12 +373,11 @@ impl Watcher {
             return Ok(());
         }
         self.clock_at = now + CLOCK_INTERVAL;
-        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?.value()?);
+        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?);
         let answered_us = now_us();
-        let part = |index: usize| reply.as_array()?.get(index)?.as_int();
-        if let (Some(seconds), Some(micros)) = (part(0), part(1)) {
+        if let Some(theirs) = reply.time_us() {
             let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
-            let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
+            let theirs = i64::try_from(theirs).unwrap_or(i64::MAX);
             self.clock.set_offset_us(theirs.saturating_sub(ours));
         }
         Ok(())
@@ -387,7 +393,7 @@ impl Watcher {
             let redis_us = self.clock.at(now_us());
             let context = Context { keys: &self.keys, dlq_max_entries: self.dlq_max_entries, redis_us };
             match chore.perform(link, context) {
-                Ok(done) => self.count(done),
+                Ok(done) => self.report(done),
                 Err(error) if error.is_outage() => {
                     self.chores_at = now + CHORE_RETRY;
                     // A server that refuses writes still answers: the connection is as good as before.
@@ -400,11 +406,20 @@ impl Watcher {
         Ok(())
     }
 
-    fn count(&self, done: Done) {
+    fn report(&self, done: Done) {
         let counters = self.registry.counters();
         match (self.chores.front(), done) {
             (Some(Chore::DeadLetter { .. }), Done::Written) => counters.dead_letters_written.inc(),
             (Some(Chore::GiveUp { .. }), Done::Written) => counters.producers_lost_written.inc(),
+            (Some(Chore::IsOver { stream, newest, transform }), Done::NothingFollowed(redis_ms)) => {
+                let (stream, newest) = (stream.clone(), *newest);
+                // One that has no room now asks again.
+                let _ = self.transforms[*transform].try_send(Control::NothingFollowed {
+                    stream,
+                    newest,
+                    redis_ms,
+                });
+            }
             _ => {}
         }
     }
@@ -418,6 +433,9 @@ impl Watcher {
             }
             Some(Chore::GiveUp { stream, .. } | Chore::Cancel { stream, .. }) => {
                 tracing::error!(%stream, %error, "Redis refuses to write");
+            }
+            Some(Chore::IsOver { stream, .. }) => {
+                tracing::error!(%stream, %error, "Redis refuses to say whether anything follows");
             }
             None => {}
         }

@@ -1,5 +1,6 @@
 //! What real providers have sent, where recordings of it are at hand: every viewer gets exactly the
-//! recorded text, with the recorded cuts and escapes.
+//! recorded text, with the recorded cuts and escapes, whether a producer writes it in the native form or passes it on
+//! as it is.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,15 +8,15 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::producer::Producer;
 use crate::support::redis::RedisServer;
 use crate::support::transcript::Transcript;
-use crate::support::viewer::{KINDS, Viewer, view};
+use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 /// A piece of text, as the provider spelled it.
 #[derive(Debug)]
@@ -158,4 +159,154 @@ fn recorded_answers_arrive_as_they_were_sent() {
     }
     // Some are nothing but an error or a tool call.
     assert!(with_text * 2 > recordings.len(), "{with_text} of {} have any text", recordings.len());
+}
+
+/// The payloads of a recording, one for each entry, and the field that they belong into.
+fn payloads(recording: &Path) -> (&'static str, Vec<String>) {
+    let content = fs::read_to_string(recording).unwrap();
+    let is_sse = recording.extension().is_some_and(|extension| extension == "sse");
+    let payload = |line| if is_sse { str::strip_prefix(line, "data:").map(str::trim) } else { Some(line) };
+    let payloads: Vec<String> =
+        content.lines().filter_map(payload).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let is_anthropic = payloads.iter().any(|payload| payload.contains("\"message_start\""));
+    (if is_anthropic { "anthropic" } else { "openai" }, payloads)
+}
+
+/// What a recording says, read without the daemon's help: text by channel, arguments by call.
+#[derive(Debug, Default, PartialEq)]
+struct Reading {
+    content: String,
+    reasoning: String,
+    calls: BTreeMap<u64, String>,
+    /// How it ends, where it says so: the reason, or the code of an error.
+    end: Option<String>,
+    /// The output tokens.
+    output: Option<u64>,
+}
+
+fn add(text: &mut String, value: &Value) {
+    text.push_str(value.as_str().unwrap_or_default());
+}
+
+impl Reading {
+    fn of(payloads: &[String]) -> Self {
+        let mut reading = Self::default();
+        // Anthropic's calls by their blocks.
+        let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
+        for payload in payloads.iter().filter(|payload| *payload != "[DONE]") {
+            let value: Value = serde_json::from_str(payload).unwrap();
+            let (kind, delta) = (value["type"].as_str().unwrap_or_default(), &value["delta"]);
+            let block = value["index"].as_u64().unwrap_or_default();
+            match kind {
+                "response.output_text.delta" => add(&mut reading.content, delta),
+                "content_block_start" if value["content_block"]["type"] == "tool_use" => {
+                    blocks.insert(block, blocks.len() as u64);
+                }
+                "content_block_delta" => {
+                    add(&mut reading.content, &delta["text"]);
+                    add(&mut reading.reasoning, &delta["thinking"]);
+                    if let Some(call) = blocks.get(&block) {
+                        add(reading.calls.entry(*call).or_default(), &delta["partial_json"]);
+                    }
+                }
+                "message_delta" => reading.end = delta["stop_reason"].as_str().map(str::to_owned),
+                "response.completed" => reading.end = Some("completed".into()),
+                _ => reading.add_chunk(&value),
+            }
+            let usages = [&value["usage"], &value["response"]["usage"]];
+            for name in ["completion_tokens", "output_tokens"] {
+                reading.output = usages.iter().find_map(|usage| usage[name].as_u64()).or(reading.output);
+            }
+        }
+        reading
+    }
+
+    fn add_chunk(&mut self, chunk: &Value) {
+        for choice in chunk["choices"].as_array().into_iter().flatten() {
+            let delta = &choice["delta"];
+            add(&mut self.content, &delta["content"]);
+            for name in ["reasoning", "reasoning_content"] {
+                add(&mut self.reasoning, &delta[name]);
+            }
+            for call in delta["tool_calls"].as_array().into_iter().flatten() {
+                let number = call["index"].as_u64().unwrap();
+                add(self.calls.entry(number).or_default(), &call["function"]["arguments"]);
+            }
+            self.end = choice["finish_reason"].as_str().map(str::to_owned).or_else(|| self.end.take());
+        }
+        if let Some(code) = chunk["error"]["code"].as_str() {
+            self.end.get_or_insert_with(|| code.to_owned());
+        }
+    }
+
+    fn of_told(transcript: &Transcript) -> Self {
+        let mut calls: BTreeMap<u64, String> = BTreeMap::new();
+        for piece in transcript.of_kind("tool_call") {
+            add(calls.entry(piece["call"].as_u64().unwrap()).or_default(), &piece["arguments"]);
+        }
+        let last = &transcript.frames.last().unwrap().value;
+        let end = last["finish_reason"].as_str().or_else(|| last["code"].as_str()).map(str::to_owned);
+        let output = ["completion_tokens", "output_tokens"].map(|name| last["usage"][name].as_u64());
+        Self {
+            content: transcript.text(),
+            reasoning: transcript.text_of("reasoning"),
+            calls,
+            end,
+            output: output[0].or(output[1]),
+        }
+    }
+}
+
+/// Recordings passed on as they are. All are written before any is waited for: those that have no last word end by
+/// themselves.
+#[test]
+fn recorded_answers_are_understood_as_they_were_sent() {
+    let Some(directory) = directory() else {
+        eprintln!("no recordings here: LLM_BRIDGE_FIXTURES can name their directory");
+        return;
+    };
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut live = Vec::new();
+    for (number, recording) in recordings(&directory).iter().enumerate() {
+        let (field, payloads) = payloads(recording);
+        let reading = Reading::of(&payloads);
+        assert!(reading.end.is_some(), "{}", recording.display());
+        let mut producer = Producer::new(&redis, &format!("raw{number}"), "m");
+        producer.write(&json!({"type": "heartbeat"}));
+        let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, &producer.stream, ""));
+        viewers.iter_mut().for_each(|viewer| viewer.expect_open("live"));
+        // At once, so that no pause of this test's looks like the answer's end.
+        let key = format!("llm:stream:{}", producer.stream.replace('/', ":"));
+        let add = |payload: &String| ["XADD", key.as_str(), "*", field, payload].map(str::to_owned).to_vec();
+        let commands: Vec<Vec<String>> = payloads.iter().map(add).collect();
+        let _: Vec<String> = redis.connect().run_at_once(&commands);
+        live.push((recording.clone(), reading, producer, viewers));
+    }
+    for (recording, mut reading, producer, viewers) in live {
+        println!("{}", recording.display());
+        let [told, other] = viewers.map(Viewer::read_all);
+        assert!(told.frames.last().unwrap().is_terminal());
+        if told.of_kind("error").count() == 1 {
+            // What an answer took is told of those that end well.
+            reading.output = None;
+        }
+        assert_eq!(Reading::of_told(&told), reading);
+        assert_eq!(Reading::of_told(&other), reading);
+        assert_eq!(told.of_kind("skipped").count(), 0);
+        let middle = told.frames[told.frames.len() / 2].id().unwrap_or("0").to_owned();
+        for kind in KINDS {
+            assert_eq!(Reading::of_told(&view(daemon.public, kind, &producer.stream, "")), reading);
+        }
+        let rest = view(daemon.public, Kind::WebSocket, &producer.stream, &format!("after={middle}"));
+        assert!(
+            reading.content.ends_with(&rest.text())
+                && reading.reasoning.ends_with(&rest.text_of("reasoning"))
+        );
+        let state = http::get(daemon.public, &format!("/v1/streams/{}", producer.stream)).json();
+        assert_eq!(state["content"], reading.content.as_str());
+        for (place, arguments) in reading.calls.values().enumerate() {
+            assert_eq!(state["tool_calls"][place]["function"]["arguments"], arguments.as_str());
+        }
+    }
 }

@@ -21,6 +21,9 @@ mod generations;
 /// Each native entry's frame, text and foreign objects unchanged, unreadable entries named.
 mod formats;
 
+/// Entries as LLM providers send them: told natively, resumed anywhere, ended alike for all.
+mod providers;
+
 /// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
 mod gaps;
 

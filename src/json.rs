@@ -1,20 +1,27 @@
-//! What decoding needs of JSON beyond serde_json: strings that stay escaped.
+//! What decoding needs of JSON beyond serde_json: strings that stay escaped, members that stay text.
 
 use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// What may lie around a JSON value.
+pub(crate) const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// The characters between the quotes of a JSON string, if the valid JSON value `raw` is a string.
-pub(super) fn string(raw: &str) -> Option<&str> {
+pub(crate) fn string(raw: &str) -> Option<&str> {
     raw.strip_prefix('"')?.strip_suffix('"')
 }
 
 /// The value of a valid JSON number that is written as an unsigned whole number.
-pub(super) fn unsigned(raw: &str) -> Option<u64> {
+pub(crate) fn unsigned(raw: &str) -> Option<u64> {
     // `parse` alone would take a sign, which JSON does not have in front of positive numbers.
     raw.parse().ok()
 }
 
 /// What an escaped string means; `None` where it is no text because of a lone surrogate.
-pub(super) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
     if !escaped.contains('\\') {
         return Some(Cow::Borrowed(escaped));
     }
@@ -22,13 +29,13 @@ pub(super) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Whether two escaped strings mean the same.
-pub(super) fn same(a: &str, b: &str) -> bool {
+pub(crate) fn same(a: &str, b: &str) -> bool {
     a == b || ((a.contains('\\') || b.contains('\\')) && unescape(a) == unescape(b))
 }
 
 /// Whether every surrogate in valid JSON text is one of a pair. Backslashes occur only within strings, so
 /// `text` may be the inside of a string as well as a whole value.
-pub(super) fn surrogates_are_paired(text: &str) -> bool {
+pub(crate) fn surrogates_are_paired(text: &str) -> bool {
     let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|&b| b == b'\\') {
         rest = &rest[at..];
@@ -49,6 +56,53 @@ pub(super) fn surrogates_are_paired(text: &str) -> bool {
 fn unit(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// The named members of a text that is one JSON object, as raw values; `None` where it is none. A member that is `null`
+/// counts as absent, and of one that occurs twice the last counts.
+pub(crate) fn members<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    let mut found = [None; N];
+    each_member(text, |key, value| {
+        if let Some(place) = names.iter().position(|name| *name == key) {
+            found[place] = (value != "null").then_some(value);
+        }
+    })?;
+    Some(found)
+}
+
+/// Calls `meet` with the name and the raw value of every member of a text that is one JSON object; `None` where it
+/// is none.
+pub(crate) fn each_member<'a>(text: &'a str, meet: impl FnMut(&str, &'a str)) -> Option<()> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    deserializer.deserialize_map(Each(meet)).ok()?;
+    deserializer.end().ok()
+}
+
+/// The elements of a text that is one JSON array, as raw values.
+pub(crate) fn elements(text: &str) -> Option<Vec<&str>> {
+    let elements: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+    Some(elements.into_iter().map(RawValue::get).collect())
+}
+
+struct Each<F>(F);
+
+impl<'de, F: FnMut(&str, &'de str)> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<&'de RawValue>()? {
+            let value = map.next_value::<&'de RawValue>()?.get();
+            // A name with a lone surrogate is none that anybody asks for.
+            if let Some(name) = string(key.get()).and_then(unescape) {
+                self.0(&name, value);
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +134,20 @@ mod tests {
     fn escapes_do_not_matter_for_sameness() {
         assert!(same("g1", "g1") && same(r"\u00671", "g1") && same("a/b", r"a\/b"));
         assert!(!same("g1", "g2") && !same(r"\u0067", "x"));
+    }
+
+    #[test]
+    fn members_are_found_however_they_are_written() {
+        let text = r#" {"a": {"x":1} , "\u0062":null,"c":1,"c":"2","\ud800":0} "#;
+        assert_eq!(
+            members(text, ["a", "b", "c", "d"]),
+            Some([Some(r#"{"x":1}"#), None, Some("\"2\""), None])
+        );
+        for bad in ["[]", "{", "{} x", "1", "", r#"{"a":}"#] {
+            assert_eq!(members(bad, ["a"]), None, "{bad}");
+        }
+        assert_eq!(elements(r#"[1, {"a":[]} ,"x"]"#), Some(vec!["1", r#"{"a":[]}"#, "\"x\""]));
+        assert_eq!(elements("{}"), None);
     }
 
     #[test]

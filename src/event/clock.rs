@@ -1,0 +1,29 @@
+//! What time it is, here and at Redis.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Redis' clock as an offset to this host's: readable by all, set by the watcher.
+#[derive(Debug, Default)]
+pub struct RedisClock(AtomicI64);
+
+impl RedisClock {
+    /// Sets how far Redis' clock is ahead of this host's, in µs.
+    pub fn set_offset_us(&self, offset: i64) {
+        self.0.store(offset, Ordering::Relaxed);
+    }
+
+    /// Redis' time when this host's is `now_us`; both µs since 1970.
+    #[must_use]
+    pub fn at(&self, now_us: u64) -> u64 {
+        now_us.saturating_add_signed(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// This host's clock, µs since 1970.
+#[must_use]
+pub fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,35 @@
+//! Which of several threads a stream belongs to.
+
+use std::hash::Hasher;
+
+use super::StreamName;
+
+/// FNV-1a, 64 bit (Fowler, Noll, Vo): short, the same in every build, and spreads names that differ in a digit.
+#[derive(Clone, Copy, Debug)]
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 =
+            bytes.iter().fold(self.0, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Which of `count` threads a stream belongs to; stable as long as the daemon runs.
+#[must_use]
+pub fn shard(stream: &StreamName, count: usize) -> usize {
+    let mut hash = Fnv::default();
+    hash.write(stream.as_str().as_bytes());
+    let mixed = hash.finish() ^ (hash.finish() >> 32);
+    usize::try_from(mixed % count.max(1) as u64).unwrap_or(0)
+}

@@ -1,0 +1,457 @@
+use super::*;
+
+/// A generation told in a form: each payload's events in a line.
+#[derive(Default)]
+struct Story {
+    progress: Progress,
+    follows_end: bool,
+}
+
+impl Story {
+    fn tell(&mut self, form: Form, payload: &str) -> String {
+        let before = self.progress.clone();
+        let Ok(mut said) = read((form, payload.as_bytes()), &before, self.follows_end) else {
+            return "malformed".to_owned();
+        };
+        if let Some(progress) = said.take_progress() {
+            self.progress = progress;
+        }
+        let lines: Vec<String> = said.events().map(|event| line(&event)).collect();
+        if said.events().any(|event| event.is_terminal()) {
+            *self = Self { progress: Progress::NONE, follows_end: true };
+        } else if !said.is_empty() {
+            self.follows_end = false;
+        }
+        lines.join(" | ")
+    }
+}
+
+fn line(event: &Event<'_>) -> String {
+    match event {
+        Event::Delta { text, channel, index } => format!("{channel}#{index} {text}"),
+        Event::ToolCall { index, call, id, name, arguments } => {
+            let (id, name) = (id.unwrap_or("-"), name.unwrap_or("-"));
+            format!("tool#{index}.{call} {id} {name} {arguments}")
+        }
+        Event::End { finish_reason, usage } => {
+            format!("end {} {}", finish_reason.unwrap_or("-"), usage.unwrap_or("-"))
+        }
+        Event::Error { code, message } => format!("error {code} {}", message.unwrap_or("-")),
+        Event::Custom { data } => {
+            let kind: serde_json::Value = serde_json::from_str(data).unwrap();
+            format!("custom {}", kind["type"].as_str().unwrap_or("-"))
+        }
+        Event::Start { .. } | Event::Heartbeat => unreachable!("no provider says that"),
+    }
+}
+
+/// Tells payloads and compares the lines; empty: no frame.
+fn check(form: Form, story: &[(&str, &str)]) -> Story {
+    let mut told = Story::default();
+    for (payload, expected) in story {
+        assert_eq!(told.tell(form, payload), *expected, "{payload}");
+    }
+    told
+}
+
+fn openai(story: &[(&str, &str)]) -> Story {
+    check(Form::OpenAi, story)
+}
+
+fn anthropic(story: &[(&str, &str)]) -> Story {
+    check(Form::Anthropic, story)
+}
+
+#[test]
+fn a_chat_is_text_between_a_role_and_an_end() {
+    openai(&[
+        (r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}],"usage":null}"#, ""),
+        (r#" {"choices":[{"delta":{"content":"H\u00e4\n"},"finish_reason":null}]} "#, r"content#0 H\u00e4\n"),
+        (r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#, ""),
+        (r#"{"choices":[],"usage":{"total_tokens": 3}}"#, ""),
+        ("[DONE]", r#"end stop {"total_tokens": 3}"#),
+        // What comes too late is not the next one's.
+        (r#"{"choices":[{"delta":{},"finish_reason":"length"}],"usage":{"total_tokens":9}}"#, ""),
+        (r#"{"choices":[{"delta":{"content":"x"}}]}"#, "content#0 x"),
+        (" [DONE]\n", "malformed"),
+        ("[DONE]", "end - -"),
+    ]);
+}
+
+#[test]
+fn a_chat_may_say_everything_at_once() {
+    openai(&[
+        (
+            r#"{"choices":[{"index":1,"delta":{"content":"b","refusal":"r","reasoning":"w"},"finish_reason":"length"},
+                {"delta":{"reasoning_content":"v","reasoning":"v","content":"a"},"finish_reason":"stop"}],"usage":{}}"#,
+            "reasoning#1 w | content#1 b | refusal#1 r | reasoning#0 v | content#0 a",
+        ),
+        ("[DONE]", "end stop {}"),
+        // Also where it begins the next one.
+        (r#"{"choices":[{"delta":{"content":"c"},"finish_reason":"stop"}],"usage":{"a":1}}"#, "content#0 c"),
+        ("[DONE]", r#"end stop {"a":1}"#),
+    ]);
+}
+
+#[test]
+fn a_generation_is_finishing_once_all_its_choices_are() {
+    let mut story = openai(&[
+        (
+            r#"{"choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"content":"a"}}]}"#,
+            "content#1 b | content#0 a",
+        ),
+        (r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"}]}"#, ""),
+    ]);
+    assert!(!story.progress.is_finishing());
+    story.tell(Form::OpenAi, r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#);
+    assert!(story.progress.is_finishing());
+    assert_eq!(story.tell(Form::OpenAi, "[DONE]"), "end stop -");
+    // Those beyond what is followed do not hold it up.
+    let story = openai(&[(
+        r#"{"choices":[{"index":64,"delta":{"content":"b"},"finish_reason":"stop"}]}"#,
+        "content#64 b",
+    )]);
+    assert!(story.progress.is_finishing());
+}
+
+#[test]
+fn tool_calls_of_a_chat_are_told_in_pieces() {
+    openai(&[
+        (
+            r#"{"choices":[{"delta":{"content":null,"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":""}}]}}]}"#,
+            "tool#0.0 c1 f ",
+        ),
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"","function":{"name":null,"arguments":"{\"a\":"}},{"index":1,"id":"c2","function":{"name":"g"}}]}}]}"#,
+            r#"tool#0.0 - - {\"a\": | tool#0.1 c2 g "#,
+        ),
+        (r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":""}}]}}]}"#, ""),
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]}}]}"#,
+            "tool#0.0 - - 1}",
+        ),
+        (r#"{"choices":[{"delta":{"function_call":{"name":"h","arguments":"{}"}}}]}"#, "tool#0.0 - h {}"),
+    ]);
+    // Without numbers: an id begins another call, and each place of a list is another.
+    openai(&[
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[{"id":"c1","function":{"name":"f","arguments":"{"}}]}}]}"#,
+            "tool#0.0 c1 f {",
+        ),
+        (r#"{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":"}"}}]}}]}"#, "tool#0.0 - - }"),
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[{"id":"c2","function":{"arguments":"x"}},{"function":{"arguments":"y"}}]}}]}"#,
+            "tool#0.1 c2 - x | tool#0.2 - - y",
+        ),
+        (
+            r#"{"choices":[{"index":1,"delta":{"tool_calls":[{"id":"c3","function":{"arguments":"z"}}]}}]}"#,
+            "tool#1.0 c3 - z",
+        ),
+    ]);
+}
+
+#[test]
+fn what_a_chat_has_no_native_form_for_is_custom() {
+    openai(&[
+        (r#"{"choices":[{"delta":{"role":"assistant","audio":{"data":"x"}}}],"type":"t"}"#, "custom t"),
+        (r#"{"choices":[{"delta":{"content":"a","reasoning_details":[{}]}}]}"#, "content#0 a"),
+        (r#"{"choices":[{"delta":{"audio":null,"annotations":[]}}]}"#, ""),
+        (r#"{"choices":[{"message":{"content":"whole"}}],"type":"t"}"#, "custom t"),
+        // Mistral's parts.
+        (
+            r#"{"choices":[{"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"t"}]},
+                {"type":"text","text":"a"},{"type":"reference","reference_ids":[1]}]}}]}"#,
+            "reasoning#0 t | content#0 a | custom reference",
+        ),
+        (r#"{"choices":[{"delta":{"content":[{"type":"thinking","thinking":"u"}]}}]}"#, "reasoning#0 u"),
+        (r#"{"foo":1}"#, "custom -"),
+        (r#"{"object":"chat.completion.chunk","usage":{"n":1}}"#, ""),
+        ("[DONE]", r#"end - {"n":1}"#),
+    ]);
+}
+
+#[test]
+fn errors_end_whatever_shape_they_have() {
+    for (payload, expected) in [
+        (r#"{"error":{"message":"m","type":"t","code":"c"}}"#, "error c m"),
+        (r#"{"error":{"message":"m","type":"t","code":null}}"#, "error t m"),
+        (r#"{"error":{"message":"m","code":429}}"#, "error 429 m"),
+        (r#"{"error":{"message":["m"],"code":""}}"#, "error provider_error -"),
+        (r#"{"error":"overloaded"}"#, "error provider_error overloaded"),
+        (r#"{"object":"error","message":"m","type":"BadRequestError","code":400}"#, "error 400 m"),
+        (
+            r#"{"choices":[{"delta":{"content":"x"},"finish_reason":"error"}],"error":{"code":502,"message":"m"}}"#,
+            "content#0 x | error 502 m",
+        ),
+        (r#"{"type":"error","code":"c","message":"m","param":null}"#, "error c m"),
+        (r#"{"type":"error","error":{"type":"t","code":"c","message":"m"}}"#, "error c m"),
+        (r#"{"type":"response.failed","response":{"error":{"code":"c","message":"m"}}}"#, "error c m"),
+        (r#"{"type":"response.failed"}"#, "error provider_error -"),
+    ] {
+        openai(&[(payload, expected)]);
+    }
+    for (payload, expected) in [
+        (r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, "error overloaded_error m"),
+        (r#"{"type":"error"}"#, "error error -"),
+    ] {
+        anthropic(&[(payload, expected)]);
+    }
+}
+
+#[test]
+fn what_would_lose_text_is_malformed() {
+    for payload in [
+        "",
+        "[]",
+        "[DONE",
+        "1",
+        "{",
+        r#"{"choices":{}}"#,
+        r#"{"choices":[1]}"#,
+        r#"{"choices":[{"index":-1,"delta":{}}]}"#,
+        r#"{"choices":[{"delta":[]}]}"#,
+        r#"{"choices":[{"delta":{"content":5}}]}"#,
+        r#"{"choices":[{"delta":{"content":"\ud800"}}]}"#,
+        r#"{"choices":[{"delta":{"content":["x"]}}]}"#,
+        r#"{"choices":[{"delta":{"content":[{"type":"text","text":5}]}}]}"#,
+        r#"{"choices":[{"delta":{"reasoning":{}}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":{}}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":{}}}]}}]}"#,
+        r#"{"choices":[{"delta":{},"finish_reason":1}]}"#,
+        r#"{"error":5}"#,
+        r#"{"type":5}"#,
+        r#"{"type":"response.output_text.delta"}"#,
+        r#"{"type":"response.output_text.delta","delta":{}}"#,
+        r#"{"type":"response.function_call_arguments.delta","output_index":"x","delta":""}"#,
+        r#"{"type":"response.output_item.added"}"#,
+    ] {
+        openai(&[(payload, "malformed")]);
+    }
+    for payload in [
+        "",
+        "[DONE]",
+        "{}",
+        r#"{"type":null}"#,
+        r#"{"type":"content_block_start","index":0}"#,
+        r#"{"type":"content_block_delta","index":0}"#,
+        r#"{"type":"content_block_delta","index":"0","delta":{"type":"text_delta","text":"x"}}"#,
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta"}}"#,
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":1}}"#,
+        r#"{"type":"message_delta","delta":{"stop_reason":1}}"#,
+    ] {
+        anthropic(&[(payload, "malformed")]);
+    }
+    assert_eq!(read((Form::OpenAi, b"{\"a\":\"\xff\"}"), &Progress::NONE, false), Err(Malformed));
+}
+
+#[test]
+fn responses_are_text_reasoning_and_calls() {
+    openai(&[
+        (r#"{"type":"response.created","response":{"status":"in_progress"}}"#, ""),
+        (r#"{"type":"response.in_progress"}"#, ""),
+        (r#"{"type":"keepalive","sequence_number":3}"#, ""),
+        (r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"reasoning"}}"#, ""),
+        (r#"{"type":"response.reasoning_summary_text.delta","delta":"s"}"#, "reasoning#0 s"),
+        (r#"{"type":"response.reasoning_text.delta","delta":"t"}"#, "reasoning#0 t"),
+        (r#"{"type":"response.output_text.delta","delta":""}"#, ""),
+        (r#"{"type":"response.output_text.delta","delta":"a"}"#, "content#0 a"),
+        (r#"{"type":"response.output_text.done","text":"a"}"#, ""),
+        (r#"{"type":"response.refusal.delta","delta":"r"}"#, "refusal#0 r"),
+        (
+            r#"{"type":"response.output_item.added","output_index":1,"item":{"type":"function_call","id":"i1","call_id":"c1","name":"f","arguments":""}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"response.output_item.added","output_index":2,"item":{"type":"function_call","id":"i2","call_id":"c2","name":"g"}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"response.function_call_arguments.delta","item_id":"x","output_index":2,"delta":"{"}"#,
+            "tool#0.1 c2 g {",
+        ),
+        (
+            r#"{"type":"response.function_call_arguments.delta","item_id":"y","output_index":2,"delta":"}"}"#,
+            "tool#0.1 - - }",
+        ),
+        (r#"{"type":"response.function_call_arguments.done","output_index":2,"arguments":"{}"}"#, ""),
+        (
+            r#"{"type":"response.output_item.done","output_index":2,"item":{"type":"function_call","arguments":"{}"}}"#,
+            "",
+        ),
+        // Without a piece, the end brings all.
+        (
+            r#"{"type":"response.function_call_arguments.done","output_index":1,"arguments":"{\"a\":1}"}"#,
+            r#"tool#0.0 c1 f {\"a\":1}"#,
+        ),
+        (
+            r#"{"type":"response.output_item.done","output_index":1,"item":{"type":"function_call","arguments":"{}"}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"response.output_item.done","output_index":3,"item":{"type":"function_call","call_id":"c3","name":"h","arguments":"1"}}"#,
+            "tool#0.2 c3 h 1",
+        ),
+        (r#"{"type":"response.function_call_arguments.delta","item_id":"z","delta":"q"}"#, "tool#0.3 - - q"),
+        (r#"{"type":"response.function_call_arguments.delta","item_id":"z","delta":"r"}"#, "tool#0.3 - - r"),
+        (r#"{"type":"response.web_search_call.searching"}"#, "custom response.web_search_call.searching"),
+        (
+            r#"{"type":"response.output_item.added","item":{"type":"code_interpreter_call"}}"#,
+            "custom response.output_item.added",
+        ),
+        (
+            r#"{"type":"response.completed","response":{"status":"completed","error":null,"usage":{"n":1}}}"#,
+            r#"end completed {"n":1}"#,
+        ),
+    ]);
+    openai(&[(
+        r#"{"type":"response.incomplete","response":{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}}"#,
+        "end max_output_tokens -",
+    )]);
+}
+
+#[test]
+fn messages_are_blocks() {
+    anthropic(&[
+        (
+            r#"{"type":"message_start","message":{"id":"m1","usage":{"input_tokens":5,"output_tokens":1,"a":{"b":1}}}}"#,
+            "",
+        ),
+        (r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":""}}"#, ""),
+        (r#"{"type": "ping"}"#, ""),
+        (
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"t"}}"#,
+            "reasoning#0 t",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"s"}}"#,
+            "custom content_block_delta",
+        ),
+        (r#"{"type":"content_block_stop","index":0}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":1,"content_block":{"type":"text","text":"A"}}"#,
+            "content#0 A",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"b"}}"#,
+            "content#0 b",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":1,"delta":{"type":"citations_delta","citation":{}}}"#,
+            "custom content_block_delta",
+        ),
+        (r#"{"type":"surprise"}"#, "custom surprise"),
+        (
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7,"input_tokens":null,"c":0}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"message_stop"}"#,
+            r#"end end_turn {"input_tokens":5,"output_tokens":7,"a":{"b":1},"c":0}"#,
+        ),
+    ]);
+}
+
+#[test]
+fn tools_are_blocks() {
+    anthropic(&[
+        (
+            r#"{"type":"content_block_start","index":2,"content_block":{"type":"tool_use","id":"c1","name":"f","input":{}}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":""}}"#,
+            "tool#0.0 c1 f ",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":""}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"{\"a\""}}"#,
+            r#"tool#0.0 - - {\"a\""#,
+        ),
+        (r#"{"type":"content_block_stop","index":2}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":3,"content_block":{"type":"server_tool_use","id":"x"}}"#,
+            "custom content_block_start",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":3,"delta":{"type":"input_json_delta","partial_json":"{"}}"#,
+            "custom content_block_delta",
+        ),
+        (r#"{"type":"content_block_stop","index":3}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":4,"content_block":{"type":"tool_use","id":"c2","name":"g","input":{"x":"y"}}}"#,
+            "",
+        ),
+        (r#"{"type":"content_block_stop","index":4}"#, r#"tool#0.1 c2 g {\"x\":\"y\"}"#),
+        (r#"{"type":"surprise"}"#, "custom surprise"),
+        (
+            r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"output_tokens":7,"input_tokens":null,"c":0}}"#,
+            "",
+        ),
+        (r#"{"type":"message_stop"}"#, r#"end tool_use {"output_tokens":7,"input_tokens":null,"c":0}"#),
+        // Late; then another.
+        (r#"{"type":"message_delta","delta":{"stop_reason":"late"}}"#, ""),
+        (r#"{"type":"message_start","message":{"id":"m2","usage":{"input_tokens":6}}}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c3","name":"f"}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"1"}}"#,
+            "tool#0.0 c3 f 1",
+        ),
+        (r#"{"type":"message_stop"}"#, r#"end - {"input_tokens":6}"#),
+    ]);
+}
+
+#[test]
+fn a_message_begun_twice_begins_once() {
+    anthropic(&[
+        (r#"{"type":"message_start","message":{"id":"m1","usage":{"input_tokens":5}}}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c1","name":"f"}}"#,
+            "",
+        ),
+        (r#"{"type":"message_start","message":{"id":"m1"}}"#, ""),
+        (
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"1"}}"#,
+            "tool#0.0 c1 f 1",
+        ),
+        // Another goes on in the same generation.
+        (r#"{"type":"message_start","message":{"id":"m2"}}"#, ""),
+        (
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c2","name":"f"}}"#,
+            "",
+        ),
+        (r#"{"type":"content_block_stop","index":0}"#, "tool#0.1 c2 f "),
+        (r#"{"type":"message_stop"}"#, "end - -"),
+    ]);
+}
+
+#[test]
+fn what_is_kept_is_bounded() {
+    let mut story = Story::default();
+    let mut refused = 0;
+    for index in 0..5000 {
+        let payload = format!(
+            r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":"tool_use","id":"{index}","name":"{}"}}}}"#,
+            "n".repeat(index % 100)
+        );
+        refused += usize::from(story.tell(Form::Anthropic, &payload) == "malformed");
+        assert!(story.progress.len_bytes() <= PROGRESS_BYTES_MAX);
+    }
+    assert!(refused > 4000, "{refused}");
+    let long = "x".repeat(PROGRESS_BYTES_MAX + 1);
+    let finish = format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":"{long}"}}]}}"#);
+    openai(&[(&finish, "malformed")]);
+    let finished: Vec<String> =
+        (0..5000).map(|index| format!(r#"{{"index":{index},"finish_reason":"x"}}"#)).collect();
+    openai(&[(&format!(r#"{{"choices":[{}]}}"#, finished.join(",")), "malformed")]);
+    let deltas = vec![r#"{"delta":{"content":"x"}}"#; EVENTS_PER_ENTRY_MAX + 1];
+    let chunk = |count: usize| format!(r#"{{"choices":[{}]}}"#, deltas[..count].join(","));
+    assert_ne!(Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX)), "malformed");
+    assert_eq!(Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX + 1)), "malformed");
+}

@@ -1,0 +1,137 @@
+//! What an entry says, in whichever form, and where the frames of one that says several things are.
+//!
+//! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that whoever
+//! resumes there has the entry read again and passes over the first k frames of it.
+//!
+//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) may be over without another
+//! entry: where nothing but heartbeats comes for a while. The `end` frame then has the id of its newest entry, which is
+//! why every frame of an entry after which a generation is finishing carries `ms-n.k`: `ms-n` is the end's, should it
+//! come to that.
+
+use std::sync::Arc;
+
+use super::decode::{MALFORMED, Undecodable, decode};
+use super::order::{Verdict, judge};
+use crate::event::{Decoded, Entry, EntryId, Event, Phase, Position, Progress, StreamState};
+use crate::provider::{self, Form, Said};
+
+/// What one entry says, to be judged event by event.
+pub(super) struct Heard<'a> {
+    id: EntryId,
+    events: Events<'a>,
+    progress: Option<Progress>,
+    /// How many events were judged, and how many there are.
+    judged: usize,
+    count: usize,
+}
+
+enum Events<'a> {
+    Native(Decoded<'a>),
+    Raw(Said<'a>),
+}
+
+impl<'a> Heard<'a> {
+    /// What an entry says to whom has heard `before` of its generation.
+    ///
+    /// # Errors
+    /// When it cannot be understood.
+    pub(super) fn new(
+        entry: &'a Entry,
+        before: &'a Progress,
+        state: &StreamState,
+    ) -> Result<Self, Undecodable> {
+        let id = entry.id;
+        let raw = if entry.fields.get("data").is_some() { None } else { Form::of(&entry.fields) };
+        let Some(raw) = raw else {
+            let events = Events::Native(decode(entry)?);
+            return Ok(Self { id, events, progress: None, judged: 0, count: 1 });
+        };
+        let follows_end = state.phase.terminal().is_some();
+        let mut said = provider::read(raw, before, follows_end).map_err(|_| MALFORMED)?;
+        let (progress, count) = (said.take_progress(), said.len());
+        Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
+    }
+
+    /// Judges the next event: what it is, what becomes of it, and the position of its frame. `None` once all are judged; `state` is
+    /// then the one after the entry.
+    pub(super) fn judge(&mut self, state: &mut StreamState) -> Option<(Decoded<'a>, Verdict, Position)> {
+        if let Some(progress) = self.progress.take() {
+            state.progress = Some(Arc::new(progress));
+        }
+        let decoded = match &self.events {
+            _ if self.judged == self.count => None,
+            Events::Native(decoded) => Some(*decoded),
+            Events::Raw(said) => {
+                let event = said.event(self.judged);
+                event.map(|event| Decoded { event, seq: None, ts_us: None })
+            }
+        };
+        let is_heartbeat = matches!(&self.events, Events::Native(Decoded { event: Event::Heartbeat, .. }));
+        let Some(decoded) = decoded else {
+            if !is_heartbeat {
+                state.note_newest(self.id);
+            }
+            return None;
+        };
+        let verdict = judge(state, self.id, &decoded);
+        self.judged += 1;
+        let is_last = self.judged == self.count;
+        let position = if is_last {
+            last_frame(self.id, self.judged, state)
+        } else {
+            Position::part(self.id, self.judged)
+        };
+        Some((decoded, verdict, position))
+    }
+}
+
+/// The position of an entry's last frame, its `n`th, where `state` is the one after the entry.
+pub(super) fn last_frame(id: EntryId, n: usize, state: &StreamState) -> Position {
+    match state.finishing() {
+        Some(_) => Position::part(id, n),
+        None => Position::whole(id),
+    }
+}
+
+/// The end that a generation has come to of itself.
+pub(super) struct Concluded {
+    /// The newest entry that belongs to it.
+    pub(super) id: EntryId,
+    /// The stream's ordinal there.
+    pub(super) ordinal: Option<u64>,
+    /// What the generation had said.
+    pub(super) progress: Arc<Progress>,
+}
+
+impl Concluded {
+    /// Ends the generation, if it is finishing.
+    pub(super) fn of(state: &mut StreamState) -> Option<Self> {
+        state.finishing()?;
+        let progress = state.progress.take()?;
+        let (id, ordinal) = progress.newest;
+        state.phase = Phase::Ended(id);
+        Some(Self { id, ordinal, progress })
+    }
+
+    /// The event that no entry has said.
+    pub(super) fn end(&self) -> Decoded<'_> {
+        Decoded { event: provider::end(&self.progress), seq: None, ts_us: None }
+    }
+}
+
+/// Whether the generation was over before an entry that follows, because that was so long in coming. A `grace_ms` of 0
+/// means never.
+pub(super) fn is_over_before(state: &StreamState, entry: &Entry, grace_ms: u64) -> bool {
+    let is_heartbeat = || matches!(decode(entry), Ok(Decoded { event: Event::Heartbeat, .. }));
+    state.progress.is_some() && is_over_at(state, entry.id.ms, grace_ms) && !is_heartbeat()
+}
+
+/// Whether the generation is over where nothing has come up to `ms`.
+pub(super) fn is_over_at(state: &StreamState, ms: u64, grace_ms: u64) -> bool {
+    let finishing = state.finishing().filter(|_| grace_ms > 0);
+    finishing.is_some_and(|newest| ms.saturating_sub(newest.ms) >= grace_ms)
+}
+
+#[cfg(test)]
+#[path = "hear_tests.rs"]
+mod tests;

@@ -1,0 +1,240 @@
+use proptest::prelude::*;
+
+use crate::event::{Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
+use crate::transform::stories::{beginning, stream};
+use crate::transform::{Assembler, DropReason, Pushed, Seek};
+
+const GRACE_MS: u64 = 2_000;
+
+/// An entry at `ms` in the form that its field names.
+fn entry(ms: u64, field: &str, value: &str) -> Entry {
+    Entry { id: EntryId::new(ms, 0), fields: Fields::from_pairs(&[(field.as_bytes(), value.as_bytes())]) }
+}
+
+fn assembler(position: Position, state: StreamState) -> Assembler {
+    Assembler::new(stream(), position, state).with_grace(GRACE_MS)
+}
+
+/// The frames of entries, taken entry by entry; `until_ms`: up to when nothing follows.
+fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<std::sync::Arc<Frame>> {
+    let mut frames = Vec::new();
+    for entry in entries {
+        assembler.push(entry, 0);
+        frames.extend(assembler.take(0));
+    }
+    assembler.conclude(until_ms, 0);
+    frames.extend(assembler.take(0));
+    frames
+}
+
+fn shown(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
+    frames.iter().map(|frame| String::from_utf8(frame.json().to_vec()).unwrap()).collect()
+}
+
+fn from_the_beginning(entries: &[Entry], until_ms: u64) -> Vec<String> {
+    shown(&frames(assembler(Position::ZERO, beginning()), entries, until_ms))
+}
+
+const TEXT: &str = r#"{"choices":[{"delta":{"content":"a"}}]}"#;
+const FINISH: &str = r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#;
+const USAGE: &str = r#"{"choices":[],"usage":{"n":1}}"#;
+const LAST_TEXT: &str = r#"{"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}]}"#;
+const HEARTBEAT: &str = r#"{"type":"heartbeat"}"#;
+
+#[test]
+fn an_entry_that_says_several_things_gives_as_many_frames() {
+    let both =
+        r#"{"choices":[{"delta":{"reasoning":"r","content":"c"}},{"index":1,"delta":{"content":"d"}}]}"#;
+    let told = from_the_beginning(&[entry(5, "openai", both), entry(6, "openai", "[DONE]")], 0);
+    assert_eq!(
+        told,
+        [
+            r#"{"type":"delta","id":"5-0.1","channel":"reasoning","text":"r"}"#,
+            r#"{"type":"delta","id":"5-0.2","text":"c"}"#,
+            r#"{"type":"delta","id":"5-0","index":1,"text":"d"}"#,
+            r#"{"type":"end","id":"6-0"}"#,
+        ]
+    );
+}
+
+#[test]
+fn data_wins_and_what_is_encrypted_is_not_read() {
+    let fields = [(&b"openai"[..], &b"[DONE]"[..]), (b"data", br#"{"type":"delta","text":"n"}"#)];
+    let native = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&fields) };
+    assert_eq!(from_the_beginning(&[native], 0), [r#"{"type":"delta","id":"1-0","text":"n"}"#]);
+    let mut assembler = assembler(Position::ZERO, beginning());
+    assert_eq!(assembler.push(&entry(1, "enc", "x"), 0), Pushed::Undecodable { reason: "unsupported" });
+    assert_eq!(assembler.push(&entry(2, "openai", "x"), 0), Pushed::Undecodable { reason: "malformed" });
+    assert_eq!(assembler.push(&entry(3, "x", "x"), 0), Pushed::Undecodable { reason: "no_payload" });
+    assert_eq!(assembler.push(&entry(4, "openai", USAGE), 0), Pushed::Dropped(DropReason::Framing));
+    assert_eq!(assembler.state().phase, Phase::Idle, "it begins nothing");
+}
+
+#[test]
+fn the_last_word_ends_what_is_finishing() {
+    let told = from_the_beginning(
+        &[
+            entry(1, "openai", TEXT),
+            entry(2, "openai", LAST_TEXT),
+            entry(3, "openai", USAGE),
+            entry(4, "data", HEARTBEAT),
+            entry(2002, "openai", "[DONE]"),
+            entry(2003, "openai", FINISH),
+        ],
+        u64::MAX,
+    );
+    let end = r#"{"type":"end","id":"2002-0","finish_reason":"stop","usage":{"n":1}}"#;
+    assert_eq!(told[1..], [r#"{"type":"delta","id":"2-0.1","text":"b"}"#, end]);
+}
+
+#[test]
+fn what_is_finishing_ends_where_nothing_comes() {
+    let end = r#"{"type":"end","id":"3-0","finish_reason":"stop","usage":{"n":1}}"#;
+    let mut story = vec![
+        entry(1, "openai", TEXT),
+        entry(2, "openai", LAST_TEXT),
+        entry(3, "openai", USAGE),
+        // Heartbeats do not count.
+        entry(4, "data", HEARTBEAT),
+    ];
+    assert_eq!(from_the_beginning(&story, 2002).len(), 2, "it is not over yet");
+    assert_eq!(from_the_beginning(&story, 2003)[2..], [end]);
+    for late in ["[DONE]", USAGE, FINISH] {
+        story.push(entry(2003, "openai", late));
+        assert_eq!(from_the_beginning(&story, 2003)[2..], [end], "{late} belongs to the finished generation");
+        story.pop();
+    }
+    story.push(entry(2003, "openai", TEXT));
+    assert_eq!(from_the_beginning(&story, 0)[2..], [end, r#"{"type":"delta","id":"2003-0","text":"a"}"#]);
+    // A native entry meanwhile belongs to it, and so does one that cannot be read.
+    for (field, value) in [("data", r#"{"type":"own"}"#), ("openai", "x")] {
+        let story = [entry(1, "openai", LAST_TEXT), entry(1000, field, value)];
+        let told = from_the_beginning(&story, 3000);
+        assert!(told[1].contains(r#""id":"1000-0.1""#), "{told:?}");
+        assert_eq!(told[2], r#"{"type":"end","id":"1000-0","finish_reason":"stop"}"#);
+        assert_eq!(from_the_beginning(&story, 2999).len(), 2);
+    }
+}
+
+#[test]
+fn without_grace_the_last_word_is_waited_for() {
+    let assembler = Assembler::new(stream(), Position::ZERO, beginning());
+    let story = [entry(1, "openai", LAST_TEXT), entry(9_000, "openai", "[DONE]")];
+    assert!(shown(&frames(assembler, &story, u64::MAX))[1].contains(r#""id":"9000-0""#));
+}
+
+#[test]
+fn who_has_the_end_is_not_told_again() {
+    let story = [entry(1, "openai", LAST_TEXT), entry(5, "data", HEARTBEAT)];
+    let seek = |after: &str, until_ms| {
+        let after = crate::event::After::At(after.parse().unwrap());
+        let mut seek = Seek::new(stream(), after, beginning()).with_grace(GRACE_MS);
+        story.iter().for_each(|entry| seek.push(entry));
+        seek.conclude(until_ms);
+        seek.finish(EntryId::new(5, 0))
+    };
+    for after in ["1-0", "3-0", "5-0"] {
+        let sought = seek(after, 2001);
+        assert_eq!(sought.state_at_from.phase, Phase::Ended(EntryId::new(1, 0)), "{after}");
+        assert!(sought.terminal.is_some());
+    }
+    // Who has all but the end is told it.
+    let sought = seek("1-0.1", 2001);
+    let told = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 2001));
+    assert_eq!(told, [r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#]);
+    // It is not over yet, wherever one stands.
+    assert_eq!(seek("5-0", 2000).state_at_from.finishing(), Some(EntryId::new(1, 0)));
+}
+
+/// Streams in all forms, with pauses of which some are too long.
+fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
+    let payload = prop_oneof![
+        4 => Just(("openai", TEXT)),
+        2 => Just(("openai", r#"{"choices":[{"delta":{"reasoning":"r","content":"c"}},{"index":1,"delta":{"content":"d"}}]}"#)),
+        2 => Just(("openai", r#"{"choices":[{"delta":{"content":"x","tool_calls":[{"id":"i","function":{"name":"f","arguments":"1"}},{"function":{"arguments":"2"}}]}}]}"#)),
+        2 => Just(("openai", LAST_TEXT)),
+        2 => Just(("openai", r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"},{"delta":{},"finish_reason":"stop"}]}"#)),
+        1 => Just(("openai", USAGE)),
+        1 => Just(("openai", "[DONE]")),
+        1 => Just(("openai", r#"{"choices":[{"delta":{"content":"z"}}],"error":{"code":1}}"#)),
+        1 => Just(("openai", "torn")),
+        1 => Just(("anthropic", r#"{"type":"message_start","message":{"id":"m","usage":{"i":1}}}"#)),
+        2 => Just(("anthropic", r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c","name":"f"}}"#)),
+        2 => Just(("anthropic", r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"1"}}"#)),
+        1 => Just(("anthropic", r#"{"type":"content_block_stop","index":0}"#)),
+        1 => Just(("anthropic", r#"{"type":"message_delta","delta":{"stop_reason":"s"},"usage":{"o":1}}"#)),
+        1 => Just(("anthropic", r#"{"type":"message_stop"}"#)),
+        1 => Just(("data", HEARTBEAT)),
+        1 => Just(("data", r#"{"type":"delta","text":"n"}"#)),
+        1 => Just(("data", r#"{"type":"delta","text":"n","seq":3}"#)),
+        1 => Just(("data", r#"{"type":"own"}"#)),
+        1 => Just(("data", r#"{"type":"start","generation":"g"}"#)),
+        1 => Just(("data", r#"{"type":"end"}"#)),
+    ];
+    let pause = prop_oneof![6 => 1_u64..900, 1 => 1_999_u64..2_002, 1 => Just(5_000_u64)];
+    prop::collection::vec((pause, payload), 0..30).prop_map(|steps| {
+        let mut ms = 0;
+        let written = steps.into_iter().map(|(pause, (field, value))| {
+            ms += pause;
+            entry(ms, field, value)
+        });
+        written.collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    /// Ids only grow, and whoever resumes at one, by its cursor or by a search, gets exactly the rest.
+    #[test]
+    fn resuming_anywhere_gives_the_rest(entries in any_stream(), rest_ms in 0_u64..4_000) {
+        let until_ms = entries.last().map_or(0, |last| last.id.ms) + rest_ms;
+        let all = frames(assembler(Position::ZERO, beginning()), &entries, until_ms);
+        let told = shown(&all);
+        let mut before = Position::ZERO;
+        for (place, frame) in all.iter().enumerate() {
+            prop_assert!(!told[place].contains("42949672"), "{}", told[place]);
+            if matches!(frame.body, crate::event::FrameBody::Gap) {
+                continue;
+            }
+            prop_assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{told:?}");
+            before = frame.last;
+            let later: Vec<Entry> = entries.iter().filter(|entry| Position::whole(entry.id) > frame.last).cloned().collect();
+            let by_cursor = frames(assembler(frame.last, frame.state.clone()), &later, until_ms);
+            prop_assert_eq!(&shown(&by_cursor), &told[place + 1..], "from the cursor at {}", frame.last);
+            let mut seek = Seek::new(stream(), crate::event::After::At(frame.last), beginning()).with_grace(GRACE_MS);
+            entries.iter().for_each(|entry| seek.push(entry));
+            seek.conclude(until_ms);
+            let sought = seek.finish(EntryId::ZERO);
+            let by_search = frames(assembler(sought.from, sought.state_at_from), &later, until_ms);
+            let is_over = sought.state_at_tip.phase.terminal().is_some();
+            prop_assert_eq!(&shown(&by_search), &told[place + 1..], "by a search for {}", frame.last);
+            if place + 1 == all.len() && frame.is_terminal() {
+                prop_assert!(is_over);
+                prop_assert_eq!(sought.terminal.map(|frame| frame.json().to_vec()), Some(frame.json().to_vec()));
+            }
+        }
+    }
+
+    /// However entries are batched, the text is the same.
+    #[test]
+    fn batches_do_not_change_the_text(entries in any_stream(), cut in 1_usize..9) {
+        let text = |frames: &[std::sync::Arc<Frame>]| -> Vec<u8> {
+            frames.iter().filter_map(|frame| frame.text()).collect::<Vec<_>>().concat()
+        };
+        let single = frames(assembler(Position::ZERO, beginning()), &entries, 0);
+        let mut batched = Vec::new();
+        let mut assembler = assembler(Position::ZERO, beginning());
+        for batch in entries.chunks(cut) {
+            for entry in batch {
+                assembler.push(entry, 0);
+            }
+            batched.extend(assembler.take(0));
+        }
+        prop_assert_eq!(text(&single), text(&batched));
+        // Each begins where the one before ended, so that a viewer can go from any to live.
+        for pair in batched.windows(2).filter(|pair| !matches!(pair[1].body, crate::event::FrameBody::Gap)) {
+            prop_assert!(pair[1].after >= pair[0].last);
+        }
+    }
+}
