@@ -10,6 +10,7 @@ mod serve;
 mod stats;
 mod stop;
 mod tail;
+mod upstream;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -77,7 +78,7 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Demo(demo::Demo),
-    Produce(produce::Produce),
+    Produce(Box<produce::Produce>),
     Tail(tail::Tail),
     Stats(stats::Stats),
 }

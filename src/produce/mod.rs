@@ -17,6 +17,7 @@ mod record;
 pub mod sse;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod upstream;
 mod wire;
 
 use std::collections::VecDeque;

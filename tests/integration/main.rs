@@ -93,5 +93,8 @@ mod command_line;
 /// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
 
+/// `produce` and the answers of models' servers: passed on, refused, broken off, cancelled.
+mod upstream;
+
 /// Recorded answers of real providers, where they are at hand.
 mod fixtures;
