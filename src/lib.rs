@@ -69,6 +69,7 @@ pub mod web;
 pub mod config;
 pub mod daemon;
 pub mod observe;
-// and the programs: the command line, and the producer that others can use.
+// and the programs: the command line, the producer that others can use, and the worker that answers requests.
 pub mod cli;
 pub mod produce;
+pub mod relay;

@@ -41,7 +41,7 @@ pub(super) struct UpstreamArgs {
     silence_timeout: Duration,
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let time = parse_span(text).filter(|time| !time.is_zero());
     time.ok_or_else(|| "a time above zero, such as 250ms, 30s or 5m".to_owned())
 }

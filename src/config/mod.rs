@@ -22,6 +22,7 @@ use std::time::Duration;
 
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
+pub(crate) use load::hostname;
 pub use load::{environment, load};
 pub(crate) use rule::parse_span;
 

@@ -13,7 +13,7 @@ use crate::fixtures;
 use crate::support::command::{Background, Outcome, llm_bridge, run};
 use crate::support::daemon::Daemon;
 use crate::support::http;
-use crate::support::patience::wait_until;
+use crate::support::patience::{wait_for, wait_until};
 use crate::support::redis::RedisServer;
 use crate::support::upstream::{
     FakeUpstream, Script, Step, chat, chunk, chunked_head, event, finish, head, refusal, token,
@@ -51,7 +51,10 @@ fn entries(redis: &RedisServer) -> Vec<String> {
         let kind = object["type"].as_str().unwrap();
         detail.map_or_else(|| kind.to_owned(), |detail| format!("{kind} {detail}"))
     };
-    redis.connect().entries(KEY).into_iter().map(line).collect()
+    // A server that was started again says LOADING for a while.
+    let entries: Vec<(String, std::collections::HashMap<String, Vec<u8>>)> =
+        wait_for("the entries", || redis.connect().try_run(&["XRANGE", KEY, "-", "+"]).ok());
+    entries.into_iter().map(line).collect()
 }
 
 /// `start`, then raw entries of these payloads.

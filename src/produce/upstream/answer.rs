@@ -297,6 +297,10 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
     fn flush(&mut self) -> Result<(), Broken> {
         let stop = self.stop;
+        // Whoever was stopped since the last look must not write what came meanwhile.
+        if stop() {
+            return Err(Broken::Stopped);
+        }
         self.producer.flush(stop)?;
         self.written_at = Instant::now();
         Ok(())
