@@ -94,6 +94,14 @@ impl Generation {
         self.numbered(json!({"type": "delta", "text": text}), ts_us)
     }
 
+    /// A `delta` entry on any channel.
+    pub fn text_on(&mut self, channel: &str, text: &str, ts_us: u64) -> String {
+        match channel {
+            "content" => self.text(text, ts_us),
+            _ => self.numbered(json!({"type": "delta", "channel": channel, "text": text}), ts_us),
+        }
+    }
+
     /// A `heartbeat` entry.
     pub fn heartbeat(&mut self, ts_us: u64) -> String {
         self.numbered(json!({"type": "heartbeat"}), ts_us)

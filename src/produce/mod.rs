@@ -1,12 +1,49 @@
 //! Writing a stream: what `llm-bridge produce` and programs of this crate use to be good producers.
 //!
-//! A [`Producer`] is blocking and small: what it is told becomes entries, entries are written in
-//! batches, each batch in one round trip and whole or not at all. When Redis goes away it comes back
-//! with growing pauses and repeats the batch that was not confirmed; `seq` makes the repetition
-//! invisible to readers. While it waits it takes nothing new, so its memory is bounded by one batch.
+//! A [`Writer`] is what most programs want: it takes tokens as they come, writes them in batches beside the program,
+//! and tells when a viewer wants to stop. Its header has its bounds.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use llm_bridge::config;
+//! use llm_bridge::event::StreamName;
+//! use llm_bridge::produce::{Batching, CancelWatch, RedisWires, Writer, WriterError};
+//!
+//! # fn model() -> impl Iterator<Item = String> { ["Hello, ", "world."].into_iter().map(String::from) }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = config::load(None, config::environment(), &[])?;
+//! let name = StreamName::new("s1", "gpt-4o")?;
+//! let mut cancels = CancelWatch::new(&config.redis, &name)?;
+//! cancels.begin();
+//! let writer = Writer::start(RedisWires::new(&config.redis, &name)?, cancels, Batching::default())?;
+//! writer.begin(None)?;
+//! for token in model() {
+//!     match writer.text(token) {
+//!         Ok(()) => {}
+//!         Err(WriterError::Cancelled) => break,        // the stream says so already
+//!         Err(error) => return Err(error.into()),
+//!     }
+//! }
+//! if !writer.is_cancelled() {
+//!     writer.end("stop", None)?;
+//! }
+//! writer.finish(Duration::from_secs(30))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Producer`] is the same without a thread: what it is told becomes entries, [`Producer::flush`] writes them in
+//! batches and does not return before they are confirmed. Each batch travels in one round trip and is there as a
+//! whole or not at all. When Redis goes away the batch that was not confirmed is repeated after pauses that grow;
+//! `seq` makes the repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by
+//! one batch: ask [`Producer::is_full`] before adding more.
+//!
+//! The circuit breaker towards Redis is the pause: after a failure nobody, whichever call it is in, asks Redis again
+//! before it is over (50 ms, doubling to 5 s), then one attempt decides whether the next pause is longer or none.
 //!
 //! Raw events of providers ([`Producer::pass_raw`]) have no place for a `seq`. A repetition of them is preceded by
-//! a look at what is there, and cannot be seen either.
+//! a look at what is there, and cannot be seen either. An [`upstream`] asks a model's server by itself.
 
 mod cancel;
 pub mod chunk;
@@ -19,6 +56,7 @@ pub mod sse;
 pub(crate) mod testing;
 pub mod upstream;
 mod wire;
+mod writer;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +65,7 @@ pub use cancel::{CancelRequest, CancelWatch, Cancels, NoCancels};
 pub use generation::Generation;
 pub use record::{Batch, Form, Record};
 pub use wire::{RedisWire, RedisWires};
+pub use writer::{Batching, Writer, WriterError};
 
 use crate::event::EntryId;
 use crate::redis::Backoff;
