@@ -15,6 +15,8 @@ use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorK
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Consumers of the group that were silent for so long and claim nothing are removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Parts of the claims that are looked at in one go; Redis takes ten times the wanted number as one part.
+const SCANS_MAX: usize = 100;
 /// Claims of one worker that are looked at: more than it can have.
 const CLAIMS_MAX: u32 = 10_000;
 
@@ -31,6 +33,8 @@ pub(super) struct Claims {
     link: Option<Link>,
     backoff: Backoff,
     retry_at: Option<Instant>,
+    /// Where looking for claims of the dead goes on.
+    scanned_to: EntryId,
 }
 
 impl Claims {
@@ -48,6 +52,7 @@ impl Claims {
             dlq_max_entries: config.redis.dlq_max_entries,
             link: None,
             retry_at: None,
+            scanned_to: EntryId::new(0, 0),
         }
     }
 
@@ -105,12 +110,21 @@ impl Claims {
         read.into_iter().flatten().flat_map(|stream| stream.entries).collect()
     }
 
-    /// Requests of workers that are gone, at most `max`.
+    /// Requests of workers that are gone, at most `max`. One call looks at a part of what is claimed and the next one
+    /// goes on there, so that many claims that are well hide none that is not.
     pub(super) fn take_over(&mut self, max: usize) -> Vec<Entry> {
-        let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
-        let command = command.number(millis(self.valid)).args(["0-0", "COUNT"]).number(max);
-        let taken = self.ask(|_, link| link.call(&command)?.value());
-        taken.as_ref().map(claimed).unwrap_or_default()
+        for _ in 0..SCANS_MAX {
+            let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
+            let command = command.number(millis(self.valid)).id(self.scanned_to);
+            let command = command.arg("COUNT").number(max);
+            let Some(answer) = self.ask(|_, link| link.call(&command)?.value()) else { break };
+            let (next, entries) = claimed(&answer);
+            self.scanned_to = next;
+            if !entries.is_empty() || next == EntryId::new(0, 0) {
+                return entries;
+            }
+        }
+        Vec::new()
     }
 
     /// Takes the lease of a stream; `None` when that cannot be asked now.
@@ -260,10 +274,12 @@ fn pending_id(line: &Value) -> Option<EntryId> {
     EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
 }
 
-/// The entries in the answer of XAUTOCLAIM: a cursor, the entries, and (from 7.0 on) the ids of deleted ones.
-fn claimed(answer: &Value) -> Vec<Entry> {
-    let entries = answer.as_array().and_then(|parts| parts.get(1)).and_then(Value::as_array);
-    entries.unwrap_or_default().iter().filter_map(entry).collect()
+/// What XAUTOCLAIM answers: where to go on (`0-0`: at the beginning), the entries, and (from 7.0 on) ids of deleted ones.
+fn claimed(answer: &Value) -> (EntryId, Vec<Entry>) {
+    let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
+    let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
+    let entries = part(1).and_then(Value::as_array).unwrap_or_default();
+    (next.unwrap_or(EntryId::new(0, 0)), entries.iter().filter_map(entry).collect())
 }
 
 /// An entry; `None` where it was deleted.
@@ -276,4 +292,60 @@ fn entry(value: &Value) -> Option<Entry> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::order;
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    fn claims(server: &RedisServer, consumer: &str) -> Claims {
+        let url = format!("redis.url={}", server.url());
+        let config = config::load(None, std::iter::empty(), &[url]).unwrap();
+        Claims::new(&config, server.target(), consumer.to_owned(), Duration::from_secs(600))
+    }
+
+    fn request(server: &RedisServer) {
+        let add = Command::new("XADD").args(["llm:requests", "*", "session", "s", "model", "m"]);
+        server.link().call(&add).unwrap();
+    }
+
+    #[test]
+    fn claims_of_the_living_hide_none_of_the_dead() {
+        let server = RedisServer::start(&[]);
+        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
+        (0..50).for_each(|_| request(&server));
+        let entries = one.read(50, Duration::from_millis(1));
+        assert_eq!(entries.len(), 50);
+        assert!(other.take_over(1).is_empty());
+        one.hand_back(entries[44].id);
+        assert_eq!(other.take_over(1), entries[44..45]);
+        // Whoever had it finds out, and keeps the others.
+        let orders: Vec<Order> = entries.iter().map(|entry| order::read(entry, false).unwrap()).collect();
+        let lost = one.renew(orders.iter().map(|order| (order, false)));
+        assert_eq!(lost, Some(vec![entries[44].id]));
+        assert!(other.acknowledge(entries[44].id));
+        one.tidy(true);
+        assert!(other.take_over(50).is_empty(), "a consumer with claims is not removed");
+    }
+
+    #[test]
+    fn a_stream_is_leased_to_one() {
+        let server = RedisServer::start(&[]);
+        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
+        request(&server);
+        let entries = one.read(1, Duration::from_millis(1));
+        let order = order::read(&entries[0], false).unwrap();
+        assert_eq!(one.take_lease(&order.name), Some(true));
+        assert_eq!(other.take_lease(&order.name), Some(false));
+        other.release(&order.name);
+        assert_eq!(other.take_lease(&order.name), Some(false), "only its holder releases it");
+        // One that ran out is taken again, unless another was faster.
+        server.link().call(&Command::new("DEL").arg("llm:running:s:m")).unwrap();
+        assert_eq!(one.renew([(&order, true)].into_iter()), Some(Vec::new()));
+        one.release(&order.name);
+        assert_eq!(other.take_lease(&order.name), Some(true));
+        assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));
+    }
 }
