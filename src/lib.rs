@@ -24,6 +24,9 @@
 //! | `admin` | HTTP | health, metrics, dashboard | [`observe::admin`] |
 //! | `stats` | a Unix socket | | [`observe::stats_socket`] |
 //!
+//! Beside the daemon, `llm-bridge relay` is a process with threads of its own ([`relay`]), and the library's
+//! [`produce::Writer`] one for programs that write.
+//!
 //! A small live batch is worked on to its end by the reader that brings it: it takes a turn at the transform's and the
 //! delivery thread's state while these sleep ([`turns`]), because waking them would cost more than the work. Larger ones,
 //! and whatever finds the next thread at work, go through the queues, and the threads work side by side.
@@ -72,6 +75,7 @@ pub mod web;
 pub mod config;
 pub mod daemon;
 pub mod observe;
-// and the programs: the command line, and the producer that others can use.
+// and the programs: the command line, the producer that others can use, and the worker that answers requests.
 pub mod cli;
 pub mod produce;
+pub mod relay;

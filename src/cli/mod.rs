@@ -6,10 +6,12 @@ mod check;
 mod demo;
 mod output;
 mod produce;
+mod relay;
 mod serve;
 mod stats;
 mod stop;
 mod tail;
+mod upstream;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -77,7 +79,8 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Demo(demo::Demo),
-    Produce(produce::Produce),
+    Produce(Box<produce::Produce>),
+    Relay(Box<relay::Relay>),
     Tail(tail::Tail),
     Stats(stats::Stats),
 }
@@ -115,6 +118,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Produce(args) => produce::run(args),
+        Command::Relay(args) => relay::run(args),
         Command::Tail(args) => tail::run(args),
         Command::Stats(args) => stats::run(args),
     };
@@ -140,7 +144,7 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         command.clone().debug_assert();
-        for name in ["serve", "check", "demo", "produce", "tail", "stats"] {
+        for name in ["serve", "check", "demo", "produce", "relay", "tail", "stats"] {
             let command = command.find_subcommand(name).unwrap_or_else(|| panic!("{name} is missing"));
             for option in ["config", "set", "help"] {
                 let has = command.get_arguments().any(|argument| argument.get_long() == Some(option));

@@ -77,7 +77,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// This machine's name, with what an instance id cannot hold made a dash.
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     let mut buffer = [0_u8; 256];
     // SAFETY: the pointer and the length are those of `buffer`, which outlives the call.
     let result = unsafe { libc::gethostname(buffer.as_mut_ptr().cast(), buffer.len()) };

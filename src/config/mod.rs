@@ -22,7 +22,9 @@ use std::time::Duration;
 
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
+pub(crate) use load::hostname;
 pub use load::{environment, load};
+pub(crate) use rule::parse_span;
 
 /// What a timeout that is switched off has as its value: ten years. It can be added to any `Instant`.
 pub const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);

@@ -1,5 +1,9 @@
 //! Raw stream entries as they came from Redis.
 
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::EntryId;
@@ -72,11 +76,34 @@ impl Fields {
         self.iter().find_map(|(field, value)| (field == name.as_bytes()).then_some(value))
     }
 
+    /// The fields as a JSON object.
+    ///
+    /// # Errors
+    /// Where a name or a value is not UTF-8: the same object with all names and values in base64.
+    pub fn to_json(&self) -> Result<String, String> {
+        let object = |text: &dyn Fn(&[u8]) -> Option<String>| {
+            let mut json = String::from("{");
+            for (n, (name, value)) in self.iter().enumerate() {
+                let comma = if n == 0 { "" } else { "," };
+                let (name, value) = (quoted(&text(name)?)?, quoted(&text(value)?)?);
+                write!(json, "{comma}{name}:{value}").ok()?;
+            }
+            json.push('}');
+            Some(json)
+        };
+        object(&|bytes| String::from_utf8(bytes.to_vec()).ok())
+            .ok_or_else(|| object(&|bytes| Some(STANDARD.encode(bytes))).unwrap_or_default())
+    }
+
     /// The bytes that the fields take, framing included.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.0.len()
     }
+}
+
+fn quoted(text: &str) -> Option<String> {
+    serde_json::to_string(text).ok()
 }
 
 /// Splits one bulk string off the front.
@@ -111,5 +138,12 @@ mod tests {
         for bad in ["$1\r\na\r\n", "$3\r\na\r\n$1\r\nb\r\n", "+a\r\n", "$x\r\n\r\n$0\r\n\r\n"] {
             assert_eq!(Fields::from_resp(Bytes::copy_from_slice(bad.as_bytes())), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_text_is_kept_in_base64() {
+        let fields = Fields::from_pairs(&[(b"data", b"\xff\x00"), (b"n", b"1")]);
+        assert_eq!(fields.to_json().unwrap_err(), r#"{"ZGF0YQ==":"/wA=","bg==":"MQ=="}"#);
+        assert_eq!(Fields::default().to_json().unwrap(), "{}");
     }
 }

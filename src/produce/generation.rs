@@ -2,11 +2,14 @@
 //!
 //! Every entry gets `seq` and `ts`, so that a repeated write is dropped by readers instead of seen.
 //! INVARIANT: within a generation either all numbered entries carry our `seq` or none does; input that
-//! numbers itself is passed on with its own.
+//! numbers itself is passed on with its own. A generation of raw events has no numbers: they have no place for one
+//! (a member added to the object would make it another than the provider sent), and one that only its first and
+//! last entries carried would tell of gaps that are none.
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::jsonl::{Kind, Object};
+use super::raw::Meaning;
 
 /// Where the numbering stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +30,20 @@ pub struct Generation {
     id_base: String,
     /// How many generations were begun.
     begun: u32,
+    /// The id of the next one, where the caller has chosen it.
+    next_id: Option<String>,
 }
 
 impl Generation {
     /// A producer whose generations are named after `id_base`, which has to be its own.
     #[must_use]
     pub fn new(id_base: impl Into<String>) -> Self {
-        Self { state: State::Fresh, id_base: id_base.into(), begun: 0 }
+        Self { state: State::Fresh, id_base: id_base.into(), begun: 0, next_id: None }
+    }
+
+    /// Gives the next generation that is begun here this id.
+    pub fn name_next(&mut self, id: impl Into<String>) {
+        self.next_id = Some(id.into());
     }
 
     /// Whether a generation was begun and has no terminal entry yet.
@@ -59,9 +69,37 @@ impl Generation {
         self.begin(true, ts_us)
     }
 
+    /// Begins a generation of raw events, which are not numbered, and returns its `start` entry.
+    pub fn start_unnumbered(&mut self, ts_us: u64) -> String {
+        self.begin(false, ts_us)
+    }
+
+    /// A raw event of this meaning follows. It is preceded by a `start` of ours where it begins a generation.
+    pub fn raw(&mut self, meaning: Meaning, ts_us: u64) -> Option<String> {
+        let begins = match self.state {
+            State::Fresh => true,
+            State::Open { .. } => false,
+            // What else follows an end belongs to it: the transform sees it in the same way.
+            State::Closed { .. } => meaning == Meaning::Content,
+        };
+        let start = begins.then(|| self.begin(false, ts_us));
+        if meaning == Meaning::Terminal {
+            self.close();
+        }
+        start
+    }
+
     /// A `delta` entry on the content channel.
     pub fn text(&mut self, text: &str, ts_us: u64) -> String {
         self.numbered(json!({"type": "delta", "text": text}), ts_us)
+    }
+
+    /// A `delta` entry on any channel.
+    pub fn text_on(&mut self, channel: &str, text: &str, ts_us: u64) -> String {
+        match channel {
+            "content" => self.text(text, ts_us),
+            _ => self.numbered(json!({"type": "delta", "channel": channel, "text": text}), ts_us),
+        }
     }
 
     /// A `heartbeat` entry.
@@ -71,7 +109,21 @@ impl Generation {
 
     /// The `end` entry.
     pub fn end(&mut self, finish_reason: &str, ts_us: u64) -> String {
-        let entry = self.numbered(json!({"type": "end", "finish_reason": finish_reason}), ts_us);
+        self.end_with(finish_reason, None, ts_us)
+    }
+
+    /// The `end` entry, with what is known of a provider's.
+    pub fn end_with(
+        &mut self,
+        finish_reason: &str,
+        usage: Option<&Map<String, Value>>,
+        ts_us: u64,
+    ) -> String {
+        let mut end = json!({"type": "end", "finish_reason": finish_reason});
+        if let Some(usage) = usage {
+            end["usage"] = usage.clone().into();
+        }
+        let entry = self.numbered(end, ts_us);
         self.close();
         entry
     }
@@ -109,11 +161,12 @@ impl Generation {
     fn begin(&mut self, ours: bool, ts_us: u64) -> String {
         self.begun += 1;
         self.state = State::Open { next_seq: ours.then_some(0) };
-        let generation = format!("{}-{}", self.id_base, self.begun);
+        let ours = || format!("{}-{}", self.id_base, self.begun);
+        let generation = self.next_id.take().unwrap_or_else(ours);
         self.numbered(json!({"type": "start", "generation": generation}), ts_us)
     }
 
-    fn numbered(&mut self, mut object: serde_json::Value, ts_us: u64) -> String {
+    fn numbered(&mut self, mut object: Value, ts_us: u64) -> String {
         if let Some(seq) = self.take_seq() {
             object["seq"] = seq.into();
         }
@@ -143,9 +196,8 @@ mod tests {
     use super::*;
 
     fn seqs(entries: &[String]) -> Vec<(String, Option<u64>)> {
-        let read = |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap();
-        let name =
-            |value: &serde_json::Value| (value["type"].as_str().unwrap().into(), value["seq"].as_u64());
+        let read = |text: &String| serde_json::from_str::<Value>(text).unwrap();
+        let name = |value: &Value| (value["type"].as_str().unwrap().into(), value["seq"].as_u64());
         entries.iter().map(|text| name(&read(text))).collect()
     }
 
@@ -178,9 +230,9 @@ mod tests {
         let expected =
             named(&[("start", Some(0)), ("delta", Some(1)), ("heartbeat", Some(2)), ("end", Some(3))]);
         assert_eq!(seqs(&entries), expected);
-        let start: serde_json::Value = serde_json::from_str(&entries[0]).unwrap();
+        let start: Value = serde_json::from_str(&entries[0]).unwrap();
         assert_eq!((&start["generation"], &start["ts"]), (&"g-1".into(), &1.into()));
-        let delta: serde_json::Value = serde_json::from_str(&entries[1]).unwrap();
+        let delta: Value = serde_json::from_str(&entries[1]).unwrap();
         assert_eq!(delta["text"], "a\"\n");
     }
 

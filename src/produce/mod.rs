@@ -1,25 +1,73 @@
 //! Writing a stream: what `llm-bridge produce` and programs of this crate use to be good producers.
 //!
-//! A [`Producer`] is blocking and small: what it is told becomes entries, entries are written in
-//! batches, each batch in one round trip and whole or not at all. When Redis goes away it comes back
-//! with growing pauses and repeats the batch that was not confirmed; `seq` makes the repetition
-//! invisible to readers. While it waits it takes nothing new, so its memory is bounded by one batch.
+//! A [`Writer`] is what most programs want: it takes tokens as they come, writes them in batches beside the program,
+//! and tells when a viewer wants to stop. Its header has its bounds.
 //!
-//! Left out: provider formats, and reading the control stream for cancel requests.
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use llm_bridge::config;
+//! use llm_bridge::event::StreamName;
+//! use llm_bridge::produce::{Batching, CancelWatch, RedisWires, Writer, WriterError};
+//!
+//! # fn model() -> impl Iterator<Item = String> { ["Hello, ", "world."].into_iter().map(String::from) }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = config::load(None, config::environment(), &[])?;
+//! let name = StreamName::new("s1", "gpt-4o")?;
+//! let mut cancels = CancelWatch::new(&config.redis, &name)?;
+//! cancels.begin();
+//! let writer = Writer::start(RedisWires::new(&config.redis, &name)?, cancels, Batching::default())?;
+//! writer.begin(None)?;
+//! for token in model() {
+//!     match writer.text(token) {
+//!         Ok(()) => {}
+//!         Err(WriterError::Cancelled) => break,        // the stream says so already
+//!         Err(error) => return Err(error.into()),
+//!     }
+//! }
+//! if !writer.is_cancelled() {
+//!     writer.end("stop", None)?;
+//! }
+//! writer.finish(Duration::from_secs(30))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Producer`] is the same without a thread: what it is told becomes entries, [`Producer::flush`] writes them in
+//! batches and does not return before they are confirmed. Each batch travels in one round trip and is there as a
+//! whole or not at all. When Redis goes away the batch that was not confirmed is repeated after pauses that grow;
+//! `seq` makes the repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by
+//! one batch: ask [`Producer::is_full`] before adding more.
+//!
+//! The circuit breaker towards Redis is the pause: after a failure nobody, whichever call it is in, asks Redis again
+//! before it is over (50 ms, doubling to 5 s), then one attempt decides whether the next pause is longer or none.
+//!
+//! Raw events of providers ([`Producer::pass_raw`]) have no place for a `seq`. A repetition of them is preceded by
+//! a look at what is there, and cannot be seen either. An [`upstream`] asks a model's server by itself.
 
+mod cancel;
 pub mod chunk;
 mod generation;
 pub mod jsonl;
+pub mod raw;
+mod record;
+pub mod sse;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod upstream;
 mod wire;
+mod writer;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use cancel::{CancelRequest, CancelWatch, Cancels, NoCancels};
 pub use generation::Generation;
+pub use record::{Batch, Form, Record};
 pub use wire::{RedisWire, RedisWires};
+pub use writer::{Batching, Writer, WriterError};
 
+use crate::event::EntryId;
 use crate::redis::Backoff;
 
 /// Entries after which a batch is written even if more is at hand.
@@ -57,11 +105,11 @@ pub enum ProduceError {
 
 /// A connection that appends entries to the producer's stream.
 pub trait Wire {
-    /// Appends all `entries` in order, or none of them.
+    /// Appends all entries of the batch in order, or none of them, and says which id the last one has.
     ///
     /// # Errors
     /// When it is not confirmed that they were appended.
-    fn append(&mut self, entries: &[String]) -> Result<(), WireError>;
+    fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError>;
 }
 
 /// Where connections come from.
@@ -82,12 +130,19 @@ pub struct Producer<W: Wires> {
     wires: W,
     wire: Option<W::Wire>,
     backoff: Backoff,
+    /// Until when Redis is left alone after a failure, whoever asks.
+    retry_at: Option<Instant>,
     /// Entries that are not confirmed yet; at most a batch and what one call adds to it.
-    pending: Vec<String>,
+    pending: Vec<Record>,
     pending_bytes: usize,
-    /// Where in `pending` generations begin, but for the first entry. A batch ends there: repeated as a whole
-    /// behind the beginning of the next generation, the end of the former one would pass for that one's.
-    begins: VecDeque<usize>,
+    /// How many of them were sent and not confirmed: these are sent again as they were.
+    sent: Option<usize>,
+    /// The newest entry that was confirmed.
+    last: Option<EntryId>,
+    /// Where in `pending` batches end. One does where a generation begins: repeated as a whole behind the beginning
+    /// of the next generation, the end of the former one would pass for that one's. And one does behind the `start`
+    /// of raw entries, so that an entry is known after which they are looked for.
+    cuts: VecDeque<usize>,
     generation: Generation,
 }
 
@@ -98,9 +153,12 @@ impl<W: Wires> Producer<W> {
             wires,
             wire: None,
             backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, now_us()),
+            retry_at: None,
             pending: Vec::new(),
             pending_bytes: 0,
-            begins: VecDeque::new(),
+            sent: None,
+            last: None,
+            cuts: VecDeque::new(),
             generation: Generation::new(format!("{:x}-{:x}", now_us(), std::process::id())),
         }
     }
@@ -110,18 +168,35 @@ impl<W: Wires> Producer<W> {
         &self.generation
     }
 
+    /// Gives the generation that begins next an id of the caller's choice.
+    pub fn name_next(&mut self, id: impl Into<String>) {
+        self.generation.name_next(id);
+    }
+
     /// Adds an entry that `compose` makes of the generation and the time (µs since 1970).
     pub fn say(&mut self, compose: impl FnOnce(&mut Generation, u64) -> String) {
         let begun = self.generation.begun();
         let entry = compose(&mut self.generation, now_us());
-        self.add([entry], begun);
+        self.add([Record::native(entry)], begun);
     }
 
     /// Adds a native object from elsewhere.
     pub fn pass_on(&mut self, object: &jsonl::Object<'_>) {
         let begun = self.generation.begun();
         let entries = self.generation.object(object, now_us());
-        self.add(entries, begun);
+        self.add(entries.into_iter().map(Record::native), begun);
+    }
+
+    /// Adds a provider's raw event, which means what [`raw::Story`] says of it.
+    pub fn pass_raw(&mut self, record: Record, meaning: raw::Meaning) {
+        let begun = self.generation.begun();
+        let start = self.generation.raw(meaning, now_us());
+        let begins = start.is_some();
+        self.add(start.map(Record::native), begun);
+        if begins {
+            self.cuts.push_back(self.pending.len());
+        }
+        self.add([record], self.generation.begun());
     }
 
     /// Whether a batch is full, so that [`Producer::flush`] should come before more is added.
@@ -129,55 +204,65 @@ impl<W: Wires> Producer<W> {
         self.pending.len() >= BATCH_ENTRIES_MAX || self.pending_bytes >= BATCH_BYTES_MAX
     }
 
-    /// Writes everything that was added, however often Redis has to be reconnected for it.
+    /// Writes everything that was added, however often Redis has to be reconnected for it. After a failure Redis is
+    /// left alone for a pause that grows from 50 ms to 5 s, also by later calls.
     ///
     /// # Errors
     /// When Redis refuses for good, or `stop` says so first. What was not confirmed is kept.
     pub fn flush(&mut self, mut stop: impl FnMut() -> bool) -> Result<(), ProduceError> {
         while !self.pending.is_empty() {
+            let pause = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
+            if pause.is_some_and(|pause| !sleep_unless(pause, &mut stop)) {
+                return Err(ProduceError::Stopped);
+            }
             match self.write() {
-                Ok(()) => {
+                Ok(last) => {
+                    self.retry_at = None;
                     self.backoff.reset();
-                    self.confirm();
+                    self.confirm(last);
                 }
                 Err(refused @ WireError::Refused(_)) => return Err(refused.into()),
                 Err(WireError::Lost(reason)) => {
                     self.wire = None;
                     let pause = self.backoff.next();
+                    self.retry_at = Some(Instant::now() + pause);
                     tracing::warn!(reason, ?pause, "writing again after a pause");
-                    if !sleep_unless(pause, &mut stop) {
-                        return Err(ProduceError::Stopped);
-                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn write(&mut self) -> Result<(), WireError> {
+    fn write(&mut self) -> Result<EntryId, WireError> {
         let wire = match &mut self.wire {
             Some(wire) => wire,
             none => none.insert(self.wires.connect()?),
         };
-        let end = self.begins.front().copied().unwrap_or(self.pending.len());
-        wire.append(&self.pending[..end])
+        let end = self.cuts.front().copied().unwrap_or(self.pending.len());
+        let (end, repeats_after) = self.sent.map_or((end, None), |sent| (sent, self.last));
+        self.sent = Some(end);
+        wire.append(&Batch { records: &self.pending[..end], repeats_after })
     }
 
     /// The batch that [`Producer::write`] wrote is there.
-    fn confirm(&mut self) {
-        let end = self.begins.pop_front().unwrap_or(self.pending.len());
-        self.pending_bytes -= self.pending.drain(..end).map(|entry| entry.len()).sum::<usize>();
-        self.begins.iter_mut().for_each(|begin| *begin -= end);
+    fn confirm(&mut self, last: EntryId) {
+        let end = self.sent.take().unwrap_or(0);
+        self.last = Some(last);
+        self.pending_bytes -= self.pending.drain(..end).map(|record| record.json.len()).sum::<usize>();
+        self.cuts.iter_mut().for_each(|cut| *cut -= end);
+        if self.cuts.front() == Some(&0) {
+            self.cuts.pop_front();
+        }
     }
 
     /// Adds entries, before which `begun` generations were begun.
-    fn add(&mut self, entries: impl IntoIterator<Item = String>, begun: u32) {
+    fn add(&mut self, records: impl IntoIterator<Item = Record>, begun: u32) {
         if self.generation.begun() != begun && !self.pending.is_empty() {
-            self.begins.push_back(self.pending.len());
+            self.cuts.push_back(self.pending.len());
         }
-        for entry in entries {
-            self.pending_bytes += entry.len();
-            self.pending.push(entry);
+        for record in records {
+            self.pending_bytes += record.json.len();
+            self.pending.push(record);
         }
     }
 }
@@ -222,7 +307,9 @@ mod tests {
     #[derive(Default)]
     struct Script {
         steps: VecDeque<Step>,
-        stream: Vec<String>,
+        stream: Vec<Record>,
+        /// Where each batch was to be looked for.
+        looks: Vec<Option<EntryId>>,
         connects: usize,
     }
 
@@ -239,14 +326,15 @@ mod tests {
     }
 
     impl Wire for Scripted {
-        fn append(&mut self, entries: &[String]) -> Result<(), WireError> {
+        fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError> {
             let mut script = self.0.borrow_mut();
             let step = script.steps.pop_front().unwrap_or(Step::Confirm);
+            script.looks.push(batch.look_after());
             if matches!(step, Step::Confirm | Step::WriteAndLose) {
-                script.stream.extend_from_slice(entries);
+                script.stream.extend_from_slice(batch.records);
             }
             match step {
-                Step::Confirm => Ok(()),
+                Step::Confirm => Ok(EntryId::new(script.stream.len() as u64, 0)),
                 Step::Refuse => Err(WireError::Refused("WRONGTYPE".into())),
                 Step::Lose | Step::WriteAndLose => Err(WireError::Lost("gone".into())),
             }
@@ -254,8 +342,10 @@ mod tests {
     }
 
     fn seqs(script: &Script) -> Vec<u64> {
-        let seq = |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap()["seq"].as_u64();
-        script.stream.iter().map(|text| seq(text).unwrap()).collect()
+        let seq = |record: &Record| {
+            serde_json::from_str::<serde_json::Value>(&record.json).unwrap()["seq"].as_u64()
+        };
+        script.stream.iter().map(|record| seq(record).unwrap()).collect()
     }
 
     #[test]
@@ -300,6 +390,29 @@ mod tests {
         assert!(matches!(producer.flush(|| false), Err(ProduceError::Refused(_))));
         producer.flush(|| false).unwrap();
         assert_eq!(seqs(&wires.0.borrow()), [0]);
+    }
+
+    #[test]
+    fn raw_entries_are_looked_for_before_they_are_repeated() {
+        let wires = Scripted::default();
+        wires.0.borrow_mut().steps = [Step::Lose, Step::Confirm, Step::WriteAndLose].into();
+        let mut producer = Producer::new(wires.clone());
+        producer.name_next("mine");
+        let raw = |json: &str| Record { form: Form::OpenAi, json: json.into() };
+        producer.pass_raw(raw("{}"), raw::Meaning::Content);
+        producer.flush(|| false).unwrap();
+        producer.pass_raw(raw("[DONE]"), raw::Meaning::Terminal);
+        assert!(!producer.generation().is_open());
+        producer.flush(|| false).unwrap();
+        let script = wires.0.borrow();
+        // The start, lost and repeated; the entry, written twice because this wire does not look; the end.
+        assert_eq!(script.looks, [None, None, None, Some(EntryId::new(1, 0)), None]);
+        assert!(
+            script.stream[0].json.contains(r#""generation":"mine""#)
+                && !script.stream[0].json.contains("seq")
+        );
+        let forms: Vec<_> = script.stream.iter().map(|record| record.form).collect();
+        assert_eq!(forms, [Form::Native, Form::OpenAi, Form::OpenAi, Form::OpenAi]);
     }
 
     #[test]

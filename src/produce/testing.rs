@@ -3,7 +3,8 @@
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 
-use super::{Wire, WireError, Wires};
+use super::{Batch, Wire, WireError, Wires};
+use crate::event::EntryId;
 
 /// Takes every entry.
 #[derive(Clone, Default)]
@@ -25,8 +26,9 @@ impl Wires for Memory {
 }
 
 impl Wire for Memory {
-    fn append(&mut self, entries: &[String]) -> Result<(), WireError> {
-        self.0.borrow_mut().extend_from_slice(entries);
-        Ok(())
+    fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError> {
+        let mut entries = self.0.borrow_mut();
+        entries.extend(batch.records.iter().map(|record| record.json.clone()));
+        Ok(EntryId::new(entries.len() as u64, 0))
     }
 }

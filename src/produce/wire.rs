@@ -1,16 +1,20 @@
 //! A producer's connection to Redis.
 //!
 //! A batch travels as one transaction, so that an error in the middle (Redis out of memory, a lost
-//! right) never leaves a hole that a repetition would come too late to fill.
+//! right) never leaves a hole that a repetition would come too late to fill. Because a batch is there as a whole or
+//! not at all, one look behind the newest confirmed entry tells whether a repetition of it is needed; `WATCH` keeps
+//! the first sending, should it still be under way, from coming between the look and the repetition.
 
 use crate::config;
-use crate::event::StreamName;
+use crate::event::{Entry, EntryId, StreamName};
 use crate::redis::{
     Command, Link, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError, Value,
 };
 
-use super::{Wire, WireError, Wires};
+use super::{Batch, Record, Wire, WireError, Wires};
 
+/// Entries of others among which a batch is looked for: what the daemon, or a second producer, has written since.
+const FOREIGN_ENTRIES_MAX: usize = 1_000;
 /// Announcements that are kept; listeners take them within moments.
 const ANNOUNCEMENTS_MAX: u32 = 10_000;
 
@@ -44,13 +48,13 @@ impl RedisWires {
         self
     }
 
-    fn add(&self, entry: &str) -> Command {
+    fn add(&self, record: &Record) -> Command {
         let command = Command::new("XADD").arg(&self.key);
         let command = match self.kept_entries {
             Some(entries) => command.arg("MAXLEN").arg("~").number(entries),
             None => command,
         };
-        command.arg("*").arg("data").arg(entry)
+        command.arg("*").arg(record.form.field()).arg(&record.json)
     }
 
     fn announce(&self) -> Command {
@@ -77,28 +81,61 @@ pub struct RedisWire {
 }
 
 impl Wire for RedisWire {
-    fn append(&mut self, entries: &[String]) -> Result<(), WireError> {
-        let mut commands = Vec::with_capacity(entries.len() + 3);
+    fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError> {
+        if let Some(after) = batch.look_after()
+            && let Some(last) = self.find(batch.records, after)?
+        {
+            return Ok(last);
+        }
+        let mut commands = Vec::with_capacity(batch.records.len() + 3);
         commands.push(Command::new("MULTI"));
-        commands.extend(entries.iter().map(|entry| self.wires.add(entry)));
+        commands.extend(batch.records.iter().map(|record| self.wires.add(record)));
         commands.push(Command::new("EXEC"));
         if !self.announced {
             commands.push(self.wires.announce());
         }
         let replies = self.link.call_all(&commands).map_err(|error| judge(&error))?;
-        let (transaction, rest) = replies.split_at(entries.len() + 2);
-        confirm(transaction)?;
+        let (transaction, rest) = replies.split_at(batch.records.len() + 2);
+        let last = confirm(transaction)?;
         // Announcing only makes readers quicker: a producer without the right to do so goes on.
         if let Some(error) = rest.first().and_then(Reply::error) {
             tracing::warn!(%error, key = self.wires.announce_key, "the stream could not be announced");
         }
         self.announced = true;
-        Ok(())
+        Ok(last)
     }
 }
 
-/// Whether a transaction wrote everything: `OK`, `QUEUED`…, and an array without an error in it.
-fn confirm(transaction: &[Reply]) -> Result<(), WireError> {
+impl RedisWire {
+    /// The id of the batch's last entry, if it is there behind `after`. If not, nobody can write the stream
+    /// unnoticed between this look and the next transaction.
+    fn find(&mut self, records: &[Record], after: EntryId) -> Result<Option<EntryId>, WireError> {
+        let Some(from) = after.next() else { return Ok(None) };
+        let key = &self.wires.key;
+        let count = records.len() + FOREIGN_ENTRIES_MAX;
+        let look = [
+            Command::new("WATCH").arg(key),
+            Command::new("XRANGE").arg(key).id(from).arg("+").arg("COUNT").number(count),
+        ];
+        let replies = self.link.call_all(&look).map_err(|error| judge(&error))?;
+        if let Some(error) = replies.iter().find_map(Reply::error) {
+            return Err(judge(&RedisError::Server(error)));
+        }
+        let entries = replies.last().map_or(Ok(Vec::new()), Reply::entries).map_err(|error| judge(&error))?;
+        let is_there =
+            |window: &&[Entry]| window.iter().zip(records).all(|(entry, record)| is_of(entry, record));
+        let Some(window) = entries.windows(records.len()).find(is_there) else { return Ok(None) };
+        self.link.call(&Command::new("UNWATCH")).map_err(|error| judge(&error))?;
+        Ok(window.last().map(|entry| entry.id))
+    }
+}
+
+fn is_of(entry: &Entry, record: &Record) -> bool {
+    entry.fields.get(record.form.field()) == Some(record.json.as_bytes())
+}
+
+/// Whether a transaction wrote everything: `OK`, `QUEUED`…, and an array of ids, the last of which is returned.
+fn confirm(transaction: &[Reply]) -> Result<EntryId, WireError> {
     // The first error tells why; EXECABORT at the end only that there was one.
     if let Some(error) = transaction.iter().find_map(Reply::error) {
         return Err(judge(&RedisError::Server(error)));
@@ -107,9 +144,10 @@ fn confirm(transaction: &[Reply]) -> Result<(), WireError> {
     let Value::Array(done) = done else {
         return Err(WireError::Lost("the transaction was given up".to_owned()));
     };
+    let last = done.last().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
     match done.into_iter().find_map(into_error) {
         Some(error) => Err(judge(&RedisError::Server(error))),
-        None => Ok(()),
+        None => last.ok_or_else(|| WireError::Lost("the transaction gave no ids".to_owned())),
     }
 }
 
@@ -129,7 +167,9 @@ fn judge(error: &RedisError) -> WireError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Form;
     use super::*;
+    use crate::redis::testing::{RedisServer, config_for};
 
     fn replies(texts: &[&'static str]) -> Vec<Reply> {
         texts.iter().map(|text| Reply::parse(text.as_bytes().into()).unwrap()).collect()
@@ -137,7 +177,8 @@ mod tests {
 
     #[test]
     fn a_transaction_is_confirmed_only_as_a_whole() {
-        confirm(&replies(&["+OK\r\n", "+QUEUED\r\n", "*1\r\n$3\r\n1-0\r\n"])).unwrap();
+        let done = replies(&["+OK\r\n", "+QUEUED\r\n", "*1\r\n$3\r\n1-0\r\n"]);
+        assert_eq!(confirm(&done).unwrap(), EntryId::new(1, 0));
         let full = ["+OK\r\n", "-OOM command not allowed\r\n", "-EXECABORT discarded\r\n"];
         assert!(matches!(confirm(&replies(&full)), Err(WireError::Lost(text)) if text.contains("OOM")));
         let wrong = ["+OK\r\n", "+QUEUED\r\n", "*1\r\n-WRONGTYPE another kind\r\n"];
@@ -145,5 +186,26 @@ mod tests {
         let denied = ["+OK\r\n", "-NOPERM no\r\n", "-EXECABORT discarded\r\n"];
         assert!(matches!(confirm(&replies(&denied)), Err(WireError::Refused(_))));
         assert!(matches!(confirm(&replies(&["+OK\r\n", "*-1\r\n"])), Err(WireError::Lost(_))));
+    }
+
+    #[test]
+    fn a_batch_that_is_there_is_found_and_one_that_is_not_is_written() {
+        let server = RedisServer::start(&[]);
+        let mut wires = RedisWires::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
+        let mut wire = wires.connect().unwrap();
+        let raw = |json: &str| Record { form: Form::OpenAi, json: json.into() };
+        let mut append =
+            |records: &[Record], repeats_after| wire.append(&Batch { records, repeats_after }).unwrap();
+        // The same text twice: only what lies behind the confirmed entry counts.
+        let first = append(&[raw("{}")], None);
+        let second = append(&[raw("{}"), raw("[DONE]")], Some(first));
+        assert!(second > first);
+        assert_eq!(append(&[raw("{}"), raw("[DONE]")], Some(first)), second);
+        let mut link = server.link();
+        link.call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
+        let third = append(&[raw("{}")], Some(second));
+        assert_eq!(append(&[raw("{}")], Some(second)), third);
+        let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
+        assert_eq!(len, 5);
     }
 }

@@ -56,6 +56,24 @@ impl Keys {
         format!("{}:control:{}:{}", self.prefix, name.session(), name.model())
     }
 
+    /// The stream of requests that relays answer.
+    #[must_use]
+    pub fn requests(&self) -> String {
+        format!("{}:requests", self.prefix)
+    }
+
+    /// The consumer group of the service's relays on the requests (a group's name, not a key).
+    #[must_use]
+    pub fn relay_group(&self) -> String {
+        format!("{}:relay:{}", self.prefix, self.service)
+    }
+
+    /// Which relay answers in a stream at the moment.
+    #[must_use]
+    pub fn running(&self, name: &StreamName) -> String {
+        format!("{}:running:{}:{}", self.prefix, name.session(), name.model())
+    }
+
     /// The dead letters of the service.
     #[must_use]
     pub fn dlq(&self) -> String {
@@ -138,6 +156,9 @@ mod tests {
         assert_eq!(keys.stream_name(b"llm:announce"), None);
         assert_eq!(keys.announce(), "llm:announce");
         assert_eq!(keys.control(&name), "llm:control:s1:llama3:8b");
+        assert_eq!(keys.requests(), "llm:requests");
+        assert_eq!(keys.relay_group(), "llm:relay:chat");
+        assert_eq!(keys.running(&name), "llm:running:s1:llama3:8b");
         assert_eq!(keys.dlq(), "llm:dlq:chat");
         assert_eq!(keys.receipts(), "llm:receipts:chat");
         assert_eq!(keys.group(), "llm:consumer:chat:host-8080");

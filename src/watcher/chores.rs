@@ -5,13 +5,9 @@
 //! instances meet it, and must not get lost when an instance dies in between: a marker is *taken* for a
 //! few seconds before the letter is written and *kept* together with it.
 
-use std::fmt::Write;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-
-use crate::event::{Entry, EntryId, Fields, StreamName};
+use crate::event::{Entry, EntryId, StreamName};
 use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerError, ServerErrorKind, Value};
 
 /// How long a dead letter may take from taking its marker to being written.
@@ -90,7 +86,7 @@ fn write_dead_letter(
     let letter = Command::new("XADD").arg(keys.dlq()).args(["MAXLEN", "~"]).number(context.dlq_max_entries);
     let letter = letter.arg("*").arg("stream").arg(stream.as_str()).arg("id").arg(entry.id.to_string());
     let letter = letter.args(["reason", reason, "processor", "deliver", "attempts", "1"]);
-    let letter = match as_json(&entry.fields) {
+    let letter = match entry.fields.to_json() {
         Ok(fields) => letter.arg("fields").arg(fields),
         Err(fields_b64) => letter.arg("fields_b64").arg(fields_b64),
     };
@@ -116,26 +112,6 @@ fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
         Value::Error(error) => Some(error.clone()),
         _ => None,
     }))
-}
-
-/// The fields as a JSON object; as an error, names and values in base64 where one of them is not UTF-8.
-fn as_json(fields: &Fields) -> Result<String, String> {
-    let object = |text: &dyn Fn(&[u8]) -> Option<String>| {
-        let mut json = String::from("{");
-        for (n, (name, value)) in fields.iter().enumerate() {
-            let comma = if n == 0 { "" } else { "," };
-            let (name, value) = (quoted(&text(name)?)?, quoted(&text(value)?)?);
-            write!(json, "{comma}{name}:{value}").ok()?;
-        }
-        json.push('}');
-        Some(json)
-    };
-    object(&|bytes| String::from_utf8(bytes.to_vec()).ok())
-        .ok_or_else(|| object(&|bytes| Some(STANDARD.encode(bytes))).unwrap_or_default())
-}
-
-fn quoted(text: &str) -> Option<String> {
-    serde_json::to_string(text).ok()
 }
 
 /// Ends the generation right after `newest`, if that is still the newest entry: exactly one of all that try
@@ -203,6 +179,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Fields;
     use crate::redis::testing::RedisServer;
 
     fn context(keys: &Keys) -> Context<'_> {
@@ -240,13 +217,6 @@ mod tests {
             .collect();
         let data = r#"{"data":"{\"a\":\"ä\"","x":""}"#;
         assert_eq!(fields, ["s/m:1", "5-1", "malformed", "deliver", "1", data]);
-    }
-
-    #[test]
-    fn what_is_no_text_is_kept_in_base64() {
-        let fields = Fields::from_pairs(&[(b"data", b"\xff\x00"), (b"n", b"1")]);
-        assert_eq!(as_json(&fields).unwrap_err(), r#"{"ZGF0YQ==":"/wA=","bg==":"MQ=="}"#);
-        assert_eq!(as_json(&Fields::default()).unwrap(), "{}");
     }
 
     #[test]

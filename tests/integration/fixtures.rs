@@ -34,14 +34,14 @@ impl Piece {
 }
 
 /// Where the recordings are, if they are.
-fn directory() -> Option<PathBuf> {
+pub(crate) fn directory() -> Option<PathBuf> {
     let directory = env::var_os("LLM_BRIDGE_FIXTURES")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
     directory.is_dir().then_some(directory)
 }
 
 /// All recordings below a directory.
-fn recordings(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn recordings(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
         let name = entry.file_name().unwrap().to_string_lossy().into_owned();

@@ -96,5 +96,11 @@ mod command_line;
 /// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
 
+/// `produce` and the answers of models' servers: passed on, refused, broken off, cancelled.
+mod upstream;
+
+/// Workers that share the requests in Redis: failures, cancelling, draining, death in mid-answer.
+mod relay;
+
 /// Recorded answers of real providers, where they are at hand.
 mod fixtures;

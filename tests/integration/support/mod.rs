@@ -18,5 +18,6 @@ pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod sse;
 pub(crate) mod transcript;
+pub(crate) mod upstream;
 pub(crate) mod viewer;
 pub(crate) mod websocket;

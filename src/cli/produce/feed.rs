@@ -1,0 +1,526 @@
+//! stdin → a producer: text, native lines, or a provider's event stream.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use crate::cli::CliError;
+use crate::produce::chunk::{Utf8Chunks, tokens};
+use crate::produce::raw::{self, Meaning, Story};
+use crate::produce::sse::{SseError, SseParser};
+use crate::produce::{Cancels, Form, Generation, ProduceError, Producer, Record, Wires, jsonl, sleep_unless};
+
+/// The most that is read from stdin at once, in bytes.
+const READ_BYTES: usize = 16 * 1024;
+/// Silence of stdin after which a heartbeat is written.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
+/// The longest wait for stdin before signals are looked at again.
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// How long a stopping producer tries to write its last entry.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What the input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum From {
+    /// Text as it comes.
+    Text,
+    /// One native object a line.
+    Jsonl,
+    /// Server-Sent Events of an OpenAI-compatible server, as `curl -N` prints them.
+    Openai,
+    /// Server-Sent Events of Anthropic's Messages.
+    Anthropic,
+}
+
+/// Why the input was not taken to its end.
+#[derive(Debug, thiserror::Error)]
+enum FeedError {
+    #[error("stdin broke: {0}")]
+    Input(#[from] std::io::Error),
+    #[error("line {number}: {error}")]
+    Line { number: u64, error: jsonl::LineError },
+    #[error("after {events} events: {error}")]
+    Sse { events: u64, error: SseError },
+    #[error("the input ended in the middle of an answer")]
+    CutOff,
+    #[error("a viewer asked to stop")]
+    Cancelled,
+    #[error("the producer was interrupted")]
+    Interrupted,
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+}
+
+impl FeedError {
+    /// The code of the `error` entry that viewers see.
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::CutOff => "upstream_broke_off",
+            Self::Sse { .. } => "upstream_malformed",
+            _ => "producer_failed",
+        }
+    }
+}
+
+/// How the input is taken apart.
+enum Format {
+    Text(Utf8Chunks),
+    Jsonl(Lines),
+    Raw { parser: SseParser, story: Story, events: u64 },
+}
+
+/// From an input to a producer.
+pub(super) struct Feed<W: Wires, C: Cancels> {
+    producer: Producer<W>,
+    format: Format,
+    pace: Option<Pace>,
+    cancels: C,
+    stopping: Arc<AtomicBool>,
+}
+
+impl<W: Wires, C: Cancels> Feed<W, C> {
+    /// A feed of an input of this kind that nobody has read from yet.
+    pub(super) fn new(producer: Producer<W>, from: From, cancels: C, stopping: Arc<AtomicBool>) -> Self {
+        let raw = |form| Format::Raw { parser: SseParser::default(), story: Story::new(form), events: 0 };
+        let format = match from {
+            From::Text => Format::Text(Utf8Chunks::default()),
+            From::Jsonl => Format::Jsonl(Lines::default()),
+            From::Openai => raw(Form::OpenAi),
+            From::Anthropic => raw(Form::Anthropic),
+        };
+        Self { producer, format, pace: None, cancels, stopping }
+    }
+
+    /// The same, writing at most so many tokens (words, lines, events) a second.
+    pub(super) fn at_rate(mut self, per_second: Option<u32>) -> Self {
+        self.pace = per_second.map(Pace::new);
+        self
+    }
+
+    /// Takes the input to its end.
+    pub(super) fn run(&mut self, input: File) -> Result<(), CliError> {
+        let failure = match self.feed(input) {
+            Ok(()) => return Ok(()),
+            Err(failure) => failure,
+        };
+        let refused = matches!(failure, FeedError::Produce(ProduceError::Refused(_)));
+        let is_cancelled = matches!(failure, FeedError::Cancelled);
+        if self.producer.generation().is_open() && !refused {
+            if is_cancelled {
+                let usage = self.story().and_then(Story::usage).cloned();
+                self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
+            } else {
+                let (code, message) = (failure.code(), failure.to_string());
+                self.producer.say(|generation, ts| generation.error(code, &message, ts));
+            }
+            let until = Instant::now() + FAREWELL;
+            if let Err(error) = self.producer.flush(|| Instant::now() >= until) {
+                tracing::warn!(%error, "the stream does not say how its producer ended");
+                return Err(CliError::Failed(failure.to_string()));
+            }
+        }
+        if is_cancelled { Ok(()) } else { Err(CliError::Failed(failure.to_string())) }
+    }
+
+    fn story(&self) -> Option<&Story> {
+        match &self.format {
+            Format::Raw { story, .. } => Some(story),
+            Format::Text(_) | Format::Jsonl(_) => None,
+        }
+    }
+
+    /// Whether to go on.
+    fn look_around(&mut self) -> Result<(), FeedError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(FeedError::Interrupted);
+        }
+        let request = self.cancels.requested(Instant::now());
+        // One that came between two answers is for neither.
+        match request.filter(|_| self.producer.generation().is_open()) {
+            Some(request) => {
+                tracing::info!(by = request.by, reason = request.reason, "cancelled");
+                Err(FeedError::Cancelled)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn feed(&mut self, mut input: File) -> Result<(), FeedError> {
+        let mut buffer = vec![0; READ_BYTES];
+        if matches!(self.format, Format::Text(_)) {
+            self.producer.say(Generation::start);
+            self.flush()?;
+        }
+        let mut heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
+        loop {
+            self.look_around()?;
+            let wait = heartbeat_due.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+            if wait_readable(&input, self.cancels.raw_fd(), wait)? {
+                match input.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(len) => self.take(&buffer[..len])?,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                }
+                heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
+            } else if Instant::now() >= heartbeat_due {
+                if self.producer.generation().is_open() {
+                    self.producer.say(Generation::heartbeat);
+                    self.flush()?;
+                }
+                heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
+            }
+        }
+        self.finish()
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), FeedError> {
+        match &mut self.format {
+            Format::Text(chunks) => {
+                let text = chunks.push(bytes);
+                self.say_text(&text)?;
+            }
+            Format::Jsonl(lines) => {
+                lines.push(bytes);
+                self.say_lines(false)?;
+            }
+            Format::Raw { parser, events, .. } => {
+                let pushed = parser.push(bytes).map_err(|error| FeedError::Sse { events: *events, error });
+                // What was whole before the stream went wrong still counts.
+                self.say_events()?;
+                pushed?;
+            }
+        }
+        self.flush()
+    }
+
+    /// What the end of the input completes, and the `end` entry if the input had none.
+    fn finish(&mut self) -> Result<(), FeedError> {
+        match &mut self.format {
+            Format::Text(chunks) => {
+                let rest = chunks.finish();
+                self.say_text(&rest)?;
+            }
+            Format::Jsonl(_) => self.say_lines(true)?,
+            Format::Raw { parser, events, .. } => {
+                let cut = parser.finish().map_err(|error| FeedError::Sse { events: *events, error })?;
+                if let Some(event) = cut.filter(|event| raw::is_whole(&event.data)) {
+                    self.say_event(&event.data)?;
+                }
+            }
+        }
+        if self.producer.generation().is_open() {
+            let (reason, usage) = match self.story() {
+                None => ("stop".to_owned(), None),
+                Some(story) => {
+                    let reason = story.finish_reason().ok_or(FeedError::CutOff)?;
+                    (reason.to_owned(), story.usage().cloned())
+                }
+            };
+            self.producer.say(|generation, ts| generation.end_with(&reason, usage.as_ref(), ts));
+        }
+        self.flush()
+    }
+
+    fn say_events(&mut self) -> Result<(), FeedError> {
+        while let Format::Raw { parser, .. } = &mut self.format
+            && let Some(event) = parser.next()
+        {
+            self.say_event(&event.data)?;
+        }
+        Ok(())
+    }
+
+    fn say_event(&mut self, payload: &str) -> Result<(), FeedError> {
+        let Format::Raw { story, events, .. } = &mut self.format else { return Ok(()) };
+        *events += 1;
+        // White space around an object means nothing, and around `[DONE]` it would make it another word.
+        let payload = payload.trim();
+        // An event without data keeps a connection alive.
+        if payload.is_empty() {
+            return Ok(());
+        }
+        let meaning = story.read(payload);
+        let record = Record { form: story.form(), json: payload.to_owned() };
+        self.producer.pass_raw(record, meaning);
+        if self.producer.is_full() {
+            self.flush()?;
+        }
+        if meaning == Meaning::Content { self.paced() } else { Ok(()) }
+    }
+
+    fn say_text(&mut self, text: &str) -> Result<(), FeedError> {
+        if self.pace.is_none() {
+            if !text.is_empty() {
+                self.producer.say(|generation, ts| generation.text(text, ts));
+            }
+            return Ok(());
+        }
+        for token in tokens(text) {
+            self.producer.say(|generation, ts| generation.text(token, ts));
+            self.paced()?;
+        }
+        Ok(())
+    }
+
+    fn say_lines(&mut self, at_end: bool) -> Result<(), FeedError> {
+        while let Format::Jsonl(lines) = &mut self.format
+            && let Some((number, line)) = lines.next(at_end)
+        {
+            let object = jsonl::parse(&line).map_err(|error| FeedError::Line { number, error })?;
+            let Some(object) = object else { continue };
+            self.producer.pass_on(&object);
+            if self.producer.is_full() {
+                self.flush()?;
+            }
+            self.paced()?;
+        }
+        match &self.format {
+            Format::Jsonl(lines) if lines.is_too_long() => {
+                Err(FeedError::Line { number: lines.number + 1, error: jsonl::LineError::TooLong })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes and waits for the next token's time, where there is a rate.
+    fn paced(&mut self) -> Result<(), FeedError> {
+        let Some(pace) = &mut self.pace else { return Ok(()) };
+        let wait = pace.wait(Instant::now());
+        if wait.is_zero() && !self.producer.is_full() {
+            return Ok(());
+        }
+        self.flush()?;
+        let mut ended = Ok(());
+        sleep_unless(wait, || {
+            ended = self.look_around();
+            ended.is_err()
+        });
+        ended
+    }
+
+    fn flush(&mut self) -> Result<(), FeedError> {
+        let stopping = &self.stopping;
+        match self.producer.flush(|| stopping.load(Ordering::Relaxed)) {
+            Err(ProduceError::Stopped) => Err(FeedError::Interrupted),
+            done => Ok(done?),
+        }
+    }
+}
+
+/// Evenly spaced moments, so many a second.
+#[derive(Debug)]
+struct Pace {
+    step: Duration,
+    next: Option<Instant>,
+}
+
+impl Pace {
+    fn new(per_second: u32) -> Self {
+        Self { step: Duration::from_secs(1) / per_second, next: None }
+    }
+
+    /// How long to wait before the next token. Time lost to a slow input is not made up for.
+    fn wait(&mut self, now: Instant) -> Duration {
+        let next =
+            self.next.map_or(now, |next| next.max(now.checked_sub(self.step).unwrap_or(now))) + self.step;
+        self.next = Some(next);
+        next.saturating_duration_since(now)
+    }
+}
+
+/// Bytes → lines with their numbers. A line that is not over yet is held up to the longest allowed.
+#[derive(Debug, Default)]
+struct Lines {
+    whole: VecDeque<Vec<u8>>,
+    partial: Vec<u8>,
+    /// Lines handed out so far.
+    number: u64,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                self.whole.push_back(std::mem::take(&mut self.partial));
+            }
+        }
+    }
+
+    /// The next line; at the end of the input also one without its line feed.
+    fn next(&mut self, at_end: bool) -> Option<(u64, Vec<u8>)> {
+        let last = || at_end.then(|| std::mem::take(&mut self.partial)).filter(|line| !line.is_empty());
+        let line = self.whole.pop_front().or_else(last)?;
+        self.number += 1;
+        Some((self.number, line))
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.partial.len() > jsonl::LINE_BYTES_MAX
+    }
+}
+
+/// Waits until there is something to read (or the end of it); false after `wait`, for a signal, or when only
+/// `other` has something.
+fn wait_readable(input: &impl AsFd, other: Option<RawFd>, wait: Duration) -> std::io::Result<bool> {
+    let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // A negative descriptor is passed over.
+    let mut polls = [poll(input.as_fd().as_raw_fd()), poll(other.unwrap_or(-1))];
+    // Rounded up, so that a wait of less than a millisecond does not spin.
+    let wait_ms = i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: `polls` are two valid pollfds, and live for the whole call.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, wait_ms) };
+    if ready >= 0 {
+        return Ok(polls[0].revents != 0);
+    }
+    let error = std::io::Error::last_os_error();
+    if error.kind() == std::io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::produce::testing::Memory;
+    use crate::produce::{CancelRequest, NoCancels};
+
+    /// What a stream holds after `input` was fed, as `type[:text or code]`, and how it went.
+    fn fed(from: From, rate: Option<u32>, input: &[u8]) -> (Vec<String>, Result<(), CliError>) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(input).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        let memory = Memory::default();
+        let producer = Producer::new(memory.clone());
+        let mut feed = Feed::new(producer, from, NoCancels, Arc::default()).at_rate(rate);
+        let done = feed.run(file);
+        let entries = memory.entries();
+        let seen = entries.iter().enumerate().map(|(at, json)| {
+            let Ok(value) = serde_json::from_str::<serde_json::Value>(json) else { return json.clone() };
+            let is_raw = matches!(from, From::Openai | From::Anthropic);
+            assert_eq!(value["seq"], if is_raw { serde_json::Value::Null } else { at.into() }, "{json}");
+            let detail = value["text"].as_str().or_else(|| value["code"].as_str());
+            let kind = value["type"].as_str().unwrap_or("raw");
+            detail.map_or_else(|| kind.to_owned(), |detail| format!("{kind}:{detail}"))
+        });
+        (seen.collect(), done)
+    }
+
+    #[test]
+    fn text_becomes_a_generation() {
+        let (entries, done) = fed(From::Text, None, "Grüße\n".as_bytes());
+        assert_eq!(entries, ["start", "delta:Grüße\n", "end"]);
+        done.unwrap();
+        let (entries, _) = fed(From::Text, Some(1_000_000), "a b\n\nc".as_bytes());
+        assert_eq!(entries, ["start", "delta:a", "delta: b", "delta:\n\nc", "end"]);
+        let (entries, _) = fed(From::Text, None, b"");
+        assert_eq!(entries, ["start", "end"]);
+    }
+
+    #[test]
+    fn lines_become_entries_and_a_bad_one_is_named() {
+        let input = b"{\"type\":\"delta\",\"text\":\"x\"}\n\n{\"type\":\"delta\",\"text\":\"y\"}";
+        let (entries, done) = fed(From::Jsonl, None, input);
+        assert_eq!(entries, ["start", "delta:x", "delta:y", "end"]);
+        done.unwrap();
+        let (entries, _) = fed(
+            From::Jsonl,
+            None,
+            b"{\"type\":\"delta\",\"text\":\"x\"}\n{\"type\":\"error\",\"code\":\"c\"}\n",
+        );
+        assert_eq!(entries, ["start", "delta:x", "error:c"]);
+        let (entries, done) = fed(From::Jsonl, None, b"{\"type\":\"delta\",\"text\":\"x\"}\n\noops\n");
+        assert_eq!(entries, ["start", "delta:x", "error:producer_failed"]);
+        assert!(done.unwrap_err().to_string().starts_with("line 3: not a JSON object"));
+        let (entries, done) = fed(From::Jsonl, None, b"[]\n");
+        assert!(entries.is_empty() && done.is_err());
+        let (entries, done) = fed(From::Jsonl, None, b"");
+        assert!(entries.is_empty() && done.is_ok());
+    }
+
+    #[test]
+    fn an_endless_line_is_refused_before_it_fills_the_memory() {
+        let mut input = b"{\"type\":\"delta\",\"text\":\"".to_vec();
+        input.resize(jsonl::LINE_BYTES_MAX + 2 * READ_BYTES, b'x');
+        let (entries, done) = fed(From::Jsonl, None, &input);
+        assert!(entries.is_empty());
+        assert_eq!(done.unwrap_err().to_string(), "line 1: longer than 8 MiB");
+    }
+
+    #[test]
+    fn a_pace_spaces_evenly_and_makes_up_for_nothing() {
+        let mut pace = Pace::new(10);
+        let start = Instant::now();
+        let step = Duration::from_millis(100);
+        assert_eq!(pace.wait(start), step);
+        assert_eq!(pace.wait(start + step), step);
+        assert_eq!(pace.wait(start + step * 2 + step / 4), step - step / 4);
+        assert_eq!(pace.wait(start + step * 60), Duration::ZERO);
+        assert_eq!(pace.wait(start + step * 60), step);
+    }
+
+    #[test]
+    fn a_stop_ends_the_generation_with_an_error() {
+        let memory = Memory::default();
+        let (producer, stopping) = (Producer::new(memory.clone()), Arc::new(AtomicBool::new(true)));
+        let mut feed = Feed::new(producer, From::Text, NoCancels, stopping);
+        assert!(feed.run(File::open("/dev/zero").unwrap()).is_err());
+        assert!(memory.entries().last().unwrap().contains("producer_failed"));
+    }
+
+    #[test]
+    fn event_streams_are_passed_on_and_ended_where_they_do_not_end() {
+        let token = r#"data: {"choices":[{"delta":{"content":"a"}}]}"#;
+        let finish = r#"data: {"choices":[{"delta":{},"finish_reason":"stop"}]}"#;
+        let whole = format!(": hi\r\n\r\n{token}\r\n\r\ndata:\r\n\r\n{finish}\r\n\r\ndata: [DONE]\r\n\r\n");
+        let (entries, done) = fed(From::Openai, None, whole.repeat(2).as_bytes());
+        assert_eq!(entries, ["start", "raw", "raw", "[DONE]", "start", "raw", "raw", "[DONE]"]);
+        done.unwrap();
+        let (entries, done) = fed(From::Openai, None, format!("{token}\n\ndata: [DONE]").as_bytes());
+        assert_eq!(entries, ["start", "raw", "[DONE]"]);
+        done.unwrap();
+        let (entries, done) = fed(From::Openai, None, format!("{token}\n\n{finish}\n\n").as_bytes());
+        assert_eq!(entries, ["start", "raw", "raw", "end"]);
+        done.unwrap();
+        let cut = &token[..token.len() - 3];
+        let (entries, done) = fed(From::Openai, None, format!("{token}\n\n{cut}").as_bytes());
+        assert_eq!(entries, ["start", "raw", "error:upstream_broke_off"]);
+        assert!(done.unwrap_err().to_string().contains("in the middle of an answer"));
+        let message = "event: message_start\ndata: {\"type\":\"message_start\"}\n\nevent: message_stop\ndata: \
+                       {\"type\":\"message_stop\"}\n\n";
+        let (entries, done) = fed(From::Anthropic, Some(1_000_000), message.as_bytes());
+        assert_eq!(entries, ["start", "message_start", "message_stop"]);
+        done.unwrap();
+        let (entries, done) = fed(From::Openai, None, b"");
+        assert!(entries.is_empty() && done.is_ok());
+    }
+
+    /// Asks to stop at the second look.
+    struct Impatient(u32);
+
+    impl Cancels for Impatient {
+        fn requested(&mut self, _: Instant) -> Option<CancelRequest> {
+            self.0 += 1;
+            (self.0 == 2).then(CancelRequest::default)
+        }
+
+        fn raw_fd(&self) -> Option<RawFd> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_cancelled_generation_ends_as_such() {
+        let memory = Memory::default();
+        let mut feed = Feed::new(Producer::new(memory.clone()), From::Text, Impatient(0), Arc::default());
+        feed.run(File::open("/dev/zero").unwrap()).unwrap();
+        assert!(memory.entries().last().unwrap().contains(r#""finish_reason":"cancelled""#));
+    }
+}

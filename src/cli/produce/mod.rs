@@ -1,0 +1,120 @@
+//! `llm-bridge produce`: stdin, or the answer of a model's server, into a stream.
+
+mod feed;
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use self::feed::{Feed, From};
+use super::stop::stop_flag;
+use super::upstream::UpstreamArgs;
+use super::{CliError, Shared};
+use crate::event::StreamName;
+use crate::observe;
+use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
+use crate::produce::{CancelWatch, Producer, RedisWires};
+
+/// The longest request that is read.
+const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// How long a stopping producer tries to write its last entry.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Write stdin, or the answer of a model's server, into a stream
+#[derive(Debug, Args)]
+pub(crate) struct Produce {
+    /// The session id
+    #[arg(long)]
+    session: String,
+    /// The model id
+    #[arg(long)]
+    model: String,
+    /// What stdin is: text as it comes, one native object a line, or the event stream of a model's server
+    #[arg(long, value_enum, default_value_t = From::Text)]
+    from: From,
+    /// Write at most so many tokens (words, lines, events) a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// Ask this server instead of reading stdin, such as http://127.0.0.1:8000/v1/chat/completions
+    #[arg(long, requires = "request", conflicts_with_all = ["from", "rate"])]
+    url: Option<String>,
+    /// The file with the request's JSON body; `-` is stdin
+    #[arg(long, value_name = "FILE", requires = "url")]
+    request: Option<PathBuf>,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
+    #[command(flatten)]
+    shared: Shared,
+}
+
+/// Runs `produce` until the input ends.
+pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
+    let config = args.shared.load()?;
+    let name =
+        StreamName::new(&args.session, &args.model).map_err(|error| CliError::Usage(error.to_string()))?;
+    observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
+    let asked = match (&args.url, &args.request) {
+        (Some(url), Some(file)) => {
+            let upstream = args.upstream.upstream(url)?;
+            let request = Request::new(&read_request(file)?, &args.model, &upstream);
+            let named = |error| CliError::Usage(format!("{}: {error}", file.display()));
+            Some((request.map_err(named)?, upstream))
+        }
+        _ => None,
+    };
+    let stopping = stop_flag()?;
+    let wires = RedisWires::new(&config.redis, &name).map_err(failed)?;
+    let mut cancels = CancelWatch::new(&config.redis, &name).map_err(failed)?;
+    cancels.begin();
+    if let Some((request, upstream)) = asked {
+        return ask(&upstream, &request, (Producer::new(wires), cancels), &stopping);
+    }
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let input = File::from(stdin.map_err(|error| CliError::Failed(format!("stdin: {error}")))?);
+    Feed::new(Producer::new(wires), args.from, cancels, stopping).at_rate(args.rate).run(input)
+}
+
+fn read_request(file: &Path) -> Result<String, CliError> {
+    let unusable = |error: std::io::Error| CliError::Usage(format!("{}: {error}", file.display()));
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().take(REQUEST_BYTES_MAX).read_to_string(&mut text)
+    } else {
+        File::open(file).and_then(|file| file.take(REQUEST_BYTES_MAX).read_to_string(&mut text))
+    };
+    read.map_err(unusable).map(|_| text)
+}
+
+/// Brings the answer to one request into the stream.
+fn ask(
+    upstream: &Upstream,
+    request: &Request,
+    (mut producer, mut cancels): (Producer<RedisWires>, CancelWatch),
+    stopping: &Arc<AtomicBool>,
+) -> Result<(), CliError> {
+    let stop = || stopping.load(Ordering::Relaxed);
+    match Answer::new(upstream, &mut producer, &mut cancels, &stop).run(request) {
+        Outcome::Ended | Outcome::Cancelled => Ok(()),
+        Outcome::Failed(failure) => Err(CliError::Failed(format!("{}: {}", failure.code, failure.message))),
+        Outcome::Unwritable(error) => Err(failed(error)),
+        Outcome::Stopped { .. } => {
+            let message = "the producer was interrupted";
+            if producer.generation().is_open() {
+                producer.say(|generation, ts| generation.error("producer_failed", message, ts));
+                let until = Instant::now() + FAREWELL;
+                producer.flush(|| Instant::now() >= until).map_err(failed)?;
+            }
+            Err(failed(message))
+        }
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> CliError {
+    CliError::Failed(error.to_string())
+}

@@ -1,0 +1,261 @@
+//! Requests to stop: the control stream of one stream, watched without waiting for it.
+//!
+//! A [`CancelWatch`] has a connection of its own on which an `XREAD BLOCK` is always under way; looking at it costs
+//! one system call, and its descriptor can be polled beside others. Requests count from the moment on in which the
+//! watch began ([`CancelWatch::begin`]), so that one that was meant for an earlier generation stops nothing.
+//!
+//! While Redis is away nothing is noticed, and nothing is lost: the watch goes on after the last id that it saw.
+//! The one thing that waits is making a connection, for at most `redis.connect_timeout`.
+
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use crate::config;
+use crate::event::{Entry, EntryId, StreamName};
+use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, Target, TargetError};
+
+use super::{PAUSE_MAX, PAUSE_MIN, now_us};
+
+/// How long Redis holds one question.
+const BLOCK: Duration = Duration::from_secs(5);
+/// Requests that are taken with one answer; the first one suffices.
+const REQUESTS_MAX: u32 = 16;
+
+/// Somebody wants the generation to stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CancelRequest {
+    /// Why, in the words of who asked.
+    pub reason: String,
+    /// Who asked: a subject or an address.
+    pub by: String,
+}
+
+/// Where requests to stop come from.
+pub trait Cancels {
+    /// The request that has come since the last look, if one has. Does not wait for one.
+    fn requested(&mut self, now: Instant) -> Option<CancelRequest>;
+
+    /// What becomes readable when there may be one.
+    fn raw_fd(&self) -> Option<RawFd>;
+}
+
+/// Nobody ever asks to stop.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCancels;
+
+impl Cancels for NoCancels {
+    fn requested(&mut self, _: Instant) -> Option<CancelRequest> {
+        None
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// A question that is under way.
+struct Watching {
+    link: Link,
+    asked_at: Instant,
+}
+
+/// Watches the control stream of one stream.
+pub struct CancelWatch {
+    target: Target,
+    key: String,
+    response_timeout: Duration,
+    /// The newest request that is known; `None`: to be found out with the next connection.
+    last: Option<EntryId>,
+    /// A request that was there when the connection was made.
+    found: Option<CancelRequest>,
+    watching: Option<Watching>,
+    backoff: Backoff,
+    retry_at: Option<Instant>,
+}
+
+impl CancelWatch {
+    /// A watch that counts requests from its first connection on.
+    ///
+    /// # Errors
+    /// When the configuration names no Redis that could be connected to.
+    pub fn new(config: &config::Redis, name: &StreamName) -> Result<Self, TargetError> {
+        Ok(Self {
+            target: Target::new(config)?,
+            key: Keys::new(&config.prefix, "", "").control(name),
+            response_timeout: config.response_timeout,
+            last: None,
+            found: None,
+            watching: None,
+            backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, now_us()),
+            retry_at: None,
+        })
+    }
+
+    /// The same, counting also earlier requests that came after the entry `id` (of any stream: ids are Redis' time).
+    #[must_use]
+    pub const fn since(mut self, id: EntryId) -> Self {
+        self.last = Some(id);
+        self
+    }
+
+    /// Connects if that is possible now, so that every request from here on counts.
+    pub fn begin(&mut self) {
+        self.keep_asking(Instant::now());
+    }
+
+    fn keep_asking(&mut self, now: Instant) {
+        if self.watching.is_some() || self.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        match self.connect() {
+            Ok(watching) => {
+                self.watching = Some(watching);
+                self.retry_at = None;
+            }
+            Err(error) => self.lost(&error),
+        }
+    }
+
+    fn connect(&mut self) -> Result<Watching, RedisError> {
+        let mut link = Link::connect(&self.target, "llm-bridge-cancel")?;
+        if self.last.is_none() {
+            let newest = Command::new("XREVRANGE").arg(&self.key).args(["+", "-", "COUNT", "1"]);
+            let newest = link.call(&newest)?.entries()?;
+            self.last = Some(newest.first().map_or(EntryId::new(0, 0), |entry| entry.id));
+        }
+        // What lies there already is known before anything is begun.
+        let there = link.call(&self.question(None))?;
+        self.found = self.note(&there)?.or_else(|| self.found.take());
+        let mut watching = Watching { link, asked_at: Instant::now() };
+        self.ask(&mut watching)?;
+        Ok(watching)
+    }
+
+    /// The command that reads what came after the newest request that is known, waiting for it or not.
+    fn question(&self, block: Option<Duration>) -> Command {
+        let command = Command::new("XREAD").arg("COUNT").number(REQUESTS_MAX);
+        let command = match block {
+            Some(block) => command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX)),
+            None => command,
+        };
+        command.arg("STREAMS").arg(&self.key).id(self.last.unwrap_or(EntryId::new(0, 0)))
+    }
+
+    /// Takes an answer: remembers the newest id, and gives the first request in it.
+    fn note(&mut self, reply: &Reply) -> Result<Option<CancelRequest>, RedisError> {
+        let streams = reply.streams()?;
+        let entries = || streams.iter().flat_map(|stream| &stream.entries);
+        self.last = entries().next_back().map(|entry| entry.id).or(self.last);
+        Ok(entries().find_map(request))
+    }
+
+    fn ask(&self, watching: &mut Watching) -> Result<(), RedisError> {
+        watching.link.push(&self.question(Some(BLOCK)));
+        watching.asked_at = Instant::now();
+        watching.link.flush()
+    }
+
+    /// What the question under way has brought.
+    fn take(&mut self, watching: &mut Watching, now: Instant) -> Result<Option<CancelRequest>, RedisError> {
+        let Some(reply) = watching.link.try_receive()? else {
+            let is_silent = now.saturating_duration_since(watching.asked_at) > BLOCK + self.response_timeout;
+            return if is_silent { Err(RedisError::Timeout) } else { Ok(None) };
+        };
+        let request = self.note(&reply)?;
+        self.ask(watching)?;
+        self.backoff.reset();
+        Ok(request)
+    }
+
+    fn lost(&mut self, error: &RedisError) {
+        let pause = self.backoff.next();
+        self.retry_at = Some(Instant::now() + pause);
+        tracing::warn!(%error, key = self.key, ?pause, "requests to cancel cannot be seen; trying again");
+    }
+}
+
+impl Cancels for CancelWatch {
+    fn requested(&mut self, now: Instant) -> Option<CancelRequest> {
+        self.keep_asking(now);
+        if self.found.is_some() {
+            return self.found.take();
+        }
+        let mut watching = self.watching.take()?;
+        match self.take(&mut watching, now) {
+            Ok(request) => {
+                self.watching = Some(watching);
+                request
+            }
+            Err(error) => {
+                self.lost(&error);
+                None
+            }
+        }
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.watching.as_ref().map(|watching| watching.link.raw_fd())
+    }
+}
+
+/// The request that an entry of the control stream is; other types are for others.
+fn request(entry: &Entry) -> Option<CancelRequest> {
+    let text = |name| {
+        entry.fields.get(name).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
+    };
+    (text("type") == "cancel").then(|| CancelRequest { reason: text("reason"), by: text("by") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::{RedisServer, config_for};
+
+    fn cancel(server: &RedisServer, kind: &str) -> EntryId {
+        let add = Command::new("XADD").args(["llm:control:s:m", "*", "type", kind, "reason", "r", "by", "b"]);
+        server.link().call(&add).unwrap().id().unwrap()
+    }
+
+    fn wait(watch: &mut CancelWatch) -> CancelRequest {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(request) = watch.requested(Instant::now()) {
+                return request;
+            }
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn requests_count_from_the_beginning_on() {
+        let server = RedisServer::start(&[]);
+        let earlier = cancel(&server, "cancel");
+        let config = config_for(&server.url());
+        let name = "s/m".parse().unwrap();
+        let mut watch = CancelWatch::new(&config, &name).unwrap();
+        watch.begin();
+        assert!(watch.raw_fd().is_some());
+        assert_eq!(watch.requested(Instant::now()), None);
+        cancel(&server, "something else");
+        cancel(&server, "cancel");
+        assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
+        assert_eq!(watch.requested(Instant::now()), None, "it is told once");
+        // Whoever begins at an entry sees what came after it.
+        let mut late = CancelWatch::new(&config, &name).unwrap().since(earlier);
+        assert!(late.requested(Instant::now()).is_some(), "at the first look");
+    }
+
+    #[test]
+    fn a_lost_connection_loses_no_request() {
+        let server = RedisServer::start(&[]);
+        let mut watch = CancelWatch::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
+        watch.begin();
+        server
+            .link()
+            .call(&Command::new("CLIENT").args(["KILL", "TYPE", "normal", "SKIPME", "yes"]))
+            .unwrap();
+        cancel(&server, "cancel");
+        wait(&mut watch);
+    }
+}

@@ -1,0 +1,184 @@
+//! One HTTP request to a model's server, on a thread of its own, so that whoever waits for the answer can look at
+//! other things and can cut the connection at any moment.
+//!
+//! The thread hands on what it reads through a bounded queue: when that is full it reads no more, and the server
+//! waits. What cannot be interrupted are the resolving of a name and the making of a connection, which are bounded
+//! by the connect timeout.
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::http::Response;
+use ureq::{Agent, Body, Error};
+
+use super::Upstream;
+use crate::queue::{self, Receiver, SendError, Sender, Weight};
+use crate::thread::{self, Ended, Handle};
+
+/// Pieces of a body that are read ahead.
+const PIECES_MAX: usize = 256;
+/// Their bytes.
+const PIECE_BYTES_MAX: usize = 1024 * 1024;
+/// The most that is read at once.
+const READ_BYTES: usize = 16 * 1024;
+/// The most that is read of a body that says why a request was refused.
+const REFUSAL_BYTES_MAX: u64 = 16 * 1024;
+/// How long the thread waits for room before it looks whether anybody still listens.
+const ROOM_WAIT: Duration = Duration::from_millis(500);
+
+/// What comes of a request, piece by piece.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// More of the event stream.
+    Body(Vec<u8>),
+    /// Its orderly end.
+    End,
+    /// An answer that is no event stream: a status that refuses, or a body of another kind.
+    Refused(Refusal),
+    /// No connection could be made.
+    Unreachable(String),
+    /// The connection broke.
+    Broken(String),
+}
+
+/// An answer that is no event stream.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<String>,
+    /// The beginning of the body.
+    pub(super) body: String,
+}
+
+/// A request under way.
+pub(super) struct Call {
+    agent: Agent,
+    pieces: Option<Receiver<Piece>>,
+    thread: CutCall,
+}
+
+/// The thread of a request that nobody waits for any more.
+pub(super) struct CutCall {
+    thread: Handle,
+    /// Where it reports its end; nobody but [`CutCall::join`] wants to know.
+    _ended: Receiver<Ended>,
+}
+
+impl CutCall {
+    /// Waits for it.
+    pub(super) fn join(self) {
+        self.thread.join();
+    }
+}
+
+impl Call {
+    /// Sends the request.
+    pub(super) fn begin(upstream: &Upstream, body: Arc<str>) -> std::io::Result<Self> {
+        let weigh = |piece: &Piece| if let Piece::Body(bytes) = piece { bytes.len() } else { 0 };
+        let weight = Weight { bytes_max: PIECE_BYTES_MAX, weigh };
+        let (sender, pieces) = queue::weighed("upstream", PIECES_MAX, weight, None);
+        let (ended, reports) = queue::bounded("upstream-ended", 1);
+        let agent = upstream.agent();
+        let (ours, upstream) = (agent.clone(), upstream.clone());
+        let thread = thread::spawn("upstream", &ended, move || {
+            let last = transfer(&ours, &upstream, &body, &sender);
+            send(&sender, last);
+        })?;
+        Ok(Self { agent, pieces: Some(pieces), thread: CutCall { thread, _ended: reports } })
+    }
+
+    /// The next piece, waiting so long for it.
+    pub(super) fn next(&self, wait: Duration) -> Option<Piece> {
+        let pieces = self.pieces.as_ref()?;
+        let lost = || Piece::Broken("the thread that read it ended".to_owned());
+        match pieces.recv_timeout(wait) {
+            // The last piece may have come between the two looks.
+            None if self.thread.thread.is_finished() => Some(pieces.try_recv().unwrap_or_else(lost)),
+            piece => piece,
+        }
+    }
+
+    /// Cuts the connection. The thread ends at once, unless it still resolves or connects: then within the connect
+    /// timeout.
+    pub(super) fn cut(mut self) -> CutCall {
+        drop(self.pieces.take());
+        self.agent.shutdown();
+        self.thread
+    }
+}
+
+/// Hands a piece on; false when nobody listens any more.
+fn send(sender: &Sender<Piece>, mut piece: Piece) -> bool {
+    loop {
+        match sender.send_timeout(piece, ROOM_WAIT) {
+            Ok(()) => return true,
+            Err(SendError::Closed(_)) => return false,
+            Err(SendError::Full(back)) => piece = back,
+        }
+    }
+}
+
+/// Does the whole exchange and returns its last piece.
+fn transfer(agent: &Agent, upstream: &Upstream, body: &str, sender: &Sender<Piece>) -> Piece {
+    let mut request = agent.post(upstream.url.clone());
+    for (name, value) in &upstream.headers {
+        request = request.header(name, value);
+    }
+    let response = match request.send(body) {
+        Ok(response) => response,
+        Err(error) => return failed(&error),
+    };
+    if let Some(refusal) = refusal(&response) {
+        return Piece::Refused(Refusal { body: beginning(response), ..refusal });
+    }
+    let mut reader = response.into_body().into_reader();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Piece::End,
+            Ok(len) => {
+                if !send(sender, Piece::Body(buffer[..len].to_vec())) {
+                    return Piece::End;
+                }
+            }
+            Err(error) => return Piece::Broken(error.to_string()),
+        }
+    }
+}
+
+/// What the head says if no event stream follows.
+fn refusal(response: &Response<Body>) -> Option<Refusal> {
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let kind = header("content-type").unwrap_or_default().to_ascii_lowercase();
+    let is_stream = !["application/json", "text/html"].iter().any(|other| kind.starts_with(other));
+    if response.status().is_success() && is_stream {
+        return None;
+    }
+    let in_ms = header("retry-after-ms").and_then(|ms| ms.trim().parse::<f64>().ok());
+    let retry_after = in_ms.map(|ms| (ms / 1000.0).to_string());
+    let retry_after = retry_after.or_else(|| header("retry-after").map(ToOwned::to_owned));
+    Some(Refusal { status: response.status().as_u16(), retry_after, body: String::new() })
+}
+
+fn beginning(response: Response<Body>) -> String {
+    let mut bytes = Vec::new();
+    // What came before it broke says more than that it broke.
+    response.into_body().into_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut bytes).ok();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether there was a connection at all: then the server may have begun to work.
+fn failed(error: &Error) -> Piece {
+    let text = error.to_string();
+    let is_connecting = |timeout| matches!(timeout, ureq::Timeout::Connect | ureq::Timeout::Resolve);
+    match error {
+        Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => Piece::Unreachable(text),
+        Error::Timeout(timeout) if is_connecting(*timeout) => Piece::Unreachable(text),
+        Error::HostNotFound | Error::ConnectionFailed | Error::Tls(_) | Error::Rustls(_) => {
+            Piece::Unreachable(text)
+        }
+        Error::ConnectProxyFailed(_) | Error::InvalidProxyUrl => Piece::Unreachable(text),
+        _ => Piece::Broken(text),
+    }
+}

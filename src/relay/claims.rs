@@ -1,0 +1,351 @@
+//! What a relay asks of Redis: new requests, those of workers that are gone, and to keep its own.
+//!
+//! One consumer group shares the requests out. A request that was read is *claimed* until it is acknowledged; a
+//! claim whose time since its last renewal passes the takeover time can be taken over by anybody (`XAUTOCLAIM`).
+//! Beside its claim a worker takes the *lease* of the stream, so that two answers never mix in one stream.
+
+use std::time::{Duration, Instant};
+
+use super::order::Order;
+use crate::config;
+use crate::event::{Entry, EntryId, Fields, StreamName};
+use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorKind, Target, Value};
+
+/// The pauses between two attempts to connect.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Consumers of the group that were silent for so long and claim nothing are removed.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Parts of the claims that are looked at in one go; Redis takes ten times the wanted number as one part.
+const SCANS_MAX: usize = 100;
+/// Claims of one worker that are looked at: more than it can have.
+const CLAIMS_MAX: u32 = 10_000;
+
+/// The requests, as one worker sees them.
+pub(super) struct Claims {
+    target: Target,
+    keys: Keys,
+    requests: String,
+    group: String,
+    /// This worker in the group.
+    consumer: String,
+    valid: Duration,
+    dlq_max_entries: u64,
+    link: Option<Link>,
+    backoff: Backoff,
+    retry_at: Option<Instant>,
+    /// Where looking for claims of the dead goes on.
+    scanned_to: EntryId,
+}
+
+impl Claims {
+    /// The view of the worker `consumer`, whose claims hold for `valid` without renewal.
+    pub(super) fn new(config: &config::Config, target: Target, consumer: String, valid: Duration) -> Self {
+        let keys = Keys::new(&config.redis.prefix, &config.service.name, "");
+        Self {
+            target,
+            requests: keys.requests(),
+            group: keys.relay_group(),
+            keys,
+            backoff: Backoff::new(PAUSE_MIN, config.redis.backoff_max, u64::from(std::process::id())),
+            consumer,
+            valid,
+            dlq_max_entries: config.redis.dlq_max_entries,
+            link: None,
+            retry_at: None,
+            scanned_to: EntryId::new(0, 0),
+        }
+    }
+
+    /// The name of the stream of requests.
+    pub(super) fn requests(&self) -> &str {
+        &self.requests
+    }
+
+    /// Whether Redis is left alone for a moment.
+    pub(super) fn is_away(&self, now: Instant) -> bool {
+        self.link.is_none() && self.retry_at.is_some_and(|at| at > now)
+    }
+
+    /// Asks Redis. `None`: it cannot be asked, or does not answer; it is asked again after a pause.
+    fn ask<T>(&mut self, ask: impl FnOnce(&mut Self, &mut Link) -> Result<T, RedisError>) -> Option<T> {
+        if self.is_away(Instant::now()) {
+            return None;
+        }
+        let done = match self.link.take() {
+            Some(link) => Ok(link),
+            None => self.connect(),
+        }
+        .and_then(|mut link| ask(self, &mut link).map(|done| (done, link)));
+        match done {
+            Ok((done, link)) => {
+                self.link = Some(link);
+                self.retry_at = None;
+                self.backoff.reset();
+                Some(done)
+            }
+            Err(error) => {
+                let pause = self.backoff.next();
+                self.retry_at = Some(Instant::now() + pause);
+                tracing::warn!(%error, ?pause, "requests cannot be seen; trying again");
+                None
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Link, RedisError> {
+        let mut link = Link::connect(&self.target, "llm-bridge-relay")?;
+        let create = Command::new("XGROUP").args(["CREATE", &self.requests, &self.group, "0", "MKSTREAM"]);
+        match link.call(&create) {
+            Err(error) if error.server_kind() != Some(ServerErrorKind::BusyGroup) => Err(error),
+            _ => Ok(link),
+        }
+    }
+
+    /// New requests, at most `max`, waited for up to `block`.
+    pub(super) fn read(&mut self, max: usize, block: Duration) -> Vec<Entry> {
+        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT"]);
+        let command = command.number(max).arg("BLOCK").number(millis(block).max(1));
+        let command = command.args(["STREAMS", &self.requests, ">"]);
+        let read = self.ask(|_, link| link.call(&command)?.streams());
+        read.into_iter().flatten().flat_map(|stream| stream.entries).collect()
+    }
+
+    /// Requests of workers that are gone, at most `max`. One call looks at a part of what is claimed and the next one
+    /// goes on there, so that many claims that are well hide none that is not.
+    pub(super) fn take_over(&mut self, max: usize) -> Vec<Entry> {
+        for _ in 0..SCANS_MAX {
+            let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
+            let command = command.number(millis(self.valid)).id(self.scanned_to);
+            let command = command.arg("COUNT").number(max);
+            let Some(answer) = self.ask(|_, link| link.call(&command)?.value()) else { break };
+            let (next, entries) = claimed(&answer);
+            self.scanned_to = next;
+            if !entries.is_empty() || next == EntryId::new(0, 0) {
+                return entries;
+            }
+        }
+        Vec::new()
+    }
+
+    /// Takes the lease of a stream; `None` when that cannot be asked now.
+    pub(super) fn take_lease(&mut self, name: &StreamName) -> Option<bool> {
+        let set = self.lease(name, true);
+        self.ask(|_, link| Ok(!link.call(&set)?.is_null()))
+    }
+
+    /// Renews the claims of `orders`, and the leases of those that have one. Returns the orders that another worker
+    /// has meanwhile; `None`: nobody knows.
+    pub(super) fn renew<'a>(
+        &mut self,
+        orders: impl Iterator<Item = (&'a Order, bool)>,
+    ) -> Option<Vec<EntryId>> {
+        let orders: Vec<_> = orders.collect();
+        if orders.is_empty() {
+            return Some(Vec::new());
+        }
+        self.ask(|claims, link| {
+            let pending = Command::new("XPENDING").args([&claims.requests, &claims.group, "-", "+"]);
+            let pending = link.call(&pending.number(CLAIMS_MAX).arg(&claims.consumer))?.value()?;
+            let ours = |id: EntryId| {
+                let ids = pending.as_array().unwrap_or_default().iter();
+                ids.filter_map(pending_id).any(|pending| pending == id)
+            };
+            let leased = || orders.iter().filter(|(_, has_lease)| *has_lease);
+            let gets: Vec<_> = leased()
+                .map(|(order, _)| Command::new("GET").arg(claims.keys.running(&order.name)))
+                .collect();
+            let holders = link.call_all(&gets)?;
+            let mut lost: Vec<EntryId> = leased()
+                .zip(&holders)
+                // A lease that ran out while nobody took the claim is taken again below.
+                .filter(|(_, holder)| !holder.is_null() && holder.text().ok() != Some(&claims.consumer))
+                .map(|((order, _), _)| order.id)
+                .collect();
+            lost.extend(orders.iter().map(|(order, _)| order.id).filter(|id| !ours(*id)));
+            let kept = || orders.iter().filter(|(order, _)| !lost.contains(&order.id));
+            let renewals: Vec<_> = kept().map(|(order, _)| claims.claim(order.id, Duration::ZERO)).collect();
+            check(&link.call_all(&renewals)?)?;
+            let leases: Vec<_> =
+                leased().zip(&holders).filter(|((order, _), _)| !lost.contains(&order.id)).collect();
+            let sets: Vec<_> = leases
+                .iter()
+                .map(|((order, _), holder)| claims.lease(&order.name, holder.is_null()))
+                .collect();
+            let taken = link.call_all(&sets)?;
+            check(&taken)?;
+            let refused = leases.iter().zip(&taken).filter(|(_, taken)| taken.is_null());
+            let refused: Vec<EntryId> = refused.map(|(((order, _), _), _)| order.id).collect();
+            drop(leases);
+            lost.extend(refused);
+            Ok(lost)
+        })
+    }
+
+    /// The command that takes or renews the lease of a stream, perhaps only if nobody has it.
+    fn lease(&self, name: &StreamName, only_if_free: bool) -> Command {
+        let set = Command::new("SET").arg(self.keys.running(name)).arg(&self.consumer);
+        let set = if only_if_free { set.arg("NX") } else { set };
+        set.arg("PX").number(millis(self.valid))
+    }
+
+    /// The command that claims what is ours already, as if it had been renewed so long ago.
+    fn claim(&self, id: EntryId, idle: Duration) -> Command {
+        let command = Command::new("XCLAIM").args([&self.requests, &self.group, &self.consumer, "0"]);
+        command.id(id).arg("IDLE").number(millis(idle)).arg("JUSTID")
+    }
+
+    /// A request is done with. False: it has to be said again.
+    pub(super) fn acknowledge(&mut self, id: EntryId) -> bool {
+        let ack = Command::new("XACK").args([&self.requests, &self.group]).id(id);
+        self.ask(|_, link| link.call(&ack)).is_some()
+    }
+
+    /// Another worker may answer the request at once.
+    pub(super) fn hand_back(&mut self, id: EntryId) {
+        let claim = self.claim(id, self.valid * 2);
+        self.ask(|_, link| link.call(&claim));
+    }
+
+    /// The stream is free for another answer.
+    pub(super) fn release(&mut self, name: &StreamName) {
+        let key = self.keys.running(name);
+        self.ask(|claims, link| {
+            let holder = link.call(&Command::new("GET").arg(&key))?;
+            if holder.text().ok() == Some(&claims.consumer) {
+                link.call(&Command::new("DEL").arg(&key))?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Keeps a request that nobody can answer as a dead letter, and acknowledges it.
+    pub(super) fn bury(&mut self, entry: &Entry, reason: &str) -> bool {
+        let letter =
+            Command::new("XADD").arg(self.keys.dlq()).args(["MAXLEN", "~"]).number(self.dlq_max_entries);
+        let letter = letter.args(["*", "stream", &self.requests, "id"]).arg(entry.id.to_string());
+        let letter = letter.args(["reason", reason, "processor", "relay", "attempts", "1"]);
+        let letter = match entry.fields.to_json() {
+            Ok(fields) => letter.arg("fields").arg(fields),
+            Err(fields) => letter.arg("fields_b64").arg(fields),
+        };
+        let ack = Command::new("XACK").args([&self.requests, &self.group]).id(entry.id);
+        let both = [Command::new("MULTI"), letter, ack, Command::new("EXEC")];
+        self.ask(|_, link| check(&link.call_all(&both)?)).is_some()
+    }
+
+    /// The request as it was written, if it is still there.
+    pub(super) fn request(&mut self, id: EntryId) -> Option<Entry> {
+        let range = Command::new("XRANGE").arg(&self.requests).id(id).id(id);
+        self.ask(|_, link| link.call(&range)?.entries())?.pop()
+    }
+
+    /// Removes consumers that are long gone, and at the end this one, so that they do not pile up. Only those that
+    /// claim nothing: with a consumer its claims would go.
+    pub(super) fn tidy(&mut self, is_end: bool) {
+        let info = Command::new("XINFO").args(["CONSUMERS", &self.requests, &self.group]);
+        self.ask(|claims, link| {
+            let consumers = link.call(&info)?.value()?;
+            for consumer in consumers.as_array().unwrap_or_default() {
+                let number = |name| consumer.get(name).and_then(Value::as_int).unwrap_or(1);
+                let Some(name) = consumer.get("name").and_then(Value::as_str) else { continue };
+                let idle = Duration::from_millis(u64::try_from(number("idle")).unwrap_or(0));
+                let is_gone = if name == claims.consumer { is_end } else { idle > FORGOTTEN_AFTER };
+                if is_gone && number("pending") == 0 {
+                    link.call(&Command::new("XGROUP").args([
+                        "DELCONSUMER",
+                        &claims.requests,
+                        &claims.group,
+                        name,
+                    ]))?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// The first error among the replies, as one.
+fn check(replies: &[Reply]) -> Result<(), RedisError> {
+    replies.iter().find_map(Reply::error).map_or(Ok(()), |error| Err(RedisError::Server(error)))
+}
+
+/// The id in a line of XPENDING: id, consumer, idle time, deliveries.
+fn pending_id(line: &Value) -> Option<EntryId> {
+    EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
+}
+
+/// What XAUTOCLAIM answers: where to go on (`0-0`: at the beginning), the entries, and (from 7.0 on) ids of deleted ones.
+fn claimed(answer: &Value) -> (EntryId, Vec<Entry>) {
+    let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
+    let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
+    let entries = part(1).and_then(Value::as_array).unwrap_or_default();
+    (next.unwrap_or(EntryId::new(0, 0)), entries.iter().filter_map(entry).collect())
+}
+
+/// An entry; `None` where it was deleted.
+fn entry(value: &Value) -> Option<Entry> {
+    let [id, fields] = value.as_array()? else { return None };
+    let texts: Vec<&[u8]> = fields.as_array()?.iter().filter_map(Value::as_bytes).collect();
+    let pairs: Vec<_> = texts.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+    Some(Entry { id: EntryId::from_ascii(id.as_bytes()?)?, fields: Fields::from_pairs(&pairs) })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::order;
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    fn claims(server: &RedisServer, consumer: &str) -> Claims {
+        let url = format!("redis.url={}", server.url());
+        let config = config::load(None, std::iter::empty(), &[url]).unwrap();
+        Claims::new(&config, server.target(), consumer.to_owned(), Duration::from_secs(600))
+    }
+
+    fn request(server: &RedisServer) {
+        let add = Command::new("XADD").args(["llm:requests", "*", "session", "s", "model", "m"]);
+        server.link().call(&add).unwrap();
+    }
+
+    #[test]
+    fn claims_of_the_living_hide_none_of_the_dead() {
+        let server = RedisServer::start(&[]);
+        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
+        (0..50).for_each(|_| request(&server));
+        let entries = one.read(50, Duration::from_millis(1));
+        assert_eq!(entries.len(), 50);
+        assert!(other.take_over(1).is_empty());
+        one.hand_back(entries[44].id);
+        assert_eq!(other.take_over(1), entries[44..45]);
+        // Whoever had it finds out, and keeps the others.
+        let orders: Vec<Order> = entries.iter().map(|entry| order::read(entry, false).unwrap()).collect();
+        let lost = one.renew(orders.iter().map(|order| (order, false)));
+        assert_eq!(lost, Some(vec![entries[44].id]));
+        assert!(other.acknowledge(entries[44].id));
+        one.tidy(true);
+        assert!(other.take_over(50).is_empty(), "a consumer with claims is not removed");
+    }
+
+    #[test]
+    fn a_stream_is_leased_to_one() {
+        let server = RedisServer::start(&[]);
+        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
+        request(&server);
+        let entries = one.read(1, Duration::from_millis(1));
+        let order = order::read(&entries[0], false).unwrap();
+        assert_eq!(one.take_lease(&order.name), Some(true));
+        assert_eq!(other.take_lease(&order.name), Some(false));
+        other.release(&order.name);
+        assert_eq!(other.take_lease(&order.name), Some(false), "only its holder releases it");
+        // One that ran out is taken again, unless another was faster.
+        server.link().call(&Command::new("DEL").arg("llm:running:s:m")).unwrap();
+        assert_eq!(one.renew([(&order, true)].into_iter()), Some(Vec::new()));
+        one.release(&order.name);
+        assert_eq!(other.take_lease(&order.name), Some(true));
+        assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));
+    }
+}

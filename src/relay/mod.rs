@@ -1,0 +1,336 @@
+//! `llm-bridge relay`: many workers share the requests that lie in Redis, ask a model's server, and stream its
+//! answers.
+//!
+//! ```text
+//!  XADD llm:requests ──XREADGROUP──▶ main ──jobs──▶ relay-i ──HTTP──▶ model's server
+//!        ▲                            │ ◀──dones──┘    └──XADD──▶ llm:stream:…
+//!        └────────── XACK ────────────┘
+//! ```
+//!
+//! The main thread owns the claims: it reads, renews, acknowledges. The threads `relay-i` own one answer at a time.
+//!
+//! # Once
+//!
+//! A request is acknowledged when its generation has a terminal entry. When a worker dies, another one takes its
+//! claims over after the takeover time, and the stream tells it how far the answer has come: where viewers have
+//! seen nothing the request is answered anew, under the same generation; where they have seen a part of it, nobody
+//! can go on in its middle, and it ends in `relay_lost`; where it has its end there is only the acknowledgement left.
+//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own. What
+//! remains: a process that is stopped between that look and its write, for longer than the takeover time.
+//!
+//! # Bounds
+//!
+//! `concurrency` answers at once; requests whose stream is busy wait here, at most [`PARKED_PER_ANSWER`] times as many,
+//! and beyond it no new ones are read: they wait in Redis.
+
+mod claims;
+mod lease;
+mod order;
+mod remains;
+mod worker;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use self::claims::Claims;
+use self::lease::Lease;
+use self::order::Order;
+use self::worker::{Done, Fate, Job, Worker};
+use crate::config::Config;
+use crate::event::{Entry, EntryId};
+use crate::produce::upstream::Upstream;
+use crate::queue::{self, Receiver, Sender};
+use crate::redis::{Target, TargetError};
+use crate::thread::{self, Ended, Handle, Outcome};
+
+/// Requests that wait for their stream, for each answer at once.
+const PARKED_PER_ANSWER: usize = 4;
+/// How long the main thread waits for new requests before it looks at other things.
+const BLOCK: Duration = Duration::from_millis(100);
+/// How often it looks whether a busy stream has become free.
+const PARKED_FOR: Duration = Duration::from_millis(250);
+/// Renewals within the time for which a claim holds.
+const RENEWALS: u32 = 5;
+/// How long after the grace threads may take to leave their answers.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// What a relay is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Answers at once.
+    pub concurrency: usize,
+    /// After how long without a sign of life another worker takes over.
+    pub takeover_after: Duration,
+    /// How long answers may go on after the wish to stop.
+    pub grace: Duration,
+    /// Who answers.
+    pub upstream: Upstream,
+}
+
+/// Why a relay ended other than in order.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The configuration names no Redis that could be connected to.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The system refuses threads.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// A thread panicked.
+    #[error("the thread {0} failed; what it was at is taken over by others")]
+    Panicked(String),
+    /// Answers did not end in time.
+    #[error("{0} answers could not be left in time; they are taken over by others")]
+    Late(usize),
+}
+
+/// Answers requests until `stopping` is raised.
+///
+/// # Errors
+/// When it cannot start, or not end in order.
+pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result<(), RelayError> {
+    let target = Target::new(&config.redis)?;
+    let (jobs, job_inbox) = queue::bounded("relay-jobs", settings.concurrency);
+    let (dones, done_inbox) = queue::bounded("relay-done", settings.concurrency);
+    let (ended, reports) = queue::bounded("relay-ended", settings.concurrency);
+    let halt = Arc::new(AtomicBool::new(false));
+    let worker = Worker {
+        redis: config.redis.clone(),
+        target: target.clone(),
+        upstream: settings.upstream.clone(),
+        jobs: job_inbox,
+        dones,
+    };
+    let over = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::with_capacity(settings.concurrency);
+    for index in 0..settings.concurrency {
+        let (worker, over) = (worker.clone(), Arc::clone(&over));
+        let body = move || worker.run(|| over.load(Ordering::Acquire));
+        threads.push(thread::spawn(format!("relay-{index}"), &ended, body)?);
+    }
+    let mut relay = Relay {
+        claims: Claims::new(config, target, consumer_name(), settings.takeover_after),
+        settings,
+        jobs,
+        dones: done_inbox,
+        running: Vec::new(),
+        parked: VecDeque::new(),
+        settled: Vec::new(),
+        renewed_at: None,
+        taken_over_at: None,
+        halt,
+    };
+    relay.claims.tidy(false);
+    let failed = relay.work(stopping, &reports);
+    let left = relay.drain();
+    over.store(true, Ordering::Release);
+    relay.claims.tidy(true);
+    match failed {
+        Some(name) => Err(RelayError::Panicked(name)),
+        None if left > 0 => Err(RelayError::Late(left)),
+        None => {
+            threads.into_iter().for_each(Handle::join);
+            Ok(())
+        }
+    }
+}
+
+/// Different for every worker: a worker that is started again does not claim what its former self had.
+fn consumer_name() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}-{:x}", crate::config::hostname(), std::process::id(), since.as_micros())
+}
+
+/// An answer under way.
+struct Running {
+    order: Order,
+    lease: Lease,
+}
+
+/// The main thread.
+struct Relay {
+    settings: Settings,
+    claims: Claims,
+    jobs: Sender<Job>,
+    dones: Receiver<Done>,
+    running: Vec<Running>,
+    /// Requests whose stream is busy, and when that is looked at next.
+    parked: VecDeque<(Order, Instant)>,
+    /// Requests that are over and have to be acknowledged, or handed back.
+    settled: Vec<(Order, Fate)>,
+    renewed_at: Option<Instant>,
+    taken_over_at: Option<Instant>,
+    halt: Arc<AtomicBool>,
+}
+
+impl Relay {
+    /// Works until it is told to stop; returns the name of a thread that failed.
+    fn work(&mut self, stopping: &AtomicBool, reports: &Receiver<Ended>) -> Option<String> {
+        while !stopping.load(Ordering::Relaxed) {
+            if let Some(Ended { name, outcome: Outcome::Panicked }) = reports.try_recv() {
+                return Some(name);
+            }
+            self.keep(Duration::ZERO);
+            let now = Instant::now();
+            self.look_at_parked(now);
+            let room = self.room();
+            if room == 0 || self.claims.is_away(now) {
+                self.keep(BLOCK);
+                continue;
+            }
+            if is_due(self.taken_over_at, now, self.settings.takeover_after / RENEWALS) {
+                self.taken_over_at = Some(now);
+                let entries = self.claims.take_over(room);
+                self.accept(&entries, true);
+            }
+            let room = self.room();
+            if room > 0 {
+                let entries = self.claims.read(room, BLOCK);
+                self.accept(&entries, false);
+            }
+        }
+        None
+    }
+
+    /// How many requests may be read.
+    fn room(&self) -> usize {
+        if self.parked.len() >= self.settings.concurrency * PARKED_PER_ANSWER {
+            return 0;
+        }
+        self.settings.concurrency.saturating_sub(self.running.len())
+    }
+
+    /// Lets running answers come to their end, within the grace; returns how many did not.
+    fn drain(&mut self) -> usize {
+        while let Some((order, _)) = self.parked.pop_front() {
+            self.claims.hand_back(order.id);
+        }
+        let end = Instant::now() + self.settings.grace;
+        while !self.running.is_empty() && Instant::now() < end {
+            self.keep(BLOCK);
+        }
+        self.halt.store(true, Ordering::Release);
+        let end = Instant::now() + LEAVE;
+        while (!self.running.is_empty() || !self.settled.is_empty()) && Instant::now() < end {
+            self.keep(BLOCK);
+        }
+        self.running.len()
+    }
+
+    /// Takes the news of answers, waiting so long for one, and renews what is due.
+    fn keep(&mut self, wait: Duration) {
+        let mut news = self.dones.recv_timeout(wait);
+        while let Some(Done { id, fate }) = news {
+            if let Some(at) = self.running.iter().position(|running| running.order.id == id) {
+                self.settled.push((self.running.swap_remove(at).order, fate));
+            }
+            news = self.dones.try_recv();
+        }
+        let settled = std::mem::take(&mut self.settled);
+        for (order, fate) in settled {
+            if !self.settle(&order, fate) {
+                self.settled.push((order, fate));
+            }
+        }
+        let now = Instant::now();
+        if is_due(self.renewed_at, now, self.settings.takeover_after / RENEWALS) {
+            self.renew(now);
+        }
+    }
+
+    /// Tells Redis what became of a request; false when it could not be told.
+    fn settle(&mut self, order: &Order, fate: Fate) -> bool {
+        let told = match fate {
+            Fate::Answered => self.claims.acknowledge(order.id),
+            Fate::Unwritable => match self.claims.request(order.id) {
+                Some(entry) => self.claims.bury(&entry, "unwritable"),
+                None => self.claims.acknowledge(order.id),
+            },
+            Fate::Left => {
+                self.claims.hand_back(order.id);
+                true
+            }
+            Fate::Lost => true,
+        };
+        if told {
+            self.claims.release(&order.name);
+        }
+        told
+    }
+
+    fn renew(&mut self, now: Instant) {
+        let running = self.running.iter().map(|running| (&running.order, true));
+        let settled = self.settled.iter().map(|(order, _)| (order, true));
+        let parked = self.parked.iter().map(|(order, _)| (order, false));
+        let Some(lost) = self.claims.renew(running.chain(settled).chain(parked)) else { return };
+        self.renewed_at = Some(now);
+        for running in &self.running {
+            if lost.contains(&running.order.id) {
+                tracing::warn!(stream = %running.order.name, request = %running.order.id, "another worker has taken over");
+                running.lease.lose();
+            } else {
+                running.lease.renew(now, self.settings.takeover_after);
+            }
+        }
+        self.parked.retain(|(order, _)| !lost.contains(&order.id));
+        self.settled.retain(|(order, _)| !lost.contains(&order.id));
+    }
+
+    /// Takes requests that are this worker's now.
+    fn accept(&mut self, entries: &[Entry], is_taken_over: bool) {
+        let now = Instant::now();
+        for entry in entries {
+            if self.has(entry.id) {
+                continue;
+            }
+            match order::read(entry, is_taken_over) {
+                Ok(order) => self.begin(order, now),
+                Err(error) => {
+                    tracing::warn!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");
+                    // If that fails, it is claimed again later.
+                    self.claims.bury(entry, "malformed");
+                }
+            }
+        }
+    }
+
+    fn has(&self, id: EntryId) -> bool {
+        self.running.iter().any(|running| running.order.id == id)
+            || self.settled.iter().any(|(order, _)| order.id == id)
+            || self.parked.iter().any(|(order, _)| order.id == id)
+    }
+
+    /// Begins an answer, or lets it wait for its stream.
+    fn begin(&mut self, order: Order, now: Instant) {
+        let is_behind = self.parked.iter().any(|(other, _)| other.name == order.name);
+        let is_free = self.running.len() < self.settings.concurrency;
+        if is_behind || !is_free || self.claims.take_lease(&order.name) != Some(true) {
+            self.parked.push_back((order, now + PARKED_FOR));
+            return;
+        }
+        let lease = Lease::new(now, self.settings.takeover_after, Arc::clone(&self.halt));
+        let job = Job { order: order.clone(), lease: lease.clone() };
+        self.running.push(Running { order, lease });
+        // There is room for one job a thread.
+        if let Err(error) = self.jobs.try_send(job) {
+            tracing::error!(%error, "a request could not be handed to a thread");
+        }
+    }
+
+    fn look_at_parked(&mut self, now: Instant) {
+        // Whoever waits for the same stream keeps its place: only those before it are parked again by then.
+        for (order, at) in std::mem::take(&mut self.parked) {
+            if at <= now {
+                self.begin(order, now);
+            } else {
+                self.parked.push_back((order, at));
+            }
+        }
+    }
+}
+
+fn is_due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
+    last.is_none_or(|last| now.saturating_duration_since(last) >= every)
+}

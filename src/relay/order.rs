@@ -1,0 +1,81 @@
+//! An entry of the requests' stream → what is asked for. Pure.
+
+use crate::event::{Entry, EntryId, NameError, StreamName};
+
+/// The longest id of a generation.
+const GENERATION_BYTES_MAX: usize = 256;
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    /// The entry that asked.
+    pub(super) id: EntryId,
+    /// The stream into which the answer goes.
+    pub(super) name: StreamName,
+    /// The id of the generation that the answer is. It is the same for whoever answers, which is how a worker finds
+    /// what another one has begun.
+    pub(super) generation: String,
+    /// The request's JSON body, whatever it is worth.
+    pub(super) body: String,
+    /// Whether another worker may have begun to answer.
+    pub(super) is_taken_over: bool,
+}
+
+/// Why an entry asks for nothing that could be answered anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum OrderError {
+    /// A field is not there, or not text.
+    #[error("the field `{0}` is missing, or not UTF-8")]
+    Field(&'static str),
+    /// Session and model are no stream's name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The id of the generation.
+    #[error("`generation` is longer than {GENERATION_BYTES_MAX} bytes")]
+    Generation,
+}
+
+/// Reads an entry.
+pub(super) fn read(entry: &Entry, is_taken_over: bool) -> Result<Order, OrderError> {
+    let field = |name| entry.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
+    let wanted = |name| field(name).ok_or(OrderError::Field(name));
+    let name = StreamName::new(wanted("session")?, wanted("model")?)?;
+    let chosen = field("generation").or_else(|| field("id")).filter(|id| !id.is_empty());
+    let generation = chosen.map_or_else(|| format!("relay-{}", entry.id), ToOwned::to_owned);
+    if generation.len() > GENERATION_BYTES_MAX {
+        return Err(OrderError::Generation);
+    }
+    // A stream that can be named can be told what is wrong with the body.
+    let body = field("request").unwrap_or_default().to_owned();
+    Ok(Order { id: entry.id, name, generation, body, is_taken_over })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Fields;
+
+    fn order(fields: &[(&str, &str)]) -> Result<Order, OrderError> {
+        let pairs: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        read(&Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) }, false)
+    }
+
+    #[test]
+    fn a_request_names_its_stream_and_perhaps_its_generation() {
+        let plain = order(&[("session", "s"), ("model", "m:1"), ("request", "{}")]).unwrap();
+        assert_eq!((plain.name.as_str(), plain.generation.as_str()), ("s/m:1", "relay-7-1"));
+        assert_eq!(plain.body, "{}");
+        let named = order(&[("session", "s"), ("model", "m"), ("id", "a"), ("generation", "g")]).unwrap();
+        assert_eq!((named.generation.as_str(), named.body.as_str()), ("g", ""));
+        assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", "a")]).unwrap().generation, "a");
+    }
+
+    #[test]
+    fn what_names_no_stream_is_refused() {
+        assert_eq!(order(&[("model", "m")]), Err(OrderError::Field("session")));
+        assert_eq!(order(&[("session", "s")]), Err(OrderError::Field("model")));
+        assert_eq!(order(&[("session", "a b"), ("model", "m")]), Err(OrderError::Name(NameError::Session)));
+        let long = "x".repeat(GENERATION_BYTES_MAX + 1);
+        assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", &long)]), Err(OrderError::Generation));
+    }
+}

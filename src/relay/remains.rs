@@ -1,0 +1,136 @@
+//! What a worker that is gone has left of an answer: the stream itself tells.
+
+use serde::Deserialize;
+
+use super::order::Order;
+use crate::event::{Entry, EntryId};
+use crate::produce::raw::{Meaning, Story};
+use crate::produce::{Form, jsonl};
+use crate::redis::{Command, Link, RedisError};
+
+/// Entries that are read at once.
+const PAGE: usize = 500;
+
+/// How far an answer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// Viewers have seen nothing of it: it can be begun anew, under the same generation, unnoticed.
+    Nothing,
+    /// Some of it was seen, and its end is missing.
+    Torso,
+    /// It has its terminal entry, or another generation has begun behind it: there is nothing left to say.
+    Whole,
+}
+
+/// Reads what is there of the answer. Nothing of it can be older than the request.
+pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<Remains, RedisError> {
+    let mut reading = Reading::new(&order.generation);
+    let mut from = Some(EntryId::new(order.id.ms, 0));
+    while let Some(id) = from {
+        let command = Command::new("XRANGE").arg(key).id(id).arg("+").arg("COUNT").number(PAGE);
+        let entries = link.call(&command)?.entries()?;
+        entries.iter().for_each(|entry| reading.add(entry));
+        from = entries.last().filter(|_| entries.len() == PAGE).and_then(|entry| entry.id.next());
+    }
+    Ok(reading.remains())
+}
+
+/// Follows one generation among others.
+struct Reading<'a> {
+    generation: &'a str,
+    openai: Story,
+    anthropic: Story,
+    /// `None`: it has not begun.
+    seen: Option<Remains>,
+}
+
+#[derive(Deserialize)]
+struct Start<'a> {
+    #[serde(borrow)]
+    generation: Option<std::borrow::Cow<'a, str>>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(generation: &'a str) -> Self {
+        let [openai, anthropic] = [Form::OpenAi, Form::Anthropic].map(Story::new);
+        Self { generation, openai, anthropic, seen: None }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        let text =
+            |form: Form| entry.fields.get(form.field()).and_then(|text| std::str::from_utf8(text).ok());
+        if let Some(native) = text(Form::Native) {
+            self.add_native(native);
+        } else if let Some(payload) = text(Form::OpenAi) {
+            let meaning = self.openai.read(payload);
+            self.add_meaning(meaning);
+        } else if let Some(payload) = text(Form::Anthropic) {
+            let meaning = self.anthropic.read(payload);
+            self.add_meaning(meaning);
+        }
+    }
+
+    fn add_native(&mut self, json: &str) {
+        let Ok(Some(object)) = jsonl::parse(json.as_bytes()) else { return };
+        match object.kind {
+            jsonl::Kind::Start => {
+                let start: Option<Start<'_>> = serde_json::from_str(json).ok();
+                let generation = start.and_then(|start| start.generation);
+                let is_ours = generation.as_deref() == Some(self.generation);
+                self.seen = match (self.seen, is_ours) {
+                    (None, true) => Some(Remains::Nothing),
+                    (Some(_), false) => Some(Remains::Whole),
+                    (seen, _) => seen,
+                };
+            }
+            jsonl::Kind::Terminal => self.add_meaning(Meaning::Terminal),
+            jsonl::Kind::Content => self.add_meaning(Meaning::Content),
+            jsonl::Kind::Heartbeat => {}
+        }
+    }
+
+    fn add_meaning(&mut self, meaning: Meaning) {
+        self.seen = match (self.seen, meaning) {
+            (Some(Remains::Nothing), Meaning::Content) => Some(Remains::Torso),
+            (Some(_), Meaning::Terminal) => Some(Remains::Whole),
+            (seen, _) => seen,
+        };
+    }
+
+    fn remains(&self) -> Remains {
+        self.seen.unwrap_or(Remains::Nothing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Fields;
+
+    fn remains(entries: &[(&str, &str)]) -> Remains {
+        let mut reading = Reading::new("g");
+        for (form, payload) in entries {
+            let fields = Fields::from_pairs(&[(form.as_bytes(), payload.as_bytes())]);
+            reading.add(&Entry { id: EntryId::new(1, 0), fields });
+        }
+        reading.remains()
+    }
+
+    #[test]
+    fn the_stream_tells_how_far_an_answer_has_come() {
+        let start = ("data", r#"{"type":"start","generation":"g"}"#);
+        let other = ("data", r#"{"type":"start","generation":"h"}"#);
+        let token = ("openai", r#"{"choices":[{"delta":{"content":"a"}}]}"#);
+        let frame = ("openai", r#"{"choices":[{"delta":{"role":"assistant"}}]}"#);
+        let heartbeat = ("data", r#"{"type":"heartbeat"}"#);
+        assert_eq!(remains(&[]), Remains::Nothing);
+        assert_eq!(remains(&[other, token, ("openai", "[DONE]")]), Remains::Nothing);
+        assert_eq!(remains(&[token, start, heartbeat, frame]), Remains::Nothing);
+        assert_eq!(remains(&[start, start, token, heartbeat]), Remains::Torso);
+        assert_eq!(remains(&[start, token, ("openai", "[DONE]")]), Remains::Whole);
+        assert_eq!(remains(&[start, ("data", r#"{"type":"error","code":"c"}"#)]), Remains::Whole);
+        assert_eq!(remains(&[start, token, other]), Remains::Whole);
+        assert_eq!(remains(&[start, ("anthropic", r#"{"type":"message_stop"}"#)]), Remains::Whole);
+        assert_eq!(remains(&[start, ("data", "nonsense"), ("x", "y")]), Remains::Nothing);
+    }
+}

@@ -1,0 +1,160 @@
+//! A thread that answers one request after another.
+
+use std::time::{Duration, Instant};
+
+use super::lease::Lease;
+use super::order::Order;
+use super::remains::{self, Remains};
+use crate::config;
+use crate::event::EntryId;
+use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
+use crate::produce::{CancelWatch, Generation, ProduceError, Producer, RedisWires};
+use crate::queue::{Receiver, Sender};
+use crate::redis::{Backoff, Link, RedisError, Target};
+
+/// How long the thread waits for work before it looks whether there will be any.
+const WAIT: Duration = Duration::from_millis(200);
+/// The pauses between attempts to look at what another worker has left.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long an answer that must be left is tried to be ended.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// A request to be answered.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) order: Order,
+    pub(super) lease: Lease,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The stream has its terminal entry: the request is done with.
+    Answered,
+    /// Nobody has seen anything of an answer: another worker may answer it.
+    Left,
+    /// Another worker has it.
+    Lost,
+    /// The stream takes no entries: there is no way to answer.
+    Unwritable,
+}
+
+/// The news of a request.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) id: EntryId,
+    pub(super) fate: Fate,
+}
+
+/// What all threads have.
+#[derive(Clone)]
+pub(super) struct Worker {
+    pub(super) redis: config::Redis,
+    pub(super) target: Target,
+    pub(super) upstream: Upstream,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) dones: Sender<Done>,
+}
+
+impl Worker {
+    /// Answers until `is_over` says that nothing will come any more.
+    pub(super) fn run(&self, is_over: impl Fn() -> bool) {
+        while !is_over() {
+            let Some(job) = self.jobs.recv_timeout(WAIT) else { continue };
+            let began = Instant::now();
+            let fate = self.answer(&job);
+            let (stream, request) = (&job.order.name, job.order.id);
+            tracing::info!(%stream, %request, ?fate, took = ?began.elapsed(), "a request");
+            // There is room for one news a request.
+            if let Err(error) = self.dones.try_send(Done { id: request, fate }) {
+                tracing::error!(%error, %request, "the end of an answer could not be reported");
+            }
+        }
+    }
+
+    fn answer(&self, job: &Job) -> Fate {
+        let order = &job.order;
+        let wires = RedisWires::new(&self.redis, &order.name);
+        let cancels = CancelWatch::new(&self.redis, &order.name);
+        let (Ok(wires), Ok(cancels)) = (wires, cancels) else {
+            // It was possible at the start.
+            return Fate::Left;
+        };
+        let mut producer = Producer::new(wires);
+        let remains = if order.is_taken_over { self.look(job) } else { Some(Remains::Nothing) };
+        match remains {
+            None => return given_up(&job.lease),
+            Some(Remains::Whole) => return Fate::Answered,
+            Some(Remains::Torso) => {
+                let message = "the worker that wrote this answer is gone, and nobody can go on in its middle";
+                return end(&mut producer, &job.lease, ("relay_lost", message));
+            }
+            Some(Remains::Nothing) => {}
+        }
+        producer.name_next(order.generation.clone());
+        let request = match Request::new(&order.body, order.name.model(), &self.upstream) {
+            Ok(request) => request,
+            Err(error) => {
+                producer.say(Generation::start_unnumbered);
+                return end(&mut producer, &job.lease, ("bad_request", &error.to_string()));
+            }
+        };
+        // What was asked to stop before it was begun is not begun.
+        let mut cancels = cancels.since(order.id);
+        let stop = || job.lease.must_stop();
+        match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {
+            Outcome::Ended | Outcome::Cancelled | Outcome::Failed(_) => Fate::Answered,
+            Outcome::Unwritable(error) => {
+                tracing::error!(%error, stream = %order.name, "an answer could not be written");
+                if job.lease.must_stop() { given_up(&job.lease) } else { Fate::Unwritable }
+            }
+            Outcome::Stopped { .. } if job.lease.is_lost() => Fate::Lost,
+            Outcome::Stopped { token_came: false } => Fate::Left,
+            Outcome::Stopped { token_came: true } => {
+                let message = "the worker that wrote this answer was stopped in its middle";
+                end(&mut producer, &job.lease, ("relay_stopped", message))
+            }
+        }
+    }
+
+    /// What another worker has left; `None` when it is time to leave it too.
+    fn look(&self, job: &Job) -> Option<Remains> {
+        let key = job.order.name.key(&self.redis.prefix);
+        let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
+        let look = || -> Result<Remains, RedisError> {
+            let mut link = Link::connect(&self.target, "llm-bridge-relay-look")?;
+            remains::look(&mut link, &key, &job.order)
+        };
+        loop {
+            if job.lease.must_stop() {
+                return None;
+            }
+            match look() {
+                Ok(remains) => return Some(remains),
+                Err(error) => {
+                    tracing::warn!(%error, stream = %job.order.name, "what another worker has left cannot be seen");
+                    std::thread::sleep(backoff.next());
+                }
+            }
+        }
+    }
+}
+
+fn given_up(lease: &Lease) -> Fate {
+    if lease.is_lost() { Fate::Lost } else { Fate::Left }
+}
+
+/// Writes the terminal entry of an answer that has no better one.
+fn end(producer: &mut Producer<RedisWires>, lease: &Lease, (code, message): (&str, &str)) -> Fate {
+    producer.say(|generation, ts| generation.error(code, message, ts));
+    let until = Instant::now() + FAREWELL;
+    match producer.flush(|| lease.is_lost() || (Instant::now() >= until && lease.must_stop())) {
+        Ok(()) => Fate::Answered,
+        Err(refused @ ProduceError::Refused(_)) => {
+            tracing::error!(error = %refused, "an answer could not be ended");
+            Fate::Unwritable
+        }
+        Err(ProduceError::Stopped) => given_up(lease),
+    }
+}
