@@ -114,7 +114,8 @@ export class Transcript {
     if (frame.type === "gap") this.#gap(frame);
     if (!PARTS_OF_GENERATION.has(frame.type)) return false;
     const begins = this.#isOver || this.#beginsNext(frame);
-    if (begins) this.#clear();
+    // What was lost before a `start` was not of this generation.
+    if (begins) this.#clear(this.#hasGap && frame.type !== "start");
     this.#hasGap = false;
     if (frame.type === "start") {
       this.#hasStart = true;
@@ -143,11 +144,11 @@ export class Transcript {
     if (this.#hasGap && !this.#isOver) this.complete = false;
   }
 
-  #clear() {
+  #clear(isIncomplete) {
     this.#texts = new Map();
     this.#calls = new Map();
     this.generation = this.metadata = this.finish = null;
-    this.complete = !this.#hasGap;
+    this.complete = !isIncomplete;
     this.chars = 0;
     this.#isOver = this.#hasStart = false;
   }
@@ -1051,8 +1052,10 @@ class Subscription {
       const { v, last, complete, frames } = JSON.parse(storage.getItem(this.#storageKey) ?? "{}");
       if (v !== 1 || !parseId(last) || !Array.isArray(frames)) return;
       const transcript = new Transcript();
-      if (complete === false) transcript.apply({ type: "gap", reason: "trimmed" });
-      for (const frame of frames) transcript.apply(frame);
+      for (const frame of frames) {
+        transcript.apply(frame);
+        if (complete === false && frame === frames[0]) transcript.apply({ type: "gap", reason: "trimmed" });
+      }
       this.#transcript = transcript;
       this.#last = last;
       if (frames.length) this.#emit("generation", { generation: this.generation });

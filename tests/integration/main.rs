@@ -93,5 +93,8 @@ mod command_line;
 /// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
 
+/// The browser client, served and in a real browser.
+mod browser;
+
 /// Recorded answers of real providers, where they are at hand.
 mod fixtures;
