@@ -210,7 +210,8 @@ export function mergeFrames(first, next) {
     return null;
   }
   merged.id = next.id;
-  if (next.seq !== undefined) merged.seq = next.seq;
+  if (next.seq === undefined) delete merged.seq;
+  else merged.seq = next.seq;
   merged.count = (first.count ?? 1) + (next.count ?? 1);
   return merged;
 }
@@ -804,6 +805,8 @@ class Subscription {
       frame = JSON.parse(data);
       if (typeof frame?.type !== "string") throw new TypeError("a frame without a type");
       if (frame.id != null && !parseId(frame.id)) throw new TypeError("a frame with a malformed id");
+      if (frame.type === "delta" && typeof frame.text !== "string") throw new TypeError("a delta without text");
+      if (frame.type === "tool_call" && typeof (frame.arguments ?? "") !== "string") throw new TypeError("a call with malformed arguments");
     } catch (cause) {
       // Not the daemon's words, so that nothing after them can be trusted either.
       return this.#leave("malformed", cause);
@@ -867,6 +870,7 @@ class Subscription {
   }
 
   #hand(frame) {
+    if (this.#isClosed) return; // By a listener, a moment ago.
     if (frame.type !== "pong" && frame.type !== "authorized") {
       for (const feed of this.#feeds) feed.push(frame);
     }

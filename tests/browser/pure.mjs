@@ -2,11 +2,16 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { backoffMs, compareIds, EventStreamParser, mergeFrames, retryAfterMs, tokenExpiryMs, Transcript } from "../../src/web/llm-bridge.js";
 import { Random, token } from "./harness.mjs";
+
+// By way of a URL, because older versions of Node take a `.js` file outside of a package for CommonJS.
+const source = readFileSync(new URL("../../src/web/llm-bridge.js", import.meta.url));
+const { backoffMs, compareIds, EventStreamParser, mergeFrames, retryAfterMs, tokenExpiryMs, Transcript } =
+  await import(`data:text/javascript;base64,${source.toString("base64")}`);
 
 export function ids_are_ordered_as_the_stream_is() {
   const inOrder = [

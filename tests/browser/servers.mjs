@@ -197,7 +197,7 @@ export async function draining_and_malformed_frames_lead_to_another_connection()
     onSocket: (peer, n) => {
       peer.open();
       if (n === 0) return peer.send(delta("1-0", "a"), { type: "status", state: "draining" });
-      if (n === 1) return peer.send(delta("2-0", "b"), [1], delta("3-0", "never taken"));
+      if (n === 1) return peer.send(delta("2-0", "b"), { type: "delta", id: "2-5" }, delta("3-0", "never taken"));
       if (n === 2) return peer.send(delta("3-0", "c"), { type: "gap", id: "2-0", after: "3-0", next: null, lost: null, reason: "failover" }, { type: "status", state: "draining" });
       peer.send({ type: "from the future", id: "3-1" }, delta("3-2", "d"), end("4-0"));
       return peer.close(1000);
