@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 
-import { expectSame, Producer, Proxy, Random, Tab, sleep, startDaemon, startRedis, waitFor } from "./harness.mjs";
+import { expectSame, Producer, Proxy, Random, Tab, sleep, startDaemon, startRedis, token, waitFor } from "./harness.mjs";
 
 const STREAM = "s1/gpt-4o";
 const URL = `/v1/streams/${STREAM}`;
@@ -351,7 +351,8 @@ export async function the_demo_page_cuts_resumes_switches_and_stops() {
   await page.goto(`${proxy.origin}/?stream=${STREAM}`);
   await producer.start("g1");
   let isOver = false;
-  const writing = producer.write(random, () => !isOver);
+  // At a model's pace: the page lays out all of its text with every frame.
+  const writing = (async () => { while (!isOver) { await producer.delta(token(random)); await sleep(20); } })();
   const id = view => page.locator(".id").nth(view).textContent();
   const chip = view => page.locator(".chip").nth(view).textContent();
   const idsMove = async view => { const before = await id(view); await waitFor("the view to go on", async () => (await id(view)) !== before); };
