@@ -40,6 +40,10 @@ for tool in rustfmt clippy; do
 done
 ensure redis-server redis-server
 ensure systemd-analyze systemd
+# For the tests of the browser client.
+ensure node nodejs
+ensure npm npm
+ensure chromium chromium
 
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings

@@ -93,9 +93,11 @@ pub struct Request {
     /// `Origin`: a browser says which site the request comes from.
     pub origin: Option<String>,
     /// `Accept`, several lines joined by commas.
-    pub accept: Option<String>,
+    pub accept: Option<Box<str>>,
+    /// `If-None-Match`, several lines joined by commas: what the client has already.
+    pub if_none_match: Option<Box<str>>,
     /// `Last-Event-ID`: where an EventSource goes on.
-    pub last_event_id: Option<String>,
+    pub last_event_id: Option<Box<str>>,
     /// `Authorization`.
     pub authorization: Option<String>,
     /// `Access-Control-Request-Method`: the mark of a CORS preflight.
@@ -212,8 +214,9 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
             && (version == Version::Http11 || headers.has_token("connection", "keep-alive")),
         host: host(&headers, version)?,
         origin: headers.single("origin")?.map(str::to_owned),
-        accept: headers.joined("accept"),
-        last_event_id: headers.single("last-event-id")?.map(str::to_owned),
+        accept: headers.joined("accept").map(Into::into),
+        if_none_match: headers.joined("if-none-match").map(Into::into),
+        last_event_id: headers.single("last-event-id")?.map(Into::into),
         authorization: headers.single("authorization")?.map(str::to_owned),
         preflight_method: headers.single("access-control-request-method")?.map(str::to_owned),
         content_length: content_length(&headers)?,

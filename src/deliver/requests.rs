@@ -162,6 +162,10 @@ impl Delivery {
                     reply.content(out, 200, "text/html; charset=utf-8", page)
                 });
             }
+            Ok(Route::File(file)) => {
+                let known = request.if_none_match.as_deref();
+                self.reply(slot, &reply, now, |reply, out| reply.file(out, file, known));
+            }
             Ok(Route::Page) => {
                 self.reply_error(slot, &reply, &HttpError::not_found("there is nothing here"), now)
             }
@@ -190,7 +194,7 @@ impl Delivery {
         let rated = match &route {
             Route::Stream(_) => rates.subscribe(ip, now),
             Route::Cancel(_) => rates.cancel(ip, now),
-            Route::Multiplex | Route::Page | Route::Preflight { .. } => Ok(()),
+            Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => Ok(()),
         };
         rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
         if self.has_too_many_jobs() {

@@ -2,12 +2,13 @@
 //!
 //! `Date` and `Server` are left out: nobody here needs them, and a head stays the same for all. Every
 //! answer says `Connection` in words, which is right for HTTP/1.0 and 1.1 alike. Nothing may be stored
-//! by caches: a stream goes on.
+//! by caches, because a stream goes on; but the browser client may, if they ask each time whether it changed.
 
 use tungstenite::handshake::derive_accept_key;
 
 use super::request::{Method, Request, WebSocketOffer};
 use crate::security::origin::OriginDecision;
+use crate::web::WebFile;
 
 /// The subprotocol that is chosen when a client offers it.
 pub const SUBPROTOCOL: &str = "llm-bridge.v1";
@@ -164,6 +165,26 @@ impl Reply {
         self.body(out, body);
     }
 
+    /// A file of the browser client, or 304 to who has it: `known` is the request's `If-None-Match`.
+    pub fn file(&self, out: &mut Vec<u8>, file: &WebFile, known: Option<&str>) {
+        let tag = file.tag();
+        let is_known = known.is_some_and(|known| has_tag(known, &tag));
+        let mut head = Head::status(out, if is_known { 304 } else { 200 });
+        if !is_known {
+            head.field("Content-Type", file.content_type);
+            head.field("Content-Length", &file.text.len().to_string());
+        }
+        head.field("ETag", &tag);
+        head.field("Cache-Control", "no-cache");
+        head.field("X-Content-Type-Options", "nosniff");
+        self.connection(&mut head);
+        self.cors(&mut head);
+        head.end();
+        if !is_known {
+            self.body(out, file.text.as_bytes());
+        }
+    }
+
     /// An answer to HEAD: 200 or 404 and nothing else.
     pub fn head(&self, out: &mut Vec<u8>, status: u16) {
         let mut head = Head::status(out, status);
@@ -251,6 +272,11 @@ impl Reply {
     }
 }
 
+/// Whether `If-None-Match` names the tag. A proxy that compresses makes it a weak one.
+fn has_tag(known: &str, tag: &str) -> bool {
+    known.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag)
+}
+
 /// 101: the connection speaks WebSocket from here on.
 pub fn switch_to_websocket(out: &mut Vec<u8>, offer: &WebSocketOffer) {
     let mut head = Head::status(out, 101);
@@ -297,6 +323,7 @@ const fn reason_phrase(status: u16) -> &'static str {
         200 => "OK",
         202 => "Accepted",
         204 => "No Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -373,6 +400,25 @@ mod tests {
         ] {
             assert!(text.ends_with("\r\n\r\n") && text.contains("keep-alive"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_is_sent_again_only_if_it_changed() {
+        let file = crate::web::file_at("/llm-bridge.js").unwrap();
+        let tag = file.tag();
+        let text = written(|out| Reply::default().file(out, file, Some("\"other\"")));
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/javascript; charset=utf-8\r\n"));
+        assert!(text.contains(&format!("\r\nETag: {tag}\r\nCache-Control: no-cache\r\n")));
+        assert!(text.ends_with(file.text));
+        for known in [tag.clone(), format!("\"a\", W/{tag}"), "*".to_owned()] {
+            let text = written(|out| Reply::default().file(out, file, Some(&known)));
+            assert!(text.starts_with("HTTP/1.1 304 Not Modified\r\nETag: "), "{text}");
+            assert!(text.ends_with("\r\n\r\n") && !text.contains("\r\nContent-"), "{text}");
+        }
+        let head = Reply { head_only: true, ..Reply::default() };
+        let text = written(|out| head.file(out, file, None));
+        let length = format!("\r\nContent-Length: {}\r\n", file.text.len());
+        assert!(text.contains(&length) && text.ends_with("\r\n\r\n"), "{text}");
     }
 
     #[test]

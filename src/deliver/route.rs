@@ -10,6 +10,7 @@ use super::message::BODY_BYTES_MAX;
 use super::request::{Method, Request};
 use super::response::HttpError;
 use crate::event::{After, Position, StreamName};
+use crate::web::{self, WebFile};
 
 /// How long a name is waited for when the client does not say.
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
@@ -54,6 +55,8 @@ pub enum Route {
     Cancel(StreamName),
     /// The page at `/`.
     Page,
+    /// A file of the browser client.
+    File(&'static WebFile),
     /// OPTIONS on a resource with these methods, as a CORS preflight or not.
     Preflight {
         /// The resource's methods.
@@ -104,6 +107,7 @@ pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError
             Err(HttpError::method_not_allowed(resource.methods()))
         }
         Resource::Page => Ok(Route::Page),
+        Resource::File(file) => Ok(Route::File(file)),
         Resource::Multiplex => multiplex(request),
         Resource::Cancel(stream) => cancel(request, stream),
         Resource::Stream(stream) => stream_request(request, limits, stream).map(Route::Stream),
@@ -114,6 +118,7 @@ pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError
 /// What a path names.
 enum Resource {
     Page,
+    File(&'static WebFile),
     Multiplex,
     Stream(StreamName),
     Cancel(StreamName),
@@ -129,6 +134,9 @@ impl Resource {
             "*" if method == Method::Options => return Ok(Self::Server),
             _ => {}
         }
+        if let Some(file) = web::file_at(path) {
+            return Ok(Self::File(file));
+        }
         let Some(rest) = path.strip_prefix("/v1/streams/").filter(|rest| !rest.is_empty()) else {
             return Err(nothing_here());
         };
@@ -143,7 +151,7 @@ impl Resource {
 
     const fn methods(&self) -> &'static str {
         match self {
-            Self::Page => PAGE_METHODS,
+            Self::Page | Self::File(_) => PAGE_METHODS,
             Self::Multiplex => MULTIPLEX_METHODS,
             Self::Stream(_) => STREAM_METHODS,
             Self::Cancel(_) => CANCEL_METHODS,
@@ -153,7 +161,7 @@ impl Resource {
 
     const fn serves(&self, method: Method) -> bool {
         match self {
-            Self::Page | Self::Stream(_) => matches!(method, Method::Get | Method::Head),
+            Self::Page | Self::File(_) | Self::Stream(_) => matches!(method, Method::Get | Method::Head),
             Self::Multiplex => matches!(method, Method::Get),
             Self::Cancel(_) => matches!(method, Method::Post),
             Self::Server => false,

@@ -102,5 +102,8 @@ mod upstream;
 /// Workers that share the requests in Redis: failures, cancelling, draining, death in mid-answer.
 mod relay;
 
+/// The browser client, served and in a real browser.
+mod browser;
+
 /// Recorded answers of real providers, where they are at hand.
 mod fixtures;

@@ -194,6 +194,18 @@ fn malformed_values_are_refused_by_name() {
 }
 
 #[test]
+fn the_client_is_files_that_can_only_be_read() {
+    for path in ["/llm-bridge.js", "/llm-bridge.d.ts"] {
+        for method in ["GET", "HEAD"] {
+            let route = routed(&format!("{method} {path}?v=1"), "");
+            assert!(matches!(route, Ok(Route::File(file)) if file.path == path), "{route:?}");
+        }
+        assert_eq!(refused(&format!("POST {path}"), ""), (405, "method_not_allowed"));
+        assert_eq!(refused(&format!("GET {path}/"), ""), (404, "not_found"));
+    }
+}
+
+#[test]
 fn the_last_event_id_wins_for_events_only() {
     let header = "Last-Event-ID: 9-1\r\n";
     let both = format!("{SSE}{header}");

@@ -1,0 +1,309 @@
+// Types of llm-bridge.js: what frames are, what a subscription does, and what its options mean.
+
+/** `ms-n`, or `ms-n.k` for the frames of an entry before its last one. Keep it; it resumes exactly. */
+export type EntryId = string;
+
+/** `content` where a frame names none. */
+export type Channel = "content" | "reasoning" | "refusal" | (string & {});
+
+export type Json = null | boolean | number | string | Json[] | { [member: string]: Json };
+
+interface Entry {
+  /** The last entry that the frame covers. */
+  id: EntryId;
+  seq?: number;
+  /** How many entries were merged into the frame; absent when one. */
+  count?: number;
+  /** It was shown before this page was reloaded, and comes out of `storage`. */
+  restored?: true;
+}
+
+export interface OpenFrame {
+  type: "open";
+  stream: string;
+  after: EntryId;
+  state: "waiting" | "live" | "stalled" | "ended" | "failed";
+}
+export interface StartFrame extends Entry {
+  type: "start";
+  generation?: string;
+  metadata?: { [member: string]: Json };
+}
+export interface DeltaFrame extends Entry {
+  type: "delta";
+  text: string;
+  channel?: Channel;
+  /** The choice; 0 where it is absent. */
+  index?: number;
+}
+export interface ToolCallFrame extends Entry {
+  type: "tool_call";
+  index?: number;
+  call?: number;
+  call_id?: string;
+  name?: string;
+  /** A piece of JSON text. */
+  arguments: string;
+}
+/** The generation is complete. */
+export interface EndFrame extends Entry {
+  type: "end";
+  finish_reason?: string;
+  usage?: { [member: string]: Json };
+}
+/** The generation failed. The connection did not: see `closed` for that. */
+export interface ErrorFrame extends Entry {
+  type: "error";
+  code: string;
+  message?: string;
+}
+export interface CustomFrame extends Entry {
+  type: "custom";
+  data: { [member: string]: Json };
+}
+/** An entry that could not be read. */
+export interface SkippedFrame extends Entry {
+  type: "skipped";
+  reason: string;
+}
+/** Entries that cannot be had any more. */
+export interface GapFrame {
+  type: "gap";
+  /** Where it goes on, where that is not clear from the next frame. */
+  id?: EntryId;
+  after: EntryId;
+  next: EntryId | null;
+  lost: number | null;
+  reason: "trimmed" | "recreated" | "producer" | "failover";
+}
+export interface StatusFrame {
+  type: "status";
+  state: "waiting" | "live" | "degraded" | "stalled" | "draining";
+}
+/** A message of this client was not accepted; nothing ended. */
+export interface RefusedFrame {
+  type: "refused";
+  code: string;
+  message: string;
+}
+export interface CancelRequestedFrame {
+  type: "cancel_requested";
+}
+
+/** What comes, told apart by `type`. */
+export type Frame =
+  | OpenFrame | StartFrame | DeltaFrame | ToolCallFrame | EndFrame | ErrorFrame | CustomFrame | SkippedFrame
+  | GapFrame | StatusFrame | RefusedFrame | CancelRequestedFrame;
+
+/** What the connection does. `paused`: closed on purpose, by `pause()` or because an iterator is slow. */
+export type ConnectionState = "connecting" | "open" | "reconnecting" | "paused" | "closed";
+/** How the stream fares, as the server last said. */
+export type StreamState = OpenFrame["state"] | StatusFrame["state"];
+export type Transport = "websocket" | "sse";
+
+/** A frame of each type, after the subscription has taken it in, and what only the client knows. */
+export type SubscriptionEvents = { [F in Frame as F["type"]]: F } & {
+  /** Any frame, after the event of its own type. */
+  frame: Frame;
+  /** A generation begins, the first one too: the text so far was cleared. Comes before its first frame. */
+  generation: { generation: string | null };
+  state: { state: ConnectionState; previous: ConnectionState };
+  reconnecting: {
+    /** From 1; begins anew with every frame that moves on. */
+    attempt: number;
+    delayMs: number;
+    reason: "lost" | "unreachable" | "silent" | "draining" | "malformed" | "token";
+    closeCode?: number;
+    status?: number;
+    message?: string;
+  };
+  /** Nothing more will come. `error` is null unless `reason` is `failed`. */
+  closed: { reason: "ended" | "closed" | "failed"; error: LlmBridgeError | null };
+};
+
+export type ErrorCode =
+  | "not_found" | "bad_request" | "forbidden" | "unauthorized" | "refused" | "unreachable" | "too_large" | "closed"
+  | (string & {});
+
+export class LlmBridgeError extends Error {
+  constructor(code: ErrorCode, message: string, detail?: { closeCode?: number; status?: number; cause?: unknown });
+  readonly name: "LlmBridgeError";
+  readonly code: ErrorCode;
+  readonly closeCode?: number;
+  readonly status?: number;
+}
+
+/** The parts of `Storage` that are used. */
+export interface StateStorage {
+  getItem(key: string): string | null;
+  setItem(key: string, value: string): void;
+  removeItem(key: string): void;
+}
+
+export interface SubscribeOptions {
+  /** Where to begin: an id, `0` (default; all of the stream), `last` (the newest generation), `$` (what comes). */
+  after?: EntryId | "0" | "last" | "$";
+  /** Stay for the generations to come. */
+  follow?: boolean;
+  /** For how many seconds a name that nobody has written yet is waited for. */
+  wait?: number;
+  /** Over what time the server may merge frames. */
+  batchMs?: number;
+  /**
+   * The token, or what gives one. A function is asked for every connection, once more when the server refuses a
+   * token, and before a JWT expires, so that an open WebSocket lives on. It should cache what is still good.
+   */
+  token?: string | (() => string | Promise<string>);
+  /**
+   * `auto` (default): WebSocket, and SSE where none can be opened. That is remembered for ten minutes, unless a
+   * WebSocket has worked with this server before.
+   */
+  transport?: Transport | "auto";
+  /**
+   * Where text and last id are kept over a reload, such as `sessionStorage`. After one, the stored text comes
+   * first, as merged frames with `restored`. An answer longer than `limits.storedChars` is not stored: it is
+   * asked for again from `after` on. Either way the text is complete.
+   */
+  storage?: StateStorage;
+  /** Default: `llm-bridge:` and the stream's URL without its query. */
+  storageKey?: string;
+  /** Ends the subscription as `close()` does. */
+  signal?: AbortSignal;
+  /** Of requests by `fetch`; default `same-origin`. */
+  credentials?: RequestCredentials;
+  retry?: {
+    /** The longest first wait; default 250. Each wait is a random part of a bound that doubles. */
+    baseMs?: number;
+    /** The longest wait at all; default 10,000. */
+    capMs?: number;
+    /** After how many failures in a row to give up; default: never. */
+    attempts?: number;
+  };
+  liveness?: {
+    /** How long a connection may take to its first sign; default 10,000. */
+    connectMs?: number;
+    /** After what silence the server is asked for a sign of life; default 20,000. */
+    pingAfterMs?: number;
+    /** How long that may take; default 10,000. */
+    pongMs?: number;
+    /** After what silence an event stream is given up; the server comments every 15 s. Default 45,000. */
+    sseSilenceMs?: number;
+  };
+  limits?: {
+    /** A longer answer ends the subscription with `too_large`; default 64 Mi. */
+    answerChars?: number;
+    /** What an iterator may hold; default 1,024 frames. See `Subscription`'s iterator. */
+    queuedFrames?: number;
+    /** Default 4 Mi characters. */
+    queuedChars?: number;
+    /** The longest answer that is kept in `storage`; default 1 Mi. */
+    storedChars?: number;
+  };
+  /** Others than the global ones, for tests and old runtimes. */
+  fetch?: typeof fetch;
+  WebSocket?: typeof WebSocket;
+}
+
+/** A stream by its URL (absolute, or relative to the page), or by its name. */
+export type Target = string | URL | {
+  /** Default: the page's origin. A path in it is kept. */
+  base?: string | URL;
+  session: string;
+  model: string;
+};
+
+export interface ToolCall {
+  /** The choice. */
+  index: number;
+  /** The number within the choice. */
+  call: number;
+  id: string | null;
+  name: string | null;
+  /** JSON text, as far as it has come. */
+  arguments: string;
+}
+
+export interface Result {
+  reason: "ended" | "closed";
+  /** The terminal frame of the newest generation, where it has come. */
+  finish: EndFrame | ErrorFrame | null;
+  lastId: EntryId | null;
+  /** The text of choice 0 on `content`. */
+  text: string;
+}
+
+export interface Subscription extends AsyncIterable<Frame> {
+  readonly url: string;
+  readonly state: ConnectionState;
+  readonly streamState: StreamState | null;
+  readonly transport: Transport | null;
+  /** The id to resume after. */
+  readonly lastId: EntryId | null;
+  /** Of the newest generation, as is all that follows. */
+  readonly generation: string | null;
+  readonly metadata: { [member: string]: Json } | null;
+  readonly finish: EndFrame | ErrorFrame | null;
+  /** False where a `gap` says that a part of it was lost. */
+  readonly complete: boolean;
+  text(channel?: Channel, choice?: number): string;
+  channels(choice?: number): Channel[];
+  toolCalls(choice?: number): ToolCall[];
+
+  /**
+   * Resolves when the stream has ended or `close()` was called; rejects with an `LlmBridgeError` when no further
+   * attempt would help. It need not be awaited.
+   */
+  readonly done: Promise<Result>;
+
+  /** Adds a listener; returns what removes it. Add them in the turn of `subscribe` to miss nothing. */
+  on<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): () => void;
+  once<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): () => void;
+  off<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): void;
+
+  /**
+   * The frames from now on. Ends with the subscription, throws where `done` rejects; leaving the loop ends the
+   * iterator alone. Neighbours that wait are merged as a server would. Beyond `limits.queuedFrames` or
+   * `.queuedChars` the connection is closed (`paused`) and resumed once half is read: nothing is lost, memory
+   * stays bounded, and other listeners wait as well.
+   */
+  [Symbol.asyncIterator](): AsyncIterableIterator<Frame>;
+
+  /** Asks the producer to stop, over the open WebSocket or by POST. Resolves once the request is accepted. */
+  cancel(reason?: string): Promise<void>;
+  /** Says that this client has everything up to `id`. False where the server is known not to take that. */
+  ack(id?: EntryId): boolean;
+  /** Closes the connection until `resume()`. */
+  pause(): void;
+  resume(options?: { transport?: Transport | "auto" }): void;
+  close(): void;
+}
+
+export function subscribe(target: Target, options?: SubscribeOptions): Subscription;
+
+/** The order of two ids: negative, 0 or positive. Throws a TypeError for what is none. */
+export function compareIds(a: EntryId, b: EntryId): number;
+
+/** A generation put together from its frames, without any connection. */
+export class Transcript {
+  readonly generation: string | null;
+  readonly metadata: { [member: string]: Json } | null;
+  readonly finish: EndFrame | ErrorFrame | null;
+  readonly complete: boolean;
+  readonly chars: number;
+  /** True where the frame began a generation. */
+  apply(frame: Frame): boolean;
+  text(channel?: Channel, choice?: number): string;
+  channels(choice?: number): Channel[];
+  toolCalls(choice?: number): ToolCall[];
+  frames(id: EntryId): Frame[];
+}
+
+/** Two neighbouring frames as one, where that changes no text; else null. */
+export function mergeFrames(first: Frame, next: Frame): Frame | null;
+export function backoffMs(attempt: number, retry?: { baseMs: number; capMs: number }, random?: () => number): number;
+export function retryAfterMs(value: string | null, now?: number): number | null;
+export function tokenExpiryMs(token: string): number | null;
+export class EventStreamParser {
+  constructor(onData: (data: string) => void, charsMax?: number);
+  push(text: string): void;
+}

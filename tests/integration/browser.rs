@@ -1,0 +1,146 @@
+//! The browser client: served by the daemon, and run in headless Chromium against it. The cases themselves
+//! are in `tests/browser/`, in the client's language; here each is a test of its own.
+//!
+//! Needs Node, npm and Chromium, which `tests/run.sh` installs; two packages come from npm's registry, pinned
+//! by a lock file, into the target directory.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use crate::support::daemon::Daemon;
+use crate::support::http;
+use crate::support::redis::RedisServer;
+
+/// One browser at a time: a few of them would leave nothing of a small machine to the other tests.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Where `node_modules` is, filled once.
+static MODULES: LazyLock<PathBuf> = LazyLock::new(install);
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser")
+}
+
+/// Installs what the lock file names, unless that was done before.
+fn install() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser");
+    let done = directory.join("installed.json");
+    let lock = fs::read(sources().join("package-lock.json")).unwrap();
+    if fs::read(&done).is_ok_and(|installed| installed == lock) {
+        return directory;
+    }
+    fs::create_dir_all(&directory).unwrap();
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(sources().join(file), directory.join(file)).unwrap();
+    }
+    let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    let output = Command::new("npm").args(arguments).current_dir(&directory).output();
+    let output = output.expect("npm is installed; ./tests/run.sh does that");
+    assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
+    fs::write(done, lock).unwrap();
+    directory
+}
+
+/// Runs one case to its end; what it printed is the reason of a failure.
+fn check(case: &str) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = Command::new("node")
+        .arg(sources().join("main.mjs"))
+        .arg(case)
+        .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
+        .env("BROWSER_MODULES", &*MODULES)
+        .output()
+        .expect("node is installed; ./tests/run.sh does that");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&said));
+}
+
+/// Each case is a test of the same name.
+macro_rules! cases {
+    ($($case:ident)*) => { $(
+        #[test]
+        fn $case() {
+            check(stringify!($case));
+        }
+    )* };
+}
+
+cases! {
+    ids_are_ordered_as_the_stream_is
+    however_frames_are_merged_they_amount_to_the_same
+    generations_follow_each_other_in_a_transcript
+    event_streams_are_read_however_they_are_cut
+    waits_grow_within_their_bound
+    expiry_is_read_where_it_can_be
+    the_types_fit_an_application
+
+    a_websocket_cut_at_any_frame_loses_and_repeats_nothing
+    an_event_stream_cut_at_any_frame_loses_and_repeats_nothing
+    cuts_over_whichever_transport_lose_and_repeat_nothing
+    a_killed_and_a_drained_daemon_are_outlived
+    a_reloaded_tab_goes_on_with_all_of_the_text
+    an_answer_too_long_to_be_stored_comes_again_from_its_beginning
+    stop_reaches_the_producer_and_both_tabs_see_the_same_end
+    without_websockets_it_goes_by_events_and_remembers_that
+    channels_choices_and_tool_calls_are_put_together
+    merged_frames_give_the_same_text
+    a_new_generation_clears_the_text_when_its_first_frame_comes
+    slow_tabs_and_slow_iterators_get_everything
+    a_dead_connection_is_noticed
+    a_network_that_is_back_is_used_at_once
+    what_is_not_there_is_said_once
+    the_demo_page_cuts_resumes_switches_and_stops
+
+    a_refused_token_is_asked_for_once_more
+    events_carry_the_token_and_obey_what_the_status_says
+    a_token_is_renewed_before_it_expires
+    closes_mean_what_the_contract_says
+    final_closes_are_final
+    draining_and_malformed_frames_lead_to_another_connection
+    acks_and_cancels_are_answered_each_for_itself
+}
+
+#[test]
+fn every_case_is_a_test() {
+    let listed = include_str!("browser.rs");
+    for file in ["pages.mjs", "servers.mjs", "pure.mjs"] {
+        let text = fs::read_to_string(sources().join(file)).unwrap();
+        for line in text.lines() {
+            let rest = ["export async function ", "export function ", "export const "]
+                .iter()
+                .find_map(|prefix| line.strip_prefix(prefix));
+            let Some(name) = rest.and_then(|rest| rest.split([' ', '(']).next()) else { continue };
+            assert!(listed.contains(&format!("    {name}\n")), "{file}: {name} is run by nobody");
+        }
+    }
+}
+
+#[test]
+fn the_client_is_served_also_without_the_demo_page() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set(r#"listen.origins=["https://chat.example"]"#).start();
+    assert_eq!(http::get(daemon.public, "/").status, 404);
+    for (path, kind, file) in [
+        ("/llm-bridge.js", "text/javascript; charset=utf-8", "src/web/llm-bridge.js"),
+        ("/llm-bridge.d.ts", "application/typescript; charset=utf-8", "src/web/llm-bridge.d.ts"),
+    ] {
+        let expected = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let chat = ("Origin", "https://chat.example");
+        let whole = http::request(daemon.public, "GET", path, &[chat]);
+        assert_eq!((whole.status, whole.header("content-type")), (200, Some(kind)));
+        assert_eq!(whole.header("access-control-allow-origin"), Some("https://chat.example"));
+        assert_eq!(whole.header("cache-control"), Some("no-cache"));
+        assert!(whole.body == expected, "{path} is not the file");
+        let tag = whole.header("etag").unwrap();
+        let known = http::request(daemon.public, "GET", path, &[("If-None-Match", tag)]);
+        assert_eq!((known.status, known.body.len()), (304, 0));
+        let head = http::request(daemon.public, "HEAD", path, &[]);
+        assert_eq!((head.status, head.header("etag"), head.body.len()), (200, Some(tag), 0));
+        assert_eq!(head.header("content-length"), Some(expected.len().to_string().as_str()));
+        http::request(daemon.public, "POST", path, &[("Content-Length", "0")]).expect_error(405);
+        http::request(daemon.public, "GET", path, &[("Origin", "https://evil.example")]).expect_error(403);
+    }
+}
