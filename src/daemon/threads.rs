@@ -19,7 +19,7 @@ use crate::event::message::{
     UnderWay, WATCHER,
 };
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
-use crate::ingest::replay::Replay;
+use crate::ingest::replay::{Lately, Replay};
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::redis::{Connector, Keys, Target};
@@ -334,7 +334,7 @@ impl Builder {
                 transforms: self.queues.replay.senders.clone(),
                 registry: Arc::clone(&self.shared.registry),
                 stop: self.shared.stops.delivering.clone(),
-                entry_bytes: 0,
+                lately: Lately::default(),
             };
             handles.push(self.spawn(format!("replay-{index}"), move || replay.run())?);
         }

@@ -16,7 +16,10 @@ use crate::redis::{Command, Connector, Keys, Link, RedisError, Reply, ServerErro
 use crate::stop::Stop;
 
 /// Requests that share one round trip.
-const REQUESTS_PER_TRIP_MAX: usize = 2;
+const REQUESTS_PER_TRIP_MAX: usize = 16;
+/// What they should find together, in entries, as far as that can be foreseen: Redis works a pipeline off without looking at
+/// anybody else, and so many take it a quarter of a millisecond.
+const TRIP_ENTRIES_GOAL: usize = 500;
 /// What the replies of one round trip should take together at most, as far as that can be foreseen: XRANGE
 /// counts entries, and how large they are is seen only when they are there.
 const TRIP_BYTES_GOAL: usize = 16 * 1024 * 1024;
@@ -38,8 +41,32 @@ pub struct Replay {
     pub registry: Arc<Registry>,
     /// When to end.
     pub stop: Stop,
-    /// What an entry takes in bytes, smoothed over the last reads.
-    pub entry_bytes: usize,
+    /// What was found lately.
+    pub lately: Lately,
+}
+
+/// What the reads of a replay thread found lately: larger ones count at once, smaller ones by and by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lately {
+    /// What an entry takes, in bytes.
+    entry_bytes: usize,
+    /// Entries of a read.
+    entries: usize,
+}
+
+impl Lately {
+    fn note(&mut self, entries: usize, bytes: usize) {
+        let smoothed = |before: usize, seen: usize| seen.max((before * 7 + seen) / 8);
+        self.entries = smoothed(self.entries, entries);
+        if let Some(entry_bytes) = bytes.checked_div(entries) {
+            self.entry_bytes = smoothed(self.entry_bytes, entry_bytes);
+        }
+    }
+
+    /// How many requests make a round trip.
+    fn requests_per_trip(&self) -> usize {
+        (TRIP_ENTRIES_GOAL / self.entries.max(1)).clamp(1, REQUESTS_PER_TRIP_MAX)
+    }
 }
 
 impl Replay {
@@ -51,7 +78,7 @@ impl Replay {
                 continue;
             };
             let mut trip = vec![first];
-            while trip.len() < REQUESTS_PER_TRIP_MAX
+            while trip.len() < self.lately.requests_per_trip()
                 && let Some(request) = self.requests.try_recv()
             {
                 trip.push(request);
@@ -61,7 +88,7 @@ impl Replay {
     }
 
     fn serve(&mut self, mut trip: Vec<ReplayRequest>) {
-        let count_max = (TRIP_BYTES_GOAL / trip.len() / self.entry_bytes.max(1)).max(1);
+        let count_max = (TRIP_BYTES_GOAL / trip.len() / self.lately.entry_bytes.max(1)).max(1);
         for request in &mut trip {
             request.count = request.count.min(count_max);
         }
@@ -94,10 +121,7 @@ impl Replay {
             if let ReplayRead::Found { entries, .. } = &read {
                 counters.replay_entries.add(entries.len() as u64);
                 let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
-                if let Some(seen) = bytes.checked_div(entries.len()) {
-                    // Larger ones count at once, smaller ones by and by.
-                    self.entry_bytes = seen.max((self.entry_bytes * 7 + seen) / 8);
-                }
+                self.lately.note(entries.len(), bytes);
             }
             self.hand_over(ReplayBatch { request, read, read_us, asked_redis_us });
         }
@@ -187,5 +211,24 @@ fn facts(info: &StreamInfo) -> KeyFacts {
         length: info.length,
         added: info.entries_added,
         max_deleted: info.max_deleted_id.filter(|&id| id != EntryId::ZERO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_are_small_while_much_is_found() {
+        let mut lately = Lately::default();
+        assert_eq!(lately.requests_per_trip(), REQUESTS_PER_TRIP_MAX);
+        lately.note(250, 25_000);
+        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (2, 100));
+        lately.note(9_000, 9_000_000);
+        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (1, 1_000));
+        for _ in 0..100 {
+            lately.note(0, 0);
+        }
+        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (REQUESTS_PER_TRIP_MAX, 1_000));
     }
 }
