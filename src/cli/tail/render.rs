@@ -70,8 +70,7 @@ pub(crate) struct Look {
 /// Renders the frames of one stream, in order.
 #[derive(Debug)]
 pub(crate) struct Renderer {
-    terminal: bool,
-    dims: bool,
+    look: Look,
     statistics: Statistics,
     voice: Option<Voice>,
     /// Whether stdout stands within a line.
@@ -81,8 +80,7 @@ pub(crate) struct Renderer {
 impl Renderer {
     /// A renderer for a terminal, or for a file or pipe.
     pub(crate) fn new(look: Look) -> Self {
-        let Look { terminal, dims } = look;
-        Self { terminal, dims, statistics: Statistics::default(), voice: None, mid_line: false }
+        Self { look, statistics: Statistics::default(), voice: None, mid_line: false }
     }
 
     /// What the frame looks like.
@@ -151,7 +149,7 @@ impl Renderer {
             (false, index) => format!("[{channel}, choice {index}] "),
         };
         self.speak(Voice::Channel(frame.index, channel.to_owned()), &label, out);
-        self.write(frame.text.as_deref().unwrap_or(""), self.dims && channel == "reasoning", out);
+        self.write(frame.text.as_deref().unwrap_or(""), self.look.dims && channel == "reasoning", out);
     }
 
     fn tool_call(&mut self, frame: &Frame<'_>, out: &mut String) {
@@ -191,7 +189,7 @@ impl Renderer {
         if dim {
             out.push_str(DIM);
         }
-        if self.terminal {
+        if self.look.terminal {
             out.extend(text.chars().map(visible));
         } else {
             out.push_str(text);
@@ -203,7 +201,7 @@ impl Renderer {
     }
 
     fn terminal(&mut self, out: &mut Output, text: &str) {
-        if self.terminal || matches!(self.voice, Some(Voice::Tool(..))) {
+        if self.look.terminal || matches!(self.voice, Some(Voice::Tool(..))) {
             self.hush(&mut out.text);
         }
         self.note(out, text);
@@ -214,7 +212,7 @@ impl Renderer {
 
     fn note(&mut self, out: &mut Output, text: &str) {
         // On a terminal both outputs meet: a note begins on a line of its own.
-        if self.terminal && self.mid_line {
+        if self.look.terminal && self.mid_line {
             out.note.push('\n');
             self.mid_line = false;
         }
