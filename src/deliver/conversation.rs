@@ -150,7 +150,9 @@ impl Delivery {
         let stream = wish.stream.clone();
         let viewer = self.add_viewer(slot, wish);
         if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) = self.websocket(slot) {
-            parted.retain(|parted| parted.stream != stream);
+            if let Some(parted) = parted {
+                parted.retain(|parted| parted.stream != stream);
+            }
             viewers.insert(stream, viewer);
         }
         Ok(())

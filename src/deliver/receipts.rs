@@ -22,7 +22,7 @@ const PARTING: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Parted {
     pub(super) stream: StreamName,
-    pub(super) taking: Taking,
+    pub(super) taking: Box<Taking>,
     pub(super) anchor: Cursor,
 }
 
@@ -36,10 +36,8 @@ impl Delivery {
         now: Instant,
     ) -> Result<(), Refusal> {
         self.registry.counters().acks_received.inc();
-        let receipts = self.config.stream.receipts;
         let carried = self.subscribed(slot, stream.clone());
-        if receipts
-            && carried.is_err()
+        if carried.is_err()
             && let Some(stream) = &stream
             && let Some(result) = self.acknowledge_parted(slot, stream, id, now)
         {
@@ -52,15 +50,16 @@ impl Delivery {
             None => None,
         };
         match viewer {
-            Some(viewer) if receipts => self.acknowledge_viewed(viewer, id, now),
-            _ => Ok(()),
+            Some(viewer) => self.acknowledge_viewed(viewer, id, now),
+            None => Ok(()),
         }
     }
 
     fn acknowledge_viewed(&mut self, slot: Slot, id: Position, now: Instant) -> Result<(), Refusal> {
         let Some(viewer) = self.viewers.get(slot) else { return Ok(()) };
+        let Some(taking) = &viewer.taking else { return Ok(()) };
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
-        let advice = viewer.taking.judge(id, &viewer.anchor, now);
+        let advice = taking.judge(id, &viewer.anchor, now);
         let is_passed = match advice {
             Advice::Refuse => return Err(not_given(id)),
             Advice::PassOn(generation) => self.pass_on(connection, stream, (id, now_us()), generation),
@@ -70,21 +69,15 @@ impl Delivery {
                 return Ok(());
             }
         };
-        let Some(viewer) = self.viewers.get_mut(slot) else { return Ok(()) };
-        let is_merged = if is_passed {
-            viewer.taking.pass(id, now)
-        } else {
-            let is_first = viewer.taking.hold(id, now_us());
-            if is_first {
-                self.unpassed_acks.push(slot);
-            }
-            !is_first
-        };
-        let is_complete = viewer.taking.is_complete(&viewer.anchor);
+        let Some(taking) = self.taking(slot) else { return Ok(()) };
+        let is_merged = if is_passed { taking.pass(id, now) } else { !taking.hold(id, now_us()) };
+        if !(is_passed || is_merged) {
+            self.unpassed_acks.push(slot);
+        }
         if is_merged {
             self.registry.counters().acks_merged.inc();
         }
-        if is_complete && matches!(viewer.stage, Stage::Parting(_)) {
+        if self.is_parting(slot) && !self.is_awaited(slot) {
             self.end_connection(connection, slot, Ending::Ended, now);
         }
         Ok(())
@@ -100,6 +93,7 @@ impl Delivery {
         now: Instant,
     ) -> Option<Result<(), Refusal>> {
         let WebSocket { parted, .. } = self.websocket(slot)?;
+        let parted = parted.as_ref()?;
         let place = parted.iter().position(|parted| parted.stream == *stream)?;
         let Parted { taking, anchor, .. } = &parted[place];
         let is_passed = match taking.judge(id, anchor, now) {
@@ -113,7 +107,7 @@ impl Delivery {
         if !is_passed {
             return Some(Err(Refusal::new("overloaded", "try again")));
         }
-        if let Some(parted) = self.websocket(slot)?.parted.get_mut(place) {
+        if let Some(parted) = self.websocket(slot)?.parted.as_mut()?.get_mut(place) {
             parted.taking.pass(id, now);
         }
         Some(Ok(()))
@@ -135,58 +129,62 @@ impl Delivery {
     /// Passes on what was held for long enough.
     pub(super) fn pass_on_acks(&mut self, now: Instant) {
         for slot in std::mem::take(&mut self.unpassed_acks) {
-            let Some(viewer) = self.viewers.get(slot) else { continue };
-            let is_passed = match viewer.taking.due(&viewer.anchor, now, false) {
-                None => false,
-                Some((id, at_us, generation)) => {
-                    let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
-                    self.pass_on(connection, stream, (id, at_us), generation)
-                }
-            };
-            if let Some(viewer) = self.viewers.get_mut(slot)
-                && let Some((id, _, _)) = viewer.taking.due(&viewer.anchor, now, true)
-            {
-                if is_passed {
-                    viewer.taking.pass(id, now);
-                } else {
-                    self.unpassed_acks.push(slot);
-                }
+            if !self.pass_on_held(slot, now, false) {
+                self.unpassed_acks.push(slot);
             }
         }
     }
 
     /// A viewer leaves: what was held for it is passed on.
     pub(super) fn pass_on_last_ack(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let now = Instant::now();
-        let Some((id, at_us, generation)) = viewer.taking.due(&viewer.anchor, now, true) else { return };
-        let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
-        if !self.pass_on(connection, stream, (id, at_us), generation) {
+        if !self.pass_on_held(slot, Instant::now(), true) {
             self.registry.counters().receipts_failed.inc();
         }
-        if let Some(viewer) = self.viewers.get_mut(slot) {
-            viewer.taking.pass(id, now);
+    }
+
+    /// Passes on what is held for a viewer, if it is time or has to be `at_once`; whether nothing is held any more.
+    fn pass_on_held(&mut self, slot: Slot, now: Instant, at_once: bool) -> bool {
+        let Some(viewer) = self.viewers.get(slot) else { return true };
+        let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
+        let Some((id, at_us, generation)) = taking.due(&viewer.anchor, now, at_once) else { return false };
+        let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
+        let is_passed = self.pass_on(connection, stream, (id, at_us), generation);
+        if is_passed && let Some(taking) = self.taking(slot) {
+            taking.pass(id, now);
         }
+        is_passed
+    }
+
+    pub(super) fn taking(&mut self, slot: Slot) -> Option<&mut Taking> {
+        self.viewers.get_mut(slot)?.taking.as_deref_mut()
     }
 
     // ----- the end -----
 
     /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
     pub(super) fn parts_later(&mut self, slot: Slot, now: Instant) -> bool {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return false };
-        let is_awaited = self.config.stream.receipts
-            && !self.is_draining
-            && viewer.wish.wire == Wire::WebSocket
-            && !matches!(viewer.stage, Stage::Parting(_))
-            && !viewer.taking.is_complete(&viewer.anchor);
-        if is_awaited {
-            let (connection, until) = (viewer.connection, now + PARTING);
-            viewer.stage = Stage::Parting(until);
-            // What may follow is not for this viewer.
-            viewer.seam = None;
-            self.arm(connection, until);
+        let is_single = self.viewers.get(slot).is_some_and(|viewer| viewer.wish.wire == Wire::WebSocket);
+        if self.is_draining || !is_single || self.is_parting(slot) || !self.is_awaited(slot) {
+            return false;
         }
-        is_awaited
+        let Some(viewer) = self.viewers.get_mut(slot) else { return false };
+        let (connection, until) = (viewer.connection, now + PARTING);
+        viewer.stage = Stage::Parting(until);
+        // What may follow is not for this viewer.
+        viewer.seam = None;
+        self.arm(connection, until);
+        true
+    }
+
+    /// Whether the connection stays only so that the end can be acknowledged.
+    pub(super) fn is_parting(&self, slot: Slot) -> bool {
+        self.viewers.get(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting(_)))
+    }
+
+    /// Whether the client may have something to acknowledge yet.
+    fn is_awaited(&self, slot: Slot) -> bool {
+        let Some(viewer) = self.viewers.get(slot) else { return false };
+        viewer.taking.as_ref().is_some_and(|taking| !taking.is_complete(&viewer.anchor))
     }
 
     /// Closes a connection whose client has had its moment, which begins when the end is on the socket.
@@ -207,18 +205,17 @@ impl Delivery {
     /// A stream leaves a multiplexed connection, whose client may still acknowledge it. The oldest are forgotten beyond as
     /// many as a connection may carry.
     pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot) {
-        if !self.config.stream.receipts {
-            return;
-        }
         self.pass_on_last_ack(viewer);
         let Some(viewer) = self.viewers.get_mut(viewer) else { return };
-        let (taking, anchor) = (std::mem::take(&mut viewer.taking), viewer.anchor.clone());
-        let parted = Parted { stream: viewer.wish.stream.clone(), taking, anchor };
+        let Some(taking) = viewer.taking.take() else { return };
+        let anchor = viewer.anchor.clone();
+        let gone = Parted { stream: viewer.wish.stream.clone(), taking, anchor };
         let most = self.config.client.max_subscriptions;
         let Some(websocket) = self.websocket(slot) else { return };
-        websocket.parted.push_back(parted);
-        if websocket.parted.len() > most {
-            websocket.parted.pop_front();
+        let parted = websocket.parted.get_or_insert_default();
+        parted.push_back(gone);
+        if parted.len() > most {
+            parted.pop_front();
         }
     }
 

@@ -33,6 +33,8 @@ impl Delivery {
     pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish) -> Slot {
         let hub = self.hub_of(&wish.stream);
         let place = self.hubs.get(hub).map_or(0, |hub| hub.viewers.len());
+        let can_acknowledge = matches!(wish.wire, Wire::WebSocket | Wire::Multiplexed);
+        let taking = (self.config.stream.receipts && can_acknowledge).then(Box::<Taking>::default);
         let viewer = self.viewers.insert(Viewer {
             connection,
             hub,
@@ -47,7 +49,7 @@ impl Delivery {
             batch: None,
             entry_bytes: ENTRY_BYTES_GUESS,
             promised: 0,
-            taking: Taking::default(),
+            taking,
             place,
         });
         if let Some(hub) = self.hubs.get_mut(hub) {
@@ -134,8 +136,8 @@ impl Delivery {
             if let Some(terminal) = &opened.terminal {
                 self.push(slot, terminal, false);
             }
-            if let Some(viewer) = self.viewers.get_mut(slot) {
-                viewer.taking.begin(opened.after);
+            if let Some(taking) = self.taking(slot) {
+                taking.begin(opened.after);
             }
             return self.end(slot, Ending::Ended, now);
         }

@@ -111,6 +111,11 @@ impl Taking {
         self.held.take().is_some()
     }
 
+    /// Whether an acknowledgement is kept.
+    pub(super) const fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// What was kept, with its generation, if it is time, or `at_once`.
     pub(super) fn due(
         &self,

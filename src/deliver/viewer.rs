@@ -75,8 +75,8 @@ pub(super) struct Viewer {
     pub(super) entry_bytes: usize,
     /// Bytes of the outbox that the outstanding history read may fill.
     pub(super) promised: usize,
-    /// What its client has acknowledged.
-    pub(super) taking: Taking,
+    /// What its client has acknowledged, where somebody wants to know and it can.
+    pub(super) taking: Option<Box<Taking>>,
     /// Where the viewer is in its hub's list.
     pub(super) place: usize,
 }
