@@ -16,7 +16,7 @@
 //! | thread | waits for | owns | module |
 //! | --- | --- | --- | --- |
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
-//! | `watcher` | errands, pushes of Redis | lease, names waited for, dead letters | [`watcher`] |
+//! | `watcher` | errands, pushes of Redis | lease, names waited for, dead letters, receipts | [`watcher`] |
 //! | `reader-i` | XREADGROUP or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |

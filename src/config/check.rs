@@ -94,6 +94,7 @@ impl Checker<'_> {
             backoff_max: self.take(&keys::REDIS_BACKOFF_MAX),
             ca_file: self.take(&keys::REDIS_CA_FILE),
             dlq_max_entries: self.take(&keys::REDIS_DLQ_MAX_ENTRIES),
+            receipts_max_entries: self.take(&keys::REDIS_RECEIPTS_MAX_ENTRIES),
         }
     }
 
@@ -189,13 +190,13 @@ impl Checker<'_> {
     }
 
     fn stream(&mut self) -> Stream {
-        self.take(&keys::STREAM_RECEIPTS);
-        self.take(&keys::STREAM_RECEIPTS_AFTER);
         let stream = Stream {
             stall_after: self.take(&keys::STREAM_STALL_AFTER),
             abandon_after: self.take(&keys::STREAM_ABANDON_AFTER),
             finish_grace: self.take(&keys::STREAM_FINISH_GRACE),
             linger: self.take(&keys::STREAM_LINGER),
+            receipts: self.take(&keys::STREAM_RECEIPTS),
+            receipts_after: self.take(&keys::STREAM_RECEIPTS_AFTER),
         };
         if !stream.abandon_after.is_zero() && stream.abandon_after < stream.stall_after {
             let problem = "a stream would be given up before it is called stalled: \

@@ -91,6 +91,10 @@ keys! {
     REDIS_DLQ_MAX_ENTRIES: Count<u64> = "redis.dlq_max_entries", Count {
         default: 10_000, min: 1, max: 10_000_000, zero: None,
     };
+    /// Some 20 MB: the answers of a busy day, to be read by whoever sends e-mails.
+    REDIS_RECEIPTS_MAX_ENTRIES: Count<u64> = "redis.receipts_max_entries", Count {
+        default: 100_000, min: 1, max: 100_000_000, zero: None,
+    };
 
     // [listen]
 
@@ -196,10 +200,12 @@ keys! {
     STREAM_FINISH_GRACE: Span = "stream.finish_grace", Span {
         default: secs(2), min: ms(100), max: hours(1), zero: Some(Duration::ZERO),
     };
-    /// Receipts are not written by this version.
-    STREAM_RECEIPTS: NotYet = "stream.receipts", NotYet::Flag(false);
-    /// Belongs to `receipts`.
-    STREAM_RECEIPTS_AFTER: NotYet = "stream.receipts_after", NotYet::Span(secs(60));
+    /// Off: most sites have nobody who would read them.
+    STREAM_RECEIPTS: Flag = "stream.receipts", Flag { default: false };
+    /// Longer than a phone needs to come back; who gets an e-mail after that does not find it early.
+    STREAM_RECEIPTS_AFTER: Span = "stream.receipts_after", Span {
+        default: secs(60), min: ms(100), max: hours(7 * 24), zero: Some(Duration::ZERO),
+    };
 
     // [delivery]
 

@@ -23,6 +23,7 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::REDIS_BACKOFF_MAX, &redis.backoff_max);
     out.add(&keys::REDIS_CA_FILE, &redis.ca_file);
     out.add(&keys::REDIS_DLQ_MAX_ENTRIES, &redis.dlq_max_entries);
+    out.add(&keys::REDIS_RECEIPTS_MAX_ENTRIES, &redis.receipts_max_entries);
     out.add(&keys::LISTEN_PUBLIC, &listen.public);
     out.add(&keys::LISTEN_ADMIN, &listen.admin);
     out.add(&keys::LISTEN_STATS_SOCKET, &listen.stats_socket);
@@ -50,6 +51,8 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::STREAM_ABANDON_AFTER, &stream.abandon_after);
     out.add(&keys::STREAM_FINISH_GRACE, &stream.finish_grace);
     out.add(&keys::STREAM_LINGER, &stream.linger);
+    out.add(&keys::STREAM_RECEIPTS, &stream.receipts);
+    out.add(&keys::STREAM_RECEIPTS_AFTER, &stream.receipts_after);
     out.add(&keys::DELIVERY_ACK, &delivery.ack);
     out.add(&keys::DELIVERY_MAX_BATCH, &delivery.max_batch);
     out.add(&keys::DELIVERY_DUTY_PERCENT, &delivery.duty_percent);

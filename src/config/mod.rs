@@ -82,6 +82,8 @@ pub struct Redis {
     pub ca_file: Option<PathBuf>,
     /// How many dead letters are kept.
     pub dlq_max_entries: u64,
+    /// How many receipts are kept.
+    pub receipts_max_entries: u64,
 }
 
 impl Redis {
@@ -102,6 +104,7 @@ impl fmt::Debug for Redis {
             .field("backoff_max", &self.backoff_max)
             .field("ca_file", &self.ca_file)
             .field("dlq_max_entries", &self.dlq_max_entries)
+            .field("receipts_max_entries", &self.receipts_max_entries)
             .finish()
     }
 }
@@ -187,6 +190,10 @@ pub struct Stream {
     pub finish_grace: Duration,
     /// How long the group of a stream that nobody watches any more is kept.
     pub linger: Duration,
+    /// Whether it is written down what clients acknowledge, and what nobody does.
+    pub receipts: bool,
+    /// The time from a generation's end in which a client has to acknowledge it; zero: nobody has to.
+    pub receipts_after: Duration,
 }
 
 /// When entries are acknowledged.

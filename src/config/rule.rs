@@ -124,7 +124,6 @@ pub(super) struct Choice<T: 'static> {
 pub(super) enum NotYet {
     Word(&'static str),
     Flag(bool),
-    Span(Duration),
 }
 
 impl Rule for Span {
@@ -353,7 +352,6 @@ impl Rule for NotYet {
         let is_default = match (self, &setting.value) {
             (Self::Word(word), Value::Text(text)) => word == text,
             (Self::Flag(default), Value::Flag(flag)) => default == flag,
-            (Self::Span(default), Value::Text(text)) => parse_span(text) == Some(*default),
             _ => false,
         };
         if is_default { Ok(()) } else { Err(Refusal::NotYet) }
@@ -367,7 +365,6 @@ impl Rule for NotYet {
         match self {
             Self::Word(word) => quoted(word),
             Self::Flag(flag) => flag.to_string(),
-            Self::Span(span) => show_span(*span),
         }
     }
 }

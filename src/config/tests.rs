@@ -181,13 +181,23 @@ fn what_is_not_there_yet_is_refused_by_name() {
         "[auth]\nsecret_file = \"/s\"",
         "[auth]\nkeys_file = \"/k\"",
         "[auth]\nquery_token = true",
-        "[stream]\nreceipts = true",
-        "[stream]\nreceipts_after = \"2m\"",
     ] {
         let errors = errors_of(text);
         assert!(errors.len() == 1 && errors[0].contains("not available in this version"), "{errors:?}");
     }
-    try_load("[stream]\nreceipts_after = \"60s\"", &[], &[]).unwrap();
+}
+
+#[test]
+fn receipts_are_off_unless_wanted() {
+    let stream = try_load("", &[], &[]).unwrap().stream;
+    assert_eq!((stream.receipts, stream.receipts_after), (false, Duration::from_secs(60)));
+    let stream = try_load("[stream]\nreceipts = true\nreceipts_after = 0", &[], &[]).unwrap().stream;
+    assert_eq!((stream.receipts, stream.receipts_after), (true, Duration::ZERO));
+    for text in
+        ["[stream]\nreceipts = 1", "[stream]\nreceipts_after = \"9ms\"", "[redis]\nreceipts_max_entries = 0"]
+    {
+        assert_eq!(errors_of(text).len(), 1, "{text}");
+    }
 }
 
 #[test]
@@ -250,15 +260,8 @@ fn what_is_described_can_be_loaded_again() {
     let config = try_load("[redis]\nca_file = '/a \"b\"'", &[], &sets).unwrap();
     assert_eq!(try_load(&describe(&config), &[], &[]).unwrap(), config);
     // Left out: secret files, whose content is in the URL, and what this version does not have.
-    let left_out = [
-        "redis.url_file",
-        "redis.password_file",
-        "auth.secret_file",
-        "auth.keys_file",
-        "auth.query_token",
-        "stream.receipts",
-        "stream.receipts_after",
-    ];
+    let left_out =
+        ["redis.url_file", "redis.password_file", "auth.secret_file", "auth.keys_file", "auth.query_token"];
     let mut shown = names(&describe(&config));
     shown.extend(left_out.map(ToOwned::to_owned));
     assert_eq!(shown, names(&fs::read_to_string(CONF).unwrap()));

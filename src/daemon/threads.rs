@@ -269,6 +269,8 @@ impl Builder {
             leased: Arc::clone(&self.leased),
             identity: self.shared.identity.clone(),
             dlq_max_entries: self.shared.config.redis.dlq_max_entries,
+            receipts_max_entries: self.shared.config.redis.receipts_max_entries,
+            stream: self.shared.config.stream,
             fatal: self.shared.fatal.clone(),
             registry: Arc::clone(&self.shared.registry),
             stop: self.shared.stops.rest.clone(),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 
 use super::outbox::{Chunk, Outbox, WriteOutcome};
+use super::receipts::Parted;
 use super::response::Reply;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
@@ -42,6 +43,8 @@ pub(super) struct WebSocket {
     pub(super) viewers: Viewers,
     /// Messages that were malformed or forbidden.
     pub(super) bad_messages: u32,
+    /// Streams that have left it; none unless receipts are wanted.
+    pub(super) parted: Option<Box<VecDeque<Parted>>>,
     /// When a ping was sent that nothing has come back for.
     pub(super) pinged_at: Option<Instant>,
 }

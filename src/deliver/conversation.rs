@@ -87,20 +87,13 @@ impl Delivery {
         }
     }
 
-    fn websocket(&mut self, slot: Slot) -> Option<&mut WebSocket> {
-        match &mut self.connections.get_mut(slot)?.phase {
-            Phase::WebSocket(websocket) => Some(websocket),
-            _ => None,
-        }
-    }
-
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
                 self.send(slot, websocket_text(&notice::pong(nonce.as_deref())));
                 Ok(())
             }
-            ClientMessage::Ack { stream, .. } => self.subscribed(slot, stream).map(drop),
+            ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
             ClientMessage::Cancel { stream, reason } => {
                 let multiplexed = stream.clone();
                 let stream = self.subscribed(slot, stream)?;
@@ -156,14 +149,21 @@ impl Delivery {
         }
         let stream = wish.stream.clone();
         let viewer = self.add_viewer(slot, wish);
-        if let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) {
+        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) = self.websocket(slot) {
+            if let Some(parted) = parted {
+                parted.retain(|parted| parted.stream != stream);
+            }
             viewers.insert(stream, viewer);
         }
         Ok(())
     }
 
     /// The stream that a message is about, which the connection must carry.
-    fn subscribed(&mut self, slot: Slot, stream: Option<StreamName>) -> Result<StreamName, Refusal> {
+    pub(super) fn subscribed(
+        &mut self,
+        slot: Slot,
+        stream: Option<StreamName>,
+    ) -> Result<StreamName, Refusal> {
         let not_carried =
             |stream: &StreamName| Refusal::new("not_subscribed", format!("{stream} is not subscribed to"));
         let carried = match self.websocket(slot).map(|websocket| &websocket.viewers) {
@@ -186,6 +186,7 @@ impl Delivery {
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else { return };
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
+        self.note_parted(slot, viewer);
         self.remove_viewer(viewer);
         self.send(slot, websocket_text(&notice::unsubscribed(stream, reason)));
     }
@@ -195,6 +196,11 @@ impl Delivery {
 fn is_bad(refusal: &Refusal) -> bool {
     !matches!(
         refusal.code,
-        "too_many" | "overloaded" | "redis_unreachable" | "already_subscribed" | "not_subscribed"
+        "too_many"
+            | "overloaded"
+            | "redis_unreachable"
+            | "already_subscribed"
+            | "not_subscribed"
+            | "not_sent"
     )
 }

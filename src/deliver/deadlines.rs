@@ -156,7 +156,14 @@ impl Delivery {
                     self.touch(slot);
                 }
                 Phase::WebSocket(websocket) => {
-                    let single = matches!(websocket.viewers, Viewers::One(_));
+                    let single = match websocket.viewers {
+                        Viewers::One(viewer) if self.is_parting(viewer) => {
+                            self.close_websocket(slot, close::NORMAL, "ended");
+                            continue;
+                        }
+                        Viewers::One(_) => true,
+                        Viewers::Many(_) => false,
+                    };
                     for viewer in viewers {
                         self.tell_draining(viewer);
                     }

@@ -147,6 +147,8 @@ pub struct Delivery {
     /// Jobs to be asked again, by the time.
     pub(super) retries: BTreeSet<(Instant, Slot)>,
     pub(super) unreported: Unreported,
+    /// Viewers that hold an acknowledgement.
+    pub(super) unpassed_acks: Vec<Slot>,
     pub(super) held_requests: VecDeque<ReplayRequest>,
     pub(super) held_controls: VecDeque<(usize, Control)>,
     pub(super) held_errands: VecDeque<Errand>,
@@ -210,6 +212,7 @@ impl Delivery {
             over: Vec::new(),
             retries: BTreeSet::new(),
             unreported: Unreported::default(),
+            unpassed_acks: Vec::new(),
             held_requests: VecDeque::new(),
             held_controls: VecDeque::new(),
             held_errands: VecDeque::new(),
@@ -273,6 +276,7 @@ impl Delivery {
         if now.duration_since(self.ticked_at) >= TICK {
             self.ticked_at = now;
             self.report_written(now);
+            self.pass_on_acks(now);
             self.recents.forget(now);
             self.recorder.publish();
         }

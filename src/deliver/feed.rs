@@ -291,6 +291,11 @@ impl Delivery {
     pub(super) fn push(&mut self, slot: Slot, frame: &Arc<Frame>, live: bool) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         viewer.unwritten += 1;
+        if frame.is_terminal()
+            && let Some(taking) = &mut viewer.taking
+        {
+            taking.note_end(frame.last.id, &frame.state.generation);
+        }
         let (wire, connection) = (viewer.wish.wire, viewer.connection);
         if matches!(wire, Wire::State | Wire::Head) {
             return;

@@ -4,6 +4,7 @@
 //!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
 //!   sockets ─▶ requests ─▶ conversation            deadlines: keep-alive, slow, waiting, draining
 //!                  └──────────┴─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
+//!                  └─▶ receipts (what clients have) ─▶ watcher
 //!   sockets ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────────── transform threads
 //! ```
 //!
@@ -19,6 +20,7 @@ mod feed;
 mod jobs;
 pub mod message;
 pub mod outbox;
+mod receipts;
 pub mod request;
 mod requests;
 pub mod response;
@@ -28,6 +30,7 @@ pub mod serve;
 mod sharing;
 mod streams;
 pub mod table;
+mod taking;
 pub mod timer;
 mod viewer;
 pub mod websocket;

@@ -226,7 +226,8 @@ impl Delivery {
             Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
             None => Viewers::Many(HashMap::new()),
         };
-        let websocket = WebSocket { decoder: Decoder::new(), viewers, bad_messages: 0, pinged_at: None };
+        let (decoder, parted, pinged_at) = (Decoder::new(), None, None);
+        let websocket = WebSocket { decoder, viewers, bad_messages: 0, parted, pinged_at };
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.phase = Phase::WebSocket(Box::new(websocket));
             connection.input.shrink_to_fit();

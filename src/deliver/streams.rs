@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::event_loop::Delivery;
 use super::seam::{Live, Seam};
 use super::table::Table;
+use super::taking::Taking;
 use super::viewer::{Hub, JobKind, Mark, Stage, Viewer, Wire, Wish};
 use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
 use crate::event::notice::{self, Unsubscribed};
@@ -32,6 +33,8 @@ impl Delivery {
     pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish) -> Slot {
         let hub = self.hub_of(&wish.stream);
         let place = self.hubs.get(hub).map_or(0, |hub| hub.viewers.len());
+        let can_acknowledge = matches!(wish.wire, Wire::WebSocket | Wire::Multiplexed);
+        let taking = (self.config.stream.receipts && can_acknowledge).then(Box::<Taking>::default);
         let viewer = self.viewers.insert(Viewer {
             connection,
             hub,
@@ -46,6 +49,7 @@ impl Delivery {
             batch: None,
             entry_bytes: ENTRY_BYTES_GUESS,
             promised: 0,
+            taking,
             place,
         });
         if let Some(hub) = self.hubs.get_mut(hub) {
@@ -60,6 +64,7 @@ impl Delivery {
     /// A viewer goes, whatever it was doing.
     pub(super) fn remove_viewer(&mut self, slot: Slot) {
         self.promise(slot, 0);
+        self.pass_on_last_ack(slot);
         let Some(viewer) = self.viewers.remove(slot) else { return };
         self.registry.gauges().subscriptions_open.dec();
         let Some(hub) = self.hubs.get_mut(viewer.hub) else { return };
@@ -131,6 +136,9 @@ impl Delivery {
             if let Some(terminal) = &opened.terminal {
                 self.push(slot, terminal, false);
             }
+            if let Some(taking) = self.taking(slot) {
+                taking.begin(opened.after);
+            }
             return self.end(slot, Ending::Ended, now);
         }
         self.begin_events(slot, now);
@@ -171,6 +179,7 @@ impl Delivery {
         let deadline = match viewer.stage {
             Stage::Waiting(deadline) | Stage::Returning(deadline) => deadline,
             Stage::Opening | Stage::Reading => now + viewer.wish.wait,
+            Stage::Parting(_) => return,
         };
         viewer.stage = Stage::Waiting(deadline);
         if deadline <= now {
@@ -233,12 +242,16 @@ impl Delivery {
                 None
             }
             Stage::Waiting(deadline) => Some(deadline),
+            Stage::Parting(_) => self.judge_parting(slot, now),
             Stage::Opening | Stage::Returning(_) | Stage::Reading => None,
         }
     }
     /// The viewer's stream is over for it.
     pub(super) fn end(&mut self, slot: Slot, ending: Ending, now: Instant) {
         self.flush_batch(slot);
+        if ending == Ending::Ended && self.parts_later(slot, now) {
+            return;
+        }
         let Some(viewer) = self.viewers.get(slot) else { return };
         let (connection, wire, stream) = (viewer.connection, viewer.wish.wire, viewer.wish.stream.clone());
         if wire == Wire::Multiplexed {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::seam::{Live, Seam};
+use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
 use crate::event::{AckBoard, After, EntryId, Frame, StreamName, StreamStatus};
 
@@ -45,6 +46,8 @@ pub(super) enum Stage {
     Returning(Instant),
     /// It is given frames.
     Reading,
+    /// It has all frames; until then its client may acknowledge them.
+    Parting(Instant),
 }
 
 /// One viewer of one stream.
@@ -72,6 +75,8 @@ pub(super) struct Viewer {
     pub(super) entry_bytes: usize,
     /// Bytes of the outbox that the outstanding history read may fill.
     pub(super) promised: usize,
+    /// What its client has acknowledged, where somebody wants to know and it can.
+    pub(super) taking: Option<Box<Taking>>,
     /// Where the viewer is in its hub's list.
     pub(super) place: usize,
 }

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 pub use super::clock::{RedisClock, now_us};
+pub use super::errand::Errand;
 pub use super::shard::{Fnv, shard};
 use super::{AckBoard, After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
 
@@ -487,56 +488,3 @@ pub struct Missed {
 
 /// The name of the watcher's connection, by which its health is known.
 pub const WATCHER: &str = "watcher";
-
-/// What the watcher is asked to do on its own connection.
-#[derive(Debug)]
-pub enum Errand {
-    /// Tell a delivery thread when the stream exists.
-    Wait {
-        /// The stream.
-        stream: StreamName,
-        /// The delivery thread.
-        delivery: usize,
-    },
-    /// Nobody of that delivery thread waits for it any more.
-    Forget {
-        /// The stream.
-        stream: StreamName,
-        /// The delivery thread.
-        delivery: usize,
-    },
-    /// An entry that could not be processed.
-    DeadLetter {
-        /// Its stream.
-        stream: StreamName,
-        /// The entry.
-        entry: Entry,
-        /// Why.
-        reason: &'static str,
-    },
-    /// A producer that has been silent too long is given up, if `newest` is still the newest entry.
-    GiveUp {
-        /// The stream.
-        stream: StreamName,
-        /// Its newest entry.
-        newest: EntryId,
-    },
-    /// Whether anything follows a finishing generation's newest entry.
-    IsOver {
-        /// The stream.
-        stream: StreamName,
-        /// Its newest entry.
-        newest: EntryId,
-        /// The transform thread to be told.
-        transform: usize,
-    },
-    /// A client wants the generation to stop.
-    Cancel {
-        /// The stream.
-        stream: StreamName,
-        /// The client's words.
-        reason: Option<String>,
-        /// Who asks.
-        by: String,
-    },
-}

@@ -9,6 +9,7 @@ mod board;
 mod clock;
 mod encode;
 mod entry;
+mod errand;
 mod frame;
 mod id;
 mod merge;

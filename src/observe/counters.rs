@@ -144,6 +144,11 @@ declare! {
         wakeups_sent: "Wake-ups sent to blocked readers.",
         tracking_pushes: "Names of changed streams that Redis pushed.",
         cancels_requested: "Cancel requests passed on to producers.",
+        acks_received: "Acknowledgements received from clients.",
+        acks_merged: "Acknowledgements that were repeated, or merged into a later one of the same viewer.",
+        receipts_acked: "Receipts written of what clients acknowledged.",
+        receipts_untaken: "Receipts written of generations that nobody acknowledged in time.",
+        receipts_failed: "Receipts that could not be written or held.",
         leases_renewed: "Renewals of the instance's lease.",
         groups_removed: "Consumer groups removed from streams that nobody watches.",
     }

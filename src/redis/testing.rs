@@ -28,6 +28,7 @@ pub(crate) fn config_for(url: &str) -> config::Redis {
         backoff_max: Duration::from_secs(1),
         ca_file: None,
         dlq_max_entries: 1000,
+        receipts_max_entries: 1000,
     }
 }
 

@@ -9,7 +9,7 @@ use slab::Slab;
 use super::history::silence_us;
 use super::{Assembler, Pushed};
 use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
-use crate::event::{AckBoard, Entry, EntryId, Frame, StreamName};
+use crate::event::{AckBoard, Entry, EntryId, Frame, Phase, StreamName};
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;
@@ -25,6 +25,8 @@ pub(super) struct LiveStream {
     pub(super) attached: Vec<(usize, HubRef)>,
     pub(super) board: Arc<AckBoard>,
     pub(super) stalled: bool,
+    /// Whether it is read on, for its end, although nobody is attached.
+    pub(super) is_vigil: bool,
     /// Who reads it.
     pub(super) reader: usize,
     generation: u64,
@@ -64,6 +66,11 @@ impl LiveStream {
             self.seen_us = now_us;
         }
         self.assembler.take(now_us)
+    }
+
+    /// Whether a generation is going on.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.assembler.state().phase == Phase::Open
     }
 
     /// Nothing had followed `newest` at `redis_ms`: the frame of the end, if that was it.
@@ -144,6 +151,7 @@ impl LiveStreams {
             attached: Vec::new(),
             board: Arc::default(),
             stalled: false,
+            is_vigil: false,
             reader,
             generation: self.generation,
             newest,

@@ -16,6 +16,7 @@ pub mod gaps;
 mod hear;
 pub mod history;
 mod live;
+mod notary;
 pub mod order;
 pub mod seek;
 pub mod snapshot;

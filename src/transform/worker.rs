@@ -7,21 +7,22 @@
 //! is full is detached from the streams concerned and finds them in [`Missed`]; commands for a
 //! reader whose queue is full are held here, at most one start and one stop for each stream that it reads.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::Pushed;
 use super::history::{Moment, Witness, conclude};
 use super::live::{LiveStream, LiveStreams, Silence};
-use super::{DropReason, Pushed};
+use super::notary::{EndWatch, Notary, Reported};
 use crate::config;
 use crate::event::message::{
     Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
     RedisClock, ReplayBatch, ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
-use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName};
+use crate::event::{EntryId, Frame, FrameBody, StreamName};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
 use crate::stop::Stop;
@@ -38,8 +39,9 @@ const SILENT_PER_TICK_MIN: usize = 16;
 const SILENT_TICKS: usize = 8;
 /// Larger batches are left to the transform thread, so that the reader reads on meanwhile.
 const ENTRIES_ON_THE_WAY_MAX: usize = 64;
-/// Dead letters that are remembered as reported, so that several viewers of a stream report one.
-const REPORTED_MAX: usize = 4096;
+/// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are not
+/// seen.
+const VIGILS_MAX: usize = 4096;
 
 /// One delivery thread as seen from here.
 #[derive(Clone)]
@@ -90,6 +92,9 @@ pub struct Worker {
     /// Commands for which a reader had no room, by reader.
     held: Vec<VecDeque<ReaderCommand>>,
     reported: Reported,
+    ends: EndWatch,
+    /// How many streams are read on to see the end of an answer whose viewers have left.
+    vigils: usize,
     /// Streams that have fallen silent, whose viewers are yet to be told.
     silent: VecDeque<LiveRef>,
     /// How many streams the gauge knows of.
@@ -103,12 +108,16 @@ impl Worker {
     pub fn new(parts: WorkerParts) -> Self {
         let recorder = parts.registry.recorder();
         let held = parts.readers.iter().map(|_| VecDeque::new()).collect();
+        let is_judged = parts.stream.receipts && !parts.stream.receipts_after.is_zero();
+        let ends = EndWatch { after_us: is_judged.then(|| micros(parts.stream.receipts_after)) };
         Self {
             parts,
             recorder,
             streams: LiveStreams::default(),
             held,
             reported: Reported::default(),
+            ends,
+            vigils: 0,
             silent: VecDeque::new(),
             counted: 0,
             ticked_at: Instant::now(),
@@ -182,6 +191,7 @@ impl Worker {
         let (delivery, hub) = who;
         found.attached.retain(|&(other, _)| other != delivery);
         found.attached.push(who);
+        self.vigils -= usize::from(std::mem::take(&mut found.is_vigil));
         let at = found.assembler.position().id;
         found.board.attach(delivery, at);
         let cursor = Cursor { position: found.assembler.framed(), state: found.assembler.state().clone() };
@@ -221,9 +231,29 @@ impl Worker {
         if !found.attached.is_empty() {
             return;
         }
-        if let Some(LiveStream { stream, reader, .. }) = self.streams.end(live) {
+        let is_awaited = self.ends.after_us.is_some() && found.is_unfinished();
+        if is_awaited && self.vigils < VIGILS_MAX {
+            found.is_vigil = true;
+            self.vigils += 1;
+        } else {
+            if is_awaited {
+                self.parts.registry.counters().receipts_failed.inc();
+            }
+            self.end_unwatched(live);
+        }
+    }
+
+    /// Ends a stream that nobody watches.
+    fn end_unwatched(&mut self, live: LiveRef) {
+        if let Some(LiveStream { stream, reader, .. }) = self.end_stream(live) {
             self.command(reader, ReaderCommand::Stop { stream, live });
         }
+    }
+
+    fn end_stream(&mut self, live: LiveRef) -> Option<LiveStream> {
+        let ended = self.streams.end(live)?;
+        self.vigils -= usize::from(ended.is_vigil);
+        Some(ended)
     }
 
     fn command(&mut self, reader: usize, command: ReaderCommand) {
@@ -258,6 +288,7 @@ impl Worker {
         let now_us = now_us();
         let mut parcels: Vec<Vec<LiveFrames>> = self.parts.deliveries.iter().map(|_| Vec::new()).collect();
         let mut sources: Vec<Vec<LiveRef>> = parcels.iter().map(|_| Vec::new()).collect();
+        let mut over = Vec::new();
         for news in batch.streams {
             let (live, entries) = match news {
                 LiveNews::Entries(live, entries) => (live, entries),
@@ -267,7 +298,7 @@ impl Worker {
                 }
             };
             self.wake_up(live);
-            let Self { parts, streams, reported, recorder, .. } = self;
+            let Self { parts, streams, reported, recorder, ends, .. } = self;
             let Some(found) = streams.get(live) else { continue };
             let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
             let frames =
@@ -277,7 +308,11 @@ impl Worker {
                     Pushed::Accepted | Pushed::Old => {}
                 });
             measure(recorder, &parts.registry, &frames, now_us);
+            ends.saw_live(&frames, parts.clock.at(now_us), (&parts.errands, &parts.registry));
             let passed = found.assembler.position().id;
+            if found.is_vigil && frames.iter().any(|frame| frame.is_terminal()) {
+                over.push(live);
+            }
             let Some((&(last, hub), others)) = found.attached.split_last() else { continue };
             for &(delivery, hub) in others {
                 parcels[delivery].push(LiveFrames { hub, frames: frames.clone(), passed });
@@ -289,6 +324,7 @@ impl Worker {
         for (delivery, (parcel, sources)) in parcels.into_iter().zip(sources).enumerate() {
             self.send_parcel(delivery, parcel, sources);
         }
+        over.into_iter().for_each(|live| self.end_unwatched(live));
     }
 
     fn send_parcel(&mut self, delivery: usize, parcel: Vec<LiveFrames>, sources: Vec<LiveRef>) {
@@ -318,6 +354,11 @@ impl Worker {
         let (attached, passed) = (found.attached.clone(), found.assembler.position().id);
         self.wake_up(live);
         measure(&mut self.recorder, &self.parts.registry, &frames, now_us);
+        let (errands, registry) = (&self.parts.errands, &self.parts.registry);
+        self.ends.saw_live(&frames, self.parts.clock.at(now_us), (errands, registry));
+        if attached.is_empty() {
+            return self.end_unwatched(live);
+        }
         for (delivery, hub) in attached {
             self.send_parcel(delivery, vec![LiveFrames { hub, frames: frames.clone(), passed }], vec![live]);
         }
@@ -334,7 +375,10 @@ impl Worker {
     }
 
     fn end_broken(&mut self, live: LiveRef) {
-        let Some(ended) = self.streams.end(live) else { return };
+        let Some(ended) = self.end_stream(live) else { return };
+        if ended.is_vigil {
+            self.parts.registry.counters().receipts_failed.inc();
+        }
         for (delivery, hub) in ended.attached {
             if self.tell(delivery, ToDelivery::Broken { hub }).is_err() {
                 self.note_missed(delivery, |missed| missed.hubs.insert(hub));
@@ -361,6 +405,7 @@ impl Worker {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
         self.count_frames(&outcome);
+        self.ends.saw_history(&outcome, moment.redis_us, (&self.parts.errands, &self.parts.registry));
         if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
             // What a search has found so far is kept: from its beginning it might never come to its end.
             let step = match *back {
@@ -401,6 +446,7 @@ impl Worker {
         let now_us = now_us();
         let redis_us = self.parts.clock.at(now_us);
         let limits = self.silence_limits();
+        let mut forsaken = Vec::new();
         for (live, found) in self.streams.iter_mut() {
             match found.judge_silence((now_us, redis_us), limits) {
                 Silence::Unchanged => {}
@@ -410,6 +456,8 @@ impl Worker {
                     // With no room for it, it is asked again.
                     let _ = self.parts.errands.try_send(Errand::IsOver { stream, newest, transform });
                 }
+                // Only who is watched is given up: what nobody watches any more has no end then.
+                Silence::GiveUp(_) if found.is_vigil => forsaken.push(live),
                 Silence::GiveUp(newest) => {
                     let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
                     if self.parts.errands.try_send(errand).is_err() {
@@ -418,6 +466,7 @@ impl Worker {
                 }
             }
         }
+        forsaken.into_iter().for_each(|live| self.end_unwatched(live));
         self.tell_silent();
     }
 
@@ -512,65 +561,6 @@ fn measure(recorder: &mut Recorder, registry: &Registry, frames: &[Arc<Frame>], 
         recorder.record(Stage::ReadToEncoded, now_us.saturating_sub(frame.read_us));
         if matches!(frame.body, FrameBody::Gap) {
             registry.counters().gaps_producer.add(1);
-        }
-    }
-}
-
-/// Dead letters that were reported a short while ago.
-#[derive(Default)]
-struct Reported {
-    known: HashSet<(StreamName, EntryId)>,
-    order: VecDeque<(StreamName, EntryId)>,
-}
-
-impl Reported {
-    /// Whether it was not reported yet; it is from now on.
-    fn insert(&mut self, stream: &StreamName, id: EntryId) -> bool {
-        let key = (stream.clone(), id);
-        if !self.known.insert(key.clone()) {
-            return false;
-        }
-        self.order.push_back(key);
-        if self.order.len() > REPORTED_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        true
-    }
-
-    fn forget(&mut self, stream: &StreamName, id: EntryId) {
-        self.known.remove(&(stream.clone(), id));
-    }
-}
-
-/// Counts what is not delivered, and reports dead letters.
-struct Notary<'a> {
-    registry: &'a Registry,
-    errands: &'a Sender<Errand>,
-    reported: &'a mut Reported,
-}
-
-impl Witness for Notary<'_> {
-    fn dropped(&mut self, reason: DropReason) {
-        let counters = self.registry.counters();
-        match reason {
-            DropReason::Retry => counters.entries_dropped_retry.add(1),
-            DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
-            DropReason::Heartbeat | DropReason::Framing => {}
-        }
-    }
-
-    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str) {
-        if !self.reported.insert(stream, entry.id) {
-            return;
-        }
-        self.registry.counters().entries_undecodable.add(1);
-        let errand = Errand::DeadLetter { stream: stream.clone(), entry: entry.clone(), reason };
-        if self.errands.try_send(errand).is_err() {
-            self.registry.counters().dead_letters_failed.add(1);
-            self.reported.forget(stream, entry.id);
-            tracing::warn!(%stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
         }
     }
 }

@@ -103,7 +103,7 @@ fn write_dead_letter(
 }
 
 /// Why a transaction did not do all that it should: it was not run, or a command in it failed.
-fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
+pub(super) fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
     if let Some(error) = replies.iter().find_map(Reply::error) {
         return Ok(Some(error));
     }
@@ -172,7 +172,7 @@ fn cancel(
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

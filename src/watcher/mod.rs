@@ -2,7 +2,8 @@
 //!
 //! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
 //! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
-//! (`waits`); it writes what others want written (`chores`), and it knows Redis' clock.
+//! (`waits`); it writes what others want written (`chores`) and who has received what (`receipts`), and it knows Redis'
+//! clock.
 //!
 //! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
 //! wait for their answer, which delays nothing but what is done here.
@@ -15,6 +16,7 @@ mod groups;
 mod identity;
 mod lease;
 mod news;
+mod receipts;
 mod waits;
 
 use std::collections::VecDeque;
@@ -30,7 +32,9 @@ use self::groups::Janitor;
 pub use self::identity::{ClaimError, Identity};
 use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
+use self::receipts::{Acked, Desk, Ended, Receipts};
 use self::waits::Waits;
+use crate::config;
 use crate::event::StreamName;
 use crate::event::message::{Control, Errand, RedisClock, ToDelivery, now_us};
 use crate::observe::{self, Registry};
@@ -85,6 +89,10 @@ pub struct WatcherParts {
     pub identity: Identity,
     /// How many dead letters are kept.
     pub dlq_max_entries: u64,
+    /// How many receipts are kept.
+    pub receipts_max_entries: u64,
+    /// When generations are judged.
+    pub stream: config::Stream,
     /// How it says that the daemon must not go on.
     pub fatal: Fatal,
     /// Where to count.
@@ -121,6 +129,8 @@ pub struct Watcher {
     untold: Vec<(StreamName, usize)>,
     chores: VecDeque<Chore>,
     chores_at: Instant,
+    receipts: Receipts,
+    receipts_at: Instant,
     clock_at: Instant,
     janitor: Janitor,
     janitor_at: Instant,
@@ -132,7 +142,8 @@ impl Watcher {
     pub fn new(parts: WatcherParts) -> Self {
         let now = Instant::now();
         let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
-        let WatcherParts { transforms, dlq_max_entries, fatal, registry, stop, .. } = parts;
+        let WatcherParts { transforms, dlq_max_entries, receipts_max_entries, stream, .. } = parts;
+        let WatcherParts { fatal, registry, stop, .. } = parts;
         Self {
             link,
             news: NewsLink::new(push, NEWS, now),
@@ -156,6 +167,8 @@ impl Watcher {
             untold: Vec::new(),
             chores: VecDeque::new(),
             chores_at: now,
+            receipts: Receipts::new(&stream, receipts_max_entries, now),
+            receipts_at: now,
             clock_at: now,
             janitor: Janitor::default(),
             janitor_at: now + JANITOR_INTERVAL,
@@ -189,11 +202,12 @@ impl Watcher {
         if !self.untold.is_empty() {
             until = now + Duration::from_millis(2);
         }
-        if !self.errands.is_empty() && self.chores.len() < CHORES_MAX {
+        if !self.errands.is_empty() && self.has_room() {
             until = now;
         }
         let chores_at = (!self.chores.is_empty()).then_some(self.chores_at);
-        for at in [self.waits.next_look(self.news.is_told()), chores_at].into_iter().flatten() {
+        let receipts_at = self.receipts.is_busy().then_some(self.receipts_at);
+        for at in [self.waits.next_look(self.news.is_told()), chores_at, receipts_at].into_iter().flatten() {
             until = until.min(at);
         }
         // A name that is to be looked for while Redis is away must not keep the thread awake.
@@ -201,8 +215,13 @@ impl Watcher {
         until.min(self.lease.next_at().max(now)).saturating_duration_since(now).max(least)
     }
 
+    /// Whether more errands are taken.
+    fn has_room(&self) -> bool {
+        self.chores.len() < CHORES_MAX && self.receipts.has_room()
+    }
+
     fn take_errands(&mut self) {
-        while self.chores.len() < CHORES_MAX
+        while self.has_room()
             && let Some(errand) = self.errands.try_recv()
         {
             match errand {
@@ -220,6 +239,13 @@ impl Watcher {
                 }
                 Errand::Cancel { stream, reason, by } => {
                     self.chores.push_back(Chore::Cancel { stream, reason, by });
+                }
+                Errand::Acked { stream, id, generation, by, at_us } => {
+                    self.receipts.note_acked(Acked { stream, id, generation, by, at_us });
+                }
+                Errand::Ended { stream, id, generation, at_redis_us } => {
+                    let ended = Ended { stream, id, generation };
+                    self.receipts.note_ended(ended, at_redis_us, self.registry.counters());
                 }
             }
         }
@@ -290,6 +316,7 @@ impl Watcher {
         self.tend_clock(now)?;
         self.look()?;
         self.do_chores(now)?;
+        self.write_receipts(now)?;
         if now >= self.janitor_at && self.lease.is_held() {
             self.janitor_at = now + JANITOR_INTERVAL;
             if let Some(link) = self.link.open() {
@@ -406,6 +433,23 @@ impl Watcher {
         Ok(())
     }
 
+    fn write_receipts(&mut self, now: Instant) -> Result<(), RedisError> {
+        if now < self.receipts_at {
+            return Ok(());
+        }
+        let connection = self.link.generation();
+        let Some(link) = self.link.open() else { return Ok(()) };
+        let counters = self.registry.counters();
+        let desk = Desk { keys: &self.keys, clock: &self.clock, counters, now_us: now_us() };
+        match self.receipts.tend(link, connection, desk, now) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.receipts_at = now + CHORE_RETRY;
+                if error.server_kind().is_some() { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
     fn report(&self, done: Done) {
         let counters = self.registry.counters();
         match (self.chores.front(), done) {
@@ -444,7 +488,7 @@ impl Watcher {
     /// Does what was asked before the end, and gives the lease back.
     fn end(&mut self) {
         self.take_errands();
-        self.chores_at = Instant::now();
+        (self.chores_at, self.receipts_at) = (Instant::now(), Instant::now());
         let result = match self.link.link(Instant::now()) {
             Some(_) => self.end_at_redis(),
             None => Ok(()),
@@ -458,6 +502,17 @@ impl Watcher {
     fn end_at_redis(&mut self) -> Result<(), RedisError> {
         while !self.chores.is_empty() && self.chores_at <= Instant::now() {
             self.do_chores(Instant::now())?;
+        }
+        while self.receipts.is_busy() && self.receipts_at <= Instant::now() {
+            self.write_receipts(Instant::now())?;
+            self.take_errands();
+        }
+        if self.receipts.unjudged() > 0 {
+            let count = self.receipts.unjudged();
+            tracing::info!(
+                count,
+                "answers that nobody has acknowledged yet are not judged by this instance any more"
+            );
         }
         match self.link.open() {
             Some(link) => self.lease.release(link, &self.keys),

@@ -148,6 +148,39 @@ export async function stop_reaches_the_producer_and_both_tabs_see_the_same_end()
   }
 }
 
+export async function what_a_tab_acknowledges_is_written_down() {
+  const { proxy, redis } = await world(["stream.receipts=true", "stream.receipts_after=1h"]);
+  const receipts = async () => {
+    const entries = await redis.run("XRANGE", "llm:receipts:llm-bridge", "-", "+");
+    return entries.map(([, words]) => `${words[1]} ${words[3]} ${words[5]} ${words[7]}`);
+  };
+  const written = line => waitFor(line, async () => (await receipts()).includes(line));
+  const tab = await Tab.open(proxy.origin);
+  // A tab that is kept from running until the connection is closed proves nothing of the end: then once more.
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const name = `s${attempt}/m`;
+    const producer = new Producer(redis, name);
+    await producer.start("g1");
+    const id = await producer.delta("half of ");
+    await tab.watch(name, `/v1/streams/${name}`, { transport: "websocket" });
+    await tab.until(name, "text", seen => seen.text === "half of ");
+    const ask = body => tab.page.evaluate(`(answer => { ${body} })(window.views[${JSON.stringify(name)}].answer)`);
+    assert.equal(await ask("return answer.ack();"), true);
+    await written(`${name} ${id} g1 acked`);
+    assert.equal(await ask("return answer.ack();"), true, "it is known to be supported");
+    await ask('answer.on("end", () => answer.ack());');
+    const end = await producer.end();
+    await tab.ended(name);
+    await sleep(200);
+    if ((await receipts()).includes(`${name} ${end} g1 acked`)) {
+      assert.deepEqual((await receipts()).filter(line => line.startsWith(`${name} `)).length, 2);
+      assert.deepEqual(tab.errors, []);
+      return;
+    }
+  }
+  assert.fail("no tab could ever acknowledge the end");
+}
+
 export async function without_websockets_it_goes_by_events_and_remembers_that() {
   const { producer, proxy } = await world();
   proxy.blocksWebSockets = true;

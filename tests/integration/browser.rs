@@ -84,6 +84,7 @@ cases! {
     a_reloaded_tab_goes_on_with_all_of_the_text
     an_answer_too_long_to_be_stored_comes_again_from_its_beginning
     stop_reaches_the_producer_and_both_tabs_see_the_same_end
+    what_a_tab_acknowledges_is_written_down
     without_websockets_it_goes_by_events_and_remembers_that
     channels_choices_and_tool_calls_are_put_together
     merged_frames_give_the_same_text

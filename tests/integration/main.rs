@@ -39,6 +39,9 @@ mod acks;
 /// What cannot be decoded is kept once as a dead letter.
 mod dead_letters;
 
+/// What clients say to have, and what nobody took in time.
+mod receipts;
+
 /// Producers that fall silent, and those who are given up.
 mod abandoned;
 

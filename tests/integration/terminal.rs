@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::command::{Background, Outcome, llm_bridge, run};
+use crate::support::command::{Background, Outcome, llm_bridge, run, run_in_terminal};
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::patience::wait_until;
@@ -202,6 +202,95 @@ fn tail_shows_the_text_or_the_frames() {
         let outcome = run(llm_bridge(&["tail", url]), b"");
         assert!(matches!(outcome.code, Some(1 | 2)), "{url}: {outcome:?}");
     }
+}
+
+/// An answer that thinks, calls a tool, and would rather be obeyed than read.
+fn produce_unruly(redis: &RedisServer) {
+    let mut producer = Producer::new(redis, "s1", "m");
+    let delta = |channel: &str, text: &str| json!({"type": "delta", "channel": channel, "text": text});
+    producer.write(&json!({"type": "start", "generation": "g\u{1b}[5m"}));
+    producer.write(&delta("reasoning", "Let me \u{1b}[31msee"));
+    producer.write(
+        &json!({"type": "tool_call", "index": 0, "id": "c", "name": "se\u{7}arch", "arguments": "{\"q\":"}),
+    );
+    producer.write(&json!({"type": "tool_call", "index": 0, "arguments": "\"\u{9b}2J\"}"}));
+    producer.write(&delta("content", "# No *Markdown* \u{1b}]0;title\u{7}\u{8}\r\n\ttext\u{7f}"));
+    producer.write(&json!({"type": "custom\u{1b}[2J"}));
+    producer.write(&json!({"type": "end", "finish_reason": "stop\u{1b}c"}));
+}
+
+#[test]
+fn tail_in_a_terminal_dims_reasoning_marks_calls_and_obeys_nothing() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    produce_unruly(&redis);
+    let (code, shown) = run_in_terminal(tail(&daemon, "", &[]));
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains("\x1b[2mLet me \u{241b}[31msee\x1b[22m\n"), "{shown:?}");
+    assert!(shown.contains("\n\u{2192} se\u{2407}arch({\"q\":\"\u{fffd}2J\"})\n"), "{shown:?}");
+    let text = "# No *Markdown* \u{241b}]0;title\u{2407}\u{2408}\u{240d}\n\ttext\u{2421}\n";
+    assert!(shown.contains(text), "{shown:?}");
+    // Whatever frame it comes with, nothing but our own dimming is a control character.
+    let rest = shown.replace("\x1b[2m", "").replace("\x1b[22m", "");
+    let is_obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    assert!(!rest.contains(is_obeyed), "{rest:?}");
+    let last = shown.trim_end().lines().last().unwrap();
+    assert!(last.contains("first token ") && last.contains("4 tokens"), "{last}");
+
+    let (code, plain) = run_in_terminal(tail(&daemon, "", &["--color", "never"]));
+    assert_eq!((code, plain.contains('\x1b')), (Some(0), false), "{plain:?}");
+    assert!(plain.contains("Let me \u{241b}[31msee\n"), "{plain:?}");
+    let mut no_color = tail(&daemon, "", &[]);
+    no_color.env("NO_COLOR", "1");
+    assert_eq!(run_in_terminal(no_color).1, plain);
+}
+
+#[test]
+fn tail_in_a_pipe_passes_the_text_on_without_colours() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    produce_unruly(&redis);
+    for options in [&[][..], &["--color", "never"]] {
+        let shown = run(tail(&daemon, "", options), b"");
+        expect_success(&shown);
+        assert!(!shown.stdout.contains("\x1b[2m") && !shown.stderr.contains('\x1b'), "{shown:?}");
+        assert!(
+            shown.stdout.ends_with("# No *Markdown* \u{1b}]0;title\u{7}\u{8}\r\n\ttext\u{7f}"),
+            "{shown:?}"
+        );
+        assert!(shown.stderr.trim_end().ends_with(']') && shown.stderr.contains("tokens"), "{shown:?}");
+    }
+    // For `less -R`: as in a terminal.
+    let always = run(tail(&daemon, "", &["--color", "always"]), b"");
+    assert!(always.stdout.starts_with("\x1b[2mLet me \u{241b}[31msee\x1b[22m\n"), "{always:?}");
+    // JSON is for programs: frames, and nothing else.
+    let frames = run(tail(&daemon, "", &["--json", "--color", "always"]), b"");
+    expect_success(&frames);
+    assert!(frames.stdout.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{frames:?}");
+    assert!(!frames.stdout.contains('\x1b') && frames.stderr.is_empty(), "{frames:?}");
+    assert_eq!(run(tail(&daemon, "", &["--color", "blue"]), b"").code, Some(2));
+}
+
+#[test]
+fn tail_tells_how_fast_an_answer_came() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let mut process = Background::start(tail(&daemon, "wait=60", &[]));
+    let at = |ms: u64| format!("{}-0", 1_763_800_000_000 + ms);
+    let mut write = |ms: u64, data: &str| producer.write_fields(&at(ms), &[("data", data.as_bytes())]);
+    write(0, r#"{"type":"start","generation":"g1"}"#);
+    // It is shown as it comes, and the time of the first token is known where it was not merged with others.
+    write(350, r#"{"type":"delta","text":"one\n"}"#);
+    assert_eq!(process.line().as_deref(), Some("one"));
+    for number in 1..=10 {
+        write(350 + number * 100, r#"{"type":"delta","text":"more\n"}"#);
+    }
+    write(60_000, r#"{"type":"end","finish_reason":"stop"}"#);
+    let outcome = process.finish();
+    expect_success(&outcome);
+    let expected = "[first token after 350 ms, 11 tokens in 1.00 s, 10.0 tokens/s]";
+    assert!(outcome.stderr.lines().any(|line| line == expected), "{outcome:?}");
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
+    use super::super::render::Look;
     use super::*;
 
     fn feed(follower: &mut Follower, frames: &[&str]) -> String {
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_last_id_is_kept_over_connections() {
-        let mut follower = Follower::new(Some("$".into()), Renderer::new(false));
+        let mut follower = Follower::new(Some("$".into()), Renderer::new(Look::default()));
         assert_eq!(follower.after(), Some("$"));
         feed(&mut follower, &[r#"{"type":"open","stream":"s/m","after":"5-0","state":"live"}"#]);
         assert_eq!(follower.after(), Some("5-0"));
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn the_terminal_frame_decides_and_is_shown_once() {
         let error = r#"{"type":"error","id":"7-0","code":"producer_lost","message":"m"}"#;
-        let mut follower = Follower::new(None, Renderer::new(false));
+        let mut follower = Follower::new(None, Renderer::new(Look::default()));
         feed(&mut follower, &[r#"{"type":"end","id":"5-0"}"#]);
         assert_eq!(follower.closed(1000, ""), Next::Over(Ending::Complete));
         feed(&mut follower, &[r#"{"type":"delta","id":"6-0","text":"next"}"#, error]);
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn closes_and_answers_say_whether_to_come_back() {
-        let follower = Follower::new(None, Renderer::new(false));
+        let follower = Follower::new(None, Renderer::new(Look::default()));
         for code in [1001, 1006, 1013, 4408, 4429] {
             assert!(matches!(follower.closed(code, ""), Next::Again { .. }), "{code}");
         }

@@ -5,19 +5,20 @@
 mod address;
 mod follow;
 mod render;
+mod statistics;
 
 use std::io::{IsTerminal as _, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::thread::sleep;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{HandshakeError, Message, WebSocket};
 
 use self::address::Address;
 use self::follow::{Ending, Follower, Next};
-use self::render::{Frame, Renderer};
+use self::render::{Frame, Look, Renderer};
 use super::output::{note, write_to};
 use super::{CliError, Shared};
 use crate::redis::Backoff;
@@ -40,6 +41,9 @@ pub(crate) struct Tail {
     /// Print every frame as one line of JSON
     #[arg(long)]
     json: bool,
+    /// Whether reasoning is dimmed, and control characters in the text are shown instead of obeyed
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
+    color: Color,
     /// Stay for the generations to come
     #[arg(long)]
     follow: bool,
@@ -48,6 +52,28 @@ pub(crate) struct Tail {
     after: Option<String>,
     #[command(flatten)]
     shared: Shared,
+}
+
+/// When the output is made for a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal; without dimming if NO_COLOR is set
+    Auto,
+    /// Also in a pipe
+    Always,
+    /// Without dimming
+    Never,
+}
+
+impl Color {
+    fn look(self, is_terminal: bool) -> Look {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        match self {
+            Self::Auto => Look { terminal: is_terminal, dims: is_terminal && !no_color },
+            Self::Always => Look { terminal: true, dims: true },
+            Self::Never => Look { terminal: is_terminal, dims: false },
+        }
+    }
 }
 
 /// Runs `tail`.
@@ -59,7 +85,7 @@ pub(crate) fn run(args: &Tail) -> Result<(), CliError> {
     }
     let after = args.after.clone().or_else(|| address.after.clone());
     let mut out = std::io::stdout().lock();
-    let renderer = Renderer::new(out.is_terminal() && !args.json);
+    let renderer = Renderer::new(args.color.look(out.is_terminal() && !args.json));
     let mut session =
         Session { address, follower: Follower::new(after, renderer), json: args.json, out: &mut out };
     match session.run()? {
@@ -241,7 +267,7 @@ mod tests {
         let (asked, ending) = std::thread::scope(|scope| {
             let server =
                 scope.spawn(|| acts.iter().map(|act| serve(listener.accept().unwrap().0, act)).collect());
-            let follower = Follower::new(None, Renderer::new(false));
+            let follower = Follower::new(None, Renderer::new(Look::default()));
             let mut session =
                 Session { address: Address::parse(&url).unwrap(), follower, json, out: &mut out };
             let ending = session.run();

@@ -1,11 +1,14 @@
 //! Frames → what a person reads: text on stdout, news about the stream on stderr. Pure.
 //!
-//! What a model says is not trusted: on a terminal, control characters are shown instead of obeyed.
+//! What a model says is not trusted: on a terminal, control characters are shown instead of obeyed. A pipe gets the text
+//! byte for byte and nothing that is not in it but what sets voices apart.
 
 use std::fmt::Write as _;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use super::statistics::Statistics;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[22m";
@@ -26,6 +29,7 @@ pub(crate) struct Frame<'a> {
     call: u64,
     name: Option<String>,
     arguments: Option<String>,
+    count: Option<u64>,
     generation: Option<String>,
     finish_reason: Option<String>,
     pub(crate) code: Option<String>,
@@ -54,10 +58,20 @@ enum Voice {
     Tool(u64, u64),
 }
 
+/// For whom the output is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    /// Somebody looks at it in a terminal.
+    pub(crate) terminal: bool,
+    /// Reasoning is dimmed.
+    pub(crate) dims: bool,
+}
+
 /// Renders the frames of one stream, in order.
 #[derive(Debug)]
 pub(crate) struct Renderer {
-    terminal: bool,
+    look: Look,
+    statistics: Statistics,
     voice: Option<Voice>,
     /// Whether stdout stands within a line.
     mid_line: bool,
@@ -65,13 +79,16 @@ pub(crate) struct Renderer {
 
 impl Renderer {
     /// A renderer for a terminal, or for a file or pipe.
-    pub(crate) const fn new(terminal: bool) -> Self {
-        Self { terminal, voice: None, mid_line: false }
+    pub(crate) fn new(look: Look) -> Self {
+        Self { look, statistics: Statistics::default(), voice: None, mid_line: false }
     }
 
     /// What the frame looks like.
     pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Output {
         let mut out = Output::default();
+        if matches!(frame.kind.as_str(), "delta" | "tool_call") {
+            self.statistics.add(frame.id.as_deref(), frame.count.unwrap_or(1));
+        }
         match frame.kind.as_str() {
             "delta" => self.delta(frame, &mut out.text),
             "tool_call" => self.tool_call(frame, &mut out.text),
@@ -86,6 +103,7 @@ impl Renderer {
                 }
             }
             "start" => {
+                self.statistics.begin(frame.id.as_deref());
                 self.voice = None;
                 let generation = frame.generation.as_deref().unwrap_or("without a name");
                 self.note(&mut out, &format!("generation {generation}"));
@@ -131,7 +149,7 @@ impl Renderer {
             (false, index) => format!("[{channel}, choice {index}] "),
         };
         self.speak(Voice::Channel(frame.index, channel.to_owned()), &label, out);
-        self.write(frame.text.as_deref().unwrap_or(""), self.terminal && channel == "reasoning", out);
+        self.write(frame.text.as_deref().unwrap_or(""), self.look.dims && channel == "reasoning", out);
     }
 
     fn tool_call(&mut self, frame: &Frame<'_>, out: &mut String) {
@@ -171,7 +189,7 @@ impl Renderer {
         if dim {
             out.push_str(DIM);
         }
-        if self.terminal {
+        if self.look.terminal {
             out.extend(text.chars().map(visible));
         } else {
             out.push_str(text);
@@ -183,15 +201,18 @@ impl Renderer {
     }
 
     fn terminal(&mut self, out: &mut Output, text: &str) {
-        if self.terminal || matches!(self.voice, Some(Voice::Tool(..))) {
+        if self.look.terminal || matches!(self.voice, Some(Voice::Tool(..))) {
             self.hush(&mut out.text);
         }
         self.note(out, text);
+        if let Some(statistics) = self.statistics.take() {
+            self.note(out, &statistics);
+        }
     }
 
     fn note(&mut self, out: &mut Output, text: &str) {
         // On a terminal both outputs meet: a note begins on a line of its own.
-        if self.terminal && self.mid_line {
+        if self.look.terminal && self.mid_line {
             out.note.push('\n');
             self.mid_line = false;
         }
@@ -216,7 +237,7 @@ mod tests {
     use super::*;
 
     fn render(terminal: bool, frames: &[&str]) -> (String, String) {
-        let mut renderer = Renderer::new(terminal);
+        let mut renderer = Renderer::new(Look { terminal, dims: terminal });
         let (mut text, mut notes) = (String::new(), String::new());
         for json in frames {
             let out = renderer.frame(&serde_json::from_str(json).unwrap());
@@ -239,7 +260,7 @@ mod tests {
             ],
         );
         assert_eq!(text, "Hello\u{1b}[31m");
-        assert_eq!(notes, "[generation g1]\n[end: stop, usage {\"total\":3}]\n");
+        assert_eq!(notes, "[generation g1]\n[end: stop, usage {\"total\":3}]\n[3 tokens]\n");
     }
 
     #[test]
@@ -253,7 +274,34 @@ mod tests {
             ],
         );
         assert_eq!(text, "\x1b[2mhm\x1b[22m\n\na␛]0;x␇\n");
-        assert_eq!(notes, "[error: c␛: m]\n");
+        assert_eq!(notes, "[error: c␛: m]\n[2 tokens]\n");
+    }
+
+    #[test]
+    fn each_generation_has_its_statistics() {
+        let (_, notes) = render(
+            false,
+            &[
+                r#"{"type":"start","id":"1763800000000-0"}"#,
+                r#"{"type":"delta","id":"1763800000250-0","channel":"reasoning","text":"hm"}"#,
+                r#"{"type":"tool_call","id":"1763800000500-0","call":0,"name":"add","arguments":"{}"}"#,
+                r#"{"type":"delta","id":"1763800001250-0","text":"abc","count":3}"#,
+                r#"{"type":"end","id":"1763800009000-0"}"#,
+                r#"{"type":"delta","id":"1763800010000-0","text":"x"}"#,
+                r#"{"type":"end","id":"1763800010000-1"}"#,
+                r#"{"type":"end","id":"1763800010000-2"}"#,
+            ],
+        );
+        let first = "[generation without a name]\n[end: complete]\n\
+                     [first token after 250 ms, 5 tokens in 1.00 s, 4.0 tokens/s]\n";
+        assert_eq!(notes, format!("{first}[end: complete]\n[1 token]\n[end: complete]\n"));
+    }
+
+    #[test]
+    fn nothing_is_dimmed_where_that_is_not_wanted() {
+        let mut renderer = Renderer::new(Look { terminal: true, dims: false });
+        let json = r#"{"type":"delta","id":"1-0","channel":"reasoning","text":"hm\u001b[1m\u009b2J\r"}"#;
+        assert_eq!(renderer.frame(&serde_json::from_str(json).unwrap()).text, "hm␛[1m\u{FFFD}2J␍");
     }
 
     #[test]

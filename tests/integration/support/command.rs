@@ -1,6 +1,8 @@
 //! The program's other commands: run to their end, or in the background with their output as it comes.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
@@ -31,6 +33,31 @@ pub(crate) fn run(command: Command, input: &[u8]) -> Outcome {
     let _ = stdin.write_all(input);
     drop(stdin);
     running.finish()
+}
+
+/// Runs a command to its end in a terminal of its own: its exit status, and all that was written there, with line ends as
+/// the command has written them.
+pub(crate) fn run_in_terminal(mut command: Command) -> (Option<i32>, String) {
+    let (mut ours, mut theirs) = (-1, -1);
+    // SAFETY: the two descriptors are written to, and nothing else is passed.
+    let opened = unsafe {
+        libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null(), std::ptr::null())
+    };
+    assert_eq!(opened, 0, "no terminal: {}", std::io::Error::last_os_error());
+    // SAFETY: both were just opened, and nobody else owns them.
+    let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
+    let mut process = command.spawn().unwrap();
+    // It holds the terminal's other side, without whose closing there is no end.
+    drop(command);
+    let reader = spawn("terminal", move || {
+        let (mut ours, mut text) = (File::from(ours), Vec::new());
+        // The end is an error: nobody is left on the other side.
+        let _ = ours.read_to_end(&mut text);
+        String::from_utf8(text).unwrap().replace("\r\n", "\n")
+    });
+    let ended = wait_for("the command to end", || process.try_wait().unwrap());
+    (ended.code(), reader.join().unwrap())
 }
 
 /// A running command. Dropping it kills it.

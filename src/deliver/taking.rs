@@ -1,0 +1,207 @@
+//! What a viewer was given of a stream, and what of that its client has acknowledged. Pure.
+//!
+//! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end of
+//! a generation goes out at once, because that is what others wait for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::event::message::Cursor;
+use crate::event::{EntryId, Position};
+
+/// The time in which one acknowledgement of a viewer is passed on.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs.
+const ENDS_MAX: usize = 16;
+
+/// A generation's id, escaped, where it has one.
+pub(super) type Generation = Option<Arc<String>>;
+
+/// The state of one viewer's acknowledgements.
+#[derive(Debug, Default)]
+pub(super) struct Taking {
+    /// Where the viewer began: what it had before.
+    from: Position,
+    /// The generations whose end it was given.
+    ends: VecDeque<(EntryId, Generation)>,
+    /// What was passed on last, and when.
+    passed: Position,
+    passed_at: Option<Instant>,
+    /// What is to be passed on later, and when that was said, µs since 1970 by this host's clock.
+    held: Option<(Position, u64)>,
+}
+
+/// What is to be done with an acknowledgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Advice {
+    /// It is passed on.
+    PassOn(Generation),
+    /// It is to be held.
+    Hold,
+    /// It says nothing new.
+    Ignore,
+    /// It names what the viewer was never given.
+    Refuse,
+}
+
+impl Taking {
+    /// The viewer has everything up to here already.
+    pub(super) fn begin(&mut self, from: Position) {
+        self.from = self.from.max(from);
+    }
+
+    /// The viewer is given the end of a generation.
+    pub(super) fn note_end(&mut self, id: EntryId, generation: &Generation) {
+        if self.ends.back().is_some_and(|(newest, _)| *newest >= id) {
+            return;
+        }
+        self.ends.push_back((id, generation.clone()));
+        if self.ends.len() > ENDS_MAX {
+            self.ends.pop_front();
+        }
+    }
+
+    /// Judges what a client says to have, while its viewer stands at `anchor`.
+    pub(super) fn judge(&self, id: Position, anchor: &Cursor, now: Instant) -> Advice {
+        if id > self.given(anchor) {
+            return Advice::Refuse;
+        }
+        if id <= self.acknowledged() {
+            return Advice::Ignore;
+        }
+        let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
+        let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
+        let rests = self.passed_at.is_some_and(|at| now.duration_since(at) < INTERVAL);
+        if rests && !ends.into_iter().any(reaches) {
+            return Advice::Hold;
+        }
+        Advice::PassOn(self.generation(id, anchor))
+    }
+
+    /// The generation to which an entry belongs.
+    fn generation(&self, id: Position, anchor: &Cursor) -> Generation {
+        let ended = self.ends.iter().find(|(end, _)| id <= Position::whole(*end));
+        ended.map_or_else(|| anchor.state.generation.clone(), |(_, generation)| generation.clone())
+    }
+
+    /// As far as the client can have anything.
+    fn given(&self, anchor: &Cursor) -> Position {
+        let end = self.ends.back().map_or(Position::ZERO, |(end, _)| Position::whole(*end));
+        self.from.max(anchor.position).max(end)
+    }
+
+    fn acknowledged(&self) -> Position {
+        self.held.map_or(self.passed, |(id, _)| id.max(self.passed))
+    }
+
+    /// Whether the client has said that it has all that it was given.
+    pub(super) fn is_complete(&self, anchor: &Cursor) -> bool {
+        self.acknowledged() >= self.given(anchor)
+    }
+
+    /// Keeps an acknowledgement for later; whether none was kept before.
+    pub(super) fn hold(&mut self, id: Position, at_us: u64) -> bool {
+        self.held.replace((id, at_us)).is_none()
+    }
+
+    /// An acknowledgement was passed on; whether that went without another one's being.
+    pub(super) fn pass(&mut self, id: Position, now: Instant) -> bool {
+        (self.passed, self.passed_at) = (id.max(self.passed), Some(now));
+        self.held.take().is_some()
+    }
+
+    /// Whether an acknowledgement is kept.
+    pub(super) const fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What was kept, with its generation, if it is time, or `at_once`.
+    pub(super) fn due(
+        &self,
+        anchor: &Cursor,
+        now: Instant,
+        at_once: bool,
+    ) -> Option<(Position, u64, Generation)> {
+        let (id, at_us) = self.held?;
+        let rests = self.passed_at.is_some_and(|at| now.duration_since(at) < INTERVAL);
+        (at_once || !rests).then(|| (id, at_us, self.generation(id, anchor)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::StreamState;
+
+    fn at(n: u64) -> Position {
+        Position::whole(EntryId::new(n, 0))
+    }
+
+    fn named(name: &str) -> Generation {
+        Some(Arc::new(name.to_owned()))
+    }
+
+    fn anchor(n: u64, name: &str) -> Cursor {
+        Cursor { position: at(n), state: StreamState { generation: named(name), ..StreamState::default() } }
+    }
+
+    #[test]
+    fn the_highest_within_an_interval_counts() {
+        let (start, anchor) = (Instant::now(), anchor(9, "g"));
+        let mut taking = Taking::default();
+        assert_eq!(taking.judge(at(3), &anchor, start), Advice::PassOn(named("g")));
+        assert!(!taking.pass(at(3), start));
+        assert_eq!(taking.judge(at(5), &anchor, start), Advice::Hold);
+        assert!(taking.hold(at(5), 1));
+        assert_eq!(taking.judge(at(4), &anchor, start), Advice::Ignore);
+        assert_eq!(taking.judge(at(5), &anchor, start), Advice::Ignore);
+        assert!(!taking.hold(at(6), 2));
+        assert_eq!(taking.due(&anchor, start, false), None);
+        assert_eq!(taking.due(&anchor, start, true), Some((at(6), 2, named("g"))));
+        assert_eq!(taking.due(&anchor, start + INTERVAL, false), Some((at(6), 2, named("g"))));
+        assert!(taking.pass(at(6), start + INTERVAL));
+        assert_eq!(taking.due(&anchor, start + INTERVAL * 9, true), None);
+        assert_eq!(taking.judge(at(7), &anchor, start + INTERVAL * 2), Advice::PassOn(named("g")));
+    }
+
+    #[test]
+    fn an_end_is_reached_at_once_and_entries_belong_to_their_generation() {
+        let start = Instant::now();
+        let mut taking = Taking::default();
+        taking.pass(at(1), start);
+        taking.note_end(EntryId::new(4, 0), &named("g1"));
+        taking.note_end(EntryId::new(4, 0), &named("again"));
+        let anchor = anchor(7, "g2");
+        assert_eq!(taking.judge(at(3), &anchor, start), Advice::Hold);
+        assert_eq!(taking.judge(at(4), &anchor, start), Advice::PassOn(named("g1")));
+        assert_eq!(taking.judge(at(5), &anchor, start), Advice::PassOn(named("g2")), "it has the first too");
+        taking.pass(at(5), start);
+        assert_eq!(taking.judge(at(6), &anchor, start), Advice::Hold);
+    }
+
+    #[test]
+    fn nobody_has_what_was_not_given() {
+        let start = Instant::now();
+        let mut taking = Taking::default();
+        assert_eq!(taking.judge(at(1), &Cursor::default(), start), Advice::Refuse);
+        taking.begin(at(5));
+        assert_eq!(taking.judge(at(5), &Cursor::default(), start), Advice::PassOn(None));
+        assert_eq!(taking.judge(at(6), &Cursor::default(), start), Advice::Refuse);
+        taking.note_end(EntryId::new(6, 0), &named("g"));
+        assert!(!taking.is_complete(&Cursor::default()));
+        assert_eq!(taking.judge(at(6), &Cursor::default(), start), Advice::PassOn(named("g")));
+        taking.pass(at(6), start);
+        assert!(taking.is_complete(&Cursor::default()));
+        let part = Position { id: EntryId::new(6, 0), part: 1 };
+        assert_eq!(taking.judge(part, &Cursor::default(), start), Advice::Ignore);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut taking = Taking::default();
+        (1..1000).for_each(|n| taking.note_end(EntryId::new(n, 0), &None));
+        assert_eq!(taking.ends.len(), ENDS_MAX);
+        assert_eq!(taking.judge(at(999), &Cursor::default(), Instant::now()), Advice::PassOn(None));
+    }
+}

@@ -1,0 +1,126 @@
+//! What a transform thread meets on its way and others want to know: dead letters, and the ends of generations.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::DropReason;
+use super::history::{Witness, silence_us};
+use crate::event::message::{Errand, ReplayOutcome};
+use crate::event::{Entry, EntryId, Frame, StreamName};
+use crate::observe::Registry;
+use crate::queue::Sender;
+
+/// Dead letters that are remembered as reported, so that several viewers of a stream report one.
+const REPORTED_MAX: usize = 4096;
+
+/// Dead letters that were reported a short while ago.
+#[derive(Default)]
+pub(super) struct Reported {
+    known: HashSet<(StreamName, EntryId)>,
+    order: VecDeque<(StreamName, EntryId)>,
+}
+
+impl Reported {
+    /// Whether it was not reported yet; it is from now on.
+    fn insert(&mut self, stream: &StreamName, id: EntryId) -> bool {
+        let key = (stream.clone(), id);
+        if !self.known.insert(key.clone()) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > REPORTED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+
+    fn forget(&mut self, stream: &StreamName, id: EntryId) {
+        self.known.remove(&(stream.clone(), id));
+    }
+}
+
+/// Counts what is not delivered, and reports dead letters.
+pub(super) struct Notary<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) errands: &'a Sender<Errand>,
+    pub(super) reported: &'a mut Reported,
+}
+
+impl Witness for Notary<'_> {
+    fn dropped(&mut self, reason: DropReason) {
+        let counters = self.registry.counters();
+        match reason {
+            DropReason::Retry => counters.entries_dropped_retry.add(1),
+            DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
+            DropReason::Heartbeat | DropReason::Framing => {}
+        }
+    }
+
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str) {
+        if !self.reported.insert(stream, entry.id) {
+            return;
+        }
+        self.registry.counters().entries_undecodable.add(1);
+        let errand = Errand::DeadLetter { stream: stream.clone(), entry: entry.clone(), reason };
+        if self.errands.try_send(errand).is_err() {
+            self.registry.counters().dead_letters_failed.add(1);
+            self.reported.forget(stream, entry.id);
+            tracing::warn!(%stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
+        }
+    }
+}
+
+/// Tells of generations that are over, so that it can be judged whether anybody has acknowledged them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EndWatch {
+    /// In which time after the end that has to be, µs; `None`: nobody has to.
+    pub(super) after_us: Option<u64>,
+}
+
+impl EndWatch {
+    /// Frames that came live: whatever their ids say, they end now.
+    pub(super) fn saw_live(
+        self,
+        frames: &[Arc<Frame>],
+        redis_us: u64,
+        errands: (&Sender<Errand>, &Registry),
+    ) {
+        if self.after_us.is_some() {
+            frames.iter().for_each(|frame| tell_end(frame, redis_us, errands));
+        }
+    }
+
+    /// Frames from history: what ended so long ago that it was to be acknowledged before is old, and nobody's matter.
+    pub(super) fn saw_history(
+        self,
+        outcome: &ReplayOutcome,
+        redis_us: u64,
+        errands: (&Sender<Errand>, &Registry),
+    ) {
+        let Some(after_us) = self.after_us else { return };
+        let (frames, repeated) = match outcome {
+            ReplayOutcome::Opened(opened) => (&opened.shown.frames, opened.terminal.as_ref()),
+            ReplayOutcome::Shown(shown) => (&shown.frames, None),
+            _ => return,
+        };
+        for frame in frames.iter().chain(repeated) {
+            let ended_us = frame.last.id.ms.saturating_mul(1000);
+            if silence_us(frame.last.id, redis_us).is_some_and(|silence| silence < after_us) {
+                tell_end(frame, ended_us, errands);
+            }
+        }
+    }
+}
+
+fn tell_end(frame: &Frame, at_redis_us: u64, (errands, registry): (&Sender<Errand>, &Registry)) {
+    if !frame.is_terminal() {
+        return;
+    }
+    let (stream, id, generation) = (frame.stream.clone(), frame.last.id, frame.state.generation.clone());
+    if errands.try_send(Errand::Ended { stream, id, generation, at_redis_us }).is_err() {
+        registry.counters().receipts_failed.inc();
+        tracing::warn!(stream = %frame.stream, %id, "too many errands: it is not judged who has acknowledged this answer");
+    }
+}
