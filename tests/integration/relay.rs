@@ -69,10 +69,15 @@ fn whole(texts: &[&str]) -> Vec<String> {
 /// Waits until this many requests were read and nothing of them is pending.
 fn wait_settled(redis: &RedisServer, count: usize) {
     wait_until("all requests to be acknowledged", || {
+        let mut client = redis.connect();
         let groups: Vec<HashMap<String, redis::Value>> =
-            redis.connect().try_run(&["XINFO", "GROUPS", REQUESTS]).unwrap_or_default();
-        let number = |name: &str| redis::from_redis_value_ref::<usize>(&groups[0][name]).unwrap();
-        !groups.is_empty() && number("entries-read") == count && number("pending") == 0
+            client.try_run(&["XINFO", "GROUPS", REQUESTS]).unwrap_or_default();
+        let Some(group) = groups.first() else { return false };
+        // Not `entries-read`: Redis does not always know that.
+        let delivered: String = redis::from_redis_value_ref(&group["last-delivered-id"]).unwrap();
+        let pending: usize = redis::from_redis_value_ref(&group["pending"]).unwrap();
+        let requests = client.entries(REQUESTS);
+        requests.len() == count && requests.last().is_some_and(|(id, _)| *id == delivered) && pending == 0
     });
 }
 
