@@ -129,23 +129,37 @@ impl Translator {
         let piece = Piece { index: *index, call: *call, id, name, arguments: Some(text) };
         let place = self.outline.note_piece(piece)?;
         let known = &self.outline.calls[place];
-        let (id, name) = (id_of(known), known.name.clone()?);
+        let id = id_of(known);
+        known.name.as_deref()?;
         if self.opened.calls.iter().any(|(opened, _)| *opened == place) {
             return Some(id);
         }
-        let earlier = known.arguments.as_ref().and_then(|all| all.strip_suffix(text)).unwrap_or_default();
-        let earlier = (!earlier.is_empty()).then(|| {
-            format!(r#"{{"type":"tool-input-delta","toolCallId":"{id}","inputTextDelta":"{earlier}"}}"#)
-        });
-        self.opened.calls.push((place, true));
         self.ensure_started(out);
         self.close_text(out);
-        let json = format!(r#"{{"type":"tool-input-start","toolCallId":"{id}","toolName":"{name}"}}"#);
-        out.event(None, json.as_bytes());
-        if let Some(earlier) = earlier {
-            out.event(None, earlier.as_bytes());
+        // In the order in which they began, so that a client has them in that order.
+        for earlier in 0..=place {
+            self.open_tool_at(earlier, if earlier == place { text } else { "" }, out);
         }
         Some(id)
+    }
+
+    /// Opens a call with the arguments that are there, but for what `follows`.
+    fn open_tool_at(&mut self, place: usize, follows: &str, out: &mut Out) {
+        let call = &self.outline.calls[place];
+        let Some(name) = call.name.as_deref() else { return };
+        if call.index != 0 || self.opened.calls.iter().any(|(opened, _)| *opened == place) {
+            return;
+        }
+        self.opened.calls.push((place, true));
+        let id = id_of(call);
+        let json = format!(r#"{{"type":"tool-input-start","toolCallId":"{id}","toolName":"{name}"}}"#);
+        out.event(None, json.as_bytes());
+        let had = call.arguments.as_deref().and_then(|all| all.strip_suffix(follows)).unwrap_or_default();
+        if !had.is_empty() {
+            let json =
+                format!(r#"{{"type":"tool-input-delta","toolCallId":"{id}","inputTextDelta":"{had}"}}"#);
+            out.event(None, json.as_bytes());
+        }
     }
 
     fn finish_message(&mut self, frame: &Frame, out: &mut Out) -> bool {

@@ -13,7 +13,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use super::{Format, Members, Out, Reason, Translator, Transport};
-use crate::event::{Frame, FrameBody, Piece, Position};
+use crate::event::{Call, Frame, FrameBody, Piece, Position};
 
 /// The most choices that are introduced.
 const CHOICES_MAX: usize = 1024;
@@ -81,27 +81,35 @@ impl Translator {
         if !self.introduce(*index, out) {
             return false;
         }
-        let known = &self.outline.calls[place];
-        let name = known.name.as_deref().map(|name| format!(r#""name":"{name}","#));
+        // A client's list of calls has no holes: those before it are opened anew too.
+        for earlier in 0..=place {
+            if self.outline.calls[earlier].index == *index {
+                self.open_call_at(earlier, out);
+            }
+        }
+        true
+    }
+
+    fn open_call_at(&mut self, place: usize, out: &mut Out) {
+        let Call { index, call, id, name, .. } = &self.outline.calls[place];
+        let name = name.as_deref().map(|name| format!(r#""name":"{name}","#));
         let opened = self.opened.calls.iter_mut().find(|(opened, _)| *opened == place);
         let introduction = match opened {
-            Some((_, true)) => return true,
+            Some((_, true)) => return,
             Some((_, named)) => {
-                let Some(name) = name else { return true };
+                let Some(name) = name else { return };
                 *named = true;
                 format!(r#""function":{{{name}"arguments":""}}"#)
             }
             None => {
                 self.opened.calls.push((place, name.is_some()));
-                let id =
-                    known.id.as_deref().map_or_else(|| format!("call-{index}-{call}"), ToOwned::to_owned);
+                let id = id.as_deref().map_or_else(|| format!("call-{index}-{call}"), ToOwned::to_owned);
                 let name = name.unwrap_or_default();
                 format!(r#""id":"{id}","type":"function","function":{{{name}"arguments":""}}"#)
             }
         };
         let delta = format!(r#""tool_calls":[{{"index":{call},{introduction}}}]"#);
         self.tell_before(&choice(*index, &delta, "null"), out);
-        true
     }
 
     fn finish(&mut self, frame: &Frame, out: &mut Out) -> bool {
