@@ -44,6 +44,7 @@ pub(super) struct WebSocket {
     /// Messages that were malformed or forbidden.
     pub(super) bad_messages: u32,
     /// Streams that have left it; none unless receipts are wanted.
+    #[allow(clippy::box_collection, reason = "a pointer is all that it costs those who need none")]
     pub(super) parted: Option<Box<VecDeque<Parted>>>,
     /// When a ping was sent that nothing has come back for.
     pub(super) pinged_at: Option<Instant>,

@@ -77,7 +77,7 @@ impl Delivery {
             Some(stream) => with_stream(&json, stream),
             None => json,
         };
-        self.send(slot, websocket_text(&json));
+        self.answer_message(slot, &json);
         let Some(websocket) = self.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
@@ -87,10 +87,21 @@ impl Delivery {
         }
     }
 
+    /// Answers in the format that the connection speaks.
+    fn answer_message(&mut self, slot: Slot, json: &[u8]) {
+        match self.websocket(slot).map(|websocket| &websocket.viewers) {
+            Some(Viewers::One(viewer)) => {
+                let viewer = *viewer;
+                self.say(viewer, None, json);
+            }
+            _ => self.send(slot, websocket_text(json)),
+        }
+    }
+
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.send(slot, websocket_text(&notice::pong(nonce.as_deref())));
+                self.answer_message(slot, &notice::pong(nonce.as_deref()));
                 Ok(())
             }
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
@@ -106,7 +117,7 @@ impl Delivery {
                     .map_err(|(code, message)| Refusal::new(code, message))?;
                 let json = notice::cancel_requested();
                 let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
-                self.send(slot, websocket_text(&json));
+                self.answer_message(slot, &json);
                 Ok(())
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
@@ -117,7 +128,7 @@ impl Delivery {
                 let (wait, batch) = (limits.wait(wait), limits.batch(batch));
                 self.subscribe(
                     slot,
-                    Wish { stream, after, follow, wait, batch, wire: Wire::Multiplexed },
+                    Wish { stream, after, follow, wait, batch, wire: Wire::Multiplexed, translator: None },
                     now,
                 )
             }

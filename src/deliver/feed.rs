@@ -7,7 +7,7 @@ use super::event_loop::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::streams::Ending;
-use super::viewer::{Batch, Hub, JobKind, Mark, Stage, Wire};
+use super::viewer::{Batch, Hub, JobKind, Mark, Shape, Stage, Wire};
 use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
 use crate::event::{
     AckBoard, Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream,
@@ -57,6 +57,9 @@ impl Delivery {
     }
 
     fn say_gap(&mut self, slot: Slot, gap: HistoryGap) {
+        if matches!(gap, HistoryGap::Recreated { .. }) {
+            self.restart_translation(slot);
+        }
         let counters = self.registry.counters();
         let (id, json) = match gap {
             HistoryGap::Trimmed { after, next, id, lost } => {
@@ -296,23 +299,52 @@ impl Delivery {
         {
             taking.note_end(frame.last.id, &frame.state.generation);
         }
-        let (wire, connection) = (viewer.wish.wire, viewer.connection);
-        if matches!(wire, Wire::State | Wire::Head) {
-            return;
+        let connection = viewer.connection;
+        let mut shape = match viewer.wish.wire {
+            Wire::WebSocket => Shape::WebSocket,
+            Wire::Multiplexed => Shape::Multiplexed,
+            Wire::Sse => Shape::Sse,
+            Wire::State | Wire::Head => return,
+        };
+        if let Some(translator) = &mut viewer.wish.translator {
+            let said = translator.say(frame);
+            shape = if said.shares { Shape::Rendering(translator.form()) } else { Shape::Nothing };
+            if !said.own.is_empty() {
+                self.send(connection, said.own);
+            }
         }
-        self.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), wire, live }));
+        self.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
+    }
+
+    fn restart_translation(&mut self, slot: Slot) {
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(translator) = &mut viewer.wish.translator else { return };
+        let (own, connection) = (translator.restart(), viewer.connection);
+        if !own.is_empty() {
+            self.send(connection, own);
+        }
+    }
+
+    /// Tells a viewer of another format that its answer is over.
+    pub(super) fn say_done(&mut self, slot: Slot) {
+        let Some(viewer) = self.viewers.get(slot) else { return };
+        if let Some(translator) = &viewer.wish.translator {
+            self.send(viewer.connection, translator.done());
+        }
     }
 
     /// Sends a viewer something that concerns it alone.
     pub(super) fn say(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let bytes = match viewer.wish.wire {
-            Wire::WebSocket => websocket_text(json),
-            Wire::Multiplexed => websocket_text(&with_stream(json, &viewer.wish.stream)),
-            Wire::Sse => sse_event(id, json),
-            Wire::State | Wire::Head => return,
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let bytes = match (&mut viewer.wish.translator, viewer.wish.wire) {
+            (Some(translator), _) => translator.say_notice(id, json),
+            (None, Wire::WebSocket) => websocket_text(json),
+            (None, Wire::Multiplexed) => websocket_text(&with_stream(json, &viewer.wish.stream)),
+            (None, Wire::Sse) => sse_event(id, json),
+            (None, Wire::State | Wire::Head) => return,
         };
-        self.send(viewer.connection, bytes);
+        let connection = viewer.connection;
+        self.send(connection, bytes);
     }
 
     /// Tells a viewer how its stream stands, unless it knows.

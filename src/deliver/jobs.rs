@@ -31,6 +31,7 @@ impl Delivery {
             return;
         }
         let Some(viewer) = self.viewers.get(slot) else { return };
+        let outlined = viewer.needs_outline(&kind);
         let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
         let shared = fresh.copied().find_map(|job| {
             let found = self.jobs.get(job)?;
@@ -40,6 +41,7 @@ impl Delivery {
         let Some((job, has_it)) = shared else { return self.make_job(slot, kind.widened(), false) };
         let Some(job) = self.jobs.get_mut(job) else { return };
         job.viewers.push(slot);
+        job.outlined |= outlined;
         if !has_it {
             job.kind = kind.widened();
         }
@@ -48,11 +50,15 @@ impl Delivery {
     /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
     fn add_exact_job(&mut self, slot: Slot, kind: JobKind) {
         let Some(viewer) = self.viewers.get(slot) else { return };
+        let outlined = viewer.needs_outline(&kind);
         let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
         let same = |job: &Slot| self.jobs.get(*job).is_some_and(|job| job.exact && job.kind == kind);
         let shared = fresh.copied().find(same);
         match shared.and_then(|job| self.jobs.get_mut(job)) {
-            Some(job) => job.viewers.push(slot),
+            Some(job) => {
+                job.viewers.push(slot);
+                job.outlined |= outlined;
+            }
             None => self.make_job(slot, kind, true),
         }
     }
@@ -60,9 +66,10 @@ impl Delivery {
     fn make_job(&mut self, slot: Slot, kind: JobKind, exact: bool) {
         let Some(viewer) = self.viewers.get(slot) else { return };
         let (stream, hub, viewers) = (viewer.wish.stream.clone(), viewer.hub, vec![slot]);
+        let outlined = viewer.needs_outline(&kind);
         let (on_time, attempts, budget_bytes) = (1, 0, 0);
-        let job =
-            self.jobs.insert(Job { stream, hub, viewers, on_time, kind, exact, attempts, budget_bytes });
+        let job = Job { stream, hub, viewers, on_time, kind, exact, outlined, attempts, budget_bytes };
+        let job = self.jobs.insert(job);
         self.fresh_jobs.entry(hub).or_default().push(job);
         self.registry.gauges().replay_jobs.inc();
     }
@@ -74,7 +81,13 @@ impl Delivery {
         let Some(viewer) = self.viewers.get(slot) else { return false };
         let Some(under_way) = self.asked_jobs.get(&viewer.hub) else { return false };
         let room = self.room(slot);
-        let fits = |job: &Job| job.kind.covers(kind) && job.attempts == 0 && job.budget_bytes <= room;
+        let needs_outline = self.viewers.get(slot).is_some_and(|viewer| viewer.needs_outline(kind));
+        let fits = |job: &Job| {
+            job.kind.covers(kind)
+                && job.attempts == 0
+                && job.budget_bytes <= room
+                && (job.outlined || !needs_outline)
+        };
         let Some(shared) = under_way.iter().find(|&&job| self.jobs.get(job).is_some_and(fits)).copied()
         else {
             return false;
@@ -125,8 +138,9 @@ impl Delivery {
     }
 
     fn find_recent(&self, hub: Slot, viewer: Slot) -> Option<Opened> {
-        let After::At(after) = self.viewers.get(viewer)?.wish.after else { return None };
-        self.recents.find(hub, after, self.room(viewer))
+        let wish = &self.viewers.get(viewer)?.wish;
+        let After::At(after) = wish.after else { return None };
+        self.recents.find(hub, after, (self.room(viewer), wish.translator.is_some()))
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
@@ -137,7 +151,9 @@ impl Delivery {
         }
         let Some(job) = self.jobs.get(slot) else { return };
         let step = step.unwrap_or_else(|| match &job.kind {
-            JobKind::Open(after) => ReplayStep::Open { after: *after, early: !job.exact },
+            JobKind::Open(after) => {
+                ReplayStep::Open { after: *after, early: !job.exact, outlined: job.outlined }
+            }
             JobKind::Read { from, until } => ReplayStep::Continue { from: from.clone(), until: *until },
             JobKind::State => ReplayStep::State(Box::new(StateSearch {
                 max_bytes: self.config.client.max_state,

@@ -8,7 +8,7 @@
 //!   sockets ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────────── transform threads
 //! ```
 //!
-//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
+//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`format`],
 //! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`].
 
 mod connection;
@@ -17,6 +17,7 @@ mod deadlines;
 pub mod event_loop;
 mod exchange;
 mod feed;
+pub mod format;
 mod jobs;
 pub mod message;
 pub mod outbox;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Phase, ReadOutcome, Viewers, WebSocket};
 use super::event_loop::Delivery;
+use super::format::{Format, Translator, Transport};
 use super::message::{BODY_BYTES_MAX, parse_cancel_body};
 use super::request::{Parsed, Request, parse_grown};
 use super::response::{AllowedOrigin, HttpError, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, RouteLimits, StreamRequest, route};
 use super::streams::Ending;
-use super::viewer::{Wire, Wish};
+use super::viewer::{Viewer, Wire, Wish};
 use super::websocket::{Decoder, close};
 use crate::event::StreamName;
 use crate::event::message::{Errand, Slot, WATCHER};
@@ -334,11 +335,14 @@ impl Delivery {
 
     /// An event stream's head is sent once it is known that there is something to send.
     pub(super) fn begin_events(&mut self, viewer: Slot, now: Instant) {
-        let Some(slot) = self.viewers.get(viewer).map(|viewer| viewer.connection) else { return };
+        let Some(found) = self.viewers.get(viewer) else { return };
+        let translator = found.wish.translator.as_deref();
+        let is_ui_message_stream = translator.is_some_and(|translator| translator.format() == Format::AiSdk);
+        let slot = found.connection;
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Phase::Asked { reply, .. } = &connection.phase else { return };
         let mut head = Vec::new();
-        reply.sse(&mut head);
+        reply.sse(&mut head, is_ui_message_stream);
         connection.phase = Phase::Sse { viewer };
         connection.input = Vec::new();
         self.registry.counters().sse_opened.inc();
@@ -348,6 +352,10 @@ impl Delivery {
 
     /// A connection whose one stream is over is closed.
     pub(super) fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
+        let is_useless = self.viewers.get(viewer).is_some_and(Viewer::wants_unfinished);
+        if !self.has_begun(viewer) && (ending == Ending::NothingLeft || is_useless) {
+            return self.answer_no_content(viewer, now);
+        }
         if ending == Ending::NotFound && !self.has_begun(viewer) {
             let head = self.viewers.get(viewer).is_some_and(|viewer| viewer.wish.wire == Wire::Head);
             return if head {
@@ -363,6 +371,9 @@ impl Delivery {
             (Phase::WebSocket(_), Ending::NotFound) => {
                 connection.close_websocket(close::NOT_FOUND, "there is no such stream");
             }
+            (Phase::WebSocket(_), Ending::NothingLeft) => {
+                connection.close_websocket(close::NOT_FOUND, "nothing is going on");
+            }
             _ => connection.close(),
         }
         self.touch(slot);
@@ -370,8 +381,17 @@ impl Delivery {
 }
 
 fn wish(wanted: StreamRequest, wire: Wire) -> Wish {
-    let StreamRequest { stream, after, follow, wait, batch, .. } = wanted;
-    Wish { stream, after, follow, wait, batch, wire }
+    let StreamRequest { stream, after, explicit_after, follow, wait, batch, format, .. } = wanted;
+    let transport = match wire {
+        Wire::Sse => Some(Transport::Events),
+        Wire::WebSocket => Some(Transport::WebSocket),
+        Wire::Multiplexed | Wire::State | Wire::Head => None,
+    };
+    let translator = format.zip(transport).map(|(format, transport)| {
+        let only_unfinished = format == Format::AiSdk && !explicit_after && !follow;
+        Box::new(Translator::new(format, transport, stream.clone(), only_unfinished))
+    });
+    Wish { stream, after, follow, wait, batch, wire, translator }
 }
 
 fn too_many(message: &str, seconds: u64) -> HttpError {

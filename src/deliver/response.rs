@@ -141,12 +141,15 @@ impl Reply {
         Self::default()
     }
 
-    /// 200: events follow until the connection is closed.
-    pub fn sse(&self, out: &mut Vec<u8>) {
+    /// 200: events follow until the connection is closed; those of the AI SDK's format are announced as such.
+    pub fn sse(&self, out: &mut Vec<u8>, is_ui_message_stream: bool) {
         let mut head = Head::status(out, 200);
         head.field("Content-Type", "text/event-stream");
         head.field("Cache-Control", "no-cache, no-transform");
         head.field("X-Accel-Buffering", "no");
+        if is_ui_message_stream {
+            head.field("x-vercel-ai-ui-message-stream", "v1");
+        }
         head.field("Connection", "close");
         self.cors(&mut head);
         head.end();
@@ -444,7 +447,7 @@ mod tests {
     fn allowed_origins_are_told_so() {
         let origin = AllowedOrigin::from_decision(OriginDecision::Allowed("https://a.example")).unwrap();
         let reply = Reply { origin, ..Reply::default() };
-        let text = written(|out| reply.sse(out));
+        let text = written(|out| reply.sse(out, false));
         assert!(
             text.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\nVary: Origin\r\n"),
             "{text}"

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use super::format::Format;
 use super::message::BODY_BYTES_MAX;
 use super::request::{Method, Request};
 use super::response::HttpError;
@@ -94,6 +95,8 @@ pub struct StreamRequest {
     pub wait: Duration,
     /// Over what time frames may be merged.
     pub batch: Duration,
+    /// In which format, if not the native one.
+    pub format: Option<Format>,
 }
 
 /// Decides what `request` asks for.
@@ -178,7 +181,10 @@ fn parse_name(name: &str) -> Result<StreamName, HttpError> {
 }
 
 fn multiplex(request: &Request) -> Result<Route, HttpError> {
-    Query::read(&request.query)?.check_format()?;
+    if Query::read(&request.query)?.format()?.is_some() {
+        let message = "this resource speaks `native` only; a stream's own WebSocket has the other formats";
+        return Err(HttpError::new(400, "unsupported_format", message));
+    }
     if request.websocket.is_none() {
         return Err(HttpError::bad_upgrade(426, "this resource speaks WebSocket only"));
     }
@@ -199,19 +205,21 @@ fn stream_request(
     stream: StreamName,
 ) -> Result<StreamRequest, HttpError> {
     let query = Query::read(&request.query)?;
-    query.check_format()?;
+    let format = query.format()?;
     let representation = if request.method == Method::Head {
         Representation::Head
     } else if request.websocket.is_some() {
         Representation::WebSocket
-    } else if accepts_events(request.accept.as_deref()) {
+    } else if format.is_some() || accepts_events(request.accept.as_deref()) {
         Representation::Sse
     } else {
         Representation::State
     };
-    let wait_default = match representation {
-        Representation::WebSocket | Representation::Sse => WAIT_DEFAULT,
-        Representation::State | Representation::Head => Duration::ZERO,
+    let is_single = matches!(representation, Representation::State | Representation::Head);
+    let (wait_default, after_default) = match format {
+        Some(Format::AiSdk) => (Duration::ZERO, After::Last),
+        _ if is_single => (Duration::ZERO, After::At(Position::ZERO)),
+        _ => (WAIT_DEFAULT, After::At(Position::ZERO)),
     };
     let mut after = query.after()?;
     if representation == Representation::Sse {
@@ -220,11 +228,12 @@ fn stream_request(
     Ok(StreamRequest {
         stream,
         representation,
-        after: after.unwrap_or(After::At(Position::ZERO)),
+        after: after.unwrap_or(after_default),
         explicit_after: after.is_some(),
         follow: query.follow()?,
         wait: limits.wait(Some(query.wait()?.unwrap_or(wait_default))),
         batch: limits.batch(query.batch()?),
+        format,
     })
 }
 
@@ -306,13 +315,11 @@ impl<'a> Query<'a> {
         Ok(read)
     }
 
-    fn check_format(&self) -> Result<(), HttpError> {
+    fn format(&self) -> Result<Option<Format>, HttpError> {
         match self.format.as_deref() {
-            None | Some("native") => Ok(()),
-            Some(format @ ("openai" | "ai-sdk")) => {
-                let message = format!("format `{format}` is not served by this version; `native` is");
-                Err(HttpError::new(400, "unsupported_format", message))
-            }
+            None | Some("native") => Ok(None),
+            Some("openai") => Ok(Some(Format::OpenAi)),
+            Some("ai-sdk") => Ok(Some(Format::AiSdk)),
             Some(_) => Err(bad_query("format", "`native`, `openai` or `ai-sdk`")),
         }
     }

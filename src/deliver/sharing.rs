@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::viewer::JobKind;
 use crate::event::message::{Opened, ReplayOutcome, Shown, Slot};
-use crate::event::{After, EntryId, Frame, FrameBody, Position};
+use crate::event::{After, EntryId, Frame, FrameBody, Outline, Position};
 
 /// How much later the entry may be from which one viewer wants a stream than the one from which it is read for another: a
 /// crowd that was cut off at once did not have quite the same, for networks differ.
@@ -72,6 +72,7 @@ pub(super) fn begun_at(opened: &Opened, after: Position) -> Option<Opened> {
         return None;
     }
     let frames = frames_after(&shown.frames, after).filter(|frames| !frames.is_empty() || shown.exhausted)?;
+    let outline = opened.outline.as_ref().map(|outline| outline_at(outline, &shown.frames, after));
     let cursor = shown.cursor.clone();
     let nothing_left = frames.is_empty() && cursor.is_terminal();
     Some(Opened {
@@ -79,9 +80,20 @@ pub(super) fn begun_at(opened: &Opened, after: Position) -> Option<Opened> {
         status: opened.status,
         nothing_left,
         terminal: opened.terminal.clone(),
+        outline,
         from: after,
         shown: Shown { gap: None, frames, cursor, ..*shown },
     })
+}
+
+/// The outline at `after`, some frames further on.
+fn outline_at(outline: &Arc<Outline>, frames: &[Arc<Frame>], after: Position) -> Arc<Outline> {
+    let mut outline = Arc::clone(outline);
+    for frame in frames.iter().take_while(|frame| frame.after < after) {
+        let len = if frame.last <= after { frame.text().map(<[u8]>::len) } else { frame.text_until(after) };
+        Arc::make_mut(&mut outline).pass_frame(frame, len.unwrap_or_default());
+    }
+    outline
 }
 
 /// What follows `after`, if a frame ends there or can be divided there.
@@ -138,8 +150,9 @@ impl Recents {
     /// Keeps the beginning of an answer, as far as it holds for others, unless there is nothing in it whose reading would
     /// be spared.
     pub(super) fn add(&mut self, hub: Slot, opened: Box<Opened>, read_at: Instant) {
-        let bytes: usize = opened.shown.frames.iter().map(|frame| frame.json().len()).sum();
-        if bytes > 0 {
+        let frames: usize = opened.shown.frames.iter().map(|frame| frame.json().len()).sum();
+        if frames > 0 {
+            let bytes = frames + opened.outline.as_ref().map_or(0, |outline| outline.len_bytes());
             self.bytes += bytes;
             self.order.push_back(hub);
             self.answers.entry(hub).or_default().push_back(Recent { read_at, opened, bytes });
@@ -147,9 +160,11 @@ impl Recents {
         self.forget(read_at);
     }
 
-    /// What one of a hub's answers is to a viewer that has everything up to `after` and room for so many bytes.
-    pub(super) fn find(&self, hub: Slot, after: Position, room: usize) -> Option<Opened> {
-        let mut answers = self.answers.get(&hub)?.iter().rev().filter(|recent| recent.bytes <= room);
+    /// What one of a hub's answers is to a viewer that has everything up to `after` and room for so many bytes, and may
+    /// need the outline.
+    pub(super) fn find(&self, hub: Slot, after: Position, (room, outlined): (usize, bool)) -> Option<Opened> {
+        let fits = |recent: &&Recent| recent.bytes <= room && (recent.opened.outline.is_some() || !outlined);
+        let mut answers = self.answers.get(&hub)?.iter().rev().filter(fits);
         answers.find_map(|recent| begun_at(&recent.opened, after))
     }
 
@@ -226,7 +241,8 @@ mod tests {
         let cursor = Cursor { position, ..Cursor::default() };
         let shown = Shown { gap: None, frames, cursor, exhausted, entries_bytes: 9, entries: 3 };
         let (status, nothing_left, terminal) = (StreamStatus::Live, false, None);
-        Opened { after: at(after), status, nothing_left, terminal, from: at(after), shown }
+        let outline = None;
+        Opened { after: at(after), status, nothing_left, terminal, outline, from: at(after), shown }
     }
 
     fn said(opened: &Opened) -> String {
@@ -292,13 +308,13 @@ mod tests {
             recents.extend(hub, &[text(2, 3), text(3, 4)]);
             recents.extend(hub, &[text(5, 6)]);
         }
-        let found = recents.find(hub(1), at(1), usize::MAX).unwrap();
+        let found = recents.find(hub(1), at(1), (usize::MAX, false)).unwrap();
         assert_eq!((said(&found).as_str(), found.shown.cursor.position), ("c|d|e", at(4)));
-        let cut = recents.find(hub(2), at(1), usize::MAX).unwrap();
+        let cut = recents.find(hub(2), at(1), (usize::MAX, false)).unwrap();
         assert_eq!(said(&cut), "c", "live text does not follow what was left of it");
-        assert!(recents.find(hub(1), at(1), 10).is_none(), "there is no room");
+        assert!(recents.find(hub(1), at(1), (10, false)).is_none(), "there is no room");
         recents.forget_hub(hub(1));
-        assert!(recents.find(hub(1), at(1), usize::MAX).is_none());
+        assert!(recents.find(hub(1), at(1), (usize::MAX, false)).is_none());
         recents.forget(now + RECENT_FOR * 2);
         assert!(recents.order.is_empty() && recents.answers.is_empty() && recents.bytes == 0);
     }

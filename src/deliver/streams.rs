@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::event_loop::Delivery;
+use super::format::Format;
 use super::seam::{Live, Seam};
 use super::table::Table;
 use super::taking::Taking;
@@ -24,6 +25,8 @@ pub(super) enum Ending {
     Ended,
     /// There is no such stream.
     NotFound,
+    /// Nothing is left to tell, which is an answer of its own.
+    NothingLeft,
 }
 
 impl Delivery {
@@ -125,11 +128,18 @@ impl Delivery {
     // ----- opening -----
 
     pub(super) fn open(&mut self, slot: Slot, opened: &Opened, now: Instant) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.viewers.get_mut(slot) else { return };
         let (follow, wire) = (viewer.wish.follow, viewer.wish.wire);
-        if opened.nothing_left && !follow {
-            if wire == Wire::Sse && !self.has_begun(slot) {
-                return self.answer_no_content(slot, now);
+        let mut ends_unsaid = wire == Wire::Sse;
+        if let Some(translator) = viewer.wish.translator.as_deref_mut() {
+            translator.begin(opened.after, opened.outline.as_deref());
+            ends_unsaid |= translator.format() == Format::AiSdk;
+        }
+        let is_finished = matches!(opened.status, StreamStatus::Ended | StreamStatus::Failed);
+        let is_unwanted = is_finished && viewer.wants_unfinished();
+        if (opened.nothing_left || is_unwanted) && !follow {
+            if ends_unsaid && (is_unwanted || wire == Wire::WebSocket || !self.has_begun(slot)) {
+                return self.end(slot, Ending::NothingLeft, now);
             }
             self.begin_events(slot, now);
             self.say_open(slot, opened.after, opened.status);
@@ -165,8 +175,10 @@ impl Delivery {
         }
         viewer.opened = true;
         let was_told = viewer.told.replace(status);
-        let json = notice::open(&viewer.wish.stream, after, status);
-        self.say(slot, None, &json);
+        if viewer.wish.translator.is_none() {
+            let json = notice::open(&viewer.wish.stream, after, status);
+            self.say(slot, None, &json);
+        }
         // Who was told of an outage before is told of its end in the same words as everybody.
         if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
             self.say(slot, None, &notice::status(status));
@@ -228,6 +240,9 @@ impl Delivery {
                     if !matches!(found.wish.after, After::At(_)) {
                         found.wish.after = After::At(Position::ZERO);
                     }
+                    if let Some(translator) = &mut found.wish.translator {
+                        translator.take_finished();
+                    }
                     self.look_up(viewer);
                 }
             }
@@ -256,10 +271,13 @@ impl Delivery {
         let (connection, wire, stream) = (viewer.connection, viewer.wish.wire, viewer.wish.stream.clone());
         if wire == Wire::Multiplexed {
             let reason = match ending {
-                Ending::Ended => Unsubscribed::Ended,
+                Ending::Ended | Ending::NothingLeft => Unsubscribed::Ended,
                 Ending::NotFound => Unsubscribed::NotFound,
             };
             return self.unsubscribe(connection, &stream, reason);
+        }
+        if ending == Ending::Ended {
+            self.say_done(slot);
         }
         self.end_connection(connection, slot, ending, now);
     }

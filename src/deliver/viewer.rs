@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::format::Translator;
 use super::seam::{Live, Seam};
 use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
@@ -33,6 +34,8 @@ pub(super) struct Wish {
     pub(super) wait: Duration,
     pub(super) batch: Duration,
     pub(super) wire: Wire,
+    /// What it is told instead of native frames, if it asked for that.
+    pub(super) translator: Option<Box<Translator>>,
 }
 
 /// How far a viewer has come.
@@ -81,6 +84,18 @@ pub(super) struct Viewer {
     pub(super) place: usize,
 }
 
+impl Viewer {
+    /// Whether what the generation has said before is to be found out with this.
+    pub(super) fn needs_outline(&self, kind: &JobKind) -> bool {
+        self.wish.translator.is_some() && matches!(kind, JobKind::Open(_))
+    }
+
+    /// Whether the viewer has no use for what is over.
+    pub(super) fn wants_unfinished(&self) -> bool {
+        self.wish.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
+    }
+}
+
 /// Frames that are gathered for a client that accepts them merged.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -121,6 +136,8 @@ pub(super) struct Job {
     pub(super) kind: JobKind,
     /// Whether what it reads is what one of them wants and cannot find in a read that begins earlier.
     pub(super) exact: bool,
+    /// Whether one of them needs the outline of what comes before.
+    pub(super) outlined: bool,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,
     /// What each viewer's connection has promised room for; 0 before it was asked.
@@ -141,18 +158,31 @@ pub(super) enum JobKind {
 pub(super) struct Mark {
     pub(super) viewer: Slot,
     pub(super) frame: Arc<Frame>,
-    pub(super) wire: Wire,
+    pub(super) shape: Shape,
     /// Whether the frame came live, so that its age says something.
     pub(super) live: bool,
 }
 
+/// Which of a frame's bytes are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    WebSocket,
+    Multiplexed,
+    Sse,
+    /// What it is in another format, where that was kept before.
+    Rendering(usize),
+    /// None: everything was sent before it, for this viewer alone.
+    Nothing,
+}
+
 impl AsRef<[u8]> for Mark {
     fn as_ref(&self) -> &[u8] {
-        match self.wire {
-            Wire::WebSocket => self.frame.websocket(),
-            Wire::Multiplexed => self.frame.multiplexed(),
-            Wire::Sse => self.frame.sse(),
-            Wire::State | Wire::Head => &[],
+        match self.shape {
+            Shape::WebSocket => self.frame.websocket(),
+            Shape::Multiplexed => self.frame.multiplexed(),
+            Shape::Sse => self.frame.sse(),
+            Shape::Rendering(form) => self.frame.rendering(form).map_or(&[], |rendering| &rendering.bytes),
+            Shape::Nothing => &[],
         }
     }
 }

@@ -89,6 +89,7 @@ impl Frame {
             start,
             sse: OnceLock::new(),
             multiplexed: OnceLock::new(),
+            renderings: OnceLock::new(),
         }
     }
 }

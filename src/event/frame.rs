@@ -120,6 +120,20 @@ pub struct Frame {
     pub(crate) sse: OnceLock<Box<[u8]>>,
     /// A WebSocket frame whose JSON carries `"stream"`, encoded when the first viewer needs it.
     pub(crate) multiplexed: OnceLock<Box<[u8]>>,
+    /// What it is in other formats, each made when the first viewer needs it.
+    pub(crate) renderings: OnceLock<Box<[OnceLock<Rendering>; RENDERINGS]>>,
+}
+
+/// In how many further forms a frame can be kept.
+pub(crate) const RENDERINGS: usize = 4;
+
+/// A frame in another format, wire form included.
+#[derive(Debug)]
+pub struct Rendering {
+    /// What it depends on beside the frame. Nearly all viewers know the same.
+    pub key: Box<str>,
+    /// The bytes.
+    pub bytes: Box<[u8]>,
 }
 
 impl Frame {
@@ -143,6 +157,25 @@ impl Frame {
             FrameBody::ToolCall { arguments, .. } => Some(&self.bytes[arguments.clone()]),
             FrameBody::Terminal | FrameBody::Gap | FrameBody::Other => None,
         }
+    }
+
+    /// The word of its `type`.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        let word = self.json().strip_prefix(b"{\"type\":\"").unwrap_or_default();
+        let end = word.iter().position(|&b| b == b'"').unwrap_or_default();
+        std::str::from_utf8(&word[..end]).unwrap_or_default()
+    }
+
+    /// What was kept of it in the form `form`, if anything was.
+    #[must_use]
+    pub fn rendering(&self, form: usize) -> Option<&Rendering> {
+        self.renderings.get()?.get(form)?.get()
+    }
+
+    /// What is kept of it in the form `form`: what `render` makes, if nothing is yet.
+    pub(crate) fn render(&self, form: usize, render: impl FnOnce() -> Rendering) -> &Rendering {
+        self.renderings.get_or_init(Box::default)[form].get_or_init(render)
     }
 
     /// Whether the frame ends its generation.

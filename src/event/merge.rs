@@ -49,6 +49,14 @@ impl Frame {
         Some(Self::encode(head, content))
     }
 
+    /// How much of a text frame's text a viewer at `position` has, in bytes; `None` where the frame cannot be divided
+    /// there.
+    #[must_use]
+    pub fn text_until(&self, position: Position) -> Option<usize> {
+        let index = self.marks.binary_search_by_key(&position, |mark| mark.last).ok()?;
+        Some(self.marks[index].bytes)
+    }
+
     fn head(&self) -> Head {
         Head {
             stream: self.stream.clone(),

@@ -10,7 +10,9 @@ use std::sync::Arc;
 pub use super::clock::{RedisClock, now_us};
 pub use super::errand::Errand;
 pub use super::shard::{Fnv, shard};
-use super::{AckBoard, After, Entry, EntryId, Frame, Position, StreamName, StreamState, StreamStatus};
+use super::{
+    AckBoard, After, Entry, EntryId, Frame, Outline, Position, StreamName, StreamState, StreamStatus,
+};
 
 /// A slot of a table together with the generation of its content, so that a message about former
 /// content is told from one about its successor.
@@ -102,6 +104,8 @@ pub enum ReplayStep {
         /// Whether nobody has named that: it was chosen to lie before what is wanted. Where the stream begins later,
         /// its beginning will do.
         early: bool,
+        /// Whether the outline of what comes before is wanted.
+        outlined: bool,
     },
     /// Go on with a search that one read could not finish.
     Search(Box<Search>),
@@ -286,6 +290,8 @@ pub struct Opened {
     pub nothing_left: bool,
     /// The newest generation's stored terminal frame, where it is finished.
     pub terminal: Option<Arc<Frame>>,
+    /// What the generation had said up to `after`, where that was wanted.
+    pub outline: Option<Arc<Outline>>,
     /// Where the first frames begin; not `after` where that could not be had.
     pub from: Position,
     /// The first frames.

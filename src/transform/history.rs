@@ -1,5 +1,7 @@
 //! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
 
+use std::sync::Arc;
+
 use super::gaps::{beginning, check};
 use super::hear::{Concluded, Heard, is_over_at, is_over_before};
 use super::{Assembler, DropReason, Pushed, Seek, Snapshot, Sought, Verdict, decode, judge};
@@ -48,13 +50,13 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
         Found { stream, facts, entries, exhausted, nothing_until_ms, read_us, budget_bytes, marks, moment };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
-        ReplayStep::Open { after, early } => {
+        ReplayStep::Open { after, early, outlined } => {
             let after = match (after, found.facts.first) {
                 (After::At(at), Some(first)) if early && at < first.into() => After::At(Position::ZERO),
                 _ => after,
             };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
-            let seek = seek.with_grace(moment.grace_ms);
+            let seek = seek.with_grace(moment.grace_ms).with_outline(outlined);
             let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
             found.search(seek, search, witness)
         }
@@ -155,6 +157,7 @@ impl Found {
         let finished = sought.state_at_tip.phase.terminal();
         let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
         let from = start.before_end();
+        let outline = sought.outline.map(Arc::new);
         let mut shown = match shown {
             Some(shown) if !has_gap => {
                 let exhausted = shown.cursor.position.id >= sought.tip;
@@ -171,7 +174,7 @@ impl Found {
             },
         };
         shown.gap = gap.or(found_gap);
-        Opened { after: sought.from, status, nothing_left, terminal: sought.terminal, from, shown }
+        Opened { after: sought.from, status, nothing_left, terminal: sought.terminal, outline, from, shown }
     }
 
     fn go_on(&mut self, from: Cursor, witness: &mut impl Witness) -> ReplayOutcome {

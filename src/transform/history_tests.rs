@@ -39,7 +39,7 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
 
 fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
     let after = After::At(Position::whole(id(after)));
-    match read(ReplayStep::Open { after, early: false }, world) {
+    match read(ReplayStep::Open { after, early: false, outlined: false }, world) {
         ReplayOutcome::Opened(opened) => *opened,
         other => panic!("{other:?}"),
     }
@@ -94,7 +94,7 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
     let request = ReplayRequest {
         stream: stream(),
         job: JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } },
-        step: ReplayStep::Open { after, early: false },
+        step: ReplayStep::Open { after, early: false, outlined: false },
         count: 4,
         budget_bytes: 1 << 20,
         asked_us: 0,
@@ -166,7 +166,8 @@ type Part = ((KeyFacts, Vec<Entry>), std::ops::Range<u64>);
 
 /// A search for `after` that reads `parts` one after the other.
 fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
-    let mut step = ReplayStep::Open { after: After::At(Position::whole(id(after))), early: false };
+    let mut step =
+        ReplayStep::Open { after: After::At(Position::whole(id(after))), early: false, outlined: false };
     for (place, ((facts, entries), range)) in parts.iter().enumerate() {
         let entries = entries.iter().filter(|entry| range.contains(&entry.id.ms)).cloned().collect();
         let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };

@@ -8,7 +8,8 @@ use super::hear::{Concluded, Heard, is_over_at, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
 use crate::event::{
-    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Position, Progress, StreamName, StreamState,
+    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Outline, Position, Progress, StreamName,
+    StreamState,
 };
 
 /// A scan in progress. Entries are pushed in their order, over as many batches as it takes.
@@ -27,6 +28,10 @@ pub struct Seek {
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
     grace_ms: u64,
+    /// What the generation at the wanted position had said up to there, if that is wanted.
+    outline: Option<Outline>,
+    /// The newest end.
+    ended: EntryId,
 }
 
 /// What a scan found.
@@ -45,6 +50,8 @@ pub struct Sought {
     pub terminal: Option<Arc<Frame>>,
     /// The newest entry that is a producer's sign of life: any but a `producer_lost`.
     pub newest_activity: Option<EntryId>,
+    /// What the generation had said up to `from`, where that was wanted.
+    pub outline: Option<Outline>,
 }
 
 impl Seek {
@@ -62,6 +69,8 @@ impl Seek {
             terminal: None,
             activity: None,
             grace_ms: 0,
+            outline: None,
+            ended: EntryId::ZERO,
         }
     }
 
@@ -69,6 +78,13 @@ impl Seek {
     #[must_use]
     pub const fn with_grace(mut self, grace_ms: u64) -> Self {
         self.grace_ms = grace_ms;
+        self
+    }
+
+    /// With the outline of what the generation at the wanted position had said, or without (as without this).
+    #[must_use]
+    pub fn with_outline(mut self, outlined: bool) -> Self {
+        self.outline = outlined.then(Outline::default);
         self
     }
 
@@ -103,6 +119,21 @@ impl Seek {
         self.newest = (Position::whole(self.tip), state.clone());
         self.terminal = None;
         self.state = state;
+        self.outline = self.outline.take().map(|_| Outline::default());
+    }
+
+    /// Notes what was delivered in the outline, as far as that goes.
+    fn outline_event(&mut self, at: Position, event: &Event<'_>, begins: bool) {
+        let Some(outline) = &mut self.outline else { return };
+        match self.after {
+            After::At(wanted) if at > wanted => {}
+            After::At(_) | After::Tail => outline.pass_event(at.id, event, begins),
+            After::Last if begins => *outline = Outline::after_end(self.ended),
+            After::Last => {}
+        }
+        if event.is_terminal() {
+            self.ended = at.id;
+        }
     }
 
     /// Takes the next entry. One at or below [`Seek::position`] is ignored.
@@ -155,6 +186,7 @@ impl Seek {
             state_at_tip,
             terminal: self.terminal,
             newest_activity: self.activity,
+            outline: self.outline,
         }
     }
 
@@ -185,6 +217,7 @@ impl Seek {
         }
         let after = Position::but_end(concluded.id);
         self.terminal = self.terminal_frame(concluded.id, after, &concluded.end()).map(Arc::new);
+        self.outline_event(Position::whole(concluded.id), &concluded.end().event, false);
         self.delivered = Position::whole(concluded.id);
     }
 
@@ -212,6 +245,7 @@ impl Seek {
                 self.terminal = self.terminal_frame(entry.id, self.delivered, &decoded).map(Arc::new);
             }
             self.delivered = position;
+            self.outline_event(position, &decoded.event, begins);
         }
         if !is_lost {
             self.activity = Some(entry.id);
@@ -237,6 +271,7 @@ impl Seek {
             self.terminal = self.terminal_frame(id, self.delivered, decoded).map(Arc::new);
         }
         self.delivered = Position::whole(id);
+        self.outline_event(Position::whole(id), &decoded.event, begins);
     }
 
     fn terminal_frame(&self, id: EntryId, after: Position, decoded: &Decoded<'_>) -> Option<Frame> {

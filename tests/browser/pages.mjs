@@ -50,6 +50,39 @@ export const an_event_stream_cut_at_any_frame_loses_and_repeats_nothing = () => 
 
 export async function cuts_over_whichever_transport_lose_and_repeat_nothing() { await cutOften("auto", 20253, 25); }
 
+export async function a_browsers_own_event_source_reads_the_other_formats() {
+  const { producer, proxy } = await world();
+  const tab = await Tab.open(proxy.origin);
+  const listen = format => tab.page.evaluate(address => new Promise(resolve => {
+    const source = new EventSource(address);
+    let text = "";
+    let done = false;
+    source.onmessage = ({ data }) => {
+      if (data === "[DONE]") { done = true; return; }
+      const chunk = JSON.parse(data);
+      if (chunk.type === "text-delta") text += chunk.delta;
+      for (const { delta } of chunk.choices ?? []) text += delta.content ?? "";
+    };
+    // It reconnects by itself, until 204 tells it that nothing follows.
+    source.onerror = () => { if (source.readyState === EventSource.CLOSED) resolve({ text, done }); };
+  }), `${proxy.origin}${URL}?after=0&format=${format}`);
+  const cut = new Set();
+  proxy.plan = () => {
+    const { line } = proxy.requests.at(-1);
+    return cut.has(line) ? null : (cut.add(line), { frames: 5, bytes: 3 });
+  };
+  const heard = [listen("openai"), listen("ai-sdk")];
+  await producer.start("g1");
+  await producer.write(new Random(20254), n => n < 100);
+  await producer.end();
+  for (const { text, done } of await Promise.all(heard)) {
+    expectSame(text, producer.text, "the text");
+    assert.ok(done);
+  }
+  assert.equal(proxy.cuts, 2);
+  assert.deepEqual(tab.errors, []);
+}
+
 export async function a_killed_and_a_drained_daemon_are_outlived() {
   const { daemon, producer, proxy } = await world();
   const random = new Random(3);

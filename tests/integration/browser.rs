@@ -4,58 +4,25 @@
 //! Needs Node, npm and Chromium, which `tests/run.sh` installs; two packages come from npm's registry, pinned
 //! by a lock file, into the target directory.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use crate::support::daemon::Daemon;
 use crate::support::http;
+use crate::support::node;
 use crate::support::redis::RedisServer;
 
 /// One browser at a time: a few of them would leave nothing of a small machine to the other tests.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Where `node_modules` is, filled once.
-static MODULES: LazyLock<PathBuf> = LazyLock::new(install);
+static MODULES: LazyLock<PathBuf> = LazyLock::new(|| node::install("browser"));
 
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser")
-}
-
-/// Installs what the lock file names, unless that was done before.
-fn install() -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser");
-    let done = directory.join("installed.json");
-    let lock = fs::read(sources().join("package-lock.json")).unwrap();
-    if fs::read(&done).is_ok_and(|installed| installed == lock) {
-        return directory;
-    }
-    fs::create_dir_all(&directory).unwrap();
-    for file in ["package.json", "package-lock.json"] {
-        fs::copy(sources().join(file), directory.join(file)).unwrap();
-    }
-    let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
-    let output = Command::new("npm").args(arguments).current_dir(&directory).output();
-    let output = output.expect("npm is installed; ./tests/run.sh does that");
-    assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
-    fs::write(done, lock).unwrap();
-    directory
-}
-
-/// Runs one case to its end; what it printed is the reason of a failure.
+/// Runs one case to its end.
 fn check(case: &str) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let output = Command::new("node")
-        .arg(sources().join("main.mjs"))
-        .arg(case)
-        .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
-        .env("BROWSER_MODULES", &*MODULES)
-        .output()
-        .expect("node is installed; ./tests/run.sh does that");
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&said));
+    node::check("browser", case, ("BROWSER_MODULES", &MODULES));
 }
 
 /// Each case is a test of the same name.
@@ -77,6 +44,7 @@ cases! {
     expiry_is_read_where_it_can_be
     the_types_fit_an_application
 
+    a_browsers_own_event_source_reads_the_other_formats
     a_websocket_cut_at_any_frame_loses_and_repeats_nothing
     an_event_stream_cut_at_any_frame_loses_and_repeats_nothing
     cuts_over_whichever_transport_lose_and_repeat_nothing
@@ -106,17 +74,7 @@ cases! {
 
 #[test]
 fn every_case_is_a_test() {
-    let listed = include_str!("browser.rs");
-    for file in ["pages.mjs", "servers.mjs", "pure.mjs"] {
-        let text = fs::read_to_string(sources().join(file)).unwrap();
-        for line in text.lines() {
-            let rest = ["export async function ", "export function ", "export const "]
-                .iter()
-                .find_map(|prefix| line.strip_prefix(prefix));
-            let Some(name) = rest.and_then(|rest| rest.split([' ', '(']).next()) else { continue };
-            assert!(listed.contains(&format!("    {name}\n")), "{file}: {name} is run by nobody");
-        }
-    }
+    node::expect_all("browser", &["pages.mjs", "servers.mjs", "pure.mjs"], include_str!("browser.rs"));
 }
 
 #[test]

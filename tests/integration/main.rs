@@ -21,6 +21,12 @@ mod generations;
 /// Each native entry's frame, text and foreign objects unchanged, unreadable entries named.
 mod formats;
 
+/// The clients of other formats, as their makers wrote them.
+mod clients;
+
+/// What a client of another format is sent, to the byte, and when there is nothing to send.
+mod translations;
+
 /// Entries as LLM providers send them: told natively, resumed anywhere, ended alike for all.
 mod providers;
 

@@ -187,10 +187,28 @@ fn malformed_values_are_refused_by_name() {
         let key = query.split('=').next().unwrap();
         assert!(error.message.contains(&format!("`{key}`")), "{query}: {error}");
     }
-    for format in ["openai", "ai-sdk"] {
-        let line = format!("GET /v1/streams/s/m?format={format}");
-        assert_eq!(refused(&line, SSE), (400, "unsupported_format"));
+}
+
+#[test]
+fn formats_are_event_streams_whatever_is_accepted() {
+    let target = "/v1/streams/s/m?format=";
+    for headers in ["", "Accept: application/json\r\n", SSE] {
+        let openai = stream(&format!("{target}openai"), headers);
+        assert_eq!((openai.representation, openai.format), (Representation::Sse, Some(Format::OpenAi)));
+        assert_eq!((openai.after, openai.wait), (After::At(Position::ZERO), WAIT_DEFAULT));
+        let ai_sdk = stream(&format!("{target}ai-sdk"), headers);
+        assert_eq!((ai_sdk.representation, ai_sdk.format), (Representation::Sse, Some(Format::AiSdk)));
+        assert_eq!((ai_sdk.after, ai_sdk.explicit_after), (After::Last, false));
+        assert_eq!(ai_sdk.wait, Duration::ZERO);
+        let resumed = stream(&format!("{target}ai-sdk&wait=3"), &format!("{headers}Last-Event-ID: 9-1\r\n"));
+        assert_eq!((resumed.after, resumed.explicit_after), (at(9, 1), true));
+        assert_eq!(resumed.wait, Duration::from_secs(3));
     }
+    let socket = stream(&format!("{target}ai-sdk"), UPGRADE);
+    assert_eq!((socket.representation, socket.wait), (Representation::WebSocket, Duration::ZERO));
+    assert_eq!(stream(&format!("{target}native"), "").format, None);
+    let head = routed("HEAD /v1/streams/s/m?format=openai", "");
+    assert!(matches!(head, Ok(Route::Stream(StreamRequest { representation: Representation::Head, .. }))));
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub(crate) mod command;
 pub(crate) mod daemon;
 pub(crate) mod descriptors;
 pub(crate) mod http;
+pub(crate) mod node;
 pub(crate) mod nomad;
 pub(crate) mod patience;
 pub(crate) mod ports;

@@ -1,0 +1,60 @@
+//! Cases that are written for Node, with packages from npm's registry: pinned by a lock file, installed into the target
+//! directory.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A folder of cases below `tests`.
+pub(crate) fn sources(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder)
+}
+
+/// Installs what a folder's lock file names, unless that was done before; where `node_modules` is.
+pub(crate) fn install(folder: &str) -> PathBuf {
+    let sources = sources(folder);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+    let done = directory.join("installed.json");
+    let lock = fs::read(sources.join("package-lock.json")).unwrap();
+    if fs::read(&done).is_ok_and(|installed| installed == lock) {
+        return directory;
+    }
+    fs::create_dir_all(&directory).unwrap();
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(sources.join(file), directory.join(file)).unwrap();
+    }
+    let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    let output = Command::new("npm").args(arguments).current_dir(&directory).output();
+    let output = output.expect("npm is installed; ./tests/run.sh does that");
+    assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
+    fs::write(done, lock).unwrap();
+    directory
+}
+
+/// Runs one case of a folder to its end; what it printed is the reason of a failure.
+pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
+    let output = Command::new("node")
+        .arg(sources(folder).join("main.mjs"))
+        .arg(case)
+        .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
+        .env(variable, modules)
+        .output()
+        .expect("node is installed; ./tests/run.sh does that");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&said));
+}
+
+/// Asserts that every case of a folder's files is among those that `listed` runs.
+pub(crate) fn expect_all(folder: &str, files: &[&str], listed: &str) {
+    for file in files {
+        let text = fs::read_to_string(sources(folder).join(file)).unwrap();
+        for line in text.lines() {
+            let rest = ["export async function ", "export function ", "export const "]
+                .iter()
+                .find_map(|prefix| line.strip_prefix(prefix));
+            let Some(name) = rest.and_then(|rest| rest.split([' ', '(']).next()) else { continue };
+            assert!(listed.contains(&format!("    {name}\n")), "{file}: {name} is run by nobody");
+        }
+    }
+}
