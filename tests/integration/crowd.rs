@@ -209,3 +209,92 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
         check(&transcript, &told, &after, &newest);
     }
 }
+
+/// How often the stream is deleted and begun anew.
+const ROUNDS: usize = 8;
+const LENGTH: usize = 40;
+
+/// The rounds and numbers of a viewer's tokens, and whether a gap came right before each.
+fn rounds(transcript: &Transcript) -> Vec<(usize, usize, bool)> {
+    let mut tokens = Vec::new();
+    let mut after_gap = false;
+    for frame in &transcript.frames {
+        after_gap |= frame.kind() == "gap";
+        for token in frame.value["text"].as_str().unwrap_or_default().split_whitespace() {
+            let (round, number) = token.split_once(':').unwrap();
+            tokens.push((round.parse().unwrap(), number.parse().unwrap(), std::mem::take(&mut after_gap)));
+        }
+    }
+    tokens
+}
+
+#[test]
+fn a_stream_begun_anew_under_a_crowd_is_told_from_its_beginning() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let mut ids: Vec<((usize, usize), String)> = Vec::new();
+    let mut random = Random::new(SEED);
+    let mut staying = None;
+    let mut sockets = Vec::new();
+    let done = AtomicUsize::new(0);
+    let transcripts = thread::scope(|scope| {
+        let (daemon, done) = (&daemon, &done);
+        let mut viewers = Vec::new();
+        for round in 0..ROUNDS {
+            for number in 0..LENGTH {
+                let data = json!({"type": "delta", "text": format!("{round}:{number} ")}).to_string();
+                let add = ["XADD", "llm:stream:s1:m", "*", "data", &data].map(String::from).to_vec();
+                if number == 0 {
+                    // Nobody finds the name without a stream.
+                    let delete = vec!["DEL".to_owned(), "llm:stream:s1:m".to_owned()];
+                    let (_, id): (usize, String) = connection.run_at_once(&[delete, add]);
+                    ids.push(((round, number), id));
+                } else {
+                    let command: Vec<&str> = add.iter().map(String::as_str).collect();
+                    ids.push(((round, number), connection.run(&command)));
+                }
+                if staying.is_none() {
+                    staying = Some(Viewer::open(daemon.public, KINDS[0], "s1/m", "follow=1"));
+                }
+                if number % 8 == 3 {
+                    let back = [2, 20, 2 * LENGTH][random.below(3)].min(ids.len());
+                    let (place, after) = ids[ids.len() - 1 - random.below(back)].clone();
+                    let query = format!("after={after}");
+                    let viewer = Viewer::open(daemon.public, KINDS[number / 8 % 2], "s1/m", &query);
+                    sockets.push(viewer.socket());
+                    viewers.push(scope.spawn(move || {
+                        let transcript = viewer.read_all();
+                        done.fetch_add(1, Ordering::SeqCst);
+                        (place, transcript)
+                    }));
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        connection.run::<String>(&["XADD", "llm:stream:s1:m", "*", "data", r#"{"type":"end"}"#]);
+        let until = Instant::now() + PATIENCE;
+        while done.load(Ordering::SeqCst) < viewers.len() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+        sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
+        viewers.into_iter().map(|viewer| viewer.join().unwrap()).collect::<Vec<_>>()
+    });
+    for ((round, number), transcript) in transcripts {
+        let tokens = rounds(&transcript);
+        let mut expected = (round, number + 1);
+        for (round, number, after_gap) in &tokens {
+            let goes_on = (*round, *number) == expected && !after_gap;
+            let begins_anew = *number == 0 && *after_gap && *round >= expected.0;
+            assert!(
+                goes_on || begins_anew,
+                "{round}:{number}, not {expected:?}: {:#?}",
+                transcript.outline()
+            );
+            expected = (*round, number + 1);
+        }
+        let ending = transcript.ending.unwrap();
+        assert!(ending.is_orderly() && transcript.frames.last().unwrap().is_terminal(), "{transcript:#?}");
+        assert!(tokens.is_empty() || expected == (ROUNDS - 1, LENGTH), "{:#?}", transcript.outline());
+    }
+}
