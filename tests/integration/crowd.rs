@@ -16,7 +16,7 @@ use crate::support::producer::Producer;
 use crate::support::random::Random;
 use crate::support::redis::RedisServer;
 use crate::support::transcript::Transcript;
-use crate::support::viewer::{KINDS, Viewer};
+use crate::support::viewer::{KINDS, Kind, Viewer};
 
 const SEED: u64 = 77;
 const ENTRIES: usize = 1_500;
@@ -296,5 +296,29 @@ fn a_stream_begun_anew_under_a_crowd_is_told_from_its_beginning() {
         let ending = transcript.ending.unwrap();
         assert!(ending.is_orderly() && transcript.frames.last().unwrap().is_terminal(), "{transcript:#?}");
         assert!(tokens.is_empty() || expected == (ROUNDS - 1, LENGTH), "{:#?}", transcript.outline());
+    }
+}
+
+#[test]
+fn those_who_share_a_read_are_each_told_what_became_of_their_own_place() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let now_ms = redis.connect().now_ms();
+    producer.write_fields(&format!("{now_ms}-0"), &[("data", br#"{"type":"delta","text":"a"}"#)]);
+    producer.end();
+    // What is read for the first begins exactly where the second wants it: a bit earlier, and before all that is there.
+    for _ in 0..5 {
+        daemon.signal(libc::SIGSTOP);
+        let places = [750, 1_000].map(|earlier| format!("{}-0", now_ms - earlier));
+        let viewers = places
+            .each_ref()
+            .map(|after| Viewer::open(daemon.public, Kind::Sse, "s1/m", &format!("after={after}")));
+        daemon.signal(libc::SIGCONT);
+        for (after, viewer) in places.iter().zip(viewers) {
+            let transcript = viewer.read_all();
+            assert_eq!(transcript.open()["after"], after.as_str());
+            assert_eq!(transcript.outline(), ["gap recreated null", "delta a", "end stop"]);
+        }
     }
 }
