@@ -29,7 +29,7 @@ pub enum Meaning {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
     form: Form,
-    progress: Progress,
+    progress: Box<Progress>,
     /// Whether an answer has ended and no other begun.
     follows_end: bool,
 }
@@ -37,8 +37,8 @@ pub struct Story {
 impl Story {
     /// The story of answers in this form.
     #[must_use]
-    pub const fn new(form: Form) -> Self {
-        Self { form, progress: Progress::NONE, follows_end: false }
+    pub fn new(form: Form) -> Self {
+        Self { form, progress: Box::default(), follows_end: false }
     }
 
     /// The form of the answers.
@@ -82,7 +82,7 @@ impl Story {
             _ => Meaning::Framing,
         };
         if let Some(changed) = changed {
-            self.progress = changed;
+            *self.progress = changed;
         }
         match meaning {
             Meaning::Terminal => *self = Self { follows_end: true, ..Self::new(self.form) },
