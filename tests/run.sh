@@ -40,6 +40,8 @@ for tool in rustfmt clippy; do
 done
 ensure redis-server redis-server
 ensure systemd-analyze systemd
+# For the tests that speak TLS.
+ensure openssl openssl
 # For the tests of the browser client.
 ensure node nodejs
 ensure npm npm

@@ -30,7 +30,7 @@ pub(crate) struct Relay {
 /// Runs `relay` until it is told to stop.
 pub(crate) fn run(args: &Relay) -> Result<(), CliError> {
     let config = args.shared.load()?;
-    let upstream = args.upstream.upstream(&args.url)?;
+    let upstream = args.upstream.upstream(&args.url, config.stream.finish_grace)?;
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let settings = relay::Settings {
         concurrency: args.concurrency.into(),

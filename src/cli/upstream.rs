@@ -39,6 +39,9 @@ pub(super) struct UpstreamArgs {
     /// How long the upstream may be silent in the middle of its answer
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time)]
     silence_timeout: Duration,
+    /// After how long without an entry a heartbeat is written
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    pub(super) heartbeat_every: Duration,
 }
 
 pub(super) fn time(text: &str) -> Result<Duration, String> {
@@ -47,15 +50,16 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 }
 
 impl UpstreamArgs {
-    /// The server behind `url`.
-    pub(super) fn upstream(&self, url: &str) -> Result<Upstream, CliError> {
+    /// The server behind `url`, whose answers are over after a finish reason and `finish_grace`.
+    pub(super) fn upstream(&self, url: &str, finish_grace: Duration) -> Result<Upstream, CliError> {
         let usage = |error: UpstreamError| CliError::Usage(error.to_string());
         let patience = Patience {
             connect: self.connect_timeout,
             first: self.first_timeout,
             silence: self.silence_timeout,
+            finish: finish_grace,
+            heartbeat: self.heartbeat_every,
             retries: self.retries,
-            ..Patience::default()
         };
         let mut upstream = Upstream::new(url, patience).map_err(usage)?;
         if let Some(key) = self.key()? {

@@ -44,7 +44,12 @@ impl Delivery {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         let live = self.hubs.get(viewer.hub).map_or(Live::Off, |hub| hub.live);
         let Some(seam) = &mut viewer.seam else { return };
-        let (held, ask) = seam.read(position, shown.exhausted, room, live);
+        // Live text has told an end that no entry says, and that a read up to an entry cannot tell.
+        let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
+        let (held, ask) = match finishing {
+            Some(newest) if seam.bridges_to(Position::whole(newest)) => (Vec::new(), seam.retry()),
+            _ => seam.read(position, shown.exhausted, room, live),
+        };
         let paused = seam.is_paused();
         for frame in &held {
             self.give_live(slot, frame, now);

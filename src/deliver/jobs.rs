@@ -275,7 +275,10 @@ impl Delivery {
             kind => kind.clone(),
         };
         match (outcome, &own) {
-            (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(after))) if own != *kind => {
+            // A read that begins before everything that is there begins at its beginning.
+            (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(after)))
+                if opened.after != *after =>
+            {
                 if let Some(opened) = begun_at(opened, *after) {
                     let outcome = ReplayOutcome::Opened(Box::new(opened));
                     return self.conclude_for(viewer, &outcome, is_range, now);

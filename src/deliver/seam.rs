@@ -128,6 +128,12 @@ impl<P: Piece> Seam<P> {
         matches!(self.road, Road::Live | Road::Joining | Road::Bridging { .. })
     }
 
+    /// Whether a read up to that position, or one behind it, is outstanding.
+    #[must_use]
+    pub fn bridges_to(&self, position: Position) -> bool {
+        matches!(self.road, Road::Bridging { until, .. } if until >= position)
+    }
+
     /// Whether the viewer waits for [`Seam::resume`].
     #[must_use]
     pub const fn is_paused(&self) -> bool {
@@ -517,6 +523,18 @@ mod tests {
             assert_eq!(seam.live(&end, 9), Taken::Held);
             assert_eq!(seam.read(part, true, true, Live::On(whole)), (vec![end], Ask::Nothing));
         }
+    }
+
+    #[test]
+    fn an_end_that_live_text_has_told_already_is_read_to_the_end() {
+        let id = EntryId::new(9, 0);
+        let mut seam: Seam<Of> = Seam::new(at(7));
+        let bridge = Ask::Read { until: Some(id) };
+        let told = Live::On(Position::whole(id));
+        assert_eq!(seam.read(Position::part(id, 1), true, true, told), (Vec::new(), bridge));
+        assert!(seam.bridges_to(Position::whole(id)) && !seam.bridges_to(at(10)));
+        assert_eq!(seam.retry(), Ask::Read { until: None });
+        assert!(!seam.bridges_to(Position::whole(id)));
     }
 
     proptest! {

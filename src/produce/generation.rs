@@ -80,7 +80,7 @@ impl Generation {
             State::Fresh => true,
             State::Open { .. } => false,
             // What else follows an end belongs to it: the transform sees it in the same way.
-            State::Closed { .. } => meaning == Meaning::Content,
+            State::Closed { .. } => matches!(meaning, Meaning::Opening | Meaning::Content),
         };
         let start = begins.then(|| self.begin(false, ts_us));
         if meaning == Meaning::Terminal {

@@ -204,6 +204,11 @@ impl<W: Wires> Producer<W> {
         self.pending.len() >= BATCH_ENTRIES_MAX || self.pending_bytes >= BATCH_BYTES_MAX
     }
 
+    /// Whether nothing waits to be written.
+    pub const fn is_flushed(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Writes everything that was added, however often Redis has to be reconnected for it. After a failure Redis is
     /// left alone for a pause that grows from 50 ms to 5 s, also by later calls.
     ///

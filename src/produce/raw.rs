@@ -1,41 +1,44 @@
 //! What a provider's raw events mean for the life of a generation: whether a token came, whether it is over,
 //! and what its end has to say where the provider leaves it unsaid. Pure.
 //!
-//! The events themselves are passed on byte for byte; decoding them is the transform's business. What cannot be
-//! understood here is passed on too: readers are told of it by a `skipped` frame, and the answer goes on.
+//! The events themselves are passed on byte for byte. They are read here as the transform reads them, so that a producer and its
+//! viewers agree on what was seen. What cannot be understood is passed on too: viewers are told of it by a
+//! `skipped` frame, and the answer goes on.
 
 use serde_json::{Map, Value};
 
 use super::Form;
+use crate::event::Progress;
+use crate::json;
+use crate::provider::{self, Margin};
 
 /// What one event means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// It frames others: nobody sees it, and an answer that failed behind it can be begun anew unnoticed.
     Framing,
-    /// Viewers see something of it.
+    /// It frames others too, and can only belong to the answer that comes next.
+    Opening,
+    /// Viewers see something of it, or will.
     Content,
     /// It ends the generation.
     Terminal,
 }
 
-/// The names under which chat chunks carry something to see.
-const CHAT_CONTENT: [&str; 6] =
-    ["content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call"];
-
 /// Reads the events of one answer after another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
     form: Form,
-    finish_reason: Option<String>,
-    usage: Option<Map<String, Value>>,
+    progress: Box<Progress>,
+    /// Whether an answer has ended and no other begun.
+    follows_end: bool,
 }
 
 impl Story {
     /// The story of answers in this form.
     #[must_use]
-    pub const fn new(form: Form) -> Self {
-        Self { form, finish_reason: None, usage: None }
+    pub fn new(form: Form) -> Self {
+        Self { form, progress: Box::default(), follows_end: false }
     }
 
     /// The form of the answers.
@@ -44,86 +47,49 @@ impl Story {
         self.form
     }
 
-    /// Why the answer came to its end, as far as it said so.
+    /// Why the answer ended, once nothing but its last word is missing.
     #[must_use]
-    pub fn finish_reason(&self) -> Option<&str> {
-        self.finish_reason.as_deref()
+    pub fn finish_reason(&self) -> Option<String> {
+        let reason = self.progress.finish_reason().filter(|_| self.progress.is_finishing())?;
+        json::unescape(reason).map(Into::into)
     }
 
     /// The token counts, as far as they came.
     #[must_use]
-    pub const fn usage(&self) -> Option<&Map<String, Value>> {
-        self.usage.as_ref()
+    pub fn usage(&self) -> Option<Map<String, Value>> {
+        serde_json::from_str(self.progress.usage.as_deref()?).ok()
     }
 
     /// What the event means. After a terminal one the next answer begins.
     pub fn read(&mut self, payload: &str) -> Meaning {
-        let meaning = match serde_json::from_str(payload) {
-            Ok(Value::Object(event)) if self.form == Form::Anthropic => self.anthropic(&event),
-            Ok(Value::Object(event)) => self.openai(&event),
-            _ if self.form == Form::OpenAi && is_done(payload) => Meaning::Terminal,
+        let form = match self.form {
+            Form::Anthropic => provider::Form::Anthropic,
+            Form::OpenAi | Form::Native => provider::Form::OpenAi,
+        };
+        let margin = Margin::default();
+        let raw = (form, payload.as_bytes());
+        let Ok(mut said) = provider::read(raw, &self.progress, self.follows_end, &margin) else {
+            return Meaning::Framing;
+        };
+        let (is_terminal, says) = (said.events().any(|event| event.is_terminal()), !said.is_empty());
+        let changed = said.take_progress();
+        // A tool call that was begun has its number, whether anything was said of it yet or not.
+        let begins_call = changed.as_ref().is_some_and(|changed| changed.calls > self.progress.calls);
+        let meaning = match (&changed, self.follows_end) {
+            _ if is_terminal => Meaning::Terminal,
+            _ if says || begins_call => Meaning::Content,
+            (Some(_), true) => Meaning::Opening,
             _ => Meaning::Framing,
         };
-        if meaning == Meaning::Terminal {
-            *self = Self::new(self.form);
+        if let Some(changed) = changed {
+            *self.progress = changed;
+        }
+        match meaning {
+            Meaning::Terminal => *self = Self { follows_end: true, ..Self::new(self.form) },
+            Meaning::Opening | Meaning::Content => self.follows_end = false,
+            Meaning::Framing => {}
         }
         meaning
-    }
-
-    fn openai(&mut self, event: &Map<String, Value>) -> Meaning {
-        if event.get("error").is_some_and(|error| !error.is_null()) {
-            return Meaning::Terminal;
-        }
-        self.add_usage(event.get("usage"));
-        match event.get("type").and_then(Value::as_str) {
-            Some("error" | "response.completed" | "response.incomplete" | "response.failed") => {
-                Meaning::Terminal
-            }
-            Some("response.created" | "response.queued" | "response.in_progress") => Meaning::Framing,
-            Some(_) => Meaning::Content,
-            None => self.chat(event.get("choices").and_then(Value::as_array)),
-        }
-    }
-
-    fn chat(&mut self, choices: Option<&Vec<Value>>) -> Meaning {
-        let mut meaning = Meaning::Framing;
-        for choice in choices.into_iter().flatten() {
-            if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
-                self.finish_reason = Some(reason.to_owned());
-            }
-            let is_said =
-                |name: &str| choice.get("delta").and_then(|delta| delta.get(name)).is_some_and(says);
-            if CHAT_CONTENT.iter().any(|name| is_said(name)) || choice.get("text").is_some_and(says) {
-                meaning = Meaning::Content;
-            }
-        }
-        meaning
-    }
-
-    fn anthropic(&mut self, event: &Map<String, Value>) -> Meaning {
-        match event.get("type").and_then(Value::as_str) {
-            Some("message_stop" | "error") => Meaning::Terminal,
-            Some("ping") => Meaning::Framing,
-            Some("message_start") => {
-                self.add_usage(event.get("message").and_then(|message| message.get("usage")));
-                Meaning::Framing
-            }
-            Some("message_delta") => {
-                let reason = event.get("delta").and_then(|delta| delta.get("stop_reason"));
-                if let Some(reason) = reason.and_then(Value::as_str) {
-                    self.finish_reason = Some(reason.to_owned());
-                }
-                self.add_usage(event.get("usage"));
-                Meaning::Framing
-            }
-            _ => Meaning::Content,
-        }
-    }
-
-    fn add_usage(&mut self, usage: Option<&Value>) {
-        if let Some(Value::Object(counts)) = usage {
-            self.usage.get_or_insert_default().extend(counts.clone());
-        }
     }
 }
 
@@ -136,16 +102,6 @@ pub fn is_whole(payload: &str) -> bool {
 
 fn is_done(payload: &str) -> bool {
     payload == "[DONE]"
-}
-
-/// Whether there is something to see in a member of a delta.
-fn says(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        _ => true,
-    }
 }
 
 #[cfg(test)]
@@ -166,14 +122,15 @@ mod tests {
             &[
                 r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
                 r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
-                r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c"}]}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"reasoning_details":[{"data":"x"}]}}]}"#,
                 r#"{"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#,
                 r#"{"choices":[],"usage":{"total_tokens":3}}"#,
                 "not JSON",
             ],
         );
-        assert_eq!(seen, [Framing, Content, Content, Framing, Framing, Framing]);
-        assert_eq!(story.finish_reason(), Some("length"));
+        assert_eq!(seen, [Framing, Content, Content, Content, Framing, Framing, Framing]);
+        assert_eq!(story.finish_reason().as_deref(), Some("length"));
         assert_eq!(story.usage().unwrap()["total_tokens"], 3);
         for end in ["[DONE]", r#"{"error":{"message":"m"}}"#, r#"{"type":"response.failed"}"#] {
             let mut ended = story.clone();
@@ -200,17 +157,46 @@ mod tests {
                 r#"{"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":1}}}"#,
                 r#"{"type":"ping"}"#,
                 r#"{"type":"content_block_start","content_block":{"type":"text"}}"#,
-                r#"{"type":"content_block_delta"}"#,
+                r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}"#,
                 r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}"#,
                 "[DONE]",
             ],
         );
-        assert_eq!(seen, [Framing, Framing, Content, Content, Framing, Framing]);
-        assert_eq!(story.finish_reason(), Some("end_turn"));
+        assert_eq!(seen, [Framing, Framing, Framing, Content, Framing, Framing]);
+        assert_eq!(story.finish_reason().as_deref(), Some("end_turn"));
         let usage = story.usage().unwrap();
         assert_eq!((&usage["input_tokens"], &usage["output_tokens"]), (&5.into(), &9.into()));
         assert_eq!(story.read(r#"{"type":"message_stop"}"#), Terminal);
         assert_eq!(story.read(r#"{"type":"error","error":{}}"#), Terminal);
+    }
+
+    #[test]
+    fn an_answer_has_finished_when_all_its_choices_have() {
+        let choice = |index: u32, rest: &str| format!(r#"{{"choices":[{{"index":{index},{rest}}}]}}"#);
+        let mut story = Story::new(Form::OpenAi);
+        story.read(&choice(0, r#""delta":{"content":"a"}"#));
+        story.read(&choice(1, r#""delta":{"content":"b"}"#));
+        story.read(&choice(0, r#""delta":{},"finish_reason":"stop""#));
+        assert_eq!(story.finish_reason(), None);
+        story.read(&choice(1, r#""delta":{},"finish_reason":"len\u0067th""#));
+        assert_eq!(story.finish_reason().as_deref(), Some("stop"));
+        story.read(&choice(0, r#""delta":{},"finish_reason":"len\u0067th""#));
+        assert_eq!(story.finish_reason().as_deref(), Some("length"));
+    }
+
+    #[test]
+    fn what_opens_the_next_answer_is_told_from_what_comes_late() {
+        use Meaning::{Content, Framing, Opening, Terminal};
+        let (_, seen) = meanings(
+            Form::Anthropic,
+            &[
+                r#"{"type":"message_stop"}"#,
+                r#"{"type":"message_delta","delta":{"stop_reason":"late"},"usage":{"output_tokens":1}}"#,
+                r#"{"type":"message_start","message":{"usage":{"input_tokens":5}}}"#,
+                r#"{"type":"content_block_start","content_block":{"type":"tool_use","id":"c"}}"#,
+            ],
+        );
+        assert_eq!(seen, [Terminal, Framing, Opening, Content]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Draft, end, error, number, text, word};
+use super::{Draft, counts, end, error, id, number, quoted, text, word};
 use crate::event::{BlockKey, Event, Introduction, Progress};
 use crate::json;
 
@@ -37,27 +37,27 @@ pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
 /// The same message may be begun twice, as proxies that try again do; another one begins anew.
 fn begin_message(event: &str, draft: &mut Draft<'_>) -> Option<()> {
     let [message] = json::members(event, ["message"])?;
-    let [id, usage] = message.map_or(Some([None; 2]), |message| json::members(message, ["id", "usage"]))?;
-    let id = word(id)?;
-    if id.is_some() && id == draft.before.message.as_deref() {
+    let [name, usage] = message.map_or(Some([None; 2]), |message| json::members(message, ["id", "usage"]))?;
+    let name = id(name)?;
+    if name.is_some() && name == draft.before.message.as_deref() {
         return Some(());
     }
     let calls = if draft.follows_end { 0 } else { draft.before.calls };
-    let usage = usage.filter(|usage| usage.starts_with('{')).map(Box::from);
-    *draft.change() = Progress { message: id.map(Box::from), usage, calls, ..Progress::NONE };
+    let usage = counts(usage).map(Box::from);
+    *draft.change() = Progress { message: name.map(Box::from), usage, calls, ..Progress::NONE };
     Some(())
 }
 
 fn begin_block<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     let [block] = json::members(event, ["content_block"])?;
     let names = ["type", "text", "thinking", "id", "name", "input"];
-    let [kind, plain, thinking, id, name, input] = json::members(block?, names)?;
+    let [kind, plain, thinking, call_id, name, input] = json::members(block?, names)?;
     let key = BlockKey::Place(index);
     match kind.and_then(json::string) {
         Some("tool_use") => {
             let owned = |text: Option<&str>| text.map(Box::from);
-            let arguments = input.filter(|input| *input != "{}").map(quoted).unwrap_or_default();
-            let introduction = Introduction { id: owned(word(id)?), name: owned(word(name)?), arguments };
+            let arguments = input.map(quoted).unwrap_or_default();
+            let introduction = Introduction { id: owned(id(call_id)?), name: owned(word(name)?), arguments };
             draft.open_block(key, Some(introduction))?;
             return Some(());
         }
@@ -90,7 +90,7 @@ fn read_message_delta(event: &str, draft: &mut Draft<'_>) -> Option<()> {
     if draft.follows_end {
         return Some(());
     }
-    if let Some(usage) = usage.filter(|usage| usage.starts_with('{')) {
+    if let Some(usage) = counts(usage) {
         let merged = match draft.before.usage.as_deref() {
             Some(former) => merged(former, usage)?,
             None => usage.to_owned(),
@@ -119,10 +119,4 @@ fn merged(former: &str, later: &str) -> Option<String> {
     }
     let members: Vec<String> = members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
     Some(format!("{{{}}}", members.join(",")))
-}
-
-/// A text as the inside of a JSON string.
-fn quoted(text: &str) -> Box<str> {
-    let quoted = serde_json::to_string(text).unwrap_or_default();
-    json::string(&quoted).unwrap_or_default().into()
 }

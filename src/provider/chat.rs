@@ -1,9 +1,10 @@
 //! Chat completion chunks, as OpenAI, vLLM, llama.cpp, Ollama, Groq, Mistral, DeepSeek, OpenRouter and others send them.
 //!
 //! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
-//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice.
+//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice. Token counts and
+//! errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`. An `error` with nothing in it is none.
 
-use super::{Draft, error, number, text, word};
+use super::{Draft, error, id, number, text, word};
 use crate::event::{Block, BlockKey, Event};
 use crate::json;
 
@@ -26,9 +27,11 @@ pub(super) fn read<'a>(
     draft: &mut Draft<'a>,
     (choices, usage, failure): (&'a str, Option<&'a str>, Option<&'a str>),
 ) -> Option<()> {
-    let mut has_more = false;
+    let (mut has_more, mut failure) = (false, failure.filter(|failure| is_told(failure)));
     for choice in json::elements(choices)? {
-        has_more |= read_choice(choice, draft)?;
+        let (has_more_here, failure_here) = read_choice(choice, draft)?;
+        has_more |= has_more_here;
+        failure = failure.or(failure_here.filter(|failure| is_told(failure)));
     }
     draft.keep_usage(usage);
     if has_more && draft.said.is_empty() {
@@ -40,13 +43,20 @@ pub(super) fn read<'a>(
     }
 }
 
-/// Whether the choice has more to it than was said.
-fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<bool> {
-    let [index, delta, finish_reason, message, whole] =
-        json::members(choice, ["index", "delta", "finish_reason", "message", "text"])?;
+/// Whether there is anything in a member that some servers always write.
+fn is_told(raw: &str) -> bool {
+    !matches!(raw, "\"\"" | "[]" | "{}" | "false")
+}
+
+/// Whether the choice has more to it than was said, and the error that it came to.
+fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<(bool, Option<&'a str>)> {
+    let names = ["index", "delta", "finish_reason", "message", "text", "usage", "error"];
+    let [index, delta, finish_reason, message, whole, usage, failure] = json::members(choice, names)?;
     let index = number(index)?;
     let said = draft.said.len();
     let has_more = match delta {
+        // An empty object, as PHP writes it.
+        Some("[]") => false,
         Some(delta) => read_delta(delta, index, draft)?,
         // Not a chunk, but a whole answer or one of another interface.
         None => message.is_some() || whole.is_some(),
@@ -63,7 +73,8 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<bool> {
         progress.finished |= bit;
         progress.finish(index, reason)?;
     }
-    Some(has_more)
+    draft.keep_usage(usage);
+    Some((has_more, failure))
 }
 
 fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<bool> {
@@ -86,7 +97,7 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<b
     }
     let mut has_more = false;
     json::each_member(delta, |name, value| {
-        has_more |= !KNOWN.contains(&name) && !matches!(value, "null" | "\"\"" | "[]" | "{}");
+        has_more |= !KNOWN.contains(&name) && value != "null" && is_told(value);
     })?;
     Some(has_more)
 }
@@ -108,8 +119,8 @@ fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft
 }
 
 fn read_call<'a>(call: &'a str, (choice, place): (u64, usize), draft: &mut Draft<'a>) -> Option<()> {
-    let [number, id, function] = json::members(call, ["index", "id", "function"])?;
-    let id = word(id)?;
+    let [number, name, function] = json::members(call, ["index", "id", "function"])?;
+    let id = id(name)?;
     let number = match number {
         Some(number) => json::unsigned(number)?,
         None => unnumbered(choice, id.is_some() || place > 0, draft)?,
@@ -129,7 +140,7 @@ fn say_function<'a>(
     draft: &mut Draft<'a>,
 ) -> Option<()> {
     let [name, arguments] = json::members(function, ["name", "arguments"])?;
-    let (name, arguments) = (word(name)?, text(arguments)?.unwrap_or_default());
+    let (name, arguments) = (word(name)?, draft.arguments(arguments)?.unwrap_or_default());
     if id.is_none() && name.is_none() && arguments.is_empty() {
         return Some(());
     }

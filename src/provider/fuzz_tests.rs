@@ -3,7 +3,8 @@
 use super::*;
 
 /// Payloads of all kinds, from which others are made.
-const SEEDS: [&str; 24] = [
+const SEEDS: [&str; 25] = [
+    r#"{"choices":[{"delta":{"tool_calls":[{"id":7,"function":{"arguments":{"a":"\\"}}},{"function":{"arguments":{}}}]},"error":{}}],"x_groq":{"usage":{"n":1}}}"#,
     r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"H\u00e4 \ud83d\ude00"},"finish_reason":null}],"usage":null}"#,
     r#"{"choices":[{"index":1,"delta":{"reasoning":"a","refusal":"b"},"finish_reason":"stop"}],"usage":{"n":1}}"#,
     r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"a\""}}]}}]}"#,
@@ -124,7 +125,8 @@ fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
         let bytes = mutate(&mut numbers, seeds);
         let form = if numbers.below(2) == 0 { Form::OpenAi } else { Form::Anthropic };
         let before = std::mem::take(&mut progress);
-        let Ok(mut said) = read((form, &bytes), &before, follows_end) else {
+        let margin = Margin::default();
+        let Ok(mut said) = read((form, &bytes), &before, follows_end, &margin) else {
             progress = before;
             continue;
         };

@@ -11,19 +11,22 @@
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
 //! - Tool calls without a number are numbered in the order in which they begin.
-//! - A tool call's id and name come with its first piece of arguments. Where there is none, the end of its block
-//!   brings them, with the arguments that were given at once.
+//! - A tool call's id and name come with its first piece of arguments, if only an empty one. Where there is none, the
+//!   end of its block brings them. Arguments that were given at once count where no piece has any.
+//! - Arguments that are an object, as some servers write them, are told as its text.
+//! - An id may be a number: it is told as it is written.
 //! - What follows the end of a generation and begins nothing is kept for the next one only where it can be nothing else
 //!   (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is not.
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`] for what is kept of a generation, [`EVENTS_PER_ENTRY_MAX`] for what one entry says;
-//! entries beyond are malformed, and counted as such. Left out: the arguments of tool calls as JSON objects in
-//! place of text.
+//! entries beyond are malformed, and counted as such.
 
 mod anthropic;
 mod chat;
 mod openai;
 mod responses;
+
+use std::cell::OnceCell;
 
 use crate::event::{Block, BlockKey, Event, Fields, Introduction, PROGRESS_BYTES_MAX, Progress};
 use crate::json;
@@ -98,6 +101,23 @@ impl<'a> Said<'a> {
     }
 }
 
+/// Room for what an entry says in other characters than its own. It lives as long as what is said.
+#[derive(Debug, Default)]
+pub struct Margin {
+    text: OnceCell<Box<str>>,
+    next: OnceCell<Box<Self>>,
+}
+
+/// One after another: a long chain that dropped itself link in link would need a deep stack.
+impl Drop for Margin {
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut margin) = next {
+            next = margin.next.take();
+        }
+    }
+}
+
 /// What an entry says, where the generation has come to `before`. `follows_end`: the newest generation is over.
 ///
 /// # Errors
@@ -106,8 +126,9 @@ pub fn read<'a>(
     (form, bytes): (Form, &'a [u8]),
     before: &'a Progress,
     follows_end: bool,
+    margin: &'a Margin,
 ) -> Result<Said<'a>, Malformed> {
-    let mut draft = Draft { before, follows_end, said: Said::default() };
+    let mut draft = Draft { before, follows_end, margin, said: Said::default() };
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
     let understood = match form {
         Form::OpenAi => openai::read(text, &mut draft),
@@ -126,6 +147,8 @@ pub fn end(progress: &Progress) -> Event<'_> {
 struct Draft<'a> {
     before: &'a Progress,
     follows_end: bool,
+    /// Where the next text is kept that the entry does not have.
+    margin: &'a Margin,
     said: Said<'a>,
 }
 
@@ -156,10 +179,24 @@ impl<'a> Draft<'a> {
 
     /// Keeps token counts, unless there are none or they are a former generation's.
     fn keep_usage(&mut self, usage: Option<&str>) {
-        let Some(usage) = usage.filter(|usage| usage.starts_with('{')) else { return };
+        let Some(usage) = counts(usage) else { return };
         let is_ours = !self.follows_end || !self.said.is_empty();
         if is_ours && self.progress().usage.as_deref() != Some(usage) {
             self.change().usage = Some(usage.into());
+        }
+    }
+
+    fn keep(&mut self, text: Box<str>) -> &'a str {
+        let here = self.margin;
+        self.margin = here.next.get_or_init(Box::default);
+        here.text.get_or_init(|| text)
+    }
+
+    /// The arguments of a tool call: text, or an object; `Some(None)` where there are none.
+    fn arguments(&mut self, raw: Option<&'a str>) -> Option<Option<&'a str>> {
+        match raw {
+            Some(object) if object.starts_with('{') => Some(Some(self.keep(quoted(object)))),
+            raw => text(raw),
         }
     }
 
@@ -189,24 +226,30 @@ impl<'a> Draft<'a> {
     fn say_piece(&mut self, place: usize, arguments: &'a str) -> Option<()> {
         let before = self.before;
         let Block { call, introduction, .. } = &before.blocks[place];
-        let Some(Introduction { id, name, .. }) = introduction else {
-            if arguments.is_empty() {
-                return Some(());
+        let (mut id, mut name) = (None, None);
+        if let Some(introduction) = introduction {
+            (id, name) = (introduction.id.as_deref(), introduction.name.as_deref());
+            // What was given at once waits on where this piece has nothing.
+            let given = introduction.arguments.clone();
+            let rest =
+                arguments.is_empty().then(|| Introduction { arguments: given, ..Introduction::default() });
+            if rest.as_ref() != Some(introduction) {
+                self.change().blocks[place].introduction = rest;
             }
-            return self.say(Event::ToolCall { index: 0, call: *call, id: None, name: None, arguments });
-        };
-        self.change().blocks[place].introduction = None;
-        let (id, name) = (id.as_deref(), name.as_deref());
+        }
+        if id.is_none() && name.is_none() && arguments.is_empty() {
+            return Some(());
+        }
         self.say(Event::ToolCall { index: 0, call: *call, id, name, arguments })
     }
 
-    /// A part is over. Where its call was not introduced by a piece, it is now, with the arguments that were given at once.
+    /// A part is over. Where no piece has introduced its call or brought arguments, its end does.
     fn end_block(&mut self, key: &BlockKey, arguments: Option<&'a str>) -> Option<()> {
         let Some(place) = self.place(key) else { return Some(()) };
         let before = self.before;
-        if let Some(introduction) = &before.blocks[place].introduction {
-            self.say_piece(place, arguments.unwrap_or(&introduction.arguments))?;
-        }
+        let Some(introduction) = &before.blocks[place].introduction else { return Some(()) };
+        self.say_piece(place, arguments.unwrap_or(&introduction.arguments))?;
+        self.change().blocks[place].introduction = None;
         Some(())
     }
 
@@ -227,6 +270,25 @@ fn word(raw: Option<&str>) -> Option<Option<&str>> {
     Some(text(raw)?.filter(|text| !text.is_empty()))
 }
 
+/// An id: a word, or a number as it is written.
+fn id(raw: Option<&str>) -> Option<Option<&str>> {
+    match raw {
+        Some(raw) if raw.starts_with(|first: char| first == '-' || first.is_ascii_digit()) => Some(Some(raw)),
+        raw => word(raw),
+    }
+}
+
+/// Token counts, if that is what it is.
+fn counts(raw: Option<&str>) -> Option<&str> {
+    raw.filter(|raw| raw.starts_with('{') && json::surrogates_are_paired(raw))
+}
+
+/// A text as the inside of a JSON string.
+fn quoted(text: &str) -> Box<str> {
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    json::string(&quoted).unwrap_or_default().into()
+}
+
 /// An unsigned member, 0 where it is absent.
 fn number(raw: Option<&str>) -> Option<u64> {
     raw.map_or(Some(0), json::unsigned)
@@ -238,17 +300,8 @@ fn error(raw: &str) -> Option<Event<'_>> {
         return Some(Event::Error { code: PROVIDER_ERROR, message: text(Some(raw))? });
     }
     let [code, kind, message] = json::members(raw, ["code", "type", "message"])?;
-    let code = plain(code).or_else(|| plain(kind)).unwrap_or(PROVIDER_ERROR);
+    let code = id(code).flatten().or_else(|| id(kind).flatten()).unwrap_or(PROVIDER_ERROR);
     Some(Event::Error { code, message: text(message).flatten() })
-}
-
-/// A code in a word: a string that is not empty, or a number as it is written.
-fn plain(raw: Option<&str>) -> Option<&str> {
-    let raw = raw?;
-    if raw.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
-        return Some(raw);
-    }
-    word(Some(raw)).flatten()
 }
 
 #[cfg(test)]

@@ -12,10 +12,12 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         return draft.say(end(draft.before));
     }
     let text = text.trim_matches(json::BLANKS);
-    let [kind, object, choices, failure, usage] =
-        json::members(text, ["type", "object", "choices", "error", "usage"])?;
+    let [kind, object, choices, failure, usage, groq] =
+        json::members(text, ["type", "object", "choices", "error", "usage", "x_groq"])?;
     if let Some(choices) = choices {
-        return chat::read(text, draft, (choices, usage, failure));
+        let groq = groq.and_then(|groq| json::members(groq, ["usage", "error"]));
+        let [their_usage, their_failure] = groq.unwrap_or_default();
+        return chat::read(text, draft, (choices, usage.or(their_usage), failure.or(their_failure)));
     }
     let object = object.and_then(json::string);
     if object == Some("error") && failure.is_none() {

@@ -3,7 +3,7 @@
 //! Function calls are known by their place in the output, or by their item's id where an event has no place: some
 //! servers change the ids from event to event.
 
-use super::{Draft, PROVIDER_ERROR, error, text, word};
+use super::{Draft, PROVIDER_ERROR, counts, error, id, text, word};
 use crate::event::{BlockKey, Event, Introduction};
 use crate::json;
 
@@ -20,7 +20,8 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
         }
         "response.function_call_arguments.done" => {
             let [arguments] = json::members(event, ["arguments"])?;
-            draft.end_block(&key(event, None)?, text(arguments)?)
+            let arguments = draft.arguments(arguments)?;
+            draft.end_block(&key(event, None)?, arguments)
         }
         "response.output_item.added" => begin_item(event, draft),
         "response.output_item.done" => end_item(event, draft),
@@ -54,7 +55,7 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
         }
         "error" => {
             let [code, message] = json::members(event, ["code", "message"])?;
-            let code = super::plain(code).unwrap_or(PROVIDER_ERROR);
+            let code = id(code).flatten().unwrap_or(PROVIDER_ERROR);
             draft.say(Event::Error { code, message: text(message).flatten() })
         }
         _ => draft.say(Event::Custom { data: event }),
@@ -78,15 +79,15 @@ fn say_arguments<'a>(event: &'a str, arguments: &'a str, draft: &mut Draft<'a>) 
 
 fn begin_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [item] = json::members(event, ["item"])?;
-    let [kind, item_id, id, name, arguments] =
+    let [kind, item_id, call_id, name, arguments] =
         json::members(item?, ["type", "id", "call_id", "name", "arguments"])?;
     match kind.and_then(json::string) {
         Some("function_call") => {
             let owned = |text: Option<&str>| text.map(Box::from);
             let introduction = Introduction {
-                id: owned(word(id)?),
+                id: owned(id(call_id)?),
                 name: owned(word(name)?),
-                arguments: text(arguments)?.unwrap_or_default().into(),
+                arguments: draft.arguments(arguments)?.unwrap_or_default().into(),
             };
             draft.open_block(key(event, item_id)?, Some(introduction))?;
             Some(())
@@ -99,15 +100,15 @@ fn begin_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
 /// A call that comes to its end without ever having begun is told as a whole.
 fn end_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [item] = json::members(event, ["item"])?;
-    let [kind, item_id, id, name, arguments] =
+    let [kind, item_id, call_id, name, arguments] =
         json::members(item?, ["type", "id", "call_id", "name", "arguments"])?;
     match kind.and_then(json::string) {
         Some("function_call") => {
-            let (key, arguments) = (key(event, item_id)?, text(arguments)?);
+            let (key, arguments) = (key(event, item_id)?, draft.arguments(arguments)?);
             if draft.place(&key).is_some() {
                 draft.end_block(&key, arguments)?;
             } else {
-                let (id, name) = (word(id)?, word(name)?);
+                let (id, name) = (id(call_id)?, word(name)?);
                 let call = draft.open_block(key.clone(), None)?;
                 let arguments = arguments.unwrap_or_default();
                 draft.say(Event::ToolCall { index: 0, call, id, name, arguments })?;
@@ -122,10 +123,10 @@ fn end_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
 
 /// Which item an event is about.
 fn key(event: &str, item_id: Option<&str>) -> Option<BlockKey> {
-    let [place, id] = json::members(event, ["output_index", "item_id"])?;
+    let [place, item] = json::members(event, ["output_index", "item_id"])?;
     Some(match place {
         Some(place) => BlockKey::Place(json::unsigned(place)?),
-        None => BlockKey::Id(text(id.or(item_id))?.unwrap_or_default().into()),
+        None => BlockKey::Id(id(item.or(item_id))?.unwrap_or_default().into()),
     })
 }
 
@@ -136,6 +137,6 @@ fn say_end<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()> 
     let [reason] = details.map_or(Some([None]), |details| json::members(details, ["reason"]))?;
     let otherwise = if kind == "response.completed" { "completed" } else { "incomplete" };
     let finish_reason = word(reason)?.or(word(status)?).unwrap_or(otherwise);
-    let usage = usage.filter(|usage| usage.starts_with('{')).or(draft.before.usage.as_deref());
+    let usage = counts(usage).or(draft.before.usage.as_deref());
     draft.say(Event::End { finish_reason: Some(finish_reason), usage })
 }

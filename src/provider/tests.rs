@@ -10,7 +10,8 @@ struct Story {
 impl Story {
     fn tell(&mut self, form: Form, payload: &str) -> String {
         let before = self.progress.clone();
-        let Ok(mut said) = read((form, payload.as_bytes()), &before, self.follows_end) else {
+        let margin = Margin::default();
+        let Ok(mut said) = read((form, payload.as_bytes()), &before, self.follows_end, &margin) else {
             return "malformed".to_owned();
         };
         if let Some(progress) = said.take_progress() {
@@ -209,7 +210,7 @@ fn what_would_lose_text_is_malformed() {
         r#"{"choices":{}}"#,
         r#"{"choices":[1]}"#,
         r#"{"choices":[{"index":-1,"delta":{}}]}"#,
-        r#"{"choices":[{"delta":[]}]}"#,
+        r#"{"choices":[{"delta":[1]}]}"#,
         r#"{"choices":[{"delta":{"content":5}}]}"#,
         r#"{"choices":[{"delta":{"content":"\ud800"}}]}"#,
         r#"{"choices":[{"delta":{"content":["x"]}}]}"#,
@@ -217,7 +218,8 @@ fn what_would_lose_text_is_malformed() {
         r#"{"choices":[{"delta":{"reasoning":{}}}]}"#,
         r#"{"choices":[{"delta":{"tool_calls":{}}}]}"#,
         r#"{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}"#,
-        r#"{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":{}}}]}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":[]}}]}}]}"#,
+        r#"{"choices":[{"delta":{"tool_calls":[{"id":{},"function":{"arguments":""}}]}}]}"#,
         r#"{"choices":[{"delta":{},"finish_reason":1}]}"#,
         r#"{"error":5}"#,
         r#"{"type":5}"#,
@@ -242,7 +244,8 @@ fn what_would_lose_text_is_malformed() {
     ] {
         anthropic(&[(payload, "malformed")]);
     }
-    assert_eq!(read((Form::OpenAi, b"{\"a\":\"\xff\"}"), &Progress::NONE, false), Err(Malformed));
+    let no_text = (Form::OpenAi, &b"{\"a\":\"\xff\"}"[..]);
+    assert_eq!(read(no_text, &Progress::NONE, false, &Margin::default()), Err(Malformed));
 }
 
 #[test]
@@ -404,6 +407,126 @@ fn tools_are_blocks() {
             "tool#0.0 c3 f 1",
         ),
         (r#"{"type":"message_stop"}"#, r#"end - {"input_tokens":6}"#),
+    ]);
+}
+
+#[test]
+fn arguments_given_at_once_count_where_no_piece_has_any() {
+    let begin = |index: u32, input: &str| {
+        format!(
+            r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":"tool_use","id":{index},"name":"f","input":{input}}}}}"#
+        )
+    };
+    let piece = |index: u32, piece: &str| {
+        format!(
+            r#"{{"type":"content_block_delta","index":{index},"delta":{{"type":"input_json_delta","partial_json":"{piece}"}}}}"#
+        )
+    };
+    let stop = |index: u32| format!(r#"{{"type":"content_block_stop","index":{index}}}"#);
+    anthropic(&[
+        (&begin(1, "{}"), ""),
+        (&piece(1, ""), "tool#0.0 1 f "),
+        (&piece(1, ""), ""),
+        (&stop(1), "tool#0.0 - - {}"),
+        (&begin(2, r#"{"a":1}"#), ""),
+        (&piece(2, ""), "tool#0.1 2 f "),
+        (&stop(2), r#"tool#0.1 - - {\"a\":1}"#),
+        (&begin(3, r#"{"a":1}"#), ""),
+        (&piece(3, ""), "tool#0.2 3 f "),
+        (&piece(3, "[2]"), "tool#0.2 - - [2]"),
+        (&piece(3, ""), ""),
+        (&stop(3), ""),
+        (&begin(4, "{}"), ""),
+        (&stop(4), "tool#0.3 4 f {}"),
+    ]);
+    openai(&[
+        (
+            r#"{"type":"response.output_item.added","output_index":1,"item":{"type":"function_call","call_id":"c1","name":"f","arguments":""}}"#,
+            "",
+        ),
+        (
+            r#"{"type":"response.function_call_arguments.delta","output_index":1,"delta":""}"#,
+            "tool#0.0 c1 f ",
+        ),
+        (
+            r#"{"type":"response.function_call_arguments.done","output_index":1,"arguments":{"a":"b"}}"#,
+            r#"tool#0.0 - - {\"a\":\"b\"}"#,
+        ),
+        (
+            r#"{"type":"response.output_item.done","output_index":1,"item":{"type":"function_call","arguments":"{}"}}"#,
+            "",
+        ),
+    ]);
+}
+
+#[test]
+fn arguments_may_be_objects_and_ids_numbers() {
+    openai(&[
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":17,"function":{"name":"f","arguments":{"a": "\u00e4\\"}}},{"index":1,"id":"c","function":{"name":"g","arguments":{}}}]},"finish_reason":"tool_calls"}]}"#,
+            r#"tool#0.0 17 f {\"a\": \"\\u00e4\\\\\"} | tool#0.1 c g {}"#,
+        ),
+        (
+            r#"{"choices":[{"delta":{"function_call":{"name":"h","arguments":{"b":[]}}}}]}"#,
+            r#"tool#0.0 - h {\"b\":[]}"#,
+        ),
+    ]);
+    let calls = vec![r#"{"index":0,"function":{"arguments":{}}}"#; EVENTS_PER_ENTRY_MAX + 1];
+    let chunk = |count: usize| {
+        format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{}]}}}}]}}"#, calls[..count].join(","))
+    };
+    let told = Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX));
+    assert_eq!(told.matches("- - {}").count(), EVENTS_PER_ENTRY_MAX);
+    openai(&[(&chunk(EVENTS_PER_ENTRY_MAX + 1), "malformed")]);
+}
+
+#[test]
+fn a_margin_of_any_length_is_let_go_of_without_a_deep_stack() {
+    let first = Margin::default();
+    let mut last = &first;
+    for _ in 0..1_000_000 {
+        last = last.next.get_or_init(Box::default);
+    }
+    assert!(last.text.get().is_none());
+}
+
+/// Where servers put what others have elsewhere, and what they write for nothing.
+#[test]
+fn servers_differ() {
+    let done = "[DONE]";
+    // Azure.
+    openai(&[
+        (r#"{"choices":[],"id":"","object":"","prompt_filter_results":[{"prompt_index":0}]}"#, ""),
+        (r#"{"choices":[{"index":0,"content_filter_offsets":{},"finish_reason":null}]}"#, ""),
+        (done, "end - -"),
+    ]);
+    // Groq.
+    openai(&[
+        (r#"{"choices":[{"delta":{"content":"a"}}],"x_groq":{"id":"r"}}"#, "content#0 a"),
+        (r#"{"choices":[{"delta":{},"finish_reason":"stop"}],"x_groq":{"usage":{"n":1}}}"#, ""),
+        (done, r#"end stop {"n":1}"#),
+        (
+            r#"{"choices":[{"delta":{"content":"b"}}],"x_groq":{"error":"cut"}}"#,
+            "content#0 b | error provider_error cut",
+        ),
+    ]);
+    // Moonshot, vLLM: in a choice, and in every chunk.
+    openai(&[
+        (r#"{"choices":[{"delta":{"content":"a"}}],"usage":{"n":1}}"#, "content#0 a"),
+        (r#"{"choices":[{"delta":{},"finish_reason":"stop","usage":{"n":2}}],"usage":null}"#, ""),
+        (done, r#"end stop {"n":2}"#),
+    ]);
+    // OpenRouter.
+    openai(&[(
+        r#"{"choices":[{"delta":{"content":""},"finish_reason":"error","error":{"code":502,"message":"m"}}]}"#,
+        "error 502 m",
+    )]);
+    // Those who write all members that they know, PHP among them.
+    openai(&[
+        (r#"{"choices":[{"delta":{"content":"a"},"error":{}}],"error":""}"#, "content#0 a"),
+        (r#"{"choices":[{"delta":[],"finish_reason":"stop"}],"error":{}}"#, ""),
+        (r#"{"choices":[],"usage":{"a":"\ud800"}}"#, ""),
+        (done, "end stop -"),
     ]);
 }
 

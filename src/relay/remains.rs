@@ -74,6 +74,7 @@ impl<'a> Reading<'a> {
         let Ok(Some(object)) = jsonl::parse(json.as_bytes()) else { return };
         match object.kind {
             jsonl::Kind::Start => {
+                self.forget();
                 let start: Option<Start<'_>> = serde_json::from_str(json).ok();
                 let generation = start.and_then(|start| start.generation);
                 let is_ours = generation.as_deref() == Some(self.generation);
@@ -83,10 +84,18 @@ impl<'a> Reading<'a> {
                     (seen, _) => seen,
                 };
             }
-            jsonl::Kind::Terminal => self.add_meaning(Meaning::Terminal),
+            jsonl::Kind::Terminal => {
+                self.forget();
+                self.add_meaning(Meaning::Terminal);
+            }
             jsonl::Kind::Content => self.add_meaning(Meaning::Content),
             jsonl::Kind::Heartbeat => {}
         }
+    }
+
+    /// What was told in a provider's form is over.
+    fn forget(&mut self) {
+        (self.openai, self.anthropic) = (Story::new(Form::OpenAi), Story::new(Form::Anthropic));
     }
 
     fn add_meaning(&mut self, meaning: Meaning) {

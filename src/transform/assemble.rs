@@ -12,6 +12,7 @@ use crate::event::{
     Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, Progress, StreamName,
     StreamState, TextMark, ToolPiece, piece_continues,
 };
+use crate::provider::Margin;
 
 /// What became of a pushed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,8 +178,9 @@ impl Assembler {
         let received = std::mem::replace(&mut self.position, Position::whole(entry.id));
         self.before = Some(Box::new(self.state.clone()));
         self.state.pass();
-        let progress = self.state.progress.clone();
-        let pushed = match Heard::new(entry, Progress::known(progress.as_deref()), &self.state) {
+        let (progress, margin) = (self.state.progress.clone(), Margin::default());
+        let before = Progress::known(progress.as_deref());
+        let pushed = match Heard::new(entry, (before, &margin), &self.state) {
             Ok(heard) => self.push_events(heard, received, read_us),
             Err(undecodable) => {
                 let reason = undecodable.reason;

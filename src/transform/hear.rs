@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::decode::{MALFORMED, Undecodable, decode};
 use super::order::{Verdict, judge};
 use crate::event::{Decoded, Entry, EntryId, Event, Phase, Position, Progress, StreamState};
-use crate::provider::{self, Form, Said};
+use crate::provider::{self, Form, Margin, Said};
 
 /// What one entry says, to be judged event by event.
 pub(super) struct Heard<'a> {
@@ -37,7 +37,7 @@ impl<'a> Heard<'a> {
     /// When it cannot be understood.
     pub(super) fn new(
         entry: &'a Entry,
-        before: &'a Progress,
+        (before, margin): (&'a Progress, &'a Margin),
         state: &StreamState,
     ) -> Result<Self, Undecodable> {
         let id = entry.id;
@@ -47,7 +47,7 @@ impl<'a> Heard<'a> {
             return Ok(Self { id, events, progress: None, judged: 0, count: 1 });
         };
         let follows_end = state.phase.terminal().is_some();
-        let mut said = provider::read(raw, before, follows_end).map_err(|_| MALFORMED)?;
+        let mut said = provider::read(raw, before, follows_end, margin).map_err(|_| MALFORMED)?;
         let (progress, count) = (said.take_progress(), said.len());
         Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
     }

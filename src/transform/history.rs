@@ -10,6 +10,7 @@ use crate::event::message::{
     StateSearch,
 };
 use crate::event::{After, Entry, EntryId, Phase, Position, Progress, StreamName, StreamState, StreamStatus};
+use crate::provider::Margin;
 
 /// What the outcome depends on beside the read.
 #[derive(Clone, Copy, Debug)]
@@ -326,8 +327,9 @@ impl Gathering {
 
     /// Takes an entry in a provider's form, or one after such.
     fn push_heard(&mut self, entry: &Entry) {
-        let progress = self.state.progress.clone();
-        let Ok(mut heard) = Heard::new(entry, Progress::known(progress.as_deref()), &self.state) else {
+        let (progress, margin) = (self.state.progress.clone(), Margin::default());
+        let before = Progress::known(progress.as_deref());
+        let Ok(mut heard) = Heard::new(entry, (before, &margin), &self.state) else {
             return self.state.note_newest(entry.id);
         };
         let mut is_counted = false;

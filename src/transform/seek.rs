@@ -11,6 +11,7 @@ use crate::event::{
     After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Outline, Position, Progress, StreamName,
     StreamState,
 };
+use crate::provider::Margin;
 
 /// A scan in progress. Entries are pushed in their order, over as many batches as it takes.
 #[derive(Debug)]
@@ -225,8 +226,9 @@ impl Seek {
     fn follow_heard(&mut self, entry: &Entry) {
         let mut before = (self.after == After::Last).then(|| self.state.clone());
         self.state.pass();
-        let progress = self.state.progress.clone();
-        let Ok(mut heard) = Heard::new(entry, Progress::known(progress.as_deref()), &self.state) else {
+        let (progress, margin) = (self.state.progress.clone(), Margin::default());
+        let known = Progress::known(progress.as_deref());
+        let Ok(mut heard) = Heard::new(entry, (known, &margin), &self.state) else {
             self.state.note_newest(entry.id);
             self.activity = Some(entry.id);
             return;

@@ -57,6 +57,9 @@ mod drain;
 /// Everything at once: faults drawn from a seed, over many streams, and viewers that come and go.
 mod faults;
 
+/// Crowds that come at once, each viewer with another `after`.
+mod crowd;
+
 /// The state so far as one JSON object.
 mod state;
 

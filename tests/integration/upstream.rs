@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fixtures;
+use crate::support::authority::Authority;
 use crate::support::command::{Background, Outcome, llm_bridge, run};
 use crate::support::daemon::Daemon;
 use crate::support::http;
@@ -307,6 +308,86 @@ fn raw_entries_survive_an_outage_once_each() {
     let payloads: Vec<String> =
         texts.iter().map(|text| token(text)).chain([finish(), "[DONE]".into()]).collect();
     assert_eq!(entries(&redis), started(&payloads.iter().map(String::as_str).collect::<Vec<_>>()));
+}
+
+#[test]
+fn a_server_behind_a_private_authority_is_asked_over_tls() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (ca, other_ca) = (ours.ca_file(), theirs.ca_file());
+    let upstream = FakeUpstream::start_tls([chat(&["a", "b"])], ours.server_config());
+    let told = started(&[&token("a"), &token("b"), &finish(), "[DONE]"]);
+    for (more, expected) in [
+        (vec!["--ca-file", &ca], told),
+        (vec!["--ca-file", &other_ca], vec!["start".into(), "error upstream_unreachable".into()]),
+        (vec![], vec!["start".into(), "error upstream_unreachable".into()]),
+    ] {
+        let redis = RedisServer::start();
+        let outcome = ask(&redis, &upstream, &[&more[..], &["--retries", "0"]].concat());
+        assert_eq!(entries(&redis), expected, "{more:?}: {outcome:?}");
+        assert!(outcome.code == Some(0) || outcome.stderr.contains("certificate"), "{outcome:?}");
+    }
+    // Whoever cannot be trusted is told nothing, not even the key.
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_cancelled_answer_over_tls_lets_the_upstream_go() {
+    let authority = Authority::new();
+    let script = vec![head(), event(&token("a")), Step::Hang];
+    let upstream = FakeUpstream::start_tls([script], authority.server_config());
+    let (redis, dir) = (RedisServer::start(), tempfile::tempdir().unwrap());
+    let (url, request, ca) = (upstream.chat_url(), request_file(&dir), authority.ca_file());
+    let process =
+        Background::start(produce(&redis, &["--url", &url, "--request", &request, "--ca-file", &ca]));
+    wait_until("the token", || entries(&redis).len() == 2);
+    redis.connect().run::<String>(&["XADD", "llm:control:s1:m", "*", "type", "cancel"]);
+    assert_eq!(process.finish().code, Some(0));
+    wait_until("the upstream to be let go", || upstream.left() == 1);
+    assert_eq!(entries(&redis), [started(&[&token("a")]), vec!["end cancelled".into()]].concat());
+}
+
+#[test]
+fn heartbeats_are_written_while_only_comments_come() {
+    let (redis, dir) = (RedisServer::start(), tempfile::tempdir().unwrap());
+    let script = vec![head(), Step::CommentedGate, event(&token("a")), event("[DONE]")];
+    let upstream = FakeUpstream::start([script]);
+    let (url, request) = (upstream.chat_url(), request_file(&dir));
+    let arguments = ["--url", &url, "--request", &request, "--heartbeat-every", "50ms"];
+    let asking = Background::start(produce(&redis, &arguments));
+    let beats = || entries(&redis).iter().filter(|entry| *entry == "heartbeat").count();
+    wait_until("heartbeats", || beats() >= 3);
+    upstream.open_gate();
+    assert_eq!(asking.finish().code, Some(0));
+    let told = |entries: Vec<String>| -> Vec<String> {
+        entries.into_iter().filter(|entry| entry != "heartbeat").collect()
+    };
+    assert_eq!(told(entries(&redis)), started(&[&token("a"), "[DONE]"]));
+
+    let before = beats();
+    let mut reading = Background::start(produce(&redis, &["--from", "openai", "--heartbeat-every", "50ms"]));
+    let mut stdin = reading.take_stdin();
+    let mut say = |text: String| std::io::Write::write_all(&mut stdin, text.as_bytes()).unwrap();
+    say(format!("data: {}\n\n", token("b")));
+    wait_until("more heartbeats", || {
+        say(": PROCESSING\n\n".to_owned());
+        beats() >= before + 3
+    });
+    say("data: [DONE]\n\n".to_owned());
+    drop(stdin);
+    assert_eq!(reading.finish().code, Some(0));
+    let both = [started(&[&token("a"), "[DONE]"]), started(&[&token("b"), "[DONE]"])].concat();
+    assert_eq!(told(entries(&redis)), both);
+}
+
+#[test]
+fn an_answer_without_a_last_word_is_over_when_readers_say_so() {
+    let script = vec![head(), event(&token("a")), event(&finish()), Step::Hang];
+    let grace = ["--set", "stream.finish_grace=100ms", "--silence-timeout", "1s"];
+    let (_, entries, _) = asked(vec![script.clone()], &grace);
+    assert_eq!(entries.last().unwrap(), "end stop");
+    let never = ["--set", "stream.finish_grace=0", "--silence-timeout", "3s"];
+    let (_, entries, _) = asked(vec![script], &never);
+    assert_eq!(entries.last().unwrap(), "error upstream_timeout");
 }
 
 fn request_file(dir: &TempDir) -> String {

@@ -18,7 +18,7 @@ use crate::produce::{Cancels, Form, Generation, ProduceError, Producer, Record, 
 
 /// The most that is read from stdin at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
-/// Silence of stdin after which a heartbeat is written.
+/// After how long without an entry a heartbeat is written, unless told otherwise.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// The longest wait for stdin before signals are looked at again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
@@ -82,6 +82,8 @@ pub(super) struct Feed<W: Wires, C: Cancels> {
     pace: Option<Pace>,
     cancels: C,
     stopping: Arc<AtomicBool>,
+    heartbeat_every: Duration,
+    written_at: Instant,
 }
 
 impl<W: Wires, C: Cancels> Feed<W, C> {
@@ -94,7 +96,14 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             From::Openai => raw(Form::OpenAi),
             From::Anthropic => raw(Form::Anthropic),
         };
-        Self { producer, format, pace: None, cancels, stopping }
+        let (heartbeat_every, written_at) = (HEARTBEAT_EVERY, Instant::now());
+        Self { producer, format, pace: None, cancels, stopping, heartbeat_every, written_at }
+    }
+
+    /// The same, with a heartbeat after so long without an entry.
+    pub(super) const fn beating_every(mut self, time: Duration) -> Self {
+        self.heartbeat_every = time;
+        self
     }
 
     /// The same, writing at most so many tokens (words, lines, events) a second.
@@ -113,7 +122,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         let is_cancelled = matches!(failure, FeedError::Cancelled);
         if self.producer.generation().is_open() && !refused {
             if is_cancelled {
-                let usage = self.story().and_then(Story::usage).cloned();
+                let usage = self.story().and_then(Story::usage);
                 self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
             } else {
                 let (code, message) = (failure.code(), failure.to_string());
@@ -157,10 +166,10 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             self.producer.say(Generation::start);
             self.flush()?;
         }
-        let mut heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
         loop {
             self.look_around()?;
-            let wait = heartbeat_due.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+            self.beat()?;
+            let wait = self.heartbeat_every.saturating_sub(self.written_at.elapsed()).min(WAIT_MAX);
             if wait_readable(&input, self.cancels.raw_fd(), wait)? {
                 match input.read(&mut buffer) {
                     Ok(0) => break,
@@ -168,16 +177,21 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error.into()),
                 }
-                heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
-            } else if Instant::now() >= heartbeat_due {
-                if self.producer.generation().is_open() {
-                    self.producer.say(Generation::heartbeat);
-                    self.flush()?;
-                }
-                heartbeat_due = Instant::now() + HEARTBEAT_EVERY;
             }
         }
         self.finish()
+    }
+
+    /// Says that the producer lives where the stream would not tell, whatever it is that the input sends meanwhile.
+    fn beat(&mut self) -> Result<(), FeedError> {
+        if self.written_at.elapsed() < self.heartbeat_every {
+            return Ok(());
+        }
+        if self.producer.generation().is_open() {
+            self.producer.say(Generation::heartbeat);
+        }
+        self.written_at = Instant::now();
+        self.flush()
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), FeedError> {
@@ -218,10 +232,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         if self.producer.generation().is_open() {
             let (reason, usage) = match self.story() {
                 None => ("stop".to_owned(), None),
-                Some(story) => {
-                    let reason = story.finish_reason().ok_or(FeedError::CutOff)?;
-                    (reason.to_owned(), story.usage().cloned())
-                }
+                Some(story) => (story.finish_reason().ok_or(FeedError::CutOff)?, story.usage()),
             };
             self.producer.say(|generation, ts| generation.end_with(&reason, usage.as_ref(), ts));
         }
@@ -306,6 +317,10 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
     }
 
     fn flush(&mut self) -> Result<(), FeedError> {
+        if self.producer.is_flushed() {
+            return Ok(());
+        }
+        self.written_at = Instant::now();
         let stopping = &self.stopping;
         match self.producer.flush(|| stopping.load(Ordering::Relaxed)) {
             Err(ProduceError::Stopped) => Err(FeedError::Interrupted),

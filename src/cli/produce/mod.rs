@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let asked = match (&args.url, &args.request) {
         (Some(url), Some(file)) => {
-            let upstream = args.upstream.upstream(url)?;
+            let upstream = args.upstream.upstream(url, config.stream.finish_grace)?;
             let request = Request::new(&read_request(file)?, &args.model, &upstream);
             let named = |error| CliError::Usage(format!("{}: {error}", file.display()));
             Some((request.map_err(named)?, upstream))
@@ -77,7 +77,8 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     }
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let input = File::from(stdin.map_err(|error| CliError::Failed(format!("stdin: {error}")))?);
-    Feed::new(Producer::new(wires), args.from, cancels, stopping).at_rate(args.rate).run(input)
+    let feed = Feed::new(Producer::new(wires), args.from, cancels, stopping);
+    feed.at_rate(args.rate).beating_every(args.upstream.heartbeat_every).run(input)
 }
 
 fn read_request(file: &Path) -> Result<String, CliError> {

@@ -17,8 +17,6 @@ use crate::produce::{Cancels, Generation, ProduceError, Producer, Record, Wires,
 
 /// The longest time between two looks around: what a request to stop waits at most, beside its way.
 const SLICE: Duration = Duration::from_millis(20);
-/// Silence after which a heartbeat is written.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// How long the last entry is tried to be written.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The most of an upstream's own words that an entry repeats, in characters.
@@ -119,7 +117,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Err((broken, story)) => {
                 if let Broken::Cancelled = broken {
                     let usage = story.as_ref().and_then(Story::usage);
-                    self.producer.say(|generation, ts| generation.end_with("cancelled", usage, ts));
+                    self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
                 }
                 broken
             }
@@ -188,8 +186,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         loop {
             self.look_around()?;
             let patience = self.upstream.patience;
-            if story.finish_reason().is_some() && self.event_at.elapsed() >= patience.finish {
-                return self.end(story);
+            if !patience.finish.is_zero()
+                && self.event_at.elapsed() >= patience.finish
+                && let Some(reason) = story.finish_reason()
+            {
+                return self.end(&reason, story);
             }
             let Some(piece) = call.next(SLICE) else {
                 let silence = heard_at.elapsed();
@@ -235,7 +236,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
         self.event_at = Instant::now();
         let meaning = story.read(payload);
-        self.token_came |= meaning != Meaning::Framing;
+        self.token_came |= matches!(meaning, Meaning::Content | Meaning::Terminal);
         self.producer.pass_raw(Record { form: story.form(), json: payload.to_owned() }, meaning);
         if self.producer.is_full() {
             self.flush()?;
@@ -257,17 +258,17 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         {
             return self.flush();
         }
-        if story.finish_reason().is_some() {
-            return self.end(story);
+        if let Some(reason) = story.finish_reason() {
+            return self.end(&reason, story);
         }
         let reason = if let Piece::Broken(reason) = piece { reason } else { "no end was sent".to_owned() };
         Err(again("upstream_broke_off", format!("the upstream broke off in the middle: {reason}")))
     }
 
     /// Writes the end that the upstream left unsaid.
-    fn end(&mut self, story: &Story) -> Result<(), Broken> {
-        let reason = story.finish_reason().unwrap_or("stop");
-        self.producer.say(|generation, ts| generation.end_with(reason, story.usage(), ts));
+    fn end(&mut self, reason: &str, story: &Story) -> Result<(), Broken> {
+        let usage = story.usage();
+        self.producer.say(|generation, ts| generation.end_with(reason, usage.as_ref(), ts));
         self.flush()
     }
 
@@ -290,7 +291,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             tracing::info!(by = request.by, reason = request.reason, "cancelled");
             return Err(Broken::Cancelled);
         }
-        if self.written_at.elapsed() >= HEARTBEAT_EVERY {
+        if self.written_at.elapsed() >= self.upstream.patience.heartbeat {
             self.producer.say(Generation::heartbeat);
             self.flush()?;
         }
@@ -303,8 +304,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         if stop() {
             return Err(Broken::Stopped);
         }
-        self.producer.flush(stop)?;
-        self.written_at = Instant::now();
+        // What the upstream sends to keep its connection alive is no sign of life in the stream.
+        if !self.producer.is_flushed() {
+            self.producer.flush(stop)?;
+            self.written_at = Instant::now();
+        }
         Ok(())
     }
 }

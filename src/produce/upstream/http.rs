@@ -174,6 +174,10 @@ fn failed(error: &Error) -> Piece {
     let is_connecting = |timeout| matches!(timeout, ureq::Timeout::Connect | ureq::Timeout::Resolve);
     match error {
         Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => Piece::Unreachable(text),
+        // A handshake that failed: no request was sent.
+        Error::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            Piece::Unreachable(text)
+        }
         Error::Timeout(timeout) if is_connecting(*timeout) => Piece::Unreachable(text),
         Error::HostNotFound | Error::ConnectionFailed | Error::Tls(_) | Error::Rustls(_) => {
             Piece::Unreachable(text)

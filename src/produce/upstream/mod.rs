@@ -43,8 +43,10 @@ pub struct Patience {
     pub first: Duration,
     /// Between two pieces of its answer.
     pub silence: Duration,
-    /// After a `finish_reason` without a word more: then the answer is over, as it is for readers.
+    /// After a `finish_reason` without a word more: then the answer is over, as it is for readers. 0: never.
     pub finish: Duration,
+    /// Before a heartbeat tells the stream that it is still waited for.
+    pub heartbeat: Duration,
     /// How often a request is tried again before its first token.
     pub retries: u32,
 }
@@ -56,6 +58,7 @@ impl Default for Patience {
             first: Duration::from_secs(300),
             silence: Duration::from_secs(60),
             finish: Duration::from_secs(2),
+            heartbeat: Duration::from_secs(10),
             retries: 4,
         }
     }

@@ -4,6 +4,7 @@
 //! Nothing here knows the daemon's code: it is started as a process and spoken to over its sockets.
 
 pub(crate) mod activation;
+pub(crate) mod authority;
 pub(crate) mod command;
 pub(crate) mod daemon;
 pub(crate) mod descriptors;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use super::patience::PATIENCE;
@@ -25,6 +26,8 @@ pub(crate) enum Step {
     Pause(Duration),
     /// Waits until the test opens the gate.
     Gate,
+    /// Sends comments until then, as servers do to keep a connection alive.
+    CommentedGate,
     /// Says nothing until the client goes away.
     Hang,
 }
@@ -98,6 +101,65 @@ struct Shared {
     /// How many clients went away in a `Hang`.
     left: AtomicUsize,
     over: AtomicBool,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+/// A connection, in the open or not.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl Socket {
+    fn new(socket: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Self {
+        match tls {
+            None => Self::Plain(socket),
+            Some(config) => {
+                let session = ServerConnection::new(Arc::clone(config)).unwrap();
+                Self::Tls(Box::new(StreamOwned::new(session, socket)))
+            }
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        if let Self::Tls(stream) = self {
+            stream.conn.send_close_notify();
+            stream.flush()?;
+        }
+        self.tcp().shutdown(Shutdown::Write)
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
 }
 
 /// The server. Dropping it cuts everything.
@@ -110,9 +172,18 @@ pub(crate) struct FakeUpstream {
 impl FakeUpstream {
     /// A server that follows these scripts, one a request; the last one over and over.
     pub(crate) fn start(scripts: impl IntoIterator<Item = Script>) -> Self {
+        Self::start_with(scripts, None)
+    }
+
+    /// The same over TLS.
+    pub(crate) fn start_tls(scripts: impl IntoIterator<Item = Script>, tls: Arc<ServerConfig>) -> Self {
+        Self::start_with(scripts, Some(tls))
+    }
+
+    fn start_with(scripts: impl IntoIterator<Item = Script>, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { tls, ..Shared::default() });
         shared.scripts.lock().unwrap().extend(scripts);
         let ours = Arc::clone(&shared);
         let acceptor =
@@ -122,7 +193,8 @@ impl FakeUpstream {
 
     /// The URL of its chat completions.
     pub(crate) fn chat_url(&self) -> String {
-        format!("http://{}/v1/chat/completions", self.address)
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/v1/chat/completions", self.address)
     }
 
     /// The requests so far.
@@ -167,9 +239,10 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     connections.into_iter().for_each(|connection| connection.join().unwrap());
 }
 
-fn serve(mut socket: TcpStream, shared: &Shared) -> std::io::Result<()> {
+fn serve(socket: TcpStream, shared: &Shared) -> std::io::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
+    let mut socket = Socket::new(socket, shared.tls.as_ref());
     let seen = request(&mut socket)?;
     let script = {
         shared.seen.lock().unwrap().push(seen);
@@ -178,16 +251,20 @@ fn serve(mut socket: TcpStream, shared: &Shared) -> std::io::Result<()> {
     };
     for step in script.unwrap_or_default() {
         match step {
-            Step::Send(bytes) => socket.write_all(&bytes)?,
+            Step::Send(bytes) => {
+                socket.write_all(&bytes)?;
+                socket.flush()?;
+            }
             Step::Pause(time) => thread::sleep(time),
-            Step::Gate => pass_gate(shared),
+            Step::Gate => pass_gate(shared, || Ok(()))?,
+            Step::CommentedGate => pass_gate(shared, || socket.write_all(b": PROCESSING\n\n"))?,
             Step::Hang => hang(&mut socket, shared)?,
         }
     }
-    socket.shutdown(Shutdown::Write)
+    socket.finish()
 }
 
-fn request(socket: &mut TcpStream) -> std::io::Result<Seen> {
+fn request(socket: &mut Socket) -> std::io::Result<Seen> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -204,7 +281,7 @@ fn request(socket: &mut TcpStream) -> std::io::Result<Seen> {
     Ok(Seen { head, body: serde_json::from_slice(&bytes[head_end..]).unwrap_or_default() })
 }
 
-fn receive(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+fn receive(socket: &mut Socket, bytes: &mut Vec<u8>) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     match socket.read(&mut buffer)? {
         0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
@@ -215,16 +292,18 @@ fn receive(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> std::io::Result<()> {
     }
 }
 
-fn pass_gate(shared: &Shared) {
+fn pass_gate(shared: &Shared, mut meanwhile: impl FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
     let mut open = shared.gate.0.lock().unwrap();
     while *open == 0 && !shared.over.load(Ordering::SeqCst) {
+        meanwhile()?;
         open = shared.gate.1.wait_timeout(open, LOOK).unwrap().0;
     }
     *open = open.saturating_sub(1);
+    Ok(())
 }
 
-fn hang(socket: &mut TcpStream, shared: &Shared) -> std::io::Result<()> {
-    socket.set_read_timeout(Some(LOOK))?;
+fn hang(socket: &mut Socket, shared: &Shared) -> std::io::Result<()> {
+    socket.tcp().set_read_timeout(Some(LOOK))?;
     let mut buffer = [0; 64];
     while !shared.over.load(Ordering::SeqCst) {
         match socket.read(&mut buffer) {
