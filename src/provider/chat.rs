@@ -31,7 +31,7 @@ pub(super) fn read<'a>(
     for choice in json::elements(choices)? {
         let (has_more_here, failure_here) = read_choice(choice, draft)?;
         has_more |= has_more_here;
-        failure = failure.or(failure_here.filter(|failure| is_told(failure)));
+        failure = failure.or_else(|| failure_here.filter(|failure| is_told(failure)));
     }
     draft.keep_usage(usage);
     if has_more && draft.said.is_empty() {
