@@ -40,7 +40,7 @@ for tool in rustfmt clippy; do
 done
 ensure redis-server redis-server
 ensure systemd-analyze systemd
-# For the tests of the browser client.
+# For the tests of the browser client, and of the clients of other formats.
 ensure node nodejs
 ensure npm npm
 ensure chromium chromium

@@ -104,7 +104,7 @@ impl Translator {
         self.only_unfinished
     }
 
-    /// The viewer has waited for the stream: what it comes to is told, finished or not.
+    /// The viewer has waited for the stream, or was told a part of it: what it comes to is told, finished or not.
     pub const fn take_finished(&mut self) {
         self.only_unfinished = false;
     }
