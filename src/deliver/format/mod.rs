@@ -111,7 +111,7 @@ impl Translator {
 
     /// In which of a frame's forms the shared renderings are kept.
     #[must_use]
-    pub const fn form(&self) -> usize {
+    pub const fn form(&self) -> u8 {
         match (self.format, self.transport) {
             (Format::OpenAi, Transport::Events) => 0,
             (Format::OpenAi, Transport::WebSocket) => 1,
