@@ -42,7 +42,7 @@ ensure redis-server redis-server
 ensure systemd-analyze systemd
 # For the tests that speak TLS.
 ensure openssl openssl
-# For the tests of the browser client.
+# For the tests of the browser client, and of the clients of other formats.
 ensure node nodejs
 ensure npm npm
 ensure chromium chromium

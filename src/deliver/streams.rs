@@ -154,6 +154,9 @@ impl Delivery {
         self.begin_events(slot, now);
         self.say_open(slot, opened.after, opened.status);
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        if let Some(translator) = &mut viewer.wish.translator {
+            translator.take_finished();
+        }
         viewer.stage = Stage::Reading;
         viewer.seam = Some(Seam::new(opened.from));
         self.show(slot, &opened.shown, false, now);

@@ -170,7 +170,7 @@ pub(super) enum Shape {
     Multiplexed,
     Sse,
     /// What it is in another format, where that was kept before.
-    Rendering(usize),
+    Rendering(u8),
     /// None: everything was sent before it, for this viewer alone.
     Nothing,
 }

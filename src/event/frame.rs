@@ -169,13 +169,13 @@ impl Frame {
 
     /// What was kept of it in the form `form`, if anything was.
     #[must_use]
-    pub fn rendering(&self, form: usize) -> Option<&Rendering> {
-        self.renderings.get()?.get(form)?.get()
+    pub fn rendering(&self, form: u8) -> Option<&Rendering> {
+        self.renderings.get()?.get(usize::from(form))?.get()
     }
 
     /// What is kept of it in the form `form`: what `render` makes, if nothing is yet.
-    pub(crate) fn render(&self, form: usize, render: impl FnOnce() -> Rendering) -> &Rendering {
-        self.renderings.get_or_init(Box::default)[form].get_or_init(render)
+    pub(crate) fn render(&self, form: u8, render: impl FnOnce() -> Rendering) -> &Rendering {
+        self.renderings.get_or_init(Box::default)[usize::from(form)].get_or_init(render)
     }
 
     /// Whether the frame ends its generation.

@@ -136,3 +136,29 @@ proptest! {
         prop_assert_eq!(ids(&again), ids(tail));
     }
 }
+
+proptest! {
+    /// The outline that a scan finds is that of the frames that a viewer was given by then.
+    #[test]
+    fn the_outline_is_that_of_the_frames(story in any_stream(), at in 0..40_usize) {
+        let at = at.min(story.len());
+        let wanted = at.checked_sub(1).map_or(Position::ZERO, |last| Position::whole(story[last].id));
+        let mut assembler = Assembler::new(stream(), Position::ZERO, beginning());
+        let mut told = Outline::default();
+        for entry in &story[..at] {
+            assembler.push(entry, 0);
+            for frame in assembler.take(0) {
+                told.pass_frame(&frame, frame.text().map_or(0, <[u8]>::len));
+            }
+        }
+        let found = |after, story: &[Entry]| {
+            let mut seek = Seek::new(stream(), after, beginning()).with_outline(true);
+            story.iter().for_each(|entry| seek.push(entry));
+            seek.finish(EntryId::ZERO).outline.unwrap()
+        };
+        prop_assert_eq!(&found(After::At(wanted), &story), &told);
+        prop_assert_eq!(&found(After::Tail, &story[..at]), &told);
+        let last = found(After::Last, &story);
+        prop_assert!(!last.begun && last.calls.is_empty());
+    }
+}

@@ -146,3 +146,29 @@ export async function a_chat_that_is_loaded_again_goes_on() {
   await later.resumeStream();
   expectEqual([later.status, later.error, later.messages.length], ["ready", undefined, 1]);
 }
+
+export async function a_chat_that_has_the_beginning_goes_on_behind_it() {
+  const { producer, url } = await surroundings();
+  const { entries, expected } = answer(10);
+  const half = Math.floor(entries.length / 2);
+  await write(producer, entries.slice(0, half));
+  const [last] = (await producer.redis.run("XRANGE", producer.key, "-", "+")).at(-1);
+  // What was stored of the answer up to there, as the reader left it.
+  const had = await fetch(url("format=ai-sdk"));
+  const reader = had.body.getReader();
+  let text = "";
+  while (!text.includes(`id: ${last}\n`)) text += Buffer.from((await reader.read()).value).toString("latin1");
+  await reader.cancel();
+  const stored = await read(streamOf(chunksUpTo(Buffer.from(text, "latin1").toString(), last)));
+  const chat = new PlainChat({
+    id: "s1", messages: [{ id: "q", role: "user", parts: [{ type: "text", text: "?" }] }, stored],
+    transport: new DefaultChatTransport({
+      resumeStreamIsReplay: false, prepareReconnectToStreamRequest: () => ({ api: url(`format=ai-sdk&after=${last}`) }),
+    }),
+  });
+  const resumed = chat.resumeStream();
+  await write(producer, entries.slice(half));
+  await resumed;
+  expectEqual([chat.status, chat.error, chat.messages.length], ["ready", undefined, 2]);
+  expectWhole(chat.messages.at(-1), expected);
+}

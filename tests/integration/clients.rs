@@ -30,6 +30,7 @@ cases! {
     ai_sdk_resumes_at_every_id
     ai_sdk_is_told_when_nothing_goes_on
     a_chat_that_is_loaded_again_goes_on
+    a_chat_that_has_the_beginning_goes_on_behind_it
 
     event_sources_read_chunks_over_cuts
     event_sources_read_ui_messages_over_cuts

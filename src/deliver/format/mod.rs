@@ -104,14 +104,14 @@ impl Translator {
         self.only_unfinished
     }
 
-    /// The viewer has waited for the stream: what it comes to is told, finished or not.
+    /// The viewer has waited for the stream, or was told a part of it: what it comes to is told, finished or not.
     pub const fn take_finished(&mut self) {
         self.only_unfinished = false;
     }
 
     /// In which of a frame's forms the shared renderings are kept.
     #[must_use]
-    pub const fn form(&self) -> usize {
+    pub const fn form(&self) -> u8 {
         match (self.format, self.transport) {
             (Format::OpenAi, Transport::Events) => 0,
             (Format::OpenAi, Transport::WebSocket) => 1,
