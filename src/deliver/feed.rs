@@ -46,9 +46,13 @@ impl Delivery {
         let Some(seam) = &mut viewer.seam else { return };
         // Live text has told an end that no entry says, and that a read up to an entry cannot tell.
         let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
-        let (held, ask) = match finishing {
-            Some(newest) if seam.bridges_to(Position::whole(newest)) => (Vec::new(), seam.retry()),
-            _ => seam.read(position, shown.exhausted, room, live),
+        let misses_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
+        // What was held is another stream's, which is gone.
+        let is_anew = is_range && matches!(shown.gap, Some(HistoryGap::Recreated { .. }));
+        let (held, ask) = if misses_end || is_anew {
+            (Vec::new(), seam.read_to_end(position))
+        } else {
+            seam.read(position, shown.exhausted, room, live)
         };
         let paused = seam.is_paused();
         for frame in &held {

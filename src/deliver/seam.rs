@@ -171,6 +171,12 @@ impl<P: Piece> Seam<P> {
         }
     }
 
+    /// The outstanding read has brought the viewer to `position` at least, but not where live text follows.
+    pub fn read_to_end(&mut self, position: Position) -> Ask {
+        self.position = self.position.max(position);
+        self.read_on()
+    }
+
     /// Live text has begun: everything after `at` comes.
     pub fn attached(&mut self, at: Position) -> Ask {
         if matches!(self.road, Road::Joining) { self.join(Live::On(at)) } else { Ask::Nothing }
@@ -222,11 +228,6 @@ impl<P: Piece> Seam<P> {
     /// The connection has drained: a paused viewer goes on from history.
     pub fn resume(&mut self) -> Ask {
         if matches!(self.road, Road::Paused) { self.read_on() } else { Ask::Nothing }
-    }
-
-    /// The outstanding read was in vain: it has to be asked for again, to the end.
-    pub fn retry(&mut self) -> Ask {
-        self.read_on()
     }
 
     fn read_on(&mut self) -> Ask {
@@ -533,8 +534,8 @@ mod tests {
         let told = Live::On(Position::whole(id));
         assert_eq!(seam.read(Position::part(id, 1), true, true, told), (Vec::new(), bridge));
         assert!(seam.bridges_to(Position::whole(id)) && !seam.bridges_to(at(10)));
-        assert_eq!(seam.retry(), Ask::Read { until: None });
-        assert!(!seam.bridges_to(Position::whole(id)));
+        assert_eq!(seam.read_to_end(Position::ZERO), Ask::Read { until: None });
+        assert_eq!((seam.bridges_to(Position::whole(id)), seam.position()), (false, Position::part(id, 1)));
     }
 
     proptest! {

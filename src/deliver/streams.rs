@@ -235,7 +235,7 @@ impl Delivery {
             found.stage = Stage::Returning(deadline);
             match &mut found.seam {
                 Some(seam) => {
-                    let ask = seam.retry();
+                    let ask = seam.read_to_end(Position::ZERO);
                     self.ask(viewer, ask);
                 }
                 None => {
