@@ -25,6 +25,14 @@ pub struct RedisWires {
     key: String,
     announce_key: String,
     kept_entries: Option<u64>,
+    lock: Option<Lock>,
+}
+
+/// A key that says who may write.
+#[derive(Clone)]
+struct Lock {
+    key: String,
+    holder: String,
 }
 
 impl RedisWires {
@@ -38,7 +46,16 @@ impl RedisWires {
             key: name.key(&config.prefix),
             announce_key: format!("{}:announce", config.prefix),
             kept_entries: None,
+            lock: None,
         })
+    }
+
+    /// The same, writing only while `key` holds `holder`, whatever happens between the look and the write. When it does
+    /// not, or is set anew meanwhile, the batch counts as not written.
+    #[must_use]
+    pub fn while_held(mut self, key: String, holder: &str) -> Self {
+        self.lock = Some(Lock { key, holder: holder.to_owned() });
+        self
     }
 
     /// The same, keeping only about so many of the stream's newest entries.
@@ -87,6 +104,7 @@ impl Wire for RedisWire {
         {
             return Ok(last);
         }
+        self.watch_lock()?;
         let mut commands = Vec::with_capacity(batch.records.len() + 3);
         commands.push(Command::new("MULTI"));
         commands.extend(batch.records.iter().map(|record| self.wires.add(record)));
@@ -107,6 +125,20 @@ impl Wire for RedisWire {
 }
 
 impl RedisWire {
+    /// Sees to it that the next transaction is given up when somebody else takes the lock before.
+    fn watch_lock(&mut self) -> Result<(), WireError> {
+        let Some(lock) = &self.wires.lock else { return Ok(()) };
+        let look = [Command::new("WATCH").arg(&lock.key), Command::new("GET").arg(&lock.key)];
+        let replies = self.link.call_all(&look).map_err(|error| judge(&error))?;
+        if let Some(error) = replies.iter().find_map(Reply::error) {
+            return Err(judge(&RedisError::Server(error)));
+        }
+        match replies.last().map(Reply::text) {
+            Some(Ok(holder)) if holder == lock.holder => Ok(()),
+            _ => Err(WireError::Lost(format!("{} is not held any more", lock.key))),
+        }
+    }
+
     /// The id of the batch's last entry, if it is there behind `after`. If not, nobody can write the stream
     /// unnoticed between this look and the next transaction.
     fn find(&mut self, records: &[Record], after: EntryId) -> Result<Option<EntryId>, WireError> {
@@ -186,6 +218,30 @@ mod tests {
         let denied = ["+OK\r\n", "-NOPERM no\r\n", "-EXECABORT discarded\r\n"];
         assert!(matches!(confirm(&replies(&denied)), Err(WireError::Refused(_))));
         assert!(matches!(confirm(&replies(&["+OK\r\n", "*-1\r\n"])), Err(WireError::Lost(_))));
+    }
+
+    #[test]
+    fn only_the_holder_of_the_lock_writes() {
+        let server = RedisServer::start(&[]);
+        let wires = RedisWires::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
+        let mut wires = wires.while_held("lock".into(), "me");
+        let mut wire = wires.connect().unwrap();
+        let mut link = server.link();
+        let records = [Record { form: Form::OpenAi, json: "{}".into() }];
+        let append = |wire: &mut RedisWire| wire.append(&Batch { records: &records, repeats_after: None });
+        assert!(matches!(append(&mut wire), Err(WireError::Lost(_))), "nobody holds it");
+        link.call(&Command::new("SET").args(["lock", "me"])).unwrap();
+        // A producer drops a connection on which writing has failed.
+        let mut wire = wires.connect().unwrap();
+        append(&mut wire).unwrap();
+        // Taken over between the look and the write.
+        wire.watch_lock().unwrap();
+        link.call(&Command::new("SET").args(["lock", "you"])).unwrap();
+        let write = [Command::new("MULTI"), wires.add(&records[0]), Command::new("EXEC")];
+        assert!(matches!(confirm(&wire.link.call_all(&write).unwrap()), Err(WireError::Lost(_))));
+        assert!(matches!(append(&mut wire), Err(WireError::Lost(_))));
+        let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
+        assert_eq!(len, 1);
     }
 
     #[test]

@@ -15,8 +15,8 @@
 //! claims over after the takeover time, and the stream tells it how far the answer has come: where viewers have
 //! seen nothing the request is answered anew, under the same generation; where they have seen a part of it, nobody
 //! can go on in its middle, and it ends in `relay_lost`; where it has its end there is only the acknowledgement left.
-//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own. What
-//! remains: a process that is stopped between that look and its write, for longer than the takeover time.
+//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own; and
+//! Redis gives a write up before which another worker has taken the stream, should this one have been stopped right then.
 //!
 //! # Bounds
 //!
@@ -42,7 +42,7 @@ use crate::config::Config;
 use crate::event::{Entry, EntryId};
 use crate::produce::upstream::Upstream;
 use crate::queue::{self, Receiver, Sender};
-use crate::redis::{Target, TargetError};
+use crate::redis::{Keys, Target, TargetError};
 use crate::thread::{self, Ended, Handle, Outcome};
 
 /// Requests that wait for their stream, for each answer at once.
@@ -96,9 +96,12 @@ pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result
     let (dones, done_inbox) = queue::bounded("relay-done", settings.concurrency);
     let (ended, reports) = queue::bounded("relay-ended", settings.concurrency);
     let halt = Arc::new(AtomicBool::new(false));
+    let (keys, consumer) = (Keys::new(&config.redis.prefix, &config.service.name, ""), consumer_name());
     let worker = Worker {
         redis: config.redis.clone(),
         target: target.clone(),
+        keys: Arc::new(keys),
+        consumer: consumer.clone(),
         upstream: settings.upstream.clone(),
         jobs: job_inbox,
         dones,
@@ -111,7 +114,7 @@ pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result
         threads.push(thread::spawn(format!("relay-{index}"), &ended, body)?);
     }
     let mut relay = Relay {
-        claims: Claims::new(config, target, consumer_name(), settings.takeover_after),
+        claims: Claims::new(config, target, consumer, settings.takeover_after),
         settings,
         jobs,
         dones: done_inbox,

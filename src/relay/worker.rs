@@ -1,5 +1,6 @@
 //! A thread that answers one request after another.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lease::Lease;
@@ -10,7 +11,7 @@ use crate::event::EntryId;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Generation, ProduceError, Producer, RedisWires};
 use crate::queue::{Receiver, Sender};
-use crate::redis::{Backoff, Link, RedisError, Target};
+use crate::redis::{Backoff, Keys, Link, RedisError, Target};
 
 /// How long the thread waits for work before it looks whether there will be any.
 const WAIT: Duration = Duration::from_millis(200);
@@ -52,6 +53,8 @@ pub(super) struct Done {
 pub(super) struct Worker {
     pub(super) redis: config::Redis,
     pub(super) target: Target,
+    pub(super) keys: Arc<Keys>,
+    pub(super) consumer: String,
     pub(super) upstream: Upstream,
     pub(super) jobs: Receiver<Job>,
     pub(super) dones: Sender<Done>,
@@ -81,7 +84,7 @@ impl Worker {
             // It was possible at the start.
             return Fate::Left;
         };
-        let mut producer = Producer::new(wires);
+        let mut producer = Producer::new(wires.while_held(self.keys.running(&order.name), &self.consumer));
         let remains = if order.is_taken_over { self.look(job) } else { Some(Remains::Nothing) };
         match remains {
             None => return given_up(&job.lease),
