@@ -57,7 +57,8 @@ pub mod event;
 // what is said in it, and in the words of LLM providers,
 mod json;
 pub mod provider;
-// the doors to channels, threads and stopping,
+// the doors to channels, threads, stopping and the log,
+pub mod log_limit;
 pub mod queue;
 pub mod stop;
 pub mod thread;

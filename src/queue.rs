@@ -8,6 +8,7 @@
 //! decision, and every refusal is counted here. [`Sender::hand_over`] spares the way through the queue where the
 //! receiver's work can be done at once on the sender's thread.
 
+use crate::error_limited;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -286,7 +287,7 @@ impl<T> Sender<T> {
         if let Some(waker) = &self.waker
             && let Err(error) = waker.wake()
         {
-            tracing::error!(queue = self.meter.name, %error, "a sleeping thread could not be woken");
+            error_limited!(queue = self.meter.name, %error, "a sleeping thread could not be woken");
         }
     }
 }

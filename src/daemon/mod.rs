@@ -22,6 +22,7 @@ use self::signals::{Signal, Signals};
 use self::systemd::{Notifier, PassedError};
 use self::threads::{Shared, Stops, Threads};
 use crate::config::Config;
+use crate::log_limit;
 use crate::observe::Registry;
 use crate::queue::{self, Receiver};
 use crate::thread::{Ended, Outcome, join_finished};
@@ -153,7 +154,7 @@ impl Main {
     /// Waits for the end, which is in order (`Ok`) or not.
     fn wait(&mut self) -> Result<(), DaemonError> {
         let started = Instant::now();
-        let (mut ready, mut status_at) = (false, started);
+        let (mut ready, mut status_at, mut left_out_at) = (false, started, started);
         let look = self.notifier.watchdog_interval().map_or(LOOK, |interval| interval.min(LOOK));
         loop {
             self.notifier.watchdog();
@@ -166,6 +167,10 @@ impl Main {
             if ready && status_at.elapsed() >= STATUS_INTERVAL {
                 status_at = Instant::now();
                 self.notifier.status(&self.status());
+            }
+            if left_out_at.elapsed() >= log_limit::INTERVAL {
+                left_out_at = Instant::now();
+                log_limit::tell_left_out(left_out_at);
             }
             let wait = if ready { look } else { look.min(Duration::from_millis(20)) };
             match self.signals.next(wait) {

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+use crate::error_limited;
 use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::io;
@@ -91,7 +92,7 @@ impl Signals {
             if let Err(error) = self.poll.poll(&mut self.events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "waiting for signals failed");
+                error_limited!(%error, "waiting for signals failed");
             }
             self.take_pending();
         }

@@ -6,6 +6,7 @@
 //! is done here, because addresses in the abstract namespace (`@…`), which container managers use, are
 //! beyond the crate.
 
+use crate::warn_limited;
 use std::ffi::OsStr;
 use std::io;
 use std::net::TcpListener;
@@ -92,7 +93,7 @@ impl Notifier {
         let Some((socket, target)) = &self.target else { return };
         let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
         if let Err(error) = socket.send_to_addr(lines.join("\n").as_bytes(), target) {
-            tracing::warn!(%error, message = lines[0], "systemd could not be notified");
+            warn_limited!(%error, message = lines[0], "systemd could not be notified");
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::queue::{Receiver, SendError, Sender};
 use crate::security::origin::OriginPolicy;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
+use crate::warn_limited;
 
 /// The token of the inbox's waker.
 pub const INBOX: Token = Token(usize::MAX);
@@ -312,7 +313,7 @@ impl Delivery {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "connections cannot be accepted now");
+                    warn_limited!(%error, "connections cannot be accepted now");
                     self.accept_at = Some(now + ACCEPT_PAUSE);
                     return;
                 }
@@ -352,7 +353,7 @@ impl Delivery {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.sources.register(&mut connection.socket, Token(slot.index), interest) {
-            tracing::warn!(%address, %error, "a connection could not be watched");
+            warn_limited!(%address, %error, "a connection could not be watched");
             self.over.push(slot);
             return;
         }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::event_loop::Delivery;
+use crate::error_limited;
 use crate::event::StreamName;
 use crate::event::message::{
     Control, Errand, JobRef, LiveFrames, ReplayRequest, ReplayStep, Slot, ToDelivery, now_us, shard,
@@ -37,7 +38,7 @@ impl Delivery {
         if self.next_round_at(now) < self.sleeps_until
             && let Err(error) = self.waker.wake()
         {
-            tracing::error!(%error, "a delivery thread could not be woken");
+            error_limited!(%error, "a delivery thread could not be woken");
         }
         true
     }

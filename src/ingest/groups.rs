@@ -9,6 +9,7 @@ use super::subscriptions::{Key, Place, Subscription};
 use crate::event::message::{LiveRef, ReaderCommand};
 use crate::event::{EntryId, StreamName};
 use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
+use crate::warn_limited;
 
 /// A group that could not be removed is tried again after this.
 const REMOVE_RETRY: Duration = Duration::from_secs(5);
@@ -123,7 +124,7 @@ impl Reader {
                 broken.push(start);
             } else {
                 // Trying again at once would not help: history is there to be read, and a group is not to be had.
-                tracing::warn!(stream = %start.stream, %error, "Redis refuses a consumer group");
+                warn_limited!(key: start.stream; stream = %start.stream, %error, "Redis refuses a consumer group");
                 self.refused.push_back((now + REFUSED_PAUSE, start));
             }
         }

@@ -21,6 +21,7 @@ use crate::config;
 use crate::event::Entry;
 use crate::event::message::LiveNews;
 use crate::redis::{Changed, Command, Link, RedisError, Reply, ServerErrorKind, StreamEntries};
+use crate::warn_limited;
 
 /// Entries that one trip should read or acknowledge at most: some milliseconds of Redis' time, in which nobody else
 /// is served. Where more is waiting, the next trip follows at once.
@@ -124,7 +125,7 @@ impl Reader {
                 let prefix = self.parts.keys.stream_prefix();
                 let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
                 if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
-                    tracing::warn!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
+                    warn_limited!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
                     self.told.rest(now);
                     return Ok(false);
                 }

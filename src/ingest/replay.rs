@@ -14,6 +14,7 @@ use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Command, Connector, Keys, Link, RedisError, Reply, ServerErrorKind, StreamInfo};
 use crate::stop::Stop;
+use crate::warn_limited;
 
 /// Requests that share one round trip.
 const REQUESTS_PER_TRIP_MAX: usize = 16;
@@ -113,7 +114,7 @@ impl Replay {
                 Err(_) => Ok(ReplayRead::Unavailable),
             };
             let read = read.unwrap_or_else(|error| {
-                tracing::warn!(stream = %request.stream, %error, "history could not be read");
+                warn_limited!(key: request.stream; stream = %request.stream, %error, "history could not be read");
                 ReplayRead::Unavailable
             });
             let counters = self.registry.counters();

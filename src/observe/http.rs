@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::stop::Stop;
+use crate::warn_limited;
 
 /// Connections at a time.
 pub(super) const CONNECTIONS_MAX: usize = 64;
@@ -90,7 +91,7 @@ impl<P: Fn(&str) -> Answer> Server<P> {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::warn!(%error, "the admin listener cannot accept a connection");
+                    warn_limited!(%error, "the admin listener cannot accept a connection");
                     return;
                 }
             };
@@ -106,7 +107,7 @@ impl<P: Fn(&str) -> Answer> Server<P> {
                     entry.insert(connection);
                     self.advance(token);
                 }
-                Err(error) => tracing::warn!(%error, "an admin connection cannot be watched"),
+                Err(error) => warn_limited!(%error, "an admin connection cannot be watched"),
             }
         }
     }

@@ -18,6 +18,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::Registry;
 use crate::stop::Stop;
+use crate::warn_limited;
 
 /// Bytes of a request, its newline included.
 const LINE_BYTES_MAX: usize = 64;
@@ -145,7 +146,7 @@ fn accept_all(listener: &UnixListener, registry: &Registry, stop: &Stop) {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             Err(error) => {
-                tracing::warn!(%error, "the stats socket cannot accept a connection");
+                warn_limited!(%error, "the stats socket cannot accept a connection");
                 return;
             }
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::config;
 use crate::event::{Entry, EntryId, StreamName};
 use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, Target, TargetError};
+use crate::warn_limited;
 
 use super::{PAUSE_MAX, PAUSE_MIN, now_us};
 
@@ -170,7 +171,7 @@ impl CancelWatch {
     fn lost(&mut self, error: &RedisError) {
         let pause = self.backoff.next();
         self.retry_at = Some(Instant::now() + pause);
-        tracing::warn!(%error, key = self.key, ?pause, "requests to cancel cannot be seen; trying again");
+        warn_limited!(%error, key = self.key, ?pause, "requests to cancel cannot be seen; trying again");
     }
 }
 

@@ -69,6 +69,7 @@ pub use writer::{Batching, Writer, WriterError};
 
 use crate::event::EntryId;
 use crate::redis::Backoff;
+use crate::warn_limited;
 
 /// Entries after which a batch is written even if more is at hand.
 const BATCH_ENTRIES_MAX: usize = 256;
@@ -231,7 +232,7 @@ impl<W: Wires> Producer<W> {
                     self.wire = None;
                     let pause = self.backoff.next();
                     self.retry_at = Some(Instant::now() + pause);
-                    tracing::warn!(reason, ?pause, "writing again after a pause");
+                    warn_limited!(reason, ?pause, "writing again after a pause");
                 }
             }
         }

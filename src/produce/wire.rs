@@ -10,6 +10,7 @@ use crate::event::{Entry, EntryId, StreamName};
 use crate::redis::{
     Command, Link, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError, Value,
 };
+use crate::warn_limited;
 
 use super::{Batch, Record, Wire, WireError, Wires};
 
@@ -117,7 +118,7 @@ impl Wire for RedisWire {
         let last = confirm(transaction)?;
         // Announcing only makes readers quicker: a producer without the right to do so goes on.
         if let Some(error) = rest.first().and_then(Reply::error) {
-            tracing::warn!(%error, key = self.wires.announce_key, "the stream could not be announced");
+            warn_limited!(%error, key = self.wires.announce_key, "the stream could not be announced");
         }
         self.announced = true;
         Ok(last)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Backoff, Link, RedisError, Target};
 use crate::observe::Registry;
+use crate::warn_limited;
 
 /// The first pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -135,7 +136,7 @@ impl Connector {
         self.retry_at = Some(now + pause);
         self.registry.counters().redis_errors.add(1);
         self.registry.health().set_redis(&self.name, false, &error.to_string());
-        tracing::warn!(connection = self.name, %error, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "Redis connection lost");
+        warn_limited!(connection = self.name, %error, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "Redis connection lost");
     }
 
     /// Closes the connection without that being a failure.

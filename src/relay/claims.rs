@@ -10,6 +10,7 @@ use super::order::Order;
 use crate::config;
 use crate::event::{Entry, EntryId, Fields, StreamName};
 use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorKind, Target, Value};
+use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -86,7 +87,7 @@ impl Claims {
             Err(error) => {
                 let pause = self.backoff.next();
                 self.retry_at = Some(Instant::now() + pause);
-                tracing::warn!(%error, ?pause, "requests cannot be seen; trying again");
+                warn_limited!(%error, ?pause, "requests cannot be seen; trying again");
                 None
             }
         }

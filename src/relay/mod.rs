@@ -44,6 +44,7 @@ use crate::produce::upstream::Upstream;
 use crate::queue::{self, Receiver, Sender};
 use crate::redis::{Keys, Target, TargetError};
 use crate::thread::{self, Ended, Handle, Outcome};
+use crate::{error_limited, warn_limited};
 
 /// Requests that wait for their stream, for each answer at once.
 const PARKED_PER_ANSWER: usize = 4;
@@ -271,7 +272,7 @@ impl Relay {
         self.renewed_at = Some(now);
         for running in &self.running {
             if lost.contains(&running.order.id) {
-                tracing::warn!(stream = %running.order.name, request = %running.order.id, "another worker has taken over");
+                warn_limited!(key: running.order.name; stream = %running.order.name, request = %running.order.id, "another worker has taken over");
                 running.lease.lose();
             } else {
                 running.lease.renew(now, self.settings.takeover_after);
@@ -291,7 +292,7 @@ impl Relay {
             match order::read(entry, is_taken_over) {
                 Ok(order) => self.begin(order, now),
                 Err(error) => {
-                    tracing::warn!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");
+                    warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");
                     // If that fails, it is claimed again later.
                     self.claims.bury(entry, "malformed");
                 }
@@ -318,7 +319,7 @@ impl Relay {
         self.running.push(Running { order, lease });
         // There is room for one job a thread.
         if let Err(error) = self.jobs.try_send(job) {
-            tracing::error!(%error, "a request could not be handed to a thread");
+            error_limited!(%error, "a request could not be handed to a thread");
         }
     }
 

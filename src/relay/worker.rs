@@ -12,6 +12,7 @@ use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Generation, ProduceError, Producer, RedisWires};
 use crate::queue::{Receiver, Sender};
 use crate::redis::{Backoff, Keys, Link, RedisError, Target};
+use crate::{error_limited, warn_limited};
 
 /// How long the thread waits for work before it looks whether there will be any.
 const WAIT: Duration = Duration::from_millis(200);
@@ -71,7 +72,7 @@ impl Worker {
             tracing::info!(%stream, %request, ?fate, took = ?began.elapsed(), "a request");
             // There is room for one news a request.
             if let Err(error) = self.dones.try_send(Done { id: request, fate }) {
-                tracing::error!(%error, %request, "the end of an answer could not be reported");
+                error_limited!(%error, %request, "the end of an answer could not be reported");
             }
         }
     }
@@ -109,7 +110,7 @@ impl Worker {
         match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {
             Outcome::Ended | Outcome::Cancelled | Outcome::Failed(_) => Fate::Answered,
             Outcome::Unwritable(error) => {
-                tracing::error!(%error, stream = %order.name, "an answer could not be written");
+                error_limited!(key: order.name; %error, stream = %order.name, "an answer could not be written");
                 if job.lease.must_stop() { given_up(&job.lease) } else { Fate::Unwritable }
             }
             Outcome::Stopped { .. } if job.lease.is_lost() => Fate::Lost,
@@ -136,7 +137,7 @@ impl Worker {
             match look() {
                 Ok(remains) => return Some(remains),
                 Err(error) => {
-                    tracing::warn!(%error, stream = %job.order.name, "what another worker has left cannot be seen");
+                    warn_limited!(key: job.order.name; %error, stream = %job.order.name, "what another worker has left cannot be seen");
                     std::thread::sleep(backoff.next());
                 }
             }
@@ -155,7 +156,7 @@ fn end(producer: &mut Producer<RedisWires>, lease: &Lease, (code, message): (&st
     match producer.flush(|| lease.is_lost() || (Instant::now() >= until && lease.must_stop())) {
         Ok(()) => Fate::Answered,
         Err(refused @ ProduceError::Refused(_)) => {
-            tracing::error!(error = %refused, "an answer could not be ended");
+            error_limited!(error = %refused, "an answer could not be ended");
             Fate::Unwritable
         }
         Err(ProduceError::Stopped) => given_up(lease),

@@ -9,6 +9,7 @@ use crate::event::message::{Errand, ReplayOutcome};
 use crate::event::{Entry, EntryId, Frame, StreamName};
 use crate::observe::Registry;
 use crate::queue::Sender;
+use crate::warn_limited;
 
 /// Dead letters that are remembered as reported, so that several viewers of a stream report one.
 const REPORTED_MAX: usize = 4096;
@@ -67,7 +68,7 @@ impl Witness for Notary<'_> {
         if self.errands.try_send(errand).is_err() {
             self.registry.counters().dead_letters_failed.add(1);
             self.reported.forget(stream, entry.id);
-            tracing::warn!(%stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
+            warn_limited!(key: stream; %stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
         }
     }
 }
@@ -121,6 +122,6 @@ fn tell_end(frame: &Frame, at_redis_us: u64, (errands, registry): (&Sender<Erran
     let (stream, id, generation) = (frame.stream.clone(), frame.last.id, frame.state.generation.clone());
     if errands.try_send(Errand::Ended { stream, id, generation, at_redis_us }).is_err() {
         registry.counters().receipts_failed.inc();
-        tracing::warn!(stream = %frame.stream, %id, "too many errands: it is not judged who has acknowledged this answer");
+        warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many errands: it is not judged who has acknowledged this answer");
     }
 }

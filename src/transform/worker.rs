@@ -27,6 +27,7 @@ use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
 use crate::stop::Stop;
 use crate::turns::Turns;
+use crate::{error_limited, warn_limited};
 
 /// How often silent producers are looked for and measurements published.
 const TICK: Duration = Duration::from_millis(200);
@@ -461,7 +462,7 @@ impl Worker {
                 Silence::GiveUp(newest) => {
                     let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
                     if self.parts.errands.try_send(errand).is_err() {
-                        tracing::warn!(stream = %found.stream, "too many errands: a silent producer is judged again later");
+                        warn_limited!(key: found.stream; stream = %found.stream, "too many errands: a silent producer is judged again later");
                     }
                 }
             }
@@ -523,7 +524,7 @@ impl Worker {
         let port = &self.parts.deliveries[delivery];
         note(&mut port.missed.lock());
         if let Err(error) = port.waker.wake() {
-            tracing::error!(%error, delivery, "a delivery thread could not be woken");
+            error_limited!(%error, delivery, "a delivery thread could not be woken");
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use crate::event::StreamName;
+use crate::info_limited;
 use crate::redis::{Command, Keys, Link, RedisError, Reply};
 
 /// Streams whose group is removed in one round trip.
@@ -70,7 +71,7 @@ impl Janitor {
             }
             let groups = clean(link, &keys.of_instance(&other))?;
             link.call(&Command::new("SREM").arg(keys.instances()).arg(&other))?;
-            tracing::info!(instance = other, groups, "cleaned up after an instance that is gone");
+            info_limited!(instance = other, groups, "cleaned up after an instance that is gone");
             removed += groups;
         }
         self.missing = missing;

@@ -42,6 +42,7 @@ use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Connector, Keys, RedisError};
 use crate::stop::Stop;
+use crate::{error_limited, info_limited};
 
 /// The token of the errands' waker in the watcher's poll.
 pub const ERRANDS: Token = Token(1);
@@ -344,7 +345,7 @@ impl Watcher {
             }
             Rights::Missing(missing) => {
                 let missing = missing.join(", ");
-                tracing::error!(
+                error_limited!(
                     missing,
                     "Redis does not allow what the daemon does; `llm-bridge check` says what is needed"
                 );
@@ -473,13 +474,13 @@ impl Watcher {
         match self.chores.front() {
             Some(Chore::DeadLetter { stream, entry, .. }) => {
                 self.registry.counters().dead_letters_failed.inc();
-                tracing::error!(%stream, id = %entry.id, %error, "a dead letter cannot be written");
+                error_limited!(key: stream; %stream, id = %entry.id, %error, "a dead letter cannot be written");
             }
             Some(Chore::GiveUp { stream, .. } | Chore::Cancel { stream, .. }) => {
-                tracing::error!(%stream, %error, "Redis refuses to write");
+                error_limited!(key: stream; %stream, %error, "Redis refuses to write");
             }
             Some(Chore::IsOver { stream, .. }) => {
-                tracing::error!(%stream, %error, "Redis refuses to say whether anything follows");
+                error_limited!(key: stream; %stream, %error, "Redis refuses to say whether anything follows");
             }
             None => {}
         }
@@ -509,7 +510,7 @@ impl Watcher {
         }
         if self.receipts.unjudged() > 0 {
             let count = self.receipts.unjudged();
-            tracing::info!(
+            info_limited!(
                 count,
                 "answers that nobody has acknowledged yet are not judged by this instance any more"
             );

@@ -15,6 +15,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::event::{EntryId, StreamName};
 use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply};
+use crate::warn_limited;
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
 const BLOCK: Duration = Duration::from_secs(1);
@@ -138,7 +139,7 @@ impl NewsLink {
                 self.is_told = match reply.error() {
                     None => true,
                     Some(error) => {
-                        tracing::warn!(%error, "CLIENT TRACKING does not work: new streams are noticed by polling");
+                        warn_limited!(%error, "CLIENT TRACKING does not work: new streams are noticed by polling");
                         false
                     }
                 };

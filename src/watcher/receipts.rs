@@ -21,6 +21,7 @@ use crate::event::{EntryId, Position, StreamName};
 use crate::json;
 use crate::observe::Counters;
 use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+use crate::{error_limited, warn_limited};
 
 /// Acknowledgements that are held; more stay in the errands' queue.
 const ACKS_MAX: usize = 1024;
@@ -121,7 +122,7 @@ impl Receipts {
         }
         if self.ended.len() >= ENDED_MAX {
             counters.receipts_failed.inc();
-            tracing::warn!(stream = %ended.stream, id = %ended.id, "too many generations to be judged: this one is left out");
+            warn_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, "too many generations to be judged: this one is left out");
             return;
         }
         if self.known.insert((ended.stream.clone(), ended.id)) {
@@ -167,7 +168,7 @@ impl Receipts {
                 Err(error) if can_be_later(&error) => return Err(error),
                 Err(error) => {
                     desk.counters.receipts_failed.inc();
-                    tracing::error!(stream = %ended.stream, id = %ended.id, %error, "a receipt cannot be written");
+                    error_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, %error, "a receipt cannot be written");
                 }
             }
             if let Some(ended) = self.ended.remove(&(due_us, number)) {
@@ -186,7 +187,7 @@ impl Receipts {
             Err(error) if error.is_outage() => return Err(error),
             Err(error) => {
                 desk.counters.receipts_failed.add(count as u64);
-                tracing::error!(%error, count, "receipts cannot be written");
+                error_limited!(%error, count, "receipts cannot be written");
             }
         }
         self.acks.drain(..count);

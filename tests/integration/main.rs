@@ -99,6 +99,9 @@ mod batching;
 /// What operators see: probes, stats, metrics, the dashboard, the log.
 mod seeing;
 
+/// The log under floods of bad input and through outages.
+mod logs;
+
 /// The daemon as a systemd service: notifications, passed sockets, the unit.
 mod systemd;
 

@@ -12,6 +12,23 @@ const APART: [&str; 4] = ["ingest", "transform", "deliver", "watcher"];
 /// What must not be left in the code.
 const LEFTOVERS: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
+/// Where lines may be logged without a limit on how often, and how many such places each file has: what happens once
+/// in the life of a thread or process, what the operator asks for, and the limit itself.
+const UNLIMITED_LOGS: [(&str, usize); 12] = [
+    ("cli/produce/feed.rs", 2),
+    ("daemon/limits.rs", 2),
+    ("daemon/mod.rs", 6),
+    ("daemon/systemd.rs", 1),
+    ("ingest/reader.rs", 1),
+    ("log_limit.rs", 2),
+    ("observe/stats_socket.rs", 1),
+    ("produce/writer.rs", 1),
+    ("relay/worker.rs", 1),
+    ("thread.rs", 2),
+    ("watcher/fatal.rs", 1),
+    ("watcher/mod.rs", 2),
+];
+
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
@@ -67,5 +84,31 @@ fn nothing_is_left_unfinished() {
         for leftover in LEFTOVERS {
             assert!(!text.contains(leftover), "{} has {leftover}", path.display());
         }
+    }
+}
+
+/// Input and outages must not fill the log: see `src/log_limit.rs`.
+#[test]
+fn lines_of_log_are_limited_where_they_can_be_caused_from_outside() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let is_unlimited = |line: &str| {
+        let levels = ["warn!(", "error!(", "info!(", "$log!("];
+        levels.iter().any(|level| line.contains(&format!("tracing::{level}")))
+    };
+    for (path, text) in sources("src") {
+        let file = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        let count =
+            text.lines().filter(|line| !line.trim_start().starts_with("//") && is_unlimited(line)).count();
+        let allowed =
+            UNLIMITED_LOGS.iter().find(|(listed, _)| *listed == file).map_or(0, |(_, count)| *count);
+        assert!(
+            count <= allowed,
+            "{file} logs in {count} places without a limit, and {allowed} are allowed: use warn_limited!, error_limited! \
+             or info_limited!, or list the place in UNLIMITED_LOGS if neither input nor an outage can repeat it"
+        );
+        let imports = text
+            .lines()
+            .any(|line| line.starts_with("use tracing::{") || line.starts_with("use tracing::warn"));
+        assert!(!imports, "{file} imports the macros of tracing: write tracing::debug! in full");
     }
 }

@@ -14,6 +14,7 @@ use super::{Request, Upstream};
 use crate::produce::raw::{self, Meaning, Story};
 use crate::produce::sse::{SseEvent, SseParser};
 use crate::produce::{Cancels, Generation, ProduceError, Producer, Record, Wires, now_us};
+use crate::{info_limited, warn_limited};
 
 /// The longest time between two looks around: what a request to stop waits at most, beside its way.
 const SLICE: Duration = Duration::from_millis(20);
@@ -158,7 +159,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
                 };
                 return Err((Broken::Failed(failure), Some(story)));
             };
-            tracing::warn!(
+            warn_limited!(
                 code = failure.code,
                 message = failure.message,
                 ?pause,
@@ -288,7 +289,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             return Err(Broken::Stopped);
         }
         if let Some(request) = self.cancels.requested(Instant::now()) {
-            tracing::info!(by = request.by, reason = request.reason, "cancelled");
+            info_limited!(by = request.by, reason = request.reason, "cancelled");
             return Err(Broken::Cancelled);
         }
         if self.written_at.elapsed() >= self.upstream.patience.heartbeat {
