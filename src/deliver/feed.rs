@@ -140,6 +140,7 @@ impl Delivery {
         let Some(hub) = self.hub(name) else { return };
         hub.live = Live::On(cursor.position);
         hub.passed = cursor.position.id;
+        hub.phase = cursor.state.phase;
         hub.stalled = stalled;
         hub.board = Some(board);
         hub.idle_since = None;
@@ -189,6 +190,9 @@ impl Delivery {
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
         hub.passed = news.passed;
+        if let Some(frame) = news.frames.last() {
+            hub.phase = frame.state.phase;
+        }
         self.recents.extend(news.hub.slot, &news.frames);
         let Some(hub) = self.hubs.get(news.hub.slot) else { return };
         let mut place = hub.viewers.len();

@@ -78,6 +78,7 @@ pub(super) fn begun_at(opened: &Opened, after: Position) -> Option<Opened> {
     Some(Opened {
         after,
         status: opened.status,
+        tip: opened.tip,
         nothing_left,
         terminal: opened.terminal.clone(),
         outline,
@@ -242,7 +243,8 @@ mod tests {
         let shown = Shown { gap: None, frames, cursor, exhausted, entries_bytes: 9, entries: 3 };
         let (status, nothing_left, terminal) = (StreamStatus::Live, false, None);
         let outline = None;
-        Opened { after: at(after), status, nothing_left, terminal, outline, from: at(after), shown }
+        let (after, tip) = (at(after), position.id);
+        Opened { after, status, tip, nothing_left, terminal, outline, from: after, shown }
     }
 
     fn said(opened: &Opened) -> String {

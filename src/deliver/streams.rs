@@ -11,7 +11,7 @@ use super::taking::Taking;
 use super::viewer::{Hub, JobKind, Mark, Stage, Viewer, Wire, Wish};
 use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
 use crate::event::notice::{self, Unsubscribed};
-use crate::event::{After, EntryId, Position, StreamName, StreamStatus};
+use crate::event::{After, EntryId, Phase, Position, StreamName, StreamStatus};
 
 /// What an entry is taken to need before any was seen, in bytes.
 const ENTRY_BYTES_GUESS: usize = 128;
@@ -93,6 +93,7 @@ impl Delivery {
             live: Live::Off,
             attach: 0,
             passed: EntryId::ZERO,
+            phase: Phase::Idle,
             stalled: false,
             board: None,
             unreported: false,
@@ -135,14 +136,16 @@ impl Delivery {
             translator.begin(opened.after, opened.outline.as_deref());
             ends_unsaid |= translator.format() == Format::AiSdk;
         }
-        let is_finished = matches!(opened.status, StreamStatus::Ended | StreamStatus::Failed);
+        let status =
+            self.hubs.get(viewer.hub).map_or(opened.status, |hub| hub.status(opened.status, opened.tip));
+        let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
         let is_unwanted = is_finished && viewer.wants_unfinished();
         if (opened.nothing_left || is_unwanted) && !follow {
             if ends_unsaid && (is_unwanted || wire == Wire::WebSocket || !self.has_begun(slot)) {
                 return self.end(slot, Ending::NothingLeft, now);
             }
             self.begin_events(slot, now);
-            self.say_open(slot, opened.after, opened.status);
+            self.say_open(slot, opened.after, status);
             if let Some(terminal) = &opened.terminal {
                 self.push(slot, terminal, false);
             }
@@ -152,7 +155,7 @@ impl Delivery {
             return self.end(slot, Ending::Ended, now);
         }
         self.begin_events(slot, now);
-        self.say_open(slot, opened.after, opened.status);
+        self.say_open(slot, opened.after, status);
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         if let Some(translator) = &mut viewer.wish.translator {
             translator.take_finished();

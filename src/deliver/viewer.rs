@@ -8,7 +8,7 @@ use super::format::Translator;
 use super::seam::{Live, Seam};
 use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
-use crate::event::{AckBoard, After, EntryId, Frame, StreamName, StreamStatus};
+use crate::event::{AckBoard, After, EntryId, Frame, Phase, StreamName, StreamStatus};
 
 /// In which form a viewer gets its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,8 @@ pub(super) struct Hub {
     pub(super) attach: u64,
     /// Where the live road stands, for acknowledging: entries that give no frame count too.
     pub(super) passed: EntryId,
+    /// Where the newest generation stands there.
+    pub(super) phase: Phase,
     pub(super) stalled: bool,
     pub(super) board: Option<Arc<AckBoard>>,
     /// Whether something was written since the last report.
@@ -123,6 +125,23 @@ pub(super) struct Hub {
     pub(super) awaited: bool,
     /// Since when no viewer has needed live.
     pub(super) idle_since: Option<Instant>,
+}
+
+impl Hub {
+    /// How the stream stands now, for a viewer whose read saw it with `status` when `tip` was its newest entry: live
+    /// text may have gone on since, as reads are shared among viewers.
+    pub(super) fn status(&self, status: StreamStatus, tip: EntryId) -> StreamStatus {
+        if !matches!(self.live, Live::On(_)) || self.passed < tip {
+            return status;
+        }
+        match self.phase {
+            Phase::Ended(_) => StreamStatus::Ended,
+            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
+            Phase::Idle | Phase::Open if self.passed == tip => status,
+            Phase::Idle | Phase::Open if self.stalled => StreamStatus::Stalled,
+            Phase::Idle | Phase::Open => StreamStatus::Live,
+        }
+    }
 }
 
 /// A history read for some viewers of one stream.

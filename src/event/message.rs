@@ -286,6 +286,8 @@ pub struct Opened {
     pub after: Position,
     /// How the stream stood at its newest entry.
     pub status: StreamStatus,
+    /// That entry.
+    pub tip: EntryId,
     /// Whether `after` is at or behind the end of a finished stream, so that nothing is left to tell.
     pub nothing_left: bool,
     /// The newest generation's stored terminal frame, where it is finished.

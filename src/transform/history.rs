@@ -175,7 +175,8 @@ impl Found {
             },
         };
         shown.gap = gap.or(found_gap);
-        Opened { after: sought.from, status, nothing_left, terminal: sought.terminal, outline, from, shown }
+        let Sought { from: after, tip, terminal, .. } = sought;
+        Opened { after, status, tip, nothing_left, terminal, outline, from, shown }
     }
 
     fn go_on(&mut self, from: Cursor, witness: &mut impl Witness) -> ReplayOutcome {

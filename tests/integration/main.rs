@@ -48,6 +48,9 @@ mod dead_letters;
 /// What clients say to have, and what nobody took in time.
 mod receipts;
 
+/// What a newcomer is told of an answer at its end.
+mod moment;
+
 /// Producers that fall silent, and those who are given up.
 mod abandoned;
 

@@ -1,0 +1,196 @@
+//! For how long a stream's newest entry has been the newest. Pure.
+//!
+//! Redis forms ids from its clock, so Redis' time less an id's tells how old an entry is, even to a viewer that comes
+//! days later. Ids are no clock where a producer chooses them, after Redis' clock was set back (`XADD *` then goes on
+//! from the newest id), and after a failover to a server whose clock lags. So the difference counts only where it is
+//! possible: not for an id that lies ahead, nor beyond the time since this daemon saw the entry arrive. Everywhere
+//! else the daemon's own observation counts.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::event::{EntryId, StreamName};
+
+/// Ids below this are no clock: 2001-09-09, years before the first Redis.
+const CLOCK_MS_MIN: u64 = 1_000_000_000_000;
+/// Streams without live viewers that are remembered.
+const REMEMBERED_MAX: usize = 4096;
+/// The same request is not made again for so long, in case the answer was lost.
+const ASK_AGAIN_US: u64 = 1_000_000;
+
+/// For how long this daemon has known an entry to be the newest, µs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It arrived so long ago: it was read live.
+    Arrived(u64),
+    /// It was found in history so long ago, and may have been there for much longer.
+    Found(u64),
+}
+
+/// For how long `newest` has been the newest entry when it is `redis_us` by Redis' clock, µs.
+#[must_use]
+pub const fn silence_us(newest: EntryId, redis_us: u64, seen: Seen) -> u64 {
+    match (seen, age_us(newest, redis_us)) {
+        (Seen::Arrived(observed), Some(age)) if observed < age => observed,
+        (_, Some(age)) => age,
+        (Seen::Arrived(observed) | Seen::Found(observed), None) => observed,
+    }
+}
+
+/// How long ago an entry was written, µs; `None` where its id is no clock.
+#[must_use]
+pub const fn age_us(id: EntryId, redis_us: u64) -> Option<u64> {
+    if id.ms < CLOCK_MS_MIN {
+        return None;
+    }
+    match id.ms.checked_mul(1000) {
+        Some(written_us) => redis_us.checked_sub(written_us),
+        None => None,
+    }
+}
+
+/// What is known of a stream's newest entry beside what Redis tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The entry.
+    pub newest: EntryId,
+    /// For how long it has been known.
+    pub seen: Seen,
+    /// Whether the end of its generation was told although no entry says it, because none could be written.
+    pub is_told: bool,
+}
+
+impl Known {
+    /// An entry of which nothing more is known than that it is there.
+    #[must_use]
+    pub const fn found_now(newest: EntryId) -> Self {
+        Self { newest, seen: Seen::Found(0), is_told: false }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    newest: EntryId,
+    found_us: u64,
+    asked_us: u64,
+    is_told: bool,
+}
+
+/// Unfinished streams that were met in history, so that a second look finds out how long nothing has come.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    notes: HashMap<StreamName, Note>,
+    order: VecDeque<StreamName>,
+}
+
+impl Remembered {
+    /// What is known of the stream at `now_us` by this host's clock.
+    #[must_use]
+    pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
+        let note = self.notes.get(stream)?;
+        let seen = Seen::Found(now_us.saturating_sub(note.found_us));
+        Some(Known { newest: note.newest, seen, is_told: note.is_told })
+    }
+
+    /// The stream's newest entry is `newest`.
+    pub fn met(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
+        self.note(stream, newest, now_us);
+    }
+
+    /// Whether it is time to ask for the end of the generation whose newest entry is `newest`; it counts as asked then.
+    pub fn asks(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> bool {
+        let note = self.note(stream, newest, now_us);
+        let is_due = !note.is_told && now_us >= note.asked_us.saturating_add(ASK_AGAIN_US);
+        if is_due {
+            note.asked_us = now_us;
+        }
+        is_due
+    }
+
+    /// The end behind `newest` could not be written and is told all the same.
+    pub fn told(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
+        self.note(stream, newest, now_us).is_told = true;
+    }
+
+    /// The note of the stream, anew where it was about another entry. The oldest makes room.
+    fn note(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> &mut Note {
+        let fresh = Note { newest, found_us: now_us, asked_us: 0, is_told: false };
+        if !self.notes.contains_key(stream) {
+            if self.order.len() >= REMEMBERED_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.notes.remove(&oldest);
+            }
+            self.order.push_back(stream.clone());
+        }
+        let note = self.notes.entry(stream.clone()).or_insert(fresh);
+        if note.newest != newest {
+            *note = fresh;
+        }
+        note
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_US: u64 = 1_790_000_000_000_000;
+
+    fn written(ago_ms: i64) -> EntryId {
+        EntryId::new((NOW_US / 1000).checked_add_signed(-ago_ms).unwrap(), 0)
+    }
+
+    #[test]
+    fn an_id_that_follows_the_clock_tells_its_age() {
+        assert_eq!(silence_us(written(3_000), NOW_US, Seen::Found(0)), 3_000_000);
+        assert_eq!(silence_us(written(3_000), NOW_US, Seen::Arrived(2_990_000)), 2_990_000);
+        let days = 40 * 24 * 3600 * 1000;
+        assert_eq!(silence_us(written(days), NOW_US, Seen::Found(7)), 1000 * days.unsigned_abs());
+    }
+
+    #[test]
+    fn an_id_ahead_is_no_clock() {
+        for ahead in [written(-1), written(-60_000), EntryId::MAX, EntryId::new(u64::MAX, 1)] {
+            assert_eq!(silence_us(ahead, NOW_US, Seen::Found(5)), 5);
+            assert_eq!(silence_us(ahead, NOW_US, Seen::Arrived(5)), 5);
+        }
+    }
+
+    #[test]
+    fn an_id_further_behind_than_its_arrival_is_no_clock() {
+        assert_eq!(silence_us(written(60_000), NOW_US, Seen::Arrived(10)), 10);
+        assert_eq!(silence_us(EntryId::new(7, 0), NOW_US, Seen::Found(10)), 10, "no Redis is that old");
+    }
+
+    #[test]
+    fn what_was_met_is_remembered_until_something_comes() {
+        let (mut remembered, stream) = (Remembered::default(), StreamName::new("s", "m").unwrap());
+        let newest = EntryId::new(7, 0);
+        assert_eq!(remembered.get(&stream, 1), None);
+        remembered.met(&stream, newest, 1_000_000);
+        remembered.met(&stream, newest, 3_000_000);
+        let known = Known { newest, seen: Seen::Found(2_000_000), is_told: false };
+        assert_eq!(remembered.get(&stream, 3_000_000), Some(known));
+        assert!(remembered.asks(&stream, newest, 3_000_000));
+        assert!(!remembered.asks(&stream, newest, 3_500_000), "it was asked just now");
+        assert!(remembered.asks(&stream, newest, 4_000_000), "the answer may be lost");
+        remembered.told(&stream, newest, 4_100_000);
+        assert!(remembered.get(&stream, 5_000_000).unwrap().is_told);
+        assert!(!remembered.asks(&stream, newest, 9_000_000), "it cannot be written");
+        let next = EntryId::new(8, 0);
+        remembered.met(&stream, next, 9_000_000);
+        let known = Known { newest: next, seen: Seen::Found(0), is_told: false };
+        assert_eq!(remembered.get(&stream, 9_000_000), Some(known));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut remembered = Remembered::default();
+        let name = |n: usize| StreamName::new(&format!("s{n}"), "m").unwrap();
+        for n in 0..REMEMBERED_MAX + 5 {
+            remembered.met(&name(n), EntryId::new(1, 0), 1);
+        }
+        assert_eq!((remembered.notes.len(), remembered.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+        assert!(remembered.get(&name(4), 1).is_none() && remembered.get(&name(5), 1).is_some());
+    }
+}
