@@ -132,6 +132,7 @@ impl Checker<'_> {
             admin: self.take(&keys::LISTEN_ADMIN),
             stats_socket: self.take(&keys::LISTEN_STATS_SOCKET),
             origins: self.take(&keys::LISTEN_ORIGINS),
+            hosts: self.take(&keys::LISTEN_HOSTS),
             demo_page: self.take(&keys::LISTEN_DEMO_PAGE),
         };
         if listen.public == listen.admin && listen.public.port() != 0 {

@@ -109,6 +109,11 @@ keys! {
         is_allowed: crate::security::origin::is_origin,
         allowed: "\"*\" or scheme://host[:port] without a path, such as \"https://chat.example.com\"",
     };
+    /// A local daemon has no other names; a public one is named by whoever puts a proxy before it.
+    LISTEN_HOSTS: Texts = "listen.hosts", Texts {
+        is_allowed: crate::security::host::is_host,
+        allowed: "\"*\" or a host name without scheme and port, such as \"chat.example.com\"",
+    };
     /// A service shows no pages of its own unless asked to.
     LISTEN_DEMO_PAGE: Flag = "listen.demo_page", Flag { default: false };
 

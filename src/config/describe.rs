@@ -28,6 +28,7 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::LISTEN_ADMIN, &listen.admin);
     out.add(&keys::LISTEN_STATS_SOCKET, &listen.stats_socket);
     out.add(&keys::LISTEN_ORIGINS, &listen.origins);
+    out.add(&keys::LISTEN_HOSTS, &listen.hosts);
     out.add(&keys::LISTEN_DEMO_PAGE, &listen.demo_page);
     out.add(&keys::THREADS_READERS, &threads.readers);
     out.add(&keys::THREADS_TRANSFORMS, &threads.transforms);

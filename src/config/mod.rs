@@ -118,8 +118,10 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// The stats socket; `None`: there is none.
     pub stats_socket: Option<PathBuf>,
-    /// Allowed origins of browsers; empty: the same origin only; `*`: any.
+    /// Allowed origins of browsers beside the same origin; `*`: any.
     pub origins: Vec<String>,
+    /// Names of this server beside `localhost`, addresses and the hosts of `origins`; `*`: any.
+    pub hosts: Vec<String>,
     /// Whether `/` on the public listener serves the demo page.
     pub demo_page: bool,
 }

@@ -10,7 +10,7 @@ use mio::net::TcpStream;
 
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::receipts::Parted;
-use super::response::Reply;
+use super::response::{HttpError, Reply};
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::event::StreamName;
@@ -82,6 +82,10 @@ pub(super) struct Connection {
     pub(super) paused: VecDeque<Slot>,
     /// Bytes of the outbox that outstanding history reads may fill.
     pub(super) promised: usize,
+    /// Why the connection is not served, until its first request says how to tell it.
+    pub(super) refusal: Option<Box<HttpError>>,
+    /// Whether this connection takes one of the places for clients.
+    pub(super) placed: bool,
     /// Whether the client's address counts this connection as open.
     pub(super) counted: bool,
     /// Whether reading stopped before the socket was empty.
@@ -114,6 +118,8 @@ impl Connection {
             dirty: false,
             paused: VecDeque::new(),
             promised: 0,
+            refusal: None,
+            placed: true,
             counted: false,
             unread: false,
         }

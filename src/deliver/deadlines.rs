@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::admission::{REFUSED_WAIT, RETRY_AFTER_S};
 use super::connection::{Connection, Phase, Viewers};
 use super::event_loop::Delivery;
-use super::requests::RETRY_AFTER_S;
 use super::response::HttpError;
 use super::websocket::{close, close_frame, ping_frame};
 use crate::event::message::Slot;
@@ -42,7 +42,10 @@ impl Delivery {
             // The last answer is still on its way.
             Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
             Phase::Head { since, .. } | Phase::Body { since, .. } => {
-                let at = *since + self.config.client.handshake_timeout;
+                let patience = self.config.client.handshake_timeout;
+                let patience =
+                    if connection.refusal.is_some() { patience.min(REFUSED_WAIT) } else { patience };
+                let at = *since + patience;
                 if at <= now {
                     return self.time_out(slot);
                 }
@@ -86,7 +89,12 @@ impl Delivery {
 
     /// A request did not come in time. Between two requests that is no fault.
     fn time_out(&mut self, slot: Slot) -> Option<Instant> {
-        let connection = self.connections.get(slot)?;
+        let connection = self.connections.get_mut(slot)?;
+        if let Some(refusal) = connection.refusal.take() {
+            self.refused_waiting -= 1;
+            self.refuse_connection(slot, &refusal);
+            return None;
+        }
         if connection.input.is_empty() && connection.counted {
             self.drop_connection(slot);
             return None;

@@ -31,6 +31,7 @@ use crate::event::StreamName;
 use crate::event::message::{Control, Errand, Missed, ReplayRequest, Slot, ToDelivery, now_us};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender};
+use crate::security::host::HostPolicy;
 use crate::security::origin::OriginPolicy;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
@@ -119,6 +120,7 @@ pub struct Delivery {
     pub(super) errands: Sender<Errand>,
     pub(super) rates: Arc<Mutex<Rates>>,
     max_connections: usize,
+    pub(super) hosts: HostPolicy,
     pub(super) origins: OriginPolicy,
     pub(super) config: Arc<Config>,
     pub(super) registry: Arc<Registry>,
@@ -153,6 +155,8 @@ pub struct Delivery {
     pub(super) held_requests: VecDeque<ReplayRequest>,
     pub(super) held_controls: VecDeque<(usize, Control)>,
     pub(super) held_errands: VecDeque<Errand>,
+    /// Refused connections that wait for their first request.
+    pub(super) refused_waiting: usize,
     accept_at: Option<Instant>,
     ticked_at: Instant,
     /// When the next round is due, unless something happens before.
@@ -192,6 +196,7 @@ impl Delivery {
             errands,
             rates,
             max_connections,
+            hosts: host_policy(&config),
             origins: OriginPolicy::from(&config.listen.origins),
             config,
             recorder: registry.recorder(),
@@ -217,6 +222,7 @@ impl Delivery {
             held_requests: VecDeque::new(),
             held_controls: VecDeque::new(),
             held_errands: VecDeque::new(),
+            refused_waiting: 0,
             accept_at: None,
             ticked_at: now,
             sleeps_until: now,
@@ -358,7 +364,11 @@ impl Delivery {
             return;
         }
         match refusal {
-            Some(error) => self.refuse_connection(slot, &error),
+            Some(error) => {
+                connection.placed = false;
+                self.loads[self.index].fetch_sub(1, Ordering::Relaxed);
+                self.refuse_when_asked(slot, error, now);
+            }
             None => self.arm(slot, now + self.config.client.handshake_timeout),
         }
     }
@@ -383,7 +393,10 @@ impl Delivery {
         }
         self.registry.gauges().connections_open.dec();
         self.registry.gauges().outbox_bytes.change(connection.gauged_bytes, 0);
-        self.loads[self.index].fetch_sub(1, Ordering::Relaxed);
+        self.refused_waiting -= usize::from(connection.refusal.is_some());
+        if connection.placed {
+            self.loads[self.index].fetch_sub(1, Ordering::Relaxed);
+        }
         if connection.counted {
             self.rates.lock().close(connection.address.ip());
         }
@@ -531,6 +544,14 @@ impl Delivery {
     fn is_drained(&self) -> bool {
         self.is_draining && self.connections.is_empty()
     }
+}
+
+/// The names under which requests that show no token may ask.
+fn host_policy(config: &Config) -> HostPolicy {
+    if config.auth.allow_anonymous {
+        return HostPolicy::Any;
+    }
+    HostPolicy::from(&config.listen.hosts, &config.listen.origins)
 }
 
 /// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed, but

@@ -11,6 +11,7 @@
 //! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`format`],
 //! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`].
 
+mod admission;
 mod connection;
 mod conversation;
 mod deadlines;

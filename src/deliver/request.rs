@@ -88,7 +88,7 @@ pub struct Request {
     pub version: Version,
     /// Whether the client is ready to send another request on this connection.
     pub keep_alive: bool,
-    /// `Host`; always there in HTTP/1.1.
+    /// The host that is asked: the target's in absolute form, else that of `Host`. Always there in HTTP/1.1.
     pub host: Option<String>,
     /// `Origin`: a browser says which site the request comes from.
     pub origin: Option<String>,
@@ -198,7 +198,8 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
     };
     let headers = Headers(parsed.headers);
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
-    let (path, query) = split_target(target)?;
+    let Target { authority, path, query } = split_target(target)?;
+    let host_header = host(&headers, version)?;
     Ok(Request {
         method: match method {
             "GET" => Method::Get,
@@ -212,7 +213,7 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
         version,
         keep_alive: !headers.has_token("connection", "close")
             && (version == Version::Http11 || headers.has_token("connection", "keep-alive")),
-        host: host(&headers, version)?,
+        host: authority.or(host_header).map(str::to_owned),
         origin: headers.single("origin")?.map(str::to_owned),
         accept: headers.joined("accept").map(Into::into),
         if_none_match: headers.joined("if-none-match").map(Into::into),
@@ -225,34 +226,46 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
     })
 }
 
-/// Splits a request target (`/path?query`, `http://host/path?query` or `*`) into path and query.
-fn split_target(target: &str) -> Result<(&str, &str), HttpError> {
-    let local = match target.split_once("://") {
+/// A request target: `/path?query`, `http://authority/path?query` or `*`.
+struct Target<'a> {
+    /// Host and perhaps port, in absolute form.
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: &'a str,
+}
+
+fn split_target(target: &str) -> Result<Target<'_>, HttpError> {
+    let (authority, local) = match target.split_once("://") {
         Some((scheme, rest))
             if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
         {
-            let authority_len = rest.find(['/', '?']).unwrap_or(rest.len());
-            &rest[authority_len..]
+            let (authority, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), local)
         }
-        _ => target,
+        _ => (None, target),
     };
+    if authority.is_some_and(|authority| authority.is_empty() || !is_authority(authority)) {
+        return Err(HttpError::bad_request("the host in the request target is malformed"));
+    }
     let (path, query) = local.split_once('?').unwrap_or((local, ""));
     match path {
-        "" if local.len() != target.len() => Ok(("/", query)),
-        _ if path.starts_with('/') || target == "*" => Ok((path, query)),
+        "" if authority.is_some() => Ok(Target { authority, path: "/", query }),
+        _ if path.starts_with('/') || target == "*" => Ok(Target { authority, path, query }),
         _ => Err(HttpError::bad_request("the request target is neither a path nor an http URL")),
     }
 }
 
-fn host(headers: &Headers<'_>, version: Version) -> Result<Option<String>, HttpError> {
-    let host = headers.single("host")?;
-    match host {
+fn host<'a>(headers: &Headers<'a>, version: Version) -> Result<Option<&'a str>, HttpError> {
+    match headers.single("host")? {
         None if version == Version::Http11 => Err(HttpError::bad_request("the Host header is missing")),
-        Some(host) if !host.bytes().all(|b| b.is_ascii_graphic() && !b"/@?#,\\\"<>".contains(&b)) => {
-            Err(HttpError::bad_request("the Host header is malformed"))
-        }
-        host => Ok(host.map(str::to_owned)),
+        Some(host) if !is_authority(host) => Err(HttpError::bad_request("the Host header is malformed")),
+        host => Ok(host),
     }
+}
+
+/// Whether a text may be host and port. Credentials, paths and lists are not among them.
+fn is_authority(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic() && !b"/@?#,\\\"<>".contains(&b))
 }
 
 /// The body's length. A transfer coding is refused: beside a length because proxies disagree about

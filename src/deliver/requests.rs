@@ -1,24 +1,23 @@
-//! Requests and their answers: admission, HTTP, and the beginning and end of answers about streams.
+//! Requests and their answers: HTTP, and the beginning and end of answers about streams. Who is served at all is decided
+//! in [`super::admission`].
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::admission::RETRY_AFTER_S;
 use super::connection::{Phase, ReadOutcome, Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::format::{Format, Translator, Transport};
 use super::message::{BODY_BYTES_MAX, parse_cancel_body};
 use super::request::{Parsed, Request, parse_grown};
-use super::response::{AllowedOrigin, HttpError, Reply, go_on, switch_to_websocket};
-use super::route::{Representation, Route, RouteLimits, StreamRequest, route};
+use super::response::{HttpError, Reply, go_on, switch_to_websocket};
+use super::route::{Representation, Route, StreamRequest};
 use super::streams::Ending;
 use super::viewer::{Viewer, Wire, Wish};
 use super::websocket::{Decoder, close};
 use crate::event::StreamName;
 use crate::event::message::{Errand, Slot, WATCHER};
 
-/// What a client that is refused for want of room is told to wait, in seconds.
-pub(super) const RETRY_AFTER_S: u32 = 1;
 /// Reads of one connection in one round, so that a flood does not keep the others waiting.
 const READS_PER_ROUND: usize = 16;
 /// When a connection that had more to read is looked at again.
@@ -27,30 +26,7 @@ const READ_PAUSE: Duration = Duration::from_millis(1);
 pub(super) const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 
 impl Delivery {
-    // ----- admission -----
-
-    /// Why a new connection is not served, if it is not.
-    pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
-        let counters = self.registry.counters();
-        if self.is_draining {
-            return Some(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
-        }
-        if self.connections_of_all() > self.max_connections() {
-            counters.connections_refused_full.inc();
-            return Some(HttpError::unavailable("full", "no more connections are taken now", RETRY_AFTER_S));
-        }
-        let refused = self.rates.lock().connect(address.ip(), now).err()?;
-        counters.connections_refused_rate.inc();
-        Some(too_many("too many connections a second", refused.seconds()))
-    }
-
-    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
-        let mut answer = Vec::new();
-        Reply::closing().error(&mut answer, error);
-        self.answer_and_close(slot, answer);
-    }
-
-    fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
+    pub(super) fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.send(answer);
         connection.close();
@@ -133,14 +109,9 @@ impl Delivery {
 
     fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
         self.registry.counters().http_requests.inc();
-        let decision = self.origins.decide(request.origin.as_deref(), request.host.as_deref());
-        let origin = AllowedOrigin::from_decision(decision);
+        let origin = self.judge_origin(request);
         let reply = Reply::to(request, origin.clone().unwrap_or_default());
-        let limits =
-            RouteLimits { max_wait: self.config.client.max_wait, max_batch: self.config.delivery.max_batch };
-        let route =
-            origin.and_then(|_| route(request, &limits)).and_then(|route| self.allow(slot, route, now));
-        match route {
+        match self.judge(slot, request, origin, now) {
             Ok(Route::Stream(wanted)) if wanted.representation == Representation::WebSocket => {
                 self.upgrade(slot, request, Some(wanted), now);
             }
@@ -173,35 +144,8 @@ impl Delivery {
             Ok(Route::Preflight { methods }) => {
                 self.reply(slot, &reply, now, |reply, out| reply.preflight(out, methods));
             }
-            Err(error) => self.reply_error(slot, &reply, &error, now),
+            Err(error) => self.refuse(slot, (request, &reply), &error, now),
         }
-    }
-
-    /// Whether the state of this instance and the client's rates allow the request.
-    fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
-        if self.is_draining {
-            return Err(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
-        }
-        let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
-        let ip = connection.address.ip();
-        let mut rates = self.rates.lock();
-        if !connection.counted {
-            if !rates.open(ip) {
-                self.registry.counters().connections_refused_rate.inc();
-                return Err(too_many("too many connections from one address", u64::from(RETRY_AFTER_S)));
-            }
-            connection.counted = true;
-        }
-        let rated = match &route {
-            Route::Stream(_) => rates.subscribe(ip, now),
-            Route::Cancel(_) => rates.cancel(ip, now),
-            Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => Ok(()),
-        };
-        rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
-        if self.has_too_many_jobs() {
-            return Err(HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S));
-        }
-        Ok(route)
     }
 
     fn answer_stream(&mut self, slot: Slot, wanted: StreamRequest, reply: Reply) {
@@ -289,7 +233,7 @@ impl Delivery {
         self.arm(slot, now + timeout);
     }
 
-    fn reply_error(&mut self, slot: Slot, reply: &Reply, error: &HttpError, now: Instant) {
+    pub(super) fn reply_error(&mut self, slot: Slot, reply: &Reply, error: &HttpError, now: Instant) {
         self.registry.counters().http_errors.inc();
         self.reply(slot, reply, now, |reply, out| reply.error(out, error));
     }
@@ -392,8 +336,4 @@ fn wish(wanted: StreamRequest, wire: Wire) -> Wish {
         Box::new(Translator::new(format, transport, stream.clone(), only_unfinished))
     });
     Wish { stream, after, follow, wait, batch, wire, translator }
-}
-
-fn too_many(message: &str, seconds: u64) -> HttpError {
-    HttpError::too_many("too_many", message, u32::try_from(seconds).unwrap_or(u32::MAX))
 }

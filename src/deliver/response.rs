@@ -7,6 +7,7 @@
 use tungstenite::handshake::derive_accept_key;
 
 use super::request::{Method, Request, WebSocketOffer};
+use super::websocket::close;
 use crate::security::origin::OriginDecision;
 use crate::web::WebFile;
 
@@ -36,6 +37,9 @@ pub struct HttpError {
 }
 
 impl HttpError {
+    /// The code of 403 for pages of other sites.
+    pub const ORIGIN_NOT_ALLOWED: &str = "origin_not_allowed";
+
     /// An error without further headers.
     #[must_use]
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
@@ -79,6 +83,25 @@ impl HttpError {
         Self { retry_after: Some(retry_after), ..Self::new(503, code, message) }
     }
 
+    /// 421: the request is for another host.
+    #[must_use]
+    pub fn misdirected() -> Self {
+        let message = "this server does not answer to that Host; if it should, name it in listen.hosts";
+        Self::new(421, "misdirected", message)
+    }
+
+    /// The code to close a WebSocket with, where the refusal concerns the client and not the request: a browser shows
+    /// its page nothing of an HTTP answer to an upgrade.
+    #[must_use]
+    pub const fn close_code(&self) -> Option<u16> {
+        match self.status {
+            401 => Some(close::UNAUTHORIZED),
+            403 => Some(close::FORBIDDEN),
+            429 => Some(close::TOO_MANY),
+            _ => None,
+        }
+    }
+
     /// The error as JSON.
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
@@ -110,7 +133,9 @@ impl AllowedOrigin {
             OriginDecision::Allowed("*") => Ok(Self::Any),
             OriginDecision::Allowed(origin) => Ok(Self::Exactly(origin.into())),
             OriginDecision::Forbidden => {
-                Err(HttpError::new(403, "origin_not_allowed", "pages of this Origin may not ask here"))
+                let message =
+                    "pages of this Origin may not ask here; if they should, name it in listen.origins";
+                Err(HttpError::new(403, HttpError::ORIGIN_NOT_ALLOWED, message))
             }
         }
     }
@@ -336,6 +361,7 @@ const fn reason_phrase(status: u16) -> &'static str {
         411 => "Length Required",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",

@@ -1,7 +1,8 @@
-//! Who is let in: the origins of browsers, the rates and caps of client addresses.
+//! Who is let in: the names of this server, the origins of browsers, the rates and caps of client addresses.
 //!
 //! Everything here decides without I/O; the delivery loops ask before they serve. Tokens, TLS and
 //! encryption are not here yet.
 
+pub mod host;
 pub mod origin;
 pub mod rate;

@@ -1,9 +1,9 @@
 //! Which web pages may read streams: a browser says in `Origin` whose page asks, and WebSocket knows
 //! no other protection against foreign pages.
 //!
-//! Programs send no `Origin` and are not concerned. With an empty list a page may ask the host it came
-//! from (Origin and Host agree; the scheme is not compared, because a proxy may end TLS); with a list,
-//! exactly those origins are let in. There are no wildcards but `*` alone.
+//! Programs send no `Origin` and are not concerned. A page may always ask the host that it came from: Origin and Host
+//! agree; the scheme is not compared, because a proxy may end TLS. Pages of other origins are let in if they are
+//! listed. There are no wildcards but `*` alone.
 
 /// What an `Origin` header means for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +19,7 @@ pub enum OriginDecision<'a> {
 /// The configured origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginPolicy {
-    /// Pages of the host that is asked.
-    Same,
-    /// Pages of these origins.
+    /// Pages of the host that is asked, and of these origins.
     Listed(Vec<Origin>),
     /// Every page.
     Any,
@@ -36,15 +34,13 @@ pub struct Origin {
 }
 
 impl OriginPolicy {
-    /// The policy of `listen.origins`: none given, only the same origin; `*` among them, any.
+    /// The policy of `listen.origins`, which come in addition to the same origin; `*` among them: any.
     ///
     /// Texts that are no origin match nothing; the configuration refuses them.
     #[must_use]
     pub fn from(origins: &[String]) -> Self {
         if origins.iter().any(|origin| origin == "*") {
             Self::Any
-        } else if origins.is_empty() {
-            Self::Same
         } else {
             Self::Listed(origins.iter().filter_map(|origin| Origin::parse(origin)).collect())
         }
@@ -55,15 +51,14 @@ impl OriginPolicy {
     pub fn decide<'a>(&self, origin: Option<&'a str>, host: Option<&str>) -> OriginDecision<'a> {
         let Some(text) = origin else { return OriginDecision::NotCrossOrigin };
         let parsed = Origin::parse(text);
+        let is_same = || parsed.as_ref().zip(host).is_some_and(|(origin, host)| origin.is_of(host));
         match self {
             Self::Any => OriginDecision::Allowed("*"),
-            Self::Same if parsed.as_ref().zip(host).is_some_and(|(origin, host)| origin.is_of(host)) => {
-                OriginDecision::NotCrossOrigin
-            }
+            Self::Listed(_) if is_same() => OriginDecision::NotCrossOrigin,
             Self::Listed(listed) if parsed.as_ref().is_some_and(|origin| listed.contains(origin)) => {
                 OriginDecision::Allowed(text)
             }
-            Self::Same | Self::Listed(_) => OriginDecision::Forbidden,
+            Self::Listed(_) => OriginDecision::Forbidden,
         }
     }
 }
@@ -76,7 +71,7 @@ pub fn is_origin(text: &str) -> bool {
 
 impl Origin {
     /// An origin as browsers write it; `null`, which they send for pages without one, is none.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let scheme = scheme.to_ascii_lowercase();
         let is_scheme_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
@@ -86,6 +81,11 @@ impl Origin {
         let (host, port) = split_port(authority)?;
         let port = port.or_else(|| default_port(&scheme));
         Some(Self { scheme, host, port })
+    }
+
+    /// Its host, in lower case.
+    pub(super) fn into_host(self) -> String {
+        self.host
     }
 
     /// Whether a `Host` header names this origin's host and port.
@@ -106,7 +106,7 @@ fn default_port(scheme: &str) -> Option<u16> {
 }
 
 /// The host in lower case, and the port if there is one; `None` for what is neither.
-fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
+pub(super) fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
     let colon = match authority.rfind(']') {
         Some(end) => authority[end..].find(':').map(|at| end + at),
         None => authority.find(':'),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_list_exactly_the_listed_are_let_in() {
+    fn with_a_list_the_listed_and_the_own_host_are_let_in() {
         let policy = policy(&["https://Chat.example.com", "http://localhost:3000", "capacitor://localhost"]);
         for origin in [
             "https://chat.example.com",
@@ -185,7 +185,10 @@ mod tests {
         ] {
             assert_eq!(policy.decide(Some(origin), Some("api")), Allowed(origin));
         }
-        for origin in ["http://chat.example.com", "https://localhost:3000", "https://api", "null", "*"] {
+        for origin in ["https://api", "http://API"] {
+            assert_eq!(policy.decide(Some(origin), Some("api")), NotCrossOrigin, "{origin}");
+        }
+        for origin in ["http://chat.example.com", "https://localhost:3000", "https://api:8080", "null", "*"] {
             assert_eq!(policy.decide(Some(origin), Some("api")), Forbidden, "{origin}");
         }
     }

@@ -3,7 +3,9 @@
 
 use crate::support::daemon::Daemon;
 use crate::support::http::{self, Response};
+use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
+use crate::support::raw::Raw;
 use crate::support::redis::RedisServer;
 use crate::support::transcript::Ending;
 use crate::support::viewer::{KINDS, Kind, view};
@@ -183,9 +185,14 @@ fn pages_from_elsewhere_are_refused() {
         ask(origin).expect_error(403);
         let target = "/v1/streams/s1/m";
         http::request(daemon.public, "GET", target, &[SSE, ("Origin", origin)]).expect_error(403);
-        http::upgrade(daemon.public, target, &[("Origin", origin)]).expect_error(403);
-        http::upgrade(daemon.public, "/v1/ws", &[("Origin", origin)]).expect_error(403);
+        // A browser shows its page no status of an upgrade: the WebSocket is opened, and closed with a code.
+        for target in [target, "/v1/ws", "/v1/streams/../m", "/nothing"] {
+            let mut raw = Raw::websocket_with(daemon.public, target, &[("Origin", origin)]);
+            assert_eq!(raw.close_code(), Some(4403), "{target} {origin}");
+        }
     }
+    wait_until("the log to name the origin", || daemon.log().contains("https://evil.example"));
+    assert!(daemon.log().contains("listen.origins"));
     assert_eq!(http::upgrade(daemon.public, "/v1/streams/s1/m", &[("Origin", &same)]).status, 101);
 }
 
@@ -203,6 +210,11 @@ fn configured_origins_may_read() {
     }
     assert_eq!(http::upgrade(daemon.public, target, &[chat]).status, 101);
     http::request(daemon.public, "GET", target, &[("Origin", "https://evil.example")]).expect_error(403);
+    // They come in addition to the same origin, whose scheme a proxy may have changed.
+    for scheme in ["http", "https"] {
+        let same = format!("{scheme}://{}", daemon.public);
+        assert_eq!(http::request(daemon.public, "GET", target, &[("Origin", &same)]).status, 200, "{scheme}");
+    }
 
     let preflight = [chat, ("Access-Control-Request-Method", "GET")];
     let response = http::request(daemon.public, "OPTIONS", target, &preflight);
@@ -221,4 +233,55 @@ fn any_origin_may_read_if_so_configured() {
     let allowed = response.header("access-control-allow-origin");
     assert!(matches!(allowed, Some("*" | "https://any.example")), "{allowed:?}");
     assert_eq!(http::upgrade(daemon.public, "/v1/ws", &anywhere).status, 101);
+}
+
+/// A page can make its own name lead to this machine; its Origin and Host agree then, and only the name gives it away.
+#[test]
+fn a_name_that_only_leads_here_is_misdirected() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis)
+        .set(r#"listen.hosts=["Bridge.example"]"#)
+        .set(r#"listen.origins=["https://chat.example"]"#)
+        .start();
+    Producer::new(&redis, "s1", "m").end();
+    let target = "/v1/streams/s1/m";
+    let port = daemon.public.port();
+    for host in [
+        "localhost",
+        "127.0.0.1:1",
+        "[::1]",
+        "bridge.example",
+        &format!("BRIDGE.example:{port}"),
+        "chat.example",
+    ] {
+        assert_eq!(http::request(daemon.public, "GET", target, &[("Host", host)]).status, 200, "{host}");
+        assert_eq!(http::upgrade(daemon.public, "/v1/ws", &[("Host", host)]).status, 101, "{host}");
+    }
+    let evil = format!("evil.example:{port}");
+    let origin = format!("http://{evil}");
+    for host in [evil.as_str(), "localhost.evil.example", "bridge.example.evil.example"] {
+        for path in [target, "/", "/llm-bridge.js", "/v1/streams/../m", "/nothing"] {
+            let response = http::request(daemon.public, "GET", path, &[("Host", host), ("Origin", &origin)]);
+            assert_eq!(response.expect_error(421), "misdirected", "{host} {path}");
+            assert!(response.text().contains("listen.hosts"), "{}", response.text());
+        }
+        http::upgrade(daemon.public, "/v1/ws", &[("Host", host), ("Origin", &origin)]).expect_error(421);
+    }
+    // In absolute form the target's host counts; HTTP/1.0 needs none.
+    for (request, status) in [
+        (format!("GET http://evil.example{target} HTTP/1.1\r\nHost: localhost\r\n\r\n"), "421"),
+        (format!("GET http://bridge.example{target} HTTP/1.1\r\nHost: evil.example\r\n\r\n"), "200"),
+        (format!("GET {target} HTTP/1.0\r\n\r\n"), "200"),
+    ] {
+        let head = Raw::begin(daemon.public, request.as_bytes()).head();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
+    }
+    for setting in [r#"listen.hosts=["*"]"#, "auth.allow_anonymous=true"] {
+        let open = Daemon::options(&redis).set(setting).start();
+        assert_eq!(
+            http::request(open.public, "GET", target, &[("Host", "any.example")]).status,
+            200,
+            "{setting}"
+        );
+    }
 }

@@ -80,14 +80,14 @@ const GARBAGE: [&[u8]; 14] = [
     b"\r\n\r\n\r\n\r\n",
     b"GET\r\n\r\n",
     b"GET /v1/ws\r\n\r\n",
-    b"GET /v1/ws HTTP/3.7\r\nHost: x\r\n\r\n",
+    b"GET /v1/ws HTTP/3.7\r\nHost: localhost\r\n\r\n",
     b"GET /v1/ws HTTP/1.1\r\nHo st: x\r\n\r\n",
     b"GET /v1/ws HTTP/1.1\r\n: x\r\n\r\n",
-    b"GET /v1/ws HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
+    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\n folded: y\r\n\r\n",
     b"GET /v1/ws HTTP/1.1\r\nHost: \x00\x01\r\n\r\n",
-    b"G\x00T / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"G\x00T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http:// HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
 ];
 
 #[test]
@@ -105,7 +105,7 @@ fn garbage_is_refused() {
 fn a_head_may_be_16_kib_and_no_more() {
     let mut scene = Scene::start(&[]);
     let head = |size: usize| {
-        let begin = "GET /v1/streams/none/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ";
+        let begin = "GET /v1/streams/none/m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: ";
         format!("{begin}{}\r\n\r\n", "x".repeat(size - begin.len() - 4))
     };
     scene.survives(|daemon| {
@@ -129,7 +129,7 @@ fn too_many_headers_are_refused() {
     let mut scene = Scene::start(&[]);
     scene.survives(|daemon| {
         for (count, line) in [(200, "X: x\r\n"), (1_000, "X: x\r\n"), (3_000, "a:\r\n"), (50_000, "a:\r\n")] {
-            let head = format!("GET /v1/ws HTTP/1.1\r\nHost: x\r\n{}\r\n", line.repeat(count));
+            let head = format!("GET /v1/ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n", line.repeat(count));
             expect_refused(daemon, &format!("{count} headers"), head.as_bytes());
         }
     });
@@ -140,7 +140,7 @@ fn too_many_headers_are_refused() {
 #[test]
 fn no_request_is_smuggled() {
     let mut scene = Scene::start(&["client.handshake_timeout=1s"]);
-    let hidden = "POST /v1/streams/s1/hidden/cancel HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    let hidden = "POST /v1/streams/s1/hidden/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
     let (length, chunks) = (hidden.len(), "Transfer-Encoding: chunked\r\n");
     scene.survives(|daemon| {
         for headers in [
@@ -161,14 +161,15 @@ fn no_request_is_smuggled() {
             "Content-Length: 99999999999999999999999\r\n".into(),
             "Content-Length: 1000000000000\r\n".into(),
         ] {
-            let outer = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: x\r\n";
+            let outer = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\n";
             let request = format!("{outer}{headers}\r\n0\r\n\r\n{hidden}");
             expect_refused(daemon, &headers, request.as_bytes());
         }
         // Chunks with sizes that are none, or that never come.
         for body in ["x\r\n\r\n", "-1\r\n\r\n", "ffffffffffffffffffff\r\nx", "1;\r\nxx\r\n0\r\n\r\n", "\r\n"]
         {
-            let request = format!("POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: x\r\n{chunks}\r\n{body}");
+            let request =
+                format!("POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\n{chunks}\r\n{body}");
             expect_refused(daemon, body, request.as_bytes());
         }
     });
@@ -183,7 +184,7 @@ fn a_cancel_request_with_a_bad_body_is_refused() {
         let deep = "[".repeat(50_000);
         let large = format!(r#"{{"reason":"{}"}}"#, "x".repeat(1024 * 1024));
         for body in ["no json", "[]", "5", r#"{"reason":5}"#, r#"{"reason":"#, "\u{0}", &deep, &large] {
-            let head = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+            let head = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
             let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
             let statuses = statuses(daemon, request.as_bytes());
             let shown = &body[..body.len().min(20)];
@@ -197,12 +198,12 @@ fn a_cancel_request_with_a_bad_body_is_refused() {
 fn who_never_finishes_a_request_is_closed() {
     let mut scene = Scene::start(&["client.handshake_timeout=300ms"]);
     let before = scene.daemon.counter("handshakes_timed_out");
-    let body = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n";
+    let body = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n";
     scene.survives(|daemon| {
-        let begun = ["", "G", "GET /v1/ws HTTP/1.1\r\nHost: x\r\n", body, &format!("{body}{{\"rea")];
+        let begun = ["", "G", "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\n", body, &format!("{body}{{\"rea")];
         let mut waiting = begun.map(|begin| Raw::begin(daemon.public, begin.as_bytes()));
         // A byte now and then makes a request no younger.
-        let mut trickling = Raw::begin(daemon.public, b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nX: ");
+        let mut trickling = Raw::begin(daemon.public, b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nX: ");
         let began = Instant::now();
         while trickling.send(b"x") {
             assert!(began.elapsed().as_secs() < 30, "a byte every 20 ms keeps a handshake open");
@@ -409,11 +410,13 @@ fn half_a_frame_and_silence_is_closed() {
     scene.survives(|_| ());
 }
 
-const LIVE: &str = "GET /v1/streams/live/m?after=0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
+const LIVE: &str =
+    "GET /v1/streams/live/m?after=0 HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
 const WAITING: &str =
-    "GET /v1/streams/none/m?wait=60 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
-const STATE: &str = "GET /v1/streams/live/m HTTP/1.1\r\nHost: x\r\n\r\n";
-const BODY: &str = "POST /v1/streams/live/m/cancel HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{";
+    "GET /v1/streams/none/m?wait=60 HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+const STATE: &str = "GET /v1/streams/live/m HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const BODY: &str =
+    "POST /v1/streams/live/m/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{";
 
 /// A connection in the n-th of the states that connections are in.
 fn connect_in_state(daemon: &Daemon, number: usize) -> Raw {

@@ -109,7 +109,7 @@ fn an_address_has_so_many_connections() {
     let mut second = WebSocketClient::connect(daemon.public, "/v1/ws");
     for _ in 0..10 {
         expect_come_back(&http::get(daemon.public, "/v1/streams/s1/m"), 429);
-        expect_come_back(&http::upgrade(daemon.public, "/v1/ws", &[]), 429);
+        assert_eq!(Raw::websocket(daemon.public, "/v1/ws").close_code(), Some(4429));
     }
     drop(first);
     wait_until("a place", || http::get(daemon.public, "/v1/streams/s1/m").status == 200);
@@ -128,6 +128,37 @@ fn refused_connections_are_counted() {
         assert!(refusals > 0, "{setting}");
         assert_eq!(daemon.counter("connections_refused_rate"), refusals, "{setting}");
     }
+}
+
+/// What is refused when it is accepted is told in answer to the first request, so that a page can read it.
+#[test]
+fn pages_are_told_that_they_come_too_often() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis)
+        .set("limits.connects_per_second=1")
+        .set(r#"listen.origins=["https://chat.example"]"#)
+        .start();
+    let chat = ("Origin", "https://chat.example");
+    let is_refused = || {
+        let response = http::request(daemon.public, "GET", "/v1/streams/s1/m", &[chat]);
+        assert_eq!(response.header("access-control-allow-origin"), Some("https://chat.example"));
+        if response.status == 429 {
+            expect_come_back(&response, 429);
+        }
+        response.status == 429
+    };
+    wait_until("a refusal", is_refused);
+    wait_until("a WebSocket to be refused", || {
+        let mut raw = Raw::websocket(daemon.public, "/v1/ws");
+        raw.send(&masked(0x88, b""));
+        raw.close_code() == Some(4429)
+    });
+    // One that asks nothing is told after a while.
+    wait_until("a silent connection to be refused", || {
+        let mut raw = Raw::connect(daemon.public);
+        raw.send(b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        raw.rest().starts_with(b"HTTP/1.1 429 ")
+    });
 }
 
 #[test]
@@ -315,7 +346,7 @@ fn a_connection_takes_one_request_after_another() {
         ("GET /v1/streams/s1/m?after=last", "", 200),
     ];
     let bytes_of = |(line, rest, _): (&str, &str, u16)| {
-        format!("{line} HTTP/1.1\r\nHost: x\r\n{}", if rest.is_empty() { "\r\n" } else { rest })
+        format!("{line} HTTP/1.1\r\nHost: localhost\r\n{}", if rest.is_empty() { "\r\n" } else { rest })
     };
     let read_answer = |connection: &mut Raw, (line, _, status): (&str, &str, u16)| {
         let head = connection.head().to_ascii_lowercase();
@@ -336,7 +367,9 @@ fn a_connection_takes_one_request_after_another() {
     for request in requests {
         read_answer(&mut connection, request);
     }
-    assert!(connection.send(b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    assert!(
+        connection.send(b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    );
     assert!(connection.head().starts_with("HTTP/1.1 200 "));
     connection.rest();
     assert_eq!(daemon.counter("connections_accepted"), 1);

@@ -242,7 +242,7 @@ fn who_connects_before_the_daemon_runs_is_served() {
     let end = Producer::new(&redis, "s1", "m").end();
     let public = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = public.local_addr().unwrap();
-    let request = b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let request = b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let early = http::Exchange::raw(address, request).unwrap();
     let activated = activate(&redis, &[("public", public.as_fd())], true);
     let admin = activated.configured[1];

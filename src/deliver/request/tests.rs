@@ -72,7 +72,13 @@ fn targets_have_three_forms() {
         let request = complete(&format!("OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n"));
         assert_eq!((request.path.as_str(), request.query.as_str()), (path, query), "{target}");
     }
-    for target in ["h:443", "ftp://h/", "a/b", "?x"] {
+    for (target, host) in
+        [("/", "h:2"), ("http://O.example:1/a", "O.example:1"), ("https://[::1]?b", "[::1]")]
+    {
+        let request = complete(&format!("GET {target} HTTP/1.1\r\nHost: h:2\r\n\r\n"));
+        assert_eq!(request.host.as_deref(), Some(host), "the target's host counts: {target}");
+    }
+    for target in ["h:443", "ftp://h/", "a/b", "?x", "http://u@h/", "http:///a", "https://"] {
         assert_eq!(refused(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()), 400, "{target}");
     }
 }

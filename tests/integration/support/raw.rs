@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 use super::patience::PATIENCE;
 
 /// What a WebSocket handshake asks for, besides its target.
-const UPGRADE: &str = "Host: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+const UPGRADE: &str = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// A receive buffer that is soon full when nobody reads.
@@ -93,9 +93,21 @@ impl Raw {
         raw
     }
 
+    /// The same, with further headers.
+    pub(crate) fn websocket_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
+        let mut raw = Self::connect(address);
+        raw.upgrade_with(target, headers);
+        raw
+    }
+
     /// Opens the WebSocket; the handshake must succeed.
     pub(crate) fn upgrade(&mut self, target: &str) {
-        assert!(self.send(format!("GET {target} HTTP/1.1\r\n{UPGRADE}").as_bytes()));
+        self.upgrade_with(target, &[]);
+    }
+
+    fn upgrade_with(&mut self, target: &str, headers: &[(&str, &str)]) {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        assert!(self.send(format!("GET {target} HTTP/1.1\r\n{headers}{UPGRADE}").as_bytes()));
         let head = self.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     }

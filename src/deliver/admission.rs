@@ -1,0 +1,168 @@
+//! Who is served: new connections, the names and origins of requests, rates and caps; and how a refusal is told.
+//!
+//! The order is the contract's: connections and the address' rate when a connection is accepted, then for each request
+//! its `Host`, its `Origin`, its name, and the limits of the client. What is refused when it is accepted is told in
+//! answer to the first request, because only that says how: as HTTP with CORS headers, or to a browser's WebSocket by
+//! a close code. Few connections wait like that, and not for long; the others are told at once.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::event_loop::Delivery;
+use super::request::Request;
+use super::response::{AllowedOrigin, HttpError, Reply, switch_to_websocket};
+use super::route::{Route, RouteLimits, route};
+use crate::event::message::Slot;
+use crate::warn_limited;
+
+/// What a client that is refused for want of room is told to wait, in seconds.
+pub(super) const RETRY_AFTER_S: u32 = 1;
+/// Refused connections that may wait for their first request. The descriptors that are kept free hold these and more.
+const REFUSED_WAITING_MAX: usize = 64;
+/// How long they may wait.
+pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(2);
+/// Bytes of a header of the request that the log shows.
+const LOGGED_BYTES_MAX: usize = 200;
+
+impl Delivery {
+    /// Why a new connection is not served, if it is not.
+    pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
+        let counters = self.registry.counters();
+        if self.is_draining {
+            return Some(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+        }
+        if self.connections_of_all() > self.max_connections() {
+            counters.connections_refused_full.inc();
+            return Some(HttpError::unavailable("full", "no more connections are taken now", RETRY_AFTER_S));
+        }
+        let refused = self.rates.lock().connect(address.ip(), now).err()?;
+        counters.connections_refused_rate.inc();
+        Some(too_many("too many connections a second", refused.seconds()))
+    }
+
+    /// A connection is refused: it is told so in answer to its first request, or at once if too many wait for that.
+    pub(super) fn refuse_when_asked(&mut self, slot: Slot, error: HttpError, now: Instant) {
+        if self.refused_waiting >= REFUSED_WAITING_MAX {
+            return self.refuse_connection(slot, &error);
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.refusal = Some(Box::new(error));
+        self.refused_waiting += 1;
+        self.arm(slot, now + REFUSED_WAIT.min(self.config.client.handshake_timeout));
+    }
+
+    /// What a request asks for, if it may.
+    pub(super) fn judge(
+        &mut self,
+        slot: Slot,
+        request: &Request,
+        origin: Result<AllowedOrigin, HttpError>,
+        now: Instant,
+    ) -> Result<Route, HttpError> {
+        if let Some(refusal) = self.connections.get_mut(slot).and_then(|found| found.refusal.take()) {
+            self.refused_waiting -= 1;
+            return Err(*refusal);
+        }
+        self.check_host(request)?;
+        origin?;
+        let limits =
+            RouteLimits { max_wait: self.config.client.max_wait, max_batch: self.config.delivery.max_batch };
+        let route = route(request, &limits)?;
+        self.allow(slot, route, now)
+    }
+
+    /// Whether the request is for this server, and not for a name that only leads here.
+    fn check_host(&self, request: &Request) -> Result<(), HttpError> {
+        if self.hosts.allows(request.host.as_deref()) {
+            return Ok(());
+        }
+        let host = request.host.as_deref().map(shortened).unwrap_or_default();
+        warn_limited!(?host, "a request for a host that is not in listen.hosts was refused");
+        Err(HttpError::misdirected())
+    }
+
+    /// What scripts of the request's origin may see of the answer.
+    pub(super) fn judge_origin(&self, request: &Request) -> Result<AllowedOrigin, HttpError> {
+        let decision = self.origins.decide(request.origin.as_deref(), request.host.as_deref());
+        AllowedOrigin::from_decision(decision)
+    }
+
+    /// Whether the state of this instance and the client's rates allow the request.
+    fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
+        if self.is_draining {
+            return Err(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
+        let ip = connection.address.ip();
+        let mut rates = self.rates.lock();
+        if !connection.counted {
+            if !rates.open(ip) {
+                self.registry.counters().connections_refused_rate.inc();
+                return Err(too_many("too many connections from one address", u64::from(RETRY_AFTER_S)));
+            }
+            connection.counted = true;
+        }
+        let rated = match &route {
+            Route::Stream(_) => rates.subscribe(ip, now),
+            Route::Cancel(_) => rates.cancel(ip, now),
+            Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => Ok(()),
+        };
+        rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
+        if self.has_too_many_jobs() {
+            return Err(HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S));
+        }
+        Ok(route)
+    }
+
+    // ----- telling -----
+
+    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing that
+    /// a browser shows to its page.
+    pub(super) fn refuse(
+        &mut self,
+        slot: Slot,
+        (request, reply): (&Request, &Reply),
+        error: &HttpError,
+        now: Instant,
+    ) {
+        if error.code == HttpError::ORIGIN_NOT_ALLOWED {
+            let [origin, host] = [&request.origin, &request.host]
+                .map(|name| name.as_deref().map(shortened).unwrap_or_default());
+            warn_limited!(?origin, ?host, "a page's origin was refused: it is not in listen.origins");
+        }
+        let (Some(code), Some(offer)) = (error.close_code(), &request.websocket) else {
+            return self.reply_error(slot, reply, error, now);
+        };
+        self.registry.counters().http_errors.inc();
+        let mut head = Vec::new();
+        switch_to_websocket(&mut head, offer);
+        let reason = match error.retry_after {
+            Some(seconds) => format!("{}; try again in {seconds} s", error.message),
+            None => error.message.clone(),
+        };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.send(head);
+        connection.close_websocket(code, &reason);
+        self.touch(slot);
+    }
+
+    /// Tells why a connection is not served whose request is not known, or could not be understood.
+    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
+        let mut answer = Vec::new();
+        Reply::closing().error(&mut answer, error);
+        self.answer_and_close(slot, answer);
+    }
+}
+
+pub(super) fn too_many(message: &str, seconds: u64) -> HttpError {
+    HttpError::too_many("too_many", message, u32::try_from(seconds).unwrap_or(u32::MAX))
+}
+
+/// The beginning of a text, as much as the log shows.
+fn shortened(text: &str) -> &str {
+    let mut len = text.len().min(LOGGED_BYTES_MAX);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    &text[..len]
+}
