@@ -168,6 +168,7 @@ impl Main {
                 status_at = Instant::now();
                 self.notifier.status(&self.status());
             }
+            self.registry.look_for_recovery(Instant::now());
             if left_out_at.elapsed() >= log_limit::INTERVAL {
                 left_out_at = Instant::now();
                 log_limit::tell_left_out(left_out_at);

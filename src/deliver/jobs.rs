@@ -312,15 +312,16 @@ impl Delivery {
         }
     }
 
-    /// Redis cannot be reached: streams are told and wait, single answers are 503.
+    /// Redis cannot serve: streams are told and wait, single answers are 503.
     fn postpone_job(&mut self, slot: Slot, now: Instant) {
+        let trouble = self.registry.health().trouble().unwrap_or("Redis cannot serve this stream now");
         let Some(job) = self.jobs.get_mut(slot) else { return };
         let viewers = std::mem::take(&mut job.viewers);
         let mut staying = Vec::with_capacity(viewers.len());
         for viewer in viewers {
             let Some(found) = self.viewers.get(viewer) else { continue };
             if matches!(found.wish.wire, Wire::State | Wire::Head) {
-                let error = HttpError::unavailable("redis_unreachable", "the store cannot be reached", 1);
+                let error = HttpError::unavailable("redis_unreachable", trouble, 1);
                 self.answer_error(viewer, &error, now);
             } else {
                 self.begin_events(viewer, now);

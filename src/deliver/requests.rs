@@ -206,7 +206,8 @@ impl Delivery {
         by: String,
     ) -> Result<(), (&'static str, &'static str)> {
         if self.registry.health().is_down(WATCHER) {
-            return Err(("redis_unreachable", "the store cannot be reached"));
+            let trouble = self.registry.health().trouble().unwrap_or("Redis cannot serve now");
+            return Err(("redis_unreachable", trouble));
         }
         if !self.errand_now(Errand::Cancel { stream, reason, by }) {
             return Err(("overloaded", "try again"));

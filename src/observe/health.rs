@@ -38,7 +38,9 @@ struct State {
 
 #[derive(Debug)]
 struct Link {
-    is_up: bool,
+    /// What is wrong; `None`: it is up.
+    wrong: Option<&'static str>,
+    /// The error.
     detail: String,
     since: Instant,
 }
@@ -46,40 +48,73 @@ struct Link {
 /// What a role last found about Redis.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkReport {
-    /// Whether Redis answered.
+    /// Whether it works.
     pub up: bool,
-    /// The error, or what else there is to say.
+    /// The error, if there is one.
     pub detail: String,
     /// For how many seconds it has been so.
     pub since_s: f64,
 }
 
+impl State {
+    /// What is wrong with Redis: each thing once, with those who have met it.
+    fn redis_reasons(&self) -> Vec<String> {
+        let mut found: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for (role, link) in &self.redis {
+            if let Some(what) = link.wrong {
+                found.entry((what, &link.detail)).or_default().push(role);
+            }
+        }
+        let reason = |((what, detail), roles): ((&str, &str), Vec<&str>)| {
+            let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+            format!("{what}{detail} ({})", roles.join(", "))
+        };
+        found.into_iter().map(reason).collect()
+    }
+}
+
 impl Health {
-    /// Says what `role` (the thread's name, or what it uses Redis for) found: Redis answers or not,
-    /// and why. The first such report ends the first attempt, well or not.
-    pub fn set_redis(&self, role: &str, up: bool, detail: &str) {
+    /// Says that `role` (the thread's name, or what it uses Redis for) has found Redis well. The first such report, or
+    /// the first failure, ends the first attempt.
+    pub fn redis_works(&self, role: &str) {
+        self.set_redis(role, None, "");
+    }
+
+    /// Says that `role` has failed: what is wrong in general, and the error.
+    pub fn redis_fails(&self, role: &str, what: &'static str, detail: &str) {
+        self.set_redis(role, Some(what), detail);
+    }
+
+    fn set_redis(&self, role: &str, wrong: Option<&'static str>, detail: &str) {
         let mut state = self.state.lock();
         state.is_first_attempt_over = true;
         match state.redis.get_mut(role) {
-            Some(link) if link.is_up == up && link.detail == detail => {}
             Some(link) => {
-                if link.is_up != up {
+                if link.wrong.is_some() != wrong.is_some() {
                     link.since = Instant::now();
                 }
-                link.is_up = up;
-                detail.clone_into(&mut link.detail);
+                link.wrong = wrong;
+                if link.detail != detail {
+                    detail.clone_into(&mut link.detail);
+                }
             }
             None => {
-                let link = Link { is_up: up, detail: detail.to_owned(), since: Instant::now() };
+                let link = Link { wrong, detail: detail.to_owned(), since: Instant::now() };
                 state.redis.insert(role.to_owned(), link);
             }
         }
     }
 
+    /// What is wrong with Redis, in words that may be told to clients, if anybody has found something.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.state.lock().redis.values().find_map(|link| link.wrong)
+    }
+
     /// Whether `role` found Redis away when it last asked.
     #[must_use]
     pub fn is_down(&self, role: &str) -> bool {
-        self.state.lock().redis.get(role).is_some_and(|link| !link.is_up)
+        self.state.lock().redis.get(role).is_some_and(|link| link.wrong.is_some())
     }
 
     /// Forgets a role, whose thread is over.
@@ -133,9 +168,7 @@ impl Health {
         if state.redis.is_empty() {
             reasons.push("Redis has not been asked yet".to_owned());
         }
-        for (role, link) in state.redis.iter().filter(|(_, link)| !link.is_up) {
-            reasons.push(format!("Redis does not answer {role}: {}", link.detail));
-        }
+        reasons.extend(state.redis_reasons());
         match state.lease {
             Lease::Held => {}
             Lease::Unsettled => reasons.push("the instance id is not leased yet".to_owned()),
@@ -149,7 +182,7 @@ impl Health {
     pub fn redis(&self) -> BTreeMap<String, LinkReport> {
         let state = self.state.lock();
         let report = |link: &Link| LinkReport {
-            up: link.is_up,
+            up: link.wrong.is_none(),
             detail: link.detail.clone(),
             since_s: super::seconds(link.since.elapsed()),
         };
@@ -166,13 +199,17 @@ mod tests {
         let health = Health::default();
         assert!(!health.is_first_attempt_over());
         assert_eq!(health.is_ready().unwrap_err().len(), 2, "not asked, not leased");
-        health.set_redis("reader-0", true, "");
-        health.set_redis("watcher", false, "connection refused");
+        health.redis_works("reader-0");
+        health.redis_fails("watcher", "Redis cannot be reached", "refused");
+        health.redis_fails("replay-0", "Redis cannot be reached", "refused");
         health.set_lease(Lease::Held);
         assert!(health.is_first_attempt_over());
         assert!(health.is_down("watcher") && !health.is_down("reader-0") && !health.is_down("nobody"));
-        assert_eq!(health.is_ready().unwrap_err(), ["Redis does not answer watcher: connection refused"]);
-        health.set_redis("watcher", true, "");
+        assert_eq!(health.is_ready().unwrap_err(), ["Redis cannot be reached: refused (replay-0, watcher)"]);
+        assert_eq!(health.trouble(), Some("Redis cannot be reached"));
+        health.redis_works("watcher");
+        health.redis_works("replay-0");
+        assert_eq!(health.trouble(), None);
         assert_eq!(health.is_ready(), Ok(()));
         health.set_lease(Lease::Lost);
         health.set_draining();
@@ -186,12 +223,12 @@ mod tests {
     #[test]
     fn the_time_of_a_state_begins_when_the_state_does() {
         let health = Health::default();
-        health.set_redis("reader-0", false, "timed out");
+        health.redis_fails("reader-0", "Redis does not answer in time", "");
         let since = health.state.lock().redis["reader-0"].since;
-        health.set_redis("reader-0", false, "connection refused");
+        health.redis_fails("reader-0", "Redis cannot be reached", "connection refused");
         assert_eq!(health.state.lock().redis["reader-0"].since, since);
         assert_eq!(health.redis()["reader-0"].detail, "connection refused");
-        health.set_redis("reader-0", true, "");
+        health.redis_works("reader-0");
         assert!(health.state.lock().redis["reader-0"].since > since);
         health.remove_redis("reader-0");
         assert!(health.redis().is_empty());

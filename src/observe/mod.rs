@@ -14,6 +14,7 @@ mod health;
 mod http;
 mod latency;
 pub mod logging;
+mod outage;
 mod process;
 mod prometheus;
 mod snapshot;
@@ -29,10 +30,13 @@ use parking_lot::Mutex;
 pub use counters::{Counter, Counters, Gauge, Gauges, Reading};
 pub use health::{Health, Lease, LinkReport};
 pub use latency::{Distribution, Recorder, Stage, Summary};
+pub use outage::Trouble;
 pub use process::Process;
 pub use snapshot::{QueueReport, Snapshot};
 
+use self::outage::{News, Outages};
 use crate::queue::GaugeReader;
+use crate::{info_limited, warn_limited};
 
 /// The version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -45,6 +49,7 @@ pub struct Registry {
     counters: Counters,
     gauges: Gauges,
     health: Health,
+    outages: Mutex<Outages>,
     latencies: latency::Shared,
     queues: Mutex<Vec<GaugeReader>>,
 }
@@ -60,6 +65,7 @@ impl Registry {
             counters: Counters::default(),
             gauges: Gauges::default(),
             health: Health::default(),
+            outages: Mutex::default(),
             latencies: latency::Shared::new(),
             queues: Mutex::new(Vec::new()),
         }
@@ -81,6 +87,35 @@ impl Registry {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Says that `role` has found Redis well.
+    pub fn redis_works(&self, role: &str, now: Instant) {
+        self.health.redis_works(role);
+        self.outages.lock().works(role, now);
+    }
+
+    /// Says that `role` has failed at Redis, and logs it unless it was said before.
+    pub fn redis_fails(&self, role: &str, trouble: Trouble, error: &str, now: Instant) {
+        let Trouble { what, fix } = trouble;
+        self.health.redis_fails(role, what, error);
+        let news = self.outages.lock().fails(role, trouble, now);
+        match news {
+            Some(News::Wrong) => warn_limited!(connection = role, error, fix, "{what}"),
+            Some(News::Lasts { since, failures }) => {
+                let minutes = now.saturating_duration_since(since).as_secs() / 60;
+                warn_limited!(connection = role, error, fix, minutes, failures, "{what}, still");
+            }
+            Some(News::Over { .. }) | None => {}
+        }
+    }
+
+    /// Logs that Redis works again, once that is certain: to be called regularly.
+    pub fn look_for_recovery(&self, now: Instant) {
+        let news = self.outages.lock().settle(now);
+        if let Some(News::Over { lasted }) = news {
+            info_limited!(after_s = seconds(lasted), "Redis works again");
+        }
     }
 
     /// A recorder for one thread.

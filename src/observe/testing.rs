@@ -21,8 +21,8 @@ pub(super) fn sample() -> Registry {
         registry.register_queue(sender.gauge());
     }
     registry.health().set_lease(Lease::Held);
-    registry.health().set_redis("reader-0", true, "");
-    registry.health().set_redis("watcher", true, "");
+    registry.health().redis_works("reader-0");
+    registry.health().redis_works("watcher");
     registry
 }
 

@@ -98,9 +98,9 @@ mod tests {
     #[test]
     fn the_page_shows_everything_a_line_each() {
         let registry = sample();
-        registry.health().set_redis("watcher", false, "LOADING\nRedis\u{1b}[31m");
+        registry.health().redis_fails("watcher", "Redis is loading", "LOADING\nRedis\u{1b}[31m");
         let page = registry.render_text();
-        assert!(page.contains("not ready: Redis does not answer watcher: LOADING Redis [31m\n"), "{page}");
+        assert!(page.contains("not ready: Redis is loading: LOADING Redis [31m (watcher)\n"), "{page}");
         assert!(page.chars().all(|c| c == '\n' || !c.is_control()));
         let value = |name: &str| {
             let line = page.lines().find(|line| line.split_whitespace().next() == Some(name));

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Backoff, Link, RedisError, Target};
+use super::{Backoff, Link, Phase, RedisError, Target};
 use crate::observe::Registry;
-use crate::warn_limited;
 
 /// The first pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// After a failure, a connection on which nothing is asked counts as working when it has stood for so long.
+const STANDS: Duration = Duration::from_secs(1);
 
 /// A connection that comes back.
 pub struct Connector {
@@ -21,6 +22,9 @@ pub struct Connector {
     retry_at: Option<Instant>,
     /// Counts the connections that were made.
     generation: u64,
+    connected_at: Instant,
+    /// Whether something failed and nothing has worked since then.
+    has_failed: bool,
     response_timeout: Duration,
     registry: Arc<Registry>,
 }
@@ -45,6 +49,8 @@ impl Connector {
             link: None,
             retry_at: None,
             generation: 0,
+            connected_at: Instant::now(),
+            has_failed: false,
             response_timeout: config.response_timeout,
             registry,
         }
@@ -56,18 +62,25 @@ impl Connector {
             match Link::connect(&self.target, &self.name) {
                 Ok(link) => {
                     self.registry.counters().redis_connects.add(1);
-                    self.registry.health().set_redis(&self.name, true, "connected");
+                    if !self.has_failed {
+                        self.registry.redis_works(&self.name, now);
+                    }
                     tracing::debug!(
                         connection = self.name,
                         address = self.target.address(),
                         "connected to Redis"
                     );
                     self.generation += 1;
+                    self.connected_at = now;
                     self.retry_at = None;
                     self.link = Some(link);
                 }
-                Err(error) => self.lost(&error, Instant::now()),
+                Err(error) => self.failed(&error, Phase::Connecting, Instant::now()),
             }
+        }
+        let stands = now.saturating_duration_since(self.connected_at) >= STANDS;
+        if self.has_failed && self.link.is_some() && stands {
+            self.recovered(now);
         }
         self.link.as_mut()
     }
@@ -127,16 +140,30 @@ impl Connector {
     /// The connection works: the next failure is a first one.
     pub fn works(&mut self) {
         self.backoff.reset();
+        if self.has_failed {
+            self.recovered(Instant::now());
+        }
+    }
+
+    fn recovered(&mut self, now: Instant) {
+        self.has_failed = false;
+        self.registry.redis_works(&self.name, now);
     }
 
     /// Gives the connection up because of `error`; the next attempt comes after a pause.
     pub fn lost(&mut self, error: &RedisError, now: Instant) {
+        self.failed(error, Phase::Connected, now);
+    }
+
+    fn failed(&mut self, error: &RedisError, phase: Phase, now: Instant) {
         self.link = None;
         let pause = self.backoff.next();
         self.retry_at = Some(now + pause);
+        self.has_failed = true;
         self.registry.counters().redis_errors.add(1);
-        self.registry.health().set_redis(&self.name, false, &error.to_string());
-        warn_limited!(connection = self.name, %error, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "Redis connection lost");
+        let (trouble, address) = (error.trouble(phase), self.target.address());
+        tracing::debug!(connection = self.name, address, %error, ?phase, ?pause, "{}", trouble.what);
+        self.registry.redis_fails(&self.name, trouble, &format!("{address}: {error}"), now);
     }
 
     /// Closes the connection without that being a failure.

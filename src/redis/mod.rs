@@ -31,6 +31,7 @@ pub(crate) mod testing;
 mod tests;
 mod tls;
 mod transport;
+mod trouble;
 
 pub use backoff::Backoff;
 pub use command::{Arguments, Command, Number, Pipeline};
@@ -41,3 +42,4 @@ pub use link::Link;
 pub use reply::{Reply, Value};
 pub use streams::{Changed, StreamEntries, StreamInfo};
 pub use target::Target;
+pub use trouble::Phase;

@@ -5,6 +5,13 @@
 
 use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::event::{EntryId, StreamName};
+use crate::observe::Trouble;
+
+/// What is wrong where rights are missing.
+pub const MISSING: Trouble = Trouble {
+    what: "Redis does not allow what the daemon does",
+    fix: "`llm-bridge check` names the missing rights and prints the rule for ACL SETUSER",
+};
 
 /// What was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -337,19 +337,13 @@ impl Watcher {
             return Ok(());
         }
         self.rights_at = now + RIGHTS_INTERVAL;
-        let health = self.registry.health();
         match rights::try_all(link, &self.keys)? {
             Rights::All => {
                 self.allowed_on = generation;
-                health.set_redis(RIGHTS, true, "everything is allowed");
+                self.registry.redis_works(RIGHTS, now);
             }
             Rights::Missing(missing) => {
-                let missing = missing.join(", ");
-                error_limited!(
-                    missing,
-                    "Redis does not allow what the daemon does; `llm-bridge check` says what is needed"
-                );
-                health.set_redis(RIGHTS, false, &missing);
+                self.registry.redis_fails(RIGHTS, rights::MISSING, &missing.join(", "), now);
             }
             // Then the lease, which needs them too, is not to be had either.
             Rights::Untried(_) | Rights::Down(_) => {}

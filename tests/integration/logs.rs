@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, DaemonOptions};
+use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::redis::RedisServer;
 use crate::support::viewer::{KINDS, view};
@@ -26,4 +27,73 @@ fn entries_that_cannot_be_read_do_not_fill_the_log() {
     wait_until("all entries to be found out", || daemon.counter("entries_undecodable") >= 20_000);
     let log = daemon.log();
     assert!(log.lines().count() <= LINES_MAX, "{} lines", log.lines().count());
+}
+
+/// How many lines of the log are warnings or errors.
+fn complaints(log: &str) -> usize {
+    log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
+}
+
+/// A daemon with many connections that all try again quickly.
+fn impatient(redis: &RedisServer) -> DaemonOptions {
+    // So many connections fit under any limit of open files, of which the log then says nothing.
+    let options = Daemon::options(redis).set("redis.backoff_max=50ms").set("client.max_connections=64");
+    options.set("threads.readers=4").set("threads.replays=4")
+}
+
+#[test]
+fn an_outage_is_told_once_for_all_connections_and_so_is_its_end() {
+    let mut redis = RedisServer::start();
+    let mut daemon = impatient(&redis).start();
+    redis.kill();
+    wait_until("many attempts", || daemon.counter("redis_errors") > 200);
+    redis.restart();
+    daemon.wait_ready();
+    wait_until("the end of the outage to be told", || daemon.log().contains("Redis works again"));
+    let log = daemon.log();
+    for (words, count) in
+        [("a connection to Redis broke", 1), ("Redis cannot be reached", 1), ("Redis works again", 1)]
+    {
+        assert_eq!(log.matches(words).count(), count, "{words}: {log}");
+    }
+    assert!(log.contains("nothing listens at that address"), "the fix is named: {log}");
+    assert!(complaints(&log) <= 3, "{log}");
+}
+
+#[test]
+fn refused_credentials_are_no_lost_connection_and_the_fix_is_named() {
+    let redis = RedisServer::start();
+    let mut operator = redis.connect();
+    operator.run::<()>(&["CONFIG", "SET", "requirepass", "secret"]);
+    let mut daemon = impatient(&redis).start_alive();
+    wait_until("many attempts", || daemon.counter("redis_errors") > 100);
+    let log = daemon.log();
+    assert_eq!(complaints(&log), 1, "{log}");
+    for words in ["Redis refuses the credentials", "redis.password_file", "NOAUTH"] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    assert!(!log.contains("lost") && !log.contains("broke"), "{log}");
+    let not_ready = http::get(daemon.admin, "/readyz").text();
+    assert!(not_ready.contains("Redis refuses the credentials"), "{not_ready}");
+    operator.run::<()>(&["CONFIG", "SET", "requirepass", ""]);
+    daemon.wait_ready();
+}
+
+#[test]
+fn a_redis_that_refuses_writes_is_not_called_unreachable() {
+    let redis = RedisServer::start();
+    let mut daemon = impatient(&redis).start();
+    let refusals = [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "a read-only replica"),
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "its memory is full"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "too few replicas"),
+    ];
+    for (refuse, allow, words) in refusals {
+        redis.connect().run::<()>(&refuse.split(' ').collect::<Vec<_>>());
+        wait_until(words, || http::get(daemon.admin, "/readyz").text().contains(words));
+        redis.connect().run::<()>(&allow.split(' ').collect::<Vec<_>>());
+        daemon.wait_ready();
+    }
+    let log = daemon.log();
+    assert!(!log.contains("cannot be reached") && complaints(&log) <= 10, "{log}");
 }

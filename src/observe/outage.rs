@@ -1,0 +1,176 @@
+//! What the log says about Redis being out of service: one story for all connections of the process.
+//!
+//! Every thread has connections of its own, and each notices an outage by itself, again at every attempt. The log says
+//! each thing that is wrong once, with its fix; then how long it has lasted, more and more rarely; and when Redis
+//! works again. A short success between two failures ends nothing.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// After which time without a failure an outage is over.
+const SETTLED: Duration = Duration::from_secs(2);
+/// When the log says for the first time that the outage lasts; the time doubles after each such line.
+const REMINDER_MIN: Duration = Duration::from_secs(60);
+/// The longest time between two such lines.
+const REMINDER_MAX: Duration = Duration::from_secs(15 * 60);
+/// How many different things an outage tells; more are only counted.
+const TOLD_MAX: usize = 8;
+
+/// What is wrong with Redis and how that is mended, in words for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is wrong: a sentence without its full stop. It holds nothing that is secret.
+    pub what: &'static str,
+    /// What an operator can do about it.
+    pub fix: &'static str,
+}
+
+/// What there is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Something is wrong of which this outage has not told yet.
+    Wrong,
+    /// Nothing new, but the outage lasts.
+    Lasts {
+        /// Since when.
+        since: Instant,
+        /// How often something failed since the last line.
+        failures: u64,
+    },
+    /// Everything works again.
+    Over {
+        /// How long it took.
+        lasted: Duration,
+    },
+}
+
+/// Whether there is an outage, and what was said of it.
+#[derive(Debug, Default)]
+pub(super) struct Outages(Option<Outage>);
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    /// Who has failed and not succeeded since then.
+    failing: BTreeSet<String>,
+    /// Since when nobody fails.
+    well_since: Option<Instant>,
+    /// What was told.
+    told: Vec<Trouble>,
+    remind_at: Instant,
+    pause: Duration,
+    /// Failures since the last line.
+    failures: u64,
+}
+
+impl Outages {
+    /// `role` has failed.
+    pub(super) fn fails(&mut self, role: &str, trouble: Trouble, now: Instant) -> Option<News> {
+        let outage = self.0.get_or_insert_with(|| Outage::new(now));
+        if !outage.failing.contains(role) {
+            outage.failing.insert(role.to_owned());
+        }
+        outage.well_since = None;
+        outage.failures += 1;
+        if !outage.told.contains(&trouble) && outage.told.len() < TOLD_MAX {
+            outage.told.push(trouble);
+            outage.remind_at = now + outage.pause;
+            outage.failures = 0;
+            return Some(News::Wrong);
+        }
+        if now < outage.remind_at {
+            return None;
+        }
+        outage.pause = (outage.pause * 2).min(REMINDER_MAX);
+        outage.remind_at = now + outage.pause;
+        Some(News::Lasts { since: outage.since, failures: std::mem::take(&mut outage.failures) })
+    }
+
+    /// `role` has succeeded.
+    pub(super) fn works(&mut self, role: &str, now: Instant) {
+        if let Some(outage) = &mut self.0
+            && outage.failing.remove(role)
+            && outage.failing.is_empty()
+        {
+            outage.well_since = Some(now);
+        }
+    }
+
+    /// Whether it has been well for long enough to say so.
+    pub(super) fn settle(&mut self, now: Instant) -> Option<News> {
+        let outage = self.0.as_ref()?;
+        let well_since =
+            outage.well_since.filter(|since| now.saturating_duration_since(*since) >= SETTLED)?;
+        let lasted = well_since.saturating_duration_since(outage.since);
+        self.0 = None;
+        Some(News::Over { lasted })
+    }
+}
+
+impl Outage {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            failing: BTreeSet::new(),
+            well_since: None,
+            told: Vec::new(),
+            remind_at: now + REMINDER_MIN,
+            pause: REMINDER_MIN,
+            failures: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFUSED: Trouble = Trouble { what: "Redis cannot be reached", fix: "start it" };
+    const LOADING: Trouble = Trouble { what: "Redis loads its data", fix: "wait" };
+
+    #[test]
+    fn each_thing_is_told_once_however_many_connections_meet_it() {
+        let (mut outages, start) = (Outages::default(), Instant::now());
+        let mut told = Vec::new();
+        for tick in 0..150 {
+            let now = start + Duration::from_millis(100) * tick;
+            let trouble = if tick < 100 { REFUSED } else { LOADING };
+            for role in ["reader-0", "reader-1", "watcher", "replay-0"] {
+                told.extend(outages.fails(role, trouble, now));
+            }
+        }
+        assert_eq!(told, [News::Wrong, News::Wrong]);
+    }
+
+    #[test]
+    fn an_outage_that_lasts_is_told_more_and_more_rarely() {
+        let (mut outages, start) = (Outages::default(), Instant::now());
+        let day = (0..86_400).map(|second| start + Duration::from_secs(second));
+        let told: Vec<News> = day.filter_map(|now| outages.fails("watcher", REFUSED, now)).collect();
+        assert_eq!(told[..2], [News::Wrong, News::Lasts { since: start, failures: 60 }]);
+        assert!((90..110).contains(&told.len()), "{}", told.len());
+    }
+
+    #[test]
+    fn it_is_over_when_all_work_and_not_after_a_short_success() {
+        let (mut outages, start) = (Outages::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!(outages.settle(at(0)), None);
+        outages.fails("reader-0", REFUSED, at(0));
+        outages.fails("watcher", REFUSED, at(0));
+        outages.works("reader-0", at(5));
+        assert_eq!(outages.settle(at(60)), None, "one still fails");
+        outages.works("watcher", at(60));
+        assert_eq!(
+            outages.fails("watcher", REFUSED, at(61)),
+            Some(News::Lasts { since: start, failures: 2 })
+        );
+        assert_eq!(outages.settle(at(63)), None, "it has failed since then");
+        outages.works("watcher", at(70));
+        outages.works("reader-0", at(71));
+        assert_eq!(outages.settle(at(71)), None);
+        assert_eq!(outages.settle(at(72)), Some(News::Over { lasted: Duration::from_secs(70) }));
+        assert_eq!(outages.settle(at(80)), None);
+        assert_eq!(outages.fails("reader-0", REFUSED, at(90)), Some(News::Wrong));
+    }
+}
