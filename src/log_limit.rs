@@ -314,7 +314,8 @@ mod tests {
     fn each_use_of_a_macro_has_a_limit_of_its_own() {
         let log = Log::default();
         let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         tracing::subscriber::with_default(subscriber, || {
             let (stream, id) = ("s/m", 7);
             for _ in 0..100 {
