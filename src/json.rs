@@ -28,6 +28,16 @@ pub(crate) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str(&format!("\"{escaped}\"")).ok().map(Cow::Owned)
 }
 
+/// A text as the inside of a JSON string; `None` where it is that already.
+pub(crate) fn escape(text: &str) -> Option<Box<str>> {
+    let needs_none = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if text.bytes().all(needs_none) {
+        return None;
+    }
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    Some(string(&quoted).unwrap_or_default().into())
+}
+
 /// Whether two escaped strings mean the same.
 pub(crate) fn same(a: &str, b: &str) -> bool {
     a == b || ((a.contains('\\') || b.contains('\\')) && unescape(a) == unescape(b))
@@ -160,6 +170,15 @@ mod tests {
     }
 
     proptest! {
+        /// What is escaped means the same, and nothing that needs no escaping is touched.
+        #[test]
+        fn escaping_keeps_the_text(text in ".{0,20}") {
+            let escaped = escape(&text);
+            let meaning = unescape(escaped.as_deref().unwrap_or(&text));
+            prop_assert_eq!(meaning.as_deref(), Some(&*text));
+            prop_assert_eq!(escaped.is_some(), serde_json::to_string(&text).unwrap().len() > text.len() + 2);
+        }
+
         /// serde_json refuses exactly the strings with lone surrogates when it unescapes.
         #[test]
         fn agrees_with_unescaping(

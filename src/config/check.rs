@@ -11,7 +11,8 @@ use super::error::{ConfigError, Problem};
 use super::raw::{Origin, Raw};
 use super::rule::{Key, Refusal, Rule};
 use super::{
-    Auth, Client, Config, Delivery, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads, redis_url,
+    Auth, Client, Config, Delivery, Fields, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads,
+    redis_url,
 };
 
 /// What a configuration depends on beside its own text.
@@ -29,6 +30,7 @@ pub(super) fn check(raw: &Raw, around: &Surroundings<'_>, errors: &mut Vec<Confi
     Config {
         service: checker.service(&listen),
         redis: checker.redis(),
+        fields: checker.fields(),
         threads: checker.threads(),
         auth: checker.auth(&listen),
         limits: checker.limits(),
@@ -96,6 +98,10 @@ impl Checker<'_> {
             dlq_max_entries: self.take(&keys::REDIS_DLQ_MAX_ENTRIES),
             receipts_max_entries: self.take(&keys::REDIS_RECEIPTS_MAX_ENTRIES),
         }
+    }
+
+    fn fields(&mut self) -> Fields {
+        Fields { text: self.take(&keys::FIELDS_TEXT), kind: self.take(&keys::FIELDS_TYPE) }
     }
 
     /// The URL with the password in it; a secret file wins over what the configuration shows.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::rule::{Address, Choice, Count, File, Flag, Key, NotYet, Size, Span, Text, Texts};
-use super::{Ack, NEVER};
+use super::{Ack, FIELD_NAMES_MAX, NEVER};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -96,6 +96,13 @@ keys! {
         default: 100_000, min: 1, max: 100_000_000, zero: None,
     };
 
+    // [fields]
+
+    /// The names that tutorials and frameworks use, the native one first.
+    FIELDS_TEXT: Texts = "fields.text", Texts { default: TEXT_NAMES, ..FIELD_NAMES };
+    /// `event` is what SSE calls it.
+    FIELDS_TYPE: Texts = "fields.type", Texts { default: TYPE_NAMES, ..FIELD_NAMES };
+
     // [listen]
 
     /// Loopback: reachable by others only once somebody decided so.
@@ -106,11 +113,15 @@ keys! {
     LISTEN_STATS_SOCKET: File = "listen.stats_socket", File { default: "/run/llm-bridge/stats.sock" };
     /// No other site reads streams unless it is named.
     LISTEN_ORIGINS: Texts = "listen.origins", Texts {
+        default: &[],
+        max: usize::MAX,
         is_allowed: crate::security::origin::is_origin,
         allowed: "\"*\" or scheme://host[:port] without a path, such as \"https://chat.example.com\"",
     };
     /// A local daemon has no other names; a public one is named by whoever puts a proxy before it.
     LISTEN_HOSTS: Texts = "listen.hosts", Texts {
+        default: &[],
+        max: usize::MAX,
         is_allowed: crate::security::host::is_host,
         allowed: "\"*\" or a host name without scheme and port, such as \"chat.example.com\"",
     };
@@ -268,6 +279,23 @@ const CONNECTIONS_MAX: usize = 10_000_000;
 
 /// More threads than cores help nobody, and machines have few more than 64 to spare for this.
 const THREADS_ONE: Count<usize> = Count { default: 1, min: 1, max: 64, zero: None };
+
+/// What the text of a flat entry is called unless somebody says otherwise.
+pub(super) const TEXT_NAMES: &[&str] = &["text", "content", "token", "chunk", "delta"];
+
+/// What the type of a flat entry is called unless somebody says otherwise.
+pub(super) const TYPE_NAMES: &[&str] = &["type", "event"];
+
+/// The names of fields. Those that stand for a form of their own win over flat entries, so a text under such a name
+/// would never be found.
+const FIELD_NAMES: Texts = Texts {
+    default: &[],
+    max: FIELD_NAMES_MAX,
+    is_allowed: |name| (1..=128).contains(&name.len()) && !FORM_NAMES.contains(&name),
+    allowed: "1 to 128 bytes long and none of data, openai, anthropic, enc and seal, which have a meaning of their own",
+};
+
+const FORM_NAMES: [&str; 5] = ["data", "openai", "anthropic", "enc", "seal"];
 
 /// Off by default; above a million a second there is no limit worth the name.
 const RATE: Count<u32> = Count { default: 0, min: 1, max: 1_000_000, zero: Some(0) };

@@ -12,8 +12,20 @@ use super::{Config, redis_url};
 #[must_use]
 pub fn describe(config: &Config) -> String {
     let mut out = Lines::default();
-    let Config { service, redis, listen, threads, auth, limits, client, stream, delivery, shutdown, log } =
-        config;
+    let Config {
+        service,
+        redis,
+        fields,
+        listen,
+        threads,
+        auth,
+        limits,
+        client,
+        stream,
+        delivery,
+        shutdown,
+        log,
+    } = config;
     out.add(&keys::SERVICE_NAME, &service.name);
     out.add(&keys::SERVICE_INSTANCE, &service.instance);
     out.add(&keys::REDIS_URL, &redis_url::masked(&redis.url));
@@ -24,6 +36,8 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::REDIS_CA_FILE, &redis.ca_file);
     out.add(&keys::REDIS_DLQ_MAX_ENTRIES, &redis.dlq_max_entries);
     out.add(&keys::REDIS_RECEIPTS_MAX_ENTRIES, &redis.receipts_max_entries);
+    out.add(&keys::FIELDS_TEXT, &fields.text);
+    out.add(&keys::FIELDS_TYPE, &fields.kind);
     out.add(&keys::LISTEN_PUBLIC, &listen.public);
     out.add(&keys::LISTEN_ADMIN, &listen.admin);
     out.add(&keys::LISTEN_STATS_SOCKET, &listen.stats_socket);

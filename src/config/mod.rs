@@ -36,6 +36,8 @@ pub struct Config {
     pub service: Service,
     /// `[redis]`
     pub redis: Redis,
+    /// `[fields]`
+    pub fields: Fields,
     /// `[listen]`
     pub listen: Listen,
     /// `[threads]`
@@ -106,6 +108,25 @@ impl fmt::Debug for Redis {
             .field("dlq_max_entries", &self.dlq_max_entries)
             .field("receipts_max_entries", &self.receipts_max_entries)
             .finish()
+    }
+}
+
+/// The most names that a member of a flat entry can have.
+pub const FIELD_NAMES_MAX: usize = 16;
+
+/// How the fields of flat entries are named; of several that an entry has, the first one here counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fields {
+    /// The text.
+    pub text: Vec<String>,
+    /// The type.
+    pub kind: Vec<String>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Self { text: names(defaults::TEXT_NAMES), kind: names(defaults::TYPE_NAMES) }
     }
 }
 

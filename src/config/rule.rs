@@ -106,9 +106,12 @@ pub(super) struct File {
     pub(super) default: &'static str,
 }
 
-/// A list of texts, each of which `is_allowed` accepts; empty by default.
+/// A list of texts, each of which `is_allowed` accepts.
 #[derive(Debug)]
 pub(super) struct Texts {
+    pub(super) default: &'static [&'static str],
+    /// The most texts.
+    pub(super) max: usize,
     pub(super) is_allowed: fn(&str) -> bool,
     pub(super) allowed: &'static str,
 }
@@ -297,11 +300,14 @@ impl Rule for Texts {
     type Out = Vec<String>;
 
     fn default(&self) -> Vec<String> {
-        Vec::new()
+        self.default.iter().map(|&text| text.to_owned()).collect()
     }
 
     fn read(&self, setting: &Setting) -> Result<Vec<String>, Refusal> {
         let Value::List(items) = &setting.value else { return Err(Refusal::Wrong) };
+        if items.len() > self.max {
+            return Err(Refusal::Wrong);
+        }
         let accept = |item: &Value| match item {
             Value::Text(text) if (self.is_allowed)(text) => Ok(text.clone()),
             _ => Err(Refusal::Wrong),
@@ -310,7 +316,10 @@ impl Rule for Texts {
     }
 
     fn allowed(&self) -> String {
-        format!("a list of texts, each {}", self.allowed)
+        if self.max == usize::MAX {
+            return format!("a list of texts, each {}", self.allowed);
+        }
+        format!("a list of up to {} texts, each {}", self.max, self.allowed)
     }
 
     fn show(&self, value: &Vec<String>) -> String {

@@ -26,6 +26,7 @@ use crate::redis::{Connector, Keys, Target};
 use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::thread::{self, Ended, Handle};
+use crate::transform::DecodeContext;
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
 use crate::watcher::{ERRANDS, Identity, Watcher, WatcherParts};
 
@@ -347,6 +348,7 @@ impl Builder {
         let (lives, replays) = (&mut self.queues.live.receivers, &mut self.queues.replay.receivers);
         let lanes = std::mem::take(lives).into_iter().zip(std::mem::take(replays));
         let controls = std::mem::take(&mut self.queues.control.receivers);
+        let context = DecodeContext::new(self.shared.config.fields.clone());
         let mut handles = Vec::new();
         for (index, ((live, replay), control)) in lanes.zip(controls).enumerate() {
             let worker = Worker::new(WorkerParts {
@@ -360,6 +362,7 @@ impl Builder {
                 errands: self.queues.errands.senders[0].clone(),
                 clock: Arc::clone(&self.clock),
                 stream: self.shared.config.stream,
+                context: context.clone(),
                 registry: Arc::clone(&self.shared.registry),
                 stop: self.shared.stops.delivering.clone(),
             });

@@ -1,15 +1,16 @@
 //! The encoding of shared frames: JSON and WebSocket header in one buffer, written once.
 //!
-//! The JSON is put together from parts that are valid already (escaped text, whole JSON values), so
-//! nothing is escaped here. Members come in the order in which the wire contract prints them.
+//! The JSON is put together from parts that are valid already (escaped text, whole JSON values); only the message of a
+//! `skipped` frame is escaped here. Members come in the order in which the wire contract prints them.
 
 use std::sync::{Arc, OnceLock};
 
 use super::wire::{HEADER_BYTES_MAX, push_number, push_position, put_header};
 use super::{EntryId, Frame, FrameBody, Position, Span, StreamName, StreamState};
+use crate::json;
 
-/// What a frame says, borrowed from the entry that it is made of. Strings are escaped, `metadata`,
-/// `usage` and `data` are JSON.
+/// What a frame says, borrowed from the entry that it is made of. Strings are escaped but for the message of `Skipped`;
+/// `metadata`, `usage` and `data` are JSON.
 #[derive(Clone, Debug)]
 pub(crate) enum Content<'a> {
     Start { generation: Option<&'a str>, metadata: Option<&'a str> },
@@ -18,7 +19,7 @@ pub(crate) enum Content<'a> {
     End { finish_reason: Option<&'a str>, usage: Option<&'a str> },
     Error { code: &'a str, message: Option<&'a str> },
     Custom { data: &'a str },
-    Skipped { reason: &'a str },
+    Skipped { reason: &'a str, message: &'a str },
     Gap { next: EntryId, lost: u64 },
 }
 
@@ -107,7 +108,7 @@ impl Content<'_> {
             Self::End { finish_reason, usage } => of(*finish_reason) + of(*usage),
             Self::Error { code, message } => code.len() + of(*message),
             Self::Custom { data } => data.len(),
-            Self::Skipped { reason } => reason.len(),
+            Self::Skipped { reason, message } => reason.len() + message.len(),
             Self::Gap { .. } => 0,
         }
     }
@@ -169,9 +170,11 @@ impl Json {
                 self.begin("custom", head);
                 self.json("data", Some(data));
             }
-            Content::Skipped { reason } => {
+            Content::Skipped { reason, message } => {
                 self.begin("skipped", head);
                 self.string("reason", Some(reason));
+                let escaped = json::escape(message);
+                self.string("message", Some(escaped.as_deref().unwrap_or(message)));
             }
             Content::Gap { next, lost } => {
                 self.raw("{\"type\":\"gap\",\"after\":\"");

@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 use super::EntryId;
 
+/// The most bytes that the values of an entry may have: larger ones are not read.
+pub const ENTRY_BYTES_MAX: usize = 8 << 20;
+
 /// One entry of a stream, undecoded. Its bytes are slices of the reply that it came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -93,6 +96,12 @@ impl Fields {
         };
         object(&|bytes| String::from_utf8(bytes.to_vec()).ok())
             .ok_or_else(|| object(&|bytes| Some(STANDARD.encode(bytes))).unwrap_or_default())
+    }
+
+    /// The bytes of the values alone.
+    #[must_use]
+    pub fn values_bytes(&self) -> usize {
+        self.iter().map(|(_, value)| value.len()).sum()
     }
 
     /// The bytes that the fields take, framing included.

@@ -27,8 +27,10 @@ pub enum Errand {
         stream: StreamName,
         /// The entry.
         entry: Entry,
-        /// Why.
+        /// Why, in a word.
         reason: &'static str,
+        /// What was wrong, and which fields were there.
+        message: Box<str>,
     },
     /// A producer that has been silent too long is given up, if `newest` is still the newest entry.
     GiveUp {

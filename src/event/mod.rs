@@ -26,7 +26,7 @@ mod wire;
 pub use after::After;
 pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
-pub use entry::{Entry, Fields};
+pub use entry::{ENTRY_BYTES_MAX, Entry, Fields};
 pub use frame::{Frame, FrameBody, Rendering, Span, StreamStatus, TextMark};
 pub use id::{EntryId, ParseIdError, Position};
 pub(crate) use merge::piece_continues;

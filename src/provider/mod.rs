@@ -47,6 +47,15 @@ pub enum Form {
 }
 
 impl Form {
+    /// The field that the form is named by.
+    #[must_use]
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+        }
+    }
+
     /// The form of an entry that is not native, and its bytes.
     #[must_use]
     pub fn of(fields: &Fields) -> Option<(Self, &[u8])> {
@@ -106,6 +115,17 @@ impl<'a> Said<'a> {
 pub struct Margin {
     text: OnceCell<Box<str>>,
     next: OnceCell<Box<Self>>,
+}
+
+impl Margin {
+    /// Keeps a text behind those that it keeps already.
+    pub(crate) fn keep(&self, text: Box<str>) -> &str {
+        let mut free = self;
+        while free.text.get().is_some() {
+            free = free.next.get_or_init(Box::default);
+        }
+        free.text.get_or_init(|| text)
+    }
 }
 
 /// One after another: a long chain that dropped itself link in link would need a deep stack.

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use super::decode::{MALFORMED, native};
+use super::decode::{DecodeContext, plain};
+use super::flaw::Flaw;
 use super::hear::{Concluded, Heard, is_over_at, is_over_before, last_frame};
 use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
@@ -23,8 +24,8 @@ pub enum Pushed {
     Dropped(DropReason),
     /// It could not be understood: a dead letter, and a `skipped` frame unless it follows a terminal entry.
     Undecodable {
-        /// Why, in a word.
-        reason: &'static str,
+        /// Why.
+        flaw: Flaw,
     },
     /// It lies at or below the position, and was ignored.
     Old,
@@ -50,6 +51,7 @@ pub struct Assembler {
     marks: bool,
     /// The state before the entry at hand, while that is one in a provider's form.
     before: Option<Box<StreamState>>,
+    context: DecodeContext,
     grace_ms: u64,
 }
 
@@ -94,8 +96,8 @@ impl Assembler {
         let mut framed = Cursor { position, state: state.clone() };
         framed.position = framed.before_end();
         let (pending, channel, before) = (None, None, None);
-        let (made, marks, grace_ms) = (Vec::new(), false, 0);
-        Self { stream, position, state, framed, pending, made, channel, marks, before, grace_ms }
+        let (made, marks, context, grace_ms) = (Vec::new(), false, DecodeContext::default(), 0);
+        Self { stream, position, state, framed, pending, made, channel, marks, before, context, grace_ms }
     }
 
     /// The same, whose frames can be divided between any two entries ([`Frame::rest_after`]).
@@ -109,6 +111,13 @@ impl Assembler {
     #[must_use]
     pub const fn with_grace(mut self, grace_ms: u64) -> Self {
         self.grace_ms = grace_ms;
+        self
+    }
+
+    /// With what decoding depends on beside the entries.
+    #[must_use]
+    pub fn with_context(mut self, context: DecodeContext) -> Self {
+        self.context = context;
         self
     }
 
@@ -137,19 +146,10 @@ impl Assembler {
         if id <= self.position {
             return Pushed::Old;
         }
-        let data = match entry.fields.get("data") {
-            Some(data) if self.state.progress.is_none() => data,
-            _ => return self.push_heard(entry, read_us),
-        };
+        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        let Some(decoded) = decoded else { return self.push_heard(entry, read_us) };
         self.position = id;
         self.state.pass();
-        let Some(decoded) = native(data) else {
-            let reason = MALFORMED.reason;
-            if shows_skipped(&self.state) {
-                self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
-            }
-            return Pushed::Undecodable { reason };
-        };
         let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
         match judge(&mut self.state, entry.id, &decoded) {
             Verdict::Drop(reason) => Pushed::Dropped(reason),
@@ -170,9 +170,9 @@ impl Assembler {
         }
     }
 
-    /// Takes an entry in a provider's form, or one that follows such.
+    /// Takes an entry that is not in the native form or breaks it, or one that follows one in a provider's form.
     fn push_heard(&mut self, entry: &Entry, read_us: u64) -> Pushed {
-        if is_over_before(&self.state, entry, self.grace_ms) {
+        if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.emit_end(read_us);
         }
         let received = std::mem::replace(&mut self.position, Position::whole(entry.id));
@@ -180,16 +180,18 @@ impl Assembler {
         self.state.pass();
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
-        let pushed = match Heard::new(entry, (before, &margin), &self.state) {
+        let context = self.context.clone();
+        let pushed = match Heard::new(entry, &context, (before, &margin), &self.state) {
             Ok(heard) => self.push_events(heard, received, read_us),
-            Err(undecodable) => {
-                let reason = undecodable.reason;
+            Err(flaw) => {
                 let id = last_frame(entry.id, 1, &self.state);
                 if shows_skipped(&self.state) && id > received {
-                    self.emit(At { id, seq: None, ts_us: None, read_us }, Content::Skipped { reason });
+                    let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &context.names));
+                    let at = At { id, seq: None, ts_us: None, read_us };
+                    self.emit(at, Content::Skipped { reason, message: &message });
                 }
                 self.state.note_newest(entry.id);
-                Pushed::Undecodable { reason }
+                Pushed::Undecodable { flaw }
             }
         };
         self.before = None;

@@ -61,7 +61,7 @@ fn frames_are_what_the_contract_prints() {
             r#"{"type":"delta","id":"6-0","channel":"x","index":2,"text":"y"}"#,
             r#"{"type":"tool_call","id":"8-0","index":0,"call":0,"call_id":"call_9","name":"search","arguments":"{\"q\":1}","count":2}"#,
             r#"{"type":"custom","id":"9-0","seq":4,"data":{ "type":"own", "seq":4 }}"#,
-            r#"{"type":"skipped","id":"10-0","reason":"malformed"}"#,
+            r#"{"type":"skipped","id":"10-0","reason":"malformed","message":"type is not a text; fields: data; members of data: type"}"#,
             r#"{"type":"end","id":"11-0","seq":5,"finish_reason":"stop","usage":{"n":2}}"#,
             r#"{"type":"start","id":"12-0"}"#,
             r#"{"type":"error","id":"13-0","code":"upstream_timeout","message":"too \"late\""}"#,
@@ -188,7 +188,7 @@ fn entries_at_or_below_the_position_are_ignored() {
 #[test]
 fn undecodable_entries_are_told_also_where_they_are_not_shown() {
     let mut assembler = assembler();
-    let malformed = Pushed::Undecodable { reason: "malformed" };
+    let malformed = Pushed::Undecodable { flaw: Flaw::NotAnObject };
     assert_eq!(assembler.push(&entry("1", "?"), 0), malformed);
     assembler.push(&entry("2", r#"{"type":"end"}"#), 0);
     assert_eq!(assembler.push(&entry("3", "?"), 0), malformed);

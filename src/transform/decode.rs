@@ -1,7 +1,7 @@
-//! From a raw entry to what its producer said.
+//! From an entry to what its producer said, where that needs nothing of what came before.
 //!
-//! Only the native form (`data`) is read here; what providers send is read in [`provider`](crate::provider), by way of
-//! `hear`. Encrypted entries are undecodable as `unsupported`.
+//! [`Form`] decides in which form an entry is, once. The native form is read here, the names of flat entries in `flat`,
+//! what providers send in [`provider`](crate::provider), by way of `hear`.
 //! Of a member that occurs twice the last one counts, as in nearly every JSON parser. Members of
 //! a custom object that every type may carry (`seq`, `ts`) count where they have the right kind, and are
 //! the producer's own affair where not.
@@ -9,91 +9,228 @@
 //! The depth of nesting needs no limit: values are skipped without recursion.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{Decoded, Entry, Event};
+use super::flat;
+use super::flaw::Flaw;
+use crate::config;
+use crate::event::{Decoded, ENTRY_BYTES_MAX, Entry, Event, Fields};
 use crate::json;
+use crate::provider::{self, Margin};
 
-/// An entry that says nothing that could be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("undecodable entry: {reason}")]
-pub struct Undecodable {
-    /// `malformed`, `unsupported` (a form that is not read) or `no_payload` (no form at all): the word
-    /// of the `skipped` frame and the dead letter.
-    pub reason: &'static str,
+/// What decoding depends on beside the entry. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct DecodeContext {
+    pub(super) names: Arc<config::Fields>,
 }
 
-pub(super) const MALFORMED: Undecodable = Undecodable { reason: "malformed" };
-const UNSUPPORTED: Undecodable = Undecodable { reason: "unsupported" };
-const NO_PAYLOAD: Undecodable = Undecodable { reason: "no_payload" };
+impl DecodeContext {
+    /// A context with the names of flat entries' fields.
+    #[must_use]
+    pub fn new(names: config::Fields) -> Self {
+        Self { names: Arc::new(names) }
+    }
+}
 
-/// What a native entry says.
+/// In which form an entry is, with its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form<'a> {
+    /// The field `data`: an object, native or read by the names of flat entries.
+    Data(&'a [u8]),
+    /// A field that is named after a provider.
+    Raw(provider::Form, &'a [u8]),
+    /// The field `enc`.
+    Encrypted,
+    /// None of these: its fields are its members.
+    Flat,
+    /// Larger than any entry that is read.
+    TooLarge,
+}
+
+impl<'a> Form<'a> {
+    /// Decides it from the fields' names.
+    pub(super) fn of(fields: &'a Fields) -> Self {
+        if fields.len_bytes() > ENTRY_BYTES_MAX && fields.values_bytes() > ENTRY_BYTES_MAX {
+            return Self::TooLarge;
+        }
+        let (mut openai, mut anthropic, mut is_encrypted) = (None, None, false);
+        for (field, value) in fields.iter() {
+            match field {
+                b"data" => return Self::Data(value),
+                b"openai" => openai = openai.or(Some(value)),
+                b"anthropic" => anthropic = anthropic.or(Some(value)),
+                b"enc" => is_encrypted = true,
+                _ => {}
+            }
+        }
+        match (openai, anthropic) {
+            (Some(value), _) => Self::Raw(provider::Form::OpenAi, value),
+            (None, Some(value)) => Self::Raw(provider::Form::Anthropic, value),
+            (None, None) if is_encrypted => Self::Encrypted,
+            (None, None) => Self::Flat,
+        }
+    }
+}
+
+/// What one entry says that no provider has made: one event, or text and the end after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told<'a> {
+    pub(super) first: Decoded<'a>,
+    /// What ends the generation after it.
+    pub(super) end: Option<Event<'a>>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) const fn one(first: Decoded<'a>) -> Self {
+        Self { first, end: None }
+    }
+}
+
+/// What an entry says whose `data` is an object of the native form. `None` where it has another form or breaks this one:
+/// [`told`] knows more.
+#[must_use]
+pub fn plain(entry: &Entry) -> Option<Decoded<'_>> {
+    match Form::of(&entry.fields) {
+        Form::Data(data) => native(data).ok().flatten(),
+        _ => None,
+    }
+}
+
+/// What an entry says that is in none of the providers' forms. `margin` keeps what it says in other characters than its
+/// own.
 ///
 /// # Errors
-/// When it has no payload, one that is not supported, or one that breaks the contract.
-pub fn decode(entry: &Entry) -> Result<Decoded<'_>, Undecodable> {
-    if let Some(data) = entry.fields.get("data") {
-        return native(data).ok_or(MALFORMED);
+/// When it cannot be understood.
+pub(super) fn told<'a>(
+    form: Form<'a>,
+    entry: &'a Entry,
+    context: &DecodeContext,
+    margin: &'a Margin,
+) -> Result<Told<'a>, Flaw> {
+    match form {
+        Form::Data(data) => match native(data)? {
+            Some(decoded) => Ok(Told::one(decoded)),
+            None => flat::read_object(data, &context.names, margin),
+        },
+        Form::Flat => flat::read_fields(&entry.fields, &context.names, margin),
+        Form::Raw(form, _) => Err(Flaw::Provider(form)),
+        Form::Encrypted => Err(Flaw::Encrypted),
+        Form::TooLarge => Err(Flaw::TooLarge),
     }
-    let others = ["openai", "anthropic", "enc"];
-    Err(if others.iter().any(|form| entry.fields.get(form).is_some()) { UNSUPPORTED } else { NO_PAYLOAD })
 }
 
-/// Decodes a native object; `None` when it breaks the contract.
-#[must_use]
-pub fn native(data: &[u8]) -> Option<Decoded<'_>> {
-    let text = std::str::from_utf8(data).ok()?;
-    let members = Members::parse(text)?;
-    let kind = json::string(members.get(Member::Type)?)?;
+/// Decodes a native object; `Ok(None)` where it is to be read by the names of flat entries.
+pub(super) fn native(data: &[u8]) -> Result<Option<Decoded<'_>>, Flaw> {
+    let text = std::str::from_utf8(data).map_err(|_| Flaw::NotText("data"))?;
+    let members = Members::parse(text).ok_or(Flaw::NotAnObject)?;
+    let Some(kind) = members.get(Member::Type) else { return Ok(None) };
+    let kind = json::string(kind).ok_or(Flaw::Kind(Member::Type))?;
     let event = match json::unescape(kind).as_deref() {
         Some("delta") => members.delta()?,
         Some("tool_call") => members.tool_call()?,
-        Some("start") => Event::Start {
-            generation: members.string(Member::Generation)?,
-            metadata: members.object(Member::Metadata)?,
-        },
+        Some("start") => {
+            Event::Start { generation: members.name(Member::Generation)?, metadata: members.metadata()? }
+        }
         Some("end") => Event::End {
             finish_reason: members.string(Member::FinishReason)?,
             usage: members.object(Member::Usage)?,
         },
         Some("error") => {
-            Event::Error { code: members.string(Member::Code)??, message: members.string(Member::Message)? }
+            let code = members.string(Member::Code)?.ok_or(Flaw::Missing(Member::Code))?;
+            Event::Error { code, message: members.string(Member::Message)? }
         }
         Some("heartbeat") => Event::Heartbeat,
-        _ => {
-            let common = |member| members.get(member).and_then(json::unsigned);
-            let event = Event::Custom { data: text.trim_matches(json::BLANKS) };
-            return Some(Decoded { event, seq: common(Member::Seq), ts_us: common(Member::Ts) });
-        }
+        Some(kind) if flat::is_alias(kind) => return Ok(None),
+        _ => return Ok(Some(custom(text, members.get(Member::Seq), members.get(Member::Ts)))),
     };
-    Some(Decoded { event, seq: members.number(Member::Seq)?, ts_us: members.number(Member::Ts)? })
+    let ts_us = members.get(Member::Ts).and_then(json::unsigned);
+    Ok(Some(Decoded { event, seq: members.number(Member::Seq)?, ts_us }))
+}
+
+/// An object of a type of the producer's own.
+pub(super) fn custom<'a>(object: &'a str, seq: Option<&str>, ts: Option<&str>) -> Decoded<'a> {
+    let event = Event::Custom { data: object.trim_matches(json::BLANKS) };
+    Decoded { event, seq: seq.and_then(json::unsigned), ts_us: ts.and_then(json::unsigned) }
+}
+
+/// The longest id of a generation or a call, and the longest name of a tool.
+pub(super) const NAME_BYTES_MAX: usize = 1024;
+/// The largest `metadata` of a `start`.
+pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// A string that is kept for as long as its generation is, in which the producer has no call to write much.
+pub(super) fn short(escaped: &str, member: Member) -> Result<&str, Flaw> {
+    let is_short = || json::unescape(escaped).is_some_and(|text| text.len() <= NAME_BYTES_MAX);
+    if escaped.len() <= NAME_BYTES_MAX || is_short() { Ok(escaped) } else { Err(Flaw::TooLong(member)) }
 }
 
 /// The members that some native type has.
-#[derive(Clone, Copy)]
-enum Member {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// `type`
     Type,
+    /// `seq`
     Seq,
+    /// `ts`
     Ts,
+    /// `text`
     Text,
+    /// `channel`
     Channel,
+    /// `index`
     Index,
+    /// `call`
     Call,
+    /// `id`
     Id,
+    /// `name`
     Name,
+    /// `arguments`
     Arguments,
+    /// `generation`
     Generation,
+    /// `metadata`
     Metadata,
+    /// `finish_reason`
     FinishReason,
+    /// `usage`
     Usage,
+    /// `code`
     Code,
+    /// `message`
     Message,
 }
 
 impl Member {
     const COUNT: usize = Self::Message as usize + 1;
+
+    const NAMES: [&str; Self::COUNT] = [
+        "type",
+        "seq",
+        "ts",
+        "text",
+        "channel",
+        "index",
+        "call",
+        "id",
+        "name",
+        "arguments",
+        "generation",
+        "metadata",
+        "finish_reason",
+        "usage",
+        "code",
+        "message",
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
 
     /// The member that a JSON string (with its quotes) names.
     fn of_key(raw: &str) -> Option<Self> {
@@ -119,8 +256,7 @@ impl Member {
     }
 }
 
-/// The known members of an object as raw JSON values. The methods return `None` where a member is of
-/// the wrong kind, `Some(None)` where it is absent or `null`.
+/// The known members of an object as raw JSON values; a member that is `null` is absent.
 #[derive(Default)]
 struct Members<'a>([Option<&'a str>; Member::COUNT]);
 
@@ -137,46 +273,66 @@ impl<'a> Members<'a> {
         self.0[member as usize]
     }
 
-    fn string(&self, member: Member) -> Option<Option<&'a str>> {
-        let Some(raw) = self.get(member) else { return Some(None) };
-        json::string(raw).filter(|text| json::surrogates_are_paired(text)).map(Some)
+    fn string(&self, member: Member) -> Result<Option<&'a str>, Flaw> {
+        self.get(member).map(|raw| string(raw, member)).transpose()
     }
 
-    fn object(&self, member: Member) -> Option<Option<&'a str>> {
-        let Some(raw) = self.get(member) else { return Some(None) };
-        (raw.starts_with('{') && json::surrogates_are_paired(raw)).then_some(Some(raw))
+    fn name(&self, member: Member) -> Result<Option<&'a str>, Flaw> {
+        self.string(member)?.map(|escaped| short(escaped, member)).transpose()
     }
 
-    fn number(&self, member: Member) -> Option<Option<u64>> {
-        let Some(raw) = self.get(member) else { return Some(None) };
-        json::unsigned(raw).map(Some)
+    fn object(&self, member: Member) -> Result<Option<&'a str>, Flaw> {
+        self.get(member).map(|raw| object(raw, member)).transpose()
     }
 
-    fn delta(&self) -> Option<Event<'a>> {
+    fn metadata(&self) -> Result<Option<&'a str>, Flaw> {
+        self.object(Member::Metadata)?.map(metadata).transpose()
+    }
+
+    fn number(&self, member: Member) -> Result<Option<u64>, Flaw> {
+        self.get(member).map(|raw| json::unsigned(raw).ok_or(Flaw::Kind(member))).transpose()
+    }
+
+    fn delta(&self) -> Result<Event<'a>, Flaw> {
         let channel = self.string(Member::Channel)?.unwrap_or(CONTENT);
-        Some(Event::Delta {
-            text: self.string(Member::Text)??,
+        Ok(Event::Delta {
+            text: self.string(Member::Text)?.ok_or(Flaw::Missing(Member::Text))?,
             channel: plain_channel(channel),
             index: self.number(Member::Index)?.unwrap_or(0),
         })
     }
 
-    fn tool_call(&self) -> Option<Event<'a>> {
-        Some(Event::ToolCall {
+    fn tool_call(&self) -> Result<Event<'a>, Flaw> {
+        Ok(Event::ToolCall {
             index: self.number(Member::Index)?.unwrap_or(0),
             call: self.number(Member::Call)?.unwrap_or(0),
-            id: self.string(Member::Id)?,
-            name: self.string(Member::Name)?,
-            arguments: self.string(Member::Arguments)??,
+            id: self.name(Member::Id)?,
+            name: self.name(Member::Name)?,
+            arguments: self.string(Member::Arguments)?.ok_or(Flaw::Missing(Member::Arguments))?,
         })
     }
 }
 
+/// A JSON string's escaped text.
+pub(super) fn string(raw: &str, member: Member) -> Result<&str, Flaw> {
+    json::string(raw).filter(|text| json::surrogates_are_paired(text)).ok_or(Flaw::Kind(member))
+}
+
+/// A JSON object.
+pub(super) fn object(raw: &str, member: Member) -> Result<&str, Flaw> {
+    if raw.starts_with('{') && json::surrogates_are_paired(raw) { Ok(raw) } else { Err(Flaw::Kind(member)) }
+}
+
+/// The `metadata` of a `start`.
+pub(super) const fn metadata(object: &str) -> Result<&str, Flaw> {
+    if object.len() <= METADATA_BYTES_MAX { Ok(object) } else { Err(Flaw::TooLong(Member::Metadata)) }
+}
+
 /// The channel of a delta that names none.
-const CONTENT: &str = "content";
+pub(super) const CONTENT: &str = "content";
 
 /// A well-known channel's name without escapes, so that it is recognised however it was written.
-fn plain_channel(escaped: &str) -> &str {
+pub(super) fn plain_channel(escaped: &str) -> &str {
     if !escaped.contains('\\') {
         return escaped;
     }

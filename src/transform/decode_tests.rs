@@ -7,25 +7,60 @@ fn entry(pairs: &[(&str, &str)]) -> Entry {
 }
 
 fn event(json: &str) -> Option<Event<'_>> {
-    native(json.as_bytes()).map(|decoded| decoded.event)
+    native(json.as_bytes()).ok().flatten().map(|decoded| decoded.event)
 }
 
 #[test]
-fn the_payload_is_chosen_by_name() {
+fn the_form_is_chosen_by_name() {
     let delta = r#"{"type":"delta","text":"x"}"#;
-    for (fields, reason) in [
-        (vec![("openai", "[DONE]"), ("x", "y")], "unsupported"),
-        (vec![("anthropic", "{}")], "unsupported"),
-        (vec![("enc", "")], "unsupported"),
-        (vec![("Data", delta)], "no_payload"),
-        (vec![], "no_payload"),
-        (vec![("data", "{}"), ("openai", "{}")], "malformed"),
+    for (fields, form) in [
+        (vec![("openai", "[DONE]"), ("x", "y")], Form::Raw(provider::Form::OpenAi, b"[DONE]")),
+        (vec![("anthropic", "{}"), ("openai", "1")], Form::Raw(provider::Form::OpenAi, b"1")),
+        (vec![("enc", ""), ("anthropic", "{}")], Form::Raw(provider::Form::Anthropic, b"{}")),
+        (vec![("text", "x"), ("enc", "")], Form::Encrypted),
+        (vec![("Data", delta)], Form::Flat),
+        (vec![], Form::Flat),
+        (vec![("openai", "{}"), ("enc", "?"), ("data", "{}")], Form::Data(b"{}")),
+        (vec![("data", "1"), ("data", "2")], Form::Data(b"1")),
     ] {
-        let entry = entry(&fields);
-        assert_eq!(decode(&entry), Err(Undecodable { reason }), "{fields:?}");
+        assert_eq!(Form::of(&entry(&fields).fields), form, "{fields:?}");
     }
     let entry = entry(&[("openai", "{}"), ("data", delta), ("enc", "?")]);
-    assert!(matches!(decode(&entry).unwrap().event, Event::Delta { text: "x", .. }));
+    assert!(matches!(plain(&entry).unwrap().event, Event::Delta { text: "x", .. }));
+}
+
+#[test]
+fn an_entry_may_have_eight_mebibytes() {
+    let largest = "x".repeat(ENTRY_BYTES_MAX);
+    assert_eq!(Form::of(&entry(&[("text", &largest)]).fields), Form::Flat);
+    assert_eq!(Form::of(&entry(&[("text", &largest), ("a", "b")]).fields), Form::TooLarge);
+    let fields = entry(&[("data", &format!("{largest} "))]).fields;
+    assert_eq!(Form::of(&fields), Form::TooLarge);
+    assert_eq!(Flaw::TooLarge.reason(), "too_large");
+}
+
+#[test]
+fn what_is_kept_of_a_generation_is_short() {
+    let start = |generation: &str| format!(r#"{{"type":"start","generation":"{generation}"}}"#);
+    let call = |name: &str, text: &str| format!(r#"{{"type":"tool_call","arguments":"","{name}":"{text}"}}"#);
+    let metadata =
+        |bytes: usize| format!(r#"{{"type":"start","metadata":{{"a":"{}"}}}}"#, "x".repeat(bytes - 8));
+    let (long, too_long) = ("x".repeat(NAME_BYTES_MAX), "x".repeat(NAME_BYTES_MAX + 1));
+    let escaped = r"\u0078".repeat(NAME_BYTES_MAX);
+    for good in
+        [start(&long), start(&escaped), call("id", &long), call("name", &long), metadata(METADATA_BYTES_MAX)]
+    {
+        assert!(event(&good).is_some(), "{}", &good[..60]);
+    }
+    for (bad, member) in [
+        (start(&too_long), Member::Generation),
+        (start(&format!("{escaped}y")), Member::Generation),
+        (call("id", &too_long), Member::Id),
+        (call("name", &too_long), Member::Name),
+        (metadata(METADATA_BYTES_MAX + 1), Member::Metadata),
+    ] {
+        assert_eq!(native(bad.as_bytes()), Err(Flaw::TooLong(member)));
+    }
 }
 
 #[test]
@@ -51,8 +86,17 @@ fn every_native_type_is_read() {
         Some(Event::Error { code: "x", message: Some("y") })
     );
     assert_eq!(event(r#"{"type":"heartbeat"}"#), Some(Event::Heartbeat));
-    let decoded = native(br#"{"ts":5,"seq":18446744073709551615,"type":"heartbeat"}"#).unwrap();
+    let decoded = native(br#"{"ts":5,"seq":18446744073709551615,"type":"heartbeat"}"#).unwrap().unwrap();
     assert_eq!((decoded.seq, decoded.ts_us), (Some(u64::MAX), Some(5)));
+}
+
+#[test]
+fn a_time_of_the_wrong_kind_is_ignored() {
+    for ts in ["-5", "1.5", "\"5\"", "true", "{}", "18446744073709551616"] {
+        let json = format!(r#"{{"type":"delta","text":"x","ts":{ts}}}"#);
+        let decoded = native(json.as_bytes()).unwrap().unwrap();
+        assert_eq!((decoded.event.is_terminal(), decoded.ts_us), (false, None), "{ts}");
+    }
 }
 
 #[test]
@@ -107,7 +151,6 @@ fn malformed_objects_are_undecodable() {
         r#"{"type":"delta","text":"x","index":"0"}"#,
         r#"{"type":"delta","text":"x","seq":1.5}"#,
         r#"{"type":"delta","text":"x","seq":18446744073709551616}"#,
-        r#"{"type":"delta","text":"x","ts":-5}"#,
         r#"{"type":"delta","text":"\ud83d"}"#,
         r#"{"type":"delta","text":"x","channel":"\udc00"}"#,
         r#"{"type":"delta","text":"\x"}"#,
@@ -129,7 +172,7 @@ fn malformed_objects_are_undecodable() {
     ] {
         assert_eq!(event(bad), None, "{bad}");
     }
-    assert_eq!(native(b"{\"type\":\"delta\",\"text\":\"\xff\"}"), None);
+    assert_eq!(native(b"{\"type\":\"delta\",\"text\":\"\xff\"}"), Err(Flaw::NotText("data")));
 }
 
 #[test]
@@ -137,10 +180,10 @@ fn other_types_pass_byte_for_byte() {
     let object =
         "{ \"type\" : \"my.event\",\n \"b\": \"\\ud800\", \"\\udc00\":1, \"seq\": 4,\"a\":1e999,\"a\":2 }";
     let padded = format!("\r\n {object}\t");
-    let decoded = native(padded.as_bytes()).unwrap();
+    let decoded = native(padded.as_bytes()).unwrap().unwrap();
     assert_eq!(decoded, Decoded { event: Event::Custom { data: object }, seq: Some(4), ts_us: None });
     for own in [r#"{"type":"x","seq":"a","ts":-1,"text":5}"#, r#"{"type":"\ud800"}"#, r#"{"type":""}"#] {
-        let decoded = native(own.as_bytes()).unwrap();
+        let decoded = native(own.as_bytes()).unwrap().unwrap();
         assert_eq!(decoded, Decoded { event: Event::Custom { data: own }, seq: None, ts_us: None });
     }
 }

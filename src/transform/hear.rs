@@ -10,10 +10,11 @@
 
 use std::sync::Arc;
 
-use super::decode::{MALFORMED, Undecodable, decode};
+use super::decode::{DecodeContext, Form, Told, told};
+use super::flaw::Flaw;
 use super::order::{Verdict, judge};
 use crate::event::{Decoded, Entry, EntryId, Event, Phase, Position, Progress, StreamState};
-use crate::provider::{self, Form, Margin, Said};
+use crate::provider::{self, Margin, Said};
 
 /// What one entry says, to be judged event by event.
 pub(super) struct Heard<'a> {
@@ -26,7 +27,7 @@ pub(super) struct Heard<'a> {
 }
 
 enum Events<'a> {
-    Native(Decoded<'a>),
+    Told(Told<'a>),
     Raw(Said<'a>),
 }
 
@@ -37,17 +38,22 @@ impl<'a> Heard<'a> {
     /// When it cannot be understood.
     pub(super) fn new(
         entry: &'a Entry,
+        context: &DecodeContext,
         (before, margin): (&'a Progress, &'a Margin),
         state: &StreamState,
-    ) -> Result<Self, Undecodable> {
+    ) -> Result<Self, Flaw> {
         let id = entry.id;
-        let raw = if entry.fields.get("data").is_some() { None } else { Form::of(&entry.fields) };
-        let Some(raw) = raw else {
-            let events = Events::Native(decode(entry)?);
-            return Ok(Self { id, events, progress: None, judged: 0, count: 1 });
+        let (form, raw) = match Form::of(&entry.fields) {
+            Form::Raw(form, raw) => (form, raw),
+            form => {
+                let told = told(form, entry, context, margin)?;
+                let count = 1 + usize::from(told.end.is_some());
+                return Ok(Self { id, events: Events::Told(told), progress: None, judged: 0, count });
+            }
         };
         let follows_end = state.phase.terminal().is_some();
-        let mut said = provider::read(raw, before, follows_end, margin).map_err(|_| MALFORMED)?;
+        let read = provider::read((form, raw), before, follows_end, margin);
+        let mut said = read.map_err(|_| Flaw::Provider(form))?;
         let (progress, count) = (said.take_progress(), said.len());
         Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
     }
@@ -60,21 +66,27 @@ impl<'a> Heard<'a> {
         }
         let decoded = match &self.events {
             _ if self.judged == self.count => None,
-            Events::Native(decoded) => Some(*decoded),
+            Events::Told(told) if self.judged == 0 => Some(told.first),
+            Events::Told(told) => told.end.map(|event| Decoded { event, ..told.first }),
             Events::Raw(said) => {
                 let event = said.event(self.judged);
                 event.map(|event| Decoded { event, seq: None, ts_us: None })
             }
         };
-        let is_heartbeat = matches!(&self.events, Events::Native(Decoded { event: Event::Heartbeat, .. }));
         let Some(decoded) = decoded else {
-            if !is_heartbeat {
+            if !self.is_heartbeat() {
                 state.note_newest(self.id);
             }
             return None;
         };
-        let verdict = judge(state, self.id, &decoded);
+        // The entry's number counts once, with its first event.
+        let seq = decoded.seq.filter(|_| self.judged == 0);
+        let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
+        if matches!((&self.events, verdict), (Events::Told(_), Verdict::Drop(_))) {
+            // A retry, or what belongs to a finished generation, is that as a whole.
+            self.count = self.judged;
+        }
         let is_last = self.judged == self.count;
         let position = if is_last {
             last_frame(self.id, self.judged, state)
@@ -82,6 +94,10 @@ impl<'a> Heard<'a> {
             Position::part(self.id, self.judged)
         };
         Some((decoded, verdict, position))
+    }
+
+    const fn is_heartbeat(&self) -> bool {
+        matches!(&self.events, Events::Told(Told { first: Decoded { event: Event::Heartbeat, .. }, .. }))
     }
 }
 
@@ -121,8 +137,17 @@ impl Concluded {
 
 /// Whether the generation was over before an entry that follows, because that was so long in coming. A `grace_ms` of 0
 /// means never.
-pub(super) fn is_over_before(state: &StreamState, entry: &Entry, grace_ms: u64) -> bool {
-    let is_heartbeat = || matches!(decode(entry), Ok(Decoded { event: Event::Heartbeat, .. }));
+pub(super) fn is_over_before(
+    state: &StreamState,
+    entry: &Entry,
+    context: &DecodeContext,
+    grace_ms: u64,
+) -> bool {
+    let is_heartbeat = || {
+        let margin = Margin::default();
+        let told = told(Form::of(&entry.fields), entry, context, &margin);
+        matches!(told, Ok(Told { first: Decoded { event: Event::Heartbeat, .. }, .. }))
+    };
     state.progress.is_some() && is_over_at(state, entry.id.ms, grace_ms) && !is_heartbeat()
 }
 

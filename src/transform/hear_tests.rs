@@ -1,13 +1,19 @@
 use proptest::prelude::*;
 
 use crate::event::{Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
+use crate::provider::Form;
 use crate::transform::stories::{beginning, stream};
-use crate::transform::{Assembler, DropReason, Pushed, Seek};
+use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
 
 const GRACE_MS: u64 = 2_000;
 
-/// An entry at `ms` in the form that its field names.
+/// An entry at `ms` in the form that its field names; `flat`: with the fields that `value` lists.
 fn entry(ms: u64, field: &str, value: &str) -> Entry {
+    if field == "flat" {
+        let pairs: Vec<_> = value.split('|').filter_map(|pair| pair.split_once('=')).collect();
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        return Entry { id: EntryId::new(ms, 0), fields: Fields::from_pairs(&pairs) };
+    }
     Entry { id: EntryId::new(ms, 0), fields: Fields::from_pairs(&[(field.as_bytes(), value.as_bytes())]) }
 }
 
@@ -58,14 +64,65 @@ fn an_entry_that_says_several_things_gives_as_many_frames() {
 }
 
 #[test]
+fn text_that_comes_with_its_end_gives_two_frames() {
+    let story = [
+        entry(5, "flat", "type=chunk|content=a|seq=0"),
+        entry(6, "flat", "content=b|seq=2|done=1|finish_reason=stop"),
+        entry(7, "flat", "content=b|seq=2|done=1"),
+        entry(8, "flat", "content=c|seq=0|status=failed|message=m"),
+    ];
+    assert_eq!(
+        from_the_beginning(&story, 0),
+        [
+            r#"{"type":"delta","id":"5-0","seq":0,"text":"a"}"#,
+            r#"{"type":"gap","after":"5-0","next":"6-0","lost":1,"reason":"producer"}"#,
+            r#"{"type":"delta","id":"6-0.1","seq":2,"text":"b"}"#,
+            r#"{"type":"end","id":"6-0","seq":2,"finish_reason":"stop"}"#,
+            r#"{"type":"delta","id":"8-0.1","seq":0,"text":"c"}"#,
+            r#"{"type":"error","id":"8-0","seq":0,"code":"error","message":"m"}"#,
+        ]
+    );
+}
+
+#[test]
+fn a_retry_with_an_end_in_it_ends_nothing() {
+    let story = [
+        entry(5, "flat", "content=a|seq=3"),
+        entry(6, "flat", "content=a|seq=2|done=1"),
+        entry(7, "flat", "content=b|seq=4"),
+    ];
+    let told = from_the_beginning(&story, 0);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[2].contains(r#""text":"b""#) && !told.iter().any(|frame| frame.contains("end")), "{told:?}");
+}
+
+#[test]
+fn what_is_skipped_says_why() {
+    let told = from_the_beginning(&[entry(5, "flat", "foo=1|b\"r=2"), entry(6, "openai", "torn")], 0);
+    assert!(
+        told[0].starts_with(
+            r#"{"type":"skipped","id":"5-0","reason":"no_payload","message":"no field has a form that is known; fields: foo, b\"r; looked for: "#
+        ),
+        "{told:?}"
+    );
+    assert_eq!(
+        told[1],
+        r#"{"type":"skipped","id":"6-0","reason":"malformed","message":"openai is not what such a server sends; fields: openai"}"#
+    );
+}
+
+#[test]
 fn data_wins_and_what_is_encrypted_is_not_read() {
     let fields = [(&b"openai"[..], &b"[DONE]"[..]), (b"data", br#"{"type":"delta","text":"n"}"#)];
     let native = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&fields) };
     assert_eq!(from_the_beginning(&[native], 0), [r#"{"type":"delta","id":"1-0","text":"n"}"#]);
     let mut assembler = assembler(Position::ZERO, beginning());
-    assert_eq!(assembler.push(&entry(1, "enc", "x"), 0), Pushed::Undecodable { reason: "unsupported" });
-    assert_eq!(assembler.push(&entry(2, "openai", "x"), 0), Pushed::Undecodable { reason: "malformed" });
-    assert_eq!(assembler.push(&entry(3, "x", "x"), 0), Pushed::Undecodable { reason: "no_payload" });
+    assert_eq!(assembler.push(&entry(1, "enc", "x"), 0), Pushed::Undecodable { flaw: Flaw::Encrypted });
+    assert_eq!(
+        assembler.push(&entry(2, "openai", "x"), 0),
+        Pushed::Undecodable { flaw: Flaw::Provider(Form::OpenAi) }
+    );
+    assert_eq!(assembler.push(&entry(3, "x", "x"), 0), Pushed::Undecodable { flaw: Flaw::Nothing });
     assert_eq!(assembler.push(&entry(4, "openai", USAGE), 0), Pushed::Dropped(DropReason::Framing));
     assert_eq!(assembler.state().phase, Phase::Idle, "it begins nothing");
 }
@@ -170,6 +227,14 @@ fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
         1 => Just(("data", r#"{"type":"own"}"#)),
         1 => Just(("data", r#"{"type":"start","generation":"g"}"#)),
         1 => Just(("data", r#"{"type":"end"}"#)),
+        1 => Just(("data", r#"{"token":"f","seq":2,"done":true}"#)),
+        2 => Just(("content", "f")),
+        1 => Just(("flat", "type=chunk|content=g|seq=4|finish_reason=length")),
+        1 => Just(("flat", "text=h|done=1")),
+        1 => Just(("flat", "status=failed|text=i|message=j|seq=9")),
+        1 => Just(("flat", "type=heartbeat")),
+        1 => Just(("flat", "event=own|a=b")),
+        1 => Just(("flat", "x=y")),
     ];
     let pause = prop_oneof![6 => 1_u64..900, 1 => 1_999_u64..2_002, 1 => Just(5_000_u64)];
     prop::collection::vec((pause, payload), 0..30).prop_map(|steps| {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::gaps::{beginning, check};
 use super::hear::{Concluded, Heard, is_over_at, is_over_before};
-use super::{Assembler, DropReason, Pushed, Seek, Snapshot, Sought, Verdict, decode, judge};
+use super::{
+    Assembler, DecodeContext, DropReason, Flaw, Pushed, Seek, Snapshot, Sought, Verdict, judge, plain,
+};
 use crate::event::message::{
     Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
     StateSearch,
@@ -13,7 +15,7 @@ use crate::event::{After, Entry, EntryId, Phase, Position, Progress, StreamName,
 use crate::provider::Margin;
 
 /// What the outcome depends on beside the read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Moment {
     /// Now, µs since 1970 by this host's clock.
     pub now_us: u64,
@@ -23,6 +25,8 @@ pub struct Moment {
     pub stall_after_us: u64,
     /// After which time a finishing generation is over, ms; 0: never.
     pub grace_ms: u64,
+    /// What decoding depends on beside the entries.
+    pub context: DecodeContext,
 }
 
 /// What was met on the way that others want to know.
@@ -30,7 +34,7 @@ pub trait Witness {
     /// An entry is not delivered.
     fn dropped(&mut self, reason: DropReason);
     /// An entry could not be understood.
-    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str);
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw);
 }
 
 /// What follows from one read.
@@ -47,6 +51,7 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
     let is_range = matches!(request.step, ReplayStep::Continue { until: Some(_), .. });
     let nothing_until_ms = asked_redis_us.filter(|_| exhausted && !is_range).map(|us| us / 1000);
     let stream = request.stream;
+    let (grace_ms, context) = (moment.grace_ms, moment.context.clone());
     let mut found =
         Found { stream, facts, entries, exhausted, nothing_until_ms, read_us, budget_bytes, marks, moment };
     match request.step {
@@ -57,7 +62,7 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
                 _ => after,
             };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
-            let seek = seek.with_grace(moment.grace_ms).with_outline(outlined);
+            let seek = seek.with_context(context).with_grace(grace_ms).with_outline(outlined);
             let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
             found.search(seek, search, witness)
         }
@@ -185,7 +190,7 @@ impl Found {
             // The state at the older end is not the viewers': it has to be found.
             let after = After::At(Position::whole(newest));
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
-            let seek = seek.with_grace(self.moment.grace_ms);
+            let seek = seek.with_context(self.moment.context.clone()).with_grace(self.moment.grace_ms);
             return ReplayOutcome::Searching(Box::new(Search {
                 from: EntryId::ZERO,
                 seek: Box::new(seek),
@@ -201,7 +206,8 @@ impl Found {
     /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
     fn show(&self, start: Cursor, budget_bytes: usize, witness: &mut impl Witness) -> Shown {
         let assembler = Assembler::new(self.stream.clone(), start.position, start.state);
-        let assembler = assembler.with_grace(self.moment.grace_ms);
+        let Moment { context, grace_ms, .. } = &self.moment;
+        let assembler = assembler.with_context(context.clone()).with_grace(*grace_ms);
         let mut assembler = if self.marks { assembler.marking() } else { assembler };
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
         for entry in &self.entries {
@@ -213,7 +219,7 @@ impl Found {
                 Pushed::Old => continue,
                 Pushed::Accepted => {}
                 Pushed::Dropped(reason) => witness.dropped(reason),
-                Pushed::Undecodable { reason } => witness.undecodable(&self.stream, entry, reason),
+                Pushed::Undecodable { flaw } => witness.undecodable(&self.stream, entry, flaw),
             }
             entries_bytes += entry.fields.len_bytes();
             entries += 1;
@@ -244,8 +250,8 @@ impl Found {
 
     fn begin_gathering(&self, max_bytes: usize) -> Gathering {
         let snapshot = Snapshot::new(self.stream.clone(), max_bytes);
-        let grace_ms = self.moment.grace_ms;
-        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, grace_ms }
+        let Moment { context, grace_ms, .. } = self.moment.clone();
+        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, context, grace_ms }
     }
 
     fn gather(&mut self, search: StateSearch) -> ReplayOutcome {
@@ -308,29 +314,28 @@ struct Gathering {
     state: StreamState,
     snapshot: Snapshot,
     newest: EntryId,
+    context: DecodeContext,
     grace_ms: u64,
 }
 
 impl Gathering {
     fn push(&mut self, entry: &Entry) {
         self.newest = entry.id;
-        if is_over_before(&self.state, entry, self.grace_ms) {
+        if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.end_finishing();
         }
-        if self.state.progress.is_some() || entry.fields.get("data").is_none() {
-            return self.push_heard(entry);
-        }
-        let Ok(decoded) = decode(entry) else { return };
+        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        let Some(decoded) = decoded else { return self.push_heard(entry) };
         if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
             self.snapshot.push(&decoded, begins);
         }
     }
 
-    /// Takes an entry in a provider's form, or one after such.
+    /// Takes an entry that is not in the native form or breaks it, or one after one in a provider's form.
     fn push_heard(&mut self, entry: &Entry) {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
-        let Ok(mut heard) = Heard::new(entry, (before, &margin), &self.state) else {
+        let Ok(mut heard) = Heard::new(entry, &self.context, (before, &margin), &self.state) else {
             return self.state.note_newest(entry.id);
         };
         let mut is_counted = false;

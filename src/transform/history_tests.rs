@@ -6,7 +6,7 @@ struct Nobody;
 
 impl Witness for Nobody {
     fn dropped(&mut self, _: DropReason) {}
-    fn undecodable(&mut self, _: &StreamName, _: &Entry, _: &'static str) {}
+    fn undecodable(&mut self, _: &StreamName, _: &Entry, _: Flaw) {}
 }
 
 fn id(ms: u64) -> EntryId {
@@ -33,7 +33,8 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
     let request =
         ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+    let moment =
+        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
     conclude(ReplayBatch { request, read, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
 }
 
@@ -99,7 +100,8 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+    let moment =
+        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let batch = ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None };
     let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
@@ -132,7 +134,8 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+    let moment =
+        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let ReplayOutcome::Gathering(search) =
         conclude(ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
@@ -174,7 +177,13 @@ fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
         let request =
             ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
         let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };
-        let moment = Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0 };
+        let moment = Moment {
+            now_us: 0,
+            redis_us: 0,
+            stall_after_us: 0,
+            grace_ms: 0,
+            context: DecodeContext::default(),
+        };
         step = match conclude(
             ReplayBatch { request, read, read_us: 0, asked_redis_us: None },
             moment,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::history::silence_us;
-use super::{Assembler, Pushed};
+use super::{Assembler, DecodeContext, Pushed};
 use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
 use crate::event::{AckBoard, Entry, EntryId, Frame, Phase, StreamName};
 
@@ -121,9 +121,15 @@ pub(super) struct LiveStreams {
     slots: Slab<LiveStream>,
     by_name: HashMap<StreamName, usize>,
     generation: u64,
+    context: DecodeContext,
 }
 
 impl LiveStreams {
+    /// No streams; `context` is what decoding their entries depends on.
+    pub(super) fn new(context: DecodeContext) -> Self {
+        Self { context, ..Self::default() }
+    }
+
     pub(super) fn find(&mut self, stream: &StreamName) -> Option<(LiveRef, &mut LiveStream)> {
         let index = *self.by_name.get(stream)?;
         let live = &mut self.slots[index];
@@ -146,7 +152,9 @@ impl LiveStreams {
         self.generation += 1;
         let newest = from.position.id;
         let live = LiveStream {
-            assembler: Assembler::new(stream.clone(), from.position, from.state).with_grace(grace_ms),
+            assembler: Assembler::new(stream.clone(), from.position, from.state)
+                .with_context(self.context.clone())
+                .with_grace(grace_ms),
             stream: stream.clone(),
             attached: Vec::new(),
             board: Arc::default(),

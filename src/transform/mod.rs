@@ -12,6 +12,8 @@
 
 pub mod assemble;
 pub mod decode;
+mod flat;
+pub mod flaw;
 pub mod gaps;
 mod hear;
 pub mod history;
@@ -25,7 +27,8 @@ mod stories;
 pub mod worker;
 
 pub use assemble::{Assembler, Pushed};
-pub use decode::{Undecodable, decode};
+pub use decode::{DecodeContext, plain};
+pub use flaw::Flaw;
 pub use order::{DropReason, Verdict, judge, shows_skipped};
 pub use seek::{Seek, Sought};
 pub use snapshot::{Snapshot, TooLarge};

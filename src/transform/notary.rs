@@ -3,8 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::DropReason;
 use super::history::{Witness, silence_us};
+use super::{DecodeContext, DropReason, Flaw};
 use crate::event::message::{Errand, ReplayOutcome};
 use crate::event::{Entry, EntryId, Frame, StreamName};
 use crate::observe::Registry;
@@ -47,6 +47,7 @@ pub(super) struct Notary<'a> {
     pub(super) registry: &'a Registry,
     pub(super) errands: &'a Sender<Errand>,
     pub(super) reported: &'a mut Reported,
+    pub(super) context: &'a DecodeContext,
 }
 
 impl Witness for Notary<'_> {
@@ -59,12 +60,19 @@ impl Witness for Notary<'_> {
         }
     }
 
-    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, reason: &'static str) {
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {
         if !self.reported.insert(stream, entry.id) {
             return;
         }
         self.registry.counters().entries_undecodable.add(1);
-        let errand = Errand::DeadLetter { stream: stream.clone(), entry: entry.clone(), reason };
+        let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &self.context.names));
+        warn_limited!(key: stream; %stream, id = %entry.id, reason, why = message, "an entry cannot be read: it is skipped");
+        let errand = Errand::DeadLetter {
+            stream: stream.clone(),
+            entry: entry.clone(),
+            reason,
+            message: message.into(),
+        };
         if self.errands.try_send(errand).is_err() {
             self.registry.counters().dead_letters_failed.add(1);
             self.reported.forget(stream, entry.id);

@@ -45,7 +45,7 @@ fn check(story: &[(&dyn AsRef<str>, Verdict)]) -> StreamState {
     let mut state = StreamState::default();
     for (number, (entry, expected)) in (1..).zip(story) {
         let entry: &str = AsRef::<str>::as_ref(*entry);
-        let decoded = native(entry.as_bytes()).unwrap();
+        let decoded = native(entry.as_bytes()).unwrap().unwrap();
         let verdict = judge(&mut state, EntryId::new(number, 0), &decoded);
         assert_eq!(verdict, *expected, "entry {number}: {entry}");
     }
@@ -218,7 +218,7 @@ fn skipped_is_shown_but_after_a_terminal_entry() {
 #[test]
 fn a_blind_reader_takes_the_first_number_as_it_comes() {
     let judged = |state: &mut StreamState, object: &str| {
-        judge(state, EntryId::new(9, 0), &native(object.as_bytes()).unwrap())
+        judge(state, EntryId::new(9, 0), &native(object.as_bytes()).unwrap().unwrap())
     };
     let blind = StreamState { blind: true, ordinal: Some(5), ..StreamState::default() };
     for first in [DELTA, HEARTBEAT] {

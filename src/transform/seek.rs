@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::decode::decode;
+use super::decode::{DecodeContext, plain};
 use super::hear::{Concluded, Heard, is_over_at, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
@@ -28,6 +28,7 @@ pub struct Seek {
     delivered: Position,
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
+    context: DecodeContext,
     grace_ms: u64,
     /// What the generation at the wanted position had said up to there, if that is wanted.
     outline: Option<Outline>,
@@ -69,6 +70,7 @@ impl Seek {
             delivered: Position::ZERO,
             terminal: None,
             activity: None,
+            context: DecodeContext::default(),
             grace_ms: 0,
             outline: None,
             ended: EntryId::ZERO,
@@ -79,6 +81,13 @@ impl Seek {
     #[must_use]
     pub const fn with_grace(mut self, grace_ms: u64) -> Self {
         self.grace_ms = grace_ms;
+        self
+    }
+
+    /// With what decoding depends on beside the entries.
+    #[must_use]
+    pub fn with_context(mut self, context: DecodeContext) -> Self {
+        self.context = context;
         self
     }
 
@@ -142,7 +151,7 @@ impl Seek {
         if entry.id <= self.tip {
             return;
         }
-        if is_over_before(&self.state, entry, self.grace_ms) {
+        if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.end_finishing();
         }
         if let After::At(wanted) = self.after
@@ -151,17 +160,10 @@ impl Seek {
         {
             self.passed = Some(self.state_at(wanted));
         }
-        if self.state.progress.is_some() || entry.fields.get("data").is_none() {
-            self.follow_heard(entry);
-            self.tip = entry.id;
-            return;
-        }
-        match decode(entry) {
-            Ok(decoded) => self.follow(entry.id, &decoded),
-            Err(_) => {
-                self.state.pass();
-                self.activity = Some(entry.id);
-            }
+        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        match decoded {
+            Some(decoded) => self.follow(entry.id, &decoded),
+            None => self.follow_heard(entry),
         }
         self.tip = entry.id;
     }
@@ -222,13 +224,13 @@ impl Seek {
         self.delivered = Position::whole(concluded.id);
     }
 
-    /// Follows an entry in a provider's form, or one after such.
+    /// Follows an entry that is not in the native form or breaks it, or one after one in a provider's form.
     fn follow_heard(&mut self, entry: &Entry) {
         let mut before = (self.after == After::Last).then(|| self.state.clone());
         self.state.pass();
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let known = Progress::known(progress.as_deref());
-        let Ok(mut heard) = Heard::new(entry, (known, &margin), &self.state) else {
+        let Ok(mut heard) = Heard::new(entry, &self.context, (known, &margin), &self.state) else {
             self.state.note_newest(entry.id);
             self.activity = Some(entry.id);
             return;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::event::StreamState;
-use crate::transform::decode::decode;
+use crate::transform::decode::plain;
 use crate::transform::order::{Verdict, judge};
 use crate::transform::stories::{entries, stream};
 
@@ -8,7 +8,7 @@ fn snapshot(objects: &[&str], bytes_max: usize) -> Snapshot {
     let mut snapshot = Snapshot::new(stream(), bytes_max);
     let mut state = StreamState::default();
     for entry in entries(objects) {
-        let decoded = decode(&entry).unwrap();
+        let decoded = plain(&entry).unwrap();
         if let Verdict::Deliver { begins, .. } = judge(&mut state, entry.id, &decoded) {
             snapshot.push(&decoded, begins);
         }

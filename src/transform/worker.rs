@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::Pushed;
 use super::history::{Moment, Witness, conclude};
 use super::live::{LiveStream, LiveStreams, Silence};
 use super::notary::{EndWatch, Notary, Reported};
+use super::{DecodeContext, Pushed};
 use crate::config;
 use crate::event::message::{
     Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
@@ -79,6 +79,8 @@ pub struct WorkerParts {
     pub clock: Arc<RedisClock>,
     /// How producers are judged.
     pub stream: config::Stream,
+    /// What decoding depends on beside the entries.
+    pub context: DecodeContext,
     /// Where to count.
     pub registry: Arc<Registry>,
     /// When to end.
@@ -110,11 +112,12 @@ impl Worker {
         let recorder = parts.registry.recorder();
         let held = parts.readers.iter().map(|_| VecDeque::new()).collect();
         let is_judged = parts.stream.receipts && !parts.stream.receipts_after.is_zero();
+        let streams = LiveStreams::new(parts.context.clone());
         let ends = EndWatch { after_us: is_judged.then(|| micros(parts.stream.receipts_after)) };
         Self {
             parts,
             recorder,
-            streams: LiveStreams::default(),
+            streams,
             held,
             reported: Reported::default(),
             ends,
@@ -301,11 +304,12 @@ impl Worker {
             self.wake_up(live);
             let Self { parts, streams, reported, recorder, ends, .. } = self;
             let Some(found) = streams.get(live) else { continue };
-            let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
+            let WorkerParts { registry, errands, context, .. } = parts;
+            let mut witness = Notary { registry, errands, reported, context };
             let frames =
                 found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
                     Pushed::Dropped(reason) => witness.dropped(reason),
-                    Pushed::Undecodable { reason } => witness.undecodable(stream, entry, reason),
+                    Pushed::Undecodable { flaw } => witness.undecodable(stream, entry, flaw),
                     Pushed::Accepted | Pushed::Old => {}
                 });
             measure(recorder, &parts.registry, &frames, now_us);
@@ -398,15 +402,18 @@ impl Worker {
             redis_us: self.parts.clock.at(now_us),
             stall_after_us: micros(self.parts.stream.stall_after),
             grace_ms: self.grace_ms(),
+            context: self.parts.context.clone(),
         };
+        let redis_us = moment.redis_us;
         let Self { parts, reported, .. } = self;
-        let mut witness = Notary { registry: &parts.registry, errands: &parts.errands, reported };
+        let WorkerParts { registry, errands, context, .. } = parts;
+        let mut witness = Notary { registry, errands, reported, context };
         let outcome = conclude(batch, moment, &mut witness);
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
         self.count_frames(&outcome);
-        self.ends.saw_history(&outcome, moment.redis_us, (&self.parts.errands, &self.parts.registry));
+        self.ends.saw_history(&outcome, redis_us, (&self.parts.errands, &self.parts.registry));
         if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
             // What a search has found so far is kept: from its beginning it might never come to its end.
             let step = match *back {

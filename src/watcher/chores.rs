@@ -23,7 +23,7 @@ const CONTROL_KEPT: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Chore {
     /// An entry that could not be processed.
-    DeadLetter { stream: StreamName, entry: Entry, reason: &'static str },
+    DeadLetter { stream: StreamName, entry: Entry, reason: &'static str, message: Box<str> },
     /// A producer is given up, if `newest` is still the newest entry.
     GiveUp { stream: StreamName, newest: EntryId },
     /// Whether anything follows `newest`.
@@ -50,8 +50,8 @@ impl Chore {
     /// When Redis could not be asked, or refuses; [`RedisError::is_outage`] tells which.
     pub(super) fn perform(&self, link: &mut Link, context: Context<'_>) -> Result<Done, RedisError> {
         match self {
-            Self::DeadLetter { stream, entry, reason } => {
-                write_dead_letter(link, context, (stream, entry), reason)
+            Self::DeadLetter { stream, entry, reason, message } => {
+                write_dead_letter(link, context, (stream, entry), (reason, message))
             }
             Self::GiveUp { stream, newest } => give_up(link, context.keys, stream, *newest),
             Self::IsOver { stream, newest, .. } => look_behind(link, context.keys, stream, *newest),
@@ -75,7 +75,7 @@ fn write_dead_letter(
     link: &mut Link,
     context: Context<'_>,
     (stream, entry): (&StreamName, &Entry),
-    reason: &str,
+    (reason, message): (&str, &str),
 ) -> Result<Done, RedisError> {
     let keys = context.keys;
     let marker = keys.once(&format!("dead:deliver:{stream}:{}", entry.id));
@@ -85,7 +85,7 @@ fn write_dead_letter(
     }
     let letter = Command::new("XADD").arg(keys.dlq()).args(["MAXLEN", "~"]).number(context.dlq_max_entries);
     let letter = letter.arg("*").arg("stream").arg(stream.as_str()).arg("id").arg(entry.id.to_string());
-    let letter = letter.args(["reason", reason, "processor", "deliver", "attempts", "1"]);
+    let letter = letter.args(["reason", reason, "message", message, "processor", "deliver", "attempts", "1"]);
     let letter = match entry.fields.to_json() {
         Ok(fields) => letter.arg("fields").arg(fields),
         Err(fields_b64) => letter.arg("fields_b64").arg(fields_b64),
@@ -206,17 +206,17 @@ mod tests {
             id: EntryId::new(5, 1),
             fields: Fields::from_pairs(&[(b"data", b"{\"a\":\"\xc3\xa4\""), (b"x", b"")]),
         };
-        let letter = Chore::DeadLetter { stream: name(), entry, reason: "malformed" };
+        let letter = Chore::DeadLetter { stream: name(), entry, reason: "malformed", message: "m".into() };
         assert_eq!(letter.perform(&mut link, context(&keys)).unwrap(), Done::Written);
         assert_eq!(letter.perform(&mut link, context(&keys)).unwrap(), Done::Needless);
         let letters = entries(&mut link, "llm:dlq:s");
         assert_eq!(letters.len(), 1);
-        let fields: Vec<_> = ["stream", "id", "reason", "processor", "attempts", "fields"]
+        let fields: Vec<_> = ["stream", "id", "reason", "message", "processor", "attempts", "fields"]
             .iter()
             .map(|field| text(&letters[0], field))
             .collect();
         let data = r#"{"data":"{\"a\":\"ä\"","x":""}"#;
-        assert_eq!(fields, ["s/m:1", "5-1", "malformed", "deliver", "1", data]);
+        assert_eq!(fields, ["s/m:1", "5-1", "malformed", "m", "deliver", "1", data]);
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
         let (mut link, keys) = (server.link(), Keys::new("llm", "s", "i"));
         link.call(&Command::new("SET").args(["llm:dlq:s", "no stream"])).unwrap();
         let entry = Entry { id: EntryId::new(5, 1), fields: Fields::default() };
-        let letter = Chore::DeadLetter { stream: name(), entry, reason: "malformed" };
+        let letter = Chore::DeadLetter { stream: name(), entry, reason: "malformed", message: "m".into() };
         assert!(!letter.perform(&mut link, context(&keys)).unwrap_err().is_outage());
         link.call(&Command::new("DEL").arg("llm:dlq:s")).unwrap();
         assert_eq!(letter.perform(&mut link, context(&keys)).unwrap(), Done::Written);

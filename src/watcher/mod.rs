@@ -231,8 +231,8 @@ impl Watcher {
                     self.waits.forget(&stream, delivery);
                     self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
                 }
-                Errand::DeadLetter { stream, entry, reason } => {
-                    self.chores.push_back(Chore::DeadLetter { stream, entry, reason });
+                Errand::DeadLetter { stream, entry, reason, message } => {
+                    self.chores.push_back(Chore::DeadLetter { stream, entry, reason, message });
                 }
                 Errand::GiveUp { stream, newest } => self.chores.push_back(Chore::GiveUp { stream, newest }),
                 Errand::IsOver { stream, newest, transform } => {

@@ -46,8 +46,8 @@ fn expect_letter(letter: &Letter, id: &str) {
 fn expect_skipped(transcript: &Transcript, ids: &[&str]) {
     let skipped: Vec<&Value> = transcript.of_kind("skipped").collect();
     assert_eq!(skipped.iter().map(|frame| frame["id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
-    let has_reason = |frame: &&Value| frame["reason"].as_str().is_some_and(|reason| !reason.is_empty());
-    assert!(skipped.iter().all(has_reason), "{skipped:?}");
+    let has = |frame: &Value, member: &str| frame[member].as_str().is_some_and(|text| !text.is_empty());
+    assert!(skipped.iter().all(|frame| has(frame, "reason") && has(frame, "message")), "{skipped:?}");
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_malformed_entry_is_kept_as_a_letter() {
     let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
     viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
     let no_json = producer.write_fields("*", &[("data", b"{no json"), ("note", "é".as_bytes())]);
-    let no_field = producer.write_fields("*", &[("text", b"hello"), ("other", b"")]);
+    let no_field = producer.write_fields("*", &[("txt", b"hello"), ("other", b"")]);
     let no_text = producer.write_text(r#"{"type":"delta"}"#);
     producer.delta("goes on");
     for viewer in &mut viewers {
@@ -71,7 +71,7 @@ fn a_malformed_entry_is_kept_as_a_letter() {
     let letters = wait_letters(&mut connection, 3);
     let copies = [
         json!({"data": "{no json", "note": "é"}),
-        json!({"text": "hello", "other": ""}),
+        json!({"txt": "hello", "other": ""}),
         json!({"data": r#"{"type":"delta"}"#}),
     ];
     for ((letter, id), copy) in letters.iter().zip([&no_json, &no_field, &no_text]).zip(copies) {

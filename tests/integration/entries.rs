@@ -41,10 +41,10 @@ fn undecodable() -> Vec<Fields> {
         "{\"type\":\"delta\",\"text\":\"\\x41\"}",
         "{\"type\":\"delta\",\"text\":\"\\ud83d\"}",
         "{\"type\":\"delta\",\"text\":\"\\udc00\\ud800\"}",
-        "{\"type\":null,\"text\":\"x\"}",
+        "{\"type\":null,\"txt\":\"x\"}",
         "{\"type\":7,\"text\":\"x\"}",
         "{\"type\":[\"delta\"],\"text\":\"x\"}",
-        "{\"text\":\"x\"}",
+        "{\"txt\":\"x\"}",
         "{\"type\":\"delta\"}",
         "{\"type\":\"delta\",\"text\":null}",
         "{\"type\":\"delta\",\"text\":5}",
@@ -73,7 +73,10 @@ fn undecodable() -> Vec<Fields> {
     entries.push(vec![("data", b"{\"type\":\"delta\",\"text\":\"\xed\xa0\x80\"}".to_vec())]);
     entries.push(vec![("data", b"\xef\xbb\xbf{\"type\":\"delta\",\"text\":\"x\"}".to_vec())]);
     entries.push(vec![("data", vec![0; 1024 * 1024])]);
-    entries.push(vec![("text", b"without one of the four fields".to_vec())]);
+    entries.push(vec![("txt", b"under a name that nobody looks for".to_vec())]);
+    entries.push(vec![("text", b"\xff\xfe".to_vec())]);
+    entries.push(vec![("type", b"chunk".to_vec()), ("contents", b"x".to_vec())]);
+    entries.push(vec![("text", b"x".to_vec()), ("seq", b"one".to_vec())]);
     entries.push(vec![("", vec![])]);
     entries.push(vec![("DATA", b"{\"type\":\"delta\",\"text\":\"x\"}".to_vec())]);
     entries
@@ -90,7 +93,8 @@ fn expect_each_named(transcript: &Transcript, bad: &[String]) {
         transcript.of_kind("skipped").map(|frame| frame["id"].as_str().unwrap()).collect();
     assert_eq!(skipped, bad);
     for frame in transcript.of_kind("skipped") {
-        assert!(frame["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{frame}");
+        assert!(["malformed", "no_payload"].contains(&frame["reason"].as_str().unwrap()), "{frame}");
+        assert!(frame["message"].as_str().is_some_and(|message| message.contains("; fields: ")), "{frame}");
     }
     assert_eq!(transcript.entries(), 2 * bad.len() + 2);
 }
@@ -134,7 +138,7 @@ fn every_unreadable_entry_is_named_and_kept_and_no_other_is_lost() {
     assert_eq!(ids, bad, "one letter for each, however many read it");
     for ((_, letter), fields) in letters.iter().zip(&entries) {
         assert_eq!((letter["stream"].as_str(), letter["processor"].as_str()), ("s1/m", "deliver"));
-        assert!(!letter["reason"].is_empty());
+        assert!(!letter["reason"].is_empty() && letter["message"].contains("; fields: "), "{letter:?}");
         let is_text = fields.iter().all(|(_, value)| str::from_utf8(value).is_ok());
         assert_eq!(letter.contains_key("fields"), is_text, "{letter:?}");
         let kept = kept_fields(letter);
@@ -198,8 +202,8 @@ fn duplicate_members_and_odd_spelling_are_no_reason_to_lose_anything() {
 }
 
 #[test]
-fn an_entry_may_be_ten_megabytes() {
-    const BYTES: usize = 10 << 20;
+fn an_entry_may_have_eight_mebibytes_and_not_a_byte_more() {
+    const BYTES: usize = 8 << 20;
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -209,13 +213,18 @@ fn an_entry_may_be_ten_megabytes() {
         viewer.read_to(&first);
     }
     // Half of it has to be escaped, and a character is never cut.
-    let large = "\"→\\\n\u{1F9ED}".repeat(BYTES / 10);
-    producer.delta(&large);
+    let mut large = "\"→\\\n\u{1F9ED}".repeat(BYTES / 10);
+    large.push_str(&"x".repeat(BYTES - large.len()));
+    producer.write_fields("*", &[("content", large.as_bytes())]);
+    let larger = producer.write_fields("*", &[("content", large.as_bytes()), ("x", b"y")]);
     producer.delta(" small");
     let end = producer.end();
     let history = KINDS.map(|kind| view(daemon.public, kind, "s1/m", ""));
     for transcript in live.map(Viewer::read_all).into_iter().chain(history) {
         assert!(transcript.text() == format!("small {large} small"), "{} bytes", transcript.text().len());
+        let skipped: Vec<&Value> = transcript.of_kind("skipped").collect();
+        assert_eq!(skipped.len(), 1);
+        assert_eq!((&skipped[0]["id"], &skipped[0]["reason"]), (&json!(larger), &json!("too_large")));
         transcript.expect_finished(&end);
     }
 }

@@ -1,0 +1,244 @@
+//! Why an entry cannot be understood, in words for whoever wrote it: what is wrong, which fields were there, what was
+//! looked for. Never what the fields hold.
+
+use std::fmt::Write as _;
+
+use super::decode::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
+use crate::config;
+use crate::event::{ENTRY_BYTES_MAX, Fields};
+use crate::json;
+use crate::provider;
+
+/// The most names of fields, and of an object's members, that a message has.
+const NAMES_MAX: usize = 32;
+/// The most bytes of such a name.
+const NAME_SHOWN_BYTES_MAX: usize = 64;
+
+/// What is wrong with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// It has none of the forms.
+    Nothing,
+    /// It is larger than [`ENTRY_BYTES_MAX`].
+    TooLarge,
+    /// It is encrypted, and there is no key.
+    Encrypted,
+    /// This field is not UTF-8.
+    NotText(&'static str),
+    /// A flat entry of a type of its own has a field that is not UTF-8.
+    FieldsNotText,
+    /// The field `data` is not one JSON object.
+    NotAnObject,
+    /// The object in `data` has neither a `type` nor a text nor an end.
+    NothingInObject,
+    /// A member that its type needs is not there.
+    Missing(Member),
+    /// A member is of the wrong kind.
+    Kind(Member),
+    /// A member is longer than it may be.
+    TooLong(Member),
+    /// It is not what this provider sends.
+    Provider(provider::Form),
+}
+
+impl Flaw {
+    /// The word of the `skipped` frame and of the dead letter.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Nothing => "no_payload",
+            Self::TooLarge => "too_large",
+            _ => "malformed",
+        }
+    }
+
+    /// What is wrong, and with which fields.
+    #[must_use]
+    pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
+        let mut message = self.problem();
+        // Writing to a String does not fail, here and below.
+        let _ = write!(message, "; fields: {}", Names::of(fields.iter().map(|(name, _)| name)));
+        match self {
+            Self::Nothing => {
+                let _ = write!(
+                    message,
+                    "; looked for: data, openai, anthropic or enc; a text in {}; a type in {}; or an end in done, \
+                     is_final, final, finished, finish_reason or status ([fields] in the configuration names others)",
+                    listed(&names.text),
+                    listed(&names.kind),
+                );
+            }
+            Self::NothingInObject | Self::Missing(_) | Self::Kind(_) if fields.get("data").is_some() => {
+                let members = Names::of_members(fields.get("data").unwrap_or_default());
+                let _ = write!(message, "; members of data: {members}");
+                if self == Self::NothingInObject {
+                    let _ = write!(
+                        message,
+                        "; looked for: type, or a text in {} ([fields] in the configuration names others)",
+                        listed(&names.text)
+                    );
+                }
+            }
+            Self::Missing(Member::Text) => {
+                let _ = write!(message, "; looked for: {} ([fields] text)", listed(&names.text));
+            }
+            _ => {}
+        }
+        message
+    }
+
+    fn problem(self) -> String {
+        match self {
+            Self::Nothing => "no field has a form that is known".to_owned(),
+            Self::TooLarge => format!("the entry is larger than {} MiB", ENTRY_BYTES_MAX >> 20),
+            Self::Encrypted => "the entry is encrypted, which this version cannot read".to_owned(),
+            Self::NotText(field) => format!("{field} is not UTF-8"),
+            Self::FieldsNotText => "a field is not UTF-8".to_owned(),
+            Self::NotAnObject => "data is not one JSON object".to_owned(),
+            Self::NothingInObject => "the object in data has neither a type nor a text".to_owned(),
+            Self::Missing(member) => format!("{} is missing", member.name()),
+            Self::Kind(member) => format!("{} is not {}", member.name(), wanted(member)),
+            Self::TooLong(member) => {
+                let bytes = if member == Member::Metadata { METADATA_BYTES_MAX } else { NAME_BYTES_MAX };
+                format!("{} is longer than {} KiB", member.name(), bytes >> 10)
+            }
+            Self::Provider(form) => format!("{} is not what such a server sends", form.field()),
+        }
+    }
+}
+
+/// What a member has to be.
+const fn wanted(member: Member) -> &'static str {
+    match member {
+        Member::Seq | Member::Ts | Member::Index | Member::Call => "an unsigned number",
+        Member::Metadata | Member::Usage => "a JSON object",
+        Member::Type => "a text",
+        _ => "a text (UTF-8, no lone surrogates)",
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        [name] => name.clone(),
+        [names @ .., last] => format!("{} or {last}", names.join(", ")),
+    }
+}
+
+/// Names that somebody else chose, cut to what a message has room for and without what a terminal or a log could take
+/// for something else.
+struct Names(String);
+
+impl Names {
+    fn of<'a>(names: impl Iterator<Item = &'a [u8]>) -> Self {
+        let (mut shown, mut count) = (String::new(), 0_usize);
+        for name in names {
+            count += 1;
+            if count <= NAMES_MAX {
+                shown.push_str(if count == 1 { "" } else { ", " });
+                push_safe(&mut shown, name);
+            }
+        }
+        match count {
+            0 => shown.push_str("none"),
+            1..=NAMES_MAX => {}
+            _ => {
+                let _ = write!(shown, " and {} more", count - NAMES_MAX);
+            }
+        }
+        Self(shown)
+    }
+
+    fn of_members(object: &[u8]) -> Self {
+        let mut names = Vec::new();
+        let mut more = 0_usize;
+        let text = std::str::from_utf8(object).unwrap_or_default();
+        let whole = json::each_member(text, |name, _| {
+            if names.len() < NAMES_MAX {
+                let end = name.len().min(NAME_SHOWN_BYTES_MAX + 1);
+                names.push(name.as_bytes()[..end].to_vec());
+            } else {
+                more += 1;
+            }
+        });
+        let mut shown = Self::of(names.iter().map(Vec::as_slice));
+        if whole.is_some() && more > 0 {
+            let _ = write!(shown.0, " and {more} more");
+        }
+        shown
+    }
+}
+
+impl std::fmt::Display for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Appends the first bytes of a name; what cannot be printed becomes `?`.
+fn push_safe(shown: &mut String, name: &[u8]) {
+    if name.is_empty() {
+        shown.push_str("\"\"");
+        return;
+    }
+    let cut = &name[..name.len().min(NAME_SHOWN_BYTES_MAX)];
+    for chunk in cut.utf8_chunks() {
+        shown.extend(chunk.valid().chars().map(|c| if is_printable(c) { c } else { '?' }));
+        // A character that the cut divides is left out.
+        if !chunk.invalid().is_empty() && name.len() <= NAME_SHOWN_BYTES_MAX {
+            shown.push('?');
+        }
+    }
+    if name.len() > NAME_SHOWN_BYTES_MAX {
+        shown.push('…');
+    }
+}
+
+/// Whether a character stands for itself on a terminal: no control character, nothing that turns the writing around.
+fn is_printable(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_was_there_and_what_was_looked_for() {
+        let fields = Fields::from_pairs(&[(b"foo", b"secret"), (b"", b"x"), (b"\x1b[31m\xff", b"y")]);
+        let message = Flaw::Nothing.message(&fields, &config::Fields::default());
+        assert_eq!(
+            message,
+            "no field has a form that is known; fields: foo, \"\", ?[31m?; looked for: data, openai, anthropic or enc; \
+             a text in text, content, token, chunk or delta; a type in type or event; or an end in done, is_final, \
+             final, finished, finish_reason or status ([fields] in the configuration names others)"
+        );
+    }
+
+    #[test]
+    fn names_are_few_short_and_safe() {
+        let long = [b'x'; 65];
+        let many: Vec<(&[u8], &[u8])> = (0..40).map(|_| (&long[..], &b""[..])).collect();
+        let message = Flaw::TooLarge.message(&Fields::from_pairs(&many), &config::Fields::default());
+        assert_eq!(message.matches(&"x".repeat(64)).count(), 32);
+        assert!(!message.contains(&"x".repeat(65)) && message.ends_with("… and 8 more"), "{message}");
+        // Cut within a character, and one that turns the writing around.
+        let name = format!("{}ä", "y".repeat(63));
+        let fields = Fields::from_pairs(&[(name.as_bytes(), b""), ("a\u{202e}b".as_bytes(), b"")]);
+        let message = Flaw::TooLarge.message(&fields, &config::Fields::default());
+        assert!(message.ends_with(&format!("fields: {}…, a?b", "y".repeat(63))), "{message}");
+    }
+
+    #[test]
+    fn the_members_of_an_object_are_named_too() {
+        let fields = Fields::from_pairs(&[(b"data", br#"{"txt":"secret","n\u0061me":1}"#)]);
+        let message = Flaw::NothingInObject.message(&fields, &config::Fields::default());
+        assert!(
+            message
+                .contains("fields: data; members of data: txt, name; looked for: type, or a text in text,")
+        );
+        assert!(!message.contains("secret"));
+        let message = Flaw::Kind(Member::Seq).message(&fields, &config::Fields::default());
+        assert_eq!(message, "seq is not an unsigned number; fields: data; members of data: txt, name");
+    }
+}
