@@ -44,7 +44,8 @@
 //! - **A frame is encoded once** and shared by reference, however many clients receive it.
 //! - **Every queue and buffer has a bound** ([`queue`], `daemon::capacity`, `client.send_budget`), and what
 //!   happens there is decided, counted and documented.
-//! - **A thread that ends ends the daemon**, in order.
+//! - **A thread that ends ends the daemon**, in order. One that hangs is named in the log, and systemd's watchdog is
+//!   not fed any more ([`pulse`]).
 //!
 //! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
 //! the memory; the daemon can be killed at any instant.
@@ -59,6 +60,7 @@ mod json;
 pub mod provider;
 // the doors to channels, threads, stopping and the log,
 pub mod log_limit;
+pub mod pulse;
 pub mod queue;
 pub mod stop;
 pub mod thread;

@@ -8,7 +8,7 @@
 //! decision, and every refusal is counted here. [`Sender::hand_over`] spares the way through the queue where the
 //! receiver's work can be done at once on the sender's thread.
 
-use crate::error_limited;
+use crate::{error_limited, pulse};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -233,6 +233,7 @@ impl<T> Sender<T> {
             if Instant::now() >= deadline {
                 return Err(SendError::Full(message));
             }
+            pulse::beat();
             std::thread::sleep(ROOM_CHECK);
             result = self.offer(message);
         }
@@ -301,7 +302,10 @@ impl<T> Receiver<T> {
 
     /// The next message, waiting up to `wait` for it; `None` too when every sender is gone.
     pub fn recv_timeout(&self, wait: Duration) -> Option<T> {
-        self.inner.recv_timeout(wait).ok().map(|message| self.taken(message))
+        pulse::beat();
+        let message = self.inner.recv_timeout(wait);
+        pulse::beat();
+        message.ok().map(|message| self.taken(message))
     }
 
     /// From now on every message ends the calling thread's [`sleep_until`], also one that begins later. Only one
@@ -340,7 +344,9 @@ impl<T> Receiver<T> {
 /// until `deadline`. Whatever came since the last wait ends this one at once.
 pub fn sleep_until(deadline: Instant) {
     // Waking up in vain costs the caller one look at empty queues.
+    pulse::beat();
     std::thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+    pulse::beat();
 }
 
 #[cfg(test)]

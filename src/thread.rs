@@ -1,10 +1,13 @@
 //! The one door to threads: every thread has a role and a name, can be joined, and tells the
 //! supervisor when it is over, be it by a panic or too early.
 //!
+//! Each has a pulse ([`pulse`]), which its loop has to renew.
+//!
 //! The name is what `/proc/PID/task/*/comm` shows, so it stays within 15 bytes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::pulse;
 use crate::queue::Sender;
 
 /// The longest thread name that Linux keeps.
@@ -50,10 +53,12 @@ pub fn spawn(
     assert!(!name.is_empty() && name.len() <= NAME_BYTES_MAX, "a thread name has 1 to 15 bytes: {name:?}");
     let (reported_name, ended) = (name.clone(), ended.clone());
     let inner = std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let living = pulse::begin(&reported_name);
         let outcome = match catch_unwind(AssertUnwindSafe(body)) {
             Ok(()) => Outcome::Returned,
             Err(_) => Outcome::Panicked,
         };
+        drop(living);
         let report = Ended { name: reported_name, outcome };
         if let Err(error) = ended.try_send(report) {
             tracing::error!(%error, "the end of a thread could not be reported");

@@ -12,6 +12,7 @@ mod listeners;
 pub mod signals;
 pub mod systemd;
 mod threads;
+mod vitals;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,12 +22,15 @@ use self::listeners::Listeners;
 use self::signals::{Signal, Signals};
 use self::systemd::{Notifier, PassedError};
 use self::threads::{Shared, Stops, Threads};
+use self::vitals::Vitals;
 use crate::config::Config;
 use crate::log_limit;
 use crate::observe::Registry;
+use crate::pulse::{self, Silence};
 use crate::queue::{self, Receiver};
 use crate::thread::{Ended, Outcome, join_finished};
 use crate::watcher::{ClaimError, Fatal, Identity};
+use crate::{error_limited, info_limited};
 
 /// How long main waits at most between two looks at everything.
 const LOOK: Duration = Duration::from_millis(500);
@@ -121,7 +125,8 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let config = Arc::clone(&shared.config);
     let threads = threads::start(shared, listeners)?;
     tracing::info!(%public, %admin, instance = config.service.instance, "listening");
-    let main = Main { config, registry, signals, notifier, ended, fatal, stops };
+    let vitals = Vitals::new(notifier.watchdog_patience(), Instant::now());
+    let main = Main { config, registry, signals, notifier, ended, fatal, stops, vitals };
     main.live(threads)
 }
 
@@ -134,6 +139,7 @@ struct Main {
     ended: Receiver<Ended>,
     fatal: Fatal,
     stops: Stops,
+    vitals: Vitals,
 }
 
 impl Main {
@@ -157,7 +163,7 @@ impl Main {
         let (mut ready, mut status_at, mut left_out_at) = (false, started, started);
         let look = self.notifier.watchdog_interval().map_or(LOOK, |interval| interval.min(LOOK));
         loop {
-            self.notifier.watchdog();
+            self.feed_watchdog();
             if !ready
                 && (self.registry.health().is_first_attempt_over() || started.elapsed() >= READY_PATIENCE)
             {
@@ -194,6 +200,28 @@ impl Main {
                 tracing::error!(thread = name, panicked = outcome == Outcome::Panicked, "a thread ended");
                 return Err(DaemonError::ThreadEnded(name));
             }
+        }
+    }
+
+    /// Tells systemd's watchdog that all is well, if every thread turns its loop.
+    fn feed_watchdog(&mut self) {
+        let now = Instant::now();
+        let news = self.vitals.look(pulse::silences(now), now);
+        for news in &news {
+            match news {
+                vitals::News::Stuck(Silence { thread, lasts }) => error_limited!(
+                    thread,
+                    silent_s = lasts.as_secs(),
+                    "a thread hangs: the watchdog is not fed any more until it goes on"
+                ),
+                vitals::News::Turns(thread) => info_limited!(thread, "a thread that hung goes on"),
+            }
+        }
+        if !news.is_empty() {
+            self.registry.health().set_stuck(self.vitals.stuck().map(str::to_owned).collect());
+        }
+        if self.vitals.is_well() {
+            self.notifier.watchdog();
         }
     }
 
@@ -237,7 +265,7 @@ impl Main {
     /// Waits until `done` or `deadline`. A second signal stops everything at once.
     fn interruptible(&mut self, deadline: Instant, done: impl Fn() -> bool) -> Result<(), DaemonError> {
         while !done() && Instant::now() < deadline {
-            self.notifier.watchdog();
+            self.feed_watchdog();
             if self.signals.next(Duration::from_millis(10)) == Some(Signal::Terminate) {
                 self.stops.all();
                 return Err(DaemonError::Interrupted);

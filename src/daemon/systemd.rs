@@ -77,6 +77,12 @@ impl Notifier {
         }
     }
 
+    /// After which time without a sign of life systemd would kill the daemon; `None`: never.
+    #[must_use]
+    pub fn watchdog_patience(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
     /// How often systemd wants to hear from the daemon: half of the time after which it would kill it;
     /// `None`: never.
     #[must_use]

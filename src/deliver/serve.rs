@@ -7,6 +7,7 @@ use mio::Events;
 
 use super::event_loop::{Delivery, DeliveryParts};
 use crate::event::message::ToDelivery;
+use crate::pulse;
 use crate::queue::Shortcut;
 use crate::turns::Turns;
 
@@ -24,6 +25,7 @@ pub fn serve(parts: DeliveryParts) -> io::Result<()> {
     inbox.offer_shortcut(BetweenRounds(turns.clone()));
     let mut events = Events::with_capacity(EVENTS_MAX);
     while let Some(timeout) = turns.own().and_then(|mut delivery| delivery.rest()) {
+        pulse::beat();
         match poll.poll(&mut events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             result => result?,

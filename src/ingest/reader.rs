@@ -25,6 +25,7 @@ use crate::config;
 use crate::event::EntryId;
 use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, UnderWay, now_us};
 use crate::observe::Registry;
+use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Command, Connector, Keys, Pipeline, RedisError, Reply};
 use crate::stop::Stop;
@@ -141,6 +142,7 @@ impl Reader {
     pub fn run(mut self) {
         let mut next = Next::Block;
         while !self.parts.stop.requested() {
+            pulse::beat();
             next = match self.turn(next) {
                 Ok(next) => next,
                 Err(error) => {

@@ -34,6 +34,8 @@ struct State {
     lease: Lease,
     is_draining: bool,
     is_first_attempt_over: bool,
+    /// Threads that hang.
+    stuck: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -133,6 +135,11 @@ impl Health {
         self.state.lock().is_draining
     }
 
+    /// Says which threads hang.
+    pub fn set_stuck(&self, threads: Vec<String>) {
+        self.state.lock().stuck = threads;
+    }
+
     /// Says how it stands with the lease.
     pub fn set_lease(&self, lease: Lease) {
         self.state.lock().lease = lease;
@@ -169,6 +176,7 @@ impl Health {
             reasons.push("Redis has not been asked yet".to_owned());
         }
         reasons.extend(state.redis_reasons());
+        reasons.extend(state.stuck.iter().map(|thread| format!("thread {thread} hangs")));
         match state.lease {
             Lease::Held => {}
             Lease::Unsettled => reasons.push("the instance id is not leased yet".to_owned()),

@@ -16,7 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::stop::Stop;
-use crate::warn_limited;
+use crate::{pulse, warn_limited};
 
 /// Connections at a time.
 pub(super) const CONNECTIONS_MAX: usize = 64;
@@ -59,6 +59,7 @@ pub(super) fn serve(listener: TcpListener, stop: &Stop, page: impl Fn(&str) -> A
     let mut server = Server { poll, connections: Slab::with_capacity(CONNECTIONS_MAX), page };
     let mut events = Events::with_capacity(CONNECTIONS_MAX + 1);
     while !stop.requested() {
+        pulse::beat();
         if let Err(error) = server.poll.poll(&mut events, Some(TICK))
             && error.kind() != ErrorKind::Interrupted
         {

@@ -18,7 +18,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::Registry;
 use crate::stop::Stop;
-use crate::warn_limited;
+use crate::{pulse, warn_limited};
 
 /// Bytes of a request, its newline included.
 const LINE_BYTES_MAX: usize = 64;
@@ -126,6 +126,7 @@ pub fn run(listener: UnixListener, registry: Arc<Registry>, stop: Stop) -> io::R
     poll.registry().register(&mut SourceFd(&listener.as_raw_fd()), Token(0), Interest::READABLE)?;
     let mut events = Events::with_capacity(1);
     while !stop.requested() {
+        pulse::beat();
         if let Err(error) = poll.poll(&mut events, Some(TICK))
             && error.kind() != ErrorKind::Interrupted
         {

@@ -4,6 +4,11 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+use crate::pulse;
+
+/// How long the thread gives no sign of life while it waits.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// What to wait for, and what came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ready {
@@ -30,12 +35,11 @@ pub(super) fn wait(fd: RawFd, wanted: Ready, deadline: Option<Instant>) -> io::R
         events |= libc::POLLOUT;
     }
     loop {
-        let timeout_ms = deadline.map_or(-1, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up, so that the deadline has passed when poll returns.
-            let left = left.saturating_add(Duration::from_nanos(999_999));
-            i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
-        });
+        pulse::beat();
+        let left = deadline.map_or(SILENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
+        // Rounded up, so that the deadline has passed when poll returns.
+        let left = left.min(SILENCE).saturating_add(Duration::from_nanos(999_999));
+        let timeout_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
         let mut poll = libc::pollfd { fd, events, revents: 0 };
         // SAFETY: the pointer is to one pollfd that outlives the call.
         let count = unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };

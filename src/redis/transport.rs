@@ -13,7 +13,10 @@ use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use super::error::RedisError;
 use super::target::{Address, Target};
 use super::tls::TlsStream;
+use crate::pulse;
 
+/// How long the system may take to look up a host's name: its resolver asks several servers several times.
+const LOOKUP_TIME: Duration = Duration::from_secs(60);
 /// Silence after which the kernel asks whether the other side still lives.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 /// The time between two such questions.
@@ -96,7 +99,10 @@ pub(super) fn fd(socket: &Socket) -> RawFd {
 
 /// Tries every address of the host, each with its share of the time that is left.
 fn connect_tcp(host: &str, port: u16, deadline: Instant) -> Result<Socket, RedisError> {
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    pulse::expect_silence(LOOKUP_TIME);
+    let addresses = (host, port).to_socket_addrs();
+    pulse::beat();
+    let addresses: Vec<_> = addresses?.collect();
     let mut error = RedisError::Io(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
     for (tried, address) in addresses.iter().enumerate() {
         let share = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
@@ -132,6 +138,9 @@ fn connect_within(socket: &Socket, address: &SockAddr, timeout: Duration) -> io:
     if timeout.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    socket.connect_timeout(address, timeout)?;
+    pulse::expect_silence(timeout);
+    let connected = socket.connect_timeout(address, timeout);
+    pulse::beat();
+    connected?;
     socket.set_nonblocking(true)
 }

@@ -27,7 +27,7 @@ use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
 use crate::stop::Stop;
 use crate::turns::Turns;
-use crate::{error_limited, warn_limited};
+use crate::{error_limited, pulse, warn_limited};
 
 /// How often silent producers are looked for and measurements published.
 const TICK: Duration = Duration::from_millis(200);
@@ -146,6 +146,7 @@ impl Worker {
     /// Works until the queues are empty; until when there is nothing to do then, unless the daemon stops.
     fn work(&mut self) -> Option<Instant> {
         loop {
+            pulse::beat();
             self.obey_all();
             let live = self.parts.live.try_recv();
             let replay = self.parts.replay.try_recv();

@@ -42,7 +42,7 @@ use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Connector, Keys, RedisError};
 use crate::stop::Stop;
-use crate::{error_limited, info_limited};
+use crate::{error_limited, info_limited, pulse};
 
 /// The token of the errands' waker in the watcher's poll.
 pub const ERRANDS: Token = Token(1);
@@ -180,6 +180,7 @@ impl Watcher {
     pub fn run(mut self) {
         let mut events = Events::with_capacity(8);
         while !self.stop.requested() {
+            pulse::beat();
             self.take_errands();
             self.tend_news();
             if let Err(error) = self.tend_redis() {

@@ -8,6 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 use crate::support::activation;
 use crate::support::command::{Background, llm_bridge, run};
 use crate::support::daemon::Daemon;
+use crate::support::held::HeldThread;
 use crate::support::http;
 use crate::support::patience::{PATIENCE, wait_until};
 use crate::support::ports::free_port;
@@ -57,6 +59,25 @@ impl Manager {
         let mut buffer = [0; 4096];
         let length = self.socket.recv(&mut buffer).expect("a message");
         String::from_utf8(buffer[..length].to_vec()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Forgets the messages that have come.
+    fn drop_all(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        while self.socket.recv(&mut [0; 4096]).is_ok() {}
+        self.socket.set_nonblocking(false).unwrap();
+    }
+
+    /// Asserts that a line does not come for so long.
+    fn expect_none(&self, line: &str, time: Duration) {
+        thread::sleep(time);
+        self.socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            assert!(!message.lines().any(|came| came == line), "{message}");
+        }
+        self.socket.set_nonblocking(false).unwrap();
     }
 
     /// Reads until a line comes; returns all lines up to the end of its message.
@@ -139,6 +160,30 @@ fn the_watchdog_is_fed() {
     for _ in 0..5 {
         manager.read_to("WATCHDOG=1");
     }
+    daemon.signal(libc::SIGTERM);
+    daemon.expect_exit(0);
+}
+
+#[test]
+fn the_watchdog_is_not_fed_while_a_thread_hangs() {
+    let redis = RedisServer::start();
+    let manager = Manager::listen();
+    let mut daemon = Daemon::options(&redis)
+        .env("NOTIFY_SOCKET", &manager.address)
+        .env("WATCHDOG_USEC", "2000000")
+        .spawn();
+    daemon.wait_ready();
+    for thread in ["transform-0", "deliver-0", "reader-0", "watcher"] {
+        let held = HeldThread::hold(daemon.id(), thread);
+        let complaint = format!("thread {thread} hangs");
+        wait_until(&complaint, || http::get(daemon.admin, "/readyz").text().contains(&complaint));
+        manager.drop_all();
+        manager.expect_none("WATCHDOG=1", Duration::from_secs(1));
+        drop(held);
+        manager.read_to("WATCHDOG=1");
+        daemon.wait_ready();
+    }
+    assert!(daemon.log().contains("thread=\"transform-0\""), "the log names it: {}", daemon.log());
     daemon.signal(libc::SIGTERM);
     daemon.expect_exit(0);
 }

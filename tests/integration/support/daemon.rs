@@ -217,6 +217,10 @@ impl Daemon {
         assert_eq!(status.code(), Some(code), "signal {:?}; log:\n{}", status.signal(), self.log());
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
