@@ -58,6 +58,7 @@ pub mod event;
 // what is said in it, and in the words of LLM providers,
 mod json;
 pub mod provider;
+pub mod visible;
 // the doors to channels, threads, stopping and the log,
 pub mod log_limit;
 pub mod pulse;

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::config::parse_span;
+use crate::produce::Form;
 use crate::produce::upstream::{Patience, Upstream, UpstreamError};
 
 /// The longest key that is read from a file, in bytes.
@@ -50,8 +51,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 }
 
 impl UpstreamArgs {
-    /// The server behind `url`, whose answers are over after a finish reason and `finish_grace`.
-    pub(super) fn upstream(&self, url: &str, finish_grace: Duration) -> Result<Upstream, CliError> {
+    /// The server behind `url`, whose answers are in this form, if one was named, and over after a finish reason and
+    /// `finish_grace`.
+    pub(super) fn upstream(
+        &self,
+        url: &str,
+        form: Option<Form>,
+        finish_grace: Duration,
+    ) -> Result<Upstream, CliError> {
         let usage = |error: UpstreamError| CliError::Usage(error.to_string());
         let patience = Patience {
             connect: self.connect_timeout,
@@ -62,6 +69,9 @@ impl UpstreamArgs {
             retries: self.retries,
         };
         let mut upstream = Upstream::new(url, patience).map_err(usage)?;
+        if let Some(form) = form {
+            upstream = upstream.speaking(form);
+        }
         if let Some(key) = self.key()? {
             upstream = upstream.key(&key).map_err(usage)?;
         }

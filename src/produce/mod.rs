@@ -47,8 +47,10 @@
 
 mod cancel;
 pub mod chunk;
+pub mod events;
 mod generation;
 pub mod jsonl;
+mod preamble;
 pub mod raw;
 mod record;
 pub mod sse;
@@ -56,8 +58,10 @@ pub mod sse;
 pub(crate) mod testing;
 pub mod upstream;
 mod wire;
+mod words;
 mod writer;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -69,6 +73,7 @@ pub use writer::{Batching, Writer, WriterError};
 
 use crate::event::EntryId;
 use crate::redis::Backoff;
+use crate::visible;
 use crate::warn_limited;
 
 /// Entries after which a batch is written even if more is at hand.
@@ -81,6 +86,21 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting producer looks whether it should stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
+
+/// Why an answer failed: what its `error` entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The entry's code.
+    pub code: Cow<'static, str>,
+    /// The entry's message.
+    pub message: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", visible::line(&self.code), visible::line(&self.message))
+    }
+}
 
 /// Why a batch could not be written.
 #[derive(Debug, thiserror::Error)]

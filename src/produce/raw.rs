@@ -7,9 +7,10 @@
 
 use serde_json::{Map, Value};
 
-use super::Form;
-use crate::event::Progress;
+use super::{Failure, Form};
+use crate::event::{Event, Progress};
 use crate::json;
+pub(super) use crate::provider::PROVIDER_ERROR;
 use crate::provider::{self, Margin};
 
 /// What one event means.
@@ -32,13 +33,15 @@ pub struct Story {
     progress: Box<Progress>,
     /// Whether an answer has ended and no other begun.
     follows_end: bool,
+    /// The error with which that one ended.
+    failure: Option<Failure>,
 }
 
 impl Story {
     /// The story of answers in this form.
     #[must_use]
     pub fn new(form: Form) -> Self {
-        Self { form, progress: Box::default(), follows_end: false }
+        Self { form, progress: Box::default(), follows_end: false, failure: None }
     }
 
     /// The form of the answers.
@@ -60,6 +63,23 @@ impl Story {
         serde_json::from_str(self.progress.usage.as_deref()?).ok()
     }
 
+    /// Whether an answer has ended and no other has begun.
+    #[must_use]
+    pub const fn follows_end(&self) -> bool {
+        self.follows_end
+    }
+
+    /// The error with which the last answer ended, until the next one begins.
+    #[must_use]
+    pub const fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// The answer is over without an event that says so.
+    pub fn end(&mut self) {
+        *self = Self { follows_end: true, ..Self::new(self.form) };
+    }
+
     /// What the event means. After a terminal one the next answer begins.
     pub fn read(&mut self, payload: &str) -> Meaning {
         let form = match self.form {
@@ -72,6 +92,7 @@ impl Story {
             return Meaning::Framing;
         };
         let (is_terminal, says) = (said.events().any(|event| event.is_terminal()), !said.is_empty());
+        let failure = said.events().find_map(|event| told(&event));
         let changed = said.take_progress();
         // A tool call that was begun has its number, whether anything was said of it yet or not.
         let begins_call = changed.as_ref().is_some_and(|changed| changed.calls > self.progress.calls);
@@ -85,12 +106,50 @@ impl Story {
             *self.progress = changed;
         }
         match meaning {
-            Meaning::Terminal => *self = Self { follows_end: true, ..Self::new(self.form) },
-            Meaning::Opening | Meaning::Content => self.follows_end = false,
+            Meaning::Terminal => {
+                self.end();
+                self.failure = failure;
+            }
+            Meaning::Opening | Meaning::Content => {
+                self.follows_end = false;
+                self.failure = None;
+            }
             Meaning::Framing => {}
         }
         meaning
     }
+}
+
+/// The form that a payload is in, where it can be no other.
+#[must_use]
+pub fn form_of(payload: &str) -> Option<Form> {
+    if is_done(payload) {
+        return Some(Form::OpenAi);
+    }
+    let [kind, choices, object] = json::members(payload, ["type", "choices", "object"])?;
+    if choices.is_some() || object.is_some() {
+        return Some(Form::OpenAi);
+    }
+    let kind = json::unescape(json::string(kind?)?)?;
+    match &*kind {
+        "ping" | "message_start" | "message_delta" | "message_stop" => Some(Form::Anthropic),
+        kind if kind.starts_with("content_block_") => Some(Form::Anthropic),
+        kind if kind.starts_with("response.") => Some(Form::OpenAi),
+        _ => None,
+    }
+}
+
+/// The error that a payload of an OpenAI-compatible server tells of.
+pub(super) fn failure_in(payload: &str) -> Option<Failure> {
+    let mut story = Story::new(Form::OpenAi);
+    story.read(payload);
+    story.failure
+}
+
+fn told(event: &Event<'_>) -> Option<Failure> {
+    let Event::Error { code, message } = event else { return None };
+    let text = |escaped| json::unescape(escaped).unwrap_or_default().into_owned();
+    Some(Failure { code: text(code).into(), message: message.map(text).unwrap_or_default() })
 }
 
 /// Whether a payload is whole: an object, or the literal end of a chat.

@@ -12,9 +12,12 @@ use clap::ValueEnum;
 
 use crate::cli::CliError;
 use crate::produce::chunk::{Utf8Chunks, tokens};
-use crate::produce::raw::{self, Meaning, Story};
-use crate::produce::sse::{SseError, SseParser};
-use crate::produce::{Cancels, Form, Generation, ProduceError, Producer, Record, Wires, jsonl, sleep_unless};
+use crate::produce::events::{ExpectedForm, Heard, ProviderEvents};
+use crate::produce::raw::{Meaning, Story};
+use crate::produce::sse::SseError;
+use crate::produce::{
+    Cancels, Failure, Form, Generation, ProduceError, Producer, Wires, jsonl, sleep_unless,
+};
 
 /// The most that is read from stdin at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
@@ -38,6 +41,22 @@ pub(super) enum From {
     Anthropic,
 }
 
+impl From {
+    /// The form of a server's events.
+    ///
+    /// # Errors
+    /// When it is none that a server sends.
+    pub(super) fn form(self) -> Result<Form, CliError> {
+        match self {
+            Self::Openai => Ok(Form::OpenAi),
+            Self::Anthropic => Ok(Form::Anthropic),
+            Self::Text | Self::Jsonl => {
+                Err(CliError::Usage("with --url, --from is `openai` or `anthropic`".to_owned()))
+            }
+        }
+    }
+}
+
 /// Why the input was not taken to its end.
 #[derive(Debug, thiserror::Error)]
 enum FeedError {
@@ -47,6 +66,8 @@ enum FeedError {
     Line { number: u64, error: jsonl::LineError },
     #[error("after {events} events: {error}")]
     Sse { events: u64, error: SseError },
+    #[error("stdin is no event stream: {0}")]
+    NoEvents(String),
     #[error("the input ended in the middle of an answer")]
     CutOff,
     #[error("a viewer asked to stop")]
@@ -62,9 +83,14 @@ impl FeedError {
     const fn code(&self) -> &'static str {
         match self {
             Self::CutOff => "upstream_broke_off",
-            Self::Sse { .. } => "upstream_malformed",
+            Self::Sse { .. } | Self::NoEvents(_) => "upstream_malformed",
             _ => "producer_failed",
         }
+    }
+
+    /// Whether viewers are told of it even where nothing has begun: they may wait for an answer that was asked for.
+    const fn is_answer(&self) -> bool {
+        matches!(self, Self::NoEvents(_) | Self::Sse { events: 0, .. })
     }
 }
 
@@ -72,7 +98,7 @@ impl FeedError {
 enum Format {
     Text(Utf8Chunks),
     Jsonl(Lines),
-    Raw { parser: SseParser, story: Story, events: u64 },
+    Raw(Box<ProviderEvents>),
 }
 
 /// From an input to a producer.
@@ -84,12 +110,14 @@ pub(super) struct Feed<W: Wires, C: Cancels> {
     stopping: Arc<AtomicBool>,
     heartbeat_every: Duration,
     written_at: Instant,
+    /// How the last answer failed of which the input itself said so.
+    failed: Option<Failure>,
 }
 
 impl<W: Wires, C: Cancels> Feed<W, C> {
     /// A feed of an input of this kind that nobody has read from yet.
     pub(super) fn new(producer: Producer<W>, from: From, cancels: C, stopping: Arc<AtomicBool>) -> Self {
-        let raw = |form| Format::Raw { parser: SseParser::default(), story: Story::new(form), events: 0 };
+        let raw = |form| Format::Raw(Box::new(ProviderEvents::new(ExpectedForm::Fixed(form))));
         let format = match from {
             From::Text => Format::Text(Utf8Chunks::default()),
             From::Jsonl => Format::Jsonl(Lines::default()),
@@ -97,7 +125,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             From::Anthropic => raw(Form::Anthropic),
         };
         let (heartbeat_every, written_at) = (HEARTBEAT_EVERY, Instant::now());
-        Self { producer, format, pace: None, cancels, stopping, heartbeat_every, written_at }
+        Self { producer, format, pace: None, cancels, stopping, heartbeat_every, written_at, failed: None }
     }
 
     /// The same, with a heartbeat after so long without an entry.
@@ -114,12 +142,16 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
 
     /// Takes the input to its end.
     pub(super) fn run(&mut self, input: File) -> Result<(), CliError> {
-        let failure = match self.feed(input) {
-            Ok(()) => return Ok(()),
-            Err(failure) => failure,
+        let failure = match (self.feed(input), self.failed.take()) {
+            (Ok(()), None) => return Ok(()),
+            (Ok(()), Some(failure)) => return Err(CliError::Failed(failure.to_string())),
+            (Err(failure), _) => failure,
         };
         let refused = matches!(failure, FeedError::Produce(ProduceError::Refused(_)));
         let is_cancelled = matches!(failure, FeedError::Cancelled);
+        if failure.is_answer() && !self.producer.generation().is_open() {
+            self.producer.say(Generation::start_unnumbered);
+        }
         if self.producer.generation().is_open() && !refused {
             if is_cancelled {
                 let usage = self.story().and_then(Story::usage);
@@ -139,7 +171,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
 
     fn story(&self) -> Option<&Story> {
         match &self.format {
-            Format::Raw { story, .. } => Some(story),
+            Format::Raw(events) => Some(events.story()),
             Format::Text(_) | Format::Jsonl(_) => None,
         }
     }
@@ -168,6 +200,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
         loop {
             self.look_around()?;
+            self.check_form()?;
             self.beat()?;
             let wait = self.heartbeat_every.saturating_sub(self.written_at.elapsed()).min(WAIT_MAX);
             if wait_readable(&input, self.cancels.raw_fd(), wait)? {
@@ -180,6 +213,16 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
         }
         self.finish()
+    }
+
+    /// Whether the input may still be an event stream, if it should be one.
+    fn check_form(&self) -> Result<(), FeedError> {
+        match &self.format {
+            Format::Raw(events) => {
+                events.foreign(Instant::now()).map_or(Ok(()), |came| Err(FeedError::NoEvents(came)))
+            }
+            Format::Text(_) | Format::Jsonl(_) => Ok(()),
+        }
     }
 
     /// Says that the producer lives where the stream would not tell, whatever it is that the input sends meanwhile.
@@ -204,11 +247,11 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                 lines.push(bytes);
                 self.say_lines(false)?;
             }
-            Format::Raw { parser, events, .. } => {
-                let pushed = parser.push(bytes).map_err(|error| FeedError::Sse { events: *events, error });
+            Format::Raw(events) => {
+                let pushed = events.push(bytes, Instant::now());
                 // What was whole before the stream went wrong still counts.
                 self.say_events()?;
-                pushed?;
+                pushed.map_err(|error| self.broken_by(error))?;
             }
         }
         self.flush()
@@ -222,12 +265,17 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                 self.say_text(&rest)?;
             }
             Format::Jsonl(_) => self.say_lines(true)?,
-            Format::Raw { parser, events, .. } => {
-                let cut = parser.finish().map_err(|error| FeedError::Sse { events: *events, error })?;
-                if let Some(event) = cut.filter(|event| raw::is_whole(&event.data)) {
-                    self.say_event(&event.data)?;
+            Format::Raw(events) => {
+                let cut = events.finish();
+                if let Some(heard) = cut.map_err(|error| self.broken_by(error))? {
+                    self.say_heard(heard)?;
                 }
             }
+        }
+        if let Format::Raw(events) = &self.format
+            && let Some(came) = events.nothing_heard()
+        {
+            return Err(FeedError::NoEvents(came));
         }
         if self.producer.generation().is_open() {
             let (reason, usage) = match self.story() {
@@ -239,31 +287,47 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         self.flush()
     }
 
+    fn broken_by(&self, error: SseError) -> FeedError {
+        let events = if let Format::Raw(events) = &self.format { events.count() } else { 0 };
+        FeedError::Sse { events, error }
+    }
+
     fn say_events(&mut self) -> Result<(), FeedError> {
-        while let Format::Raw { parser, .. } = &mut self.format
-            && let Some(event) = parser.next()
+        while let Format::Raw(events) = &mut self.format
+            && let Some(heard) = events.next()
         {
-            self.say_event(&event.data)?;
+            self.say_heard(heard)?;
         }
         Ok(())
     }
 
-    fn say_event(&mut self, payload: &str) -> Result<(), FeedError> {
-        let Format::Raw { story, events, .. } = &mut self.format else { return Ok(()) };
-        *events += 1;
-        // White space around an object means nothing, and around `[DONE]` it would make it another word.
-        let payload = payload.trim();
-        // An event without data keeps a connection alive.
-        if payload.is_empty() {
-            return Ok(());
-        }
-        let meaning = story.read(payload);
-        let record = Record { form: story.form(), json: payload.to_owned() };
+    fn say_heard(&mut self, heard: Heard) -> Result<(), FeedError> {
+        let (record, meaning) = match heard {
+            Heard::Raw(record, meaning) => (record, meaning),
+            Heard::Failed(failure) => {
+                if !self.producer.generation().is_open() {
+                    self.producer.say(Generation::start_unnumbered);
+                }
+                let (code, message) = (&*failure.code, &failure.message);
+                self.producer.say(|generation, ts| generation.error(code, message, ts));
+                self.failed = Some(failure);
+                return Ok(());
+            }
+        };
         self.producer.pass_raw(record, meaning);
         if self.producer.is_full() {
             self.flush()?;
         }
-        if meaning == Meaning::Content { self.paced() } else { Ok(()) }
+        match meaning {
+            Meaning::Terminal => {
+                // The answers that follow are written all the same.
+                let failure = self.story().and_then(Story::failure).cloned();
+                self.failed = failure.or_else(|| self.failed.take());
+                Ok(())
+            }
+            Meaning::Content => self.paced(),
+            Meaning::Framing | Meaning::Opening => Ok(()),
+        }
     }
 
     fn say_text(&mut self, text: &str) -> Result<(), FeedError> {
@@ -513,8 +577,47 @@ mod tests {
         let (entries, done) = fed(From::Anthropic, Some(1_000_000), message.as_bytes());
         assert_eq!(entries, ["start", "message_start", "message_stop"]);
         done.unwrap();
-        let (entries, done) = fed(From::Openai, None, b"");
-        assert!(entries.is_empty() && done.is_ok());
+    }
+
+    #[test]
+    fn an_input_without_an_event_is_a_failure_that_viewers_are_told_of() {
+        for (input, words) in [
+            ("", "nothing came"),
+            (": ping\n\n", "no event came, only: : ping"),
+            (
+                r#"{"error":{"message":"Incorrect API key","code":"invalid_api_key"}}"#,
+                "Incorrect API key (invalid_api_key)",
+            ),
+            ("{\"response\":\"a\"}\n{\"response\":\"b\"}\n", r#"{"response":"a"} {"response":"b"}"#),
+            ("<html><title>502 Bad Gateway</title></html>", "502 Bad Gateway"),
+            ("Unauthorized\n", "Unauthorized"),
+        ] {
+            for from in [From::Openai, From::Anthropic] {
+                let (entries, done) = fed(from, None, input.as_bytes());
+                assert_eq!(entries, ["start", "error:upstream_malformed"], "{input}");
+                let said = done.unwrap_err().to_string();
+                assert!(said.starts_with("stdin is no event stream: ") && said.ends_with(words), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_in_the_input_is_passed_on_and_a_failure() {
+        let token = r#"data: {"choices":[{"delta":{"content":"a"}}]}"#;
+        let input =
+            format!("{token}\n\ndata: {{\"error\":{{\"message\":\"m\"}}}}\n\n{token}\n\ndata: [DONE]\n\n");
+        let (entries, done) = fed(From::Openai, None, input.as_bytes());
+        assert_eq!(entries, ["start", "raw", "raw", "start", "raw", "[DONE]"]);
+        assert_eq!(done.unwrap_err().to_string(), "provider_error: m");
+        for begun in [format!("{token}\n\n"), String::new()] {
+            let (entries, done) =
+                fed(From::Openai, None, format!("{begun}event: error\ndata: no room\n\n").as_bytes());
+            assert_eq!(
+                (entries[0].as_str(), entries.last().unwrap().as_str()),
+                ("start", "error:provider_error")
+            );
+            assert_eq!(done.unwrap_err().to_string(), "provider_error: no room");
+        }
     }
 
     /// Asks to stop at the second look.

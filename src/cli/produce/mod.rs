@@ -35,14 +35,15 @@ pub(crate) struct Produce {
     /// The model id
     #[arg(long)]
     model: String,
-    /// What stdin is: text as it comes, one native object a line, or the event stream of a model's server
-    #[arg(long, value_enum, default_value_t = From::Text)]
-    from: From,
+    /// What stdin is: text as it comes (the default), one native object a line, or the event stream of a model's server.
+    /// With --url: the form of the server's answer, `openai` or `anthropic`; by default its first event decides
+    #[arg(long, value_enum)]
+    from: Option<From>,
     /// Write at most so many tokens (words, lines, events) a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
     /// Ask this server instead of reading stdin, such as http://127.0.0.1:8000/v1/chat/completions
-    #[arg(long, requires = "request", conflicts_with_all = ["from", "rate"])]
+    #[arg(long, requires = "request", conflicts_with = "rate")]
     url: Option<String>,
     /// The file with the request's JSON body; `-` is stdin
     #[arg(long, value_name = "FILE", requires = "url")]
@@ -61,7 +62,8 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let asked = match (&args.url, &args.request) {
         (Some(url), Some(file)) => {
-            let upstream = args.upstream.upstream(url, config.stream.finish_grace)?;
+            let form = args.from.map(From::form).transpose()?;
+            let upstream = args.upstream.upstream(url, form, config.stream.finish_grace)?;
             let request = Request::new(&read_request(file)?, &args.model, &upstream);
             let named = |error| CliError::Usage(format!("{}: {error}", file.display()));
             Some((request.map_err(named)?, upstream))
@@ -77,7 +79,8 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     }
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let input = File::from(stdin.map_err(|error| CliError::Failed(format!("stdin: {error}")))?);
-    let feed = Feed::new(Producer::new(wires), args.from, cancels, stopping);
+    let from = args.from.unwrap_or(From::Text);
+    let feed = Feed::new(Producer::new(wires), from, cancels, stopping);
     feed.at_rate(args.rate).beating_every(args.upstream.heartbeat_every).run(input)
 }
 
@@ -102,7 +105,7 @@ fn ask(
     let stop = || stopping.load(Ordering::Relaxed);
     match Answer::new(upstream, &mut producer, &mut cancels, &stop).run(request) {
         Outcome::Ended | Outcome::Cancelled => Ok(()),
-        Outcome::Failed(failure) => Err(CliError::Failed(format!("{}: {}", failure.code, failure.message))),
+        Outcome::Failed(failure) => Err(failed(failure)),
         Outcome::Unwritable(error) => Err(failed(error)),
         Outcome::Stopped { .. } => {
             let message = "the producer was interrupted";

@@ -6,32 +6,21 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::http::{Call, CutCall, Piece, Refusal};
+use super::http::{Call, CutCall, Head, Piece, Refusal};
 use super::retry::{RETRY_AFTER_MAX, Retries, retry_after};
 use super::{Request, Upstream};
-use crate::produce::raw::{self, Meaning, Story};
-use crate::produce::sse::{SseEvent, SseParser};
-use crate::produce::{Cancels, Generation, ProduceError, Producer, Record, Wires, now_us};
-use crate::{info_limited, warn_limited};
+use crate::produce::events::{Heard, ProviderEvents};
+use crate::produce::raw::Meaning;
+use crate::produce::words::own_words;
+use crate::produce::{Cancels, Failure, Generation, ProduceError, Producer, Wires, now_us};
+use crate::{info_limited, visible, warn_limited};
 
 /// The longest time between two looks around: what a request to stop waits at most, beside its way.
 const SLICE: Duration = Duration::from_millis(20);
 /// How long the last entry is tried to be written.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// The most of an upstream's own words that an entry repeats, in characters.
-const MESSAGE_CHARACTERS_MAX: usize = 500;
-
-/// Why an answer failed: the `error` entry that was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The entry's code.
-    pub code: &'static str,
-    /// The entry's message.
-    pub message: String,
-}
-
 /// How an answer ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -39,7 +28,7 @@ pub enum Outcome {
     Ended,
     /// With `finish_reason` `cancelled`.
     Cancelled,
-    /// With an `error` entry.
+    /// With an `error` entry, or an error event of the upstream.
     Failed(Failure),
     /// The caller asked to stop: it has no terminal entry yet.
     Stopped {
@@ -62,6 +51,8 @@ enum Broken {
     },
     /// Nothing will help.
     Failed(Failure),
+    /// The upstream has said itself that it failed: the stream has its words.
+    Told(Failure),
 }
 
 impl From<ProduceError> for Broken {
@@ -74,7 +65,30 @@ impl From<ProduceError> for Broken {
 }
 
 fn failure(code: &'static str, message: impl Into<String>) -> Failure {
-    Failure { code, message: message.into() }
+    Failure { code: code.into(), message: message.into() }
+}
+
+/// One request's answer as it comes.
+struct Attempt {
+    head: Head,
+    events: ProviderEvents,
+    /// When something came last.
+    heard_at: Instant,
+}
+
+impl Attempt {
+    fn new(upstream: &Upstream) -> Self {
+        let events = ProviderEvents::new(upstream.form());
+        Self { head: Head::default(), events, heard_at: Instant::now() }
+    }
+
+    /// What is wrong with a body that is no event stream.
+    fn malformed(&self, came: &str) -> Broken {
+        let kind = self.head.kind.as_deref().unwrap_or("none");
+        let kind = visible::line(kind.get(..100).unwrap_or(kind));
+        let message = format!("the upstream sent no event stream (Content-Type: {kind}): {came}");
+        Broken::Failed(failure("upstream_malformed", message))
+    }
 }
 
 /// Brings an answer into a stream.
@@ -115,9 +129,8 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     fn ask(&mut self, request: &Request) -> Outcome {
         let broken = match self.attempts(request) {
             Ok(()) => return Outcome::Ended,
-            Err((broken, story)) => {
+            Err((broken, usage)) => {
                 if let Broken::Cancelled = broken {
-                    let usage = story.as_ref().and_then(Story::usage);
                     self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
                 }
                 broken
@@ -126,9 +139,10 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         let outcome = match broken {
             Broken::Stopped => return Outcome::Stopped { token_came: self.token_came },
             Broken::Unwritable(error) => return Outcome::Unwritable(error),
+            Broken::Told(failure) => return Outcome::Failed(failure),
             Broken::Cancelled => Outcome::Cancelled,
             Broken::Again { failure, .. } | Broken::Failed(failure) => {
-                self.producer.say(|generation, ts| generation.error(failure.code, &failure.message, ts));
+                self.producer.say(|generation, ts| generation.error(&failure.code, &failure.message, ts));
                 Outcome::Failed(failure)
             }
         };
@@ -140,73 +154,76 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    fn attempts(&mut self, request: &Request) -> Result<(), (Broken, Option<Story>)> {
+    /// Asks as often as it may help. An error comes with the token counts so far.
+    fn attempts(&mut self, request: &Request) -> Result<(), (Broken, Option<Map<String, Value>>)> {
         self.producer.say(Generation::start_unnumbered);
         self.flush().map_err(|broken| (broken, None))?;
         let mut retries = Retries::new(self.upstream.patience.retries, now_us());
         loop {
-            let mut story = Story::new(self.upstream.form());
-            let broken = match self.attempt(request, &mut story) {
+            let mut attempt = Attempt::new(self.upstream);
+            let broken = match self.attempt(request, &mut attempt) {
                 Ok(()) => return Ok(()),
                 Err(broken) => broken,
             };
-            let Broken::Again { failure, retry_after } = broken else { return Err((broken, Some(story))) };
+            let usage = attempt.events.story().usage();
+            let Broken::Again { failure, retry_after } = broken else { return Err((broken, usage)) };
             let pause = if self.token_came { None } else { retries.next(retry_after) };
             let Some(pause) = pause else {
                 let failure = match retry_after {
                     Some(wait) if wait > RETRY_AFTER_MAX => asked_too_much(failure, wait),
                     _ => failure,
                 };
-                return Err((Broken::Failed(failure), Some(story)));
+                return Err((Broken::Failed(failure), usage));
             };
-            warn_limited!(
-                code = failure.code,
-                message = failure.message,
-                ?pause,
-                "asking the upstream again"
-            );
+            warn_limited!(%failure, ?pause, "asking the upstream again");
             self.pause(pause).map_err(|broken| (broken, None))?;
         }
     }
 
     /// One request and its answer.
-    fn attempt(&mut self, request: &Request, story: &mut Story) -> Result<(), Broken> {
+    fn attempt(&mut self, request: &Request, attempt: &mut Attempt) -> Result<(), Broken> {
         self.look_around()?;
         let call = Call::begin(self.upstream, request.body.clone())
             .map_err(|error| Broken::Failed(failure("producer_failed", format!("no thread: {error}"))))?;
-        let done = self.follow(&call, story);
+        attempt.heard_at = Instant::now();
+        let done = self.follow(&call, attempt);
         self.cut.push(call.cut());
         done
     }
 
     /// Takes what comes, to the end.
-    fn follow(&mut self, call: &Call, story: &mut Story) -> Result<(), Broken> {
-        let mut parser = SseParser::default();
-        let mut heard_at = Instant::now();
-        let mut has_spoken = false;
+    fn follow(&mut self, call: &Call, attempt: &mut Attempt) -> Result<(), Broken> {
         loop {
             self.look_around()?;
             let patience = self.upstream.patience;
             if !patience.finish.is_zero()
                 && self.event_at.elapsed() >= patience.finish
-                && let Some(reason) = story.finish_reason()
+                && let Some(reason) = attempt.events.story().finish_reason()
             {
-                return self.end(&reason, story);
+                return self.end(&reason, attempt);
             }
-            let Some(piece) = call.next(SLICE) else {
-                let silence = heard_at.elapsed();
-                let allowed = if has_spoken { patience.silence } else { patience.first };
-                if silence >= allowed {
-                    let message = format!("the upstream was silent for {allowed:?}");
-                    return Err(Broken::Failed(failure("upstream_timeout", message)));
-                }
+            let piece = call.next(SLICE);
+            if let Some(came) = attempt.events.foreign(Instant::now()) {
+                return Err(attempt.malformed(&came));
+            }
+            let Some(piece) = piece else {
+                self.check_patience(attempt)?;
                 continue;
             };
-            heard_at = Instant::now();
-            has_spoken = true;
             let is_over = match piece {
-                Piece::Body(bytes) => self.take(&bytes, &mut parser, story)?,
-                other => return self.finish(other, &mut parser, story),
+                Piece::Head(head) => {
+                    attempt.head = head;
+                    if let Some(encoding) = &attempt.head.encoding {
+                        let encoding = visible::line(encoding.get(..100).unwrap_or(encoding));
+                        return Err(attempt.malformed(&format!("Content-Encoding: {encoding}")));
+                    }
+                    false
+                }
+                Piece::Body(bytes) => {
+                    attempt.heard_at = Instant::now();
+                    self.take(&bytes, attempt)?
+                }
+                other => return self.finish(other, attempt),
             };
             self.flush()?;
             if is_over {
@@ -215,11 +232,21 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
+    /// Whether the upstream may be silent for so long.
+    fn check_patience(&self, attempt: &Attempt) -> Result<(), Broken> {
+        let patience = self.upstream.patience;
+        let allowed = if attempt.events.count() > 0 { patience.silence } else { patience.first };
+        if attempt.heard_at.elapsed() < allowed {
+            return Ok(());
+        }
+        Err(Broken::Failed(failure("upstream_timeout", format!("the upstream was silent for {allowed:?}"))))
+    }
+
     /// The events that these bytes complete; whether the answer is over.
-    fn take(&mut self, bytes: &[u8], parser: &mut SseParser, story: &mut Story) -> Result<bool, Broken> {
-        let pushed = parser.push(bytes);
-        while let Some(event) = parser.next() {
-            if self.pass_on(&event, story)? {
+    fn take(&mut self, bytes: &[u8], attempt: &mut Attempt) -> Result<bool, Broken> {
+        let pushed = attempt.events.push(bytes, Instant::now());
+        while let Some(heard) = attempt.events.next() {
+            if self.pass_on(heard, attempt)? {
                 return Ok(true);
             }
         }
@@ -227,48 +254,64 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Ok(false)
     }
 
-    /// Passes an event on; whether it was the last one.
-    fn pass_on(&mut self, event: &SseEvent, story: &mut Story) -> Result<bool, Broken> {
-        // White space around an object means nothing, and around `[DONE]` it would make it another word.
-        let payload = event.data.trim();
-        // An event without data keeps a connection alive.
-        if payload.is_empty() {
-            return Ok(false);
-        }
+    /// Passes on what an event gives; whether it was the last one.
+    fn pass_on(&mut self, heard: Heard, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
-        let meaning = story.read(payload);
+        let (record, meaning) = match heard {
+            Heard::Failed(failure) => return Err(Broken::Failed(failure)),
+            Heard::Raw(record, meaning) => (record, meaning),
+        };
         self.token_came |= matches!(meaning, Meaning::Content | Meaning::Terminal);
-        self.producer.pass_raw(Record { form: story.form(), json: payload.to_owned() }, meaning);
+        self.producer.pass_raw(record, meaning);
         if self.producer.is_full() {
             self.flush()?;
         }
-        Ok(meaning == Meaning::Terminal)
+        match attempt.events.story().failure() {
+            Some(failure) if meaning == Meaning::Terminal => {
+                self.flush()?;
+                Err(Broken::Told(failure.clone()))
+            }
+            _ => Ok(meaning == Meaning::Terminal),
+        }
     }
 
     /// What comes of the last piece.
-    fn finish(&mut self, piece: Piece, parser: &mut SseParser, story: &mut Story) -> Result<(), Broken> {
+    fn finish(&mut self, piece: Piece, attempt: &mut Attempt) -> Result<(), Broken> {
         let again =
             |code, message: String| Broken::Again { failure: failure(code, message), retry_after: None };
-        match piece {
+        let broken = match piece {
             Piece::Refused(refusal) => return Err(judge(&refusal)),
             Piece::Unreachable(reason) => return Err(again("upstream_unreachable", reason)),
-            Piece::Body(_) | Piece::Broken(_) | Piece::End => {}
-        }
-        if let Some(event) = parser.finish().ok().flatten().filter(|event| raw::is_whole(&event.data))
-            && self.pass_on(&event, story)?
+            Piece::Malformed(reason) => return Err(attempt.malformed(&reason)),
+            Piece::Broken(reason) => Some(reason),
+            Piece::Head(_) | Piece::Body(_) | Piece::End => None,
+        };
+        if let Some(heard) = attempt.events.finish().ok().flatten()
+            && self.pass_on(heard, attempt)?
         {
             return self.flush();
         }
-        if let Some(reason) = story.finish_reason() {
-            return self.end(&reason, story);
+        if let Some(reason) = attempt.events.story().finish_reason() {
+            return self.end(&reason, attempt);
         }
-        let reason = if let Piece::Broken(reason) = piece { reason } else { "no end was sent".to_owned() };
-        Err(again("upstream_broke_off", format!("the upstream broke off in the middle: {reason}")))
+        match (attempt.events.nothing_heard(), broken) {
+            // An orderly end, so nothing else would come of another attempt.
+            (Some(came), None) => Err(attempt.malformed(&came)),
+            (Some(came), Some(_)) if attempt.events.has_foreign() => Err(attempt.malformed(&came)),
+            (Some(_), Some(reason)) => Err(again(
+                "upstream_broke_off",
+                format!("the upstream broke off before its first event: {reason}"),
+            )),
+            (None, broken) => {
+                let reason = broken.unwrap_or_else(|| "no end was sent".to_owned());
+                Err(again("upstream_broke_off", format!("the upstream broke off in the middle: {reason}")))
+            }
+        }
     }
 
     /// Writes the end that the upstream left unsaid.
-    fn end(&mut self, reason: &str, story: &Story) -> Result<(), Broken> {
-        let usage = story.usage();
+    fn end(&mut self, reason: &str, attempt: &Attempt) -> Result<(), Broken> {
+        let usage = attempt.events.story().usage();
         self.producer.say(|generation, ts| generation.end_with(reason, usage.as_ref(), ts));
         self.flush()
     }
@@ -316,12 +359,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
 /// Whether another attempt may help after such an answer.
 fn judge(refusal: &Refusal) -> Broken {
-    let said = own_words(&refusal.body);
+    let said = match own_words(&refusal.body) {
+        said if said.is_empty() => "no reason given".to_owned(),
+        said => said,
+    };
     let status = refusal.status;
-    if (200..300).contains(&status) {
-        let message = format!("the upstream answered with no event stream: {said}");
-        return Broken::Failed(failure("upstream_malformed", message));
-    }
     let failure = failure("upstream_refused", format!("the upstream answered {status}: {said}"));
     if matches!(status, 408 | 429 | 500..) {
         let now = Duration::from_micros(now_us());
@@ -335,16 +377,6 @@ fn judge(refusal: &Refusal) -> Broken {
 fn asked_too_much(mut failure: Failure, wait: Duration) -> Failure {
     failure.message.push_str(&format!(" (it asks to wait for {} s, which is too long)", wait.as_secs()));
     failure
-}
-
-/// What a body says of an error: its message, or its beginning.
-fn own_words(body: &str) -> String {
-    let parsed: Option<Value> = serde_json::from_str(body).ok();
-    let error = parsed.as_ref().and_then(|body| body.get("error"));
-    let message = error.and_then(|error| error.get("message").unwrap_or(error).as_str());
-    let words = message.unwrap_or(body).trim();
-    let words: String = words.chars().take(MESSAGE_CHARACTERS_MAX).collect();
-    if words.is_empty() { "no reason given".to_owned() } else { words }
 }
 
 #[cfg(test)]
@@ -361,22 +393,15 @@ mod tests {
             let Broken::Again { failure, retry_after } = refused(status, "", Some("2")) else {
                 panic!("{status}")
             };
-            assert_eq!((failure.code, retry_after), ("upstream_refused", Some(Duration::from_secs(2))));
+            assert_eq!((&*failure.code, retry_after), ("upstream_refused", Some(Duration::from_secs(2))));
         }
         for status in [301, 400, 401, 404, 422] {
             assert!(matches!(refused(status, "", None), Broken::Failed(_)), "{status}");
         }
         let body = r#"{"error":{"message":"no such model"}}"#;
-        let Broken::Failed(failure) = refused(200, body, None) else { panic!("a stream was asked for") };
-        assert_eq!(failure.code, "upstream_malformed");
-        assert!(failure.message.ends_with(": no such model"), "{failure:?}");
-    }
-
-    #[test]
-    fn an_upstreams_own_words_are_repeated_within_bounds() {
-        assert_eq!(own_words(r#"{"error":"busy"}"#), "busy");
-        assert_eq!(own_words("  plain "), "plain");
-        assert_eq!(own_words(""), "no reason given");
-        assert_eq!(own_words(&"ä".repeat(2000)).chars().count(), MESSAGE_CHARACTERS_MAX);
+        let Broken::Failed(failure) = refused(404, body, None) else { panic!("it will never pass") };
+        assert!(failure.message.ends_with("404: no such model"), "{failure:?}");
+        let Broken::Failed(failure) = refused(401, " ", None) else { panic!("it will never pass") };
+        assert!(failure.message.ends_with("no reason given"), "{failure:?}");
     }
 }

@@ -30,19 +30,32 @@ const ROOM_WAIT: Duration = Duration::from_millis(500);
 /// What comes of a request, piece by piece.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// More of the event stream.
+    /// The head of an answer whose status is fine; its body follows.
+    Head(Head),
+    /// More of the body.
     Body(Vec<u8>),
     /// Its orderly end.
     End,
-    /// An answer that is no event stream: a status that refuses, or a body of another kind.
+    /// A status that refuses.
     Refused(Refusal),
+    /// What came is not HTTP, or not what its head says.
+    Malformed(String),
     /// No connection could be made.
     Unreachable(String),
     /// The connection broke.
     Broken(String),
 }
 
-/// An answer that is no event stream.
+/// What the head of an answer says of its body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// `Content-Type`.
+    pub(super) kind: Option<String>,
+    /// `Content-Encoding`, unless it is one that was undone.
+    pub(super) encoding: Option<String>,
+}
+
+/// An answer whose status refuses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -129,8 +142,12 @@ fn transfer(agent: &Agent, upstream: &Upstream, body: &str, sender: &Sender<Piec
         Ok(response) => response,
         Err(error) => return failed(&error),
     };
-    if let Some(refusal) = refusal(&response) {
+    if !response.status().is_success() {
+        let refusal = refusal(&response);
         return Piece::Refused(Refusal { body: beginning(response), ..refusal });
+    }
+    if !send(sender, Piece::Head(head(&response))) {
+        return Piece::End;
     }
     let mut reader = response.into_body().into_reader();
     let mut buffer = vec![0; READ_BYTES];
@@ -142,23 +159,36 @@ fn transfer(agent: &Agent, upstream: &Upstream, body: &str, sender: &Sender<Piec
                     return Piece::End;
                 }
             }
+            Err(error) if is_undecodable(&error) => return Piece::Malformed(error.to_string()),
             Err(error) => return Piece::Broken(error.to_string()),
         }
     }
 }
 
-/// What the head says if no event stream follows.
-fn refusal(response: &Response<Body>) -> Option<Refusal> {
-    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let kind = header("content-type").unwrap_or_default().to_ascii_lowercase();
-    let is_stream = !["application/json", "text/html"].iter().any(|other| kind.starts_with(other));
-    if response.status().is_success() && is_stream {
-        return None;
-    }
-    let in_ms = header("retry-after-ms").and_then(|ms| ms.trim().parse::<f64>().ok());
+fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+fn head(response: &Response<Body>) -> Head {
+    let kind = header(response, "content-type").map(ToOwned::to_owned);
+    // The client has undone gzip, and taken the header away with it.
+    let encoding = header(response, "content-encoding").map(str::trim);
+    let encoding =
+        encoding.filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity"));
+    Head { kind, encoding: encoding.map(ToOwned::to_owned) }
+}
+
+fn refusal(response: &Response<Body>) -> Refusal {
+    let in_ms = header(response, "retry-after-ms").and_then(|ms| ms.trim().parse::<f64>().ok());
     let retry_after = in_ms.map(|ms| (ms / 1000.0).to_string());
-    let retry_after = retry_after.or_else(|| header("retry-after").map(ToOwned::to_owned));
-    Some(Refusal { status: response.status().as_u16(), retry_after, body: String::new() })
+    let retry_after = retry_after.or_else(|| header(response, "retry-after").map(ToOwned::to_owned));
+    Refusal { status: response.status().as_u16(), retry_after, body: String::new() }
+}
+
+/// Whether a body is not compressed as its head says. One that ends too early broke off.
+fn is_undecodable(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    matches!(inner, Some(Error::Decompress(_, error)) if error.kind() != std::io::ErrorKind::UnexpectedEof)
 }
 
 fn beginning(response: Response<Body>) -> String {
@@ -183,6 +213,7 @@ fn failed(error: &Error) -> Piece {
             Piece::Unreachable(text)
         }
         Error::ConnectProxyFailed(_) | Error::InvalidProxyUrl => Piece::Unreachable(text),
+        Error::Protocol(_) | Error::Http(_) | Error::LargeResponseHeader(..) => Piece::Malformed(text),
         _ => Piece::Broken(text),
     }
 }

@@ -10,7 +10,7 @@
 //! | `upstream_refused` | answered with another status than 2xx, or still with 408, 429 or 5xx after all attempts |
 //! | `upstream_timeout` | was silent for longer than allowed |
 //! | `upstream_broke_off` | ended in the middle of the answer |
-//! | `upstream_malformed` | sent something that is no event stream |
+//! | `upstream_malformed` | sent something that is no event stream: what it was is in the message |
 
 mod answer;
 mod http;
@@ -26,10 +26,11 @@ use ureq::Agent;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
-pub use answer::{Answer, Failure, Outcome};
+pub use answer::{Answer, Outcome};
 pub use request::{Request, RequestError};
 
 use super::Form;
+use super::events::ExpectedForm;
 
 /// The version of Anthropic's interface that is asked for.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
@@ -90,7 +91,7 @@ pub enum UpstreamError {
 #[derive(Clone)]
 pub struct Upstream {
     url: Uri,
-    form: Form,
+    form: ExpectedForm,
     headers: Vec<(HeaderName, HeaderValue)>,
     patience: Patience,
     roots: Option<RootCerts>,
@@ -104,8 +105,8 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// The server behind `url`. A path that ends in `/messages` means Anthropic's interface, any other an
-    /// OpenAI-compatible one.
+    /// The server behind `url`. It is asked as Anthropic's interface where the path ends in `/messages`, else as an
+    /// OpenAI-compatible one; the form of its answers is that of their first event.
     ///
     /// # Errors
     /// When the URL cannot be used.
@@ -117,15 +118,35 @@ impl Upstream {
         }
         let is_messages = uri.path().trim_end_matches('/').ends_with("/messages");
         let form = if is_messages { Form::Anthropic } else { Form::OpenAi };
-        let fixed = |name: &'static str, value: &'static str| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
-        };
-        let mut headers =
-            vec![fixed("content-type", "application/json"), fixed("accept", "text/event-stream")];
-        if is_messages {
-            headers.push(fixed("anthropic-version", ANTHROPIC_VERSION));
+        let fixed = [
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream"),
+            // A proxy that compresses holds events back until it has enough of them.
+            ("accept-encoding", "identity"),
+        ];
+        let headers =
+            fixed.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let (headers, form) = (headers.into(), ExpectedForm::FirstEvent(form));
+        let mut upstream = Self { url: uri, form, headers, patience, roots: None };
+        upstream.set_version();
+        Ok(upstream)
+    }
+
+    /// The same, asked and read in this form whatever its path and its first event look like.
+    #[must_use]
+    pub fn speaking(mut self, form: Form) -> Self {
+        self.form = ExpectedForm::Fixed(form);
+        self.set_version();
+        self
+    }
+
+    /// Anthropic's interface wants to be told its version.
+    fn set_version(&mut self) {
+        let name = HeaderName::from_static("anthropic-version");
+        self.headers.retain(|(known, _)| *known != name);
+        if self.form.likely() == Form::Anthropic {
+            self.headers.push((name, HeaderValue::from_static(ANTHROPIC_VERSION)));
         }
-        Ok(Self { url: uri, form, headers, patience, roots: None })
     }
 
     /// The same with another header, which replaces one of the same name.
@@ -148,7 +169,7 @@ impl Upstream {
     /// # Errors
     /// When no header can carry it.
     pub fn key(mut self, key: &str) -> Result<Self, UpstreamError> {
-        let (name, value) = match self.form {
+        let (name, value) = match self.form.likely() {
             Form::Anthropic => (HeaderName::from_static("x-api-key"), key.trim().to_owned()),
             _ => (HeaderName::from_static("authorization"), format!("Bearer {}", key.trim())),
         };
@@ -180,7 +201,7 @@ impl Upstream {
 
     /// The form of its answers.
     #[must_use]
-    pub const fn form(&self) -> Form {
+    pub const fn form(&self) -> ExpectedForm {
         self.form
     }
 
@@ -219,17 +240,22 @@ mod tests {
     fn the_path_tells_the_interface() {
         let upstream = |url| Upstream::new(url, Patience::default());
         let chat = upstream("http://localhost:1/v1/chat/completions").unwrap();
-        assert!(chat.is_chat() && chat.form() == Form::OpenAi);
+        assert!(chat.is_chat() && chat.form() == ExpectedForm::FirstEvent(Form::OpenAi));
         assert!(!upstream("https://api.openai.com/v1/responses").unwrap().is_chat());
         let messages = upstream("https://api.anthropic.com/v1/messages").unwrap().key(" k \n").unwrap();
         let header = |name: &str| {
             let find = messages.headers.iter().find(|(known, _)| known == name);
             find.map(|(_, value)| value.to_str().unwrap().to_owned())
         };
-        assert_eq!(messages.form(), Form::Anthropic);
+        assert_eq!(messages.form(), ExpectedForm::FirstEvent(Form::Anthropic));
         assert_eq!(header("x-api-key").as_deref(), Some("k"));
         assert_eq!(header("anthropic-version").as_deref(), Some(ANTHROPIC_VERSION));
         assert!(!format!("{messages:?}").contains("api-key"));
+        let named = upstream("http://h/v1/proxy").unwrap().speaking(Form::Anthropic).key("k").unwrap();
+        let names: Vec<&str> = named.headers.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names.contains(&"anthropic-version") && names.contains(&"x-api-key"), "{names:?}");
+        let named = upstream("http://h/v1/messages").unwrap().speaking(Form::OpenAi).key("k").unwrap();
+        assert!(named.headers.iter().all(|(name, _)| name != "anthropic-version" && name != "x-api-key"));
         for bad in ["", "localhost:1/x", "ftp://h/x", "/v1", "http://"] {
             assert!(matches!(upstream(bad), Err(UpstreamError::Url(_))), "{bad}");
         }

@@ -1,0 +1,258 @@
+//! The body of a model server's answer → the raw entries that are written of it. Pure.
+//!
+//! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with what it means for the
+//! generation. An event of the type `error` is a failure whatever its data is: where the data would not say so by
+//! itself, it is told apart. As long as no event has come, [`ProviderEvents::foreign`] tells what came instead.
+
+use std::time::Instant;
+
+use super::preamble::Preamble;
+use super::raw::{self, Meaning, Story};
+use super::sse::{SseError, SseEvent, SseParser};
+use super::words::{one_line, own_words};
+use super::{Failure, Form, Record};
+
+/// What form the events are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpectedForm {
+    /// This one: somebody said so.
+    Fixed(Form),
+    /// What the first event looks like; this one where it could be either.
+    FirstEvent(Form),
+}
+
+impl ExpectedForm {
+    /// The form where no event has come yet.
+    #[must_use]
+    pub const fn likely(self) -> Form {
+        match self {
+            Self::Fixed(form) | Self::FirstEvent(form) => form,
+        }
+    }
+}
+
+/// What one event gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// An entry, and what it means for the generation.
+    Raw(Record, Meaning),
+    /// The server says that it failed, in words that the entry's form does not know.
+    Failed(Failure),
+}
+
+/// Reads one body, piece by piece.
+#[derive(Debug)]
+pub struct ProviderEvents {
+    parser: SseParser,
+    preamble: Preamble,
+    expected: ExpectedForm,
+    story: Story,
+    /// Events with data so far.
+    count: u64,
+}
+
+impl ProviderEvents {
+    /// A body of which nothing has come.
+    #[must_use]
+    pub fn new(expected: ExpectedForm) -> Self {
+        let story = Story::new(expected.likely());
+        Self { parser: SseParser::default(), preamble: Preamble::default(), expected, story, count: 0 }
+    }
+
+    /// Takes the next bytes; [`ProviderEvents::next`] gives what they complete.
+    ///
+    /// # Errors
+    /// When a line or an event is too long. What was whole before can still be taken.
+    pub fn push(&mut self, bytes: &[u8], now: Instant) -> Result<(), SseError> {
+        if self.count == 0 {
+            self.preamble.push(bytes, now);
+            if self.preamble.has_foreign() {
+                return Ok(());
+            }
+        }
+        self.parser.push(bytes)
+    }
+
+    /// What the next whole event gives.
+    #[allow(clippy::should_implement_trait, reason = "after None more may come with the next bytes")]
+    pub fn next(&mut self) -> Option<Heard> {
+        loop {
+            let event = self.parser.next()?;
+            if let Some(heard) = self.hear(&event) {
+                return Some(heard);
+            }
+        }
+    }
+
+    /// What the event gives that the end of the body cut off, if its data is whole.
+    ///
+    /// # Errors
+    /// When it is too long.
+    pub fn finish(&mut self) -> Result<Option<Heard>, SseError> {
+        if self.preamble.has_foreign() {
+            return Ok(None);
+        }
+        let cut = self.parser.finish()?;
+        Ok(cut
+            .filter(|event| raw::is_whole(&event.data) || is_error(event))
+            .and_then(|event| self.hear(&event)))
+    }
+
+    /// What came in place of an event stream, once that is certain.
+    #[must_use]
+    pub fn foreign(&self, now: Instant) -> Option<String> {
+        (self.count == 0 && self.preamble.is_foreign(now)).then(|| self.preamble.describe())
+    }
+
+    /// What came of a body that is over without an event; `None` where there was one.
+    #[must_use]
+    pub fn nothing_heard(&self) -> Option<String> {
+        (self.count == 0).then(|| self.preamble.describe())
+    }
+
+    /// Whether something came that is no event stream.
+    #[must_use]
+    pub const fn has_foreign(&self) -> bool {
+        self.preamble.has_foreign()
+    }
+
+    /// How many events with data have come.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// What the events amount to.
+    #[must_use]
+    pub const fn story(&self) -> &Story {
+        &self.story
+    }
+
+    fn hear(&mut self, event: &SseEvent) -> Option<Heard> {
+        // White space around an object means nothing, and around `[DONE]` it would make it another word.
+        let payload = event.data.trim();
+        // An event without data keeps a connection alive.
+        if payload.is_empty() {
+            return None;
+        }
+        if self.count == 0
+            && let ExpectedForm::FirstEvent(_) = self.expected
+            && let Some(form) = raw::form_of(payload)
+        {
+            self.story = Story::new(form);
+        }
+        self.count += 1;
+        let follows_end = self.story.follows_end();
+        if !is_error(event) {
+            return Some(self.raw(payload));
+        }
+        let mut told = self.story.clone();
+        match told.read(payload) {
+            Meaning::Terminal if told.failure().is_some() => Some(self.raw(payload)),
+            // A second report of a failure, or a late one: it belongs to the answer that is over.
+            _ if follows_end => None,
+            _ => {
+                self.story.end();
+                Some(Heard::Failed(failure(payload)))
+            }
+        }
+    }
+
+    fn raw(&mut self, payload: &str) -> Heard {
+        let meaning = self.story.read(payload);
+        Heard::Raw(Record { form: self.story.form(), json: payload.to_owned() }, meaning)
+    }
+}
+
+fn is_error(event: &SseEvent) -> bool {
+    event.event == "error" && !event.data.trim().is_empty()
+}
+
+/// What the data of an `error` event says.
+fn failure(payload: &str) -> Failure {
+    let object = payload.starts_with('{').then(|| raw::failure_in(&format!(r#"{{"error":{payload}}}"#)));
+    let (code, said) =
+        object.flatten().map_or((None, None), |failure| (Some(failure.code), Some(failure.message)));
+    let message = said.filter(|said| !said.is_empty()).unwrap_or_else(|| own_words(payload));
+    Failure { code: code.unwrap_or_else(|| raw::PROVIDER_ERROR.into()), message: one_line(&message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(expected: ExpectedForm, body: &str) -> (Vec<Heard>, ProviderEvents) {
+        let mut events = ProviderEvents::new(expected);
+        events.push(body.as_bytes(), Instant::now()).unwrap();
+        let mut heard: Vec<Heard> = std::iter::from_fn(|| events.next()).collect();
+        heard.extend(events.finish().unwrap());
+        (heard, events)
+    }
+
+    fn failed(code: &'static str, message: &str) -> Heard {
+        Heard::Failed(Failure { code: code.into(), message: message.into() })
+    }
+
+    const EITHER: ExpectedForm = ExpectedForm::FirstEvent(Form::OpenAi);
+
+    #[test]
+    fn an_error_event_is_a_failure_whatever_its_data_is() {
+        for (data, expected) in [
+            ("quota exceeded", failed("provider_error", "quota exceeded")),
+            (r#"{"message":"boom","code":"overloaded"}"#, failed("overloaded", "boom")),
+            (r#"{"detail":"boom"}"#, failed("provider_error", "boom")),
+            ("[1]", failed("provider_error", "[1]")),
+            ("[DONE]", failed("provider_error", "[DONE]")),
+            (
+                r#"{"choices":[{"delta":{"content":"a"}}]}"#,
+                failed("provider_error", r#"{"choices":[{"delta":{"content":"a"}}]}"#),
+            ),
+        ] {
+            for end in ["\n\n", ""] {
+                let (heard, events) = heard(EITHER, &format!("event: error\ndata: {data}{end}"));
+                assert_eq!(heard, std::slice::from_ref(&expected), "{data}");
+                assert_eq!(events.count(), 1);
+            }
+        }
+        // Where the data says so itself, it is passed on as it is.
+        for data in [r#"{"error":{"message":"m"}}"#, r#"{"type":"error","error":{"type":"t","message":"m"}}"#]
+        {
+            let (heard, events) = heard(EITHER, &format!("event: error\ndata: {data}\n\n"));
+            let Heard::Raw(record, Meaning::Terminal) = &heard[0] else { panic!("{heard:?}") };
+            assert_eq!(record.json, data);
+            assert_eq!(events.story().failure().unwrap().message, "m");
+        }
+        // One that follows the end belongs to what is over.
+        let (heard, _) = heard(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
+        assert_eq!(heard.len(), 1);
+    }
+
+    #[test]
+    fn the_first_event_tells_the_form() {
+        let form = |expected, data: &str| {
+            let (heard, _) = heard(expected, &format!(": hi\n\ndata: {data}\n\ndata: {data}\n\n"));
+            let Heard::Raw(record, _) = &heard[1] else { panic!("{heard:?}") };
+            record.form
+        };
+        let messages = r#"{"type":"message_start","message":{}}"#;
+        let chat = r#"{"choices":[{"delta":{"content":"a"}}]}"#;
+        assert_eq!(form(EITHER, messages), Form::Anthropic);
+        assert_eq!(form(ExpectedForm::FirstEvent(Form::Anthropic), chat), Form::OpenAi);
+        assert_eq!(form(ExpectedForm::FirstEvent(Form::Anthropic), r#"{"type":"x"}"#), Form::Anthropic);
+        assert_eq!(form(EITHER, r#"{"type":"response.created","response":{}}"#), Form::OpenAi);
+        assert_eq!(form(ExpectedForm::Fixed(Form::OpenAi), messages), Form::OpenAi);
+        assert_eq!(form(ExpectedForm::Fixed(Form::Anthropic), chat), Form::Anthropic);
+    }
+
+    #[test]
+    fn a_body_without_events_is_described() {
+        let (heard, events) = heard(EITHER, r#"{"error":{"message":"no key"}}"#);
+        assert!(heard.is_empty());
+        assert_eq!(events.foreign(Instant::now()).as_deref(), Some("no key"));
+        let (_, events) = self::heard(EITHER, ": hi\n\n");
+        assert_eq!((events.foreign(Instant::now()), events.has_foreign()), (None, false));
+        assert!(events.nothing_heard().unwrap().contains("only: : hi"));
+        let (_, events) = self::heard(EITHER, "data: [DONE]\n\n{\n");
+        assert_eq!((events.foreign(Instant::now()), events.nothing_heard()), (None, None));
+    }
+}
