@@ -1,15 +1,28 @@
 //! The one door to stdout and stderr of the commands.
 //!
+//! Messages often quote what came from outside: a provider's code, a server's words, a name. So [`note`] and [`tell`]
+//! show control characters instead of passing them on, whatever the message is. A command whose output is data or made
+//! for a terminal writes it with [`write_to`] and sees to that itself.
+//!
 //! A reader that went away (`llm-bridge tail … | head`) is no failure: it ends the command quietly.
 
 use std::io::{ErrorKind, Write};
 
 use super::CliError;
+use crate::visible;
 
-/// Writes to stdout at once.
+/// Writes lines for people to stdout, at once.
 ///
 /// # Errors
 /// When nobody reads any more, or the device refuses.
+pub(crate) fn tell(text: &str) -> Result<(), CliError> {
+    write_to(&mut std::io::stdout().lock(), &visible::text(text))
+}
+
+/// Writes to stdout, at once and as it is.
+///
+/// # Errors
+/// As [`tell`].
 pub(crate) fn write(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), text)
 }
@@ -17,7 +30,7 @@ pub(crate) fn write(text: &str) -> Result<(), CliError> {
 /// Writes at once to what stands for stdout.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`tell`].
 pub(crate) fn write_to(out: &mut dyn Write, text: &str) -> Result<(), CliError> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
@@ -26,9 +39,9 @@ pub(crate) fn write_to(out: &mut dyn Write, text: &str) -> Result<(), CliError> 
     })
 }
 
-/// Writes to stderr, as far as it goes: there is no other place to complain.
+/// Writes lines for people to stderr, as far as it goes: there is no other place to complain.
 pub(crate) fn note(text: &str) {
-    std::io::stderr().lock().write_all(text.as_bytes()).ok();
+    std::io::stderr().lock().write_all(visible::text(text).as_bytes()).ok();
 }
 
 #[cfg(test)]

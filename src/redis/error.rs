@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::resp::Malformed;
+use crate::visible;
 
 /// The longest error message that is kept of a reply, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -82,9 +83,10 @@ pub struct ServerError {
     pub message: String,
 }
 
+/// On one line, without control characters: it is for logs and terminals.
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.code, self.message)
+        write!(f, "{} {}", self.code, visible::line(&self.message))
     }
 }
 

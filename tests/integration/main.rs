@@ -71,6 +71,7 @@ mod waiting;
 
 /// One WebSocket for many streams.
 mod multiplex;
+mod no_events;
 
 /// What a client may say on a WebSocket.
 mod messages;

@@ -272,6 +272,35 @@ fn tail_in_a_pipe_passes_the_text_on_without_colours() {
 }
 
 #[test]
+fn tail_obeys_no_error_either() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let object = "{\"type\":\"mine\",\"x\":\n\"\u{9b}2J\u{202e}\"}";
+    producer.write_text(object);
+    producer.write(
+        &json!({"type": "error", "code": "c\u{1b}]0;x\u{7}\n\u{9b}2J", "message": "m\u{1b}[2J\n[end: stop]"}),
+    );
+    let is_obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    for options in [&[][..], &["--json"], &["--color", "always"]] {
+        let outcome = run(tail(&daemon, "", options), b"");
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(!outcome.stderr.contains(is_obeyed) && !outcome.stdout.contains(is_obeyed), "{outcome:?}");
+        assert!(outcome.stderr.contains("failed: c\u{241b}]0;x\u{2407}\u{240a}\u{fffd}2J\n"), "{outcome:?}");
+        assert!(!outcome.stderr.lines().any(|line| line == "[end: stop]"), "{outcome:?}");
+        if options == ["--json"] {
+            let frames: Vec<Value> =
+                outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let custom = frames.iter().find(|frame| frame["type"] == "custom").unwrap();
+            assert_eq!(custom["data"], serde_json::from_str::<Value>(object).unwrap());
+        }
+    }
+    let url = format!("http://{}/v1/streams/s1/none?wait=0", daemon.public);
+    let missing = run(llm_bridge(&["tail", &url]), b"");
+    assert_eq!(missing.stderr, "llm-bridge: there is no such stream\n");
+}
+
+#[test]
 fn tail_tells_how_fast_an_answer_came() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);

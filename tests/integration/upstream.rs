@@ -88,7 +88,13 @@ fn an_answer_is_passed_on_byte_for_byte() {
     assert_eq!(seen.body["stream"], true);
     assert_eq!(seen.body["stream_options"]["include_usage"], true);
     assert_eq!(seen.body["model"], "gpt");
-    for header in ["authorization: bearer secret", "x-team: a", "accept: text/event-stream"] {
+    let expected = [
+        "authorization: bearer secret",
+        "x-team: a",
+        "accept: text/event-stream",
+        "accept-encoding: identity",
+    ];
+    for header in expected {
         assert!(seen.head.contains(header), "{}", seen.head);
     }
     assert!(!outcome.stderr.contains("secret"));
@@ -173,7 +179,9 @@ fn what_goes_wrong_later_ends_the_answer() {
     assert_eq!(entries, ["start", "error upstream_malformed"]);
     let error = r#"{"error":{"message":"overloaded"}}"#;
     let (outcome, entries, _) = asked(vec![vec![head(), event(&token("a")), event(error)]], &[]);
-    assert_eq!((outcome.code, entries), (Some(0), started(&[&token("a"), error])));
+    // The stream says in the server's words that the answer failed, and so does the exit status.
+    assert_eq!((outcome.code, entries), (Some(1), started(&[&token("a"), error])));
+    assert!(outcome.stderr.contains("provider_error: overloaded"), "{outcome:?}");
 }
 
 #[test]
@@ -203,6 +211,8 @@ fn wrong_usage_is_named_before_anything_is_written() {
         (vec!["--url", url, "--request", "-", "--key-env", "NOT_SET"], REQUEST),
         (vec!["--url", url, "--request", "-", "--header", "nonsense"], REQUEST),
         (vec!["--url", url, "--request", "-", "--silence-timeout", "0"], REQUEST),
+        (vec!["--url", url, "--request", "-", "--from", "text"], REQUEST),
+        (vec!["--url", url, "--request", "-", "--from", "jsonl"], REQUEST),
     ] {
         let outcome = run(produce(&redis, &arguments), input.as_bytes());
         assert_eq!(outcome.code, Some(2), "{arguments:?}: {outcome:?}");

@@ -4,7 +4,7 @@
 
 use clap::Args;
 
-use super::output::write;
+use super::output::tell;
 use super::{CliError, Shared};
 use crate::config::Config;
 use crate::redis::rights::{self, Rights};
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Check) -> Result<(), CliError> {
             Weight::Unfit => "WRONG  ",
             Weight::Outage => "DOWN   ",
         };
-        write(&format!("{mark} {text}\n"))?;
+        tell(&format!("{mark} {text}\n"))?;
     }
     verdict(&findings)
 }

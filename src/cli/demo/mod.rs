@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use self::child::Child;
 use self::player::Player;
-use super::output::{note, write};
+use super::output::{note, tell};
 use super::stop::patient_stop_flag;
 use super::{CliError, Shared};
 use crate::config::Config;
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
     let stopping = patient_stop_flag()?;
     let mut stage = Stage::build(args, config)?;
     let shown = stage.wait_ready(&stopping).and_then(|ready| match ready {
-        true => write(&stage.introduction()).and_then(|()| stage.play(&stopping)),
+        true => tell(&stage.introduction()).and_then(|()| stage.play(&stopping)),
         false => Ok(()),
     });
     note("\nllm-bridge demo: stopping\n");

@@ -1,6 +1,7 @@
 //! `llm-bridge produce`: stdin, or the answer of a model's server, into a stream.
 
 mod feed;
+mod input;
 
 use std::fs::File;
 use std::io::Read as _;

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::render::{Frame, Output, Renderer};
+use crate::visible;
 
 /// How a stream ended for its follower.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,10 +73,12 @@ impl Follower {
 
     /// What a close code means (1005 and 1006 stand for none).
     pub(crate) fn closed(&self, code: u16, reason: &str) -> Next {
+        let reason = visible::line(reason);
         let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         match code {
             1000 => Next::Over(self.ending.clone().unwrap_or(Ending::Complete)),
-            4404 => Next::GiveUp(format!("no such stream{said}")),
+            4404 if reason.is_empty() => Next::GiveUp("there is no such stream".to_owned()),
+            4404 => Next::GiveUp(reason.into_owned()),
             1008 | 1009 | 4401 | 4403 => Next::GiveUp(format!("refused with {code}{said}")),
             _ => Next::Again { reason: format!("closed with {code}{said}"), wait: None },
         }
@@ -84,7 +87,7 @@ impl Follower {
     /// What an HTTP answer instead of an upgrade means.
     pub(crate) fn refused(status: u16, body: &[u8], retry_after: Option<&str>) -> Next {
         let said = serde_json::from_slice::<serde_json::Value>(body).ok();
-        let said = said.as_ref().and_then(|value| value["error"]["message"].as_str());
+        let said = said.as_ref().and_then(|value| value["error"]["message"].as_str()).map(visible::line);
         let text = said.map_or_else(|| format!("HTTP {status}"), |said| format!("HTTP {status}: {said}"));
         match status {
             408 | 429 | 500..=599 => {
@@ -151,6 +154,11 @@ mod tests {
         for code in [1008, 1009, 4401, 4403, 4404] {
             assert!(matches!(follower.closed(code, "why"), Next::GiveUp(_)), "{code}");
         }
+        let missing = Next::GiveUp("there is no such stream".into());
+        assert_eq!(follower.closed(4404, "there is no such stream"), missing);
+        assert_eq!(follower.closed(4403, "a\x1b[2J\nb"), Next::GiveUp("refused with 4403: a␛[2J␊b".into()));
+        let body = br#"{"error":{"message":"\u001b]0;x"}}"#;
+        assert_eq!(Follower::refused(400, body, None), Next::GiveUp("HTTP 400: ␛]0;x".into()));
         let body = br#"{"error":{"code":"draining","message":"going down"}}"#;
         let expected =
             Next::Again { reason: "HTTP 503: going down".into(), wait: Some(Duration::from_secs(2)) };

@@ -22,6 +22,7 @@ use self::render::{Frame, Look, Renderer};
 use super::output::{note, write_to};
 use super::{CliError, Shared};
 use crate::redis::Backoff;
+use crate::visible;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,7 +91,9 @@ pub(crate) fn run(args: &Tail) -> Result<(), CliError> {
         Session { address, follower: Follower::new(after, renderer), json: args.json, out: &mut out };
     match session.run()? {
         Ending::Complete => Ok(()),
-        Ending::Failed(code) => Err(CliError::Failed(format!("the generation failed: {code}"))),
+        Ending::Failed(code) => {
+            Err(CliError::Failed(format!("the generation failed: {}", visible::line(&code))))
+        }
     }
 }
 
@@ -183,7 +186,8 @@ impl Session<'_> {
         };
         let Some(output) = self.follower.frame(&frame) else { return Ok(()) };
         if self.json {
-            return write_to(self.out, &format!("{json}\n"));
+            // A program reads the same value; a terminal is not asked to obey what is in it.
+            return write_to(self.out, &format!("{}\n", visible::json(json)));
         }
         if !output.text.is_empty() {
             write_to(self.out, &output.text)?;
@@ -303,7 +307,7 @@ mod tests {
         let (_, _, ending) = follow(&[Act::Close(&[OPEN, ERROR], 1000)], false);
         assert_eq!(ending.unwrap(), Ending::Failed("c".to_owned()));
         let (_, _, ending) = follow(&[Act::Close(&[], 4404)], false);
-        assert!(ending.unwrap_err().to_string().contains("no such stream"));
+        assert_eq!(ending.unwrap_err().to_string(), "there is no such stream");
         let (_, _, ending) = follow(&[Act::Refuse(403)], false);
         assert_eq!(ending.unwrap_err().to_string(), "HTTP 403");
     }
@@ -312,5 +316,9 @@ mod tests {
     fn json_is_passed_on_line_by_line() {
         let (shown, _, _) = follow(&[Act::Close(&[OPEN, HEL, END], 1000)], true);
         assert_eq!(shown, format!("{OPEN}\n{HEL}\n{END}\n"));
+        const UNRULY: &str = "{\"type\":\"custom\",\"id\":\"2-0\",\"data\":{\"a\":\n\"\u{9b}2J\u{7f}\"}}";
+        let (shown, _, _) = follow(&[Act::Close(&[UNRULY, END], 1000)], true);
+        let data = r#"{"a": "\u009b2J\u007f"}"#;
+        assert_eq!(shown, format!("{{\"type\":\"custom\",\"id\":\"2-0\",\"data\":{data}}}\n{END}\n"));
     }
 }

@@ -1,7 +1,8 @@
 //! Frames → what a person reads: text on stdout, news about the stream on stderr. Pure.
 //!
 //! What a model says is not trusted: on a terminal, control characters are shown instead of obeyed. A pipe gets the text
-//! byte for byte and nothing that is not in it but what sets voices apart.
+//! byte for byte and nothing that is not in it but what sets voices apart. All else that comes from outside (names of
+//! channels and tools, codes, messages, custom objects) is made visible everywhere, as a part of one line.
 
 use std::fmt::Write as _;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::statistics::Statistics;
+use crate::visible;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[22m";
@@ -125,7 +127,8 @@ impl Renderer {
             }
             "skipped" => {
                 let reason = frame.reason.as_deref().unwrap_or("unknown");
-                self.note(&mut out, &format!("skipped one entry ({reason})"));
+                let why = frame.message.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+                self.note(&mut out, &format!("skipped one entry ({reason}{why})"));
             }
             _ => {}
         }
@@ -168,7 +171,7 @@ impl Renderer {
             out.push('\n');
         }
         self.voice = Some(voice);
-        self.write(label, false, out);
+        self.write(&visible::line(label), false, out);
     }
 
     /// Ends what the present voice says.
@@ -190,7 +193,7 @@ impl Renderer {
             out.push_str(DIM);
         }
         if self.look.terminal {
-            out.extend(text.chars().map(visible));
+            out.push_str(&visible::text(text));
         } else {
             out.push_str(text);
         }
@@ -216,19 +219,7 @@ impl Renderer {
             out.note.push('\n');
             self.mid_line = false;
         }
-        let text: String = text.chars().map(visible).collect();
-        writeln!(out.note, "[{text}]").ok();
-    }
-}
-
-/// A character that a terminal shows and does not obey.
-fn visible(c: char) -> char {
-    match c {
-        '\n' | '\t' => c,
-        '\x7F' => '\u{2421}',
-        c if u32::from(c) < 0x20 => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{FFFD}'),
-        '\u{80}'..='\u{9F}' => '\u{FFFD}',
-        c => c,
+        writeln!(out.note, "[{}]", visible::line(text)).ok();
     }
 }
 
@@ -270,11 +261,26 @@ mod tests {
             &[
                 r#"{"type":"delta","id":"1-0","channel":"reasoning","text":"hm"}"#,
                 r#"{"type":"delta","id":"2-0","text":"a\u001b]0;x\u0007\n"}"#,
-                r#"{"type":"error","id":"3-0","code":"c\u001b","message":"m"}"#,
+                "{\"type\":\"custom\",\"id\":\"3-0\",\"data\":{\"a\":\n\"\u{202e}x\"}}",
+                r#"{"type":"error","id":"4-0","code":"c\u001b","message":"m]\n[end: stop\u202e"}"#,
             ],
         );
         assert_eq!(text, "\x1b[2mhm\x1b[22m\n\na␛]0;x␇\n");
-        assert_eq!(notes, "[error: c␛: m]\n[2 tokens]\n");
+        let notes: Vec<&str> = notes.lines().collect();
+        let custom = "[custom: {\"a\":␊\"\u{fffd}x\"}]";
+        assert_eq!(notes, [custom, "[error: c␛: m]␊[end: stop\u{fffd}]", "[2 tokens]"]);
+    }
+
+    #[test]
+    fn names_are_labels_of_one_line_in_a_pipe_too() {
+        let (text, _) = render(
+            false,
+            &[
+                r#"{"type":"delta","id":"1-0","channel":"a\u001b[2J","text":"x\u001b"}"#,
+                r#"{"type":"tool_call","id":"2-0","name":"se\nx","arguments":"\u0007"}"#,
+            ],
+        );
+        assert_eq!(text, "[a␛[2J] x\x1b\n\n→ se␊x(\x07");
     }
 
     #[test]
@@ -329,12 +335,14 @@ mod tests {
                 r#"{"type":"status","state":"degraded"}"#,
                 r#"{"type":"gap","after":"1-0","next":"9-0","lost":null,"reason":"trimmed"}"#,
                 r#"{"type":"skipped","id":"9-0","reason":"malformed"}"#,
+                r#"{"type":"skipped","id":"9-1","reason":"malformed","message":"`text` is missing"}"#,
                 r#"{"type":"of the future"}"#,
             ],
         );
         assert_eq!(
             notes,
-            "\n[degraded]\n[gap: some entries are missing (trimmed)]\n[skipped one entry (malformed)]\n"
+            "\n[degraded]\n[gap: some entries are missing (trimmed)]\n[skipped one entry (malformed)]\n\
+             [skipped one entry (malformed: `text` is missing)]\n"
         );
     }
 }
