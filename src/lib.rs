@@ -16,7 +16,8 @@
 //! | thread | waits for | owns | module |
 //! | --- | --- | --- | --- |
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
-//! | `watcher` | errands, pushes of Redis | lease, names waited for, dead letters, receipts | [`watcher`] |
+//! | `watcher` | errands, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
+//! | `recorder` | its four queues | what is written for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
 //! | `reader-i` | XREADGROUP or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
@@ -50,8 +51,8 @@
 //! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
 //! the memory; the daemon can be killed at any instant.
 //!
-//! `ingest`, `transform`, `deliver` and `watcher` never import each other: they meet in [`event`], [`queue`] and
-//! in [`daemon`], which alone knows them all.
+//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`event`], [`queue`]
+//! and in [`daemon`], which alone knows them all.
 
 // In reading order: the vocabulary,
 pub mod event;
@@ -68,6 +69,7 @@ pub mod thread;
 pub mod turns;
 // Redis and what is read from it,
 pub mod ingest;
+pub mod recorder;
 pub mod redis;
 pub mod watcher;
 // what is made of it and how it is delivered,

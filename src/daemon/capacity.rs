@@ -22,6 +22,27 @@ pub const COMMANDS_MAX: usize = 8192;
 /// for each viewer.
 pub const REQUESTS_MAX: usize = 4096;
 
-/// Errands that wait for the watcher. Waiting viewers are held by the delivery threads at the bound; dead
-/// letters are dropped and counted, cancel requests refused.
+/// Names to be waited for, and looks, that wait for the watcher. Waiting viewers are held by the delivery threads at the
+/// bound; a look is asked for again.
 pub const ERRANDS_MAX: usize = 8192;
+
+/// Requests to cancel that wait for the recorder. At the bounds they are refused.
+pub const CANCELS_MAX: usize = 4096;
+/// Their bytes.
+pub const CANCELS_BYTES_MAX: usize = 4 << 20;
+
+/// Ends of generations that wait for the recorder. At the bounds they are asked for again.
+pub const ENDS_MAX: usize = 4096;
+/// Their bytes.
+pub const ENDS_BYTES_MAX: usize = 4 << 20;
+
+/// Dead letters that wait for the recorder. At the bounds the streams that make more of them wait.
+pub const LETTERS_MAX: usize = 65_536;
+/// Their bytes.
+pub const LETTERS_BYTES_MAX: usize = 16 << 20;
+
+/// Acknowledgements, and ends that are to be acknowledged, that wait for the recorder. At the bounds acknowledgements are
+/// refused.
+pub const RECEIPTS_MAX: usize = 65_536;
+/// Their bytes.
+pub const RECEIPTS_BYTES_MAX: usize = 16 << 20;

@@ -7,7 +7,9 @@ use mio::{Poll, Waker};
 use parking_lot::Mutex;
 
 use super::capacity::{
-    COMMANDS_MAX, ERRANDS_MAX, INBOX_BYTES_MAX, LIVE_BYTES_MAX, REPLAY_BYTES_MAX, REQUESTS_MAX,
+    CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, ERRANDS_MAX, INBOX_BYTES_MAX,
+    LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX, RECEIPTS_MAX, REPLAY_BYTES_MAX,
+    REQUESTS_MAX,
 };
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
@@ -15,13 +17,15 @@ use crate::config::Config;
 use crate::deliver::event_loop::{DeliveryParts, INBOX};
 use crate::deliver::serve::serve;
 use crate::event::message::{
-    Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
-    UnderWay, WATCHER,
+    Control, Errand, LiveBatch, Missed, RECORDER, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest,
+    ToDelivery, UnderWay, WATCHER,
 };
+use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
 use crate::ingest::replay::{Lately, Replay};
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
+use crate::recorder::{RECORDS, Recorder, RecorderParts};
 use crate::redis::{Connector, Keys, Target};
 use crate::security::rate::Rates;
 use crate::stop::Stop;
@@ -41,7 +45,7 @@ pub(super) struct Stops {
     pub(super) delivering: Stop,
     /// Readers, after their last acknowledgements.
     pub(super) acknowledging: Stop,
-    /// The watcher, admin and stats threads.
+    /// The watcher, recorder, admin and stats threads.
     pub(super) rest: Stop,
 }
 
@@ -82,7 +86,7 @@ pub(super) struct Threads {
     pub(super) middle: Vec<Handle>,
     /// Readers.
     pub(super) readers: Vec<Handle>,
-    /// Watcher, admin, stats.
+    /// Watcher, recorder, admin, stats.
     pub(super) rest: Vec<Handle>,
 }
 
@@ -90,7 +94,7 @@ pub(super) struct Threads {
 #[must_use]
 pub(super) fn count(config: &Config) -> usize {
     let threads = &config.threads;
-    threads.readers + threads.replays + threads.transforms + threads.deliveries + 3
+    threads.readers + threads.replays + threads.transforms + threads.deliveries + 4
 }
 
 /// One end of each queue for each thread of a kind.
@@ -159,7 +163,31 @@ struct Queues {
     histories: Lane<ToDelivery>,
     requests: Lane<ReplayRequest>,
     errands: Lane<Errand>,
+    records: Records,
     missed: Vec<Arc<Mutex<Missed>>>,
+}
+
+/// The queues into the recorder, by what it writes.
+struct Records {
+    cancels: Lane<CancelRequest>,
+    ends: Lane<EndGeneration>,
+    letters: Lane<DeadLetter>,
+    receipts: Lane<Receipt>,
+}
+
+impl Records {
+    fn new(registry: &Registry) -> std::io::Result<Self> {
+        let cancels = Weight { bytes_max: CANCELS_BYTES_MAX, weigh: CancelRequest::len_bytes };
+        let ends = Weight { bytes_max: ENDS_BYTES_MAX, weigh: EndGeneration::len_bytes };
+        let letters = Weight { bytes_max: LETTERS_BYTES_MAX, weigh: DeadLetter::len_bytes };
+        let receipts = Weight { bytes_max: RECEIPTS_BYTES_MAX, weigh: Receipt::len_bytes };
+        let cancels = Lane::waking("recorder-cancels", 1, (CANCELS_MAX, cancels), RECORDS)?.gauge(registry);
+        let waker = || cancels.polls.iter().map(|(_, waker)| waker);
+        let ends = Lane::beside("recorder-ends", waker(), (ENDS_MAX, ends)).gauge(registry);
+        let letters = Lane::beside("recorder-letters", waker(), (LETTERS_MAX, letters)).gauge(registry);
+        let receipts = Lane::beside("recorder-receipts", waker(), (RECEIPTS_MAX, receipts)).gauge(registry);
+        Ok(Self { cancels, ends, letters, receipts })
+    }
 }
 
 impl Queues {
@@ -187,6 +215,7 @@ impl Queues {
                 .gauge(registry),
             requests: Lane::plain("replay", 1, REQUESTS_MAX, Weight::NONE).gauge(registry),
             errands: Lane::waking("errands", 1, (ERRANDS_MAX, Weight::NONE), ERRANDS)?.gauge(registry),
+            records: Records::new(registry)?,
             missed: (0..threads.deliveries).map(|_| Arc::default()).collect(),
         })
     }
@@ -241,7 +270,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     middle.extend(builder.replays()?);
     let deliveries = builder.deliveries(public)?;
     // Those who tell of the daemon come last: what they tell of is there.
-    let mut rest = vec![builder.watcher()?, builder.admin(admin)?];
+    let mut rest = vec![builder.watcher()?, builder.recorder()?, builder.admin(admin)?];
     rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
     Ok(Threads { deliveries, under_way, middle, readers, rest })
 }
@@ -269,14 +298,33 @@ impl Builder {
             clock: Arc::clone(&self.clock),
             leased: Arc::clone(&self.leased),
             identity: self.shared.identity.clone(),
-            dlq_max_entries: self.shared.config.redis.dlq_max_entries,
-            receipts_max_entries: self.shared.config.redis.receipts_max_entries,
-            stream: self.shared.config.stream,
             fatal: self.shared.fatal.clone(),
             registry: Arc::clone(&self.shared.registry),
             stop: self.shared.stops.rest.clone(),
         });
         self.spawn("watcher".into(), move || watcher.run())
+    }
+
+    fn recorder(&mut self) -> Result<Handle, DaemonError> {
+        let link = self.connector(RECORDER.into());
+        let records = &mut self.queues.records;
+        let (poll, _) = records.cancels.polls.remove(0);
+        let recorder = Recorder::new(RecorderParts {
+            link,
+            keys: Arc::clone(&self.keys),
+            poll,
+            cancels: records.cancels.receivers.remove(0),
+            ends: records.ends.receivers.remove(0),
+            letters: records.letters.receivers.remove(0),
+            receipts: records.receipts.receivers.remove(0),
+            transforms: self.queues.control.senders.clone(),
+            clock: Arc::clone(&self.clock),
+            redis: self.shared.config.redis.clone(),
+            stream: self.shared.config.stream,
+            registry: Arc::clone(&self.shared.registry),
+            stop: self.shared.stops.rest.clone(),
+        });
+        self.spawn(RECORDER.into(), move || recorder.run())
     }
 
     fn admin(&self, listener: std::net::TcpListener) -> Result<Handle, DaemonError> {
@@ -360,6 +408,9 @@ impl Builder {
                 readers: self.queues.commands.senders.clone(),
                 deliveries: self.queues.ports(),
                 errands: self.queues.errands.senders[0].clone(),
+                ends: self.queues.records.ends.senders[0].clone(),
+                letters: self.queues.records.letters.senders[0].clone(),
+                receipts: self.queues.records.receipts.senders[0].clone(),
                 clock: Arc::clone(&self.clock),
                 stream: self.shared.config.stream,
                 context: context.clone(),
@@ -394,6 +445,8 @@ impl Builder {
                 replays: self.queues.requests.senders[0].clone(),
                 transforms: self.queues.control.senders.clone(),
                 errands: self.queues.errands.senders[0].clone(),
+                cancels: self.queues.records.cancels.senders[0].clone(),
+                receipts: self.queues.records.receipts.senders[0].clone(),
                 rates: Arc::clone(&rates),
                 max_connections: self.shared.max_connections,
                 config: Arc::clone(&self.shared.config),

@@ -29,6 +29,7 @@ use super::viewer::{Hub, Job, Mark, Viewer};
 use crate::config::{Config, NEVER};
 use crate::event::StreamName;
 use crate::event::message::{Control, Errand, Missed, ReplayRequest, Slot, ToDelivery, now_us};
+use crate::event::record::{CancelRequest, Receipt};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender};
 use crate::security::host::HostPolicy;
@@ -90,6 +91,10 @@ pub struct DeliveryParts {
     pub transforms: Vec<Sender<Control>>,
     /// The watcher.
     pub errands: Sender<Errand>,
+    /// Requests to cancel, to be written by the recorder.
+    pub cancels: Sender<CancelRequest>,
+    /// What clients acknowledge, to be written by the recorder.
+    pub receipts: Sender<Receipt>,
     /// What clients may do how often; shared by all delivery threads.
     pub rates: Arc<Mutex<Rates>>,
     /// How many connections all clients may have.
@@ -118,6 +123,8 @@ pub struct Delivery {
     pub(super) replays: Sender<ReplayRequest>,
     pub(super) transforms: Vec<Sender<Control>>,
     pub(super) errands: Sender<Errand>,
+    pub(super) cancels: Sender<CancelRequest>,
+    pub(super) receipts: Sender<Receipt>,
     pub(super) rates: Arc<Mutex<Rates>>,
     max_connections: usize,
     pub(super) hosts: HostPolicy,
@@ -174,7 +181,8 @@ impl Delivery {
     pub(super) fn new(parts: DeliveryParts) -> std::io::Result<(Self, Poll)> {
         let DeliveryParts { index, poll, waker, inbox, history, missed, mut listener, peers, loads, .. } =
             parts;
-        let DeliveryParts { replays, transforms, errands, rates, max_connections, .. } = parts;
+        let DeliveryParts { replays, transforms, errands, cancels, receipts, rates, max_connections, .. } =
+            parts;
         let DeliveryParts { config, registry, draining, stop, .. } = parts;
         let now = Instant::now();
         let sources = poll.registry().try_clone()?;
@@ -194,6 +202,8 @@ impl Delivery {
             replays,
             transforms,
             errands,
+            cancels,
+            receipts,
             rates,
             max_connections,
             hosts: host_policy(&config),

@@ -94,18 +94,14 @@ impl Delivery {
     pub(super) fn control(&mut self, control: Control) {
         let (Control::Attach { stream, .. }
         | Control::Detach { stream, .. }
-        | Control::NothingFollowed { stream, .. }) = &control;
+        | Control::NothingFollowed { stream, .. }
+        | Control::EndAnswered { stream, .. }) = &control;
         let transform = shard(stream, self.transforms.len());
         self.held_controls.push_back((transform, control));
     }
 
     pub(super) fn errand(&mut self, errand: Errand) {
         self.held_errands.push_back(errand);
-    }
-
-    /// An errand that is refused rather than held.
-    pub(super) fn errand_now(&mut self, errand: Errand) -> bool {
-        self.errands.try_send(errand).is_ok()
     }
 
     /// A job is asked again after a pause that grows with its attempts and differs from job to job.

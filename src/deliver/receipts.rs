@@ -11,7 +11,8 @@ use super::message::Refusal;
 use super::streams::Ending;
 use super::taking::{Advice, Generation, Taking};
 use super::viewer::{Stage, Wire};
-use crate::event::message::{Cursor, Errand, Slot, now_us};
+use crate::event::message::{Cursor, Slot, now_us};
+use crate::event::record::{Acked, Receipt};
 use crate::event::{Position, StreamName};
 
 /// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: who answers
@@ -123,7 +124,7 @@ impl Delivery {
     ) -> bool {
         let by = self.connections.get(connection).map(|connection| connection.address.ip().to_string());
         let by = by.unwrap_or_default();
-        self.errand_now(Errand::Acked { stream, id, generation, by, at_us })
+        self.receipts.try_send(Receipt::Acked(Acked { stream, id, generation, by, at_us })).is_ok()
     }
 
     /// Passes on what was held for long enough.

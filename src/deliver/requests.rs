@@ -16,7 +16,8 @@ use super::streams::Ending;
 use super::viewer::{Viewer, Wire, Wish};
 use super::websocket::{Decoder, close};
 use crate::event::StreamName;
-use crate::event::message::{Errand, Slot, WATCHER};
+use crate::event::message::{RECORDER, Slot};
+use crate::event::record::CancelRequest;
 
 /// Reads of one connection in one round, so that a flood does not keep the others waiting.
 const READS_PER_ROUND: usize = 16;
@@ -205,11 +206,11 @@ impl Delivery {
         reason: Option<String>,
         by: String,
     ) -> Result<(), (&'static str, &'static str)> {
-        if self.registry.health().is_down(WATCHER) {
+        if self.registry.health().is_down(RECORDER) {
             let trouble = self.registry.health().trouble().unwrap_or("Redis cannot serve now");
             return Err(("redis_unreachable", trouble));
         }
-        if !self.errand_now(Errand::Cancel { stream, reason, by }) {
+        if self.cancels.try_send(CancelRequest { stream, reason, by }).is_err() {
             return Err(("overloaded", "try again"));
         }
         self.registry.counters().cancels_requested.inc();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 pub use super::clock::{RedisClock, now_us};
 pub use super::errand::Errand;
+use super::record::{EndKind, EndOutcome};
 pub use super::shard::{Fnv, shard};
 use super::{
     AckBoard, After, Entry, EntryId, Frame, Outline, Position, StreamName, StreamState, StreamStatus,
@@ -303,7 +304,7 @@ pub struct Opened {
 /// A live stream's place in its transform thread.
 pub type LiveRef = Slot;
 
-/// What delivery threads ask of a transform thread, and what the watcher answers it.
+/// What delivery threads ask of a transform thread, and what the watcher and the recorder answer it.
 #[derive(Debug)]
 pub enum Control {
     /// Send the stream's live frames to a delivery thread from now on.
@@ -334,6 +335,17 @@ pub enum Control {
         newest: EntryId,
         /// When that was so, ms since 1970.
         redis_ms: u64,
+    },
+    /// The answer to [`EndGeneration`](super::record::EndGeneration).
+    EndAnswered {
+        /// The stream.
+        stream: StreamName,
+        /// The entry after which the end was to be written.
+        newest: EntryId,
+        /// Why it was to be written.
+        kind: EndKind,
+        /// What came of it.
+        outcome: EndOutcome,
     },
 }
 
@@ -496,3 +508,5 @@ pub struct Missed {
 
 /// The name of the watcher's connection, by which its health is known.
 pub const WATCHER: &str = "watcher";
+/// The name of the recorder's connection, by which its health is known.
+pub const RECORDER: &str = "recorder";

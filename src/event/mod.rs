@@ -19,6 +19,7 @@ mod native;
 pub mod notice;
 mod outline;
 mod progress;
+pub mod record;
 mod shard;
 mod state;
 mod wire;

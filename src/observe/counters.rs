@@ -138,6 +138,7 @@ declare! {
         gaps_recreated: "Gaps of streams that were deleted and begun anew.",
         gaps_producer: "Gaps in the numbers that producers gave.",
         gaps_failover: "Gaps of streams that came back with an older end.",
+        grace_ends_written: "Generations ended by an entry because nothing came after their finish reason.",
         producers_lost_written: "Generations given up because their producer was silent.",
         redis_connects: "Connections made to Redis.",
         redis_errors: "Failed connections to and requests of Redis.",

@@ -52,7 +52,7 @@ struct Link {
 pub struct LinkReport {
     /// Whether it works.
     pub up: bool,
-    /// The error, if there is one.
+    /// The error if there is one, or what part of its work Redis refuses.
     pub detail: String,
     /// For how many seconds it has been so.
     pub since_s: f64,
@@ -80,6 +80,12 @@ impl Health {
     /// the first failure, ends the first attempt.
     pub fn redis_works(&self, role: &str) {
         self.set_redis(role, None, "");
+    }
+
+    /// Says that `role` has found Redis well but for what `detail` says, which concerns only some of its work and makes
+    /// nobody unready.
+    pub fn redis_works_but(&self, role: &str, detail: &str) {
+        self.set_redis(role, None, detail);
     }
 
     /// Says that `role` has failed: what is wrong in general, and the error.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::history::{Witness, silence_us};
 use super::{DecodeContext, DropReason, Flaw};
-use crate::event::message::{Errand, ReplayOutcome};
+use crate::event::message::ReplayOutcome;
+use crate::event::record::{DeadLetter, Ended, Receipt};
 use crate::event::{Entry, EntryId, Frame, StreamName};
 use crate::observe::Registry;
 use crate::queue::Sender;
@@ -45,7 +46,7 @@ impl Reported {
 /// Counts what is not delivered, and reports dead letters.
 pub(super) struct Notary<'a> {
     pub(super) registry: &'a Registry,
-    pub(super) errands: &'a Sender<Errand>,
+    pub(super) letters: &'a Sender<DeadLetter>,
     pub(super) reported: &'a mut Reported,
     pub(super) context: &'a DecodeContext,
 }
@@ -67,13 +68,9 @@ impl Witness for Notary<'_> {
         self.registry.counters().entries_undecodable.add(1);
         let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &self.context.names));
         warn_limited!(key: stream; %stream, id = %entry.id, reason, why = message, "an entry cannot be read: it is skipped");
-        let errand = Errand::DeadLetter {
-            stream: stream.clone(),
-            entry: entry.clone(),
-            reason,
-            message: message.into(),
-        };
-        if self.errands.try_send(errand).is_err() {
+        let (stream_name, message) = (stream.clone(), message.into());
+        let letter = DeadLetter { stream: stream_name, entry: entry.clone(), reason, message };
+        if self.letters.try_send(letter).is_err() {
             self.registry.counters().dead_letters_failed.add(1);
             self.reported.forget(stream, entry.id);
             warn_limited!(key: stream; %stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
@@ -94,10 +91,10 @@ impl EndWatch {
         self,
         frames: &[Arc<Frame>],
         redis_us: u64,
-        errands: (&Sender<Errand>, &Registry),
+        receipts: (&Sender<Receipt>, &Registry),
     ) {
         if self.after_us.is_some() {
-            frames.iter().for_each(|frame| tell_end(frame, redis_us, errands));
+            frames.iter().for_each(|frame| tell_end(frame, redis_us, receipts));
         }
     }
 
@@ -106,7 +103,7 @@ impl EndWatch {
         self,
         outcome: &ReplayOutcome,
         redis_us: u64,
-        errands: (&Sender<Errand>, &Registry),
+        receipts: (&Sender<Receipt>, &Registry),
     ) {
         let Some(after_us) = self.after_us else { return };
         let (frames, repeated) = match outcome {
@@ -117,19 +114,19 @@ impl EndWatch {
         for frame in frames.iter().chain(repeated) {
             let ended_us = frame.last.id.ms.saturating_mul(1000);
             if silence_us(frame.last.id, redis_us).is_some_and(|silence| silence < after_us) {
-                tell_end(frame, ended_us, errands);
+                tell_end(frame, ended_us, receipts);
             }
         }
     }
 }
 
-fn tell_end(frame: &Frame, at_redis_us: u64, (errands, registry): (&Sender<Errand>, &Registry)) {
+fn tell_end(frame: &Frame, at_redis_us: u64, (receipts, registry): (&Sender<Receipt>, &Registry)) {
     if !frame.is_terminal() {
         return;
     }
     let (stream, id, generation) = (frame.stream.clone(), frame.last.id, frame.state.generation.clone());
-    if errands.try_send(Errand::Ended { stream, id, generation, at_redis_us }).is_err() {
+    if receipts.try_send(Receipt::Ended(Ended { stream, id, generation, at_redis_us })).is_err() {
         registry.counters().receipts_failed.inc();
-        warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many errands: it is not judged who has acknowledged this answer");
+        warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many receipts at once: it is not judged who has acknowledged this answer");
     }
 }

@@ -22,12 +22,13 @@ use crate::event::message::{
     Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
     RedisClock, ReplayBatch, ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
+use crate::event::record::{DeadLetter, EndGeneration, EndKind, Receipt};
 use crate::event::{EntryId, Frame, FrameBody, StreamName};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
 use crate::stop::Stop;
 use crate::turns::Turns;
-use crate::{error_limited, pulse, warn_limited};
+use crate::{error_limited, pulse};
 
 /// How often silent producers are looked for and measurements published.
 const TICK: Duration = Duration::from_millis(200);
@@ -43,6 +44,9 @@ const ENTRIES_ON_THE_WAY_MAX: usize = 64;
 /// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are not
 /// seen.
 const VIGILS_MAX: usize = 4096;
+
+/// The entry that ends the generation of a producer that is given up.
+const PRODUCER_LOST: &str = r#"{"type":"error","code":"producer_lost","message":"the producer has been silent for too long and was given up"}"#;
 
 /// One delivery thread as seen from here.
 #[derive(Clone)]
@@ -73,8 +77,14 @@ pub struct WorkerParts {
     pub readers: Vec<Sender<ReaderCommand>>,
     /// The delivery threads.
     pub deliveries: Vec<DeliveryPort>,
-    /// What the watcher is asked to do.
+    /// What the watcher is asked to look for.
     pub errands: Sender<Errand>,
+    /// Ends of generations that nobody else writes.
+    pub ends: Sender<EndGeneration>,
+    /// Entries that could not be understood.
+    pub letters: Sender<DeadLetter>,
+    /// Generations that are over and yet to be acknowledged.
+    pub receipts: Sender<Receipt>,
     /// Redis' time.
     pub clock: Arc<RedisClock>,
     /// How producers are judged.
@@ -183,6 +193,8 @@ impl Worker {
                 }
             }
             Control::NothingFollowed { stream, newest, redis_ms } => self.conclude(&stream, newest, redis_ms),
+            // What was written is read like everything else; a silent producer is judged again later.
+            Control::EndAnswered { .. } => {}
         }
     }
 
@@ -305,8 +317,8 @@ impl Worker {
             self.wake_up(live);
             let Self { parts, streams, reported, recorder, ends, .. } = self;
             let Some(found) = streams.get(live) else { continue };
-            let WorkerParts { registry, errands, context, .. } = parts;
-            let mut witness = Notary { registry, errands, reported, context };
+            let WorkerParts { registry, letters, context, .. } = parts;
+            let mut witness = Notary { registry, letters, reported, context };
             let frames =
                 found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
                     Pushed::Dropped(reason) => witness.dropped(reason),
@@ -314,7 +326,7 @@ impl Worker {
                     Pushed::Accepted | Pushed::Old => {}
                 });
             measure(recorder, &parts.registry, &frames, now_us);
-            ends.saw_live(&frames, parts.clock.at(now_us), (&parts.errands, &parts.registry));
+            ends.saw_live(&frames, parts.clock.at(now_us), (&parts.receipts, &parts.registry));
             let passed = found.assembler.position().id;
             if found.is_vigil && frames.iter().any(|frame| frame.is_terminal()) {
                 over.push(live);
@@ -360,8 +372,8 @@ impl Worker {
         let (attached, passed) = (found.attached.clone(), found.assembler.position().id);
         self.wake_up(live);
         measure(&mut self.recorder, &self.parts.registry, &frames, now_us);
-        let (errands, registry) = (&self.parts.errands, &self.parts.registry);
-        self.ends.saw_live(&frames, self.parts.clock.at(now_us), (errands, registry));
+        let (receipts, registry) = (&self.parts.receipts, &self.parts.registry);
+        self.ends.saw_live(&frames, self.parts.clock.at(now_us), (receipts, registry));
         if attached.is_empty() {
             return self.end_unwatched(live);
         }
@@ -407,14 +419,14 @@ impl Worker {
         };
         let redis_us = moment.redis_us;
         let Self { parts, reported, .. } = self;
-        let WorkerParts { registry, errands, context, .. } = parts;
-        let mut witness = Notary { registry, errands, reported, context };
+        let WorkerParts { registry, letters, context, .. } = parts;
+        let mut witness = Notary { registry, letters, reported, context };
         let outcome = conclude(batch, moment, &mut witness);
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
         self.count_frames(&outcome);
-        self.ends.saw_history(&outcome, redis_us, (&self.parts.errands, &self.parts.registry));
+        self.ends.saw_history(&outcome, redis_us, (&self.parts.receipts, &self.parts.registry));
         if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
             // What a search has found so far is kept: from its beginning it might never come to its end.
             let step = match *back {
@@ -468,10 +480,10 @@ impl Worker {
                 // Only who is watched is given up: what nobody watches any more has no end then.
                 Silence::GiveUp(_) if found.is_vigil => forsaken.push(live),
                 Silence::GiveUp(newest) => {
-                    let errand = Errand::GiveUp { stream: found.stream.clone(), newest };
-                    if self.parts.errands.try_send(errand).is_err() {
-                        warn_limited!(key: found.stream; stream = %found.stream, "too many errands: a silent producer is judged again later");
-                    }
+                    let (stream, transform) = (found.stream.clone(), self.parts.index);
+                    let (data, kind) = (PRODUCER_LOST.to_owned(), EndKind::ProducerLost);
+                    // With no room for it, the producer is judged again later.
+                    let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
                 }
             }
         }

@@ -1,48 +1,44 @@
-//! The watcher thread: what concerns the instance as a whole, and no stream's viewers wait for.
+//! The watcher thread: what concerns the instance as a whole.
 //!
 //! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
 //! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
-//! (`waits`); it writes what others want written (`chores`) and who has received what (`receipts`), and it knows Redis'
-//! clock.
+//! (`waits`); it looks whether finishing generations are over (`behind`), and it knows Redis' clock. Everything that is
+//! written for others is the recorder's work, so that nothing here waits for a write but the lease and what belongs to it.
 //!
 //! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
 //! wait for their answer, which delays nothing but what is done here.
 //!
 //! INVARIANT: no reader touches a consumer group unless the lease is held.
 
-mod chores;
+mod behind;
 mod fatal;
 mod groups;
 mod identity;
 mod lease;
 mod news;
-mod receipts;
 mod waits;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 
-use self::chores::{Chore, Context, Done};
+use self::behind::{Question, Questions};
 pub use self::fatal::Fatal;
 use self::groups::Janitor;
 pub use self::identity::{ClaimError, Identity};
 use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
-use self::receipts::{Acked, Desk, Ended, Receipts};
 use self::waits::Waits;
-use crate::config;
 use crate::event::StreamName;
 use crate::event::message::{Control, Errand, RedisClock, ToDelivery, now_us};
 use crate::observe::{self, Registry};
+use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Connector, Keys, RedisError};
 use crate::stop::Stop;
-use crate::{error_limited, info_limited, pulse};
 
 /// The token of the errands' waker in the watcher's poll.
 pub const ERRANDS: Token = Token(1);
@@ -53,12 +49,8 @@ const NEWS: Token = Token(0);
 const RIGHTS: &str = "rights";
 /// How long one wait lasts at most, so that stopping is noticed.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-/// Chores that are held; more stay in their queue.
-const CHORES_MAX: usize = 1024;
-/// Chores done before the watcher looks at anything else.
-const CHORES_PER_TURN: usize = 64;
-/// A chore that could not be done is tried again after this.
-const CHORE_RETRY: Duration = Duration::from_millis(500);
+/// Errands taken before the watcher looks at anything else.
+const ERRANDS_PER_TURN: usize = 1024;
 /// How often rights are looked at while some are missing.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often Redis is asked for its time.
@@ -88,12 +80,6 @@ pub struct WatcherParts {
     pub leased: Arc<AtomicBool>,
     /// Who this instance is.
     pub identity: Identity,
-    /// How many dead letters are kept.
-    pub dlq_max_entries: u64,
-    /// How many receipts are kept.
-    pub receipts_max_entries: u64,
-    /// When generations are judged.
-    pub stream: config::Stream,
     /// How it says that the daemon must not go on.
     pub fatal: Fatal,
     /// Where to count.
@@ -114,7 +100,6 @@ pub struct Watcher {
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
     identity: Identity,
-    dlq_max_entries: u64,
     fatal: Fatal,
     registry: Arc<Registry>,
     stop: Stop,
@@ -128,10 +113,7 @@ pub struct Watcher {
     waits: Waits,
     /// Names that are there and could not be told because an inbox was full.
     untold: Vec<(StreamName, usize)>,
-    chores: VecDeque<Chore>,
-    chores_at: Instant,
-    receipts: Receipts,
-    receipts_at: Instant,
+    questions: Questions,
     clock_at: Instant,
     janitor: Janitor,
     janitor_at: Instant,
@@ -143,8 +125,7 @@ impl Watcher {
     pub fn new(parts: WatcherParts) -> Self {
         let now = Instant::now();
         let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
-        let WatcherParts { transforms, dlq_max_entries, receipts_max_entries, stream, .. } = parts;
-        let WatcherParts { fatal, registry, stop, .. } = parts;
+        let WatcherParts { transforms, fatal, registry, stop, .. } = parts;
         Self {
             link,
             news: NewsLink::new(push, NEWS, now),
@@ -157,7 +138,6 @@ impl Watcher {
             clock,
             leased,
             identity,
-            dlq_max_entries,
             fatal,
             registry,
             stop,
@@ -166,10 +146,7 @@ impl Watcher {
             is_clean: false,
             waits: Waits::new(now),
             untold: Vec::new(),
-            chores: VecDeque::new(),
-            chores_at: now,
-            receipts: Receipts::new(&stream, receipts_max_entries, now),
-            receipts_at: now,
+            questions: Questions::default(),
             clock_at: now,
             janitor: Janitor::default(),
             janitor_at: now + JANITOR_INTERVAL,
@@ -204,12 +181,10 @@ impl Watcher {
         if !self.untold.is_empty() {
             until = now + Duration::from_millis(2);
         }
-        if !self.errands.is_empty() && self.has_room() {
+        if !self.errands.is_empty() || (!self.questions.is_empty() && self.link.is_open()) {
             until = now;
         }
-        let chores_at = (!self.chores.is_empty()).then_some(self.chores_at);
-        let receipts_at = self.receipts.is_busy().then_some(self.receipts_at);
-        for at in [self.waits.next_look(self.news.is_told()), chores_at, receipts_at].into_iter().flatten() {
+        if let Some(at) = self.waits.next_look(self.news.is_told()) {
             until = until.min(at);
         }
         // A name that is to be looked for while Redis is away must not keep the thread awake.
@@ -217,38 +192,18 @@ impl Watcher {
         until.min(self.lease.next_at().max(now)).saturating_duration_since(now).max(least)
     }
 
-    /// Whether more errands are taken.
-    fn has_room(&self) -> bool {
-        self.chores.len() < CHORES_MAX && self.receipts.has_room()
-    }
-
     fn take_errands(&mut self) {
-        while self.has_room()
-            && let Some(errand) = self.errands.try_recv()
-        {
-            match errand {
-                Errand::Wait { stream, delivery } => self.waits.wait(stream, delivery),
-                Errand::Forget { stream, delivery } => {
+        for _ in 0..ERRANDS_PER_TURN {
+            match self.errands.try_recv() {
+                Some(Errand::Wait { stream, delivery }) => self.waits.wait(stream, delivery),
+                Some(Errand::Forget { stream, delivery }) => {
                     self.waits.forget(&stream, delivery);
                     self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
                 }
-                Errand::DeadLetter { stream, entry, reason, message } => {
-                    self.chores.push_back(Chore::DeadLetter { stream, entry, reason, message });
+                Some(Errand::IsOver { stream, newest, transform }) => {
+                    self.questions.add(Question { stream, newest, transform });
                 }
-                Errand::GiveUp { stream, newest } => self.chores.push_back(Chore::GiveUp { stream, newest }),
-                Errand::IsOver { stream, newest, transform } => {
-                    self.chores.push_back(Chore::IsOver { stream, newest, transform });
-                }
-                Errand::Cancel { stream, reason, by } => {
-                    self.chores.push_back(Chore::Cancel { stream, reason, by });
-                }
-                Errand::Acked { stream, id, generation, by, at_us } => {
-                    self.receipts.note_acked(Acked { stream, id, generation, by, at_us });
-                }
-                Errand::Ended { stream, id, generation, at_redis_us } => {
-                    let ended = Ended { stream, id, generation };
-                    self.receipts.note_ended(ended, at_redis_us, self.registry.counters());
-                }
+                None => return,
             }
         }
     }
@@ -317,8 +272,7 @@ impl Watcher {
         self.tend_lease(now)?;
         self.tend_clock(now)?;
         self.look()?;
-        self.do_chores(now)?;
-        self.write_receipts(now)?;
+        self.ask_questions()?;
         if now >= self.janitor_at && self.lease.is_held() {
             self.janitor_at = now + JANITOR_INTERVAL;
             if let Some(link) = self.link.open() {
@@ -406,113 +360,25 @@ impl Watcher {
         Ok(())
     }
 
-    fn do_chores(&mut self, now: Instant) -> Result<(), RedisError> {
-        if now < self.chores_at {
-            return Ok(());
-        }
-        for _ in 0..CHORES_PER_TURN {
-            let Some(chore) = self.chores.front() else { return Ok(()) };
-            let Some(link) = self.link.open() else { return Ok(()) };
-            let redis_us = self.clock.at(now_us());
-            let context = Context { keys: &self.keys, dlq_max_entries: self.dlq_max_entries, redis_us };
-            match chore.perform(link, context) {
-                Ok(done) => self.report(done),
-                Err(error) if error.is_outage() => {
-                    self.chores_at = now + CHORE_RETRY;
-                    // A server that refuses writes still answers: the connection is as good as before.
-                    return if error.server_kind().is_some() { Ok(()) } else { Err(error) };
-                }
-                Err(error) => self.give_up_chore(&error),
-            }
-            self.chores.pop_front();
+    fn ask_questions(&mut self) -> Result<(), RedisError> {
+        let Some(link) = self.link.open().filter(|_| !self.questions.is_empty()) else { return Ok(()) };
+        for (Question { stream, newest, transform }, redis_ms) in self.questions.ask(link, &self.keys)? {
+            // A transform thread that has no room now asks again.
+            let _ =
+                self.transforms[transform].try_send(Control::NothingFollowed { stream, newest, redis_ms });
         }
         Ok(())
     }
 
-    fn write_receipts(&mut self, now: Instant) -> Result<(), RedisError> {
-        if now < self.receipts_at {
-            return Ok(());
-        }
-        let connection = self.link.generation();
-        let Some(link) = self.link.open() else { return Ok(()) };
-        let counters = self.registry.counters();
-        let desk = Desk { keys: &self.keys, clock: &self.clock, counters, now_us: now_us() };
-        match self.receipts.tend(link, connection, desk, now) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.receipts_at = now + CHORE_RETRY;
-                if error.server_kind().is_some() { Ok(()) } else { Err(error) }
-            }
-        }
-    }
-
-    fn report(&self, done: Done) {
-        let counters = self.registry.counters();
-        match (self.chores.front(), done) {
-            (Some(Chore::DeadLetter { .. }), Done::Written) => counters.dead_letters_written.inc(),
-            (Some(Chore::GiveUp { .. }), Done::Written) => counters.producers_lost_written.inc(),
-            (Some(Chore::IsOver { stream, newest, transform }), Done::NothingFollowed(redis_ms)) => {
-                let (stream, newest) = (stream.clone(), *newest);
-                // One that has no room now asks again.
-                let _ = self.transforms[*transform].try_send(Control::NothingFollowed {
-                    stream,
-                    newest,
-                    redis_ms,
-                });
-            }
-            _ => {}
-        }
-    }
-
-    /// Redis refuses a chore for a reason of its own, which trying again would not change.
-    fn give_up_chore(&self, error: &RedisError) {
-        match self.chores.front() {
-            Some(Chore::DeadLetter { stream, entry, .. }) => {
-                self.registry.counters().dead_letters_failed.inc();
-                error_limited!(key: stream; %stream, id = %entry.id, %error, "a dead letter cannot be written");
-            }
-            Some(Chore::GiveUp { stream, .. } | Chore::Cancel { stream, .. }) => {
-                error_limited!(key: stream; %stream, %error, "Redis refuses to write");
-            }
-            Some(Chore::IsOver { stream, .. }) => {
-                error_limited!(key: stream; %stream, %error, "Redis refuses to say whether anything follows");
-            }
-            None => {}
-        }
-    }
-
-    /// Does what was asked before the end, and gives the lease back.
+    /// Gives the lease back.
     fn end(&mut self) {
-        self.take_errands();
-        (self.chores_at, self.receipts_at) = (Instant::now(), Instant::now());
         let result = match self.link.link(Instant::now()) {
-            Some(_) => self.end_at_redis(),
+            Some(link) => self.lease.release(link, &self.keys),
             None => Ok(()),
         };
         if let Err(error) = result {
             tracing::warn!(%error, "the lease could not be given back: it runs out by itself");
         }
         self.leased.store(false, Ordering::Release);
-    }
-
-    fn end_at_redis(&mut self) -> Result<(), RedisError> {
-        while !self.chores.is_empty() && self.chores_at <= Instant::now() {
-            self.do_chores(Instant::now())?;
-        }
-        while self.receipts.is_busy() && self.receipts_at <= Instant::now() {
-            self.write_receipts(Instant::now())?;
-            self.take_errands();
-        }
-        if self.receipts.unjudged() > 0 {
-            let count = self.receipts.unjudged();
-            info_limited!(
-                count,
-                "answers that nobody has acknowledged yet are not judged by this instance any more"
-            );
-        }
-        match self.link.open() {
-            Some(link) => self.lease.release(link, &self.keys),
-            None => Ok(()),
-        }
     }
 }

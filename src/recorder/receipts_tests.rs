@@ -1,5 +1,11 @@
+//! Tests of receipts against a real Redis.
+
+use std::sync::Arc;
+
 use super::*;
 use crate::event::Entry;
+use crate::event::message::RedisClock;
+use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;
 
 const AFTER: Duration = Duration::from_secs(60);
@@ -11,6 +17,7 @@ fn name() -> StreamName {
 /// One instance: its memory and its connection.
 struct Instance {
     receipts: Receipts,
+    sender: Sender<Receipt>,
     link: Link,
     keys: Keys,
     clock: RedisClock,
@@ -29,8 +36,10 @@ impl Instance {
             receipts_after: AFTER,
         };
         let start = Instant::now();
+        let (sender, queue) = queue::bounded("receipts", ENDED_MAX * 2);
         Self {
-            receipts: Receipts::new(&stream, 1000, start),
+            receipts: Receipts::new(queue, &stream, 1000, start),
+            sender,
             link: server.link(),
             keys: Keys::new("llm", "svc", "i"),
             clock: RedisClock::default(),
@@ -42,20 +51,28 @@ impl Instance {
     fn ack(&mut self, id: &str, by: &str) {
         let generation = Some(Arc::new(r"g\u0031".to_owned()));
         let acked = Acked { stream: name(), id: id.parse().unwrap(), generation, by: by.into(), at_us: 5 };
-        self.receipts.note_acked(acked);
+        self.sender.try_send(Receipt::Acked(acked)).unwrap();
     }
 
     fn end(&mut self, ms: u64) {
-        let ended = Ended { stream: name(), id: EntryId::new(ms, 0), generation: None };
-        self.receipts.note_ended(ended, ms * 1000, &self.counters);
+        let (stream, id) = (name(), EntryId::new(ms, 0));
+        let ended = Ended { stream, id, generation: None, at_redis_us: ms * 1000 };
+        self.sender.try_send(Receipt::Ended(ended)).unwrap();
     }
 
     /// A turn at this time; it has been connected for long.
     fn tend(&mut self, now_ms: u64) -> Result<(), RedisError> {
-        let Self { receipts, link, keys, clock, counters, start } = self;
-        let desk = Desk { keys, clock, counters, now_us: now_ms * 1000 };
-        receipts.tend(link, 1, desk, *start)?;
-        receipts.tend(link, 1, desk, *start + REST)
+        for after in [Duration::ZERO, REST] {
+            self.turn(now_ms * 1000, after)?;
+        }
+        Ok(())
+    }
+
+    /// A turn `after` the connection was made.
+    fn turn(&mut self, now_us: u64, after: Duration) -> Result<(), RedisError> {
+        let Self { receipts, link, keys, clock, counters, start, .. } = self;
+        let desk = Desk { keys, clock, counters, now_us, now: *start + after, me: "i" };
+        receipts.tend(link, 1, desk)
     }
 }
 
@@ -116,11 +133,9 @@ fn a_new_connection_rests_before_it_judges() {
     let mut instance = Instance::new(&server);
     instance.end(100);
     instance.ack("7-0", "a");
-    let Instance { receipts, link, keys, clock, counters, start } = &mut instance;
-    let desk = Desk { keys, clock, counters, now_us: u64::MAX / 2 };
-    receipts.tend(link, 9, desk, *start).unwrap();
+    instance.turn(u64::MAX / 2, Duration::ZERO).unwrap();
     assert_eq!(written(&server).len(), 1, "the acknowledgement");
-    receipts.tend(link, 9, desk, *start + REST).unwrap();
+    instance.turn(u64::MAX / 2, REST).unwrap();
     assert_eq!(written(&server).len(), 2);
 }
 
@@ -171,10 +186,14 @@ fn what_is_held_is_bounded() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server);
     (0..=ENDED_MAX as u64).for_each(|ms| instance.end(ms));
+    while instance.receipts.left() > 0 {
+        instance.tend(0).unwrap();
+    }
     assert_eq!((instance.receipts.unjudged(), instance.counters.receipts_failed.get()), (ENDED_MAX, 1));
-    (0..ACKS_MAX).for_each(|_| instance.ack("7-0", "a"));
-    assert!(!instance.receipts.has_room());
-    instance.tend(0).unwrap();
-    assert!(instance.receipts.has_room() && !instance.receipts.is_busy());
+    (0..1000).for_each(|_| instance.ack("7-0", "a"));
+    while instance.receipts.left() > 0 {
+        instance.tend(0).unwrap();
+        assert!(instance.receipts.acks.len() <= ACKS_PER_TRIP);
+    }
     assert!(written(&server).len() >= 1000);
 }

@@ -11,24 +11,23 @@
 //! whoever delivers the end again in time.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::chores::{millis, refusal};
+use super::pause::Pause;
+use super::{Desk, can_be_later, millis, refusal};
 use crate::config;
-use crate::event::message::RedisClock;
+use crate::event::record::{Acked, Ended, Receipt};
 use crate::event::{EntryId, Position, StreamName};
 use crate::json;
 use crate::observe::Counters;
-use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+use crate::queue::Receiver;
+use crate::redis::{Command, Keys, Link, RedisError, Reply};
 use crate::{error_limited, warn_limited};
 
-/// Acknowledgements that are held; more stay in the errands' queue.
-const ACKS_MAX: usize = 1024;
 /// Acknowledgements that are written in one transaction.
 const ACKS_PER_TRIP: usize = 64;
-/// Transactions before the watcher looks at anything else.
-const TRIPS_PER_TURN: usize = 16;
+/// Words of the queue that are heard in one turn.
+const WORDS_PER_TURN: usize = 1024;
 /// Generations that are held until they are judged: some 10 MB.
 const ENDED_MAX: usize = 65_536;
 /// How often a transaction that was overtaken is tried again at once.
@@ -39,37 +38,10 @@ const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// instances has to be written first.
 const REST: Duration = Duration::from_secs(3);
 
-/// A client has everything of a stream up to `id`.
-#[derive(Clone, Debug)]
-pub(super) struct Acked {
-    pub(super) stream: StreamName,
-    pub(super) id: Position,
-    pub(super) generation: Option<Arc<String>>,
-    pub(super) by: String,
-    pub(super) at_us: u64,
-}
-
-/// A generation is over.
-#[derive(Clone, Debug)]
-pub(super) struct Ended {
-    pub(super) stream: StreamName,
-    pub(super) id: EntryId,
-    pub(super) generation: Option<Arc<String>>,
-}
-
-/// What writing needs to know.
-#[derive(Clone, Copy)]
-pub(super) struct Desk<'a> {
-    pub(super) keys: &'a Keys,
-    pub(super) clock: &'a RedisClock,
-    pub(super) counters: &'a Counters,
-    /// Now by this host's clock, µs since 1970.
-    pub(super) now_us: u64,
-}
-
 /// What is to be written, and judged.
-#[derive(Debug)]
 pub(super) struct Receipts {
+    queue: Receiver<Receipt>,
+    pause: Pause,
     after: Duration,
     entries_max: u64,
     acks: VecDeque<Acked>,
@@ -83,8 +55,15 @@ pub(super) struct Receipts {
 }
 
 impl Receipts {
-    pub(super) fn new(stream: &config::Stream, entries_max: u64, now: Instant) -> Self {
+    pub(super) fn new(
+        queue: Receiver<Receipt>,
+        stream: &config::Stream,
+        entries_max: u64,
+        now: Instant,
+    ) -> Self {
         Self {
+            queue,
+            pause: Pause::new("receipts"),
             after: stream.receipts_after,
             entries_max,
             acks: VecDeque::new(),
@@ -96,14 +75,19 @@ impl Receipts {
         }
     }
 
-    /// Whether there is room for another acknowledgement.
-    pub(super) fn has_room(&self) -> bool {
-        self.acks.len() < ACKS_MAX
+    /// What Redis refuses and why, if it does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.pause.trouble()
     }
 
-    /// Whether something can be written now.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.acks.is_empty()
+    /// When there is something to write; generations are judged now and again.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        (!(self.acks.is_empty() && self.queue.is_empty())).then(|| self.pause.next(now))
+    }
+
+    /// How many acknowledgements are not written yet.
+    pub(super) fn left(&self) -> usize {
+        self.acks.len() + self.queue.len()
     }
 
     /// How many generations are yet to be judged.
@@ -111,12 +95,22 @@ impl Receipts {
         self.ended.len()
     }
 
-    pub(super) fn note_acked(&mut self, acked: Acked) {
-        self.acks.push_back(acked);
+    /// Hears what there is, as long as there is room for acknowledgements.
+    fn hear(&mut self, counters: &Counters) {
+        for _ in 0..WORDS_PER_TURN {
+            if self.acks.len() >= ACKS_PER_TRIP {
+                return;
+            }
+            match self.queue.try_recv() {
+                Some(Receipt::Acked(acked)) => self.acks.push_back(acked),
+                Some(Receipt::Ended(ended)) => self.note_ended(ended, counters),
+                None => return,
+            }
+        }
     }
 
-    /// A generation was over at `at_redis_us`; the first word of it counts.
-    pub(super) fn note_ended(&mut self, ended: Ended, at_redis_us: u64, counters: &Counters) {
+    /// A generation is over; the first word of it counts.
+    fn note_ended(&mut self, ended: Ended, counters: &Counters) {
         if self.after.is_zero() {
             return;
         }
@@ -128,7 +122,7 @@ impl Receipts {
         if self.known.insert((ended.stream.clone(), ended.id)) {
             self.number += 1;
             let after_us = u64::try_from(self.after.as_micros()).unwrap_or(u64::MAX);
-            self.ended.insert((at_redis_us.saturating_add(after_us), self.number), ended);
+            self.ended.insert((ended.at_redis_us.saturating_add(after_us), self.number), ended);
         }
     }
 
@@ -141,18 +135,27 @@ impl Receipts {
         link: &mut Link,
         connection: u64,
         desk: Desk<'_>,
-        now: Instant,
     ) -> Result<(), RedisError> {
         if connection != self.connection {
-            (self.connection, self.rests_until) = (connection, now + REST);
+            (self.connection, self.rests_until) = (connection, desk.now + REST);
         }
-        for _ in 0..TRIPS_PER_TURN {
-            if self.acks.is_empty() {
-                break;
-            }
+        self.hear(desk.counters);
+        if !self.pause.is_over(desk.now) {
+            return Ok(());
+        }
+        match self.write(link, desk) {
+            Ok(()) => self.pause.works(),
+            Err(RedisError::Server(error)) => self.pause.refused(&desk.keys.receipts(), &error, desk.now),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+        if !self.acks.is_empty() {
             self.write_acks(link, desk)?;
         }
-        if now < self.rests_until || !self.acks.is_empty() {
+        if desk.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
             return Ok(());
         }
         let redis_us = desk.clock.at(desk.now_us);
@@ -165,7 +168,10 @@ impl Receipts {
                 Ok(Outcome::Written) => desk.counters.receipts_untaken.inc(),
                 Ok(Outcome::Needless) => {}
                 Ok(Outcome::Overtaken) => return Ok(()),
-                Err(error) if can_be_later(&error) => return Err(error),
+                Err(RedisError::Server(error)) if can_be_later(&error) => {
+                    return Err(RedisError::Server(error));
+                }
+                Err(error) if error.server_kind().is_none() => return Err(error),
                 Err(error) => {
                     desk.counters.receipts_failed.inc();
                     error_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, %error, "a receipt cannot be written");
@@ -184,7 +190,8 @@ impl Receipts {
         match self.try_write_acks(link, desk, count) {
             Ok(Outcome::Overtaken) => return Ok(()),
             Ok(_) => desk.counters.receipts_acked.add(count as u64),
-            Err(error) if error.is_outage() => return Err(error),
+            Err(RedisError::Server(error)) if can_be_later(&error) => return Err(RedisError::Server(error)),
+            Err(error) if error.server_kind().is_none() => return Err(error),
             Err(error) => {
                 desk.counters.receipts_failed.add(count as u64);
                 error_limited!(%error, count, "receipts cannot be written");
@@ -231,7 +238,7 @@ impl Receipts {
         keys: &Keys,
         redis_us: u64,
     ) -> Result<Outcome, RedisError> {
-        let Ended { stream, id, generation } = ended;
+        let Ended { stream, id, generation, .. } = ended;
         let (taken, untaken) = (taken(keys, stream), keys.once(&format!("untaken:{stream}:{id}")));
         let words = [id.to_string(), "untaken".to_owned(), String::new()];
         let receipt = self.receipt(keys, (stream, generation.as_deref()), words, redis_us);
@@ -265,11 +272,6 @@ impl Receipts {
         let command = command.args(["stream", stream.as_str(), "id", &id, "generation", &generation]);
         command.args(["status", &status, "by", &by, "at"]).number(at_us)
     }
-}
-
-/// Whether trying again later may help: also where Redis is full.
-fn can_be_later(error: &RedisError) -> bool {
-    error.is_outage() || error.server_kind() == Some(ServerErrorKind::Oom)
 }
 
 /// The marker with the highest id that was acknowledged.

@@ -1,0 +1,165 @@
+//! What the recorder writes down for the other threads.
+//!
+//! Each kind has a queue of its own, weighed in bytes, so that a flood of one never displaces another. The recorder takes
+//! them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
+
+use std::sync::Arc;
+
+use super::{Entry, EntryId, Position, StreamName};
+
+/// What a message costs beside its texts and bytes: itself, its place in the queue, the allocations behind it.
+const MESSAGE_BYTES: usize = 256;
+
+/// A client wants the generation to stop.
+#[derive(Debug)]
+pub struct CancelRequest {
+    /// The stream.
+    pub stream: StreamName,
+    /// The client's words.
+    pub reason: Option<String>,
+    /// Who asks.
+    pub by: String,
+}
+
+impl CancelRequest {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let reason = self.reason.as_ref().map_or(0, String::len);
+        MESSAGE_BYTES + self.stream.as_str().len() + reason + self.by.len()
+    }
+}
+
+/// A generation is to be ended by an entry right after `newest`, if that is still the stream's newest entry. Of all
+/// instances that ask for it exactly one succeeds.
+///
+/// The transform thread is answered by [`Control::EndAnswered`](super::message::Control). The answer may get lost when its
+/// queue is full: then it asks again, and is told that something has followed.
+#[derive(Debug)]
+pub struct EndGeneration {
+    /// The stream.
+    pub stream: StreamName,
+    /// Its newest entry.
+    pub newest: EntryId,
+    /// The terminal entry: a native object in JSON, of the type `end` or `error`.
+    pub data: String,
+    /// Why the generation is ended.
+    pub kind: EndKind,
+    /// The transform thread to be answered.
+    pub transform: usize,
+}
+
+impl EndGeneration {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        MESSAGE_BYTES + self.stream.as_str().len() + self.data.len()
+    }
+}
+
+/// Why a generation is ended by the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndKind {
+    /// Its finish reason has come, and nothing after it for `stream.finish_grace`.
+    Grace,
+    /// Its producer has been silent for `stream.abandon_after`.
+    ProducerLost,
+}
+
+/// What came of an [`EndGeneration`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndOutcome {
+    /// It is in the stream, with this id.
+    Written(EntryId),
+    /// `newest` is not the newest entry any more, or the stream is gone: nothing was written.
+    Followed,
+    /// Redis is away, or refuses it. Where Redis gave no answer at all it may have been written all the same.
+    Unwritten,
+}
+
+/// An entry that could not be processed.
+#[derive(Debug)]
+pub struct DeadLetter {
+    /// Its stream.
+    pub stream: StreamName,
+    /// The entry.
+    pub entry: Entry,
+    /// Why, in a word.
+    pub reason: &'static str,
+    /// What was wrong, and which fields were there.
+    pub message: Box<str>,
+}
+
+impl DeadLetter {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        MESSAGE_BYTES + self.stream.as_str().len() + self.message.len() + self.entry.fields.len_bytes()
+    }
+}
+
+/// What receipts are made of.
+#[derive(Debug)]
+pub enum Receipt {
+    /// A client has everything of a stream up to here.
+    Acked(Acked),
+    /// A generation that this instance watched is over.
+    Ended(Ended),
+}
+
+/// A client has everything of a stream up to `id`.
+#[derive(Clone, Debug)]
+pub struct Acked {
+    /// The stream.
+    pub stream: StreamName,
+    /// What it has.
+    pub id: Position,
+    /// The id of the generation to which that belongs, escaped, where it has one.
+    pub generation: Option<Arc<String>>,
+    /// Who says so.
+    pub by: String,
+    /// When, µs since 1970 by this host's clock.
+    pub at_us: u64,
+}
+
+/// A generation is over.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The stream.
+    pub stream: StreamName,
+    /// The terminal entry.
+    pub id: EntryId,
+    /// The generation's id, escaped, where it has one.
+    pub generation: Option<Arc<String>>,
+    /// When that was, µs since 1970 by Redis' clock.
+    pub at_redis_us: u64,
+}
+
+impl Receipt {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::Acked(acked) => acked.len_bytes(),
+            Self::Ended(ended) => ended.len_bytes(),
+        }
+    }
+}
+
+impl Acked {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let generation = self.generation.as_ref().map_or(0, |generation| generation.len());
+        MESSAGE_BYTES + self.stream.as_str().len() + generation + self.by.len()
+    }
+}
+
+impl Ended {
+    /// What it takes, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let generation = self.generation.as_ref().map_or(0, |generation| generation.len());
+        MESSAGE_BYTES + self.stream.as_str().len() + generation
+    }
+}

@@ -1,0 +1,176 @@
+//! Dead letters: copies of entries that could not be processed, one for each entry however many instances meet it.
+//!
+//! None is left out because there are many, or because Redis is away or full: the queue pushes back on those who meet such
+//! entries. Only where Redis refuses them for a reason that an operator has to mend (a key of another type, a missing
+//! right) the oldest are given up once half of the queue waits: viewers must not wait for operators. That is
+//! counted and logged.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::event::record::DeadLetter;
+use crate::queue::Receiver;
+use crate::redis::{Command, Keys, Link, RedisError, ServerError};
+
+use super::once::{self, Claim};
+use super::pause::Pause;
+use super::{Desk, can_be_later};
+
+/// Letters in hand, beside those in the queue: in number, and in bytes unless it is one.
+const LETTERS_PER_TRIP: usize = 64;
+const TRIP_BYTES: usize = 1 << 20;
+/// How long an entry that is met again is known to have its letter.
+const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// When a letter that another instance has claimed is looked at again.
+const OTHERS_PAUSE: Duration = Duration::from_millis(500);
+
+/// The desk.
+pub(super) struct Letters {
+    queue: Receiver<DeadLetter>,
+    hand: VecDeque<DeadLetter>,
+    hand_bytes: usize,
+    /// Letters that another instance has claimed; they are looked at again at this time.
+    others: VecDeque<DeadLetter>,
+    others_at: Instant,
+    pause: Pause,
+    entries_max: u64,
+}
+
+impl Letters {
+    pub(super) fn new(queue: Receiver<DeadLetter>, entries_max: u64, now: Instant) -> Self {
+        Self {
+            queue,
+            hand: VecDeque::new(),
+            hand_bytes: 0,
+            others: VecDeque::new(),
+            others_at: now,
+            pause: Pause::new("dead letters"),
+            entries_max,
+        }
+    }
+
+    /// What Redis refuses and why, if it does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.pause.trouble()
+    }
+
+    /// When there is something to write.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        if !(self.hand.is_empty() && self.queue.is_empty()) {
+            return Some(self.pause.next(now));
+        }
+        (!self.others.is_empty()).then(|| self.pause.next(now).max(self.others_at))
+    }
+
+    /// How many are not written yet.
+    pub(super) fn left(&self) -> usize {
+        self.hand.len() + self.others.len() + self.queue.len()
+    }
+
+    /// Writes some.
+    ///
+    /// # Errors
+    /// When Redis could not be asked. What is not known to be written stays in hand.
+    pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+        if !self.pause.is_over(desk.now) {
+            return Ok(());
+        }
+        self.take_up(desk.now);
+        if self.hand.is_empty() {
+            return Ok(());
+        }
+        match self.write(link, desk) {
+            Ok(()) => self.pause.works(),
+            Err(RedisError::Server(error)) => self.refused(&error, desk),
+            Err(error) => return Err(error),
+        }
+        self.hand_bytes = self.hand.iter().map(DeadLetter::len_bytes).sum();
+        Ok(())
+    }
+
+    /// Fills the hand.
+    fn take_up(&mut self, now: Instant) {
+        if self.others_at <= now {
+            self.hand.append(&mut self.others);
+        }
+        while self.hand.len() + self.others.len() < LETTERS_PER_TRIP
+            && self.hand_bytes < TRIP_BYTES
+            && let Some(letter) = self.queue.try_recv()
+        {
+            self.hand_bytes += letter.len_bytes();
+            self.hand.push_back(letter);
+        }
+    }
+
+    fn write(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+        let markers: Vec<String> = self.hand.iter().map(|letter| marker(desk.keys, letter)).collect();
+        let claims = once::claim(link, &markers, desk.me)?;
+        let mut ours = Vec::new();
+        for ((letter, claim), marker) in std::mem::take(&mut self.hand).into_iter().zip(claims).zip(markers) {
+            match claim {
+                Claim::Ours => ours.push((letter, marker)),
+                Claim::Written => {}
+                Claim::Others => {
+                    self.others_at = desk.now + OTHERS_PAUSE;
+                    self.others.push_back(letter);
+                }
+            }
+        }
+        let commands: Vec<Command> =
+            ours.iter().map(|(letter, _)| command(desk.keys, letter, self.entries_max)).collect();
+        let replies = match link.call_all(&commands) {
+            Ok(replies) => replies,
+            Err(error) => {
+                self.hand.extend(ours.into_iter().map(|(letter, _)| letter));
+                return Err(error);
+            }
+        };
+        let (mut written, mut refused) = (Vec::new(), None);
+        for ((letter, marker), reply) in ours.into_iter().zip(&replies) {
+            match reply.error() {
+                None => written.push(marker),
+                Some(error) => {
+                    refused.get_or_insert(error);
+                    self.hand.push_back(letter);
+                }
+            }
+        }
+        desk.counters.dead_letters_written.add(written.len() as u64);
+        once::keep(link, written.iter(), MARKER_KEPT)?;
+        refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))
+    }
+
+    fn refused(&mut self, error: &ServerError, desk: Desk<'_>) {
+        self.pause.refused(&desk.keys.dlq(), error, desk.now);
+        if can_be_later(error) || !self.queue.is_half_full() {
+            return;
+        }
+        // Those who make letters would wait for as long as nobody mends it.
+        while self.queue.is_half_full()
+            && let Some(letter) = self.queue.try_recv()
+        {
+            desk.counters.dead_letters_failed.inc();
+            drop(letter);
+        }
+    }
+}
+
+fn marker(keys: &Keys, letter: &DeadLetter) -> String {
+    keys.once(&format!("dead:deliver:{}:{}", letter.stream, letter.entry.id))
+}
+
+fn command(keys: &Keys, letter: &DeadLetter, entries_max: u64) -> Command {
+    let DeadLetter { stream, entry, reason, message } = letter;
+    let command = Command::new("XADD").arg(keys.dlq()).args(["MAXLEN", "~"]).number(entries_max);
+    let command = command.arg("*").arg("stream").arg(stream.as_str()).arg("id").arg(entry.id.to_string());
+    let command =
+        command.args(["reason", reason, "message", message, "processor", "deliver", "attempts", "1"]);
+    match entry.fields.to_json() {
+        Ok(fields) => command.arg("fields").arg(fields),
+        Err(fields_b64) => command.arg("fields_b64").arg(fields_b64),
+    }
+}
+
+#[cfg(test)]
+#[path = "letters_tests.rs"]
+mod tests;

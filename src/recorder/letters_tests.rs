@@ -1,0 +1,134 @@
+//! Tests of the dead letters' desk against a real Redis.
+
+use super::*;
+use crate::event::message::RedisClock;
+use crate::event::{Entry, EntryId, Fields};
+use crate::observe::Counters;
+use crate::queue::{self, Sender, Weight};
+use crate::redis::testing::RedisServer;
+
+/// One instance: its desk and its connection.
+struct Instance {
+    letters: Letters,
+    sender: Sender<DeadLetter>,
+    link: Link,
+    keys: Keys,
+    counters: Counters,
+    name: &'static str,
+    now: Instant,
+}
+
+impl Instance {
+    fn new(server: &RedisServer, name: &'static str) -> Self {
+        let weight = Weight { bytes_max: 64 << 10, weigh: DeadLetter::len_bytes };
+        let (sender, queue) = queue::weighed("letters", 1024, weight, None);
+        let now = Instant::now();
+        Self {
+            letters: Letters::new(queue, 100, now),
+            sender,
+            link: server.link(),
+            keys: Keys::new("llm", "s", name),
+            counters: Counters::default(),
+            name,
+            now,
+        }
+    }
+
+    fn meet(&self, ms: u64, fields: &[(&[u8], &[u8])]) -> bool {
+        let entry = Entry { id: EntryId::new(ms, 1), fields: Fields::from_pairs(fields) };
+        let (stream, message) = ("s/m:1".parse().unwrap(), "why".into());
+        let letter = DeadLetter { stream, entry, reason: "malformed", message };
+        self.sender.try_send(letter).is_ok()
+    }
+
+    fn tend(&mut self) {
+        self.now += Duration::from_secs(60);
+        let clock = RedisClock::default();
+        let Self { letters, link, keys, counters, name, now, .. } = self;
+        let desk = Desk { keys, clock: &clock, counters, now_us: 7, now: *now, me: name };
+        letters.tend(link, desk).unwrap();
+    }
+}
+
+fn letters(server: &RedisServer) -> Vec<Entry> {
+    let range = Command::new("XRANGE").args(["llm:dlq:s", "-", "+"]);
+    server.link().call(&range).unwrap().entries().unwrap()
+}
+
+#[test]
+fn an_entry_has_one_dead_letter_however_many_meet_it() {
+    let server = RedisServer::start(&[]);
+    let mut instances = ["i1", "i2"].map(|name| Instance::new(&server, name));
+    for _ in 0..2 {
+        for instance in &mut instances {
+            instance.meet(5, &[(b"data", b"{\"a\":\"\xc3\xa4\""), (b"x", b"")]);
+            instance.tend();
+        }
+    }
+    let letters = letters(&server);
+    assert_eq!(letters.len(), 1);
+    let text = |field| String::from_utf8(letters[0].fields.get(field).unwrap().to_vec()).unwrap();
+    let fields = ["stream", "id", "reason", "message", "processor", "attempts", "fields"].map(text);
+    assert_eq!(
+        fields,
+        ["s/m:1", "5-1", "malformed", "why", "deliver", "1", r#"{"data":"{\"a\":\"ä\"","x":""}"#]
+    );
+    assert!(instances.iter().all(|instance| instance.letters.left() == 0));
+}
+
+#[test]
+fn a_claim_that_another_instance_left_behind_is_taken_over_when_it_runs_out() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let marker = "llm:once:s:dead:deliver:s/m:1:5-1";
+    server.link().call(&Command::new("SET").args([marker, "dead", "PX", "10000"])).unwrap();
+    instance.meet(5, &[(b"data", b"{")]);
+    instance.tend();
+    instance.tend();
+    assert_eq!((letters(&server).len(), instance.letters.left()), (0, 1), "it is looked at again");
+    server.link().call(&Command::new("DEL").arg(marker)).unwrap();
+    instance.tend();
+    assert_eq!((letters(&server).len(), instance.letters.left()), (1, 0));
+}
+
+#[test]
+fn what_redis_has_no_room_for_is_written_when_it_has() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let config =
+        |value| server.link().call(&Command::new("CONFIG").args(["SET", "maxmemory", value])).unwrap();
+    config("1");
+    let mut met = 0;
+    // The queue is the bound: more has to wait with those who meet it.
+    while instance.meet(met, &[(b"data", &[b'x'; 1000])]) {
+        met += 1;
+        instance.tend();
+    }
+    assert_eq!(instance.letters.left() as u64, met, "none is given up");
+    config("0");
+    while instance.letters.left() > 0 {
+        instance.tend();
+    }
+    assert_eq!(instance.counters.dead_letters_written.get(), met);
+    assert_eq!(instance.counters.dead_letters_failed.get(), 0);
+}
+
+#[test]
+fn what_an_operator_has_to_mend_keeps_nobody_waiting() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    server.link().call(&Command::new("SET").args(["llm:dlq:s", "no stream"])).unwrap();
+    for met in 0..1000 {
+        assert!(instance.meet(met, &[(b"data", &[b'x'; 1000])]), "{met}");
+        instance.tend();
+    }
+    assert!(instance.letters.trouble().is_some_and(|trouble| trouble.contains("llm:dlq:s: WRONGTYPE")));
+    let left = instance.letters.left() as u64;
+    assert_eq!(instance.counters.dead_letters_failed.get(), 1000 - left);
+    server.link().call(&Command::new("DEL").arg("llm:dlq:s")).unwrap();
+    while instance.letters.left() > 0 {
+        instance.tend();
+    }
+    assert_eq!(instance.counters.dead_letters_written.get(), left);
+    assert!(instance.letters.trouble().is_none());
+}

@@ -1,0 +1,238 @@
+//! The recorder thread: everything that is written down in Redis for others, on a connection of its own.
+//!
+//! Requests to cancel (`cancels`), ends of generations that nobody else writes (`ends`), dead letters (`letters`), and
+//! who has received what (`receipts`). Each has a queue of its own, weighed in bytes, and a desk that empties it. A turn gives
+//! every desk one batch in the order of importance: a request to cancel waits for at most one batch of each other kind,
+//! and a flood of them keeps no dead letter waiting for longer than one of its own batches takes.
+//!
+//! Redis may be away, full or misconfigured. Then what somebody waits for is answered so; dead letters and receipts stay in
+//! their queues, whose bounds push back on those who make them, and are written when Redis takes them again. A desk that
+//! Redis refuses rests by itself ([`pause`]): a key of the wrong type stops one desk, not the others.
+//!
+//! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree, the
+//! order of the writes is such that a crash in between repeats something rather than losing it (`once`).
+
+mod cancels;
+mod ends;
+mod letters;
+mod once;
+mod pause;
+mod receipts;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use self::cancels::Cancels;
+use self::ends::Ends;
+use self::letters::Letters;
+use self::receipts::Receipts;
+use crate::config;
+use crate::event::message::{Control, RECORDER, RedisClock, now_us};
+use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
+use crate::observe::{Counters, Registry};
+use crate::pulse;
+use crate::queue::{Receiver, Sender};
+use crate::redis::{Connector, Keys, RedisError, Reply, ServerError, ServerErrorKind, Value};
+use crate::stop::Stop;
+
+/// The token of the queues' waker in the recorder's poll.
+pub const RECORDS: Token = Token(0);
+
+/// How long one wait lasts at most, so that stopping is noticed.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+/// The least wait while Redis is away.
+const AWAY_CHECK: Duration = Duration::from_millis(20);
+
+/// What the recorder works with.
+pub struct RecorderParts {
+    /// Its connection.
+    pub link: Connector,
+    /// The names of the keys.
+    pub keys: Arc<Keys>,
+    /// Its poll, in which the queues wake it as [`RECORDS`].
+    pub poll: Poll,
+    /// Requests to cancel.
+    pub cancels: Receiver<CancelRequest>,
+    /// Generations to be ended.
+    pub ends: Receiver<EndGeneration>,
+    /// Entries that could not be processed.
+    pub letters: Receiver<DeadLetter>,
+    /// What clients acknowledge, and what they are to acknowledge.
+    pub receipts: Receiver<Receipt>,
+    /// Who is told what became of an [`EndGeneration`].
+    pub transforms: Vec<Sender<Control>>,
+    /// What time it is at Redis.
+    pub clock: Arc<RedisClock>,
+    /// How much is kept.
+    pub redis: config::Redis,
+    /// When generations are judged.
+    pub stream: config::Stream,
+    /// Where to count.
+    pub registry: Arc<Registry>,
+    /// When to end.
+    pub stop: Stop,
+}
+
+/// A running recorder.
+pub struct Recorder {
+    link: Connector,
+    keys: Arc<Keys>,
+    poll: Poll,
+    clock: Arc<RedisClock>,
+    registry: Arc<Registry>,
+    stop: Stop,
+    cancels: Cancels,
+    ends: Ends,
+    letters: Letters,
+    receipts: Receipts,
+    me: String,
+}
+
+/// What the desks need to know.
+#[derive(Clone, Copy)]
+struct Desk<'a> {
+    keys: &'a Keys,
+    clock: &'a RedisClock,
+    counters: &'a Counters,
+    /// Now by this host's clock, µs since 1970.
+    now_us: u64,
+    now: Instant,
+    /// What distinguishes this process from all others, also from its former self.
+    me: &'a str,
+}
+
+impl Recorder {
+    /// A recorder that has written nothing yet.
+    #[must_use]
+    pub fn new(parts: RecorderParts) -> Self {
+        let now = Instant::now();
+        let RecorderParts { link, keys, poll, cancels, ends, letters, receipts, transforms, .. } = parts;
+        let RecorderParts { clock, redis, stream, registry, stop, .. } = parts;
+        Self {
+            link,
+            poll,
+            cancels: Cancels::new(cancels),
+            ends: Ends::new(ends, transforms),
+            letters: Letters::new(letters, redis.dlq_max_entries, now),
+            receipts: Receipts::new(receipts, &stream, redis.receipts_max_entries, now),
+            me: format!("{}:{}:{}", keys.instance(), std::process::id(), now_us()),
+            keys,
+            clock,
+            registry,
+            stop,
+        }
+    }
+
+    /// Writes until the daemon stops, and then what is left.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(8);
+        while !self.stop.requested() {
+            pulse::beat();
+            self.turn();
+            let timeout = self.sleep_time(Instant::now());
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "the recorder cannot wait");
+                return;
+            }
+        }
+        self.end();
+    }
+
+    /// One batch of every desk.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        self.link.keep(now);
+        if let Err(error) = self.write(now) {
+            self.link.lost(&error, Instant::now());
+        }
+        if !self.link.is_open() {
+            self.ends.give_up();
+        }
+    }
+
+    fn write(&mut self, now: Instant) -> Result<(), RedisError> {
+        let connection = self.link.generation();
+        let Some(link) = self.link.open() else { return Ok(()) };
+        let counters = self.registry.counters();
+        let desk =
+            Desk { keys: &self.keys, clock: &self.clock, counters, now_us: now_us(), now, me: &self.me };
+        self.cancels.tend(link, desk)?;
+        self.ends.tend(link, desk)?;
+        self.letters.tend(link, desk)?;
+        self.receipts.tend(link, connection, desk)?;
+        self.link.works();
+        self.show();
+        Ok(())
+    }
+
+    /// Tells what Redis refuses. The connection is well: it is no reason to send clients elsewhere.
+    fn show(&self) {
+        let troubles = [self.cancels.trouble(), self.letters.trouble(), self.receipts.trouble()];
+        let troubles: Vec<String> = troubles.into_iter().flatten().collect();
+        self.registry.health().redis_works_but(RECORDER, &troubles.join("; "));
+    }
+
+    fn sleep_time(&self, now: Instant) -> Duration {
+        let next =
+            [self.cancels.next(now), self.ends.next(now), self.letters.next(now), self.receipts.next(now)];
+        let until = next.into_iter().flatten().fold(now + STOP_CHECK, Instant::min);
+        // What waits for Redis to come back must not keep the thread awake.
+        let least = if self.link.is_open() { Duration::ZERO } else { AWAY_CHECK };
+        until.saturating_duration_since(now).max(least)
+    }
+
+    /// Writes what can be written without waiting for Redis to come back.
+    fn end(&mut self) {
+        loop {
+            pulse::beat();
+            self.turn();
+            let now = Instant::now();
+            let next = [
+                self.cancels.next(now),
+                self.ends.next(now),
+                self.letters.next(now),
+                self.receipts.next(now),
+            ];
+            if !self.link.is_open() || next.into_iter().flatten().all(|at| at > now) {
+                break;
+            }
+        }
+        let (letters, receipts) = (self.letters.left(), self.receipts.left());
+        if letters + receipts > 0 {
+            tracing::warn!(letters, receipts, "dead letters and receipts are left that Redis did not take");
+        }
+        if self.receipts.unjudged() > 0 {
+            let count = self.receipts.unjudged();
+            tracing::info!(
+                count,
+                "answers that nobody has acknowledged yet are not judged by this instance any more"
+            );
+        }
+    }
+}
+
+/// Whether Redis may take later what it refuses now: it is not itself, or it is full. Everything else an operator has to
+/// mend: a key of the wrong type, a right that is missing.
+fn can_be_later(error: &ServerError) -> bool {
+    error.kind().is_outage() || error.kind() == ServerErrorKind::Oom
+}
+
+/// Why a transaction did not do all that it should: it was not run, or a command in it failed.
+fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
+    if let Some(error) = replies.iter().find_map(Reply::error) {
+        return Ok(Some(error));
+    }
+    let Some(results) = replies.last().map(Reply::value).transpose()? else { return Ok(None) };
+    Ok(results.as_array().unwrap_or_default().iter().find_map(|result| match result {
+        Value::Error(error) => Some(error.clone()),
+        _ => None,
+    }))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

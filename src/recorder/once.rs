@@ -1,0 +1,99 @@
+//! What is written once however many instances meet it.
+//!
+//! A marker is *claimed* for a few seconds before the thing is written, and *kept* for long afterwards. An instance that
+//! dies in between leaves a claim that runs out: then another one writes, so nothing is lost; where it died between
+//! writing and keeping, the thing is there twice. An instance that finds another's claim comes back later to see what
+//! became of it. Each step touches one key of each thing, and no transaction is needed.
+
+use std::time::Duration;
+
+use crate::redis::{Command, Link, RedisError, Reply};
+
+use super::millis;
+
+/// How long a claim lasts.
+pub(super) const CLAIMED: Duration = Duration::from_secs(10);
+/// How a marker says that the thing is written.
+const WRITTEN: &str = "written";
+
+/// What a claim found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The thing is ours to write.
+    Ours,
+    /// It is written.
+    Written,
+    /// Another instance is about to write it, or has died over it.
+    Others,
+}
+
+/// Claims things by the names of their markers; `me` names this process.
+///
+/// # Errors
+/// When Redis could not be asked, or refuses: what was claimed meanwhile is claimed for as long as a claim lasts, and is
+/// still ours when it is claimed again.
+pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec<Claim>, RedisError> {
+    let mut commands = Vec::with_capacity(markers.len() * 2);
+    for marker in markers {
+        commands.push(Command::new("SET").args([marker, me, "NX", "PX"]).number(millis(CLAIMED)));
+        commands.push(Command::new("GET").arg(marker));
+    }
+    let replies = link.call_all(&commands)?;
+    if let Some(error) = replies.iter().find_map(Reply::error) {
+        return Err(RedisError::Server(error));
+    }
+    let found = |pair: &[Reply]| -> Result<Claim, RedisError> {
+        let holder = &pair[1];
+        if holder.is_null() {
+            // It ran out between the two commands.
+            return Ok(Claim::Others);
+        }
+        let holder = holder.bytes()?;
+        Ok(match &holder[..] {
+            holder if holder == me.as_bytes() => Claim::Ours,
+            holder if holder == WRITTEN.as_bytes() => Claim::Written,
+            _ => Claim::Others,
+        })
+    };
+    replies.chunks_exact(2).map(found).collect()
+}
+
+/// The things are written: their markers say so for as long as `kept`.
+///
+/// # Errors
+/// When Redis could not be asked, or refuses.
+pub(super) fn keep<'a>(
+    link: &mut Link,
+    markers: impl Iterator<Item = &'a String>,
+    kept: Duration,
+) -> Result<(), RedisError> {
+    let set =
+        |marker: &String| Command::new("SET").args([marker.as_str(), WRITTEN, "PX"]).number(millis(kept));
+    let replies = link.call_all(&markers.map(set).collect::<Vec<_>>())?;
+    match replies.iter().find_map(Reply::error) {
+        Some(error) => Err(RedisError::Server(error)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    #[test]
+    fn one_claims_others_wait_and_all_learn_that_it_is_written() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let markers = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(claim(&mut link, &markers[..1], "i1").unwrap(), [Claim::Ours]);
+        assert_eq!(claim(&mut link, &markers, "i2").unwrap(), [Claim::Others, Claim::Ours]);
+        assert_eq!(claim(&mut link, &markers, "i1").unwrap(), [Claim::Ours, Claim::Others], "again");
+        keep(&mut link, markers[..1].iter(), Duration::from_secs(60)).unwrap();
+        assert_eq!(claim(&mut link, &markers, "i2").unwrap(), [Claim::Written, Claim::Ours]);
+        let ttl = |link: &mut Link, key: &str| {
+            link.call(&Command::new("PTTL").arg(key)).unwrap().integer().unwrap()
+        };
+        assert!(ttl(&mut link, "a") > 10_000 && (1..=10_000).contains(&ttl(&mut link, "b")));
+    }
+}

@@ -1,0 +1,58 @@
+//! The rest of a desk that Redis refuses, and what is said of it: once, and then rarely.
+
+use std::time::{Duration, Instant};
+
+use crate::redis::{Backoff, ServerError};
+use crate::{error_limited, info_limited};
+
+/// The pauses between two attempts.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// When a desk may try again, and what keeps it from writing.
+#[derive(Debug)]
+pub(super) struct Pause {
+    what: &'static str,
+    backoff: Backoff,
+    until: Option<Instant>,
+    trouble: Option<String>,
+}
+
+impl Pause {
+    /// `what` is written at this desk, in words for the log.
+    pub(super) const fn new(what: &'static str) -> Self {
+        Self { what, backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, 1), until: None, trouble: None }
+    }
+
+    /// Whether the desk may write now.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    /// When it may, at the earliest.
+    pub(super) fn next(&self, now: Instant) -> Instant {
+        self.until.map_or(now, |until| until.max(now))
+    }
+
+    /// Redis refuses to write to `key`.
+    pub(super) fn refused(&mut self, key: &str, error: &ServerError, now: Instant) {
+        self.until = Some(now + self.backoff.next());
+        let trouble = format!("{key}: {error}");
+        error_limited!(key: trouble; key, %error, "Redis refuses {}: they wait, and are tried again", self.what);
+        self.trouble = Some(trouble);
+    }
+
+    /// Redis takes them.
+    pub(super) fn works(&mut self) {
+        if self.until.take().is_some() {
+            self.backoff.reset();
+            self.trouble = None;
+            info_limited!("Redis takes {} again", self.what);
+        }
+    }
+
+    /// What Redis refuses and why, if it does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.as_ref().map(|trouble| format!("{} wait: {trouble}", self.what))
+    }
+}
