@@ -14,6 +14,7 @@ use super::{
     Auth, Client, Config, Delivery, Fields, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads,
     redis_url,
 };
+use crate::event::KeyPattern;
 
 /// What a configuration depends on beside its own text.
 pub(super) struct Surroundings<'a> {
@@ -88,9 +89,11 @@ impl Checker<'_> {
     }
 
     fn redis(&mut self) -> Redis {
+        let prefix = self.take(&keys::REDIS_PREFIX);
         Redis {
             url: self.redis_url(),
-            prefix: self.take(&keys::REDIS_PREFIX),
+            stream_key: self.stream_key(&prefix),
+            prefix,
             connect_timeout: self.take(&keys::REDIS_CONNECT_TIMEOUT),
             response_timeout: self.take(&keys::REDIS_RESPONSE_TIMEOUT),
             backoff_max: self.take(&keys::REDIS_BACKOFF_MAX),
@@ -102,6 +105,21 @@ impl Checker<'_> {
 
     fn fields(&mut self) -> Fields {
         Fields { text: self.take(&keys::FIELDS_TEXT), kind: self.take(&keys::FIELDS_TYPE) }
+    }
+
+    fn stream_key(&mut self, prefix: &str) -> KeyPattern {
+        let text = self.take(&keys::REDIS_STREAM_KEY);
+        let ours = KeyPattern::of_prefix(prefix);
+        if text.is_empty() {
+            return ours;
+        }
+        KeyPattern::parse(&text, prefix).unwrap_or_else(|error| {
+            let example = "such as \"chat:{session}\" or \"chat:{session}:{model}\"";
+            let problem =
+                Problem::Value { found: format!("{text:?}"), allowed: format!("{error}; {example}") };
+            self.refuse(keys::REDIS_STREAM_KEY.name, problem);
+            ours
+        })
     }
 
     /// The URL with the password in it; a secret file wins over what the configuration shows.

@@ -73,6 +73,10 @@ keys! {
     REDIS_PREFIX: Text = "redis.prefix", Text {
         default: "llm", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
     };
+    /// Empty stands for `<prefix>:stream:{session}:{model}`, which follows the prefix.
+    REDIS_STREAM_KEY: Text = "redis.stream_key", Text {
+        default: "", is_allowed: |_| true, allowed: "a text with {session} in it, or \"\" for the prefix's",
+    };
     /// A handshake takes milliseconds; a lost SYN is sent again after one second.
     REDIS_CONNECT_TIMEOUT: Span = "redis.connect_timeout", Span {
         default: secs(2), min: ms(50), max: secs(60), zero: None,

@@ -30,6 +30,7 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::SERVICE_INSTANCE, &service.instance);
     out.add(&keys::REDIS_URL, &redis_url::masked(&redis.url));
     out.add(&keys::REDIS_PREFIX, &redis.prefix);
+    out.add(&keys::REDIS_STREAM_KEY, &redis.stream_key.to_string());
     out.add(&keys::REDIS_CONNECT_TIMEOUT, &redis.connect_timeout);
     out.add(&keys::REDIS_RESPONSE_TIMEOUT, &redis.response_timeout);
     out.add(&keys::REDIS_BACKOFF_MAX, &redis.backoff_max);

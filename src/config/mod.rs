@@ -20,6 +20,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::event::KeyPattern;
+
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub(crate) use load::hostname;
@@ -72,8 +74,10 @@ pub struct Service {
 pub struct Redis {
     /// `redis://`, `rediss://` or `unix://`, with the password in it.
     pub url: String,
-    /// Begins every key that the daemon reads or writes.
+    /// Begins every key that the daemon reads or writes, but those of streams that have a pattern of their own.
     pub prefix: String,
+    /// Which keys are streams.
+    pub stream_key: KeyPattern,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long an answer may take before the connection is given up.
@@ -101,6 +105,7 @@ impl fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("url", &self.masked_url())
             .field("prefix", &self.prefix)
+            .field("stream_key", &self.stream_key)
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
             .field("backoff_max", &self.backoff_max)

@@ -188,6 +188,40 @@ fn what_is_not_there_yet_is_refused_by_name() {
 }
 
 #[test]
+fn stream_keys_follow_the_prefix_or_a_pattern_of_their_own() {
+    let pattern = |text: &str| try_load(text, &[], &[]).unwrap().redis.stream_key.to_string();
+    assert_eq!(pattern(""), "llm:stream:{session}:{model}");
+    assert_eq!(pattern("[redis]\nprefix = \"x\""), "x:stream:{session}:{model}");
+    assert_eq!(pattern("[redis]\nprefix = \"x\"\nstream_key = \"llm:{session}\""), "llm:{session}");
+    assert_eq!(pattern("[redis]\nstream_key = \"chat:{{session}}\""), "chat:{{session}}");
+    for (value, why) in [
+        ("chat", "it has {session} once and {model} at most once"),
+        ("{session}:x", "it begins with literal text"),
+        ("chat:{session}{model}", "a character that no session has"),
+        ("llm:{session}", "begin it with a word of its own"),
+        ("chat {session}", "without blanks"),
+    ] {
+        let errors = errors_of(&format!("[redis]\nstream_key = \"{value}\""));
+        let found = format!("2: redis.stream_key: \"{value}\" is not allowed; allowed: ");
+        assert!(errors.len() == 1 && errors[0].starts_with(&found) && errors[0].contains(why), "{errors:?}");
+    }
+    assert_eq!(errors_of("[redis]\nstream_key = 5").len(), 1);
+}
+
+#[test]
+fn the_names_of_flat_fields_can_be_chosen() {
+    let fields = |text: &str| try_load(text, &[], &[]).unwrap().fields;
+    assert_eq!(fields(""), Fields::default());
+    let chosen = fields("[fields]\ntext = [\"tok\", \"ä b\"]\ntype = []");
+    assert_eq!((chosen.text, chosen.kind), (vec!["tok".to_owned(), "ä b".to_owned()], Vec::new()));
+    for bad in ["\"tok\"", "[1]", "[\"\"]", "[\"data\"]", "[\"x\", \"openai\"]"] {
+        assert_eq!(errors_of(&format!("[fields]\ntext = {bad}")).len(), 1, "{bad}");
+    }
+    let many = vec!["\"a\""; 17].join(",");
+    assert!(errors_of(&format!("[fields]\ntype = [{many}]"))[0].contains("a list of up to 16 texts"));
+}
+
+#[test]
 fn receipts_are_off_unless_wanted() {
     let stream = try_load("", &[], &[]).unwrap().stream;
     assert_eq!((stream.receipts, stream.receipts_after), (false, Duration::from_secs(60)));

@@ -252,7 +252,7 @@ struct Builder {
 pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, DaemonError> {
     let config = Arc::clone(&shared.config);
     let target = Target::new(&config.redis).map_err(|error| DaemonError::Redis(error.to_string()))?;
-    let keys = Keys::new(&config.redis.prefix, &config.service.name, &config.service.instance);
+    let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
     let queues = Queues::new(&config, &shared.registry)?;
     let mut builder = Builder {
         shared,

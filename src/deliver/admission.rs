@@ -65,10 +65,17 @@ impl Delivery {
         }
         self.check_host(request)?;
         origin?;
-        let limits =
-            RouteLimits { max_wait: self.config.client.max_wait, max_batch: self.config.delivery.max_batch };
-        let route = route(request, &limits)?;
+        let route = route(request, &self.route_limits())?;
         self.allow(slot, route, now)
+    }
+
+    /// What requests and messages are read by.
+    pub(super) fn route_limits(&self) -> RouteLimits {
+        RouteLimits {
+            max_wait: self.config.client.max_wait,
+            max_batch: self.config.delivery.max_batch,
+            naming: self.config.redis.stream_key.naming(),
+        }
     }
 
     /// Whether the request is for this server, and not for a name that only leads here.

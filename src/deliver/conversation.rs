@@ -6,7 +6,6 @@ use super::connection::{Phase, Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::message::{self, ClientMessage, Refusal};
 use super::requests::ANSWERS_BYTES_MAX;
-use super::route::RouteLimits;
 use super::viewer::{Wire, Wish};
 use super::websocket::{Incoming, close, pong_frame};
 use crate::event::message::Slot;
@@ -61,7 +60,8 @@ impl Delivery {
         self.registry.counters().client_messages.inc();
         let Some(viewers) = self.websocket(slot).map(|websocket| &websocket.viewers) else { return };
         let multiplexed = matches!(viewers, Viewers::Many(_));
-        let result = message::parse(text, multiplexed).and_then(|message| {
+        let naming = self.config.redis.stream_key.naming();
+        let result = message::parse(text, multiplexed, naming).and_then(|message| {
             let stream = multiplexed.then(|| message.stream().cloned()).flatten();
             self.obey(slot, message, now).map_err(|refusal| refusal.about(stream))
         });
@@ -121,10 +121,7 @@ impl Delivery {
                 Ok(())
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
-                let limits = RouteLimits {
-                    max_wait: self.config.client.max_wait,
-                    max_batch: self.config.delivery.max_batch,
-                };
+                let limits = self.route_limits();
                 let (wait, batch) = (limits.wait(wait), limits.batch(batch));
                 self.subscribe(
                     slot,

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::response::HttpError;
 use super::route::{duration_from_secs, parse_after};
-use crate::event::{After, Position, StreamName};
+use crate::event::{After, Naming, Position, StreamName};
 
 /// The longest body of a cancel request, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -105,17 +105,17 @@ impl Refusal {
 }
 
 /// Parses a text message. `multiplexed`: the connection is `/v1/ws`, where streams come and go and
-/// every message about one names it.
+/// every message about one names it, as `naming` says.
 ///
 /// # Errors
 /// The [`Refusal`] to answer with.
-pub fn parse(text: &str, multiplexed: bool) -> Result<ClientMessage, Refusal> {
+pub fn parse(text: &str, multiplexed: bool, naming: Naming) -> Result<ClientMessage, Refusal> {
     let raw = RawMessage::read(text).map_err(|error| Refusal::new("malformed", error))?;
-    let stream = if multiplexed { raw.stream(false).ok().flatten() } else { None };
-    interpret(&raw, multiplexed).map_err(|refusal| refusal.about(stream))
+    let stream = if multiplexed { raw.stream(false, naming).ok().flatten() } else { None };
+    interpret(&raw, multiplexed, naming).map_err(|refusal| refusal.about(stream))
 }
 
-fn interpret(raw: &RawMessage<'_>, multiplexed: bool) -> Result<ClientMessage, Refusal> {
+fn interpret(raw: &RawMessage<'_>, multiplexed: bool, naming: Naming) -> Result<ClientMessage, Refusal> {
     let kind: String = raw
         .kind
         .and_then(|kind| serde_json::from_str(kind.get()).ok())
@@ -124,12 +124,15 @@ fn interpret(raw: &RawMessage<'_>, multiplexed: bool) -> Result<ClientMessage, R
         "subscribe" | "unsubscribe" if !multiplexed => {
             Err(Refusal::new("unsupported", "this connection carries one stream; /v1/ws carries many"))
         }
-        "subscribe" => subscribe(raw),
-        "unsubscribe" => Ok(ClientMessage::Unsubscribe { stream: raw.stream(true)?.ok_or_else(no_stream)? }),
-        "cancel" => {
-            Ok(ClientMessage::Cancel { stream: raw.stream(multiplexed)?, reason: reason(raw.reason)? })
+        "subscribe" => subscribe(raw, naming),
+        "unsubscribe" => {
+            Ok(ClientMessage::Unsubscribe { stream: raw.stream(true, naming)?.ok_or_else(no_stream)? })
         }
-        "ack" => Ok(ClientMessage::Ack { stream: raw.stream(multiplexed)?, id: position(raw.id)? }),
+        "cancel" => Ok(ClientMessage::Cancel {
+            stream: raw.stream(multiplexed, naming)?,
+            reason: reason(raw.reason)?,
+        }),
+        "ack" => Ok(ClientMessage::Ack { stream: raw.stream(multiplexed, naming)?, id: position(raw.id)? }),
         "ping" => Ok(ClientMessage::Ping { nonce: nonce(raw.nonce)? }),
         "auth" => Err(Refusal::new("unsupported", "this server takes no tokens")),
         _ => Err(Refusal::new("unknown_type", "the types are subscribe, unsubscribe, cancel, ack and ping")),
@@ -181,13 +184,12 @@ impl<'a> RawMessage<'a> {
         serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))
     }
 
-    fn stream(&self, required: bool) -> Result<Option<StreamName>, Refusal> {
+    fn stream(&self, required: bool, naming: Naming) -> Result<Option<StreamName>, Refusal> {
         match self.stream {
             None if required => Err(no_stream()),
             None => Ok(None),
-            Some(raw) => string(raw)
-                .ok_or_else(no_stream)?
-                .parse()
+            Some(raw) => naming
+                .read(&string(raw).ok_or_else(no_stream)?)
                 .map(Some)
                 .map_err(|error| Refusal::new("bad_name", format!("{error}"))),
         }
@@ -198,8 +200,8 @@ fn no_stream() -> Refusal {
     Refusal::new("bad_name", "`stream` must be a string, the name {session}/{model}")
 }
 
-fn subscribe(raw: &RawMessage<'_>) -> Result<ClientMessage, Refusal> {
-    let stream = raw.stream(true)?.ok_or_else(no_stream)?;
+fn subscribe(raw: &RawMessage<'_>, naming: Naming) -> Result<ClientMessage, Refusal> {
+    let stream = raw.stream(true, naming)?.ok_or_else(no_stream)?;
     let after = match raw.after {
         None => After::At(Position::ZERO),
         Some(after) => string(after).and_then(|text| parse_after(&text)).ok_or_else(|| {
@@ -263,16 +265,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const MODELS: Naming = Naming::SessionAndModel;
     use crate::event::EntryId;
 
     fn refused(text: &str, multiplexed: bool) -> &'static str {
-        parse(text, multiplexed).expect_err(text).code
+        parse(text, multiplexed, MODELS).expect_err(text).code
     }
 
     #[test]
     fn subscriptions_carry_their_options() {
         let text = r#"{"type":"subscribe","stream":"s/a/b","after":"5-1.2","follow":true,"wait":0.5,"batch_ms":20,"x":[]}"#;
-        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true) else {
+        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true, MODELS)
+        else {
             panic!("{text}");
         };
         assert_eq!((stream.session(), stream.model()), ("s", "a/b"));
@@ -281,7 +286,8 @@ mod tests {
         assert_eq!((wait, batch), (Some(Duration::from_millis(500)), Some(Duration::from_millis(20))));
 
         let text = r#" {"type":"subscribe","stream":"s\/m","after":null,"wait":null,"follow":0}"#;
-        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true) else {
+        let Ok(ClientMessage::Subscribe { stream, after, follow, wait, batch }) = parse(text, true, MODELS)
+        else {
             panic!("{text}");
         };
         assert_eq!((stream.as_str(), after, follow), ("s/m", After::At(Position::ZERO), false));
@@ -290,7 +296,7 @@ mod tests {
         {
             let text = format!(r#"{{"type":"subscribe","stream":"s/m","after":"{word}"}}"#);
             assert!(
-                matches!(parse(&text, true), Ok(ClientMessage::Subscribe { after, .. }) if after == expected),
+                matches!(parse(&text, true, MODELS), Ok(ClientMessage::Subscribe { after, .. }) if after == expected),
                 "{text}"
             );
         }
@@ -309,7 +315,7 @@ mod tests {
             ("batch_ms", "-0.5"),
         ] {
             let text = format!(r#"{{"type":"subscribe","stream":"s/m","{member}":{value}}}"#);
-            let refusal = parse(&text, true).expect_err(&text);
+            let refusal = parse(&text, true, MODELS).expect_err(&text);
             assert_eq!(refusal.code, "bad_option", "{text}");
             assert!(refusal.message.contains(member), "{text}: {refusal}");
         }
@@ -320,7 +326,7 @@ mod tests {
             assert_eq!(refused(text, true), "bad_name");
         }
         assert_eq!(refused(r#"{"type":"subscribe","stream":"s/../m"}"#, true), "bad_name");
-        let huge = parse(r#"{"type":"subscribe","stream":"s/m","wait":1e300}"#, true);
+        let huge = parse(r#"{"type":"subscribe","stream":"s/m","wait":1e300}"#, true, MODELS);
         assert!(matches!(huge, Ok(ClientMessage::Subscribe { wait: Some(Duration::MAX), .. })));
     }
 
@@ -348,13 +354,14 @@ mod tests {
     #[test]
     fn a_multiplexed_message_names_its_stream() {
         assert!(matches!(
-            parse(r#"{"type":"cancel"}"#, false),
+            parse(r#"{"type":"cancel"}"#, false, MODELS),
             Ok(ClientMessage::Cancel { stream: None, .. })
         ));
         assert_eq!(refused(r#"{"type":"cancel"}"#, true), "bad_name");
         assert_eq!(refused(r#"{"type":"ack","id":"1-0"}"#, true), "bad_name");
         let text = r#"{"type":"cancel","stream":"s/m","reason":"enough"}"#;
-        let Ok(ClientMessage::Cancel { stream: Some(stream), reason: Some(reason) }) = parse(text, true)
+        let Ok(ClientMessage::Cancel { stream: Some(stream), reason: Some(reason) }) =
+            parse(text, true, MODELS)
         else {
             panic!("{text}");
         };
@@ -364,9 +371,14 @@ mod tests {
     #[test]
     fn nonces_come_back_byte_for_byte_and_are_bounded() {
         let text = r#"{"type":"ping","nonce":{"a": [1, "\u00e9"]}}"#;
-        let Ok(ClientMessage::Ping { nonce: Some(nonce) }) = parse(text, false) else { panic!("{text}") };
+        let Ok(ClientMessage::Ping { nonce: Some(nonce) }) = parse(text, false, MODELS) else {
+            panic!("{text}")
+        };
         assert_eq!(nonce.get(), r#"{"a": [1, "\u00e9"]}"#);
-        assert!(matches!(parse(r#"{"type":"ping"}"#, false), Ok(ClientMessage::Ping { nonce: None })));
+        assert!(matches!(
+            parse(r#"{"type":"ping"}"#, false, MODELS),
+            Ok(ClientMessage::Ping { nonce: None })
+        ));
         let long = format!(r#"{{"type":"ping","nonce":"{}"}}"#, "x".repeat(NONCE_BYTES_MAX));
         assert_eq!(refused(&long, false), "bad_option");
     }
@@ -383,7 +395,7 @@ mod tests {
         ] {
             assert_eq!(refused(&text, true), code);
         }
-        assert!(parse(&format!(r#"{{"type":"ping","other":{deep}}}"#), true).is_ok());
+        assert!(parse(&format!(r#"{{"type":"ping","other":{deep}}}"#), true, MODELS).is_ok());
         assert_eq!(refused(&open, true), "malformed");
         assert_eq!(refused(&"{\"a\":".repeat(10_000), true), "malformed");
     }
@@ -403,7 +415,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_text_is_refused(text in "\\PC*", multiplexed: bool) {
-            prop_assert!(parse(&text, multiplexed).is_err());
+            prop_assert!(parse(&text, multiplexed, MODELS).is_err());
         }
     }
 }

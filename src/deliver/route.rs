@@ -10,7 +10,7 @@ use super::format::Format;
 use super::message::BODY_BYTES_MAX;
 use super::request::{Method, Request};
 use super::response::HttpError;
-use crate::event::{After, Position, StreamName};
+use crate::event::{After, NameError, Naming, Position, StreamName};
 use crate::web::{self, WebFile};
 
 /// How long a name is waited for when the client does not say.
@@ -22,13 +22,15 @@ const MULTIPLEX_METHODS: &str = "GET, OPTIONS";
 const PAGE_METHODS: &str = "GET, HEAD, OPTIONS";
 const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// The most that clients get of what they may choose.
+/// How streams are named, and the most that clients get of what they may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteLimits {
     /// The longest `wait`.
     pub max_wait: Duration,
     /// The longest `batch_ms`.
     pub max_batch: Duration,
+    /// How streams are named.
+    pub naming: Naming,
 }
 
 impl RouteLimits {
@@ -104,7 +106,7 @@ pub struct StreamRequest {
 /// # Errors
 /// The answer to give instead: 400, 404, 405, 413 or 426.
 pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError> {
-    match Resource::find(&request.path, request.method)? {
+    match Resource::find(&request.path, request.method, limits.naming)? {
         resource if request.method == Method::Options => Ok(Route::Preflight { methods: resource.methods() }),
         resource if !resource.serves(request.method) => {
             Err(HttpError::method_not_allowed(resource.methods()))
@@ -130,7 +132,7 @@ enum Resource {
 }
 
 impl Resource {
-    fn find(path: &str, method: Method) -> Result<Self, HttpError> {
+    fn find(path: &str, method: Method, naming: Naming) -> Result<Self, HttpError> {
         match path {
             "/" => return Ok(Self::Page),
             "/v1/ws" => return Ok(Self::Multiplex),
@@ -145,11 +147,11 @@ impl Resource {
         };
         // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it.
         if let Some(name) = rest.strip_suffix("/cancel").map(decode_path).transpose()?
-            && name.contains('/')
+            && (name.contains('/') || (naming == Naming::Session && method == Method::Post))
         {
-            return parse_name(&name).map(Self::Cancel);
+            return parse_name(&name, naming).map(Self::Cancel);
         }
-        parse_name(&decode_path(rest)?).map(Self::Stream)
+        parse_name(&decode_path(rest)?, naming).map(Self::Stream)
     }
 
     const fn methods(&self) -> &'static str {
@@ -176,8 +178,11 @@ fn nothing_here() -> HttpError {
     HttpError::not_found("there is nothing at this path; streams are at /v1/streams/{session}/{model}")
 }
 
-fn parse_name(name: &str) -> Result<StreamName, HttpError> {
-    name.parse().map_err(|error| HttpError::new(400, "bad_name", format!("{error}")))
+fn parse_name(name: &str, naming: Naming) -> Result<StreamName, HttpError> {
+    naming.read(name).map_err(|error| match error {
+        NameError::NoModels => HttpError::not_found(error.to_string()),
+        error => HttpError::new(400, "bad_name", format!("{error}")),
+    })
 }
 
 fn multiplex(request: &Request) -> Result<Route, HttpError> {

@@ -29,6 +29,40 @@ pub enum NameError {
         "a model id is 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ + -, without an empty, `.` or `..` segment between slashes"
     )]
     Model,
+    /// It names a model where streams have none.
+    #[error(
+        "streams have no model here, since redis.stream_key has none: ask for {{session}}, or {{session}}/{DEFAULT_MODEL}"
+    )]
+    NoModels,
+}
+
+/// How streams are named where somebody asks for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// `{session}/{model}`.
+    SessionAndModel,
+    /// `{session}`, because all streams have the model [`DEFAULT_MODEL`]; it may be written too.
+    Session,
+}
+
+/// The model of streams whose keys have none.
+pub const DEFAULT_MODEL: &str = "default";
+
+impl Naming {
+    /// The stream that is meant.
+    ///
+    /// # Errors
+    /// When the text is no name, or has a model where streams have none.
+    pub fn read(self, text: &str) -> Result<StreamName, NameError> {
+        match (self, text.split_once('/')) {
+            (Self::SessionAndModel, _) => text.parse(),
+            (Self::Session, None) => StreamName::new(text, DEFAULT_MODEL),
+            (Self::Session, Some(_)) => {
+                let name: StreamName = text.parse()?;
+                if name.model() == DEFAULT_MODEL { Ok(name) } else { Err(NameError::NoModels) }
+            }
+        }
+    }
 }
 
 impl StreamName {
@@ -44,21 +78,6 @@ impl StreamName {
             return Err(NameError::Model);
         }
         Ok(Self { name: format!("{session}/{model}").into(), session_len: session.len() })
-    }
-
-    /// The name that a Redis key `{prefix}:stream:{session}:{model}` stands for, if it is one.
-    #[must_use]
-    pub fn from_key(prefix: &str, key: &[u8]) -> Option<Self> {
-        let key = std::str::from_utf8(key).ok()?;
-        let rest = key.strip_prefix(prefix)?.strip_prefix(":stream:")?;
-        let (session, model) = rest.split_once(':')?;
-        Self::new(session, model).ok()
-    }
-
-    /// The Redis key of the stream: `{prefix}:stream:{session}:{model}`.
-    #[must_use]
-    pub fn key(&self, prefix: &str) -> String {
-        format!("{prefix}:stream:{}:{}", self.session(), self.model())
     }
 
     /// The session id.
@@ -119,12 +138,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_round_trip_through_keys() {
+    fn names_are_what_people_write() {
         for text in ["s1/gpt-4o", "s/llama3:8b", "~.x/meta-llama/Llama-3.1-8B-Instruct", "a/b@c+d"] {
             let name: StreamName = text.parse().unwrap();
             assert_eq!(name.as_str(), text);
-            assert_eq!(StreamName::from_key("llm", name.key("llm").as_bytes()), Some(name));
+            assert_eq!(Naming::SessionAndModel.read(text), Ok(name));
         }
+    }
+
+    #[test]
+    fn without_models_the_session_is_the_name() {
+        let read = |text| Naming::Session.read(text).map(|name| name.to_string());
+        assert_eq!(read("s1"), Ok("s1/default".to_owned()));
+        assert_eq!(read("s1/default"), Ok("s1/default".to_owned()));
+        assert_eq!(read("s1/gpt-4o"), Err(NameError::NoModels));
+        assert_eq!(read("s1/default/x"), Err(NameError::NoModels));
+        assert_eq!(read("s1/"), Err(NameError::Model));
+        assert_eq!(read("a:b"), Err(NameError::Session));
+        assert_eq!(Naming::SessionAndModel.read("s1"), Err(NameError::Form));
     }
 
     #[test]
@@ -146,7 +177,5 @@ mod tests {
         ] {
             assert_eq!(StreamName::new(session, model), Err(error), "{session:?} {model:?}");
         }
-        assert_eq!(StreamName::from_key("llm", b"llm:control:s:m"), None);
-        assert_eq!(StreamName::from_key("llm", b"llm:stream:s"), None);
     }
 }

@@ -44,7 +44,7 @@ impl RedisWires {
     pub fn new(config: &config::Redis, name: &StreamName) -> Result<Self, TargetError> {
         Ok(Self {
             target: Target::new(config)?,
-            key: name.key(&config.prefix),
+            key: config.stream_key.key(name),
             announce_key: format!("{}:announce", config.prefix),
             kept_entries: None,
             lock: None,

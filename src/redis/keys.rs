@@ -1,26 +1,36 @@
 //! The names of everything that lies in Redis, in one place.
 
-use crate::event::StreamName;
+use crate::config;
+use crate::event::{KeyPattern, StreamName};
 
-/// Key names of one instance. All lie under the prefix, so that one ACL pattern covers them.
+/// Key names of one instance. All but the streams', which have a pattern of their own, lie under the prefix, so that one
+/// ACL pattern covers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     prefix: String,
+    streams: KeyPattern,
     service: String,
     instance: String,
     group: String,
 }
 
 impl Keys {
-    /// Names under `prefix` (`llm`) for the instance `instance` of the service `service`.
+    /// Names under `prefix` (`llm`) for the instance `instance` of the service `service`, with the streams there too.
     #[must_use]
     pub fn new(prefix: impl Into<String>, service: impl Into<String>, instance: impl Into<String>) -> Self {
         let (prefix, service, instance) = (prefix.into(), service.into(), instance.into());
-        let group = format!("{prefix}:consumer:{service}:{instance}");
-        Self { prefix, service, instance, group }
+        let (group, streams) =
+            (format!("{prefix}:consumer:{service}:{instance}"), KeyPattern::of_prefix(&prefix));
+        Self { prefix, streams, service, instance, group }
     }
 
-    /// What every key begins with, without the colon.
+    /// The names of an instance on the configured Redis.
+    #[must_use]
+    pub fn of(redis: &config::Redis, service: impl Into<String>, instance: impl Into<String>) -> Self {
+        Self { streams: redis.stream_key.clone(), ..Self::new(&redis.prefix, service, instance) }
+    }
+
+    /// What every key but the streams' begins with, without the colon.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -29,19 +39,25 @@ impl Keys {
     /// The stream of a session and model.
     #[must_use]
     pub fn stream(&self, name: &StreamName) -> String {
-        name.key(&self.prefix)
+        self.streams.key(name)
     }
 
-    /// What every stream's key begins with, colon included: `llm:stream:`.
+    /// The pattern of the streams' keys.
     #[must_use]
-    pub fn stream_prefix(&self) -> String {
-        format!("{}:stream:", self.prefix)
+    pub const fn streams(&self) -> &KeyPattern {
+        &self.streams
+    }
+
+    /// What every stream's key begins with: `llm:stream:`.
+    #[must_use]
+    pub fn stream_prefix(&self) -> &str {
+        self.streams.beginning()
     }
 
     /// The stream whose key this is, if it is one.
     #[must_use]
     pub fn stream_name(&self, key: &[u8]) -> Option<StreamName> {
-        StreamName::from_key(&self.prefix, key)
+        self.streams.name(key)
     }
 
     /// The stream that tells of new streams.
@@ -131,7 +147,7 @@ impl Keys {
     /// The names of another instance of the same service.
     #[must_use]
     pub fn of_instance(&self, instance: &str) -> Self {
-        Self::new(&self.prefix, &self.service, instance)
+        Self { streams: self.streams.clone(), ..Self::new(&self.prefix, &self.service, instance) }
     }
 
     /// A marker that makes `what` happen once in the whole service.

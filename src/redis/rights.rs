@@ -28,11 +28,19 @@ pub enum Rights {
 
 /// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` what they need.
 #[must_use]
-pub fn acl_rule(prefix: &str) -> String {
+pub fn acl_rule(keys: &Keys) -> String {
     let commands = "+ping +hello +select +client|setname +client|tracking +time \
                     +xadd +xlen +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
                     +exists +get +set +del +pexpire +sadd +srem +smembers +watch +unwatch +multi +exec +discard";
-    format!("user llm-bridge on >PASSWORD resetchannels -@all ~{prefix}:* {commands}")
+    format!("user llm-bridge on >PASSWORD resetchannels -@all {} {commands}", acl_keys(keys))
+}
+
+/// The patterns of the keys that this needs: of the daemon's own, and of the streams where these lie elsewhere.
+#[must_use]
+pub fn acl_keys(keys: &Keys) -> String {
+    let prefix = keys.prefix();
+    let streams = keys.streams().acl_glob(prefix).map(|glob| format!(" ~{glob}"));
+    format!("~{prefix}:*{}", streams.unwrap_or_default())
 }
 
 /// The daemon's commands, harmless even if they were run; nothing of the name exists.
@@ -108,6 +116,10 @@ mod tests {
     #[test]
     fn the_manual_shows_the_rule() {
         let manual = include_str!("../../README.md");
-        assert!(manual.contains(&acl_rule("llm")), "README.md lacks: {}", acl_rule("llm"));
+        assert!(
+            manual.contains(&acl_rule(&Keys::new("llm", "", ""))),
+            "README.md lacks: {}",
+            acl_rule(&Keys::new("llm", "", ""))
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::order::Order;
 use crate::config;
-use crate::event::{Entry, EntryId, Fields, StreamName};
+use crate::event::{Entry, EntryId, Fields, KeyPattern, StreamName};
 use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorKind, Target, Value};
 use crate::warn_limited;
 
@@ -41,7 +41,7 @@ pub(super) struct Claims {
 impl Claims {
     /// The view of the worker `consumer`, whose claims hold for `valid` without renewal.
     pub(super) fn new(config: &config::Config, target: Target, consumer: String, valid: Duration) -> Self {
-        let keys = Keys::new(&config.redis.prefix, &config.service.name, "");
+        let keys = Keys::of(&config.redis, &config.service.name, "");
         Self {
             target,
             requests: keys.requests(),
@@ -60,6 +60,11 @@ impl Claims {
     /// The name of the stream of requests.
     pub(super) fn requests(&self) -> &str {
         &self.requests
+    }
+
+    /// The pattern of the streams' keys.
+    pub(super) const fn streams(&self) -> &KeyPattern {
+        self.keys.streams()
     }
 
     /// Whether Redis is left alone for a moment.
@@ -323,7 +328,8 @@ mod tests {
         one.hand_back(entries[44].id);
         assert_eq!(other.take_over(1), entries[44..45]);
         // Whoever had it finds out, and keeps the others.
-        let orders: Vec<Order> = entries.iter().map(|entry| order::read(entry, false).unwrap()).collect();
+        let orders: Vec<Order> =
+            entries.iter().map(|entry| order::read(entry, false, one.streams()).unwrap()).collect();
         let lost = one.renew(orders.iter().map(|order| (order, false)));
         assert_eq!(lost, Some(vec![entries[44].id]));
         assert!(other.acknowledge(entries[44].id));
@@ -337,7 +343,7 @@ mod tests {
         let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
         request(&server);
         let entries = one.read(1, Duration::from_millis(1));
-        let order = order::read(&entries[0], false).unwrap();
+        let order = order::read(&entries[0], false, one.streams()).unwrap();
         assert_eq!(one.take_lease(&order.name), Some(true));
         assert_eq!(other.take_lease(&order.name), Some(false));
         other.release(&order.name);

@@ -97,7 +97,7 @@ pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result
     let (dones, done_inbox) = queue::bounded("relay-done", settings.concurrency);
     let (ended, reports) = queue::bounded("relay-ended", settings.concurrency);
     let halt = Arc::new(AtomicBool::new(false));
-    let (keys, consumer) = (Keys::new(&config.redis.prefix, &config.service.name, ""), consumer_name());
+    let (keys, consumer) = (Keys::of(&config.redis, &config.service.name, ""), consumer_name());
     let worker = Worker {
         redis: config.redis.clone(),
         target: target.clone(),
@@ -289,7 +289,7 @@ impl Relay {
             if self.has(entry.id) {
                 continue;
             }
-            match order::read(entry, is_taken_over) {
+            match order::read(entry, is_taken_over, self.claims.streams()) {
                 Ok(order) => self.begin(order, now),
                 Err(error) => {
                     warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");

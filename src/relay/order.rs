@@ -1,6 +1,6 @@
 //! An entry of the requests' stream → what is asked for. Pure.
 
-use crate::event::{Entry, EntryId, NameError, StreamName};
+use crate::event::{Entry, EntryId, KeyPattern, NameError, StreamName};
 
 /// The longest id of a generation.
 const GENERATION_BYTES_MAX: usize = 256;
@@ -35,11 +35,11 @@ pub(super) enum OrderError {
     Generation,
 }
 
-/// Reads an entry.
-pub(super) fn read(entry: &Entry, is_taken_over: bool) -> Result<Order, OrderError> {
+/// Reads an entry; `streams` is the pattern of the streams' keys.
+pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, OrderError> {
     let field = |name| entry.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
     let wanted = |name| field(name).ok_or(OrderError::Field(name));
-    let name = StreamName::new(wanted("session")?, wanted("model")?)?;
+    let name = streams.stream(wanted("session")?, wanted("model")?)?;
     let chosen = field("generation").or_else(|| field("id")).filter(|id| !id.is_empty());
     let generation = chosen.map_or_else(|| format!("relay-{}", entry.id), ToOwned::to_owned);
     if generation.len() > GENERATION_BYTES_MAX {
@@ -57,7 +57,11 @@ mod tests {
 
     fn order(fields: &[(&str, &str)]) -> Result<Order, OrderError> {
         let pairs: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-        read(&Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) }, false)
+        read(
+            &Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) },
+            false,
+            &KeyPattern::of_prefix("llm"),
+        )
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Worker {
 
     /// What another worker has left; `None` when it is time to leave it too.
     fn look(&self, job: &Job) -> Option<Remains> {
-        let key = job.order.name.key(&self.redis.prefix);
+        let key = self.redis.stream_key.key(&job.order.name);
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
         let look = || -> Result<Remains, RedisError> {
             let mut link = Link::connect(&self.target, "llm-bridge-relay-look")?;

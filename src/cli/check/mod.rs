@@ -90,7 +90,7 @@ fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Fin
     let mut link = Link::connect(&target, "llm-bridge-check").map_err(|error| broken(&error))?;
     link.call(&Command::new("PING")).map_err(|error| broken(&error))?;
     findings.push(examine_version(&mut link, &address).map_err(|error| broken(&error))?);
-    let keys = Keys::new(&config.redis.prefix, &config.service.name, &config.service.instance);
+    let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
     let rights = rights::try_all(&mut link, &keys).map_err(|error| broken(&error))?;
     findings.push(describe_rights(&rights, &keys));
     findings.push(examine_tracking(&mut link, &keys).map_err(|error| broken(&error))?);
@@ -137,7 +137,9 @@ fn judge_version(address: &str, server: &str, version: &str) -> Finding {
 
 fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
     match rights {
-        Rights::All => finding(Weight::Fine, "all commands are allowed on the keys of the prefix"),
+        Rights::All => {
+            finding(Weight::Fine, format!("all commands are allowed on the keys {}", rights::acl_keys(keys)))
+        }
         Rights::Untried(reason) => finding(
             Weight::Warning,
             format!("the rights cannot be tried without MULTI and DISCARD: {reason}"),
@@ -145,7 +147,7 @@ fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
         Rights::Down(reason) => finding(Weight::Outage, format!("commands are refused for now: {reason}")),
         Rights::Missing(missing) => {
             let list = missing.join("\n          ");
-            let rule = rights::acl_rule(keys.prefix());
+            let rule = rights::acl_rule(keys);
             finding(
                 Weight::Unfit,
                 format!("missing rights:\n          {list}\n        what is needed: {rule}"),
@@ -164,7 +166,12 @@ fn examine_tracking(link: &mut Link, keys: &Keys) -> Result<Finding, RedisError>
         Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(keys.stream_prefix());
     let replies = link.call_all(&[command, Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
     Ok(match replies.first().and_then(|reply| reply.error()) {
-        None => finding(Weight::Fine, "CLIENT TRACKING tells of new entries"),
+        None => {
+            let (streams, beginning) = (keys.streams(), keys.stream_prefix());
+            let text = format!("CLIENT TRACKING tells of new entries: streams are the keys {streams}");
+            let further = "; Redis tells of every changed key that begins with";
+            finding(Weight::Fine, format!("{text}{further} {beginning}"))
+        }
         Some(error) => finding(
             Weight::Warning,
             format!("CLIENT TRACKING does not work, so new streams are noticed by polling, later: {error}"),
@@ -265,7 +272,7 @@ mod tests {
             link.call(&command).unwrap();
             format!("redis://{name}:secret@127.0.0.1:{}", server.port())
         };
-        let rule = rights::acl_rule("llm");
+        let rule = rights::acl_rule(&Keys::new("llm", "", ""));
         let enough = examined(&user("enough", &rule));
         assert!(!weights(&enough).contains(&Weight::Unfit), "{enough:?}");
         verdict(&enough).unwrap();

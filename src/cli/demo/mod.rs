@@ -24,7 +24,6 @@ use super::output::{note, tell};
 use super::stop::patient_stop_flag;
 use super::{CliError, Shared};
 use crate::config::Config;
-use crate::event::StreamName;
 use crate::produce::{Producer, RedisWires, sleep_unless};
 
 const SESSION: &str = "demo";
@@ -119,7 +118,7 @@ impl Stage {
     /// Writes the recording again and again until `stopping`.
     fn play(&mut self, stopping: &Arc<AtomicBool>) -> Result<(), CliError> {
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-        let name = StreamName::new(SESSION, MODEL).map_err(|error| failed(&error))?;
+        let name = self.config.redis.stream_key.stream(SESSION, MODEL).map_err(|error| failed(&error))?;
         let wires = RedisWires::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
         let mut player = Player::new(Producer::new(wires.keeping(player::KEPT_ENTRIES)))?;
         let stop = || stopping.load(Ordering::Relaxed);

@@ -17,7 +17,6 @@ use self::feed::{Feed, From};
 use super::stop::stop_flag;
 use super::upstream::UpstreamArgs;
 use super::{CliError, Shared};
-use crate::event::StreamName;
 use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};
@@ -58,8 +57,8 @@ pub(crate) struct Produce {
 /// Runs `produce` until the input ends.
 pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     let config = args.shared.load()?;
-    let name =
-        StreamName::new(&args.session, &args.model).map_err(|error| CliError::Usage(error.to_string()))?;
+    let name = config.redis.stream_key.stream(&args.session, &args.model);
+    let name = name.map_err(|error| CliError::Usage(error.to_string()))?;
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let asked = match (&args.url, &args.request) {
         (Some(url), Some(file)) => {

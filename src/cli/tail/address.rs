@@ -45,7 +45,8 @@ impl Address {
         let authority = format!("{host}:{}", uri.port_u16().unwrap_or(80));
         let path = uri.path();
         let name = path.strip_prefix("/v1/streams/").unwrap_or("");
-        if !name.contains('/') && !name.to_ascii_lowercase().contains("%2f") {
+        // Whether a model belongs to it is the server's to say.
+        if name.is_empty() {
             return Err(AddressError::Path(url.to_owned()));
         }
         let (mut query, mut after) = (Vec::new(), None);
@@ -98,7 +99,8 @@ mod tests {
             assert!(matches!(Address::parse(bad), Err(AddressError::NotAUrl(_))), "{bad}");
         }
         assert!(matches!(Address::parse("wss://h/v1/streams/s/m"), Err(AddressError::Scheme(_))));
-        for bad in ["http://h", "http://h/v1/streams/s", "http://h/s/m"] {
+        assert_eq!(Address::parse("http://h/v1/streams/s").unwrap().request(None), "ws://h:80/v1/streams/s");
+        for bad in ["http://h", "http://h/v1/streams/", "http://h/s/m"] {
             assert!(matches!(Address::parse(bad), Err(AddressError::Path(_))), "{bad}");
         }
     }

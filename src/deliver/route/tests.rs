@@ -4,8 +4,11 @@ use super::*;
 use crate::deliver::request::{self, Parsed};
 use crate::event::EntryId;
 
-const LIMITS: RouteLimits =
-    RouteLimits { max_wait: Duration::from_secs(60), max_batch: Duration::from_millis(250) };
+const LIMITS: RouteLimits = RouteLimits {
+    max_wait: Duration::from_secs(60),
+    max_batch: Duration::from_millis(250),
+    naming: Naming::SessionAndModel,
+};
 const SSE: &str = "Accept: text/event-stream\r\n";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -32,6 +35,29 @@ fn refused(line: &str, headers: &str) -> (u16, &'static str) {
 
 fn at(ms: u64, n: u64) -> After {
     After::At(EntryId::new(ms, n).into())
+}
+
+#[test]
+fn where_streams_have_no_model_the_session_is_the_name() {
+    let limits = RouteLimits { naming: Naming::Session, ..LIMITS };
+    let routed = |line: &str| {
+        let head = format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n");
+        match request::parse(head.as_bytes()) {
+            Parsed::Complete { request, .. } => route(&request, &limits).map_err(|error| error.status),
+            other => panic!("{head:?}: {other:?}"),
+        }
+    };
+    for path in ["s1", "s1/default", "s%31"] {
+        let Ok(Route::Stream(request)) = routed(&format!("GET /v1/streams/{path}")) else { panic!("{path}") };
+        assert_eq!(request.stream.as_str(), "s1/default");
+        let Ok(Route::Cancel(stream)) = routed(&format!("POST /v1/streams/{path}/cancel")) else {
+            panic!("{path}")
+        };
+        assert_eq!(stream.as_str(), "s1/default");
+    }
+    assert_eq!(routed("GET /v1/streams/s1/gpt-4o"), Err(404));
+    assert_eq!(routed("GET /v1/streams/s1/cancel"), Err(404));
+    assert_eq!(routed("GET /v1/streams/a:b"), Err(400));
 }
 
 #[test]

@@ -1,0 +1,420 @@
+//! Which Redis keys are streams: `redis.stream_key`. Pure.
+
+use std::fmt;
+
+use super::{DEFAULT_MODEL, NameError, Naming, StreamName};
+
+const SESSION: &str = "{session}";
+const MODEL: &str = "{model}";
+/// The longest pattern, in bytes.
+const PATTERN_BYTES_MAX: usize = 256;
+
+/// What follows the prefix and a colon in the names of the daemon's own keys, which no stream may have.
+const OWN: [&str; 16] = [
+    "announce",
+    "analytics",
+    "control",
+    "dlq",
+    "groups",
+    "instance",
+    "instances",
+    "once",
+    "receipts",
+    "requests",
+    "revoked",
+    "running",
+    "state",
+    "viewers",
+    "wake",
+    "work",
+];
+
+/// The pattern of stream keys, from names to keys and back.
+///
+/// INVARIANT: no two names have the same key, and none has one of the daemon's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPattern {
+    /// What every key begins with.
+    before: String,
+    placeholders: Placeholders,
+    /// What every key ends with.
+    after: String,
+}
+
+/// The placeholders in their order, with the text between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Placeholders {
+    Session,
+    SessionModel(String),
+    ModelSession(String),
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// A placeholder is missing or there twice.
+    #[error("it has {{session}} once and {{model}} at most once")]
+    Placeholders,
+    /// It begins with a placeholder.
+    #[error("it begins with literal text, by which Redis tells which keys have changed")]
+    Beginning,
+    /// Nothing parts session and model.
+    #[error("between {{session}} and {{model}} stands a character that no session has, such as `:`")]
+    Between,
+    /// Some of its keys would be the daemon's own.
+    #[error(
+        "its keys are other ones than the daemon's own below redis.prefix: begin it with a word of its own"
+    )]
+    Own,
+    /// It is too long, or has blanks or control characters.
+    #[error("it has at most {PATTERN_BYTES_MAX} bytes, without blanks and control characters")]
+    Text,
+}
+
+impl KeyPattern {
+    /// The pattern of those who set none: `{prefix}:stream:{session}:{model}`.
+    #[must_use]
+    pub fn of_prefix(prefix: &str) -> Self {
+        Self {
+            before: format!("{prefix}:stream:"),
+            placeholders: Placeholders::SessionModel(":".to_owned()),
+            after: String::new(),
+        }
+    }
+
+    /// Reads a pattern. `prefix` is that of the daemon's own keys.
+    ///
+    /// # Errors
+    /// When names and keys would not belong together one to one, or to others' keys.
+    pub fn parse(text: &str, prefix: &str) -> Result<Self, PatternError> {
+        if text.len() > PATTERN_BYTES_MAX || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(PatternError::Text);
+        }
+        if text.matches(SESSION).count() != 1 || text.matches(MODEL).count() > 1 {
+            return Err(PatternError::Placeholders);
+        }
+        let (left, right) = text.split_once(SESSION).ok_or(PatternError::Placeholders)?;
+        let (before, placeholders, after) = match (left.split_once(MODEL), right.split_once(MODEL)) {
+            (Some((before, between)), _) => (before, Placeholders::ModelSession(between.to_owned()), right),
+            (None, Some((between, after))) => (left, Placeholders::SessionModel(between.to_owned()), after),
+            (None, None) => (left, Placeholders::Session, right),
+        };
+        if before.is_empty() {
+            return Err(PatternError::Beginning);
+        }
+        if placeholders.between().is_some_and(|between| between.chars().all(is_of_session)) {
+            return Err(PatternError::Between);
+        }
+        if may_be_own(before, prefix) {
+            return Err(PatternError::Own);
+        }
+        Ok(Self { before: before.to_owned(), placeholders, after: after.to_owned() })
+    }
+
+    /// The key of a stream. Where keys have no model, all of a session's names have the same.
+    #[must_use]
+    pub fn key(&self, name: &StreamName) -> String {
+        let (session, model) = (name.session(), name.model());
+        let Self { before, placeholders, after } = self;
+        match placeholders {
+            Placeholders::Session => format!("{before}{session}{after}"),
+            Placeholders::SessionModel(between) => format!("{before}{session}{between}{model}{after}"),
+            Placeholders::ModelSession(between) => format!("{before}{model}{between}{session}{after}"),
+        }
+    }
+
+    /// The stream whose key this is, if it is one.
+    #[must_use]
+    pub fn name(&self, key: &[u8]) -> Option<StreamName> {
+        let key = std::str::from_utf8(key).ok()?;
+        let rest = key.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?;
+        let (session, model) = match &self.placeholders {
+            Placeholders::Session => (rest, DEFAULT_MODEL),
+            // The first character that no session has is the separator's.
+            Placeholders::SessionModel(between) => {
+                let at =
+                    rest.find(|c| !is_of_session(c))?.checked_sub(between.find(|c| !is_of_session(c))?)?;
+                (rest.get(..at)?, rest.get(at..)?.strip_prefix(&**between)?)
+            }
+            // And the last one here.
+            Placeholders::ModelSession(between) => {
+                let end =
+                    |text: &str| text.char_indices().rfind(|&(_, c)| !is_of_session(c)).map(|(at, _)| at);
+                let at = end(rest)?.checked_sub(end(between)?)?;
+                (rest.get(at..)?.strip_prefix(&**between)?, rest.get(..at)?)
+            }
+        };
+        StreamName::new(session, model).ok()
+    }
+
+    /// The stream into which a producer writes for this session and model.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn stream(&self, session: &str, model: &str) -> Result<StreamName, NameError> {
+        let name = StreamName::new(session, model)?;
+        if self.has_model() { Ok(name) } else { StreamName::new(session, DEFAULT_MODEL) }
+    }
+
+    /// How streams are named where somebody asks for one.
+    #[must_use]
+    pub const fn naming(&self) -> Naming {
+        if self.has_model() { Naming::SessionAndModel } else { Naming::Session }
+    }
+
+    /// Whether keys have a model; else every stream's is [`DEFAULT_MODEL`].
+    #[must_use]
+    pub const fn has_model(&self) -> bool {
+        !matches!(self.placeholders, Placeholders::Session)
+    }
+
+    /// What every key begins with: what Redis is asked to tell changes of.
+    #[must_use]
+    pub fn beginning(&self) -> &str {
+        &self.before
+    }
+
+    /// The keys as a glob of Redis' ACL, unless they lie below `prefix` with the daemon's own.
+    #[must_use]
+    pub fn acl_glob(&self, prefix: &str) -> Option<String> {
+        if self.before.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(':')) {
+            return None;
+        }
+        let between = self.placeholders.between().map(|between| format!("{}*", escape_glob(between)));
+        let (before, after) = (escape_glob(&self.before), escape_glob(&self.after));
+        Some(format!("{before}*{}{after}", between.unwrap_or_default()))
+    }
+}
+
+impl fmt::Display for KeyPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, placeholders, after } = self;
+        match placeholders {
+            Placeholders::Session => write!(f, "{before}{SESSION}{after}"),
+            Placeholders::SessionModel(between) => write!(f, "{before}{SESSION}{between}{MODEL}{after}"),
+            Placeholders::ModelSession(between) => write!(f, "{before}{MODEL}{between}{SESSION}{after}"),
+        }
+    }
+}
+
+impl Placeholders {
+    fn between(&self) -> Option<&str> {
+        match self {
+            Self::Session => None,
+            Self::SessionModel(between) | Self::ModelSession(between) => Some(between),
+        }
+    }
+}
+
+/// Whether a session can have the character.
+const fn is_of_session(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '~' | '-')
+}
+
+/// Whether a key that begins like this can be one of the daemon's own, whatever follows.
+fn may_be_own(before: &str, prefix: &str) -> bool {
+    let own = format!("{prefix}:");
+    match before.strip_prefix(&*own) {
+        // The word up to the next colon is settled, or can become any that it begins.
+        Some(rest) => match rest.split_once(':') {
+            Some((word, _)) => OWN.contains(&word),
+            None => OWN.iter().any(|word| word.starts_with(rest)),
+        },
+        None => own.starts_with(before),
+    }
+}
+
+fn escape_glob(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pattern(text: &str) -> KeyPattern {
+        KeyPattern::parse(text, "llm").unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn name(text: &str) -> StreamName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_are_made_as_the_pattern_says() {
+        for (text, stream, key) in [
+            ("llm:stream:{session}:{model}", "s1/llama3:8b", "llm:stream:s1:llama3:8b"),
+            ("llm:stream:{session}", "s1/default", "llm:stream:s1"),
+            ("chat:{{session}}:tokens", "s1/default", "chat:{s1}:tokens"),
+            ("chat:{model}:{session}", "s1/a:b", "chat:a:b:s1"),
+            ("x{session}-{}/-{model}}", "a-b/m", "xa-b-{}/-m}"),
+            ("x/{session}ä{model}ä", "s/m", "x/sämä"),
+            ("llm:streams:{session}", "announce/default", "llm:streams:announce"),
+            ("llmx:{session}", "s/default", "llmx:s"),
+            ("llm-{session}", "s/default", "llm-s"),
+        ] {
+            let pattern = pattern(text);
+            assert_eq!((pattern.key(&name(stream)).as_str(), pattern.to_string().as_str()), (key, text));
+            assert_eq!(pattern.name(key.as_bytes()), Some(name(stream)), "{text}");
+        }
+        assert_eq!(pattern("llm:stream:{session}:{model}"), KeyPattern::of_prefix("llm"));
+    }
+
+    #[test]
+    fn without_a_model_in_the_key_every_stream_has_the_default_one() {
+        let (with, without) = (KeyPattern::of_prefix("llm"), pattern("chat:{session}"));
+        assert_eq!(with.stream("s", "m").unwrap().as_str(), "s/m");
+        assert_eq!(without.stream("s", "m").unwrap().as_str(), "s/default");
+        assert_eq!(without.stream("s", "a b"), Err(NameError::Model), "a model is one all the same");
+        assert_eq!((with.naming(), without.naming()), (Naming::SessionAndModel, Naming::Session));
+    }
+
+    #[test]
+    fn what_is_no_key_of_a_stream_has_no_name() {
+        let with_model = KeyPattern::of_prefix("llm");
+        for key in [
+            "llm:announce",
+            "llm:control:s:m",
+            "llm:stream:s",
+            "llm:stream::m",
+            "llm:stream:s:",
+            "llm:stream:ä:m",
+        ] {
+            assert_eq!(with_model.name(key.as_bytes()), None, "{key}");
+        }
+        assert_eq!(with_model.name(b"llm:stream:s:\xff"), None);
+        let without = pattern("chat:{session}:t");
+        for key in ["chat:a:b:t", "chat::t", "chat:t", "chat:a:u", "chat:..:t"] {
+            assert_eq!(without.name(key.as_bytes()), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_would_not_do_are_refused() {
+        for (text, error) in [
+            ("llm:stream", PatternError::Placeholders),
+            ("x:{model}", PatternError::Placeholders),
+            ("x:{session}:{session}", PatternError::Placeholders),
+            ("x:{session}:{model}:{model}", PatternError::Placeholders),
+            ("x:{Session}:{model}", PatternError::Placeholders),
+            ("{session}:{model}", PatternError::Beginning),
+            ("{model}:{session}", PatternError::Beginning),
+            ("x:{session}{model}", PatternError::Between),
+            ("x:{session}-to-{model}", PatternError::Between),
+            ("x:{model}.{session}", PatternError::Between),
+            ("llm:{session}", PatternError::Own),
+            ("llm:{session}:{model}", PatternError::Own),
+            ("llm:control:{session}", PatternError::Own),
+            ("llm:control:x:{session}", PatternError::Own),
+            ("llm:s{session}:{model}", PatternError::Own),
+            ("llm:announc{session}", PatternError::Own),
+            ("l{session}:{model}", PatternError::Own),
+            ("llm{session}", PatternError::Own),
+            ("x: {session}", PatternError::Text),
+            ("x:\n{session}", PatternError::Text),
+        ] {
+            assert_eq!(KeyPattern::parse(text, "llm"), Err(error), "{text}");
+        }
+        assert_eq!(
+            KeyPattern::parse(&format!("{}{{session}}", "x".repeat(256)), "llm"),
+            Err(PatternError::Text)
+        );
+        assert!(KeyPattern::parse("llm:{session}", "other").is_ok(), "other keys are others'");
+    }
+
+    #[test]
+    fn rights_are_asked_for_what_lies_outside_the_prefix() {
+        for (text, glob) in [
+            ("llm:stream:{session}:{model}", None),
+            ("llm:chat:{session}", None),
+            ("chat:{session}", Some("chat:*")),
+            ("chat[1]:{session}:{model}:t?", Some(r"chat\[1\]:*:*:t\?")),
+            ("llm-{session}", Some("llm-*")),
+        ] {
+            assert_eq!(pattern(text).acl_glob("llm").as_deref(), glob, "{text}");
+        }
+    }
+
+    /// A pattern's text, right or wrong.
+    fn any_text() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "{session}",
+            "{model}",
+            ":",
+            "::",
+            "/",
+            "-",
+            "x",
+            "{",
+            "}",
+            "llm",
+            "llm:",
+            "control:",
+            "stream:",
+            "s",
+            "ä",
+            "a:b",
+        ]);
+        prop::collection::vec(piece, 1..8).prop_map(|pieces| pieces.concat())
+    }
+
+    fn any_name(with_model: bool) -> impl Strategy<Value = StreamName> {
+        let session = prop_oneof![
+            "[a-z.~-]{1,4}".prop_filter("dots", |text| text != "." && text != ".."),
+            prop::sample::select(vec!["control", "announce", "requests", "s", "x", "lm", "tate"])
+                .prop_map(str::to_owned),
+        ];
+        let model = prop_oneof!["[a-z:@+-]{1,5}", Just("m:x/y".to_owned()), Just("control:a:b".to_owned())];
+        (session, model).prop_map(move |(session, model)| {
+            StreamName::new(&session, if with_model { &model } else { DEFAULT_MODEL }).unwrap()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+        /// Against substitution, plainly: every name is found again by its key, no two names have one key, and no key
+        /// looks like one of the daemon's own.
+        #[test]
+        fn names_and_keys_belong_together_one_to_one(
+            text in any_text(),
+            names in prop::collection::vec((any_name(true), any_name(false)), 1..12),
+        ) {
+            let Ok(pattern) = KeyPattern::parse(&text, "llm") else { return Ok(()) };
+            prop_assert_eq!(&pattern.to_string(), &text);
+            let mut keys: HashMap<String, StreamName> = HashMap::new();
+            for (with_model, without) in names {
+                let name = if pattern.has_model() { with_model } else { without };
+                let key = pattern.key(&name);
+                let plain = text.replacen("{session}", name.session(), 1).replacen("{model}", name.model(), 1);
+                prop_assert_eq!(&key, &plain);
+                prop_assert_eq!(pattern.name(key.as_bytes()), Some(name.clone()), "{}", key);
+                prop_assert!(key.starts_with(pattern.beginning()));
+                let own = key.strip_prefix("llm:").and_then(|rest| rest.split(':').next());
+                prop_assert!(own.is_none_or(|word| !OWN.contains(&word)), "{} gives {}", text, key);
+                let known = keys.entry(key).or_insert_with(|| name.clone());
+                prop_assert_eq!(&*known, &name);
+            }
+        }
+
+        /// And back: a key that has a name is that name's.
+        #[test]
+        fn a_key_that_has_a_name_is_its(text in any_text(), key in "(llm:|x:|s)?[a-z:{}/ä-]{0,12}") {
+            let Ok(pattern) = KeyPattern::parse(&text, "llm") else { return Ok(()) };
+            if let Some(name) = pattern.name(key.as_bytes()) {
+                prop_assert_eq!(pattern.key(&name), key);
+            }
+        }
+    }
+}
