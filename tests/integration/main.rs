@@ -12,6 +12,9 @@ mod resume;
 /// Fifty clients join a stream at full speed; each gets everything once and in order.
 mod seam;
 
+/// Entries and keys as people have them already.
+mod flat;
+
 /// Many live streams at once, of which Redis tells the reader.
 mod many;
 
