@@ -57,11 +57,14 @@ impl Checker<'_> {
         match key.rule.read(setting) {
             Ok(value) => value,
             Err(refusal) => {
+                let allowed = key.rule.allowed();
                 let problem = match refusal {
-                    Refusal::Wrong => {
-                        Problem::Value { found: setting.value.to_string(), allowed: key.rule.allowed() }
+                    Refusal::Wrong => Problem::Value { found: setting.value.to_string(), allowed },
+                    Refusal::Items(items) => Problem::Items { items, allowed },
+                    Refusal::TooMany(count) => {
+                        Problem::Value { found: format!("a list of {count} items"), allowed }
                     }
-                    Refusal::NotYet => Problem::NotAvailable { default: key.rule.allowed() },
+                    Refusal::NotYet => Problem::NotAvailable { default: allowed },
                 };
                 self.refuse(key.name, problem);
                 key.rule.default()

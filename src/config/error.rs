@@ -24,14 +24,16 @@ pub(super) enum Problem {
     Unreadable(String),
     #[error("not TOML: {0}")]
     Syntax(String),
-    #[error("no such key{}", hint(near.as_deref()))]
-    Unknown { near: Option<String> },
-    #[error("no such section{}", hint(near.as_deref()))]
-    UnknownSection { near: Option<String> },
+    #[error("no such key; {0}")]
+    Unknown(Hint),
+    #[error("no such section; {0}")]
+    UnknownSection(Hint),
     #[error("--set takes section.key=value")]
     Argument,
     #[error("{found} is not allowed; allowed: {allowed}")]
     Value { found: String, allowed: String },
+    #[error("{} not allowed; allowed: {allowed}", wrong_items(items))]
+    Items { items: Vec<(usize, String)>, allowed: String },
     #[error("not available in this version; leave it at {default}")]
     NotAvailable { default: String },
     #[error("the secret file {} cannot be read: {reason}", path.display())]
@@ -40,8 +42,26 @@ pub(super) enum Problem {
     Conflict(String),
 }
 
-fn hint(near: Option<&str>) -> String {
-    near.map(|near| format!("; did you mean {near}?")).unwrap_or_default()
+/// Which names there are in place of one that is not known.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Hint {
+    #[error("did you mean {0}?")]
+    Near(&'static str),
+    #[error("[{section}] has: {}", keys.join(", "))]
+    KeysOf { section: &'static str, keys: Vec<&'static str> },
+    #[error("the sections are: {}", .0.join(", "))]
+    Sections(Vec<&'static str>),
+}
+
+/// The wrong items of a list, each by its place and as it is written, as the subject of a sentence.
+fn wrong_items(items: &[(usize, String)]) -> String {
+    const NAMED_MAX: usize = 5;
+    let mut named: Vec<String> =
+        items.iter().take(NAMED_MAX).map(|(place, item)| format!("item {place} ({item})")).collect();
+    if items.len() > NAMED_MAX {
+        named.push(format!("{} more", items.len() - NAMED_MAX));
+    }
+    format!("{} {}", named.join(", "), if items.len() == 1 { "is" } else { "are" })
 }
 
 impl ConfigError {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::defaults;
-use super::error::{ConfigError, Problem};
+use super::error::{ConfigError, Hint, Problem};
 
 /// What begins the name of every environment variable that is a setting.
 const ENVIRONMENT_PREFIX: &str = "LLM_BRIDGE__";
@@ -59,10 +59,20 @@ impl fmt::Display for Value {
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Integer(number) => write!(f, "{number}"),
             Self::Flag(flag) => write!(f, "{flag}"),
-            Self::List(_) => f.write_str("a list"),
+            Self::List(items) => write_list(f, items),
             Self::Other(kind) => write!(f, "a TOML {kind}"),
         }
     }
+}
+
+/// A list as it is written in a file, cut where it is long.
+fn write_list(f: &mut fmt::Formatter<'_>, items: &[Value]) -> fmt::Result {
+    const SHOWN_MAX: usize = 4;
+    let mut shown: Vec<String> = items.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+    if items.len() > SHOWN_MAX {
+        shown.push("…".to_owned());
+    }
+    write!(f, "the list [{}]", shown.join(", "))
 }
 
 impl fmt::Display for Origin {
@@ -110,7 +120,11 @@ impl Raw {
                 continue;
             };
             if !is_section(name) {
-                errors.push(ConfigError::new(origin, name.as_ref(), unknown_section(name)));
+                errors.push(ConfigError::new(
+                    origin,
+                    name.as_ref(),
+                    Problem::UnknownSection(section_hint(name)),
+                ));
                 continue;
             }
             for (key, value) in content {
@@ -183,12 +197,38 @@ fn unknown(origin: Origin, name: &str) -> ConfigError {
     // The right key in the wrong section, or in none, is the likelier slip than a typing error.
     let same_key = defaults::NAMES.iter().find(|known| known.ends_with(&format!(".{key}")));
     let near = same_key.or_else(|| nearest(name, defaults::NAMES.iter()));
-    ConfigError::new(origin, name, Problem::Unknown { near: near.map(|known| (*known).to_owned()) })
+    let hint = match near {
+        Some(known) => Hint::Near(known),
+        None => name
+            .split_once('.')
+            .map_or_else(|| Hint::Sections(section_names()), |(section, _)| keys_hint(section)),
+    };
+    ConfigError::new(origin, name, Problem::Unknown(hint))
 }
 
-fn unknown_section(name: &str) -> Problem {
-    let known: Vec<&'static str> = sections().collect();
-    Problem::UnknownSection { near: nearest(name, known.iter()).map(|section| (*section).to_owned()) }
+/// The keys that a section has, or the section that may be meant.
+fn keys_hint(name: &str) -> Hint {
+    let Some(section) = sections().find(|section| *section == name) else { return section_hint(name) };
+    let keys = defaults::NAMES.iter().filter_map(|known| known.split_once('.'));
+    Hint::KeysOf { section, keys: keys.filter(|(of, _)| *of == section).map(|(_, key)| key).collect() }
+}
+
+fn section_hint(name: &str) -> Hint {
+    let known = section_names();
+    match nearest(name, known.iter()) {
+        Some(section) => Hint::Near(section),
+        None => Hint::Sections(known),
+    }
+}
+
+fn section_names() -> Vec<&'static str> {
+    let mut known = Vec::new();
+    for section in sections() {
+        if !known.contains(&section) {
+            known.push(section);
+        }
+    }
+    known
 }
 
 /// The candidate that differs from `name` in at most a third of its letters.

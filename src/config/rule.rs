@@ -31,10 +31,14 @@ pub(super) struct Key<R> {
 }
 
 /// Why a rule did not take a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It is of the wrong kind or out of range.
     Wrong,
+    /// It is a list, and these of its items are wrong: their places, counted from 1, and what they are.
+    Items(Vec<(usize, String)>),
+    /// It is a list of too many items: how many.
+    TooMany(usize),
     /// It asks for something that this version cannot do.
     NotYet,
 }
@@ -306,20 +310,23 @@ impl Rule for Texts {
     fn read(&self, setting: &Setting) -> Result<Vec<String>, Refusal> {
         let Value::List(items) = &setting.value else { return Err(Refusal::Wrong) };
         if items.len() > self.max {
-            return Err(Refusal::Wrong);
+            return Err(Refusal::TooMany(items.len()));
         }
-        let accept = |item: &Value| match item {
-            Value::Text(text) if (self.is_allowed)(text) => Ok(text.clone()),
-            _ => Err(Refusal::Wrong),
-        };
-        items.iter().map(accept).collect()
+        let (mut texts, mut wrong) = (Vec::with_capacity(items.len()), Vec::new());
+        for (at, item) in items.iter().enumerate() {
+            match item {
+                Value::Text(text) if (self.is_allowed)(text) => texts.push(text.clone()),
+                _ => wrong.push((at + 1, item.to_string())),
+            }
+        }
+        if wrong.is_empty() { Ok(texts) } else { Err(Refusal::Items(wrong)) }
     }
 
     fn allowed(&self) -> String {
         if self.max == usize::MAX {
-            return format!("a list of texts, each {}", self.allowed);
+            return format!("a list of texts in brackets, each {}", self.allowed);
         }
-        format!("a list of up to {} texts, each {}", self.max, self.allowed)
+        format!("a list of up to {} texts in brackets, each {}", self.max, self.allowed)
     }
 
     fn show(&self, value: &Vec<String>) -> String {
