@@ -5,7 +5,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
-use crate::support::command::{Outcome, llm_bridge, run};
+use crate::support::command::{Background, Outcome, llm_bridge, run};
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::patience::wait_until;
@@ -312,4 +312,20 @@ fn an_instance_id_that_is_held_is_78_and_a_port_that_is_taken_is_1() {
     assert!(third.log().contains(&daemon.public.to_string()), "{}", third.log());
     let end = Producer::new(&redis, "s1", "m").end();
     view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
+}
+
+/// Under `nohup`, in the background of a script and by many runners the tests ignore SIGINT; what they start must not.
+#[test]
+fn commands_can_be_interrupted_however_the_tests_were_started() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    // SAFETY: to ignore a signal is valid; the former action, the default or the same, is put back below.
+    let before = unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    let socket = daemon.stats_socket.to_str().unwrap();
+    let mut watch = Background::start(llm_bridge(&["stats", "--socket", socket, "--watch"]));
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGINT, before) };
+    watch.line().expect("it watches");
+    watch.signal(libc::SIGINT);
+    assert_eq!(watch.finish().code, None);
 }

@@ -7,7 +7,6 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::activation;
-use crate::support::command::{Background, llm_bridge, run};
+use crate::support::command::{Background, llm_bridge, program, run};
 use crate::support::daemon::Daemon;
 use crate::support::held::HeldThread;
 use crate::support::http;
@@ -335,7 +334,7 @@ fn the_unit_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("llm-bridge.service");
     fs::write(&path, unit().replace("/usr/bin/llm-bridge", env!("CARGO_BIN_EXE_llm-bridge"))).unwrap();
-    let output = Command::new("systemd-analyze")
+    let output = program("systemd-analyze")
         .args(["verify", "--man=no"])
         .arg(&path)
         .output()
@@ -371,7 +370,7 @@ fn check_before_start(configuration: &str) -> Option<i32> {
         .replace("/etc/llm-bridge/llm-bridge.toml", path.to_str().unwrap())
         .replace("/usr/bin/llm-bridge", env!("CARGO_BIN_EXE_llm-bridge"));
     let script = command.strip_prefix("/bin/sh -c '").unwrap().strip_suffix('\'').unwrap();
-    let output = Command::new("/bin/sh").args(["-c", script]).env_clear().output().unwrap();
+    let output = program("/bin/sh").args(["-c", script]).env_clear().output().unwrap();
     output.status.code()
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::command::{Background, Outcome, llm_bridge, run, run_in_terminal};
+use crate::support::command::{Background, Outcome, llm_bridge, program, run, run_in_terminal};
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::patience::wait_until;
@@ -419,7 +419,7 @@ fn the_demo_shows_itself_and_leaves_nothing_behind() {
         }
         // The command that it prints does what it says.
         let tail = said.iter().map(|line| line.trim()).find(|line| line.contains(" tail ")).unwrap();
-        let mut shell = Command::new("/bin/sh");
+        let mut shell = program("/bin/sh");
         shell.args(["-c", &format!("exec {tail} --json")]).env_clear();
         let mut tail = Background::start(shell);
         for _ in 0..5 {

@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
-use super::command::Background;
+use super::command::{Background, program};
 
 /// The first descriptor that is passed.
 const FIRST: RawFd = 3;
@@ -22,7 +21,7 @@ pub(crate) fn start(
     let script =
         if is_meant { "LISTEN_PID=$$ exec \"$0\" \"$@\"" } else { "LISTEN_PID=1 exec \"$0\" \"$@\"" };
     let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
-    let mut command = Command::new("/bin/sh");
+    let mut command = program("/bin/sh");
     command.args(["-c", script, env!("CARGO_BIN_EXE_llm-bridge")]).args(arguments);
     command.env_clear().envs(variables.iter().copied());
     command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));

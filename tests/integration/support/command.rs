@@ -1,17 +1,46 @@
 //! The program's other commands: run to their end, or in the background with their output as it comes.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 
 use super::patience::{PATIENCE, wait_for};
 
+/// A command whose process treats signals as one that is started in a terminal, however the tests were started: under
+/// `nohup`, in the background of a script and by many runners they ignore SIGINT or SIGHUP, and a process hands what it
+/// ignores or blocks on to those that it starts.
+pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(path);
+    // SAFETY: between fork and exec only signal(2), sigemptyset(3) and sigprocmask(2) are called, which are safe there.
+    unsafe { command.pre_exec(reset_signals) };
+    command
+}
+
+fn reset_signals() -> io::Result<()> {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGCHLD] {
+        // SAFETY: the default action is a valid one.
+        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: all bits zero are a valid set, which sigemptyset(3) then makes an empty one.
+    let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: both calls are given a set that outlives them, and no place for the former one.
+    let done = unsafe {
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A command in an otherwise empty environment.
 pub(crate) fn llm_bridge(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-bridge"));
+    let mut command = program(env!("CARGO_BIN_EXE_llm-bridge"));
     command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
 }
@@ -37,13 +66,22 @@ pub(crate) fn run(command: Command, input: &[u8]) -> Outcome {
 
 /// Runs a command to its end in a terminal of its own: its exit status, and all that was written there, with line ends as
 /// the command has written them.
-pub(crate) fn run_in_terminal(mut command: Command) -> (Option<i32>, String) {
+pub(crate) fn run_in_terminal(command: Command) -> (Option<i32>, String) {
+    run_in_terminal_of(command, (0, 0))
+}
+
+/// As `run_in_terminal`, in a terminal of so many lines and columns; 0: it does not say.
+pub(crate) fn run_in_terminal_of(
+    mut command: Command,
+    (lines, columns): (u16, u16),
+) -> (Option<i32>, String) {
     let (mut ours, mut theirs) = (-1, -1);
-    // SAFETY: the two descriptors are written to, and nothing else is passed.
+    let size = libc::winsize { ws_row: lines, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the two descriptors are written to, the size is read, and nothing else is passed.
     let opened = unsafe {
-        libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null(), std::ptr::null())
+        libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null(), &raw const size)
     };
-    assert_eq!(opened, 0, "no terminal: {}", std::io::Error::last_os_error());
+    assert_eq!(opened, 0, "no terminal: {}", io::Error::last_os_error());
     // SAFETY: both were just opened, and nobody else owns them.
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);

@@ -7,13 +7,14 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::command::program;
 use super::http;
 use super::patience::wait_for;
 use super::ports::free_port;
@@ -81,7 +82,7 @@ impl DaemonOptions {
         let public = SocketAddr::from((Ipv4Addr::LOCALHOST, self.public_port));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port));
         let stats_socket = dir.path().join("stats.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_llm-bridge"));
+        let mut command = program(env!("CARGO_BIN_EXE_llm-bridge"));
         command.arg("serve");
         if let Some(file) = &self.config {
             command.arg("--config").arg(file);

@@ -4,7 +4,8 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use super::command::program;
 
 /// A folder of cases below `tests`.
 pub(crate) fn sources(folder: &str) -> PathBuf {
@@ -25,7 +26,7 @@ pub(crate) fn install(folder: &str) -> PathBuf {
         fs::copy(sources.join(file), directory.join(file)).unwrap();
     }
     let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
-    let output = Command::new("npm").args(arguments).current_dir(&directory).output();
+    let output = program("npm").args(arguments).current_dir(&directory).output();
     let output = output.expect("npm is installed; ./tests/run.sh does that");
     assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
     fs::write(done, lock).unwrap();
@@ -34,7 +35,7 @@ pub(crate) fn install(folder: &str) -> PathBuf {
 
 /// Runs one case of a folder to its end; what it printed is the reason of a failure.
 pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
-    let output = Command::new("node")
+    let output = program("node")
         .arg(sources(folder).join("main.mjs"))
         .arg(case)
         .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))

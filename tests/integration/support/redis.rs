@@ -2,12 +2,13 @@
 //! started again where it was, and made to answer late.
 
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use redis::FromRedisValue;
 use tempfile::TempDir;
 
+use super::command::program;
 use super::patience::{PATIENCE, wait_for};
 use super::ports::free_port;
 
@@ -52,7 +53,7 @@ impl RedisServer {
 
     /// Starts the process and waits until it answers. False: it ended, its port was taken.
     fn spawn(&mut self) -> bool {
-        let mut process = Command::new("redis-server")
+        let mut process = program("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--enable-debug-command", "local", "--port"])
             .arg(self.port.to_string())
             .arg("--dir")
