@@ -27,6 +27,7 @@ use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};
 use crate::redis::{Connector, Keys, Target};
+use crate::security::host::HostPolicy;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::thread::{self, Ended, Handle};
@@ -329,8 +330,10 @@ impl Builder {
 
     fn admin(&self, listener: std::net::TcpListener) -> Result<Handle, DaemonError> {
         let (registry, stop) = (Arc::clone(&self.shared.registry), self.shared.stops.rest.clone());
+        let listen = &self.shared.config.listen;
+        let hosts = HostPolicy::from(&listen.hosts, &listen.origins);
         self.spawn("admin".into(), move || {
-            if let Err(error) = admin::run(listener, registry, stop) {
+            if let Err(error) = admin::run(listener, hosts, registry, stop) {
                 panic!("the admin listener failed: {error}");
             }
         })

@@ -8,6 +8,8 @@
 //! | `/stats.json` | [`super::Snapshot`] |
 //! | `/` | a page that shows it live |
 //!
+//! A request for a host that is not one of ours is 421, so that no web page reads it by DNS rebinding.
+//!
 //! It has no authentication and reveals no tokens and no content, but stream counts, errors and names
 //! of threads: it belongs on loopback or a private network.
 
@@ -21,16 +23,19 @@ use serde_json::json;
 use super::Registry;
 use super::http::{self, Answer};
 use super::prometheus;
+use crate::security::host::HostPolicy;
 use crate::stop::Stop;
 
 const DASHBOARD: &str = include_str!("../web/dashboard.html");
+const DASHBOARD_STYLE: &str = include_str!("../web/dashboard.css");
+const DASHBOARD_SCRIPT: &str = include_str!("../web/dashboard.js");
 
-/// Answers on `listener` until the stop signal is given.
+/// Answers on `listener` to requests for one of our `hosts` until the stop signal is given.
 ///
 /// # Errors
 /// When the listener cannot be watched; never because of a client.
-pub fn run(listener: TcpListener, registry: Arc<Registry>, stop: Stop) -> io::Result<()> {
-    http::serve(listener, &stop, |path| page(&registry, path))
+pub fn run(listener: TcpListener, hosts: HostPolicy, registry: Arc<Registry>, stop: Stop) -> io::Result<()> {
+    http::serve(listener, &hosts, &stop, |path| page(&registry, path))
 }
 
 fn page(registry: &Registry, path: &str) -> Answer {
@@ -41,6 +46,8 @@ fn page(registry: &Registry, path: &str) -> Answer {
         "/metrics" => ok(prometheus::CONTENT_TYPE, registry.render_prometheus().into()),
         "/stats.json" => ok("application/json", registry.render_json().into()),
         "/" => ok("text/html; charset=utf-8", DASHBOARD.into()),
+        "/dashboard.css" => ok("text/css; charset=utf-8", DASHBOARD_STYLE.into()),
+        "/dashboard.js" => ok("text/javascript; charset=utf-8", DASHBOARD_SCRIPT.into()),
         _ => Answer::error(404, "there is /healthz, /readyz, /metrics, /stats.json and /\n"),
     }
 }
@@ -55,8 +62,8 @@ fn ready(registry: &Registry) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Lease;
     use crate::observe::testing::{exposition, sample};
+    use crate::observe::{Lease, exchange};
     use std::io::{Read, Write};
     use std::net::{Shutdown, SocketAddr, TcpStream};
     use std::time::Duration;
@@ -74,7 +81,8 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let (address, registry, stop) = (listener.local_addr().unwrap(), Arc::new(sample()), Stop::new());
             let (inner_registry, inner_stop) = (Arc::clone(&registry), stop.clone());
-            let body = move || run(listener, inner_registry, inner_stop);
+            let hosts = HostPolicy::from(&["admin.example".to_owned()], &[]);
+            let body = move || run(listener, hosts, inner_registry, inner_stop);
             let thread = std::thread::Builder::new().spawn(body).unwrap();
             Self { address, registry, stop, thread: Some(thread) }
         }
@@ -178,7 +186,7 @@ mod tests {
     fn the_oldest_of_too_many_gives_way() {
         let running = Running::start();
         let mut oldest = running.connect();
-        let crowd: Vec<_> = (0..http::CONNECTIONS_MAX).map(|_| running.connect()).collect();
+        let crowd: Vec<_> = (0..exchange::CONNECTIONS_MAX).map(|_| running.connect()).collect();
         assert_eq!(running.get("/healthz").0, 200);
         assert_eq!(oldest.read(&mut [0]).unwrap(), 0);
         drop(crowd);
@@ -186,9 +194,46 @@ mod tests {
     }
 
     #[test]
-    fn the_dashboard_asks_no_other_host() {
-        for outside in ["http:", "https:", "src=", "@import", "url(", "innerHTML"] {
-            assert!(!DASHBOARD.contains(outside), "the dashboard has {outside}");
+    fn a_request_for_a_foreign_host_is_misdirected() {
+        let running = Running::start();
+        for (host, status) in [
+            ("localhost:9464", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:9464", 200),
+            ("Admin.Example:80", 200),
+            ("evil.example", 421),
+            ("\u{e9}.example", 421),
+            ("", 421),
+        ] {
+            let (found, _, body) =
+                running.send(format!("GET /stats.json HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+            assert_eq!(found, status, "{host}");
+            assert!(status == 200 || body.contains("listen.hosts"), "{body}");
+        }
+        let absolute = b"GET http://evil.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        assert_eq!(running.send(absolute).0, 421);
+        let absolute = b"GET http://localhost/healthz?x HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+        assert_eq!(running.send(absolute).2, "ok\n");
+        assert_eq!(running.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n").0, 400);
+        assert_eq!(running.send(b"GET /healthz HTTP/1.0\r\n\r\n").0, 200);
+    }
+
+    #[test]
+    fn the_dashboard_asks_no_other_host_and_needs_nothing_inline() {
+        for text in [DASHBOARD, DASHBOARD_STYLE, DASHBOARD_SCRIPT] {
+            for outside in ["http:", "https:", "@import", "url(", "innerHTML"] {
+                assert!(!text.contains(outside), "the dashboard has {outside}");
+            }
+        }
+        for inline in ["<style", "<script>", "style=", "onclick="] {
+            assert!(!DASHBOARD.contains(inline), "the dashboard has {inline}");
+        }
+        let running = Running::start();
+        let (_, head, _) = running.get("/");
+        assert!(head.contains("script-src 'self'") && !head.contains("unsafe"), "{head}");
+        for (path, kind) in [("/dashboard.css", "text/css"), ("/dashboard.js", "text/javascript")] {
+            let (status, head, _) = running.get(path);
+            assert!(status == 200 && head.contains(kind) && head.contains("nosniff"), "{head}");
         }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod admin;
 mod counters;
+mod exchange;
 mod health;
 mod http;
 mod latency;

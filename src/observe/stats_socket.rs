@@ -1,33 +1,24 @@
 //! The stats socket: a Unix socket that answers one line (`text`, `json`, `histograms` or `reset`)
 //! and closes.
 //!
-//! It serves one client at a time, each for four seconds at most, so a client that hangs delays the
-//! others but cannot block them. Who may ask is decided by the file's mode (0660) and directory.
+//! How connections are bounded is in [`super::exchange`]. Who may ask is decided by the file's mode (0660) and directory.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use std::time::Duration;
 
 use super::Registry;
+use super::exchange::{self, Reaction};
 use crate::stop::Stop;
-use crate::{pulse, warn_limited};
 
 /// Bytes of a request, its newline included.
 const LINE_BYTES_MAX: usize = 64;
-/// For the client to send its line, and again to take the answer.
-const CLIENT_TIME: Duration = Duration::from_secs(2);
-/// Reads after the answer, of 4 KiB each.
-const DISCARDED_READS_MAX: usize = 64;
-/// How often the stop signal is looked at.
-const TICK: Duration = Duration::from_millis(100);
+/// From the connection to the end of the answer.
+const EXCHANGE_TIME: Duration = Duration::from_secs(4);
 
 /// Why there is no stats socket.
 #[derive(Debug, thiserror::Error)]
@@ -122,129 +113,38 @@ fn is_live(path: &Path) -> io::Result<bool> {
 /// When the listener cannot be watched; never because of a client.
 pub fn run(listener: UnixListener, registry: Arc<Registry>, stop: Stop) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let mut poll = Poll::new()?;
-    poll.registry().register(&mut SourceFd(&listener.as_raw_fd()), Token(0), Interest::READABLE)?;
-    let mut events = Events::with_capacity(1);
-    while !stop.requested() {
-        pulse::beat();
-        if let Err(error) = poll.poll(&mut events, Some(TICK))
-            && error.kind() != ErrorKind::Interrupted
-        {
-            return Err(error);
-        }
-        accept_all(&listener, &registry, &stop);
-    }
-    Ok(())
+    let listener = mio::net::UnixListener::from_std(listener);
+    exchange::serve(listener, &stop, EXCHANGE_TIME, |sent, is_over| react(sent, is_over, &registry))
 }
 
-fn accept_all(listener: &UnixListener, registry: &Registry, stop: &Stop) {
-    while !stop.requested() {
-        match listener.accept() {
-            Ok((client, _)) => {
-                if let Err(error) = serve(client, registry, stop) {
-                    tracing::debug!(%error, "a client of the stats socket was not served");
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            Err(error) => {
-                warn_limited!(%error, "the stats socket cannot accept a connection");
-                return;
-            }
-        }
+/// What to do with what a client has sent: its line ends with a newline, or with what it sends.
+fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction {
+    let end = sent.iter().position(|&byte| byte == b'\n');
+    let line = &sent[..end.unwrap_or(sent.len())];
+    if line.len() >= LINE_BYTES_MAX {
+        return Reaction::Answer(format!("error: a line has at most {LINE_BYTES_MAX} bytes\n").into_bytes());
     }
-}
-
-fn serve(mut client: UnixStream, registry: &Registry, stop: &Stop) -> io::Result<()> {
-    let line = read_line(&mut client, stop)?;
-    let answer = match line.as_deref().map(<[u8]>::trim_ascii) {
-        Some(b"text") => registry.render_text(),
-        Some(b"json") => registry.render_json() + "\n",
-        Some(b"histograms") => registry.render_histograms(),
-        Some(b"reset") => {
+    if end.is_none() && !is_over {
+        return Reaction::Wait;
+    }
+    let answer = match line.trim_ascii() {
+        b"text" => registry.render_text(),
+        b"json" => registry.render_json() + "\n",
+        b"histograms" => registry.render_histograms(),
+        b"reset" => {
             registry.reset();
             "the latency histograms begin anew\n".to_owned()
         }
-        Some(_) => "error: send one line: text, json, histograms or reset\n".to_owned(),
-        None => format!("error: a line has at most {LINE_BYTES_MAX} bytes\n"),
+        _ => "error: send one line: text, json, histograms or reset\n".to_owned(),
     };
-    write_all(&mut client, answer.as_bytes(), stop)?;
-    discard(&mut client)
-}
-
-/// Takes what else the client has sent: closing over unread bytes would show the client an error in
-/// place of the end of its answer.
-fn discard(client: &mut UnixStream) -> io::Result<()> {
-    client.set_nonblocking(true)?;
-    let mut buffer = [0_u8; 4096];
-    for _ in 0..DISCARDED_READS_MAX {
-        match client.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// The client's line up to its newline or the end of what it sends; `None` if it is too long.
-fn read_line(client: &mut UnixStream, stop: &Stop) -> io::Result<Option<Vec<u8>>> {
-    let deadline = Instant::now() + CLIENT_TIME;
-    let mut line = Vec::new();
-    let mut buffer = [0_u8; LINE_BYTES_MAX];
-    loop {
-        let count = until(deadline, stop, |wait| {
-            client.set_read_timeout(Some(wait))?;
-            client.read(&mut buffer)
-        })?;
-        line.extend_from_slice(&buffer[..count]);
-        if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
-            line.truncate(end);
-            return Ok((line.len() < LINE_BYTES_MAX).then_some(line));
-        }
-        if line.len() >= LINE_BYTES_MAX {
-            return Ok(None);
-        }
-        if count == 0 {
-            return Ok(Some(line));
-        }
-    }
-}
-
-fn write_all(client: &mut UnixStream, mut bytes: &[u8], stop: &Stop) -> io::Result<()> {
-    let deadline = Instant::now() + CLIENT_TIME;
-    while !bytes.is_empty() {
-        let count = until(deadline, stop, |wait| {
-            client.set_write_timeout(Some(wait))?;
-            client.write(bytes)
-        })?;
-        bytes = &bytes[count..];
-    }
-    Ok(())
-}
-
-/// Repeats a call that waits for a tick at most, until it has done something, the deadline has passed
-/// or the daemon stops.
-fn until(
-    deadline: Instant,
-    stop: &Stop,
-    mut call: impl FnMut(Duration) -> io::Result<usize>,
-) -> io::Result<usize> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stop.requested() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        match call(left.min(TICK)) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            done => return done,
-        }
-    }
+    Reaction::Answer(answer.into_bytes())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::observe::Stage;
     use crate::observe::testing::sample;
@@ -349,6 +249,17 @@ mod tests {
         drop(unread);
         assert!(running.ask("text\n").starts_with("llm-bridge "));
         assert_eq!(hanging.read(&mut [0]).unwrap(), 0, "it was closed without an answer");
+    }
+
+    #[test]
+    fn idle_clients_shut_nobody_out() {
+        let running = Running::start();
+        let idle: Vec<_> = (0..3 * exchange::CONNECTIONS_MAX).map(|_| running.connect()).collect();
+        // None of them has reached its deadline yet, and each that is answered comes at once.
+        for _ in 0..5 {
+            assert!(running.ask("text\n").starts_with("llm-bridge "));
+        }
+        drop(idle);
     }
 
     #[test]
