@@ -4,6 +4,7 @@
 
 mod check;
 mod demo;
+mod fit;
 mod output;
 mod produce;
 mod relay;

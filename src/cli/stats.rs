@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::fit::{Size, fit};
 use super::output::write;
 use super::{CliError, Shared};
 
@@ -75,7 +76,11 @@ pub(crate) fn run(args: &Stats) -> Result<(), CliError> {
             return write(&answer);
         }
         // One JSON text a line can be read by a program, a cleared screen only by people.
-        let before = if args.form.json { "" } else { CLEAR };
+        let (before, answer) = match (args.form.json, Size::of_stdout()) {
+            (true, _) => ("", answer),
+            (false, Some(size)) => (CLEAR, fit(&answer, size)),
+            (false, None) => (CLEAR, answer),
+        };
         write(&format!("{before}{answer}"))?;
         std::thread::sleep(WATCH_EVERY);
     }
@@ -94,7 +99,8 @@ fn ask(socket: &Path, word: &str) -> Result<String, CliError> {
     };
     let mut answer = answer().map_err(|error| {
         CliError::Failed(format!(
-            "{}: {error}; does the daemon run, and may you use its socket?",
+            "{}: {error}; see whether the daemon runs, whether this is its listen.stats_socket (--socket PATH names \
+             another), and whether you may open it",
             socket.display()
         ))
     })?;

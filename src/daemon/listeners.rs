@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -40,17 +41,27 @@ impl Listeners {
         };
         let stats = match (passed.stats, &config.listen.stats_socket) {
             (Some(socket), _) => Some((socket, None)),
-            (None, Some(path)) => {
-                let (socket, file) = stats_socket::bind(path).map_err(|error| DaemonError::Listen {
-                    key: "listen.stats_socket",
-                    why: error.to_string(),
-                })?;
-                Some((socket, Some(file)))
-            }
+            (None, Some(path)) => bind_stats(path),
             (None, None) => None,
         };
         public.set_nonblocking(true)?;
         Ok(Self { public, admin, stats })
+    }
+}
+
+/// The stats socket, which the daemon can do without.
+fn bind_stats(path: &Path) -> Option<(UnixListener, Option<SocketFile>)> {
+    match stats_socket::bind(path) {
+        Ok((socket, file)) => Some((socket, Some(file))),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                fix = "let this user write to that directory, or set listen.stats_socket to a path of its own (\"\": \
+                       none) and name it to `llm-bridge stats` with --socket",
+                "there is no stats socket; the daemon runs without it"
+            );
+            None
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::support::command::{Background, llm_bridge, run};
+use crate::support::command::{Background, llm_bridge, program, run, run_in_terminal_of};
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::patience::{PATIENCE, wait_until};
@@ -290,7 +290,8 @@ fn the_stats_socket_bears_bad_company() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let socket = daemon.stats_socket.as_path();
-    let silent: Vec<UnixStream> = (0..2).map(|_| UnixStream::connect(socket).unwrap()).collect();
+    // More than are served at a time, and none of them says anything.
+    let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(socket).unwrap()).collect();
     drop(UnixStream::connect(socket).unwrap());
     let mut long = UnixStream::connect(socket).unwrap();
     long.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -320,6 +321,7 @@ fn the_stats_command_shows_what_the_socket_says() {
     assert!(stats(&["--histograms"]).contains("end_to_end"));
     stats(&["--reset"]);
 
+    assert_watch_fits(socket);
     let mut watch = Background::start(llm_bridge(&["stats", "--socket", socket, "--watch"]));
     for _ in 0..2 {
         while !watch.line().expect("it goes on").contains("entries_read") {}
@@ -330,6 +332,47 @@ fn the_stats_command_shows_what_the_socket_says() {
     let nowhere = run(llm_bridge(&["stats", "--socket", "/nonexistent/stats.sock"]), b"");
     assert_eq!(nowhere.code, Some(1), "{nowhere:?}");
     assert!(nowhere.stderr.contains("/nonexistent/stats.sock"), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("--socket"), "{nowhere:?}");
+}
+
+/// Asserts that `--watch` writes no more than the terminal can show.
+fn assert_watch_fits(socket: &str) {
+    let (lines, columns) = (24, 60);
+    let mut watch = program("timeout");
+    watch.args(["--foreground", "--signal=INT", "5", env!("CARGO_BIN_EXE_llm-bridge")]);
+    watch.args(["stats", "--socket", socket, "--watch"]);
+    let (_, shown) = run_in_terminal_of(watch, (lines, columns));
+    let screens: Vec<&str> = shown.split("\x1b[H\x1b[2J").filter(|screen| screen.contains("ready")).collect();
+    assert!(!screens.is_empty(), "{shown}");
+    for screen in screens {
+        assert!(screen.lines().count() < lines.into(), "{screen}");
+        assert!(screen.lines().all(|line| line.chars().count() <= columns.into()), "{screen}");
+        assert!(screen.contains("entries_read") || screen.contains("more lines"), "{screen}");
+    }
+}
+
+#[test]
+fn a_daemon_that_may_not_have_a_stats_socket_runs_without_it() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("listen.stats_socket=/proc/nowhere/stats.sock").start();
+    serve_stream(&redis, &daemon, "s1");
+    let log = daemon.log();
+    assert!(log.contains("/proc/nowhere/stats.sock") && log.contains("listen.stats_socket"), "{log}");
+}
+
+#[test]
+fn the_admin_listener_answers_to_its_own_names_only() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("listen.hosts=[\"ops.example\"]").start();
+    for (host, status) in [("localhost", 200), ("ops.example:9464", 200), ("evil.example", 421)] {
+        for target in ["/", "/stats.json", "/metrics", "/healthz"] {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let response = http::Exchange::raw(daemon.admin, request.as_bytes()).unwrap().whole().unwrap();
+            assert_eq!(response.status, status, "{host} {target}");
+            assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
+            assert!(status == 200 || response.text().contains("listen.hosts"), "{}", response.text());
+        }
+    }
 }
 
 #[test]
