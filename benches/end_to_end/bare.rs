@@ -2,16 +2,15 @@
 //! telling: it shares a process with the producer and so knows which streams have news.
 //!
 //! It reads exactly those with one XREADGROUP, and acknowledges in the same round trip what the one before
-//! brought, one XACK per stream (with delivery.ack=none: NOACK and no XACK). It reads as often as the daemon does by
-//! default: rarer reads, which take more at once, would cost Redis less.
+//! brought, one XACK per stream (with delivery.ack=none: NOACK and no XACK). Between two
+//! reads it leaves Redis to others for three times as long as the last ones took: rarer reads, which take more at once,
+//! would cost Redis less.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use llm_bridge::ingest::pacing::{Next, Pacing};
 
 use crate::judge::Judge;
 use crate::load::{MeasuredCpu, Plan, Shared};
@@ -21,7 +20,7 @@ use crate::stage::Result;
 use crate::token::now_us;
 use crate::wire;
 
-/// The defaults of delivery.duty_percent and delivery.max_linger.
+/// The share of Redis' time that it takes, and its longest pause.
 const DUTY_PERCENT: u32 = 25;
 const LINGER_MAX: Duration = Duration::from_millis(20);
 /// How long it sleeps when nothing has news.
@@ -108,7 +107,7 @@ impl Bare<'_> {
     }
 
     fn read_all(&mut self, plan: &Plan) -> Result<()> {
-        let mut pacing = Pacing::new(DUTY_PERCENT, LINGER_MAX);
+        let mut cost = Duration::ZERO;
         let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
             cpu.look(self.shared)?;
@@ -132,8 +131,10 @@ impl Bare<'_> {
                 self.shared.started.store(plan.clients, Ordering::Release);
             }
             let entries = usize::try_from(self.seen.received - before)?;
-            if let Next::Linger(time) = pacing.polled(from.elapsed(), entries) {
-                std::thread::sleep(time);
+            let took = from.elapsed();
+            cost = if cost.is_zero() { took } else { (cost * 3 + took) / 4 };
+            if entries > 0 {
+                std::thread::sleep((cost * (100 - DUTY_PERCENT) / DUTY_PERCENT).min(LINGER_MAX));
             }
         }
         self.seen.cpu = cpu.used();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::reader::Reader;
 use super::reading::ENTRIES_PER_TRIP;
-use crate::config;
 use crate::event::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError};
 
@@ -38,10 +37,6 @@ impl Reader {
         if now.duration_since(self.acked_at) >= ACK_INTERVAL {
             self.acked_at = now;
             self.to_acknowledge = subscriptions.begin_acknowledging();
-            if !self.wakes_read.is_empty() && parts.delivery.ack == config::Ack::Written {
-                xack(pipeline, &parts.keys, &self.wake_key, &self.wakes_read);
-            }
-            self.wakes_read.clear();
         }
         let mut acked = 0;
         while acked < ENTRIES_PER_TRIP

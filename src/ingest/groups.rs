@@ -100,7 +100,8 @@ impl Reader {
         commands.push(names);
         for start in &starts {
             commands.push(destroy(&keys, &start.key));
-            commands.push(xgroup("CREATE", &keys, &start.key, start.cursor));
+            let create = Command::new("XGROUP").arg("CREATE").arg(&start.key).arg(keys.group());
+            commands.push(create.id(start.cursor));
         }
         let replies = match self.trip(&commands) {
             Ok(replies) => replies,
@@ -164,43 +165,11 @@ impl Reader {
         Ok(())
     }
 
-    /// Something is wrong with one of the keys, and Redis does not say with which: asks each, so that the
-    /// others go on.
-    pub(super) fn probe(&mut self, asked: &[Place]) -> Result<(), RedisError> {
-        let mut broken = Vec::new();
-        for some in asked.chunks(COMMANDS_PER_TRIP_MAX) {
-            let found = some.iter().filter_map(|&place| self.subscriptions.get(place));
-            let names = &self.parts.keys;
-            let commands: Vec<_> =
-                found.map(|found| xgroup("SETID", names, &found.key, found.cursor)).collect();
-            let replies = self.trip(&commands)?;
-            for (&place, reply) in some.iter().zip(replies) {
-                match reply.error() {
-                    // What it may have is not read yet.
-                    None => self.subscriptions.note(place),
-                    Some(error) => {
-                        let gone = self.take(place);
-                        let stream = gone.as_ref().map(|gone| &gone.stream);
-                        tracing::debug!(?stream, %error, "a group is gone");
-                        broken.extend(gone);
-                    }
-                };
-            }
-        }
-        self.wake_ready = false;
-        self.report_broken(broken);
-        Ok(())
-    }
-
     pub(super) fn take(&mut self, place: Place) -> Option<Subscription> {
         self.subscriptions.take(place, Instant::now() + self.parts.linger)
     }
 }
 
-pub(super) fn destroy(keys: &Keys, key: &[u8]) -> Command {
+fn destroy(keys: &Keys, key: &[u8]) -> Command {
     Command::new("XGROUP").arg("DESTROY").arg(key).arg(keys.group())
-}
-
-fn xgroup(subcommand: &str, keys: &Keys, key: &[u8], id: EntryId) -> Command {
-    Command::new("XGROUP").arg(subcommand).arg(key).arg(keys.group()).id(id)
 }

@@ -6,10 +6,13 @@
 
 mod acknowledging;
 pub mod acks;
+mod budget;
 mod groups;
 pub mod pacing;
+mod proof;
 pub mod reader;
 mod reading;
 pub mod replay;
 mod subscriptions;
 mod told;
+mod waiting;

@@ -15,15 +15,6 @@ use std::time::Duration;
 /// The weight of the newest cost is 1 in this many.
 const SMOOTHING: u32 = 4;
 
-/// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Wait until Redis has something.
-    Block,
-    /// Let this much time pass, then read without blocking.
-    Linger(Duration),
-}
-
 /// The policy's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacing {
@@ -39,20 +30,16 @@ impl Pacing {
         Self { duty_percent: duty_percent.clamp(1, 100), linger_max, cost: Duration::ZERO }
     }
 
-    /// A blocking read came back with entries.
+    /// How long to pause after a read that took `cost`, zero where that is not known, and brought so many entries.
     #[must_use]
-    pub fn woken(&self) -> Next {
-        Next::Linger(self.linger())
-    }
-
-    /// A read that did not block took `cost` and brought `entries` entries.
-    #[must_use]
-    pub fn polled(&mut self, cost: Duration, entries: usize) -> Next {
-        self.cost = if self.cost.is_zero() { cost } else { (self.cost * (SMOOTHING - 1) + cost) / SMOOTHING };
-        if entries == 0 { Next::Block } else { Next::Linger(self.linger()) }
-    }
-
-    fn linger(&self) -> Duration {
+    pub fn pause(&mut self, cost: Duration, entries: usize) -> Duration {
+        if !cost.is_zero() {
+            let is_first = self.cost.is_zero();
+            self.cost = if is_first { cost } else { (self.cost * (SMOOTHING - 1) + cost) / SMOOTHING };
+        }
+        if entries == 0 {
+            return Duration::ZERO;
+        }
         (self.cost * (100 - self.duty_percent) / self.duty_percent).min(self.linger_max)
     }
 }
@@ -64,19 +51,19 @@ mod tests {
     const US: Duration = Duration::from_micros(1);
 
     #[test]
-    fn a_reader_blocks_only_when_there_was_nothing() {
+    fn a_reader_pauses_in_proportion_to_what_its_reads_cost() {
         let mut pacing = Pacing::new(25, Duration::from_millis(20));
-        assert_eq!(pacing.woken(), Next::Linger(Duration::ZERO));
-        assert_eq!(pacing.polled(100 * US, 3), Next::Linger(300 * US));
-        assert_eq!(pacing.polled(100 * US, 0), Next::Block);
-        assert_eq!(pacing.woken(), Next::Linger(300 * US));
+        assert_eq!(pacing.pause(Duration::ZERO, 3), Duration::ZERO, "nothing is known");
+        assert_eq!(pacing.pause(100 * US, 3), 300 * US);
+        assert_eq!(pacing.pause(100 * US, 0), Duration::ZERO);
+        assert_eq!(pacing.pause(Duration::ZERO, 1), 300 * US);
     }
 
     #[test]
     fn one_slow_answer_counts_for_a_part() {
         let mut pacing = Pacing::new(50, Duration::from_millis(20));
-        assert_eq!(pacing.polled(100 * US, 1), Next::Linger(100 * US));
-        assert_eq!(pacing.polled(500 * US, 1), Next::Linger(200 * US));
+        assert_eq!(pacing.pause(100 * US, 1), 100 * US);
+        assert_eq!(pacing.pause(500 * US, 1), 200 * US);
     }
 
     proptest::proptest! {
@@ -88,9 +75,7 @@ mod tests {
             let (mut busy, mut idle) = (Duration::ZERO, Duration::ZERO);
             for cost in costs {
                 busy += Duration::from_micros(cost);
-                if let Next::Linger(pause) = pacing.polled(Duration::from_micros(cost), 1) {
-                    idle += pause;
-                }
+                idle += pacing.pause(Duration::from_micros(cost), 1);
             }
             // Smoothing lags behind by a few reads of the largest cost.
             let slack = Duration::from_micros(50_000 * u64::from(SMOOTHING)) * (100 - duty) / duty;

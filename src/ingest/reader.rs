@@ -1,14 +1,14 @@
 //! A reader thread: carries what is new on the streams that hash to it.
 //!
-//! With few streams one connection sits in a blocking XREADGROUP over all of them and the reader's wake stream; a
-//! second one exists to write that wake stream when a command comes in meanwhile. With many, the connection
-//! is told which streams have news, and just those are read ([`Told`]). Acknowledgements travel with the
-//! next read. How often it reads is [`Pacing`]'s decision.
+//! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
+//! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
+//! connection which streams have news ([`Told`]). Either way entries are read in transactions that show whether
+//! others were removed before them. Acknowledgements travel with the next read. How long the reader pauses between
+//! two reads is [`Pacing`]'s decision.
 //!
-//! INVARIANT: the group's position is not the truth, the subscription's cursor is: it is set at the seam,
-//! and entries at or below it are never passed on. Whatever goes wrong with a stream or with Redis, the reader
-//! does not mend it: it reports the stream as broken, forgets it, and its viewers find out from history
-//! what happened and start it again at an exact id.
+//! INVARIANT: the group's position is not the truth, the subscription's cursor is: every read sets the group to it.
+//! If anything is wrong with a stream or with Redis, the reader does not repair it: it reports the stream as broken
+//! and forgets it. Its viewers find out from history what happened and start it again at an exact id.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::pacing::{Next, Pacing};
+use super::budget::Budget;
+use super::pacing::Pacing;
 use super::subscriptions::{Key, Subscription, Subscriptions};
 use super::told::{SWEEPS_PER_ROUND, SWEPT_SILENCE, Told};
 use crate::config;
@@ -43,8 +44,6 @@ const BLOCK_IDLE: Duration = Duration::from_secs(1);
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A wait of so long without news is a time in which nothing is read.
 const QUIET: Duration = Duration::from_millis(20);
-/// The longest pause of a reader that is told.
-const TOLD_REST_MAX: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
 const KEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Streams per command where one command per stream is sent.
@@ -86,7 +85,7 @@ pub struct ReaderParts {
 pub struct Reader {
     pub(super) parts: ReaderParts,
     pub(super) pacing: Pacing,
-    /// While it is told: until when Redis is left to others.
+    /// Until when Redis is left to others.
     rests_until: Instant,
     pub(super) subscriptions: Subscriptions,
     pub(super) told: Told,
@@ -98,10 +97,12 @@ pub struct Reader {
     pub(super) consumer: String,
     /// The key of its wake stream.
     pub(super) wake_key: Key,
-    /// Entries of the wake stream to be acknowledged.
-    pub(super) wakes_read: Vec<EntryId>,
-    /// Whether the wake stream's group is known to exist on the present connection.
-    pub(super) wake_ready: bool,
+    /// The newest entry that was read of it on the present connection.
+    pub(super) wake_cursor: EntryId,
+    /// Until when it is not to be relied on.
+    pub(super) unwakeable_until: Option<Instant>,
+    /// What a read may bring.
+    pub(super) budget: Budget,
     pub(super) acked_at: Instant,
     /// Streams that were to be acknowledged then.
     pub(super) to_acknowledge: usize,
@@ -128,8 +129,9 @@ impl Reader {
             pipeline: Pipeline::default(),
             consumer,
             wake_key,
-            wakes_read: Vec::new(),
-            wake_ready: false,
+            wake_cursor: EntryId::ZERO,
+            unwakeable_until: None,
+            budget: Budget::default(),
             acked_at: Instant::now(),
             to_acknowledge: 0,
             kept_at: None,
@@ -140,16 +142,11 @@ impl Reader {
 
     /// Reads until the daemon stops, then sends the last acknowledgements.
     pub fn run(mut self) {
-        let mut next = Next::Block;
         while !self.parts.stop.requested() {
             pulse::beat();
-            next = match self.turn(next) {
-                Ok(next) => next,
-                Err(error) => {
-                    self.lose(&error);
-                    Next::Block
-                }
-            };
+            if let Err(error) = self.turn() {
+                self.lose(&error);
+            }
         }
         if let Err(error) = self.acknowledge_last() {
             tracing::warn!(%error, "the last acknowledgements could not be sent");
@@ -157,7 +154,7 @@ impl Reader {
     }
 
     /// One round: commands, groups, then a read or a wait.
-    fn turn(&mut self, next: Next) -> Result<Next, RedisError> {
+    fn turn(&mut self) -> Result<(), RedisError> {
         if self.parts.draining.requested() {
             self.parts.under_way = None;
         }
@@ -165,78 +162,65 @@ impl Reader {
         let now = Instant::now();
         if self.parts.connector.link(now).is_none() {
             self.refuse_starts(now);
-            self.wait(now + STOP_CHECK / 2)?;
-            return Ok(Next::Block);
+            return self.wait(now + STOP_CHECK / 2);
         }
         if !self.parts.leased.load(Ordering::Acquire) {
             self.wait(now + STOP_CHECK / 2)?;
             // What Redis tells meanwhile must not pile up there.
-            self.listen()?;
-            return Ok(Next::Block);
+            return self.listen();
         }
         self.obey_commands()?;
         self.remove_expired_groups()?;
         self.keep_connections();
         let is_told = self.is_told(Instant::now())?;
-        if !is_told {
-            // Every read asks for all streams.
-            self.subscriptions.take_news(usize::MAX);
-        }
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
-            self.wait(Instant::now() + STOP_CHECK)?;
-            return Ok(Next::Block);
+            return self.wait(Instant::now() + STOP_CHECK);
         }
-        match next {
-            _ if is_told => self.turn_told().map(|()| Next::Block),
-            Next::Block => {
-                if self.subscriptions.is_acknowledging() {
-                    self.acknowledge_alone()?;
-                }
-                let read = self.read_all(Some(self.block()))?;
-                Ok(if read.entries == 0 { Next::Block } else { self.pacing.woken() })
+        if is_told {
+            // What was told during a round trip is taken off the socket: no event will come for it.
+            self.hear()?;
+            let now = Instant::now();
+            if self.told.sweeps(now) {
+                let since = now.checked_sub(SWEPT_SILENCE).unwrap_or(now);
+                self.subscriptions.sweep(SWEEPS_PER_ROUND, since);
             }
-            Next::Linger(pause) => {
-                self.linger(Instant::now() + pause)?;
-                let read = self.read_all(None)?;
-                let next = self.pacing.polled(read.took, read.entries);
-                // Who has fallen behind catches up first.
-                Ok(if read.is_full { Next::Linger(Duration::ZERO) } else { next })
+            if !self.subscriptions.has_news() {
+                return self.wait_to_be_told();
             }
         }
+        self.rest(is_told)?;
+        let read = if self.subscriptions.has_news() {
+            self.read_news()?
+        } else {
+            if self.subscriptions.is_acknowledging() {
+                self.acknowledge_alone()?;
+            }
+            self.block(self.block_max())?
+        };
+        // Who has fallen behind catches up first.
+        let pause = if read.is_full { Duration::ZERO } else { self.pacing.pause(read.took, read.entries) };
+        self.rests_until = Instant::now() + pause;
+        Ok(())
     }
 
-    /// One round of a reader that is told: it reads the streams with news, or waits for some.
-    fn turn_told(&mut self) -> Result<(), RedisError> {
-        // What was told during a round trip is taken off the socket: no event will come for it.
-        self.hear()?;
+    /// Waits for news of some stream. Acknowledgements travel with reads as long as there are any.
+    fn wait_to_be_told(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
-        if self.told.sweeps(now) {
-            self.subscriptions.sweep(SWEEPS_PER_ROUND, now.checked_sub(SWEPT_SILENCE).unwrap_or(now));
-        }
-        if !self.subscriptions.has_news() {
-            self.wait(now + STOP_CHECK)?;
-            self.listen()?;
-            // Acknowledgements travel with reads as long as there are any.
-            let is_quiet = now.elapsed() >= QUIET || self.is_acknowledgement_late();
-            return if is_quiet && !self.subscriptions.has_news() {
-                self.acknowledge_alone()
-            } else {
-                Ok(())
-            };
-        }
-        if now < self.rests_until {
+        self.wait(now + STOP_CHECK)?;
+        self.listen()?;
+        let is_quiet = now.elapsed() >= QUIET || self.is_acknowledgement_late();
+        if is_quiet && !self.subscriptions.has_news() { self.acknowledge_alone() } else { Ok(()) }
+    }
+
+    /// Leaves Redis to others for as long as was decided after the last read.
+    fn rest(&mut self, is_told: bool) -> Result<(), RedisError> {
+        if Instant::now() < self.rests_until {
             self.linger(self.rests_until)?;
-            self.listen()?;
+            if is_told {
+                self.listen()?;
+            }
         }
-        let read = self.read_news()?;
-        let now = Instant::now();
-        let next = self.pacing.polled(read.took, read.entries);
-        self.rests_until = match next {
-            // What it reads has news: a pause gathers what comes together, and saves Redis nothing beyond that.
-            Next::Linger(pause) if !read.is_full => now + pause.min(TOLD_REST_MAX),
-            _ => now,
-        };
         Ok(())
     }
 
@@ -253,15 +237,14 @@ impl Reader {
         }
     }
 
-    fn block(&self) -> Duration {
+    fn block_max(&self) -> Duration {
         if self.subscriptions.has_unacked() { BLOCK_WITH_UNACKED } else { BLOCK_IDLE }
     }
 
     /// Redis is gone, or does not do as it should: every stream goes back to history.
     fn lose(&mut self, error: &RedisError) {
         self.parts.connector.lost(error, Instant::now());
-        self.wake_ready = false;
-        self.wakes_read.clear();
+        self.wake_cursor = EntryId::ZERO;
         let mut broken = self.subscriptions.remove_all(Instant::now() + self.parts.linger);
         broken.extend(self.refused.drain(..).map(|(_, start)| start));
         self.report_broken(broken);

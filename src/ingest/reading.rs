@@ -1,32 +1,25 @@
-//! How a reader reads.
+//! How a reader reads: in transactions that set the group to each stream's cursor, count the stream, and read it, so
+//! that it is known of every entry that is passed on whether another one was removed before it
+//! ([`proof`](super::proof)). A stream that has lost entries is broken: history tells what was lost.
 //!
-//! What was trimmed before it could be read must be named to viewers and never be passed over. So a batch that
-//! may follow such a hole is held against the stream's oldest entry (`XINFO STREAM`) before it is passed on, and
-//! the stream is broken where entries between its cursor and that one are gone: history tells what was lost.
-//! That is a round trip in the way of live text, so it is taken only where a hole is possible:
-//!
-//! - A read of streams with news asks for their lengths right before, in the same trip. Trimming takes the oldest
-//!   first, so where it has taken unread entries everything left is unread and comes with the read: a stream
-//!   that was longer than its batch has lost nothing. That leaves new streams, streams trimmed down to what
-//!   is unread, and full batches.
-//! - A read that blocks was waiting when the first entry came, and brings it before anything can be trimmed, unless
-//!   a transaction did both. Checked are batches of several entries and what follows a silence.
+//! What one read may bring is bounded in bytes ([`budget`](super::budget)) and in entries.
 
 use std::time::{Duration, Instant};
 
-use super::groups::destroy;
-use super::reader::{COMMANDS_PER_TRIP_MAX, Reader, STOP_CHECK};
-use super::subscriptions::Place;
+use super::budget::{Share, divide};
+use super::proof::{Brought, Count, Method, Verdict};
+use super::reader::Reader;
+use super::subscriptions::{Place, Subscription};
 use crate::config;
 use crate::event::Entry;
 use crate::event::message::LiveNews;
-use crate::redis::{Changed, Command, Link, RedisError, Reply, ServerErrorKind, StreamEntries};
+use crate::redis::{RedisError, Reply, Results, ServerError, ServerErrorKind, StreamEntries};
 use crate::warn_limited;
 
 /// Entries that one trip should read or acknowledge at most: some milliseconds of Redis' time, in which nobody else
 /// is served. Where more is waiting, the next trip follows at once.
 pub(super) const ENTRIES_PER_TRIP: usize = 4096;
-/// Entries of one stream that are asked for at least.
+/// Entries of one stream that are asked for at least, where their size allows.
 const COUNT_MIN: usize = 16;
 /// Streams with news that are read at once, so that nobody else waits long for Redis.
 const KEYS_PER_READ_MAX: usize = 256;
@@ -36,277 +29,229 @@ const KEYS_PER_READ_MAX: usize = 256;
 pub(super) struct ReadEnd {
     /// Entries that came.
     pub(super) entries: usize,
-    /// Whether some stream had more than one read brings, or more streams had news.
+    /// Whether some stream had more than one read brings, more streams had news, or some have to be read again.
     pub(super) is_full: bool,
     /// How long Redis took to answer.
     pub(super) took: Duration,
 }
 
-impl Reader {
-    /// One read of all streams, which waits for up to `block`.
-    pub(super) fn read_all(&mut self, block: Option<Duration>) -> Result<ReadEnd, RedisError> {
-        self.ready_wake_stream()?;
-        let places = self.subscriptions.places();
-        self.begin_reading(places.len());
-        let count = self.count_for(places.len());
-        self.add_xreadgroup(count, &places, (block, true));
-        let asked = Instant::now();
-        let replies = self.converse(block)?;
-        let took = asked.elapsed();
-        let end = self.conclude(replies.last(), &places, count)?;
-        Ok(ReadEnd { took, ..end })
-    }
+/// One stream of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    place: Place,
+    method: Method,
+}
 
-    /// One read of the streams with news. Their lengths, asked right before, tell which have lost nothing.
+/// What a transaction reads.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    shares: Vec<Share<Asked>>,
+    /// Whether streams with news had no room.
+    is_cut: bool,
+    /// Where its replies begin.
+    begins_at: usize,
+}
+
+/// What a read has brought of one stream.
+struct Fresh {
+    asked: Asked,
+    count: Count,
+    entries: Vec<Entry>,
+    is_full: bool,
+}
+
+impl Reader {
+    /// One read of the streams with news.
     pub(super) fn read_news(&mut self) -> Result<ReadEnd, RedisError> {
         let places = self.subscriptions.take_news(KEYS_PER_READ_MAX);
         if places.is_empty() {
             return Ok(ReadEnd::default());
         }
+        let is_cut = places.len() == KEYS_PER_READ_MAX;
         self.begin_reading(places.len());
-        let lengths_at = self.pipeline.len();
-        for found in places.iter().filter_map(|&place| self.subscriptions.get(place)) {
-            self.pipeline.command("XLEN", 1).arg(&found.key);
-        }
-        let count = self.count_for(places.len());
-        self.add_xreadgroup(count, &places, (None, false));
+        let transaction = self.add_transaction(places);
         let asked = Instant::now();
         let replies = self.converse(None)?;
         let took = asked.elapsed();
-        for (&place, reply) in places.iter().zip(replies.iter().skip(lengths_at)) {
-            if let Some(found) = self.subscriptions.get_mut(place) {
-                found.length_before = reply.integer().ok().and_then(|length| u64::try_from(length).ok());
-            }
-        }
         self.hear()?;
-        let end = self.conclude(replies.last(), &places, count)?;
-        let is_full = end.is_full || places.len() == KEYS_PER_READ_MAX;
-        Ok(ReadEnd { took, is_full, ..end })
+        let end = self.take_in(&replies, transaction)?;
+        Ok(ReadEnd { took, is_full: end.is_full || is_cut, ..end })
     }
 
-    /// Passes on what a read of the streams `asked` has brought. There is no reply when the daemon stops meanwhile.
-    fn conclude(
-        &mut self,
-        reply: Option<&Reply>,
-        asked: &[Place],
-        count: usize,
-    ) -> Result<ReadEnd, RedisError> {
-        let Some(reply) = reply else { return Ok(ReadEnd::default()) };
-        let counters = self.parts.registry.counters();
-        counters.reads.add(1);
-        counters.bytes_read.add(reply.len_bytes() as u64);
-        if let Some(error) = reply.error() {
-            return match error.kind() {
-                ServerErrorKind::NoGroup | ServerErrorKind::Unblocked | ServerErrorKind::WrongType => {
-                    self.probe(asked).map(|()| ReadEnd::default())
-                }
-                _ => Err(RedisError::Server(error)),
-            };
-        }
-        let streams = reply.streams()?;
-        self.parts.connector.works();
-        if streams.is_empty() {
-            counters.reads_empty.add(1);
-        }
-        self.pass_on(streams, asked, count)
-    }
-
-    // ----- being told -----
-
-    /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
-    pub(super) fn is_told(&mut self, now: Instant) -> Result<bool, RedisError> {
-        let connection = self.parts.connector.generation();
-        let is_on = self.told.is_on(connection);
-        let streams = if self.parts.draining.requested() { 0 } else { self.subscriptions.len() };
-        let is_wanted = self.told.is_wanted(connection, streams, now)
-            && self.parts.connector.open().is_some_and(|link| link.is_resp3());
-        match (is_on, is_wanted) {
-            (false, true) => {
-                let prefix = self.parts.keys.stream_prefix();
-                let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
-                if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
-                    warn_limited!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
-                    self.told.rest(now);
-                    return Ok(false);
-                }
-                self.told.begin(connection);
-                self.subscriptions.note_all_news();
+    /// Adds the transaction that reads these streams to the trip. What finds no room has news again.
+    pub(super) fn add_transaction(&mut self, places: Vec<Place>) -> Transaction {
+        let now = Instant::now();
+        let share = (ENTRIES_PER_TRIP / places.len().max(1)).max(COUNT_MIN);
+        let count_max = share.min(self.parts.delivery.read_count);
+        let Self { subscriptions, budget, .. } = self;
+        let sized = places.into_iter().filter_map(|place| {
+            let found = subscriptions.get(place)?;
+            Some((Asked { place, method: found.method() }, budget.entry_bytes(found.size, now)))
+        });
+        let (shares, left) = divide(sized, budget.bytes(), count_max);
+        let is_cut = !left.is_empty();
+        self.subscriptions.put_back(left.into_iter().map(|asked| asked.place));
+        let begins_at = self.pipeline.len();
+        self.pipeline.command("MULTI", 0);
+        for share in &shares {
+            for &asked in &share.streams {
+                self.add_count(asked);
             }
-            (true, false) => {
-                self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
-                self.told.end();
-            }
-            _ => {}
+            self.add_xreadgroup(share);
         }
-        Ok(is_wanted)
+        self.pipeline.command("EXEC", 0);
+        Transaction { shares, is_cut, begins_at }
     }
 
-    /// Takes what the connection has told by itself.
-    pub(super) fn listen(&mut self) -> Result<(), RedisError> {
-        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
-        link.try_receive()?;
-        self.hear()
-    }
-
-    /// Notes what was told and is taken off the socket already.
-    pub(super) fn hear(&mut self) -> Result<(), RedisError> {
-        while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
-            match push.changed()? {
-                Some(Changed::Keys(keys)) => {
-                    for key in keys {
-                        let is_own = self.subscriptions.note_news(&key);
-                        self.told.count(is_own);
-                    }
-                }
-                Some(Changed::Everything) => self.subscriptions.note_all_news(),
-                None => {}
-            }
+    /// Adds what counts a stream, and sets its group to the cursor: others may have moved it.
+    fn add_count(&mut self, Asked { place, method }: Asked) {
+        let Self { parts, pipeline, subscriptions, .. } = self;
+        let Some(found) = subscriptions.get(place) else { return };
+        let group = parts.keys.group();
+        if method == Method::Added {
+            let mut command = pipeline.command("XGROUP", 6);
+            command.arg("SETID").arg(&found.key).arg(group).arg("$").arg("ENTRIESREAD").arg("0");
+            drop(command);
+            pipeline.command("XINFO", 2).arg("GROUPS").arg(&found.key);
         }
-        Ok(())
+        pipeline.command("XGROUP", 4).arg("SETID").arg(&found.key).arg(group).id(found.cursor);
+        match method {
+            Method::Length | Method::Added => pipeline.command("XLEN", 1).arg(&found.key),
+            Method::Info => pipeline.command("XINFO", 2).arg("STREAM").arg(&found.key),
+        };
     }
 
-    // ----- reading -----
-
-    /// The wake stream and its group, made when the connection is new or the group was lost.
-    pub(super) fn ready_wake_stream(&mut self) -> Result<(), RedisError> {
-        if self.wake_ready {
-            return Ok(());
-        }
-        let keys = &self.parts.keys;
-        let wake = keys.wake(self.parts.index);
-        let create = Command::new("XGROUP").arg("CREATE").arg(&wake).arg(keys.group()).arg("$");
-        let replies = self.trip(&[destroy(keys, wake.as_bytes()), create.arg("MKSTREAM")])?;
-        match replies.last().and_then(Reply::error) {
-            Some(error) => Err(RedisError::Server(error)),
-            None => {
-                self.wake_ready = true;
-                Ok(())
-            }
-        }
-    }
-
-    /// How many entries of each stream one read asks for.
-    fn count_for(&self, streams: usize) -> usize {
-        let share = (ENTRIES_PER_TRIP / streams.max(1)).max(COUNT_MIN);
-        share.min(self.parts.delivery.read_count)
-    }
-
-    /// Adds a read of streams to the trip, with the wake stream if `with_wake`.
-    fn add_xreadgroup(
-        &mut self,
-        count: usize,
-        asked: &[Place],
-        (block, with_wake): (Option<Duration>, bool),
-    ) {
-        let Self { parts, pipeline, subscriptions, wake_key, .. } = self;
-        let wake = with_wake.then_some(&*wake_key);
-        let found = asked.iter().filter_map(|&place| subscriptions.get(place)).map(|found| &found.key);
-        let keys = asked.len() + usize::from(with_wake);
+    fn add_xreadgroup(&mut self, share: &Share<Asked>) {
+        let Self { parts, pipeline, subscriptions, consumer, .. } = self;
+        let keys = share.streams.len();
         let is_unacked = parts.delivery.ack == config::Ack::None;
-        let options = 2 * usize::from(block.is_some()) + usize::from(is_unacked);
-        let mut command = pipeline.command("XREADGROUP", 6 + options + 2 * keys);
-        command.arg("GROUP").arg(parts.keys.group()).arg(&self.consumer).arg("COUNT").number(count);
-        if let Some(block) = block {
-            command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
-        }
+        let mut command = pipeline.command("XREADGROUP", 6 + usize::from(is_unacked) + 2 * keys);
+        command.arg("GROUP").arg(parts.keys.group()).arg(consumer).arg("COUNT").number(share.count);
         if is_unacked {
             command.arg("NOACK");
         }
         command.arg("STREAMS");
-        for key in wake.into_iter().chain(found) {
-            command.arg(key);
+        for found in share.streams.iter().filter_map(|asked| subscriptions.get(asked.place)) {
+            command.arg(&found.key);
         }
         for _ in 0..keys {
             command.arg(">");
         }
     }
 
-    /// Makes the trip and waits for all replies, interrupting the block when a command comes in. None are returned
-    /// when the daemon stops meanwhile.
-    fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
-        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
-        link.push_all(&self.pipeline);
-        link.flush()?;
-        let may_sleep = !link.has_read_ahead();
-        let deadline = Instant::now() + block.unwrap_or_default() + self.parts.connector.response_timeout();
-        let mut woken = block.is_none();
-        let mut replies = Vec::with_capacity(self.pipeline.len());
-        // Looking at once would be in vain: Redis has yet to be woken.
-        if may_sleep && block.is_none() {
-            self.wait(Instant::now() + STOP_CHECK)?;
+    /// Passes on what a transaction has brought. There are no replies when the daemon stops meanwhile.
+    pub(super) fn take_in(
+        &mut self,
+        replies: &[Reply],
+        transaction: Transaction,
+    ) -> Result<ReadEnd, RedisError> {
+        let Some(executed) = replies.last() else { return Ok(ReadEnd::default()) };
+        let counters = self.parts.registry.counters();
+        counters.reads.add(1);
+        counters.bytes_read.add(executed.len_bytes() as u64);
+        if let Some(error) = executed.error() {
+            // What was wrong with one of its commands was said when that came.
+            let cause = replies.iter().skip(transaction.begins_at).find_map(Reply::error);
+            return Err(RedisError::Server(cause.unwrap_or(error)));
         }
-        loop {
-            let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
-            while let Some(reply) = link.try_receive()? {
-                replies.push(reply);
-                if link.outstanding() == 0 {
-                    return Ok(replies);
+        let mut results = executed.results()?;
+        let (mut fresh, mut gone, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_bounded = transaction.is_cut;
+        for share in &transaction.shares {
+            let found = self.understand(share, &mut results, &mut gone)?;
+            if found.is_empty() {
+                // Something is wrong with one of them, and so none was read.
+                again.extend(share.streams.iter().map(|asked| asked.place));
+            }
+            is_bounded |= share.is_bounded_by_bytes && found.iter().any(|fresh| fresh.is_full);
+            fresh.extend(found);
+        }
+        self.parts.connector.works();
+        if is_bounded {
+            self.budget.was_full(Instant::now());
+        }
+        if fresh.iter().all(|fresh| fresh.entries.is_empty()) {
+            self.parts.registry.counters().reads_empty.add(1);
+        }
+        let mut broken = Vec::new();
+        for (place, error) in gone {
+            let Some(subscription) = self.take(place) else { continue };
+            let key = String::from_utf8_lossy(&subscription.key);
+            if error.kind() == ServerErrorKind::WrongType {
+                warn_limited!(%key, "the key of a live stream is no stream any more");
+            } else {
+                tracing::debug!(%key, %error, "a group is gone");
+            }
+            broken.push(subscription);
+        }
+        let is_again = !again.is_empty();
+        self.subscriptions.put_back(again.into_iter());
+        let end = self.pass_on(fresh, broken);
+        Ok(ReadEnd { is_full: end.is_full || transaction.is_cut || is_again, ..end })
+    }
+
+    /// What came of one command and the counts before it. Streams without their group are `gone`; then nothing was read.
+    fn understand(
+        &self,
+        share: &Share<Asked>,
+        results: &mut Results<'_>,
+        gone: &mut Vec<(Place, ServerError)>,
+    ) -> Result<Vec<Fresh>, RedisError> {
+        let gone_before = gone.len();
+        let mut counts = Vec::with_capacity(share.streams.len());
+        for &asked in &share.streams {
+            match read_count(asked.method, self.parts.keys.group(), results)? {
+                Ok(count) => counts.push((asked, count)),
+                Err(error) => gone.push((asked.place, error)),
+            }
+        }
+        let mut streams = match results.streams() {
+            Err(RedisError::Server(_)) if gone.len() > gone_before => return Ok(Vec::new()),
+            streams => streams?.into_iter().peekable(),
+        };
+        let mut fresh = Vec::with_capacity(counts.len());
+        for (asked, count) in counts {
+            // Redis answers in the order in which it was asked.
+            let is_its = |read: &StreamEntries| {
+                self.subscriptions.get(asked.place).is_some_and(|found| *found.key == *read.key)
+            };
+            let entries = streams.next_if(is_its).map_or_else(Vec::new, |read| read.entries);
+            let is_full = entries.len() >= share.count;
+            fresh.push(Fresh { asked, count, entries, is_full });
+        }
+        if streams.next().is_some() {
+            return Err(RedisError::Protocol("streams that were not asked for, or in another order".into()));
+        }
+        Ok(fresh)
+    }
+
+    /// Passes on what was read and is whole.
+    fn pass_on(&mut self, fresh: Vec<Fresh>, mut broken: Vec<Subscription>) -> ReadEnd {
+        let now = Instant::now();
+        let acks = self.parts.delivery.ack == config::Ack::Written;
+        let mut news = Vec::with_capacity(fresh.len());
+        let mut end = ReadEnd::default();
+        for Fresh { asked: Asked { place, .. }, count, mut entries, is_full } in fresh {
+            let Some(found) = self.subscriptions.get_mut(place) else { continue };
+            let brought = Brought { entries: entries.len() as u64, is_full };
+            match found.judge(&count, brought, now) {
+                Verdict::Whole(_) => {}
+                Verdict::Unproven => {
+                    end.is_full = true;
+                    self.subscriptions.note(place);
+                    continue;
+                }
+                Verdict::Lost => {
+                    broken.extend(self.take(place));
+                    continue;
                 }
             }
-            if Instant::now() >= deadline {
-                return Err(RedisError::Timeout);
-            }
-            if !woken && (!self.parts.commands.is_empty() || self.parts.draining.requested()) {
-                woken = true;
-                self.interrupt();
-            }
-            if self.parts.stop.requested() {
-                // The replies will not be waited for: the connection is of no more use.
-                self.parts.connector.close();
-                return Ok(Vec::new());
-            }
-            self.wait(deadline.min(Instant::now() + STOP_CHECK))?;
-        }
-    }
-
-    /// Writes the wake stream, so that the blocked read comes back. Where that fails the block ends by itself.
-    fn interrupt(&mut self) {
-        let wake = self.parts.keys.wake(self.parts.index);
-        let command = Command::new("XADD").arg(wake).arg("MAXLEN").arg("1").arg("*").arg("wake").arg("1");
-        let now = Instant::now();
-        match self.parts.wake.ask(now, |link| link.call(&command)) {
-            Ok(_) => {
-                self.parts.registry.counters().wakeups_sent.inc();
-                self.parts.wake.works();
-            }
-            Err(Some(error)) => self.parts.wake.lost(&error, now),
-            Err(None) => {}
-        }
-    }
-
-    /// Passes on what a read of at most `count` entries for each of the streams `asked` has brought.
-    fn pass_on(
-        &mut self,
-        streams: Vec<StreamEntries>,
-        asked: &[Place],
-        count: usize,
-    ) -> Result<ReadEnd, RedisError> {
-        let now = Instant::now();
-        let mut fresh = Vec::with_capacity(streams.len());
-        // Redis answers in the order in which it was asked; whoever stands between may not.
-        let mut asked = asked.iter().copied();
-        for StreamEntries { key, entries, .. } in streams {
-            if key == *self.wake_key {
-                self.wakes_read.extend(entries.iter().map(|entry| entry.id));
-                continue;
-            }
-            let is_its =
-                |&place: &Place| self.subscriptions.get(place).is_some_and(|found| *found.key == *key);
-            let place = asked.by_ref().find(is_its).or_else(|| self.subscriptions.find(&key));
-            fresh.extend(place.map(|place| (place, entries)));
-        }
-        let lost = self.find_trimmed(&fresh, count, now)?;
-        let acks = self.parts.delivery.ack == config::Ack::Written;
-        let (mut news, mut broken) = (Vec::with_capacity(fresh.len()), Vec::new());
-        let mut end = ReadEnd::default();
-        for (place, mut entries) in fresh {
-            if lost.contains(&place) {
-                broken.extend(self.take(place));
-                continue;
-            }
-            if entries.len() >= count {
+            if is_full {
                 end.is_full = true;
                 self.subscriptions.note(place);
+            }
+            if entries.is_empty() {
+                continue;
             }
             let Some((transform, live)) = self.subscriptions.advance(place, &mut entries, acks, now) else {
                 continue;
@@ -317,45 +262,43 @@ impl Reader {
         self.parts.registry.counters().entries_read.add(end.entries as u64);
         self.hand_over(news);
         self.report_broken(broken);
-        Ok(end)
+        end
     }
+}
 
-    /// The streams whose oldest entry shows that unread ones were trimmed.
-    fn find_trimmed(
-        &mut self,
-        fresh: &[(Place, Vec<Entry>)],
-        count: usize,
-        now: Instant,
-    ) -> Result<Vec<Place>, RedisError> {
-        let mut suspects = Vec::new();
-        for (place, entries) in fresh {
-            let is_full = entries.len() >= count;
-            let found = self.subscriptions.get_mut(*place);
-            if found.is_some_and(|reading| reading.needs_check(entries, is_full, now)) {
-                suspects.push(*place);
+/// The results of what counts one stream; an error where it has no group to read by.
+fn read_count(
+    method: Method,
+    group: &str,
+    results: &mut Results<'_>,
+) -> Result<Result<Count, ServerError>, RedisError> {
+    let added = if method == Method::Added { read_added(group, results)? } else { None };
+    let set = results.done();
+    let count = match method {
+        Method::Length => results.count().map(Count::Length),
+        Method::Added => results.count().map(|length| Count::Added(length, added)),
+        Method::Info => results.stream_info().map(|info| Count::Info(Box::new(info))),
+    };
+    match set.and(count) {
+        Ok(count) => Ok(Ok(count)),
+        Err(RedisError::Server(error)) => match error.kind() {
+            ServerErrorKind::NoGroup | ServerErrorKind::NoSuchKey | ServerErrorKind::WrongType => {
+                Ok(Err(error))
             }
-        }
-        let mut lost = Vec::new();
-        for places in suspects.chunks(COMMANDS_PER_TRIP_MAX) {
-            let found = places.iter().filter_map(|&place| self.subscriptions.get(place));
-            let commands: Vec<_> =
-                found.map(|found| Command::new("XINFO").arg("STREAM").arg(&found.key)).collect();
-            for (&place, reply) in places.iter().zip(self.trip(&commands)?) {
-                let Some(subscription) = self.subscriptions.get(place) else { continue };
-                let gone = match reply.error() {
-                    Some(_) => true,
-                    None => {
-                        let info = reply.stream_info()?;
-                        let before_first =
-                            info.entries_added.and_then(|added| added.checked_sub(info.length));
-                        subscription.has_lost(info.first, before_first)
-                    }
-                };
-                if gone {
-                    lost.push(place);
-                }
-            }
-        }
-        Ok(lost)
+            _ => Err(RedisError::Server(error)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// What a group lags behind that has read nothing. Redis says 0 where it cannot tell, as when the newest entry was
+/// deleted; before Redis 7 it does not know the question.
+fn read_added(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, RedisError> {
+    let set = results.done();
+    let lag = results.lag_of(group);
+    match set.and(lag) {
+        Ok(lag) => Ok(lag.filter(|&lag| lag > 0)),
+        Err(RedisError::Server(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::acks::{IDS_PER_ACK_MAX, Unacked};
+use super::budget::Size;
+use super::proof::{Brought, Count, Method, Verdict};
 use crate::event::message::LiveRef;
 use crate::event::{AckBoard, Entry, EntryId, StreamName};
 
-/// A batch this long is held against the stream's oldest entry before it is passed on, where nothing else is
-/// known: a producer that trims while it writes may have removed entries that were never read.
-const CHECKED_BATCH_ENTRIES: usize = 2;
-
-/// So is the first batch after so much silence.
-const CHECKED_SILENCE: Duration = Duration::from_millis(250);
+/// A stream from which entries were removed is counted exactly again after so long: single entries that were deleted
+/// unread would make its count of what it has passed too low.
+const RECOUNTED: Duration = Duration::from_secs(1);
 
 /// A stream's key in Redis.
 pub(super) type Key = Arc<[u8]>;
@@ -34,8 +33,13 @@ pub(super) struct Subscription {
     pub(super) ordinal: Option<u64>,
     pub(super) board: Arc<AckBoard>,
     pub(super) unacked: Unacked,
-    /// How many entries there were right before the read whose batch comes next, where that was asked.
-    pub(super) length_before: Option<u64>,
+    /// What is known of the size of its entries.
+    pub(super) size: Size,
+    /// How the next read counts it.
+    method: Method,
+    /// How many entries there were when everything was read.
+    length: Option<u64>,
+    counted_at: Option<Instant>,
     /// Whether it is among the streams with news.
     has_news: bool,
     /// Whether it is among the streams with something unacknowledged.
@@ -51,8 +55,6 @@ impl Subscription {
         board: Arc<AckBoard>,
         now: Instant,
     ) -> Self {
-        let unacked = Unacked::default();
-        let (length_before, has_news, is_pending, read_at) = (None, false, false, now);
         Self {
             stream,
             key,
@@ -61,11 +63,14 @@ impl Subscription {
             cursor,
             ordinal,
             board,
-            unacked,
-            length_before,
-            has_news,
-            is_pending,
-            read_at,
+            unacked: Unacked::default(),
+            size: Size::default(),
+            method: if ordinal.is_some() { Method::Length } else { Method::Added },
+            length: None,
+            counted_at: None,
+            has_news: false,
+            is_pending: false,
+            read_at: now,
         }
     }
 
@@ -75,31 +80,50 @@ impl Subscription {
         self.live == live && self.stream == *stream
     }
 
-    /// Whether entries may have been trimmed between the cursor and this batch, which `is_full` where more may be
-    /// waiting behind it.
-    ///
-    /// Trimming takes the oldest first. Where it has taken unread entries, all that was left right before the
-    /// read is unread, and a read that is not full brings all of that: a longer stream has lost nothing.
-    pub(super) fn needs_check(&mut self, entries: &[Entry], is_full: bool, now: Instant) -> bool {
-        match self.length_before.take() {
-            Some(length) => is_full || length <= entries.len() as u64,
-            None => {
-                entries.len() >= CHECKED_BATCH_ENTRIES || now.duration_since(self.read_at) >= CHECKED_SILENCE
+    /// How the next read counts it.
+    pub(super) fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Judges what a read has brought, and decides how the next one counts.
+    pub(super) fn judge(&mut self, count: &Count, brought: Brought, now: Instant) -> Verdict {
+        match count.judge((self.cursor, self.ordinal), brought) {
+            Verdict::Whole(ordinal) => {
+                self.note_whole(ordinal, (count, brought), now);
+                Verdict::Whole(ordinal)
             }
+            Verdict::Unproven => match self.method {
+                // An empty stream has no entries that XINFO STREAM could send along.
+                _ if self.size.is_small() || count.length() == 0 => self.count_again(Method::Info),
+                Method::Length => self.count_again(Method::Added),
+                Method::Added if !self.size.is_large() => self.count_again(Method::Info),
+                Method::Added | Method::Info => Verdict::Lost,
+            },
+            Verdict::Lost => Verdict::Lost,
         }
     }
 
-    /// Whether the stream's oldest entry shows that some between the cursor and it are gone.
-    /// `ordinal_before_first` counts what was added before that oldest entry, where that is known.
-    pub(super) fn has_lost(&self, first: Option<EntryId>, ordinal_before_first: Option<u64>) -> bool {
-        let Some(first) = first else { return true };
-        if first <= self.cursor {
-            return false;
+    fn count_again(&mut self, method: Method) -> Verdict {
+        self.method = method;
+        Verdict::Unproven
+    }
+
+    fn note_whole(&mut self, ordinal: Option<u64>, (count, brought): (&Count, Brought), now: Instant) {
+        self.ordinal = ordinal;
+        if !matches!(count, Count::Length(_)) {
+            self.counted_at = Some(now);
         }
-        match (self.ordinal, ordinal_before_first) {
-            (Some(read), Some(gone)) => gone != read,
-            _ => self.cursor != EntryId::ZERO,
-        }
+        let was_removed = self.length.is_some_and(|before| before + brought.entries != count.length());
+        self.length = (!brought.is_full).then_some(count.length());
+        let is_recounted =
+            was_removed && self.counted_at.is_none_or(|at| now.duration_since(at) >= RECOUNTED);
+        let length_will_do = !brought.is_full && count.length() > brought.entries;
+        self.method = match self.method {
+            _ if length_will_do && !is_recounted => Method::Length,
+            Method::Length if self.size.is_small() => Method::Info,
+            Method::Length => Method::Added,
+            exact => exact,
+        };
     }
 
     /// Takes a batch in: the cursor moves to its end. Entries at or below the cursor are dropped.
@@ -110,9 +134,11 @@ impl Subscription {
             self.unacked.read(entries.iter().map(|entry| entry.id).filter(|&id| id > cursor));
         }
         entries.retain(|entry| entry.id > cursor);
-        self.ordinal = self.ordinal.map(|ordinal| ordinal + entries.len() as u64);
         if let Some(last) = entries.last() {
             self.cursor = last.id;
+        }
+        if let Some(largest) = entries.iter().map(|entry| entry.fields.len_bytes()).max() {
+            self.size.note(largest);
             self.read_at = now;
         }
     }
@@ -191,6 +217,17 @@ impl Subscriptions {
         for place in from..self.sweep_at.min(places) {
             if self.all.get(place).is_some_and(|found| found.read_at <= since) {
                 self.note(place);
+            }
+        }
+    }
+
+    /// Streams that were taken out of those with news and could not be read yet have news before all others.
+    pub(super) fn put_back(&mut self, places: impl DoubleEndedIterator<Item = Place>) {
+        for place in places.rev() {
+            if let Some(found) = self.all.get_mut(place)
+                && !std::mem::replace(&mut found.has_news, true)
+            {
+                self.news.push_front(place);
             }
         }
     }
@@ -336,6 +373,15 @@ impl Subscriptions {
         self.all.iter().map(|(place, _)| place).collect()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Subscription> {
+        self.all.iter().map(|(_, found)| found)
+    }
+
+    /// Whether some stream is known to have large entries.
+    pub(super) fn has_large(&self) -> bool {
+        self.iter().any(|found| found.size.is_large())
+    }
+
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -372,36 +418,53 @@ mod tests {
     }
 
     #[test]
-    fn trimming_is_told_from_reading_on() {
+    fn a_stream_is_counted_exactly_where_its_length_says_nothing() {
         let now = Instant::now();
-        let known = subscription(5, Some(3), now);
-        assert!(!known.has_lost(Some(EntryId::new(4, 0)), Some(9)), "the oldest entry was read before");
-        assert!(!known.has_lost(Some(EntryId::new(6, 0)), Some(3)), "only what was read is gone");
-        assert!(known.has_lost(Some(EntryId::new(9, 0)), Some(5)), "two unread ones are gone");
-        assert!(known.has_lost(None, Some(5)), "everything is gone");
-        let unknown = subscription(5, None, now);
-        assert!(unknown.has_lost(Some(EntryId::new(6, 0)), None), "it cannot be told");
-        assert!(!subscription(0, None, now).has_lost(Some(EntryId::new(6, 0)), None), "a new stream");
+        let mut known = subscription(5, Some(3), now);
+        known.size.note(100);
+        assert_eq!(known.method(), Method::Length);
+        let two = Brought { entries: 2, is_full: false };
+        assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
+        assert_eq!((known.method(), known.ordinal), (Method::Info, Some(3)), "it counts for nothing");
+        known.size.note(1 << 20);
+        known.method = Method::Length;
+        assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
+        assert_eq!(known.method(), Method::Added);
+        assert_eq!(known.judge(&Count::Added(2, None), two, now), Verdict::Lost, "no entry is moved for it");
+        assert_eq!(known.judge(&Count::Added(2, Some(5)), two, now), Verdict::Whole(Some(5)));
+        assert_eq!(
+            (known.method(), known.ordinal),
+            (Method::Added, Some(5)),
+            "nothing that was read is left"
+        );
+        assert_eq!(known.judge(&Count::Added(2, Some(8)), two, now), Verdict::Lost);
+        assert_eq!(known.judge(&Count::Added(4, Some(7)), two, now), Verdict::Whole(Some(7)));
+        assert_eq!(known.method(), Method::Length);
+        assert_eq!(known.judge(&Count::Length(0), two, now), Verdict::Unproven);
+        assert_eq!(known.method(), Method::Info, "an empty stream has no large entries");
+        let mut unknown = subscription(5, None, now);
+        assert_eq!(unknown.method(), Method::Added, "its count is to be found out");
+        assert_eq!(unknown.judge(&Count::Added(2, None), two, now), Verdict::Unproven);
+        assert_eq!(unknown.method(), Method::Info);
     }
 
     #[test]
-    fn only_short_steady_batches_go_unchecked() {
+    fn a_stream_from_which_entries_were_removed_is_counted_now_and_then() {
         let now = Instant::now();
-        let mut steady = subscription(5, None, now);
-        assert!(!steady.needs_check(&[entry(6)], false, now));
-        assert!(steady.needs_check(&[entry(6), entry(7)], false, now));
-        assert!(steady.needs_check(&[entry(6)], false, now + CHECKED_SILENCE));
-    }
-
-    #[test]
-    fn a_stream_that_is_longer_than_its_batch_has_lost_nothing() {
-        let late = Instant::now() + CHECKED_SILENCE;
-        let mut known = subscription(5, None, Instant::now());
-        for (length, is_full, needs_check) in [(2, false, true), (3, false, false), (3, true, true)] {
-            known.length_before = Some(length);
-            assert_eq!(known.needs_check(&[entry(6), entry(7)], is_full, late), needs_check, "{length}");
-        }
-        assert!(known.needs_check(&[entry(6), entry(7)], false, late), "what was known is of one read");
+        let mut known = subscription(5, Some(3), now);
+        known.size.note(100);
+        let one = Brought { entries: 1, is_full: false };
+        known.judge(&Count::Length(4), one, now);
+        known.judge(&Count::Length(5), one, now);
+        assert_eq!(known.method(), Method::Length);
+        known.judge(&Count::Length(5), one, now);
+        assert_eq!(known.method(), Method::Info);
+        known.judge(&Count::Added(5, Some(9)), one, now);
+        assert_eq!((known.method(), known.ordinal), (Method::Length, Some(9)));
+        known.judge(&Count::Length(5), one, now);
+        assert_eq!(known.method(), Method::Length, "not so soon");
+        known.judge(&Count::Length(5), one, now + RECOUNTED);
+        assert_eq!(known.method(), Method::Info);
     }
 
     #[test]
@@ -457,7 +520,7 @@ mod tests {
         let mut entries = vec![entry(4), entry(5), entry(6)];
         reading.advance(&mut entries, true, now);
         assert_eq!(entries, [entry(6)]);
-        assert_eq!((reading.cursor, reading.ordinal), (EntryId::new(6, 0), Some(2)));
+        assert_eq!(reading.cursor, EntryId::new(6, 0));
         assert_eq!(reading.acknowledgeable(), [EntryId::new(6, 0)]);
     }
 

@@ -48,7 +48,12 @@ impl Told {
     /// Whether it should be, with so many streams.
     pub(super) fn is_wanted(&self, connection: u64, streams: usize, now: Instant) -> bool {
         let enough = if self.is_on(connection) { TOLD_STREAMS_MIN / 2 } else { TOLD_STREAMS_MIN };
-        streams >= enough && self.rest_until.is_none_or(|until| until <= now)
+        streams >= enough && self.may_be(now)
+    }
+
+    /// Whether it may be, however few its streams are.
+    pub(super) fn may_be(&self, now: Instant) -> bool {
+        self.rest_until.is_none_or(|until| until <= now)
     }
 
     /// It is told from now on. What happened before was told to nobody.

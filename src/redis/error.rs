@@ -26,6 +26,9 @@ pub enum RedisError {
     /// What came is not what the protocol or the command allows.
     #[error("Redis sent an unexpected reply: {0}")]
     Protocol(Cow<'static, str>),
+    /// A reply grew beyond what its reader takes, in bytes.
+    #[error("Redis sends a reply of more than {0} bytes")]
+    TooLarge(usize),
     /// Redis answered with an error.
     #[error("Redis answered: {0}")]
     Server(#[source] ServerError),
@@ -40,7 +43,12 @@ impl RedisError {
     #[must_use]
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Io(_) | Self::Timeout | Self::Closed | Self::Protocol(_) | Self::Tls(_) => true,
+            Self::Io(_)
+            | Self::Timeout
+            | Self::Closed
+            | Self::TooLarge(_)
+            | Self::Protocol(_)
+            | Self::Tls(_) => true,
             Self::Server(error) => error.kind().is_outage(),
         }
     }

@@ -212,6 +212,12 @@ impl Link {
         !self.input.bytes.is_empty()
     }
 
+    /// Bytes of a reply that is not whole yet: while they grow, it is under way.
+    #[must_use]
+    pub fn read_ahead_bytes(&self) -> usize {
+        self.input.bytes.len()
+    }
+
     /// Replies to what was pushed that have not been received yet.
     #[must_use]
     pub const fn outstanding(&self) -> usize {

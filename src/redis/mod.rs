@@ -40,6 +40,6 @@ pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 pub use keys::Keys;
 pub use link::Link;
 pub use reply::{Reply, Value};
-pub use streams::{Changed, StreamEntries, StreamInfo};
+pub use streams::{Changed, Results, StreamEntries, StreamInfo};
 pub use target::Target;
 pub use trouble::Phase;

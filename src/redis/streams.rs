@@ -71,23 +71,18 @@ impl Reply {
     /// # Errors
     /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form.
     pub fn streams(&self) -> Result<Vec<StreamEntries>, RedisError> {
+        streams(&mut self.cursor())
+    }
+
+    /// The reply of EXEC, to be taken result by result.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form, null included: nothing
+    /// was watched.
+    pub fn results(&self) -> Result<Results<'_>, RedisError> {
         let mut cursor = self.cursor();
-        let (count, are_pairs) = match cursor.next_or_error()? {
-            Item::Null => return Ok(Vec::new()),
-            Item::Array(count) => (count, true),
-            Item::Map(count) => (count, false),
-            _ => return Err(RedisError::protocol("neither an array nor a map of streams")),
-        };
-        let mut streams = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
-        for _ in 0..count {
-            if are_pairs && cursor.array()? != Some(2) {
-                return Err(RedisError::protocol("not a pair of stream and entries"));
-            }
-            let key = cursor.string()?;
-            let (entries, deleted) = entries(&mut cursor)?;
-            streams.push(StreamEntries { key, entries, deleted });
-        }
-        Ok(streams)
+        let left = cursor.array()?.ok_or(RedisError::protocol("a transaction that was not executed"))?;
+        Ok(Results { cursor, left })
     }
 
     /// The reply of XRANGE or XREVRANGE.
@@ -104,30 +99,148 @@ impl Reply {
     /// [`RedisError::Server`] for an error reply (`ERR no such key`), [`RedisError::Protocol`] for
     /// another form.
     pub fn stream_info(&self) -> Result<StreamInfo, RedisError> {
-        let mut cursor = self.cursor();
-        let pairs = match cursor.next_or_error()? {
-            Item::Map(pairs) => pairs,
-            Item::Array(count) if count.is_multiple_of(2) => count / 2,
-            _ => return Err(RedisError::protocol("not a map of a stream's properties")),
-        };
-        let mut info = StreamInfo::default();
-        let (mut has_length, mut has_last_id) = (false, false);
+        stream_info(&mut self.cursor())
+    }
+}
+
+/// The results of a transaction's commands, in their order. One that is an error is handed out as an error, and the
+/// next one can be taken all the same.
+pub struct Results<'a> {
+    cursor: Cursor<'a>,
+    left: usize,
+}
+
+impl Results<'_> {
+    /// A result of which only matters whether it is an error.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] where there is no further result.
+    pub fn done(&mut self) -> Result<(), RedisError> {
+        self.begin()?;
+        let item = self.cursor.next_or_error()?;
+        self.cursor.skip(item.children())
+    }
+
+    /// A count, such as XLEN's.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
+    pub fn count(&mut self) -> Result<u64, RedisError> {
+        self.begin()?;
+        match self.cursor.next_or_error()? {
+            Item::Integer(value) => {
+                u64::try_from(value).map_err(|_| RedisError::protocol("a negative count"))
+            }
+            _ => Err(RedisError::protocol("not an integer")),
+        }
+    }
+
+    /// What XREADGROUP has read.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
+    pub fn streams(&mut self) -> Result<Vec<StreamEntries>, RedisError> {
+        self.begin()?;
+        streams(&mut self.cursor)
+    }
+
+    /// What `XINFO STREAM` says.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
+    pub fn stream_info(&mut self) -> Result<StreamInfo, RedisError> {
+        self.begin()?;
+        stream_info(&mut self.cursor)
+    }
+
+    /// How many entries the group of this name lags behind, as `XINFO GROUPS` says; `None` where it does not know, as
+    /// before Redis 7.
+    ///
+    /// # Errors
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
+    pub fn lag_of(&mut self, group: &str) -> Result<Option<u64>, RedisError> {
+        self.begin()?;
+        lag_of(&mut self.cursor, group)
+    }
+
+    fn begin(&mut self) -> Result<(), RedisError> {
+        self.left = self.left.checked_sub(1).ok_or(RedisError::protocol("fewer results than commands"))?;
+        Ok(())
+    }
+}
+
+fn streams(cursor: &mut Cursor<'_>) -> Result<Vec<StreamEntries>, RedisError> {
+    let (count, are_pairs) = match cursor.next_or_error()? {
+        Item::Null => return Ok(Vec::new()),
+        Item::Array(count) => (count, true),
+        Item::Map(count) => (count, false),
+        _ => return Err(RedisError::protocol("neither an array nor a map of streams")),
+    };
+    let mut streams = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
+    for _ in 0..count {
+        if are_pairs && cursor.array()? != Some(2) {
+            return Err(RedisError::protocol("not a pair of stream and entries"));
+        }
+        let key = cursor.string()?;
+        let (entries, deleted) = entries(cursor)?;
+        streams.push(StreamEntries { key, entries, deleted });
+    }
+    Ok(streams)
+}
+
+fn stream_info(cursor: &mut Cursor<'_>) -> Result<StreamInfo, RedisError> {
+    let pairs = pairs(cursor)?;
+    let mut info = StreamInfo::default();
+    let (mut has_length, mut has_last_id) = (false, false);
+    for _ in 0..pairs {
+        match &cursor.string()?[..] {
+            b"length" => (info.length, has_length) = (count(cursor)?, true),
+            b"last-generated-id" => (info.last_generated_id, has_last_id) = (cursor.id()?, true),
+            b"entries-added" => info.entries_added = Some(count(cursor)?),
+            b"max-deleted-entry-id" => info.max_deleted_id = Some(cursor.id()?),
+            b"first-entry" => info.first = maybe_entry(cursor)?.map(|entry| entry.id),
+            b"last-entry" => info.last = maybe_entry(cursor)?,
+            _ => cursor.skip(1)?,
+        }
+    }
+    if has_length && has_last_id {
+        Ok(info)
+    } else {
+        Err(RedisError::protocol("a stream without properties"))
+    }
+}
+
+fn lag_of(cursor: &mut Cursor<'_>, wanted: &str) -> Result<Option<u64>, RedisError> {
+    let groups = cursor.array()?.unwrap_or(0);
+    let mut found = None;
+    for _ in 0..groups {
+        let pairs = pairs(cursor)?;
+        let (mut is_wanted, mut lag) = (false, None);
         for _ in 0..pairs {
             match &cursor.string()?[..] {
-                b"length" => (info.length, has_length) = (count(&mut cursor)?, true),
-                b"last-generated-id" => (info.last_generated_id, has_last_id) = (cursor.id()?, true),
-                b"entries-added" => info.entries_added = Some(count(&mut cursor)?),
-                b"max-deleted-entry-id" => info.max_deleted_id = Some(cursor.id()?),
-                b"first-entry" => info.first = maybe_entry(&mut cursor)?.map(|entry| entry.id),
-                b"last-entry" => info.last = maybe_entry(&mut cursor)?,
+                b"name" => is_wanted = cursor.string()? == wanted.as_bytes(),
+                b"lag" => {
+                    lag = match cursor.next()? {
+                        Item::Integer(value) => u64::try_from(value).ok(),
+                        _ => None,
+                    }
+                }
                 _ => cursor.skip(1)?,
             }
         }
-        if has_length && has_last_id {
-            Ok(info)
-        } else {
-            Err(RedisError::protocol("a stream without properties"))
+        if is_wanted {
+            found = lag;
         }
+    }
+    Ok(found)
+}
+
+/// The head of a map, which RESP2 gives as an array.
+fn pairs(cursor: &mut Cursor<'_>) -> Result<usize, RedisError> {
+    match cursor.next_or_error()? {
+        Item::Map(pairs) => Ok(pairs),
+        Item::Array(count) if count.is_multiple_of(2) => Ok(count / 2),
+        _ => Err(RedisError::protocol("not a map of properties")),
     }
 }
 
@@ -179,6 +292,7 @@ const NOT_AN_ENTRY: RedisError = RedisError::protocol("not a pair of id and fiel
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::ServerErrorKind;
 
     const ENTRY: &str = "*2\r\n$3\r\n5-1\r\n*2\r\n$4\r\ndata\r\n$2\r\n{}\r\n";
 
@@ -254,6 +368,25 @@ mod tests {
         let empty = "%4\r\n+length\r\n:0\r\n+last-generated-id\r\n$3\r\n0-0\r\n+first-entry\r\n_\r\n+last-entry\r\n_\r\n";
         let empty = reply(empty).stream_info().unwrap();
         assert_eq!((empty.first, empty.last), (None, None));
+    }
+
+    #[test]
+    fn results_are_taken_one_by_one_whether_they_are_errors_or_not() {
+        let group = |name: &str, lag: &str| format!("%2\r\n+name\r\n+{name}\r\n+lag\r\n{lag}\r\n");
+        let groups = format!("*3\r\n{}{}{}", group("a", ":7"), group("g", ":4"), group("n", "_"));
+        let text =
+            format!("*7\r\n+OK\r\n-NOGROUP none\r\n:3\r\n{groups}{groups}%1\r\n+k\r\n*1\r\n{ENTRY}*-1\r\n");
+        let reply = reply(&text);
+        let mut results = reply.results().unwrap();
+        results.done().unwrap();
+        let error = results.done().unwrap_err();
+        assert!(matches!(error, RedisError::Server(error) if error.kind() == ServerErrorKind::NoGroup));
+        assert_eq!(results.count().unwrap(), 3);
+        assert_eq!(results.lag_of("g").unwrap(), Some(4));
+        assert_eq!(results.lag_of("n").unwrap(), None);
+        assert_eq!(results.streams().unwrap()[0].entries, [expected()]);
+        assert!(results.streams().unwrap().is_empty());
+        assert!(matches!(results.done(), Err(RedisError::Protocol(_))));
     }
 
     #[test]

@@ -40,6 +40,10 @@ impl RedisError {
                 "Redis does not answer in time",
                 "see whether Redis is suspended or busy with a slow command (SLOWLOG GET); redis.response_timeout says how long it has",
             ),
+            (Self::TooLarge(_), _) => trouble(
+                "Redis sends a reply that is too large",
+                "nothing, as less is asked for from now on; if it happens again and again, let producers write smaller entries",
+            ),
             (Self::Protocol(_), _) => trouble(
                 "what answers does not speak the protocol of Redis",
                 "correct redis.url: it names another service, or a port for TLS without rediss://",

@@ -36,6 +36,9 @@ mod providers;
 /// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
 mod gaps;
 
+/// Nothing is passed over, whoever trims a stream or meddles with the daemon's group.
+mod unseen;
+
 /// Redis killed, frozen, loading, full, emptied, broken in parts.
 mod outage;
 

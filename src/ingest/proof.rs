@@ -1,0 +1,221 @@
+//! Whether a read of a stream has brought everything that was added since the cursor. Pure.
+//!
+//! A read is a transaction: the group is set to the cursor, the stream is counted, and what follows the cursor is read.
+//! Nobody else's command comes between, so other consumers and other hands on the group change nothing, and what is
+//! left to find out is whether entries behind the cursor were trimmed away before the read.
+//!
+//! Trimming takes the oldest entries first. So a stream that is longer than what was read of it still has entries at or
+//! below the cursor, and has lost nothing behind it ([`Count::Length`]). Where that does not say so, because all that was
+//! read before is trimmed or because the read did not reach the end, the read counts for nothing and is made once
+//! more together with what Redis counted ([`Count::Info`], [`Count::Added`]): how many entries were ever removed,
+//! against how many there were up to the cursor.
+
+use crate::event::EntryId;
+use crate::redis::StreamInfo;
+
+/// How a stream is counted within the transaction that reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Method {
+    /// By XLEN.
+    #[default]
+    Length,
+    /// By XINFO STREAM, whose reply has the stream's oldest and newest entry.
+    Info,
+    /// By XINFO GROUPS for a group that has read nothing: what it lags behind is all that was ever added. For streams
+    /// whose entries are large.
+    Added,
+}
+
+/// What the transaction has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Count {
+    /// How many entries there are.
+    Length(u64),
+    /// Everything that XINFO STREAM tells.
+    Info(Box<StreamInfo>),
+    /// How many entries there are, and how many were ever added, where Redis knows.
+    Added(u64, Option<u64>),
+}
+
+/// What a read has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Brought {
+    /// So many entries.
+    pub(super) entries: u64,
+    /// Whether there may be more.
+    pub(super) is_full: bool,
+}
+
+/// What that says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is all that was added since the cursor, as far as the read goes. How many entries were ever added up to its
+    /// end, where that is known.
+    Whole(Option<u64>),
+    /// That cannot be told by this method.
+    Unproven,
+    /// Entries behind the cursor are gone, or that cannot be told at all.
+    Lost,
+}
+
+impl Count {
+    /// How many entries there were right before the read.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Self::Length(length) | Self::Added(length, _) => *length,
+            Self::Info(info) => info.length,
+        }
+    }
+
+    /// Judges a read that began at `cursor`, up to which `ordinal` entries had ever been added.
+    pub(super) fn judge(&self, (cursor, ordinal): (EntryId, Option<u64>), brought: Brought) -> Verdict {
+        let length = self.length();
+        let has_read_ones = !brought.is_full && length > brought.entries;
+        let passed = ordinal.or_else(|| (cursor == EntryId::ZERO).then_some(0));
+        let after = |added: Option<u64>| match added {
+            Some(added) if !brought.is_full => Some(added),
+            _ => ordinal.map(|ordinal| ordinal + brought.entries),
+        };
+        match self {
+            Self::Length(_) if has_read_ones => Verdict::Whole(after(None)),
+            Self::Length(_) => Verdict::Unproven,
+            Self::Info(info) => {
+                let removed = info.entries_added.and_then(|added| added.checked_sub(length));
+                let is_whole = match info.first {
+                    Some(first) if first <= cursor => true,
+                    None if info.last_generated_id <= cursor => true,
+                    None => false,
+                    // All that was read is removed. Before Redis 7 it is not known whether anything else is.
+                    Some(_) if removed.is_none() => cursor == EntryId::ZERO,
+                    Some(_) => removed == passed,
+                };
+                if is_whole { Verdict::Whole(after(info.entries_added)) } else { Verdict::Lost }
+            }
+            Self::Added(_, added) => {
+                let removed = added.and_then(|added| added.checked_sub(length));
+                let is_whole = match (removed, passed) {
+                    _ if has_read_ones => true,
+                    (None, _) => return Verdict::Unproven,
+                    // What was removed are the oldest, and no more than were read.
+                    (Some(removed), Some(passed)) if brought.is_full => removed <= passed,
+                    (Some(removed), Some(passed)) => removed == passed,
+                    (Some(_), None) => false,
+                };
+                if is_whole { Verdict::Whole(after(*added)) } else { Verdict::Lost }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(ms: u64) -> EntryId {
+        EntryId::new(ms, 0)
+    }
+
+    fn brought(entries: u64) -> Brought {
+        Brought { entries, is_full: false }
+    }
+
+    fn full(entries: u64) -> Brought {
+        Brought { entries, is_full: true }
+    }
+
+    fn info(first: u64, last: u64, length: u64, added: Option<u64>) -> Count {
+        let first = (first > 0).then(|| id(first));
+        let info = StreamInfo {
+            length,
+            last_generated_id: id(last),
+            first,
+            entries_added: added,
+            ..StreamInfo::default()
+        };
+        Count::Info(Box::new(info))
+    }
+
+    #[test]
+    fn a_stream_that_is_longer_than_what_was_read_has_lost_nothing() {
+        let at = (id(5), Some(3));
+        assert_eq!(Count::Length(3).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(Count::Length(2).judge(at, brought(2)), Verdict::Unproven);
+        assert_eq!(Count::Length(9).judge(at, full(2)), Verdict::Unproven, "the rest may be unread");
+        assert_eq!(Count::Length(0).judge(at, brought(0)), Verdict::Unproven);
+    }
+
+    #[test]
+    fn the_oldest_entry_and_what_was_removed_tell_what_is_missing() {
+        let at = (id(5), Some(3));
+        assert_eq!(
+            info(4, 9, 3, Some(7)).judge(at, brought(2)),
+            Verdict::Whole(Some(7)),
+            "one of the read is left"
+        );
+        assert_eq!(
+            info(6, 9, 2, Some(5)).judge(at, brought(2)),
+            Verdict::Whole(Some(5)),
+            "just the read are gone"
+        );
+        assert_eq!(info(8, 9, 2, Some(6)).judge(at, brought(2)), Verdict::Lost);
+        assert_eq!(info(6, 99, 90, Some(93)).judge(at, full(2)), Verdict::Whole(Some(5)));
+        assert_eq!(info(7, 99, 90, Some(94)).judge(at, full(2)), Verdict::Lost);
+        assert_eq!(info(6, 9, 4, Some(4)).judge(at, brought(4)), Verdict::Lost, "another stream");
+        assert_eq!(info(0, 5, 0, Some(3)).judge(at, brought(0)), Verdict::Whole(Some(3)));
+        assert_eq!(info(0, 6, 0, Some(4)).judge(at, brought(0)), Verdict::Lost, "emptied");
+    }
+
+    #[test]
+    fn a_new_stream_begins_with_nothing_removed() {
+        let at = (EntryId::ZERO, None);
+        assert_eq!(info(1, 2, 2, Some(2)).judge(at, brought(2)), Verdict::Whole(Some(2)));
+        assert_eq!(info(2, 3, 2, Some(3)).judge(at, brought(2)), Verdict::Lost);
+        assert_eq!(info(1, 2, 2, None).judge(at, brought(2)), Verdict::Whole(None), "before Redis 7");
+        assert_eq!(info(6, 9, 2, None).judge((id(5), None), brought(2)), Verdict::Lost, "before Redis 7");
+    }
+
+    #[test]
+    fn counting_alone_tells_it_too() {
+        let at = (id(5), Some(3));
+        assert_eq!(Count::Added(2, Some(5)).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(Count::Added(2, Some(6)).judge(at, brought(2)), Verdict::Lost);
+        assert_eq!(Count::Added(3, None).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(Count::Added(2, None).judge(at, brought(2)), Verdict::Unproven);
+        assert_eq!(Count::Added(90, Some(93)).judge(at, full(1)), Verdict::Whole(Some(4)));
+        assert_eq!(Count::Added(90, Some(94)).judge(at, full(1)), Verdict::Lost);
+        assert_eq!(Count::Added(90, Some(93)).judge((id(5), None), full(1)), Verdict::Lost);
+    }
+
+    proptest::proptest! {
+        /// Whatever is added and trimmed between two reads: what was lost is never called whole, and by counting
+        /// what was not lost is never called lost.
+        #[test]
+        fn nothing_that_was_trimmed_unread_is_called_whole(
+            passed in 0_u64..20,
+            added in 0_u64..20,
+            kept in 0_u64..40,
+            asked in 1_u64..25,
+        ) {
+            // Entries have the ids 1, 2, … in the order in which they were added.
+            let total = passed + added;
+            let length = kept.min(total);
+            let removed = total - length;
+            let unread = added.min(length);
+            let lost = removed > passed;
+            let entries = unread.min(asked);
+            let brought = Brought { entries, is_full: entries == asked };
+            let at = (id(passed), Some(passed));
+            let first = if length > 0 { removed + 1 } else { 0 };
+            let exact = [info(first, total, length, Some(total)), Count::Added(length, Some(total))];
+            // A group that has read nothing of an empty stream is said to lag behind by nothing.
+            for count in exact.iter().filter(|count| length > 0 || matches!(count, Count::Info(_))) {
+                let expected = if lost { Verdict::Lost } else { Verdict::Whole(Some(passed + entries)) };
+                proptest::prop_assert_eq!(count.judge(at, brought), expected, "{:?}", count);
+            }
+            let by_length = Count::Length(length).judge(at, brought);
+            proptest::prop_assert!(!lost || by_length == Verdict::Unproven, "{:?}", by_length);
+            let old = info(first, total, length, None).judge(at, brought);
+            proptest::prop_assert!(!lost || passed == 0 || old == Verdict::Lost, "{:?}", old);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! How a reader learns which streams have news: told by Redis, or woken from a read that blocks.
+
+use std::time::{Duration, Instant};
+
+use super::budget::REPLY_BYTES_MAX;
+use super::reader::{Reader, STOP_CHECK};
+use super::reading::ReadEnd;
+use crate::redis::{Changed, Command, Link, RedisError, Reply, ServerErrorKind};
+use crate::warn_limited;
+
+/// So many streams are read along with the block that waits for news of them; of more, those that had news are read
+/// afterwards.
+const READ_ALONG_MAX: usize = 16;
+/// How often a reader looks that can neither be told nor woken.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A wake stream that was of no use is tried again after this.
+const UNWAKEABLE: Duration = Duration::from_secs(10);
+
+impl Reader {
+    /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
+    pub(super) fn is_told(&mut self, now: Instant) -> Result<bool, RedisError> {
+        let connection = self.parts.connector.generation();
+        let is_on = self.told.is_on(connection);
+        let streams = if self.parts.draining.requested() { 0 } else { self.subscriptions.len() };
+        let is_preferred = self.told.is_wanted(connection, streams, now)
+            || (0 < streams && streams < READ_ALONG_MAX && !self.can_block(now) && self.told.may_be(now));
+        let is_wanted = is_preferred && self.parts.connector.open().is_some_and(|link| link.is_resp3());
+        match (is_on, is_wanted) {
+            (false, true) => {
+                let prefix = self.parts.keys.stream_prefix();
+                let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
+                if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
+                    warn_limited!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
+                    self.told.rest(now);
+                    return Ok(false);
+                }
+                self.told.begin(connection);
+                self.subscriptions.note_all_news();
+            }
+            (true, false) => {
+                self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
+                self.told.end();
+            }
+            _ => {}
+        }
+        Ok(is_wanted)
+    }
+
+    /// Takes what the connection has told by itself.
+    pub(super) fn listen(&mut self) -> Result<(), RedisError> {
+        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+        link.try_receive()?;
+        self.hear()
+    }
+
+    /// Notes what was told and is taken off the socket already.
+    pub(super) fn hear(&mut self) -> Result<(), RedisError> {
+        while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
+            match push.changed()? {
+                Some(Changed::Keys(keys)) => {
+                    for key in keys {
+                        let is_own = self.subscriptions.note_news(&key);
+                        self.told.count(is_own);
+                    }
+                }
+                Some(Changed::Everything) => self.subscriptions.note_all_news(),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it can wait in a read that blocks: not where nothing could wake it, and not where that would have
+    /// large entries sent twice.
+    fn can_block(&self, now: Instant) -> bool {
+        let can_be_woken = self.unwakeable_until.is_none_or(|until| until <= now);
+        can_be_woken && !self.subscriptions.has_large() && !self.budget.is_wary(now)
+    }
+
+    /// Waits for news of any stream or a command, in a read that blocks. Its reply only says that there are news: the
+    /// streams are read by the transaction behind it, which Redis works off in the same turn.
+    pub(super) fn block(&mut self, block: Duration) -> Result<ReadEnd, RedisError> {
+        let now = Instant::now();
+        if !self.can_block(now) {
+            self.wait(now + LOOK_INTERVAL)?;
+            self.subscriptions.note_all_news();
+            return Ok(ReadEnd::default());
+        }
+        let places = self.subscriptions.places();
+        self.begin_reading(places.len());
+        let asked_at = self.pipeline.len();
+        self.add_block(block);
+        let transaction = (places.len() <= READ_ALONG_MAX).then(|| self.add_transaction(places));
+        let replies = self.converse(Some(block))?;
+        let Some(woken) = replies.get(asked_at) else { return Ok(ReadEnd::default()) };
+        self.note_woken(woken, transaction.is_none())?;
+        match transaction {
+            Some(transaction) => self.take_in(&replies, transaction),
+            None => Ok(ReadEnd::default()),
+        }
+    }
+
+    /// Adds the read that blocks. It reads beside the group, so that nothing is taken out of it.
+    fn add_block(&mut self, block: Duration) {
+        let Self { pipeline, subscriptions, wake_key, wake_cursor, .. } = self;
+        let mut command = pipeline.command("XREAD", 5 + 2 * (subscriptions.len() + 1));
+        command.arg("COUNT").number(1_u8);
+        command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
+        command.arg("STREAMS").arg(&**wake_key);
+        for found in subscriptions.iter() {
+            command.arg(&found.key);
+        }
+        command.id(*wake_cursor);
+        for found in subscriptions.iter() {
+            command.id(found.cursor);
+        }
+    }
+
+    /// A read that blocks has come back.
+    fn note_woken(&mut self, reply: &Reply, notes_news: bool) -> Result<(), RedisError> {
+        if let Some(error) = reply.error() {
+            return match error.kind() {
+                // It does not say which key it is. Those of streams are found by reading them.
+                ServerErrorKind::WrongType => {
+                    self.subscriptions.note_all_news();
+                    self.look_at_wake_key()
+                }
+                _ => Err(RedisError::Server(error)),
+            };
+        }
+        for read in reply.streams()? {
+            if read.key == *self.wake_key {
+                self.wake_cursor = read.entries.last().map_or(self.wake_cursor, |entry| entry.id);
+            } else if notes_news {
+                self.subscriptions.note_news(&read.key);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_wake_key(&mut self) -> Result<(), RedisError> {
+        let length = Command::new("XLEN").arg(&*self.wake_key);
+        if let Some(error) = self.trip(&[length])?.first().and_then(Reply::error) {
+            self.give_up_waking(&RedisError::Server(error));
+        }
+        Ok(())
+    }
+
+    /// The wake stream is of no use for a while: the reader has itself told, or looks for itself.
+    fn give_up_waking(&mut self, error: &RedisError) {
+        let key = self.parts.keys.wake(self.parts.index);
+        warn_limited!(%error, key, "a reader cannot be woken by its stream and finds new viewers later; delete the key");
+        self.unwakeable_until = Some(Instant::now() + UNWAKEABLE);
+    }
+
+    /// Makes the trip and waits for all replies, interrupting the block when a command comes in. None are returned
+    /// when the daemon stops meanwhile.
+    pub(super) fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
+        let replies = self.exchange(block);
+        if replies.as_ref().is_err_and(|error| !matches!(error, RedisError::Server(_))) {
+            self.budget.failed(Instant::now());
+        }
+        replies
+    }
+
+    fn exchange(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
+        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+        link.push_all(&self.pipeline);
+        link.flush()?;
+        let may_sleep = !link.has_read_ahead();
+        let timeout = self.parts.connector.response_timeout();
+        let mut deadline = Instant::now() + block.unwrap_or_default() + timeout;
+        let mut woken = block.is_none();
+        let mut read_ahead = 0;
+        let mut replies = Vec::with_capacity(self.pipeline.len());
+        // Looking at once would be in vain: Redis has yet to be woken.
+        if may_sleep && block.is_none() {
+            self.wait(Instant::now() + STOP_CHECK)?;
+        }
+        loop {
+            let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+            let had = replies.len();
+            while let Some(reply) = link.try_receive()? {
+                replies.push(reply);
+                if link.outstanding() == 0 {
+                    return Ok(replies);
+                }
+            }
+            let now = Instant::now();
+            if link.read_ahead_bytes() > REPLY_BYTES_MAX {
+                return Err(RedisError::TooLarge(REPLY_BYTES_MAX));
+            }
+            // A large reply may take its time as long as it is under way.
+            if replies.len() > had || link.read_ahead_bytes() != read_ahead {
+                read_ahead = link.read_ahead_bytes();
+                deadline = deadline.max(now + timeout);
+            }
+            if now >= deadline {
+                return Err(RedisError::Timeout);
+            }
+            if !woken && (!self.parts.commands.is_empty() || self.parts.draining.requested()) {
+                woken = true;
+                self.interrupt();
+            }
+            if self.parts.stop.requested() {
+                // The replies will not be waited for: the connection is of no more use.
+                self.parts.connector.close();
+                return Ok(Vec::new());
+            }
+            self.wait(deadline.min(now + STOP_CHECK))?;
+        }
+    }
+
+    /// Writes the wake stream, so that the blocked read comes back. Where that fails the block ends by itself.
+    fn interrupt(&mut self) {
+        let wake = self.parts.keys.wake(self.parts.index);
+        let command = Command::new("XADD").arg(wake).arg("MAXLEN").arg("1").arg("*").arg("wake").arg("1");
+        let now = Instant::now();
+        match self.parts.wake.ask(now, |link| link.call(&command)) {
+            Ok(_) => {
+                self.parts.registry.counters().wakeups_sent.inc();
+                self.parts.wake.works();
+            }
+            Err(Some(error)) if error.server_kind() == Some(ServerErrorKind::WrongType) => {
+                self.give_up_waking(&error);
+            }
+            Err(Some(error)) if !error.is_outage() => {
+                warn_limited!(%error, "a reader could not be woken and finds a new viewer within a second");
+            }
+            Err(Some(error)) => self.parts.wake.lost(&error, now),
+            Err(None) => {}
+        }
+    }
+}
