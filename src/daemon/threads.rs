@@ -295,7 +295,6 @@ impl Builder {
             poll,
             errands: self.queues.errands.receivers.remove(0),
             deliveries: self.queues.inboxes.senders.clone(),
-            transforms: self.queues.control.senders.clone(),
             clock: Arc::clone(&self.clock),
             leased: Arc::clone(&self.leased),
             identity: self.shared.identity.clone(),

@@ -94,7 +94,6 @@ impl Delivery {
     pub(super) fn control(&mut self, control: Control) {
         let (Control::Attach { stream, .. }
         | Control::Detach { stream, .. }
-        | Control::NothingFollowed { stream, .. }
         | Control::EndAnswered { stream, .. }) = &control;
         let transform = shard(stream, self.transforms.len());
         self.held_controls.push_back((transform, control));

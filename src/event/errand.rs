@@ -1,6 +1,6 @@
 //! What the watcher does for the other threads.
 
-use super::{EntryId, StreamName};
+use super::StreamName;
 
 /// What the watcher is asked to look for on its own connection. It writes nothing for others: that is the recorder's work
 /// ([`record`](super::record)).
@@ -19,14 +19,5 @@ pub enum Errand {
         stream: StreamName,
         /// The delivery thread.
         delivery: usize,
-    },
-    /// Whether anything follows a finishing generation's newest entry.
-    IsOver {
-        /// The stream.
-        stream: StreamName,
-        /// Its newest entry.
-        newest: EntryId,
-        /// The transform thread to be told.
-        transform: usize,
     },
 }

@@ -193,8 +193,6 @@ pub struct ReplayBatch {
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
-    /// What time it was at Redis right before the read, µs since 1970, as Redis said.
-    pub asked_redis_us: Option<u64>,
 }
 
 impl ReplayBatch {
@@ -326,15 +324,6 @@ pub enum Control {
         delivery: usize,
         /// The stream there.
         hub: HubRef,
-    },
-    /// The answer to [`Errand::IsOver`]: nothing followed `newest` at `redis_ms`, by Redis' clock.
-    NothingFollowed {
-        /// The stream.
-        stream: StreamName,
-        /// Its newest entry.
-        newest: EntryId,
-        /// When that was so, ms since 1970.
-        redis_ms: u64,
     },
     /// The answer to [`EndGeneration`](super::record::EndGeneration).
     EndAnswered {

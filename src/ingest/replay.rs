@@ -106,7 +106,6 @@ impl Replay {
             (Err(None), _) => {}
         }
         let mut replies = answer.map(Vec::into_iter);
-        let asked_redis_us = replies.as_mut().ok().and_then(Iterator::next).and_then(|reply| reply.time_us());
         let read_us = now_us();
         for request in trip {
             let read = match &mut replies {
@@ -124,7 +123,7 @@ impl Replay {
                 let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
                 self.lately.note(entries.len(), bytes);
             }
-            self.hand_over(ReplayBatch { request, read, read_us, asked_redis_us });
+            self.hand_over(ReplayBatch { request, read, read_us });
         }
     }
 
@@ -141,17 +140,16 @@ impl Replay {
     }
 }
 
-/// Asks for Redis' time and sends all requests, then receives the time and two replies for each.
+/// Sends all requests, then receives two replies for each.
 fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply>, RedisError> {
-    let requests = trip.iter().flat_map(|request| {
+    let commands = trip.iter().flat_map(|request| {
         let key = keys.stream(&request.stream);
         let (start, end) = range(&request.step);
         let info = Command::new("XINFO").arg("STREAM").arg(&key);
         let read = Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
         [info, read]
     });
-    let commands: Vec<Command> = std::iter::once(Command::new("TIME")).chain(requests).collect();
-    link.call_all(&commands)
+    link.call_all(&commands.collect::<Vec<Command>>())
 }
 
 /// The two ends of the XRANGE that a step needs.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::decode::{DecodeContext, plain};
 use super::flaw::Flaw;
-use super::hear::{Concluded, Heard, is_over_at, is_over_before, last_frame};
+use super::hear::{Concluded, Heard, is_over_before, last_frame};
 use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
 use crate::event::{
@@ -231,19 +231,11 @@ impl Assembler {
         pushed
     }
 
-    /// Whether a finishing generation is over if nothing has come up to `redis_ms` by Redis' clock.
-    #[must_use]
-    pub fn is_over_at(&self, redis_ms: u64) -> bool {
-        is_over_at(&self.state, redis_ms, self.grace_ms)
-    }
-
-    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over. Whether it is now.
-    pub fn conclude(&mut self, redis_ms: u64, read_us: u64) -> bool {
-        let is_over = self.is_over_at(redis_ms);
-        if is_over {
-            self.emit_end(read_us);
-        }
-        is_over
+    /// A finishing generation is over, and no entry can be written that says so. Whether there was one.
+    pub fn conclude(&mut self, read_us: u64) -> bool {
+        let is_finishing = self.state.finishing().is_some();
+        self.emit_end(read_us);
+        is_finishing
     }
 
     /// The end that no entry has said, under the id of the generation's newest.

@@ -3,10 +3,10 @@
 //! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that whoever
 //! resumes there has the entry read again and passes over the first k frames of it.
 //!
-//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) may be over without another
-//! entry: where nothing but heartbeats comes for a while. The `end` frame then has the id of its newest entry, which is
-//! why every frame of an entry after which a generation is finishing carries `ms-n.k`: `ms-n` is the end's, should it
-//! come to that.
+//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) is over where nothing but
+//! heartbeats comes for a while. The daemon then writes an `end` entry ([`end_entry`]). Where it cannot, the `end` frame
+//! has the id of the generation's newest entry. So every frame of an entry after which a generation is finishing
+//! carries `ms-n.k`: `ms-n` is kept for the end.
 
 use std::sync::Arc;
 
@@ -148,13 +148,27 @@ pub(super) fn is_over_before(
         let told = told(Form::of(&entry.fields), entry, context, &margin);
         matches!(told, Ok(Told { first: Decoded { event: Event::Heartbeat, .. }, .. }))
     };
-    state.progress.is_some() && is_over_at(state, entry.id.ms, grace_ms) && !is_heartbeat()
+    let finishing = state.finishing().filter(|_| grace_ms > 0);
+    finishing.is_some_and(|newest| entry.id.ms.saturating_sub(newest.ms) >= grace_ms) && !is_heartbeat()
 }
 
-/// Whether the generation is over where nothing has come up to `ms`.
-pub(super) fn is_over_at(state: &StreamState, ms: u64, grace_ms: u64) -> bool {
-    let finishing = state.finishing().filter(|_| grace_ms > 0);
-    finishing.is_some_and(|newest| ms.saturating_sub(newest.ms) >= grace_ms)
+/// The entry that ends a finishing generation, as a native object, to be written where no entry of the producer's does.
+pub(super) fn end_entry(state: &StreamState) -> Option<String> {
+    state.finishing()?;
+    let progress = state.progress.as_deref()?;
+    let mut json = String::from(r#"{"type":"end""#);
+    // The strings are escaped as they are kept.
+    if let Some(reason) = progress.finish_reason() {
+        json.push_str(r#","finish_reason":""#);
+        json.push_str(reason);
+        json.push('"');
+    }
+    if let Some(usage) = &progress.usage {
+        json.push_str(r#","usage":"#);
+        json.push_str(usage);
+    }
+    json.push('}');
+    Some(json)
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ fn assembler(position: Position, state: StreamState) -> Assembler {
     Assembler::new(stream(), position, state).with_grace(GRACE_MS)
 }
 
+/// Whether a finishing generation is over where nothing follows up to `until_ms`.
+fn is_over(state: &StreamState, until_ms: u64) -> bool {
+    state.finishing().is_some_and(|newest| until_ms.saturating_sub(newest.ms) >= GRACE_MS)
+}
+
 /// The frames of entries, taken entry by entry; `until_ms`: up to when nothing follows.
 fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<std::sync::Arc<Frame>> {
     let mut frames = Vec::new();
@@ -28,7 +33,9 @@ fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<std
         assembler.push(entry, 0);
         frames.extend(assembler.take(0));
     }
-    assembler.conclude(until_ms, 0);
+    if is_over(assembler.state(), until_ms) {
+        assembler.conclude(0);
+    }
     frames.extend(assembler.take(0));
     frames
 }
@@ -187,7 +194,9 @@ fn who_has_the_end_is_not_told_again() {
         let after = crate::event::After::At(after.parse().unwrap());
         let mut seek = Seek::new(stream(), after, beginning()).with_grace(GRACE_MS);
         story.iter().for_each(|entry| seek.push(entry));
-        seek.conclude(until_ms);
+        if is_over(seek.state(), until_ms) {
+            seek.conclude();
+        }
         seek.finish(EntryId::new(5, 0))
     };
     for after in ["1-0", "3-0", "5-0"] {
@@ -269,7 +278,9 @@ proptest! {
             prop_assert_eq!(&shown(&by_cursor), &told[place + 1..], "from the cursor at {}", frame.last);
             let mut seek = Seek::new(stream(), crate::event::After::At(frame.last), beginning()).with_grace(GRACE_MS);
             entries.iter().for_each(|entry| seek.push(entry));
-            seek.conclude(until_ms);
+            if is_over(seek.state(), until_ms) {
+                seek.conclude();
+            }
             let sought = seek.finish(EntryId::ZERO);
             let by_search = frames(assembler(sought.from, sought.state_at_from), &later, until_ms);
             let is_over = sought.state_at_tip.phase.terminal().is_some();

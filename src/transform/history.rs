@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::gaps::{beginning, check};
-use super::hear::{Concluded, Heard, is_over_at, is_over_before};
+use super::hear::{Concluded, Heard, is_over_before};
+use super::silence::{Known, Seen, age_us, silence_us};
 use super::{
     Assembler, DecodeContext, DropReason, Flaw, Pushed, Seek, Snapshot, Sought, Verdict, judge, plain,
 };
@@ -27,6 +28,42 @@ pub struct Moment {
     pub grace_ms: u64,
     /// What decoding depends on beside the entries.
     pub context: DecodeContext,
+    /// What is known of the stream's newest entry beside what the read finds.
+    pub known: Option<Known>,
+}
+
+impl Moment {
+    /// For how long `newest` has been the newest entry, µs.
+    fn silence_us(&self, newest: EntryId) -> u64 {
+        let known = self.known.filter(|known| known.newest == newest);
+        silence_us(newest, self.redis_us, known.map_or(Seen::Found(0), |known| known.seen))
+    }
+
+    /// Whether a generation whose stream ends at `newest` is over because nothing has followed for so long.
+    fn is_over(&self, state: &StreamState, newest: EntryId) -> bool {
+        self.grace_ms > 0
+            && state.finishing().is_some()
+            && (self.is_told(newest) || self.silence_us(newest) / 1000 >= self.grace_ms)
+    }
+
+    /// Whether the end behind `newest` was told although no entry says it.
+    fn is_told(&self, newest: EntryId) -> bool {
+        self.known.is_some_and(|known| known.newest == newest && known.is_told)
+    }
+
+    fn status(&self, state: &StreamState, newest: EntryId) -> StreamStatus {
+        match state.phase {
+            Phase::Ended(_) => StreamStatus::Ended,
+            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
+            Phase::Idle | Phase::Open if self.is_over(state, newest) => StreamStatus::Ended,
+            Phase::Idle | Phase::Open if self.is_stalled(newest) => StreamStatus::Stalled,
+            Phase::Idle | Phase::Open => StreamStatus::Live,
+        }
+    }
+
+    fn is_stalled(&self, newest: EntryId) -> bool {
+        self.stall_after_us > 0 && newest != EntryId::ZERO && self.silence_us(newest) >= self.stall_after_us
+    }
 }
 
 /// What was met on the way that others want to know.
@@ -35,11 +72,15 @@ pub trait Witness {
     fn dropped(&mut self, reason: DropReason);
     /// An entry could not be understood.
     fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw);
+    /// The stream ends at `newest` with a generation that has no end, and that entry's id is no clock.
+    fn unfinished(&mut self, stream: &StreamName, newest: EntryId);
+    /// A finishing generation is over and no entry says so: `newest` is the stream's newest.
+    fn over(&mut self, stream: &StreamName, newest: EntryId, state: &StreamState);
 }
 
 /// What follows from one read.
 pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
-    let ReplayBatch { request, read, read_us, asked_redis_us } = batch;
+    let ReplayBatch { request, read, read_us } = batch;
     let (facts, entries, exhausted) = match read {
         ReplayRead::Missing => return ReplayOutcome::Missing,
         ReplayRead::WrongType => return ReplayOutcome::NotAStream,
@@ -48,12 +89,9 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
     };
     let budget_bytes = request.budget_bytes;
     let marks = matches!(request.step, ReplayStep::Open { .. } | ReplayStep::Search(_));
-    let is_range = matches!(request.step, ReplayStep::Continue { until: Some(_), .. });
-    let nothing_until_ms = asked_redis_us.filter(|_| exhausted && !is_range).map(|us| us / 1000);
     let stream = request.stream;
     let (grace_ms, context) = (moment.grace_ms, moment.context.clone());
-    let mut found =
-        Found { stream, facts, entries, exhausted, nothing_until_ms, read_us, budget_bytes, marks, moment };
+    let mut found = Found { stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
         ReplayStep::Open { after, early, outlined } => {
@@ -74,7 +112,7 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
             }
         }
         ReplayStep::Continue { from, .. } => found.go_on(from, witness),
-        ReplayStep::State(search) => found.gather(*search),
+        ReplayStep::State(search) => found.gather(*search, witness),
     }
 }
 
@@ -84,8 +122,6 @@ struct Found {
     facts: KeyFacts,
     entries: Vec<Entry>,
     exhausted: bool,
-    /// Where the read came to the end of the stream: up to when nothing follows, ms by Redis' clock.
-    nothing_until_ms: Option<u64>,
     read_us: u64,
     budget_bytes: usize,
     /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
@@ -106,8 +142,11 @@ impl Found {
         }
         let had_passed = seek.passed().is_some();
         self.entries.iter().for_each(|entry| seek.push(entry));
-        if let Some(ms) = self.nothing_until_ms {
-            seek.conclude(ms);
+        if self.exhausted {
+            self.judge_end(seek.state(), seek.position(), witness);
+            if self.moment.is_told(seek.position()) {
+                seek.conclude();
+            }
         }
         if is_unbroken && (!had_passed || search.shown.is_some()) {
             self.show_on_the_way(&seek, &mut search, witness);
@@ -145,7 +184,7 @@ impl Found {
 
     fn open(&self, sought: Sought, search: Search, witness: &mut impl Witness) -> Opened {
         let Search { from: read_from, gap, shown, .. } = search;
-        let status = self.status(&sought);
+        let status = self.moment.status(&sought.state_at_tip, sought.tip);
         let tip = Cursor {
             position: Position::whole(sought.tip.max(self.facts.last_generated)),
             state: sought.state_at_tip.clone(),
@@ -224,28 +263,24 @@ impl Found {
             entries_bytes += entry.fields.len_bytes();
             entries += 1;
         }
-        if let Some(ms) = self.nothing_until_ms.filter(|_| exhausted) {
-            assembler.conclude(ms, self.read_us);
+        if exhausted && self.moment.is_told(assembler.position().id) {
+            assembler.conclude(self.read_us);
         }
         let frames = assembler.take(self.moment.now_us);
         let cursor = Cursor { position: assembler.position(), state: assembler.state().clone() };
         Shown { gap: None, frames, cursor, exhausted, entries_bytes, entries }
     }
 
-    fn status(&self, sought: &Sought) -> StreamStatus {
-        match sought.state_at_tip.phase {
-            Phase::Ended(_) => StreamStatus::Ended,
-            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
-            Phase::Idle | Phase::Open if self.is_stalled(sought.tip) => StreamStatus::Stalled,
-            Phase::Idle | Phase::Open => StreamStatus::Live,
+    /// Says where the stream ends without the end of its generation: that has to be written, or waited for.
+    fn judge_end(&self, state: &StreamState, newest: EntryId, witness: &mut impl Witness) {
+        if state.phase.terminal().is_some() || newest == EntryId::ZERO {
+            return;
         }
-    }
-
-    fn is_stalled(&self, newest: EntryId) -> bool {
-        let Moment { redis_us, stall_after_us, .. } = self.moment;
-        stall_after_us > 0
-            && newest != EntryId::ZERO
-            && silence_us(newest, redis_us).is_some_and(|silence| silence >= stall_after_us)
+        if self.moment.is_over(state, newest) {
+            witness.over(&self.stream, newest, state);
+        } else if age_us(newest, self.moment.redis_us).is_none() {
+            witness.unfinished(&self.stream, newest);
+        }
     }
 
     fn begin_gathering(&self, max_bytes: usize) -> Gathering {
@@ -254,7 +289,7 @@ impl Found {
         Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, context, grace_ms }
     }
 
-    fn gather(&mut self, search: StateSearch) -> ReplayOutcome {
+    fn gather(&mut self, search: StateSearch, witness: &mut impl Witness) -> ReplayOutcome {
         let StateSearch { from, gathered, max_bytes } = search;
         let gathered = gathered.map(|gathered| match gathered.downcast::<Gathering>() {
             Ok(gathering) => gathering,
@@ -282,30 +317,14 @@ impl Found {
             let search = StateSearch { from, gathered: Some(gathering), max_bytes };
             return ReplayOutcome::Gathering(Box::new(search));
         }
-        if let Some(ms) = self.nothing_until_ms {
-            gathering.conclude(ms);
+        self.judge_end(&gathering.state, gathering.newest, witness);
+        let status = self.moment.status(&gathering.state, gathering.newest);
+        if self.moment.is_over(&gathering.state, gathering.newest) {
+            gathering.end_finishing();
         }
-        let status = match gathering.state.phase {
-            Phase::Ended(_) => StreamStatus::Ended,
-            Phase::Failed(_) | Phase::Lost(_) => StreamStatus::Failed,
-            Phase::Idle | Phase::Open if self.is_stalled(gathering.newest) => StreamStatus::Stalled,
-            Phase::Idle | Phase::Open => StreamStatus::Live,
-        };
         let newest = gathering.newest.max(self.facts.last_generated);
         gathering.snapshot.render(status, newest).map_or(ReplayOutcome::StateTooLarge, ReplayOutcome::State)
     }
-}
-
-/// How long ago, by Redis' clock, an entry was written; `None` where its id is no clock, being more than
-/// a day off.
-#[must_use]
-pub fn silence_us(id: EntryId, redis_us: u64) -> Option<u64> {
-    const DAY_US: u64 = 24 * 3600 * 1_000_000;
-    let written_us = id.ms.checked_mul(1000)?;
-    if written_us > redis_us.saturating_add(DAY_US) || redis_us > written_us.saturating_add(DAY_US) {
-        return None;
-    }
-    Some(redis_us.saturating_sub(written_us))
 }
 
 /// The JSON state in the making.
@@ -348,13 +367,6 @@ impl Gathering {
                 false => self.snapshot.push(&decoded, begins),
                 true => self.snapshot.push_further(&decoded),
             }
-        }
-    }
-
-    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over.
-    fn conclude(&mut self, redis_ms: u64) {
-        if is_over_at(&self.state, redis_ms, self.grace_ms) {
-            self.end_finishing();
         }
     }
 

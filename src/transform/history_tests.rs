@@ -7,6 +7,13 @@ struct Nobody;
 impl Witness for Nobody {
     fn dropped(&mut self, _: DropReason) {}
     fn undecodable(&mut self, _: &StreamName, _: &Entry, _: Flaw) {}
+    fn unfinished(&mut self, _: &StreamName, _: EntryId) {}
+    fn over(&mut self, _: &StreamName, _: EntryId, _: &StreamState) {}
+}
+
+fn quiet_moment() -> Moment {
+    let context = DecodeContext::default();
+    Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context, known: None }
 }
 
 fn id(ms: u64) -> EntryId {
@@ -33,9 +40,8 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
     let request =
         ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
-    let moment =
-        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
-    conclude(ReplayBatch { request, read, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
+    let moment = quiet_moment();
+    conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody)
 }
 
 fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
@@ -100,10 +106,9 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment =
-        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
+    let moment = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
-    let batch = ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None };
+    let batch = ReplayBatch { request, read: found, read_us: 0 };
     let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
         panic!("the search goes on");
     };
@@ -134,11 +139,10 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         budget_bytes: 1 << 20,
         asked_us: 0,
     };
-    let moment =
-        Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context: DecodeContext::default() };
+    let moment = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let ReplayOutcome::Gathering(search) =
-        conclude(ReplayBatch { request, read: found, read_us: 0, asked_redis_us: None }, moment, &mut Nobody)
+        conclude(ReplayBatch { request, read: found, read_us: 0 }, moment, &mut Nobody)
     else {
         panic!("the gathering goes on");
     };
@@ -177,18 +181,7 @@ fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
         let request =
             ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
         let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };
-        let moment = Moment {
-            now_us: 0,
-            redis_us: 0,
-            stall_after_us: 0,
-            grace_ms: 0,
-            context: DecodeContext::default(),
-        };
-        step = match conclude(
-            ReplayBatch { request, read, read_us: 0, asked_redis_us: None },
-            moment,
-            &mut Nobody,
-        ) {
+        step = match conclude(ReplayBatch { request, read, read_us: 0 }, quiet_moment(), &mut Nobody) {
             ReplayOutcome::Searching(search) => ReplayStep::Search(search),
             ReplayOutcome::Opened(opened) => return *opened,
             other => panic!("{other:?}"),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::history::silence_us;
+use super::hear::end_entry;
+use super::silence::{Known, Seen, silence_us};
 use super::{Assembler, DecodeContext, Pushed};
 use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
 use crate::event::{AckBoard, Entry, EntryId, Frame, Phase, StreamName};
@@ -16,6 +17,10 @@ const GIVE_UP_AGAIN_US: u64 = 5_000_000;
 /// Whether a finishing generation is over is asked again after so long, in case the answer got lost or something came
 /// meanwhile that does not count.
 const ASK_AGAIN_US: u64 = 1_000_000;
+
+/// A producer whose entries the daemon has only found in history is listened to for so long before it is given up: ids
+/// may lag behind the clock, and its next entry shows that.
+const LISTENED_US: u64 = 2_000_000;
 
 /// One stream.
 pub(super) struct LiveStream {
@@ -30,22 +35,60 @@ pub(super) struct LiveStream {
     /// Who reads it.
     pub(super) reader: usize,
     generation: u64,
-    newest: EntryId,
-    /// When the newest entry was seen here, µs by this host's clock: the measure where ids are no clock.
-    seen_us: u64,
+    newest: Seeing,
+    /// The newest entry that belongs to a finishing generation: the newest one, or heartbeats have followed.
+    finishing: Seeing,
     gave_up_us: u64,
     asked_us: u64,
+    /// The entry behind which the end was told although no entry says it.
+    told: Option<EntryId>,
+}
+
+/// After how much silence something is done, µs; 0 means never.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// A producer counts as stalled.
+    pub(super) stall_us: u64,
+    /// A producer is given up.
+    pub(super) abandon_us: u64,
+    /// A finishing generation is over.
+    pub(super) grace_us: u64,
+}
+
+/// An entry, and since when this daemon has known it, µs by this host's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seeing {
+    id: EntryId,
+    since_us: u64,
+    /// Whether it was read live, and not found in history.
+    arrived: bool,
+}
+
+impl Seeing {
+    const fn at(self, now_us: u64) -> Seen {
+        let observed = now_us.saturating_sub(self.since_us);
+        if self.arrived { Seen::Arrived(observed) } else { Seen::Found(observed) }
+    }
+
+    /// Whether the daemon has read the stream live for so long.
+    const fn is_listened_to(self, now_us: u64, listened_us: u64) -> bool {
+        self.arrived || now_us.saturating_sub(self.since_us) >= listened_us
+    }
+
+    const fn silence_us(self, (now_us, redis_us): (u64, u64)) -> u64 {
+        silence_us(self.id, redis_us, self.at(now_us))
+    }
 }
 
 /// What a look at a silent producer finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
     /// Nothing to tell.
     Unchanged,
     /// It has just fallen silent.
     Stalled,
-    /// Its generation is over by what is known here; whether nothing has followed this entry is to be asked.
-    Over(EntryId),
+    /// Its generation is over: this entry is to be written behind its newest one.
+    Over(EntryId, String),
     /// It has been silent too long.
     GiveUp(EntryId),
 }
@@ -62,8 +105,13 @@ impl LiveStream {
             told(&self.stream, entry, self.assembler.push(entry, read_us));
         }
         if let Some(last) = entries.last() {
-            self.newest = self.newest.max(last.id);
-            self.seen_us = now_us;
+            self.newest = Seeing { id: last.id, since_us: now_us, arrived: true };
+        }
+        match self.assembler.state().finishing() {
+            Some(id) if id != self.finishing.id => {
+                self.finishing = Seeing { id, since_us: now_us, arrived: true };
+            }
+            _ => {}
         }
         self.assembler.take(now_us)
     }
@@ -73,39 +121,48 @@ impl LiveStream {
         self.assembler.state().phase == Phase::Open
     }
 
-    /// Nothing had followed `newest` at `redis_ms`: the frame of the end, if that was it.
-    pub(super) fn conclude(&mut self, newest: EntryId, (redis_ms, now_us): (u64, u64)) -> Vec<Arc<Frame>> {
-        // What has been read meanwhile decides itself.
-        if self.newest != newest || !self.assembler.conclude(redis_ms, now_us) {
+    /// No end can be written behind `newest`: the frame that says it all the same.
+    pub(super) fn conclude(&mut self, newest: EntryId, now_us: u64) -> Vec<Arc<Frame>> {
+        // An entry that has been read meanwhile decides by itself.
+        if self.newest.id != newest || !self.assembler.conclude(now_us) {
             return Vec::new();
         }
+        self.told = Some(newest);
         self.assembler.take(now_us)
     }
 
-    /// Judges the producer's silence. Limits of 0 mean never.
+    /// What is known of the newest entry.
+    pub(super) fn known(&self, now_us: u64) -> Known {
+        let Seeing { id: newest, .. } = self.newest;
+        Known { newest, seen: self.newest.at(now_us), is_told: self.told == Some(newest) }
+    }
+
+    /// Judges the producer's silence.
     pub(super) fn judge_silence(
         &mut self,
         (now_us, redis_us): (u64, u64),
-        (stall_us, abandon_us): (u64, u64),
+        Limits { stall_us, abandon_us, grace_us }: Limits,
     ) -> Silence {
-        if self.assembler.state().phase.terminal().is_some() || self.newest == EntryId::ZERO {
+        let newest = self.newest.id;
+        if self.assembler.state().phase.terminal().is_some() || newest == EntryId::ZERO {
             return Silence::Unchanged;
         }
-        if self.assembler.is_over_at(redis_us / 1000)
-            && silence_us(self.newest, redis_us).is_some()
+        let is_over = grace_us > 0 && self.finishing.silence_us((now_us, redis_us)) >= grace_us;
+        if is_over
             && now_us >= self.asked_us.saturating_add(ASK_AGAIN_US)
+            && let Some(end) = end_entry(self.assembler.state())
         {
             self.asked_us = now_us;
-            return Silence::Over(self.newest);
+            return Silence::Over(newest, end);
         }
-        let observed = now_us.saturating_sub(self.seen_us);
-        let silence = silence_us(self.newest, redis_us).unwrap_or(observed);
+        let silence = self.newest.silence_us((now_us, redis_us));
         if abandon_us > 0
             && silence >= abandon_us
+            && self.newest.is_listened_to(now_us, abandon_us.min(LISTENED_US))
             && now_us >= self.gave_up_us.saturating_add(GIVE_UP_AGAIN_US)
         {
             self.gave_up_us = now_us;
-            return Silence::GiveUp(self.newest);
+            return Silence::GiveUp(newest);
         }
         if stall_us > 0 && silence >= stall_us && !self.stalled {
             self.stalled = true;
@@ -150,7 +207,8 @@ impl LiveStreams {
         (now_us, grace_ms): (u64, u64),
     ) -> LiveRef {
         self.generation += 1;
-        let newest = from.position.id;
+        let newest = Seeing { id: from.position.id, since_us: now_us, arrived: false };
+        let finishing = Seeing { id: from.state.finishing().unwrap_or_default(), ..newest };
         let live = LiveStream {
             assembler: Assembler::new(stream.clone(), from.position, from.state)
                 .with_context(self.context.clone())
@@ -163,9 +221,10 @@ impl LiveStreams {
             reader,
             generation: self.generation,
             newest,
-            seen_us: now_us,
+            finishing,
             gave_up_us: 0,
             asked_us: 0,
+            told: None,
         };
         let index = self.slots.insert(live);
         self.by_name.insert(stream, index);

@@ -21,6 +21,7 @@ mod live;
 mod notary;
 pub mod order;
 pub mod seek;
+pub mod silence;
 pub mod snapshot;
 #[cfg(test)]
 mod stories;

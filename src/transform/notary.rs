@@ -3,12 +3,14 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::history::{Witness, silence_us};
+use super::hear::end_entry;
+use super::history::Witness;
+use super::silence::{Remembered, age_us};
 use super::{DecodeContext, DropReason, Flaw};
 use crate::event::message::ReplayOutcome;
-use crate::event::record::{DeadLetter, Ended, Receipt};
-use crate::event::{Entry, EntryId, Frame, StreamName};
-use crate::observe::Registry;
+use crate::event::record::{DeadLetter, EndGeneration, EndKind, Ended, Receipt};
+use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName, StreamState};
+use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::Sender;
 use crate::warn_limited;
 
@@ -51,8 +53,8 @@ pub(super) struct Notary<'a> {
     pub(super) context: &'a DecodeContext,
 }
 
-impl Witness for Notary<'_> {
-    fn dropped(&mut self, reason: DropReason) {
+impl Notary<'_> {
+    pub(super) fn dropped(&mut self, reason: DropReason) {
         let counters = self.registry.counters();
         match reason {
             DropReason::Retry => counters.entries_dropped_retry.add(1),
@@ -61,7 +63,7 @@ impl Witness for Notary<'_> {
         }
     }
 
-    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {
+    pub(super) fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {
         if !self.reported.insert(stream, entry.id) {
             return;
         }
@@ -75,6 +77,41 @@ impl Witness for Notary<'_> {
             self.reported.forget(stream, entry.id);
             warn_limited!(key: stream; %stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
         }
+    }
+}
+
+/// The same for history, and asks for the ends that no entry says.
+pub(super) struct HistoryWitness<'a> {
+    pub(super) notary: Notary<'a>,
+    pub(super) remembered: &'a mut Remembered,
+    pub(super) ends: &'a Sender<EndGeneration>,
+    /// The transform thread that is to be answered.
+    pub(super) transform: usize,
+    /// Now, µs since 1970 by this host's clock.
+    pub(super) now_us: u64,
+}
+
+impl Witness for HistoryWitness<'_> {
+    fn dropped(&mut self, reason: DropReason) {
+        self.notary.dropped(reason);
+    }
+
+    fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {
+        self.notary.undecodable(stream, entry, flaw);
+    }
+
+    fn unfinished(&mut self, stream: &StreamName, newest: EntryId) {
+        self.remembered.met(stream, newest, self.now_us);
+    }
+
+    fn over(&mut self, stream: &StreamName, newest: EntryId, state: &StreamState) {
+        if !self.remembered.asks(stream, newest, self.now_us) {
+            return;
+        }
+        let Some(data) = end_entry(state) else { return };
+        let (stream, kind, transform) = (stream.clone(), EndKind::Grace, self.transform);
+        // With no room for it, the next look asks again.
+        let _ = self.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
     }
 }
 
@@ -113,7 +150,7 @@ impl EndWatch {
         };
         for frame in frames.iter().chain(repeated) {
             let ended_us = frame.last.id.ms.saturating_mul(1000);
-            if silence_us(frame.last.id, redis_us).is_some_and(|silence| silence < after_us) {
+            if age_us(frame.last.id, redis_us).is_some_and(|age| age < after_us) {
                 tell_end(frame, ended_us, receipts);
             }
         }
@@ -129,4 +166,28 @@ fn tell_end(frame: &Frame, at_redis_us: u64, (receipts, registry): (&Sender<Rece
         registry.counters().receipts_failed.inc();
         warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many receipts at once: it is not judged who has acknowledged this answer");
     }
+}
+
+/// Counts live frames, and records how long they took to get here.
+pub(super) fn measure(recorder: &mut Recorder, registry: &Registry, frames: &[Arc<Frame>], now_us: u64) {
+    registry.counters().frames_encoded.add(frames.len() as u64);
+    for frame in frames {
+        if let Some(ts_us) = frame.ts_us {
+            recorder.record(Stage::ProducedToRead, frame.read_us.saturating_sub(ts_us));
+        }
+        recorder.record(Stage::ReadToEncoded, now_us.saturating_sub(frame.read_us));
+        if matches!(frame.body, FrameBody::Gap) {
+            registry.counters().gaps_producer.add(1);
+        }
+    }
+}
+
+/// Counts the frames of a history read.
+pub(super) fn count_shown(registry: &Registry, outcome: &ReplayOutcome) {
+    let frames = match outcome {
+        ReplayOutcome::Opened(opened) => opened.shown.frames.len(),
+        ReplayOutcome::Shown(shown) => shown.frames.len(),
+        _ => 0,
+    };
+    registry.counters().frames_encoded.add(frames as u64);
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::decode::{DecodeContext, plain};
-use super::hear::{Concluded, Heard, is_over_at, is_over_before};
+use super::hear::{Concluded, Heard, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
 use crate::event::{
@@ -200,14 +200,11 @@ impl Seek {
         StreamState { ordinal: self.state.ordinal.filter(|_| is_known), ..self.state.clone() }
     }
 
-    /// Nothing has come up to `redis_ms` by Redis' clock: a finishing generation may be over.
-    pub fn conclude(&mut self, redis_ms: u64) {
-        if is_over_at(&self.state, redis_ms, self.grace_ms) {
-            self.end_finishing();
-        }
+    /// A finishing generation has come to its end without an entry that says so.
+    pub fn conclude(&mut self) {
+        self.end_finishing();
     }
 
-    /// A generation has come to its end without an entry that says so.
     fn end_finishing(&mut self) {
         let Some(concluded) = Concluded::of(&mut self.state) else { return };
         // Who has passed the id of its end has that.

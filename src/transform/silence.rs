@@ -59,14 +59,6 @@ pub struct Known {
     pub is_told: bool,
 }
 
-impl Known {
-    /// An entry of which nothing more is known than that it is there.
-    #[must_use]
-    pub const fn found_now(newest: EntryId) -> Self {
-        Self { newest, seen: Seen::Found(0), is_told: false }
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Note {
     newest: EntryId,
@@ -99,7 +91,7 @@ impl Remembered {
     /// Whether it is time to ask for the end of the generation whose newest entry is `newest`; it counts as asked then.
     pub fn asks(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> bool {
         let note = self.note(stream, newest, now_us);
-        let is_due = !note.is_told && now_us >= note.asked_us.saturating_add(ASK_AGAIN_US);
+        let is_due = now_us >= note.asked_us.saturating_add(ASK_AGAIN_US);
         if is_due {
             note.asked_us = now_us;
         }
@@ -176,7 +168,7 @@ mod tests {
         assert!(remembered.asks(&stream, newest, 4_000_000), "the answer may be lost");
         remembered.told(&stream, newest, 4_100_000);
         assert!(remembered.get(&stream, 5_000_000).unwrap().is_told);
-        assert!(!remembered.asks(&stream, newest, 9_000_000), "it cannot be written");
+        assert!(remembered.asks(&stream, newest, 9_000_000), "there may be room for it now");
         let next = EntryId::new(8, 0);
         remembered.met(&stream, next, 9_000_000);
         let known = Known { newest: next, seen: Seen::Found(0), is_told: false };

@@ -13,17 +13,18 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::history::{Moment, Witness, conclude};
-use super::live::{LiveStream, LiveStreams, Silence};
-use super::notary::{EndWatch, Notary, Reported};
+use super::history::{Moment, conclude};
+use super::live::{Limits, LiveStream, LiveStreams, Silence};
+use super::notary::{EndWatch, HistoryWitness, Notary, Reported, count_shown, measure};
+use super::silence::Remembered;
 use super::{DecodeContext, Pushed};
 use crate::config;
 use crate::event::message::{
     Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
     RedisClock, ReplayBatch, ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
-use crate::event::record::{DeadLetter, EndGeneration, EndKind, Receipt};
-use crate::event::{EntryId, Frame, FrameBody, StreamName};
+use crate::event::record::{DeadLetter, EndGeneration, EndKind, EndOutcome, Receipt};
+use crate::event::{EntryId, StreamName};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
 use crate::stop::Stop;
@@ -106,6 +107,8 @@ pub struct Worker {
     held: Vec<VecDeque<ReaderCommand>>,
     reported: Reported,
     ends: EndWatch,
+    /// Unfinished streams that were met in history.
+    remembered: Remembered,
     /// How many streams are read on to see the end of an answer whose viewers have left.
     vigils: usize,
     /// Streams that have fallen silent, whose viewers are yet to be told.
@@ -131,6 +134,7 @@ impl Worker {
             held,
             reported: Reported::default(),
             ends,
+            remembered: Remembered::default(),
             vigils: 0,
             silent: VecDeque::new(),
             counted: 0,
@@ -192,8 +196,10 @@ impl Worker {
                     self.detach(live, (delivery, hub));
                 }
             }
-            Control::NothingFollowed { stream, newest, redis_ms } => self.conclude(&stream, newest, redis_ms),
-            // What was written is read like everything else; a silent producer is judged again later.
+            Control::EndAnswered { stream, newest, kind: EndKind::Grace, outcome: EndOutcome::Unwritten } => {
+                self.conclude(&stream, newest);
+            }
+            // An entry that was written is read like every other; a silent producer is judged again later.
             Control::EndAnswered { .. } => {}
         }
     }
@@ -226,7 +232,7 @@ impl Worker {
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
-        found.judge_silence((now_us, redis_us), (limits.0, 0));
+        found.judge_silence((now_us, redis_us), Limits { abandon_us: 0, grace_us: 0, ..limits });
         let board = Arc::clone(&found.board);
         let transform = self.parts.index;
         self.command(reader, ReaderCommand::Start { stream, live, transform, after, ordinal, board });
@@ -361,11 +367,12 @@ impl Worker {
         }
     }
 
-    /// Nothing had followed a stream's newest entry at `redis_ms`: if its generation is finishing, that was the end.
-    fn conclude(&mut self, stream: &StreamName, newest: EntryId, redis_ms: u64) {
+    /// The end of a generation could not be written behind its newest entry: it is told all the same.
+    fn conclude(&mut self, stream: &StreamName, newest: EntryId) {
         let now_us = now_us();
+        self.remembered.told(stream, newest, now_us);
         let Some((live, found)) = self.streams.find(stream) else { return };
-        let frames = found.conclude(newest, (redis_ms, now_us));
+        let frames = found.conclude(newest, now_us);
         if frames.is_empty() {
             return;
         }
@@ -410,7 +417,10 @@ impl Worker {
         let now_us = now_us();
         let (job, asked_us) = (batch.request.job, batch.request.asked_us);
         let shows = matches!(batch.request.step, ReplayStep::Open { .. } | ReplayStep::Continue { .. });
+        let stream = &batch.request.stream;
+        let known = self.streams.find(stream).map(|(_, live)| live.known(now_us));
         let moment = Moment {
+            known: known.or_else(|| self.remembered.get(stream, now_us)),
             now_us,
             redis_us: self.parts.clock.at(now_us),
             stall_after_us: micros(self.parts.stream.stall_after),
@@ -418,14 +428,16 @@ impl Worker {
             context: self.parts.context.clone(),
         };
         let redis_us = moment.redis_us;
-        let Self { parts, reported, .. } = self;
+        let Self { parts, reported, remembered, .. } = self;
         let WorkerParts { registry, letters, context, .. } = parts;
-        let mut witness = Notary { registry, letters, reported, context };
+        let notary = Notary { registry, letters, reported, context };
+        let (ends, transform) = (&parts.ends, parts.index);
+        let mut witness = HistoryWitness { notary, remembered, ends, transform, now_us };
         let outcome = conclude(batch, moment, &mut witness);
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
-        self.count_frames(&outcome);
+        count_shown(&self.parts.registry, &outcome);
         self.ends.saw_history(&outcome, redis_us, (&self.parts.receipts, &self.parts.registry));
         if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
             // What a search has found so far is kept: from its beginning it might never come to its end.
@@ -436,15 +448,6 @@ impl Worker {
             };
             self.note_missed(job.delivery, |missed| missed.jobs.insert(job.slot, step).is_none());
         }
-    }
-
-    fn count_frames(&self, outcome: &ReplayOutcome) {
-        let frames = match outcome {
-            ReplayOutcome::Opened(opened) => opened.shown.frames.len(),
-            ReplayOutcome::Shown(shown) => shown.frames.len(),
-            _ => 0,
-        };
-        self.parts.registry.counters().frames_encoded.add(frames as u64);
     }
 
     // ----- silence -----
@@ -472,10 +475,11 @@ impl Worker {
             match found.judge_silence((now_us, redis_us), limits) {
                 Silence::Unchanged => {}
                 Silence::Stalled => self.silent.push_back(live),
-                Silence::Over(newest) => {
+                Silence::Over(newest, data) => {
                     let (stream, transform) = (found.stream.clone(), self.parts.index);
                     // With no room for it, it is asked again.
-                    let _ = self.parts.errands.try_send(Errand::IsOver { stream, newest, transform });
+                    let kind = EndKind::Grace;
+                    let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
                 }
                 // Only who is watched is given up: what nobody watches any more has no end then.
                 Silence::GiveUp(_) if found.is_vigil => forsaken.push(live),
@@ -503,9 +507,10 @@ impl Worker {
         }
     }
 
-    /// The silence after which a producer is stalled, and lost, in µs.
-    fn silence_limits(&self) -> (u64, u64) {
-        (micros(self.parts.stream.stall_after), micros(self.parts.stream.abandon_after))
+    fn silence_limits(&self) -> Limits {
+        let config::Stream { stall_after, abandon_after, finish_grace, .. } = self.parts.stream;
+        let (stall_us, abandon_us) = (micros(stall_after), micros(abandon_after));
+        Limits { stall_us, abandon_us, grace_us: micros(finish_grace) }
     }
 
     /// After which time a finishing generation is over, in ms.
@@ -571,17 +576,4 @@ impl Shortcut<LiveBatch> for OnTheWay {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn measure(recorder: &mut Recorder, registry: &Registry, frames: &[Arc<Frame>], now_us: u64) {
-    registry.counters().frames_encoded.add(frames.len() as u64);
-    for frame in frames {
-        if let Some(ts_us) = frame.ts_us {
-            recorder.record(Stage::ProducedToRead, frame.read_us.saturating_sub(ts_us));
-        }
-        recorder.record(Stage::ReadToEncoded, now_us.saturating_sub(frame.read_us));
-        if matches!(frame.body, FrameBody::Gap) {
-            registry.counters().gaps_producer.add(1);
-        }
-    }
 }

@@ -2,15 +2,13 @@
 //!
 //! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
 //! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
-//! (`waits`); it looks whether finishing generations are over (`behind`), and it knows Redis' clock. Everything that is
-//! written for others is the recorder's work, so that nothing here waits for a write but the lease and what belongs to it.
+//! (`waits`), and it knows Redis' clock. Everything that is written for others is the recorder's work, so that nothing here waits for a write but the lease and what belongs to it.
 //!
 //! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
 //! wait for their answer, which delays nothing but what is done here.
 //!
 //! INVARIANT: no reader touches a consumer group unless the lease is held.
 
-mod behind;
 mod fatal;
 mod groups;
 mod identity;
@@ -24,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 
-use self::behind::{Question, Questions};
 pub use self::fatal::Fatal;
 use self::groups::Janitor;
 pub use self::identity::{ClaimError, Identity};
@@ -32,7 +29,7 @@ use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
 use self::waits::Waits;
 use crate::event::StreamName;
-use crate::event::message::{Control, Errand, RedisClock, ToDelivery, now_us};
+use crate::event::message::{Errand, RedisClock, ToDelivery, now_us};
 use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
@@ -72,8 +69,6 @@ pub struct WatcherParts {
     pub errands: Receiver<Errand>,
     /// Who waits for names.
     pub deliveries: Vec<Sender<ToDelivery>>,
-    /// Who asks whether a generation is over.
-    pub transforms: Vec<Sender<Control>>,
     /// Where it says what time it is at Redis.
     pub clock: Arc<RedisClock>,
     /// Where it says whether the lease is held.
@@ -96,7 +91,6 @@ pub struct Watcher {
     poll: Poll,
     errands: Receiver<Errand>,
     deliveries: Vec<Sender<ToDelivery>>,
-    transforms: Vec<Sender<Control>>,
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
     identity: Identity,
@@ -113,7 +107,6 @@ pub struct Watcher {
     waits: Waits,
     /// Names that are there and could not be told because an inbox was full.
     untold: Vec<(StreamName, usize)>,
-    questions: Questions,
     clock_at: Instant,
     janitor: Janitor,
     janitor_at: Instant,
@@ -125,7 +118,7 @@ impl Watcher {
     pub fn new(parts: WatcherParts) -> Self {
         let now = Instant::now();
         let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
-        let WatcherParts { transforms, fatal, registry, stop, .. } = parts;
+        let WatcherParts { fatal, registry, stop, .. } = parts;
         Self {
             link,
             news: NewsLink::new(push, NEWS, now),
@@ -134,7 +127,6 @@ impl Watcher {
             poll,
             errands,
             deliveries,
-            transforms,
             clock,
             leased,
             identity,
@@ -146,7 +138,6 @@ impl Watcher {
             is_clean: false,
             waits: Waits::new(now),
             untold: Vec::new(),
-            questions: Questions::default(),
             clock_at: now,
             janitor: Janitor::default(),
             janitor_at: now + JANITOR_INTERVAL,
@@ -181,7 +172,7 @@ impl Watcher {
         if !self.untold.is_empty() {
             until = now + Duration::from_millis(2);
         }
-        if !self.errands.is_empty() || (!self.questions.is_empty() && self.link.is_open()) {
+        if !self.errands.is_empty() {
             until = now;
         }
         if let Some(at) = self.waits.next_look(self.news.is_told()) {
@@ -199,9 +190,6 @@ impl Watcher {
                 Some(Errand::Forget { stream, delivery }) => {
                     self.waits.forget(&stream, delivery);
                     self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
-                }
-                Some(Errand::IsOver { stream, newest, transform }) => {
-                    self.questions.add(Question { stream, newest, transform });
                 }
                 None => return,
             }
@@ -272,7 +260,6 @@ impl Watcher {
         self.tend_lease(now)?;
         self.tend_clock(now)?;
         self.look()?;
-        self.ask_questions()?;
         if now >= self.janitor_at && self.lease.is_held() {
             self.janitor_at = now + JANITOR_INTERVAL;
             if let Some(link) = self.link.open() {
@@ -356,16 +343,6 @@ impl Watcher {
             let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
             let theirs = i64::try_from(theirs).unwrap_or(i64::MAX);
             self.clock.set_offset_us(theirs.saturating_sub(ours));
-        }
-        Ok(())
-    }
-
-    fn ask_questions(&mut self) -> Result<(), RedisError> {
-        let Some(link) = self.link.open().filter(|_| !self.questions.is_empty()) else { return Ok(()) };
-        for (Question { stream, newest, transform }, redis_ms) in self.questions.ask(link, &self.keys)? {
-            // A transform thread that has no room now asks again.
-            let _ =
-                self.transforms[transform].try_send(Control::NothingFollowed { stream, newest, redis_ms });
         }
         Ok(())
     }

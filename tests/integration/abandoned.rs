@@ -11,7 +11,7 @@ use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry};
 use crate::support::redis::{Redis, RedisServer};
-use crate::support::transcript::id_order;
+use crate::support::transcript::{id_order, right_after};
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 const KEY: &str = "llm:stream:s1:m";
@@ -34,12 +34,6 @@ fn lost_ids(redis: &mut Redis, key: &str) -> Vec<String> {
     let entries = redis.entries(key);
     let is_lost = |value: &Value| value["type"] == "error" && value["code"] == "producer_lost";
     entries.into_iter().filter(|(_, fields)| is_lost(&object(fields))).map(|(id, _)| id).collect()
-}
-
-/// The id right after another.
-fn right_after(id: &str) -> String {
-    let (ms, n, _) = id_order(&format!("{id}.0"));
-    format!("{ms}-{}", n + 1)
 }
 
 #[test]

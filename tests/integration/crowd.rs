@@ -15,7 +15,7 @@ use crate::support::patience::{PATIENCE, wait_until};
 use crate::support::producer::Producer;
 use crate::support::random::Random;
 use crate::support::redis::RedisServer;
-use crate::support::transcript::Transcript;
+use crate::support::transcript::{Transcript, right_after};
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
 const SEED: u64 = 77;
@@ -168,9 +168,9 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
     let pieces = pieces_of(6);
     let id = producer.write_fields("*", &[("openai", payload(&pieces, Some("stop")).as_bytes())]);
     told.add(&id, pieces, true);
-    // What belongs to the answer, and gives no frame, is its newest entry.
-    let newest = producer.write_fields("*", &[("openai", br#"{"choices":[],"usage":{"n":1}}"#)]);
-    producer.write_fields("*", &[("data", br#"{"type":"heartbeat"}"#)]);
+    producer.write_fields("*", &[("openai", br#"{"choices":[],"usage":{"n":1}}"#)]);
+    // The end is written behind the stream's newest entry, even where that gives no frame.
+    let end = right_after(&producer.write_fields("*", &[("data", br#"{"type":"heartbeat"}"#)]));
     let is_over = AtomicBool::new(false);
     let (done, mut sockets) = (AtomicUsize::new(0), vec![live.socket()]);
     let transcripts = thread::scope(|scope| {
@@ -206,7 +206,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
         viewers.into_iter().map(|viewer| viewer.join().unwrap()).collect::<Vec<_>>()
     });
     for (after, transcript) in transcripts {
-        check(&transcript, &told, &after, &newest);
+        check(&transcript, &told, &after, &end);
     }
 }
 

@@ -1,9 +1,17 @@
 //! The moment of an answer's end: its state as a newcomer is told it, and the end that a daemon writes down where the
 //! producer never does.
 
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
 use crate::support::daemon::Daemon;
+use crate::support::http;
+use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
-use crate::support::redis::RedisServer;
+use crate::support::redis::{Redis, RedisServer};
+use crate::support::transcript::right_after;
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
 /// Newcomers share what was read a moment ago for others, so this is tried while such a read is fresh.
@@ -38,4 +46,162 @@ fn a_newcomer_is_told_the_state_of_the_moment() {
             }
         }
     }
+}
+
+const KEY: &str = "llm:stream:s1:m";
+const FINISHING: &str = r#"{"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}"#;
+const USAGE: &str = r#"{"choices":[],"usage":{"total_tokens":7}}"#;
+
+/// The entries that end a generation: their ids and `data`.
+fn ends(redis: &mut Redis) -> Vec<(String, Value)> {
+    let entries = redis.entries(KEY).into_iter();
+    let data =
+        entries.filter_map(|(id, fields)| Some((id, serde_json::from_slice(fields.get("data")?).unwrap())));
+    data.filter(|(_, data): &(String, Value)| data["type"] == "end").collect()
+}
+
+fn raw(producer: &mut Producer, id: &str, object: &str) -> String {
+    producer.write_fields(id, &[("openai", object.as_bytes())])
+}
+
+#[test]
+fn an_end_that_only_time_tells_is_written_down_once_and_all_agree() {
+    let redis = RedisServer::start();
+    let daemons = ["i1", "i2"].map(|id| {
+        Daemon::options(&redis)
+            .set("stream.finish_grace=500ms")
+            .set(&format!("service.instance={id}"))
+            .start()
+    });
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let mut viewers = Vec::new();
+    for daemon in daemons.iter().chain(&daemons) {
+        viewers.extend(KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "")));
+    }
+    raw(&mut producer, "*", FINISHING);
+    let newest = raw(&mut producer, "*", USAGE);
+    let end = right_after(&newest);
+    for viewer in viewers {
+        let transcript = viewer.read_all();
+        assert_eq!(transcript.outline(), ["delta hi", "end stop"]);
+        assert_eq!(transcript.frames.last().unwrap().value["usage"]["total_tokens"], 7);
+        transcript.expect_finished(&end);
+    }
+    raw(&mut producer, "*", "[DONE]");
+    for daemon in &daemons {
+        for kind in KINDS {
+            let mut late = Viewer::open(daemon.public, kind, "s1/m", "");
+            late.expect_open("ended");
+            late.read_all().expect_finished(&end);
+        }
+        assert_eq!(http::get(daemon.public, "/v1/streams/s1/m").json()["state"], "ended");
+    }
+    let written = json!({"type": "end", "finish_reason": "stop", "usage": {"total_tokens": 7}});
+    assert_eq!(ends(&mut redis.connect()), [(end, written)]);
+}
+
+#[test]
+fn ids_ahead_of_the_clock_delay_no_end() {
+    let redis = RedisServer::start();
+    let now_ms = redis.connect().now_ms();
+    for id in
+        [format!("{}-0", now_ms + 60_000), format!("{}-0", now_ms + 172_800_000), format!("{}-1", u64::MAX)]
+    {
+        let daemon = Daemon::start(&redis);
+        let mut producer = Producer::new(&redis, "s1", "m");
+        raw(&mut producer, &id, FINISHING);
+        for viewer in KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "")) {
+            viewer.read_all().expect_finished(&right_after(&id));
+        }
+        for kind in KINDS {
+            let mut late = Viewer::open(daemon.public, kind, "s1/m", "");
+            late.expect_open("ended");
+            late.read_all().expect_finished(&right_after(&id));
+        }
+        redis.connect().run::<usize>(&["DEL", KEY]);
+    }
+}
+
+#[test]
+fn an_end_is_found_by_looking_where_nobody_watches() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let now_ms = redis.connect().now_ms();
+    for (n, id) in [format!("{}-0", now_ms + 60_000), "7-0".to_owned(), format!("{}-0", now_ms - 60_000)]
+        .iter()
+        .enumerate()
+    {
+        let mut producer = Producer::new(&redis, &format!("s{n}"), "m");
+        raw(&mut producer, id, FINISHING);
+        let target = format!("/v1/streams/s{n}/m");
+        wait_until("the end to be known", || http::get(daemon.public, &target).json()["state"] == "ended");
+        wait_until("the end to be written", || {
+            http::get(daemon.public, &target).json()["last_id"] == right_after(id).as_str()
+        });
+    }
+}
+
+#[test]
+fn ids_behind_the_clock_hasten_no_end() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis)
+        .set("stream.finish_grace=30s")
+        .set("stream.stall_after=30s")
+        .set("stream.abandon_after=31s")
+        .start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let behind = redis.connect().now_ms() - 3_600_000;
+    let mut n = 0;
+    let mut write = |object: &str| {
+        n += 1;
+        raw(&mut producer, &format!("{behind}-{n}"), object)
+    };
+    let text = r#"{"choices":[{"index":0,"delta":{"content":"oh "}}]}"#;
+    write(text);
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
+    // From here on entries are seen to arrive.
+    wait_until("an entry to be read live", || {
+        write(text);
+        daemon.counter("entries_read") > 0
+    });
+    write(FINISHING);
+    for viewer in &mut viewers {
+        viewer.read_until("the text", |frame| {
+            frame.value["text"].as_str().is_some_and(|text| text.ends_with("hi"))
+        });
+    }
+    // Several looks at silent streams lie between.
+    thread::sleep(Duration::from_secs(1));
+    write(USAGE);
+    let end = write("[DONE]");
+    for viewer in viewers {
+        let transcript = viewer.read_all();
+        assert_eq!(transcript.frames.last().unwrap().value["usage"]["total_tokens"], 7);
+        transcript.expect_finished(&end);
+    }
+    assert!(ends(&mut redis.connect()).is_empty());
+}
+
+#[test]
+fn an_end_that_cannot_be_written_is_told_all_the_same() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("stream.finish_grace=500ms").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let newest = raw(&mut producer, "*", FINISHING);
+    let mut staying = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
+    staying.expect_open("live");
+    redis.connect().run::<String>(&["CONFIG", "SET", "maxmemory", "1"]);
+    staying.read_until("the end", |frame| frame.kind() == "end");
+    for kind in KINDS {
+        let mut late = Viewer::open(daemon.public, kind, "s1/m", "");
+        late.expect_open("ended");
+        let transcript = late.read_all();
+        assert_eq!(transcript.outline(), ["delta hi", "end stop"]);
+        transcript.expect_finished(&newest);
+    }
+    assert_eq!(http::get(daemon.public, "/v1/streams/s1/m").json()["state"], "ended");
+    redis.connect().run::<String>(&["CONFIG", "SET", "maxmemory", "0"]);
+    let next = raw(&mut producer, "*", r#"{"choices":[{"index":0,"delta":{"content":"more"}}]}"#);
+    staying.read_to(&next);
+    assert_eq!(staying.transcript.outline(), ["delta hi", "end stop", "delta more"]);
 }

@@ -7,7 +7,7 @@ use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::producer::Producer;
 use crate::support::redis::RedisServer;
-use crate::support::transcript::{Ending, Frame, Transcript};
+use crate::support::transcript::{Ending, Frame, Transcript, right_after};
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 /// A payload, and what the ids of its frames have behind the entry's.
@@ -273,15 +273,16 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
     // The ids say how far they are apart, however slow this test is.
     producer.write_fields(&at(now_ms, 1), &[("openai", FINISH.as_bytes())]);
     let newest = producer.write_fields(&at(now_ms, 2), &[("openai", USAGE.as_bytes())]);
-    producer.write_fields(&at(now_ms, 3), &[("data", br#"{"type":"heartbeat"}"#)]);
+    let heartbeat = producer.write_fields(&at(now_ms, 3), &[("data", br#"{"type":"heartbeat"}"#)]);
+    let end = right_after(&heartbeat);
     // Some come meanwhile, from anywhere.
     for after in ["0", "$", "last", at(now_ms, 1).as_str(), newest.as_str(), at(now_ms, 3).as_str()] {
         viewers.push(Viewer::open(daemons[0].public, Kind::WebSocket, "s1/m", &format!("after={after}")));
     }
-    let told_end = format!(r#"{{"type":"end","id":"{newest}","finish_reason":"stop","usage":{{"n":1}}}}"#);
+    let told_end = format!(r#"{{"type":"end","id":"{end}","finish_reason":"stop","usage":{{"n":1}}}}"#);
     for viewer in viewers {
         let told = viewer.read_all();
-        told.expect_finished(&newest);
+        told.expect_finished(&end);
         assert_eq!(told.frames.last().unwrap().raw, told_end);
     }
     let check = || {
@@ -292,7 +293,7 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
                     (told.text().as_str(), told.outline().last().unwrap().as_str()),
                     ("ab", "end stop")
                 );
-                told.expect_finished(&newest);
+                told.expect_finished(&end);
                 assert_eq!(told.open()["state"], "ended");
             }
             let state = http::get(daemon.public, "/v1/streams/s1/m").json();
@@ -300,7 +301,7 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
                 (&state["state"], &state["content"], &state["usage"]),
                 (&json!("ended"), &json!("ab"), &json!({"n": 1}))
             );
-            let query = format!("after={newest}");
+            let query = format!("after={end}");
             assert_eq!(view(daemon.public, Kind::Sse, "s1/m", &query).ending, Some(Ending::Status(204)));
             assert_eq!(view(daemon.public, Kind::WebSocket, "s1/m", &query).frames[1].raw, told_end);
             // Who has all but the end gets that alone.
@@ -337,7 +338,7 @@ fn what_follows_an_end_that_nobody_wrote_is_the_next_answer() {
     viewer.expect_open("ended");
     let newest = producer.write_fields("*", &[("openai", FINISH.as_bytes())]);
     let end = viewer.read_until("the end", Frame::is_terminal);
-    assert_eq!(end.id(), Some(newest.as_str()));
+    assert_eq!(end.id(), Some(right_after(&newest).as_str()));
     producer.write_fields("*", &[("openai", b"[DONE]")]);
     producer.write_fields("*", &[("openai", text)]);
     producer.write_fields("*", &[("openai", b"[DONE]")]);

@@ -74,6 +74,12 @@ impl Frame {
     }
 }
 
+/// The id right after another.
+pub(crate) fn right_after(id: &str) -> String {
+    let (ms, n, _) = id_order(&format!("{id}.0"));
+    format!("{ms}-{}", n + 1)
+}
+
 /// An entry id in an order: `ms-n.k` stands before `ms-n`.
 pub(crate) fn id_order(id: &str) -> (u64, u64, u64) {
     let parse = |part: &str| part.parse().unwrap_or_else(|_| panic!("no entry id: {id:?}"));
