@@ -14,7 +14,9 @@ mod stop;
 mod tail;
 mod upstream;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -102,6 +104,20 @@ impl Shared {
     pub(crate) fn load(&self) -> Result<Config, CliError> {
         Ok(config::load(self.config.as_deref(), config::environment(), &self.sets)?)
     }
+
+    /// The keys that they give, which have other than their default values on purpose.
+    fn given(&self) -> BTreeSet<String> {
+        config::given(self.config.as_deref(), config::environment(), &self.sets)
+    }
+}
+
+/// Where a program on this machine reaches a listener with this address.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        address.set_ip(if address.is_ipv4() { v4 } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+    }
+    address
 }
 
 /// Runs the command that `arguments` (the program's name first) ask for and says how it went.
@@ -162,5 +178,10 @@ mod tests {
         assert_eq!(CliError::NobodyReads.exit_code(), 0);
         let shared = Shared { config: None, sets: vec!["redis.nonsense=1".into()] };
         assert_eq!(shared.load().unwrap_err().exit_code(), 78);
+        let shared = Shared { config: None, sets: vec!["listen.public=0.0.0.0:80".into()] };
+        assert!(shared.given().contains("listen.public") && !shared.given().contains("listen.admin"));
+        let reached = |address: &str| reachable(address.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:80"), "127.0.0.1:80");
+        assert_eq!((reached("[::]:80"), reached("10.0.0.1:80")), ("[::1]:80".into(), "10.0.0.1:80".into()));
     }
 }

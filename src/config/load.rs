@@ -1,5 +1,6 @@
 //! Gathers the layers of a configuration: defaults, file, environment, `--set`; a later one wins.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::Path;
@@ -25,10 +26,32 @@ pub fn load(
     environment: impl Iterator<Item = (String, String)>,
     sets: &[String],
 ) -> Result<Config, ConfigErrors> {
-    let (mut raw, mut errors) = (Raw::default(), Vec::new());
+    let mut errors = Vec::new();
+    let raw = gather(file, environment, sets, &mut errors);
+    let around = Surroundings { hostname: &hostname(), read_secret: &read };
+    let config = check(&raw, &around, &mut errors);
+    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+}
+
+/// The keys (`section.key`) that the same sources give, whatever their values: all others have their defaults.
+pub(crate) fn given(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    sets: &[String],
+) -> BTreeSet<String> {
+    gather(file, environment, sets, &mut Vec::new()).into_names()
+}
+
+fn gather(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    sets: &[String],
+    errors: &mut Vec<ConfigError>,
+) -> Raw {
+    let mut raw = Raw::default();
     if let Some(path) = file {
         match read(path) {
-            Ok(text) => raw.add_file(path, &text, &mut errors),
+            Ok(text) => raw.add_file(path, &text, errors),
             Err(error) => {
                 let origin = Origin::File { path: path.into(), line: None };
                 errors.push(ConfigError::new(origin, "", Problem::Unreadable(error.to_string())));
@@ -38,14 +61,12 @@ pub fn load(
     let mut variables: Vec<(String, String)> = environment.collect();
     variables.sort();
     for (name, text) in &variables {
-        raw.add_variable(name, text, &mut errors);
+        raw.add_variable(name, text, errors);
     }
     for argument in sets {
-        raw.add_argument(argument, &mut errors);
+        raw.add_argument(argument, errors);
     }
-    let around = Surroundings { hostname: &hostname(), read_secret: &read };
-    let config = check(&raw, &around, &mut errors);
-    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+    raw
 }
 
 /// This process' environment; what is not Unicode is read as well as it goes, not skipped.

@@ -24,8 +24,8 @@ use crate::event::KeyPattern;
 
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
-pub(crate) use load::hostname;
 pub use load::{environment, load};
+pub(crate) use load::{given, hostname};
 pub(crate) use rule::parse_span;
 
 /// What a timeout that is switched off has as its value: ten years. It can be added to any `Instant`.

@@ -93,6 +93,11 @@ impl Raw {
         self.settings.get(name)
     }
 
+    /// The keys that somebody gave.
+    pub(super) fn into_names(self) -> BTreeSet<String> {
+        self.settings.into_keys().collect()
+    }
+
     /// Adds the file at `path`, whose content is `text`.
     ///
     /// A file with a syntax error adds nothing: what is read after an error is guesswork.

@@ -11,6 +11,7 @@ use crate::support::command::{Background, Outcome, llm_bridge, program, run, run
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::patience::wait_until;
+use crate::support::ports::free_port;
 use crate::support::producer::{Producer, token, tokens};
 use crate::support::redis::RedisServer;
 use crate::support::transcript::Transcript;
@@ -391,6 +392,47 @@ fn processes_with(value: &str) -> Vec<String> {
     };
     let entries = fs::read_dir("/proc").unwrap().map_while(Result::ok);
     entries.filter(has).map(|entry| entry.path().display().to_string()).collect()
+}
+
+/// A demo with these arguments that is ready, and what it said.
+fn demo(arguments: &[&str]) -> (Background, Vec<String>) {
+    let mut demo = Background::start(llm_bridge(&[&["demo"], arguments].concat()));
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.contains("Ctrl-C")) {
+        said.push(demo.line().expect("it goes on"));
+    }
+    (demo, said)
+}
+
+#[test]
+fn the_demos_model_can_be_stopped_and_its_address_chosen() {
+    let (public, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let settings = [format!("listen.public={public}"), format!("listen.admin={admin}")];
+    let (demo, said) = demo(&["--set", &settings[0], "--set", &settings[1]]);
+    assert!(said.iter().any(|line| line.trim() == format!("http://{public}/")), "{said:?}");
+    let public: SocketAddr = public.parse().unwrap();
+    assert_eq!(http::get(admin.parse().unwrap(), "/healthz").status, 200);
+    // The same address is not for two, and the message says which one it was.
+    for arguments in [["--set", &settings[0]], ["--port", &public.port().to_string()]] {
+        let second = run(llm_bridge(&[&["demo"], &arguments[..]].concat()), b"");
+        assert_eq!(second.code, Some(1), "{second:?}");
+        assert!(
+            second.stderr.contains(&public.to_string()) && second.stderr.contains("--port"),
+            "{second:?}"
+        );
+    }
+    let mut viewer = Viewer::open(public, Kind::WebSocket, "demo/demo-model", "after=last&follow=1");
+    for _ in 0..3 {
+        viewer.read_until("text", |frame| frame.kind() == "delta");
+    }
+    viewer.websocket().send(&json!({"type": "cancel", "reason": "the Stop button"}));
+    let end = viewer.read_until("the end", |frame| frame.is_terminal());
+    assert_eq!(end.value["finish_reason"], "cancelled", "{end:?}");
+    // The next answer comes all the same.
+    viewer.read_until("the next answer", |frame| frame.kind() == "start");
+    viewer.read_until("its text", |frame| frame.kind() == "delta");
+    demo.signal(libc::SIGTERM);
+    expect_success(&demo.finish());
 }
 
 #[test]

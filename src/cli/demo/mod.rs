@@ -1,13 +1,15 @@
 //! `llm-bridge demo`: everything on one machine, private and gone afterwards.
 //!
 //! A redis-server without persistence in a temporary directory, the daemon as a child of this process
-//! (the real `serve`, nothing made for the show), and a recorded answer that is written again and again.
+//! (the real `serve`, nothing made for the show), and a recorded answer that is written again and again, by a producer
+//! that obeys the requests of viewers to stop. The configuration is obeyed in all but `redis.url` and
+//! `listen.demo_page`; addresses that it leaves to the defaults are free ports of the loopback interface.
 
 mod child;
 mod player;
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,9 +24,9 @@ use self::child::Child;
 use self::player::Player;
 use super::output::{note, tell};
 use super::stop::patient_stop_flag;
-use super::{CliError, Shared};
+use super::{CliError, Shared, reachable};
 use crate::config::Config;
-use crate::produce::{Producer, RedisWires, sleep_unless};
+use crate::produce::{CancelWatch, Producer, RedisWires, sleep_unless};
 
 const SESSION: &str = "demo";
 const MODEL: &str = "demo-model";
@@ -38,11 +40,13 @@ const PROBE_EVERY: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(3);
 /// The pause between two generations.
 const INTERMISSION: Duration = Duration::from_secs(6);
+/// A port of the system's choice, for this machine alone.
+const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Show it: a private Redis, the daemon, a recorded LLM stream, a page to open
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// The port of the page and the streams; by default a free one
+    /// The port of the page and the streams; by default that of listen.public if it is configured, else a free one
     #[arg(long)]
     port: Option<u16>,
     #[command(flatten)]
@@ -75,14 +79,30 @@ struct Stage {
 impl Stage {
     fn build(args: &Demo, mut config: Config) -> Result<Self, CliError> {
         let failed = |what: &str, error: std::io::Error| CliError::Failed(format!("{what}: {error}"));
+        let given = args.shared.given();
+        if given.contains("redis.url") {
+            note("llm-bridge demo: redis.url is not obeyed, as the demo brings a private Redis\n");
+        }
         let directory =
             TempDir::with_prefix("llm-bridge-demo-").map_err(|e| failed("temporary directory", e))?;
         let program = std::env::current_exe().map_err(|e| failed("the path of this program", e))?;
         let socket = directory.path().join("redis.sock");
         config.redis.url = format!("unix://{}", socket.display());
-        config.listen.stats_socket = Some(directory.path().join("stats.sock"));
-        config.listen.public = port(args.port).map_err(|e| failed("the port of the page", e))?;
-        config.listen.admin = port(None).map_err(|e| failed("a port for the admin listener", e))?;
+        if !given.contains("listen.stats_socket") {
+            config.listen.stats_socket = Some(directory.path().join("stats.sock"));
+        }
+        if !given.contains("service.instance") {
+            "demo".clone_into(&mut config.service.instance);
+        }
+        if !given.contains("shutdown.grace") {
+            config.shutdown.grace = GRACE;
+        }
+        let listen = &mut config.listen;
+        let wish = |key: &str, configured: SocketAddr| if given.contains(key) { configured } else { FREE };
+        let mut page = wish("listen.public", listen.public);
+        page.set_port(args.port.unwrap_or_else(|| page.port()));
+        listen.public = claim("--port or listen.public", page)?;
+        listen.admin = claim("listen.admin", wish("listen.admin", listen.admin))?;
         let mut redis =
             Child::spawn("redis-server", &mut redis_server(directory.path(), &socket)).map_err(no_redis)?;
         wait_for_redis(&mut redis, &socket)?;
@@ -120,11 +140,14 @@ impl Stage {
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
         let name = self.config.redis.stream_key.stream(SESSION, MODEL).map_err(|error| failed(&error))?;
         let wires = RedisWires::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
-        let mut player = Player::new(Producer::new(wires.keeping(player::KEPT_ENTRIES)))?;
+        let mut cancels = CancelWatch::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
+        cancels.begin();
+        let producer = Producer::new(wires.keeping(player::KEPT_ENTRIES));
+        let mut player = Player::new(producer, cancels)?;
         let stop = || stopping.load(Ordering::Relaxed);
         loop {
             while let Some(pause) = player.pause() {
-                if !sleep_unless(pause, stop) {
+                if !sleep_unless(pause, || stop() || player.is_asked_to_stop()) && stop() {
                     return Ok(());
                 }
                 self.check_alive()?;
@@ -138,7 +161,7 @@ impl Stage {
     }
 
     fn introduction(&self) -> String {
-        let (public, admin) = (self.config.listen.public, self.config.listen.admin);
+        let (public, admin) = (reachable(self.config.listen.public), reachable(self.config.listen.admin));
         let stream = format!("http://{public}/v1/streams/{SESSION}/{MODEL}");
         let (program, redis) = (self.program.display(), &self.config.redis.url);
         format!(
@@ -154,7 +177,7 @@ impl Stage {
     }
 
     fn clear(mut self) {
-        self.daemon.stop(GRACE + Duration::from_secs(2));
+        self.daemon.stop(self.config.shutdown.grace + Duration::from_secs(2));
         self.redis.stop(Duration::from_secs(5));
     }
 }
@@ -206,8 +229,8 @@ fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
         format!("listen.admin={}", listen.admin),
         format!("listen.stats_socket={}", socket.display()),
         "listen.demo_page=true".to_owned(),
-        "service.instance=demo".to_owned(),
-        format!("shutdown.grace={}s", GRACE.as_secs()),
+        format!("service.instance={}", config.service.instance),
+        format!("shutdown.grace={}ms", config.shutdown.grace.as_millis()),
     ];
     for set in shared.sets.iter().chain(&ours) {
         command.args(["--set", set]);
@@ -221,9 +244,12 @@ fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
     command
 }
 
-/// A loopback address whose port is the wanted one, or free at this moment.
-fn port(wanted: Option<u16>) -> std::io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, wanted.unwrap_or(0)))?.local_addr()
+/// The address, with a port that is free at this moment where it has none.
+fn claim(key: &str, address: SocketAddr) -> Result<SocketAddr, CliError> {
+    let claimed = TcpListener::bind(address).and_then(|listener| listener.local_addr());
+    claimed.map_err(|error| {
+        CliError::Failed(format!("cannot listen on {address}: {error}; choose another by {key}"))
+    })
 }
 
 /// Whether `/readyz` answers 200.
