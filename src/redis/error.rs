@@ -178,9 +178,14 @@ impl ServerError {
         }
     }
 
-    /// What the error means.
+    /// What the error means. A transaction that Redis refuses as a whole means what made it do so.
     #[must_use]
     pub fn kind(&self) -> ServerErrorKind {
+        if self.code == "EXECABORT"
+            && let Some((_, cause)) = self.message.split_once("because of: ")
+        {
+            return Self::parse(cause.as_bytes()).kind();
+        }
         match self.code.as_str() {
             "NOGROUP" => ServerErrorKind::NoGroup,
             "UNBLOCKED" => ServerErrorKind::Unblocked,
@@ -260,6 +265,17 @@ mod tests {
             ("Some text without a code", "ERR", ServerErrorKind::Other),
             ("", "ERR", ServerErrorKind::Other),
             ("READONLY", "READONLY", ServerErrorKind::ReadOnly),
+            (
+                "EXECABORT Transaction discarded because of: READONLY You can't write",
+                "EXECABORT",
+                ServerErrorKind::ReadOnly,
+            ),
+            (
+                "EXECABORT Transaction discarded because of previous errors.",
+                "EXECABORT",
+                ServerErrorKind::Other,
+            ),
+            ("EXECABORT because of: EXECABORT because of: x", "EXECABORT", ServerErrorKind::Other),
         ] {
             let error = ServerError::parse(text.as_bytes());
             assert_eq!((error.code.as_str(), error.kind()), (code, kind), "{text}");

@@ -1,7 +1,8 @@
 //! Whether the ACL lets the daemon do what it does.
 //!
-//! Every command is really sent, on the keys on which it will be used, inside a transaction that is
-//! discarded: Redis judges the rights when it queues a command, and nothing is ever run.
+//! [`NEEDS`] lists every command once; the documented rule and what is tried both come from it. Each is really sent, on
+//! the keys on which it will be used, inside a transaction that is discarded: Redis judges the rights when it queues a
+//! command, and nothing is ever run. What cannot be queued is sent in a form that does nothing.
 
 use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::event::{EntryId, StreamName};
@@ -13,26 +14,171 @@ pub const MISSING: Trouble = Trouble {
     fix: "`llm-bridge check` names the missing rights and prints the rule for ACL SETUSER",
 };
 
+/// One right that is needed.
+struct Need {
+    /// The command as an ACL rule names it.
+    command: &'static str,
+    /// Whether the daemon cannot do its work without it.
+    is_vital: bool,
+    /// How it is tried.
+    trial: Trial,
+}
+
+/// How a right is tried.
+enum Trial {
+    /// By these commands within the transaction.
+    Queued(fn(&Names) -> Vec<Command>),
+    /// By this command, which does nothing or is refused for its arguments, but for want of the right before that.
+    Alone(fn(&Names) -> Command),
+    /// By beginning the transaction.
+    Begin,
+}
+
+/// The names on which commands are tried; nothing of the stream's name exists.
+struct Names<'a> {
+    keys: &'a Keys,
+    none: StreamName,
+    stream: String,
+}
+
+impl Names<'_> {
+    fn on_stream(&self, command: &'static str) -> Command {
+        Command::new(command).arg(&self.stream)
+    }
+
+    fn xgroup(&self, what: &str) -> Command {
+        Command::new("XGROUP").arg(what).arg(&self.stream).arg(self.keys.group())
+    }
+
+    fn add_nothing(&self, key: &str) -> Command {
+        Command::new("XADD").arg(key).args(["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"])
+    }
+}
+
+const fn vital(command: &'static str, trial: Trial) -> Need {
+    Need { command, is_vital: true, trial }
+}
+
+const fn useful(command: &'static str, trial: Trial) -> Need {
+    Need { command, is_vital: false, trial }
+}
+
+const MULTI: Need = vital("multi", Trial::Begin);
+
+/// What the daemon and `produce` send, in the order of the rule. Commands that are tried alone have arguments with which
+/// they cannot do anything.
+const NEEDS: &[Need] = &[
+    useful("ping", Trial::Alone(|_| Command::new("PING"))),
+    useful("hello", Trial::Alone(|_| Command::new("HELLO").arg("none"))),
+    useful("select", Trial::Alone(|_| Command::new("SELECT").arg("none"))),
+    useful("client|setname", Trial::Alone(|_| Command::new("CLIENT").args(["SETNAME", "no name"]))),
+    useful("client|tracking", Trial::Alone(|_| Command::new("CLIENT").args(["TRACKING", "none"]))),
+    vital("time", Trial::Queued(|_| vec![Command::new("TIME")])),
+    vital(
+        "xadd",
+        Trial::Queued(|names| {
+            let keys = names.keys;
+            let written = [keys.dlq(), keys.receipts(), keys.wake(0), keys.control(&names.none)];
+            let mut commands = vec![names.add_nothing(&names.stream)];
+            commands.extend(written.iter().map(|key| names.add_nothing(key)));
+            commands
+        }),
+    ),
+    vital("xlen", Trial::Queued(|names| vec![names.on_stream("XLEN")])),
+    vital(
+        "xread",
+        Trial::Queued(|names| {
+            vec![Command::new("XREAD").args(["COUNT", "1", "STREAMS", &names.keys.announce(), "$"])]
+        }),
+    ),
+    vital(
+        "xreadgroup",
+        Trial::Queued(|names| {
+            let read = ["GROUP", names.keys.group(), "reader-0", "COUNT", "1", "STREAMS", &names.stream, ">"];
+            vec![Command::new("XREADGROUP").args(read)]
+        }),
+    ),
+    vital(
+        "xack",
+        Trial::Queued(|names| vec![names.on_stream("XACK").arg(names.keys.group()).id(EntryId::new(0, 1))]),
+    ),
+    vital("xrange", Trial::Queued(|names| vec![names.on_stream("XRANGE").args(["-", "+", "COUNT", "1"])])),
+    vital(
+        "xrevrange",
+        Trial::Queued(|names| vec![names.on_stream("XREVRANGE").args(["+", "-", "COUNT", "1"])]),
+    ),
+    useful("xtrim", Trial::Queued(|names| vec![names.on_stream("XTRIM").args(["MAXLEN", "~", "1000000"])])),
+    vital(
+        "xinfo",
+        Trial::Queued(|names| {
+            let info = |what: &str| Command::new("XINFO").arg(what).arg(&names.stream);
+            vec![info("STREAM"), info("GROUPS")]
+        }),
+    ),
+    vital(
+        "xgroup",
+        Trial::Queued(|names| {
+            vec![names.xgroup("CREATE").arg("$"), names.xgroup("SETID").arg("$"), names.xgroup("DESTROY")]
+        }),
+    ),
+    vital("exists", Trial::Queued(|names| vec![names.on_stream("EXISTS")])),
+    vital(
+        "get",
+        Trial::Queued(|names| {
+            [names.keys.lease(), names.keys.once("check")].map(|key| Command::new("GET").arg(key)).to_vec()
+        }),
+    ),
+    vital(
+        "set",
+        Trial::Queued(|names| {
+            vec![Command::new("SET").args([&names.keys.once("check"), "1", "NX", "PX", "1"])]
+        }),
+    ),
+    vital("del", Trial::Queued(|names| vec![Command::new("DEL").arg(names.keys.once("check"))])),
+    vital(
+        "pexpire",
+        Trial::Queued(|names| vec![Command::new("PEXPIRE").args([&names.keys.control(&names.none), "1"])]),
+    ),
+    vital(
+        "sadd",
+        Trial::Queued(|names| {
+            [names.keys.groups(), names.keys.instances()]
+                .map(|key| Command::new("SADD").args([&key, "check"]))
+                .to_vec()
+        }),
+    ),
+    vital("srem", Trial::Queued(|names| vec![Command::new("SREM").args([&names.keys.groups(), "check"])])),
+    vital("smembers", Trial::Queued(|names| vec![Command::new("SMEMBERS").arg(names.keys.groups())])),
+    vital("watch", Trial::Alone(|names| Command::new("WATCH").arg(names.keys.lease()))),
+    vital("unwatch", Trial::Alone(|_| Command::new("UNWATCH"))),
+    MULTI,
+    vital("exec", Trial::Alone(|_| Command::new("EXEC"))),
+    vital("discard", Trial::Alone(|_| Command::new("DISCARD"))),
+];
+
 /// What was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// Everything is allowed.
-    All,
-    /// These commands are not, each with what Redis said.
-    Missing(Vec<String>),
-    /// Transactions are not allowed, so that nothing could be tried.
-    Untried(String),
+    /// These are missing; none: everything is allowed.
+    Tried(Vec<Missing>),
     /// Redis refuses commands whoever sends them.
     Down(String),
+}
+
+/// A right that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The command as an ACL rule names it, and what Redis said.
+    pub what: String,
+    /// Whether the daemon cannot do its work without it.
+    pub is_vital: bool,
 }
 
 /// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` what they need.
 #[must_use]
 pub fn acl_rule(keys: &Keys) -> String {
-    let commands = "+ping +hello +select +client|setname +client|tracking +time \
-                    +xadd +xlen +xread +xreadgroup +xack +xrange +xrevrange +xtrim +xinfo +xgroup \
-                    +exists +get +set +del +pexpire +sadd +srem +smembers +watch +unwatch +multi +exec +discard";
-    format!("user llm-bridge on >PASSWORD resetchannels -@all {} {commands}", acl_keys(keys))
+    let commands: Vec<String> = NEEDS.iter().map(|need| format!("+{}", need.command)).collect();
+    format!("user llm-bridge on >PASSWORD resetchannels -@all {} {}", acl_keys(keys), commands.join(" "))
 }
 
 /// The patterns of the keys that this needs: of the daemon's own, and of the streams where these lie elsewhere.
@@ -43,70 +189,79 @@ pub fn acl_keys(keys: &Keys) -> String {
     format!("~{prefix}:*{}", streams.unwrap_or_default())
 }
 
-/// The daemon's commands, harmless even if they were run; nothing of the name exists.
-fn samples(keys: &Keys, none: &StreamName) -> Vec<Command> {
-    let stream = keys.stream(none);
-    let group = keys.group();
-    let on = |name: &str| Command::new(name).arg(&stream);
-    let xgroup = |what: &str| Command::new("XGROUP").arg(what).arg(&stream).arg(group);
-    let add_nothing = |key: &str| {
-        Command::new("XADD").arg(key).args(["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"])
-    };
-    vec![
-        Command::new("TIME"),
-        on("EXISTS"),
-        on("XLEN"),
-        on("XRANGE").args(["-", "+", "COUNT", "1"]),
-        on("XREVRANGE").args(["+", "-", "COUNT", "1"]),
-        Command::new("XINFO").arg("STREAM").arg(&stream),
-        Command::new("XREADGROUP").args(["GROUP", group, "reader-0", "COUNT", "1", "STREAMS", &stream, ">"]),
-        on("XACK").arg(group).id(EntryId::new(0, 1)),
-        xgroup("CREATE").arg("$"),
-        xgroup("SETID").arg("$"),
-        xgroup("DESTROY"),
-        add_nothing(&stream),
-        add_nothing(&keys.dlq()),
-        add_nothing(&keys.receipts()),
-        add_nothing(&keys.wake(0)),
-        add_nothing(&keys.control(none)),
-        Command::new("PEXPIRE").args([&keys.control(none), "1"]),
-        Command::new("XREAD").args(["COUNT", "1", "STREAMS", &keys.announce(), "$"]),
-        Command::new("SET").args([&keys.once("check"), "1", "NX", "PX", "1"]),
-        Command::new("GET").arg(keys.lease()),
-        Command::new("GET").arg(keys.once("check")),
-        Command::new("SADD").args([&keys.groups(), "check"]),
-        Command::new("SADD").args([&keys.instances(), "check"]),
-        Command::new("SREM").args([&keys.groups(), "check"]),
-        Command::new("SMEMBERS").arg(keys.groups()),
-        Command::new("DEL").arg(keys.once("check")),
-    ]
-}
-
-/// Tries everything.
+/// Tries everything. Where a transaction cannot be begun or discarded, what would be queued stays untried: it would be
+/// run.
 ///
 /// # Errors
 /// When the connection fails; what Redis refuses is no error here.
 pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     let none = StreamName::new("llm-bridge-check", "none").expect("both parts are allowed");
-    // These two cannot be queued, and do nothing by themselves.
-    let watches = [Command::new("WATCH").arg(keys.lease()), Command::new("UNWATCH")];
-    let watched = link.call_all(&watches)?;
-    let samples = samples(keys, &none);
-    let opened = link.call_all(&[Command::new("MULTI")])?;
-    if let Some(error) = opened.first().and_then(Reply::error) {
-        return Ok(Rights::Untried(error.to_string()));
-    }
-    let replies = link.call_all(&samples)?;
-    link.call_all(&[Command::new("DISCARD")])?;
-    let mut missing = Vec::new();
-    for (sample, reply) in watches.iter().chain(&samples).zip(watched.iter().chain(&replies)) {
-        let Some(error) = reply.error() else { continue };
-        if error.kind().is_outage() || error.kind() == ServerErrorKind::Oom {
-            return Ok(Rights::Down(error.to_string()));
+    let names = Names { keys, stream: keys.stream(&none), none };
+    let mut found = Found::default();
+    for need in NEEDS {
+        if let Trial::Alone(command) = &need.trial {
+            found.note(need, &link.call_all(&[command(&names)])?);
         }
-        missing.push(format!("{}: {error}", sample.name()));
     }
-    Ok(if missing.is_empty() { Rights::All } else { Rights::Missing(missing) })
+    let is_discarded = !found.lacks("discard");
+    if !is_discarded && found.lacks("exec") {
+        return Ok(found.into());
+    }
+    found.note(&MULTI, &link.call_all(&[Command::new("MULTI")])?);
+    if found.lacks("multi") {
+        return Ok(found.into());
+    }
+    if is_discarded {
+        try_queued(link, &names, &mut found)?;
+    }
+    // With nothing in it, a transaction that cannot be discarded does nothing either.
+    let end = if is_discarded { "DISCARD" } else { "EXEC" };
+    link.call_all(&[Command::new(end)])?;
+    Ok(found.into())
+}
+
+/// Queues what can be queued.
+fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), RedisError> {
+    for need in NEEDS {
+        if let Trial::Queued(commands) = &need.trial {
+            found.note(need, &link.call_all(&commands(names))?);
+        }
+    }
+    Ok(())
+}
+
+/// What has been found out so far.
+#[derive(Default)]
+struct Found {
+    missing: Vec<(&'static str, Missing)>,
+    down: Option<String>,
+}
+
+impl Found {
+    fn note(&mut self, need: &Need, replies: &[Reply]) {
+        for error in replies.iter().filter_map(Reply::error) {
+            if error.kind().is_outage() || error.kind() == ServerErrorKind::Oom {
+                self.down.get_or_insert_with(|| error.to_string());
+            } else if matches!(error.kind(), ServerErrorKind::NoPerm | ServerErrorKind::UnknownCommand) {
+                let what = format!("{}: {error}", need.command.replace('|', " ").to_uppercase());
+                self.missing.push((need.command, Missing { what, is_vital: need.is_vital }));
+                return;
+            }
+        }
+    }
+
+    fn lacks(&self, command: &str) -> bool {
+        self.missing.iter().any(|(missing, _)| *missing == command)
+    }
+}
+
+impl From<Found> for Rights {
+    fn from(found: Found) -> Self {
+        match found.down {
+            Some(reason) => Self::Down(reason),
+            None => Self::Tried(found.missing.into_iter().map(|(_, missing)| missing).collect()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -121,5 +276,34 @@ mod tests {
             "README.md lacks: {}",
             acl_rule(&Keys::new("llm", "", ""))
         );
+    }
+
+    /// Every command that the sources of the daemon and of `produce` send is in the list.
+    #[test]
+    fn nothing_is_sent_that_is_not_in_the_list() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut folders: Vec<_> = ["ingest", "watcher", "recorder", "transform", "deliver", "produce"]
+            .map(|part| root.join(part))
+            .to_vec();
+        let mut sent = std::collections::BTreeSet::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.to_string_lossy().ends_with("tests.rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let program = text.split("#[cfg(test)]").next().unwrap();
+                    let starts = ["Command::new(\"", ".command(\""];
+                    let names = starts.iter().flat_map(|start| program.split(start).skip(1));
+                    let names = names.filter_map(|rest| rest.split('"').next());
+                    sent.extend(names.map(str::to_lowercase));
+                }
+            }
+        }
+        assert!(sent.contains("xreadgroup") && sent.len() > 10, "{sent:?}");
+        let is_listed = |name: &str| NEEDS.iter().any(|need| need.command.split('|').next() == Some(name));
+        let unlisted: Vec<_> = sent.iter().filter(|name| !is_listed(name)).collect();
+        assert!(unlisted.is_empty(), "these commands need a place in NEEDS: {unlisted:?}");
     }
 }

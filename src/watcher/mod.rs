@@ -280,15 +280,19 @@ impl Watcher {
         }
         self.rights_at = now + RIGHTS_INTERVAL;
         match rights::try_all(link, &self.keys)? {
-            Rights::All => {
-                self.allowed_on = generation;
-                self.registry.redis_works(RIGHTS, now);
-            }
-            Rights::Missing(missing) => {
-                self.registry.redis_fails(RIGHTS, rights::MISSING, &missing.join(", "), now);
+            Rights::Tried(missing) => {
+                // What the daemon can do without is `check`'s matter.
+                let vital: Vec<String> =
+                    missing.into_iter().filter(|right| right.is_vital).map(|right| right.what).collect();
+                if vital.is_empty() {
+                    self.allowed_on = generation;
+                    self.registry.redis_works(RIGHTS, now);
+                } else {
+                    self.registry.redis_fails(RIGHTS, rights::MISSING, &vital.join(", "), now);
+                }
             }
             // Then the lease, which needs them too, is not to be had either.
-            Rights::Untried(_) | Rights::Down(_) => {}
+            Rights::Down(_) => {}
         }
         Ok(())
     }

@@ -86,11 +86,15 @@ fn examine(config: &Config) -> Vec<Finding> {
 fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     let target = Target::new(&config.redis).map_err(|error| finding(Weight::Unfit, error.to_string()))?;
     let address = target.address();
-    let broken = |error: &RedisError| finding(weigh(error), format!("{address}: {error}"));
+    let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
+    let broken = |error: &RedisError| {
+        let is_denied = error.server_kind() == Some(ServerErrorKind::NoPerm);
+        let more = if is_denied { needed(&keys) } else { String::new() };
+        finding(weigh(error), format!("{address}: {error}{more}"))
+    };
     let mut link = Link::connect(&target, "llm-bridge-check").map_err(|error| broken(&error))?;
     link.call(&Command::new("PING")).map_err(|error| broken(&error))?;
     findings.push(examine_version(&mut link, &address).map_err(|error| broken(&error))?);
-    let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
     let rights = rights::try_all(&mut link, &keys).map_err(|error| broken(&error))?;
     findings.push(describe_rights(&rights, &keys));
     findings.push(examine_tracking(&mut link, &keys).map_err(|error| broken(&error))?);
@@ -137,23 +141,23 @@ fn judge_version(address: &str, server: &str, version: &str) -> Finding {
 
 fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
     match rights {
-        Rights::All => {
+        Rights::Tried(missing) if missing.is_empty() => {
             finding(Weight::Fine, format!("all commands are allowed on the keys {}", rights::acl_keys(keys)))
         }
-        Rights::Untried(reason) => finding(
-            Weight::Warning,
-            format!("the rights cannot be tried without MULTI and DISCARD: {reason}"),
-        ),
-        Rights::Down(reason) => finding(Weight::Outage, format!("commands are refused for now: {reason}")),
-        Rights::Missing(missing) => {
-            let list = missing.join("\n          ");
-            let rule = rights::acl_rule(keys);
+        Rights::Tried(missing) => {
+            let list: Vec<&str> = missing.iter().map(|right| right.what.as_str()).collect();
             finding(
                 Weight::Unfit,
-                format!("missing rights:\n          {list}\n        what is needed: {rule}"),
+                format!("missing rights:\n          {}{}", list.join("\n          "), needed(keys)),
             )
         }
+        Rights::Down(reason) => finding(Weight::Outage, format!("commands are refused for now: {reason}")),
     }
+}
+
+/// What to do about missing rights.
+fn needed(keys: &Keys) -> String {
+    format!("\n        what is needed: {}", rights::acl_rule(keys))
 }
 
 /// Without pushes, streams are still read, but a name that is waited for is noticed later.
@@ -276,9 +280,21 @@ mod tests {
         let enough = examined(&user("enough", &rule));
         assert!(!weights(&enough).contains(&Weight::Unfit), "{enough:?}");
         verdict(&enough).unwrap();
-        let less = examined(&user("less", &rule.replace(" +xack", "")));
-        assert!(less.iter().any(|finding| finding.text.contains("XACK")), "{less:?}");
-        assert!(matches!(verdict(&less), Err(CliError::Unfit)));
+        let commands: Vec<&str> = rule.split(' ').filter_map(|word| word.strip_prefix('+')).collect();
+        assert!(commands.len() > 25, "{commands:?}");
+        // HELLO is allowed to everybody, as AUTH is.
+        for command in commands.into_iter().filter(|command| *command != "hello") {
+            let others: Vec<&str> =
+                rule.split(' ').filter(|word| word.strip_prefix('+') != Some(command)).collect();
+            let less = examined(&user("less", &others.join(" ")));
+            let named = command.split('|').next_back().unwrap_or(command);
+            let is_named = |finding: &&Finding| {
+                let (found, _) = finding.text.split_once("what is needed: user ").unwrap_or_default();
+                finding.weight == Weight::Unfit && found.to_lowercase().contains(named)
+            };
+            assert!(less.iter().any(|finding| is_named(&finding)), "{command}: {less:?}");
+            assert!(matches!(verdict(&less), Err(CliError::Unfit)), "{command}");
+        }
         let elsewhere = examined(&user("elsewhere", &rule.replace("~llm:*", "~other:*")));
         assert!(elsewhere.iter().any(|finding| finding.text.contains("XREADGROUP")), "{elsewhere:?}");
         let wrong = examined(&format!("redis://less:wrong@127.0.0.1:{}", server.port()));
