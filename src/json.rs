@@ -80,6 +80,116 @@ pub(crate) fn members<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Op
     Some(found)
 }
 
+/// The named members of a text that is one JSON object, as [`members`] finds them, and whether it has others that say
+/// something, beside the `ignored` ones.
+pub(crate) fn members_and_rest<'a, const N: usize>(
+    text: &'a str,
+    names: [&str; N],
+    ignored: &[&str],
+) -> Option<([Option<&'a str>; N], bool)> {
+    let (mut found, mut has_rest) = ([None; N], false);
+    each_member(text, |key, value| match names.iter().position(|name| *name == key) {
+        Some(place) => found[place] = (value != "null").then_some(value),
+        None => has_rest |= is_told(value) && !ignored.contains(&key),
+    })?;
+    Some((found, has_rest))
+}
+
+/// The members of a text that is one JSON object which say something and are not among the `known` ones: the inside
+/// of an object of their own. Empty where there is none.
+pub(crate) fn rest(text: &str, known: &[&[&str]]) -> Option<String> {
+    let mut rest = String::new();
+    each_member(text, |key, value| {
+        if is_told(value) && !known.iter().any(|known| known.contains(&key)) {
+            push_member(&mut rest, key, value);
+        }
+    })?;
+    Some(rest)
+}
+
+/// Adds a member to the inside of an object.
+pub(crate) fn push_member(inside: &mut String, name: &str, value: &str) {
+    if !inside.is_empty() {
+        inside.push(',');
+    }
+    inside.push_str(&serde_json::to_string(name).unwrap_or_default());
+    inside.push(':');
+    inside.push_str(value);
+}
+
+/// Whether a member says anything: some servers always write all that they know.
+pub(crate) fn is_told(raw: &str) -> bool {
+    match raw.as_bytes() {
+        b"null" | b"false" | b"\"\"" => false,
+        [b'[' | b'{', inside @ .., _] => {
+            !inside.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
+        }
+        _ => true,
+    }
+}
+
+/// Where the first `len` bytes of what an escaped string means end in it; `None` where that is beyond its end, or within a
+/// character. The string has no lone surrogates.
+pub(crate) fn place_after(escaped: &str, len: usize) -> Option<usize> {
+    let bytes = escaped.as_bytes();
+    let (mut at, mut left) = (0, len);
+    while left > 0 {
+        let (taken, meant) = match bytes.get(at)? {
+            b'\\' => match unit(&bytes[at..]) {
+                None => (2, 1),
+                Some(0..=0x7f) => (6, 1),
+                Some(0x80..=0x7ff) => (6, 2),
+                Some(0xd800..=0xdbff) => (12, 4),
+                Some(_) => (6, 3),
+            },
+            _ => {
+                let plain = bytes[at..].iter().take(left).take_while(|byte| **byte != b'\\').count();
+                (plain, plain)
+            }
+        };
+        at += taken;
+        left = left.checked_sub(meant)?;
+    }
+    escaped.is_char_boundary(at).then_some(at)
+}
+
+/// The same text with `null` in the place of every `NaN` and `Infinity`, which are no JSON but are written by some
+/// libraries; `None` where there is none of them.
+pub(crate) fn without_nan(text: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let (mut out, mut kept, mut at) = (String::new(), 0, 0);
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at += string_len(&bytes[at..]),
+            b'-' | b'I' | b'N' => match WORDS.iter().find(|word| bytes[at..].starts_with(word.as_bytes())) {
+                Some(word) => {
+                    out.push_str(&text[kept..at]);
+                    out.push_str("null");
+                    at += word.len();
+                    kept = at;
+                }
+                None => at += 1,
+            },
+            _ => at += 1,
+        }
+    }
+    (kept > 0).then(|| out + &text[kept..])
+}
+
+/// How long the string is that begins at the front, its quotes included.
+fn string_len(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(byte) = bytes.get(at) {
+        at += match byte {
+            b'"' => return at + 1,
+            b'\\' => 2,
+            _ => 1,
+        };
+    }
+    bytes.len()
+}
+
 /// Calls `meet` with the name and the raw value of every member of a text that is one JSON object; `None` where it
 /// is none.
 pub(crate) fn each_member<'a>(text: &'a str, meet: impl FnMut(&str, &'a str)) -> Option<()> {
@@ -169,6 +279,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_left_of_an_object_says_something() {
+        let text = r#"{"a":1,"b":null,"c":"","d":[ ],"e":{ },"f":false,"g":true,"h\"":[0],"i":2}"#;
+        let (found, has_rest) = members_and_rest(text, ["a", "b"], &["g", "h\"", "i"]).unwrap();
+        assert_eq!((found, has_rest), ([Some("1"), None], false));
+        assert!(members_and_rest(text, ["a"], &["g"]).unwrap().1);
+        assert_eq!(rest(text, &[&["a"], &["g"]]).unwrap(), r#""h\"":[0],"i":2"#);
+        assert_eq!(rest("[]", &[]), None);
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_null() {
+        for (text, expected) in [
+            (
+                r#"{"a":NaN,"b":[-Infinity, Infinity],"c":"NaN \" NaN"}"#,
+                r#"{"a":null,"b":[null, null],"c":"NaN \" NaN"}"#,
+            ),
+            ("NaN", "null"),
+        ] {
+            assert_eq!(without_nan(text).as_deref(), Some(expected));
+        }
+        for text in ["", "{}", r#"{"a":"NaN"}"#, r#"{"a":-1}"#, "\"Infinity", "\"\\"] {
+            assert_eq!(without_nan(text), None, "{text}");
+        }
+    }
+
     proptest! {
         /// What is escaped means the same, and nothing that needs no escaping is touched.
         #[test]
@@ -177,6 +313,30 @@ mod tests {
             let meaning = unescape(escaped.as_deref().unwrap_or(&text));
             prop_assert_eq!(meaning.as_deref(), Some(&*text));
             prop_assert_eq!(escaped.is_some(), serde_json::to_string(&text).unwrap().len() > text.len() + 2);
+        }
+
+        /// A place in the escaped text is where the meaning has so many bytes.
+        #[test]
+        fn places_are_found_in_what_is_escaped(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    Just(r"\ud83d\ude00"), Just("\u{1f600}"), Just(r"\\"), Just("u"), Just(r"\n"), Just("ä"), Just(r"\u0041"),
+                    Just(r"\u00e4"), Just(r"\u20ac"), Just("€"), Just("abc"),
+                ],
+                0..8,
+            ),
+            cut in 0..9_usize,
+            beyond in 1..4_usize,
+        ) {
+            let (escaped, front) = (pieces.concat(), pieces[..cut.min(pieces.len())].concat());
+            let len = |escaped: &str| unescape(escaped).unwrap().len();
+            prop_assert_eq!(place_after(&escaped, len(&front)), Some(front.len()));
+            prop_assert_eq!(place_after(&escaped, len(&escaped) + beyond), None);
+            for at in 0..=len(&escaped) {
+                if let Some(place) = place_after(&escaped, at) {
+                    prop_assert_eq!(len(&escaped[..place]), at);
+                }
+            }
         }
 
         /// serde_json refuses exactly the strings with lone surrogates when it unescapes.

@@ -1,15 +1,30 @@
 //! What has to be kept of a generation that comes in a provider's own form, from one entry to the next.
+//!
+//! A copy is made for every entry that changes it, so all that can grow is shared between the copies.
 
-use super::EntryId;
+use std::sync::Arc;
 
-/// The most bytes that is kept of one generation, by [`Progress::len_bytes`]. An entry that would make it more is
-/// undecodable: no real server comes near it.
-pub const PROGRESS_BYTES_MAX: usize = 64 * 1024;
+use super::parts::name_of;
+use super::{EntryId, Parts, Told, Trie};
 
-/// What a block counts beside its strings.
-const BLOCK_BYTES: usize = 64;
-/// More parts or reasons than have room, so that one entry cannot make many of them either: each is looked for among all.
-const PARTS_MAX: usize = PROGRESS_BYTES_MAX / BLOCK_BYTES;
+/// The most bytes that are kept of one generation's parts, by [`Parts::len_bytes`]. Beyond it the oldest parts are
+/// told and forgotten.
+pub(crate) const PARTS_BYTES_MAX: usize = 256 * 1024;
+/// The most bytes that are kept of one generation, by [`Progress::len_bytes`].
+pub const PROGRESS_BYTES_MAX: usize = PARTS_BYTES_MAX
+    + USAGE_BYTES_MAX
+    + REASONS_MAX * (KEPT_BYTES + REASON_BYTES_MAX)
+    + MEMBERS_MAX * KEPT_BYTES;
+/// The longest token counts that are kept.
+pub(crate) const USAGE_BYTES_MAX: usize = 8 * 1024;
+/// The longest finish reason that is kept.
+const REASON_BYTES_MAX: usize = 1024;
+/// The most finish reasons that are kept: more choices are not followed.
+const REASONS_MAX: usize = 64;
+/// The most hashes of further members that are kept.
+const MEMBERS_MAX: usize = 1024;
+/// What one of these counts beside its strings.
+const KEPT_BYTES: usize = 64;
 
 /// What the entries of a generation have said that later ones build on. Strings are *escaped*, as in
 /// [`Event`](super::Event).
@@ -17,66 +32,47 @@ const PARTS_MAX: usize = PROGRESS_BYTES_MAX / BLOCK_BYTES;
 /// Part of the state that crosses the seam, and shared by all who stand at the same place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Why the choices ended, in the provider's word; in the order in which they said so.
-    pub finish_reasons: Vec<(u64, Box<str>)>,
+    /// Why the choices ended, in the provider's word.
+    pub finish_reasons: Trie<Arc<str>>,
+    /// The choice that was the first to say so.
+    pub(crate) first_finished: u64,
     /// Token counts, JSON.
-    pub usage: Option<Box<str>>,
+    pub usage: Option<Arc<str>>,
     /// The choices that have said something, as bits; those above 63 are not followed.
     pub begun: u64,
     /// The choices that have ended, as bits.
     pub finished: u64,
-    /// The id of Anthropic's message.
-    pub message: Option<Box<str>>,
-    /// The parts of the answer that are going on.
-    pub blocks: Vec<Block>,
-    /// The number of the next tool call that has none of its own.
+    /// The hash of the id of the message or response, 0 while nobody has said one.
+    pub message: u64,
+    /// Its tool calls and texts.
+    pub parts: Parts,
+    /// How many tool calls have begun, in all choices.
     pub calls: u64,
+    /// What was told on the channels whose text may be repeated as a whole.
+    pub totals: [Told; TOTALS],
+    /// The hashes of further members that were told, so that those that are repeated are not.
+    pub(crate) told_members: Trie<()>,
     /// The newest entry that belongs to the generation, and the stream's ordinal there; kept once nothing more needs
     /// to come.
     pub newest: (EntryId, Option<u64>),
 }
 
-/// A tool call in a part of the answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// The part.
-    pub key: BlockKey,
-    /// The number of the call.
-    pub call: u64,
-    /// What the first piece has to say, until it has.
-    pub introduction: Option<Introduction>,
-}
-
-/// How a provider names a part of the answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BlockKey {
-    /// By its place.
-    Place(u64),
-    /// By an id.
-    Id(Box<str>),
-}
-
-/// What is said of a tool call before its arguments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Introduction {
-    /// The provider's id of the call.
-    pub id: Option<Box<str>>,
-    /// The tool's name.
-    pub name: Option<Box<str>>,
-    /// Arguments that were given at once.
-    pub arguments: Box<str>,
-}
+/// How many kinds of text may be repeated as a whole.
+pub(crate) const TOTALS: usize = 4;
 
 impl Progress {
     /// Nothing said yet.
     pub const NONE: Self = Self {
-        finish_reasons: Vec::new(),
+        finish_reasons: Trie::new(),
+        first_finished: 0,
         usage: None,
         begun: 0,
         finished: 0,
-        message: None,
-        blocks: Vec::new(),
+        message: 0,
+        parts: Parts::NONE,
         calls: 0,
+        totals: [Told::NONE; TOTALS],
+        told_members: Trie::new(),
         newest: (EntryId::ZERO, None),
     };
 
@@ -90,40 +86,54 @@ impl Progress {
     /// What it takes, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        let of = |text: &Option<Box<str>>| text.as_deref().map_or(0, str::len);
-        let blocks = self.blocks.iter().map(|block| {
-            let key = match &block.key {
-                BlockKey::Place(_) => 0,
-                BlockKey::Id(id) => id.len(),
-            };
-            let introduced = block.introduction.as_ref().map_or(0, |introduction| {
-                of(&introduction.id) + of(&introduction.name) + introduction.arguments.len()
-            });
-            BLOCK_BYTES + key + introduced
-        });
-        let reasons = self.finish_reasons.iter().map(|(_, reason)| BLOCK_BYTES + reason.len()).sum::<usize>();
-        reasons + of(&self.usage) + of(&self.message) + blocks.sum::<usize>()
+        let reasons = self.finish_reasons.iter().map(|(_, reason)| KEPT_BYTES + reason.len()).sum::<usize>();
+        let usage = self.usage.as_deref().map_or(0, str::len);
+        reasons + usage + self.told_members.len() * KEPT_BYTES + self.parts.len_bytes()
     }
 
     /// Why the generation ended: the first choice's word, else that of the one that said so first.
     #[must_use]
     pub fn finish_reason(&self) -> Option<&str> {
-        let of_first = self.finish_reasons.iter().find(|(index, _)| *index == 0);
-        of_first.or_else(|| self.finish_reasons.first()).map(|(_, reason)| &**reason)
+        let reason = self.finish_reasons.get(0).or_else(|| self.finish_reasons.get(self.first_finished));
+        reason.map(|reason| &**reason)
     }
 
-    /// A choice has said why it ended; `None` where too many have.
+    /// A choice has said why it ended. Of more choices than can be kept that is not known; `None` where the reason is
+    /// longer than any word.
     pub fn finish(&mut self, index: u64, reason: &str) -> Option<()> {
-        if let Some((_, known)) = self.finish_reasons.iter_mut().find(|(known, _)| *known == index) {
-            *known = reason.into();
-            return Some(());
+        if reason.len() > REASON_BYTES_MAX {
+            return None;
         }
-        (self.finish_reasons.len() < PARTS_MAX).then(|| self.finish_reasons.push((index, reason.into())))
+        match self.finish_reasons.get(index) {
+            Some(known) if **known == *reason => return Some(()),
+            Some(_) => {}
+            None if self.finish_reasons.len() >= REASONS_MAX => return Some(()),
+            None if self.finish_reasons.is_empty() => self.first_finished = index,
+            None => {}
+        }
+        self.finish_reasons.insert(index, reason.into());
+        Some(())
     }
 
-    /// A part goes on; `None` where too many do.
-    pub fn open(&mut self, block: Block) -> Option<()> {
-        (self.blocks.len() < PARTS_MAX).then(|| self.blocks.push(block))
+    /// Notes a further member that is about to be told; false where it was told before.
+    pub(crate) fn note_member(&mut self, json: &str) -> bool {
+        let hash = Self::member_hash(json);
+        if self.told_members.get(hash).is_some() {
+            return false;
+        }
+        if self.told_members.len() < MEMBERS_MAX {
+            self.told_members.insert(hash, ());
+        }
+        true
+    }
+
+    /// Whether a further member was told before.
+    pub(crate) fn has_told(&self, json: &str) -> bool {
+        self.told_members.get(Self::member_hash(json)).is_some()
+    }
+
+    fn member_hash(json: &str) -> u64 {
+        name_of(0, [0, 0], json)
     }
 
     /// Whether every choice that has said something has said why it ended: nothing more needs to come.

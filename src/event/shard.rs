@@ -14,6 +14,13 @@ impl Default for Fnv {
     }
 }
 
+impl From<u64> for Fnv {
+    /// Goes on from where another one had come to.
+    fn from(reached: u64) -> Self {
+        Self(reached)
+    }
+}
+
 impl Hasher for Fnv {
     fn write(&mut self, bytes: &[u8]) {
         self.0 =

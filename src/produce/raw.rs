@@ -5,6 +5,8 @@
 //! viewers agree on what was seen. What cannot be understood is passed on too: viewers are told of it by a
 //! `skipped` frame, and the answer goes on.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::{Failure, Form};
@@ -30,7 +32,7 @@ pub enum Meaning {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
     form: Form,
-    progress: Box<Progress>,
+    progress: Arc<Progress>,
     /// Whether an answer has ended and no other begun.
     follows_end: bool,
     /// The error with which that one ended.
@@ -41,7 +43,7 @@ impl Story {
     /// The story of answers in this form.
     #[must_use]
     pub fn new(form: Form) -> Self {
-        Self { form, progress: Box::default(), follows_end: false, failure: None }
+        Self { form, progress: Arc::default(), follows_end: false, failure: None }
     }
 
     /// The form of the answers.
@@ -103,7 +105,7 @@ impl Story {
             _ => Meaning::Framing,
         };
         if let Some(changed) = changed {
-            *self.progress = changed;
+            self.progress = changed;
         }
         match meaning {
             Meaning::Terminal => {

@@ -2,95 +2,194 @@
 //!
 //! Blocks of text and thinking need no memory: their deltas say what they are. Of a tool's block is kept which call
 //! it is. The tools that Anthropic runs itself, their results, citations, signatures and redacted thinking have no
-//! native form: their events become `custom`.
+//! native form: their events become `custom`. So does what is left of an event that is understood but for some members.
 
 use std::collections::BTreeMap;
 
-use super::{Draft, counts, end, error, id, number, quoted, text, word};
-use crate::event::{BlockKey, Event, Introduction, Progress};
+use super::calls::{BY_PLACE, CALL, Piece, index_name};
+use super::draft::Draft;
+use super::end;
+use super::failure::error;
+use super::value::{call_id, counts, id, number, quoted, text, tool_name, word};
+use crate::event::{Event, Parts, Progress, USAGE_BYTES_MAX, name_of};
 use crate::json;
+
+/// Members of a message that say nothing to a viewer, or are read here.
+const BLOCK_FRAMING: [&str; 1] = ["index"];
+const STOP: [&str; 4] = ["stop_reason", "stop_sequence", "stop_details", "type"];
 
 pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let event = event.trim_matches(json::BLANKS);
-    let [kind, index] = json::members(event, ["type", "index"])?;
-    match &*json::unescape(json::string(kind?)?)? {
-        "message_start" => begin_message(event, draft),
-        "content_block_start" => begin_block(event, number(index)?, draft),
-        "content_block_delta" => read_delta(event, number(index)?, draft),
+    let [kind, index, failure] = json::members(event, ["type", "index", "error"])?;
+    let failure = failure.filter(|failure| json::is_told(failure));
+    let Some(kind) = kind else {
+        let event = error(failure?, event, draft);
+        return draft.say(event);
+    };
+    match &*json::unescape(json::string(kind)?)? {
+        "message_start" => begin_message(event, draft)?,
+        "content_block_start" => begin_block(event, number(index)?, draft)?,
+        "content_block_delta" => read_delta(event, number(index)?, draft)?,
         "content_block_stop" => {
-            let key = BlockKey::Place(number(index)?);
-            draft.end_block(&key, None)?;
-            draft.close_block(&key);
-            Some(())
+            if let Some(slot) = draft.progress().parts.find(index_name(0, number(index)?)) {
+                draft.tell_waiting_of(slot)?;
+                draft.change().parts.remove(slot);
+            }
         }
-        "message_delta" => read_message_delta(event, draft),
-        "message_stop" => draft.say(end(draft.before)),
-        "ping" => Some(()),
+        "message_delta" => read_message_delta(event, draft)?,
+        "message_stop" if failure.is_none() => draft.say(end(draft.before))?,
+        "message_stop" | "ping" => {}
         "error" => {
-            let [failure] = json::members(event, ["error"])?;
-            draft.say(error(failure.unwrap_or(event))?)
+            let event = match failure {
+                Some(failure) => error(failure, event, draft),
+                None => error(event, "", draft),
+            };
+            return draft.say(event);
         }
-        _ => draft.say(Event::Custom { data: event }),
+        _ if failure.is_some() => {}
+        _ => draft.say(Event::Custom { data: event })?,
     }
+    let Some(failure) = failure else { return Some(()) };
+    let event = error(failure, event, draft);
+    draft.say(event)
 }
 
-/// The same message may be begun twice, as proxies that try again do; another one begins anew.
-fn begin_message(event: &str, draft: &mut Draft<'_>) -> Option<()> {
+/// The same message may be begun twice, as proxies that try again do; another one begins anew. What it holds already is
+/// told.
+fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [message] = json::members(event, ["message"])?;
-    let [name, usage] = message.map_or(Some([None; 2]), |message| json::members(message, ["id", "usage"]))?;
-    let name = id(name)?;
-    if name.is_some() && name == draft.before.message.as_deref() {
+    let [name, usage, content] =
+        message.map_or(Some([None; 3]), |message| json::members(message, ["id", "usage", "content"]))?;
+    let message = id(name)?.map_or(0, |name| name_of(0, [0, 0], name));
+    if message != 0 && message == draft.before.message {
         return Some(());
     }
-    let calls = if draft.follows_end { 0 } else { draft.before.calls };
-    let usage = counts(usage).map(Box::from);
-    *draft.change() = Progress { message: name.map(Box::from), usage, calls, ..Progress::NONE };
+    draft.tell_waiting()?;
+    let usage = counts(usage).filter(|usage| usage.len() <= USAGE_BYTES_MAX).map(Into::into);
+    let follows_end = draft.follows_end;
+    let progress = draft.change();
+    let (mut parts, calls) = (std::mem::replace(&mut progress.parts, Parts::NONE), progress.calls);
+    parts.forget();
+    *progress = match follows_end {
+        true => Progress { message, usage, ..Progress::NONE },
+        false => Progress { message, usage, parts, calls, ..Progress::NONE },
+    };
+    let blocks =
+        content.filter(|content| content.starts_with('[')).map_or(Some(Vec::new()), json::elements)?;
+    for block in blocks {
+        if !read_block(block, None, draft)? {
+            draft.say(Event::Custom { data: block })?;
+        }
+    }
     Some(())
 }
 
 fn begin_block<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     let [block] = json::members(event, ["content_block"])?;
-    let names = ["type", "text", "thinking", "id", "name", "input"];
-    let [kind, plain, thinking, call_id, name, input] = json::members(block?, names)?;
-    let key = BlockKey::Place(index);
-    match kind.and_then(json::string) {
-        Some("tool_use") => {
-            let owned = |text: Option<&str>| text.map(Box::from);
-            let arguments = input.map(quoted).unwrap_or_default();
-            let introduction = Introduction { id: owned(id(call_id)?), name: owned(word(name)?), arguments };
-            draft.open_block(key, Some(introduction))?;
-            return Some(());
-        }
-        Some("text") => draft.say_text("content", 0, text(plain)?)?,
-        Some("thinking") => draft.say_text("reasoning", 0, text(thinking)?)?,
-        _ => draft.say(Event::Custom { data: event })?,
+    if !read_block(block?, Some(index), draft)? {
+        draft.say(Event::Custom { data: event })?;
     }
-    draft.close_block(&key);
     Some(())
+}
+
+/// Reads a block that begins; whether it was understood. One without a place of its own is whole.
+fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> Option<bool> {
+    let names = ["type", "text", "thinking", "id", "name", "input"];
+    let ([kind, plain, thinking, call, name, input], has_rest) =
+        json::members_and_rest(block, names, &BLOCK_FRAMING)?;
+    let kind_word = kind.and_then(json::string);
+    let former = index.and_then(|index| draft.progress().parts.find(index_name(0, index)));
+    if kind_word == Some("tool_use") {
+        let arguments = input.map(|input| draft.keep(quoted(input))).unwrap_or_default();
+        begin_tool(Piece { id: call_id(call)?, name: tool_name(name)?, arguments }, index, draft)?;
+    } else {
+        // A block whose end was not told is over where another one takes its place.
+        if let Some(slot) = former {
+            draft.tell_waiting_of(slot)?;
+            draft.change().parts.remove(slot);
+        }
+        match kind_word {
+            Some("text") => draft.say_text("content", 0, text(plain)?)?,
+            Some("thinking") => draft.say_text("reasoning", 0, text(thinking)?)?,
+            _ => return Some(false),
+        }
+    }
+    if has_rest {
+        let known: &[&str] = match kind_word {
+            Some("tool_use") => &["type", "id", "name", "input"],
+            _ => &["type", "text", "thinking"],
+        };
+        let (kind, mut rest) = (kind.unwrap_or_default(), json::rest(block, &[known, &BLOCK_FRAMING])?);
+        if let Some(call) = call.filter(|_| kind_word == Some("tool_use")) {
+            rest = format!(r#""id":{call},{rest}"#);
+        }
+        let index = index.unwrap_or(0);
+        draft.say_rest(format!(
+            r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":{kind},{rest}}}}}"#
+        ))?;
+    }
+    Some(true)
+}
+
+/// A tool's block begins. It is the one that was there where it has the same id.
+fn begin_tool<'a>(piece: Piece<'a>, index: Option<u64>, draft: &mut Draft<'a>) -> Option<()> {
+    let place = index.map(|index| index_name(0, index));
+    let former = place.and_then(|place| draft.progress().parts.find(place));
+    let again = former.filter(|slot| piece.id.is_some() && !draft.has_other_id(*slot, piece.id));
+    if let Some(slot) = again {
+        let is_waiting = draft.progress().parts.get(slot).is_some_and(|part| part.waiting.is_some());
+        return if is_waiting { draft.announce(slot, piece) } else { Some(()) };
+    }
+    if let Some(slot) = former {
+        draft.tell_waiting_of(slot)?;
+        draft.change().parts.remove(slot);
+    }
+    let slot = draft.begin_call(0);
+    let Some(place) = place else { return draft.say_piece(slot, piece) };
+    draft.name_part(slot, BY_PLACE, place);
+    draft.announce(slot, piece)
 }
 
 fn read_delta<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     let [delta] = json::members(event, ["delta"])?;
-    let [kind, plain, thinking, piece] = json::members(delta?, ["type", "text", "thinking", "partial_json"])?;
+    let delta = delta?;
+    let ([kind, plain, thinking, piece], has_rest) =
+        json::members_and_rest(delta, ["type", "text", "thinking", "partial_json"], &[])?;
     match kind.and_then(json::string) {
-        Some("text_delta") => draft.say_text("content", 0, Some(text(plain)??)),
-        Some("thinking_delta") => draft.say_text("reasoning", 0, Some(text(thinking)??)),
-        Some("input_json_delta") => match draft.place(&BlockKey::Place(index)) {
-            Some(place) => draft.say_piece(place, text(piece)??),
-            None => draft.say(Event::Custom { data: event }),
-        },
-        _ => draft.say(Event::Custom { data: event }),
+        Some("text_delta") => draft.say_text("content", 0, Some(text(plain)??))?,
+        Some("thinking_delta") => draft.say_text("reasoning", 0, Some(text(thinking)??))?,
+        Some("input_json_delta") => {
+            let slot = draft.progress().parts.find(index_name(0, index));
+            let slot =
+                slot.filter(|slot| draft.progress().parts.get(*slot).is_some_and(|part| part.kind == CALL));
+            let Some(slot) = slot else { return draft.say(Event::Custom { data: event }) };
+            draft.say_piece(slot, Piece { arguments: text(piece)??, ..Piece::default() })?;
+        }
+        _ => return draft.say(Event::Custom { data: event }),
     }
+    if has_rest {
+        let rest = json::rest(delta, &[&["type", "text", "thinking", "partial_json"]])?;
+        let kind = kind.unwrap_or_default();
+        draft.say_rest(format!(
+            r#"{{"type":"content_block_delta","index":{index},"delta":{{"type":{kind},{rest}}}}}"#
+        ))?;
+    }
+    Some(())
 }
 
-fn read_message_delta(event: &str, draft: &mut Draft<'_>) -> Option<()> {
+fn read_message_delta<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [delta, usage] = json::members(event, ["delta", "usage"])?;
-    let [reason] = delta.map_or(Some([None]), |delta| json::members(delta, ["stop_reason"]))?;
-    let reason = word(reason)?;
+    let (reason, has_rest) = match delta {
+        Some(delta) => {
+            let ([reason], has_rest) = json::members_and_rest(delta, ["stop_reason"], &STOP)?;
+            (word(reason)?, has_rest)
+        }
+        None => (None, false),
+    };
     if draft.follows_end {
         return Some(());
     }
-    if let Some(usage) = counts(usage) {
+    if let Some(usage) = counts(usage).filter(|usage| usage.len() <= USAGE_BYTES_MAX) {
         let merged = match draft.before.usage.as_deref() {
             Some(former) => merged(former, usage)?,
             None => usage.to_owned(),
@@ -99,6 +198,11 @@ fn read_message_delta(event: &str, draft: &mut Draft<'_>) -> Option<()> {
     }
     if let Some(reason) = reason {
         draft.change().finish(0, reason)?;
+        draft.tell_waiting()?;
+    }
+    if let (true, Some(delta)) = (has_rest, delta) {
+        let rest = json::rest(delta, &[&STOP])?;
+        draft.say_rest(format!(r#"{{"type":"message_delta","delta":{{{rest}}}}}"#))?;
     }
     Some(())
 }

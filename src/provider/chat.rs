@@ -2,85 +2,185 @@
 //!
 //! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
 //! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice. Token counts and
-//! errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`. An `error` with nothing in it is none.
+//! errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
+//!
+//! What is not understood beside text follows it as one `custom` event, a chunk of what is left: `choices` with the
+//! members of deltas, calls and choices that have no native form. In it a call has the number that its frames have.
+//! A chunk that says nothing else is passed on as it is.
 
-use super::{Draft, error, id, number, text, word};
-use crate::event::{Block, BlockKey, Event};
+use super::calls::{Hint, Piece};
+use super::draft::Draft;
+use super::failure::error;
+use super::value::{call_id, number, place, text, tool_name, word};
+use crate::event::Event;
 use crate::json;
 
-/// Members of a delta that say nothing to a viewer, or are read here.
-const KNOWN: [&str; 10] = [
-    "role",
-    "content",
-    "refusal",
-    "reasoning_content",
-    "reasoning",
-    "tool_calls",
-    "function_call",
-    "channel",
-    "name",
+/// Members of a delta that are read here.
+const DELTA: [&str; 6] =
+    ["content", "refusal", "reasoning_content", "reasoning", "tool_calls", "function_call"];
+/// Members of a delta that say nothing to a viewer.
+const DELTA_FRAMING: [&str; 6] = ["role", "channel", "name", "logprobs", "token_id", "token_ids"];
+/// Members of a choice that are read here.
+const CHOICE: [&str; 7] = ["index", "delta", "finish_reason", "message", "text", "usage", "error"];
+/// Members of a choice about tokens, filters and samplers: the server's books, and nothing that the model said.
+const CHOICE_FRAMING: [&str; 12] = [
     "logprobs",
+    "content_filter_results",
+    "content_filter_result",
+    "content_filter_offsets",
+    "native_finish_reason",
+    "finish_details",
+    "stop_reason",
+    "matched_stop",
+    "token_ids",
+    "prompt_token_ids",
+    "prompt_logprobs",
+    "seed",
 ];
+/// Members of a chunk that are read.
+const CHUNK: [&str; 4] = ["choices", "usage", "error", "x_groq"];
+/// Members of a chunk that only frame it: names, times, padding.
+const CHUNK_FRAMING: [&str; 22] = [
+    "id",
+    "object",
+    "type",
+    "created",
+    "model",
+    "system_fingerprint",
+    "service_tier",
+    "obfuscation",
+    "provider",
+    "timings",
+    "time_info",
+    "prompt_filter_results",
+    "prompt_token_ids",
+    "prompt_logprobs",
+    "kv_transfer_params",
+    "nvext",
+    "stats",
+    "request_id",
+    "session_id",
+    "trace_id",
+    "timestamp",
+    "metadata",
+];
+/// Members of a tool call, and of its function, that are read here.
+const CALL: [&str; 4] = ["index", "id", "type", "function"];
+const FUNCTION: [&str; 2] = ["name", "arguments"];
 
+/// What one choice comes to beside its events.
+#[derive(Default)]
+struct Choice<'a> {
+    /// What is left of it, as JSON.
+    rest: Option<String>,
+    failure: Option<&'a str>,
+}
+
+/// Reads a chunk with these `choices`, or without. `usage` and `failure` are the chunk's own.
 pub(super) fn read<'a>(
     chunk: &'a str,
     draft: &mut Draft<'a>,
-    (choices, usage, failure): (&'a str, Option<&'a str>, Option<&'a str>),
+    (choices, usage, failure): (Option<&'a str>, Option<&'a str>, Option<&'a str>),
 ) -> Option<()> {
-    let (mut has_more, mut failure) = (false, failure.filter(|failure| is_told(failure)));
-    for choice in json::elements(choices)? {
-        let (has_more_here, failure_here) = read_choice(choice, draft)?;
-        has_more |= has_more_here;
-        failure = failure.or_else(|| failure_here.filter(|failure| is_told(failure)));
+    let (mut rests, mut failed) = (Vec::new(), failure.map(|failure| (failure, chunk)));
+    for choice in choices.map_or(Some(Vec::new()), json::elements)? {
+        let read = read_choice(choice, draft)?;
+        rests.extend(read.rest);
+        failed = failed.or_else(|| read.failure.map(|failure| (failure, choice)));
     }
+    say_rest(chunk, &rests, draft)?;
     draft.keep_usage(usage);
-    if has_more && draft.said.is_empty() {
-        draft.say(Event::Custom { data: chunk })?;
-    }
-    match failure {
-        Some(failure) => draft.say(error(failure)?),
+    match failed {
+        Some((failure, beside)) => {
+            let event = error(failure, beside, draft);
+            draft.say(event)
+        }
         None => Some(()),
     }
 }
 
-/// Whether there is anything in a member that some servers always write.
-fn is_told(raw: &str) -> bool {
-    !matches!(raw, "\"\"" | "[]" | "{}" | "false")
+/// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and flags
+/// among them never.
+fn say_rest(chunk: &str, rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
+    let (_, has_rest) = json::members_and_rest(chunk, CHUNK, &CHUNK_FRAMING)?;
+    let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
+    let own = if own.is_empty() || draft.progress().has_told(&own) { String::new() } else { own };
+    // What comes late about an answer that is over begins no other one.
+    let is_late = draft.follows_end && draft.is_empty();
+    if rests.is_empty() && (own.is_empty() || is_late) {
+        return Some(());
+    }
+    if !own.is_empty() {
+        draft.change().note_member(&own);
+    }
+    if draft.is_empty() {
+        return draft.say_rest(chunk.to_owned());
+    }
+    let comma = if own.is_empty() { "" } else { "," };
+    let choices = rests.join(",");
+    draft.say_rest(format!(r#"{{"object":"chat.completion.chunk","choices":[{choices}]{comma}{own}}}"#))
 }
 
-/// Whether the choice has more to it than was said, and the error that it came to.
-fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<(bool, Option<&'a str>)> {
-    let names = ["index", "delta", "finish_reason", "message", "text", "usage", "error"];
-    let [index, delta, finish_reason, message, whole, usage, failure] = json::members(choice, names)?;
+/// The members of the inside of an object that are neither numbers nor flags.
+fn words(inside: &str) -> Option<String> {
+    let (object, mut words) = (format!("{{{inside}}}"), String::new());
+    json::each_member(&object, |name, value| {
+        if value.starts_with(['"', '[', '{']) {
+            json::push_member(&mut words, name, value);
+        }
+    })?;
+    Some(words)
+}
+
+fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>> {
+    let ([index, delta, finish_reason, message, whole, usage, failure], mut has_rest) =
+        json::members_and_rest(choice, CHOICE, &CHOICE_FRAMING)?;
     let index = number(index)?;
-    let said = draft.said.len();
-    let has_more = match delta {
+    let said = draft.len();
+    let delta_rest = match delta {
         // An empty object, as PHP writes it.
-        Some("[]") => false,
+        None | Some("[]") => String::new(),
         Some(delta) => read_delta(delta, index, draft)?,
-        // Not a chunk, but a whole answer or one of another interface.
-        None => message.is_some() || whole.is_some(),
     };
+    let has_said = draft.len() > said;
+    let is_told = |raw: Option<&str>| raw.is_some_and(json::is_told);
+    // A whole answer, or one of another interface; where a delta has said something, `text` repeats it.
+    has_rest |= is_told(message) || !has_said && is_told(whole);
     let bit = 1_u64.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
     // The first entry of the next generation may come while the former's progress is gone already.
-    if draft.said.len() > said && draft.progress().begun & bit == 0 && bit != 0 {
+    if has_said && draft.progress().begun & bit == 0 && bit != 0 {
         draft.change().begun |= bit;
     }
+    let rest = (has_rest || !delta_rest.is_empty())
+        .then(|| rest_of_choice(choice, (index, &delta_rest), !has_said))
+        .flatten();
     if let Some(reason) = word(finish_reason)?
-        && (!draft.follows_end || !draft.said.is_empty())
+        && (draft.is_ours() || rest.is_some())
     {
         let progress = draft.change();
         progress.finished |= bit;
         progress.finish(index, reason)?;
     }
     draft.keep_usage(usage);
-    Some((has_more, failure))
+    Some(Choice { rest, failure: failure.filter(|failure| json::is_told(failure)) })
 }
 
-fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<bool> {
-    let names = ["content", "refusal", "reasoning_content", "reasoning", "tool_calls", "function_call"];
-    let [content, refusal, reasoning_content, reasoning, tool_calls, function_call] =
-        json::members(delta, names)?;
+/// What is left of a choice, as a choice of its own. `with_text`: its `text` was not told by a delta.
+fn rest_of_choice(choice: &str, (index, delta): (u64, &str), with_text: bool) -> Option<String> {
+    let read =
+        ["index", "delta", "finish_reason", "usage", "error", if with_text { "index" } else { "text" }];
+    let own = words(&json::rest(choice, &[&read, &CHOICE_FRAMING])?)?;
+    if own.is_empty() && delta.is_empty() {
+        return None;
+    }
+    let comma = if own.is_empty() { "" } else { "," };
+    Some(format!(r#"{{"index":{index},"delta":{{{delta}}}{comma}{own}}}"#))
+}
+
+/// Reads a delta; what is left of it, as the inside of an object.
+fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<String> {
+    let ([content, refusal, reasoning_content, reasoning, tool_calls, function_call], has_rest) =
+        json::members_and_rest(delta, DELTA, &DELTA_FRAMING)?;
     let (reasoning, also) = (text(reasoning_content)?, text(reasoning)?);
     draft.say_text("reasoning", index, reasoning)?;
     draft.say_text("reasoning", index, also.filter(|_| also != reasoning))?;
@@ -89,77 +189,82 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<b
         content => draft.say_text("content", index, text(content)?)?,
     }
     draft.say_text("refusal", index, text(refusal)?)?;
+    let mut rest = if has_rest { json::rest(delta, &[&DELTA, &DELTA_FRAMING])? } else { String::new() };
+    let mut rests = Vec::new();
     for (place, call) in tool_calls.map_or(Some(Vec::new()), json::elements)?.into_iter().enumerate() {
-        read_call(call, (index, place), draft)?;
+        rests.extend(read_call(call, (index, place), draft)?);
+    }
+    if !rests.is_empty() {
+        json::push_member(&mut rest, "tool_calls", &format!("[{}]", rests.join(",")));
     }
     if let Some(function) = function_call {
-        say_function(function, (index, 0, None), draft)?;
+        let [name, arguments] = json::members(function, FUNCTION)?;
+        let (name, arguments) = (tool_name(name)?, draft.arguments(arguments)?.unwrap_or_default());
+        if name.is_some() || !arguments.is_empty() {
+            let call = draft.legacy_call(index);
+            draft.say_call(index, call, Piece { id: None, name, arguments })?;
+        }
     }
-    let mut has_more = false;
-    json::each_member(delta, |name, value| {
-        has_more |= !KNOWN.contains(&name) && value != "null" && is_told(value);
-    })?;
-    Some(has_more)
+    Some(rest)
 }
 
 /// Typed parts of content: text, thinking, which has parts itself, and others.
 fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     for part in json::elements(list)? {
-        let [kind, plain, thinking] = json::members(part, ["type", "text", "thinking"])?;
+        let ([kind, plain, thinking], has_rest) =
+            json::members_and_rest(part, ["type", "text", "thinking"], &["index", "closed"])?;
         match kind.and_then(json::string) {
             Some("text") => draft.say_text(channel, index, text(plain)?)?,
             Some("thinking") if channel == "content" => match thinking {
                 Some(list) if list.starts_with('[') => read_parts(list, "reasoning", index, draft)?,
                 thinking => draft.say_text("reasoning", index, text(thinking)?)?,
             },
-            _ => draft.say(Event::Custom { data: part })?,
+            _ => {
+                draft.say(Event::Custom { data: part })?;
+                continue;
+            }
+        }
+        if has_rest {
+            let (kind, rest) =
+                (kind.unwrap_or_default(), json::rest(part, &[&["type", "text", "thinking"]])?);
+            draft.say_rest(format!(r#"{{"type":{kind},{rest}}}"#))?;
         }
     }
     Some(())
 }
 
-fn read_call<'a>(call: &'a str, (choice, place): (u64, usize), draft: &mut Draft<'a>) -> Option<()> {
-    let [number, name, function] = json::members(call, ["index", "id", "function"])?;
-    let id = id(name)?;
-    let number = match number {
-        Some(number) => json::unsigned(number)?,
-        None => unnumbered(choice, id.is_some() || place > 0, draft)?,
-    };
-    match function {
-        Some(function) => say_function(function, (choice, number, id), draft),
-        None if id.is_some() => {
-            draft.say(Event::ToolCall { index: choice, call: number, id, name: None, arguments: "" })
-        }
-        None => Some(()),
+/// Reads a piece of a tool call, the `place`th in its list; what is left of it, as a call of its own.
+fn read_call<'a>(call: &'a str, (choice, at): (u64, usize), draft: &mut Draft<'a>) -> Option<Option<String>> {
+    let ([index, id, kind, function], mut has_rest) = json::members_and_rest(call, CALL, &[])?;
+    let (index, id) = (place(index)?, call_id(id)?);
+    let ([name, arguments], has_more) = function
+        .map_or(Some(([None; 2], false)), |function| json::members_and_rest(function, FUNCTION, &[]))?;
+    has_rest |= has_more;
+    let (name, arguments) = (tool_name(name)?, draft.arguments(arguments)?.unwrap_or_default());
+    let mut piece = Piece { id, name, arguments };
+    if id.is_none() && name.is_none() && arguments.is_empty() && !has_rest {
+        return Some(None);
     }
-}
-
-fn say_function<'a>(
-    function: &'a str,
-    (index, call, id): (u64, u64, Option<&'a str>),
-    draft: &mut Draft<'a>,
-) -> Option<()> {
-    let [name, arguments] = json::members(function, ["name", "arguments"])?;
-    let (name, arguments) = (word(name)?, draft.arguments(arguments)?.unwrap_or_default());
-    if id.is_none() && name.is_none() && arguments.is_empty() {
-        return Some(());
+    let hint = Hint { choice, index, begins: at > 0 };
+    let followed = draft.call_of(hint, &mut piece);
+    draft.say_call(choice, followed, piece)?;
+    if !has_rest {
+        return Some(None);
     }
-    draft.say(Event::ToolCall { index, call, id, name, arguments })
-}
-
-/// The number of a call that has none: the last one's of its choice, or the next where another begins.
-fn unnumbered(choice: u64, begins: bool, draft: &mut Draft<'_>) -> Option<u64> {
-    let key = BlockKey::Place(choice);
-    Some(match draft.progress().blocks.iter().position(|block| block.key == key) {
-        Some(place) if begins => {
-            let block = &mut draft.change().blocks[place];
-            block.call = block.call.saturating_add(1);
-            block.call
-        }
-        Some(place) => draft.progress().blocks[place].call,
-        None => {
-            draft.change().open(Block { key, call: 0, introduction: None })?;
-            0
-        }
-    })
+    let mut rest = format!(r#""index":{}"#, draft.number_of(followed));
+    if let Some(id) = id {
+        json::push_member(&mut rest, "id", &format!("\"{id}\""));
+    }
+    if let Some(kind) = kind.filter(|kind| *kind != "\"function\"") {
+        json::push_member(&mut rest, "type", kind);
+    }
+    let own = json::rest(call, &[&CALL])?;
+    if !own.is_empty() {
+        rest = format!("{rest},{own}");
+    }
+    let of_function = function.map_or(Some(String::new()), |function| json::rest(function, &[&FUNCTION]))?;
+    if !of_function.is_empty() {
+        json::push_member(&mut rest, "function", &format!("{{{of_function}}}"));
+    }
+    Some(Some(format!("{{{rest}}}")))
 }

@@ -1,6 +1,8 @@
 //! What the field `openai` may hold: which of the forms it is.
 
-use super::{Draft, chat, end, error, responses};
+use super::draft::Draft;
+use super::failure::error;
+use super::{chat, end, responses};
 use crate::event::Event;
 use crate::json;
 
@@ -8,33 +10,43 @@ use crate::json;
 const DONE: &str = "[DONE]";
 
 pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let text = text.trim_matches(json::BLANKS);
     if text == DONE {
         return draft.say(end(draft.before));
     }
-    let text = text.trim_matches(json::BLANKS);
     let [kind, object, choices, failure, usage, groq] =
         json::members(text, ["type", "object", "choices", "error", "usage", "x_groq"])?;
+    let failure = failure.filter(|failure| json::is_told(failure));
     if let Some(choices) = choices {
+        let groq = groq.filter(|groq| groq.starts_with('{'));
         let groq = groq.and_then(|groq| json::members(groq, ["usage", "error"]));
         let [their_usage, their_failure] = groq.unwrap_or_default();
-        return chat::read(text, draft, (choices, usage.or(their_usage), failure.or(their_failure)));
+        let their_failure = their_failure.filter(|failure| json::is_told(failure));
+        return chat::read(text, draft, (Some(choices), usage.or(their_usage), failure.or(their_failure)));
     }
     let object = object.and_then(json::string);
     if object == Some("error") && failure.is_none() {
-        return draft.say(error(text)?);
+        let event = error(text, "", draft);
+        return draft.say(event);
     }
     if let Some(kind) = kind.filter(|kind| failure.is_none() || kind.starts_with("\"response.")) {
-        return responses::read(&json::unescape(json::string(kind)?)?, text, draft);
+        responses::read(&json::unescape(json::string(kind)?)?, text, draft)?;
+        // It has said what it had to say, and failed.
+        return match failure.filter(|_| !draft.is_over()) {
+            Some(failure) => {
+                let event = error(failure, text, draft);
+                draft.say(event)
+            }
+            None => Some(()),
+        };
     }
     if let Some(failure) = failure {
-        return draft.say(error(failure)?);
+        let event = error(failure, text, draft);
+        return draft.say(event);
     }
     match object {
         // One that has nothing to say but, perhaps, what the answer took.
-        Some("chat.completion.chunk") => {
-            draft.keep_usage(usage);
-            Some(())
-        }
+        Some("chat.completion.chunk") => chat::read(text, draft, (None, usage, None)),
         _ => draft.say(Event::Custom { data: text }),
     }
 }

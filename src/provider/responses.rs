@@ -1,140 +1,278 @@
 //! Events of OpenAI's Responses API.
 //!
-//! Function calls are known by their place in the output, or by their item's id where an event has no place: some
-//! servers change the ids from event to event.
+//! Items are known by their place in the output, or by their id where an event has no place: some servers change the ids
+//! from event to event. Whole texts, calls and items, which come again in up to four events, are told as far as they were not
+//! told: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls are `custom`, and
+//! so is what is left of an item or of a part that is understood but for some members.
 
-use super::{Draft, PROVIDER_ERROR, counts, error, id, text, word};
-use crate::event::{BlockKey, Event, Introduction};
+use super::calls::{BY_FURTHER, BY_PLACE, Call, Hint, Piece, index_name, item_name};
+use super::draft::Draft;
+use super::failure::error;
+use super::items::{Item, PartOf, tell_output, tell_part};
+use super::value::{counts, id, number, place, text, tool_name, word};
+use super::whole::{Level, Spot, Voice};
+use crate::event::{Event, Progress, name_of};
 use crate::json;
 
+/// Members of events about text that say nothing to a viewer.
+const FRAMING: [&str; 21] = [
+    "type",
+    "sequence_number",
+    "item_id",
+    "output_index",
+    "content_index",
+    "summary_index",
+    "logprobs",
+    "obfuscation",
+    "event_id",
+    "response_id",
+    "status",
+    "id",
+    "object",
+    "model",
+    "created",
+    "created_at",
+    "provider",
+    "request_id",
+    "trace_id",
+    "metadata",
+    "error",
+];
+
 pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    if let Some(kind) = kind.strip_prefix("response.")
+        && let Some((voice, step)) = voice_of(kind)
+    {
+        return match step {
+            "delta" => read_delta(voice, event, draft),
+            _ => read_done(voice, event, draft),
+        };
+    }
     match kind {
-        "response.output_text.delta" => say_delta("content", event, draft),
-        "response.reasoning_text.delta" | "response.reasoning_summary_text.delta" => {
-            say_delta("reasoning", event, draft)
+        "response.function_call_arguments.delta" => read_arguments(event, draft),
+        "response.function_call_arguments.done" => read_whole_arguments(event, draft),
+        "response.output_item.added" => read_item(event, Level::Added, draft),
+        "response.output_item.done" => read_item(event, Level::Item, draft),
+        "response.content_part.added" | "response.reasoning_summary_part.added" => {
+            read_part(event, Level::Added, draft)
         }
-        "response.refusal.delta" => say_delta("refusal", event, draft),
-        "response.function_call_arguments.delta" => {
-            let [delta] = json::members(event, ["delta"])?;
-            say_arguments(event, text(delta)??, draft)
+        "response.content_part.done" | "response.reasoning_summary_part.done" => {
+            read_part(event, Level::Part, draft)
         }
-        "response.function_call_arguments.done" => {
-            let [arguments] = json::members(event, ["arguments"])?;
-            let arguments = draft.arguments(arguments)?;
-            draft.end_block(&key(event, None)?, arguments)
-        }
-        "response.output_item.added" => begin_item(event, draft),
-        "response.output_item.done" => end_item(event, draft),
-        "response.created" => {
-            if draft.follows_end && *draft.before != crate::event::Progress::NONE {
-                *draft.change() = crate::event::Progress::NONE;
+        "response.output_text.annotation.added" => {
+            let [annotation] = json::members(event, ["annotation"])?;
+            if let Some(annotation) = annotation {
+                draft.change().note_member(annotation);
             }
-            Some(())
+            draft.say(Event::Custom { data: event })
         }
+        "response.created" => begin(event, draft),
         // What servers send to keep a connection open says nothing either.
-        "keepalive"
-        | "ping"
-        | "response.queued"
-        | "response.in_progress"
-        | "response.content_part.added"
-        | "response.content_part.done"
-        | "response.output_text.done"
-        | "response.refusal.done"
-        | "response.reasoning_text.done"
-        | "response.reasoning_summary_text.done"
-        | "response.reasoning_summary_part.added"
-        | "response.reasoning_summary_part.done" => Some(()),
-        "response.completed" | "response.incomplete" => say_end(kind, event, draft),
-        "response.failed" => {
-            let [response] = json::members(event, ["response"])?;
-            let [failure] = response.map_or(Some([None]), |response| json::members(response, ["error"]))?;
-            draft.say(match failure {
-                Some(failure) => error(failure)?,
-                None => Event::Error { code: PROVIDER_ERROR, message: None },
-            })
-        }
-        "error" => {
-            let [code, message] = json::members(event, ["code", "message"])?;
-            let code = id(code).flatten().unwrap_or(PROVIDER_ERROR);
-            draft.say(Event::Error { code, message: text(message).flatten() })
+        "keepalive" | "ping" | "response.queued" | "response.in_progress" => Some(()),
+        "response.completed" | "response.incomplete" | "response.failed" => read_end(kind, event, draft),
+        "response.error" | "error" => {
+            let event = error("true", event, draft);
+            draft.say(event)
         }
         _ => draft.say(Event::Custom { data: event }),
     }
 }
 
-fn say_delta<'a>(channel: &'static str, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+/// The kind of text that an event is about, and whether it is a piece or the whole.
+fn voice_of(kind: &str) -> Option<(Voice, &str)> {
+    let (about, step) = kind.split_once('.')?;
+    let voice = match about {
+        "output_text" => Voice::Text,
+        "refusal" => Voice::Refusal,
+        "reasoning_text" => Voice::Reasoning,
+        "reasoning_summary_text" => Voice::Summary,
+        _ => return None,
+    };
+    matches!(step, "delta" | "done").then_some((voice, step))
+}
+
+/// Which part of the output an event is about.
+fn spot(voice: Voice, event: &str) -> Option<Spot<'_>> {
+    let [output, item, content, summary] =
+        json::members(event, ["output_index", "item_id", "content_index", "summary_index"])?;
+    let sub = if voice == Voice::Summary { summary } else { content };
+    Some(Spot { place: place(output)?, item: id(item)?, sub: number(sub)? })
+}
+
+fn read_delta<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let ([delta], has_rest) = json::members_and_rest(event, ["delta"], &FRAMING)?;
+    let delta = text(delta)??;
+    draft.say_part(voice, spot(voice, event)?, delta)?;
+    say_rest_of_event(event, "delta", has_rest, draft)
+}
+
+fn read_done<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let member = if voice == Voice::Refusal { "refusal" } else { "text" };
+    let ([whole], has_rest) = json::members_and_rest(event, [member], &FRAMING)?;
+    let whole = text(whole)?.unwrap_or_default();
+    if draft.claim(voice, spot(voice, event)?, whole, Level::Text)?.is_contradiction() {
+        return draft.say(Event::Custom { data: event });
+    }
+    say_rest_of_event(event, member, has_rest, draft)
+}
+
+/// Says the members of an event that were not understood, as an event of the same type.
+fn say_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut Draft<'a>) -> Option<()> {
+    if !has_rest {
+        return Some(());
+    }
+    let [kind] = json::members(event, ["type"])?;
+    let (kind, rest) = (kind?, json::rest(event, &[&FRAMING, &[read]])?);
+    // What repeats from event to event is about the whole answer.
+    if !draft.change().note_member(&rest) {
+        return Some(());
+    }
+    draft.say_rest(format!(r#"{{"type":{kind},{rest}}}"#))
+}
+
+/// A part of the content or of a summary, empty as it begins or whole at its end.
+fn read_part<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<()> {
+    let [output, item, content, summary, part] =
+        json::members(event, ["output_index", "item_id", "content_index", "summary_index", "part"])?;
+    let Some(part) = part else { return Some(()) };
+    let sub = number(content.or(summary))?;
+    let spot = Spot { place: place(output)?, item: id(item)?, sub };
+    tell_part(PartOf { part, voice: None, spot, event: Some(event) }, level, draft)
+}
+
+/// The call that an event without a call's id is about.
+fn call_at(event: &str, draft: &Draft<'_>) -> Option<Option<u64>> {
+    let [output, item] = json::members(event, ["output_index", "item_id"])?;
+    let (output, item) = (place(output)?, id(item)?);
+    let by_place = output.map(|output| index_name(0, output));
+    let slot = draft.find_part(by_place, item.map(item_name));
+    if output.is_some() || item.is_some() {
+        return Some(slot);
+    }
+    let current = draft.progress().parts.choice(0).and_then(|calls| calls.current);
+    Some(current.filter(|slot| draft.progress().parts.get(*slot).is_some()))
+}
+
+/// A call begins of which nothing was told before.
+fn begin_call_at(event: &str, draft: &mut Draft<'_>) -> Option<u64> {
+    let [output, item] = json::members(event, ["output_index", "item_id"])?;
+    let slot = draft.begin_call(0);
+    if let Some(output) = place(output)? {
+        draft.name_part(slot, BY_PLACE, index_name(0, output));
+    }
+    if let Some(item) = id(item)? {
+        draft.name_part(slot, BY_FURTHER, item_name(item));
+    }
+    Some(slot)
+}
+
+fn read_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [delta] = json::members(event, ["delta"])?;
-    draft.say_text(channel, 0, Some(text(delta)??))
+    let arguments = text(delta)??;
+    // Nothing follows the whole of a call: what does is of another one in its place.
+    let going_on = |slot: &u64| draft.progress().parts.get(*slot).is_some_and(|part| part.confirmed == 0);
+    let known = call_at(event, draft)?.filter(going_on);
+    let slot = match known {
+        Some(slot) => slot,
+        None => begin_call_at(event, draft)?,
+    };
+    draft.say_piece(slot, Piece { arguments, ..Piece::default() })
 }
 
-/// A piece of a call of which nothing was told before is one without a name.
-fn say_arguments<'a>(event: &'a str, arguments: &'a str, draft: &mut Draft<'a>) -> Option<()> {
-    let key = key(event, None)?;
-    if let Some(place) = draft.place(&key) {
-        return draft.say_piece(place, arguments);
+fn read_whole_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let [name, arguments] = json::members(event, ["name", "arguments"])?;
+    let piece = Piece {
+        id: None,
+        name: tool_name(name)?,
+        arguments: draft.arguments(arguments)?.unwrap_or_default(),
+    };
+    let slot = match call_at(event, draft)? {
+        Some(slot) => slot,
+        None if piece.name.is_none() && piece.arguments.is_empty() => return Some(()),
+        None => begin_call_at(event, draft)?,
+    };
+    if draft.claim_call(slot, piece, Level::Text)?.is_contradiction() {
+        return draft.say(Event::Custom { data: event });
     }
-    let call = draft.open_block(key, None)?;
-    draft.say(Event::ToolCall { index: 0, call, id: None, name: None, arguments })
+    Some(())
 }
 
-fn begin_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
-    let [item] = json::members(event, ["item"])?;
-    let [kind, item_id, call_id, name, arguments] =
-        json::members(item?, ["type", "id", "call_id", "name", "arguments"])?;
-    match kind.and_then(json::string) {
-        Some("function_call") => {
-            let owned = |text: Option<&str>| text.map(Box::from);
-            let introduction = Introduction {
-                id: owned(id(call_id)?),
-                name: owned(word(name)?),
-                arguments: draft.arguments(arguments)?.unwrap_or_default().into(),
-            };
-            draft.open_block(key(event, item_id)?, Some(introduction))?;
-            Some(())
-        }
-        Some("message" | "reasoning") => Some(()),
-        _ => draft.say(Event::Custom { data: event }),
-    }
+fn read_item<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<()> {
+    let [output, item] = json::members(event, ["output_index", "item"])?;
+    let item = Item::read(item?, place(output)?, draft)?;
+    item.tell(level, event, draft)
 }
 
-/// A call that comes to its end without ever having begun is told as a whole.
-fn end_item<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
-    let [item] = json::members(event, ["item"])?;
-    let [kind, item_id, call_id, name, arguments] =
-        json::members(item?, ["type", "id", "call_id", "name", "arguments"])?;
-    match kind.and_then(json::string) {
-        Some("function_call") => {
-            let (key, arguments) = (key(event, item_id)?, draft.arguments(arguments)?);
-            if draft.place(&key).is_some() {
-                draft.end_block(&key, arguments)?;
-            } else {
-                let (id, name) = (id(call_id)?, word(name)?);
-                let call = draft.open_block(key.clone(), None)?;
-                let arguments = arguments.unwrap_or_default();
-                draft.say(Event::ToolCall { index: 0, call, id, name, arguments })?;
+impl<'a> Draft<'a> {
+    /// The call of an item, which it may begin.
+    pub(super) fn call_of_item(
+        &mut self,
+        output: Option<u64>,
+        item: Option<&str>,
+        piece: &mut Piece<'_>,
+    ) -> Option<u64> {
+        let by_item = item.and_then(|item| self.find_part(None, Some(item_name(item))));
+        let by_item = by_item.filter(|slot| !self.has_other_id(*slot, piece.id));
+        let slot = match by_item {
+            Some(slot) => slot,
+            None => {
+                let hint = Hint { choice: 0, index: output, begins: piece.id.is_none() && output.is_none() };
+                let Call::Followed(slot) = self.call_of(hint, piece) else { return None };
+                slot
             }
-            draft.close_block(&key);
-            Some(())
+        };
+        if let Some(output) = output {
+            self.name_part(slot, BY_PLACE, index_name(0, output));
         }
-        Some("message" | "reasoning") => Some(()),
-        _ => draft.say(Event::Custom { data: event }),
+        if let Some(item) = item {
+            self.name_part(slot, BY_FURTHER, item_name(item));
+        }
+        Some(slot)
     }
 }
 
-/// Which item an event is about.
-fn key(event: &str, item_id: Option<&str>) -> Option<BlockKey> {
-    let [place, item] = json::members(event, ["output_index", "item_id"])?;
-    Some(match place {
-        Some(place) => BlockKey::Place(json::unsigned(place)?),
-        None => BlockKey::Id(id(item.or(item_id))?.unwrap_or_default().into()),
-    })
+/// A response begins. Another one than the one before begins anew.
+fn begin<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    let [response] = json::members(event, ["response"])?;
+    let [name] = response.map_or(Some([None]), |response| json::members(response, ["id"]))?;
+    let message = id(name)?.map_or(0, |name| name_of(0, [0, 0], name));
+    let former = draft.before.message;
+    if draft.follows_end {
+        if *draft.before != Progress::NONE {
+            draft.tell_waiting()?;
+            *draft.change() = Progress { message, ..Progress::NONE };
+        }
+    } else if former != 0 && message != 0 && former != message {
+        draft.tell_waiting()?;
+        let progress = draft.change();
+        progress.parts.forget();
+        progress.totals = Progress::NONE.totals;
+    }
+    if message != 0 && draft.progress().message != message {
+        draft.change().message = message;
+    }
+    Some(())
 }
 
-fn say_end<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+fn read_end<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [response] = json::members(event, ["response"])?;
-    let [status, details, usage] = response
-        .map_or(Some([None; 3]), |text| json::members(text, ["status", "incomplete_details", "usage"]))?;
-    let [reason] = details.map_or(Some([None]), |details| json::members(details, ["reason"]))?;
+    let names = ["status", "incomplete_details", "usage", "error", "output", "output_text"];
+    let [status, details, usage, failure, output, text] =
+        response.map_or(Some([None; 6]), |response| json::members(response, names))?;
+    tell_output(output, text, draft)?;
+    let failure = failure.filter(|failure| json::is_told(failure));
+    if let Some(failure) = failure {
+        let event = error(failure, response.unwrap_or_default(), draft);
+        return draft.say(event);
+    }
+    if kind == "response.failed" {
+        let event = error("true", event, draft);
+        return draft.say(event);
+    }
+    let [reason] = match details {
+        Some(details) if details.starts_with('{') => json::members(details, ["reason"])?,
+        _ => [None],
+    };
     let otherwise = if kind == "response.completed" { "completed" } else { "incomplete" };
     let finish_reason = word(reason)?.or(word(status)?).unwrap_or(otherwise);
     let usage = counts(usage).or(draft.before.usage.as_deref());

@@ -111,14 +111,26 @@ pub(super) fn told<'a>(
     margin: &'a Margin,
 ) -> Result<Told<'a>, Flaw> {
     match form {
-        Form::Data(data) => match native(data)? {
-            Some(decoded) => Ok(Told::one(decoded)),
-            None => flat::read_object(data, &context.names, margin),
+        Form::Data(data) => match of_data(data, context, margin) {
+            // Numbers that are none make an object none, unless nobody reads them.
+            Err(Flaw::NotAnObject) => match std::str::from_utf8(data).ok().and_then(json::without_nan) {
+                Some(object) => of_data(margin.keep(object.into()).as_bytes(), context, margin),
+                None => Err(Flaw::NotAnObject),
+            },
+            told => told,
         },
         Form::Flat => flat::read_fields(&entry.fields, &context.names, margin),
         Form::Raw(form, _) => Err(Flaw::Provider(form)),
         Form::Encrypted => Err(Flaw::Encrypted),
         Form::TooLarge => Err(Flaw::TooLarge),
+    }
+}
+
+/// What an object in `data` says.
+fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> Result<Told<'a>, Flaw> {
+    match native(data)? {
+        Some(decoded) => Ok(Told::one(decoded)),
+        None => flat::read_object(data, &context.names, margin),
     }
 }
 

@@ -20,14 +20,18 @@ use crate::provider::{self, Margin, Said};
 pub(super) struct Heard<'a> {
     id: EntryId,
     events: Events<'a>,
-    progress: Option<Progress>,
+    progress: Option<Arc<Progress>>,
     /// How many events were judged, and how many there are.
     judged: usize,
     count: usize,
 }
 
 enum Events<'a> {
-    Told(Told<'a>),
+    /// What an entry says by itself, after what was `waiting` of a provider's form and has to be told before it.
+    Told {
+        waiting: Vec<Event<'a>>,
+        told: Told<'a>,
+    },
     Raw(Said<'a>),
 }
 
@@ -47,8 +51,10 @@ impl<'a> Heard<'a> {
             Form::Raw(form, raw) => (form, raw),
             form => {
                 let told = told(form, entry, context, margin)?;
-                let count = 1 + usize::from(told.end.is_some());
-                return Ok(Self { id, events: Events::Told(told), progress: None, judged: 0, count });
+                let waiting = waiting_before(&told, before, state, id);
+                let count = waiting.len() + 1 + usize::from(told.end.is_some());
+                let events = Events::Told { waiting, told };
+                return Ok(Self { id, events, progress: None, judged: 0, count });
             }
         };
         let follows_end = state.phase.terminal().is_some();
@@ -62,12 +68,17 @@ impl<'a> Heard<'a> {
     /// then the one after the entry.
     pub(super) fn judge(&mut self, state: &mut StreamState) -> Option<(Decoded<'a>, Verdict, Position)> {
         if let Some(progress) = self.progress.take() {
-            state.progress = Some(Arc::new(progress));
+            state.progress = Some(progress);
         }
         let decoded = match &self.events {
             _ if self.judged == self.count => None,
-            Events::Told(told) if self.judged == 0 => Some(told.first),
-            Events::Told(told) => told.end.map(|event| Decoded { event, ..told.first }),
+            Events::Told { waiting, told } => match self.judged.checked_sub(waiting.len()) {
+                None => {
+                    waiting.get(self.judged).map(|event| Decoded { event: *event, seq: None, ts_us: None })
+                }
+                Some(0) => Some(told.first),
+                Some(_) => told.end.map(|event| Decoded { event, ..told.first }),
+            },
             Events::Raw(said) => {
                 let event = said.event(self.judged);
                 event.map(|event| Decoded { event, seq: None, ts_us: None })
@@ -80,10 +91,10 @@ impl<'a> Heard<'a> {
             return None;
         };
         // The entry's number counts once, with its first event.
-        let seq = decoded.seq.filter(|_| self.judged == 0);
+        let seq = decoded.seq.filter(|_| !self.is_end_of_told());
         let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
-        if matches!((&self.events, verdict), (Events::Told(_), Verdict::Drop(_))) {
+        if matches!((&self.events, verdict), (Events::Told { .. }, Verdict::Drop(_))) {
             // A retry, or what belongs to a finished generation, is that as a whole.
             self.count = self.judged;
         }
@@ -96,8 +107,38 @@ impl<'a> Heard<'a> {
         Some((decoded, verdict, position))
     }
 
-    const fn is_heartbeat(&self) -> bool {
-        matches!(&self.events, Events::Told(Told { first: Decoded { event: Event::Heartbeat, .. }, .. }))
+    /// Whether the next event is the end that comes with a text.
+    fn is_end_of_told(&self) -> bool {
+        matches!(&self.events, Events::Told { waiting, .. } if self.judged > waiting.len())
+    }
+
+    fn is_heartbeat(&self) -> bool {
+        matches!(&self.events, Events::Told { told, .. } if matches!(told.first.event, Event::Heartbeat))
+    }
+}
+
+/// What has to be told before what an entry says by itself: what a provider has only announced, where the entry ends the
+/// generation or begins the next one.
+fn waiting_before<'a>(
+    told: &Told<'_>,
+    before: &'a Progress,
+    state: &StreamState,
+    id: EntryId,
+) -> Vec<Event<'a>> {
+    let event = &told.first.event;
+    let takes_place = matches!(event, Event::Start { .. }) || event.is_terminal() || told.end.is_some();
+    if !takes_place || !before.parts.has_waiting() {
+        return Vec::new();
+    }
+    let waiting = provider::waiting(before);
+    // A retry ends nothing and begins nothing.
+    let mut after = state.clone();
+    for event in &waiting {
+        judge(&mut after, id, &Decoded { event: *event, seq: None, ts_us: None });
+    }
+    match judge(&mut after, id, &told.first) {
+        Verdict::Deliver { .. } => waiting,
+        Verdict::Gap { .. } | Verdict::Drop(_) => Vec::new(),
     }
 }
 

@@ -363,7 +363,8 @@ impl Gathering {
             if decoded.event.is_terminal() {
                 self.snapshot.finish_choices(Progress::known(progress.as_deref()));
             }
-            match std::mem::replace(&mut is_counted, true) {
+            // An entry may end one generation and begin the next.
+            match std::mem::replace(&mut is_counted, true) && !begins {
                 false => self.snapshot.push(&decoded, begins),
                 true => self.snapshot.push_further(&decoded),
             }

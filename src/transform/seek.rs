@@ -223,7 +223,8 @@ impl Seek {
 
     /// Follows an entry that is not in the native form or breaks it, or one after one in a provider's form.
     fn follow_heard(&mut self, entry: &Entry) {
-        let mut before = (self.after == After::Last).then(|| self.state.clone());
+        let before = (self.after == After::Last).then(|| self.state.clone());
+        let mut at = Position::whole(self.tip);
         self.state.pass();
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let known = Progress::known(progress.as_deref());
@@ -237,11 +238,12 @@ impl Seek {
             is_lost |= matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. });
             let Verdict::Deliver { begins, .. } = verdict else { continue };
             if begins {
-                if let Some(state) = before.take() {
-                    self.newest = (Position::whole(self.tip), state);
+                if let Some(state) = &before {
+                    self.newest = (at, state.clone());
                 }
                 self.terminal = None;
             }
+            at = position;
             if decoded.event.is_terminal() {
                 self.terminal = self.terminal_frame(entry.id, self.delivered, &decoded).map(Arc::new);
             }

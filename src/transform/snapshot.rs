@@ -94,8 +94,8 @@ impl Snapshot {
 
     /// Takes why the single choices ended, of a generation that comes to its end.
     pub fn finish_choices(&mut self, progress: &Progress) {
-        for (index, reason) in &progress.finish_reasons {
-            if let Some(choice) = self.newest.choices.get_mut(index) {
+        for (index, reason) in progress.finish_reasons.iter() {
+            if let Some(choice) = self.newest.choices.get_mut(&index) {
                 choice.finish_reason = Some(reason.to_string());
                 self.bytes = self.bytes.saturating_add(reason.len());
             }

@@ -223,7 +223,7 @@ fn an_entry_without_an_object_is_skipped() {
         vec![("other", b"{}")],
         vec![("Data", br#"{"type":"delta","text":"x"}"#)],
         vec![("openai", b"no json")],
-        vec![("openai", b"[DONE] ")],
+        vec![("openai", b"[DONE],")],
         vec![("anthropic", b"[]")],
         vec![("enc", b"!")],
         vec![("data", b"broken"), ("openai", b"{}")],
@@ -252,7 +252,7 @@ fn an_entry_without_an_object_is_skipped() {
 fn an_entry_with_a_wrong_member_is_skipped() {
     check_skipped(&data_entries(&[
         "{}",
-        r#"{"type":null,"text":"x"}"#,
+        r#"{"type":null,"txt":"x"}"#,
         r#"{"type":1}"#,
         r#"{"type":["delta"],"text":"x"}"#,
         r#"{"type":"delta"}"#,

@@ -1,0 +1,331 @@
+//! The parts of a generation in a provider's own form: which tool calls and texts there are, under which names later
+//! events mean them, and how much of each was told.
+//!
+//! A part is found by its names: hashes of what a provider calls it (an index, an id, a place in the output). A name
+//! belongs to the part that took it last. Everything here costs the same however many parts there are.
+//!
+//! Text is remembered by its length and hash alone. That is enough to tell whether a text that is given as a whole
+//! repeats what was told, goes on from it, or is another one.
+
+use std::hash::Hasher;
+use std::sync::Arc;
+
+use super::Trie;
+use super::shard::Fnv;
+
+/// What a part counts beside its strings: itself, its names, and its share of the nodes above them.
+const PART_BYTES: usize = 256;
+/// What a choice counts.
+const CHOICE_BYTES: usize = 64;
+/// The choices whose calls are followed are those below this number.
+pub(crate) const CHOICES_MAX: u64 = 1024;
+
+/// How much of a text was told, *unescaped*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Told {
+    /// Its bytes.
+    pub len: usize,
+    hash: u64,
+}
+
+impl Told {
+    /// Nothing.
+    pub const NONE: Self = Self { len: 0, hash: 0xcbf2_9ce4_8422_2325 };
+
+    /// As much as that.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let mut told = Self::NONE;
+        told.push(text);
+        told
+    }
+
+    /// More was told.
+    pub fn push(&mut self, text: &str) {
+        let mut hash = Fnv::from(self.hash);
+        hash.write(text.as_bytes());
+        self.hash = hash.finish();
+        self.len = self.len.saturating_add(text.len());
+    }
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// The hash of a provider's name for something: of a kind of name, numbers, and an id. Never 0.
+#[must_use]
+pub(crate) fn name_of(kind: u8, numbers: [u64; 2], id: &str) -> u64 {
+    let mut hash = Fnv::default();
+    hash.write(&[kind]);
+    numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
+    hash.write(id.as_bytes());
+    // FNV's low bits are its weaker ones, and the trie goes by them.
+    let mixed = (hash.finish() ^ (hash.finish() >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ (mixed >> 29)).max(1)
+}
+
+/// A tool call, or a part of the text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// What kind of part it is; the provider's form decides what that means.
+    pub kind: u8,
+    /// The choice that it belongs to.
+    pub choice: u64,
+    /// The number of the call within its choice.
+    pub call: u64,
+    /// The hash of the call's id, 0 while nobody has said one.
+    pub id: u64,
+    /// The hash of the tool's name, 0 while nobody has said one.
+    pub name: u64,
+    /// How much was told of its text or arguments.
+    pub told: Told,
+    /// In which ways its whole text was given so far, as bits.
+    pub confirmed: u8,
+    /// What was announced of a call and is not told yet.
+    pub waiting: Option<Arc<Waiting>>,
+    /// The names under which it can be found: by place, by id, by a further one; 0: none.
+    pub(crate) names: [u64; NAMES],
+}
+
+/// The names that a part can have.
+const NAMES: usize = 3;
+
+impl Part {
+    /// Its name of that sort (by place, by id, a further one); 0: none.
+    #[must_use]
+    pub const fn named(&self, sort: usize) -> u64 {
+        self.names[sort]
+    }
+
+    fn len_bytes(&self) -> usize {
+        PART_BYTES + self.waiting.as_ref().map_or(0, |waiting| waiting.len_bytes())
+    }
+}
+
+/// What was announced of a tool call before any piece of its arguments. Strings are *escaped*.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The provider's id of the call.
+    pub id: Option<Box<str>>,
+    /// The tool's name.
+    pub name: Option<Box<str>>,
+    /// Arguments that were given at once. They count where no piece has any.
+    pub arguments: Box<str>,
+}
+
+impl Waiting {
+    /// The bytes of its strings.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let of = |text: &Option<Box<str>>| text.as_deref().map_or(0, str::len);
+        of(&self.id) + of(&self.name) + self.arguments.len()
+    }
+}
+
+/// The calls of a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The number of the next call.
+    pub next: u64,
+    /// The call that is going on.
+    pub current: Option<u64>,
+}
+
+/// The parts of a generation, each in a *slot* of its own: a number that is never used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    slots: Trie<Part>,
+    /// From name to slot.
+    names: Trie<u64>,
+    choices: Trie<Choice>,
+    next: u64,
+    /// No slot below this one is in use.
+    oldest: u64,
+    /// Whether parts had to be forgotten, for want of room.
+    pub has_forgotten: bool,
+    /// How many parts have something waiting.
+    waiting: usize,
+    bytes: usize,
+}
+
+impl Parts {
+    /// None.
+    pub const NONE: Self = Self {
+        slots: Trie::new(),
+        names: Trie::new(),
+        choices: Trie::new(),
+        next: 0,
+        oldest: 0,
+        has_forgotten: false,
+        waiting: 0,
+        bytes: 0,
+    };
+
+    /// What they take, in bytes.
+    #[must_use]
+    pub const fn len_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether anything that was announced is not told yet.
+    #[must_use]
+    pub const fn has_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// The parts of which something is waiting, in the order in which they began.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<u64> {
+        if self.waiting == 0 {
+            return Vec::new();
+        }
+        let waiting = self.slots.iter().filter(|(_, part)| part.waiting.is_some());
+        let mut slots: Vec<u64> = waiting.map(|(slot, _)| slot).collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    /// The part in a slot.
+    #[must_use]
+    pub fn get(&self, slot: u64) -> Option<&Part> {
+        self.slots.get(slot)
+    }
+
+    /// All parts, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Part)> {
+        self.slots.iter()
+    }
+
+    /// The part that has a name.
+    #[must_use]
+    pub fn find(&self, name: u64) -> Option<u64> {
+        let slot = *self.names.get(name)?;
+        self.slots.get(slot).map(|_| slot)
+    }
+
+    /// A part begins; its slot.
+    pub fn insert(&mut self, part: Part) -> u64 {
+        let slot = self.next;
+        self.next += 1;
+        self.bytes += part.len_bytes();
+        self.waiting += usize::from(part.waiting.is_some());
+        self.slots.insert(slot, Part { names: [0; NAMES], ..part });
+        slot
+    }
+
+    /// Changes a part.
+    pub fn change(&mut self, slot: u64, change: impl FnOnce(&mut Part)) {
+        let Some(mut part) = self.slots.get(slot).cloned() else { return };
+        let (bytes, was_waiting) = (part.len_bytes(), part.waiting.is_some());
+        change(&mut part);
+        self.bytes = self.bytes - bytes + part.len_bytes();
+        self.waiting = self.waiting - usize::from(was_waiting) + usize::from(part.waiting.is_some());
+        self.slots.insert(slot, part);
+    }
+
+    /// A part takes a name of that sort, and lets go of the one that it had.
+    pub fn take_name(&mut self, slot: u64, sort: usize, name: u64) {
+        let Some(part) = self.slots.get(slot) else { return };
+        let former = part.names[sort];
+        if former == name && self.names.get(name) == Some(&slot) {
+            return;
+        }
+        if former != name {
+            self.let_go(slot, former);
+            self.change(slot, |part| part.names[sort] = name);
+        }
+        self.names.insert(name, slot);
+    }
+
+    fn let_go(&mut self, slot: u64, name: u64) {
+        if self.names.get(name) == Some(&slot) {
+            self.names.remove(name);
+        }
+    }
+
+    /// A part is over, and nothing will be said of it again.
+    pub fn remove(&mut self, slot: u64) {
+        let Some(part) = self.slots.remove(slot) else { return };
+        self.bytes -= part.len_bytes();
+        self.waiting -= usize::from(part.waiting.is_some());
+        part.names.iter().for_each(|name| self.let_go(slot, *name));
+    }
+
+    /// The part that began first, where they take more than `bytes_max`.
+    pub fn oldest_beyond(&mut self, bytes_max: usize) -> Option<u64> {
+        if self.bytes <= bytes_max || self.slots.is_empty() {
+            return None;
+        }
+        // Each slot is passed over once in the life of a generation.
+        while self.slots.get(self.oldest).is_none() {
+            self.oldest += 1;
+        }
+        Some(self.oldest)
+    }
+
+    /// The calls of a choice, if they are followed.
+    #[must_use]
+    pub fn choice(&self, choice: u64) -> Option<Choice> {
+        (choice < CHOICES_MAX).then(|| self.choices.get(choice).copied().unwrap_or_default())
+    }
+
+    /// Sets what is known of the calls of a choice that is followed.
+    pub fn set_choice(&mut self, choice: u64, calls: Choice) {
+        if self.choices.get(choice).is_none() {
+            self.bytes += CHOICE_BYTES;
+        }
+        self.choices.insert(choice, calls);
+    }
+
+    /// Forgets the parts and their names, and goes on numbering the calls.
+    pub fn forget(&mut self) {
+        let mut choices = Trie::new();
+        for (choice, calls) in self.choices.iter() {
+            choices.insert(choice, Choice { current: None, ..*calls });
+        }
+        let bytes = choices.len() * CHOICE_BYTES;
+        *self = Self { choices, next: self.next, oldest: self.next, bytes, ..Self::NONE };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_belongs_to_the_part_that_took_it_last() {
+        let mut parts = Parts::default();
+        let first = parts.insert(Part::default());
+        parts.take_name(first, 0, 7);
+        parts.take_name(first, 1, 8);
+        let second = parts.insert(Part { call: 1, ..Part::default() });
+        parts.take_name(second, 0, 7);
+        assert_eq!((parts.find(7), parts.find(8)), (Some(second), Some(first)));
+        parts.remove(first);
+        assert_eq!((parts.find(7), parts.find(8)), (Some(second), None));
+        parts.remove(second);
+        assert_eq!((parts.find(7), parts.len_bytes()), (None, 0));
+    }
+
+    #[test]
+    fn what_waits_and_what_it_takes_is_counted() {
+        let mut parts = Parts::default();
+        let waiting = Waiting { arguments: "{}".into(), ..Waiting::default() };
+        let slots: Vec<u64> = (0..9)
+            .map(|_| parts.insert(Part { waiting: Some(Arc::new(waiting.clone())), ..Part::default() }))
+            .collect();
+        assert_eq!(parts.waiting(), slots);
+        parts.change(3, |part| part.waiting = None);
+        parts.remove(0);
+        assert_eq!(parts.waiting(), [1, 2, 4, 5, 6, 7, 8]);
+        assert_eq!(parts.len_bytes(), 8 * PART_BYTES + 7 * 2);
+        assert_eq!(parts.oldest_beyond(8 * PART_BYTES), Some(1));
+        assert_eq!(parts.oldest_beyond(9 * PART_BYTES), None);
+        parts.forget();
+        assert!(!parts.has_waiting() && parts.len_bytes() == 0);
+        assert_eq!(parts.insert(Part::default()), 9, "no slot is used again");
+    }
+}

@@ -1,0 +1,127 @@
+//! What an entry says, in the making, with what the generation comes to by it.
+//!
+//! INVARIANT: what is announced is told before the generation ends, and before it is *finishing*: every terminal event
+//! goes through [`Draft::say`], and every entry through [`Draft::finish`].
+
+use std::sync::Arc;
+
+use super::value::{counts, quoted, text};
+use super::{EVENTS_PER_ENTRY_MAX, Margin, Said};
+use crate::event::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
+use crate::json;
+
+/// What an entry says. Nothing of it counts before the entry is understood to its end.
+pub(super) struct Draft<'a> {
+    /// What the generation had come to before the entry. What is said may borrow from it.
+    pub(super) before: &'a Progress,
+    /// Whether the newest generation is over.
+    pub(super) follows_end: bool,
+    /// Where the next text is kept that the entry does not have.
+    margin: &'a Margin,
+    said: Said<'a>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(before: &'a Progress, follows_end: bool, margin: &'a Margin) -> Self {
+        Self { before, follows_end, margin, said: Said::default() }
+    }
+
+    /// How many events it has come to.
+    pub(super) fn len(&self) -> usize {
+        self.said.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.said.is_empty()
+    }
+
+    /// Whether it has ended the generation.
+    pub(super) fn is_over(&self) -> bool {
+        let last = self.said.rest.last().or(self.said.first.as_ref());
+        last.is_some_and(Event::is_terminal)
+    }
+
+    pub(super) fn say(&mut self, event: Event<'a>) -> Option<()> {
+        if event.is_terminal() {
+            self.tell_waiting()?;
+        }
+        let said = &mut self.said;
+        if said.first.is_none() {
+            said.first = Some(event);
+            return Some(());
+        }
+        (said.len() < EVENTS_PER_ENTRY_MAX).then(|| said.rest.push(event))
+    }
+
+    /// Text, unless it is empty.
+    pub(super) fn say_text(&mut self, channel: &'a str, index: u64, text: Option<&'a str>) -> Option<()> {
+        let Some(text) = text.filter(|text| !text.is_empty()) else { return Some(()) };
+        self.say(Event::Delta { text, channel, index })
+    }
+
+    /// An object that has no native form, put together from what was left of the entry's own.
+    pub(super) fn say_rest(&mut self, object: String) -> Option<()> {
+        // A member with a lone surrogate cannot be told as text; it is passed on as an entry that has it would be.
+        let data = self.keep(object.into());
+        self.say(Event::Custom { data })
+    }
+
+    /// What the generation has come to with this entry so far.
+    pub(super) fn progress(&self) -> &Progress {
+        self.said.progress.as_deref().unwrap_or(self.before)
+    }
+
+    pub(super) fn change(&mut self) -> &mut Progress {
+        Arc::make_mut(self.said.progress.get_or_insert_with(|| Arc::new(self.before.clone())))
+    }
+
+    /// Whether what the entry says beside text belongs to the generation that is going on, or to one that it begins.
+    pub(super) fn is_ours(&self) -> bool {
+        !self.follows_end || !self.said.is_empty()
+    }
+
+    /// Keeps token counts, unless there are none or they are a former generation's.
+    pub(super) fn keep_usage(&mut self, usage: Option<&str>) {
+        let Some(usage) = counts(usage).filter(|usage| usage.len() <= USAGE_BYTES_MAX) else { return };
+        if self.is_ours() && self.progress().usage.as_deref() != Some(usage) {
+            self.change().usage = Some(usage.into());
+        }
+    }
+
+    /// Keeps a text for as long as what is said lives.
+    pub(super) fn keep(&mut self, text: Box<str>) -> &'a str {
+        let here = self.margin;
+        self.margin = here.next.get_or_init(Box::default);
+        here.text.get_or_init(|| text)
+    }
+
+    /// The arguments of a tool call: text, or an object; `Some(None)` where there are none.
+    pub(super) fn arguments(&mut self, raw: Option<&'a str>) -> Option<Option<&'a str>> {
+        match raw {
+            Some(object) if object.starts_with('{') => Some(Some(self.keep(quoted(object)))),
+            raw => text(raw),
+        }
+    }
+
+    /// The end of the entry. Nothing waits where the generation may be over without another entry, and what would take
+    /// too much room is told and forgotten.
+    pub(super) fn finish(mut self) -> Option<Said<'a>> {
+        if self.progress().is_finishing() {
+            self.tell_waiting()?;
+        }
+        if self.said.progress.as_ref().is_some_and(|after| after.parts.len_bytes() > PARTS_BYTES_MAX) {
+            while let Some(slot) = self.change().parts.oldest_beyond(PARTS_BYTES_MAX) {
+                self.tell_waiting_of(slot)?;
+                let parts = &mut self.change().parts;
+                parts.remove(slot);
+                parts.has_forgotten = true;
+            }
+        }
+        Some(self.said)
+    }
+}
+
+/// A text as it is meant; empty where it is none.
+pub(super) fn meant(escaped: &str) -> std::borrow::Cow<'_, str> {
+    json::unescape(escaped).unwrap_or_default()
+}

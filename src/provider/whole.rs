@@ -1,0 +1,330 @@
+//! Texts and arguments that are given as a whole, beside the pieces or instead of them.
+//!
+//! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole alone.
+//! What is told of a whole is what was not told of that part before: nothing, its rest, or all. A whole that contradicts
+//! the pieces cannot be told as text any more; it is passed on as `custom`, once.
+//!
+//! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
+//! that follows the whole of a part, and a second whole of the same kind that is another one, begin another part in its
+//! place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::calls::{BY_FURTHER, BY_ID, BY_PLACE, Piece};
+use super::draft::{Draft, meant};
+use crate::event::{Part, Told, name_of};
+use crate::json;
+
+/// The kinds of names that a provider has for a part of the text; those of calls lie below.
+const SPOT: u8 = 16;
+const ITEM: u8 = 32;
+const GOING_ON: u8 = 48;
+/// The place of a part whose events name neither a place nor an item.
+const NOWHERE: u64 = u64::MAX;
+
+/// The kinds of text of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Voice {
+    Text,
+    Refusal,
+    Reasoning,
+    Summary,
+}
+
+impl Voice {
+    pub(super) const ALL: [Self; 4] = [Self::Text, Self::Refusal, Self::Reasoning, Self::Summary];
+
+    /// The channel on which it is told.
+    pub(super) const fn channel(self) -> &'static str {
+        match self {
+            Self::Text => "content",
+            Self::Refusal => "refusal",
+            Self::Reasoning | Self::Summary => "reasoning",
+        }
+    }
+
+    /// The kind of a [`Part`] that it is; 0 is a call's.
+    const fn kind(self) -> u8 {
+        self as u8 + 1
+    }
+}
+
+/// Where in the output a part is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot<'a> {
+    pub(super) place: Option<u64>,
+    pub(super) item: Option<&'a str>,
+    /// The place within the item.
+    pub(super) sub: u64,
+}
+
+impl Spot<'_> {
+    fn by_place(self, voice: Voice) -> Option<u64> {
+        let nowhere = self.item.is_none().then_some(NOWHERE);
+        self.place.or(nowhere).map(|place| name_of(SPOT + voice.kind(), [place, self.sub], ""))
+    }
+
+    fn by_item(self, voice: Voice) -> Option<u64> {
+        self.item.map(|item| name_of(ITEM + voice.kind(), [self.sub, 0], &meant(item)))
+    }
+}
+
+/// The part of a kind that is going on.
+fn going_on(voice: Voice) -> u64 {
+    name_of(GOING_ON + voice.kind(), [0, 0], "")
+}
+
+/// In which event a whole is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// As the part begins: pieces may follow.
+    Added,
+    /// At the end of the text or of the arguments.
+    Text,
+    /// At the end of the part of the content.
+    Part,
+    /// At the end of the item.
+    Item,
+    /// At the end of the response.
+    Response,
+}
+
+impl Level {
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Added => 0,
+            Self::Text => 1,
+            Self::Part => 2,
+            Self::Item => 4,
+            Self::Response => 8,
+        }
+    }
+}
+
+/// What came of a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// All of it is told now.
+    Told,
+    /// It is another text than what was told.
+    Contradiction,
+}
+
+impl Claim {
+    pub(super) fn is_contradiction(self) -> bool {
+        self == Self::Contradiction
+    }
+}
+
+/// What follows in an escaped text behind what was told; `None` where it does not begin with that.
+fn rest_of(told: Told, whole: &str) -> Option<&str> {
+    let at = json::place_after(whole, told.len)?;
+    (Told::of(&meant(&whole[..at])) == told).then(|| &whole[at..])
+}
+
+impl<'a> Draft<'a> {
+    fn known(&self, slot: u64) -> Part {
+        self.progress().parts.get(slot).cloned().unwrap_or_default()
+    }
+
+    /// The part that has one of two names: the place counts before the id, unless the id's part had that place too.
+    pub(super) fn find_part(&self, place: Option<u64>, id: Option<u64>) -> Option<u64> {
+        let parts = &self.progress().parts;
+        let by_place = place.and_then(|name| parts.find(name));
+        let by_id = id.and_then(|name| parts.find(name));
+        let place_of = |slot: u64| parts.get(slot).map_or(0, |part| part.named(BY_PLACE));
+        match (by_place, by_id) {
+            (_, Some(slot)) if place == Some(place_of(slot)) => Some(slot),
+            (Some(slot), _) => Some(slot),
+            (None, Some(slot)) if place.is_none() || place_of(slot) == 0 => Some(slot),
+            (None, _) => None,
+        }
+    }
+
+    fn find_text(&self, voice: Voice, spot: Spot<'_>) -> Option<u64> {
+        self.find_part(spot.by_place(voice), spot.by_item(voice))
+    }
+
+    /// The part that is going on, where either side does not say which part it means.
+    fn find_going_on(&self, voice: Voice, spot: Spot<'_>) -> Option<u64> {
+        let slot = self.progress().parts.find(going_on(voice))?;
+        let nowhere = Spot { place: None, item: None, ..spot };
+        let is_nowhere = spot.place.is_none() && spot.item.is_none();
+        (is_nowhere || Some(self.known(slot).named(BY_PLACE)) == nowhere.by_place(voice)).then_some(slot)
+    }
+
+    fn begin_text(&mut self, voice: Voice, spot: Spot<'_>) -> u64 {
+        let slot = self.change().parts.insert(Part { kind: voice.kind(), ..Part::default() });
+        self.name_text(slot, voice, spot);
+        self.name_part(slot, BY_FURTHER, going_on(voice));
+        slot
+    }
+
+    fn name_text(&mut self, slot: u64, voice: Voice, spot: Spot<'_>) {
+        if let Some(name) = spot.by_place(voice) {
+            self.name_part(slot, BY_PLACE, name);
+        }
+        if let Some(name) = spot.by_item(voice) {
+            self.name_part(slot, BY_ID, name);
+        }
+    }
+
+    /// Tells more of a part.
+    fn tell_text(&mut self, slot: u64, voice: Voice, text: &'a str) -> Option<()> {
+        let meant = meant(text);
+        let progress = self.change();
+        progress.parts.change(slot, |part| part.told.push(&meant));
+        progress.totals[voice as usize].push(&meant);
+        self.say_text(voice.channel(), 0, Some(text))
+    }
+
+    /// A piece of a text.
+    pub(super) fn say_part(&mut self, voice: Voice, spot: Spot<'_>, text: &'a str) -> Option<()> {
+        if text.is_empty() {
+            return Some(());
+        }
+        let known = self.find_text(voice, spot).or_else(|| {
+            let is_nowhere = spot.place.is_none() && spot.item.is_none();
+            self.find_going_on(voice, spot).filter(|_| is_nowhere)
+        });
+        let slot = known.filter(|slot| self.known(*slot).confirmed == 0);
+        let slot = slot.unwrap_or_else(|| self.begin_text(voice, spot));
+        self.tell_text(slot, voice, text)
+    }
+
+    /// A whole text: tells what was not told of it.
+    pub(super) fn claim(
+        &mut self,
+        voice: Voice,
+        spot: Spot<'_>,
+        whole: &'a str,
+        level: Level,
+    ) -> Option<Claim> {
+        if whole.is_empty() {
+            return Some(Claim::Told);
+        }
+        let is_open = |part: &Part| part.confirmed & level.bit() == 0;
+        // One that is whole already is meant only where it is repeated.
+        let is_meant =
+            |part: &Part| is_open(part) && (part.confirmed == 0 || rest_of(part.told, whole) == Some(""));
+        let known = self
+            .find_text(voice, spot)
+            .or_else(|| self.find_going_on(voice, spot).filter(|slot| is_meant(&self.known(*slot))));
+        let part = known.map(|slot| self.known(slot));
+        let rest = part.as_ref().and_then(|part| rest_of(part.told, whole));
+        let slot = match (known, part, rest) {
+            (Some(slot), _, Some("")) => slot,
+            (Some(slot), Some(part), Some(rest)) if is_open(&part) => {
+                self.tell_text(slot, voice, rest)?;
+                slot
+            }
+            (Some(slot), Some(part), None) if is_open(&part) && level != Level::Added => {
+                self.change().parts.change(slot, |part| {
+                    part.told = Told::of(&meant(whole));
+                    part.confirmed |= level.bit();
+                });
+                return Some(Claim::Contradiction);
+            }
+            // It may be one of those that were forgotten.
+            (None, ..) if self.progress().parts.has_forgotten => return Some(Claim::Contradiction),
+            _ => {
+                let slot = self.begin_text(voice, spot);
+                self.tell_text(slot, voice, whole)?;
+                slot
+            }
+        };
+        self.name_text(slot, voice, spot);
+        if self.known(slot).confirmed & level.bit() != level.bit() {
+            self.change().parts.change(slot, |part| part.confirmed |= level.bit());
+        }
+        Some(Claim::Told)
+    }
+
+    /// A call as a whole: tells what was not told of it. No arguments, or an empty object, say nothing of a call that has some.
+    pub(super) fn claim_call(&mut self, slot: u64, piece: Piece<'a>, level: Level) -> Option<Claim> {
+        let part = self.known(slot);
+        let id = piece.id.filter(|_| part.id == 0);
+        let name = piece.name.filter(|_| part.name == 0);
+        let says_nothing = piece.arguments.is_empty() || piece.arguments == "{}" && part.told != Told::NONE;
+        let rest = rest_of(part.told, piece.arguments);
+        let claim = if says_nothing {
+            self.tell_waiting_of(slot)?;
+            self.say_piece(slot, Piece { id, name, arguments: "" })?;
+            Claim::Told
+        } else {
+            self.say_piece(slot, Piece { id, name, arguments: rest.unwrap_or_default() })?;
+            if rest.is_some() { Claim::Told } else { Claim::Contradiction }
+        };
+        self.change().parts.change(slot, |part| {
+            part.confirmed |= level.bit();
+            if claim.is_contradiction() {
+                part.told = Told::of(&meant(piece.arguments));
+            }
+        });
+        Some(claim)
+    }
+
+    // ----- the whole response -----
+
+    /// What is to be told of all texts of a kind, as the response has them in the end; `None` for one that contradicts
+    /// what was told.
+    ///
+    /// Mostly they are, one after another, what was told, or go on from it: whichever parts that was said in.
+    pub(super) fn plan(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
+        let total = self.progress().totals[voice as usize];
+        let (mut told, mut plan) = (Told::NONE, Vec::with_capacity(wholes.len()));
+        for (_, whole) in wholes {
+            let text = meant(whole);
+            // What of this text was told, if all were told in this order.
+            let missing = total.len - told.len;
+            let at =
+                if text.len() <= missing { Some(whole.len()) } else { json::place_after(whole, missing) };
+            let Some(at) = at else { return self.plan_parts(voice, wholes) };
+            told.push(&meant(&whole[..at]));
+            plan.push(Some(&whole[at..]));
+        }
+        if told == total { plan } else { self.plan_parts(voice, wholes) }
+    }
+
+    /// The same, part by part: those that are what was told of some part say nothing, in whichever place that was.
+    fn plan_parts(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
+        let parts = &self.progress().parts;
+        let mut left: BTreeSet<u64> = BTreeSet::new();
+        let mut by_text: BTreeMap<Told, Vec<u64>> = BTreeMap::new();
+        for (slot, part) in parts.iter().filter(|(_, part)| part.kind == voice.kind() && part.told.len > 0) {
+            left.insert(slot);
+            by_text.entry(part.told).or_default().push(slot);
+        }
+        let mut plan: Vec<Option<Option<&str>>> = vec![None; wholes.len()];
+        for is_own in [true, false] {
+            for (planned, (spot, whole)) in
+                plan.iter_mut().zip(wholes).filter(|(planned, _)| planned.is_none())
+            {
+                let told = Told::of(&meant(whole));
+                let own = self.find_text(voice, *spot).filter(|slot| left.contains(slot));
+                let same = match is_own {
+                    true => own.filter(|slot| self.known(*slot).told == told),
+                    false => by_text
+                        .get(&told)
+                        .and_then(|slots| slots.iter().find(|slot| left.contains(slot)).copied()),
+                };
+                if let Some(slot) = same {
+                    left.remove(&slot);
+                    *planned = Some(Some(""));
+                }
+            }
+        }
+        let planned = plan.into_iter().zip(wholes).map(|(planned, (spot, whole))| {
+            planned.unwrap_or_else(|| match self.find_text(voice, *spot).filter(|slot| left.remove(slot)) {
+                Some(slot) => rest_of(self.known(slot).told, whole),
+                None => (left.is_empty() && !parts.has_forgotten).then_some(*whole),
+            })
+        });
+        planned.collect()
+    }
+
+    /// Tells a text of the response that was planned to be told.
+    pub(super) fn say_planned(&mut self, voice: Voice, text: &'a str) -> Option<()> {
+        self.say_text(voice.channel(), 0, Some(text))
+    }
+}
