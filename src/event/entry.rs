@@ -1,12 +1,13 @@
 //! Raw stream entries as they came from Redis.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
 use super::EntryId;
+use crate::visible;
 
 /// The most bytes that the values of an entry may have: larger ones are not read.
 pub const ENTRY_BYTES_MAX: usize = 8 << 20;
@@ -108,6 +109,62 @@ impl Fields {
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// The most names of fields that are shown.
+const NAMES_SHOWN_MAX: usize = 32;
+/// The most bytes that are shown of one.
+const NAME_SHOWN_BYTES_MAX: usize = 64;
+
+/// Names that somebody else chose, in a line for people: few, short, and without what a terminal or a log could take for
+/// something else.
+#[derive(Debug, Default)]
+pub(crate) struct NamesShown {
+    shown: String,
+    count: usize,
+}
+
+impl NamesShown {
+    /// The names of an entry's fields.
+    pub(crate) fn of(fields: &Fields) -> Self {
+        let mut names = Self::default();
+        fields.iter().for_each(|(name, _)| names.push(name));
+        names
+    }
+
+    /// Adds a name.
+    pub(crate) fn push(&mut self, name: &[u8]) {
+        self.count += 1;
+        if self.count > NAMES_SHOWN_MAX {
+            return;
+        }
+        self.shown.push_str(if self.count == 1 { "" } else { ", " });
+        if name.is_empty() {
+            self.shown.push_str("\"\"");
+            return;
+        }
+        let is_cut = name.len() > NAME_SHOWN_BYTES_MAX;
+        for chunk in name[..name.len().min(NAME_SHOWN_BYTES_MAX)].utf8_chunks() {
+            self.shown.push_str(&visible::line(chunk.valid()));
+            // A character that the cut divides is left out.
+            if !chunk.invalid().is_empty() && !is_cut {
+                self.shown.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        if is_cut {
+            self.shown.push('…');
+        }
+    }
+}
+
+impl fmt::Display for NamesShown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            0 => f.write_str("none"),
+            1..=NAMES_SHOWN_MAX => f.write_str(&self.shown),
+            count => write!(f, "{} and {} more", self.shown, count - NAMES_SHOWN_MAX),
+        }
     }
 }
 

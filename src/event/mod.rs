@@ -30,6 +30,7 @@ mod wire;
 pub use after::After;
 pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
+pub(crate) use entry::NamesShown;
 pub use entry::{ENTRY_BYTES_MAX, Entry, Fields};
 pub use frame::{Frame, FrameBody, Rendering, Span, StreamStatus, TextMark};
 pub use id::{EntryId, ParseIdError, Position};

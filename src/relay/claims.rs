@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::order::Order;
 use crate::config;
-use crate::event::{Entry, EntryId, Fields, KeyPattern, StreamName};
+use crate::event::{Entry, EntryId, Fields, KeyPattern, NamesShown, StreamName};
 use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorKind, Target, Value};
 use crate::warn_limited;
 
@@ -225,11 +225,21 @@ impl Claims {
     }
 
     /// Keeps a request that nobody can answer as a dead letter, and acknowledges it.
-    pub(super) fn bury(&mut self, entry: &Entry, reason: &str) -> bool {
+    ///
+    /// The letter names the stream that the request names, if it does, and has the reason with a message.
+    pub(super) fn bury(
+        &mut self,
+        entry: &Entry,
+        stream: Option<&StreamName>,
+        (reason, message): (&str, &str),
+    ) -> bool {
+        let stream = stream.map_or(&*self.requests, StreamName::as_str);
+        let message = format!("{message}; fields: {}", NamesShown::of(&entry.fields));
         let letter =
             Command::new("XADD").arg(self.keys.dlq()).args(["MAXLEN", "~"]).number(self.dlq_max_entries);
-        let letter = letter.args(["*", "stream", &self.requests, "id"]).arg(entry.id.to_string());
-        let letter = letter.args(["reason", reason, "processor", "relay", "attempts", "1"]);
+        let letter = letter.args(["*", "stream", stream, "id"]).arg(entry.id.to_string());
+        let letter =
+            letter.args(["reason", reason, "message", &message, "processor", "relay", "attempts", "1"]);
         let letter = match entry.fields.to_json() {
             Ok(fields) => letter.arg("fields").arg(fields),
             Err(fields) => letter.arg("fields_b64").arg(fields),

@@ -249,7 +249,10 @@ impl Relay {
         let told = match fate {
             Fate::Answered => self.claims.acknowledge(order.id),
             Fate::Unwritable => match self.claims.request(order.id) {
-                Some(entry) => self.claims.bury(&entry, "unwritable"),
+                Some(entry) => {
+                    let why = ("unwritable", "the stream for the answer takes no entries");
+                    self.claims.bury(&entry, Some(&order.name), why)
+                }
                 None => self.claims.acknowledge(order.id),
             },
             Fate::Left => {
@@ -294,7 +297,7 @@ impl Relay {
                 Err(error) => {
                     warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");
                     // If that fails, it is claimed again later.
-                    self.claims.bury(entry, "malformed");
+                    self.claims.bury(entry, None, ("malformed", &error.to_string()));
                 }
             }
         }

@@ -5,14 +5,9 @@ use std::fmt::Write as _;
 
 use super::decode::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
 use crate::config;
-use crate::event::{ENTRY_BYTES_MAX, Fields};
+use crate::event::{ENTRY_BYTES_MAX, Fields, NamesShown};
 use crate::json;
 use crate::provider;
-
-/// The most names of fields, and of an object's members, that a message has.
-const NAMES_MAX: usize = 32;
-/// The most bytes of such a name.
-const NAME_SHOWN_BYTES_MAX: usize = 64;
 
 /// What is wrong with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +52,7 @@ impl Flaw {
     pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
         let mut message = self.problem();
         // Writing to a String does not fail, here and below.
-        let _ = write!(message, "; fields: {}", Names::of(fields.iter().map(|(name, _)| name)));
+        let _ = write!(message, "; fields: {}", NamesShown::of(fields));
         match self {
             Self::Nothing => {
                 let _ = write!(
@@ -69,7 +64,7 @@ impl Flaw {
                 );
             }
             Self::NothingInObject | Self::Missing(_) | Self::Kind(_) if fields.get("data").is_some() => {
-                let members = Names::of_members(fields.get("data").unwrap_or_default());
+                let members = members_shown(fields.get("data").unwrap_or_default());
                 let _ = write!(message, "; members of data: {members}");
                 if self == Self::NothingInObject {
                     let _ = write!(
@@ -125,78 +120,13 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// Names that somebody else chose, cut to what a message has room for and without what a terminal or a log could take
-/// for something else.
-struct Names(String);
-
-impl Names {
-    fn of<'a>(names: impl Iterator<Item = &'a [u8]>) -> Self {
-        let (mut shown, mut count) = (String::new(), 0_usize);
-        for name in names {
-            count += 1;
-            if count <= NAMES_MAX {
-                shown.push_str(if count == 1 { "" } else { ", " });
-                push_safe(&mut shown, name);
-            }
-        }
-        match count {
-            0 => shown.push_str("none"),
-            1..=NAMES_MAX => {}
-            _ => {
-                let _ = write!(shown, " and {} more", count - NAMES_MAX);
-            }
-        }
-        Self(shown)
+/// The names of an object's members.
+fn members_shown(object: &[u8]) -> NamesShown {
+    let mut names = NamesShown::default();
+    if let Ok(text) = std::str::from_utf8(object) {
+        json::each_member(text, |name, _| names.push(name.as_bytes()));
     }
-
-    fn of_members(object: &[u8]) -> Self {
-        let mut names = Vec::new();
-        let mut more = 0_usize;
-        let text = std::str::from_utf8(object).unwrap_or_default();
-        let whole = json::each_member(text, |name, _| {
-            if names.len() < NAMES_MAX {
-                let end = name.len().min(NAME_SHOWN_BYTES_MAX + 1);
-                names.push(name.as_bytes()[..end].to_vec());
-            } else {
-                more += 1;
-            }
-        });
-        let mut shown = Self::of(names.iter().map(Vec::as_slice));
-        if whole.is_some() && more > 0 {
-            let _ = write!(shown.0, " and {more} more");
-        }
-        shown
-    }
-}
-
-impl std::fmt::Display for Names {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Appends the first bytes of a name; what cannot be printed becomes `?`.
-fn push_safe(shown: &mut String, name: &[u8]) {
-    if name.is_empty() {
-        shown.push_str("\"\"");
-        return;
-    }
-    let cut = &name[..name.len().min(NAME_SHOWN_BYTES_MAX)];
-    for chunk in cut.utf8_chunks() {
-        shown.extend(chunk.valid().chars().map(|c| if is_printable(c) { c } else { '?' }));
-        // A character that the cut divides is left out.
-        if !chunk.invalid().is_empty() && name.len() <= NAME_SHOWN_BYTES_MAX {
-            shown.push('?');
-        }
-    }
-    if name.len() > NAME_SHOWN_BYTES_MAX {
-        shown.push('…');
-    }
-}
-
-/// Whether a character stands for itself on a terminal: no control character, nothing that turns the writing around.
-fn is_printable(c: char) -> bool {
-    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+    names
 }
 
 #[cfg(test)]
@@ -209,7 +139,7 @@ mod tests {
         let message = Flaw::Nothing.message(&fields, &config::Fields::default());
         assert_eq!(
             message,
-            "no field has a form that is known; fields: foo, \"\", ?[31m?; looked for: data, openai, anthropic or enc; \
+            "no field has a form that is known; fields: foo, \"\", ␛[31m\u{fffd}; looked for: data, openai, anthropic or enc; \
              a text in text, content, token, chunk or delta; a type in type or event; or an end in done, is_final, \
              final, finished, finish_reason or status ([fields] in the configuration names others)"
         );
@@ -226,7 +156,7 @@ mod tests {
         let name = format!("{}ä", "y".repeat(63));
         let fields = Fields::from_pairs(&[(name.as_bytes(), b""), ("a\u{202e}b".as_bytes(), b"")]);
         let message = Flaw::TooLarge.message(&fields, &config::Fields::default());
-        assert!(message.ends_with(&format!("fields: {}…, a?b", "y".repeat(63))), "{message}");
+        assert!(message.ends_with(&format!("fields: {}…, a\u{fffd}b", "y".repeat(63))), "{message}");
     }
 
     #[test]

@@ -205,13 +205,13 @@ fn what_cannot_be_read_says_what_was_there_and_what_was_looked_for() {
     let skipped = told.of_kind("skipped").next().unwrap();
     assert_eq!((&skipped["id"], &skipped["reason"]), (&json!(id), &json!("no_payload")));
     let message = skipped["message"].as_str().unwrap();
-    for part in ["fields: content, bad?[31m;", "a text in tok;", "[fields]", "data, openai, anthropic"] {
+    for part in ["fields: content, bad␛[31m;", "a text in tok;", "[fields]", "data, openai, anthropic"] {
         assert!(message.contains(part), "{part} in {message}");
     }
     wait_until("the dead letter", || connection.run::<usize>(&["XLEN", "llm:dlq:llm-bridge"]) == 1);
     let (_, letter) = connection.entries("llm:dlq:llm-bridge").pop().unwrap();
     assert_eq!(String::from_utf8_lossy(&letter["message"]), message);
-    wait_until("the log", || daemon.log().contains("fields: content, bad?[31m;"));
+    wait_until("the log", || daemon.log().contains("fields: content, bad␛[31m;"));
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains("fields: content")).unwrap();
     assert!(line.contains("stream=s1/m") && !log.contains("secret"), "{log}");

@@ -166,13 +166,23 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
     let letters = redis.connect().entries("llm:dlq:llm-bridge");
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].1["id"], nameless.as_bytes());
-    assert_eq!(letters[0].1["processor"], b"relay");
+    assert_eq!(
+        (&letters[0].1["stream"][..], &letters[0].1["processor"][..]),
+        (&b"llm:requests"[..], &b"relay"[..])
+    );
+    let message = String::from_utf8_lossy(&letters[0].1["message"]);
+    assert!(
+        message.starts_with("a session id is") && message.ends_with("; fields: session, model"),
+        "{message}"
+    );
     assert_eq!(upstream.seen().len(), 0);
     // A stream that takes no entries.
     redis.connect().run::<()>(&["SET", "llm:stream:s3:m", "no stream"]);
     ask(&redis, "s3", BODY);
     wait_settled(&redis, 4);
-    assert_eq!(redis.connect().entries("llm:dlq:llm-bridge")[1].1["reason"], b"unwritable");
+    let letter = &redis.connect().entries("llm:dlq:llm-bridge")[1].1;
+    assert_eq!((&letter["stream"][..], &letter["reason"][..]), (&b"s3/m"[..], &b"unwritable"[..]));
+    assert!(!letter["message"].is_empty());
 }
 
 #[test]
