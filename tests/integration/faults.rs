@@ -10,12 +10,15 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::nomad::{Log, Nomad, Tether, Together, World, witness};
 use crate::support::patience::{PATIENCE, wait_for, wait_until};
-use crate::support::producer::{Ledger, Orders, Survivor};
+use crate::support::producer::{Item, Ledger, Orders, Survivor};
 use crate::support::random::Random;
 use crate::support::redis::RedisServer;
+use crate::support::transcript::Frame;
 use crate::support::viewer::KINDS;
 
 const STREAMS: usize = 4;
@@ -393,6 +396,53 @@ fn compare(ledgers: &[Ledger], logs: &[Log]) {
     let ledger = |log: &Log| ledgers.iter().find(|ledger| ledger.stream == log.stream).unwrap();
     let wrong: Vec<String> = logs.iter().filter_map(|log| ledger(log).account(log).err()).collect();
     assert!(wrong.is_empty(), "{} of {} logs are wrong:\n{}", wrong.len(), logs.len(), wrong.join("\n\n"));
+}
+
+/// A ledger of items that a trimmed stream has had: how often each was sent, and the id that was confirmed.
+fn ledger(items: &[(usize, Option<&str>)]) -> Ledger {
+    let item = |(number, &(attempts, id)): (usize, &(usize, Option<&str>))| {
+        let label = format!("0.{number}");
+        let text = format!("{label} ;");
+        Item { label, text, is_shown: id.is_some(), attempts, id: id.map(str::to_owned), era: 0 }
+    };
+    let items = items.iter().enumerate().map(item).collect();
+    Ledger { stream: "s/m".into(), items, is_trimmed: true, is_numbered: true }
+}
+
+/// What the ledger says of a viewer who saw these frames, which are numbers of items by id, or gaps.
+fn judged(ledger: &Ledger, frames: &[Value]) -> Result<(), String> {
+    let mut log = Log::new("viewer".into(), "s/m", &mut Random::new(1));
+    log.seen = frames.iter().map(|frame| Frame::new(frame.to_string())).collect();
+    ledger.account(&log)
+}
+
+fn seen(number: usize, id: &str) -> Value {
+    json!({"type": "delta", "id": id, "text": format!("0.{number} ;")})
+}
+
+fn gap(after: &str, next: &str, lost: u64) -> Value {
+    json!({"type": "gap", "reason": "trimmed", "after": after, "next": next, "lost": lost})
+}
+
+#[test]
+fn a_gap_may_count_what_was_sent_right_behind_the_last_frame_and_never_confirmed() {
+    let ledger = ledger(&[(1, Some("1-0")), (1, None), (1, Some("3-0")), (1, Some("4-0"))]);
+    for (lost, is_right) in [(0, false), (1, true), (2, true), (3, false)] {
+        let frames = [seen(0, "1-0"), gap("1-0", "4-0", lost), seen(3, "4-0")];
+        assert_eq!(judged(&ledger, &frames).is_ok(), is_right, "{lost}");
+    }
+}
+
+#[test]
+fn a_retry_comes_again_only_where_its_first_copy_may_be_trimmed() {
+    let ledger = ledger(&[(2, Some("2-0")), (1, Some("3-0"))]);
+    let open = json!({"type": "open"});
+    let again = [seen(0, "1-0"), open.clone(), seen(0, "2-0"), seen(1, "3-0")];
+    assert_eq!(judged(&ledger, &again), Ok(()));
+    let without_a_break = [seen(0, "1-0"), seen(0, "2-0"), seen(1, "3-0")];
+    assert!(judged(&ledger, &without_a_break).is_err());
+    let never_retried = [seen(0, "1-0"), seen(1, "3-0"), open, seen(1, "3-0")];
+    assert!(judged(&ledger, &never_retried).is_err());
 }
 
 #[test]

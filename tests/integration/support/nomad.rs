@@ -384,6 +384,8 @@ struct Place {
     gaps: Vec<Frame>,
     /// How many of those were told over former connections.
     gaps_before: usize,
+    /// Whether nothing has come since the connection was made.
+    is_reopened: bool,
 }
 
 impl Ledger {
@@ -402,7 +404,7 @@ impl Ledger {
 
     fn follow(&self, places: &HashMap<&str, usize>, at: &mut Place, frame: &Frame) -> Result<(), String> {
         if frame.kind() == "open" {
-            at.gaps_before = at.gaps.len();
+            (at.gaps_before, at.is_reopened) = (at.gaps.len(), true);
             return Ok(());
         }
         if frame.kind() == "gap" {
@@ -420,7 +422,7 @@ impl Ledger {
             if text.is_some_and(|text| text != item.text) {
                 return Err(format!("another text than {:?}: {}", item.text, frame.raw));
             }
-            if place < at.next {
+            if place < at.next && !self.may_come_again(place, at) {
                 return Err(format!("{label} again or late: {}", frame.raw));
             }
             // Who has seen nothing yet misses nothing of what was deleted.
@@ -434,6 +436,13 @@ impl Ledger {
             *at = Place { next: place + 1, ..Place::default() };
         }
         self.check_id(frame, at.next - 1)
+    }
+
+    /// Whether the last item may come once more. Where its first copy was trimmed away before the viewer came back, or
+    /// with what a gap has named, nobody can know that the second one is a retry.
+    fn may_come_again(&self, place: usize, at: &Place) -> bool {
+        let is_copy_unknown = self.is_trimmed && self.items[place].attempts > 1;
+        is_copy_unknown && place + 1 == at.next && (at.is_reopened || !at.gaps.is_empty())
     }
 
     fn check_gap(&self, gap: &Frame, of_connection: &[Frame]) -> Result<(), String> {
@@ -455,8 +464,9 @@ impl Ledger {
         let is_after = |item: &Item| item.id.as_ref().is_some_and(|id| after < id_order(id));
         let is_before = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) < next);
         let known = self.items.iter().filter(|item| is_after(item) && is_before(item)).count() as u64;
-        // What was sent and not confirmed may be there as well.
-        let first = self.items.iter().position(is_after).unwrap_or(0);
+        // What was sent and not confirmed may be there as well, from the last one that the viewer has on.
+        let is_had = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) <= after);
+        let first = self.items.iter().rposition(is_had).map_or(0, |last| last + 1);
         let end = self.items.iter().rposition(is_before).map_or(first, |last| last + 2);
         let around = &self.items[first.min(end)..end.min(self.items.len())];
         let perhaps: usize = around.iter().map(|item| item.attempts - usize::from(item.id.is_some())).sum();
