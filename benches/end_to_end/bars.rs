@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::report::{Report, median};
 use crate::run::Run;
-use crate::server::Kind;
+use crate::server::{Kind, Server};
 
 /// One thing to reach in one scenario.
 struct Bar {
@@ -14,7 +14,7 @@ struct Bar {
     limit: Limit,
     value: fn(&Run) -> Option<f64>,
     /// Where a value is held against another server's in the same round, whose.
-    beside: Option<Kind>,
+    beside: Option<Server>,
 }
 
 #[derive(Clone, Copy)]
@@ -27,7 +27,26 @@ const fn most(scenario: &'static str, what: &'static str, most: f64, value: fn(&
     Bar { scenario, what, limit: Limit::Most(most), value, beside: None }
 }
 
+/// How many times the latency of the told floor, in the same round.
+const fn told_p50(scenario: &'static str, most: f64) -> Bar {
+    let value: fn(&Run) -> Option<f64> = |run| Some(run.latency_ms.as_ref()?.p50);
+    let what = "p50 beside the told floor's";
+    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Told) }
+}
+
+const fn told_p99(scenario: &'static str, most: f64) -> Bar {
+    let value: fn(&Run) -> Option<f64> = |run| Some(run.latency_ms.as_ref()?.p99);
+    let what = "p99 beside the told floor's";
+    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Told) }
+}
+
 const BARS: &[Bar] = &[
+    told_p50("fan1k", 1.5),
+    told_p99("fan1k", 2.0),
+    told_p50("burst", 1.5),
+    told_p99("burst", 2.0),
+    told_p50("steps", 1.2),
+    told_p99("steps", 1.2),
     most("first", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),
     most("first", "first token, p99 ms", 10.0, |run| Some(run.act_ms.as_ref()?.p99)),
     most("first-announced", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),
@@ -44,7 +63,7 @@ const BARS: &[Bar] = &[
         what: "Redis' time per token beside the bare reader's",
         limit: Limit::Most(1.4),
         value: |run| run.redis_cpu_us,
-        beside: Some(Kind::Bare),
+        beside: Some(Server::Bare),
     },
     most("many", "p99 ms", 50.0, |run| Some(run.latency_ms.as_ref()?.p99)),
     most("storm", "live again, p99 ms", 250.0, |run| Some(run.act_ms.as_ref()?.p99)),
@@ -63,8 +82,9 @@ impl Bar {
         let ours = report.runs_of(self.scenario, Kind::Daemon);
         let values = ours.filter_map(|run| {
             let value = (self.value)(run)?;
-            let Some(kind) = self.beside else { return Some(value) };
-            let mut others = report.runs_of(self.scenario, kind).filter(|other| other.round == run.round);
+            let Some(server) = self.beside else { return Some(value) };
+            let is_beside = |other: &&Run| other.round == run.round && other.server == server.name();
+            let mut others = report.runs_of(self.scenario, server.kind()).filter(is_beside);
             Some(value / (self.value)(others.next()?)?)
         });
         median(values.collect())

@@ -18,6 +18,13 @@ pub(crate) const LATENESS_US_MAX: u64 = 60_000_000;
 pub(crate) enum Pace {
     /// Tokens a second into each stream.
     PerSecond(f64),
+    /// The same written in steps, as by model servers, which emit a token for each sequence of a batch at once.
+    Steps {
+        /// Tokens a second into each stream.
+        per_second: f64,
+        /// What is due within so long is written at once.
+        every: Duration,
+    },
     /// As fast as Redis takes them.
     Flood,
     /// Not at all, but for one token per stream at the beginning and one at the end.

@@ -99,7 +99,10 @@ pub(crate) fn run(
             producer.store(plan.backlog)?;
         }
         match plan.pace {
-            Pace::PerSecond(rate) => producer.scheduled(rate, &mut late_us, &mut cpu)?,
+            Pace::PerSecond(rate) => producer.scheduled((rate, TICK), &mut late_us, &mut cpu)?,
+            Pace::Steps { per_second, every } => {
+                producer.scheduled((per_second, every), &mut late_us, &mut cpu)?;
+            }
             Pace::Flood => producer.flood(&mut cpu)?,
             Pace::Quiet => producer.quiet()?,
             Pace::Stored(_) => {}
@@ -121,12 +124,12 @@ impl Producer<'_> {
     /// `rate` tokens a second for each stream, spread evenly over each period in ticks.
     fn scheduled(
         &mut self,
-        rate: f64,
+        (rate, tick): (f64, Duration),
         late_us: &mut Histogram<u64>,
         cpu: &mut MeasuredCpu,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let streams = self.totals.len();
-        let per_tick = rate * f64::from(u32::try_from(streams)?) * TICK.as_secs_f64();
+        let per_tick = rate * f64::from(u32::try_from(streams)?) * tick.as_secs_f64();
         let mut due = Instant::now();
         let (mut next, mut owed) = (0, 0.0);
         while !self.shared.stopped() {
@@ -142,7 +145,7 @@ impl Producer<'_> {
             self.write()?;
             self.settle(OUTSTANDING_PACED)?;
             cpu.look(self.shared)?;
-            due += TICK;
+            due += tick;
         }
         Ok(())
     }

@@ -94,6 +94,24 @@ pub(crate) const ALL: &[Scenario] = &[
         ..LIVE
     },
     Scenario {
+        name: "burst",
+        what: "1,000 streams x 1 client, 20/s each, 20 tokens at once every millisecond",
+        streams: 1_000,
+        clients: 1_000,
+        pace: Pace::Steps { per_second: 20.0, every: Duration::from_millis(1) },
+        smoke: (60, 60),
+        ..LIVE
+    },
+    Scenario {
+        name: "steps",
+        what: "1,000 streams x 1 client, 20/s each, 500 tokens at once every 25 ms",
+        streams: 1_000,
+        clients: 1_000,
+        pace: Pace::Steps { per_second: 20.0, every: Duration::from_millis(25) },
+        smoke: (60, 60),
+        ..LIVE
+    },
+    Scenario {
         name: "hot",
         what: "1 stream x 1,000 clients, 50/s",
         clients: 1_000,
