@@ -7,8 +7,8 @@
 //! Trimming takes the oldest entries first. So a stream that is longer than what was read of it still has entries at or
 //! below the cursor, and has lost nothing behind it ([`Count::Length`]). Where that does not say so, because all that was
 //! read before is trimmed or because the read did not reach the end, the read counts for nothing and is made once
-//! more together with what Redis counted ([`Count::Info`], [`Count::Added`]): how many entries were ever removed,
-//! against how many there were up to the cursor.
+//! more together with what Redis knows of the stream ([`Count::Info`], [`Count::Groups`]): its oldest entry, and how many
+//! entries were ever removed, against how many there were up to the cursor.
 
 use crate::event::EntryId;
 use crate::redis::StreamInfo;
@@ -21,9 +21,9 @@ pub(super) enum Method {
     Length,
     /// By XINFO STREAM, whose reply has the stream's oldest and newest entry.
     Info,
-    /// By XINFO GROUPS for a group that has read nothing: what it lags behind is all that was ever added. For streams
-    /// whose entries are large.
-    Added,
+    /// By XINFO GROUPS, which has no entries in its reply: what a group lags behind that stands here or there. For
+    /// streams whose entries may be large.
+    Groups,
 }
 
 /// What the transaction has counted.
@@ -33,8 +33,15 @@ pub(super) enum Count {
     Length(u64),
     /// Everything that XINFO STREAM tells.
     Info(Box<StreamInfo>),
-    /// How many entries there are, and how many were ever added, where Redis knows.
-    Added(u64, Option<u64>),
+    /// What follows from how far groups lag behind.
+    Groups {
+        /// How many entries there are.
+        length: u64,
+        /// How many were ever added, where Redis knows.
+        added: Option<u64>,
+        /// Whether some at or below the cursor are known to be left.
+        has_read_ones: bool,
+    },
 }
 
 /// What a read has brought.
@@ -62,7 +69,7 @@ impl Count {
     /// How many entries there were right before the read.
     pub(super) fn length(&self) -> u64 {
         match self {
-            Self::Length(length) | Self::Added(length, _) => *length,
+            Self::Length(length) | Self::Groups { length, .. } => *length,
             Self::Info(info) => info.length,
         }
     }
@@ -91,17 +98,16 @@ impl Count {
                 };
                 if is_whole { Verdict::Whole(after(info.entries_added)) } else { Verdict::Lost }
             }
-            Self::Added(_, added) => {
+            Self::Groups { added, has_read_ones: has_some, .. } => {
                 let removed = added.and_then(|added| added.checked_sub(length));
-                let is_whole = match (removed, passed) {
-                    _ if has_read_ones => true,
-                    (None, _) => return Verdict::Unproven,
-                    // What was removed are the oldest, and no more than were read.
-                    (Some(removed), Some(passed)) if brought.is_full => removed <= passed,
-                    (Some(removed), Some(passed)) => removed == passed,
-                    (Some(_), None) => false,
-                };
-                if is_whole { Verdict::Whole(after(*added)) } else { Verdict::Lost }
+                match (removed, passed) {
+                    _ if has_read_ones || *has_some => Verdict::Whole(after(*added)),
+                    (Some(removed), Some(passed)) if removed == passed => Verdict::Whole(after(*added)),
+                    // Single entries that were deleted keep Redis from telling whether some are left.
+                    (None, _) => Verdict::Unproven,
+                    _ if brought.is_full => Verdict::Unproven,
+                    _ => Verdict::Lost,
+                }
             }
         }
     }
@@ -174,16 +180,25 @@ mod tests {
         assert_eq!(info(6, 9, 2, None).judge((id(5), None), brought(2)), Verdict::Lost, "before Redis 7");
     }
 
+    fn groups(length: u64, added: Option<u64>, has_read_ones: bool) -> Count {
+        Count::Groups { length, added, has_read_ones }
+    }
+
     #[test]
-    fn counting_alone_tells_it_too() {
+    fn what_groups_lag_behind_tells_it_too() {
         let at = (id(5), Some(3));
-        assert_eq!(Count::Added(2, Some(5)).judge(at, brought(2)), Verdict::Whole(Some(5)));
-        assert_eq!(Count::Added(2, Some(6)).judge(at, brought(2)), Verdict::Lost);
-        assert_eq!(Count::Added(3, None).judge(at, brought(2)), Verdict::Whole(Some(5)));
-        assert_eq!(Count::Added(2, None).judge(at, brought(2)), Verdict::Unproven);
-        assert_eq!(Count::Added(90, Some(93)).judge(at, full(1)), Verdict::Whole(Some(4)));
-        assert_eq!(Count::Added(90, Some(94)).judge(at, full(1)), Verdict::Lost);
-        assert_eq!(Count::Added(90, Some(93)).judge((id(5), None), full(1)), Verdict::Lost);
+        assert_eq!(groups(2, Some(5), false).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(groups(2, Some(6), false).judge(at, brought(2)), Verdict::Lost);
+        assert_eq!(groups(3, None, false).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(groups(2, None, false).judge(at, brought(2)), Verdict::Unproven);
+        assert_eq!(groups(90, Some(93), false).judge(at, full(1)), Verdict::Whole(Some(4)));
+        assert_eq!(groups(90, Some(92), true).judge(at, full(1)), Verdict::Whole(Some(4)));
+        assert_eq!(
+            groups(90, Some(90), false).judge(at, full(1)),
+            Verdict::Unproven,
+            "perhaps another stream"
+        );
+        assert_eq!(groups(90, Some(93), true).judge((id(5), None), full(1)), Verdict::Whole(None));
     }
 
     proptest::proptest! {
@@ -206,11 +221,15 @@ mod tests {
             let brought = Brought { entries, is_full: entries == asked };
             let at = (id(passed), Some(passed));
             let first = if length > 0 { removed + 1 } else { 0 };
-            let exact = [info(first, total, length, Some(total)), Count::Added(length, Some(total))];
-            // A group that has read nothing of an empty stream is said to lag behind by nothing.
-            for count in exact.iter().filter(|count| length > 0 || matches!(count, Count::Info(_))) {
-                let expected = if lost { Verdict::Lost } else { Verdict::Whole(Some(passed + entries)) };
-                proptest::prop_assert_eq!(count.judge(at, brought), expected, "{:?}", count);
+            let by_info = info(first, total, length, Some(total)).judge(at, brought);
+            let expected = if lost { Verdict::Lost } else { Verdict::Whole(Some(passed + entries)) };
+            proptest::prop_assert_eq!(by_info, expected);
+            // A group is said to lag behind an empty stream by nothing.
+            let by_groups = groups(length, (length > 0).then_some(total), removed < passed).judge(at, brought);
+            if lost || length == 0 {
+                proptest::prop_assert!(matches!(by_groups, Verdict::Lost | Verdict::Unproven), "{:?}", by_groups);
+            } else {
+                proptest::prop_assert_eq!(by_groups, expected);
             }
             let by_length = Count::Length(length).judge(at, brought);
             proptest::prop_assert!(!lost || by_length == Verdict::Unproven, "{:?}", by_length);

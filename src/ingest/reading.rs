@@ -108,15 +108,21 @@ impl Reader {
         let Self { parts, pipeline, subscriptions, .. } = self;
         let Some(found) = subscriptions.get(place) else { return };
         let group = parts.keys.group();
-        if method == Method::Added {
+        if method == Method::Groups {
+            // At the end with nothing read, and at the beginning.
             let mut command = pipeline.command("XGROUP", 6);
             command.arg("SETID").arg(&found.key).arg(group).arg("$").arg("ENTRIESREAD").arg("0");
             drop(command);
             pipeline.command("XINFO", 2).arg("GROUPS").arg(&found.key);
+            pipeline.command("XGROUP", 4).arg("SETID").arg(&found.key).arg(group).arg("0");
+            pipeline.command("XINFO", 2).arg("GROUPS").arg(&found.key);
         }
         pipeline.command("XGROUP", 4).arg("SETID").arg(&found.key).arg(group).id(found.cursor);
+        if method == Method::Groups {
+            pipeline.command("XINFO", 2).arg("GROUPS").arg(&found.key);
+        }
         match method {
-            Method::Length | Method::Added => pipeline.command("XLEN", 1).arg(&found.key),
+            Method::Length | Method::Groups => pipeline.command("XLEN", 1).arg(&found.key),
             Method::Info => pipeline.command("XINFO", 2).arg("STREAM").arg(&found.key),
         };
     }
@@ -272,12 +278,19 @@ fn read_count(
     group: &str,
     results: &mut Results<'_>,
 ) -> Result<Result<Count, ServerError>, RedisError> {
-    let added = if method == Method::Added { read_added(group, results)? } else { None };
+    let before = if method == Method::Groups {
+        Some((read_lag(group, results)?, read_lag(group, results)?))
+    } else {
+        None
+    };
     let set = results.done();
-    let count = match method {
-        Method::Length => results.count().map(Count::Length),
-        Method::Added => results.count().map(|length| Count::Added(length, added)),
-        Method::Info => results.stream_info().map(|info| Count::Info(Box::new(info))),
+    let count = match before {
+        Some((at_end, at_beginning)) => {
+            let lag = results.lag_of(group);
+            results.count().and_then(|length| Ok(understand_lags((at_end, at_beginning, lag?), length)))
+        }
+        None if method == Method::Info => results.stream_info().map(|info| Count::Info(Box::new(info))),
+        None => results.count().map(Count::Length),
     };
     match set.and(count) {
         Ok(count) => Ok(Ok(count)),
@@ -291,14 +304,46 @@ fn read_count(
     }
 }
 
-/// What a group lags behind that has read nothing. Redis says 0 where it cannot tell, as when the newest entry was
-/// deleted; before Redis 7 it does not know the question.
-fn read_added(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, RedisError> {
+/// What the group lags behind once it was set; `None` also where Redis does not know the question, as before Redis 7.
+fn read_lag(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, RedisError> {
     let set = results.done();
     let lag = results.lag_of(group);
     match set.and(lag) {
-        Ok(lag) => Ok(lag.filter(|&lag| lag > 0)),
         Err(RedisError::Server(_)) => Ok(None),
-        Err(error) => Err(error),
+        lag => lag,
+    }
+}
+
+/// What it says how far a group lags behind that stands at the end with nothing read, at the beginning, and at the cursor.
+///
+/// At the end it lags by all that was ever added, or by 0 where that cannot be told, as when the newest entry was
+/// deleted. At the beginning it lags by what is there, if no single entry was deleted among that. Then it lags by as
+/// much at the cursor where that lies before the first entry, and by less, or by nobody knows how much, further on.
+fn understand_lags(
+    (at_end, at_beginning, at_cursor): (Option<u64>, Option<u64>, Option<u64>),
+    length: u64,
+) -> Count {
+    let all = Some(length);
+    let has_read_ones = length > 0 && at_beginning == all && at_cursor != all;
+    Count::Groups { length, added: at_end.filter(|&added| added > 0), has_read_ones }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lags_tell_what_was_added_and_whether_read_entries_are_left() {
+        for (lags, length, added, has_read_ones) in [
+            ((Some(9), Some(4), Some(4)), 4, Some(9), false),
+            ((Some(9), Some(4), Some(3)), 4, Some(9), true),
+            ((Some(9), Some(4), None), 4, Some(9), true),
+            ((Some(9), None, None), 4, Some(9), false),
+            ((Some(0), Some(4), None), 4, None, true),
+            ((None, None, None), 4, None, false),
+            ((Some(0), Some(0), Some(0)), 0, None, false),
+        ] {
+            assert_eq!(understand_lags(lags, length), Count::Groups { length, added, has_read_ones });
+        }
     }
 }

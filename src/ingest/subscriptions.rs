@@ -65,7 +65,7 @@ impl Subscription {
             board,
             unacked: Unacked::default(),
             size: Size::default(),
-            method: if ordinal.is_some() { Method::Length } else { Method::Added },
+            method: if ordinal.is_some() { Method::Length } else { Method::Groups },
             length: None,
             counted_at: None,
             has_news: false,
@@ -95,9 +95,9 @@ impl Subscription {
             Verdict::Unproven => match self.method {
                 // An empty stream has no entries that XINFO STREAM could send along.
                 _ if self.size.is_small() || count.length() == 0 => self.count_again(Method::Info),
-                Method::Length => self.count_again(Method::Added),
-                Method::Added if !self.size.is_large() => self.count_again(Method::Info),
-                Method::Added | Method::Info => Verdict::Lost,
+                Method::Length => self.count_again(Method::Groups),
+                Method::Groups if !self.size.is_large() => self.count_again(Method::Info),
+                Method::Groups | Method::Info => Verdict::Lost,
             },
             Verdict::Lost => Verdict::Lost,
         }
@@ -121,7 +121,7 @@ impl Subscription {
         self.method = match self.method {
             _ if length_will_do && !is_recounted => Method::Length,
             Method::Length if self.size.is_small() => Method::Info,
-            Method::Length => Method::Added,
+            Method::Length => Method::Groups,
             exact => exact,
         };
     }
@@ -392,193 +392,5 @@ impl Subscriptions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::Fields;
-    use crate::event::message::Slot;
-
-    fn entry(ms: u64) -> Entry {
-        Entry { id: EntryId::new(ms, 0), fields: Fields::default() }
-    }
-
-    fn subscription(cursor: u64, ordinal: Option<u64>, now: Instant) -> Subscription {
-        named("k", (cursor, ordinal), now)
-    }
-
-    fn named(key: &str, (cursor, ordinal): (u64, Option<u64>), now: Instant) -> Subscription {
-        let live = Slot { index: 0, generation: 1 };
-        let name: StreamName = format!("s/{key}").parse().unwrap();
-        let (name, at) = ((name, key.as_bytes().into()), (EntryId::new(cursor, 0), ordinal));
-        Subscription::new(name, (live, 0), at, Arc::default(), now)
-    }
-
-    fn inserted(all: &mut Subscriptions, key: &str, now: Instant) -> Place {
-        all.insert(named(key, (1, None), now));
-        all.find(key.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn a_stream_is_counted_exactly_where_its_length_says_nothing() {
-        let now = Instant::now();
-        let mut known = subscription(5, Some(3), now);
-        known.size.note(100);
-        assert_eq!(known.method(), Method::Length);
-        let two = Brought { entries: 2, is_full: false };
-        assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
-        assert_eq!((known.method(), known.ordinal), (Method::Info, Some(3)), "it counts for nothing");
-        known.size.note(1 << 20);
-        known.method = Method::Length;
-        assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
-        assert_eq!(known.method(), Method::Added);
-        assert_eq!(known.judge(&Count::Added(2, None), two, now), Verdict::Lost, "no entry is moved for it");
-        assert_eq!(known.judge(&Count::Added(2, Some(5)), two, now), Verdict::Whole(Some(5)));
-        assert_eq!(
-            (known.method(), known.ordinal),
-            (Method::Added, Some(5)),
-            "nothing that was read is left"
-        );
-        assert_eq!(known.judge(&Count::Added(2, Some(8)), two, now), Verdict::Lost);
-        assert_eq!(known.judge(&Count::Added(4, Some(7)), two, now), Verdict::Whole(Some(7)));
-        assert_eq!(known.method(), Method::Length);
-        assert_eq!(known.judge(&Count::Length(0), two, now), Verdict::Unproven);
-        assert_eq!(known.method(), Method::Info, "an empty stream has no large entries");
-        let mut unknown = subscription(5, None, now);
-        assert_eq!(unknown.method(), Method::Added, "its count is to be found out");
-        assert_eq!(unknown.judge(&Count::Added(2, None), two, now), Verdict::Unproven);
-        assert_eq!(unknown.method(), Method::Info);
-    }
-
-    #[test]
-    fn a_stream_from_which_entries_were_removed_is_counted_now_and_then() {
-        let now = Instant::now();
-        let mut known = subscription(5, Some(3), now);
-        known.size.note(100);
-        let one = Brought { entries: 1, is_full: false };
-        known.judge(&Count::Length(4), one, now);
-        known.judge(&Count::Length(5), one, now);
-        assert_eq!(known.method(), Method::Length);
-        known.judge(&Count::Length(5), one, now);
-        assert_eq!(known.method(), Method::Info);
-        known.judge(&Count::Added(5, Some(9)), one, now);
-        assert_eq!((known.method(), known.ordinal), (Method::Length, Some(9)));
-        known.judge(&Count::Length(5), one, now);
-        assert_eq!(known.method(), Method::Length, "not so soon");
-        known.judge(&Count::Length(5), one, now + RECOUNTED);
-        assert_eq!(known.method(), Method::Info);
-    }
-
-    #[test]
-    fn news_are_taken_once_and_in_turn() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        let places = ["a", "b", "c"].map(|key| inserted(&mut all, key, now));
-        assert!(all.has_news(), "what came before a stream was started was told to nobody");
-        assert_eq!(all.take_news(9), places);
-        assert!(all.note_news(b"b") && all.note_news(b"a") && all.note_news(b"b") && !all.note_news(b"x"));
-        assert_eq!(all.take_news(1), [places[1]]);
-        all.note_all_news();
-        assert_eq!(all.take_news(9).len(), 3);
-        assert!(!all.has_news());
-        all.note_news(b"a");
-        all.remove(b"a", Slot { index: 0, generation: 1 }, now);
-        assert!(all.take_news(9).is_empty(), "a stream that was taken out has none");
-        all.note_news(b"b");
-        all.remove(b"b", Slot { index: 0, generation: 1 }, now);
-        let again = inserted(&mut all, "d", now);
-        assert_eq!((again, all.take_news(9)), (places[1], vec![again]), "its place was given anew");
-    }
-
-    #[test]
-    fn a_stream_that_is_started_again_takes_the_place_of_its_former_self() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        inserted(&mut all, "a", now);
-        inserted(&mut all, "a", now);
-        assert_eq!((all.len(), all.take_news(9).len()), (1, 1));
-    }
-
-    #[test]
-    fn sweeps_come_to_every_silent_stream() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        let places: Vec<_> = (0..7).map(|key| inserted(&mut all, &key.to_string(), now)).collect();
-        all.take_news(9);
-        let later = now + Duration::from_secs(1);
-        all.advance(places[3], &mut vec![entry(5)], false, later);
-        (0..3).for_each(|_| all.sweep(3, now));
-        let mut swept = all.take_news(9);
-        swept.sort_unstable();
-        assert_eq!(swept, [0, 1, 2, 4, 5, 6].map(|silent| places[silent]));
-        (0..6).for_each(|_| all.sweep(3, later));
-        assert_eq!(all.take_news(9).len(), 7, "the silence of each has been long enough");
-    }
-
-    #[test]
-    fn the_cursor_never_goes_back() {
-        let now = Instant::now();
-        let mut reading = subscription(5, Some(1), now);
-        let mut entries = vec![entry(4), entry(5), entry(6)];
-        reading.advance(&mut entries, true, now);
-        assert_eq!(entries, [entry(6)]);
-        assert_eq!(reading.cursor, EntryId::new(6, 0));
-        assert_eq!(reading.acknowledgeable(), [EntryId::new(6, 0)]);
-    }
-
-    #[test]
-    fn every_stream_is_acknowledged_in_turn() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        let [a, b] = ["a", "b"].map(|key| inserted(&mut all, key, now));
-        let many = IDS_PER_ACK_MAX as u64 + 5;
-        all.advance(a, &mut (2..2 + many).map(entry).collect(), true, now);
-        all.advance(b, &mut vec![entry(2)], true, now);
-        assert!(all.has_unacked() && !all.is_acknowledging() && all.next_acknowledgement().is_none());
-        all.begin_acknowledging();
-        let mut acknowledged = Vec::new();
-        while let Some((key, ids)) = all.next_acknowledgement() {
-            acknowledged.push((key[0], ids.len()));
-        }
-        assert_eq!(acknowledged, [(b'a', IDS_PER_ACK_MAX), (b'a', 5), (b'b', 1)]);
-        assert!(!all.has_unacked() && !all.is_acknowledging());
-    }
-
-    #[test]
-    fn what_is_not_written_stays_pending() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        let a = inserted(&mut all, "a", now);
-        all.all[a].board.attach(0, EntryId::new(2, 0));
-        all.advance(a, &mut vec![entry(2), entry(3)], true, now);
-        for expected in [Some(1), None] {
-            all.begin_acknowledging();
-            assert_eq!(all.next_acknowledgement().map(|(_, ids)| ids.len()), expected);
-            assert!(all.has_unacked() && !all.is_acknowledging());
-        }
-        all.remove(b"a", Slot { index: 0, generation: 1 }, now);
-        all.begin_acknowledging();
-        assert!(all.next_acknowledgement().is_none() && !all.has_unacked());
-    }
-
-    #[test]
-    fn the_same_place_of_two_transform_threads_is_told_apart_by_its_stream() {
-        let one = subscription(1, None, Instant::now());
-        let other: StreamName = "other/m".parse().unwrap();
-        assert!(one.is(&one.stream.clone(), one.live) && !one.is(&other, one.live));
-    }
-
-    #[test]
-    fn a_group_lingers_until_it_is_read_again() {
-        let now = Instant::now();
-        let mut all = Subscriptions::default();
-        let live = Slot { index: 0, generation: 1 };
-        all.insert(subscription(1, None, now));
-        assert!(all.remove(b"k", Slot { index: 0, generation: 2 }, now).is_none(), "another start's");
-        assert!(all.remove(b"k", live, now + Duration::from_secs(1)).is_some());
-        assert!(all.expired(now).is_empty());
-        all.insert(subscription(1, None, now));
-        assert!(all.expired(now + Duration::from_secs(2)).is_empty());
-        all.remove_all(now);
-        assert_eq!(all.expired(now).len(), 1);
-        assert!(all.expired(now).is_empty());
-    }
-}
+#[path = "subscriptions_tests.rs"]
+mod tests;

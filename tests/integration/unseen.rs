@@ -48,8 +48,12 @@ struct Live {
 
 impl Live {
     fn start(beside: usize, numbered: bool) -> Self {
+        Self::start_with(beside, numbered, "delivery.read_count=256")
+    }
+
+    fn start_with(beside: usize, numbered: bool, setting: &str) -> Self {
         let redis = RedisServer::start();
-        let daemon = options(&redis).start();
+        let daemon = options(&redis).set(setting).start();
         let mut others = Vec::new();
         for number in 0..beside {
             let mut producer = Producer::new(&redis, &format!("other{number}"), "m");
@@ -181,6 +185,28 @@ fn what_another_hand_takes_from_the_group_comes_all_the_same() {
                     let expected = [format!("delta {}", tokens(next - 3..next))];
                     assert_eq!(outline, expected, "{what}, {beside} streams beside");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_begun_anew_with_its_group_is_told() {
+    for beside in [0, MANY] {
+        for read_count in [3, 256] {
+            let mut live = Live::start_with(beside, false, &format!("delivery.read_count={read_count}"));
+            live.forget();
+            let mut connection = live.redis.connect();
+            let before = connection.now_ms();
+            wait_until("the next millisecond", || connection.now_ms() > before);
+            // Nobody can have seen that the key was gone, and the group is there.
+            let mut commands = vec![words(&["DEL", KEY])];
+            commands.extend((3..13).map(|number| add(number, false)));
+            commands.push(words(&["XGROUP", "CREATE", KEY, GROUP, "0"]));
+            connection.run_at_once::<Vec<redis::Value>>(&commands);
+            for outline in live.read_token(12) {
+                let expected = ["gap recreated null".into(), format!("delta {}", tokens(3..13))];
+                assert_eq!(outline, expected, "{beside} streams beside, {read_count} at once");
             }
         }
     }
