@@ -1,7 +1,8 @@
 //! How a reader acknowledges what is written.
 //!
-//! Acknowledgements are gathered and travel with the next reads, spread evenly over half of the time in which they are
-//! gathered: Redis looks every id up, and whoever writes tokens meanwhile waits.
+//! Acknowledgements are gathered, and go out spread over a third of the time in which they are gathered: Redis looks
+//! every id up, and producers wait meanwhile. They travel with reads that block and with large ones; a small read
+//! would be answered later for them, so they follow it in a trip of their own.
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +20,50 @@ const STREAMS_PER_TRIP_MIN: usize = 32;
 /// Streams that are acknowledged in one trip while nothing is read.
 const STREAMS_ALONE: usize = 128;
 
+/// A read of so many streams takes its share of acknowledgements along; what it reads waits little longer for them.
+const STREAMS_WITH_ACKS_MIN: usize = 128;
+
 impl Reader {
-    /// Begins a trip that reads `streams`, with its share of what is to be acknowledged.
+    /// Begins a trip that blocks, with its share of what is to be acknowledged: nobody waits for what it will read.
+    pub(super) fn begin_blocking(&mut self, streams: usize) {
+        self.begin_share(streams);
+    }
+
+    /// Begins a trip that reads streams with news.
     pub(super) fn begin_reading(&mut self, streams: usize) {
+        if streams >= STREAMS_WITH_ACKS_MIN {
+            self.begin_share(streams);
+        } else {
+            self.pipeline.clear();
+        }
+    }
+
+    /// What reads of few streams did not take along goes out by itself once these are passed on, a good number at once.
+    pub(super) fn acknowledge_after_reading(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
+        let elapsed = now.duration_since(self.acked_at);
+        let share = self.share(now);
+        let is_due = share >= STREAMS_PER_TRIP_MIN || (share > 0 && elapsed >= ACK_SPREAD);
+        let is_convenient = !self.subscriptions.has_news() || self.is_acknowledgement_late();
+        if elapsed < ACK_INTERVAL && !(is_due && is_convenient) {
+            return Ok(());
+        }
+        self.begin_trip(share.min(STREAMS_PER_TRIP_MIN), now);
+        self.make_trip().map(drop)
+    }
+
+    /// Begins a trip with the share of what is to be acknowledged that is due by now.
+    fn begin_share(&mut self, streams: usize) {
+        let now = Instant::now();
+        self.begin_trip(self.share(now).min(streams.max(STREAMS_PER_TRIP_MIN)), now);
+    }
+
+    /// How many streams should have been acknowledged by now and were not.
+    fn share(&self, now: Instant) -> usize {
         let elapsed = now.duration_since(self.acked_at).min(ACK_SPREAD).as_micros();
         let due = self.to_acknowledge as u128 * elapsed / ACK_SPREAD.as_micros();
         let looked_at = self.to_acknowledge.saturating_sub(self.subscriptions.acknowledgements_left());
-        let share = usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(looked_at);
-        self.begin_trip(share.min(streams.max(STREAMS_PER_TRIP_MIN)), now);
+        usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(looked_at)
     }
 
     /// Begins a trip that acknowledges at most so many streams.

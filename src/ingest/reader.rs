@@ -30,6 +30,7 @@ use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Command, Connector, Keys, Pipeline, RedisError, Reply};
 use crate::stop::Stop;
+use crate::thread;
 
 /// The token of the Redis connection in the reader's poll.
 const LINK: Token = Token(0);
@@ -44,6 +45,10 @@ const BLOCK_IDLE: Duration = Duration::from_secs(1);
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A wait of so long without news is a time in which nothing is read.
 const QUIET: Duration = Duration::from_millis(20);
+/// The longest pause of a reader that is told. Tokens that come one by one cost Redis a read each without it.
+const TOLD_REST_MAX: Duration = Duration::from_micros(250);
+/// What epoll can wait for.
+const EPOLL_TICK: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
 const KEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Streams per command where one command per stream is sent.
@@ -142,6 +147,7 @@ impl Reader {
 
     /// Reads until the daemon stops, then sends the last acknowledgements.
     pub fn run(mut self) {
+        thread::sleep_precisely();
         while !self.parts.stop.requested() {
             pulse::beat();
             if let Err(error) = self.turn() {
@@ -200,8 +206,10 @@ impl Reader {
         };
         // Who has fallen behind catches up first.
         let pause = if read.is_full { Duration::ZERO } else { self.pacing.pause(read.took, read.entries) };
+        // What a reader reads that is told has news: a longer pause would gather more at once, and save Redis little.
+        let pause = if is_told { pause.min(TOLD_REST_MAX) } else { pause };
         self.rests_until = Instant::now() + pause;
-        Ok(())
+        if is_told { self.acknowledge_after_reading() } else { Ok(()) }
     }
 
     /// Waits for news of some stream. Acknowledgements travel with reads as long as there are any.
@@ -304,12 +312,15 @@ impl Reader {
     /// Lets time pass until `until`, or until a command comes.
     fn linger(&mut self, until: Instant) -> Result<(), RedisError> {
         let pause = until.saturating_duration_since(Instant::now());
-        if pause < Duration::from_millis(1) {
-            // epoll waits in whole milliseconds, rounded up: too coarse for this pause.
-            std::thread::sleep(pause);
-            return Ok(());
+        // epoll waits in whole milliseconds and rounds up: the rest of the pause is too fine for it.
+        if pause >= EPOLL_TICK {
+            self.wait(until - Duration::from_nanos(u64::from(pause.subsec_nanos()) % 1_000_000))?;
+            if !self.parts.commands.is_empty() {
+                return Ok(());
+            }
         }
-        self.wait(until)
+        std::thread::sleep(until.saturating_duration_since(Instant::now()).min(EPOLL_TICK));
+        Ok(())
     }
 
     /// Sleeps until the connection has something, a command comes, or `until`.
