@@ -172,7 +172,7 @@ fn the_watchdog_is_not_fed_while_a_thread_hangs() {
         .env("WATCHDOG_USEC", "2000000")
         .spawn();
     daemon.wait_ready();
-    for thread in ["transform-0", "deliver-0", "reader-0", "watcher"] {
+    for thread in ["transform-0", "deliver-0", "reader-0", "watcher", "recorder"] {
         let held = HeldThread::hold(daemon.id(), thread);
         let complaint = format!("thread {thread} hangs");
         wait_until(&complaint, || http::get(daemon.admin, "/readyz").text().contains(&complaint));

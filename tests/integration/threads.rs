@@ -23,6 +23,7 @@ fn every_thread_has_the_name_of_its_role() {
         "transform-0",
         "deliver-0",
         "watcher",
+        "recorder",
         "admin",
         "stats",
     ];
