@@ -31,8 +31,8 @@ use crate::security::host::HostPolicy;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::thread::{self, Ended, Handle};
-use crate::transform::DecodeContext;
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
+use crate::transform::{DecodeContext, milestone};
 use crate::watcher::{ERRANDS, Identity, Watcher, WatcherParts};
 
 /// When which part ends: the data order.
@@ -309,6 +309,7 @@ impl Builder {
         let link = self.connector(RECORDER.into());
         let records = &mut self.queues.records;
         let (poll, _) = records.cancels.polls.remove(0);
+        let context = DecodeContext::new(self.shared.config.fields.clone());
         let recorder = Recorder::new(RecorderParts {
             link,
             keys: Arc::clone(&self.keys),
@@ -317,6 +318,8 @@ impl Builder {
             ends: records.ends.receivers.remove(0),
             letters: records.letters.receivers.remove(0),
             receipts: records.receipts.receivers.remove(0),
+            deliveries: self.queues.inboxes.senders.clone(),
+            milestones: Box::new(move |entry| milestone(entry, &context)),
             transforms: self.queues.control.senders.clone(),
             clock: Arc::clone(&self.clock),
             redis: self.shared.config.redis.clone(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mio::net::TcpStream;
 
+use super::body::Body;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::receipts::Parted;
 use super::response::{HttpError, Reply};
@@ -25,7 +26,9 @@ pub(super) enum Phase {
     /// Receiving the head of a request; `seen` bytes of the input were looked at in vain.
     Head { since: Instant, seen: usize },
     /// Receiving the body of a cancel request.
-    Body { since: Instant, stream: StreamName, reply: Reply, bytes: usize },
+    Body { since: Instant, stream: StreamName, reply: Reply, body: Body },
+    /// The request to cancel is with the recorder, which answers it in time.
+    Cancelling { reply: Reply },
     /// The answer depends on a stream that is being looked up.
     Asked { viewer: Slot, reply: Reply },
     /// Sending events.
@@ -43,6 +46,8 @@ pub(super) struct WebSocket {
     pub(super) viewers: Viewers,
     /// Messages that were malformed or forbidden.
     pub(super) bad_messages: u32,
+    /// Requests to cancel that are yet to be answered.
+    pub(super) cancels_asked: u32,
     /// Streams that have left it; none unless receipts are wanted.
     #[allow(clippy::box_collection, reason = "a pointer is all that it costs those who need none")]
     pub(super) parted: Option<Box<VecDeque<Parted>>>,
@@ -206,7 +211,9 @@ impl Connection {
                 Viewers::One(viewer) => vec![*viewer],
                 Viewers::Many(viewers) => viewers.values().copied().collect(),
             },
-            Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => Vec::new(),
+            Phase::Head { .. } | Phase::Body { .. } | Phase::Cancelling { .. } | Phase::Closing { .. } => {
+                Vec::new()
+            }
         }
     }
 }

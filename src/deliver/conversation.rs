@@ -70,7 +70,7 @@ impl Delivery {
         }
     }
 
-    fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
+    pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
         self.registry.counters().client_messages_refused.inc();
         let json = notice::refused(refusal.code, &refusal.message);
         let json = match &refusal.stream {
@@ -88,7 +88,7 @@ impl Delivery {
     }
 
     /// Answers in the format that the connection speaks.
-    fn answer_message(&mut self, slot: Slot, json: &[u8]) {
+    pub(super) fn answer_message(&mut self, slot: Slot, json: &[u8]) {
         match self.websocket(slot).map(|websocket| &websocket.viewers) {
             Some(Viewers::One(viewer)) => {
                 let viewer = *viewer;
@@ -107,18 +107,19 @@ impl Delivery {
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
             ClientMessage::Cancel { stream, reason } => {
                 let multiplexed = stream.clone();
-                let stream = self.subscribed(slot, stream)?;
+                let is_many =
+                    self.websocket(slot).is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
+                // Where streams come and go, one can be stopped without being read.
+                let stream = match stream {
+                    Some(stream) if is_many => stream,
+                    stream => self.subscribed(slot, stream)?,
+                };
                 let Some(address) = self.connections.get(slot).map(|connection| connection.address) else {
                     return Ok(());
                 };
                 let rated = self.rates.lock().cancel(address.ip(), now);
                 rated.map_err(|_| Refusal::new("too_many", "too many cancel requests a second"))?;
-                self.cancel(stream, reason, address.ip().to_string())
-                    .map_err(|(code, message)| Refusal::new(code, message))?;
-                let json = notice::cancel_requested();
-                let json = multiplexed.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
-                self.answer_message(slot, &json);
-                Ok(())
+                self.cancel_by_message(slot, (stream, reason), multiplexed, now)
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
                 let limits = self.route_limits();
@@ -206,7 +207,11 @@ fn is_bad(refusal: &Refusal) -> bool {
         refusal.code,
         "too_many"
             | "overloaded"
+            | "draining"
             | "redis_unreachable"
+            | "redis_refuses"
+            | "redis_timeout"
+            | "wrong_type"
             | "already_subscribed"
             | "not_subscribed"
             | "not_sent"

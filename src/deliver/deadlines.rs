@@ -51,7 +51,7 @@ impl Delivery {
                 }
                 Some(at)
             }
-            Phase::Asked { .. } => None,
+            Phase::Asked { .. } | Phase::Cancelling { .. } => None,
             Phase::Sse { .. } | Phase::WebSocket(_) => self.keep_alive(slot, now),
         };
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
@@ -188,7 +188,11 @@ impl Delivery {
                         connection.close();
                     }
                 }
-                Phase::Head { .. } | Phase::Body { .. } | Phase::Closing { .. } => {}
+                // Who has asked for something that is being written is answered first.
+                Phase::Head { .. }
+                | Phase::Body { .. }
+                | Phase::Cancelling { .. }
+                | Phase::Closing { .. } => {}
             }
         }
     }

@@ -69,6 +69,7 @@ impl Delivery {
             ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
             ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
             ToDelivery::Appeared(stream) => self.appear(&stream),
+            ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
             ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
         }
     }

@@ -18,7 +18,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest nonce of a ping, in bytes of JSON.
 pub const NONCE_BYTES_MAX: usize = 256;
 /// The longest reason of a cancel request, in bytes.
-pub const REASON_BYTES_MAX: usize = 4096;
+pub const REASON_BYTES_MAX: usize = 1024;
 
 /// A client's message.
 #[derive(Clone, Debug)]

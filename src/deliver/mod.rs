@@ -12,6 +12,8 @@
 //! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`].
 
 mod admission;
+pub mod body;
+mod cancels;
 mod connection;
 mod conversation;
 mod deadlines;

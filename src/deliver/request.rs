@@ -76,6 +76,7 @@ impl fmt::Debug for WebSocketOffer {
 }
 
 /// A request without its body.
+#[allow(clippy::struct_excessive_bools, reason = "three independent facts about one request")]
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// The method.
@@ -102,8 +103,10 @@ pub struct Request {
     pub authorization: Option<String>,
     /// `Access-Control-Request-Method`: the mark of a CORS preflight.
     pub preflight_method: Option<String>,
-    /// `Content-Length`; `None`: no body.
+    /// `Content-Length`; `None`: no body, or one in chunks.
     pub content_length: Option<u64>,
+    /// Whether the body comes in chunks.
+    pub is_chunked: bool,
     /// Whether the client waits for `100 Continue` before it sends its body.
     pub expects_continue: bool,
     /// The offer to speak WebSocket.
@@ -114,7 +117,7 @@ impl Request {
     /// Whether another request may follow on the connection when the body of this one is left unread.
     #[must_use]
     pub fn keeps_alive_unread(&self) -> bool {
-        self.keep_alive && self.content_length.unwrap_or(0) == 0
+        self.keep_alive && self.content_length.unwrap_or(0) == 0 && !self.is_chunked
     }
 }
 
@@ -221,6 +224,7 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
         authorization: headers.single("authorization")?.map(str::to_owned),
         preflight_method: headers.single("access-control-request-method")?.map(str::to_owned),
         content_length: content_length(&headers)?,
+        is_chunked: is_chunked(&headers, method, version)?,
         expects_continue: expects_continue(&headers, version)?,
         websocket: websocket_offer(&headers, method, version)?,
     })
@@ -268,23 +272,34 @@ fn is_authority(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic() && !b"/@?#,\\\"<>".contains(&b))
 }
 
-/// The body's length. A transfer coding is refused: beside a length because proxies disagree about
-/// which of the two holds, alone because no request here needs one.
+/// The body's length. A transfer coding beside it is refused, because proxies disagree about which of the two holds.
 fn content_length(headers: &Headers<'_>) -> Result<Option<u64>, HttpError> {
     let length = headers.single("content-length")?;
     match (length, headers.values("transfer-encoding").next()) {
         (Some(_), Some(_)) => {
             Err(HttpError::bad_request("Content-Length and Transfer-Encoding exclude each other"))
         }
-        (None, Some(_)) => {
-            Err(HttpError::new(411, "length_required", "send the body with a Content-Length, not chunked"))
-        }
         (Some(digits), None) => Some(digits)
             .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|digits| digits.parse().ok())
             .map(Some)
             .ok_or_else(|| HttpError::bad_request("the Content-Length header is malformed")),
-        (None, None) => Ok(None),
+        (None, _) => Ok(None),
+    }
+}
+
+/// Whether the body comes in chunks. Any other coding is refused, and every coding of a request that has no body here.
+fn is_chunked(headers: &Headers<'_>, method: &str, version: Version) -> Result<bool, HttpError> {
+    match headers.single("transfer-encoding")? {
+        None => Ok(false),
+        Some(coding)
+            if coding.eq_ignore_ascii_case("chunked") && method == "POST" && version == Version::Http11 =>
+        {
+            Ok(true)
+        }
+        Some(_) => {
+            Err(HttpError::new(411, "length_required", "send the body with a Content-Length, or chunked"))
+        }
     }
 }
 

@@ -4,20 +4,18 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::admission::RETRY_AFTER_S;
+use super::body::Body;
 use super::connection::{Phase, ReadOutcome, Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::format::{Format, Translator, Transport};
-use super::message::{BODY_BYTES_MAX, parse_cancel_body};
+use super::message::BODY_BYTES_MAX;
 use super::request::{Parsed, Request, parse_grown};
 use super::response::{HttpError, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
 use super::streams::Ending;
 use super::viewer::{Viewer, Wire, Wish};
 use super::websocket::{Decoder, close};
-use crate::event::StreamName;
-use crate::event::message::{RECORDER, Slot};
-use crate::event::record::CancelRequest;
+use crate::event::message::Slot;
 
 /// Reads of one connection in one round, so that a flood does not keep the others waiting.
 const READS_PER_ROUND: usize = 16;
@@ -60,7 +58,7 @@ impl Delivery {
                 self.hear_requests(slot, now);
             }
             // A client that sends its next requests early finds them answered in order, within a bound.
-            Phase::Asked { .. } => {
+            Phase::Asked { .. } | Phase::Cancelling { .. } => {
                 connection.input.extend_from_slice(bytes);
                 if connection.input.len() > BODY_BYTES_MAX {
                     self.drop_connection(slot);
@@ -74,7 +72,7 @@ impl Delivery {
     // ----- HTTP -----
 
     /// Takes whole requests out of the input, until one has to wait for its answer.
-    fn hear_requests(&mut self, slot: Slot, now: Instant) {
+    pub(super) fn hear_requests(&mut self, slot: Slot, now: Instant) {
         loop {
             let Some(connection) = self.connections.get_mut(slot) else { return };
             match &mut connection.phase {
@@ -93,17 +91,22 @@ impl Delivery {
                         }
                     }
                 }
-                Phase::Body { bytes, .. } => {
-                    if connection.input.len() < *bytes {
-                        return;
+                Phase::Body { body, .. } => match body.take(&mut connection.input) {
+                    Ok(None) => return,
+                    Ok(Some(body)) => self.take_cancel(slot, &body, now),
+                    Err(error) => {
+                        self.registry.counters().http_errors.inc();
+                        return self.refuse_connection(slot, &error);
                     }
-                    self.take_cancel(slot, now);
-                }
+                },
                 Phase::WebSocket(_) => {
                     let early = std::mem::take(&mut connection.input);
                     return self.hear_websocket(slot, &early, now);
                 }
-                Phase::Asked { .. } | Phase::Sse { .. } | Phase::Closing { .. } => return,
+                Phase::Asked { .. }
+                | Phase::Cancelling { .. }
+                | Phase::Sse { .. }
+                | Phase::Closing { .. } => return,
             }
         }
     }
@@ -119,11 +122,12 @@ impl Delivery {
             Ok(Route::Stream(wanted)) => self.answer_stream(slot, wanted, reply),
             Ok(Route::Multiplex) => self.upgrade(slot, request, None, now),
             Ok(Route::Cancel(stream)) => {
-                let bytes = request.content_length.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
                 let reply = Reply { keep_alive: request.keep_alive, ..reply };
+                let body = Body::of(request);
+                let is_empty = body.is_empty();
                 let Some(connection) = self.connections.get_mut(slot) else { return };
-                connection.phase = Phase::Body { since: now, stream, reply, bytes };
-                if request.expects_continue && bytes > 0 {
+                connection.phase = Phase::Body { since: now, stream, reply, body };
+                if request.expects_continue && !is_empty {
                     let mut interim = Vec::new();
                     go_on(&mut interim);
                     self.send(slot, interim);
@@ -173,7 +177,7 @@ impl Delivery {
             None => Viewers::Many(HashMap::new()),
         };
         let (decoder, parted, pinged_at) = (Decoder::new(), None, None);
-        let websocket = WebSocket { decoder, viewers, bad_messages: 0, parted, pinged_at };
+        let websocket = WebSocket { decoder, viewers, bad_messages: 0, cancels_asked: 0, parted, pinged_at };
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.phase = Phase::WebSocket(Box::new(websocket));
             connection.input.shrink_to_fit();
@@ -181,44 +185,14 @@ impl Delivery {
         self.arm(slot, now + self.config.client.keepalive);
     }
 
-    fn take_cancel(&mut self, slot: Slot, now: Instant) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let since = Phase::Head { since: now, seen: 0 };
-        let Phase::Body { stream, reply, bytes, .. } = std::mem::replace(&mut connection.phase, since) else {
-            return;
-        };
-        let body: Vec<u8> = connection.input.drain(..bytes).collect();
-        let by = connection.address.ip().to_string();
-        let asked = parse_cancel_body(&body).and_then(|reason| {
-            self.cancel(stream, reason, by)
-                .map_err(|(code, message)| HttpError::unavailable(code, message, RETRY_AFTER_S))
-        });
-        match asked {
-            Ok(()) => self.reply(slot, &reply, now, |reply, out| reply.json(out, 202, b"{}")),
-            Err(error) => self.reply_error(slot, &reply, &error, now),
-        }
-    }
-
-    /// Passes a request to the producer on; where that is not possible, a code and a sentence why.
-    pub(super) fn cancel(
-        &mut self,
-        stream: StreamName,
-        reason: Option<String>,
-        by: String,
-    ) -> Result<(), (&'static str, &'static str)> {
-        if self.registry.health().is_down(RECORDER) {
-            let trouble = self.registry.health().trouble().unwrap_or("Redis cannot serve now");
-            return Err(("redis_unreachable", trouble));
-        }
-        if self.cancels.try_send(CancelRequest { stream, reason, by }).is_err() {
-            return Err(("overloaded", "try again"));
-        }
-        self.registry.counters().cancels_requested.inc();
-        Ok(())
-    }
-
     /// Sends a whole answer; the connection takes the next request or ends.
-    fn reply(&mut self, slot: Slot, reply: &Reply, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
+    pub(super) fn reply(
+        &mut self,
+        slot: Slot,
+        reply: &Reply,
+        now: Instant,
+        build: impl FnOnce(&Reply, &mut Vec<u8>),
+    ) {
         let mut answer = Vec::new();
         build(reply, &mut answer);
         if !reply.keep_alive || self.is_draining {

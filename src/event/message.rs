@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub use super::clock::{RedisClock, now_us};
 pub use super::errand::Errand;
-use super::record::{EndKind, EndOutcome};
+use super::record::{Asker, EndKind, EndOutcome, Refused};
 pub use super::shard::{Fnv, shard};
 use super::{
     AckBoard, After, Entry, EntryId, Frame, Outline, Position, StreamName, StreamState, StreamStatus,
@@ -466,6 +466,8 @@ pub enum ToDelivery {
     Replay(JobRef, ReplayOutcome),
     /// A stream that was waited for is there.
     Appeared(StreamName),
+    /// What became of a request to cancel.
+    CancelAnswered(Asker, Result<(), Refused>),
     /// A connection that another loop accepted.
     Connection(mio::net::TcpStream, std::net::SocketAddr),
 }

@@ -4,7 +4,9 @@
 //! them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::message::Slot;
 use super::{Entry, EntryId, Position, StreamName};
 
 /// What a message costs beside its texts and bytes: itself, its place in the queue, the allocations behind it.
@@ -17,8 +19,59 @@ pub struct CancelRequest {
     pub stream: StreamName,
     /// The client's words.
     pub reason: Option<String>,
-    /// Who asks.
+    /// Who asks, as the producer is told.
     pub by: String,
+    /// Who is answered.
+    pub asker: Asker,
+    /// When that was.
+    pub asked_at: Instant,
+}
+
+/// A client's connection that waits for an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The delivery thread.
+    pub delivery: usize,
+    /// The connection there.
+    pub connection: Slot,
+    /// The stream that the answer names, on a connection that carries many.
+    pub about: Option<StreamName>,
+}
+
+/// Why something is not written, in words for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// A short word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// Whether the client, or all together, have asked too often.
+    pub is_too_many: bool,
+}
+
+impl Refused {
+    /// Redis is the reason.
+    #[must_use]
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), is_too_many: false }
+    }
+
+    /// Too much was asked.
+    #[must_use]
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self { code: "too_many", message: message.into(), is_too_many: true }
+    }
+}
+
+/// What an entry means for the order of generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// It begins a generation, or belongs to one that goes on.
+    Begins,
+    /// It ends one.
+    Ends,
+    /// It does neither.
+    Neither,
 }
 
 impl CancelRequest {

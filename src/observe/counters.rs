@@ -144,7 +144,9 @@ declare! {
         redis_errors: "Failed connections to and requests of Redis.",
         wakeups_sent: "Wake-ups sent to blocked readers.",
         tracking_pushes: "Names of changed streams that Redis pushed.",
-        cancels_requested: "Cancel requests passed on to producers.",
+        cancels_requested: "Cancel requests answered when they were on the control stream.",
+        cancels_written: "Entries written to control streams: one for each generation that is to stop.",
+        cancels_refused: "Cancel requests refused because they could not be written.",
         acks_received: "Acknowledgements received from clients.",
         acks_merged: "Acknowledgements that were repeated, or merged into a later one of the same viewer.",
         receipts_acked: "Receipts written of what clients acknowledged.",
@@ -163,6 +165,7 @@ declare! {
         streams_live: "Streams read live.",
         streams_waited: "Names waited for that nobody has written yet.",
         replay_jobs: "Reads of history under way or waiting.",
+        cancels_unwritten: "Control streams of names that nobody has written yet.",
         outbox_bytes: "Bytes of frames held for clients.",
     }
 }

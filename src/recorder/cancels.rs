@@ -1,78 +1,381 @@
 //! Requests to the producers to stop.
+//!
+//! Whoever asks is answered when the request is on the control stream, or is not going to be. What was refused is not
+//! written later; only where Redis gave no answer at all it may have been written, and the answer says so. One request
+//! is pending for each generation over all instances (`pending`): further ones are answered alike and add nothing.
+//!
+//! Names that nobody has written yet can be cancelled too. Their requests live for a minute, and the instance keeps a bounded
+//! number of them, so that nobody fills Redis with names.
 
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::record::CancelRequest;
-use crate::queue::Receiver;
-use crate::redis::{Command, Link, RedisError, Reply};
+use crate::event::StreamName;
+use crate::event::message::ToDelivery;
+use crate::event::record::{Asker, CancelRequest, Refused};
+use crate::queue::{Receiver, SendError, Sender};
+use crate::redis::{Command, Keys, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind};
 
-use super::pause::Pause;
-use super::{Desk, can_be_later, millis};
+use super::once::CLAIMED;
+use super::pending::{Mark, Milestones};
+use super::{Desk, millis, refusal};
 
-/// Requests written in one round trip.
-const CANCELS_PER_TRIP: usize = 64;
-/// Requests to a producer that are kept.
+/// Requests in hand.
+const CANCELS_MAX: usize = 256;
+/// Streams asked about in one round trip.
+const STREAMS_PER_TRIP: usize = 64;
+/// Requests to one producer that are kept, about.
 const CONTROL_ENTRIES_MAX: u32 = 100;
-/// How long they are kept.
-const CONTROL_KEPT: Duration = Duration::from_secs(3600);
+/// How long they are kept, and how long where nobody has written the stream yet.
+const KEPT: Duration = Duration::from_secs(3600);
+const UNWRITTEN_KEPT: Duration = Duration::from_secs(60);
+/// Control streams of names that nobody has written yet.
+const UNWRITTEN_MAX: usize = 10_000;
+/// How long a request may wait for Redis to come back, and for whatever else.
+const AWAY_PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(4);
+/// When a stream that another instance has claimed is looked at again.
+const OTHERS_PAUSE: Duration = Duration::from_millis(20);
 
 /// The desk.
 pub(super) struct Cancels {
     queue: Receiver<CancelRequest>,
+    deliveries: Vec<Sender<ToDelivery>>,
+    milestones: Box<Milestones>,
     hand: Vec<CancelRequest>,
-    pause: Pause,
+    /// When those in hand that another instance has claimed are looked at again.
+    others_at: Option<Instant>,
+    /// Answers for which a delivery thread had no room.
+    untold: VecDeque<(Asker, Result<(), Refused>)>,
+    unwritten: Unwritten,
+}
+
+/// Names that nobody had written when they were cancelled, by the time at which that is forgotten.
+#[derive(Debug, Default)]
+struct Unwritten {
+    names: HashSet<StreamName>,
+    order: VecDeque<(Instant, StreamName)>,
+}
+
+impl Unwritten {
+    fn forget(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, name)) = self.order.pop_front()
+        {
+            self.names.remove(&name);
+        }
+    }
+
+    /// Whether there is room for a name; it is taken then.
+    fn take(&mut self, name: &StreamName, now: Instant) -> bool {
+        if self.names.contains(name) {
+            return true;
+        }
+        if self.names.len() >= UNWRITTEN_MAX {
+            return false;
+        }
+        self.names.insert(name.clone());
+        self.order.push_back((now + UNWRITTEN_KEPT, name.clone()));
+        true
+    }
+}
+
+/// What is to be done about the requests for a stream.
+enum Verdict {
+    /// They are on the control stream.
+    Requested,
+    /// One is to be written; the stream stands there, and the request is kept for so long.
+    Write(Mark, Duration),
+    /// Another instance is about to write one.
+    Wait,
+    Refuse(Refused),
 }
 
 impl Cancels {
-    pub(super) const fn new(queue: Receiver<CancelRequest>) -> Self {
-        Self { queue, hand: Vec::new(), pause: Pause::new("requests to cancel") }
+    pub(super) fn new(
+        queue: Receiver<CancelRequest>,
+        deliveries: Vec<Sender<ToDelivery>>,
+        milestones: Box<Milestones>,
+    ) -> Self {
+        Self {
+            queue,
+            deliveries,
+            milestones,
+            hand: Vec::new(),
+            others_at: None,
+            untold: VecDeque::new(),
+            unwritten: Unwritten::default(),
+        }
     }
 
-    /// What Redis refuses and why, if it does.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.pause.trouble()
-    }
-
-    /// When there is something to write.
+    /// When there is something to do.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        (!(self.hand.is_empty() && self.queue.is_empty())).then(|| self.pause.next(now))
+        if !self.queue.is_empty() && self.hand.is_empty() {
+            return Some(now);
+        }
+        let untold_at = (!self.untold.is_empty()).then(|| now + Duration::from_millis(2));
+        let hand_at = (!self.hand.is_empty()).then(|| self.others_at.unwrap_or(now));
+        untold_at.into_iter().chain(hand_at).min()
     }
 
-    /// Writes some.
+    /// How many control streams of names that nobody has written yet this instance keeps.
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.names.len()
+    }
+
+    /// Writes some requests and answers those who asked.
     ///
     /// # Errors
-    /// When Redis could not be asked.
+    /// When Redis could not be asked. What surely is not written stays in hand.
     pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        if !self.pause.is_over(desk.now) {
+        self.tell_again();
+        self.unwritten.forget(desk.now);
+        if self.others_at.is_some_and(|at| at > desk.now) {
             return Ok(());
         }
-        let room = CANCELS_PER_TRIP - self.hand.len();
-        self.hand.extend(std::iter::from_fn(|| self.queue.try_recv()).take(room));
+        self.others_at = None;
+        self.take_up();
         if self.hand.is_empty() {
             return Ok(());
         }
-        let at_us = desk.clock.at(desk.now_us);
+        self.refuse_late(
+            desk.now,
+            PATIENCE,
+            &Refused::new("redis_timeout", "Redis does not answer in time: nothing was requested"),
+        );
+        let mut streams: Vec<StreamName> = Vec::new();
+        let mut known = HashSet::new();
+        for request in &self.hand {
+            if streams.len() < STREAMS_PER_TRIP && known.insert(&request.stream) {
+                streams.push(request.stream.clone());
+            }
+        }
+        let mut verdicts = self.judge(link, &streams, desk)?;
+        let result = self.write(link, &mut verdicts, desk);
+        for (request, verdict) in std::mem::take(&mut self.hand).into_iter().map(|request| {
+            let verdict = verdicts.get(&request.stream);
+            (request, verdict)
+        }) {
+            match verdict {
+                Some(Verdict::Requested) => {
+                    desk.counters.cancels_requested.inc();
+                    self.tell(request.asker, Ok(()));
+                }
+                Some(Verdict::Refuse(refused)) => {
+                    desk.counters.cancels_refused.inc();
+                    self.tell(request.asker, Err(refused.clone()));
+                }
+                Some(Verdict::Wait | Verdict::Write(..)) => {
+                    self.others_at = Some(desk.now + OTHERS_PAUSE);
+                    self.hand.push(request);
+                }
+                None => self.hand.push(request),
+            }
+        }
+        result
+    }
+
+    /// Redis is away: nobody is kept waiting for long.
+    pub(super) fn give_up(&mut self, now: Instant, why: &'static str) {
+        self.tell_again();
+        self.take_up();
+        self.refuse_late(now, AWAY_PATIENCE, &Refused::new("redis_unreachable", why));
+    }
+
+    fn take_up(&mut self) {
+        while self.hand.len() < CANCELS_MAX
+            && self.untold.len() < CANCELS_MAX
+            && let Some(request) = self.queue.try_recv()
+        {
+            self.hand.push(request);
+        }
+    }
+
+    fn refuse_late(&mut self, now: Instant, patience: Duration, refused: &Refused) {
+        let late =
+            self.hand.extract_if(.., |request| now.saturating_duration_since(request.asked_at) >= patience);
+        for request in late.collect::<Vec<_>>() {
+            self.tell(request.asker, Err(refused.clone()));
+        }
+    }
+
+    /// Claims the streams, and looks how they stand.
+    fn judge(
+        &mut self,
+        link: &mut Link,
+        streams: &[StreamName],
+        desk: Desk<'_>,
+    ) -> Result<HashMap<StreamName, Verdict>, RedisError> {
         let mut commands = Vec::new();
-        for CancelRequest { stream, reason, by } in &self.hand {
-            let key = desk.keys.control(stream);
-            let add =
-                Command::new("XADD").arg(&key).args(["MAXLEN", "~"]).number(CONTROL_ENTRIES_MAX).arg("*");
-            let reason = reason.as_deref().unwrap_or_default();
-            commands.push(add.args(["type", "cancel", "reason", reason, "by", by, "at"]).number(at_us));
-            commands.push(Command::new("PEXPIRE").arg(&key).number(millis(CONTROL_KEPT)));
+        for stream in streams {
+            let marker = marker(desk.keys, stream);
+            commands.push(Command::new("SET").args([&marker, desk.me, "NX", "PX"]).number(millis(CLAIMED)));
+            commands.push(Command::new("GET").arg(&marker));
+            let newest = Command::new("XREVRANGE").arg(desk.keys.stream(stream));
+            commands.push(newest.args(["+", "-", "COUNT", "1"]));
         }
         let replies = link.call_all(&commands)?;
-        for (request, replies) in std::mem::take(&mut self.hand).into_iter().zip(replies.chunks(2)) {
-            match replies.iter().find_map(Reply::error) {
-                None => self.pause.works(),
+        let mut verdicts = HashMap::new();
+        for (stream, replies) in streams.iter().zip(replies.chunks_exact(3)) {
+            let verdict = self.judge_one(link, stream, replies, desk)?;
+            verdicts.insert(stream.clone(), verdict);
+        }
+        Ok(verdicts)
+    }
+
+    fn judge_one(
+        &mut self,
+        link: &mut Link,
+        stream: &StreamName,
+        replies: &[Reply],
+        desk: Desk<'_>,
+    ) -> Result<Verdict, RedisError> {
+        let [set, get, newest] = replies else { return Ok(Verdict::Wait) };
+        if let Some(error) = set.error().or_else(|| get.error()) {
+            return Ok(Verdict::Refuse(refused(&marker(desk.keys, stream), &error)));
+        }
+        // A key of another type is no stream: nobody writes text there, but the name is not free either.
+        let entries = if newest.error().is_some() { Vec::new() } else { newest.entries()? };
+        let is_written = newest.error().is_some() || !entries.is_empty();
+        let mark = Mark::at(entries.first(), &self.milestones);
+        if get.is_null() {
+            return Ok(Verdict::Wait);
+        }
+        let holder = get.bytes()?;
+        if holder[..] != *desk.me.as_bytes() {
+            let Some(former) = Mark::parse(&holder) else { return Ok(Verdict::Wait) };
+            let key = desk.keys.stream(stream);
+            if former.is_pending(mark.newest, (link, &key), &self.milestones)? {
+                return Ok(Verdict::Requested);
+            }
+            if !take_over(link, &marker(desk.keys, stream), &holder, desk.me)? {
+                return Ok(Verdict::Wait);
+            }
+        }
+        if is_written {
+            return Ok(Verdict::Write(mark, KEPT));
+        }
+        if !self.unwritten.take(stream, desk.now) {
+            return Ok(Verdict::Refuse(Refused::too_many(
+                "too many names that nobody has written are cancelled",
+            )));
+        }
+        Ok(Verdict::Write(mark, UNWRITTEN_KEPT))
+    }
+
+    /// Writes a request to every stream that wants one, and lets go of those that were claimed in vain.
+    fn write(
+        &mut self,
+        link: &mut Link,
+        verdicts: &mut HashMap<StreamName, Verdict>,
+        desk: Desk<'_>,
+    ) -> Result<(), RedisError> {
+        let at_us = desk.clock.at(desk.now_us);
+        let (mut commands, mut written) = (Vec::new(), Vec::new());
+        for request in &self.hand {
+            let Some(Verdict::Write(mark, kept)) = verdicts.get(&request.stream) else { continue };
+            let (stream, mark, kept) = (request.stream.clone(), *mark, *kept);
+            commands.extend(transaction(desk.keys, request, (at_us, kept)));
+            // Further requests for the stream are answered with this one.
+            verdicts.insert(stream.clone(), Verdict::Requested);
+            written.push((stream, mark, kept));
+        }
+        let replies = match link.call_all(&commands) {
+            Ok(replies) => replies,
+            Err(error) => {
+                let message = "Redis has not answered: it is not known whether the request was written";
+                for (stream, ..) in written {
+                    verdicts.insert(stream, Verdict::Refuse(Refused::new("redis_unreachable", message)));
+                }
+                return Err(error);
+            }
+        };
+        let mut markers = Vec::new();
+        for ((stream, mark, kept), replies) in written.into_iter().zip(replies.chunks_exact(4)) {
+            let marker = marker(desk.keys, &stream);
+            match refusal(replies)? {
+                None => {
+                    let set = Command::new("SET").args([marker, mark.to_text(), "PX".to_owned()]);
+                    markers.push(set.number(millis(kept)));
+                    desk.counters.cancels_written.inc();
+                }
                 Some(error) => {
-                    self.pause.refused(&desk.keys.control(&request.stream), &error, desk.now);
-                    if can_be_later(&error) {
-                        self.hand.push(request);
-                    }
+                    markers.push(Command::new("DEL").arg(marker));
+                    let key = desk.keys.control(&stream);
+                    verdicts.insert(stream, Verdict::Refuse(refused(&key, &error)));
                 }
             }
         }
-        Ok(())
+        let in_vain = verdicts
+            .iter()
+            .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.is_too_many));
+        markers.extend(in_vain.map(|(stream, _)| Command::new("DEL").arg(marker(desk.keys, stream))));
+        // Where this fails the claims run out by themselves, and another request may be written.
+        link.call_all(&markers).map(drop)
+    }
+
+    fn tell(&mut self, asker: Asker, outcome: Result<(), Refused>) {
+        self.untold.push_back((asker, outcome));
+        self.tell_again();
+    }
+
+    fn tell_again(&mut self) {
+        while let Some((asker, outcome)) = self.untold.pop_front() {
+            let delivery = asker.delivery;
+            match self.deliveries[delivery].try_send(ToDelivery::CancelAnswered(asker, outcome)) {
+                Err(SendError::Full(ToDelivery::CancelAnswered(asker, outcome))) => {
+                    self.untold.push_front((asker, outcome));
+                    return;
+                }
+                // A delivery thread that is gone has no clients left.
+                Ok(()) | Err(SendError::Full(_) | SendError::Closed(_)) => {}
+            }
+        }
     }
 }
+
+fn marker(keys: &Keys, stream: &StreamName) -> String {
+    keys.once(&format!("cancel:{stream}"))
+}
+
+/// What puts a request on the control stream and lets that expire, both or neither.
+fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Duration)) -> [Command; 4] {
+    let CancelRequest { stream, reason, by, .. } = request;
+    let key = keys.control(stream);
+    let add = Command::new("XADD").arg(&key).args(["MAXLEN", "~"]).number(CONTROL_ENTRIES_MAX).arg("*");
+    let reason = reason.as_deref().unwrap_or_default();
+    let add = add.args(["type", "cancel", "reason", reason, "by", by, "at"]).number(at_us);
+    let expire = Command::new("PEXPIRE").arg(&key).number(millis(kept));
+    [Command::new("MULTI"), add, expire, Command::new("EXEC")]
+}
+
+/// Claims a stream whose former request is pending no more; whether nobody else has.
+fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<bool, RedisError> {
+    let look = [Command::new("WATCH").arg(marker), Command::new("GET").arg(marker)];
+    let replies = link.call_all(&look)?;
+    let is_same = match replies.get(1) {
+        Some(reply) if reply.error().is_none() && !reply.is_null() => reply.bytes()?[..] == *former,
+        _ => false,
+    };
+    if !is_same {
+        link.call(&Command::new("UNWATCH"))?;
+        return Ok(false);
+    }
+    let set = Command::new("SET").args([marker, me, "PX"]).number(millis(CLAIMED));
+    let replies = link.call_all(&[Command::new("MULTI"), set, Command::new("EXEC")])?;
+    // EXEC answers null when the marker has changed.
+    Ok(refusal(&replies)?.is_none() && !replies.last().is_some_and(Reply::is_null))
+}
+
+/// Why Redis does not take a request, in words for a client.
+fn refused(key: &str, error: &ServerError) -> Refused {
+    if error.kind() == ServerErrorKind::WrongType {
+        return Refused::new("wrong_type", format!("the key {key} holds no stream"));
+    }
+    let what = RedisError::Server(error.clone()).trouble(Phase::Connected).what;
+    Refused::new("redis_refuses", what)
+}
+
+#[cfg(test)]
+#[path = "cancels_tests.rs"]
+mod tests;

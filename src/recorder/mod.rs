@@ -17,6 +17,7 @@ mod ends;
 mod letters;
 mod once;
 mod pause;
+mod pending;
 mod receipts;
 
 use std::sync::Arc;
@@ -29,8 +30,9 @@ use self::ends::Ends;
 use self::letters::Letters;
 use self::receipts::Receipts;
 use crate::config;
-use crate::event::message::{Control, RECORDER, RedisClock, now_us};
-use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
+use crate::event::Entry;
+use crate::event::message::{Control, RECORDER, RedisClock, ToDelivery, now_us};
+use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Milestone, Receipt};
 use crate::observe::{Counters, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, Sender};
@@ -61,6 +63,10 @@ pub struct RecorderParts {
     pub letters: Receiver<DeadLetter>,
     /// What clients acknowledge, and what they are to acknowledge.
     pub receipts: Receiver<Receipt>,
+    /// Who is told what became of a [`CancelRequest`].
+    pub deliveries: Vec<Sender<ToDelivery>>,
+    /// Tells beginnings and ends of generations.
+    pub milestones: Box<dyn Fn(&Entry) -> Milestone + Send>,
     /// Who is told what became of an [`EndGeneration`].
     pub transforms: Vec<Sender<Control>>,
     /// What time it is at Redis.
@@ -109,11 +115,11 @@ impl Recorder {
     pub fn new(parts: RecorderParts) -> Self {
         let now = Instant::now();
         let RecorderParts { link, keys, poll, cancels, ends, letters, receipts, transforms, .. } = parts;
-        let RecorderParts { clock, redis, stream, registry, stop, .. } = parts;
+        let RecorderParts { deliveries, milestones, clock, redis, stream, registry, stop, .. } = parts;
         Self {
             link,
             poll,
-            cancels: Cancels::new(cancels),
+            cancels: Cancels::new(cancels, deliveries, milestones),
             ends: Ends::new(ends, transforms),
             letters: Letters::new(letters, redis.dlq_max_entries, now),
             receipts: Receipts::new(receipts, &stream, redis.receipts_max_entries, now),
@@ -151,6 +157,8 @@ impl Recorder {
         }
         if !self.link.is_open() {
             self.ends.give_up();
+            let why = self.registry.health().trouble().unwrap_or("Redis cannot serve now");
+            self.cancels.give_up(now, why);
         }
     }
 
@@ -171,7 +179,8 @@ impl Recorder {
 
     /// Tells what Redis refuses. The connection is well: it is no reason to send clients elsewhere.
     fn show(&self) {
-        let troubles = [self.cancels.trouble(), self.letters.trouble(), self.receipts.trouble()];
+        self.registry.gauges().cancels_unwritten.set(self.cancels.unwritten() as i64);
+        let troubles = [self.letters.trouble(), self.receipts.trouble()];
         let troubles: Vec<String> = troubles.into_iter().flatten().collect();
         self.registry.health().redis_works_but(RECORDER, &troubles.join("; "));
     }

@@ -100,7 +100,10 @@ mod hostile;
 /// Producers that write what cannot be read, or far too much: nothing else is lost.
 mod entries;
 
-/// Limits of connections, rates and sizes; keeping connections alive; the wish to stop.
+/// Requests to stop: what is answered is written, and what cannot be written is refused.
+mod cancels;
+
+/// Limits of connections, rates and sizes; keeping connections alive.
 mod limits;
 
 /// Frames merged over a time that the client chooses.

@@ -1,0 +1,210 @@
+//! The body of a request, as it comes: of a length that is known, or in chunks. Pure.
+//!
+//! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within [`LINE_BYTES_MAX`] each.
+
+use super::message::BODY_BYTES_MAX;
+use super::request::Request;
+use super::response::HttpError;
+
+/// The longest line between chunks, in bytes.
+const LINE_BYTES_MAX: usize = 256;
+/// Trailer lines that are passed over.
+const TRAILERS_MAX: usize = 16;
+
+/// A body on its way.
+#[derive(Debug)]
+pub enum Body {
+    /// So many bytes.
+    Length(usize),
+    /// In chunks.
+    Chunked(Chunks),
+}
+
+/// The chunks of a body.
+#[derive(Debug)]
+pub struct Chunks {
+    body: Vec<u8>,
+    expects: Expects,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    Size,
+    /// So many bytes of a chunk.
+    Data(usize),
+    /// The line end behind a chunk.
+    LineEnd,
+    /// The lines behind the last chunk, of which there were so many.
+    Trailer(usize),
+}
+
+impl Body {
+    /// The body of a request whose length, where it is known, was found to be allowed.
+    #[must_use]
+    pub fn of(request: &Request) -> Self {
+        if request.is_chunked {
+            return Self::Chunked(Chunks { body: Vec::new(), expects: Expects::Size });
+        }
+        let bytes = request.content_length.unwrap_or(0);
+        Self::Length(usize::try_from(bytes).unwrap_or(usize::MAX).min(BODY_BYTES_MAX))
+    }
+
+    /// Whether nothing is to come.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        matches!(self, Self::Length(0))
+    }
+
+    /// Takes what belongs to it off the input; the whole body once it is there.
+    ///
+    /// # Errors
+    /// 400 or 413 when it is malformed or too large: what follows cannot be told from it.
+    pub fn take(&mut self, input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, HttpError> {
+        match self {
+            Self::Length(bytes) if input.len() < *bytes => Ok(None),
+            Self::Length(bytes) => Ok(Some(input.drain(..*bytes).collect())),
+            Self::Chunked(chunks) => chunks.take(input),
+        }
+    }
+}
+
+impl Chunks {
+    fn take(&mut self, input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, HttpError> {
+        let mut at = 0;
+        let result = self.advance(input, &mut at);
+        input.drain(..at);
+        Ok(result?.then(|| std::mem::take(&mut self.body)))
+    }
+
+    /// Goes on as far as the input has come; whether the body is whole.
+    fn advance(&mut self, input: &[u8], at: &mut usize) -> Result<bool, HttpError> {
+        loop {
+            let rest = &input[*at..];
+            match self.expects {
+                Expects::Data(bytes) => {
+                    let taken = bytes.min(rest.len());
+                    self.body.extend_from_slice(&rest[..taken]);
+                    *at += taken;
+                    if taken < bytes {
+                        self.expects = Expects::Data(bytes - taken);
+                        return Ok(false);
+                    }
+                    self.expects = Expects::LineEnd;
+                }
+                Expects::LineEnd => {
+                    let Some(line) = line(rest, at)? else { return Ok(false) };
+                    if !line.is_empty() {
+                        return Err(malformed());
+                    }
+                    self.expects = Expects::Size;
+                }
+                Expects::Size => {
+                    let Some(line) = line(rest, at)? else { return Ok(false) };
+                    let bytes = size(line).ok_or_else(malformed)?;
+                    if self.body.len().saturating_add(bytes) > BODY_BYTES_MAX {
+                        return Err(too_large());
+                    }
+                    self.expects = if bytes == 0 { Expects::Trailer(0) } else { Expects::Data(bytes) };
+                }
+                Expects::Trailer(lines) => {
+                    let Some(line) = line(rest, at)? else { return Ok(false) };
+                    if line.is_empty() {
+                        return Ok(true);
+                    }
+                    if lines == TRAILERS_MAX {
+                        return Err(malformed());
+                    }
+                    self.expects = Expects::Trailer(lines + 1);
+                }
+            }
+        }
+    }
+}
+
+/// A line without its end; `None`: it has not all come.
+fn line<'a>(rest: &'a [u8], at: &mut usize) -> Result<Option<&'a [u8]>, HttpError> {
+    let Some(end) = rest.iter().take(LINE_BYTES_MAX).position(|&b| b == b'\n') else {
+        return if rest.len() < LINE_BYTES_MAX { Ok(None) } else { Err(malformed()) };
+    };
+    *at += end + 1;
+    rest[..end].strip_suffix(b"\r").map(Some).ok_or_else(malformed)
+}
+
+/// A chunk's size, in front of its extensions.
+fn size(line: &[u8]) -> Option<usize> {
+    let digits = line.split(|&b| b == b';').next()?.trim_ascii_end();
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+fn malformed() -> HttpError {
+    HttpError::bad_request("the chunks of the body are malformed")
+}
+
+fn too_large() -> HttpError {
+    HttpError::new(413, "too_large", "the body is too large")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The body, and what is left behind it, of input that comes in pieces of that size.
+    fn read(text: &str, piece: usize) -> Result<Option<(String, String)>, u16> {
+        let chunks = Chunks { body: Vec::new(), expects: Expects::Size };
+        let (mut body, mut input) = (Body::Chunked(chunks), Vec::new());
+        let mut pieces = text.as_bytes().chunks(piece);
+        while let Some(piece) = pieces.next() {
+            input.extend_from_slice(piece);
+            if let Some(whole) = body.take(&mut input).map_err(|error| error.status)? {
+                input.extend(pieces.flatten());
+                let text = |bytes| String::from_utf8(bytes).unwrap();
+                return Ok(Some((text(whole), text(input))));
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn chunks_are_put_together_however_they_come() {
+        let text = "5\r\nhello\r\n1;a=\"b\"\r\n \r\n00A \r\n0123456789\r\n0\r\nx: y\r\n\r\nGET /";
+        for piece in [1, 2, 3, 7, 1000] {
+            let expected = ("hello 0123456789".to_owned(), "GET /".to_owned());
+            assert_eq!(read(text, piece), Ok(Some(expected)), "{piece}");
+            assert_eq!(read("0\r\n\r\n", piece), Ok(Some((String::new(), String::new()))));
+            assert_eq!(read("5\r\nhel", piece), Ok(None));
+        }
+    }
+
+    #[test]
+    fn what_is_no_chunk_is_refused() {
+        let long = format!("1;{}\r\nx\r\n0\r\n\r\n", "x".repeat(LINE_BYTES_MAX));
+        let trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(TRAILERS_MAX + 1));
+        for text in [
+            "x\r\n\r\n",
+            "-1\r\n",
+            "+1\r\nx",
+            "\r\n",
+            "1\r\nxx\r\n0\r\n\r\n",
+            "1\nx\r\n",
+            "fffffffff\r\n",
+            &long,
+            &trailers,
+        ] {
+            assert_eq!(read(text, 1000), Err(400), "{text}");
+        }
+        assert_eq!(read("ffffff\r\nx", 1), Err(413));
+    }
+
+    #[test]
+    fn a_body_of_known_length_is_taken_whole() {
+        let mut input = b"hello, GET".to_vec();
+        let mut body = Body::Length(5);
+        assert_eq!(body.take(&mut b"hel".to_vec()).unwrap(), None);
+        assert_eq!(body.take(&mut input).unwrap().as_deref(), Some(&b"hello"[..]));
+        assert_eq!(input, b", GET");
+    }
+}

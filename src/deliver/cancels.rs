@@ -1,0 +1,123 @@
+//! Requests to cancel on their way to the recorder and back: who asks is answered when the request is written, or is not
+//! going to be.
+//!
+//! Bounded: a connection that speaks HTTP has one request under way, what it sends behind it waits; a WebSocket has
+//! [`CANCELS_PER_SOCKET_MAX`]. All together are bounded by the recorder's queue, in number and in bytes.
+
+use std::time::Instant;
+
+use super::admission::RETRY_AFTER_S;
+use super::connection::Phase;
+use super::event_loop::Delivery;
+use super::message::{Refusal, parse_cancel_body};
+use super::response::HttpError;
+use crate::event::message::{RECORDER, Slot};
+use crate::event::notice;
+use crate::event::record::{Asker, CancelRequest, Refused};
+use crate::event::{StreamName, with_stream};
+
+/// Requests to cancel that one WebSocket has under way.
+const CANCELS_PER_SOCKET_MAX: u32 = 64;
+
+impl Delivery {
+    /// The body of a request to cancel is there.
+    pub(super) fn take_cancel(&mut self, slot: Slot, body: &[u8], now: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let since = Phase::Head { since: now, seen: 0 };
+        let Phase::Body { stream, reply, .. } = std::mem::replace(&mut connection.phase, since) else {
+            return;
+        };
+        let asked = parse_cancel_body(body)
+            .and_then(|reason| self.cancel(slot, (stream, reason), None, now).map_err(|why| http(&why)));
+        match asked {
+            Ok(()) => {
+                if let Some(connection) = self.connections.get_mut(slot) {
+                    connection.phase = Phase::Cancelling { reply };
+                }
+            }
+            Err(error) => self.reply_error(slot, &reply, &error, now),
+        }
+    }
+
+    /// A WebSocket's client asks; `about`: the stream that the answer names.
+    pub(super) fn cancel_by_message(
+        &mut self,
+        slot: Slot,
+        (stream, reason): (StreamName, Option<String>),
+        about: Option<StreamName>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(websocket) = self.websocket(slot) else { return Ok(()) };
+        if websocket.cancels_asked >= CANCELS_PER_SOCKET_MAX {
+            return Err(Refusal::new("too_many", "too many cancel requests are not answered yet"));
+        }
+        self.cancel(slot, (stream, reason), about, now)
+            .map_err(|Refused { code, message, .. }| Refusal::new(code, message))?;
+        if let Some(websocket) = self.websocket(slot) {
+            websocket.cancels_asked += 1;
+        }
+        Ok(())
+    }
+
+    /// Hands a request to the recorder.
+    fn cancel(
+        &mut self,
+        slot: Slot,
+        (stream, reason): (StreamName, Option<String>),
+        about: Option<StreamName>,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        if self.is_draining {
+            return Err(Refused::new("draining", "this instance is going down"));
+        }
+        let health = self.registry.health();
+        if health.is_down(RECORDER) {
+            let trouble = health.trouble().unwrap_or("Redis cannot serve now");
+            return Err(Refused::new("redis_unreachable", trouble));
+        }
+        let by = self.connections.get(slot).map(|connection| connection.address.ip().to_string());
+        let asker = Asker { delivery: self.index, connection: slot, about };
+        let request = CancelRequest { stream, reason, by: by.unwrap_or_default(), asker, asked_at: now };
+        self.cancels.try_send(request).map_err(|_| Refused::new("overloaded", "try again"))
+    }
+
+    /// The recorder answers. The client may be gone.
+    pub(super) fn cancel_answered(&mut self, asker: Asker, outcome: Result<(), Refused>, now: Instant) {
+        let Asker { connection: slot, about, .. } = asker;
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        match &mut connection.phase {
+            Phase::Cancelling { .. } => {
+                let since = Phase::Head { since: now, seen: 0 };
+                let Phase::Cancelling { reply } = std::mem::replace(&mut connection.phase, since) else {
+                    return;
+                };
+                match outcome {
+                    Ok(()) => self.reply(slot, &reply, now, |reply, out| reply.json(out, 202, b"{}")),
+                    Err(why) => self.reply_error(slot, &reply, &http(&why), now),
+                }
+                self.hear_requests(slot, now);
+            }
+            Phase::WebSocket(websocket) => {
+                websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);
+                match outcome {
+                    Ok(()) => {
+                        let json = notice::cancel_requested();
+                        let json = about.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
+                        self.answer_message(slot, &json);
+                    }
+                    Err(Refused { code, message, .. }) => {
+                        self.refuse_message(slot, &Refusal::new(code, message).about(about));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn http(why: &Refused) -> HttpError {
+    if why.is_too_many {
+        return HttpError::too_many(why.code, &why.message, RETRY_AFTER_S);
+    }
+    HttpError::unavailable(why.code, &why.message, RETRY_AFTER_S)
+}

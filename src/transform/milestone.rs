@@ -1,0 +1,51 @@
+//! What an entry means for the order of generations, judged by itself.
+
+use super::decode::DecodeContext;
+use super::hear::Heard;
+use crate::event::record::Milestone;
+use crate::event::{Entry, Phase, Progress, StreamState};
+use crate::provider::Margin;
+
+/// Whether an entry, met as the first of its stream, begins or ends a generation.
+#[must_use]
+pub fn milestone(entry: &Entry, context: &DecodeContext) -> Milestone {
+    let (progress, margin, mut state) = (Progress::default(), Margin::default(), StreamState::default());
+    let Ok(mut heard) = Heard::new(entry, context, (&progress, &margin), &state) else {
+        return Milestone::Neither;
+    };
+    while heard.judge(&mut state).is_some() {}
+    match state.phase {
+        Phase::Idle => Milestone::Neither,
+        Phase::Open => Milestone::Begins,
+        Phase::Ended(_) | Phase::Failed(_) | Phase::Lost(_) => Milestone::Ends,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{EntryId, Fields};
+
+    #[test]
+    fn beginnings_and_ends_are_told_from_what_is_neither() {
+        for (field, value, expected) in [
+            ("data", r#"{"type":"delta","text":"end"}"#, Milestone::Begins),
+            ("data", r#"{"type":"start"}"#, Milestone::Begins),
+            ("data", r#"{"type":"end"}"#, Milestone::Ends),
+            ("data", r#"{"type":"error","code":"producer_lost"}"#, Milestone::Ends),
+            ("data", r#"{"type":"heartbeat"}"#, Milestone::Neither),
+            ("data", "{", Milestone::Neither),
+            ("openai", r#"{"choices":[{"index":0,"delta":{"content":"x"}}]}"#, Milestone::Begins),
+            ("openai", "[DONE]", Milestone::Ends),
+            ("openai", r#"{"error":{"message":"x"}}"#, Milestone::Ends),
+            ("openai", r#"{"type":"response.completed","response":{"status":"completed"}}"#, Milestone::Ends),
+            ("anthropic", r#"{"type":"message_stop"}"#, Milestone::Ends),
+            ("content", "x", Milestone::Begins),
+            ("content", "[DONE]", Milestone::Ends),
+        ] {
+            let fields = Fields::from_pairs(&[(field.as_bytes(), value.as_bytes())]);
+            let entry = Entry { id: EntryId::new(1, 0), fields };
+            assert_eq!(milestone(&entry, &DecodeContext::default()), expected, "{field} {value}");
+        }
+    }
+}
