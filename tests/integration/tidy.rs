@@ -29,7 +29,6 @@ const UNLIMITED_LOGS: [(&str, usize); 14] = [
     ("thread.rs", 2),
     ("watcher/fatal.rs", 1),
     ("watcher/mod.rs", 2),
-    ("recorder/mod.rs", 3),
 ];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
