@@ -33,6 +33,9 @@ mod translations;
 /// Entries as LLM providers send them: told natively, resumed anywhere, ended alike for all.
 mod providers;
 
+/// What models say in unusual shapes: told by every format, once, and never dropped.
+mod said;
+
 /// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
 mod gaps;
 

@@ -131,7 +131,7 @@ impl Translator {
         let known = &self.outline.calls[place];
         let id = id_of(known);
         known.name.as_deref()?;
-        if self.opened.calls.iter().any(|(opened, _)| *opened == place) {
+        if self.opened.call(place).is_some() {
             return Some(id);
         }
         self.ensure_started(out);
@@ -147,10 +147,10 @@ impl Translator {
     fn open_tool_at(&mut self, place: usize, follows: &str, out: &mut Out) {
         let call = &self.outline.calls[place];
         let Some(name) = call.name.as_deref() else { return };
-        if call.index != 0 || self.opened.calls.iter().any(|(opened, _)| *opened == place) {
+        if call.index != 0 || self.opened.call(place).is_some() {
             return;
         }
-        self.opened.calls.push((place, true));
+        self.opened.open_call(place, true);
         let id = id_of(call);
         let json = format!(r#"{{"type":"tool-input-start","toolCallId":"{id}","toolName":"{name}"}}"#);
         out.event(None, json.as_bytes());

@@ -77,8 +77,23 @@ struct Opened {
     roles: Vec<u64>,
     /// The part whose text goes on.
     text: Option<ai_sdk::Part>,
-    /// The places of the calls that were opened, and whether with their names.
-    calls: Vec<(usize, bool)>,
+    /// By place: whether the call was opened, and then whether with its name.
+    calls: Vec<Option<bool>>,
+}
+
+impl Opened {
+    /// Whether the call of a place was opened, and then whether with its name.
+    fn call(&self, place: usize) -> Option<bool> {
+        self.calls.get(place).copied().flatten()
+    }
+
+    /// Opens the call of a place, with its name or without.
+    fn open_call(&mut self, place: usize, is_named: bool) {
+        if self.calls.len() <= place {
+            self.calls.resize(place + 1, None);
+        }
+        self.calls[place] = Some(is_named);
+    }
 }
 
 impl Translator {

@@ -82,7 +82,9 @@ impl Translator {
             return false;
         }
         // A client's list of calls has no holes: those before it are opened anew too.
-        for earlier in 0..=place {
+        // One that is open follows those that began before it.
+        let first = if self.opened.call(place).is_some() { place } else { 0 };
+        for earlier in first..=place {
             if self.outline.calls[earlier].index == *index {
                 self.open_call_at(earlier, out);
             }
@@ -93,16 +95,15 @@ impl Translator {
     fn open_call_at(&mut self, place: usize, out: &mut Out) {
         let Call { index, call, id, name, .. } = &self.outline.calls[place];
         let name = name.as_deref().map(|name| format!(r#""name":"{name}","#));
-        let opened = self.opened.calls.iter_mut().find(|(opened, _)| *opened == place);
-        let introduction = match opened {
-            Some((_, true)) => return,
-            Some((_, named)) => {
+        let introduction = match self.opened.call(place) {
+            Some(true) => return,
+            Some(false) => {
                 let Some(name) = name else { return };
-                *named = true;
+                self.opened.open_call(place, true);
                 format!(r#""function":{{{name}"arguments":""}}"#)
             }
             None => {
-                self.opened.calls.push((place, name.is_some()));
+                self.opened.open_call(place, name.is_some());
                 let id = id.as_deref().map_or_else(|| format!("call-{index}-{call}"), ToOwned::to_owned);
                 let name = name.unwrap_or_default();
                 format!(r#""id":"{id}","type":"function","function":{{{name}"arguments":""}}"#)
