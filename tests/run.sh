@@ -1,7 +1,22 @@
 #!/usr/bin/env bash
 # Everything that has to hold before a change is merged: form, lints, unit, property and integration
 # tests, and the benches in their smoke size. Installs what is missing. Ends with `N passed, N failed`.
+#
+# With --long what takes hours or needs a quiet machine as well: the long form of tests that have one
+# (LLM_BRIDGE_LONG=1), 200 fault schedules that nobody has seen yet (or LLM_BRIDGE_FAULT_SEEDS=from..to), the
+# integration tests on another server if LLM_BRIDGE_REDIS_SERVER names its program, and the benches in their
+# real size. It also lists the slowest tests.
 set -euo pipefail
+
+long=
+case "${1:-}" in
+    "") ;;
+    --long) long=1 ;;
+    *)
+        printf 'usage: %s [--long]\n' "$0" >&2
+        exit 2
+        ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . conf/tools.sh
@@ -50,9 +65,34 @@ ensure chromium chromium
 step cargo fmt --check
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo build --locked
-step cargo test --locked --no-fail-fast
+if [ -n "$long" ]; then
+    # This step is on the server that is installed, the one after it on the other.
+    other_server=${LLM_BRIDGE_REDIS_SERVER:-}
+    unset LLM_BRIDGE_REDIS_SERVER
+    first_seed=$((RANDOM * 32768 + RANDOM))
+    export LLM_BRIDGE_LONG=1 LLM_BRIDGE_FAULT_SEEDS="${LLM_BRIDGE_FAULT_SEEDS:-$first_seed..$((first_seed + 200))}"
+    printf '\nfault schedules %s\n' "$LLM_BRIDGE_FAULT_SEEDS"
+    # The harness tells how long each test took, but on a stable toolchain only if it is talked into it.
+    step cargo test --locked --no-fail-fast --lib --bins --tests \
+        --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]' -- -Z unstable-options --report-time
+    step cargo test --locked --no-fail-fast --doc
+    unset LLM_BRIDGE_FAULT_SEEDS
+    if [ -n "$other_server" ]; then
+        step env LLM_BRIDGE_REDIS_SERVER="$other_server" cargo test --locked --no-fail-fast --test integration
+    fi
+    printf '\n== the slowest tests\n'
+    sed -nE 's/^test (.*) \.\.\. [a-zA-Z]+ <([0-9.]+)s>$/\2 s  \1/p' "$log" | sort -rn | awk 'NR <= 20'
+else
+    step cargo test --locked --no-fail-fast
+fi
 
 # Whether the benches run, not how fast: without link-time optimization they build in a fraction of the time.
 export CARGO_PROFILE_BENCH_LTO=off CARGO_PROFILE_BENCH_CODEGEN_UNITS=16
 step cargo bench --locked --bench micro -- --test
 step cargo bench --locked --bench end_to_end -- --smoke
+if [ -n "$long" ]; then
+    # How fast: built as a release is.
+    unset CARGO_PROFILE_BENCH_LTO CARGO_PROFILE_BENCH_CODEGEN_UNITS
+    step cargo bench --locked --bench micro
+    step cargo bench --locked --bench end_to_end -- --only lone,fan1,fan1k,many,replay,slow --rounds 2
+fi

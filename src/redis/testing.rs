@@ -48,14 +48,16 @@ impl RedisServer {
         let directory = tempfile::tempdir().unwrap();
         // Another process may take the port in between: then the server exits, and we try again.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let child = Process::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock"])
-            .args(["--port", &port.to_string()])
-            .args(arguments)
-            .current_dir(directory.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
+        let child = Process::new(
+            std::env::var_os("LLM_BRIDGE_REDIS_SERVER").unwrap_or_else(|| "redis-server".into()),
+        )
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock"])
+        .args(["--port", &port.to_string()])
+        .args(arguments)
+        .current_dir(directory.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed");
         let mut server = Self { child, directory, port };
         let deadline = Instant::now() + START_TIMEOUT;
         while !server.socket().exists() || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err()

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::http;
-use crate::support::patience::wait_until;
+use crate::support::patience::{is_long, wait_until};
 use crate::support::redis::RedisServer;
 use crate::support::viewer::{KINDS, view};
 
@@ -15,7 +15,8 @@ const LINES_MAX: usize = 60;
 fn entries_that_cannot_be_read_do_not_fill_the_log() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
-    let mut objects = vec!["no object".to_owned(); 20_000];
+    let count = if is_long() { 200_000 } else { 20_000 };
+    let mut objects = vec!["no object".to_owned(); count];
     objects.push(json!({"type": "end"}).to_string());
     redis.connect().add_all("llm:stream:s:m", &objects);
     for _ in 0..2 {
@@ -24,7 +25,7 @@ fn entries_that_cannot_be_read_do_not_fill_the_log() {
             assert!(transcript.of_kind("skipped").next().is_some());
         }
     }
-    wait_until("all entries to be found out", || daemon.counter("entries_undecodable") >= 20_000);
+    wait_until("all entries to be found out", || daemon.counter("entries_undecodable") >= count as u64);
     let log = daemon.log();
     assert!(log.lines().count() <= LINES_MAX, "{} lines", log.lines().count());
 }

@@ -2,7 +2,10 @@
 //! started again where it was, and made to answer late.
 
 use std::collections::HashMap;
+use std::env;
+use std::ffi::OsString;
 use std::process::{Child, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::FromRedisValue;
@@ -14,6 +17,18 @@ use super::ports::free_port;
 
 /// How often another port is tried when somebody else was faster.
 const ATTEMPTS: usize = 5;
+
+/// The server's program: `LLM_BRIDGE_REDIS_SERVER` in the environment names another one than Redis' own.
+static PROGRAM: LazyLock<OsString> =
+    LazyLock::new(|| env::var_os("LLM_BRIDGE_REDIS_SERVER").unwrap_or_else(|| "redis-server".into()));
+
+/// What lets the tests use DEBUG. Before version 7 everybody may, and the option is not known.
+static DEBUG_OPTION: LazyLock<&'static [&'static str]> = LazyLock::new(|| {
+    let output = program(&*PROGRAM).arg("--version").output().expect("redis-server is installed");
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    let major = version.split("v=").nth(1).and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    if major.is_some_and(|major| major < 7) { &[] } else { &["--enable-debug-command", "local"] }
+});
 
 /// The server. Dropping it kills it and removes its directory.
 pub(crate) struct RedisServer {
@@ -53,8 +68,9 @@ impl RedisServer {
 
     /// Starts the process and waits until it answers. False: it ended, its port was taken.
     fn spawn(&mut self) -> bool {
-        let mut process = program("redis-server")
-            .args(["--bind", "127.0.0.1", "--save", "", "--enable-debug-command", "local", "--port"])
+        let mut process = program(&*PROGRAM)
+            .args(*DEBUG_OPTION)
+            .args(["--bind", "127.0.0.1", "--save", "", "--port"])
             .arg(self.port.to_string())
             .arg("--dir")
             .arg(self.dir.path())
