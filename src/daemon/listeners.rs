@@ -1,5 +1,6 @@
 //! The sockets on which the daemon listens: passed by systemd, or bound here.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -74,5 +75,17 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, DaemonErr
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    open().map_err(|error| DaemonError::Listen { key, why: format!("{address}: {error}") })
+    open().map_err(|error| DaemonError::Listen { key, why: format!("{address}: {error}{}", advice(&error)) })
+}
+
+/// What an operator can do about an address that cannot be had.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => "; stop the process that listens there, or choose another address",
+        ErrorKind::AddrNotAvailable => {
+            "; choose an address that this machine has, or 0.0.0.0 or [::] for all"
+        }
+        ErrorKind::PermissionDenied => "; choose a port from 1024 up, or let systemd pass the socket",
+        _ => "",
+    }
 }

@@ -63,7 +63,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Limits(#[from] LimitsError),
     /// The address or TLS settings of Redis cannot be used.
-    #[error("redis: {0}")]
+    #[error("{0}")]
     Redis(String),
     /// Another daemon of this host has this instance id.
     #[error(transparent)]

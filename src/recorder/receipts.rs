@@ -116,7 +116,7 @@ impl Receipts {
         }
         if self.ended.len() >= ENDED_MAX {
             counters.receipts_failed.inc();
-            warn_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, "too many generations to be judged: this one is left out");
+            warn_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, "too many finished answers wait for their receipts: whether anybody took this one is not recorded");
             return;
         }
         if self.known.insert((ended.stream.clone(), ended.id)) {
