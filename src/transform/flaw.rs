@@ -69,9 +69,15 @@ impl Flaw {
                 if self == Self::NothingInObject {
                     let _ = write!(
                         message,
-                        "; looked for: type, or a text in {} ([fields] in the configuration names others)",
+                        "; looked for: type, or a text in {} ([fields] in the configuration names others); what a provider \
+                         sent belongs into the field openai or anthropic",
                         listed(&names.text)
                     );
+                }
+            }
+            Self::NotAnObject => {
+                if let Some(text) = names.text.first() {
+                    let _ = write!(message, "; plain text belongs into the field {text}");
                 }
             }
             Self::Missing(Member::Text) => {
@@ -168,6 +174,11 @@ mod tests {
                 .contains("fields: data; members of data: txt, name; looked for: type, or a text in text,")
         );
         assert!(!message.contains("secret"));
+        let message = Flaw::NotAnObject.message(&fields, &config::Fields::default());
+        assert_eq!(
+            message,
+            "data is not one JSON object; fields: data; plain text belongs into the field text"
+        );
         let message = Flaw::Kind(Member::Seq).message(&fields, &config::Fields::default());
         assert_eq!(message, "seq is not an unsigned number; fields: data; members of data: txt, name");
     }

@@ -64,7 +64,9 @@ export interface CustomFrame extends Entry {
 /** An entry that could not be read. */
 export interface SkippedFrame extends Entry {
   type: "skipped";
-  reason: string;
+  reason: "malformed" | "no_payload" | "too_large";
+  /** What was wrong, which fields were there, what was looked for. */
+  message?: string;
 }
 /** Entries that cannot be had any more. */
 export interface GapFrame {
