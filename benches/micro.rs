@@ -209,7 +209,7 @@ fn delivering(criterion: &mut Criterion) {
                         outbox.push(Chunk::Marked(Shared(Arc::clone(frame))));
                     }
                     let mut written = 0;
-                    let outcome = outbox.write_to(&mut Sink, &mut |_| written += 1);
+                    let outcome = outbox.write_to(&mut Sink, usize::MAX, &mut |_| written += 1);
                     (outcome.is_ok(), written)
                 },
                 BatchSize::SmallInput,

@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 
 use super::capacity::{
     CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, ERRANDS_MAX, INBOX_BYTES_MAX,
-    LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX, RECEIPTS_MAX, REPLAY_BYTES_MAX,
-    REQUESTS_MAX,
+    INPUT_BYTES_MAX, LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX, RECEIPTS_MAX,
+    REPLAY_BYTES_MAX, REQUESTS_MAX, answers_bytes_max,
 };
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
 use crate::config::Config;
+use crate::deliver::budget::{Budget, Budgets};
 use crate::deliver::event_loop::{DeliveryParts, INBOX};
 use crate::deliver::serve::serve;
 use crate::event::message::{
@@ -433,6 +434,10 @@ impl Builder {
         let histories = std::mem::take(&mut self.queues.histories.receivers);
         let loads: Arc<[AtomicUsize]> = polls.iter().map(|_| AtomicUsize::new(0)).collect();
         let rates = Arc::new(Mutex::new(Rates::new(&self.shared.config.limits)));
+        let budgets = Arc::new(Budgets {
+            answers: Arc::new(Budget::new(answers_bytes_max(self.shared.config.client.max_state))),
+            inputs: Budget::new(INPUT_BYTES_MAX),
+        });
         let mut listener = Some(mio::net::TcpListener::from_std(public));
         let mut handles = Vec::new();
         let lanes = polls.into_iter().zip(inboxes.into_iter().zip(histories));
@@ -453,6 +458,7 @@ impl Builder {
                 cancels: self.queues.records.cancels.senders[0].clone(),
                 receipts: self.queues.records.receipts.senders[0].clone(),
                 rates: Arc::clone(&rates),
+                budgets: Arc::clone(&budgets),
                 max_connections: self.shared.max_connections,
                 config: Arc::clone(&self.shared.config),
                 registry: Arc::clone(&self.shared.registry),

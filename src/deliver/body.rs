@@ -2,6 +2,7 @@
 //!
 //! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within [`LINE_BYTES_MAX`] each.
 
+use super::input::Input;
 use super::message::BODY_BYTES_MAX;
 use super::request::Request;
 use super::response::HttpError;
@@ -60,20 +61,42 @@ impl Body {
     ///
     /// # Errors
     /// 400 or 413 when it is malformed or too large: what follows cannot be told from it.
-    pub fn take(&mut self, input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, HttpError> {
+    pub fn take(&mut self, input: &mut Input) -> Result<Option<Vec<u8>>, HttpError> {
         match self {
             Self::Length(bytes) if input.len() < *bytes => Ok(None),
-            Self::Length(bytes) => Ok(Some(input.drain(..*bytes).collect())),
+            Self::Length(bytes) => {
+                let body = input.rest()[..*bytes].to_vec();
+                input.advance(*bytes);
+                Ok(Some(body))
+            }
             Self::Chunked(chunks) => chunks.take(input),
+        }
+    }
+
+    /// How many bytes beside those that are there may belong to it; of one in chunks `some`.
+    #[must_use]
+    pub const fn wants(&self, there: usize, some: usize) -> usize {
+        match self {
+            Self::Length(bytes) => bytes.saturating_sub(there),
+            Self::Chunked(_) => some,
+        }
+    }
+
+    /// The memory that is held for what was taken.
+    #[must_use]
+    pub const fn cost_bytes(&self) -> usize {
+        match self {
+            Self::Length(_) => 0,
+            Self::Chunked(chunks) => chunks.body.capacity(),
         }
     }
 }
 
 impl Chunks {
-    fn take(&mut self, input: &mut Vec<u8>) -> Result<Option<Vec<u8>>, HttpError> {
+    fn take(&mut self, input: &mut Input) -> Result<Option<Vec<u8>>, HttpError> {
         let mut at = 0;
-        let result = self.advance(input, &mut at);
-        input.drain(..at);
+        let result = self.advance(input.rest(), &mut at);
+        input.advance(at);
         Ok(result?.then(|| std::mem::take(&mut self.body)))
     }
 
@@ -155,14 +178,14 @@ mod tests {
     /// The body, and what is left behind it, of input that comes in pieces of that size.
     fn read(text: &str, piece: usize) -> Result<Option<(String, String)>, u16> {
         let chunks = Chunks { body: Vec::new(), expects: Expects::Size };
-        let (mut body, mut input) = (Body::Chunked(chunks), Vec::new());
+        let (mut body, mut input) = (Body::Chunked(chunks), Input::default());
         let mut pieces = text.as_bytes().chunks(piece);
         while let Some(piece) = pieces.next() {
-            input.extend_from_slice(piece);
+            input.push(piece);
             if let Some(whole) = body.take(&mut input).map_err(|error| error.status)? {
-                input.extend(pieces.flatten());
-                let text = |bytes| String::from_utf8(bytes).unwrap();
-                return Ok(Some((text(whole), text(input))));
+                pieces.for_each(|piece| input.push(piece));
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                return Ok(Some((text(&whole), text(input.rest()))));
             }
         }
         Ok(None)
@@ -201,10 +224,11 @@ mod tests {
 
     #[test]
     fn a_body_of_known_length_is_taken_whole() {
-        let mut input = b"hello, GET".to_vec();
-        let mut body = Body::Length(5);
-        assert_eq!(body.take(&mut b"hel".to_vec()).unwrap(), None);
+        let (mut input, mut body) = (Input::default(), Body::Length(5));
+        input.push(b"hel");
+        assert_eq!((body.take(&mut input).unwrap(), body.wants(input.len(), 100)), (None, 2));
+        input.push(b"lo, GET");
         assert_eq!(body.take(&mut input).unwrap().as_deref(), Some(&b"hello"[..]));
-        assert_eq!(input, b", GET");
+        assert_eq!(input.rest(), b", GET");
     }
 }

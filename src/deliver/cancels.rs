@@ -6,15 +6,17 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::admission::RETRY_AFTER_S;
 use super::connection::Phase;
 use super::event_loop::Delivery;
 use super::message::{Refusal, parse_cancel_body};
 use super::response::HttpError;
+use crate::event::StreamName;
 use crate::event::message::{RECORDER, Slot};
 use crate::event::notice;
 use crate::event::record::{Asker, CancelRequest, Refused};
-use crate::event::{StreamName, with_stream};
 
 /// Requests to cancel that one WebSocket has under way.
 const CANCELS_PER_SOCKET_MAX: u32 = 64;
@@ -92,18 +94,19 @@ impl Delivery {
                     return;
                 };
                 match outcome {
-                    Ok(()) => self.reply(slot, &reply, now, |reply, out| reply.json(out, 202, b"{}")),
+                    Ok(()) => {
+                        let answer = reply.json(202, Bytes::from_static(b"{}"));
+                        self.reply_whole(slot, &reply, answer, now);
+                    }
                     Err(why) => self.reply_error(slot, &reply, &http(&why), now),
                 }
-                self.hear_requests(slot, now);
+                self.hear_further(slot);
             }
             Phase::WebSocket(websocket) => {
                 websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);
                 match outcome {
                     Ok(()) => {
-                        let json = notice::cancel_requested();
-                        let json = about.map_or_else(|| json.clone(), |stream| with_stream(&json, &stream));
-                        self.answer_message(slot, &json);
+                        self.answer_message(slot, about.as_ref(), &notice::cancel_requested());
                     }
                     Err(Refused { code, message, .. }) => {
                         self.refuse_message(slot, &Refusal::new(code, message).about(about));

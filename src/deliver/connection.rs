@@ -9,6 +9,8 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 
 use super::body::Body;
+use super::input::Input;
+use super::listening::ANSWERS_BYTES_MAX;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::receipts::Parted;
 use super::response::{HttpError, Reply};
@@ -53,6 +55,36 @@ pub(super) struct WebSocket {
     pub(super) parted: Option<Box<VecDeque<Parted>>>,
     /// When a ping was sent that nothing has come back for.
     pub(super) pinged_at: Option<Instant>,
+    /// Since when a message has been coming that has not come to its end.
+    pub(super) begun_at: Option<Instant>,
+}
+
+impl WebSocket {
+    pub(super) const fn new(viewers: Viewers) -> Self {
+        let decoder = Decoder::new();
+        Self {
+            decoder,
+            viewers,
+            bad_messages: 0,
+            cancels_asked: 0,
+            parted: None,
+            pinged_at: None,
+            begun_at: None,
+        }
+    }
+}
+
+/// What is known of the other side of a connection. Each is further on than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Peer {
+    /// It may send more.
+    Sending,
+    /// It sends nothing more than what is in the socket.
+    Finishing,
+    /// Everything that it has sent was read. It may read on, or be gone.
+    Finished,
+    /// It is gone; what it has sent may still be in the socket.
+    Gone,
 }
 
 /// Whose frames a WebSocket carries.
@@ -66,13 +98,23 @@ pub(super) enum Viewers {
 
 /// One client.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "four independent facts about one socket")]
+#[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) address: SocketAddr,
     pub(super) phase: Phase,
-    /// Bytes of requests that were not understood yet; at most a head and a body.
-    pub(super) input: Vec<u8>,
+    /// What was read and not taken yet: part of a request, or messages whose turn is yet to come.
+    pub(super) input: Input,
+    /// Bytes of the input that the gauge and the budget count.
+    pub(super) gauged_input: usize,
+    /// What answers take that wait for an `open`.
+    pub(super) held_bytes: usize,
+    /// Whether the client still sends.
+    pub(super) peer: Peer,
+    /// Whether the socket may have something that was not read.
+    pub(super) unread: bool,
+    /// Whether it waits for its turn to be heard.
+    pub(super) queued: bool,
     pub(super) outbox: Outbox<Mark>,
     /// Bytes of the outbox that the gauge counts.
     pub(super) gauged_bytes: usize,
@@ -93,8 +135,6 @@ pub(super) struct Connection {
     pub(super) placed: bool,
     /// Whether the client's address counts this connection as open.
     pub(super) counted: bool,
-    /// Whether reading stopped before the socket was empty.
-    pub(super) unread: bool,
 }
 
 /// How reading went.
@@ -104,8 +144,10 @@ pub(super) enum ReadOutcome {
     Some(usize),
     /// Nothing more now.
     Blocked,
-    /// The client has closed its side, or the connection is broken.
-    Over,
+    /// The client has closed its side.
+    Ended,
+    /// The connection is broken.
+    Broken,
 }
 
 impl Connection {
@@ -114,7 +156,12 @@ impl Connection {
             socket,
             address,
             phase: Phase::Head { since: now, seen: 0 },
-            input: Vec::new(),
+            input: Input::default(),
+            gauged_input: 0,
+            held_bytes: 0,
+            peer: Peer::Sending,
+            unread: false,
+            queued: false,
             outbox: Outbox::new(),
             gauged_bytes: 0,
             blocked_since: None,
@@ -126,7 +173,6 @@ impl Connection {
             refusal: None,
             placed: true,
             counted: false,
-            unread: false,
         }
     }
 
@@ -135,16 +181,26 @@ impl Connection {
         self.outbox.push(chunk.into());
     }
 
-    /// Offers the socket what waits. An error means that the connection is over.
-    pub(super) fn flush(&mut self, now: Instant, mut written: impl FnMut(Mark)) -> io::Result<()> {
+    /// Adds bytes of an answer to what the client has asked or said: it is not heard further while many of these wait.
+    pub(super) fn send_answer(&mut self, chunk: impl Into<Chunk<Mark>>) {
+        self.outbox.push_answer(chunk.into());
+    }
+
+    /// Offers the socket what waits, up to `bytes_max`. An error means that the connection is over.
+    pub(super) fn flush(
+        &mut self,
+        bytes_max: usize,
+        now: Instant,
+        mut written: impl FnMut(Mark),
+    ) -> io::Result<WriteOutcome> {
         let before = self.outbox.len_bytes();
-        let outcome = self.outbox.write_to(&mut self.socket, &mut written)?;
+        let outcome = self.outbox.write_to(&mut self.socket, bytes_max, &mut written)?;
         let progressed = self.outbox.len_bytes() < before;
         if progressed {
             self.sent_at = now;
         }
         self.blocked_since = match outcome {
-            WriteOutcome::Drained => None,
+            WriteOutcome::Drained | WriteOutcome::Paused => None,
             WriteOutcome::Blocked if progressed => Some(now),
             WriteOutcome::Blocked => self.blocked_since.or(Some(now)),
         };
@@ -152,26 +208,69 @@ impl Connection {
             // A socket that the peer has torn down meanwhile needs no more closing.
             self.socket.shutdown(Shutdown::Write).ok();
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Reads once into `buffer`.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         loop {
             return match self.socket.read(buffer) {
-                Ok(0) => ReadOutcome::Over,
+                Ok(0) => ReadOutcome::Ended,
                 Ok(len) => ReadOutcome::Some(len),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ReadOutcome::Blocked,
-                Err(_) => ReadOutcome::Over,
+                Err(_) => ReadOutcome::Broken,
             };
         }
+    }
+
+    /// Keeps what was read, where it means something.
+    pub(super) fn take_in(&mut self, bytes: &[u8]) {
+        match &mut self.phase {
+            Phase::Sse { .. } | Phase::Closing { .. } => return,
+            Phase::WebSocket(websocket) => websocket.pinged_at = None,
+            Phase::Head { .. } | Phase::Body { .. } | Phase::Asked { .. } | Phase::Cancelling { .. } => {}
+        }
+        self.input.push(bytes);
+    }
+
+    /// Whether there may be something to be heard.
+    pub(super) const fn has_unheard(&self) -> bool {
+        self.unread || !self.input.is_empty()
+    }
+
+    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers, or of what
+    /// it was sent altogether.
+    pub(super) fn must_wait(&self, send_budget: usize) -> bool {
+        match self.phase {
+            Phase::Asked { .. } | Phase::Cancelling { .. } => true,
+            Phase::Sse { .. } | Phase::Closing { .. } => false,
+            Phase::Head { .. } | Phase::Body { .. } | Phase::WebSocket(_) => {
+                self.outbox.answers_cost_bytes() + self.held_bytes > ANSWERS_BYTES_MAX
+                    || self.outbox.cost_bytes() > send_budget + ANSWERS_BYTES_MAX
+            }
+        }
+    }
+
+    /// The memory that is held for what the client has begun to send, and for what it is not told yet.
+    pub(super) fn input_cost_bytes(&self) -> usize {
+        let begun = match &self.phase {
+            Phase::WebSocket(websocket) => websocket.decoder.cost_bytes(),
+            Phase::Body { body, .. } => body.cost_bytes(),
+            _ => 0,
+        };
+        self.input.cost_bytes() + begun + self.held_bytes
     }
 
     /// Nothing more will be said but what waits.
     pub(super) fn close(&mut self) {
         self.phase = Phase::Closing { until: None };
-        self.input = Vec::new();
+        self.input.clear();
+    }
+
+    /// Whether both sides have said everything, and all of it was sent.
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. }) && self.peer >= Peer::Finished && self.outbox.is_empty()
     }
 
     /// Everything that waited was sent: when to look again at a connection that is over or asks no more.

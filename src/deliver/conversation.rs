@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::connection::{Phase, Viewers, WebSocket};
+use super::connection::{Viewers, WebSocket};
 use super::event_loop::Delivery;
+use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
-use super::requests::ANSWERS_BYTES_MAX;
 use super::viewer::{Wire, Wish};
 use super::websocket::{Incoming, close, pong_frame};
 use crate::event::message::Slot;
@@ -16,31 +16,16 @@ use crate::event::{StreamName, websocket_text, with_stream};
 const BAD_MESSAGES_MAX: u32 = 10;
 
 impl Delivery {
-    pub(super) fn hear_websocket(&mut self, slot: Slot, bytes: &[u8], now: Instant) {
-        let mut rest = bytes;
-        loop {
-            let Some(connection) = self.connections.get_mut(slot) else { return };
-            let Phase::WebSocket(websocket) = &mut connection.phase else { return };
-            websocket.pinged_at = None;
-            if connection.outbox.cost_bytes() > self.config.client.send_budget + ANSWERS_BYTES_MAX {
-                self.registry.counters().clients_slow_closed.inc();
-                return self.close_websocket(slot, close::SLOW, "answers are not read");
-            }
-            let Some(websocket) = self.websocket(slot) else { return };
-            match websocket.decoder.next(&mut rest) {
-                Ok(None) => return,
-                Ok(Some(Incoming::Pong)) => {}
-                Ok(Some(Incoming::Ping(payload))) => self.send(slot, pong_frame(&payload)),
-                Ok(Some(Incoming::Close(code))) => {
-                    let code = code.unwrap_or(close::NORMAL);
-                    return self.close_websocket(slot, code, "");
-                }
-                Ok(Some(Incoming::Text(text))) => self.obey_message(slot, &text, now),
-                Ok(Some(Incoming::Binary)) => {
-                    self.registry.counters().client_messages.inc();
-                    self.refuse_message(slot, &Refusal::new("malformed", "messages are text"));
-                }
-                Err(reason) => return self.close_websocket(slot, reason.code, reason.reason),
+    /// Does what a frame of a client asks for.
+    pub(super) fn heed_incoming(&mut self, slot: Slot, incoming: Incoming, now: Instant) {
+        match incoming {
+            Incoming::Pong => {}
+            Incoming::Ping(payload) => self.send_answer(slot, pong_frame(&payload)),
+            Incoming::Close(code) => self.close_websocket(slot, code.unwrap_or(close::NORMAL), ""),
+            Incoming::Text(text) => self.obey_message(slot, &text, now),
+            Incoming::Binary => {
+                self.registry.counters().client_messages.inc();
+                self.refuse_message(slot, &Refusal::new("malformed", "messages are text"));
             }
         }
     }
@@ -72,12 +57,7 @@ impl Delivery {
 
     pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
         self.registry.counters().client_messages_refused.inc();
-        let json = notice::refused(refusal.code, &refusal.message);
-        let json = match &refusal.stream {
-            Some(stream) => with_stream(&json, stream),
-            None => json,
-        };
-        self.answer_message(slot, &json);
+        self.answer_message(slot, refusal.stream.as_ref(), &notice::refused(refusal.code, &refusal.message));
         let Some(websocket) = self.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
@@ -87,21 +67,71 @@ impl Delivery {
         }
     }
 
-    /// Answers in the format that the connection speaks.
-    pub(super) fn answer_message(&mut self, slot: Slot, json: &[u8]) {
-        match self.websocket(slot).map(|websocket| &websocket.viewers) {
-            Some(Viewers::One(viewer)) => {
-                let viewer = *viewer;
-                self.say(viewer, None, json);
-            }
-            _ => self.send(slot, websocket_text(json)),
+    /// Answers in the format that the connection speaks. On a connection for many streams, `stream` is what the answer
+    /// is about. An answer about a stream that the connection carries comes after that stream's `open`.
+    pub(super) fn answer_message(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
+        let carried = match self.websocket(slot).map(|websocket| &websocket.viewers) {
+            Some(Viewers::One(viewer)) => Some(*viewer),
+            Some(Viewers::Many(viewers)) => stream.and_then(|stream| viewers.get(stream)).copied(),
+            None => None,
+        };
+        if let Some(viewer) = carried
+            && self.viewers.get(viewer).is_some_and(|viewer| !viewer.opened)
+        {
+            return self.hold_answer(viewer, json);
         }
+        self.give_answer(slot, stream, json);
+    }
+
+    fn give_answer(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
+        let Some(websocket) = self.websocket(slot) else { return };
+        match (&websocket.viewers, stream) {
+            (Viewers::One(viewer), _) => {
+                let viewer = *viewer;
+                if let Some(bytes) = self.said(viewer, None, json) {
+                    self.send_answer(slot, bytes);
+                }
+            }
+            (Viewers::Many(_), Some(stream)) => {
+                self.send_answer(slot, websocket_text(&with_stream(json, stream)));
+            }
+            (Viewers::Many(_), None) => self.send_answer(slot, websocket_text(json)),
+        }
+    }
+
+    fn hold_answer(&mut self, viewer: Slot, json: &[u8]) {
+        let Some(found) = self.viewers.get_mut(viewer) else { return };
+        let (cost, slot) = (found.held.get_or_insert_default().push(json.to_vec()), found.connection);
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.held_bytes += cost;
+        }
+    }
+
+    /// Gives what was held for a viewer whose `open` was sent, or who leaves a connection that stays.
+    pub(super) fn give_held(&mut self, viewer: Slot) {
+        let Some(held) = self.take_held(viewer) else { return };
+        let Some(found) = self.viewers.get(viewer) else { return };
+        let (slot, stream) = (found.connection, found.wish.stream.clone());
+        for json in held.into_answers() {
+            self.give_answer(slot, Some(&stream), &json);
+        }
+        self.hear_further(slot);
+    }
+
+    /// Takes what was held for a viewer off its connection's account.
+    pub(super) fn take_held(&mut self, viewer: Slot) -> Option<Held> {
+        let found = self.viewers.get_mut(viewer)?;
+        let (held, slot) = (*found.held.take()?, found.connection);
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.held_bytes -= held.cost_bytes();
+        }
+        Some(held)
     }
 
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.answer_message(slot, &notice::pong(nonce.as_deref()));
+                self.answer_message(slot, None, &notice::pong(nonce.as_deref()));
                 Ok(())
             }
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
@@ -196,8 +226,9 @@ impl Delivery {
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
         self.note_parted(slot, viewer);
+        self.give_held(viewer);
         self.remove_viewer(viewer);
-        self.send(slot, websocket_text(&notice::unsubscribed(stream, reason)));
+        self.send_answer(slot, websocket_text(&notice::unsubscribed(stream, reason)));
     }
 }
 

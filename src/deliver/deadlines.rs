@@ -14,17 +14,13 @@ use crate::event::notice;
 use crate::event::{StreamStatus, websocket_text};
 
 /// An SSE comment: it keeps proxies from closing a silent response.
-const COMMENT: &[u8] = b":\n\n";
+pub(super) const COMMENT: &[u8] = b":\n\n";
 /// Silent intervals after which an unanswered ping means that the client is gone.
 const PINGS_UNANSWERED: u32 = 2;
 
 impl Delivery {
     /// Does what is due on a connection, and says when to look again.
     pub(super) fn judge_time(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        let connection = self.connections.get_mut(slot)?;
-        if std::mem::take(&mut connection.unread) {
-            self.read_again(slot, now);
-        }
         let connection = self.connections.get(slot)?;
         let slow_at = connection.blocked_since.map(|since| since + self.config.client.slow_timeout);
         if slow_at.is_some_and(|at| at <= now) && !matches!(connection.phase, Phase::Closing { .. }) {
@@ -41,6 +37,10 @@ impl Delivery {
             }
             // The last answer is still on its way.
             Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
+            // The request may be there, and we are late.
+            Phase::Head { .. } | Phase::Body { .. } if connection.has_unheard() && connection.queued => {
+                Some(now + self.config.client.handshake_timeout)
+            }
             Phase::Head { since, .. } | Phase::Body { since, .. } => {
                 let patience = self.config.client.handshake_timeout;
                 let patience =
@@ -52,7 +52,11 @@ impl Delivery {
                 Some(at)
             }
             Phase::Asked { .. } | Phase::Cancelling { .. } => None,
-            Phase::Sse { .. } | Phase::WebSocket(_) => self.keep_alive(slot, now),
+            Phase::Sse { .. } => self.keep_alive(slot, now),
+            Phase::WebSocket(_) => {
+                let begun_at = self.judge_begun(slot, now);
+                [self.keep_alive(slot, now), begun_at].into_iter().flatten().min()
+            }
         };
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         let mut next = [phase_at, slow_at].into_iter().flatten().min();
@@ -62,11 +66,6 @@ impl Delivery {
             }
         }
         next
-    }
-
-    fn read_again(&mut self, slot: Slot, now: Instant) {
-        let mut buffer = vec![0; 16 * 1024];
-        self.read_connection(slot, &mut buffer, now);
     }
 
     /// A client that takes nothing any more is closed.

@@ -348,16 +348,22 @@ impl Delivery {
 
     /// Sends a viewer something that concerns it alone.
     pub(super) fn say(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        let bytes = match (&mut viewer.wish.translator, viewer.wish.wire) {
-            (Some(translator), _) => translator.say_notice(id, json),
-            (None, Wire::WebSocket) => websocket_text(json),
-            (None, Wire::Multiplexed) => websocket_text(&with_stream(json, &viewer.wish.stream)),
-            (None, Wire::Sse) => sse_event(id, json),
-            (None, Wire::State | Wire::Head) => return,
-        };
+        let Some(bytes) = self.said(slot, id, json) else { return };
+        let Some(viewer) = self.viewers.get(slot) else { return };
         let connection = viewer.connection;
         self.send(connection, bytes);
+    }
+
+    /// The same as the bytes that the viewer is sent.
+    pub(super) fn said(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
+        let viewer = self.viewers.get_mut(slot)?;
+        match (&mut viewer.wish.translator, viewer.wish.wire) {
+            (Some(translator), _) => Some(translator.say_notice(id, json)),
+            (None, Wire::WebSocket) => Some(websocket_text(json)),
+            (None, Wire::Multiplexed) => Some(websocket_text(&with_stream(json, &viewer.wish.stream))),
+            (None, Wire::Sse) => Some(sse_event(id, json)),
+            (None, Wire::State | Wire::Head) => None,
+        }
     }
 
     /// Tells a viewer how its stream stands, unless it knows.

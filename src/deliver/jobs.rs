@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::admission::RETRY_AFTER_S;
+use super::budget::{Charged, Share};
 use super::event_loop::Delivery;
 use super::response::HttpError;
 use super::sharing::{begun_at, stretch};
@@ -67,8 +70,8 @@ impl Delivery {
         let Some(viewer) = self.viewers.get(slot) else { return };
         let (stream, hub, viewers) = (viewer.wish.stream.clone(), viewer.hub, vec![slot]);
         let outlined = viewer.needs_outline(&kind);
-        let (on_time, attempts, budget_bytes) = (1, 0, 0);
-        let job = Job { stream, hub, viewers, on_time, kind, exact, outlined, attempts, budget_bytes };
+        let (on_time, attempts, share, budget_bytes) = (1, 0, None, 0);
+        let job = Job { stream, hub, viewers, on_time, kind, exact, outlined, attempts, share, budget_bytes };
         let job = self.jobs.insert(job);
         self.fresh_jobs.entry(hub).or_default().push(job);
         self.registry.gauges().replay_jobs.inc();
@@ -242,7 +245,8 @@ impl Delivery {
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
         match outcome {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
-            ReplayOutcome::Gathering(search) => return self.send_job(slot, Some(ReplayStep::State(search))),
+            ReplayOutcome::Gathering(search) => return self.gather_on(slot, search, now),
+            ReplayOutcome::State(document) => return self.conclude_state(slot, document, now),
             ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
             _ => {}
         }
@@ -257,6 +261,56 @@ impl Delivery {
         }
         if let (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(_))) = (stretch, job.kind) {
             self.recents.add(job.hub, opened, now);
+        }
+    }
+
+    // ----- states -----
+
+    /// A state is put together further, if there is room for it beside those of others.
+    fn gather_on(&mut self, slot: Slot, search: Box<StateSearch>, now: Instant) {
+        if self.charge_state(slot, search.gathered_bytes) {
+            self.send_job(slot, Some(ReplayStep::State(search)));
+        } else {
+            self.refuse_state(slot, now);
+        }
+    }
+
+    /// A state is there: all who wanted it share its bytes, which count until the last of them has taken them.
+    fn conclude_state(&mut self, slot: Slot, document: Vec<u8>, now: Instant) {
+        if !self.charge_state(slot, document.len()) {
+            return self.refuse_state(slot, now);
+        }
+        let Some(mut job) = self.remove_job(slot) else { return };
+        let document = match job.share.take() {
+            Some(share) => Charged::shared(document, share),
+            None => document.into(),
+        };
+        let late = job.viewers.split_off(job.on_time.min(job.viewers.len()));
+        for viewer in job.viewers {
+            self.answer_state(viewer, document.clone(), now);
+        }
+        for viewer in late {
+            self.add_exact_job(viewer, JobKind::State);
+        }
+    }
+
+    /// Charges a state to the budget of all; one that a connection may have waiting anyhow is not charged. `false`: there
+    /// is no room.
+    fn charge_state(&mut self, slot: Slot, bytes: usize) -> bool {
+        if bytes <= self.config.client.send_budget {
+            return true;
+        }
+        let Some(job) = self.jobs.get_mut(slot) else { return true };
+        let budget = &self.budgets.answers;
+        job.share.get_or_insert_with(|| Share::of(Arc::clone(budget))).resize(bytes)
+    }
+
+    fn refuse_state(&mut self, slot: Slot, now: Instant) {
+        let Some(job) = self.remove_job(slot) else { return };
+        let message = "other large states are being sent now; try again, or read the stream instead";
+        let error = HttpError::unavailable("overloaded", message, RETRY_AFTER_S);
+        for viewer in job.viewers {
+            self.answer_error(viewer, &error, now);
         }
     }
 
@@ -298,7 +352,6 @@ impl Delivery {
             ReplayOutcome::Missing => self.miss(viewer, now),
             ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
             ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
-            ReplayOutcome::State(document) => self.answer_state(viewer, document, now),
             ReplayOutcome::StateTooLarge => {
                 let error = HttpError::unavailable(
                     "state_too_large",
@@ -308,7 +361,10 @@ impl Delivery {
                 self.answer_error(viewer, &error, now);
             }
             ReplayOutcome::Exists => self.answer_head(viewer, now),
-            ReplayOutcome::Searching(_) | ReplayOutcome::Gathering(_) | ReplayOutcome::Unavailable => {}
+            ReplayOutcome::Searching(_)
+            | ReplayOutcome::Gathering(_)
+            | ReplayOutcome::State(_)
+            | ReplayOutcome::Unavailable => {}
         }
     }
 

@@ -2,17 +2,20 @@
 //!
 //! ```text
 //!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
-//!   sockets ─▶ requests ─▶ conversation            deadlines: keep-alive, slow, waiting, draining
-//!                  └──────────┴─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
-//!                  └─▶ receipts (what clients have) ─▶ watcher
-//!   sockets ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────────── transform threads
+//!   sockets ─▶ accepting ─▶ listening ─▶ admission ─▶ requests, conversation   deadlines: keep-alive, slow, waiting, draining
+//!                           (backlog: whose turn)        │    └─▶ receipts (what clients have) ─▶ recorder
+//!                                                        └─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
+//!   sockets ◀─ sending ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────── transform threads
 //! ```
 //!
 //! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`format`],
-//! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`].
+//! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`].
 
+mod accepting;
 mod admission;
+pub mod backlog;
 pub mod body;
+pub mod budget;
 mod cancels;
 mod connection;
 mod conversation;
@@ -21,7 +24,10 @@ pub mod event_loop;
 mod exchange;
 mod feed;
 pub mod format;
+mod held;
+pub mod input;
 mod jobs;
+mod listening;
 pub mod message;
 pub mod outbox;
 mod receipts;
@@ -30,6 +36,7 @@ mod requests;
 pub mod response;
 pub mod route;
 pub mod seam;
+mod sending;
 pub mod serve;
 mod sharing;
 mod streams;

@@ -53,6 +53,8 @@ pub enum WriteOutcome {
     Drained,
     /// The writer takes no more now.
     Blocked,
+    /// As many bytes as were allowed were taken, and more wait.
+    Paused,
 }
 
 /// The queue of one client.
@@ -63,6 +65,10 @@ pub struct Outbox<M> {
     taken: usize,
     /// Bytes not taken yet.
     len_bytes: usize,
+    /// What answers take that may still wait: all since none did, so that it is never too little.
+    answers_cost_bytes: usize,
+    /// Bytes that wait up to the end of the last answer.
+    answers_end: usize,
 }
 
 impl<M: AsRef<[u8]>> Default for Outbox<M> {
@@ -75,13 +81,26 @@ impl<M: AsRef<[u8]>> Outbox<M> {
     /// An empty outbox; nothing is allocated.
     #[must_use]
     pub const fn new() -> Self {
-        Self { chunks: VecDeque::new(), taken: 0, len_bytes: 0 }
+        Self { chunks: VecDeque::new(), taken: 0, len_bytes: 0, answers_cost_bytes: 0, answers_end: 0 }
     }
 
     /// Adds bytes at the end.
     pub fn push(&mut self, chunk: Chunk<M>) {
         self.len_bytes += chunk.bytes().len();
         self.chunks.push_back(chunk);
+    }
+
+    /// Adds bytes of an answer at the end.
+    pub fn push_answer(&mut self, chunk: Chunk<M>) {
+        self.answers_cost_bytes += chunk.bytes().len() + CHUNK_COST_BYTES;
+        self.push(chunk);
+        self.answers_end = self.len_bytes;
+    }
+
+    /// What answers take of which not all are out yet.
+    #[must_use]
+    pub const fn answers_cost_bytes(&self) -> usize {
+        self.answers_cost_bytes
     }
 
     /// Bytes that wait.
@@ -102,7 +121,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.chunks.is_empty()
     }
 
-    /// Writes until everything is taken or `writer` would block, and hands each mark to `written` once
+    /// Writes until everything is taken, `writer` would block, or it has taken `bytes_max`, and hands each mark to `written` once
     /// the last byte of its chunk, and of all before it, has been taken.
     ///
     /// # Errors
@@ -110,17 +129,28 @@ impl<M: AsRef<[u8]>> Outbox<M> {
     pub fn write_to(
         &mut self,
         writer: &mut impl Write,
+        bytes_max: usize,
         written: &mut impl FnMut(M),
     ) -> io::Result<WriteOutcome> {
         self.advance(0, written);
+        let mut allowed = bytes_max;
         while !self.chunks.is_empty() {
+            if allowed == 0 {
+                return Ok(WriteOutcome::Paused);
+            }
             let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
             let mut count = 0;
-            let mut skip = self.taken;
+            let (mut skip, mut room) = (self.taken, allowed);
             for (piece, chunk) in pieces.iter_mut().zip(&self.chunks) {
-                *piece = IoSlice::new(&chunk.bytes()[skip..]);
+                let bytes = &chunk.bytes()[skip..];
+                let bytes = &bytes[..bytes.len().min(room)];
+                *piece = IoSlice::new(bytes);
                 skip = 0;
                 count += 1;
+                room -= bytes.len();
+                if room == 0 {
+                    break;
+                }
             }
             let result = match &pieces[..count] {
                 // Nearly always in live text, and the cheaper call.
@@ -129,7 +159,10 @@ impl<M: AsRef<[u8]>> Outbox<M> {
             };
             match result {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(len) => self.advance(len, written),
+                Ok(len) => {
+                    self.advance(len, written);
+                    allowed -= len;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(WriteOutcome::Blocked),
                 Err(error) => return Err(error),
@@ -143,12 +176,17 @@ impl<M: AsRef<[u8]>> Outbox<M> {
     pub fn drop_unstarted(&mut self) {
         self.chunks.truncate(usize::from(self.taken > 0));
         self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes().len() - self.taken);
+        self.answers_end = self.answers_end.min(self.len_bytes);
     }
 
     /// Takes `len` bytes off the front, with every chunk that this completes.
     fn advance(&mut self, len: usize, written: &mut impl FnMut(M)) {
         self.len_bytes -= len;
         self.taken += len;
+        self.answers_end = self.answers_end.saturating_sub(len);
+        if self.answers_end == 0 {
+            self.answers_cost_bytes = 0;
+        }
         while let Some(first) = self.chunks.front()
             && first.bytes().len() <= self.taken
         {
@@ -216,7 +254,7 @@ mod tests {
             outbox.push(Chunk::Marked(Marked(b"x".to_vec(), mark)));
         }
         let mut marks = 0;
-        let outcome = outbox.write_to(&mut Vec::new(), &mut |_| marks += 1).unwrap();
+        let outcome = outbox.write_to(&mut Vec::new(), usize::MAX, &mut |_| marks += 1).unwrap();
         assert_eq!((outcome, marks, outbox.len_bytes()), (WriteOutcome::Drained, 1000, 0));
         assert_eq!(outbox.chunks.capacity(), 0);
     }
@@ -225,10 +263,29 @@ mod tests {
     fn a_writer_that_takes_nothing_is_an_error() {
         let mut outbox = Outbox::<Marked>::new();
         outbox.push(Bytes::new().into());
-        assert_eq!(outbox.write_to(&mut &mut [][..], &mut |_| {}).unwrap(), WriteOutcome::Drained);
+        let outcome = outbox.write_to(&mut &mut [][..], usize::MAX, &mut |_| {}).unwrap();
+        assert_eq!(outcome, WriteOutcome::Drained);
         outbox.push(Bytes::from_static(b"x").into());
-        let error = outbox.write_to(&mut &mut [][..], &mut |_| {}).unwrap_err();
+        let error = outbox.write_to(&mut &mut [][..], usize::MAX, &mut |_| {}).unwrap_err();
         assert_eq!((error.kind(), outbox.len_bytes()), (ErrorKind::WriteZero, 1));
+    }
+
+    #[test]
+    fn answers_count_until_the_last_of_them_is_out() {
+        let mut outbox = Outbox::<Marked>::new();
+        let write = |outbox: &mut Outbox<Marked>, bytes| {
+            outbox.write_to(&mut Vec::new(), bytes, &mut |_| {}).unwrap()
+        };
+        outbox.push_answer(Bytes::from_static(b"answer").into());
+        outbox.push(Bytes::from_static(b"a frame that comes after it").into());
+        assert_eq!(outbox.answers_cost_bytes(), 6 + CHUNK_COST_BYTES);
+        assert_eq!(write(&mut outbox, 5), WriteOutcome::Paused);
+        assert_eq!(outbox.answers_cost_bytes(), 6 + CHUNK_COST_BYTES);
+        assert_eq!(write(&mut outbox, 1), WriteOutcome::Paused);
+        assert_eq!(outbox.answers_cost_bytes(), 0);
+        outbox.push_answer(Bytes::from_static(b"x").into());
+        assert_eq!(write(&mut outbox, usize::MAX), WriteOutcome::Drained);
+        assert_eq!(outbox.answers_cost_bytes(), 0);
     }
 
     proptest! {
@@ -250,8 +307,12 @@ mod tests {
                     ends.push(expected.len());
                     outbox.push(Chunk::Marked(Marked(bytes, ends.len() - 1)));
                 }
+                let (script_len, had) = (script.len(), sink.got.len());
                 sink.script = script;
-                let outcome = outbox.write_to(&mut sink, &mut |Marked(_, mark)| marks.push(mark)).unwrap();
+                let bytes_max = if script_len == 100 { usize::MAX } else { 700 };
+                let outcome =
+                    outbox.write_to(&mut sink, bytes_max, &mut |Marked(_, mark)| marks.push(mark)).unwrap();
+                prop_assert!(sink.got.len() - had <= bytes_max);
                 prop_assert_eq!(outbox.len_bytes(), expected.len() - sink.got.len());
                 prop_assert_eq!(outcome == WriteOutcome::Drained, outbox.is_empty());
                 // A leading empty chunk is complete as soon as its turn has come.

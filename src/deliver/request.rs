@@ -100,9 +100,9 @@ pub struct Request {
     /// `Last-Event-ID`: where an EventSource goes on.
     pub last_event_id: Option<Box<str>>,
     /// `Authorization`.
-    pub authorization: Option<String>,
-    /// `Access-Control-Request-Method`: the mark of a CORS preflight.
-    pub preflight_method: Option<String>,
+    pub authorization: Option<Box<str>>,
+    /// `Access-Control-Request-Headers`: the names of the headers that a script wants to set, joined by commas.
+    pub preflight_headers: Option<Box<str>>,
     /// `Content-Length`; `None`: no body, or one in chunks.
     pub content_length: Option<u64>,
     /// Whether the body comes in chunks.
@@ -221,8 +221,8 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
         accept: headers.joined("accept").map(Into::into),
         if_none_match: headers.joined("if-none-match").map(Into::into),
         last_event_id: headers.single("last-event-id")?.map(Into::into),
-        authorization: headers.single("authorization")?.map(str::to_owned),
-        preflight_method: headers.single("access-control-request-method")?.map(str::to_owned),
+        authorization: headers.single("authorization")?.map(Into::into),
+        preflight_headers: headers.names("access-control-request-headers").map(Into::into),
         content_length: content_length(&headers)?,
         is_chunked: is_chunked(&headers, method, version)?,
         expects_continue: expects_continue(&headers, version)?,
@@ -400,6 +400,13 @@ impl<'a> Headers<'a> {
             .flat_map(|line| line.split(','))
             .map(|token| token.trim_matches([' ', '\t']))
             .filter(|t| !t.is_empty())
+    }
+
+    /// The elements of a list that may be names of headers, joined by commas.
+    fn names(&self, name: &'static str) -> Option<String> {
+        let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        let names: Vec<&str> = self.tokens(name).filter(|name| name.bytes().all(is_name_byte)).collect();
+        (!names.is_empty()).then(|| names.join(","))
     }
 
     fn has_token(&self, name: &'static str, token: &str) -> bool {

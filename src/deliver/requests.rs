@@ -2,27 +2,21 @@
 //! in [`super::admission`].
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use bytes::Bytes;
 
 use super::body::Body;
-use super::connection::{Phase, ReadOutcome, Viewers, WebSocket};
+use super::connection::{Phase, Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::format::{Format, Translator, Transport};
-use super::message::BODY_BYTES_MAX;
-use super::request::{Parsed, Request, parse_grown};
-use super::response::{HttpError, Reply, go_on, switch_to_websocket};
+use super::request::Request;
+use super::response::{Answer, HttpError, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
 use super::streams::Ending;
 use super::viewer::{Viewer, Wire, Wish};
-use super::websocket::{Decoder, close};
+use super::websocket::close;
 use crate::event::message::Slot;
-
-/// Reads of one connection in one round, so that a flood does not keep the others waiting.
-const READS_PER_ROUND: usize = 16;
-/// When a connection that had more to read is looked at again.
-const READ_PAUSE: Duration = Duration::from_millis(1);
-/// What may wait, beyond what a stream may have waiting, for a client that asks and does not read its answers.
-pub(super) const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 
 impl Delivery {
     pub(super) fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
@@ -32,86 +26,9 @@ impl Delivery {
         self.touch(slot);
     }
 
-    // ----- reading -----
-
-    pub(super) fn read_connection(&mut self, slot: Slot, buffer: &mut [u8], now: Instant) {
-        for _ in 0..READS_PER_ROUND {
-            let Some(connection) = self.connections.get_mut(slot) else { return };
-            match connection.read(buffer) {
-                ReadOutcome::Some(len) => self.hear(slot, &buffer[..len], now),
-                ReadOutcome::Blocked => return,
-                ReadOutcome::Over => return self.drop_connection(slot),
-            }
-        }
-        // More is waiting and no event will tell: the connection is looked at again at once.
-        self.arm(slot, now + READ_PAUSE);
-        if let Some(connection) = self.connections.get_mut(slot) {
-            connection.unread = true;
-        }
-    }
-
-    fn hear(&mut self, slot: Slot, bytes: &[u8], now: Instant) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        match &mut connection.phase {
-            Phase::Head { .. } | Phase::Body { .. } => {
-                connection.input.extend_from_slice(bytes);
-                self.hear_requests(slot, now);
-            }
-            // A client that sends its next requests early finds them answered in order, within a bound.
-            Phase::Asked { .. } | Phase::Cancelling { .. } => {
-                connection.input.extend_from_slice(bytes);
-                if connection.input.len() > BODY_BYTES_MAX {
-                    self.drop_connection(slot);
-                }
-            }
-            Phase::Sse { .. } | Phase::Closing { .. } => {}
-            Phase::WebSocket(_) => self.hear_websocket(slot, bytes, now),
-        }
-    }
-
     // ----- HTTP -----
 
-    /// Takes whole requests out of the input, until one has to wait for its answer.
-    pub(super) fn hear_requests(&mut self, slot: Slot, now: Instant) {
-        loop {
-            let Some(connection) = self.connections.get_mut(slot) else { return };
-            match &mut connection.phase {
-                Phase::Head { seen, .. } => {
-                    let parsed = parse_grown(&connection.input, *seen);
-                    *seen = connection.input.len();
-                    match parsed {
-                        Parsed::Partial => return,
-                        Parsed::Invalid(error) => {
-                            self.registry.counters().http_errors.inc();
-                            return self.refuse_connection(slot, &error);
-                        }
-                        Parsed::Complete { head_bytes, request } => {
-                            connection.input.drain(..head_bytes);
-                            self.answer(slot, &request, now);
-                        }
-                    }
-                }
-                Phase::Body { body, .. } => match body.take(&mut connection.input) {
-                    Ok(None) => return,
-                    Ok(Some(body)) => self.take_cancel(slot, &body, now),
-                    Err(error) => {
-                        self.registry.counters().http_errors.inc();
-                        return self.refuse_connection(slot, &error);
-                    }
-                },
-                Phase::WebSocket(_) => {
-                    let early = std::mem::take(&mut connection.input);
-                    return self.hear_websocket(slot, &early, now);
-                }
-                Phase::Asked { .. }
-                | Phase::Cancelling { .. }
-                | Phase::Sse { .. }
-                | Phase::Closing { .. } => return,
-            }
-        }
-    }
-
-    fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
+    pub(super) fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
         self.registry.counters().http_requests.inc();
         let origin = self.judge_origin(request);
         let reply = Reply::to(request, origin.clone().unwrap_or_default());
@@ -134,20 +51,19 @@ impl Delivery {
                 }
             }
             Ok(Route::Page) if self.config.listen.demo_page => {
-                let page = crate::web::DEMO_PAGE.as_bytes();
-                self.reply(slot, &reply, now, |reply, out| {
-                    reply.content(out, 200, "text/html; charset=utf-8", page)
-                });
+                let answer = reply.page(&crate::web::DEMO_PAGE_POLICY, crate::web::DEMO_PAGE);
+                self.reply_whole(slot, &reply, answer, now);
             }
             Ok(Route::File(file)) => {
-                let known = request.if_none_match.as_deref();
-                self.reply(slot, &reply, now, |reply, out| reply.file(out, file, known));
+                let answer = reply.file(file, request.if_none_match.as_deref());
+                self.reply_whole(slot, &reply, answer, now);
             }
             Ok(Route::Page) => {
                 self.reply_error(slot, &reply, &HttpError::not_found("there is nothing here"), now)
             }
             Ok(Route::Preflight { methods }) => {
-                self.reply(slot, &reply, now, |reply, out| reply.preflight(out, methods));
+                let headers = request.preflight_headers.as_deref();
+                self.reply(slot, &reply, now, |reply, out| reply.preflight(out, methods, headers));
             }
             Err(error) => self.refuse(slot, (request, &reply), &error, now),
         }
@@ -176,11 +92,8 @@ impl Delivery {
             Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
             None => Viewers::Many(HashMap::new()),
         };
-        let (decoder, parted, pinged_at) = (Decoder::new(), None, None);
-        let websocket = WebSocket { decoder, viewers, bad_messages: 0, cancels_asked: 0, parted, pinged_at };
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.phase = Phase::WebSocket(Box::new(websocket));
-            connection.input.shrink_to_fit();
+            connection.phase = Phase::WebSocket(Box::new(WebSocket::new(viewers)));
         }
         self.arm(slot, now + self.config.client.keepalive);
     }
@@ -193,18 +106,24 @@ impl Delivery {
         now: Instant,
         build: impl FnOnce(&Reply, &mut Vec<u8>),
     ) {
-        let mut answer = Vec::new();
-        build(reply, &mut answer);
-        if !reply.keep_alive || self.is_draining {
-            return self.answer_and_close(slot, answer);
+        let mut head = Vec::new();
+        build(reply, &mut head);
+        self.reply_whole(slot, reply, Answer { head, body: Bytes::new() }, now);
+    }
+
+    pub(super) fn reply_whole(&mut self, slot: Slot, reply: &Reply, answer: Answer, now: Instant) {
+        self.send_answer(slot, answer.head);
+        if !answer.body.is_empty() {
+            self.send_answer(slot, answer.body);
         }
-        self.send(slot, answer);
+        if !reply.keep_alive || self.is_draining {
+            if let Some(connection) = self.connections.get_mut(slot) {
+                connection.close();
+            }
+            return;
+        }
         let timeout = self.config.client.handshake_timeout;
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        // A client that keeps asking and does not read its answers is not asked for more.
-        if connection.outbox.cost_bytes() > self.config.client.max_state + ANSWERS_BYTES_MAX {
-            return connection.close();
-        }
         connection.phase = Phase::Head { since: now, seen: 0 };
         self.arm(slot, now + timeout);
     }
@@ -218,6 +137,14 @@ impl Delivery {
 
     /// Answers the viewer's request with what `build` makes; the viewer is gone then.
     fn answer_viewer(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
+        self.answer_viewer_whole(viewer, now, |reply| {
+            let mut head = Vec::new();
+            build(reply, &mut head);
+            Answer { head, body: Bytes::new() }
+        });
+    }
+
+    fn answer_viewer_whole(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
         let Some(slot) = self.viewers.get(viewer).map(|viewer| viewer.connection) else { return };
         self.remove_viewer(viewer);
         let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -226,12 +153,12 @@ impl Delivery {
         else {
             return;
         };
-        self.reply(slot, &reply, now, build);
-        self.hear_requests(slot, now);
+        self.reply_whole(slot, &reply, build(&reply), now);
+        self.hear_further(slot);
     }
 
-    pub(super) fn answer_state(&mut self, viewer: Slot, document: &[u8], now: Instant) {
-        self.answer_viewer(viewer, now, |reply, out| reply.json(out, 200, document));
+    pub(super) fn answer_state(&mut self, viewer: Slot, document: Bytes, now: Instant) {
+        self.answer_viewer_whole(viewer, now, |reply| reply.json(200, document));
     }
 
     pub(super) fn answer_head(&mut self, viewer: Slot, now: Instant) {
@@ -264,7 +191,7 @@ impl Delivery {
         let mut head = Vec::new();
         reply.sse(&mut head, is_ui_message_stream);
         connection.phase = Phase::Sse { viewer };
-        connection.input = Vec::new();
+        connection.input.clear();
         self.registry.counters().sse_opened.inc();
         self.send(slot, head);
         self.arm(slot, now + self.config.client.keepalive);

@@ -4,6 +4,7 @@
 //! answer says `Connection` in words, which is right for HTTP/1.0 and 1.1 alike. Nothing may be stored
 //! by caches, because a stream goes on; but the browser client may, if they ask each time whether it changed.
 
+use bytes::Bytes;
 use tungstenite::handshake::derive_accept_key;
 
 use super::request::{Method, Request, WebSocketOffer};
@@ -15,8 +16,6 @@ use crate::web::WebFile;
 pub const SUBPROTOCOL: &str = "llm-bridge.v1";
 /// The code of errors that concern the upgrade to WebSocket.
 const BAD_UPGRADE: &str = "bad_upgrade";
-/// Request headers that scripts of allowed origins may set.
-const ALLOWED_HEADERS: &str = "Authorization, Content-Type, Accept, Cache-Control, Last-Event-ID";
 /// How long a browser may remember a preflight answer, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 7200;
 
@@ -141,6 +140,15 @@ impl AllowedOrigin {
     }
 }
 
+/// A whole answer. The body is shared, not copied: pages and states are large.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The head, and a body that is small.
+    pub head: Vec<u8>,
+    /// The rest of the body.
+    pub body: Bytes,
+}
+
 /// How answers to one request are framed. Small enough to be kept while an answer is waited for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
@@ -181,36 +189,43 @@ impl Reply {
     }
 
     /// A whole JSON answer.
-    pub fn json(&self, out: &mut Vec<u8>, status: u16, body: &[u8]) {
-        self.content(out, status, "application/json", body);
+    #[must_use]
+    pub fn json(&self, status: u16, body: Bytes) -> Answer {
+        let mut out = Vec::new();
+        let mut head = Head::status(&mut out, status);
+        self.content_fields(&mut head, "application/json", body.len());
+        head.end();
+        self.answer(out, body)
     }
 
-    /// A whole answer of any type.
-    pub fn content(&self, out: &mut Vec<u8>, status: u16, content_type: &str, body: &[u8]) {
-        let mut head = Head::status(out, status);
-        self.content_fields(&mut head, content_type, body.len());
+    /// A page, which may load and run nothing but what `policy` names.
+    #[must_use]
+    pub fn page(&self, policy: &str, body: &'static str) -> Answer {
+        let mut out = Vec::new();
+        let mut head = Head::status(&mut out, 200);
+        self.content_fields(&mut head, "text/html; charset=utf-8", body.len());
+        head.field("Content-Security-Policy", policy);
         head.end();
-        self.body(out, body);
+        self.answer(out, Bytes::from_static(body.as_bytes()))
     }
 
     /// A file of the browser client, or 304 to who has it: `known` is the request's `If-None-Match`.
-    pub fn file(&self, out: &mut Vec<u8>, file: &WebFile, known: Option<&str>) {
+    #[must_use]
+    pub fn file(&self, file: &WebFile, known: Option<&str>) -> Answer {
         let tag = file.tag();
         let is_known = known.is_some_and(|known| has_tag(known, &tag));
-        let mut head = Head::status(out, if is_known { 304 } else { 200 });
+        let mut out = Vec::new();
+        let mut head = Head::status(&mut out, if is_known { 304 } else { 200 });
         if !is_known {
             head.field("Content-Type", file.content_type);
             head.field("Content-Length", &file.text.len().to_string());
         }
         head.field("ETag", &tag);
         head.field("Cache-Control", "no-cache");
-        head.field("X-Content-Type-Options", "nosniff");
         self.connection(&mut head);
         self.cors(&mut head);
         head.end();
-        if !is_known {
-            self.body(out, file.text.as_bytes());
-        }
+        self.answer(out, if is_known { Bytes::new() } else { Bytes::from_static(file.text.as_bytes()) })
     }
 
     /// An answer to HEAD: 200 or 404 and nothing else.
@@ -250,16 +265,21 @@ impl Reply {
             head.field("Sec-WebSocket-Version", "13");
         }
         head.end();
-        self.body(out, &body);
+        if !self.head_only {
+            out.extend_from_slice(&body);
+        }
     }
 
-    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask.
-    pub fn preflight(&self, out: &mut Vec<u8>, methods: &'static str) {
+    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask: `headers` are those
+    /// that the preflight asks for. None of them means more to us than to a client that is no browser.
+    pub fn preflight(&self, out: &mut Vec<u8>, methods: &'static str, headers: Option<&str>) {
         let mut head = Head::status(out, 204);
         head.field("Allow", methods);
         if self.origin != AllowedOrigin::Silent {
             head.field("Access-Control-Allow-Methods", methods);
-            head.field("Access-Control-Allow-Headers", ALLOWED_HEADERS);
+            if let Some(headers) = headers {
+                head.field("Access-Control-Allow-Headers", headers);
+            }
             head.field("Access-Control-Max-Age", &PREFLIGHT_MAX_AGE_S.to_string());
         }
         self.connection(&mut head);
@@ -275,10 +295,8 @@ impl Reply {
         self.cors(head);
     }
 
-    fn body(&self, out: &mut Vec<u8>, body: &[u8]) {
-        if !self.head_only {
-            out.extend_from_slice(body);
-        }
+    fn answer(&self, head: Vec<u8>, body: Bytes) -> Answer {
+        Answer { head, body: if self.head_only { Bytes::new() } else { body } }
     }
 
     fn connection(&self, head: &mut Head<'_>) {
@@ -328,7 +346,11 @@ struct Head<'a>(&'a mut Vec<u8>);
 impl<'a> Head<'a> {
     fn status(out: &'a mut Vec<u8>, status: u16) -> Self {
         out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason_phrase(status)).as_bytes());
-        Self(out)
+        let mut head = Self(out);
+        if status >= 200 {
+            head.field("X-Content-Type-Options", "nosniff");
+        }
+        head
     }
 
     /// Adds a line. Values are our own, or came in a header of the request, so that none breaks the line.
@@ -383,6 +405,10 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
+    fn text_of(answer: Answer) -> String {
+        String::from_utf8([&answer.head[..], &answer.body[..]].concat()).unwrap()
+    }
+
     fn request(head: &str) -> Request {
         match request::parse(head.as_bytes()) {
             Parsed::Complete { request, .. } => request,
@@ -396,7 +422,7 @@ mod tests {
         let text = written(|out| reply.error(out, &HttpError::method_not_allowed("GET, HEAD")));
         assert_eq!(
             text,
-            "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: application/json\r\nContent-Length: 94\r\n\
+            "HTTP/1.1 405 Method Not Allowed\r\nX-Content-Type-Options: nosniff\r\nContent-Type: application/json\r\nContent-Length: 94\r\n\
              Cache-Control: no-store\r\nConnection: keep-alive\r\nVary: Origin\r\nAllow: GET, HEAD\r\n\r\n\
              {\"error\":{\"code\":\"method_not_allowed\",\"message\":\"the methods of this resource are GET, HEAD\"}}"
         );
@@ -425,7 +451,8 @@ mod tests {
         for text in [
             written(|out| reply.error(out, &HttpError::not_found("no"))),
             written(|out| reply.head(out, 200)),
-            written(|out| reply.content(out, 200, "text/html", b"<p>")),
+            text_of(reply.page("default-src 'none'", "<p>")),
+            text_of(reply.json(200, Bytes::from_static(b"{}"))),
         ] {
             assert!(text.ends_with("\r\n\r\n") && text.contains("keep-alive"), "{text}");
         }
@@ -435,17 +462,20 @@ mod tests {
     fn a_file_is_sent_again_only_if_it_changed() {
         let file = crate::web::file_at("/llm-bridge.js").unwrap();
         let tag = file.tag();
-        let text = written(|out| Reply::default().file(out, file, Some("\"other\"")));
-        assert!(text.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/javascript; charset=utf-8\r\n"));
+        let text = text_of(Reply::default().file(file, Some("\"other\"")));
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\nContent-Type: text/javascript; charset=utf-8\r\n"));
         assert!(text.contains(&format!("\r\nETag: {tag}\r\nCache-Control: no-cache\r\n")));
         assert!(text.ends_with(file.text));
         for known in [tag.clone(), format!("\"a\", W/{tag}"), "*".to_owned()] {
-            let text = written(|out| Reply::default().file(out, file, Some(&known)));
-            assert!(text.starts_with("HTTP/1.1 304 Not Modified\r\nETag: "), "{text}");
+            let text = text_of(Reply::default().file(file, Some(&known)));
+            assert!(
+                text.starts_with("HTTP/1.1 304 Not Modified\r\n") && text.contains("\r\nETag: "),
+                "{text}"
+            );
             assert!(text.ends_with("\r\n\r\n") && !text.contains("\r\nContent-"), "{text}");
         }
         let head = Reply { head_only: true, ..Reply::default() };
-        let text = written(|out| head.file(out, file, None));
+        let text = text_of(head.file(file, None));
         let length = format!("\r\nContent-Length: {}\r\n", file.text.len());
         assert!(text.contains(&length) && text.ends_with("\r\n\r\n"), "{text}");
     }
@@ -479,9 +509,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("\r\nContent-Type: text/event-stream\r\n"), "{text}");
-        let text = written(|out| reply.preflight(out, "GET, OPTIONS"));
+        let text = written(|out| reply.preflight(out, "GET, OPTIONS", Some("x-stainless-os,traceparent")));
         assert!(text.contains("\r\nAccess-Control-Allow-Methods: GET, OPTIONS\r\n"), "{text}");
-        let text = written(|out| Reply::default().preflight(out, "GET, OPTIONS"));
+        assert!(text.contains("\r\nAccess-Control-Allow-Headers: x-stainless-os,traceparent\r\n"), "{text}");
+        let text = written(|out| reply.preflight(out, "GET, OPTIONS", None));
+        assert!(!text.contains("Allow-Headers"), "{text}");
+        let text = written(|out| Reply::default().preflight(out, "GET, OPTIONS", Some("x")));
         assert!(text.contains("\r\nAllow: GET, OPTIONS\r\n") && !text.contains("Access-Control"), "{text}");
         assert_eq!(AllowedOrigin::from_decision(OriginDecision::Forbidden).unwrap_err().status, 403);
     }

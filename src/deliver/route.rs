@@ -17,7 +17,6 @@ use crate::web::{self, WebFile};
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
 const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
-const CANCEL_METHODS: &str = "POST, OPTIONS";
 const MULTIPLEX_METHODS: &str = "GET, OPTIONS";
 const PAGE_METHODS: &str = "GET, HEAD, OPTIONS";
 const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
@@ -115,7 +114,7 @@ pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError
         Resource::File(file) => Ok(Route::File(file)),
         Resource::Multiplex => multiplex(request),
         Resource::Cancel(stream) => cancel(request, stream),
-        Resource::Stream(stream) => stream_request(request, limits, stream).map(Route::Stream),
+        Resource::Stream { stream, .. } => stream_request(request, limits, stream).map(Route::Stream),
         Resource::Server => Err(nothing_here()),
     }
 }
@@ -125,7 +124,11 @@ enum Resource {
     Page,
     File(&'static WebFile),
     Multiplex,
-    Stream(StreamName),
+    /// A stream; `is_action`: POST to the same path means something else.
+    Stream {
+        stream: StreamName,
+        is_action: bool,
+    },
     Cancel(StreamName),
     /// `*`, about which only OPTIONS may ask.
     Server,
@@ -145,28 +148,31 @@ impl Resource {
         let Some(rest) = path.strip_prefix("/v1/streams/").filter(|rest| !rest.is_empty()) else {
             return Err(nothing_here());
         };
-        // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it.
-        if let Some(name) = rest.strip_suffix("/cancel").map(decode_path).transpose()?
-            && (name.contains('/') || (naming == Naming::Session && method == Method::Post))
-        {
-            return parse_name(&name, naming).map(Self::Cancel);
+        // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it. Every method but
+        // POST means the model whose name ends like that, where streams have models.
+        let has_models = naming == Naming::SessionAndModel;
+        match rest.strip_suffix("/cancel").filter(|name| name.contains('/') || !has_models) {
+            Some(name) if method == Method::Post => parse_name(name, naming).map(Self::Cancel),
+            Some(name) if method == Method::Options && !has_models => {
+                parse_name(name, naming).map(Self::Cancel)
+            }
+            Some(_) => parse_name(rest, naming).map(|stream| Self::Stream { stream, is_action: true }),
+            None => parse_name(rest, naming).map(|stream| Self::Stream { stream, is_action: false }),
         }
-        parse_name(&decode_path(rest)?, naming).map(Self::Stream)
     }
 
     const fn methods(&self) -> &'static str {
         match self {
             Self::Page | Self::File(_) => PAGE_METHODS,
             Self::Multiplex => MULTIPLEX_METHODS,
-            Self::Stream(_) => STREAM_METHODS,
-            Self::Cancel(_) => CANCEL_METHODS,
-            Self::Server => ALL_METHODS,
+            Self::Stream { is_action: false, .. } => STREAM_METHODS,
+            Self::Stream { .. } | Self::Cancel(_) | Self::Server => ALL_METHODS,
         }
     }
 
     const fn serves(&self, method: Method) -> bool {
         match self {
-            Self::Page | Self::File(_) | Self::Stream(_) => matches!(method, Method::Get | Method::Head),
+            Self::Page | Self::File(_) | Self::Stream { .. } => matches!(method, Method::Get | Method::Head),
             Self::Multiplex => matches!(method, Method::Get),
             Self::Cancel(_) => matches!(method, Method::Post),
             Self::Server => false,
@@ -178,11 +184,19 @@ fn nothing_here() -> HttpError {
     HttpError::not_found("there is nothing at this path; streams are at /v1/streams/{session}/{model}")
 }
 
+/// Reads a name from a path. Only the model may hold an encoded slash: it never separates session and model.
 fn parse_name(name: &str, naming: Naming) -> Result<StreamName, HttpError> {
-    naming.read(name).map_err(|error| match error {
+    let refuse = |error: NameError| match error {
         NameError::NoModels => HttpError::not_found(error.to_string()),
-        error => HttpError::new(400, "bad_name", format!("{error}")),
-    })
+        error => HttpError::new(400, "bad_name", error.to_string()),
+    };
+    let (session, model) = name.split_at(name.find('/').unwrap_or(name.len()));
+    let session = decode_path(session)?;
+    if session.contains('/') {
+        return Err(refuse(NameError::Session));
+    }
+    let name = session + decode_path(model)?;
+    naming.read(&name).map_err(refuse)
 }
 
 fn multiplex(request: &Request) -> Result<Route, HttpError> {

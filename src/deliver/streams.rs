@@ -46,6 +46,7 @@ impl Delivery {
             seam: None,
             anchor: Cursor::default(),
             opened: false,
+            held: None,
             told: None,
             unwritten: 0,
             written: EntryId::ZERO,
@@ -67,6 +68,7 @@ impl Delivery {
     /// A viewer goes, whatever it was doing.
     pub(super) fn remove_viewer(&mut self, slot: Slot) {
         self.promise(slot, 0);
+        self.take_held(slot);
         self.pass_on_last_ack(slot);
         let Some(viewer) = self.viewers.remove(slot) else { return };
         self.registry.gauges().subscriptions_open.dec();
@@ -189,6 +191,7 @@ impl Delivery {
         if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
             self.say(slot, None, &notice::status(status));
         }
+        self.give_held(slot);
     }
 
     /// There is no such stream, or not any more.
@@ -200,9 +203,10 @@ impl Delivery {
             Stage::Parting(_) => return,
         };
         viewer.stage = Stage::Waiting(deadline);
-        if deadline <= now {
+        if deadline <= now || self.may_be_gone(slot) {
             return self.end(slot, Ending::NotFound, now);
         }
+        let Some(viewer) = self.viewers.get(slot) else { return };
         let after = match viewer.wish.after {
             After::At(position) => position,
             After::Last | After::Tail => Position::ZERO,

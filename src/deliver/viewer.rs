@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::budget::Share;
 use super::format::Translator;
+use super::held::Held;
 use super::seam::{Live, Seam};
 use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
@@ -66,6 +68,8 @@ pub(super) struct Viewer {
     pub(super) anchor: Cursor,
     /// Whether `open` was sent.
     pub(super) opened: bool,
+    /// Answers that come after it.
+    pub(super) held: Option<Box<Held>>,
     /// What the viewer was told of the stream's state last.
     pub(super) told: Option<StreamStatus>,
     /// Frames on their way to the socket.
@@ -159,6 +163,8 @@ pub(super) struct Job {
     pub(super) outlined: bool,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,
+    /// What a state that is being put together takes of the budget of all.
+    pub(super) share: Option<Share>,
     /// What each viewer's connection has promised room for; 0 before it was asked.
     pub(super) budget_bytes: usize,
 }

@@ -148,6 +148,24 @@ impl Decoder {
         }
     }
 
+    /// Whether nothing has begun that has yet to come to its end.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        !self.is_fragmented && matches!(self.state, State::Header { len: 0, .. } | State::Over)
+    }
+
+    /// Whether part of a data message was received. Control frames may come in between.
+    #[must_use]
+    pub const fn is_within_message(&self) -> bool {
+        self.is_fragmented || matches!(self.state, State::Payload(Payload { kind: Kind::Data { .. }, .. }))
+    }
+
+    /// The memory that is held for what has begun.
+    #[must_use]
+    pub const fn cost_bytes(&self) -> usize {
+        self.text.capacity() + self.control.capacity()
+    }
+
     /// Takes bytes off the front of `input` up to the end of the next message. `None`: all were taken
     /// and more are needed. Call it until then.
     ///

@@ -160,6 +160,8 @@ pub struct StateSearch {
     pub from: EntryId,
     /// What has been gathered so far; `None` before the first read.
     pub gathered: Option<Box<dyn Any + Send>>,
+    /// How many bytes that is, about.
+    pub gathered_bytes: usize,
     /// The most bytes that the document may take.
     pub max_bytes: usize,
 }

@@ -167,6 +167,7 @@ declare! {
         replay_jobs: "Reads of history under way or waiting.",
         cancels_unwritten: "Control streams of names that nobody has written yet.",
         outbox_bytes: "Bytes of frames held for clients.",
+        input_bytes: "Bytes held of requests and messages that clients have begun to send.",
     }
 }
 

@@ -290,7 +290,7 @@ impl Found {
     }
 
     fn gather(&mut self, search: StateSearch, witness: &mut impl Witness) -> ReplayOutcome {
-        let StateSearch { from, gathered, max_bytes } = search;
+        let StateSearch { from, gathered, max_bytes, .. } = search;
         let gathered = gathered.map(|gathered| match gathered.downcast::<Gathering>() {
             Ok(gathering) => gathering,
             Err(_) => unreachable!("a state search holds the gathering that was put into it"),
@@ -302,7 +302,7 @@ impl Found {
                     None => gathering,
                     // The stream has become another one. What was read now lies behind its new end.
                     Some(HistoryGap::Failover { .. }) => {
-                        let search = StateSearch { from: EntryId::ZERO, gathered: None, max_bytes };
+                        let search = StateSearch { max_bytes, ..StateSearch::default() };
                         return ReplayOutcome::Gathering(Box::new(search));
                     }
                     // What was gathered is gone, and what was read now is all that is left: as if one came new.
@@ -314,7 +314,8 @@ impl Found {
         self.entries.iter().for_each(|entry| gathering.push(entry));
         if !self.exhausted {
             let from = self.entries.last().map_or(from, |entry| entry.id);
-            let search = StateSearch { from, gathered: Some(gathering), max_bytes };
+            let gathered_bytes = gathering.snapshot.len_bytes();
+            let search = StateSearch { from, gathered: Some(gathering), gathered_bytes, max_bytes };
             return ReplayOutcome::Gathering(Box::new(search));
         }
         self.judge_end(&gathering.state, gathering.newest, witness);

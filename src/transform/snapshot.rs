@@ -67,6 +67,12 @@ impl Snapshot {
         Self { stream, bytes_max, bytes: 0, newest: Generation::default() }
     }
 
+    /// The bytes gathered, about.
+    #[must_use]
+    pub const fn len_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes a delivered entry; `begins` as it was judged.
     pub fn push(&mut self, decoded: &Decoded<'_>, begins: bool) {
         if begins {

@@ -47,7 +47,8 @@ const SLEPT_MS = 2000;
 
 /** What WebSocket closes and HTTP statuses mean that no further attempt would change. */
 const FINAL_CLOSE = new Map([[1008, "refused"], [4400, "bad_request"], [4403, "forbidden"], [4404, "not_found"]]);
-const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"]]);
+const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"],
+  [421, "misdirected"]]);
 const FULL_CLOSE = new Set([1013, 4429]);
 const TERMINAL = new Set(["end", "error"]);
 const BEGINS = new Set(["start", "delta", "tool_call", "custom"]);

@@ -5,9 +5,40 @@
 //! where the demo page is off: it tells nothing that is not public, and applications import it from here,
 //! in the version that fits the daemon.
 
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ring::digest;
+
 /// The demo page: a stream's text as it comes, with buttons that cut the connection and resume it.
 /// HTML, UTF-8; served at `/` of the public listener where `listen.demo_page` is set.
 pub const DEMO_PAGE: &str = include_str!("page.html");
+
+/// What the demo page may load and run: its own style and script, the client from here, and streams from here.
+pub static DEMO_PAGE_POLICY: LazyLock<String> = LazyLock::new(|| policy(DEMO_PAGE));
+
+/// A strict Content-Security-Policy for a page of ours: the scripts and styles that are written in it, modules and
+/// requests of its own origin, and nothing else. So text that a model wrote cannot run, whatever the page does with it.
+#[must_use]
+pub fn policy(page: &str) -> String {
+    let (scripts, styles) = (hashes(page, "script"), hashes(page, "style"));
+    format!(
+        "default-src 'none'; script-src 'self'{scripts}; style-src{styles}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
+
+/// The hashes by which a policy names what stands between the tags of that name.
+fn hashes(page: &str, tag: &str) -> String {
+    let (begin, end) = (format!("<{tag}"), format!("</{tag}>"));
+    let inside = page.split(begin.as_str()).skip(1).filter_map(|rest| {
+        let (_, rest) = rest.split_once('>')?;
+        Some(rest.split_once(end.as_str())?.0)
+    });
+    let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
+    inside.map(|text| format!(" 'sha256-{}'", BASE64_STANDARD.encode(hash(text)))).collect()
+}
 
 /// A file that the public listener serves as it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,6 +104,22 @@ mod tests {
             }
         }
         assert!(!DEMO_PAGE.contains("url("), "the page loads something");
+    }
+
+    #[test]
+    fn a_page_runs_nothing_but_what_is_written_in_it() {
+        let page = "<style>a{}</style><script type=\"module\">let a = 1;</script>";
+        let policy = policy(page);
+        assert!(
+            policy.contains("style-src 'sha256-X1RutGBrXCt9KkSaXMK7tHftWiRscFHOhxsS8tv8hBk='"),
+            "{policy}"
+        );
+        assert!(policy.contains("script-src 'self' 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(DEMO_PAGE_POLICY.matches("'sha256-").count(), 2, "{}", *DEMO_PAGE_POLICY);
+        for attribute in [" style=\"", " onclick=", " onload=", "javascript:"] {
+            assert!(!DEMO_PAGE.contains(attribute), "the policy forbids {attribute}");
+        }
     }
 
     #[test]

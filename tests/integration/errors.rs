@@ -161,15 +161,16 @@ fn a_model_may_have_slashes_however_they_are_written() {
 }
 
 #[test]
-fn a_literal_cancel_is_the_action_and_not_a_model() {
+fn only_post_to_a_literal_cancel_is_the_action() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     Producer::new(&redis, "s1", "m/cancel").end();
-    for response in ask_each_way(&daemon, "/v1/streams/s1/m/cancel") {
-        response.expect_error(405);
+    let (literal, model) = ("/v1/streams/s1/m/cancel", "/v1/streams/s1/m%2Fcancel");
+    for path in [literal, model] {
+        assert_eq!(http::get(daemon.public, path).json()["stream"], "s1/m/cancel");
+        assert_eq!(http::request(daemon.public, "HEAD", path, &[]).status, 200);
     }
-    let model = "/v1/streams/s1/m%2Fcancel";
-    assert_eq!(http::get(daemon.public, model).json()["stream"], "s1/m/cancel");
+    assert_eq!(http::request(daemon.public, "POST", literal, &[("Content-Length", "0")]).status, 202);
     http::request(daemon.public, "POST", model, &[("Content-Length", "0")]).expect_error(405);
 }
 
@@ -284,4 +285,45 @@ fn a_name_that_only_leads_here_is_misdirected() {
             "{setting}"
         );
     }
+}
+
+/// Preflights allow what the path has and what the script asks for; every answer is taken as what it says to be.
+#[test]
+fn preflights_and_answers_carry_what_browsers_need() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis)
+        .set(r#"listen.origins=["https://chat.example"]"#)
+        .set("listen.demo_page=true")
+        .start();
+    Producer::new(&redis, "s1", "m").end();
+    let chat = ("Origin", "https://chat.example");
+    let asked = "authorization,traceparent,x-stainless-os,last-event-id,idempotency-key";
+    for (path, method) in [("/v1/streams/s1/m", "GET"), ("/v1/streams/s1/m/cancel", "POST")] {
+        let headers =
+            [chat, ("Access-Control-Request-Method", method), ("Access-Control-Request-Headers", asked)];
+        let response = http::request(daemon.public, "OPTIONS", path, &headers);
+        assert_eq!(response.status, 204);
+        assert_eq!(response.header("access-control-allow-headers"), Some(asked), "{path}");
+        assert!(response.header("access-control-allow-methods").unwrap().contains(method), "{path}");
+        let foreign = [("Origin", "https://evil.example"), ("Access-Control-Request-Method", method)];
+        let refused = http::request(daemon.public, "OPTIONS", path, &foreign);
+        refused.expect_error(403);
+        assert_eq!(refused.header("access-control-allow-origin"), None);
+    }
+    for (path, headers) in [
+        ("/v1/streams/s1/m", vec![]),
+        ("/v1/streams/s1/m", vec![SSE]),
+        ("/v1/streams/s1/m?after=$", vec![SSE]),
+        ("/v1/streams/s1/none?wait=0", vec![]),
+        ("/nothing", vec![]),
+        ("/", vec![]),
+        ("/llm-bridge.js", vec![]),
+        ("/llm-bridge.js", vec![("If-None-Match", "*")]),
+    ] {
+        let response = http::request(daemon.public, "GET", path, &headers);
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{path} {headers:?}");
+    }
+    let page = http::get(daemon.public, "/");
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
 }

@@ -100,6 +100,9 @@ mod slow;
 /// Clients that break the rules of HTTP and WebSocket: the others notice nothing.
 mod hostile;
 
+/// Clients by the dozen that ask without end: live text goes on, and nothing grows.
+mod floods;
+
 /// Producers that write what cannot be read, or far too much: nothing else is lost.
 mod entries;
 

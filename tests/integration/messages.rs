@@ -5,6 +5,7 @@ use tungstenite::Message;
 
 use crate::support::daemon::Daemon;
 use crate::support::producer::Producer;
+use crate::support::raw::{Raw, TEXT, masked};
 use crate::support::redis::RedisServer;
 use crate::support::transcript::Ending;
 use crate::support::viewer::{Kind, Viewer};
@@ -29,12 +30,64 @@ fn a_ping_is_answered() {
         }
         client.send(&json!({"type": "ping"}));
         assert_eq!(client.receive_json(), json!({"type": "pong"}), "{target}");
-        for nonce in [json!("a \"nonce\" é"), json!(17), json!({"a": [1]})] {
+        for nonce in [json!("a \"nonce\" é"), json!(17), json!({"a": [1]}), json!("x".repeat(60_000))] {
             client.send(&json!({"type": "ping", "nonce": nonce}));
             assert_eq!(client.receive_json(), json!({"type": "pong", "nonce": nonce}), "{target}");
         }
         client.send_message(Message::Ping(b"protocol".to_vec().into()));
         assert_eq!(client.receive(), Incoming::Pong(b"protocol".to_vec()), "{target}");
+    }
+}
+
+/// Whatever a client says before the stream was looked at: `open` is what it hears first.
+#[test]
+fn open_comes_before_any_answer() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    Producer::new(&redis, "s1", "m").delta("hello");
+    let said =
+        [r#"{"type":"ping","nonce":1}"#, r#"{"type":"cancel"}"#, "nonsense", r#"{"type":"ping","nonce":2}"#];
+    let said: Vec<u8> = said.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
+    for (round, name) in (0..20).zip(["s1/m", "s1/none"].into_iter().cycle()) {
+        let mut raw =
+            Raw::upgrade_and_say(daemon.public, &format!("/v1/streams/{name}?wait=60&after=$"), &said);
+        let mut kinds = Vec::new();
+        while !(kinds.len() >= 5 && kinds.iter().any(|kind| kind == "cancel_requested")) {
+            let frame = raw.json();
+            kinds.push(frame["type"].as_str().unwrap().to_owned());
+        }
+        assert_eq!(kinds[0], "open", "round {round} {name}: {kinds:?}");
+        assert_eq!(kinds.iter().filter(|kind| *kind == "pong").count(), 2, "{kinds:?}");
+        assert_eq!(kinds.iter().filter(|kind| *kind == "refused").count(), 1, "{kinds:?}");
+    }
+}
+
+#[test]
+fn on_a_connection_for_many_open_comes_before_answers_about_its_stream() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    Producer::new(&redis, "s1", "m").delta("hello");
+    let said = [
+        r#"{"type":"subscribe","stream":"s1/m","after":"$"}"#,
+        r#"{"type":"cancel","stream":"s1/m"}"#,
+        r#"{"type":"ack","stream":"s1/m","id":"nonsense"}"#,
+        r#"{"type":"ping"}"#,
+    ];
+    let said: Vec<u8> = said.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
+    for round in 0..20 {
+        let mut raw = Raw::upgrade_and_say(daemon.public, "/v1/ws", &said);
+        let mut about = Vec::new();
+        let mut is_alive = false;
+        while about.len() < 3 || !is_alive {
+            let frame = raw.json();
+            match frame["type"].as_str().unwrap() {
+                "pong" => is_alive = true,
+                kind => about.push(kind.to_owned()),
+            }
+        }
+        assert_eq!(about[0], "open", "round {round}: {about:?}");
+        about.sort();
+        assert_eq!(about, ["cancel_requested", "open", "refused"]);
     }
 }
 

@@ -44,6 +44,15 @@ fn a_request_is_taken_apart() {
 }
 
 #[test]
+fn a_preflight_asks_for_names_of_headers() {
+    let request = complete(
+        "OPTIONS / HTTP/1.1\r\nHost: h\r\nAccess-Control-Request-Headers: x-a, a b,\r\n\
+         Access-Control-Request-Headers: \"q\", Last-Event-ID\r\n\r\n",
+    );
+    assert_eq!(request.preflight_headers.as_deref(), Some("x-a,Last-Event-ID"));
+}
+
+#[test]
 fn connections_persist_as_their_version_has_it() {
     for (version, connection, keep_alive) in [
         ("1.1", "", true),

@@ -93,10 +93,27 @@ impl Raw {
         raw
     }
 
+    /// The same over a connection whose receive buffer is small.
+    pub(crate) fn websocket_narrow(address: SocketAddr, target: &str) -> Self {
+        let mut raw = Self::over(connect_narrow(address));
+        raw.upgrade(target);
+        raw
+    }
+
     /// The same, with further headers.
     pub(crate) fn websocket_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(address);
         raw.upgrade_with(target, headers);
+        raw
+    }
+
+    /// Asks for a WebSocket and says something before the answer can be there.
+    pub(crate) fn upgrade_and_say(address: SocketAddr, target: &str, frames: &[u8]) -> Self {
+        let mut bytes = format!("GET {target} HTTP/1.1\r\n{UPGRADE}").into_bytes();
+        bytes.extend_from_slice(frames);
+        let mut raw = Self::begin(address, &bytes);
+        let head = raw.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         raw
     }
 
@@ -158,6 +175,37 @@ impl Raw {
             if !self.receive() {
                 return None;
             }
+        }
+    }
+
+    /// The next text frame, as JSON.
+    pub(crate) fn json(&mut self) -> serde_json::Value {
+        loop {
+            let (first, payload) = self.frame().expect("the server closed");
+            if first == TEXT {
+                return serde_json::from_slice(&payload).unwrap();
+            }
+        }
+    }
+
+    /// Reads what is there, and forgets it.
+    pub(crate) fn discard(&mut self) {
+        self.received.clear();
+        let mut buffer = [0; 64 * 1024];
+        self.socket.set_nonblocking(true).unwrap();
+        while self.socket.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        self.socket.set_nonblocking(false).unwrap();
+    }
+
+    /// Sends what is taken at once; how much that was. `None`: the server has closed.
+    pub(crate) fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
+        self.socket.set_nonblocking(true).unwrap();
+        let result = self.socket.write(bytes);
+        self.socket.set_nonblocking(false).unwrap();
+        match result {
+            Ok(count) => Some(count),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Some(0),
+            Err(_) => None,
         }
     }
 

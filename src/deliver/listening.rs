@@ -1,0 +1,297 @@
+//! Hearing clients, in turns: bytes from their sockets become requests and messages, so many a round that live frames
+//! are never kept waiting. See [`super::backlog`] for whose turn it is.
+//!
+//! A client that does not read its answers is not heard further: what it sends stays in its socket, until what it was
+//! answered is out. So neither requests without end nor messages without end grow anything here.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::backlog::Measure;
+use super::connection::{Connection, Peer, Phase, ReadOutcome};
+use super::deadlines::COMMENT;
+use super::event_loop::Delivery;
+use super::request::{Parsed, parse_grown};
+use super::response::HttpError;
+use super::streams::Ending;
+use super::viewer::Stage;
+use super::websocket::close;
+use crate::event::message::Slot;
+
+/// Answers that may wait for a client, or be held for it, before it is heard further.
+pub(super) const ANSWERS_BYTES_MAX: usize = 32 * 1024;
+/// What one read asks for: of a request's head, which is small and of which no more is kept than belongs to it, and of
+/// anything else.
+const HEAD_READ_BYTES: usize = 4 * 1024;
+const READ_BYTES: usize = 16 * 1024;
+/// What a connection may have begun to send without its being charged to the budget of all connections.
+const INPUT_FREE_BYTES: usize = 4 * 1024;
+
+/// What was found in what a client has sent.
+enum Heard {
+    /// A request, a message, or an end.
+    One,
+    /// Nothing whole; so many more bytes are wanted.
+    Wants(usize),
+}
+
+impl Delivery {
+    /// A socket has something new, or its client is gone.
+    pub(super) fn notice(&mut self, slot: Slot, peer: Option<Peer>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.unread = true;
+        connection.peer = peer.map_or(connection.peer, |peer| peer.max(connection.peer));
+        if !std::mem::replace(&mut connection.queued, true) {
+            self.backlog.add_fresh(slot);
+        }
+    }
+
+    /// A connection is heard further, if it has said more, now that what it waited for is over.
+    pub(super) fn hear_further(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.has_unheard() && !std::mem::replace(&mut connection.queued, true) {
+            self.backlog.add_unfinished(slot);
+        }
+    }
+
+    /// Hears clients for as long as the round's measure lasts. Who is not finished then has another turn in the next
+    /// round, after what has come in meanwhile.
+    pub(super) fn listen(&mut self, now: Instant) {
+        let mut round = Measure::ROUND;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while !round.is_spent()
+            && let Some(slot) = self.backlog.take()
+        {
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.queued = false;
+            let mut turn = round.take_turn();
+            let is_unfinished = self.hear(slot, &mut turn, &mut buffer, now);
+            round.give_back(turn);
+            if is_unfinished {
+                self.hear_further(slot);
+            }
+            self.weigh_input(slot);
+            self.watch_begun(slot, now);
+        }
+        self.buffer = buffer;
+    }
+
+    /// Hears one connection for a turn; whether it may have more to say.
+    fn hear(&mut self, slot: Slot, turn: &mut Measure, buffer: &mut [u8], now: Instant) -> bool {
+        while !turn.is_spent() {
+            let send_budget = self.config.client.send_budget;
+            let Some(connection) = self.connections.get(slot) else { return false };
+            if connection.must_wait(send_budget) {
+                self.keep_waiting(slot, now);
+                return false;
+            }
+            let wanted = match self.take_one(slot, now) {
+                Heard::One => {
+                    turn.spend_request();
+                    continue;
+                }
+                Heard::Wants(bytes) => bytes.min(turn.bytes).min(buffer.len()),
+            };
+            let Some(connection) = self.connections.get_mut(slot) else { return false };
+            if !connection.unread || wanted == 0 {
+                return false;
+            }
+            match connection.read(&mut buffer[..wanted]) {
+                ReadOutcome::Some(len) => {
+                    turn.spend_bytes(len);
+                    connection.take_in(&buffer[..len]);
+                }
+                ReadOutcome::Blocked if connection.peer != Peer::Gone => {
+                    connection.unread = false;
+                    return false;
+                }
+                ReadOutcome::Ended => {
+                    connection.unread = false;
+                    self.end_of_input(slot);
+                    return false;
+                }
+                ReadOutcome::Blocked | ReadOutcome::Broken => {
+                    self.drop_connection(slot);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes one request or message out of what was read.
+    fn take_one(&mut self, slot: Slot, now: Instant) -> Heard {
+        let Some(connection) = self.connections.get_mut(slot) else { return Heard::Wants(0) };
+        let Connection { phase, input, .. } = connection;
+        match phase {
+            Phase::Head { .. } if input.is_empty() => Heard::Wants(HEAD_READ_BYTES),
+            Phase::Head { seen, .. } => match parse_grown(input.rest(), *seen) {
+                Parsed::Partial => {
+                    *seen = input.len();
+                    Heard::Wants(HEAD_READ_BYTES)
+                }
+                Parsed::Invalid(error) => {
+                    self.registry.counters().http_errors.inc();
+                    self.refuse_connection(slot, &error);
+                    Heard::One
+                }
+                Parsed::Complete { head_bytes, request } => {
+                    *seen = 0;
+                    input.advance(head_bytes);
+                    self.answer(slot, &request, now);
+                    Heard::One
+                }
+            },
+            Phase::Body { body, .. } => match body.take(input) {
+                Ok(None) => Heard::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
+                Ok(Some(body)) => {
+                    self.take_cancel(slot, &body, now);
+                    Heard::One
+                }
+                Err(error) => {
+                    self.registry.counters().http_errors.inc();
+                    self.refuse_connection(slot, &error);
+                    Heard::One
+                }
+            },
+            Phase::WebSocket(_) if input.is_empty() => Heard::Wants(READ_BYTES),
+            Phase::WebSocket(websocket) => {
+                let mut rest = input.rest();
+                let before = rest.len();
+                let result = websocket.decoder.next(&mut rest);
+                let taken = before - rest.len();
+                if matches!(result, Ok(Some(_))) && !websocket.decoder.is_within_message() {
+                    websocket.begun_at = None;
+                }
+                input.advance(taken);
+                match result {
+                    Ok(Some(incoming)) => self.heed_incoming(slot, incoming, now),
+                    Ok(None) => {}
+                    Err(reason) => self.close_websocket(slot, reason.code, reason.reason),
+                }
+                Heard::One
+            }
+            // What a client says there means nothing, but for its end.
+            Phase::Sse { .. } | Phase::Closing { .. } => Heard::Wants(READ_BYTES),
+            Phase::Asked { .. } | Phase::Cancelling { .. } => Heard::Wants(0),
+        }
+    }
+
+    /// A connection cannot be heard now. If its client is gone, nobody waits for an answer; if it has finished sending,
+    /// and so may be gone, nothing that may never come is waited for: what is there now is the answer.
+    fn keep_waiting(&mut self, slot: Slot, now: Instant) {
+        let Some(connection) = self.connections.get(slot) else { return };
+        match (connection.peer, &connection.phase) {
+            (Peer::Sending, _) => {}
+            (Peer::Gone, _) => self.drop_connection(slot),
+            (_, Phase::Asked { viewer, .. }) => {
+                let viewer = *viewer;
+                let stage = self.viewers.get(viewer).map(|viewer| &viewer.stage);
+                if matches!(stage, Some(Stage::Waiting(_))) {
+                    self.end(viewer, Ending::NotFound, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the viewer's client has finished sending before its answer began, and so may be gone.
+    pub(super) fn may_be_gone(&self, viewer: Slot) -> bool {
+        let connection = self.viewers.get(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        connection
+            .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
+    }
+
+    /// The client sends nothing more. What it has asked for before is still answered, and an event stream goes on: it is
+    /// written to at once, because a client that is gone, and not only silent, is noticed by that.
+    fn end_of_input(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if std::mem::replace(&mut connection.peer, Peer::Finished) == Peer::Finished {
+            return;
+        }
+        match connection.phase {
+            Phase::Sse { .. } => return self.send(slot, Bytes::from_static(COMMENT)),
+            Phase::WebSocket(_) => {
+                for viewer in connection.viewers() {
+                    self.remove_viewer(viewer);
+                }
+            }
+            Phase::Head { .. }
+            | Phase::Body { .. }
+            | Phase::Asked { .. }
+            | Phase::Cancelling { .. }
+            | Phase::Closing { .. } => {}
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.outbox.is_empty() {
+            return self.drop_connection(slot);
+        }
+        if !matches!(connection.phase, Phase::Closing { .. }) {
+            connection.close();
+        }
+        self.touch(slot);
+    }
+
+    // ----- what has begun -----
+
+    /// Charges what a connection has begun to send to the budget of all. One that finds no room is told to come again.
+    pub(super) fn weigh_input(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let after = connection.input_cost_bytes();
+        let before = connection.gauged_input;
+        if before == after {
+            return;
+        }
+        let charged = |bytes: usize| bytes.saturating_sub(INPUT_FREE_BYTES);
+        if self.budgets.inputs.change(charged(before), charged(after)) {
+            connection.gauged_input = after;
+            self.registry.gauges().input_bytes.change(before, after);
+            return;
+        }
+        match connection.phase {
+            Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, "overloaded"),
+            _ => {
+                let error =
+                    HttpError::unavailable("overloaded", "try again", super::admission::RETRY_AFTER_S);
+                self.refuse_connection(slot, &error);
+            }
+        }
+    }
+
+    /// What a connection has begun to send is no longer held.
+    pub(super) fn release_input(&self, connection: &Connection) {
+        let held = connection.gauged_input;
+        // Having fewer is always allowed.
+        let _ = self.budgets.inputs.change(held.saturating_sub(INPUT_FREE_BYTES), 0);
+        self.registry.gauges().input_bytes.change(held, 0);
+    }
+
+    /// A message that has begun has to come to its end in time.
+    fn watch_begun(&mut self, slot: Slot, now: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Phase::WebSocket(websocket) = &mut connection.phase else { return };
+        if websocket.decoder.is_idle() || websocket.begun_at.is_some() {
+            return;
+        }
+        websocket.begun_at = Some(now);
+        self.arm(slot, now + self.config.client.handshake_timeout);
+    }
+
+    /// Closes a WebSocket whose client has not come to the end of a message in time; else says when to look again.
+    pub(super) fn judge_begun(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+        let connection = self.connections.get(slot)?;
+        let Phase::WebSocket(websocket) = &connection.phase else { return None };
+        let at = websocket.begun_at? + self.config.client.handshake_timeout;
+        if at > now {
+            return Some(at);
+        }
+        if connection.has_unheard() {
+            // The end may be there, and we are late.
+            return Some(now + self.config.client.handshake_timeout);
+        }
+        self.registry.counters().handshakes_timed_out.inc();
+        self.close_websocket(slot, close::SLOW, "a message did not come to its end in time");
+        None
+    }
+}
