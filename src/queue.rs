@@ -32,6 +32,8 @@ pub struct Gauge {
     pub capacity: usize,
     /// Bytes of the messages in it now; 0 where they are not weighed.
     pub bytes: usize,
+    /// The most bytes that it takes; `None`: messages are not weighed.
+    pub bytes_max: Option<usize>,
     /// How often it had no room.
     pub refused: u64,
 }
@@ -75,6 +77,7 @@ impl GaugeReader {
             depth_max: self.meter.depth_max.load(Ordering::Relaxed),
             capacity: self.meter.capacity,
             bytes: self.meter.bytes.load(Ordering::Relaxed),
+            bytes_max: Some(self.meter.bytes_max).filter(|max| *max != usize::MAX),
             refused: self.meter.refused.load(Ordering::Relaxed),
         }
     }

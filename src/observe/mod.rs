@@ -142,6 +142,11 @@ impl Registry {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let ready = self.health.is_ready();
+        let gauges = self.gauges.read();
+        let queues: Vec<QueueReport> = self.queues.lock().iter().map(|queue| queue.read().into()).collect();
+        let gauged = gauges.iter().filter(|gauge| gauge.name.ends_with("_bytes")).map(|gauge| gauge.value);
+        let queued: u64 = queues.iter().filter_map(|queue| queue.bytes).map(|bytes| bytes as u64).sum();
+        let held_bytes = queued + gauged.filter_map(|value| u64::try_from(value).ok()).sum::<u64>();
         Snapshot {
             version: VERSION,
             instance: self.instance.clone(),
@@ -153,8 +158,9 @@ impl Registry {
             lease: self.health.lease(),
             redis: self.health.redis(),
             counters: self.counters.read(),
-            gauges: self.gauges.read(),
-            queues: self.queues.lock().iter().map(|queue| queue.read().into()).collect(),
+            gauges,
+            queues,
+            held_bytes,
             latency_us: self.latencies.read(),
             process: Process::read(),
         }

@@ -42,6 +42,12 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     for gauge in &snapshot.gauges {
         page.single(&format!("llm_bridge_{}", gauge.name), "gauge", gauge.help, gauge.value);
     }
+    page.single(
+        "llm_bridge_held_bytes",
+        "gauge",
+        "Bytes held in queues and buffers, all of them together.",
+        snapshot.held_bytes,
+    );
     page.queues(&snapshot.queues);
     page.latencies(snapshot);
     page.process(snapshot);
@@ -94,6 +100,21 @@ impl Page {
             self.family(name, kind, help);
             for queue in queues {
                 self.sample(name, &[("queue", &queue.name)], value(queue));
+            }
+        }
+        type Bytes = fn(&QueueReport) -> Option<usize>;
+        let weighed: [(&str, &str, Bytes); 2] = [
+            ("llm_bridge_queue_bytes", "Bytes of the messages in a queue that is weighed.", |queue| {
+                queue.bytes
+            }),
+            ("llm_bridge_queue_capacity_bytes", "The most bytes that the queue takes.", |queue| {
+                queue.bytes_max
+            }),
+        ];
+        for (name, help, value) in weighed {
+            self.family(name, "gauge", help);
+            for (queue, bytes) in queues.iter().filter_map(|queue| Some((queue, value(queue)?))) {
+                self.sample(name, &[("queue", &queue.name)], bytes);
             }
         }
     }

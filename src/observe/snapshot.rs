@@ -57,6 +57,8 @@ pub struct Snapshot {
     /// How long the stages take.
     #[serde(serialize_with = "summaries")]
     pub latency_us: Vec<(Stage, Distribution)>,
+    /// Bytes held for others: in queues, and what the gauges in bytes say.
+    pub held_bytes: u64,
     /// What the system says about the process.
     pub process: Process,
 }
@@ -72,14 +74,20 @@ pub struct QueueReport {
     pub depth_max: usize,
     /// The most messages that it takes.
     pub capacity: usize,
+    /// Bytes of the messages in it; absent where they are not weighed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<usize>,
+    /// The most bytes that it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<usize>,
     /// How often it had no room.
     pub refused: u64,
 }
 
 impl From<queue::Gauge> for QueueReport {
     fn from(gauge: queue::Gauge) -> Self {
-        let queue::Gauge { name, depth, depth_max, capacity, refused, .. } = gauge;
-        Self { name, depth, depth_max, capacity, refused }
+        let queue::Gauge { name, depth, depth_max, capacity, bytes, bytes_max, refused } = gauge;
+        Self { name, depth, depth_max, capacity, bytes: bytes_max.map(|_| bytes), bytes_max, refused }
     }
 }
 
@@ -114,7 +122,25 @@ fn summaries<S: Serializer>(stages: &[(Stage, Distribution)], serializer: S) -> 
 #[cfg(test)]
 mod tests {
     use crate::observe::testing::sample;
+    use crate::queue;
     use serde_json::Value;
+
+    #[test]
+    fn all_that_is_held_is_summed_up() {
+        let registry = sample();
+        let before = registry.snapshot().held_bytes;
+        let weight = queue::Weight { bytes_max: 100, weigh: |text: &String| text.len() };
+        let (sender, _receiver) = queue::weighed("weighed", 4, weight, None);
+        registry.register_queue(sender.gauge());
+        sender.try_send("1234567".to_owned()).unwrap();
+        registry.gauges().outbox_bytes.add(30);
+        assert_eq!(registry.snapshot().held_bytes, before + 37);
+        let stats: Value = serde_json::from_str(&registry.render_json()).unwrap();
+        let queues = stats["queues"].as_array().unwrap();
+        let weighed = queues.iter().find(|queue| queue["name"] == "weighed").unwrap();
+        assert_eq!((&weighed["bytes"], &weighed["bytes_max"]), (&Value::from(7), &Value::from(100)));
+        assert!(registry.render_prometheus().contains("llm_bridge_queue_bytes{queue=\"weighed\"} 7\n"));
+    }
 
     #[test]
     fn the_json_has_its_documented_shape() {
@@ -126,7 +152,7 @@ mod tests {
         };
         assert_eq!(
             names(&stats),
-            "counters draining gauges instance latency_us lease not_ready process queues ready redis \
+            "counters draining gauges held_bytes instance latency_us lease not_ready process queues ready redis \
              started_at_s uptime_s version"
         );
         assert_eq!(names(&stats["redis"]["reader-0"]), "detail since_s up");

@@ -41,15 +41,18 @@ fn write_page(page: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
         let numbers = numbers.map(|number| format!("{number:>10}")).concat();
         writeln!(page, "  {:<18}{numbers}{:>10.1}", stage.name(), all.mean)?;
     }
-    writeln!(page, "\n{:<30}{:>10}{:>10}{:>10}{:>10}", "queues", "depth", "max", "capacity", "refused")?;
+    let head = ["depth", "max", "capacity", "refused", "bytes"].map(|name| format!("{name:>10}")).concat();
+    writeln!(page, "\n{:<30}{head}", "queues")?;
     for queue in &snapshot.queues {
         let numbers = [queue.depth, queue.depth_max, queue.capacity].map(|n| format!("{n:>10}")).concat();
-        writeln!(page, "  {:<28}{numbers}{:>10}", plain(&queue.name), queue.refused)?;
+        let bytes = queue.bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        writeln!(page, "  {:<28}{numbers}{:>10}{bytes:>10}", plain(&queue.name), queue.refused)?;
     }
     writeln!(page, "\nnow")?;
     for gauge in &snapshot.gauges {
         writeln!(page, "  {:<28}{:>14}  {}", gauge.name, gauge.value, gauge.help)?;
     }
+    writeln!(page, "  {:<28}{:>14}  Bytes held in queues and buffers.", "held_bytes", snapshot.held_bytes)?;
     writeln!(page, "\nsince the start")?;
     for counter in &snapshot.counters {
         writeln!(page, "  {:<28}{:>14}  {}", counter.name, counter.value, counter.help)?;
