@@ -68,6 +68,8 @@ const BARS: &[Bar] = &[
     most("many", "p99 ms", 50.0, |run| Some(run.latency_ms.as_ref()?.p99)),
     most("storm", "live again, p99 ms", 250.0, |run| Some(run.act_ms.as_ref()?.p99)),
     most("storm", "fan1's p99 beside its own alone", 3.0, Run::p99_to_alone),
+    most("million", "live again, p99 ms", 3_000.0, |run| Some(run.act_ms.as_ref()?.p99)),
+    most("million", "fan1's p99 beside its own alone", 3.0, Run::p99_to_alone),
     most("slow", "the others' p99 beside their own alone", 1.2, Run::p99_to_alone),
     most("idle", "bytes a connection", 2048.0, |run| run.idle_bytes),
     most("idle", "percent of a core", 2.0, |run| Some(run.server_cpu_percent)),

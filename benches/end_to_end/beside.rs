@@ -18,6 +18,9 @@ pub(crate) enum Act {
     /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
     /// one has everything that has been written.
     Storm,
+    /// All its clients come back at once, near the end of a very long stream. The time that is measured ends when the last
+    /// one has everything that has been written.
+    Million,
     /// Its clients read slowly and are far behind. In the end they read on, and have to have everything in order.
     Slow,
     /// Its clients wait for streams that nobody has written, and get the first token of each.
@@ -30,7 +33,7 @@ impl Act {
     /// What its times are, if it has any.
     pub(crate) const fn times(self) -> Option<&'static str> {
         match self {
-            Self::Storm => Some("ms until live again"),
+            Self::Storm | Self::Million => Some("ms until live again"),
             Self::First => Some("ms from write to read of the first token"),
             Self::Slow | Self::Idle => None,
         }
@@ -60,6 +63,7 @@ impl Guest {
         let (streams, clients, backlog) = if smoke { self.smoke } else { full };
         let manner = match self.act {
             Act::Storm => Manner::Returning,
+            Act::Million => Manner::Late,
             Act::Slow => Manner::Slow,
             Act::First | Act::Idle => Manner::Staying,
         };
@@ -170,9 +174,15 @@ impl Pair<'_> {
     /// Brings the guest to where its act begins, and measures that.
     fn perform(&self) -> Result<(Window, [Counted; 2], u64)> {
         let (guest, clients) = (self.guest, self.guest_plan.clients);
-        guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
+        if self.act != Act::Million {
+            guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
+        }
         match self.act {
             Act::First => {}
+            Act::Million => {
+                guest.go.store(true, Ordering::Release);
+                guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
+            }
             Act::Idle => self.guest_begins()?,
             Act::Slow => {
                 guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
@@ -216,7 +226,7 @@ impl Pair<'_> {
     fn act(&self) -> Result<()> {
         let guest = self.guest;
         match self.act {
-            Act::Storm => {
+            Act::Storm | Act::Million => {
                 guest.back.store(true, Ordering::Release);
                 guest.until(|guest| guest.caught_up.load(Ordering::Acquire) == self.guest_plan.clients)?;
             }
@@ -241,7 +251,7 @@ impl Pair<'_> {
         let [before, after] = visit.counted;
         run.history_reads = Some(after.history_reads - before.history_reads);
         match self.act {
-            Act::Storm => {
+            Act::Storm | Act::Million => {
                 let missed = self.guest_plan.backlog * self.guest_plan.streams as u64;
                 run.act_ms = Latency::of(&visit.seen.back_us);
                 let read = after.history_entries - before.history_entries;

@@ -97,6 +97,7 @@ impl Clients<'_> {
         let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
             self.leave_if_told();
+            self.come_late();
             self.connect_more()?;
             match self.poll.poll(&mut events, Some(LOOK)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

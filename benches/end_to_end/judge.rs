@@ -40,6 +40,11 @@ impl Judge {
         Self { stream, ..Self::default() }
     }
 
+    /// Of a client that has everything before a token.
+    pub(crate) fn at(stream: u64, next: u64) -> Self {
+        Self { stream, next, ..Self::default() }
+    }
+
     /// Whether anything has come.
     pub(crate) const fn has_begun(&self) -> bool {
         self.next > 0

@@ -55,6 +55,8 @@ pub(crate) enum Manner {
     Staying,
     /// They leave without a word, and come back all at once by the last ids that they have.
     Returning,
+    /// They were there before and come back all at once, when their streams are long: each has nearly everything.
+    Late,
     /// From when they are to leave until they may come back they read slowly.
     Slow,
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 
-use crate::load::{LATENESS_US_MAX, MeasuredCpu, Pace, Plan, Shared, Transport};
+use crate::load::{LATENESS_US_MAX, Manner, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::publisher::Publisher;
 use crate::token::{Token, now_us};
-use crate::wire;
+use crate::wire::{self, stored_id};
 
 /// Answers that may be outstanding before the producer reads some, on a schedule.
 const OUTSTANDING_PACED: usize = 256;
@@ -45,8 +45,10 @@ struct Producer<'a> {
     publisher: Option<Publisher>,
     shared: &'a Shared,
     first_stream: usize,
-    /// Everything of a stream's XADD up to the length of its value.
+    /// Everything of a stream's XADD up to its id.
     heads: Vec<Vec<u8>>,
+    /// Whether tokens get ids that those who were there before know ([`stored_id`]).
+    known_ids: bool,
     totals: Vec<u64>,
     out: Vec<u8>,
     input: Vec<u8>,
@@ -73,6 +75,7 @@ pub(crate) fn run(
         publisher: publish_to.map(Publisher::new).transpose()?,
         shared,
         first_stream: plan.first_stream,
+        known_ids: false,
         heads: (0..plan.streams).map(|stream| head(plan.first_stream + stream)).collect(),
         totals: vec![0; plan.streams],
         out: Vec::new(),
@@ -86,6 +89,7 @@ pub(crate) fn run(
     match plan.pace {
         Pace::Stored(entries) => producer.store(entries)?,
         Pace::Births { .. } => {}
+        _ if plan.manner == Manner::Late => {}
         // Over SSE the answer to a request begins when there is a stream.
         _ if plan.transport == Transport::Sse => producer.round()?,
         _ => {
@@ -96,7 +100,9 @@ pub(crate) fn run(
     }
     if shared.wait_for(|| shared.go.load(Ordering::Acquire)) {
         if plan.backlog > 0 {
+            producer.known_ids = plan.manner == Manner::Late;
             producer.store(plan.backlog)?;
+            producer.known_ids = false;
         }
         match plan.pace {
             Pace::PerSecond(rate) => producer.scheduled((rate, TICK), &mut late_us, &mut cpu)?,
@@ -117,7 +123,7 @@ pub(crate) fn run(
 /// For the stream whose name on the wire is `bench-{number}/m`.
 fn head(number: usize) -> Vec<u8> {
     let key = format!("llm:stream:bench-{number}:m");
-    format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n$1\r\n*\r\n$4\r\ndata\r\n", key.len()).into_bytes()
+    format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n", key.len()).into_bytes()
 }
 
 impl Producer<'_> {
@@ -207,14 +213,21 @@ impl Producer<'_> {
             if self.shared.failed() {
                 break;
             }
-            self.round()?;
+            self.fill()?;
         }
+        self.finish()?;
         self.shared.stored.store(true, Ordering::Release);
         Ok(())
     }
 
     /// One token for each stream.
     fn round(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.fill()?;
+        self.finish()
+    }
+
+    /// One token for each stream, of which some may not be written yet.
+    fn fill(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         for stream in 0..self.totals.len() {
             self.token(stream, now_us(), wall_us())?;
             let unwritten = self.publisher.as_ref().map_or(self.out.len(), Publisher::unwritten);
@@ -223,6 +236,11 @@ impl Producer<'_> {
                 self.settle(OUTSTANDING_FLOOD)?;
             }
         }
+        Ok(())
+    }
+
+    /// Writes what is not written and waits for all answers.
+    fn finish(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         self.write()?;
         self.settle(0)
     }
@@ -245,6 +263,12 @@ impl Producer<'_> {
             return publisher.put(stream_number, value);
         }
         self.out.extend_from_slice(&self.heads[stream]);
+        if self.known_ids {
+            wire::bulk(&mut self.out, stored_id(number).as_bytes())?;
+        } else {
+            self.out.extend_from_slice(b"$1\r\n*\r\n");
+        }
+        self.out.extend_from_slice(b"$4\r\ndata\r\n");
         write!(self.out, "${}\r\n", value.len())?;
         self.out.extend_from_slice(value);
         self.out.extend_from_slice(b"\r\n");

@@ -177,6 +177,21 @@ pub(crate) const ALL: &[Scenario] = &[
         ..FAN1
     },
     Scenario {
+        name: "million",
+        what: "beside fan1, 200 clients return near the end of a live stream of 1,000,000 tokens; act: live again",
+        guest: Some(Guest {
+            act: Act::Million,
+            streams: 1,
+            clients: 200,
+            pace: Pace::PerSecond(20.0),
+            backlog: 1_000_000,
+            smoke: (1, 10, 5_000),
+        }),
+        // The floors do not know how to resume.
+        servers: &[Server::Daemon],
+        ..FAN1
+    },
+    Scenario {
         name: "slow",
         what: "900 streams x 1 client, 20/s each, beside 100 clients at 1 KB/s that fall behind on 10 live streams",
         streams: 900,

@@ -108,3 +108,8 @@ pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
     out.extend_from_slice(b"\r\n");
     Ok(())
 }
+
+/// The id of a stored token for those who were there before: they have been told it.
+pub(crate) fn stored_id(number: u64) -> String {
+    format!("{}-0", number + 1)
+}

@@ -1,5 +1,7 @@
 //! Clients that leave and come back: all connections end at once and without a word, as in a network that
 //! fails; all clients come back at once, each by the last id that it has.
+//!
+//! Late ones were there before the bench, and nearly to the end of what is stored now.
 
 use std::sync::atomic::Ordering;
 
@@ -7,7 +9,12 @@ use super::Clients;
 use crate::judge::Judge;
 use crate::load::Manner;
 use crate::token::now_us;
-use crate::wire;
+use crate::wire::{self, stored_id};
+
+/// How many of the stored tokens the late client that has most of them has not.
+const LATE_BEHIND: u64 = 100;
+/// How many more each of the others has not: so that hardly two of them want the same.
+const LATE_APART: u64 = 97;
 
 /// What a client has while it is away.
 #[derive(Default)]
@@ -29,9 +36,25 @@ impl Clients<'_> {
         self.shared.connected.store(0, Ordering::Release);
     }
 
+    /// What late clients have, once they may come.
+    pub(super) fn come_late(&mut self) {
+        let comes = self.plan.manner == Manner::Late && self.shared.back.load(Ordering::Acquire);
+        if !comes || self.left.is_some() {
+            return;
+        }
+        let left = (0..self.plan.clients).map(|index| {
+            let stream = (self.plan.first_stream + index % self.plan.streams) as u64;
+            let behind = LATE_BEHIND + LATE_APART * (index / self.plan.streams) as u64;
+            let next = self.plan.backlog.saturating_sub(behind).max(1);
+            Left { judge: Judge::at(stream, next), last_id: stored_id(next - 1) }
+        });
+        self.left = Some(left.collect());
+    }
+
     /// Whether the clients have left and may not yet come back.
     pub(super) fn is_away(&self) -> bool {
-        self.left.is_some() && !self.shared.back.load(Ordering::Acquire)
+        let was_there = self.left.is_some() || self.plan.manner == Manner::Late;
+        was_there && !self.shared.back.load(Ordering::Acquire)
     }
 
     /// Keeps the id of a frame for the request by which the client comes back.
