@@ -1,19 +1,40 @@
-//! What the queues between the threads hold at most, and why it is that much.
+//! What is held at most between Redis and the sockets, and why it is that much.
 //!
-//! A connection holds at most `client.send_budget` of frames, 32 KiB of answers to what its client says, and one answer
-//! that is larger. With the defaults and one thread of each kind but two readers, the queues hold at most
-//! 32 + 32 + 2 × 64 MiB; everything else in them is a few hundred bytes a message.
+//! Every holder of entries and frames, with the defaults and one thread of each kind but two readers:
+//!
+//! | holder | bound | where |
+//! | --- | --- | --- |
+//! | live entries on the way to a transform thread | 32 MiB | [`LIVE_BYTES_MAX`] |
+//! | replies of one round trip of a replay thread | 8 MiB, whatever Redis sends | `ingest::pace::TRIP_BYTES_MAX` |
+//! | history on the way to a transform thread | 16 MiB | [`REPLAY_BYTES_MAX`] |
+//! | what a transform thread decodes: one batch and its frames | 2 × 8 MiB | |
+//! | frames on the way to a delivery thread, live | 32 MiB | [`INBOX_BYTES_MAX`] |
+//! | the same from history | 16 MiB | [`HISTORY_BYTES_MAX`] |
+//! | replies and frames of large entries, wherever they are | 24 MiB, 96 MiB while clients do not read | [`HISTORY_HELD_MAX`](crate::event::HISTORY_HELD_MAX) |
+//! | JSON states, while they are put together and until they are taken | 64 MiB | [`answers_bytes_max`] |
+//! | what clients have begun to send | 64 MiB | [`INPUT_BYTES_MAX`] |
+//! | answers of a moment ago, for each delivery thread | 16 MiB | `deliver::sharing` |
+//! | checkpoints of scans | 16 MiB | [`CHECKPOINT_BYTES_MAX`](crate::event::checkpoints::CHECKPOINT_BYTES_MAX) |
+//! | dead letters, receipts, ends and cancels that wait to be written | their `…_BYTES_MAX` | below |
+//! | frames that wait for clients | `client.send_budget` each, and one frame beyond it | `deliver::outbox` |
+//! | answers to what clients say | 32 KiB each, and one answer that is larger | `deliver::outbox` |
+//!
+//! A message that is larger than a queue's bound alone passes when the queue is empty: an entry of 8 MiB always does. What
+//! is held of history shows in the gauges `history_reply_bytes`, `history_frame_bytes` and `checkpoint_bytes`, what waits
+//! for clients in `outbox_bytes`. Everything else in the queues is a few hundred bytes a message.
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
 /// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.
 pub const LIVE_BYTES_MAX: usize = 32 << 20;
 
 /// Bytes of undecoded history on the way to one transform thread. Replay threads wait at the bound.
-pub const REPLAY_BYTES_MAX: usize = 32 << 20;
+pub const REPLAY_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of frames on the way to one delivery thread, live and from history each. At the bound its streams are demoted to
-/// history, and history is asked for again.
-pub const INBOX_BYTES_MAX: usize = 64 << 20;
+/// Bytes of live frames on the way to one delivery thread. At the bound its streams are demoted to history.
+pub const INBOX_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of frames from history on the way to one delivery thread. What does not fit is asked for again.
+pub const HISTORY_BYTES_MAX: usize = 16 << 20;
 
 /// What clients have begun to send and not finished, over all connections of the process: unfinished requests and
 /// messages, each at most some 128 KiB and for `client.handshake_timeout`. What finds no room is refused with 503 or 1013.

@@ -7,9 +7,9 @@ use mio::{Poll, Waker};
 use parking_lot::Mutex;
 
 use super::capacity::{
-    CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, ERRANDS_MAX, INBOX_BYTES_MAX,
-    INPUT_BYTES_MAX, LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX, RECEIPTS_MAX,
-    REPLAY_BYTES_MAX, REQUESTS_MAX, answers_bytes_max,
+    CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, ERRANDS_MAX, HISTORY_BYTES_MAX,
+    INBOX_BYTES_MAX, INPUT_BYTES_MAX, LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX,
+    RECEIPTS_MAX, REPLAY_BYTES_MAX, REQUESTS_MAX, answers_bytes_max,
 };
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
@@ -17,13 +17,15 @@ use crate::config::Config;
 use crate::deliver::budget::{Budget, Budgets};
 use crate::deliver::event_loop::{DeliveryParts, INBOX};
 use crate::deliver::serve::serve;
+use crate::event::Ledger;
+use crate::event::checkpoints::Checkpoints;
 use crate::event::message::{
     Control, Errand, LiveBatch, Missed, RECORDER, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest,
     ToDelivery, UnderWay, WATCHER,
 };
 use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
-use crate::ingest::replay::{Lately, Replay};
+use crate::ingest::replay::{Replay, ReplayParts};
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};
@@ -198,11 +200,12 @@ impl Queues {
         let live = Weight { bytes_max: LIVE_BYTES_MAX, weigh: |batch: &LiveBatch| batch.bytes };
         let replay = Weight { bytes_max: REPLAY_BYTES_MAX, weigh: ReplayBatch::len_bytes };
         let inbox = Weight { bytes_max: INBOX_BYTES_MAX, weigh: ToDelivery::len_bytes };
+        let history = Weight { bytes_max: HISTORY_BYTES_MAX, weigh: ToDelivery::len_bytes };
         let inboxes =
             Lane::waking("delivery-inbox", threads.deliveries, (batches, inbox), INBOX)?.gauge(registry);
         let wakers = inboxes.polls.iter().map(|(_, waker)| waker);
         Ok(Self {
-            histories: Lane::beside("delivery-history", wakers, (batches, inbox)).gauge(registry),
+            histories: Lane::beside("delivery-history", wakers, (batches, history)).gauge(registry),
             inboxes,
             commands: Lane::waking(
                 "reader-commands",
@@ -245,6 +248,8 @@ struct Builder {
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
     under_way: UnderWay,
+    ledger: Arc<Ledger>,
+    checkpoints: Arc<Checkpoints>,
 }
 
 /// Starts all threads.
@@ -264,6 +269,8 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
         clock: Arc::default(),
         leased: Arc::default(),
         under_way: UnderWay::default(),
+        ledger: Arc::default(),
+        checkpoints: Arc::default(),
     };
     let under_way = Arc::clone(&builder.under_way);
     let Listeners { public, admin, stats } = listeners;
@@ -384,15 +391,16 @@ impl Builder {
     fn replays(&mut self) -> Result<Vec<Handle>, DaemonError> {
         let mut handles = Vec::new();
         for index in 0..self.shared.config.threads.replays {
-            let replay = Replay {
+            let replay = Replay::new(ReplayParts {
                 connector: self.connector(format!("replay-{index}")),
                 keys: Arc::clone(&self.keys),
                 requests: self.queues.requests.receivers[0].clone(),
                 transforms: self.queues.replay.senders.clone(),
+                ledger: Arc::clone(&self.ledger),
+                checkpoints: Arc::clone(&self.checkpoints),
                 registry: Arc::clone(&self.shared.registry),
                 stop: self.shared.stops.delivering.clone(),
-                lately: Lately::default(),
-            };
+            });
             handles.push(self.spawn(format!("replay-{index}"), move || replay.run())?);
         }
         Ok(handles)
@@ -417,6 +425,8 @@ impl Builder {
                 ends: self.queues.records.ends.senders[0].clone(),
                 letters: self.queues.records.letters.senders[0].clone(),
                 receipts: self.queues.records.receipts.senders[0].clone(),
+                ledger: Arc::clone(&self.ledger),
+                checkpoints: Arc::clone(&self.checkpoints),
                 clock: Arc::clone(&self.clock),
                 stream: self.shared.config.stream,
                 context: context.clone(),

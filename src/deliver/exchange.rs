@@ -89,6 +89,7 @@ impl Delivery {
             count,
             budget_bytes,
             asked_us: now_us(),
+            jump: None,
         });
     }
 

@@ -91,6 +91,7 @@ impl Frame {
             sse: OnceLock::new(),
             multiplexed: OnceLock::new(),
             renderings: OnceLock::new(),
+            held: OnceLock::new(),
         }
     }
 }

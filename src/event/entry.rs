@@ -1,6 +1,7 @@
 //! Raw stream entries as they came from Redis.
 
 use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +12,10 @@ use crate::visible;
 
 /// The most bytes that the values of an entry may have: larger ones are not read.
 pub const ENTRY_BYTES_MAX: usize = 8 << 20;
+/// How many field names of an entry that is too large are kept.
+pub const KEPT_NAMES_MAX: usize = 1024;
+/// How many bytes of such a name are kept.
+pub const KEPT_NAME_BYTES_MAX: usize = 80;
 
 /// One entry of a stream, undecoded. Its bytes are slices of the reply that it came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +32,11 @@ pub struct Entry {
 /// INVARIANT: the bytes are well formed; the RESP reader, the only constructor outside tests, has
 /// walked them before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fields(Bytes);
+pub struct Fields {
+    resp: Bytes,
+    /// Bytes of values that were not kept, because the entry is larger than [`ENTRY_BYTES_MAX`].
+    left_out: u64,
+}
 
 impl Fields {
     /// Fields from the well-formed bulk strings of a reply, or none when they are not well formed.
@@ -40,7 +49,7 @@ impl Fields {
             rest = after;
             strings += 1;
         }
-        strings.is_multiple_of(2).then_some(Self(bytes))
+        strings.is_multiple_of(2).then_some(Self { resp: bytes, left_out: 0 })
     }
 
     /// Fields from bytes that were walked before.
@@ -48,7 +57,21 @@ impl Fields {
     /// INVARIANT: `bytes` is an even number of bulk strings `$<len>\r\n<bytes>\r\n` and nothing else.
     pub(crate) fn from_walked(bytes: Bytes) -> Self {
         debug_assert!(Self::from_resp(bytes.clone()).is_some(), "fields that nobody has walked");
-        Self(bytes)
+        Self { resp: bytes, left_out: 0 }
+    }
+
+    /// The fields of an entry of which nothing but some names was kept: its `bytes` are too many.
+    #[must_use]
+    pub fn too_large(names: &[impl AsRef<[u8]>], bytes: u64) -> Self {
+        let pairs: Vec<(&[u8], &[u8])> = names.iter().map(|name| (name.as_ref(), &b""[..])).collect();
+        Self { left_out: bytes, ..Self::from_pairs(&pairs) }
+    }
+
+    /// Whether the entry is larger than what is delivered.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        // Framing only adds, so that the exact sum is rarely needed.
+        self.left_out > 0 || (self.resp.len() > ENTRY_BYTES_MAX && self.values_bytes() > ENTRY_BYTES_MAX)
     }
 
     /// Fields from pairs, for tests and tools.
@@ -60,12 +83,12 @@ impl Fields {
             bytes.extend_from_slice(part);
             bytes.extend_from_slice(b"\r\n");
         }
-        Self(bytes.into())
+        Self { resp: bytes.into(), left_out: 0 }
     }
 
     /// The pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut rest = &self.0[..];
+        let mut rest = &self.resp[..];
         std::iter::from_fn(move || {
             let (field, after) = bulk(rest)?;
             let (value, after) = bulk(after)?;
@@ -105,10 +128,18 @@ impl Fields {
         self.iter().map(|(_, value)| value.len()).sum()
     }
 
+    /// What tells the fields from others: with the id of their entry good enough to know an entry again.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.resp[..], self.left_out).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// The bytes that the fields take, framing included.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        self.0.len()
+        self.resp.len()
     }
 }
 
@@ -196,7 +227,17 @@ mod tests {
         assert_eq!(fields.get("data"), Some(&b"{\"a\":\"\r\n\"}"[..]));
         assert_eq!(fields.get("enc"), None);
         assert_eq!(fields.iter().count(), 2);
-        assert_eq!(Fields::from_resp(fields.0.clone()), Some(fields));
+        assert_eq!(Fields::from_resp(fields.resp.clone()), Some(fields));
+    }
+
+    #[test]
+    fn entries_above_the_limit_are_told_from_those_at_it() {
+        let value = vec![b'x'; ENTRY_BYTES_MAX];
+        assert!(!Fields::from_pairs(&[(b"data", &value)]).is_too_large());
+        assert!(Fields::from_pairs(&[(b"data", &value), (b"more", b"1")]).is_too_large());
+        let named = Fields::too_large(&["data", "openai"], 9 << 20);
+        assert!(named.is_too_large());
+        assert_eq!(named.iter().map(|(name, _)| name).collect::<Vec<_>>(), [&b"data"[..], b"openai"]);
     }
 
     #[test]

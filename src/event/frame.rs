@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::wire::HEADER_BYTES_MAX;
-use super::{Position, StreamName, StreamState};
+use super::{Held, Position, StreamName, StreamState};
 
 /// What `open` and `status` frames say of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,8 @@ pub struct Frame {
     pub(crate) multiplexed: OnceLock<Box<[u8]>>,
     /// What it is in other formats, each made when the first viewer needs it.
     pub(crate) renderings: OnceLock<Box<[OnceLock<Rendering>; RENDERINGS]>>,
+    /// Its entry in the sum of what is held, where it comes from history.
+    pub(crate) held: OnceLock<Held>,
 }
 
 /// In how many further forms a frame can be kept.
@@ -176,6 +178,11 @@ impl Frame {
     /// What is kept of it in the form `form`: what `render` makes, if nothing is yet.
     pub(crate) fn render(&self, form: u8, render: impl FnOnce() -> Rendering) -> &Rendering {
         self.renderings.get_or_init(Box::default)[usize::from(form)].get_or_init(render)
+    }
+
+    /// Counts it among what was read and is not sent, until the last hold of it is let go.
+    pub(crate) fn hold(&self, held: impl FnOnce(usize) -> Held) {
+        self.held.get_or_init(|| held(self.json().len()));
     }
 
     /// Whether the frame ends its generation.

@@ -7,12 +7,13 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use super::checkpoints::Checkpoint;
 pub use super::clock::{RedisClock, now_us};
 pub use super::errand::Errand;
 use super::record::{Asker, EndKind, EndOutcome, Refused};
 pub use super::shard::{Fnv, shard};
 use super::{
-    AckBoard, After, Entry, EntryId, Frame, Outline, Position, StreamName, StreamState, StreamStatus,
+    AckBoard, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState, StreamStatus,
 };
 
 /// A slot of a table together with the generation of its content, so that a message about former
@@ -138,6 +139,8 @@ pub struct ReplayRequest {
     pub budget_bytes: usize,
     /// When it was asked, µs since 1970 by this host's clock.
     pub asked_us: u64,
+    /// Where the step's scan goes on instead, if the checkpoint holds: its entry is the first one that is read.
+    pub jump: Option<Arc<Checkpoint>>,
 }
 
 /// A search through history that may take several reads; opaque to everybody but `transform`.
@@ -145,6 +148,8 @@ pub struct ReplayRequest {
 pub struct Search {
     /// Where the next read begins.
     pub from: EntryId,
+    /// Up to where it may go on from a checkpoint instead; `None`: it may not.
+    pub target: Option<Position>,
     /// What has been found so far.
     pub seek: Box<dyn Any + Send>,
     /// What the viewers have to be told before what is found.
@@ -195,6 +200,8 @@ pub struct ReplayBatch {
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
+    /// Its entries in the sum of what is held.
+    pub held: Option<Held>,
 }
 
 impl ReplayBatch {

@@ -6,11 +6,13 @@
 
 mod after;
 mod board;
+pub mod checkpoints;
 mod clock;
 mod encode;
 mod entry;
 mod errand;
 mod frame;
+mod held;
 mod id;
 mod key_pattern;
 mod merge;
@@ -31,8 +33,9 @@ pub use after::After;
 pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub(crate) use entry::NamesShown;
-pub use entry::{ENTRY_BYTES_MAX, Entry, Fields};
+pub use entry::{ENTRY_BYTES_MAX, Entry, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
 pub use frame::{Frame, FrameBody, Rendering, Span, StreamStatus, TextMark};
+pub use held::{HISTORY_HELD_MAX, Held, Ledger};
 pub use id::{EntryId, ParseIdError, Position};
 pub use key_pattern::{KeyPattern, PatternError};
 pub(crate) use merge::piece_continues;

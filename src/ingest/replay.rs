@@ -1,35 +1,50 @@
 //! A replay thread: reads history by XRANGE for late, resumed and slow clients.
 //!
-//! Requests of several jobs share a round trip. Each asks for a bounded number of entries, so a long
-//! history is many small reads between which others get their turn, and live reading, which has its own
-//! threads and connections, is never delayed. Redis being away is an answer like any other
-//! ([`ReplayRead::Unavailable`]): who asked decides when to ask again.
+//! Requests of several jobs share a round trip. Each asks for so many entries as probably fit into a bounded number of bytes
+//! ([`pace`](super::pace)), and what comes beyond that is not kept. So a long history is many small reads between which
+//! others get their turn, and live reading, which has its own threads and connections, is never delayed.
+//!
+//! Redis being away is an answer like any other ([`ReplayRead::Unavailable`]): who asked decides when to ask again. A
+//! connection that is lost while replies come is made again at once, and each request is asked alone: only the one to blame
+//! is unavailable then.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::message::{KeyFacts, ReplayBatch, ReplayRead, ReplayRequest, ReplayStep, now_us, shard};
-use crate::event::{EntryId, Position};
+use super::pace::{Manner, Pace, Plan, READ_BYTES_GOAL, Seen, TRIP_BYTES_GOAL};
+use super::ranges::{Answers, Question, Understood, ask, start_of, understand};
+use crate::event::checkpoints::{Checkpoints, Way};
+use crate::event::message::{ReplayBatch, ReplayRead, ReplayRequest, ReplayStep, now_us, shard};
+use crate::event::{After, EntryId, HISTORY_HELD_MAX, Ledger, Position};
 use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
-use crate::redis::{Command, Connector, Keys, Link, RedisError, Reply, ServerErrorKind, StreamInfo};
+use crate::redis::{Connector, Keys, RangeReply, RedisError};
 use crate::stop::Stop;
 use crate::warn_limited;
-
-/// Requests that share one round trip.
-const REQUESTS_PER_TRIP_MAX: usize = 16;
-/// What they should find together, in entries, as far as that can be foreseen: Redis works a pipeline off without looking at
-/// anybody else, and so many take it a quarter of a millisecond.
-const TRIP_ENTRIES_GOAL: usize = 500;
-/// What the replies of one round trip should take together at most, as far as that can be foreseen: XRANGE
-/// counts entries, and how large they are is seen only when they are there.
-const TRIP_BYTES_GOAL: usize = 16 * 1024 * 1024;
 
 /// How often a waiting thread looks whether the daemon stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
+/// How often requests that wait are looked through.
+const WAITING_CHECK: Duration = Duration::from_millis(2);
+/// Entries above this size are read only while there is room among what is held. The frames of smaller ones are bounded by
+/// their viewers' send budgets, which the frame of a large one passes.
+const LARGE_ENTRY_BYTES: usize = 64 << 10;
+/// Clients that read nothing may hold all of that. Then others get a large entry after this time, up to a bound that is
+/// never passed.
+const LARGE_PATIENCE: Duration = Duration::from_secs(1);
+const HELD_PARTS_MAX: usize = 4;
+
+/// Whether a read may be made while so much is held.
+fn may_be_read(held: usize, plan: Plan, waited: Duration) -> bool {
+    let is_small = plan.expected_bytes / plan.count.max(1) <= LARGE_ENTRY_BYTES;
+    let room = if waited < LARGE_PATIENCE { HISTORY_HELD_MAX } else { HELD_PARTS_MAX * HISTORY_HELD_MAX };
+    is_small || held == 0 || held.saturating_add(plan.expected_bytes) <= room
+}
+
 /// What a replay thread works with.
-pub struct Replay {
+pub struct ReplayParts {
     /// Makes its connection.
     pub connector: Connector,
     /// The names of the keys.
@@ -38,196 +53,320 @@ pub struct Replay {
     pub requests: Receiver<ReplayRequest>,
     /// Where the answers are decoded, by shard.
     pub transforms: Vec<Sender<ReplayBatch>>,
+    /// What is read and not sent yet.
+    pub ledger: Arc<Ledger>,
+    /// Where scans of long histories stood.
+    pub checkpoints: Arc<Checkpoints>,
     /// Where to count.
     pub registry: Arc<Registry>,
     /// When to end.
     pub stop: Stop,
-    /// What was found lately.
-    pub lately: Lately,
 }
 
-/// What the reads of a replay thread found lately: larger ones count at once, smaller ones by and by.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lately {
-    /// What an entry takes, in bytes.
-    entry_bytes: usize,
-    /// Entries of a read.
-    entries: usize,
+/// A running replay thread.
+pub struct Replay {
+    parts: ReplayParts,
+    pace: Pace,
+    /// Requests whose time has not come, the oldest first: at most one for each viewer.
+    waiting: VecDeque<Waiting>,
+    /// When they were looked through last.
+    looked_at: Instant,
 }
 
-impl Lately {
-    fn note(&mut self, entries: usize, bytes: usize) {
-        let smoothed = |before: usize, seen: usize| seen.max((before * 7 + seen) / 8);
-        self.entries = smoothed(self.entries, entries);
-        if let Some(entry_bytes) = bytes.checked_div(entries) {
-            self.entry_bytes = smoothed(self.entry_bytes, entry_bytes);
-        }
-    }
+/// A request that waits for its turn.
+struct Waiting {
+    request: ReplayRequest,
+    since: Instant,
+}
 
-    /// How many requests make a round trip.
-    fn requests_per_trip(&self) -> usize {
-        (TRIP_ENTRIES_GOAL / self.entries.max(1)).clamp(1, REQUESTS_PER_TRIP_MAX)
-    }
+/// What is asked in one round trip.
+#[derive(Default)]
+struct Trip {
+    questions: Vec<Question>,
+    /// What they are expected to bring, in bytes.
+    expected: usize,
+}
+
+/// Why a round trip brought nothing.
+enum Failure {
+    /// The connection was lost, or nothing came any more, while replies were awaited.
+    Cut(RedisError),
+    /// Redis cannot be asked now.
+    Outage,
 }
 
 impl Replay {
+    /// A thread that has not asked yet.
+    #[must_use]
+    pub fn new(parts: ReplayParts) -> Self {
+        Self { parts, pace: Pace::default(), waiting: VecDeque::new(), looked_at: Instant::now() }
+    }
+
     /// Serves requests until the daemon stops.
     pub fn run(mut self) {
-        while !self.stop.requested() {
-            let Some(first) = self.requests.recv_timeout(STOP_CHECK) else {
-                self.connector.keep(Instant::now());
-                continue;
-            };
-            let mut trip = vec![first];
-            while trip.len() < self.lately.requests_per_trip()
-                && let Some(request) = self.requests.try_recv()
-            {
-                trip.push(request);
+        while !self.parts.stop.requested() {
+            let mut trip = Trip::default();
+            self.gather_waiting(&mut trip, Instant::now());
+            if trip.questions.is_empty() {
+                let patience = if self.waiting.is_empty() { STOP_CHECK } else { WAITING_CHECK };
+                match self.parts.requests.recv_timeout(patience) {
+                    Some(request) => self.add(request, &mut trip, Instant::now()),
+                    None => self.parts.connector.keep(Instant::now()),
+                }
             }
-            self.serve(trip);
+            self.gather_new(&mut trip, Instant::now());
+            if !trip.questions.is_empty() {
+                self.serve(trip.questions);
+            }
         }
     }
 
-    fn serve(&mut self, mut trip: Vec<ReplayRequest>) {
-        let count_max = (TRIP_BYTES_GOAL / trip.len() / self.lately.entry_bytes.max(1)).max(1);
-        for request in &mut trip {
-            request.count = request.count.min(count_max);
+    fn has_room(&self, trip: &Trip) -> bool {
+        trip.questions.len() < self.pace.requests_per_trip() && trip.expected < TRIP_BYTES_GOAL
+    }
+
+    /// Adds the requests that were waiting and whose time has come.
+    fn gather_waiting(&mut self, trip: &mut Trip, now: Instant) {
+        if self.waiting.is_empty() || now.duration_since(self.looked_at) < WAITING_CHECK {
+            return;
         }
-        let now = Instant::now();
-        let answer = self.connector.ask(now, |link| ask(link, &self.keys, &trip));
-        let outage = match &answer {
-            Ok(replies) => replies.iter().find_map(Reply::error).filter(|error| error.kind().is_outage()),
-            Err(_) => None,
-        };
-        match (&answer, outage) {
-            (Ok(_), None) => self.connector.works(),
-            (Ok(_), Some(error)) => self.connector.lost(&RedisError::Server(error), now),
-            (Err(Some(error)), _) => self.connector.lost(error, now),
-            (Err(None), _) => {}
-        }
-        let mut replies = answer.map(Vec::into_iter);
-        let read_us = now_us();
-        for request in trip {
-            let read = match &mut replies {
-                Ok(replies) => understand(&request, replies.next(), replies.next()),
-                Err(_) => Ok(ReplayRead::Unavailable),
-            };
-            let read = read.unwrap_or_else(|error| {
-                warn_limited!(key: request.stream; stream = %request.stream, %error, "history could not be read");
-                ReplayRead::Unavailable
-            });
-            let counters = self.registry.counters();
-            counters.replay_reads.add(1);
-            if let ReplayRead::Found { entries, .. } = &read {
-                counters.replay_entries.add(entries.len() as u64);
-                let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
-                self.lately.note(entries.len(), bytes);
+        self.looked_at = now;
+        for _ in 0..self.waiting.len() {
+            if !self.has_room(trip) {
+                // Those that were not looked at come first next time.
+                return;
             }
-            self.hand_over(ReplayBatch { request, read, read_us });
+            let Some(waiting) = self.waiting.pop_front() else { return };
+            if let Some(back) = self.admit(waiting, trip, now) {
+                self.waiting.push_back(back);
+            }
         }
+    }
+
+    /// Adds new requests.
+    fn gather_new(&mut self, trip: &mut Trip, now: Instant) {
+        while self.has_room(trip)
+            && let Some(request) = self.parts.requests.try_recv()
+        {
+            self.add(request, trip, now);
+        }
+    }
+
+    fn add(&mut self, request: ReplayRequest, trip: &mut Trip, now: Instant) {
+        if let Some(back) = self.admit(Waiting { request, since: now }, trip, now) {
+            self.waiting.push_back(back);
+        }
+    }
+
+    /// Makes a request part of the round trip, unless something has to come first.
+    fn admit(&mut self, mut waiting: Waiting, trip: &mut Trip, now: Instant) -> Option<Waiting> {
+        let request = &mut waiting.request;
+        match self.way(request, now) {
+            Way::Read => request.jump = None,
+            Way::Jump(checkpoint) => request.jump = Some(checkpoint),
+            Way::Wait => return Some(waiting),
+        }
+        let plan = self.plan(&waiting.request, now);
+        let waited = now.duration_since(waiting.since);
+        if !may_be_read(self.parts.ledger.bytes() + trip.expected, plan, waited) {
+            return Some(waiting);
+        }
+        trip.expected += plan.expected_bytes;
+        let request = waiting.request;
+        let start = start_of(&request);
+        trip.questions.push(Question { request, start, count: plan.count, manner: plan.manner });
+        None
+    }
+
+    /// Where a scan goes on.
+    fn way(&self, request: &ReplayRequest, now: Instant) -> Way {
+        const END: Position = Position::whole(EntryId::MAX);
+        let (from, target) = match &request.step {
+            ReplayStep::Open { after: After::At(after), .. } => (EntryId::ZERO, *after),
+            ReplayStep::Open { .. } => (EntryId::ZERO, END),
+            ReplayStep::Search(search) => match search.target {
+                Some(target) => (search.from, target),
+                None => return Way::Read,
+            },
+            ReplayStep::Continue { .. } | ReplayStep::State(_) | ReplayStep::Probe => return Way::Read,
+        };
+        if target.id <= from {
+            return Way::Read;
+        }
+        self.parts.checkpoints.way(&request.stream, request.job, (from, target), now)
+    }
+
+    fn plan(&mut self, request: &ReplayRequest, now: Instant) -> Plan {
+        let wanted_bytes = match &request.step {
+            ReplayStep::Continue { .. } => request.budget_bytes,
+            _ => READ_BYTES_GOAL,
+        };
+        self.pace.plan(&request.stream, (request.count, wanted_bytes), now)
+    }
+
+    fn question_alone(&mut self, request: ReplayRequest, now: Instant) -> Question {
+        let plan = self.plan(&request, now);
+        let (start, manner) = (start_of(&request), plan.manner.max(Manner::Alone));
+        Question { request, start, count: plan.count, manner }
+    }
+
+    fn serve(&mut self, trip: Vec<Question>) {
+        let now = Instant::now();
+        let (refused, trip): (Vec<_>, Vec<_>) = trip
+            .into_iter()
+            .partition(|asked| self.pace.is_refused(&asked.request.stream, &asked.start, now));
+        for question in refused {
+            self.conclude(question, ReplayRead::Unavailable);
+        }
+        let (together, mut alone): (Vec<_>, Vec<_>) =
+            trip.into_iter().partition(|question| question.manner == Manner::Together);
+        if !together.is_empty() {
+            alone.extend(self.serve_together(together));
+        }
+        for question in alone {
+            self.serve_alone(question.request);
+        }
+    }
+
+    /// Serves what can be asked in one round trip; hands back what is to be asked alone.
+    fn serve_together(&mut self, questions: Vec<Question>) -> Vec<Question> {
+        match self.ask(&questions) {
+            Ok(answers) => self.conclude_all(questions, answers),
+            Err(Failure::Outage) => {
+                for question in questions {
+                    self.conclude(question, ReplayRead::Unavailable);
+                }
+                Vec::new()
+            }
+            Err(Failure::Cut(_)) => {
+                let now = Instant::now();
+                for question in &questions {
+                    self.pace.failed(&question.request.stream, question.count, now);
+                }
+                questions
+            }
+        }
+    }
+
+    /// Serves one request in round trips of its own, with ever less in a reply until it comes.
+    fn serve_alone(&mut self, request: ReplayRequest) {
+        let mut request = request;
+        loop {
+            let now = Instant::now();
+            let question = self.question_alone(request, now);
+            let (start, count) = (question.start.clone(), question.count);
+            let error = match self.ask(std::slice::from_ref(&question)) {
+                Ok(answers) => {
+                    self.conclude_all(vec![question], answers);
+                    return;
+                }
+                Err(Failure::Outage) => return self.conclude(question, ReplayRead::Unavailable),
+                Err(Failure::Cut(error)) => error,
+            };
+            let stream = &question.request.stream;
+            if self.parts.stop.requested() || !self.pace.failed(stream, count, now) {
+                warn_limited!(
+                    key: stream; %stream, after = start, %error,
+                    "Redis cuts the connection instead of sending one entry of history: raise its \
+                     client-output-buffer-limit for normal clients above the size of the entries"
+                );
+                self.pace.refuse(stream, &start, now);
+                return self.conclude(question, ReplayRead::Unavailable);
+            }
+            request = question.request;
+        }
+    }
+
+    /// Makes a round trip, and does what its failure asks for.
+    fn ask(&mut self, questions: &[Question]) -> Result<Answers, Failure> {
+        let now = Instant::now();
+        let connector = &mut self.parts.connector;
+        let answer = connector.ask(now, |link| ask(link, &self.parts.keys, questions));
+        match answer {
+            Ok(answers) => {
+                let errors = answers.ranges.iter().filter_map(|range| range.as_ref().err());
+                match errors
+                    .into_iter()
+                    .find(|error| error.server_kind().is_some_and(|kind| kind.is_outage()))
+                {
+                    Some(outage) => connector.lost(outage, now),
+                    None => connector.works(),
+                }
+                Ok(answers)
+            }
+            Err(Some(error @ (RedisError::Closed | RedisError::Io(_) | RedisError::Protocol(_)))) => {
+                // Whether Redis itself is away is found by connecting again.
+                connector.close();
+                Err(Failure::Cut(error))
+            }
+            Err(Some(error)) => {
+                if matches!(error, RedisError::Timeout) {
+                    for question in questions {
+                        self.pace.failed(&question.request.stream, question.count, now);
+                    }
+                }
+                connector.lost(&error, now);
+                Err(Failure::Outage)
+            }
+            Err(None) => Err(Failure::Outage),
+        }
+    }
+
+    /// Hands all answers on; gives back the questions that have to be asked alone.
+    fn conclude_all(&mut self, questions: Vec<Question>, answers: Answers) -> Vec<Question> {
+        let mut starved = Vec::new();
+        let mut ranges = answers.ranges.into_iter();
+        for question in questions {
+            let read = match ranges.next() {
+                Some(range) => range.and_then(|found| {
+                    self.learn(&question, &found);
+                    understand(&question, found)
+                }),
+                None => Ok(Understood::Read(ReplayRead::Unavailable)),
+            };
+            match read {
+                Ok(Understood::Read(read)) => self.conclude(question, read),
+                Ok(Understood::Starved) => {
+                    self.pace.starved(&question.request.stream, Instant::now());
+                    starved.push(question);
+                }
+                Err(error) => {
+                    let stream = &question.request.stream;
+                    warn_limited!(key: stream; %stream, %error, "history could not be read");
+                    self.conclude(question, ReplayRead::Unavailable);
+                }
+            }
+        }
+        starved
+    }
+
+    fn learn(&mut self, question: &Question, found: &RangeReply) {
+        let seen =
+            Seen { asked: question.count, found: found.found, kept: found.entries.len(), bytes: found.bytes };
+        self.pace.found(&question.request.stream, seen, Instant::now());
+    }
+
+    /// Counts what was read and hands it on.
+    fn conclude(&self, question: Question, read: ReplayRead) {
+        let counters = self.parts.registry.counters();
+        counters.replay_reads.add(1);
+        let mut batch = ReplayBatch { request: question.request, read, read_us: now_us(), held: None };
+        if let ReplayRead::Found { entries, .. } = &batch.read {
+            counters.replay_entries.add(entries.len() as u64);
+            batch.held = Some(self.parts.ledger.hold_reply(batch.len_bytes()));
+        }
+        self.hand_over(batch);
     }
 
     /// Waits for room: `transform` never waits for a replay thread, so room comes.
     fn hand_over(&self, batch: ReplayBatch) {
-        let transform = &self.transforms[shard(&batch.request.stream, self.transforms.len())];
+        let transform = &self.parts.transforms[shard(&batch.request.stream, self.parts.transforms.len())];
         let mut batch = batch;
-        while !self.stop.requested() {
+        while !self.parts.stop.requested() {
             match transform.send_timeout(batch, STOP_CHECK) {
                 Ok(()) | Err(SendError::Closed(_)) => return,
                 Err(SendError::Full(back)) => batch = back,
             }
         }
-    }
-}
-
-/// Sends all requests, then receives two replies for each.
-fn ask(link: &mut Link, keys: &Keys, trip: &[ReplayRequest]) -> Result<Vec<Reply>, RedisError> {
-    let commands = trip.iter().flat_map(|request| {
-        let key = keys.stream(&request.stream);
-        let (start, end) = range(&request.step);
-        let info = Command::new("XINFO").arg("STREAM").arg(&key);
-        let read = Command::new("XRANGE").arg(&key).arg(start).arg(end).arg("COUNT").number(request.count);
-        [info, read]
-    });
-    link.call_all(&commands.collect::<Vec<Command>>())
-}
-
-/// The two ends of the XRANGE that a step needs.
-fn range(step: &ReplayStep) -> (String, String) {
-    match step {
-        ReplayStep::Open { .. } | ReplayStep::Probe => ("-".into(), "+".into()),
-        ReplayStep::Search(search) => (beyond(Position::whole(search.from)), "+".into()),
-        ReplayStep::State(search) => (beyond(Position::whole(search.from)), "+".into()),
-        ReplayStep::Continue { from, until } => {
-            (beyond(from.position), until.map_or_else(|| "+".into(), |id| id.to_string()))
-        }
-    }
-}
-
-/// The start of a range that leaves out what `position` covers. An entry of which only some frames were
-/// received is read again.
-fn beyond(position: Position) -> String {
-    match position {
-        Position::ZERO => "-".into(),
-        Position { id, .. } if position.covers_entry() => format!("({id}"),
-        Position { id, .. } => id.to_string(),
-    }
-}
-
-fn understand(
-    request: &ReplayRequest,
-    info: Option<Reply>,
-    entries: Option<Reply>,
-) -> Result<ReplayRead, RedisError> {
-    let (Some(info), Some(entries)) = (info, entries) else {
-        return Ok(ReplayRead::Unavailable);
-    };
-    if let Some(error) = info.error() {
-        return match error.kind() {
-            ServerErrorKind::NoSuchKey => Ok(ReplayRead::Missing),
-            ServerErrorKind::WrongType => Ok(ReplayRead::WrongType),
-            _ => Err(RedisError::Server(error)),
-        };
-    }
-    if let Some(error) = entries.error() {
-        return Err(RedisError::Server(error));
-    }
-    let facts = facts(&info.stream_info()?);
-    let entries = entries.entries()?;
-    let until = match &request.step {
-        ReplayStep::Continue { until, .. } => *until,
-        _ => None,
-    };
-    let reached = entries.last().map(|entry| entry.id) >= until && until.is_some();
-    let exhausted = reached || entries.len() < request.count;
-    Ok(ReplayRead::Found { facts, entries, exhausted })
-}
-
-fn facts(info: &StreamInfo) -> KeyFacts {
-    KeyFacts {
-        last_generated: info.last_generated_id,
-        first: info.first,
-        length: info.length,
-        added: info.entries_added,
-        max_deleted: info.max_deleted_id.filter(|&id| id != EntryId::ZERO),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn round_trips_are_small_while_much_is_found() {
-        let mut lately = Lately::default();
-        assert_eq!(lately.requests_per_trip(), REQUESTS_PER_TRIP_MAX);
-        lately.note(250, 25_000);
-        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (2, 100));
-        lately.note(9_000, 9_000_000);
-        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (1, 1_000));
-        for _ in 0..100 {
-            lately.note(0, 0);
-        }
-        assert_eq!((lately.requests_per_trip(), lately.entry_bytes), (REQUESTS_PER_TRIP_MAX, 1_000));
     }
 }

@@ -118,6 +118,7 @@ declare! {
         bytes_written: "Bytes written to clients.",
         replay_reads: "Reads of history.",
         replay_entries: "Entries read from history.",
+        checkpoints_used: "Times that a scan of a long history went on from where another one had been.",
         connections_accepted: "Client connections accepted.",
         connections_refused_full: "Client connections refused because too many were open.",
         connections_refused_rate: "Client connections refused because of a rate or a limit per client.",
@@ -166,6 +167,9 @@ declare! {
         streams_waited: "Names waited for that nobody has written yet.",
         replay_jobs: "Reads of history under way or waiting.",
         cancels_unwritten: "Control streams of names that nobody has written yet.",
+        history_reply_bytes: "Bytes of entries read from history that are not decoded yet.",
+        history_frame_bytes: "Bytes of frames from history that are not sent yet.",
+        checkpoint_bytes: "Bytes of what is kept of scans of long histories.",
         outbox_bytes: "Bytes of frames held for clients.",
         input_bytes: "Bytes held of requests and messages that clients have begun to send.",
     }

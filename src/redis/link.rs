@@ -20,11 +20,14 @@ use super::error::{RedisError, ServerError, ServerErrorKind};
 use super::poll::{self, Ready};
 use super::reply::Reply;
 use super::resp::Scanner;
+use super::sieve::{RangeReply, Sieve};
 use super::target::{Credentials, Target};
 use super::transport::Transport;
 
 /// Room that every read from the socket has at least, in bytes.
 const READ_ROOM_BYTES: usize = 16 * 1024;
+/// Room for a reply that is passed on while it comes.
+const SIFT_ROOM_BYTES: usize = 64 * 1024;
 /// Buffers above this size are given back once they are empty.
 const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// Replies read ahead while commands are still being sent, in bytes.
@@ -50,6 +53,28 @@ pub struct Link {
     is_resp3: bool,
     is_broken: bool,
     response_timeout: Duration,
+    /// Bytes read from the socket since the connection was made, to tell a slow reply from none.
+    received: u64,
+}
+
+/// How long a reply is waited for.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// For as long as bytes keep coming: the pause between two pieces must not be longer than this.
+    Progress(Duration),
+    /// Until then, whatever comes.
+    Until(Instant),
+}
+
+impl Patience {
+    /// When to give up if nothing comes; `None`: never.
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            // A deadline beyond what the clock can express is none.
+            Self::Progress(pause) => Instant::now().checked_add(pause),
+            Self::Until(deadline) => Some(deadline),
+        }
+    }
 }
 
 /// What was read and is no reply yet. It grows to what a reply needs and gives the memory back.
@@ -130,6 +155,7 @@ impl Link {
             is_resp3: false,
             is_broken: false,
             response_timeout: target.connect_timeout,
+            received: 0,
         };
         link.introduce(target, &printable(client_name), deadline)?;
         link.response_timeout = target.response_timeout;
@@ -218,6 +244,12 @@ impl Link {
         self.input.bytes.len()
     }
 
+    /// How long it may be silent while replies are awaited.
+    #[must_use]
+    pub const fn response_timeout(&self) -> Duration {
+        self.response_timeout
+    }
+
     /// Replies to what was pushed that have not been received yet.
     #[must_use]
     pub const fn outstanding(&self) -> usize {
@@ -237,14 +269,31 @@ impl Link {
         self.remember_break(result)
     }
 
-    /// The next reply, waited for with `poll(2)`. What was pushed and not flushed is sent before.
+    /// The next reply, waited for with `poll(2)`. What was pushed and not flushed is sent before. A long reply may take
+    /// any time, as long as more of it comes within `timeout`.
     ///
     /// # Errors
-    /// [`RedisError::Timeout`] when none came in time: the link must be dropped then. Otherwise as
+    /// [`RedisError::Timeout`] when nothing came for that long: the link must be dropped then. Otherwise as
     /// [`Link::try_receive`].
     pub fn receive(&mut self, timeout: Duration) -> Result<Reply, RedisError> {
-        // A deadline beyond what the clock can express is none.
-        self.receive_until(Instant::now().checked_add(timeout))
+        self.wait_for(Patience::Progress(timeout), Self::try_receive)
+    }
+
+    /// The reply to EXEC of a transaction of XRANGE and XINFO STREAM, of which no more than `room` bytes of entries are
+    /// kept, however many come; `is_full`: the stream is described by `FULL`. Waits like [`Link::receive`] for the
+    /// response timeout.
+    ///
+    /// # Errors
+    /// As [`Link::receive`]; an error reply is [`RedisError::Server`].
+    pub fn receive_range(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
+        let mut sieve = Sieve::new(room, is_full);
+        let patience = Patience::Progress(self.response_timeout);
+        self.wait_for(patience, |link| {
+            link.check_usable()?;
+            let sifted = link.sift(&mut sieve);
+            link.remember_break(sifted)
+        })?;
+        sieve.finish()
     }
 
     /// Sends one command and waits for its reply for the response timeout.
@@ -263,7 +312,7 @@ impl Link {
         }
     }
 
-    /// Sends several commands at once and waits for all replies, each for the response timeout. Error
+    /// Sends several commands at once and waits for all replies, for the response timeout without any progress. Error
     /// replies are among them.
     ///
     /// # Errors
@@ -336,24 +385,51 @@ impl Link {
     fn call_until(&mut self, command: &Command, deadline: Instant) -> Result<Reply, RedisError> {
         self.push(command);
         self.flush()?;
-        let reply = self.receive_until(Some(deadline))?;
+        let reply = self.wait_for(Patience::Until(deadline), Self::try_receive)?;
         match reply.error() {
             Some(error) => Err(RedisError::Server(error)),
             None => Ok(reply),
         }
     }
 
-    fn receive_until(&mut self, deadline: Option<Instant>) -> Result<Reply, RedisError> {
+    /// Waits until `attempt` gives something.
+    fn wait_for<T>(
+        &mut self,
+        patience: Patience,
+        mut attempt: impl FnMut(&mut Self) -> Result<Option<T>, RedisError>,
+    ) -> Result<T, RedisError> {
         if !self.output.is_empty() {
             self.flush()?;
         }
+        let (mut received, mut deadline) = (self.received, patience.deadline());
         loop {
-            if let Some(reply) = self.try_receive()? {
-                return Ok(reply);
+            if let Some(found) = attempt(self)? {
+                return Ok(found);
+            }
+            if std::mem::replace(&mut received, self.received) != self.received {
+                deadline = patience.deadline();
             }
             let ready = poll::wait(self.raw_fd(), Ready::READABLE, deadline).map_err(RedisError::from);
             if self.remember_break(ready)?.is_none() {
                 return self.remember_break(Err(RedisError::Timeout));
+            }
+        }
+    }
+
+    /// Passes what there is through the sieve; `None` while the reply is incomplete.
+    fn sift(&mut self, sieve: &mut Sieve) -> Result<Option<()>, RedisError> {
+        loop {
+            if sieve.push(&mut self.input.bytes)? {
+                self.outstanding = self
+                    .outstanding
+                    .checked_sub(1)
+                    .ok_or(RedisError::protocol("a reply without a command"))?;
+                self.take_trailing_pushes();
+                return Ok(Some(()));
+            }
+            self.input.bytes.reserve(SIFT_ROOM_BYTES);
+            if !self.fill()? {
+                return Ok(None);
             }
         }
     }
@@ -398,7 +474,10 @@ impl Link {
         loop {
             return match self.transport.read_into(&mut self.input.bytes) {
                 Ok(0) => Err(RedisError::Closed),
-                Ok(_) => Ok(true),
+                Ok(len) => {
+                    self.received = self.received.wrapping_add(len as u64);
+                    Ok(true)
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => Err(error.into()),

@@ -23,6 +23,7 @@ mod poll;
 mod reply;
 mod resp;
 pub mod rights;
+mod sieve;
 mod streams;
 mod target;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 pub use keys::Keys;
 pub use link::Link;
 pub use reply::{Reply, Value};
+pub use sieve::RangeReply;
 pub use streams::{Changed, Results, StreamEntries, StreamInfo};
 pub use target::Target;
 pub use trouble::Phase;

@@ -196,6 +196,16 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
+    /// Where the next item begins.
+    pub(super) const fn place(&self) -> usize {
+        self.at
+    }
+
+    /// Goes back to where an item begins.
+    pub(super) const fn go_to(&mut self, place: usize) {
+        self.at = place;
+    }
+
     /// The next item as the head of an array; `None` for null.
     pub(super) fn array(&mut self) -> Result<Option<usize>, RedisError> {
         match self.next_or_error()? {

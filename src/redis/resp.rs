@@ -97,6 +97,38 @@ pub(super) fn item(buffer: &[u8], at: usize, searched: usize) -> Result<Option<(
     }
 }
 
+/// The head of what begins at the front of the buffer, where that is a bulk string.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StringHead {
+    /// More bytes are needed to tell.
+    Incomplete,
+    /// It is something else.
+    Other,
+    /// A string of so many bytes, which begin at `start` and are followed by a line end.
+    String {
+        /// Its length.
+        len: usize,
+        /// Where it begins.
+        start: usize,
+    },
+}
+
+/// Looks whether a bulk string begins at the front of the buffer, and how long it is. It need not be there yet.
+pub(super) fn string_head(buffer: &[u8]) -> Result<StringHead, Malformed> {
+    match buffer.first() {
+        None => return Ok(StringHead::Incomplete),
+        Some(b'$') => {}
+        Some(_) => return Ok(StringHead::Other),
+    }
+    Ok(match number(buffer, 1)? {
+        None => StringHead::Incomplete,
+        Some((-1, _)) => StringHead::Other,
+        Some((len, start)) => {
+            StringHead::String { len: usize::try_from(len).map_err(|_| BAD_NUMBER)?, start }
+        }
+    })
+}
+
 /// A string with its length in front: `$`, `!`, `=`.
 fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
     let Some((len, start)) = number(buffer, head)? else { return Ok(None) };
@@ -251,8 +283,18 @@ impl Scanner {
         }
     }
 
+    /// How many aggregates the next item lies in.
+    pub(super) const fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// How many elements are still to come in the aggregate of that depth (1: the outermost), the present one included.
+    pub(super) fn left(&self, depth: usize) -> usize {
+        if depth == 0 || depth > self.depth { 0 } else { self.open[depth - 1] }
+    }
+
     /// Accounts for one item; `true` when the reply is complete with it.
-    fn enter(&mut self, item: &Item) -> Result<bool, Malformed> {
+    pub(super) fn enter(&mut self, item: &Item) -> Result<bool, Malformed> {
         if matches!(item, Item::Push(_)) {
             if self.depth > 0 {
                 return Err(Malformed("a push message within a reply"));

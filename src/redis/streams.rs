@@ -30,7 +30,7 @@ pub struct StreamInfo {
     pub last_generated_id: EntryId,
     /// The oldest entry's id; `None` in an empty stream.
     pub first: Option<EntryId>,
-    /// The newest entry; `None` in an empty stream.
+    /// The newest entry; `None` in an empty stream, and where it was not asked for.
     pub last: Option<Entry>,
     /// How many entries were ever added. From Redis 7 on.
     pub entries_added: Option<u64>,
@@ -93,7 +93,7 @@ impl Reply {
         Ok(entries(&mut self.cursor())?.0)
     }
 
-    /// The reply of `XINFO STREAM key` (without FULL).
+    /// The reply of `XINFO STREAM key`, with or without `FULL`; with it there is no newest entry.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error reply (`ERR no such key`), [`RedisError::Protocol`] for
@@ -191,7 +191,7 @@ fn streams(cursor: &mut Cursor<'_>) -> Result<Vec<StreamEntries>, RedisError> {
 fn stream_info(cursor: &mut Cursor<'_>) -> Result<StreamInfo, RedisError> {
     let pairs = pairs(cursor)?;
     let mut info = StreamInfo::default();
-    let (mut has_length, mut has_last_id) = (false, false);
+    let (mut has_length, mut has_last_id, mut is_full) = (false, false, false);
     for _ in 0..pairs {
         match &cursor.string()?[..] {
             b"length" => (info.length, has_length) = (count(cursor)?, true),
@@ -199,6 +199,12 @@ fn stream_info(cursor: &mut Cursor<'_>) -> Result<StreamInfo, RedisError> {
             b"entries-added" => info.entries_added = Some(count(cursor)?),
             b"max-deleted-entry-id" => info.max_deleted_id = Some(cursor.id()?),
             b"first-entry" => info.first = maybe_entry(cursor)?.map(|entry| entry.id),
+            // With FULL, which has the groups after everything else.
+            b"entries" => {
+                info.first = entries(cursor)?.0.first().map(|entry| entry.id);
+                is_full = true;
+            }
+            b"groups" if is_full => break,
             b"last-entry" => info.last = maybe_entry(cursor)?,
             _ => cursor.skip(1)?,
         }
@@ -265,6 +271,32 @@ fn entries(cursor: &mut Cursor<'_>) -> Result<(Vec<Entry>, Vec<EntryId>), RedisE
         }
     }
     Ok((entries, deleted))
+}
+
+/// The entries of a range that may be cut short, and the id of the one that is, where that was left.
+pub(super) fn whole_entries(
+    range: &Reply,
+    is_cut: bool,
+) -> Result<(Vec<Entry>, Option<EntryId>), RedisError> {
+    if !is_cut {
+        return Ok((range.entries()?, None));
+    }
+    let mut cursor = range.cursor();
+    let count = cursor.array()?.unwrap_or_default();
+    let mut entries = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
+    for _ in 0..count {
+        let Ok(Some(parts)) = cursor.array() else { break };
+        let begin = cursor.place();
+        match entry(&mut cursor, parts) {
+            Ok((id, Some(fields))) => entries.push(Entry { id, fields }),
+            Ok((_, None)) => {}
+            Err(_) => {
+                cursor.go_to(begin);
+                return Ok((entries, cursor.id().ok()));
+            }
+        }
+    }
+    Ok((entries, None))
 }
 
 /// One entry, or null.

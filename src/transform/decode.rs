@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::flat;
 use super::flaw::Flaw;
 use crate::config;
-use crate::event::{Decoded, ENTRY_BYTES_MAX, Entry, Event, Fields};
+use crate::event::{Decoded, Entry, Event, Fields};
 use crate::json;
 use crate::provider::{self, Margin};
 
@@ -53,7 +53,7 @@ pub(super) enum Form<'a> {
 impl<'a> Form<'a> {
     /// Decides it from the fields' names.
     pub(super) fn of(fields: &'a Fields) -> Self {
-        if fields.len_bytes() > ENTRY_BYTES_MAX && fields.values_bytes() > ENTRY_BYTES_MAX {
+        if fields.is_too_large() {
             return Self::TooLarge;
         }
         let (mut openai, mut anthropic, mut is_encrypted) = (None, None, false);

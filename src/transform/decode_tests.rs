@@ -31,7 +31,7 @@ fn the_form_is_chosen_by_name() {
 
 #[test]
 fn an_entry_may_have_eight_mebibytes() {
-    let largest = "x".repeat(ENTRY_BYTES_MAX);
+    let largest = "x".repeat(crate::event::ENTRY_BYTES_MAX);
     assert_eq!(Form::of(&entry(&[("text", &largest)]).fields), Form::Flat);
     assert_eq!(Form::of(&entry(&[("text", &largest), ("a", "b")]).fields), Form::TooLarge);
     let fields = entry(&[("data", &format!("{largest} "))]).fields;

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::event::{Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
+use crate::event::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
 use crate::provider::Form;
 use crate::transform::stories::{beginning, stream};
 use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
@@ -191,7 +191,7 @@ fn without_grace_the_last_word_is_waited_for() {
 fn who_has_the_end_is_not_told_again() {
     let story = [entry(1, "openai", LAST_TEXT), entry(5, "data", HEARTBEAT)];
     let seek = |after: &str, until_ms| {
-        let after = crate::event::After::At(after.parse().unwrap());
+        let after = After::At(after.parse().unwrap());
         let mut seek = Seek::new(stream(), after, beginning()).with_grace(GRACE_MS);
         story.iter().for_each(|entry| seek.push(entry));
         if is_over(seek.state(), until_ms) {
@@ -276,7 +276,7 @@ proptest! {
             let later: Vec<Entry> = entries.iter().filter(|entry| Position::whole(entry.id) > frame.last).cloned().collect();
             let by_cursor = frames(assembler(frame.last, frame.state.clone()), &later, until_ms);
             prop_assert_eq!(&shown(&by_cursor), &told[place + 1..], "from the cursor at {}", frame.last);
-            let mut seek = Seek::new(stream(), crate::event::After::At(frame.last), beginning()).with_grace(GRACE_MS);
+            let mut seek = Seek::new(stream(), After::At(frame.last), beginning()).with_grace(GRACE_MS);
             entries.iter().for_each(|entry| seek.push(entry));
             if is_over(seek.state(), until_ms) {
                 seek.conclude();
@@ -290,6 +290,61 @@ proptest! {
                 prop_assert_eq!(sought.terminal.map(|frame| frame.json().to_vec()), Some(frame.json().to_vec()));
             }
         }
+    }
+
+    /// Whatever is looked for, and wherever the scan goes on from a checkpoint of another one: it finds the same.
+    #[test]
+    fn a_scan_from_a_checkpoint_finds_what_a_whole_one_finds(
+        entries in any_stream(),
+        (kind, place, part) in (0..4_usize, any::<prop::sample::Index>(), 1_usize..3),
+        (other, ahead) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        rest_ms in 0_u64..4_000,
+    ) {
+        let until_ms = entries.last().map_or(0, |last| last.id.ms) + rest_ms;
+        let id = |index: &prop::sample::Index| match entries.len() {
+            0 => EntryId::ZERO,
+            len => entries[index.index(len)].id,
+        };
+        let wanted = match kind {
+            0 => After::Last,
+            1 => After::Tail,
+            2 => After::At(Position::part(id(&place), part)),
+            _ => After::At(Position::whole(id(&place))),
+        };
+        let begin = |after| Seek::new(stream(), after, beginning()).with_grace(GRACE_MS).with_outline(true);
+        let finish = |mut seek: Seek| {
+            if is_over(seek.state(), until_ms) {
+                seek.conclude();
+            }
+            let sought = seek.finish(EntryId::ZERO);
+            let terminal = sought.terminal.map(|frame| (frame.after, frame.last, frame.json().to_vec(), frame.state.clone()));
+            (sought.from, sought.state_at_from, sought.tip, sought.state_at_tip, terminal, sought.newest_activity, sought.outline)
+        };
+        let mut whole = begin(wanted);
+        entries.iter().for_each(|entry| whole.push(entry));
+        let whole = finish(whole);
+        // Somebody else, who looks for something else, has left one after each entry.
+        let mut leaving = begin(After::At(Position::whole(id(&other))));
+        let mut points = Vec::new();
+        for entry in &entries {
+            leaving.push(entry);
+            points.push(leaving.scan().clone());
+        }
+        let ahead = ahead.index(entries.len() + 1);
+        let mut seek = begin(wanted);
+        entries[..ahead].iter().for_each(|entry| seek.push(entry));
+        // As often as it may: to the furthest one.
+        let mut next = ahead;
+        while next < entries.len() {
+            let may = seek.target();
+            let point = (next..entries.len()).rev().find(|&at| may.is_some_and(|may| Position::whole(entries[at].id) <= may));
+            match point {
+                Some(at) => seek.adopt(&points[at]),
+                None => seek.push(&entries[next]),
+            }
+            next = point.unwrap_or(next) + 1;
+        }
+        prop_assert_eq!(finish(seek), whole);
     }
 
     /// However entries are batched, the text is the same.

@@ -1,18 +1,22 @@
 //! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use super::gaps::{beginning, check};
 use super::hear::{Concluded, Heard, is_over_before};
 use super::silence::{Known, Seen, age_us, silence_us};
 use super::{
-    Assembler, DecodeContext, DropReason, Flaw, Pushed, Seek, Snapshot, Sought, Verdict, judge, plain,
+    Assembler, DecodeContext, DropReason, Flaw, Pushed, Scan, Seek, Snapshot, Sought, Verdict, judge, plain,
 };
+use crate::event::checkpoints::Checkpoint;
 use crate::event::message::{
     Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
     StateSearch,
 };
-use crate::event::{After, Entry, EntryId, Phase, Position, Progress, StreamName, StreamState, StreamStatus};
+use crate::event::{
+    After, Entry, EntryId, Held, Phase, Position, Progress, StreamName, StreamState, StreamStatus,
+};
 use crate::provider::Margin;
 
 /// What the outcome depends on beside the read.
@@ -76,11 +80,17 @@ pub trait Witness {
     fn unfinished(&mut self, stream: &StreamName, newest: EntryId);
     /// A finishing generation is over and no entry says so: `newest` is the stream's newest.
     fn over(&mut self, stream: &StreamName, newest: EntryId, state: &StreamState);
+    /// A scan can be gone on with from here.
+    fn reached(&mut self, _stream: &StreamName, _checkpoint: Checkpoint) {}
+    /// A checkpoint holds, or does not; `first` is the stream's oldest entry.
+    fn tried(&mut self, _stream: &StreamName, _checkpoint: EntryId, _holds: bool, _first: Option<EntryId>) {}
+    /// A long scan has come so far; `None`: to its end.
+    fn scanned(&mut self, _stream: &StreamName, _at: Option<EntryId>) {}
 }
 
 /// What follows from one read.
 pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
-    let ReplayBatch { request, read, read_us } = batch;
+    let ReplayBatch { request, read, read_us, held } = batch;
     let (facts, entries, exhausted) = match read {
         ReplayRead::Missing => return ReplayOutcome::Missing,
         ReplayRead::WrongType => return ReplayOutcome::NotAStream,
@@ -89,9 +99,9 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
     };
     let budget_bytes = request.budget_bytes;
     let marks = matches!(request.step, ReplayStep::Open { .. } | ReplayStep::Search(_));
-    let stream = request.stream;
+    let (stream, jump) = (request.stream, request.jump);
     let (grace_ms, context) = (moment.grace_ms, moment.context.clone());
-    let mut found = Found { stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment };
+    let mut found = Found { stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment, held };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
         ReplayStep::Open { after, early, outlined } => {
@@ -101,13 +111,13 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
             };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
             let seek = seek.with_context(context).with_grace(grace_ms).with_outline(outlined);
-            let search = Search { from: EntryId::ZERO, seek: Box::new(()), gap: None, shown: None };
-            found.search(seek, search, witness)
+            let search = new_search(Box::new(()), None);
+            found.search_from(seek, search, jump.as_deref(), witness)
         }
         ReplayStep::Search(mut search) => {
             let seek = std::mem::replace(&mut search.seek, Box::new(()));
             match seek.downcast::<Seek>() {
-                Ok(seek) => found.search(*seek, *search, witness),
+                Ok(seek) => found.search_from(*seek, *search, jump.as_deref(), witness),
                 Err(_) => unreachable!("a search holds the seek that was put into it"),
             }
         }
@@ -127,9 +137,35 @@ struct Found {
     /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
     marks: bool,
     moment: Moment,
+    held: Option<Held>,
 }
 
 impl Found {
+    /// A search goes on: from the checkpoint that was read from, if that holds.
+    fn search_from(
+        &mut self,
+        mut seek: Seek,
+        mut search: Search,
+        jump: Option<&Checkpoint>,
+        witness: &mut impl Witness,
+    ) -> ReplayOutcome {
+        if search.from == EntryId::ZERO {
+            seek.begin(beginning(&self.facts));
+        }
+        if let Some(point) = jump {
+            let scan = point.scan::<Scan>().filter(|_| point.holds(&self.facts, self.entries.first()));
+            witness.tried(&self.stream, point.at(), scan.is_some(), self.facts.first);
+            let Some(scan) = scan else {
+                // What was read does not follow what was scanned: it is read from there again.
+                search.target = seek.target();
+                return ReplayOutcome::Searching(Box::new(Search { seek: Box::new(seek), ..search }));
+            };
+            seek.adopt(scan);
+            search.from = point.at();
+        }
+        self.search(seek, search, witness)
+    }
+
     fn search(&mut self, mut seek: Seek, mut search: Search, witness: &mut impl Witness) -> ReplayOutcome {
         let mut is_unbroken = true;
         if search.from != EntryId::ZERO {
@@ -142,6 +178,15 @@ impl Found {
         }
         let had_passed = seek.passed().is_some();
         self.entries.iter().for_each(|entry| seek.push(entry));
+        if let Some(newest) = self.entries.last()
+            && let Some(scan) = seek.checkpoint()
+        {
+            let weight = (scan.cost(), scan.len_bytes());
+            witness.reached(&self.stream, Checkpoint::new(newest, self.facts, scan, weight));
+        }
+        if seek.is_long() {
+            witness.scanned(&self.stream, Some(seek.position()).filter(|_| !self.exhausted));
+        }
         if self.exhausted {
             self.judge_end(seek.state(), seek.position(), witness);
             if self.moment.is_told(seek.position()) {
@@ -153,7 +198,13 @@ impl Found {
         }
         if !self.exhausted {
             let from = self.entries.last().map_or(search.from, |entry| entry.id);
-            return ReplayOutcome::Searching(Box::new(Search { from, seek: Box::new(seek), ..search }));
+            let target = seek.target();
+            return ReplayOutcome::Searching(Box::new(Search {
+                from,
+                target,
+                seek: Box::new(seek),
+                ..search
+            }));
         }
         let sought = seek.finish(self.facts.last_generated);
         ReplayOutcome::Opened(Box::new(self.open(sought, search, witness)))
@@ -230,12 +281,8 @@ impl Found {
             let after = After::At(Position::whole(newest));
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
             let seek = seek.with_context(self.moment.context.clone()).with_grace(self.moment.grace_ms);
-            return ReplayOutcome::Searching(Box::new(Search {
-                from: EntryId::ZERO,
-                seek: Box::new(seek),
-                gap,
-                shown: None,
-            }));
+            let target = seek.target();
+            return ReplayOutcome::Searching(Box::new(Search { target, ..new_search(Box::new(seek), gap) }));
         }
         let mut shown = self.show(start, self.budget_bytes, witness);
         shown.gap = gap;
@@ -267,6 +314,9 @@ impl Found {
             assembler.conclude(self.read_us);
         }
         let frames = assembler.take(self.moment.now_us);
+        if let Some(held) = &self.held {
+            frames.iter().for_each(|frame| frame.hold(|bytes| held.ledger().hold_frame(bytes)));
+        }
         let cursor = Cursor { position: assembler.position(), state: assembler.state().clone() };
         Shown { gap: None, frames, cursor, exhausted, entries_bytes, entries }
     }
@@ -326,6 +376,11 @@ impl Found {
         let newest = gathering.newest.max(self.facts.last_generated);
         gathering.snapshot.render(status, newest).map_or(ReplayOutcome::StateTooLarge, ReplayOutcome::State)
     }
+}
+
+/// A search that begins at the stream's beginning.
+fn new_search(seek: Box<dyn Any + Send>, gap: Option<HistoryGap>) -> Search {
+    Search { from: EntryId::ZERO, target: None, seek, gap, shown: None }
 }
 
 /// The JSON state in the making.

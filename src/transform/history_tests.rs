@@ -37,11 +37,18 @@ fn world(length: usize, trimmed: usize) -> (KeyFacts, Vec<Entry>) {
 
 fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
     let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };
-    let request =
-        ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
+    let request = ReplayRequest {
+        stream: stream(),
+        job,
+        step,
+        count: 1000,
+        budget_bytes: 1 << 20,
+        asked_us: 0,
+        jump: None,
+    };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
     let moment = quiet_moment();
-    conclude(ReplayBatch { request, read, read_us: 0 }, moment, &mut Nobody)
+    conclude(ReplayBatch { request, read, read_us: 0, held: None }, moment, &mut Nobody)
 }
 
 fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
@@ -105,10 +112,11 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         count: 4,
         budget_bytes: 1 << 20,
         asked_us: 0,
+        jump: None,
     };
     let moment = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
-    let batch = ReplayBatch { request, read: found, read_us: 0 };
+    let batch = ReplayBatch { request, read: found, read_us: 0, held: None };
     let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
         panic!("the search goes on");
     };
@@ -138,11 +146,12 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         count: 4,
         budget_bytes: 1 << 20,
         asked_us: 0,
+        jump: None,
     };
     let moment = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let ReplayOutcome::Gathering(search) =
-        conclude(ReplayBatch { request, read: found, read_us: 0 }, moment, &mut Nobody)
+        conclude(ReplayBatch { request, read: found, read_us: 0, held: None }, moment, &mut Nobody)
     else {
         panic!("the gathering goes on");
     };
@@ -178,10 +187,21 @@ fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
     for (place, ((facts, entries), range)) in parts.iter().enumerate() {
         let entries = entries.iter().filter(|entry| range.contains(&entry.id.ms)).cloned().collect();
         let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };
-        let request =
-            ReplayRequest { stream: stream(), job, step, count: 1000, budget_bytes: 1 << 20, asked_us: 0 };
+        let request = ReplayRequest {
+            stream: stream(),
+            job,
+            step,
+            count: 1000,
+            budget_bytes: 1 << 20,
+            asked_us: 0,
+            jump: None,
+        };
         let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };
-        step = match conclude(ReplayBatch { request, read, read_us: 0 }, quiet_moment(), &mut Nobody) {
+        step = match conclude(
+            ReplayBatch { request, read, read_us: 0, held: None },
+            quiet_moment(),
+            &mut Nobody,
+        ) {
             ReplayOutcome::Searching(search) => ReplayStep::Search(search),
             ReplayOutcome::Opened(opened) => return *opened,
             other => panic!("{other:?}"),

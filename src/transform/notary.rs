@@ -2,12 +2,14 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::hear::end_entry;
 use super::history::Witness;
 use super::silence::{Remembered, age_us};
 use super::{DecodeContext, DropReason, Flaw};
-use crate::event::message::ReplayOutcome;
+use crate::event::checkpoints::{Checkpoint, Checkpoints};
+use crate::event::message::{JobRef, ReplayOutcome};
 use crate::event::record::{DeadLetter, EndGeneration, EndKind, Ended, Receipt};
 use crate::event::{Entry, EntryId, Frame, FrameBody, StreamName, StreamState};
 use crate::observe::{Recorder, Registry, Stage};
@@ -89,6 +91,8 @@ pub(super) struct HistoryWitness<'a> {
     pub(super) transform: usize,
     /// Now, µs since 1970 by this host's clock.
     pub(super) now_us: u64,
+    /// Where scans leave checkpoints, and whose scan it is.
+    pub(super) scans: (&'a Checkpoints, JobRef),
 }
 
 impl Witness for HistoryWitness<'_> {
@@ -112,6 +116,26 @@ impl Witness for HistoryWitness<'_> {
         let (stream, kind, transform) = (stream.clone(), EndKind::Grace, self.transform);
         // With no room for it, the next look asks again.
         let _ = self.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
+    }
+
+    fn reached(&mut self, stream: &StreamName, checkpoint: Checkpoint) {
+        self.scans.0.keep(stream, checkpoint, Instant::now());
+    }
+
+    fn tried(&mut self, stream: &StreamName, checkpoint: EntryId, holds: bool, first: Option<EntryId>) {
+        if holds {
+            self.notary.registry.counters().checkpoints_used.inc();
+        } else {
+            self.scans.0.refute(stream, checkpoint, first);
+        }
+    }
+
+    fn scanned(&mut self, stream: &StreamName, at: Option<EntryId>) {
+        let (checkpoints, job) = self.scans;
+        match at {
+            Some(at) => checkpoints.scanning(stream, job, at, Instant::now()),
+            None => checkpoints.finished(stream, job),
+        }
     }
 }
 

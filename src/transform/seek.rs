@@ -1,5 +1,7 @@
 //! What a resume needs to know of the history before it: a scan from the stream's beginning, or from a
 //! known state, that decodes and judges, and makes no frames but the newest terminal one.
+//!
+//! What the scan knows at an entry ([`Scan`]) can be kept, and another scan, for whatever position, goes on from it.
 
 use std::sync::Arc;
 
@@ -8,32 +10,87 @@ use super::hear::{Concluded, Heard, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
 use crate::event::{
-    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Outline, Position, Progress, StreamName,
-    StreamState,
+    After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Outline, Phase, Position, Progress,
+    StreamName, StreamState,
 };
 use crate::provider::Margin;
 
-/// A scan in progress. Entries are pushed in their order, over as many batches as it takes.
-#[derive(Debug)]
-pub struct Seek {
-    stream: StreamName,
-    after: After,
+/// How far a scan goes between two checkpoints, in entries: so much at most is decoded twice. An entry counts once more for
+/// each KiB that it has.
+pub const CHECKPOINT_SPACING: u64 = 1024;
+
+/// Where a scan stands: everything that depends on the entries up to there and on nothing else, so that another scan can go
+/// on from it as if it had come there itself.
+#[derive(Clone, Debug)]
+pub struct Scan {
     tip: EntryId,
     state: StreamState,
-    /// The state at the wanted position, from the moment at which the scan has passed it.
-    passed: Option<StreamState>,
     /// Right before the newest generation's first entry.
     newest: (Position, StreamState),
+    /// The end before that.
+    newest_mark: EntryId,
     /// Where the last delivered entry is.
     delivered: Position,
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
-    context: DecodeContext,
-    grace_ms: u64,
-    /// What the generation at the wanted position had said up to there, if that is wanted.
-    outline: Option<Outline>,
+    /// What the newest generation has said.
+    outline: Outline,
     /// The newest end.
     ended: EntryId,
+    /// How much was scanned, in entries and KiB.
+    cost: u64,
+}
+
+impl Scan {
+    fn new(beginning: StreamState) -> Self {
+        Self {
+            tip: EntryId::ZERO,
+            newest: (Position::ZERO, beginning.clone()),
+            newest_mark: EntryId::ZERO,
+            state: beginning,
+            delivered: Position::ZERO,
+            terminal: None,
+            activity: None,
+            outline: Outline::default(),
+            ended: EntryId::ZERO,
+            cost: 0,
+        }
+    }
+
+    /// What it takes, in bytes, about.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let of = |state: &StreamState| {
+            let generation = state.generation.as_ref().map_or(0, |name| name.len());
+            generation + state.progress.as_ref().map_or(0, |progress| progress.len_bytes())
+        };
+        let terminal = self.terminal.as_ref().map_or(0, |frame| size_of::<Frame>() + frame.json().len());
+        size_of::<Self>() + of(&self.state) + of(&self.newest.1) + terminal + self.outline.len_bytes()
+    }
+
+    /// How much was scanned, in entries and KiB.
+    #[must_use]
+    pub const fn cost(&self) -> u64 {
+        self.cost
+    }
+}
+
+/// A scan in progress, and what is looked for. Entries are pushed in their order, over as many batches as it takes.
+#[derive(Debug)]
+pub struct Seek {
+    stream: StreamName,
+    after: After,
+    context: DecodeContext,
+    grace_ms: u64,
+    /// Whether the outline of what the generation at the wanted position had said up to there is wanted.
+    outlined: bool,
+    scan: Scan,
+    /// The state at the wanted position, from the moment at which the scan has passed it.
+    passed: Option<StreamState>,
+    /// The outline there.
+    outline_passed: Option<Outline>,
+    /// Up to where checkpoints were made, by [`Scan::cost`]; `None`: not everything was seen, so that none are.
+    checked: Option<u64>,
 }
 
 /// What a scan found.
@@ -63,17 +120,13 @@ impl Seek {
         Self {
             stream,
             after,
-            tip: EntryId::ZERO,
-            newest: (Position::ZERO, beginning.clone()),
-            state: beginning,
-            passed: None,
-            delivered: Position::ZERO,
-            terminal: None,
-            activity: None,
             context: DecodeContext::default(),
             grace_ms: 0,
-            outline: None,
-            ended: EntryId::ZERO,
+            outlined: false,
+            scan: Scan::new(beginning),
+            passed: None,
+            outline_passed: None,
+            checked: Some(0),
         }
     }
 
@@ -93,21 +146,21 @@ impl Seek {
 
     /// With the outline of what the generation at the wanted position had said, or without (as without this).
     #[must_use]
-    pub fn with_outline(mut self, outlined: bool) -> Self {
-        self.outline = outlined.then(Outline::default);
+    pub const fn with_outline(mut self, outlined: bool) -> Self {
+        self.outlined = outlined;
         self
     }
 
     /// The last entry scanned, or `0-0`.
     #[must_use]
     pub const fn position(&self) -> EntryId {
-        self.tip
+        self.scan.tip
     }
 
     /// The state after the last entry scanned.
     #[must_use]
     pub const fn state(&self) -> &StreamState {
-        &self.state
+        &self.scan.state
     }
 
     /// The wanted position with its state, once the scan has passed it.
@@ -115,6 +168,57 @@ impl Seek {
     pub fn passed(&self) -> Option<Cursor> {
         let After::At(position) = self.after else { return None };
         self.passed.clone().map(|state| Cursor { position, state })
+    }
+
+    /// Up to where a checkpoint that is taken over must lie at most; `None`: every entry has to be seen for now.
+    #[must_use]
+    pub fn target(&self) -> Option<Position> {
+        const END: Position = Position::whole(EntryId::MAX);
+        match (&self.passed, self.after) {
+            (None, After::At(wanted)) => Some(wanted),
+            (None, After::Last | After::Tail) => Some(END),
+            // The next entry may tell that the generation was over at the wanted position.
+            (Some(passed), _) => {
+                let newest = passed.finishing();
+                (newest.is_none() || newest != self.scan.state.finishing()).then_some(END)
+            }
+        }
+    }
+
+    /// Nothing was scanned yet, and the stream's beginning is another one now.
+    pub fn begin(&mut self, beginning: StreamState) {
+        if self.scan.tip == EntryId::ZERO {
+            self.scan = Scan::new(beginning);
+        }
+    }
+
+    /// Goes on from a checkpoint at or before [`Seek::target`].
+    pub fn adopt(&mut self, scan: &Scan) {
+        if scan.tip > self.scan.tip {
+            self.scan = scan.clone();
+            self.checked = self.checked.map(|_| scan.cost);
+        }
+    }
+
+    /// Whether so much was scanned that others had better not do the same.
+    #[must_use]
+    pub const fn is_long(&self) -> bool {
+        self.scan.cost >= CHECKPOINT_SPACING
+    }
+
+    #[cfg(test)]
+    pub(super) const fn scan(&self) -> &Scan {
+        &self.scan
+    }
+
+    /// A checkpoint, where it is time for one.
+    pub fn checkpoint(&mut self) -> Option<Scan> {
+        let checked = self.checked?;
+        if self.scan.cost < checked + CHECKPOINT_SPACING {
+            return None;
+        }
+        self.checked = Some(self.scan.cost);
+        Some(self.scan.clone())
     }
 
     /// Entries behind [`Seek::position`] were removed unseen: the scan goes on at `first`, where nothing but
@@ -126,32 +230,39 @@ impl Seek {
         {
             self.passed = Some(StreamState { ordinal: None, ..state.clone() });
         }
-        self.newest = (Position::whole(self.tip), state.clone());
-        self.terminal = None;
-        self.state = state;
-        self.outline = self.outline.take().map(|_| Outline::default());
+        self.checked = None;
+        let scan = &mut self.scan;
+        scan.newest = (Position::whole(scan.tip), state.clone());
+        scan.newest_mark = EntryId::ZERO;
+        scan.terminal = None;
+        scan.state = state;
+        scan.outline = Outline::default();
+        self.outline_passed = self.passed.is_some().then(Outline::default);
     }
 
-    /// Notes what was delivered in the outline, as far as that goes.
+    /// Notes what was delivered in the outlines, as far as they go.
     fn outline_event(&mut self, at: Position, event: &Event<'_>, begins: bool) {
-        let Some(outline) = &mut self.outline else { return };
-        match self.after {
-            After::At(wanted) if at > wanted => {}
-            After::At(_) | After::Tail => outline.pass_event(at.id, event, begins),
-            After::Last if begins => *outline = Outline::after_end(self.ended),
-            After::Last => {}
+        let scan = &mut self.scan;
+        if begins {
+            scan.newest_mark = scan.ended;
+        }
+        scan.outline.pass_event(at.id, event, begins);
+        if let (Some(outline), After::At(wanted)) = (&mut self.outline_passed, self.after)
+            && at <= wanted
+        {
+            outline.pass_event(at.id, event, begins);
         }
         if event.is_terminal() {
-            self.ended = at.id;
+            scan.ended = at.id;
         }
     }
 
     /// Takes the next entry. One at or below [`Seek::position`] is ignored.
     pub fn push(&mut self, entry: &Entry) {
-        if entry.id <= self.tip {
+        if entry.id <= self.scan.tip {
             return;
         }
-        if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
+        if is_over_before(&self.scan.state, entry, &self.context, self.grace_ms) {
             self.end_finishing();
         }
         if let After::At(wanted) = self.after
@@ -159,13 +270,15 @@ impl Seek {
             && Position::whole(entry.id) > wanted
         {
             self.passed = Some(self.state_at(wanted));
+            self.outline_passed = Some(self.scan.outline.clone());
         }
-        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        self.scan.cost += 1 + entry.fields.len_bytes() as u64 / 1024;
+        let decoded = if self.scan.state.progress.is_none() { plain(entry) } else { None };
         match decoded {
             Some(decoded) => self.follow(entry.id, &decoded),
             None => self.follow_heard(entry),
         }
-        self.tip = entry.id;
+        self.scan.tip = entry.id;
     }
 
     /// The end of the scan. `last_generated_id` is the stream's, which is above its newest entry where
@@ -176,28 +289,23 @@ impl Seek {
             After::At(wanted) => Some(self.passed.clone().unwrap_or_else(|| self.state_at(wanted))),
             After::Last | After::Tail => None,
         };
-        let state_at_tip = self.state;
-        let (from, state_at_from) = match self.after {
-            After::At(wanted) => (wanted, passed.unwrap_or_default()),
-            After::Last => self.newest,
-            After::Tail => (Position::whole(self.tip.max(last_generated_id)), state_at_tip.clone()),
+        let Scan { tip, state: state_at_tip, newest, newest_mark, terminal, activity, outline, .. } =
+            self.scan;
+        let (from, state_at_from, outline) = match self.after {
+            After::At(wanted) => (wanted, passed.unwrap_or_default(), self.outline_passed.unwrap_or(outline)),
+            After::Last => (newest.0, newest.1, Outline::after_end(newest_mark)),
+            After::Tail => (Position::whole(tip.max(last_generated_id)), state_at_tip.clone(), outline),
         };
-        Sought {
-            from,
-            state_at_from,
-            tip: self.tip,
-            state_at_tip,
-            terminal: self.terminal,
-            newest_activity: self.activity,
-            outline: self.outline,
-        }
+        let outline = self.outlined.then_some(outline);
+        Sought { from, state_at_from, tip, state_at_tip, terminal, newest_activity: activity, outline }
     }
 
     /// The state at the wanted position, which the scan is about to pass. Where nothing is left at or before
     /// it, nobody knows how many entries came before it: those that were removed may lie on either side.
     fn state_at(&self, wanted: Position) -> StreamState {
-        let is_known = wanted == Position::ZERO || self.tip != EntryId::ZERO;
-        StreamState { ordinal: self.state.ordinal.filter(|_| is_known), ..self.state.clone() }
+        let Scan { state, tip, .. } = &self.scan;
+        let is_known = wanted == Position::ZERO || *tip != EntryId::ZERO;
+        StreamState { ordinal: state.ordinal.filter(|_| is_known), ..state.clone() }
     }
 
     /// A finishing generation has come to its end without an entry that says so.
@@ -206,7 +314,7 @@ impl Seek {
     }
 
     fn end_finishing(&mut self) {
-        let Some(concluded) = Concluded::of(&mut self.state) else { return };
+        let Some(concluded) = Concluded::of(&mut self.scan.state) else { return };
         // Who has passed the id of its end has that.
         if let After::At(wanted) = self.after
             && wanted >= Position::whole(concluded.id)
@@ -216,64 +324,64 @@ impl Seek {
             Concluded::of(passed);
         }
         let after = Position::but_end(concluded.id);
-        self.terminal = self.terminal_frame(concluded.id, after, &concluded.end()).map(Arc::new);
+        self.scan.terminal = self.terminal_frame(concluded.id, after, &concluded.end()).map(Arc::new);
         self.outline_event(Position::whole(concluded.id), &concluded.end().event, false);
-        self.delivered = Position::whole(concluded.id);
+        self.scan.delivered = Position::whole(concluded.id);
     }
 
     /// Follows an entry that is not in the native form or breaks it, or one after one in a provider's form.
     fn follow_heard(&mut self, entry: &Entry) {
-        let before = (self.after == After::Last).then(|| self.state.clone());
-        let mut at = Position::whole(self.tip);
-        self.state.pass();
-        let (progress, margin) = (self.state.progress.clone(), Margin::default());
+        let before = self.scan.state.clone();
+        let mut at = Position::whole(self.scan.tip);
+        self.scan.state.pass();
+        let (progress, margin) = (self.scan.state.progress.clone(), Margin::default());
         let known = Progress::known(progress.as_deref());
-        let Ok(mut heard) = Heard::new(entry, &self.context, (known, &margin), &self.state) else {
-            self.state.note_newest(entry.id);
-            self.activity = Some(entry.id);
+        let Ok(mut heard) = Heard::new(entry, &self.context, (known, &margin), &self.scan.state) else {
+            self.scan.state.note_newest(entry.id);
+            self.scan.activity = Some(entry.id);
             return;
         };
         let mut is_lost = false;
-        while let Some((decoded, verdict, position)) = heard.judge(&mut self.state) {
+        while let Some((decoded, verdict, position)) = heard.judge(&mut self.scan.state) {
             is_lost |= matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. });
             let Verdict::Deliver { begins, .. } = verdict else { continue };
             if begins {
-                if let Some(state) = &before {
-                    self.newest = (at, state.clone());
-                }
-                self.terminal = None;
+                self.scan.newest = (at, before.clone());
+                self.scan.terminal = None;
             }
             at = position;
             if decoded.event.is_terminal() {
-                self.terminal = self.terminal_frame(entry.id, self.delivered, &decoded).map(Arc::new);
+                let terminal = self.terminal_frame(entry.id, self.scan.delivered, &decoded);
+                self.scan.terminal = terminal.map(Arc::new);
             }
-            self.delivered = position;
+            self.scan.delivered = position;
             self.outline_event(position, &decoded.event, begins);
         }
         if !is_lost {
-            self.activity = Some(entry.id);
+            self.scan.activity = Some(entry.id);
         }
     }
 
     fn follow(&mut self, id: EntryId, decoded: &Decoded<'_>) {
         if !matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. }) {
-            self.activity = Some(id);
+            self.scan.activity = Some(id);
         }
-        // Only an entry that may begin a generation needs the state before it, and only `last` asks for it.
-        let may_begin = decoded.event.begins() || decoded.event.is_terminal();
-        let before = (self.after == After::Last && may_begin).then(|| self.state.clone());
-        self.state.pass();
-        let Verdict::Deliver { begins, .. } = judge(&mut self.state, id, decoded) else { return };
+        // Only where a generation may begin is the state before it needed.
+        let may_begin = self.scan.state.phase != Phase::Open || matches!(decoded.event, Event::Start { .. });
+        let before = may_begin.then(|| self.scan.state.clone());
+        self.scan.state.pass();
+        let Verdict::Deliver { begins, .. } = judge(&mut self.scan.state, id, decoded) else { return };
         if begins {
             if let Some(state) = before {
-                self.newest = (Position::whole(self.tip), state);
+                self.scan.newest = (Position::whole(self.scan.tip), state);
             }
-            self.terminal = None;
+            self.scan.terminal = None;
         }
         if decoded.event.is_terminal() {
-            self.terminal = self.terminal_frame(id, self.delivered, decoded).map(Arc::new);
+            let terminal = self.terminal_frame(id, self.scan.delivered, decoded);
+            self.scan.terminal = terminal.map(Arc::new);
         }
-        self.delivered = Position::whole(id);
+        self.scan.delivered = Position::whole(id);
         self.outline_event(Position::whole(id), &decoded.event, begins);
     }
 
@@ -287,7 +395,7 @@ impl Seek {
             stream: self.stream.clone(),
             after,
             last: Position::whole(id),
-            state: self.state.clone(),
+            state: self.scan.state.clone(),
             seq: decoded.seq,
             count: 1,
             ts_us: decoded.ts_us,

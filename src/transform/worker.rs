@@ -11,23 +11,21 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+use super::Pushed;
 use super::history::{Moment, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Silence};
 use super::notary::{EndWatch, HistoryWitness, Notary, Reported, count_shown, measure};
+pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
-use super::{DecodeContext, Pushed};
 use crate::config;
 use crate::event::message::{
-    Control, Cursor, Errand, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand,
-    RedisClock, ReplayBatch, ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
+    Control, Cursor, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand, ReplayBatch,
+    ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
-use crate::event::record::{DeadLetter, EndGeneration, EndKind, EndOutcome, Receipt};
+use crate::event::record::{EndGeneration, EndKind, EndOutcome};
 use crate::event::{EntryId, StreamName};
-use crate::observe::{Recorder, Registry, Stage};
-use crate::queue::{Receiver, SendError, Sender, Shortcut, sleep_until};
-use crate::stop::Stop;
+use crate::observe::{Recorder, Stage};
+use crate::queue::{SendError, Shortcut, sleep_until};
 use crate::turns::Turns;
 use crate::{error_limited, pulse};
 
@@ -48,55 +46,6 @@ const VIGILS_MAX: usize = 4096;
 
 /// The entry that ends the generation of a producer that is given up.
 const PRODUCER_LOST: &str = r#"{"type":"error","code":"producer_lost","message":"the producer has been silent for too long and was given up"}"#;
-
-/// One delivery thread as seen from here.
-#[derive(Clone)]
-pub struct DeliveryPort {
-    /// Its inbox.
-    pub inbox: Sender<ToDelivery>,
-    /// What takes the outcomes of its history reads.
-    pub history: Sender<ToDelivery>,
-    /// Where it finds what its inbox had no room for.
-    pub missed: Arc<Mutex<Missed>>,
-    /// Wakes it.
-    pub waker: Arc<mio::Waker>,
-}
-
-/// What a transform thread works with.
-pub struct WorkerParts {
-    /// What delivery threads ask.
-    pub control: Receiver<Control>,
-    /// What readers have read.
-    pub live: Receiver<LiveBatch>,
-    /// What replay threads have read.
-    pub replay: Receiver<ReplayBatch>,
-    /// Which transform thread it is.
-    pub index: usize,
-    /// How many there are.
-    pub transforms: usize,
-    /// The readers, by shard.
-    pub readers: Vec<Sender<ReaderCommand>>,
-    /// The delivery threads.
-    pub deliveries: Vec<DeliveryPort>,
-    /// What the watcher is asked to look for.
-    pub errands: Sender<Errand>,
-    /// Ends of generations that nobody else writes.
-    pub ends: Sender<EndGeneration>,
-    /// Entries that could not be understood.
-    pub letters: Sender<DeadLetter>,
-    /// Generations that are over and yet to be acknowledged.
-    pub receipts: Sender<Receipt>,
-    /// Redis' time.
-    pub clock: Arc<RedisClock>,
-    /// How producers are judged.
-    pub stream: config::Stream,
-    /// What decoding depends on beside the entries.
-    pub context: DecodeContext,
-    /// Where to count.
-    pub registry: Arc<Registry>,
-    /// When to end.
-    pub stop: Stop,
-}
 
 /// A running transform thread.
 pub struct Worker {
@@ -432,7 +381,8 @@ impl Worker {
         let WorkerParts { registry, letters, context, .. } = parts;
         let notary = Notary { registry, letters, reported, context };
         let (ends, transform) = (&parts.ends, parts.index);
-        let mut witness = HistoryWitness { notary, remembered, ends, transform, now_us };
+        let scans = (&*parts.checkpoints, job);
+        let mut witness = HistoryWitness { notary, remembered, ends, transform, now_us, scans };
         let outcome = conclude(batch, moment, &mut witness);
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
@@ -461,9 +411,13 @@ impl Worker {
         self.send_held();
         self.judge_silence();
         self.recorder.publish();
-        let count = i64::try_from(self.streams.len()).unwrap_or(i64::MAX);
-        self.parts.registry.gauges().streams_live.add(count - self.counted);
+        let count = signed(self.streams.len());
+        let gauges = self.parts.registry.gauges();
+        gauges.streams_live.add(count - self.counted);
         self.counted = count;
+        gauges.history_reply_bytes.set(signed(self.parts.ledger.replies()));
+        gauges.history_frame_bytes.set(signed(self.parts.ledger.frames()));
+        gauges.checkpoint_bytes.set(signed(self.parts.checkpoints.len_bytes()));
     }
 
     fn judge_silence(&mut self) {
@@ -572,6 +526,10 @@ impl Shortcut<LiveBatch> for OnTheWay {
             _ => Err(batch),
         }
     }
+}
+
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -66,6 +66,12 @@ mod abandoned;
 /// The daemon's end, in order or not, and how clients go on.
 mod drain;
 
+/// A resume in a long history costs what lies behind its position.
+mod checkpoints;
+
+/// Large entries: bytes decide how much is read, not counts.
+mod large;
+
 /// Everything at once: faults drawn from a seed, over many streams, and viewers that come and go.
 mod faults;
 

@@ -212,6 +212,15 @@ impl Redis {
         pipe.query(&mut self.0).unwrap()
     }
 
+    /// XADD of many `data` objects under ids of their own, in one round trip.
+    pub(crate) fn add_all_at(&mut self, key: &str, objects: &[(String, String)]) {
+        let mut pipe = redis::pipe();
+        for (id, object) in objects {
+            pipe.cmd("XADD").arg(key).arg(id).arg("data").arg(object).ignore();
+        }
+        pipe.query::<()>(&mut self.0).unwrap();
+    }
+
     /// Several commands as one transaction: nobody sees what is between them.
     pub(crate) fn run_at_once<T: FromRedisValue>(&mut self, commands: &[Vec<String>]) -> T {
         let mut pipe = redis::pipe();

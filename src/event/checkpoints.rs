@@ -1,0 +1,275 @@
+//! Where scans of long histories stood, kept for a while so that the next one need not begin at the beginning.
+//!
+//! A resume needs the state at its position, and that follows from all entries before it. Whoever scans a long stream leaves
+//! checkpoints on the way; who comes next goes on from the last one before its position. And of those who want the same
+//! stream at the same time only one scans what nobody has scanned yet: the others wait for it to pass.
+//!
+//! A checkpoint says nothing about a stream that was deleted and begun anew, or of which entries were deleted since. So it
+//! knows its entry, which is read again and compared, and the stream's counters, which never go back.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::message::{JobRef, KeyFacts};
+use super::{Entry, EntryId, Position, StreamName};
+
+/// The most that is kept, in bytes.
+pub const CHECKPOINT_BYTES_MAX: usize = 16 << 20;
+/// The most that is kept of one stream, in bytes and in number. Of more, every second is dropped.
+const STREAM_BYTES_MAX: usize = 4 << 20;
+const STREAM_POINTS_MAX: usize = 1024;
+/// How long those of a stream are kept that nobody uses.
+const KEPT_FOR: Duration = Duration::from_secs(600);
+/// How long one scan is waited for that does not come on.
+const SCAN_PATIENCE: Duration = Duration::from_secs(1);
+/// What a checkpoint counts beside its scan.
+const POINT_BYTES: usize = 128;
+
+/// Where a scan stood, right after an entry.
+pub struct Checkpoint {
+    /// The entry.
+    at: EntryId,
+    /// What tells its content from another's.
+    print: u64,
+    /// The stream's counters when it was read.
+    facts: KeyFacts,
+    /// How much was scanned to get there.
+    cost: u64,
+    bytes: usize,
+    scan: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("at", &self.at).field("cost", &self.cost).finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// A checkpoint right after `entry`, which a scan has reached at a `cost`; `bytes` is what the scan takes.
+    pub fn new<S: Any + Send + Sync>(
+        entry: &Entry,
+        facts: KeyFacts,
+        scan: S,
+        (cost, bytes): (u64, usize),
+    ) -> Self {
+        let (at, print, bytes) = (entry.id, entry.fields.fingerprint(), bytes + POINT_BYTES);
+        Self { at, print, facts, cost, bytes, scan: Box::new(scan) }
+    }
+
+    /// The entry after which it is.
+    #[must_use]
+    pub const fn at(&self) -> EntryId {
+        self.at
+    }
+
+    /// The scan, if it is of that kind.
+    #[must_use]
+    pub fn scan<S: Any>(&self) -> Option<&S> {
+        self.scan.downcast_ref()
+    }
+
+    /// Whether it holds for the stream as it was read now, from the checkpoint's entry on.
+    #[must_use]
+    pub fn holds(&self, facts: &KeyFacts, first_read: Option<&Entry>) -> bool {
+        let grows = |before: Option<u64>, now: Option<u64>| match (before, now) {
+            (Some(before), Some(now)) => now >= before,
+            _ => true,
+        };
+        let removed = |facts: &KeyFacts| facts.added.map(|added| added.saturating_sub(facts.length));
+        facts.last_generated >= self.facts.last_generated
+            && facts.max_deleted == self.facts.max_deleted
+            && grows(self.facts.added, facts.added)
+            && grows(removed(&self.facts), removed(facts))
+            && first_read.is_some_and(|entry| entry.id == self.at && entry.fields.fingerprint() == self.print)
+    }
+}
+
+/// How a scan goes on.
+#[derive(Debug)]
+pub enum Way {
+    /// With the next read.
+    Read,
+    /// From this checkpoint on.
+    Jump(Arc<Checkpoint>),
+    /// Not yet: another scan of the stream is about to pass there.
+    Wait,
+}
+
+/// The scan that others wait for.
+#[derive(Clone, Copy, Debug)]
+struct Leader {
+    job: JobRef,
+    at: EntryId,
+    seen: Instant,
+}
+
+/// What is kept of one stream.
+#[derive(Debug)]
+struct Shelf {
+    points: BTreeMap<EntryId, Arc<Checkpoint>>,
+    bytes: usize,
+    /// How much lies between two checkpoints at least.
+    spacing: u64,
+    leader: Option<Leader>,
+    used: Instant,
+}
+
+impl Shelf {
+    fn new(now: Instant) -> Self {
+        Self { points: BTreeMap::new(), bytes: 0, spacing: 0, leader: None, used: now }
+    }
+
+    fn add(&mut self, point: Checkpoint) {
+        let before = self.points.range(..=point.at).next_back();
+        let after = self.points.range(point.at..).next();
+        let near = |other: &Arc<Checkpoint>| other.cost.abs_diff(point.cost) < self.spacing.max(1);
+        if before.into_iter().chain(after).any(|(_, other)| near(other)) {
+            return;
+        }
+        self.bytes += point.bytes;
+        self.points.insert(point.at, Arc::new(point));
+        if self.points.len() > STREAM_POINTS_MAX || self.bytes > STREAM_BYTES_MAX {
+            self.thin_out();
+        }
+    }
+
+    /// Drops every second one; the newest stays.
+    fn thin_out(&mut self) {
+        let mut keep = self.points.len().is_multiple_of(2);
+        self.points.retain(|_, _| {
+            keep = !keep;
+            keep
+        });
+        self.bytes = self.points.values().map(|point| point.bytes).sum();
+        let costs: Vec<u64> = self.points.values().map(|point| point.cost).collect();
+        self.spacing = costs.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(self.spacing);
+        if self.bytes > STREAM_BYTES_MAX {
+            self.points.clear();
+            self.bytes = 0;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    by_stream: HashMap<StreamName, Shelf>,
+    bytes: usize,
+}
+
+/// The checkpoints of all streams, shared by the threads that read and those that scan.
+#[derive(Debug, Default)]
+pub struct Checkpoints(Mutex<Shelves>);
+
+impl Checkpoints {
+    /// How a job's scan of a stream goes on that stands at `from` and needs no entry before `target` for itself.
+    #[must_use]
+    pub fn way(
+        &self,
+        stream: &StreamName,
+        job: JobRef,
+        (from, target): (EntryId, Position),
+        now: Instant,
+    ) -> Way {
+        let mut shelves = self.0.lock();
+        let Some(shelf) = shelves.by_stream.get_mut(stream) else { return Way::Read };
+        shelf.used = now;
+        let best = shelf.points.range(..=target.id).rev().map(|(_, point)| point);
+        let best = best.take_while(|point| point.at > from).find(|point| Position::whole(point.at) <= target);
+        if let Some(leader) = shelf.leader
+            && leader.job != job
+            && now.saturating_duration_since(leader.seen) < SCAN_PATIENCE
+            && leader.at >= best.map_or(from, |point| point.at)
+            && Position::whole(leader.at) < target
+        {
+            return Way::Wait;
+        }
+        best.map_or(Way::Read, |point| Way::Jump(Arc::clone(point)))
+    }
+
+    /// A job's scan of a stream has come so far and goes on.
+    pub fn scanning(&self, stream: &StreamName, job: JobRef, at: EntryId, now: Instant) {
+        let mut shelves = self.0.lock();
+        let shelf = shelves.by_stream.entry(stream.clone()).or_insert_with(|| Shelf::new(now));
+        let is_behind = |leader: Leader| {
+            leader.job == job || leader.at < at || now.saturating_duration_since(leader.seen) >= SCAN_PATIENCE
+        };
+        if shelf.leader.is_none_or(is_behind) {
+            shelf.leader = Some(Leader { job, at, seen: now });
+        }
+        shelf.used = now;
+    }
+
+    /// A job's scan of a stream is over.
+    pub fn finished(&self, stream: &StreamName, job: JobRef) {
+        let mut shelves = self.0.lock();
+        let Some(shelf) = shelves.by_stream.get_mut(stream) else { return };
+        if shelf.leader.is_some_and(|leader| leader.job == job) {
+            shelf.leader = None;
+        }
+        if shelf.points.is_empty() && shelf.leader.is_none() {
+            shelves.by_stream.remove(stream);
+        }
+    }
+
+    /// Keeps a checkpoint, as far as there is room.
+    pub fn keep(&self, stream: &StreamName, point: Checkpoint, now: Instant) {
+        let mut guard = self.0.lock();
+        let shelves = &mut *guard;
+        let shelf = shelves.by_stream.entry(stream.clone()).or_insert_with(|| Shelf::new(now));
+        let before = shelf.bytes;
+        shelf.add(point);
+        shelf.used = now;
+        shelves.bytes = shelves.bytes - before + shelf.bytes;
+        shelves.forget_old(now);
+    }
+
+    /// A checkpoint did not hold: nor do those that were made before the stream was what it is now. `first` is its oldest entry.
+    pub fn refute(&self, stream: &StreamName, point: EntryId, first: Option<EntryId>) {
+        let mut guard = self.0.lock();
+        let shelves = &mut *guard;
+        let Some(shelf) = shelves.by_stream.get_mut(stream) else { return };
+        let before = shelf.bytes;
+        match first {
+            // It was trimmed away, and those behind it were not.
+            Some(first) if point < first => shelf.points = shelf.points.split_off(&first),
+            _ => shelf.points.clear(),
+        }
+        shelf.bytes = shelf.points.values().map(|point| point.bytes).sum();
+        shelves.bytes = shelves.bytes - before + shelf.bytes;
+    }
+
+    /// What is kept, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
+}
+
+impl Shelves {
+    /// Lets go of what nobody has used for long, and of more where there is too much.
+    fn forget_old(&mut self, now: Instant) {
+        while self.bytes > CHECKPOINT_BYTES_MAX
+            && let Some(oldest) =
+                self.by_stream.iter().min_by_key(|(_, shelf)| shelf.used).map(|(stream, _)| stream.clone())
+            && let Some(shelf) = self.by_stream.remove(&oldest)
+        {
+            self.bytes -= shelf.bytes;
+        }
+        let Self { by_stream, bytes } = self;
+        by_stream.retain(|_, shelf| {
+            let is_kept = now.saturating_duration_since(shelf.used) < KEPT_FOR;
+            *bytes -= if is_kept { 0 } else { shelf.bytes };
+            is_kept
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoints_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+//! How much of what was read from history is still held: by replies that are not decoded yet, and by frames that are not sent
+//! yet, whoever has them.
+//!
+//! Whatever is held carries a [`Held`], which takes itself off the ledger when the last hold is let go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// So much of what was read from history may be held by replies and frames of large entries. More is read once some of it
+/// was sent.
+pub const HISTORY_HELD_MAX: usize = 24 << 20;
+
+/// The sums, shared by all threads that read, decode and send.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    replies: AtomicUsize,
+    frames: AtomicUsize,
+}
+
+impl Ledger {
+    /// Bytes of entries that were read and are not decoded yet.
+    #[must_use]
+    pub fn replies(&self) -> usize {
+        self.replies.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of frames made of them that are not sent yet.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.replies() + self.frames()
+    }
+
+    /// Enters entries.
+    #[must_use]
+    pub fn hold_reply(self: &Arc<Self>, bytes: usize) -> Held {
+        Held::new(self, Kind::Reply, bytes)
+    }
+
+    /// Enters a frame.
+    #[must_use]
+    pub fn hold_frame(self: &Arc<Self>, bytes: usize) -> Held {
+        Held::new(self, Kind::Frame, bytes)
+    }
+
+    const fn sum(&self, kind: Kind) -> &AtomicUsize {
+        match kind {
+            Kind::Reply => &self.replies,
+            Kind::Frame => &self.frames,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Reply,
+    Frame,
+}
+
+/// Bytes on the ledger, for as long as this lives.
+#[derive(Debug)]
+pub struct Held {
+    ledger: Arc<Ledger>,
+    kind: Kind,
+    bytes: usize,
+}
+
+impl Held {
+    fn new(ledger: &Arc<Ledger>, kind: Kind, bytes: usize) -> Self {
+        ledger.sum(kind).fetch_add(bytes, Ordering::Relaxed);
+        Self { ledger: Arc::clone(ledger), kind, bytes }
+    }
+
+    /// The ledger that it is on.
+    #[must_use]
+    pub const fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.ledger.sum(self.kind).fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_summed_until_it_is_let_go() {
+        let ledger = Arc::new(Ledger::default());
+        let reply = ledger.hold_reply(10);
+        let frame = Arc::new(ledger.hold_frame(7));
+        let other = Arc::clone(&frame);
+        assert_eq!((ledger.replies(), ledger.frames(), ledger.bytes()), (10, 7, 17));
+        drop((reply, frame));
+        assert_eq!(ledger.bytes(), 7);
+        drop(other);
+        assert_eq!(ledger.bytes(), 0);
+    }
+}

@@ -1,0 +1,217 @@
+//! What a replay thread says to Redis, and what it makes of the answers.
+//!
+//! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is seen
+//! in the description, and nothing can be trimmed between the two.
+
+use super::pace::{Manner, TRIP_BYTES_MAX};
+use crate::event::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};
+use crate::event::{ENTRY_BYTES_MAX, Entry, EntryId, Position};
+use crate::redis::{Command, Keys, Link, RangeReply, RedisError, ServerErrorKind, StreamInfo};
+
+/// How often a read whose description changed meanwhile is repeated.
+const APART_ATTEMPTS: usize = 3;
+/// Commands of a transaction before its EXEC, MULTI included.
+const COMMANDS: usize = 3;
+
+/// A request with what is asked of Redis for it.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) request: ReplayRequest,
+    /// Where the range begins.
+    pub(super) start: String,
+    /// The most entries.
+    pub(super) count: usize,
+    pub(super) manner: Manner,
+}
+
+/// What one round trip has brought.
+pub(super) struct Answers {
+    /// For each question, in their order.
+    pub(super) ranges: Vec<Result<RangeReply, RedisError>>,
+}
+
+/// Where the range of a request begins.
+pub(super) fn start_of(request: &ReplayRequest) -> String {
+    if let Some(checkpoint) = &request.jump {
+        // Its entry is read again, to know it by.
+        return checkpoint.at().to_string();
+    }
+    match &request.step {
+        ReplayStep::Open { .. } => "-".into(),
+        // Nothing follows the end of all ids: only whether the stream is there is of interest.
+        ReplayStep::Probe => "+".into(),
+        ReplayStep::Search(search) => beyond(Position::whole(search.from)),
+        ReplayStep::State(search) => beyond(Position::whole(search.from)),
+        ReplayStep::Continue { from, .. } => beyond(from.position),
+    }
+}
+
+/// Where it ends.
+fn end_of(step: &ReplayStep) -> String {
+    match step {
+        ReplayStep::Continue { until: Some(until), .. } => until.to_string(),
+        ReplayStep::Probe => "-".into(),
+        _ => "+".into(),
+    }
+}
+
+/// The start of a range that leaves out what `position` covers. An entry of which only some frames were
+/// received is read again.
+fn beyond(position: Position) -> String {
+    match position {
+        Position::ZERO => "-".into(),
+        Position { id, .. } if position.covers_entry() => format!("({id}"),
+        Position { id, .. } => id.to_string(),
+    }
+}
+
+/// Asks for all ranges in one round trip.
+pub(super) fn ask(link: &mut Link, keys: &Keys, questions: &[Question]) -> Result<Answers, RedisError> {
+    if let [question] = questions
+        && question.manner == Manner::Apart
+    {
+        return ask_apart(link, keys, question);
+    }
+    for question in questions {
+        let key = keys.stream(&question.request.stream);
+        transaction(link, range(question, &key), info(&key, question.manner >= Manner::Lean));
+    }
+    link.flush()?;
+    let mut room = TRIP_BYTES_MAX;
+    let mut ranges = Vec::with_capacity(questions.len());
+    for question in questions {
+        let found = receive(link, room, question.manner >= Manner::Lean)?;
+        let kept = found.iter().flat_map(|found| &found.entries).map(|entry| entry.fields.len_bytes());
+        room = room.saturating_sub(kept.sum());
+        ranges.push(found);
+    }
+    Ok(Answers { ranges })
+}
+
+/// Asks for a range with nothing else in the reply, and for the stream's description before and after: as long as
+/// nothing was removed in between, that is as good as at once.
+fn ask_apart(link: &mut Link, keys: &Keys, question: &Question) -> Result<Answers, RedisError> {
+    let key = keys.stream(&question.request.stream);
+    let describe = |link: &mut Link| {
+        let nothing = Command::new("XRANGE").arg(&key).arg("+").arg("-");
+        transaction(link, nothing, info(&key, true));
+        link.flush()?;
+        receive(link, 0, true)
+    };
+    for _ in 0..APART_ATTEMPTS {
+        let before = describe(link)?;
+        transaction(link, range(question, &key), Command::new("XLEN").arg(&key));
+        link.flush()?;
+        let found = receive(link, TRIP_BYTES_MAX, true)?;
+        let after = describe(link)?;
+        let removed = |described: &Result<RangeReply, RedisError>| match described {
+            Ok(RangeReply { info: Ok(Some(info)), .. }) => {
+                Some((info.first, info.entries_added.map(|added| added.saturating_sub(info.length))))
+            }
+            _ => None,
+        };
+        if removed(&before) == removed(&after) {
+            let ranges = vec![found.and_then(|found| Ok(RangeReply { info: before?.info, ..found }))];
+            return Ok(Answers { ranges });
+        }
+    }
+    let changed = "the stream was trimmed at each attempt to read it".into();
+    Ok(Answers { ranges: vec![Err(RedisError::Protocol(changed))] })
+}
+
+fn range(question: &Question, key: &str) -> Command {
+    let (start, end) = (&question.start, end_of(&question.request.step));
+    Command::new("XRANGE").arg(key).arg(start).arg(end).arg("COUNT").number(question.count)
+}
+
+/// Both forms have content that nobody wants: the first and the newest entry's, or the first entry's alone.
+fn info(key: &str, is_lean: bool) -> Command {
+    let info = Command::new("XINFO").arg("STREAM").arg(key);
+    if is_lean { info.args(["FULL", "COUNT", "1"]) } else { info }
+}
+
+fn transaction(link: &mut Link, range: Command, info: Command) {
+    for command in [Command::new("MULTI"), range, info, Command::new("EXEC")] {
+        link.push(&command);
+    }
+}
+
+/// The reply to a transaction; the outer error is the connection's, the inner one the server's.
+fn receive(
+    link: &mut Link,
+    room: usize,
+    is_full: bool,
+) -> Result<Result<RangeReply, RedisError>, RedisError> {
+    let timeout = link.response_timeout();
+    let mut refused = None;
+    for _ in 0..COMMANDS {
+        refused = refused.or(link.receive(timeout)?.error());
+    }
+    match (link.receive_range(room, is_full), refused) {
+        (Ok(found), _) => Ok(Ok(found)),
+        // Which command was refused says more than that the transaction was.
+        (Err(RedisError::Server(_)), Some(refused)) => Ok(Err(RedisError::Server(refused))),
+        (Err(error @ RedisError::Server(_)), None) => Ok(Err(error)),
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Understood {
+    /// An answer.
+    Read(ReplayRead),
+    /// The other reads of the round trip left no room for a single entry.
+    Starved,
+}
+
+/// What a question's answer says.
+pub(super) fn understand(question: &Question, found: RangeReply) -> Result<Understood, RedisError> {
+    let RangeReply { mut entries, found: count, first, info, .. } = found;
+    let info = match info {
+        Ok(info) => info.ok_or(NOT_DESCRIBED)?,
+        Err(error) => {
+            return match error.kind() {
+                ServerErrorKind::NoSuchKey => Ok(Understood::Read(ReplayRead::Missing)),
+                ServerErrorKind::WrongType => Ok(Understood::Read(ReplayRead::WrongType)),
+                _ => Err(RedisError::Server(error)),
+            };
+        }
+    };
+    let had_all_room = question.manner > Manner::Together;
+    if entries.is_empty() && count > 0 {
+        match first {
+            Some(first) if had_all_room || first.bytes > ENTRY_BYTES_MAX as u64 => {
+                entries.push(first.into_entry());
+            }
+            _ if had_all_room => return Err(NO_ENTRY),
+            _ => return Ok(Understood::Starved),
+        }
+    }
+    let until = match &question.request.step {
+        ReplayStep::Continue { until, .. } => *until,
+        _ => None,
+    };
+    let exhausted = is_exhausted(&entries, count, (question.count, until));
+    Ok(Understood::Read(ReplayRead::Found { facts: facts(&info), entries, exhausted }))
+}
+
+const NOT_DESCRIBED: RedisError =
+    RedisError::Protocol(std::borrow::Cow::Borrowed("a range without its stream"));
+const NO_ENTRY: RedisError = RedisError::Protocol(std::borrow::Cow::Borrowed("an entry without id"));
+
+/// Whether the read came to the end of the stream, or of the range that was asked for.
+fn is_exhausted(entries: &[Entry], found: usize, (asked, until): (usize, Option<EntryId>)) -> bool {
+    let reached = until.is_some() && entries.last().map(|entry| entry.id) >= until;
+    reached || (found < asked && entries.len() == found)
+}
+
+fn facts(info: &StreamInfo) -> KeyFacts {
+    KeyFacts {
+        last_generated: info.last_generated_id,
+        first: info.first,
+        length: info.length,
+        added: info.entries_added,
+        max_deleted: info.max_deleted_id.filter(|&id| id != EntryId::ZERO),
+    }
+}

@@ -1,0 +1,318 @@
+//! A reply with entries, read while it comes and kept only as far as there is room for it.
+//!
+//! XRANGE counts entries, and how large they are is seen only when they are there. So the reply is not gathered and then
+//! looked at: each piece goes through the sieve as the socket brings it. Entries are copied until one does not fit; from
+//! there on the rest of the reply is read and dropped. What is kept has a buffer of its own size, which pins nothing else.
+//!
+//! The reply is the one to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, which stands for nothing), in this
+//! order. Of the stream's description the first and last entries' content is dropped.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::error::{RedisError, ServerError};
+use super::reply::Reply;
+use super::resp::{Item, Malformed, Scanner, StringHead, item, string_head};
+use super::streams::{StreamInfo, whole_entries};
+use crate::event::{Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
+
+/// What a string counts beside its bytes.
+const STRING_BYTES: usize = 8;
+/// The longest string that is kept of what is said about the stream.
+const INFO_STRING_BYTES_MAX: usize = 256;
+/// The most that is kept of that: the groups, which come last and are not needed, may be many.
+const INFO_BYTES_MAX: usize = 64 * 1024;
+/// Strings above this size have exact room made for them.
+const EXACT_ROOM_BYTES: usize = 64 * 1024;
+
+/// How deep things lie in the reply: EXEC's array, the array of entries, an entry, its fields.
+const IN_EXEC: usize = 1;
+const IN_RANGE: usize = 2;
+const IN_ENTRY: usize = 3;
+const IN_FIELDS: usize = 4;
+
+/// What was kept of a range and the stream it is of, both of one moment.
+#[derive(Debug)]
+pub struct RangeReply {
+    /// The entries that fit, in order.
+    pub entries: Vec<Entry>,
+    /// How many entries the reply had.
+    pub found: usize,
+    /// How many bytes of strings it had.
+    pub bytes: u64,
+    /// What is known of the first entry where not even that fit.
+    pub first: Option<Unfit>,
+    /// The stream, or why nothing can be said of it; `None` where it was not asked for.
+    pub info: Result<Option<StreamInfo>, ServerError>,
+}
+
+/// An entry for which there was no room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// Its id.
+    pub id: EntryId,
+    /// How large its values are together.
+    pub bytes: u64,
+    /// The beginnings of its first names.
+    pub names: Vec<Vec<u8>>,
+}
+
+impl Unfit {
+    /// The entry, with nothing but names.
+    #[must_use]
+    pub fn into_entry(self) -> Entry {
+        Entry { id: self.id, fields: Fields::too_large(&self.names, self.bytes.max(1)) }
+    }
+}
+
+/// Where a string goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goes {
+    /// To the kept entries.
+    Range,
+    /// To what is said of the stream.
+    Info,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// A string of which some bytes are yet to come.
+#[derive(Clone, Copy, Debug)]
+struct Partial {
+    left: usize,
+    goes: Goes,
+    /// How many of its bytes belong to the newest of the names.
+    name_bytes: usize,
+}
+
+/// The sieve. Takes a whole reply, over as many pieces as it comes in.
+#[derive(Debug)]
+pub(super) struct Sieve {
+    scanner: Scanner,
+    string: Option<Partial>,
+    room: usize,
+    /// The array of entries as far as it is kept, as it lay in the reply.
+    range: Vec<u8>,
+    /// Whether something did not fit.
+    is_cut: bool,
+    found: usize,
+    bytes: u64,
+    first_bytes: u64,
+    names: Vec<Vec<u8>>,
+    info: Vec<u8>,
+    /// How deep the fields of the entries lie that the stream's description holds.
+    info_fields: usize,
+    /// The reply where it is no array: an error.
+    other: Vec<u8>,
+}
+
+impl Sieve {
+    /// With room for so many bytes of entries; `is_full`: the stream is described by `XINFO STREAM … FULL`.
+    pub(super) fn new(room: usize, is_full: bool) -> Self {
+        Self {
+            info_fields: if is_full { 4 } else { 3 },
+            scanner: Scanner::default(),
+            string: None,
+            room,
+            range: Vec::new(),
+            is_cut: false,
+            found: 0,
+            bytes: 0,
+            first_bytes: 0,
+            names: Vec::new(),
+            info: Vec::new(),
+            other: Vec::new(),
+        }
+    }
+
+    /// Takes what the buffer has of the reply off its front; `true` once the reply is complete.
+    pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
+        loop {
+            if self.string.is_some() {
+                if !self.go_on(buffer)? {
+                    return Ok(false);
+                }
+                if self.scanner.enter(&Item::Bulk(0..0))? {
+                    return Ok(true);
+                }
+                continue;
+            }
+            match string_head(buffer)? {
+                StringHead::Incomplete => return Ok(false),
+                StringHead::String { len, start } => {
+                    self.begin(len, &buffer[..start]);
+                    buffer.advance(start);
+                }
+                StringHead::Other => {
+                    let Some((item, end)) = item(buffer, 0, 0)? else { return Ok(false) };
+                    if matches!(item, Item::Push(_)) {
+                        return Err(Malformed("a push message before the reply to a transaction"));
+                    }
+                    self.pass(&item, &buffer[..end]);
+                    buffer.advance(end);
+                    if self.scanner.enter(&item)? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the next item belongs to the entries (and not to what is said of the stream).
+    fn is_in_range(&self) -> bool {
+        self.scanner.depth() >= IN_EXEC && self.scanner.left(IN_EXEC) == 2
+    }
+
+    /// Whether the next item belongs to the first entry.
+    fn is_in_first(&self) -> bool {
+        self.scanner.depth() >= IN_ENTRY && self.scanner.left(IN_RANGE) == self.found
+    }
+
+    /// An item that is no bulk string.
+    fn pass(&mut self, item: &Item, bytes: &[u8]) {
+        match self.scanner.depth() {
+            0 if matches!(item, Item::Array(_)) => {}
+            0 => self.other.extend_from_slice(bytes),
+            depth if self.is_in_range() => {
+                if let (IN_EXEC, Item::Array(count)) = (depth, item) {
+                    self.found = *count;
+                }
+                self.keep_item(bytes);
+            }
+            depth => self.keep_info(item, bytes, depth),
+        }
+    }
+
+    fn keep_item(&mut self, bytes: &[u8]) {
+        if !self.is_cut {
+            self.range.extend_from_slice(bytes);
+        }
+    }
+
+    /// An item of the stream's description, without the fields of the entries in it.
+    fn keep_info(&mut self, item: &Item, bytes: &[u8], depth: usize) {
+        if !self.keeps_info(depth) {
+            return;
+        }
+        let is_fields = depth == self.info_fields && item.children() > 0;
+        self.info.extend_from_slice(if is_fields { b"*0\r\n" } else { bytes });
+    }
+
+    fn keeps_info(&self, depth: usize) -> bool {
+        depth <= self.info_fields && self.info.len() <= INFO_BYTES_MAX
+    }
+
+    /// A bulk string begins: decides where it goes.
+    fn begin(&mut self, len: usize, head: &[u8]) {
+        let depth = self.scanner.depth();
+        let (goes, name_bytes) = match depth {
+            0 => (Goes::Nowhere, 0),
+            _ if self.is_in_range() => {
+                self.bytes = self.bytes.saturating_add(len as u64);
+                let name_bytes = self.note_field(len, depth);
+                (self.place(len), name_bytes)
+            }
+            _ if self.keeps_info(depth) && len <= INFO_STRING_BYTES_MAX => (Goes::Info, 0),
+            _ => (Goes::Nowhere, 0),
+        };
+        let exact = if len > EXACT_ROOM_BYTES { len + head.len() + 2 } else { 0 };
+        match goes {
+            Goes::Range => {
+                self.range.reserve_exact(exact);
+                self.range.extend_from_slice(head);
+            }
+            Goes::Info => self.info.extend_from_slice(head),
+            Goes::Nowhere => {}
+        }
+        self.string = Some(Partial { left: len.saturating_add(2), goes, name_bytes });
+    }
+
+    /// Notes a string of the first entry; how much of it is a name that is to be shown.
+    fn note_field(&mut self, len: usize, depth: usize) -> usize {
+        if depth != IN_FIELDS || !self.is_in_first() {
+            return 0;
+        }
+        let is_name = self.scanner.left(IN_FIELDS).is_multiple_of(2);
+        if !is_name {
+            self.first_bytes = self.first_bytes.saturating_add(len as u64);
+        }
+        if !is_name || self.names.len() >= KEPT_NAMES_MAX {
+            return 0;
+        }
+        self.names.push(Vec::new());
+        len.min(KEPT_NAME_BYTES_MAX)
+    }
+
+    /// A string among the entries: it is kept if there is room for it and everything before it was kept.
+    fn place(&mut self, len: usize) -> Goes {
+        let cost = len.saturating_add(STRING_BYTES);
+        self.is_cut |= cost > self.room;
+        if self.is_cut {
+            return Goes::Nowhere;
+        }
+        self.room -= cost;
+        Goes::Range
+    }
+
+    /// More of a string; `true` once it is complete.
+    fn go_on(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
+        let Some(partial) = &mut self.string else { return Ok(true) };
+        let len = partial.left.min(buffer.len());
+        let piece = &buffer[..len];
+        match partial.goes {
+            Goes::Range => self.range.extend_from_slice(piece),
+            Goes::Info => self.info.extend_from_slice(piece),
+            Goes::Nowhere => {}
+        }
+        let named = len.min(partial.name_bytes);
+        partial.name_bytes -= named;
+        if let Some(name) = self.names.last_mut().filter(|_| named > 0) {
+            name.extend_from_slice(&piece[..named]);
+        }
+        let goes = partial.goes;
+        partial.left -= len;
+        let is_complete = partial.left == 0;
+        buffer.advance(len);
+        if !is_complete {
+            return Ok(false);
+        }
+        self.string = None;
+        let ends_well = match goes {
+            Goes::Range => self.range.ends_with(b"\r\n"),
+            Goes::Info => self.info.ends_with(b"\r\n"),
+            Goes::Nowhere => true,
+        };
+        if ends_well { Ok(true) } else { Err(Malformed("a string that is longer than announced")) }
+    }
+
+    /// What was kept of a complete reply.
+    pub(super) fn finish(mut self) -> Result<RangeReply, RedisError> {
+        if !self.other.is_empty() {
+            let reply = Reply::from_scanned(Bytes::from(self.other));
+            return Err(match reply.error() {
+                Some(error) => RedisError::Server(error),
+                None => RedisError::protocol("a transaction that was not carried out"),
+            });
+        }
+        self.range.shrink_to_fit();
+        let range = Reply::from_scanned(Bytes::from(self.range));
+        let info = Reply::from_scanned(Bytes::from(self.info));
+        let info = match info.integer() {
+            Ok(_) => Ok(None),
+            Err(RedisError::Server(error)) => Err(error),
+            Err(_) => Ok(Some(info.stream_info()?)),
+        };
+        // Where the stream is missing or is none, that is what is said of it.
+        let (entries, unfit) = match range.error() {
+            Some(error) if info.is_ok() => return Err(RedisError::Server(error)),
+            Some(_) => (Vec::new(), None),
+            None => whole_entries(&range, self.is_cut)?,
+        };
+        let (bytes, names) = (self.first_bytes, self.names);
+        let first = unfit.filter(|_| entries.is_empty()).map(|id| Unfit { id, bytes, names });
+        Ok(RangeReply { entries, found: self.found, bytes: self.bytes, first, info })
+    }
+}
+
+#[cfg(test)]
+#[path = "sieve_tests.rs"]
+mod tests;
