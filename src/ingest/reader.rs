@@ -209,7 +209,7 @@ impl Reader {
         // What a reader reads that is told has news: a longer pause would gather more at once, and save Redis little.
         let pause = if is_told { pause.min(TOLD_REST_MAX) } else { pause };
         self.rests_until = Instant::now() + pause;
-        if is_told { self.acknowledge_after_reading() } else { Ok(()) }
+        self.acknowledge_after_reading()
     }
 
     /// Waits for news of some stream. Acknowledgements travel with reads as long as there are any.

@@ -244,6 +244,9 @@ impl Reader {
                 Verdict::Whole(_) => {}
                 Verdict::Unproven => {
                     end.is_full = true;
+                    if acks {
+                        found.note_unproven(&entries);
+                    }
                     self.subscriptions.note(place);
                     continue;
                 }
@@ -256,12 +259,12 @@ impl Reader {
                 end.is_full = true;
                 self.subscriptions.note(place);
             }
-            if entries.is_empty() {
-                continue;
-            }
             let Some((transform, live)) = self.subscriptions.advance(place, &mut entries, acks, now) else {
                 continue;
             };
+            if entries.is_empty() {
+                continue;
+            }
             end.entries += entries.len();
             news.push((transform, LiveNews::Entries(live, entries)));
         }

@@ -33,6 +33,9 @@ pub(super) struct Subscription {
     pub(super) ordinal: Option<u64>,
     pub(super) board: Arc<AckBoard>,
     pub(super) unacked: Unacked,
+    /// What a read has brought that counted for nothing. Some of it may be gone when that is read again, and has to be
+    /// acknowledged all the same.
+    unproven: Vec<EntryId>,
     /// What is known of the size of its entries.
     pub(super) size: Size,
     /// How the next read counts it.
@@ -64,6 +67,7 @@ impl Subscription {
             ordinal,
             board,
             unacked: Unacked::default(),
+            unproven: Vec::new(),
             size: Size::default(),
             method: if ordinal.is_some() { Method::Length } else { Method::Groups },
             length: None,
@@ -108,6 +112,12 @@ impl Subscription {
         Verdict::Unproven
     }
 
+    /// These entries were read and are to be read again.
+    pub(super) fn note_unproven(&mut self, entries: &[Entry]) {
+        let cursor = self.cursor;
+        self.unproven.extend(entries.iter().map(|entry| entry.id).filter(|&id| id > cursor));
+    }
+
     fn note_whole(&mut self, ordinal: Option<u64>, (count, brought): (&Count, Brought), now: Instant) {
         self.ordinal = ordinal;
         if !matches!(count, Count::Length(_)) {
@@ -131,7 +141,15 @@ impl Subscription {
         let cursor = self.cursor;
         if acks {
             // An entry below the cursor would never be acknowledged by its viewers' progress.
-            self.unacked.read(entries.iter().map(|entry| entry.id).filter(|&id| id > cursor));
+            let fresh = entries.iter().map(|entry| entry.id).filter(|&id| id > cursor);
+            if self.unproven.is_empty() {
+                self.unacked.read(fresh);
+            } else {
+                let mut ids: Vec<EntryId> = std::mem::take(&mut self.unproven).into_iter().chain(fresh).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                self.unacked.read(ids.into_iter());
+            }
         }
         entries.retain(|entry| entry.id > cursor);
         if let Some(last) = entries.last() {
@@ -298,7 +316,7 @@ impl Subscriptions {
         }
     }
 
-    /// Takes a batch of a stream in; where it goes. Entries at or below the cursor are dropped.
+    /// Takes a batch of a stream in, if there is anything; where it goes. Entries at or below the cursor are dropped.
     pub(super) fn advance(
         &mut self,
         place: Place,

@@ -132,6 +132,19 @@ fn the_cursor_never_goes_back() {
 }
 
 #[test]
+fn what_was_read_in_vain_is_acknowledged_too() {
+    let now = Instant::now();
+    let mut all = Subscriptions::default();
+    let a = inserted(&mut all, "a", now);
+    all.all[a].note_unproven(&[entry(2), entry(3), entry(4)]);
+    // The first of them were trimmed before they could be read again.
+    all.advance(a, &mut vec![entry(4), entry(5)], true, now);
+    all.begin_acknowledging();
+    let ids = all.next_acknowledgement().map(|(_, ids)| ids);
+    assert_eq!(ids, Some([2, 3, 4, 5].map(|ms| EntryId::new(ms, 0)).to_vec()));
+}
+
+#[test]
 fn every_stream_is_acknowledged_in_turn() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
