@@ -73,7 +73,7 @@ impl Moment {
 /// What was met on the way that others want to know.
 pub trait Witness {
     /// An entry is not delivered.
-    fn dropped(&mut self, reason: DropReason);
+    fn dropped(&mut self, stream: &StreamName, reason: DropReason);
     /// An entry could not be understood.
     fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw);
     /// The stream ends at `newest` with a generation that has no end, and that entry's id is no clock.
@@ -304,7 +304,7 @@ impl Found {
             match assembler.push(entry, self.read_us) {
                 Pushed::Old => continue,
                 Pushed::Accepted => {}
-                Pushed::Dropped(reason) => witness.dropped(reason),
+                Pushed::Dropped(reason) => witness.dropped(&self.stream, reason),
                 Pushed::Undecodable { flaw } => witness.undecodable(&self.stream, entry, flaw),
             }
             entries_bytes += entry.fields.len_bytes();

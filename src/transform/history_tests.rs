@@ -5,7 +5,7 @@ use crate::transform::stories::{entries, stream};
 struct Nobody;
 
 impl Witness for Nobody {
-    fn dropped(&mut self, _: DropReason) {}
+    fn dropped(&mut self, _: &StreamName, _: DropReason) {}
     fn undecodable(&mut self, _: &StreamName, _: &Entry, _: Flaw) {}
     fn unfinished(&mut self, _: &StreamName, _: EntryId) {}
     fn over(&mut self, _: &StreamName, _: EntryId, _: &StreamState) {}

@@ -56,11 +56,15 @@ pub(super) struct Notary<'a> {
 }
 
 impl Notary<'_> {
-    pub(super) fn dropped(&mut self, reason: DropReason) {
+    pub(super) fn dropped(&mut self, stream: &StreamName, reason: DropReason) {
         let counters = self.registry.counters();
         match reason {
             DropReason::Retry => counters.entries_dropped_retry.add(1),
             DropReason::Finished | DropReason::GivenUp => counters.entries_dropped_finished.add(1),
+            DropReason::BegunAgain => {
+                counters.entries_dropped_finished.add(1);
+                warn_limited!(key: stream; %stream, "a generation that is over begins again, and is dropped as a repetition: a new answer needs a `generation` of its own");
+            }
             DropReason::Heartbeat | DropReason::Framing => {}
         }
     }
@@ -96,8 +100,8 @@ pub(super) struct HistoryWitness<'a> {
 }
 
 impl Witness for HistoryWitness<'_> {
-    fn dropped(&mut self, reason: DropReason) {
-        self.notary.dropped(reason);
+    fn dropped(&mut self, stream: &StreamName, reason: DropReason) {
+        self.notary.dropped(stream, reason);
     }
 
     fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {

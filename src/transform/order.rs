@@ -41,6 +41,9 @@ pub enum DropReason {
     Retry,
     /// It follows the terminal entry of the generation that it belongs to.
     Finished,
+    /// It begins the generation that is over once more: most likely another answer with the same id, all of which is
+    /// dropped.
+    BegunAgain,
     /// It only frames others, as many of a provider's events do.
     Framing,
     /// It continues a generation whose producer was given up.
@@ -53,7 +56,7 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
     if let Event::Start { generation, .. } = decoded.event {
         if is_current(state, generation) {
             return match state.phase.terminal() {
-                Some(_) => Verdict::Drop(DropReason::Finished),
+                Some(_) => Verdict::Drop(DropReason::BegunAgain),
                 None => count(state, seq, DropReason::Retry),
             };
         }

@@ -276,7 +276,7 @@ impl Worker {
             let mut witness = Notary { registry, letters, reported, context };
             let frames =
                 found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
-                    Pushed::Dropped(reason) => witness.dropped(reason),
+                    Pushed::Dropped(reason) => witness.dropped(stream, reason),
                     Pushed::Undecodable { flaw } => witness.undecodable(stream, entry, flaw),
                     Pushed::Accepted | Pushed::Old => {}
                 });

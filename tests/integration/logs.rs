@@ -11,6 +11,33 @@ use crate::support::viewer::{KINDS, view};
 /// More lines than a daemon writes about anything that keeps happening in the time of a test.
 const LINES_MAX: usize = 60;
 
+/// A program that names every answer alike would lose all but the first, without knowing why.
+#[test]
+fn an_answer_with_the_id_of_one_that_is_over_is_warned_of() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let answer = [
+        json!({"type": "start", "seq": 0, "generation": "g1"}),
+        json!({"type": "delta", "seq": 1, "text": "a"}),
+        json!({"type": "end", "seq": 2}),
+    ];
+    let answer: Vec<String> = answer.iter().map(ToString::to_string).collect();
+    let mut connection = redis.connect();
+    connection.add_all("llm:stream:s:m", &answer);
+    assert_eq!(view(daemon.public, KINDS[0], "s/m", "").text(), "a");
+    assert!(!daemon.log().contains("begins again"));
+    for _ in 0..5 {
+        connection.add_all("llm:stream:s:m", &answer);
+    }
+    for kind in KINDS {
+        assert_eq!(view(daemon.public, kind, "s/m", "").text(), "a");
+    }
+    wait_until("the warning", || daemon.log().contains("begins again"));
+    let log = daemon.log();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("begins again")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("s/m"), "{warnings:?}");
+}
+
 #[test]
 fn entries_that_cannot_be_read_do_not_fill_the_log() {
     let redis = RedisServer::start();
