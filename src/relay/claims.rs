@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::order::Order;
 use crate::config;
 use crate::event::{Entry, EntryId, Fields, KeyPattern, NamesShown, StreamName};
-use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, ServerErrorKind, Target, Value};
+use crate::observe::Trouble;
+use crate::redis::{Backoff, Command, Keys, Link, Phase, RedisError, Reply, ServerErrorKind, Target, Value};
 use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
@@ -92,7 +93,8 @@ impl Claims {
             Err(error) => {
                 let pause = self.backoff.next();
                 self.retry_at = Some(Instant::now() + pause);
-                warn_limited!(%error, ?pause, "requests cannot be seen; trying again");
+                let Trouble { what, fix } = error.trouble(Phase::Connected);
+                warn_limited!(what, %error, fix, ?pause, "the requests cannot be worked on; trying again");
                 None
             }
         }
@@ -156,33 +158,16 @@ impl Claims {
                 let ids = pending.as_array().unwrap_or_default().iter();
                 ids.filter_map(pending_id).any(|pending| pending == id)
             };
-            let leased = || orders.iter().filter(|(_, has_lease)| *has_lease);
-            let gets: Vec<_> = leased()
-                .map(|(order, _)| Command::new("GET").arg(claims.keys.running(&order.name)))
-                .collect();
-            let holders = link.call_all(&gets)?;
-            let mut lost: Vec<EntryId> = leased()
-                .zip(&holders)
-                // A lease that ran out while nobody took the claim is taken again below.
-                .filter(|(_, holder)| !holder.is_null() && holder.text().ok() != Some(&claims.consumer))
-                .map(|((order, _), _)| order.id)
-                .collect();
-            lost.extend(orders.iter().map(|(order, _)| order.id).filter(|id| !ours(*id)));
-            let kept = || orders.iter().filter(|(order, _)| !lost.contains(&order.id));
-            let renewals: Vec<_> = kept().map(|(order, _)| claims.claim(order.id, Duration::ZERO)).collect();
+            let mut lost: Vec<EntryId> =
+                orders.iter().map(|(order, _)| order.id).filter(|id| !ours(*id)).collect();
+            for (order, has_lease) in &orders {
+                if *has_lease && !lost.contains(&order.id) && !claims.keep_lease(link, &order.name)? {
+                    lost.push(order.id);
+                }
+            }
+            let kept = orders.iter().filter(|(order, _)| !lost.contains(&order.id));
+            let renewals: Vec<_> = kept.map(|(order, _)| claims.claim(order.id, Duration::ZERO)).collect();
             check(&link.call_all(&renewals)?)?;
-            let leases: Vec<_> =
-                leased().zip(&holders).filter(|((order, _), _)| !lost.contains(&order.id)).collect();
-            let sets: Vec<_> = leases
-                .iter()
-                .map(|((order, _), holder)| claims.lease(&order.name, holder.is_null()))
-                .collect();
-            let taken = link.call_all(&sets)?;
-            check(&taken)?;
-            let refused = leases.iter().zip(&taken).filter(|(_, taken)| taken.is_null());
-            let refused: Vec<EntryId> = refused.map(|(((order, _), _), _)| order.id).collect();
-            drop(leases);
-            lost.extend(refused);
             Ok(lost)
         })
     }
@@ -215,13 +200,34 @@ impl Claims {
     /// The stream is free for another answer.
     pub(super) fn release(&mut self, name: &StreamName) {
         let key = self.keys.running(name);
-        self.ask(|claims, link| {
-            let holder = link.call(&Command::new("GET").arg(&key))?;
-            if holder.text().ok() == Some(&claims.consumer) {
-                link.call(&Command::new("DEL").arg(&key))?;
-            }
-            Ok(())
+        self.ask(|claims, link| match claims.holder(link, &key)? {
+            Holder::Us => in_transaction(link, Command::new("DEL").arg(&key)).map(drop),
+            Holder::Nobody | Holder::Another => link.call(&Command::new("UNWATCH")).map(drop),
         });
+    }
+
+    /// Renews the lease of a stream, or takes it again where it ran out; false where another worker has it.
+    ///
+    /// This worker may be stopped between any two commands for so long that its lease runs out and another worker
+    /// takes it: then the transaction is given up, and nothing of the other's is overwritten.
+    fn keep_lease(&self, link: &mut Link, name: &StreamName) -> Result<bool, RedisError> {
+        let key = self.keys.running(name);
+        if self.holder(link, &key)? == Holder::Another {
+            link.call(&Command::new("UNWATCH"))?;
+            return Ok(false);
+        }
+        in_transaction(link, self.lease(name, false))
+    }
+
+    /// Who holds the key, which is watched from before the look on.
+    fn holder(&self, link: &mut Link, key: &str) -> Result<Holder, RedisError> {
+        let replies = link.call_all(&[Command::new("WATCH").arg(key), Command::new("GET").arg(key)])?;
+        check(&replies)?;
+        Ok(match replies.last() {
+            Some(holder) if holder.is_null() => Holder::Nobody,
+            Some(holder) if holder.text().ok() == Some(&self.consumer) => Holder::Us,
+            _ => Holder::Another,
+        })
     }
 
     /// Keeps a request that nobody can answer as a dead letter, and acknowledges it.
@@ -249,10 +255,11 @@ impl Claims {
         self.ask(|_, link| check(&link.call_all(&both)?)).is_some()
     }
 
-    /// The request as it was written, if it is still there.
-    pub(super) fn request(&mut self, id: EntryId) -> Option<Entry> {
+    /// The request as it was written, if it is still there. `None`: Redis cannot be asked now.
+    #[allow(clippy::option_option, reason = "an entry that is gone is another answer than no answer")]
+    pub(super) fn request(&mut self, id: EntryId) -> Option<Option<Entry>> {
         let range = Command::new("XRANGE").arg(&self.requests).id(id).id(id);
-        self.ask(|_, link| link.call(&range)?.entries())?.pop()
+        self.ask(|_, link| link.call(&range)?.entries()).map(|mut entries| entries.pop())
     }
 
     /// Removes consumers that are long gone, and at the end this one, so that they do not pile up. Only those that
@@ -278,6 +285,21 @@ impl Claims {
             Ok(())
         });
     }
+}
+
+/// Who holds a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    Nobody,
+    Us,
+    Another,
+}
+
+/// Runs one command as a transaction of its own; false where a key that is watched has changed meanwhile.
+fn in_transaction(link: &mut Link, command: Command) -> Result<bool, RedisError> {
+    let replies = link.call_all(&[Command::new("MULTI"), command, Command::new("EXEC")])?;
+    check(&replies)?;
+    Ok(replies.last().is_some_and(|done| !done.is_null()))
 }
 
 /// The first error among the replies, as one.
@@ -361,6 +383,13 @@ mod tests {
         // One that ran out is taken again, unless another was faster.
         server.link().call(&Command::new("DEL").arg("llm:running:s:m")).unwrap();
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(Vec::new()));
+        // One that another takes between the look and the write stays the other's.
+        let (key, mut link) = (one.keys.running(&order.name), server.link());
+        assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Us);
+        server.link().call(&Command::new("SET").args([key.as_str(), "other"])).unwrap();
+        assert!(!in_transaction(&mut link, one.lease(&order.name, false)).unwrap());
+        assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Another);
+        server.link().call(&Command::new("SET").args([key.as_str(), "one"])).unwrap();
         one.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(true));
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));

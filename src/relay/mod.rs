@@ -249,11 +249,12 @@ impl Relay {
         let told = match fate {
             Fate::Answered => self.claims.acknowledge(order.id),
             Fate::Unwritable => match self.claims.request(order.id) {
-                Some(entry) => {
+                Some(Some(entry)) => {
                     let why = ("unwritable", "the stream for the answer takes no entries");
                     self.claims.bury(&entry, Some(&order.name), why)
                 }
-                None => self.claims.acknowledge(order.id),
+                Some(None) => self.claims.acknowledge(order.id),
+                None => false,
             },
             Fate::Left => {
                 self.claims.hand_back(order.id);

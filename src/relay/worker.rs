@@ -9,7 +9,7 @@ use super::remains::{self, Remains};
 use crate::config;
 use crate::event::EntryId;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
-use crate::produce::{CancelWatch, Generation, ProduceError, Producer, RedisWires};
+use crate::produce::{CancelWatch, Failure, Generation, ProduceError, Producer, RedisWires};
 use crate::queue::{Receiver, Sender};
 use crate::redis::{Backoff, Keys, Link, RedisError, Target};
 use crate::{error_limited, warn_limited};
@@ -67,9 +67,9 @@ impl Worker {
         while !is_over() {
             let Some(job) = self.jobs.recv_timeout(WAIT) else { continue };
             let began = Instant::now();
-            let fate = self.answer(&job);
+            let (fate, outcome) = self.answer(&job);
             let (stream, request) = (&job.order.name, job.order.id);
-            tracing::info!(%stream, %request, ?fate, took = ?began.elapsed(), "a request");
+            tracing::info!(%stream, %request, outcome, took = ?began.elapsed(), "done with a request");
             // There is room for one news a request.
             if let Err(error) = self.dones.try_send(Done { id: request, fate }) {
                 error_limited!(%error, %request, "the end of an answer could not be reported");
@@ -77,19 +77,20 @@ impl Worker {
         }
     }
 
-    fn answer(&self, job: &Job) -> Fate {
+    /// What became of a request, for Redis and in words for the log.
+    fn answer(&self, job: &Job) -> (Fate, String) {
         let order = &job.order;
         let wires = RedisWires::new(&self.redis, &order.name);
         let cancels = CancelWatch::new(&self.redis, &order.name);
         let (Ok(wires), Ok(cancels)) = (wires, cancels) else {
             // It was possible at the start.
-            return Fate::Left;
+            return left();
         };
         let mut producer = Producer::new(wires.while_held(self.keys.running(&order.name), &self.consumer));
         let remains = if order.is_taken_over { self.look(job) } else { Some(Remains::Nothing) };
         match remains {
             None => return given_up(&job.lease),
-            Some(Remains::Whole) => return Fate::Answered,
+            Some(Remains::Whole) => return (Fate::Answered, "answered before, by another worker".to_owned()),
             Some(Remains::Torso) => {
                 let message = "the worker that wrote this answer is gone, and nobody can go on in its middle";
                 return end(&mut producer, &job.lease, ("relay_lost", message));
@@ -108,13 +109,15 @@ impl Worker {
         let mut cancels = cancels.since(order.id);
         let stop = || job.lease.must_stop();
         match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {
-            Outcome::Ended | Outcome::Cancelled | Outcome::Failed(_) => Fate::Answered,
+            Outcome::Ended => (Fate::Answered, "answered".to_owned()),
+            Outcome::Cancelled => (Fate::Answered, "cancelled".to_owned()),
+            Outcome::Failed(failure) => (Fate::Answered, format!("failed: {failure}")),
             Outcome::Unwritable(error) => {
                 error_limited!(key: order.name; %error, stream = %order.name, "an answer could not be written");
-                if job.lease.must_stop() { given_up(&job.lease) } else { Fate::Unwritable }
+                if job.lease.must_stop() { given_up(&job.lease) } else { unwritable() }
             }
-            Outcome::Stopped { .. } if job.lease.is_lost() => Fate::Lost,
-            Outcome::Stopped { token_came: false } => Fate::Left,
+            Outcome::Stopped { .. } if job.lease.is_lost() => given_up(&job.lease),
+            Outcome::Stopped { token_came: false } => left(),
             Outcome::Stopped { token_came: true } => {
                 let message = "the worker that wrote this answer was stopped in its middle";
                 end(&mut producer, &job.lease, ("relay_stopped", message))
@@ -145,19 +148,34 @@ impl Worker {
     }
 }
 
-fn given_up(lease: &Lease) -> Fate {
-    if lease.is_lost() { Fate::Lost } else { Fate::Left }
+fn given_up(lease: &Lease) -> (Fate, String) {
+    if lease.is_lost() { (Fate::Lost, "taken over by another worker".to_owned()) } else { left() }
+}
+
+fn left() -> (Fate, String) {
+    (Fate::Left, "handed back for another worker".to_owned())
+}
+
+fn unwritable() -> (Fate, String) {
+    (Fate::Unwritable, "not answered: its stream takes no entries".to_owned())
 }
 
 /// Writes the terminal entry of an answer that has no better one.
-fn end(producer: &mut Producer<RedisWires>, lease: &Lease, (code, message): (&str, &str)) -> Fate {
+fn end(
+    producer: &mut Producer<RedisWires>,
+    lease: &Lease,
+    (code, message): (&'static str, &str),
+) -> (Fate, String) {
     producer.say(|generation, ts| generation.error(code, message, ts));
     let until = Instant::now() + FAREWELL;
     match producer.flush(|| lease.is_lost() || (Instant::now() >= until && lease.must_stop())) {
-        Ok(()) => Fate::Answered,
+        Ok(()) => {
+            let failure = Failure { code: code.into(), message: message.to_owned() };
+            (Fate::Answered, format!("failed: {failure}"))
+        }
         Err(refused @ ProduceError::Refused(_)) => {
             error_limited!(error = %refused, "an answer could not be ended");
-            Fate::Unwritable
+            unwritable()
         }
         Err(ProduceError::Stopped) => given_up(lease),
     }
