@@ -106,10 +106,10 @@ impl std::fmt::Display for Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// The connection or the server is not well; the same batch may succeed later.
-    #[error("Redis cannot be reached: {0}")]
+    #[error("{0}")]
     Lost(String),
     /// The server will not take it, now or later.
-    #[error("Redis refuses to write the stream: {0}")]
+    #[error("the stream cannot be written: {0}")]
     Refused(String),
 }
 

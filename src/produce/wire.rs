@@ -7,8 +7,9 @@
 
 use crate::config;
 use crate::event::{Entry, EntryId, StreamName};
+use crate::observe::Trouble;
 use crate::redis::{
-    Command, Link, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError, Value,
+    Command, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError, Value,
 };
 use crate::warn_limited;
 
@@ -16,6 +17,11 @@ use super::{Batch, Record, Wire, WireError, Wires};
 
 /// Entries of others among which a batch is looked for: what the daemon, or a second producer, has written since.
 const FOREIGN_ENTRIES_MAX: usize = 1_000;
+/// What is wrong where a producer's rights are missing.
+const MISSING_RIGHTS: Trouble = Trouble {
+    what: "Redis does not allow what a producer does",
+    fix: "allow its user +multi +exec +xadd +xread +xrange +xrevrange +watch +unwatch on the keys of its prefix (ACL SETUSER)",
+};
 /// Announcements that are kept; listeners take them within moments.
 const ANNOUNCEMENTS_MAX: u32 = 10_000;
 
@@ -85,7 +91,8 @@ impl Wires for RedisWires {
     type Wire = RedisWire;
 
     fn connect(&mut self) -> Result<RedisWire, WireError> {
-        let link = Link::connect(&self.target, "llm-bridge-produce").map_err(|error| judge(&error))?;
+        let link = Link::connect(&self.target, "llm-bridge-produce");
+        let link = link.map_err(|error| judge(&error, Phase::Connecting))?;
         Ok(RedisWire { link, wires: self.clone(), announced: false })
     }
 }
@@ -113,7 +120,7 @@ impl Wire for RedisWire {
         if !self.announced {
             commands.push(self.wires.announce());
         }
-        let replies = self.link.call_all(&commands).map_err(|error| judge(&error))?;
+        let replies = self.link.call_all(&commands).map_err(|error| failed(&error))?;
         let (transaction, rest) = replies.split_at(batch.records.len() + 2);
         let last = confirm(transaction)?;
         // Announcing only makes readers quicker: a producer without the right to do so goes on.
@@ -130,9 +137,9 @@ impl RedisWire {
     fn watch_lock(&mut self) -> Result<(), WireError> {
         let Some(lock) = &self.wires.lock else { return Ok(()) };
         let look = [Command::new("WATCH").arg(&lock.key), Command::new("GET").arg(&lock.key)];
-        let replies = self.link.call_all(&look).map_err(|error| judge(&error))?;
+        let replies = self.link.call_all(&look).map_err(|error| failed(&error))?;
         if let Some(error) = replies.iter().find_map(Reply::error) {
-            return Err(judge(&RedisError::Server(error)));
+            return Err(failed(&RedisError::Server(error)));
         }
         match replies.last().map(Reply::text) {
             Some(Ok(holder)) if holder == lock.holder => Ok(()),
@@ -150,15 +157,16 @@ impl RedisWire {
             Command::new("WATCH").arg(key),
             Command::new("XRANGE").arg(key).id(from).arg("+").arg("COUNT").number(count),
         ];
-        let replies = self.link.call_all(&look).map_err(|error| judge(&error))?;
+        let replies = self.link.call_all(&look).map_err(|error| failed(&error))?;
         if let Some(error) = replies.iter().find_map(Reply::error) {
-            return Err(judge(&RedisError::Server(error)));
+            return Err(failed(&RedisError::Server(error)));
         }
-        let entries = replies.last().map_or(Ok(Vec::new()), Reply::entries).map_err(|error| judge(&error))?;
+        let entries =
+            replies.last().map_or(Ok(Vec::new()), Reply::entries).map_err(|error| failed(&error))?;
         let is_there =
             |window: &&[Entry]| window.iter().zip(records).all(|(entry, record)| is_of(entry, record));
         let Some(window) = entries.windows(records.len()).find(is_there) else { return Ok(None) };
-        self.link.call(&Command::new("UNWATCH")).map_err(|error| judge(&error))?;
+        self.link.call(&Command::new("UNWATCH")).map_err(|error| failed(&error))?;
         Ok(window.last().map(|entry| entry.id))
     }
 }
@@ -171,15 +179,15 @@ fn is_of(entry: &Entry, record: &Record) -> bool {
 fn confirm(transaction: &[Reply]) -> Result<EntryId, WireError> {
     // The first error tells why; EXECABORT at the end only that there was one.
     if let Some(error) = transaction.iter().find_map(Reply::error) {
-        return Err(judge(&RedisError::Server(error)));
+        return Err(failed(&RedisError::Server(error)));
     }
-    let done = transaction.last().map_or(Ok(Value::Null), Reply::value).map_err(|error| judge(&error))?;
+    let done = transaction.last().map_or(Ok(Value::Null), Reply::value).map_err(|error| failed(&error))?;
     let Value::Array(done) = done else {
         return Err(WireError::Lost("the transaction was given up".to_owned()));
     };
     let last = done.last().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
     match done.into_iter().find_map(into_error) {
-        Some(error) => Err(judge(&RedisError::Server(error))),
+        Some(error) => Err(failed(&RedisError::Server(error))),
         None => last.ok_or_else(|| WireError::Lost("the transaction gave no ids".to_owned())),
     }
 }
@@ -191,9 +199,18 @@ fn into_error(value: Value) -> Option<ServerError> {
     }
 }
 
-/// Whether trying again can help.
-fn judge(error: &RedisError) -> WireError {
-    let text = error.to_string();
+/// What an error on a connection that was made means.
+fn failed(error: &RedisError) -> WireError {
+    judge(error, Phase::Connected)
+}
+
+/// Whether trying again can help; with what is wrong, and how it is mended.
+fn judge(error: &RedisError, phase: Phase) -> WireError {
+    let Trouble { what, fix } = match error.server_kind() {
+        Some(ServerErrorKind::NoPerm) => MISSING_RIGHTS,
+        _ => error.trouble(phase),
+    };
+    let text = format!("{what} ({error}): {fix}");
     let passes = matches!(error.server_kind(), Some(ServerErrorKind::Oom | ServerErrorKind::TryAgain));
     if error.is_outage() || passes { WireError::Lost(text) } else { WireError::Refused(text) }
 }
