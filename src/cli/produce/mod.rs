@@ -2,6 +2,7 @@
 
 mod feed;
 mod input;
+mod progress;
 
 use std::fs::File;
 use std::io::Read as _;
@@ -14,9 +15,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use self::feed::{Feed, From};
+use self::progress::{Counted, Progress};
+use super::output::note;
 use super::stop::stop_flag;
 use super::upstream::UpstreamArgs;
-use super::{CliError, Shared};
+use super::{CliError, Shared, reachable};
 use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};
@@ -48,6 +51,9 @@ pub(crate) struct Produce {
     /// The file with the request's JSON body; `-` is stdin
     #[arg(long, value_name = "FILE", requires = "url")]
     request: Option<PathBuf>,
+    /// Say nothing on stderr but what goes wrong
+    #[arg(long, short)]
+    quiet: bool,
     #[command(flatten)]
     upstream: UpstreamArgs,
     #[command(flatten)]
@@ -74,13 +80,30 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     let wires = RedisWires::new(&config.redis, &name).map_err(failed)?;
     let mut cancels = CancelWatch::new(&config.redis, &name).map_err(failed)?;
     cancels.begin();
-    if let Some((request, upstream)) = asked {
-        return ask(&upstream, &request, (Producer::new(wires), cancels), &stopping);
-    }
+    let progress = if args.quiet { Progress::silent() } else { Progress::new(note) };
+    let producer = Producer::new(Counted::new(wires, progress.clone()));
+    progress.say(&format!(
+        "writing into the stream {name}; see it come: llm-bridge tail 'http://{}/v1/streams/{name}?after=last'",
+        reachable(config.listen.public)
+    ));
+    let done = match asked {
+        Some((request, upstream)) => ask(&upstream, &request, (producer, cancels), &stopping),
+        None => feed(args, (producer, cancels), stopping),
+    };
+    progress.finish();
+    done
+}
+
+/// Brings what comes from stdin into the stream.
+fn feed(
+    args: &Produce,
+    (producer, cancels): (Producer<Counted<RedisWires>>, CancelWatch),
+    stopping: Arc<AtomicBool>,
+) -> Result<(), CliError> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let input = File::from(stdin.map_err(|error| CliError::Failed(format!("stdin: {error}")))?);
     let from = args.from.unwrap_or(From::Text);
-    let feed = Feed::new(Producer::new(wires), from, cancels, stopping);
+    let feed = Feed::new(producer, from, cancels, stopping);
     feed.at_rate(args.rate).beating_every(args.upstream.heartbeat_every).run(input)
 }
 
@@ -99,7 +122,7 @@ fn read_request(file: &Path) -> Result<String, CliError> {
 fn ask(
     upstream: &Upstream,
     request: &Request,
-    (mut producer, mut cancels): (Producer<RedisWires>, CancelWatch),
+    (mut producer, mut cancels): (Producer<Counted<RedisWires>>, CancelWatch),
     stopping: &Arc<AtomicBool>,
 ) -> Result<(), CliError> {
     let stop = || stopping.load(Ordering::Relaxed);
