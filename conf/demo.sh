@@ -9,5 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ensure_rust
 ensure redis-server redis-server
 
-cargo build --release --locked
-exec "${CARGO_TARGET_DIR:-target}/release/llm-bridge" demo "$@"
+program="${CARGO_TARGET_DIR:-target}/demo/llm-bridge"
+[ -x "$program" ] || say "building llm-bridge; on two cores that takes about two minutes the first time"
+cargo build --profile demo --locked --bin llm-bridge
+exec "$program" demo "$@"

@@ -58,6 +58,8 @@ ensure systemd-analyze systemd
 # For the tests that speak TLS.
 ensure openssl openssl
 # For the tests of the browser client, and of the clients of other formats.
+ensure curl curl
+ensure python3 python3
 ensure node nodejs
 ensure npm npm
 ensure chromium chromium

@@ -86,7 +86,6 @@ mod waiting;
 
 /// One WebSocket for many streams.
 mod multiplex;
-mod no_events;
 
 /// What a client may say on a WebSocket.
 mod messages;
@@ -138,6 +137,12 @@ mod terminal;
 
 /// `produce` and the answers of models' servers: passed on, refused, broken off, cancelled.
 mod upstream;
+
+/// What comes in place of an event stream is told at once, in the server's words.
+mod no_events;
+
+/// The commands and programs of README.md, run as they stand there.
+mod readme;
 
 /// Workers that share the requests in Redis: failures, cancelling, draining, death in mid-answer.
 mod relay;
