@@ -17,6 +17,7 @@ const GO: Verdict = Verdict::Deliver { lost: None, begins: false };
 const HEARD: Verdict = Verdict::Drop(DropReason::Heartbeat);
 const RETRY: Verdict = Verdict::Drop(DropReason::Retry);
 const FINISHED: Verdict = Verdict::Drop(DropReason::Finished);
+const AGAIN: Verdict = Verdict::Drop(DropReason::BegunAgain);
 const GIVEN_UP: Verdict = Verdict::Drop(DropReason::GivenUp);
 
 const fn begin_lost(lost: u64) -> Verdict {
@@ -151,8 +152,8 @@ fn a_start_begins_anew_and_its_retry_does_not() {
         (&n(&start("g2"), 0), BEGIN),
         (&n(DELTA, 1), GO),
         (&n(END, 2), GO),
-        (&start("g2"), FINISHED),
-        (&n(&start("g2"), 0), FINISHED),
+        (&start("g2"), AGAIN),
+        (&n(&start("g2"), 0), AGAIN),
         (&n(&start("g3"), 5), begin_lost(5)),
         (&n(START, 0), BEGIN),
         (&n(START, 0), BEGIN),
@@ -196,7 +197,7 @@ fn what_continues_a_given_up_generation_is_dropped() {
         (&n(CUSTOM, 900), GIVEN_UP),
         (&n(END, 5), FINISHED),
         (&LOST, FINISHED),
-        (&start("g"), FINISHED),
+        (&start("g"), AGAIN),
         (&n(DELTA, 0), BEGIN),
         (&n(DELTA, 1), GO),
     ]);
