@@ -80,6 +80,8 @@ pub struct Part {
     pub id: u64,
     /// The hash of the tool's name, 0 while nobody has said one.
     pub name: u64,
+    /// Whether anything was said of the call.
+    pub is_begun: bool,
     /// How much was told of its text or arguments.
     pub told: Told,
     /// In which ways its whole text was given so far, as bits.

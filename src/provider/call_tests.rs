@@ -201,11 +201,11 @@ fn a_function_call_that_is_only_announced_is_told() {
         ),
         (
             r#"{"type":"response.function_call_arguments.delta","output_index":0,"item_id":"i2","delta":"2"}"#,
-            "tool#0.1 c2 g 2",
+            "tool#0.0 c1 f  | tool#0.1 c2 g 2",
         ),
         (
             r#"{"type":"response.function_call_arguments.delta","output_index":0,"item_id":"i1","delta":"3"}"#,
-            "tool#0.0 c1 f 3",
+            "tool#0.0 - - 3",
         ),
         ("[DONE]", "end - -"),
     ]);

@@ -225,11 +225,15 @@ impl<'a> Draft<'a> {
         if told.is_empty() {
             return Some(());
         }
+        if !part.is_begun {
+            self.introduce_before(slot, choice)?;
+        }
         let (id, name) = (hash_of(OWN_ID, told.id), hash_of(OWN_NAME, told.name));
         let id_name = told.id.map(|id| id_name(choice, id));
         self.change().parts.change(slot, |part| {
             part.told.push(&meant(piece.arguments));
             part.waiting = rest;
+            part.is_begun = true;
             part.id = if part.id == 0 { id } else { part.id };
             part.name = if part.name == 0 { name } else { part.name };
         });
@@ -238,6 +242,20 @@ impl<'a> Draft<'a> {
         }
         let Piece { id, name, arguments } = told;
         self.say(Event::ToolCall { index: choice, call, id, name, arguments })
+    }
+
+    /// Tells the ids and names of the calls that were announced before one that is about to be told: calls are told in the
+    /// order of their numbers, by which many clients put them together.
+    fn introduce_before(&mut self, slot: u64, choice: u64) -> Option<()> {
+        let is_earlier = |earlier: &u64| {
+            *earlier < slot && self.part(*earlier).is_some_and(|part| part.choice == choice && !part.is_begun)
+        };
+        let earlier: Vec<u64> = self.progress().parts.waiting().into_iter().filter(is_earlier).collect();
+        for earlier in earlier {
+            self.change().parts.change(earlier, |part| part.is_begun = true);
+            self.say_piece(earlier, Piece::default())?;
+        }
+        Some(())
     }
 
     /// Notes what is said of a call before its arguments: it is told with the first piece of them, or when nothing more

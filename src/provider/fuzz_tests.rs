@@ -33,10 +33,10 @@ const SEEDS: [&str; 25] = [
 ];
 
 /// A small generator of numbers (xorshift64*), so that a failure can be met again.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

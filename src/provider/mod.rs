@@ -16,8 +16,8 @@
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
 //! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see [`calls`].
-//! - A tool call's id and name come with its first piece of arguments, if only an empty one. Where there is none, the
-//!   end of its block brings them. Arguments that were given at once count where no piece has any.
+//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before what is told of a
+//!   later call. Where there is none, the end of its block brings them. Arguments that were given at once count where no piece has any.
 //! - Arguments that are an object, as some servers write them, are told as its text.
 //! - An id may be a number: it is told as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
@@ -212,6 +212,8 @@ mod bound_tests;
 mod call_tests;
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod oracle_tests;
 #[cfg(test)]
 mod shape_tests;
 #[cfg(test)]

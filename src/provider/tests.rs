@@ -283,7 +283,7 @@ fn responses_are_text_reasoning_and_calls() {
         ),
         (
             r#"{"type":"response.function_call_arguments.delta","item_id":"x","output_index":2,"delta":"{"}"#,
-            "tool#0.1 c2 g {",
+            "tool#0.0 c1 f  | tool#0.1 c2 g {",
         ),
         (
             r#"{"type":"response.function_call_arguments.delta","item_id":"y","output_index":2,"delta":"}"}"#,
@@ -297,7 +297,7 @@ fn responses_are_text_reasoning_and_calls() {
         // Without a piece, the end brings all.
         (
             r#"{"type":"response.function_call_arguments.done","output_index":1,"arguments":"{\"a\":1}"}"#,
-            r#"tool#0.0 c1 f {\"a\":1}"#,
+            r#"tool#0.0 - - {\"a\":1}"#,
         ),
         (
             r#"{"type":"response.output_item.done","output_index":1,"item":{"type":"function_call","arguments":"{}"}}"#,

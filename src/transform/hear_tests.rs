@@ -180,6 +180,46 @@ fn what_is_finishing_ends_where_nothing_comes() {
     }
 }
 
+const ANNOUNCED: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
+
+#[test]
+fn what_was_announced_is_told_before_what_ends_its_generation() {
+    let told =
+        r#"{"type":"tool_call","id":"2-0.1","index":0,"call":0,"call_id":"t","name":"f","arguments":"{}"}"#;
+    for (field, value, last) in [
+        ("data", r#"{"type":"end","seq":0}"#, r#"{"type":"end","id":"2-0","seq":0}"#),
+        (
+            "data",
+            r#"{"type":"error","code":"producer_lost"}"#,
+            r#"{"type":"error","id":"2-0","code":"producer_lost"}"#,
+        ),
+        ("data", r#"{"type":"start","generation":"g"}"#, r#"{"type":"start","id":"2-0","generation":"g"}"#),
+        ("done", "1", r#"{"type":"end","id":"2-0"}"#),
+    ] {
+        let story = [entry(1, "anthropic", ANNOUNCED), entry(2, field, value)];
+        assert_eq!(from_the_beginning(&story, 0), [told, last], "{value}");
+        let mut seek = Seek::new(stream(), After::Last, beginning());
+        story.iter().for_each(|entry| seek.push(entry));
+        let newest = match last.contains("start") {
+            true => Position::part(EntryId::new(2, 0), 1),
+            false => Position::whole(EntryId::new(1, 0)),
+        };
+        assert_eq!(seek.finish(EntryId::ZERO).from, newest, "{value}");
+    }
+    // What ends nothing tells nothing: a text, a sign of life, what repeats the start.
+    let story = [
+        entry(1, "data", r#"{"type":"start","generation":"g"}"#),
+        entry(2, "anthropic", ANNOUNCED),
+        entry(3, "data", r#"{"type":"delta","text":"x"}"#),
+        entry(4, "data", HEARTBEAT),
+        entry(5, "data", r#"{"type":"start","generation":"g"}"#),
+        entry(6, "anthropic", r#"{"type":"content_block_stop","index":0}"#),
+    ];
+    let told = from_the_beginning(&story, 0);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[2].starts_with(r#"{"type":"tool_call","id":"6-0""#), "{told:?}");
+}
+
 #[test]
 fn without_grace_the_last_word_is_waited_for() {
     let assembler = Assembler::new(stream(), Position::ZERO, beginning());
@@ -230,6 +270,12 @@ fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
         1 => Just(("anthropic", r#"{"type":"content_block_stop","index":0}"#)),
         1 => Just(("anthropic", r#"{"type":"message_delta","delta":{"stop_reason":"s"},"usage":{"o":1}}"#)),
         1 => Just(("anthropic", r#"{"type":"message_stop"}"#)),
+        2 => Just(("anthropic", r#"{"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"d","name":"g","input":{"a":1}}}"#)),
+        1 => Just(("openai", r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"i","call_id":"e","name":"h","arguments":"{}"}}"#)),
+        1 => Just(("openai", r#"{"type":"response.output_text.delta","output_index":1,"delta":"p"}"#)),
+        1 => Just(("openai", r#"{"type":"response.output_text.done","output_index":1,"text":"pqr"}"#)),
+        1 => Just(("openai", r#"{"type":"response.completed","response":{"output":[{"type":"function_call","call_id":"e","name":"h","arguments":"{}"},{"type":"message","content":"pqr"}]}}"#)),
+        1 => Just(("openai", r#"{"choices":[{"delta":{"content":"y","images":[1],"tool_calls":[{"index":0,"id":"j","function":{"name":"f","arguments":"3"},"extra_content":{"s":1}}]}}]}"#)),
         1 => Just(("data", HEARTBEAT)),
         1 => Just(("data", r#"{"type":"delta","text":"n"}"#)),
         1 => Just(("data", r#"{"type":"delta","text":"n","seq":3}"#)),

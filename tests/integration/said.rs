@@ -33,7 +33,7 @@ fn chunk(delta: &str, finish_reason: &str) -> String {
     format!(r#"{{"choices":[{{"index":0,"delta":{{{delta}}},"finish_reason":{finish_reason}}}]}}"#)
 }
 
-fn add<'a>(calls: &mut BTreeMap<u64, Call>, number: u64, piece: [&'a Value; 3]) {
+fn add(calls: &mut BTreeMap<u64, Call>, number: u64, piece: [&Value; 3]) {
     let [id, name, arguments] = piece.map(|value| value.as_str().unwrap_or_default());
     let call = calls.entry(number).or_insert_with(|| call(number, "", "", ""));
     for (known, told) in [(&mut call.1, id), (&mut call.2, name)] {
