@@ -192,7 +192,7 @@ pub struct Client {
     pub send_budget: usize,
     /// How long a client may make no progress before it is closed with 4408.
     pub slow_timeout: Duration,
-    /// How long a request head or a WebSocket handshake may take.
+    /// How long a request, a WebSocket handshake, or the rest of a message that has begun may take.
     pub handshake_timeout: Duration,
     /// Open connections of all clients; switched off, more than any process has descriptors.
     pub max_connections: usize,

@@ -294,6 +294,8 @@ impl Delivery {
             self.report_written(now);
             self.pass_on_acks(now);
             self.recents.forget(now);
+            let states = i64::try_from(self.budgets.answers.used()).unwrap_or(i64::MAX);
+            self.registry.gauges().state_bytes.set(states);
             self.recorder.publish();
         }
     }

@@ -171,6 +171,7 @@ declare! {
         history_frame_bytes: "Bytes of frames from history that are not sent yet.",
         checkpoint_bytes: "Bytes of what is kept of scans of long histories.",
         outbox_bytes: "Bytes of frames held for clients.",
+        state_bytes: "Bytes of large JSON states that are put together or on their way to clients, each counted once.",
         input_bytes: "Bytes held of requests and messages that clients have begun to send.",
     }
 }

@@ -124,7 +124,7 @@ export type SubscriptionEvents = { [F in Frame as F["type"]]: F } & {
 };
 
 export type ErrorCode =
-  | "not_found" | "bad_request" | "forbidden" | "unauthorized" | "refused" | "unreachable" | "too_large" | "closed"
+  | "not_found" | "bad_request" | "forbidden" | "misdirected" | "unauthorized" | "refused" | "unreachable" | "too_large" | "closed"
   | (string & {});
 
 export class LlmBridgeError extends Error {

@@ -39,7 +39,7 @@ const BLOCKED_MS = 10 * 60_000;
 const PERSIST_MS = 500;
 /** How long the answer to a cancel over a WebSocket is waited for, before it is asked for by POST. */
 const CANCEL_ANSWER_MS = 10_000;
-const REASON_BYTES_MAX = 4096;
+const REASON_BYTES_MAX = 1024;
 /** Browsers keep timers in 32 bits. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** A timer that comes so late tells that the page slept, not that the network is dead. */
@@ -1104,6 +1104,7 @@ function words(code) {
     not_found: "there is no such stream",
     forbidden: "the token or the page's origin does not cover this stream",
     unauthorized: "the token is missing, bad or expired",
+    misdirected: "the server does not answer to this host name",
   }[code] ?? "the server refused the request";
 }
 

@@ -176,11 +176,13 @@ fn large_states_share_a_budget() {
     assert!(other.head().starts_with("HTTP/1.1 200 "));
     let most = daemon.resident_bytes_max();
     assert!(most < 40 * STATE as u64, "{most} bytes");
+    wait_until("them to be seen", || daemon.gauge("state_bytes") >= STATE as u64);
     drop(raws);
     wait_until("a large state", || {
         let mut raw = Raw::begin(daemon.public, request("large").as_bytes());
         raw.head().starts_with("HTTP/1.1 200 ") && raw.body(STATE).len() == STATE
     });
+    wait_until("their bytes to be given back", || daemon.gauge("state_bytes") == 0);
 }
 
 /// A message that has begun comes to its end in time, whatever else its client sends meanwhile.
