@@ -13,8 +13,9 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use llm_bridge::deliver::outbox::{Chunk, Outbox};
 use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
 use llm_bridge::event::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
+use llm_bridge::provider::Margin;
 use llm_bridge::redis::Reply;
-use llm_bridge::transform::{Assembler, plain};
+use llm_bridge::transform::{Assembler, DecodeContext, plain};
 
 /// Entries of one batch.
 const BATCH: u64 = 64;
@@ -36,6 +37,18 @@ fn native(number: u64, text: &str) -> String {
 fn entry(number: u64, data: &str) -> Entry {
     let fields = Fields::from_pairs(&[(b"data", data.as_bytes())]);
     Entry { id: EntryId::new(1_763_800_000_000, number), fields }
+}
+
+/// The same said with fields.
+fn flat(number: u64) -> Entry {
+    let seq = number.to_string();
+    let fields: [(&[u8], &[u8]); 4] = [
+        (b"type", b"chunk"),
+        (b"content", TEXT.as_bytes()),
+        (b"seq", seq.as_bytes()),
+        (b"ts", b"1763800000000000"),
+    ];
+    Entry { id: EntryId::new(1_763_800_000_000, number), fields: Fields::from_pairs(&fields) }
 }
 
 fn batch() -> Vec<Entry> {
@@ -103,32 +116,42 @@ fn decoding(criterion: &mut Criterion) {
         ("tool_call", tool.to_owned()),
         ("malformed", r#"{"type":"delta","seq":-1}"#.to_owned()),
     ];
+    let context = DecodeContext::default();
     let mut group = criterion.benchmark_group("decode");
     for (name, data) in inputs {
         let entry = entry(7, &data);
-        assert_eq!(plain(&entry).is_some(), name != "malformed", "{name}");
+        let decodes = |entry: &Entry| plain(entry, &context, &Margin::default()).is_some();
+        assert_eq!(decodes(&entry), name != "malformed", "{name}");
         group.throughput(Throughput::Bytes(data.len() as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| plain(black_box(&entry)).is_some()));
+        group.bench_function(name, |bencher| bencher.iter(|| decodes(black_box(&entry))));
     }
+    let flat = flat(7);
+    group.throughput(Throughput::Bytes(flat.fields.values_bytes() as u64));
+    group.bench_function("flat", |bencher| {
+        bencher.iter(|| plain(black_box(&flat), &context, &Margin::default()).is_some());
+    });
     group.finish();
 }
 
 fn assembling(criterion: &mut Criterion) {
     let (entries, frames) = (batch(), frames());
+    let flat_entries: Vec<Entry> = (0..BATCH).map(flat).collect();
     let mut group = criterion.benchmark_group("assemble");
     group.throughput(Throughput::Elements(BATCH));
-    group.bench_function("merged", |bencher| {
-        bencher.iter_batched_ref(
-            assembler,
-            |assembler| {
-                for entry in &entries {
-                    assembler.push(entry, 1);
-                }
-                assembler.take(2)
-            },
-            BatchSize::SmallInput,
-        );
-    });
+    for (name, entries) in [("merged", &entries), ("merged_flat", &flat_entries)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(
+                assembler,
+                |assembler| {
+                    for entry in entries {
+                        assembler.push(entry, 1);
+                    }
+                    assembler.take(2)
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
     group.bench_function("apart", |bencher| {
         bencher.iter_batched_ref(
             assembler,

@@ -145,7 +145,8 @@ impl Subscription {
             if self.unproven.is_empty() {
                 self.unacked.read(fresh);
             } else {
-                let mut ids: Vec<EntryId> = std::mem::take(&mut self.unproven).into_iter().chain(fresh).collect();
+                let mut ids: Vec<EntryId> =
+                    std::mem::take(&mut self.unproven).into_iter().chain(fresh).collect();
                 ids.sort_unstable();
                 ids.dedup();
                 self.unacked.read(ids.into_iter());

@@ -146,7 +146,8 @@ impl Assembler {
         if id <= self.position {
             return Pushed::Old;
         }
-        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        let (is_simple, margin) = (self.state.progress.is_none(), Margin::default());
+        let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
         let Some(decoded) = decoded else { return self.push_heard(entry, read_us) };
         self.position = id;
         self.state.pass();
@@ -170,7 +171,7 @@ impl Assembler {
         }
     }
 
-    /// Takes an entry that is not in the native form or breaks it, or one that follows one in a provider's form.
+    /// Takes an entry that is more than one event that builds on nothing.
     fn push_heard(&mut self, entry: &Entry, read_us: u64) -> Pushed {
         if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.emit_end(read_us);

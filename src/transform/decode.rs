@@ -89,14 +89,16 @@ impl<'a> Told<'a> {
     }
 }
 
-/// What an entry says whose `data` is an object of the native form. `None` where it has another form or breaks this one:
-/// [`told`] knows more.
+/// What an entry says that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it says
+/// more, is in a provider's form or cannot be understood: [`told`] knows which. `margin` is that of [`told`].
 #[must_use]
-pub fn plain(entry: &Entry) -> Option<Decoded<'_>> {
-    match Form::of(&entry.fields) {
-        Form::Data(data) => native(data).ok().flatten(),
-        _ => None,
-    }
+pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {
+    let told = match Form::of(&entry.fields) {
+        Form::Data(data) => return native(data).ok().flatten(),
+        Form::Flat => flat::read_fields(&entry.fields, &context.names, margin).ok()?,
+        Form::Raw(..) | Form::Encrypted | Form::TooLarge => return None,
+    };
+    told.end.is_none().then_some(told.first)
 }
 
 /// What an entry says that is in none of the providers' forms. `margin` keeps what it says in other characters than its

@@ -26,7 +26,8 @@ fn the_form_is_chosen_by_name() {
         assert_eq!(Form::of(&entry(&fields).fields), form, "{fields:?}");
     }
     let entry = entry(&[("openai", "{}"), ("data", delta), ("enc", "?")]);
-    assert!(matches!(plain(&entry).unwrap().event, Event::Delta { text: "x", .. }));
+    let (context, margin) = (DecodeContext::default(), Margin::default());
+    assert!(matches!(plain(&entry, &context, &margin).unwrap().event, Event::Delta { text: "x", .. }));
 }
 
 #[test]

@@ -399,14 +399,15 @@ impl Gathering {
         if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.end_finishing();
         }
-        let decoded = if self.state.progress.is_none() { plain(entry) } else { None };
+        let (is_simple, margin) = (self.state.progress.is_none(), Margin::default());
+        let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
         let Some(decoded) = decoded else { return self.push_heard(entry) };
         if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
             self.snapshot.push(&decoded, begins);
         }
     }
 
-    /// Takes an entry that is not in the native form or breaks it, or one after one in a provider's form.
+    /// Takes an entry that is more than one event that builds on nothing.
     fn push_heard(&mut self, entry: &Entry) {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());

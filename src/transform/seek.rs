@@ -273,7 +273,8 @@ impl Seek {
             self.outline_passed = Some(self.scan.outline.clone());
         }
         self.scan.cost += 1 + entry.fields.len_bytes() as u64 / 1024;
-        let decoded = if self.scan.state.progress.is_none() { plain(entry) } else { None };
+        let (is_simple, margin) = (self.scan.state.progress.is_none(), Margin::default());
+        let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
         match decoded {
             Some(decoded) => self.follow(entry.id, &decoded),
             None => self.follow_heard(entry),
@@ -329,7 +330,7 @@ impl Seek {
         self.scan.delivered = Position::whole(concluded.id);
     }
 
-    /// Follows an entry that is not in the native form or breaks it, or one after one in a provider's form.
+    /// Follows an entry that is more than one event that builds on nothing.
     fn follow_heard(&mut self, entry: &Entry) {
         let before = self.scan.state.clone();
         let mut at = Position::whole(self.scan.tip);

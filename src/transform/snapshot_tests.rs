@@ -1,6 +1,7 @@
 use super::*;
 use crate::event::StreamState;
-use crate::transform::decode::plain;
+use crate::provider::Margin;
+use crate::transform::decode::{DecodeContext, plain};
 use crate::transform::order::{Verdict, judge};
 use crate::transform::stories::{entries, stream};
 
@@ -8,7 +9,8 @@ fn snapshot(objects: &[&str], bytes_max: usize) -> Snapshot {
     let mut snapshot = Snapshot::new(stream(), bytes_max);
     let mut state = StreamState::default();
     for entry in entries(objects) {
-        let decoded = plain(&entry).unwrap();
+        let (context, margin) = (DecodeContext::default(), Margin::default());
+        let decoded = plain(&entry, &context, &margin).unwrap();
         if let Verdict::Deliver { begins, .. } = judge(&mut state, entry.id, &decoded) {
             snapshot.push(&decoded, begins);
         }
