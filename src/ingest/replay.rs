@@ -21,7 +21,7 @@ use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Connector, Keys, RangeReply, RedisError};
 use crate::stop::Stop;
-use crate::warn_limited;
+use crate::{pulse, warn_limited};
 
 /// How often a waiting thread looks whether the daemon stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
@@ -105,6 +105,7 @@ impl Replay {
     /// Serves requests until the daemon stops.
     pub fn run(mut self) {
         while !self.parts.stop.requested() {
+            pulse::beat();
             let mut trip = Trip::default();
             self.gather_waiting(&mut trip, Instant::now());
             if trip.questions.is_empty() {
