@@ -139,22 +139,19 @@ impl Subscription {
     /// Takes a batch in: the cursor moves to its end. Entries at or below the cursor are dropped.
     fn advance(&mut self, entries: &mut Vec<Entry>, acks: bool, now: Instant) {
         let cursor = self.cursor;
-        if acks {
-            // An entry below the cursor would never be acknowledged by its viewers' progress.
-            let fresh = entries.iter().map(|entry| entry.id).filter(|&id| id > cursor);
-            if self.unproven.is_empty() {
-                self.unacked.read(fresh);
-            } else {
-                let mut ids: Vec<EntryId> =
-                    std::mem::take(&mut self.unproven).into_iter().chain(fresh).collect();
-                ids.sort_unstable();
-                ids.dedup();
-                self.unacked.read(ids.into_iter());
-            }
-        }
         entries.retain(|entry| entry.id > cursor);
         if let Some(last) = entries.last() {
             self.cursor = last.id;
+        }
+        if acks && self.unproven.is_empty() {
+            self.unacked.read(entries.iter().map(|entry| entry.id));
+        } else if acks {
+            let (passed, left): (Vec<_>, Vec<_>) = self.unproven.iter().partition(|&&id| id <= self.cursor);
+            self.unproven = left;
+            let mut ids: Vec<EntryId> = entries.iter().map(|entry| entry.id).chain(passed).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            self.unacked.read(ids.into_iter());
         }
         if let Some(largest) = entries.iter().map(|entry| entry.fields.len_bytes()).max() {
             self.size.note(largest);
