@@ -239,15 +239,17 @@ impl Connection {
         self.unread || !self.input.is_empty()
     }
 
-    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers, or of what
-    /// it was sent altogether.
+    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers. Where what it
+    /// says brings it frames too, as subscriptions do, these count as well.
     pub(super) fn must_wait(&self, send_budget: usize) -> bool {
-        match self.phase {
+        let answers = self.outbox.answers_cost_bytes() + self.held_bytes;
+        match &self.phase {
             Phase::Asked { .. } | Phase::Cancelling { .. } => true,
             Phase::Sse { .. } | Phase::Closing { .. } => false,
-            Phase::Head { .. } | Phase::Body { .. } | Phase::WebSocket(_) => {
-                self.outbox.answers_cost_bytes() + self.held_bytes > ANSWERS_BYTES_MAX
-                    || self.outbox.cost_bytes() > send_budget + ANSWERS_BYTES_MAX
+            Phase::Head { .. } | Phase::Body { .. } => answers > ANSWERS_BYTES_MAX,
+            Phase::WebSocket(websocket) => {
+                let is_full = self.outbox.cost_bytes() > send_budget + ANSWERS_BYTES_MAX;
+                answers > ANSWERS_BYTES_MAX || is_full && matches!(websocket.viewers, Viewers::Many(_))
             }
         }
     }

@@ -207,8 +207,10 @@ impl Delivery {
     /// written to at once, because a client that is gone, and not only silent, is noticed by that.
     fn end_of_input(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        if std::mem::replace(&mut connection.peer, Peer::Finished) == Peer::Finished {
-            return;
+        match std::mem::replace(&mut connection.peer, Peer::Finished) {
+            Peer::Sending | Peer::Finishing => {}
+            Peer::Finished => return,
+            Peer::Gone => return self.drop_connection(slot),
         }
         match connection.phase {
             Phase::Sse { .. } => return self.send(slot, Bytes::from_static(COMMENT)),
