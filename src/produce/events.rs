@@ -222,6 +222,10 @@ mod tests {
             assert_eq!(record.json, data);
             assert_eq!(events.story().failure().unwrap().message, "m");
         }
+        let (_, events) =
+            heard(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
+        let words = &events.story().failure().unwrap().message;
+        assert!(words.len() < 2_000 && !words.contains(crate::visible::is_obeyed), "{words}");
         // One that follows the end belongs to what is over.
         let (heard, _) = heard(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
         assert_eq!(heard.len(), 1);
@@ -240,6 +244,10 @@ mod tests {
         assert_eq!(form(ExpectedForm::FirstEvent(Form::Anthropic), chat), Form::OpenAi);
         assert_eq!(form(ExpectedForm::FirstEvent(Form::Anthropic), r#"{"type":"x"}"#), Form::Anthropic);
         assert_eq!(form(EITHER, r#"{"type":"response.created","response":{}}"#), Form::OpenAi);
+        assert_eq!(
+            form(ExpectedForm::FirstEvent(Form::Anthropic), r#"{"error":{"message":"m"}}"#),
+            Form::OpenAi
+        );
         assert_eq!(form(ExpectedForm::Fixed(Form::OpenAi), messages), Form::OpenAi);
         assert_eq!(form(ExpectedForm::Fixed(Form::Anthropic), chat), Form::Anthropic);
     }

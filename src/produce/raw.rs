@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::words::one_line;
 use super::{Failure, Form};
 use crate::event::{Event, Progress};
 use crate::json;
@@ -128,8 +129,8 @@ pub fn form_of(payload: &str) -> Option<Form> {
     if is_done(payload) {
         return Some(Form::OpenAi);
     }
-    let [kind, choices, object] = json::members(payload, ["type", "choices", "object"])?;
-    if choices.is_some() || object.is_some() {
+    let [kind, choices, object, error] = json::members(payload, ["type", "choices", "object", "error"])?;
+    if choices.is_some() || object.is_some() || (kind.is_none() && error.is_some()) {
         return Some(Form::OpenAi);
     }
     let kind = json::unescape(json::string(kind?)?)?;
@@ -150,7 +151,8 @@ pub(super) fn failure_in(payload: &str) -> Option<Failure> {
 
 fn told(event: &Event<'_>) -> Option<Failure> {
     let Event::Error { code, message } = event else { return None };
-    let text = |escaped| json::unescape(escaped).unwrap_or_default().into_owned();
+    // For messages of ours; the stream has the words as they came.
+    let text = |escaped| one_line(&json::unescape(escaped).unwrap_or_default());
     Some(Failure { code: text(code).into(), message: message.map(text).unwrap_or_default() })
 }
 
