@@ -40,7 +40,7 @@ const CHOICE_FRAMING: [&str; 12] = [
 /// Members of a chunk that are read.
 const CHUNK: [&str; 4] = ["choices", "usage", "error", "x_groq"];
 /// Members of a chunk that only frame it: names, times, padding.
-const CHUNK_FRAMING: [&str; 22] = [
+pub(super) const CHUNK_FRAMING: [&str; 22] = [
     "id",
     "object",
     "type",
@@ -76,11 +76,13 @@ struct Choice<'a> {
     failure: Option<&'a str>,
 }
 
-/// Reads a chunk with these `choices`, or without. `usage` and `failure` are the chunk's own.
+/// Reads a chunk with these `choices`, or without. `usage` and `failure` are the chunk's own; `has_rest`: it has other
+/// members that say something.
 pub(super) fn read<'a>(
     chunk: &'a str,
     draft: &mut Draft<'a>,
     (choices, usage, failure): (Option<&'a str>, Option<&'a str>, Option<&'a str>),
+    has_rest: bool,
 ) -> Option<()> {
     let (mut rests, mut failed) = (Vec::new(), failure.map(|failure| (failure, chunk)));
     for choice in choices.map_or(Some(Vec::new()), json::elements)? {
@@ -88,7 +90,7 @@ pub(super) fn read<'a>(
         rests.extend(read.rest);
         failed = failed.or_else(|| read.failure.map(|failure| (failure, choice)));
     }
-    say_rest(chunk, &rests, draft)?;
+    say_rest((chunk, has_rest), &rests, draft)?;
     draft.keep_usage(usage);
     match failed {
         Some((failure, beside)) => {
@@ -101,8 +103,7 @@ pub(super) fn read<'a>(
 
 /// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and flags
 /// among them never.
-fn say_rest(chunk: &str, rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
-    let (_, has_rest) = json::members_and_rest(chunk, CHUNK, &CHUNK_FRAMING)?;
+fn say_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
     let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
     let own = if own.is_empty() || draft.progress().has_told(&own) { String::new() } else { own };
     // What comes late about an answer that is over begins no other one.

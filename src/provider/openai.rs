@@ -14,15 +14,21 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     if text == DONE {
         return draft.say(end(draft.before));
     }
-    let [kind, object, choices, failure, usage, groq] =
-        json::members(text, ["type", "object", "choices", "error", "usage", "x_groq"])?;
+    let names = ["type", "object", "choices", "error", "usage", "x_groq"];
+    let ([kind, object, choices, failure, usage, groq], has_rest) =
+        json::members_and_rest(text, names, &chat::CHUNK_FRAMING)?;
     let failure = failure.filter(|failure| json::is_told(failure));
     if let Some(choices) = choices {
         let groq = groq.filter(|groq| groq.starts_with('{'));
         let groq = groq.and_then(|groq| json::members(groq, ["usage", "error"]));
         let [their_usage, their_failure] = groq.unwrap_or_default();
         let their_failure = their_failure.filter(|failure| json::is_told(failure));
-        return chat::read(text, draft, (Some(choices), usage.or(their_usage), failure.or(their_failure)));
+        return chat::read(
+            text,
+            draft,
+            (Some(choices), usage.or(their_usage), failure.or(their_failure)),
+            has_rest,
+        );
     }
     let object = object.and_then(json::string);
     if object == Some("error") && failure.is_none() {
@@ -46,7 +52,7 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     }
     match object {
         // One that has nothing to say but, perhaps, what the answer took.
-        Some("chat.completion.chunk") => chat::read(text, draft, (None, usage, None)),
+        Some("chat.completion.chunk") => chat::read(text, draft, (None, usage, None), has_rest),
         _ => draft.say(Event::Custom { data: text }),
     }
 }
