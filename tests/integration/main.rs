@@ -39,6 +39,9 @@ mod said;
 /// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
 mod gaps;
 
+/// Large entries that come while viewers are live.
+mod large_live;
+
 /// Nothing is passed over, whoever trims a stream or meddles with the daemon's group.
 mod unseen;
 
