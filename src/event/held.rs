@@ -10,11 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// was sent.
 pub const HISTORY_HELD_MAX: usize = 24 << 20;
 
+/// Entries and frames above this size are large: a merged frame of small entries never is.
+pub const LARGE_BYTES: usize = 64 << 10;
+
 /// The sums, shared by all threads that read, decode and send.
 #[derive(Debug, Default)]
 pub struct Ledger {
     replies: AtomicUsize,
     frames: AtomicUsize,
+    large_frames: AtomicUsize,
 }
 
 impl Ledger {
@@ -27,13 +31,14 @@ impl Ledger {
     /// Bytes of frames made of them that are not sent yet.
     #[must_use]
     pub fn frames(&self) -> usize {
-        self.frames.load(Ordering::Relaxed)
+        self.frames.load(Ordering::Relaxed) + self.large_frames.load(Ordering::Relaxed)
     }
 
-    /// Both.
+    /// What large entries take: replies of all kinds, which are decoded soon, and the large frames. Small ones are bounded
+    /// by the send budgets of those they are for, and keep nobody from reading.
     #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.replies() + self.frames()
+    pub fn large(&self) -> usize {
+        self.replies() + self.large_frames.load(Ordering::Relaxed)
     }
 
     /// Enters entries.
@@ -45,13 +50,14 @@ impl Ledger {
     /// Enters a frame.
     #[must_use]
     pub fn hold_frame(self: &Arc<Self>, bytes: usize) -> Held {
-        Held::new(self, Kind::Frame, bytes)
+        Held::new(self, if bytes > LARGE_BYTES { Kind::LargeFrame } else { Kind::Frame }, bytes)
     }
 
     const fn sum(&self, kind: Kind) -> &AtomicUsize {
         match kind {
             Kind::Reply => &self.replies,
             Kind::Frame => &self.frames,
+            Kind::LargeFrame => &self.large_frames,
         }
     }
 }
@@ -60,6 +66,7 @@ impl Ledger {
 enum Kind {
     Reply,
     Frame,
+    LargeFrame,
 }
 
 /// Bytes on the ledger, for as long as this lives.
@@ -99,10 +106,13 @@ mod tests {
         let reply = ledger.hold_reply(10);
         let frame = Arc::new(ledger.hold_frame(7));
         let other = Arc::clone(&frame);
-        assert_eq!((ledger.replies(), ledger.frames(), ledger.bytes()), (10, 7, 17));
+        assert_eq!((ledger.replies(), ledger.frames(), ledger.large()), (10, 7, 10));
+        let large = ledger.hold_frame(LARGE_BYTES + 1);
+        assert_eq!((ledger.frames(), ledger.large()), (LARGE_BYTES + 8, LARGE_BYTES + 11));
+        drop(large);
         drop((reply, frame));
-        assert_eq!(ledger.bytes(), 7);
+        assert_eq!((ledger.replies(), ledger.frames()), (0, 7));
         drop(other);
-        assert_eq!(ledger.bytes(), 0);
+        assert_eq!(ledger.frames(), 0);
     }
 }

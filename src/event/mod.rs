@@ -35,7 +35,7 @@ pub(crate) use encode::{Content, Head, ToolPiece};
 pub(crate) use entry::NamesShown;
 pub use entry::{ENTRY_BYTES_MAX, Entry, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
 pub use frame::{Frame, FrameBody, Rendering, Span, StreamStatus, TextMark};
-pub use held::{HISTORY_HELD_MAX, Held, Ledger};
+pub use held::{HISTORY_HELD_MAX, Held, LARGE_BYTES, Ledger};
 pub use id::{EntryId, ParseIdError, Position};
 pub use key_pattern::{KeyPattern, PatternError};
 pub(crate) use merge::piece_continues;

@@ -16,7 +16,7 @@ use super::pace::{Manner, Pace, Plan, READ_BYTES_GOAL, Seen, TRIP_BYTES_GOAL};
 use super::ranges::{Answers, Question, Understood, ask, start_of, understand};
 use crate::event::checkpoints::{Checkpoints, Way};
 use crate::event::message::{ReplayBatch, ReplayRead, ReplayRequest, ReplayStep, now_us, shard};
-use crate::event::{After, EntryId, HISTORY_HELD_MAX, Ledger, Position};
+use crate::event::{After, EntryId, HISTORY_HELD_MAX, LARGE_BYTES, Ledger, Position};
 use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::{Connector, Keys, RangeReply, RedisError};
@@ -28,17 +28,14 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// How often requests that wait are looked through.
 const WAITING_CHECK: Duration = Duration::from_millis(2);
-/// Entries above this size are read only while there is room among what is held. The frames of smaller ones are bounded by
-/// their viewers' send budgets, which the frame of a large one passes.
-const LARGE_ENTRY_BYTES: usize = 64 << 10;
-/// Clients that read nothing may hold all of that. Then others get a large entry after this time, up to a bound that is
+/// Large entries are read only while there is room among what is held. Clients that read nothing may hold all of that. Then others get a large entry after this time, up to a bound that is
 /// never passed.
 const LARGE_PATIENCE: Duration = Duration::from_secs(1);
 const HELD_PARTS_MAX: usize = 4;
 
 /// Whether a read may be made while so much is held.
 fn may_be_read(held: usize, plan: Plan, waited: Duration) -> bool {
-    let is_small = plan.expected_bytes / plan.count.max(1) <= LARGE_ENTRY_BYTES;
+    let is_small = plan.expected_bytes / plan.count.max(1) <= LARGE_BYTES;
     let room = if waited < LARGE_PATIENCE { HISTORY_HELD_MAX } else { HELD_PARTS_MAX * HISTORY_HELD_MAX };
     is_small || held == 0 || held.saturating_add(plan.expected_bytes) <= room
 }
@@ -169,7 +166,7 @@ impl Replay {
         }
         let plan = self.plan(&waiting.request, now);
         let waited = now.duration_since(waiting.since);
-        if !may_be_read(self.parts.ledger.bytes() + trip.expected, plan, waited) {
+        if !may_be_read(self.parts.ledger.large() + trip.expected, plan, waited) {
             return Some(waiting);
         }
         trip.expected += plan.expected_bytes;

@@ -17,6 +17,9 @@ use super::{Batch, Record, Wire, WireError, Wires};
 
 /// Entries of others among which a batch is looked for: what the daemon, or a second producer, has written since.
 const FOREIGN_ENTRIES_MAX: usize = 1_000;
+/// Entries that are looked through at once, at first; then so many as take about so many bytes.
+const PAGE_FIRST: usize = 16;
+const PAGE_BYTES: usize = 1 << 20;
 /// What is wrong where a producer's rights are missing.
 const MISSING_RIGHTS: Trouble = Trouble {
     what: "Redis does not allow what a producer does",
@@ -150,24 +153,40 @@ impl RedisWire {
     /// The id of the batch's last entry, if it is there behind `after`. If not, nobody can write the stream
     /// unnoticed between this look and the next transaction.
     fn find(&mut self, records: &[Record], after: EntryId) -> Result<Option<EntryId>, WireError> {
-        let Some(from) = after.next() else { return Ok(None) };
-        let key = &self.wires.key;
-        let count = records.len() + FOREIGN_ENTRIES_MAX;
-        let look = [
-            Command::new("WATCH").arg(key),
-            Command::new("XRANGE").arg(key).id(from).arg("+").arg("COUNT").number(count),
-        ];
-        let replies = self.link.call_all(&look).map_err(|error| failed(&error))?;
-        if let Some(error) = replies.iter().find_map(Reply::error) {
-            return Err(failed(&RedisError::Server(error)));
+        let Some(from) = after.next().filter(|_| !records.is_empty()) else { return Ok(None) };
+        self.ask(&Command::new("WATCH").arg(&self.wires.key))?;
+        let (mut left, mut page) = (records.len() + FOREIGN_ENTRIES_MAX, PAGE_FIRST);
+        let mut from = Some(from);
+        // How many records, from the first one on, the entries up to here end with.
+        let mut matched: Vec<usize> = Vec::new();
+        while let Some(id) = from.filter(|_| left > 0) {
+            let range = Command::new("XRANGE").arg(&self.wires.key).id(id).arg("+").arg("COUNT");
+            let entries =
+                self.ask(&range.number(page.min(left)))?.entries().map_err(|error| failed(&error))?;
+            for entry in &entries {
+                matched.push(0);
+                matched.retain_mut(|count| {
+                    let is_next = is_of(entry, &records[*count]);
+                    *count += usize::from(is_next);
+                    is_next
+                });
+                if matched.contains(&records.len()) {
+                    self.ask(&Command::new("UNWATCH"))?;
+                    return Ok(Some(entry.id));
+                }
+            }
+            from =
+                entries.last().filter(|_| entries.len() == page.min(left)).and_then(|entry| entry.id.next());
+            left -= entries.len();
+            let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
+            let fitting = PAGE_BYTES / (bytes / entries.len().max(1)).max(1);
+            page = fitting.clamp(1, page.saturating_mul(PAGE_FIRST));
         }
-        let entries =
-            replies.last().map_or(Ok(Vec::new()), Reply::entries).map_err(|error| failed(&error))?;
-        let is_there =
-            |window: &&[Entry]| window.iter().zip(records).all(|(entry, record)| is_of(entry, record));
-        let Some(window) = entries.windows(records.len()).find(is_there) else { return Ok(None) };
-        self.link.call(&Command::new("UNWATCH")).map_err(|error| failed(&error))?;
-        Ok(window.last().map(|entry| entry.id))
+        Ok(None)
+    }
+
+    fn ask(&mut self, command: &Command) -> Result<Reply, WireError> {
+        self.link.call(command).map_err(|error| failed(&error))
     }
 }
 

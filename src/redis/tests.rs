@@ -136,6 +136,37 @@ fn absence_and_silence_are_errors() {
     assert!(matches!(connect("unix:///nonexistent/redis.sock"), Err(RedisError::Io(_))));
 }
 
+/// A reply that takes longer than the response timeout, but never pauses for so long, is waited for.
+#[test]
+fn a_reply_may_take_long_as_long_as_it_comes_on() {
+    const PAUSE: Duration = Duration::from_millis(200);
+    const PIECES: usize = 12;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut config = config_for(&format!("redis://{}", listener.local_addr().unwrap()));
+    config.response_timeout = PAUSE * 8;
+    let target = Target::new(&config).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            assert!(read_command(&mut socket));
+            socket.write_all(b"%0\r\n").unwrap();
+            assert!(read_command(&mut socket));
+            socket.write_all(format!("${PIECES}\r\n").as_bytes()).unwrap();
+            for _ in 0..PIECES {
+                std::thread::sleep(PAUSE);
+                socket.write_all(b"x").unwrap();
+            }
+            socket.write_all(b"\r\n").unwrap();
+            // Then silence, until the other side has had enough.
+            while read_command(&mut socket) {}
+        });
+        let mut link = Link::connect(&target, "x").unwrap();
+        let long = link.call(&Command::new("GET").arg("a")).unwrap();
+        assert_eq!(long.bytes().unwrap().len(), PIECES);
+        assert!(matches!(link.call(&Command::new("GET").arg("b")), Err(RedisError::Timeout)));
+    });
+}
+
 #[test]
 fn pipelines_keep_their_order() {
     let server = RedisServer::start(&[]);

@@ -8,8 +8,11 @@ use crate::produce::raw::{Meaning, Story};
 use crate::produce::{Form, jsonl};
 use crate::redis::{Command, Link, RedisError};
 
-/// Entries that are read at once.
-const PAGE: usize = 500;
+/// Entries that are read at once, at first and at most: how large they are is seen only when they are there.
+const PAGE_FIRST: usize = 8;
+const PAGE_MAX: usize = 500;
+/// What the entries of a page should take, in bytes.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// How far an answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +29,15 @@ pub(super) enum Remains {
 pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<Remains, RedisError> {
     let mut reading = Reading::new(&order.generation);
     let mut from = Some(EntryId::new(order.id.ms, 0));
+    let mut page = PAGE_FIRST;
     while let Some(id) = from {
-        let command = Command::new("XRANGE").arg(key).id(id).arg("+").arg("COUNT").number(PAGE);
+        let command = Command::new("XRANGE").arg(key).id(id).arg("+").arg("COUNT").number(page);
         let entries = link.call(&command)?.entries()?;
         entries.iter().for_each(|entry| reading.add(entry));
-        from = entries.last().filter(|_| entries.len() == PAGE).and_then(|entry| entry.id.next());
+        from = entries.last().filter(|_| entries.len() == page).and_then(|entry| entry.id.next());
+        let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
+        let fitting = PAGE_BYTES / (bytes / entries.len().max(1)).max(1);
+        page = fitting.min(page.saturating_mul(PAGE_FIRST)).clamp(1, PAGE_MAX);
     }
     Ok(reading.remains())
 }
