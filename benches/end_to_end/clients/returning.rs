@@ -14,7 +14,7 @@ use crate::wire::{self, stored_id};
 /// How many of the stored tokens the late client that has most of them has not.
 const LATE_BEHIND: u64 = 100;
 /// How many more each of the others has not: so that hardly two of them want the same.
-const LATE_APART: u64 = 97;
+const LATE_APART: u64 = 10;
 
 /// What a client has while it is away.
 #[derive(Default)]
