@@ -103,6 +103,8 @@ impl Checker<'_> {
             ca_file: self.take(&keys::REDIS_CA_FILE),
             dlq_max_entries: self.take(&keys::REDIS_DLQ_MAX_ENTRIES),
             receipts_max_entries: self.take(&keys::REDIS_RECEIPTS_MAX_ENTRIES),
+            dlq_max_bytes: self.take(&keys::REDIS_DLQ_MAX_BYTES),
+            receipts_max_bytes: self.take(&keys::REDIS_RECEIPTS_MAX_BYTES),
         }
     }
 

@@ -99,6 +99,14 @@ keys! {
     REDIS_RECEIPTS_MAX_ENTRIES: Count<u64> = "redis.receipts_max_entries", Count {
         default: 100_000, min: 1, max: 100_000_000, zero: None,
     };
+    /// Entries may have 8 MiB each, so their number alone bounds nothing: room for a few of those, or all small ones.
+    REDIS_DLQ_MAX_BYTES: Size = "redis.dlq_max_bytes", Size {
+        default: 64 * MIB, min: 64 * KIB, max: 1024 * 1024 * MIB,
+    };
+    /// Twice what the usual number of receipts takes; ids and names may be long.
+    REDIS_RECEIPTS_MAX_BYTES: Size = "redis.receipts_max_bytes", Size {
+        default: 64 * MIB, min: 64 * KIB, max: 1024 * 1024 * MIB,
+    };
 
     // [fields]
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::defaults as keys;
 use super::rule::{Key, Rule};
-use super::{Config, redis_url};
+use super::{Config, Redis, redis_url};
 
 /// All keys with the values that the program runs on, as TOML; passwords are masked.
 ///
@@ -28,15 +28,7 @@ pub fn describe(config: &Config) -> String {
     } = config;
     out.add(&keys::SERVICE_NAME, &service.name);
     out.add(&keys::SERVICE_INSTANCE, &service.instance);
-    out.add(&keys::REDIS_URL, &redis_url::masked(&redis.url));
-    out.add(&keys::REDIS_PREFIX, &redis.prefix);
-    out.add(&keys::REDIS_STREAM_KEY, &redis.stream_key.to_string());
-    out.add(&keys::REDIS_CONNECT_TIMEOUT, &redis.connect_timeout);
-    out.add(&keys::REDIS_RESPONSE_TIMEOUT, &redis.response_timeout);
-    out.add(&keys::REDIS_BACKOFF_MAX, &redis.backoff_max);
-    out.add(&keys::REDIS_CA_FILE, &redis.ca_file);
-    out.add(&keys::REDIS_DLQ_MAX_ENTRIES, &redis.dlq_max_entries);
-    out.add(&keys::REDIS_RECEIPTS_MAX_ENTRIES, &redis.receipts_max_entries);
+    describe_redis(&mut out, redis);
     out.add(&keys::FIELDS_TEXT, &fields.text);
     out.add(&keys::FIELDS_TYPE, &fields.kind);
     out.add(&keys::LISTEN_PUBLIC, &listen.public);
@@ -80,6 +72,20 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::LOG_LEVEL, &log.level);
     out.add(&keys::LOG_FORMAT, &log.json);
     out.text
+}
+
+fn describe_redis(out: &mut Lines, redis: &Redis) {
+    out.add(&keys::REDIS_URL, &redis_url::masked(&redis.url));
+    out.add(&keys::REDIS_PREFIX, &redis.prefix);
+    out.add(&keys::REDIS_STREAM_KEY, &redis.stream_key.to_string());
+    out.add(&keys::REDIS_CONNECT_TIMEOUT, &redis.connect_timeout);
+    out.add(&keys::REDIS_RESPONSE_TIMEOUT, &redis.response_timeout);
+    out.add(&keys::REDIS_BACKOFF_MAX, &redis.backoff_max);
+    out.add(&keys::REDIS_CA_FILE, &redis.ca_file);
+    out.add(&keys::REDIS_DLQ_MAX_ENTRIES, &redis.dlq_max_entries);
+    out.add(&keys::REDIS_RECEIPTS_MAX_ENTRIES, &redis.receipts_max_entries);
+    out.add(&keys::REDIS_DLQ_MAX_BYTES, &redis.dlq_max_bytes);
+    out.add(&keys::REDIS_RECEIPTS_MAX_BYTES, &redis.receipts_max_bytes);
 }
 
 #[derive(Default)]

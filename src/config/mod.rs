@@ -90,6 +90,10 @@ pub struct Redis {
     pub dlq_max_entries: u64,
     /// How many receipts are kept.
     pub receipts_max_entries: u64,
+    /// How much memory of Redis dead letters take.
+    pub dlq_max_bytes: usize,
+    /// How much memory of Redis receipts take.
+    pub receipts_max_bytes: usize,
 }
 
 impl Redis {
@@ -112,6 +116,8 @@ impl fmt::Debug for Redis {
             .field("ca_file", &self.ca_file)
             .field("dlq_max_entries", &self.dlq_max_entries)
             .field("receipts_max_entries", &self.receipts_max_entries)
+            .field("dlq_max_bytes", &self.dlq_max_bytes)
+            .field("receipts_max_bytes", &self.receipts_max_bytes)
             .finish()
     }
 }

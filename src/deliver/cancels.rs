@@ -112,6 +112,7 @@ impl Delivery {
                         self.refuse_message(slot, &Refusal::new(code, message).about(about));
                     }
                 }
+                self.close_if_drained(slot, now);
             }
             _ => {}
         }

@@ -163,21 +163,17 @@ impl Delivery {
                     self.touch(slot);
                 }
                 Phase::WebSocket(websocket) => {
-                    let single = match websocket.viewers {
-                        Viewers::One(viewer) if self.is_parting(viewer) => {
-                            self.close_websocket(slot, close::NORMAL, "ended");
-                            continue;
-                        }
-                        Viewers::One(_) => true,
-                        Viewers::Many(_) => false,
-                    };
+                    let is_many = matches!(websocket.viewers, Viewers::Many(_));
                     for viewer in viewers {
-                        self.tell_draining(viewer);
+                        if !self.is_parting(viewer) {
+                            self.tell_draining(viewer);
+                        }
+                        self.pass_on_last_ack(viewer);
                     }
-                    if !single {
+                    if is_many {
                         self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)));
                     }
-                    self.close_websocket(slot, close::GOING_AWAY, "draining");
+                    self.close_if_drained(slot, now);
                 }
                 Phase::Head { .. } if connection.input.is_empty() && connection.outbox.is_empty() => {
                     self.drop_connection(slot);
@@ -194,6 +190,18 @@ impl Delivery {
                 | Phase::Closing { .. } => {}
             }
         }
+    }
+
+    /// Closes a WebSocket of an instance that goes down, unless its client is yet to be answered.
+    pub(super) fn close_if_drained(&mut self, slot: Slot, now: Instant) {
+        if !self.is_draining || self.websocket(slot).is_none() || self.owes_answers(slot, now) {
+            return;
+        }
+        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
+        if viewers.into_iter().any(|viewer| self.is_parting(viewer)) {
+            return self.close_websocket(slot, close::NORMAL, "ended");
+        }
+        self.close_websocket(slot, close::GOING_AWAY, "draining");
     }
 
     /// `open` comes first; who cannot be opened without Redis is only closed.

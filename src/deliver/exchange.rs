@@ -70,6 +70,7 @@ impl Delivery {
             ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
             ToDelivery::Appeared(stream) => self.appear(&stream),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
+            ToDelivery::AckAnswered(asker, id, outcome) => self.ack_answered(asker, id, outcome, now),
             ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
         }
     }

@@ -1,23 +1,33 @@
-//! What clients acknowledge, on its way to the watcher; and the moment that a client gets for acknowledging the end.
+//! What clients acknowledge, on its way to the recorder and back: who says it is answered when it is written; and the moment that a client gets for acknowledging the end.
 //!
 //! Bounded: each viewer holds one acknowledgement, and passes one on in a second and one for each end of a generation. What
-//! the watcher's queue has no room for is held on; a viewer that leaves then leaves it behind, which is counted.
+//! the recorder's queue has no room for is held on; a viewer that leaves then leaves it behind, which is counted.
 
 use std::time::{Duration, Instant};
 
-use super::connection::{Phase, Viewers, WebSocket};
+use super::connection::{Connection, Phase, Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::message::Refusal;
 use super::streams::Ending;
 use super::taking::{Advice, Generation, Taking};
 use super::viewer::{Stage, Wire};
 use crate::event::message::{Cursor, Slot, now_us};
-use crate::event::record::{Acked, Receipt};
+use crate::event::notice;
+use crate::event::record::{Acked, Asker, Receipt, Refused};
 use crate::event::{Position, StreamName};
 
 /// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: who answers
 /// a close with a close cannot say anything any more.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// What a client has said to have.
+struct Said {
+    id: Position,
+    /// When, µs since 1970 by this host's clock.
+    at_us: u64,
+    generation: Generation,
+    is_once: bool,
+}
 
 /// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
 #[derive(Debug)]
@@ -28,7 +38,7 @@ pub(super) struct Parted {
 }
 
 impl Delivery {
-    /// A client says what it has. Where receipts are off, that is of no consequence.
+    /// A client says what it has. It is answered when that is written down; where receipts are off, at once.
     pub(super) fn acknowledge(
         &mut self,
         slot: Slot,
@@ -45,47 +55,59 @@ impl Delivery {
             return result;
         }
         let stream = carried?;
-        let viewer = match self.websocket(slot).map(|websocket| &websocket.viewers) {
-            Some(Viewers::One(viewer)) => Some(*viewer),
-            Some(Viewers::Many(viewers)) => viewers.get(&stream).copied(),
-            None => None,
-        };
-        match viewer {
+        match self.viewer_of(slot, &stream) {
             Some(viewer) => self.acknowledge_viewed(viewer, id, now),
             None => Ok(()),
         }
     }
 
+    /// The viewer of a stream on a connection.
+    fn viewer_of(&mut self, slot: Slot, stream: &StreamName) -> Option<Slot> {
+        match &self.websocket(slot)?.viewers {
+            Viewers::One(viewer) => Some(*viewer),
+            Viewers::Many(viewers) => viewers.get(stream).copied(),
+        }
+    }
+
     fn acknowledge_viewed(&mut self, slot: Slot, id: Position, now: Instant) -> Result<(), Refusal> {
         let Some(viewer) = self.viewers.get(slot) else { return Ok(()) };
-        let Some(taking) = &viewer.taking else { return Ok(()) };
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
+        let Some(taking) = &viewer.taking else {
+            self.answer_acked(connection, &stream, id);
+            return Ok(());
+        };
+        let is_once = taking.is_once(id, &viewer.anchor);
         let advice = taking.judge(id, &viewer.anchor, now);
-        let is_passed = match advice {
+        let (is_passed, is_new) = match advice {
             Advice::Refuse => return Err(not_given(id)),
-            Advice::PassOn(generation) => self.pass_on(connection, stream, (id, now_us()), generation),
-            Advice::Hold => false,
-            Advice::Ignore => {
-                self.registry.counters().acks_merged.inc();
-                return Ok(());
+            Advice::PassOn(generation) => {
+                let said = Said { id, at_us: now_us(), generation, is_once };
+                (self.pass_on(connection, stream.clone(), said, now), true)
             }
+            Advice::Hold => (false, true),
+            Advice::Ignore => (false, false),
         };
         let Some(taking) = self.taking(slot) else { return Ok(()) };
-        let is_merged = if is_passed { taking.pass(id, now) } else { !taking.hold(id, now_us()) };
-        if !(is_passed || is_merged) {
+        let is_merged = match (is_passed, is_new) {
+            (true, _) => taking.pass(id, now),
+            (false, true) => !taking.hold(id, now_us()),
+            (false, false) => true,
+        };
+        let is_written = taking.await_answer(id, now);
+        if is_new && !(is_passed || is_merged) {
             self.unpassed_acks.push(slot);
         }
         if is_merged {
             self.registry.counters().acks_merged.inc();
         }
-        if self.is_parting(slot) && !self.is_awaited(slot) {
-            self.end_connection(connection, slot, Ending::Ended, now);
+        if is_written {
+            self.answer_acked(connection, &stream, id);
         }
         Ok(())
     }
 
     /// The client acknowledges what it was given of a stream that has left its connection; `None` where none has. Nothing
-    /// is held for it: of what comes too soon only the end counts.
+    /// is held for it: of what comes too soon only the end is written.
     fn acknowledge_parted(
         &mut self,
         slot: Slot,
@@ -97,34 +119,103 @@ impl Delivery {
         let parted = parted.as_ref()?;
         let place = parted.iter().position(|parted| parted.stream == *stream)?;
         let Parted { taking, anchor, .. } = &parted[place];
+        let is_once = taking.is_once(id, anchor);
         let is_passed = match taking.judge(id, anchor, now) {
             Advice::Refuse => return Some(Err(not_given(id))),
-            Advice::PassOn(generation) => self.pass_on(slot, stream.clone(), (id, now_us()), generation),
-            Advice::Hold | Advice::Ignore => {
+            Advice::PassOn(generation) => {
+                let said = Said { id, at_us: now_us(), generation, is_once };
+                if !self.pass_on(slot, stream.clone(), said, now) {
+                    return Some(Err(Refusal::new("overloaded", "try again")));
+                }
+                true
+            }
+            Advice::Hold => return Some(Err(Refusal::new("too_many", "say it again in a second"))),
+            Advice::Ignore => {
                 self.registry.counters().acks_merged.inc();
-                return Some(Ok(()));
+                false
             }
         };
-        if !is_passed {
-            return Some(Err(Refusal::new("overloaded", "try again")));
+        let taking = &mut self.websocket(slot)?.parted.as_mut()?.get_mut(place)?.taking;
+        if is_passed {
+            taking.pass(id, now);
         }
-        if let Some(parted) = self.websocket(slot)?.parted.as_mut()?.get_mut(place) {
-            parted.taking.pass(id, now);
+        if taking.await_answer(id, now) {
+            self.answer_acked(slot, stream, id);
         }
         Some(Ok(()))
     }
 
     /// Passes an acknowledgement on; whether there was room.
-    fn pass_on(
-        &mut self,
-        connection: Slot,
-        stream: StreamName,
-        (id, at_us): (Position, u64),
-        generation: Generation,
-    ) -> bool {
+    fn pass_on(&mut self, connection: Slot, stream: StreamName, said: Said, now: Instant) -> bool {
         let by = self.connections.get(connection).map(|connection| connection.address.ip().to_string());
         let by = by.unwrap_or_default();
-        self.receipts.try_send(Receipt::Acked(Acked { stream, id, generation, by, at_us })).is_ok()
+        let asker = Asker { delivery: self.index, connection, about: Some(stream.clone()) };
+        let Said { id, at_us, generation, is_once } = said;
+        let acked = Acked { stream, id, generation, by, at_us, is_once, asker, asked_at: now };
+        self.receipts.try_send(Receipt::Acked(acked)).is_ok()
+    }
+
+    /// The recorder answers. The client, or its interest in the stream, may be gone.
+    pub(super) fn ack_answered(
+        &mut self,
+        asker: Asker,
+        id: Position,
+        outcome: Result<(), Refused>,
+        now: Instant,
+    ) {
+        let Asker { connection: slot, about: Some(stream), .. } = asker else { return };
+        let viewer = self.viewer_of(slot, &stream);
+        let told = match viewer.and_then(|viewer| self.taking(viewer)) {
+            Some(taking) => taking.answered(id, outcome.is_ok(), now),
+            None => self.parted_answered(slot, &stream, (id, outcome.is_ok()), now),
+        };
+        for id in told {
+            self.answer_ack(slot, &stream, id, &outcome);
+        }
+        if let Some(viewer) = viewer.filter(|viewer| self.is_parting(*viewer))
+            && !self.is_awaited(viewer, now)
+        {
+            self.end_connection(slot, viewer, Ending::Ended, now);
+        }
+        self.close_if_drained(slot, now);
+    }
+
+    /// The same about a stream that has left the connection: of one that is forgotten only this is told.
+    fn parted_answered(
+        &mut self,
+        slot: Slot,
+        stream: &StreamName,
+        (id, is_written): (Position, bool),
+        now: Instant,
+    ) -> Vec<Position> {
+        let parted = self.websocket(slot).and_then(|websocket| websocket.parted.as_mut());
+        let found = parted.and_then(|parted| parted.iter_mut().find(|parted| parted.stream == *stream));
+        found.map_or_else(|| vec![id], |parted| parted.taking.answered(id, is_written, now))
+    }
+
+    fn answer_ack(&mut self, slot: Slot, stream: &StreamName, id: Position, outcome: &Result<(), Refused>) {
+        match outcome {
+            Ok(()) => self.answer_acked(slot, stream, id),
+            Err(Refused { code, message, .. }) => {
+                self.refuse_message(slot, &Refusal::new(code, message).about(Some(stream.clone())));
+            }
+        }
+    }
+
+    fn answer_acked(&mut self, slot: Slot, stream: &StreamName, id: Position) {
+        self.answer_message(slot, Some(stream), &notice::acked(id));
+    }
+
+    /// Whether a client has asked for something that is yet to be written down, so that it is answered before its connection
+    /// is closed.
+    pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
+        let Some(websocket) = self.websocket(slot) else { return false };
+        let parted = websocket.parted.iter().flat_map(|parted| parted.iter());
+        if websocket.cancels_asked > 0 || parted.into_iter().any(|parted| parted.taking.awaits_answer(now)) {
+            return true;
+        }
+        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
+        viewers.into_iter().any(|viewer| self.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
     }
 
     /// Passes on what was held for long enough.
@@ -148,8 +239,9 @@ impl Delivery {
         let Some(viewer) = self.viewers.get(slot) else { return true };
         let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
         let Some((id, at_us, generation)) = taking.due(&viewer.anchor, now, at_once) else { return false };
+        let is_once = taking.is_once(id, &viewer.anchor);
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
-        let is_passed = self.pass_on(connection, stream, (id, at_us), generation);
+        let is_passed = self.pass_on(connection, stream, Said { id, at_us, generation, is_once }, now);
         if is_passed && let Some(taking) = self.taking(slot) {
             taking.pass(id, now);
         }
@@ -165,7 +257,9 @@ impl Delivery {
     /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
     pub(super) fn parts_later(&mut self, slot: Slot, now: Instant) -> bool {
         let is_single = self.viewers.get(slot).is_some_and(|viewer| viewer.wish.wire == Wire::WebSocket);
-        if self.is_draining || !is_single || self.is_parting(slot) || !self.is_awaited(slot) {
+        let is_owed = self.taking(slot).is_some_and(|taking| taking.awaits_answer(now));
+        let is_awaited = if self.is_draining { is_owed } else { self.is_awaited(slot, now) };
+        if !is_single || self.is_parting(slot) || !is_awaited {
             return false;
         }
         let Some(viewer) = self.viewers.get_mut(slot) else { return false };
@@ -182,17 +276,20 @@ impl Delivery {
         self.viewers.get(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting(_)))
     }
 
-    /// Whether the client may have something to acknowledge yet.
-    fn is_awaited(&self, slot: Slot) -> bool {
+    /// Whether the client may have something to acknowledge yet, or is to be answered.
+    fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
         let Some(viewer) = self.viewers.get(slot) else { return false };
-        viewer.taking.as_ref().is_some_and(|taking| !taking.is_complete(&viewer.anchor))
+        let taking = viewer.taking.as_ref();
+        taking.is_some_and(|taking| !taking.is_complete(&viewer.anchor) || taking.awaits_answer(now))
     }
 
     /// Closes a connection whose client has had its moment, which begins when the end is on the socket.
     pub(super) fn judge_parting(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let viewer = self.viewers.get_mut(slot)?;
         let Stage::Parting(until) = &mut viewer.stage else { return None };
-        if viewer.unwritten > 0 {
+        // Who is to be answered is answered first.
+        let is_owed = viewer.taking.as_ref().is_some_and(|taking| taking.awaits_answer(now));
+        if viewer.unwritten > 0 || is_owed {
             *until = now + PARTING;
         }
         let (until, connection) = (*until, viewer.connection);

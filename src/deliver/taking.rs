@@ -12,6 +12,10 @@ use crate::event::{EntryId, Position};
 
 /// The time in which one acknowledgement of a viewer is passed on.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+/// Acknowledgements of one viewer that wait for an answer each. Of more, the lower ones are answered by the higher ones.
+const UNANSWERED_MAX: usize = 256;
+/// How long the recorder may take to answer, at most, before its answer counts as lost.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
 /// Ends of generations that are remembered, to know to which one an acknowledged entry belongs.
 const ENDS_MAX: usize = 16;
 
@@ -30,6 +34,11 @@ pub(super) struct Taking {
     passed_at: Option<Instant>,
     /// What is to be passed on later, and when that was said, µs since 1970 by this host's clock.
     held: Option<(Position, u64)>,
+    /// What is written down.
+    written: Position,
+    /// What was said and is not answered yet, and since when something is not.
+    unanswered: VecDeque<Position>,
+    unanswered_since: Option<Instant>,
 }
 
 /// What is to be done with an acknowledgement.
@@ -77,6 +86,50 @@ impl Taking {
             return Advice::Hold;
         }
         Advice::PassOn(self.generation(id, anchor))
+    }
+
+    /// Whether one who says it again is to get no second receipt: it reaches the end of a generation, or it was had before
+    /// this viewer came.
+    pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
+        let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
+        let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
+        id <= self.from || ends.into_iter().any(reaches)
+    }
+
+    /// Whether it is written down already, so that it can be answered at once; else the answer is awaited.
+    pub(super) fn await_answer(&mut self, id: Position, now: Instant) -> bool {
+        if id <= self.written {
+            return true;
+        }
+        if self.unanswered.len() >= UNANSWERED_MAX {
+            self.unanswered.pop_front();
+        }
+        self.unanswered.push_back(id);
+        self.unanswered_since.get_or_insert(now);
+        false
+    }
+
+    /// Whether an answer is awaited; one that was awaited for too long is lost.
+    pub(super) fn awaits_answer(&self, now: Instant) -> bool {
+        self.unanswered_since.is_some_and(|since| now.duration_since(since) < ANSWER_PATIENCE)
+    }
+
+    /// What the client is answered now that everything up to `id` is written down, or is not going to be in time.
+    pub(super) fn answered(&mut self, id: Position, is_written: bool, now: Instant) -> Vec<Position> {
+        if is_written {
+            self.written = self.written.max(id);
+        } else {
+            // Who says it again is taken at its word.
+            self.passed = self.written;
+        }
+        let (mut told, kept): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|said| *said <= id);
+        self.unanswered = kept.into();
+        if !told.contains(&id) {
+            // It was said to a viewer that has left meanwhile.
+            told.push(id);
+        }
+        self.unanswered_since = (!self.unanswered.is_empty()).then_some(now);
+        told
     }
 
     /// The generation to which an entry belongs.
@@ -203,5 +256,25 @@ mod tests {
         (1..1000).for_each(|n| taking.note_end(EntryId::new(n, 0), &None));
         assert_eq!(taking.ends.len(), ENDS_MAX);
         assert_eq!(taking.judge(at(999), &Cursor::default(), Instant::now()), Advice::PassOn(None));
+    }
+
+    #[test]
+    fn everything_that_is_said_is_answered_once_it_is_written() {
+        let (start, anchor) = (Instant::now(), anchor(9, "g"));
+        let mut taking = Taking::default();
+        for n in [3, 5, 4] {
+            assert!(!taking.await_answer(at(n), start));
+        }
+        assert!(taking.awaits_answer(start) && !taking.awaits_answer(start + ANSWER_PATIENCE));
+        assert_eq!(taking.answered(at(4), true, start), [at(3), at(4)]);
+        assert_eq!(taking.answered(at(5), true, start), [at(5)]);
+        assert!(taking.await_answer(at(4), start) && !taking.awaits_answer(start), "it is written");
+        taking.pass(at(7), start);
+        assert!(!taking.await_answer(at(7), start));
+        assert_eq!(taking.judge(at(7), &anchor, start), Advice::Ignore);
+        assert_eq!(taking.answered(at(7), false, start), [at(7)]);
+        assert_ne!(taking.judge(at(7), &anchor, start), Advice::Ignore, "it may be said again");
+        assert!((0..1000).all(|n| !taking.await_answer(at(100 + n), start)));
+        assert_eq!(taking.unanswered.len(), UNANSWERED_MAX);
     }
 }

@@ -52,6 +52,12 @@ impl Fields {
         strings.is_multiple_of(2).then_some(Self { resp: bytes, left_out: 0 })
     }
 
+    /// The same fields in memory of their own: what is kept must not keep the whole reply.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { resp: Bytes::copy_from_slice(&self.resp), ..self.clone() }
+    }
+
     /// Fields from bytes that were walked before.
     ///
     /// INVARIANT: `bytes` is an even number of bulk strings `$<len>\r\n<bytes>\r\n` and nothing else.

@@ -477,6 +477,8 @@ pub enum ToDelivery {
     Appeared(StreamName),
     /// What became of a request to cancel.
     CancelAnswered(Asker, Result<(), Refused>),
+    /// What became of an acknowledgement.
+    AckAnswered(Asker, Position, Result<(), Refused>),
     /// A connection that another loop accepted.
     Connection(mio::net::TcpStream, std::net::SocketAddr),
 }

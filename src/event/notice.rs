@@ -100,6 +100,12 @@ pub fn pong(nonce: Option<&RawValue>) -> Vec<u8> {
     }
 }
 
+/// `acked`: what the client has is written down.
+#[must_use]
+pub fn acked(id: Position) -> Vec<u8> {
+    format!(r#"{{"type":"acked","id":"{id}"}}"#).into_bytes()
+}
+
 /// `cancel_requested`: the request is on the control stream.
 #[must_use]
 pub fn cancel_requested() -> Vec<u8> {

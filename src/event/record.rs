@@ -173,6 +173,13 @@ pub struct Acked {
     pub by: String,
     /// When, µs since 1970 by this host's clock.
     pub at_us: u64,
+    /// Whether one who says it again gets no second receipt: it reaches the end of a generation, or says what the client
+    /// had before it came.
+    pub is_once: bool,
+    /// Who is answered.
+    pub asker: Asker,
+    /// When that was asked.
+    pub asked_at: Instant,
 }
 
 /// A generation is over.

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use crate::event::StreamName;
 use crate::event::message::ToDelivery;
 use crate::event::record::{Asker, CancelRequest, Refused};
-use crate::queue::{Receiver, SendError, Sender};
-use crate::redis::{Command, Keys, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind};
+use crate::queue::Receiver;
+use crate::redis::{Command, Keys, Link, RedisError, Reply};
 
+use super::answers::Answers;
 use super::once::CLAIMED;
 use super::pending::{Mark, Milestones};
-use super::{Desk, millis, refusal};
+use super::{Desk, millis, refusal, refused};
 
 /// Requests in hand.
 const CANCELS_MAX: usize = 256;
@@ -40,13 +41,11 @@ const OTHERS_PAUSE: Duration = Duration::from_millis(20);
 /// The desk.
 pub(super) struct Cancels {
     queue: Receiver<CancelRequest>,
-    deliveries: Vec<Sender<ToDelivery>>,
+    answers: Answers,
     milestones: Box<Milestones>,
     hand: Vec<CancelRequest>,
     /// When those in hand that another instance has claimed are looked at again.
     others_at: Option<Instant>,
-    /// Answers for which a delivery thread had no room.
-    untold: VecDeque<(Asker, Result<(), Refused>)>,
     unwritten: Unwritten,
 }
 
@@ -92,18 +91,13 @@ enum Verdict {
 }
 
 impl Cancels {
-    pub(super) fn new(
-        queue: Receiver<CancelRequest>,
-        deliveries: Vec<Sender<ToDelivery>>,
-        milestones: Box<Milestones>,
-    ) -> Self {
+    pub(super) fn new(queue: Receiver<CancelRequest>, answers: Answers, milestones: Box<Milestones>) -> Self {
         Self {
             queue,
-            deliveries,
+            answers,
             milestones,
             hand: Vec::new(),
             others_at: None,
-            untold: VecDeque::new(),
             unwritten: Unwritten::default(),
         }
     }
@@ -113,7 +107,7 @@ impl Cancels {
         if !self.queue.is_empty() && self.hand.is_empty() {
             return Some(now);
         }
-        let untold_at = (!self.untold.is_empty()).then(|| now + Duration::from_millis(2));
+        let untold_at = (self.answers.held() > 0).then(|| now + Duration::from_millis(2));
         let hand_at = (!self.hand.is_empty()).then(|| self.others_at.unwrap_or(now));
         untold_at.into_iter().chain(hand_at).min()
     }
@@ -128,7 +122,7 @@ impl Cancels {
     /// # Errors
     /// When Redis could not be asked. What surely is not written stays in hand.
     pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        self.tell_again();
+        self.answers.tell_again();
         self.unwritten.forget(desk.now);
         if self.others_at.is_some_and(|at| at > desk.now) {
             return Ok(());
@@ -177,14 +171,14 @@ impl Cancels {
 
     /// Redis is away: nobody is kept waiting for long.
     pub(super) fn give_up(&mut self, now: Instant, why: &'static str) {
-        self.tell_again();
+        self.answers.tell_again();
         self.take_up();
         self.refuse_late(now, AWAY_PATIENCE, &Refused::new("redis_unreachable", why));
     }
 
     fn take_up(&mut self) {
         while self.hand.len() < CANCELS_MAX
-            && self.untold.len() < CANCELS_MAX
+            && self.answers.held() < CANCELS_MAX
             && let Some(request) = self.queue.try_recv()
         {
             self.hand.push(request);
@@ -315,22 +309,7 @@ impl Cancels {
     }
 
     fn tell(&mut self, asker: Asker, outcome: Result<(), Refused>) {
-        self.untold.push_back((asker, outcome));
-        self.tell_again();
-    }
-
-    fn tell_again(&mut self) {
-        while let Some((asker, outcome)) = self.untold.pop_front() {
-            let delivery = asker.delivery;
-            match self.deliveries[delivery].try_send(ToDelivery::CancelAnswered(asker, outcome)) {
-                Err(SendError::Full(ToDelivery::CancelAnswered(asker, outcome))) => {
-                    self.untold.push_front((asker, outcome));
-                    return;
-                }
-                // A delivery thread that is gone has no clients left.
-                Ok(()) | Err(SendError::Full(_) | SendError::Closed(_)) => {}
-            }
-        }
+        self.answers.tell(asker.delivery, ToDelivery::CancelAnswered(asker, outcome));
     }
 }
 
@@ -365,15 +344,6 @@ fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<b
     let replies = link.call_all(&[Command::new("MULTI"), set, Command::new("EXEC")])?;
     // EXEC answers null when the marker has changed.
     Ok(refusal(&replies)?.is_none() && !replies.last().is_some_and(Reply::is_null))
-}
-
-/// Why Redis does not take a request, in words for a client.
-fn refused(key: &str, error: &ServerError) -> Refused {
-    if error.kind() == ServerErrorKind::WrongType {
-        return Refused::new("wrong_type", format!("the key {key} holds no stream"));
-    }
-    let what = RedisError::Server(error.clone()).trouble(Phase::Connected).what;
-    Refused::new("redis_refuses", what)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::event::Entry;
 use crate::event::message::{RedisClock, Slot};
 use crate::event::record::Milestone;
 use crate::observe::Counters;
-use crate::queue;
+use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;
 
 /// One instance: its desk and its connection.
@@ -33,7 +33,7 @@ impl Instance {
         let (sender, queue) = queue::bounded("cancels", 100_000);
         let (delivery, inbox) = queue::bounded("inbox", 100_000);
         Self {
-            cancels: Cancels::new(queue, vec![delivery], Box::new(by_type)),
+            cancels: Cancels::new(queue, Answers::new(vec![delivery]), Box::new(by_type)),
             sender,
             inbox,
             link: server.link(),

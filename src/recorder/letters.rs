@@ -12,6 +12,7 @@ use crate::event::record::DeadLetter;
 use crate::queue::Receiver;
 use crate::redis::{Command, Keys, Link, RedisError, ServerError};
 
+use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
 use super::{Desk, can_be_later};
@@ -34,10 +35,11 @@ pub(super) struct Letters {
     others_at: Instant,
     pause: Pause,
     entries_max: u64,
+    cap: Cap,
 }
 
 impl Letters {
-    pub(super) fn new(queue: Receiver<DeadLetter>, entries_max: u64, now: Instant) -> Self {
+    pub(super) fn new(queue: Receiver<DeadLetter>, (entries_max, cap): (u64, Cap), now: Instant) -> Self {
         Self {
             queue,
             hand: VecDeque::new(),
@@ -46,6 +48,7 @@ impl Letters {
             others_at: now,
             pause: Pause::new("dead letters"),
             entries_max,
+            cap,
         }
     }
 
@@ -60,6 +63,11 @@ impl Letters {
             return Some(self.pause.next(now));
         }
         (!self.others.is_empty()).then(|| self.pause.next(now).max(self.others_at))
+    }
+
+    /// The bytes of those in hand.
+    pub(super) const fn hand_bytes(&self) -> usize {
+        self.hand_bytes
     }
 
     /// How many are not written yet.
@@ -84,7 +92,7 @@ impl Letters {
             Err(RedisError::Server(error)) => self.refused(&error, desk),
             Err(error) => return Err(error),
         }
-        self.hand_bytes = self.hand.iter().map(DeadLetter::len_bytes).sum();
+        self.hand_bytes = self.hand.iter().chain(&self.others).map(DeadLetter::len_bytes).sum();
         Ok(())
     }
 
@@ -125,10 +133,13 @@ impl Letters {
                 return Err(error);
             }
         };
-        let (mut written, mut refused) = (Vec::new(), None);
+        let (mut written, mut bytes, mut refused) = (Vec::new(), 0, None);
         for ((letter, marker), reply) in ours.into_iter().zip(&replies) {
             match reply.error() {
-                None => written.push(marker),
+                None => {
+                    bytes += letter.len_bytes();
+                    written.push(marker);
+                }
                 Some(error) => {
                     refused.get_or_insert(error);
                     self.hand.push_back(letter);
@@ -137,6 +148,7 @@ impl Letters {
         }
         desk.counters.dead_letters_written.add(written.len() as u64);
         once::keep(link, written.iter(), MARKER_KEPT)?;
+        self.cap.wrote(link, bytes)?;
         refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))
     }
 

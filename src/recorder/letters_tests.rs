@@ -24,7 +24,7 @@ impl Instance {
         let (sender, queue) = queue::weighed("letters", 1024, weight, None);
         let now = Instant::now();
         Self {
-            letters: Letters::new(queue, 100, now),
+            letters: Letters::new(queue, (100, Cap::new("llm:dlq:s".into(), 1 << 20)), now),
             sender,
             link: server.link(),
             keys: Keys::new("llm", "s", name),

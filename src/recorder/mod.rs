@@ -12,7 +12,9 @@
 //! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree, the
 //! order of the writes is such that a crash in between repeats something rather than losing it (`once`).
 
+mod answers;
 mod cancels;
+mod cap;
 mod ends;
 mod letters;
 mod once;
@@ -25,18 +27,20 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 
+use self::answers::Answers;
 use self::cancels::Cancels;
+use self::cap::Cap;
 use self::ends::Ends;
 use self::letters::Letters;
 use self::receipts::Receipts;
 use crate::config;
 use crate::event::Entry;
 use crate::event::message::{Control, RECORDER, RedisClock, ToDelivery, now_us};
-use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Milestone, Receipt};
+use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Milestone, Receipt, Refused};
 use crate::observe::{Counters, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, Sender};
-use crate::redis::{Connector, Keys, RedisError, Reply, ServerError, ServerErrorKind, Value};
+use crate::redis::{Connector, Keys, Phase, RedisError, Reply, ServerError, ServerErrorKind, Value};
 use crate::stop::Stop;
 
 /// The token of the queues' waker in the recorder's poll.
@@ -115,14 +119,21 @@ impl Recorder {
     pub fn new(parts: RecorderParts) -> Self {
         let now = Instant::now();
         let RecorderParts { link, keys, poll, cancels, ends, letters, receipts, transforms, .. } = parts;
+        let dlq_cap = Cap::new(keys.dlq(), parts.redis.dlq_max_bytes);
+        let receipts_cap = Cap::new(keys.receipts(), parts.redis.receipts_max_bytes);
         let RecorderParts { deliveries, milestones, clock, redis, stream, registry, stop, .. } = parts;
         Self {
             link,
             poll,
-            cancels: Cancels::new(cancels, deliveries, milestones),
+            cancels: Cancels::new(cancels, Answers::new(deliveries.clone()), milestones),
             ends: Ends::new(ends, transforms),
-            letters: Letters::new(letters, redis.dlq_max_entries, now),
-            receipts: Receipts::new(receipts, &stream, redis.receipts_max_entries, now),
+            letters: Letters::new(letters, (redis.dlq_max_entries, dlq_cap), now),
+            receipts: Receipts::new(
+                (receipts, Answers::new(deliveries)),
+                &stream,
+                (redis.receipts_max_entries, receipts_cap),
+                now,
+            ),
             me: format!("{}:{}:{}", keys.instance(), std::process::id(), now_us()),
             keys,
             clock,
@@ -159,6 +170,7 @@ impl Recorder {
             self.ends.give_up();
             let why = self.registry.health().trouble().unwrap_or("Redis cannot serve now");
             self.cancels.give_up(now, why);
+            self.receipts.give_up(self.registry.counters(), now, why);
         }
     }
 
@@ -179,7 +191,10 @@ impl Recorder {
 
     /// Tells what Redis refuses. The connection is well: it is no reason to send clients elsewhere.
     fn show(&self) {
-        self.registry.gauges().cancels_unwritten.set(self.cancels.unwritten() as i64);
+        let gauges = self.registry.gauges();
+        gauges.cancels_unwritten.set(signed(self.cancels.unwritten()));
+        gauges.letters_in_hand_bytes.set(signed(self.letters.hand_bytes()));
+        gauges.receipts_in_hand_bytes.set(signed(self.receipts.hand_bytes()));
         let troubles = [self.letters.trouble(), self.receipts.trouble()];
         let troubles: Vec<String> = troubles.into_iter().flatten().collect();
         self.registry.health().redis_works_but(RECORDER, &troubles.join("; "));
@@ -240,6 +255,19 @@ fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
         Value::Error(error) => Some(error.clone()),
         _ => None,
     }))
+}
+
+/// Why Redis does not take something for the key, in words for a client.
+fn refused(key: &str, error: &ServerError) -> Refused {
+    if error.kind() == ServerErrorKind::WrongType {
+        return Refused::new("wrong_type", format!("the key {key} holds no stream"));
+    }
+    let what = RedisError::Server(error.clone()).trouble(Phase::Connected).what;
+    Refused::new("redis_refuses", what)
+}
+
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,11 +1,12 @@
 //! Receipts: what clients acknowledge, and which generations nobody acknowledged in time.
 //!
-//! Two markers in Redis make instances agree. `taken:{stream}` holds the highest id that a client has acknowledged and is
-//! written together with its receipt; `untaken:{stream}:{id}` is written together with the one receipt that says that
-//! nobody took that generation. Both writes are transactions over watched markers: whoever is overtaken between looking
-//! and writing has written nothing and looks again, and a crash leaves both or neither. So an `untaken` is one however many
-//! instances judge, and none where an acknowledgement came before. An acknowledgement whose answer from Redis got lost is
-//! written again: `acked` is at least once.
+//! Markers in Redis make instances agree. `taken:{stream}` holds the highest id that a client has acknowledged. It is raised
+//! *before* the receipt is written, and the client is answered after both: so whoever judges a generation after a client was
+//! answered knows of it. An `untaken`, and an acknowledgement of an end by a client, are written once ([`once`]): a client
+//! that has seen no answer may say it again. Other acknowledgements are written at least once.
+//!
+//! A client is answered in time. Where Redis does not take the receipt by then the answer says so; the receipt is kept, and
+//! written when Redis takes it.
 //!
 //! What is yet to be judged lies in memory: an instance that ends forgets it. Others that watched judge on, and so does
 //! whoever delivers the end again in time.
@@ -13,38 +14,54 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::answers::Answers;
+use super::cap::Cap;
+use super::once::{self, Claim};
 use super::pause::Pause;
-use super::{Desk, can_be_later, millis, refusal};
+use super::{Desk, can_be_later, millis, refusal, refused};
 use crate::config;
-use crate::event::record::{Acked, Ended, Receipt};
+use crate::event::message::ToDelivery;
+use crate::event::record::{Acked, Ended, Receipt, Refused};
 use crate::event::{EntryId, Position, StreamName};
 use crate::json;
 use crate::observe::Counters;
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError, Reply};
-use crate::{error_limited, warn_limited};
+use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerError};
+use crate::warn_limited;
 
-/// Acknowledgements that are written in one transaction.
-const ACKS_PER_TRIP: usize = 64;
-/// Words of the queue that are heard in one turn.
-const WORDS_PER_TURN: usize = 1024;
+/// Acknowledgements that are written in one turn.
+const ACKS_PER_TURN: usize = 64;
+/// Acknowledgements in hand while Redis does not take them, so that those who wait can be answered: some 10 MB.
+const ACKS_HELD_MAX: usize = 32_768;
 /// Generations that are held until they are judged: some 10 MB.
 const ENDED_MAX: usize = 65_536;
-/// How often a transaction that was overtaken is tried again at once.
+/// Generations that are judged in one turn.
+const JUDGED_PER_TURN: usize = 16;
+/// How often a marker that others change meanwhile is tried again at once.
 const RACES_MAX: usize = 8;
 /// How long markers are kept, beyond the time in which generations are judged.
 const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long it is known that a client has acknowledged an end: who has seen no answer says it again within that time.
+const ACKED_KEPT: Duration = Duration::from_secs(3600);
+/// How long a client waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// When what another instance is writing is looked at again.
+const OTHERS_PAUSE: Duration = Duration::from_millis(500);
 /// Nothing is judged so soon after a connection was made: after an outage, what clients have said meanwhile to other
 /// instances has to be written first.
 const REST: Duration = Duration::from_secs(3);
 
-/// What is to be written, and judged.
+/// The desk.
 pub(super) struct Receipts {
     queue: Receiver<Receipt>,
+    answers: Answers,
     pause: Pause,
     after: Duration,
     entries_max: u64,
-    acks: VecDeque<Acked>,
+    cap: Cap,
+    acks: VecDeque<Waiting>,
+    /// When acknowledgements that another instance is writing are looked at again.
+    others_at: Option<Instant>,
     /// By the time at which it is judged, µs by Redis' clock; the number keeps those of one moment apart.
     ended: BTreeMap<(u64, u64), Ended>,
     known: HashSet<(StreamName, EntryId)>,
@@ -54,19 +71,40 @@ pub(super) struct Receipts {
     rests_until: Instant,
 }
 
+/// An acknowledgement that is not written yet.
+struct Waiting {
+    acked: Acked,
+    /// Whether the client was told that it is not.
+    is_refused: bool,
+}
+
+/// What came of an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Its receipt is there.
+    Written,
+    /// Another instance is writing it.
+    Others,
+    /// It is yet to be written.
+    Unwritten,
+}
+
 impl Receipts {
     pub(super) fn new(
-        queue: Receiver<Receipt>,
+        (queue, answers): (Receiver<Receipt>, Answers),
         stream: &config::Stream,
-        entries_max: u64,
+        (entries_max, cap): (u64, Cap),
         now: Instant,
     ) -> Self {
         Self {
             queue,
+            answers,
             pause: Pause::new("receipts"),
             after: stream.receipts_after,
             entries_max,
+            cap,
             acks: VecDeque::new(),
+            others_at: None,
             ended: BTreeMap::new(),
             known: HashSet::new(),
             number: 0,
@@ -82,7 +120,11 @@ impl Receipts {
 
     /// When there is something to write; generations are judged now and again.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        (!(self.acks.is_empty() && self.queue.is_empty())).then(|| self.pause.next(now))
+        if self.answers.held() > 0 {
+            return Some(now + Duration::from_millis(2));
+        }
+        let at = self.pause.next(now).max(self.others_at.unwrap_or(now));
+        (!(self.acks.is_empty() && self.queue.is_empty())).then_some(at)
     }
 
     /// How many acknowledgements are not written yet.
@@ -90,21 +132,44 @@ impl Receipts {
         self.acks.len() + self.queue.len()
     }
 
+    /// The bytes of the acknowledgements in hand.
+    pub(super) fn hand_bytes(&self) -> usize {
+        self.acks.iter().map(|waiting| waiting.acked.len_bytes()).sum()
+    }
+
     /// How many generations are yet to be judged.
     pub(super) fn unjudged(&self) -> usize {
         self.ended.len()
     }
 
-    /// Hears what there is, as long as there is room for acknowledgements.
-    fn hear(&mut self, counters: &Counters) {
-        for _ in 0..WORDS_PER_TURN {
-            if self.acks.len() >= ACKS_PER_TRIP {
-                return;
-            }
+    /// Redis is away: nobody waits for long.
+    pub(super) fn give_up(&mut self, counters: &Counters, now: Instant, why: &'static str) {
+        self.answers.tell_again();
+        self.hear(ACKS_HELD_MAX, counters);
+        self.refuse(now, PATIENCE, &Refused::new("redis_unreachable", why));
+    }
+
+    /// Hears what there is, as long as there is room for so many acknowledgements.
+    fn hear(&mut self, room: usize, counters: &Counters) {
+        while self.acks.len() < room {
             match self.queue.try_recv() {
-                Some(Receipt::Acked(acked)) => self.acks.push_back(acked),
+                Some(Receipt::Acked(acked)) => self.acks.push_back(Waiting { acked, is_refused: false }),
                 Some(Receipt::Ended(ended)) => self.note_ended(ended, counters),
                 None => return,
+            }
+        }
+    }
+
+    /// Tells those who have waited for so long that their receipts are not written yet.
+    fn refuse(&mut self, now: Instant, patience: Duration, why: &Refused) {
+        let message = format!("{}; the receipt is written as soon as that has changed", why.message);
+        let refused = Refused { message, ..why.clone() };
+        for waiting in self.acks.iter_mut().filter(|waiting| !waiting.is_refused) {
+            if now.saturating_duration_since(waiting.acked.asked_at) >= patience {
+                waiting.is_refused = true;
+                let Acked { asker, id, .. } = &waiting.acked;
+                let answer = ToDelivery::AckAnswered(asker.clone(), *id, Err(refused.clone()));
+                self.answers.tell(asker.delivery, answer);
             }
         }
     }
@@ -120,16 +185,20 @@ impl Receipts {
             return;
         }
         if self.known.insert((ended.stream.clone(), ended.id)) {
-            self.number += 1;
             let after_us = u64::try_from(self.after.as_micros()).unwrap_or(u64::MAX);
-            self.ended.insert((ended.at_redis_us.saturating_add(after_us), self.number), ended);
+            self.judge_at(ended.at_redis_us.saturating_add(after_us), ended);
         }
+    }
+
+    fn judge_at(&mut self, due_us: u64, ended: Ended) {
+        self.number += 1;
+        self.ended.insert((due_us, self.number), ended);
     }
 
     /// Writes what can be written on this connection.
     ///
     /// # Errors
-    /// When Redis could not be asked, or cannot serve: what was not written is kept.
+    /// When Redis could not be asked: what was not written is kept.
     pub(super) fn tend(
         &mut self,
         link: &mut Link,
@@ -139,124 +208,213 @@ impl Receipts {
         if connection != self.connection {
             (self.connection, self.rests_until) = (connection, desk.now + REST);
         }
-        self.hear(desk.counters);
+        self.answers.tell_again();
         if !self.pause.is_over(desk.now) {
+            self.hear(ACKS_HELD_MAX, desk.counters);
+            let why = Refused::new("redis_refuses", self.trouble().unwrap_or_default());
+            self.refuse(desk.now, Duration::ZERO, &why);
             return Ok(());
         }
-        match self.write(link, desk) {
+        self.hear(ACKS_PER_TURN, desk.counters);
+        self.refuse(desk.now, PATIENCE, &Refused::new("redis_timeout", "Redis does not answer in time"));
+        if self.others_at.is_some_and(|at| at > desk.now) {
+            return Ok(());
+        }
+        self.others_at = None;
+        let result = self.write_acks(link, desk).and_then(|()| self.judge_due(link, desk));
+        match result {
             Ok(()) => self.pause.works(),
-            Err(RedisError::Server(error)) => self.pause.refused(&desk.keys.receipts(), &error, desk.now),
+            Err(RedisError::Server(error)) => self.refused(&error, desk),
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    fn write(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        if !self.acks.is_empty() {
-            self.write_acks(link, desk)?;
+    /// Redis refuses: those who wait are told so. What only an operator can mend must not fill the memory.
+    fn refused(&mut self, error: &ServerError, desk: Desk<'_>) {
+        let key = desk.keys.receipts();
+        self.pause.refused(&key, error, desk.now);
+        self.refuse(desk.now, Duration::ZERO, &refused(&key, error));
+        if !can_be_later(error) && self.acks.len() > ACKS_HELD_MAX / 2 {
+            desk.counters.receipts_failed.add(self.acks.len() as u64);
+            self.acks.clear();
         }
-        if desk.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
+    }
+
+    // ----- what clients acknowledge -----
+
+    fn write_acks(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+        let count = self.acks.len().min(ACKS_PER_TURN);
+        if count == 0 {
             return Ok(());
         }
-        let redis_us = desk.clock.at(desk.now_us);
-        for _ in 0..ACKS_PER_TRIP {
-            let Some((&(due_us, number), ended)) = self.ended.first_key_value() else { return Ok(()) };
-            if due_us > redis_us {
-                return Ok(());
-            }
-            match self.judge(link, ended, desk.keys, redis_us) {
-                Ok(Outcome::Written) => desk.counters.receipts_untaken.inc(),
-                Ok(Outcome::Needless) => {}
-                Ok(Outcome::Overtaken) => return Ok(()),
-                Err(RedisError::Server(error)) if can_be_later(&error) => {
-                    return Err(RedisError::Server(error));
+        let mut outcomes = vec![Outcome::Unwritten; count];
+        let result = self.try_write_acks(link, desk, &mut outcomes);
+        for outcome in outcomes {
+            let Some(waiting) = self.acks.pop_front() else { break };
+            match outcome {
+                Outcome::Written => {
+                    if !waiting.is_refused {
+                        let Acked { asker, id, .. } = waiting.acked;
+                        self.answers.tell(asker.delivery, ToDelivery::AckAnswered(asker, id, Ok(())));
+                    }
                 }
-                Err(error) if error.server_kind().is_none() => return Err(error),
-                Err(error) => {
-                    desk.counters.receipts_failed.inc();
-                    error_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, %error, "a receipt cannot be written");
+                Outcome::Others => {
+                    self.others_at = Some(desk.now + OTHERS_PAUSE);
+                    self.acks.push_back(waiting);
                 }
-            }
-            if let Some(ended) = self.ended.remove(&(due_us, number)) {
-                self.known.remove(&(ended.stream, ended.id));
+                Outcome::Unwritten => self.acks.push_back(waiting),
             }
         }
-        Ok(())
+        result
     }
 
-    /// Writes some acknowledgements, all in one transaction.
-    fn write_acks(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        let count = self.acks.len().min(ACKS_PER_TRIP);
-        match self.try_write_acks(link, desk, count) {
-            Ok(Outcome::Overtaken) => return Ok(()),
-            Ok(_) => desk.counters.receipts_acked.add(count as u64),
-            Err(RedisError::Server(error)) if can_be_later(&error) => return Err(RedisError::Server(error)),
-            Err(error) if error.server_kind().is_none() => return Err(error),
-            Err(error) => {
-                desk.counters.receipts_failed.add(count as u64);
-                error_limited!(%error, count, "receipts cannot be written");
+    fn try_write_acks(
+        &mut self,
+        link: &mut Link,
+        desk: Desk<'_>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), RedisError> {
+        let acks: Vec<&Acked> = self.acks.iter().take(outcomes.len()).map(|waiting| &waiting.acked).collect();
+        self.raise_taken(link, &acks, desk)?;
+        let markers: Vec<Option<String>> =
+            acks.iter().map(|acked| acked.is_once.then(|| acked_marker(desk.keys, acked))).collect();
+        let claimed: Vec<String> =
+            markers.iter().flatten().cloned().collect::<HashSet<_>>().into_iter().collect();
+        let claims = once::claim(link, &claimed, desk.me)?;
+        let claims: HashMap<&String, Claim> = claimed.iter().zip(claims).collect();
+        let (mut commands, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut repeated: HashMap<&String, Vec<usize>> = HashMap::new();
+        for (place, (acked, marker)) in acks.iter().zip(&markers).enumerate() {
+            match marker.as_ref().and_then(|marker| claims.get(marker)) {
+                Some(Claim::Written) => outcomes[place] = Outcome::Written,
+                Some(Claim::Others) => outcomes[place] = Outcome::Others,
+                Some(Claim::Ours) | None => {
+                    if let Some(marker) = marker {
+                        let places = repeated.entry(marker).or_default();
+                        places.push(place);
+                        if places.len() > 1 {
+                            continue;
+                        }
+                    }
+                    let words = [acked.id.to_string(), "acked".to_owned(), acked.by.clone()];
+                    let about = (&acked.stream, acked.generation.as_deref());
+                    commands.push(self.receipt(desk.keys, about, words, desk.clock.at(acked.at_us)));
+                    bytes += acked.len_bytes();
+                    places.push(place);
+                }
             }
         }
-        self.acks.drain(..count);
-        Ok(())
+        let replies = link.call_all(&commands)?;
+        let (mut written, mut refused) = (Vec::new(), None);
+        for (place, reply) in places.into_iter().zip(&replies) {
+            if let Some(error) = reply.error() {
+                refused.get_or_insert(error);
+                continue;
+            }
+            outcomes[place] = Outcome::Written;
+            desk.counters.receipts_acked.inc();
+            if let Some(marker) = &markers[place] {
+                written.push(marker);
+                repeated
+                    .get(marker)
+                    .into_iter()
+                    .flatten()
+                    .for_each(|&place| outcomes[place] = Outcome::Written);
+            }
+        }
+        once::keep(link, written.into_iter(), ACKED_KEPT)?;
+        self.cap.wrote(link, bytes)?;
+        refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))
     }
 
-    fn try_write_acks(&self, link: &mut Link, desk: Desk<'_>, count: usize) -> Result<Outcome, RedisError> {
-        let mut highest: HashMap<&StreamName, Position> = HashMap::new();
-        for acked in self.acks.iter().take(count) {
+    /// Raises the markers of the highest ids that were acknowledged, each in a transaction of its own.
+    fn raise_taken(&self, link: &mut Link, acks: &[&Acked], desk: Desk<'_>) -> Result<(), RedisError> {
+        let mut highest: BTreeMap<&StreamName, Position> = BTreeMap::new();
+        for acked in acks {
             let known = highest.entry(&acked.stream).or_default();
             *known = acked.id.max(*known);
         }
         let markers: Vec<(String, Position)> =
             highest.into_iter().map(|(stream, id)| (taken(desk.keys, stream), id)).collect();
-        let mut receipts = Vec::new();
-        for acked in self.acks.iter().take(count) {
-            let at_us = desk.clock.at(acked.at_us);
-            let words = [acked.id.to_string(), "acked".to_owned(), acked.by.clone()];
-            receipts.push(self.receipt(
-                desk.keys,
-                (&acked.stream, acked.generation.as_deref()),
-                words,
-                at_us,
-            ));
-        }
-        transact(link, markers.iter().map(|(marker, _)| marker.as_str()), |values| {
-            let mut commands = receipts.clone();
-            for ((marker, id), value) in markers.iter().zip(values) {
-                let id = position(value.as_deref()).max(*id);
-                commands.push(self.keep(marker, &id.to_string()));
+        let look: Vec<Command> = markers.iter().map(|(marker, _)| Command::new("GET").arg(marker)).collect();
+        let replies = link.call_all(&look)?;
+        for ((marker, id), reply) in markers.iter().zip(&replies) {
+            if position(reply)? < *id {
+                self.raise(link, marker, *id)?;
             }
-            Some(commands)
-        })
+        }
+        Ok(())
+    }
+
+    fn raise(&self, link: &mut Link, marker: &str, id: Position) -> Result<(), RedisError> {
+        for _ in 0..RACES_MAX {
+            let look = [Command::new("WATCH").arg(marker), Command::new("GET").arg(marker)];
+            let replies = link.call_all(&look)?;
+            let value = replies.get(1).map_or(Ok(Position::ZERO), position);
+            if value.as_ref().map_or(true, |value| *value >= id) {
+                link.call(&Command::new("UNWATCH"))?;
+                return value.map(drop);
+            }
+            let kept = millis(MARKER_KEPT.saturating_add(self.after));
+            let set = Command::new("SET").args([marker, &id.to_string(), "PX"]).number(kept);
+            let replies = link.call_all(&[Command::new("MULTI"), set, Command::new("EXEC")])?;
+            if let Some(error) = refusal(&replies)? {
+                return Err(RedisError::Server(error));
+            }
+            // EXEC answers null when the marker has changed meanwhile.
+            if !replies.last().is_some_and(Reply::is_null) {
+                return Ok(());
+            }
+        }
+        // Others raise it all the time: the connection is made anew, and it is tried again.
+        Err(RedisError::Timeout)
+    }
+
+    // ----- what nobody acknowledges -----
+
+    fn judge_due(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+        if desk.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
+            return Ok(());
+        }
+        let redis_us = desk.clock.at(desk.now_us);
+        for _ in 0..JUDGED_PER_TURN {
+            let Some((&(due_us, number), ended)) = self.ended.first_key_value() else { return Ok(()) };
+            if due_us > redis_us {
+                return Ok(());
+            }
+            let claim = self.judge(link, ended, desk)?;
+            let Some(ended) = self.ended.remove(&(due_us, number)) else { return Ok(()) };
+            match claim {
+                Claim::Ours => desk.counters.receipts_untaken.inc(),
+                Claim::Written => {}
+                Claim::Others => {
+                    self.judge_at(redis_us.saturating_add(millis(OTHERS_PAUSE) * 1000), ended);
+                    continue;
+                }
+            }
+            self.known.remove(&(ended.stream, ended.id));
+        }
+        Ok(())
     }
 
     /// Writes the receipt of a generation that nobody took, unless somebody did or it is written.
-    fn judge(
-        &self,
-        link: &mut Link,
-        ended: &Ended,
-        keys: &Keys,
-        redis_us: u64,
-    ) -> Result<Outcome, RedisError> {
+    fn judge(&self, link: &mut Link, ended: &Ended, desk: Desk<'_>) -> Result<Claim, RedisError> {
         let Ended { stream, id, generation, .. } = ended;
-        let (taken, untaken) = (taken(keys, stream), keys.once(&format!("untaken:{stream}:{id}")));
-        let words = [id.to_string(), "untaken".to_owned(), String::new()];
-        let receipt = self.receipt(keys, (stream, generation.as_deref()), words, redis_us);
-        let outcome = transact(link, [taken.as_str(), untaken.as_str()].into_iter(), |values| {
-            let is_taken = position(values[0].as_deref()) >= Position::whole(*id);
-            let is_told = values[1].is_some();
-            (!is_taken && !is_told).then(|| vec![receipt.clone(), self.keep(&untaken, "written")])
-        });
-        if outcome.as_ref().is_err_and(|error| error.server_kind().is_some()) {
-            // A transaction does the rest of itself where one command fails: this failure has written nothing.
-            link.call(&Command::new("DEL").arg(&untaken))?;
+        let reply = link.call(&Command::new("GET").arg(taken(desk.keys, stream)))?;
+        if position(&reply)? >= Position::whole(*id) {
+            return Ok(Claim::Written);
         }
-        outcome
-    }
-
-    fn keep(&self, marker: &str, value: &str) -> Command {
-        let kept = MARKER_KEPT.saturating_add(self.after);
-        Command::new("SET").args([marker, value, "PX"]).number(millis(kept))
+        let marker = [desk.keys.once(&format!("untaken:{stream}:{id}"))];
+        let claim = once::claim(link, &marker, desk.me)?.pop().unwrap_or(Claim::Others);
+        if claim != Claim::Ours {
+            return Ok(claim);
+        }
+        let words = [id.to_string(), "untaken".to_owned(), String::new()];
+        let at_us = desk.clock.at(desk.now_us);
+        link.call(&self.receipt(desk.keys, (stream, generation.as_deref()), words, at_us))?;
+        once::keep(link, marker.iter(), MARKER_KEPT.saturating_add(self.after))?;
+        Ok(claim)
     }
 
     fn receipt(
@@ -279,66 +437,21 @@ fn taken(keys: &Keys, stream: &StreamName) -> String {
     keys.once(&format!("taken:{stream}"))
 }
 
-fn position(marker: Option<&[u8]>) -> Position {
-    marker.and_then(|marker| std::str::from_utf8(marker).ok()?.parse().ok()).unwrap_or_default()
+/// The marker of a client's acknowledgement of an end.
+fn acked_marker(keys: &Keys, acked: &Acked) -> String {
+    keys.once(&format!("acked:{}:{}:{}", acked.stream, acked.id, acked.by))
 }
 
-/// What came of a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Written,
-    /// The markers say that nothing is to be written.
-    Needless,
-    /// Others changed a marker between looking and writing, again and again.
-    Overtaken,
-}
-
-/// Looks at markers, and writes what `decide` makes of their values unless one of them is changed meanwhile.
-fn transact<'a>(
-    link: &mut Link,
-    markers: impl Iterator<Item = &'a str> + Clone,
-    decide: impl Fn(&[Option<Vec<u8>>]) -> Option<Vec<Command>>,
-) -> Result<Outcome, RedisError> {
-    for _ in 0..RACES_MAX {
-        let mut look = vec![Command::new("WATCH").args(markers.clone())];
-        look.extend(markers.clone().map(|marker| Command::new("GET").arg(marker)));
-        let values = values(&link.call_all(&look)?);
-        let commands = match values {
-            Ok(values) => decide(&values),
-            Err(error) => {
-                link.call(&Command::new("UNWATCH"))?;
-                return Err(error);
-            }
-        };
-        let Some(commands) = commands else {
-            link.call(&Command::new("UNWATCH"))?;
-            return Ok(Outcome::Needless);
-        };
-        let mut write = vec![Command::new("MULTI")];
-        write.extend(commands);
-        write.push(Command::new("EXEC"));
-        let replies = link.call_all(&write)?;
-        if let Some(error) = refusal(&replies)? {
-            return Err(RedisError::Server(error));
-        }
-        // EXEC answers null when a watched key has changed.
-        if !replies.last().is_some_and(Reply::is_null) {
-            return Ok(Outcome::Written);
-        }
-    }
-    Ok(Outcome::Overtaken)
-}
-
-/// The values of GETs behind a WATCH.
-fn values(replies: &[Reply]) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
-    if let Some(error) = replies.iter().find_map(Reply::error) {
+/// What a marker says; one that is none says nothing.
+fn position(reply: &Reply) -> Result<Position, RedisError> {
+    if let Some(error) = reply.error() {
         return Err(RedisError::Server(error));
     }
-    let value = |reply: &Reply| match reply.is_null() {
-        true => Ok(None),
-        false => reply.bytes().map(|bytes| Some(bytes.to_vec())),
-    };
-    replies.iter().skip(1).map(value).collect()
+    if reply.is_null() {
+        return Ok(Position::ZERO);
+    }
+    let marker = reply.bytes()?;
+    Ok(std::str::from_utf8(&marker).ok().and_then(|marker| marker.parse().ok()).unwrap_or_default())
 }
 
 #[cfg(test)]

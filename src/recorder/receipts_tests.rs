@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::event::Entry;
-use crate::event::message::RedisClock;
+use crate::event::message::{RedisClock, Slot};
+use crate::event::record::Asker;
 use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;
 
@@ -18,6 +19,8 @@ fn name() -> StreamName {
 struct Instance {
     receipts: Receipts,
     sender: Sender<Receipt>,
+    inbox: Receiver<ToDelivery>,
+    name: &'static str,
     link: Link,
     keys: Keys,
     clock: RedisClock,
@@ -26,7 +29,7 @@ struct Instance {
 }
 
 impl Instance {
-    fn new(server: &RedisServer) -> Self {
+    fn new(server: &RedisServer, name: &'static str) -> Self {
         let stream = config::Stream {
             stall_after: Duration::ZERO,
             abandon_after: Duration::ZERO,
@@ -37,9 +40,17 @@ impl Instance {
         };
         let start = Instant::now();
         let (sender, queue) = queue::bounded("receipts", ENDED_MAX * 2);
+        let (delivery, inbox) = queue::bounded("inbox", 10_000);
         Self {
-            receipts: Receipts::new(queue, &stream, 1000, start),
+            receipts: Receipts::new(
+                (queue, Answers::new(vec![delivery])),
+                &stream,
+                (1000, Cap::new("llm:receipts:svc".into(), 1 << 30)),
+                start,
+            ),
             sender,
+            inbox,
+            name,
             link: server.link(),
             keys: Keys::new("llm", "svc", "i"),
             clock: RedisClock::default(),
@@ -49,9 +60,23 @@ impl Instance {
     }
 
     fn ack(&mut self, id: &str, by: &str) {
+        self.say(id, by, false);
+    }
+
+    fn say(&mut self, id: &str, by: &str, is_once: bool) {
         let generation = Some(Arc::new(r"g\u0031".to_owned()));
-        let acked = Acked { stream: name(), id: id.parse().unwrap(), generation, by: by.into(), at_us: 5 };
+        let asker = Asker { delivery: 0, connection: Slot { index: 0, generation: 0 }, about: None };
+        let (id, by, asked_at) = (id.parse().unwrap(), by.to_owned(), self.start);
+        let acked = Acked { stream: name(), id, generation, by, at_us: 5, is_once, asker, asked_at };
         self.sender.try_send(Receipt::Acked(acked)).unwrap();
+    }
+
+    fn answers(&self) -> Vec<Result<Position, &'static str>> {
+        let answer = |message| match message {
+            ToDelivery::AckAnswered(_, id, outcome) => outcome.map(|()| id).map_err(|refused| refused.code),
+            other => panic!("{other:?}"),
+        };
+        std::iter::from_fn(|| self.inbox.try_recv()).map(answer).collect()
     }
 
     fn end(&mut self, ms: u64) {
@@ -70,8 +95,8 @@ impl Instance {
 
     /// A turn `after` the connection was made.
     fn turn(&mut self, now_us: u64, after: Duration) -> Result<(), RedisError> {
-        let Self { receipts, link, keys, clock, counters, start, .. } = self;
-        let desk = Desk { keys, clock, counters, now_us, now: *start + after, me: "i" };
+        let Self { receipts, link, keys, clock, counters, start, name, .. } = self;
+        let desk = Desk { keys, clock, counters, now_us, now: *start + after, me: name };
         receipts.tend(link, 1, desk)
     }
 }
@@ -91,7 +116,7 @@ const AFTER_MS: u64 = 60_000;
 #[test]
 fn what_is_acknowledged_is_written_and_judged_no_more() {
     let server = RedisServer::start(&[]);
-    let (mut one, mut other) = (Instance::new(&server), Instance::new(&server));
+    let (mut one, mut other) = (Instance::new(&server, "i1"), Instance::new(&server, "i2"));
     for instance in [&mut one, &mut other] {
         instance.end(100);
         instance.end(200);
@@ -114,7 +139,7 @@ fn what_is_acknowledged_is_written_and_judged_no_more() {
 #[test]
 fn nothing_is_judged_before_its_time_nor_twice() {
     let server = RedisServer::start(&[]);
-    let mut instance = Instance::new(&server);
+    let mut instance = Instance::new(&server, "i1");
     instance.end(100);
     instance.end(100);
     instance.tend(99 + AFTER_MS).unwrap();
@@ -130,7 +155,7 @@ fn nothing_is_judged_before_its_time_nor_twice() {
 #[test]
 fn a_new_connection_rests_before_it_judges() {
     let server = RedisServer::start(&[]);
-    let mut instance = Instance::new(&server);
+    let mut instance = Instance::new(&server, "i1");
     instance.end(100);
     instance.ack("7-0", "a");
     instance.turn(u64::MAX / 2, Duration::ZERO).unwrap();
@@ -140,51 +165,98 @@ fn a_new_connection_rests_before_it_judges() {
 }
 
 #[test]
-fn a_receipt_that_is_refused_is_counted_and_may_be_written_by_another() {
+fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
     let server = RedisServer::start(&[]);
-    let (mut one, mut other) = (Instance::new(&server), Instance::new(&server));
-    let set = Command::new("SET").args(["llm:receipts:svc", "no stream"]);
-    server.link().call(&set).unwrap();
-    one.ack("7-0", "a");
-    one.end(100);
-    one.tend(100 + AFTER_MS).unwrap();
-    assert_eq!((one.counters.receipts_failed.get(), one.receipts.unjudged()), (2, 0));
-    server.link().call(&Command::new("DEL").arg("llm:receipts:svc")).unwrap();
-    other.end(100);
-    other.tend(100 + AFTER_MS).unwrap();
-    assert_eq!(written(&server).len(), 1);
+    let mut instance = Instance::new(&server, "i1");
+    let run = |words: &[&str]| drop(server.link().call(&Command::new(words[0]).args(&words[1..])).unwrap());
+    let troubles: [(&[&str], &[&str], &str); 2] = [
+        (&["SET", "llm:receipts:svc", "no stream"], &["DEL", "llm:receipts:svc"], "wrong_type"),
+        (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "redis_refuses"),
+    ];
+    for (n, (begin, end, code)) in troubles.into_iter().enumerate() {
+        run(begin);
+        let id = format!("{}-0", n + 7);
+        instance.say(&id, "a", true);
+        instance.end(100 + n as u64);
+        instance.tend(200 + AFTER_MS).unwrap();
+        assert_eq!(instance.answers(), [Err(code)]);
+        assert!(instance.receipts.trouble().is_some(), "{code}");
+        // Who has seen no good answer says it again, and gets one receipt.
+        instance.start += Duration::from_secs(60);
+        instance.say(&id, "a", true);
+        run(end);
+        instance.tend(200 + AFTER_MS).unwrap();
+        assert_eq!(instance.answers(), [Ok(id.parse().unwrap())]);
+        instance.tend(200 + AFTER_MS).unwrap();
+        let lines = written(&server);
+        assert_eq!(lines.iter().filter(|line| line.contains(" acked ")).count(), 1, "{lines:?}");
+        assert_eq!((lines.len(), instance.receipts.left()), (2, 0), "{lines:?}");
+        run(&["DEL", "llm:receipts:svc"]);
+    }
+    assert_eq!(instance.counters.receipts_failed.get(), 0);
 }
 
 #[test]
-fn what_is_overtaken_is_looked_at_again() {
+fn one_who_says_an_end_again_gets_an_answer_and_no_second_receipt() {
     let server = RedisServer::start(&[]);
-    let (mut link, mut rival) = (server.link(), server.link());
-    let looks = std::cell::Cell::new(0);
-    let mut decide = |races: u32| {
-        looks.set(0);
-        transact(&mut link, ["m"].into_iter(), |values| {
-            looks.set(looks.get() + 1);
-            if looks.get() <= races {
-                let mut other = server.link();
-                other.call(&Command::new("INCR").arg("m")).unwrap();
-            }
-            let value = values[0].as_deref().map_or(0, <[u8]>::len);
-            Some(vec![Command::new("SET").args(["m", &format!("{value}!")])])
-        })
-        .unwrap()
-    };
-    assert_eq!(decide(0), Outcome::Written);
-    rival.call(&Command::new("DEL").arg("m")).unwrap();
-    assert_eq!(decide(2), Outcome::Written);
-    assert_eq!(rival.call(&Command::new("GET").arg("m")).unwrap().text().unwrap(), "1!");
-    rival.call(&Command::new("DEL").arg("m")).unwrap();
-    assert_eq!(decide(1000), Outcome::Overtaken);
+    let mut instances = ["i1", "i2"].map(|name| Instance::new(&server, name));
+    for _ in 0..3 {
+        for instance in &mut instances {
+            instance.say("9-0", "a", true);
+            instance.say("9-0", "a", true);
+            instance.say("9-0", "b", true);
+            instance.tend(0).unwrap();
+            assert_eq!(instance.answers(), vec![Ok("9-0".parse().unwrap()); 3]);
+        }
+    }
+    assert_eq!(written(&server), ["s/m:1 9-0 g1 acked a 5", "s/m:1 9-0 g1 acked b 5"]);
+}
+
+#[test]
+fn who_waits_is_answered_in_time() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let marker = "llm:once:svc:acked:s/m:1:9-0:a";
+    server.link().call(&Command::new("SET").args([marker, "i2", "PX", "10000"])).unwrap();
+    instance.say("9-0", "a", true);
+    instance.turn(0, Duration::ZERO).unwrap();
+    assert_eq!(instance.answers(), [], "another instance is writing it");
+    instance.turn(0, PATIENCE).unwrap();
+    assert_eq!(instance.answers(), [Err("redis_timeout")]);
+    instance.ack("5-0", "a");
+    let Instance { receipts, counters, start, .. } = &mut instance;
+    receipts.give_up(counters, *start + PATIENCE, "away");
+    assert_eq!(instance.answers(), [Err("redis_unreachable")]);
+    server.link().call(&Command::new("DEL").arg(marker)).unwrap();
+    instance.turn(0, PATIENCE * 2).unwrap();
+    assert_eq!((instance.answers(), written(&server).len()), (vec![], 2), "they are written all the same");
+}
+
+#[test]
+fn the_marker_is_never_lowered_however_many_raise_it() {
+    let server = RedisServer::start(&[]);
+    std::thread::scope(|scope| {
+        for name in ["i1", "i2", "i3"] {
+            let server = &server;
+            scope.spawn(move || {
+                let mut instance = Instance::new(server, name);
+                for n in 0..100_u64 {
+                    instance.ack(&format!("{}-0", if n % 3 == 0 { 1000 - n } else { 1 + n }), "a");
+                    // One that is overtaken again and again is tried again.
+                    while instance.turn(0, Duration::ZERO).is_err() {}
+                }
+            });
+        }
+    });
+    let value = server.link().call(&Command::new("GET").arg("llm:once:svc:taken:s/m:1")).unwrap();
+    assert_eq!(value.text().unwrap(), "1000-0");
+    assert_eq!(written(&server).len(), 300);
 }
 
 #[test]
 fn what_is_held_is_bounded() {
     let server = RedisServer::start(&[]);
-    let mut instance = Instance::new(&server);
+    let mut instance = Instance::new(&server, "i1");
     (0..=ENDED_MAX as u64).for_each(|ms| instance.end(ms));
     while instance.receipts.left() > 0 {
         instance.tend(0).unwrap();
@@ -193,7 +265,8 @@ fn what_is_held_is_bounded() {
     (0..1000).for_each(|_| instance.ack("7-0", "a"));
     while instance.receipts.left() > 0 {
         instance.tend(0).unwrap();
-        assert!(instance.receipts.acks.len() <= ACKS_PER_TRIP);
+        assert!(instance.receipts.acks.len() <= ACKS_PER_TURN);
+        instance.answers();
     }
     assert!(written(&server).len() >= 1000);
 }

@@ -107,6 +107,10 @@ const NEEDS: &[Need] = &[
         "xrevrange",
         Trial::Queued(|names| vec![names.on_stream("XREVRANGE").args(["+", "-", "COUNT", "1"])]),
     ),
+    useful(
+        "memory|usage",
+        Trial::Queued(|names| vec![Command::new("MEMORY").arg("USAGE").arg(&names.stream)]),
+    ),
     useful("xtrim", Trial::Queued(|names| vec![names.on_stream("XTRIM").args(["MAXLEN", "~", "1000000"])])),
     vital(
         "xinfo",

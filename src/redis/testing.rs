@@ -30,6 +30,8 @@ pub(crate) fn config_for(url: &str) -> config::Redis {
         ca_file: None,
         dlq_max_entries: 1000,
         receipts_max_entries: 1000,
+        dlq_max_bytes: 1 << 20,
+        receipts_max_bytes: 1 << 20,
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Notary<'a> {
     pub(super) letters: &'a Sender<DeadLetter>,
     pub(super) reported: &'a mut Reported,
     pub(super) context: &'a DecodeContext,
+    /// Whether a dead letter found no room. Then what was read must not be passed on: it is read again later.
+    pub(super) is_full: bool,
 }
 
 impl Notary<'_> {
@@ -73,16 +75,20 @@ impl Notary<'_> {
         if !self.reported.insert(stream, entry.id) {
             return;
         }
-        self.registry.counters().entries_undecodable.add(1);
         let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &self.context.names));
-        warn_limited!(key: stream; %stream, id = %entry.id, reason, why = message, "an entry cannot be read: it is skipped");
-        let (stream_name, message) = (stream.clone(), message.into());
-        let letter = DeadLetter { stream: stream_name, entry: entry.clone(), reason, message };
-        if self.letters.try_send(letter).is_err() {
-            self.registry.counters().dead_letters_failed.add(1);
-            self.reported.forget(stream, entry.id);
-            warn_limited!(key: stream; %stream, id = %entry.id, reason, "too many dead letters at once: this one is left out");
+        // A copy: it may wait for long, and a slice would keep the whole reply.
+        let entry = Entry { id: entry.id, fields: entry.fields.detached() };
+        let (id, told) = (entry.id, message.clone());
+        let letter = DeadLetter { stream: stream.clone(), entry, reason, message: message.into() };
+        if self.letters.try_send(letter).is_ok() {
+            self.registry.counters().entries_undecodable.add(1);
+            warn_limited!(key: stream; %stream, %id, reason, why = told, "an entry cannot be read: it is skipped");
+            return;
         }
+        self.is_full = true;
+        self.reported.forget(stream, id);
+        self.registry.counters().dead_letters_deferred.inc();
+        warn_limited!(key: stream; %stream, %id, reason, "too many dead letters wait: this stream waits for them");
     }
 }
 

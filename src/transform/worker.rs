@@ -260,7 +260,7 @@ impl Worker {
         let now_us = now_us();
         let mut parcels: Vec<Vec<LiveFrames>> = self.parts.deliveries.iter().map(|_| Vec::new()).collect();
         let mut sources: Vec<Vec<LiveRef>> = parcels.iter().map(|_| Vec::new()).collect();
-        let mut over = Vec::new();
+        let (mut over, mut full) = (Vec::new(), Vec::new());
         for news in batch.streams {
             let (live, entries) = match news {
                 LiveNews::Entries(live, entries) => (live, entries),
@@ -273,13 +273,17 @@ impl Worker {
             let Self { parts, streams, reported, recorder, ends, .. } = self;
             let Some(found) = streams.get(live) else { continue };
             let WorkerParts { registry, letters, context, .. } = parts;
-            let mut witness = Notary { registry, letters, reported, context };
+            let mut witness = Notary { registry, letters, reported, context, is_full: false };
             let frames =
                 found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
                     Pushed::Dropped(reason) => witness.dropped(stream, reason),
                     Pushed::Undecodable { flaw } => witness.undecodable(stream, entry, flaw),
                     Pushed::Accepted | Pushed::Old => {}
                 });
+            if witness.is_full {
+                full.push(live);
+                continue;
+            }
             measure(recorder, &parts.registry, &frames, now_us);
             ends.saw_live(&frames, parts.clock.at(now_us), (&parts.receipts, &parts.registry));
             let passed = found.assembler.position().id;
@@ -298,6 +302,7 @@ impl Worker {
             self.send_parcel(delivery, parcel, sources);
         }
         over.into_iter().for_each(|live| self.end_unwatched(live));
+        full.into_iter().for_each(|live| self.end_early(live));
     }
 
     fn send_parcel(&mut self, delivery: usize, parcel: Vec<LiveFrames>, sources: Vec<LiveRef>) {
@@ -360,6 +365,17 @@ impl Worker {
         }
     }
 
+    /// Sends a stream's viewers to history, where they wait until there is room for its dead letters: what was read is not
+    /// passed on.
+    fn end_early(&mut self, live: LiveRef) {
+        if let Some((stream, reader)) =
+            self.streams.get(live).map(|found| (found.stream.clone(), found.reader))
+        {
+            self.end_broken(live);
+            self.command(reader, ReaderCommand::Stop { stream, live });
+        }
+    }
+
     // ----- history -----
 
     fn pass_history(&mut self, batch: ReplayBatch) {
@@ -379,11 +395,15 @@ impl Worker {
         let redis_us = moment.redis_us;
         let Self { parts, reported, remembered, .. } = self;
         let WorkerParts { registry, letters, context, .. } = parts;
-        let notary = Notary { registry, letters, reported, context };
+        let notary = Notary { registry, letters, reported, context, is_full: false };
         let (ends, transform) = (&parts.ends, parts.index);
         let scans = (&*parts.checkpoints, job);
         let mut witness = HistoryWitness { notary, remembered, ends, transform, now_us, scans };
-        let outcome = conclude(batch, moment, &mut witness);
+        let outcome = match conclude(batch, moment, &mut witness) {
+            // Asked again later, when there is room for the dead letters.
+            _ if witness.notary.is_full => ReplayOutcome::Unavailable,
+            outcome => outcome,
+        };
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }

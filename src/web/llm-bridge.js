@@ -821,7 +821,7 @@ class Subscription {
       case "open": this.#takeOpen(frame); break;
       case "status": this.#streamState = frame.state; break;
       case "gap": if (!this.#takeGap(frame)) return; break;
-      case "pong": case "authorized": case "cancel_requested": case "refused": this.#answered(frame); break;
+      case "pong": case "authorized": case "acked": case "cancel_requested": case "refused": this.#answered(frame); break;
       default: if (!this.#moveOn(frame)) return;
     }
     const begins = this.#transcript.apply(frame);
@@ -872,7 +872,7 @@ class Subscription {
 
   #hand(frame) {
     if (this.#isClosed) return; // By a listener, a moment ago.
-    if (frame.type !== "pong" && frame.type !== "authorized") {
+    if (!["pong", "authorized", "acked"].includes(frame.type)) {
       for (const feed of this.#feeds) feed.push(frame);
     }
     if (TOLD.has(frame.type)) this.#emit(frame.type, frame);
@@ -918,15 +918,17 @@ class Subscription {
 
   // ----- what the client says -----
 
-  /** Finds whom an answer is for. An ack is answered only if it is refused, so a ping follows each. */
+  /** Finds what an answer is for. Acks and cancels are answered when they are written down, so answers to others overtake them. */
   #answered(frame) {
-    const answers = { pong: "ping", authorized: "auth", cancel_requested: "cancel" };
-    if (frame.type === "refused") {
-      this.#asked.shift()?.refused?.(frame);
-      return;
-    }
-    const at = this.#asked.findIndex(asked => asked.type === answers[frame.type]);
-    for (const asked of this.#asked.splice(0, at + 1)) asked.taken?.(frame);
+    const answers = { pong: "ping", authorized: "auth", acked: "ack", cancel_requested: "cancel" };
+    const isWanted = frame.type === "refused"
+      ? asked => frame.code !== "not_sent" || asked.type === "ack"
+      : asked => asked.type === answers[frame.type];
+    const at = this.#asked.findIndex(isWanted);
+    if (at < 0) return;
+    const [asked] = this.#asked.splice(at, 1);
+    if (frame.type === "refused") asked.refused?.(frame);
+    else asked.taken?.(frame);
   }
 
   #ask(message, reactions) {
@@ -956,9 +958,7 @@ class Subscription {
         ack.sent = id;
       },
     };
-    if (!this.#ask({ type: "ack", id }, reactions)) return;
-    ack.isUnderWay = true;
-    this.#ping();
+    if (this.#ask({ type: "ack", id }, reactions)) ack.isUnderWay = true;
   }
 
   cancel(reason) {

@@ -206,9 +206,9 @@ export async function what_a_tab_acknowledges_is_written_down() {
     await tab.ended(name);
     await sleep(200);
     if ((await receipts()).includes(`${name} ${end} g1 acked`)) {
-      // What was acknowledged is written at least once.
-      const own = new Set((await receipts()).filter(line => line.startsWith(`${name} `)));
-      assert.deepEqual([...own], [`${name} ${id} g1 acked`, `${name} ${end} g1 acked`]);
+      // One receipt for each, whatever happens on the way.
+      const own = (await receipts()).filter(line => line.startsWith(`${name} `));
+      assert.deepEqual(own, [`${name} ${id} g1 acked`, `${name} ${end} g1 acked`]);
       assert.deepEqual(tab.errors, []);
       return;
     }

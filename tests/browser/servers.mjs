@@ -224,6 +224,7 @@ export async function acks_and_cancels_are_answered_each_for_itself() {
       peer.onMessage = message => {
         heard.push(message);
         if (message.type === "ping") peer.send({ type: "pong" });
+        if (message.type === "ack" && supportsAck) setTimeout(() => peer.send({ type: "acked", id: message.id }), 50);
         if (message.type === "ack" && !supportsAck) peer.send({ type: "refused", code: "unsupported", message: "no receipts" });
         if (message.type === "cancel" && message.reason === "twice") peer.send({ type: "refused", code: "too_many", message: "not so often" });
         else if (message.type === "cancel" && message.reason === "lost") peer.socket.destroy();
@@ -234,7 +235,7 @@ export async function acks_and_cancels_are_answered_each_for_itself() {
   await tab.watch("a", "/v1/streams/s/m");
   await tab.until("a", "text", seen => seen.text === "x");
   const ask = body => tab.page.evaluate(`(async answer => { ${body} })(window.views.a.answer)`);
-  // An accepted ack is not answered; the refusal behind it is the cancel's.
+  // What is asked later may be answered before.
   const mixed = await ask(`
     const isTaken = answer.ack();
     const refused = await answer.cancel("twice").catch(error => error.code);

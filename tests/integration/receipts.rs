@@ -39,12 +39,6 @@ fn ack(id: &str) -> Value {
     json!({"type": "ack", "id": id})
 }
 
-/// Asserts that nothing has been answered to what was said before.
-fn expect_quiet(viewer: &mut Viewer) {
-    viewer.websocket().send(&json!({"type": "ping", "nonce": "quiet"}));
-    assert_eq!(viewer.websocket().receive_json(), json!({"type": "pong", "nonce": "quiet"}));
-}
-
 /// An answer of its own that nobody takes: when its receipt is there, all that ended before was judged by this daemon.
 fn wait_judged(redis: &RedisServer, daemon: &Daemon, session: &str) {
     let mut mark = Producer::new(redis, session, "m");
@@ -69,13 +63,12 @@ fn what_a_client_has_is_written_down() {
     let middle = producer.delta("one");
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
     viewer.read_to(&middle);
-    viewer.websocket().send(&ack(&middle));
-    expect_quiet(&mut viewer);
+    viewer.acknowledge(&middle);
     let by = "127.0.0.1";
     wait_receipt(&mut connection, &format!("s1/m {middle} g\"1\u{e9} acked {by}"));
     let end = producer.end();
     viewer.read_to(&end);
-    viewer.websocket().send(&ack(&end));
+    viewer.acknowledge(&end);
     wait_receipt(&mut connection, &format!("s1/m {end} g\"1\u{e9} acked {by}"));
     wait_judged(&redis, &daemon, "s9");
     let expected = [&middle, &end].map(|id| format!("{id} g\"1\u{e9} acked {by}"));
@@ -100,11 +93,14 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
         let was_sent = viewer.websocket().try_send_text(&ack(&end).to_string());
         // Another answer is not for this viewer.
         producer.start("g2");
-        viewer.read_all().expect_finished(&end);
+        while viewer.next().is_some() {}
+        viewer.transcript.expect_finished(&end);
         wait_until("what was said to be written", || {
             daemon.counter("receipts_acked") == daemon.counter("acks_received")
         });
         let written = of_stream(&mut connection, &producer.stream);
+        // What is written was answered before the close.
+        assert_eq!(viewer.acked.len(), written.len(), "{written:?}");
         if was_sent && written == [format!("{end} g1 acked 127.0.0.1")] {
             // And who says nothing is closed all the same.
             let end = producer.end();
@@ -167,8 +163,7 @@ fn an_answer_whose_viewers_have_left_is_untaken() {
     wait_until("the group", || connection.groups(&key).len() == 1);
     let newest = left_before.delta("it goes on");
     viewer.read_to(&newest);
-    viewer.websocket().send(&ack(&newest));
-    expect_quiet(&mut viewer);
+    viewer.acknowledge(&newest);
     drop(viewer);
     wait_until("it to leave", || daemon.gauge("subscriptions_open") == 0);
     let ends = [left_before.end(), left_after.end(), unwatched.end()];
@@ -199,8 +194,10 @@ fn one_connection_acknowledges_many_streams() {
         while client.receive_json()["type"] != "unsubscribed" {}
     }
     // The subscription is over, and yet it is known what was sent.
-    client.send(&json!({"type": "ack", "stream": "s1/m", "id": ends[0]}));
-    client.send(&json!({"type": "ack", "stream": "s1/m", "id": ends[0]}));
+    for _ in 0..2 {
+        client.send(&json!({"type": "ack", "stream": "s1/m", "id": ends[0]}));
+        assert_eq!(client.receive_json(), json!({"type": "acked", "id": ends[0], "stream": "s1/m"}));
+    }
     wait_receipt(&mut connection, &format!("s1/m {} g1 acked 127.0.0.1", ends[0]));
     for refused in [
         json!({"type": "ack", "stream": "s2/m", "id": "99999999999999-0"}),
@@ -215,6 +212,7 @@ fn one_connection_acknowledges_many_streams() {
     let next = producers[0].start("g2");
     assert_eq!(client.receive_json()["id"], json!(next));
     client.send(&json!({"type": "ack", "stream": "s1/m", "id": next}));
+    assert_eq!(client.receive_json(), json!({"type": "acked", "id": next, "stream": "s1/m"}));
     wait_receipt(&mut connection, &format!("s1/m {next} g2 acked 127.0.0.1"));
     wait_receipt(&mut connection, &format!("s2/m {} g1 untaken", ends[1]));
     assert_eq!(of_stream(&mut connection, "s1/m").len(), 2);
@@ -236,8 +234,7 @@ fn who_comes_back_acknowledges_what_it_had_before() {
     let mut viewer =
         Viewer::open(daemons[1].public, Kind::WebSocket, "s1/m", &format!("after={end}&follow=1"));
     viewer.expect_open("ended");
-    viewer.websocket().send(&ack(&end));
-    expect_quiet(&mut viewer);
+    viewer.acknowledge(&end);
     wait_judged(&redis, &daemons[0], "s8");
     wait_judged(&redis, &daemons[1], "s9");
     assert_eq!(of_stream(&mut connection, "s1/m"), [format!("{end} g1 acked 127.0.0.1")]);
@@ -259,7 +256,7 @@ fn signs_of_life_and_repetitions_make_no_receipts() {
     for id in ids.iter().chain(&ids) {
         viewer.websocket().send(&ack(id));
     }
-    expect_quiet(&mut viewer);
+    ids.iter().for_each(|id| viewer.expect_acked(id));
     let end = producer.end();
     for _ in 0..3 {
         producer.write(&heartbeat);
@@ -268,7 +265,7 @@ fn signs_of_life_and_repetitions_make_no_receipts() {
     for _ in 0..5 {
         viewer.websocket().send(&ack(&end));
     }
-    expect_quiet(&mut viewer);
+    viewer.expect_acked(&end);
     wait_judged(&redis, &daemon, "s9");
     let written = of_stream(&mut redis.connect(), "s1/m");
     assert_eq!(written.last().unwrap(), &format!("{end} g1 acked 127.0.0.1"));
@@ -340,6 +337,8 @@ fn what_is_acknowledged_while_redis_is_away_is_written_when_it_is_back() {
     let mut connection = redis.connect();
     wait_receipt(&mut connection, &format!("s1/m {} g1 acked 127.0.0.1", ends[0]));
     wait_receipt(&mut connection, &format!("s2/m {} g2 untaken", ends[1]));
+    // Who says it again gets an answer, and no second receipt.
+    viewer.acknowledge(&ends[0]);
     wait_judged(&redis, &daemon, "s9");
     assert_eq!(of_stream(&mut connection, "s1/m").len(), 1);
     assert_eq!(of_stream(&mut connection, "s2/m").len(), 1);
@@ -388,8 +387,7 @@ fn switched_off_acknowledgements_are_of_no_consequence() {
     let first = producer.start("g1");
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
     viewer.read_to(&first);
-    viewer.websocket().send(&ack(&first));
-    expect_quiet(&mut viewer);
+    viewer.acknowledge(&first);
     let end = producer.end();
     viewer.read_all().expect_finished(&end);
     let untold = options(&redis, "0").set("service.instance=i2").start();
@@ -419,4 +417,76 @@ fn the_receipts_are_capped() {
     wait_until("the receipts", || daemon.counter("receipts_acked") == 400);
     let kept: u64 = connection.run(&["XLEN", RECEIPTS]);
     assert!((50..250).contains(&kept), "{kept}");
+}
+
+#[test]
+fn a_client_that_saw_no_answer_says_it_again_and_gets_one_receipt() {
+    let redis = RedisServer::start();
+    let daemons = ["i1", "i2"].map(|id| options(&redis, "1m").set(&format!("service.instance={id}")).start());
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    let end = producer.end();
+    producer.start("g2");
+    for round in 0..6 {
+        let daemon = &daemons[round % 2];
+        let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
+        viewer.read_to(&end);
+        viewer.websocket().send(&ack(&end));
+        if round % 3 == 0 {
+            // It leaves without waiting for the answer.
+            continue;
+        }
+        viewer.expect_acked(&end);
+        drop(viewer);
+        // And one that comes back says what it had before.
+        let mut viewer =
+            Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &format!("after={end}&follow=1"));
+        viewer.expect_open("live");
+        viewer.acknowledge(&end);
+    }
+    let mut connection = redis.connect();
+    wait_until("the receipt", || !of_stream(&mut connection, "s1/m").is_empty());
+    assert_eq!(of_stream(&mut connection, "s1/m"), [format!("{end} g1 acked 127.0.0.1")]);
+}
+
+#[test]
+fn what_redis_refuses_is_said_and_written_when_there_is_room_again() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis, "1m").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    let end = producer.end();
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
+    viewer.read_to(&end);
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    viewer.websocket().send(&ack(&end));
+    let refused = viewer.read_until("a refusal", |frame| frame.kind() == "refused");
+    assert_eq!(refused.value["code"], "redis_refuses", "{}", refused.raw);
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    wait_receipt(&mut connection, &format!("s1/m {end} g1 acked 127.0.0.1"));
+    viewer.acknowledge(&end);
+    assert_eq!(of_stream(&mut connection, "s1/m").len(), 1);
+    assert_eq!(daemon.counter("receipts_failed"), 0);
+}
+
+#[test]
+fn an_instance_that_goes_down_answers_first() {
+    let redis = RedisServer::start();
+    let mut connection = redis.connect();
+    for round in 0..5 {
+        let daemon = options(&redis, "1m").start();
+        let mut producer = Producer::new(&redis, &format!("s{round}"), "m");
+        let first = producer.start("g1");
+        let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, &producer.stream, "follow=1");
+        viewer.read_to(&first);
+        viewer.websocket().send(&ack(&first));
+        viewer.websocket().send(&json!({"type": "cancel"}));
+        daemon.signal(libc::SIGTERM);
+        while viewer.next().is_some() {}
+        let requests: usize = connection.run(&["XLEN", &format!("llm:control:s{round}:m")]);
+        let written = of_stream(&mut connection, &producer.stream).len();
+        let requested = viewer.transcript.of_kind("cancel_requested").count();
+        assert_eq!((requested, viewer.acked.len()), (requests, written), "{:#?}", viewer.transcript);
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+use serde_json::json;
+
 use super::sse::SseClient;
 use super::transcript::{Ending, Frame, Transcript};
 use super::websocket::{Incoming, WebSocketClient};
@@ -26,6 +28,8 @@ pub(crate) struct Viewer {
     connection: Connection,
     /// What has come so far.
     pub(crate) transcript: Transcript,
+    /// What the client said to have and was answered.
+    pub(crate) acked: Vec<String>,
 }
 
 /// The target of a stream's resource; `query` is empty or without its question mark.
@@ -42,7 +46,7 @@ impl Viewer {
             Kind::WebSocket => Connection::WebSocket(WebSocketClient::connect(public, &target)),
             Kind::Sse => Connection::Sse(SseClient::open(public, &target, &[])),
         };
-        Self { connection, transcript: Transcript::default() }
+        Self { connection, transcript: Transcript::default(), acked: Vec::new() }
     }
 
     /// As `open`, for a server that is perhaps not there, or draining.
@@ -52,7 +56,7 @@ impl Viewer {
             Kind::WebSocket => Connection::WebSocket(WebSocketClient::try_connect(public, &target)?),
             Kind::Sse => Connection::Sse(SseClient::try_open(public, &target, &[]).ok()?),
         };
-        Some(Self { connection, transcript: Transcript::default() })
+        Some(Self { connection, transcript: Transcript::default(), acked: Vec::new() })
     }
 
     /// A second hold of the socket, to cut it from elsewhere.
@@ -67,7 +71,7 @@ impl Viewer {
     pub(crate) fn reconnect_sse(public: SocketAddr, stream: &str, query: &str, last_event_id: &str) -> Self {
         let headers = [("Last-Event-ID", last_event_id)];
         let connection = Connection::Sse(SseClient::open(public, &target(stream, query), &headers));
-        Self { connection, transcript: Transcript::default() }
+        Self { connection, transcript: Transcript::default(), acked: Vec::new() }
     }
 
     /// The WebSocket below, to send messages. Panics for SSE.
@@ -81,18 +85,25 @@ impl Viewer {
     /// The next frame, `None` when the answer has ended.
     pub(crate) fn next(&mut self) -> Option<&Frame> {
         assert_eq!(self.transcript.ending, None, "the answer has ended");
-        let received = match &mut self.connection {
-            Connection::WebSocket(client) => receive_websocket(client),
-            Connection::Sse(client) => receive_sse(client),
-        };
-        match received {
-            Ok((text, event_id)) => {
-                self.transcript.push(Frame::new(text), event_id.as_deref());
-                self.transcript.frames.last()
-            }
-            Err(ending) => {
-                self.transcript.ending = Some(ending);
-                None
+        loop {
+            let received = match &mut self.connection {
+                Connection::WebSocket(client) => receive_websocket(client),
+                Connection::Sse(client) => receive_sse(client),
+            };
+            match received {
+                Ok((text, event_id)) => {
+                    let frame = Frame::new(text);
+                    if frame.kind() == "acked" {
+                        self.acked.push(frame.id().unwrap().to_owned());
+                        continue;
+                    }
+                    self.transcript.push(frame, event_id.as_deref());
+                    return self.transcript.frames.last();
+                }
+                Err(ending) => {
+                    self.transcript.ending = Some(ending);
+                    return None;
+                }
             }
         }
     }
@@ -122,6 +133,23 @@ impl Viewer {
     }
 
     /// Reads until the `status` frame with this state.
+    /// Says over WebSocket what the client has, and waits until that is answered, reading on meanwhile.
+    pub(crate) fn acknowledge(&mut self, id: &str) {
+        self.websocket().send(&json!({"type": "ack", "id": id}));
+        self.expect_acked(id);
+    }
+
+    pub(crate) fn expect_acked(&mut self, id: &str) {
+        while !self.acked.iter().any(|acked| acked == id) {
+            let Incoming::Text(text) = self.websocket().receive() else { panic!("{id} is not answered") };
+            let frame = Frame::new(text);
+            match frame.kind() {
+                "acked" => self.acked.push(frame.id().unwrap().to_owned()),
+                _ => self.transcript.push(frame, None),
+            }
+        }
+    }
+
     pub(crate) fn read_to_status(&mut self, state: &str) {
         self.read_until(state, |frame| frame.kind() == "status" && frame.value["state"] == state);
     }

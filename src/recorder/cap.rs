@@ -1,0 +1,95 @@
+//! Keeps a stream of the daemon's own below a number of bytes, beside the number of its entries that every XADD keeps.
+//!
+//! Redis itself says how much memory the key takes. It is asked when this instance has written a share of what is allowed,
+//! so that all instances together exceed it by no more than that share each.
+
+use crate::redis::{Command, Link, RedisError};
+use crate::warn_limited;
+
+/// Redis is asked when so much of what is allowed was written: one part in so many.
+const SHARE: usize = 16;
+/// Times that the stream is made shorter at one look.
+const TRIMS_MAX: usize = 8;
+
+/// The bound of one stream.
+#[derive(Debug)]
+pub(super) struct Cap {
+    key: String,
+    bytes_max: usize,
+    /// Bytes written since the last look; `None`: it was never looked.
+    written: Option<usize>,
+}
+
+impl Cap {
+    pub(super) const fn new(key: String, bytes_max: usize) -> Self {
+        Self { key, bytes_max, written: None }
+    }
+
+    /// Entries of so many bytes were added: the oldest ones go if it is time to look and there is too much.
+    ///
+    /// # Errors
+    /// When Redis could not be asked.
+    pub(super) fn wrote(&mut self, link: &mut Link, bytes: usize) -> Result<(), RedisError> {
+        let share = self.bytes_max / SHARE;
+        let written = self.written.map_or(usize::MAX, |written| written.saturating_add(bytes));
+        if written < share {
+            self.written = Some(written);
+            return Ok(());
+        }
+        self.written = Some(0);
+        for _ in 0..TRIMS_MAX {
+            let look = Command::new("MEMORY").args(["USAGE", &self.key, "SAMPLES", "0"]);
+            let replies = link.call_all(&[look, Command::new("XLEN").arg(&self.key)])?;
+            if let Some(error) = replies.iter().find_map(crate::redis::Reply::error) {
+                warn_limited!(key: self.key; key = self.key, %error, "it cannot be seen how many bytes are kept there");
+                return Ok(());
+            }
+            let [usage, length] = &replies[..] else { return Ok(()) };
+            if usage.is_null() {
+                return Ok(());
+            }
+            let (usage, length) = (usage.integer()?.unsigned_abs(), length.integer()?.unsigned_abs());
+            let most = self.bytes_max as u64;
+            if usage <= most || length <= 1 {
+                return Ok(());
+            }
+            // As many as fit if all are alike, and at least one less; the newest stays.
+            let fitting = u128::from(length) * u128::from(most) / u128::from(usage);
+            let kept = u64::try_from(fitting).unwrap_or(u64::MAX).min(length - 1).max(1);
+            link.call(&Command::new("XTRIM").args([&self.key, "MAXLEN"]).number(kept))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    #[test]
+    fn the_oldest_go_where_there_are_too_many_bytes() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let mut cap = Cap::new("k".into(), 1 << 20);
+        let usage = |link: &mut Link| {
+            let usage = link.call(&Command::new("MEMORY").args(["USAGE", "k", "SAMPLES", "0"])).unwrap();
+            usage.integer().unwrap()
+        };
+        // Large ones and small ones by turns, as the sizes of entries are.
+        for n in 0..400_usize {
+            let value = "x".repeat(if n % 50 < 10 { 100_000 } else { 100 });
+            link.call(&Command::new("XADD").args(["k", "*", "n", &n.to_string(), "v", &value])).unwrap();
+            cap.wrote(&mut link, value.len()).unwrap();
+            assert!(usage(&mut link) <= (1 << 20) + (1 << 20) / 4, "{n}: {}", usage(&mut link));
+        }
+        let newest = Command::new("XREVRANGE").args(["k", "+", "-", "COUNT", "1"]);
+        let newest = link.call(&newest).unwrap().entries().unwrap();
+        assert_eq!(newest[0].fields.get("n"), Some(&b"399"[..]));
+        // One that is larger than all that is allowed stays as long as it is the newest.
+        let value = "x".repeat(3 << 20);
+        link.call(&Command::new("XADD").args(["k", "*", "v", &value])).unwrap();
+        cap.wrote(&mut link, value.len()).unwrap();
+        assert_eq!(link.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap(), 1);
+    }
+}
