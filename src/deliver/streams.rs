@@ -133,6 +133,9 @@ impl Delivery {
     pub(super) fn open(&mut self, slot: Slot, opened: &Opened, now: Instant) {
         let Some(viewer) = self.viewers.get_mut(slot) else { return };
         let (follow, wire) = (viewer.wish.follow, viewer.wish.wire);
+        if let Some(taking) = viewer.taking.as_deref_mut() {
+            taking.note_had(opened.after);
+        }
         let mut ends_unsaid = wire == Wire::Sse;
         if let Some(translator) = viewer.wish.translator.as_deref_mut() {
             translator.begin(opened.after, opened.outline.as_deref());

@@ -27,6 +27,8 @@ pub(super) type Generation = Option<Arc<String>>;
 pub(super) struct Taking {
     /// Where the viewer began: what it had before.
     from: Position,
+    /// What the client had before this viewer came, whatever the stream has become since.
+    had: Position,
     /// The generations whose end it was given.
     ends: VecDeque<(EntryId, Generation)>,
     /// What was passed on last, and when.
@@ -58,6 +60,11 @@ impl Taking {
     /// The viewer has everything up to here already.
     pub(super) fn begin(&mut self, from: Position) {
         self.from = self.from.max(from);
+    }
+
+    /// The client had everything up to here before this viewer came.
+    pub(super) const fn note_had(&mut self, had: Position) {
+        self.had = had;
     }
 
     /// The viewer is given the end of a generation.
@@ -93,7 +100,7 @@ impl Taking {
     pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
         let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
         let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
-        id <= self.from || ends.into_iter().any(reaches)
+        id <= self.had || ends.into_iter().any(reaches)
     }
 
     /// Whether it is written down already, so that it can be answered at once; else the answer is awaited.
@@ -132,8 +139,12 @@ impl Taking {
         told
     }
 
-    /// The generation to which an entry belongs.
+    /// The generation to which an entry belongs, as far as it is known.
     fn generation(&self, id: Position, anchor: &Cursor) -> Generation {
+        // What was had before may belong to an earlier one than what has come since.
+        if id <= self.had && self.had < anchor.position {
+            return None;
+        }
         let ended = self.ends.iter().find(|(end, _)| id <= Position::whole(*end));
         ended.map_or_else(|| anchor.state.generation.clone(), |(_, generation)| generation.clone())
     }

@@ -50,6 +50,8 @@ const FINAL_CLOSE = new Map([[1008, "refused"], [4400, "bad_request"], [4403, "f
 const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"],
   [421, "misdirected"]]);
 const FULL_CLOSE = new Set([1013, 4429]);
+/** Refusals that come at once, in the order of what was said. */
+const IN_ORDER = new Set(["unsupported", "unknown_type", "malformed", "bad_option", "bad_name"]);
 const TERMINAL = new Set(["end", "error"]);
 const BEGINS = new Set(["start", "delta", "tool_call", "custom"]);
 const PARTS_OF_GENERATION = new Set([...BEGINS, ...TERMINAL, "skipped"]);
@@ -921,14 +923,15 @@ class Subscription {
   /** Finds what an answer is for. Acks and cancels are answered when they are written down, so answers to others overtake them. */
   #answered(frame) {
     const answers = { pong: "ping", authorized: "auth", acked: "ack", cancel_requested: "cancel" };
-    const isWanted = frame.type === "refused"
-      ? asked => frame.code !== "not_sent" || asked.type === "ack"
-      : asked => asked.type === answers[frame.type];
-    const at = this.#asked.findIndex(isWanted);
+    const find = type => this.#asked.findIndex(asked => asked.type === type);
+    let at = find(answers[frame.type]);
+    // What is malformed or not known is refused at once, in order; what cannot be done is most likely the cancel.
+    if (frame.type === "refused") at = frame.code === "not_sent" ? find("ack") : IN_ORDER.has(frame.code) ? 0 : find("cancel");
+    if (at < 0 && frame.type === "refused") at = 0;
     if (at < 0) return;
     const [asked] = this.#asked.splice(at, 1);
-    if (frame.type === "refused") asked.refused?.(frame);
-    else asked.taken?.(frame);
+    if (frame.type === "refused") asked?.refused?.(frame);
+    else asked?.taken?.(frame);
   }
 
   #ask(message, reactions) {
