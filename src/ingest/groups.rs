@@ -77,6 +77,7 @@ impl Reader {
         let key = self.parts.keys.stream(stream);
         let until = Instant::now() + self.parts.linger;
         let Some(mut gone) = self.subscriptions.remove(key.as_bytes(), live, until) else { return Ok(()) };
+        gone.give_up_unproven();
         self.pipeline.clear();
         loop {
             let ids = gone.unacked.take(EntryId::MAX);

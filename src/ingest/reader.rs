@@ -180,6 +180,7 @@ impl Reader {
         self.keep_connections();
         let is_told = self.is_told(Instant::now())?;
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
+            self.subscriptions.finish();
             self.acknowledge_alone()?;
             return self.wait(Instant::now() + STOP_CHECK);
         }

@@ -159,6 +159,15 @@ impl Subscription {
         }
     }
 
+    /// It will not be read again: what was to be read again is acknowledged with what was passed on.
+    pub(super) fn give_up_unproven(&mut self) {
+        let mut ids = std::mem::take(&mut self.unproven);
+        ids.retain(|&id| id > self.cursor);
+        ids.sort_unstable();
+        ids.dedup();
+        self.unacked.read(ids.into_iter());
+    }
+
     /// The ids that may be acknowledged now, at most [`IDS_PER_ACK_MAX`].
     fn acknowledgeable(&mut self) -> Vec<EntryId> {
         // Without anybody attached, everything was handed to history.
@@ -328,6 +337,16 @@ impl Subscriptions {
             self.pending.push_back((place, found.live));
         }
         Some((found.transform, found.live))
+    }
+
+    /// Nothing more will be read.
+    pub(super) fn finish(&mut self) {
+        for (place, found) in &mut self.all {
+            found.give_up_unproven();
+            if !found.unacked.is_empty() && !std::mem::replace(&mut found.is_pending, true) {
+                self.pending.push_back((place, found.live));
+            }
+        }
     }
 
     /// Every stream with something unacknowledged is to be looked at once from here on; how many there are.

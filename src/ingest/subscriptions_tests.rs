@@ -146,6 +146,20 @@ fn what_was_read_in_vain_is_acknowledged_too() {
 }
 
 #[test]
+fn what_was_to_be_read_again_is_acknowledged_where_nothing_more_is_read() {
+    let now = Instant::now();
+    let mut all = Subscriptions::default();
+    let a = inserted(&mut all, "a", now);
+    all.advance(a, &mut vec![entry(2)], true, now);
+    all.all[a].note_unproven(&[entry(3), entry(4)]);
+    all.all[a].note_unproven(&[entry(3), entry(4), entry(5)]);
+    all.finish();
+    all.begin_acknowledging();
+    let ids = all.next_acknowledgement().map(|(_, ids)| ids);
+    assert_eq!(ids, Some([2, 3, 4, 5].map(|ms| EntryId::new(ms, 0)).to_vec()));
+}
+
+#[test]
 fn every_stream_is_acknowledged_in_turn() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
