@@ -24,6 +24,22 @@ pub enum LimitsError {
     },
 }
 
+/// Blocks from this size on go back to the system as soon as they are freed: replies with large entries and states.
+const MAPPED_BYTES_MIN: libc::c_int = 256 * 1024;
+
+/// Has the allocator give the memory of large entries back. glibc takes blocks for worth keeping once it has seen
+/// them freed, of up to 32 MiB each and for each thread.
+pub fn prepare_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt changes a setting of the allocator, at any time and from any thread.
+    let is_set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN) } == 1;
+    #[cfg(not(target_env = "gnu"))]
+    let is_set = true;
+    if !is_set {
+        tracing::debug!(bytes = MAPPED_BYTES_MIN, "the allocator keeps its own threshold for large blocks");
+    }
+}
+
 /// Raises the limit of open files as far as allowed, and says how many connections fit: at most
 /// `max_connections`, less where descriptors are short, which is logged.
 ///

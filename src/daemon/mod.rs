@@ -106,6 +106,7 @@ impl DaemonError {
 pub fn run(config: Config) -> Result<(), DaemonError> {
     let signals = Signals::install()?;
     let notifier = Notifier::from_environment();
+    limits::prepare_memory();
     let max_connections = limits::prepare_descriptors(config.client.max_connections)?;
     let identity = Identity::claim(&config)?;
     let listeners = Listeners::open(&config)?;
