@@ -60,7 +60,8 @@ fn end_of(step: &ReplayStep) -> String {
 fn beyond(position: Position) -> String {
     match position {
         Position::ZERO => "-".into(),
-        Position { id, .. } if position.covers_entry() => format!("({id}"),
+        // Behind the end of all ids nothing can be asked for: the last entry is read again, and passed over.
+        Position { id, .. } if position.covers_entry() && id != EntryId::MAX => format!("({id}"),
         Position { id, .. } => id.to_string(),
     }
 }
@@ -85,6 +86,11 @@ pub(super) fn ask(link: &mut Link, keys: &Keys, questions: &[Question]) -> Resul
         room = room.saturating_sub(kept.sum());
         ranges.push(found);
     }
+    for (question, range) in questions.iter().zip(&mut ranges) {
+        if range.as_ref().is_err_and(|error| error.server_kind() == Some(ServerErrorKind::Oom)) {
+            *range = ask_while_full(link, keys, question)?;
+        }
+    }
     Ok(Answers { ranges })
 }
 
@@ -104,19 +110,55 @@ fn ask_apart(link: &mut Link, keys: &Keys, question: &Question) -> Result<Answer
         link.flush()?;
         let found = receive(link, TRIP_BYTES_MAX, true)?;
         let after = describe(link)?;
-        let removed = |described: &Result<RangeReply, RedisError>| match described {
-            Ok(RangeReply { info: Ok(Some(info)), .. }) => {
-                Some((info.first, info.entries_added.map(|added| added.saturating_sub(info.length))))
-            }
-            _ => None,
-        };
         if removed(&before) == removed(&after) {
             let ranges = vec![found.and_then(|found| Ok(RangeReply { info: before?.info, ..found }))];
             return Ok(Answers { ranges });
         }
     }
-    let changed = "the stream was trimmed at each attempt to read it".into();
-    Ok(Answers { ranges: vec![Err(RedisError::Protocol(changed))] })
+    Ok(Answers { ranges: vec![Err(CHANGED)] })
+}
+
+/// The same without transactions: a Redis that is full queues none, and carries out what only reads.
+fn ask_while_full(
+    link: &mut Link,
+    keys: &Keys,
+    question: &Question,
+) -> Result<Result<RangeReply, RedisError>, RedisError> {
+    let key = keys.stream(&question.request.stream);
+    for _ in 0..APART_ATTEMPTS {
+        let nothing = Command::new("XRANGE").arg(&key).arg("+").arg("-");
+        for command in [nothing, info(&key, true), range(question, &key), info(&key, true)] {
+            link.push(&command);
+        }
+        link.flush()?;
+        let before = refusable(link.receive_range_apart(0, true))?;
+        let found = refusable(link.receive_range_apart(TRIP_BYTES_MAX, true))?;
+        if removed(&before) == removed(&found) {
+            return Ok(found.and_then(|found| Ok(RangeReply { info: before?.info, ..found })));
+        }
+    }
+    Ok(Err(CHANGED))
+}
+
+const CHANGED: RedisError =
+    RedisError::Protocol(std::borrow::Cow::Borrowed("the stream was trimmed at each attempt to read it"));
+
+/// The stream's first entry, and how many were ever removed.
+fn removed(described: &Result<RangeReply, RedisError>) -> Option<(Option<EntryId>, Option<u64>)> {
+    match described {
+        Ok(RangeReply { info: Ok(Some(info)), .. }) => {
+            Some((info.first, info.entries_added.map(|added| added.saturating_sub(info.length))))
+        }
+        _ => None,
+    }
+}
+
+/// Takes the server's refusal apart from what ends the connection.
+fn refusable(found: Result<RangeReply, RedisError>) -> Result<Result<RangeReply, RedisError>, RedisError> {
+    match found {
+        Err(error @ RedisError::Server(_)) => Ok(Err(error)),
+        found => Ok(Ok(found?)),
+    }
 }
 
 fn range(question: &Question, key: &str) -> Command {

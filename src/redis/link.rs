@@ -286,7 +286,20 @@ impl Link {
     /// # Errors
     /// As [`Link::receive`]; an error reply is [`RedisError::Server`].
     pub fn receive_range(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
-        let mut sieve = Sieve::new(room, is_full);
+        self.receive_through(Sieve::new(room, is_full))
+    }
+
+    /// The same for the two commands without a transaction around them, whose replies are of two moments.
+    ///
+    /// # Errors
+    /// As [`Link::receive_range`].
+    pub fn receive_range_apart(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
+        // Both replies together are one to the sieve.
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.receive_through(Sieve::of_two_replies(room, is_full)?)
+    }
+
+    fn receive_through(&mut self, mut sieve: Sieve) -> Result<RangeReply, RedisError> {
         let patience = Patience::Progress(self.response_timeout);
         self.wait_for(patience, |link| {
             link.check_usable()?;

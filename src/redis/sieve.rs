@@ -124,6 +124,13 @@ impl Sieve {
         }
     }
 
+    /// For two replies, to XRANGE and to what is said of the stream, that no transaction has put into one.
+    pub(super) fn of_two_replies(room: usize, is_full: bool) -> Result<Self, Malformed> {
+        let mut sieve = Self::new(room, is_full);
+        sieve.push(&mut BytesMut::from(&b"*2\r\n"[..]))?;
+        Ok(sieve)
+    }
+
     /// Takes what the buffer has of the reply off its front; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         loop {

@@ -182,6 +182,22 @@ fn ids_behind_the_clock_hasten_no_end() {
     assert!(ends(&mut redis.connect()).is_empty());
 }
 
+/// Behind the end of all ids there is no place for another entry, nor for a read.
+#[test]
+fn the_end_of_all_ids_is_the_end_of_its_answer() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("stream.finish_grace=500ms").start();
+    let newest = format!("{0}-{0}", u64::MAX);
+    raw(&mut Producer::new(&redis, "s1", "m"), &newest, FINISHING);
+    for _ in 0..2 {
+        for viewer in KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", "")) {
+            let transcript = viewer.read_all();
+            assert_eq!(transcript.outline(), ["delta hi", "end stop"]);
+            transcript.expect_finished(&newest);
+        }
+    }
+}
+
 #[test]
 fn an_end_that_cannot_be_written_is_told_all_the_same() {
     let redis = RedisServer::start();

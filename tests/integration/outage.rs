@@ -429,3 +429,38 @@ fn a_redis_without_memory_is_survived() {
     };
     check_refused_writes(&redis, "OOM", |redis| set(redis, "1"), |redis| set(redis, "0"));
 }
+
+#[test]
+fn what_a_full_redis_holds_is_read_all_the_same() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).start();
+    let mut early = Producer::new(&redis, "s1", "m");
+    early.start("g1");
+    early.delta("kept");
+    let end = early.end();
+    let mut late = Producer::new(&redis, "s2", "m");
+    let begun = late.start("g2");
+    let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s2/m", ""));
+    viewers.iter_mut().for_each(|viewer| viewer.read_to(&begun));
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let (_, last, _): (String, String, String) = redis.connect().run_at_once(&[
+        words(&["XADD", "llm:stream:s2:m", "*", "data", r#"{"type":"delta","seq":1,"text":"just in time"}"#]),
+        words(&["XADD", "llm:stream:s2:m", "*", "data", r#"{"type":"end","seq":2}"#]),
+        words(&["CONFIG", "SET", "maxmemory", "1"]),
+    ]);
+    for viewer in viewers {
+        let transcript = viewer.read_all();
+        assert_eq!(transcript.text(), "just in time");
+        transcript.expect_finished(&last);
+    }
+    let state = http::get(daemon.public, "/v1/streams/s1/m").json();
+    assert_eq!((&state["state"], &state["content"]), (&json!("ended"), &json!("kept")));
+    for kind in KINDS {
+        let transcript = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(
+            (transcript.open()["state"].as_str(), transcript.text().as_str()),
+            (Some("ended"), "kept")
+        );
+        transcript.expect_finished(&end);
+    }
+}
