@@ -30,6 +30,9 @@ impl Cap {
     /// # Errors
     /// When Redis could not be asked.
     pub(super) fn wrote(&mut self, link: &mut Link, bytes: usize) -> Result<(), RedisError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let share = self.bytes_max / SHARE;
         let written = self.written.map_or(usize::MAX, |written| written.saturating_add(bytes));
         if written < share {

@@ -300,7 +300,6 @@ impl Receipts {
                     let words = [acked.id.to_string(), "acked".to_owned(), acked.by.clone()];
                     let about = (&acked.stream, acked.generation.as_deref());
                     commands.push(self.receipt(desk.keys, about, words, desk.clock.at(acked.at_us)));
-                    bytes += acked.len_bytes();
                     places.push(place);
                 }
             }
@@ -313,6 +312,7 @@ impl Receipts {
                 continue;
             }
             outcomes[place] = Outcome::Written;
+            bytes += acks[place].len_bytes();
             desk.counters.receipts_acked.inc();
             if let Some(marker) = &markers[place] {
                 written.push(marker);

@@ -66,6 +66,11 @@ impl Lease {
         self.next_at
     }
 
+    /// It is not looked at again before that.
+    pub(super) const fn rest_until(&mut self, at: Instant) {
+        self.next_at = at;
+    }
+
     /// Time passes without Redis: a lease that was not renewed in time may be somebody else's.
     pub(super) fn age(&mut self, now: Instant) {
         if let Standing::Held { renewed_at } = self.standing

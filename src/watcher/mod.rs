@@ -29,13 +29,14 @@ use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
 use self::waits::Waits;
 use crate::event::StreamName;
-use crate::event::message::{Errand, RedisClock, ToDelivery, now_us};
+use crate::event::message::{Errand, RedisClock, ToDelivery, WATCHER, now_us};
 use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
 use crate::redis::{Command, Connector, Keys, RedisError};
 use crate::stop::Stop;
+use crate::{error_limited, warn_limited};
 
 /// The token of the errands' waker in the watcher's poll.
 pub const ERRANDS: Token = Token(1);
@@ -50,6 +51,8 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 const ERRANDS_PER_TURN: usize = 1024;
 /// How often rights are looked at while some are missing.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the lease is left alone after Redis refused it.
+const LEASE_REFUSED_REST: Duration = Duration::from_secs(1);
 /// How often Redis is asked for its time.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often other instances are looked after.
@@ -263,8 +266,13 @@ impl Watcher {
         if now >= self.janitor_at && self.lease.is_held() {
             self.janitor_at = now + JANITOR_INTERVAL;
             if let Some(link) = self.link.open() {
-                let removed = self.janitor.look(link, &self.keys)?;
-                self.registry.counters().groups_removed.add(removed as u64);
+                match self.janitor.look(link, &self.keys) {
+                    Ok(removed) => self.registry.counters().groups_removed.add(removed as u64),
+                    Err(RedisError::Server(error)) if !error.kind().is_outage() => {
+                        warn_limited!(%error, "Redis refuses to say which instances there are: none is cleaned up after");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
@@ -298,10 +306,27 @@ impl Watcher {
     }
 
     fn tend_lease(&mut self, now: Instant) -> Result<(), RedisError> {
-        let Some(link) = self.link.open() else { return Ok(()) };
         if self.lease.next_at() > now {
             return Ok(());
         }
+        let settled = self.settle_lease();
+        let Err(RedisError::Server(error)) = &settled else { return settled };
+        if error.kind().is_outage() {
+            return settled;
+        }
+        // A key that holds something else: only what needs the lease is without it, and the connection is well.
+        let key = if self.lease.is_held() { self.keys.groups() } else { self.keys.lease() };
+        error_limited!(key: key; key, %error, "Redis refuses the lease of the instance id: streams are not read live");
+        self.registry.health().redis_works_but(WATCHER, &format!("{key}: {error}"));
+        self.lease.rest_until(now + LEASE_REFUSED_REST);
+        match self.link.open() {
+            Some(link) => link.call(&Command::new("UNWATCH")).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn settle_lease(&mut self) -> Result<(), RedisError> {
+        let Some(link) = self.link.open() else { return Ok(()) };
         self.lease.settle(link, &self.keys, &self.identity)?;
         match self.lease.standing() {
             Standing::Held { .. } => self.registry.counters().leases_renewed.inc(),
@@ -315,6 +340,7 @@ impl Watcher {
         }
         if self.lease.is_held() && !self.is_clean {
             let removed = groups::clean(link, &self.keys)?;
+            self.registry.health().redis_works_but(WATCHER, "");
             groups::enrol(link, &self.keys)?;
             self.registry.counters().groups_removed.add(removed as u64);
             self.is_clean = true;

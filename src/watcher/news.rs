@@ -14,13 +14,15 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::event::{EntryId, StreamName};
-use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply};
+use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply, ServerError};
 use crate::warn_limited;
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
 const BLOCK: Duration = Duration::from_secs(1);
 /// Announcements taken by one read.
 const ANNOUNCEMENTS_MAX: u32 = 1000;
+/// How long the announce stream is left alone after Redis refused to read it.
+const REFUSED_REST: Duration = Duration::from_secs(10);
 /// News stay on for so long after the last name was waited for.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,8 @@ pub(super) struct NewsLink {
     answer_by: Instant,
     wanted_until: Instant,
     pushes_lost: u64,
+    /// Until when the announce stream is left alone.
+    rests_until: Option<Instant>,
 }
 
 impl NewsLink {
@@ -74,6 +78,7 @@ impl NewsLink {
             answer_by: now,
             wanted_until: now,
             pushes_lost: 0,
+            rests_until: None,
         }
     }
 
@@ -145,13 +150,18 @@ impl NewsLink {
                 };
             }
             Some(Asked::Newest) => {
-                self.announced = match reply.error() {
-                    None => reply.entries()?.first().map_or(EntryId::ZERO, |entry| entry.id),
-                    Some(error) => return Err(RedisError::Server(error)),
-                };
+                match reply.error() {
+                    None => {
+                        self.announced = reply.entries()?.first().map_or(EntryId::ZERO, |entry| entry.id);
+                    }
+                    Some(error) => self.refused(keys, error)?,
+                }
                 news.push(News::Begun);
             }
             Some(Asked::Announcements) => {
+                if let Some(error) = reply.error() {
+                    return self.refused(keys, error);
+                }
                 for stream in reply.streams()? {
                     for entry in stream.entries {
                         self.announced = entry.id;
@@ -162,6 +172,17 @@ impl NewsLink {
             }
             Some(Asked::TrackingOff) | None => {}
         }
+        Ok(())
+    }
+
+    /// Redis refuses to read the announce stream. Names are found all the same, by its pushes and by looking.
+    fn refused(&mut self, keys: &Keys, error: ServerError) -> Result<(), RedisError> {
+        if error.kind().is_outage() {
+            return Err(RedisError::Server(error));
+        }
+        let key = keys.announce();
+        warn_limited!(key: key; key, %error, "announcements of new streams cannot be read: new streams are noticed without them");
+        self.rests_until = Some(Instant::now() + REFUSED_REST);
         Ok(())
     }
 
@@ -186,7 +207,9 @@ impl NewsLink {
                 self.asked.push_back(Asked::Newest);
                 self.answer_by = now + response_timeout;
             }
+            (true, true) if self.rests_until.is_some_and(|until| until > now) => return Ok(()),
             (true, true) => {
+                self.rests_until = None;
                 link.push(&read_announcements(keys, self.announced));
                 self.asked.push_back(Asked::Announcements);
                 self.answer_by = now + BLOCK + response_timeout;

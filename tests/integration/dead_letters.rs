@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 use crate::support::daemon::Daemon;
 use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
+use crate::support::raw::Raw;
 use crate::support::redis::{Redis, RedisServer};
 use crate::support::transcript::Transcript;
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
+use crate::support::websocket::WebSocketClient;
 
 const LETTERS: &str = "llm:dlq:llm-bridge";
 
@@ -174,4 +176,143 @@ fn however_many_meet_an_entry_there_is_one_letter() {
     let mut expected = bad.clone();
     expected.sort_unstable();
     assert_eq!(ids, expected, "one letter for each entry");
+}
+
+/// Redis without memory takes no letters: they wait, within a bound, and none is lost.
+#[test]
+fn what_redis_has_no_room_for_is_written_when_it_has() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    // More than the queue holds, and each in a reply with large neighbours.
+    let large = "x".repeat(200_000);
+    for _ in 0..120 {
+        connection.add_entry(&producer.key, "*", &[("data", b"{"), ("other", large.as_bytes())]);
+        producer.delta("text");
+    }
+    let end = producer.end();
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    wait_until("the stream to wait for its letters", || daemon.counter("dead_letters_deferred") > 0);
+    assert!(letters(&mut connection).is_empty());
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    let transcript = viewer.read_all();
+    transcript.expect_finished(&end);
+    assert_eq!(transcript.of_kind("skipped").count(), 120);
+    wait_letters(&mut connection, 120);
+    assert_eq!((daemon.counter("dead_letters_written"), daemon.counter("dead_letters_failed")), (120, 0));
+}
+
+/// A flood of requests to stop keeps no letter and no receipt from being written.
+#[test]
+fn a_flood_of_cancels_loses_no_letter() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("stream.receipts=true").set("stream.receipts_after=1s").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
+    viewer.expect_open("live");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (stop, address) = (&stop, daemon.public);
+            scope.spawn(move || {
+                let request =
+                    format!("POST /v1/streams/victim{n}/m/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut connection = Raw::begin(address, request.repeat(20).as_bytes());
+                    connection.head();
+                }
+            });
+        }
+        for _ in 0..200 {
+            connection.add_entry(&producer.key, "*", &[("data", b"{")]);
+        }
+        let ends: Vec<String> = (0..10)
+            .map(|n| {
+                let end = producer.end();
+                producer.start(&format!("g{n}"));
+                end
+            })
+            .collect();
+        viewer.read_to(&ends[9]);
+        wait_letters(&mut connection, 200);
+        wait_until("the receipts", || connection.run::<usize>(&["XLEN", "llm:receipts:llm-bridge"]) == 10);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!((daemon.counter("dead_letters_failed"), daemon.counter("receipts_failed")), (0, 0));
+}
+
+#[test]
+fn the_letters_are_capped_by_bytes() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("redis.dlq_max_bytes=4MiB").start();
+    let mut connection = redis.connect();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let large = "x".repeat(1 << 20);
+    for _ in 0..30 {
+        connection.add_entry(&producer.key, "*", &[("data", b"{"), ("other", large.as_bytes())]);
+    }
+    let end = producer.end();
+    view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
+    wait_until("the letters", || daemon.counter("dead_letters_written") == 30);
+    let usage = |connection: &mut Redis| connection.run::<u64>(&["MEMORY", "USAGE", LETTERS, "SAMPLES", "0"]);
+    wait_until("the oldest to go", || usage(&mut connection) <= 4 << 20);
+    assert!(!letters(&mut connection).is_empty(), "the newest stay");
+}
+
+/// A key of another type stops only what needs it, is named, and is not asked for all the time.
+#[test]
+fn keys_of_another_type_stop_only_what_needs_them() {
+    let redis = RedisServer::start();
+    let mut connection = redis.connect();
+    for key in ["llm:announce", LETTERS, "llm:receipts:llm-bridge"] {
+        connection.run::<()>(&["SET", key, "no stream"]);
+    }
+    let daemon = Daemon::options(&redis).set("stream.receipts=true").start();
+    // Announcements are read while somebody waits for a name.
+    let _waiting = WebSocketClient::connect(daemon.public, "/v1/streams/none/m?wait=60");
+    let mut waiting = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "wait=30&follow=1");
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    connection.add_entry(&producer.key, "*", &[("data", b"{")]);
+    let id = producer.delta("text");
+    waiting.read_to(&id);
+    waiting.websocket().send(&json!({"type": "ack", "id": id}));
+    let refused = waiting.read_until("a refusal", |frame| frame.kind() == "refused");
+    assert_eq!(refused.value["code"], "wrong_type", "{}", refused.raw);
+    wait_until("the log to name the keys", || {
+        let log = daemon.log();
+        ["llm:announce", LETTERS, "llm:receipts:llm-bridge"].iter().all(|key| log.contains(key))
+    });
+    let connects = daemon.counter("redis_connects");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(daemon.counter("redis_connects") < connects + 5, "no connection is given up for it");
+    assert_eq!(crate::support::http::get(daemon.admin, "/readyz").status, 200);
+    for key in ["llm:announce", LETTERS, "llm:receipts:llm-bridge"] {
+        connection.run::<()>(&["DEL", key]);
+    }
+    wait_letters(&mut connection, 1);
+    wait_until("the receipt", || connection.run::<usize>(&["XLEN", "llm:receipts:llm-bridge"]) == 1);
+}
+
+#[test]
+fn a_lease_of_another_type_is_named_and_history_is_served() {
+    let redis = RedisServer::start();
+    let mut connection = redis.connect();
+    let lease = "llm:instance:llm-bridge:i1";
+    connection.run::<()>(&["XADD", lease, "*", "a", "1"]);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let end = producer.end();
+    let mut daemon = Daemon::options(&redis).set("service.instance=i1").start_alive();
+    wait_until("the log to name the key", || daemon.log().contains(lease));
+    view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
+    let connects = daemon.counter("redis_connects");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(daemon.counter("redis_connects") < connects + 5, "no connection is given up for it");
+    connection.run::<()>(&["DEL", lease]);
+    daemon.wait_ready();
 }
