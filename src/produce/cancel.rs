@@ -2,7 +2,8 @@
 //!
 //! A [`CancelWatch`] has a connection of its own on which an `XREAD BLOCK` is always under way; looking at it costs
 //! one system call, and its descriptor can be polled beside others. Requests count from the moment on in which the
-//! watch began ([`CancelWatch::begin`]), so that one that was meant for an earlier generation stops nothing.
+//! watch began ([`CancelWatch::begin`]), so that one that was meant for an earlier generation stops nothing. Where
+//! nobody has written the stream yet there was none: the requests that lie there are meant for what begins now.
 //!
 //! While Redis is away nothing is noticed, and nothing is lost: the watch goes on after the last id that it saw.
 //! The one thing that waits is making a connection, for at most `redis.connect_timeout`.
@@ -64,6 +65,8 @@ struct Watching {
 pub struct CancelWatch {
     target: Target,
     key: String,
+    /// The key of the stream itself.
+    stream_key: String,
     response_timeout: Duration,
     /// The newest request that is known; `None`: to be found out with the next connection.
     last: Option<EntryId>,
@@ -83,6 +86,7 @@ impl CancelWatch {
         Ok(Self {
             target: Target::new(config)?,
             key: Keys::new(&config.prefix, "", "").control(name),
+            stream_key: config.stream_key.key(name),
             response_timeout: config.response_timeout,
             last: None,
             found: None,
@@ -120,9 +124,11 @@ impl CancelWatch {
     fn connect(&mut self) -> Result<Watching, RedisError> {
         let mut link = Link::connect(&self.target, "llm-bridge-cancel")?;
         if self.last.is_none() {
+            let is_written = link.call(&Command::new("EXISTS").arg(&self.stream_key))?.integer()? != 0;
             let newest = Command::new("XREVRANGE").arg(&self.key).args(["+", "-", "COUNT", "1"]);
             let newest = link.call(&newest)?.entries()?;
-            self.last = Some(newest.first().map_or(EntryId::new(0, 0), |entry| entry.id));
+            let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
+            self.last = Some(newest.unwrap_or(EntryId::ZERO));
         }
         // What lies there already is known before anything is begun.
         let there = link.call(&self.question(None))?;
@@ -233,6 +239,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let earlier = cancel(&server, "cancel");
         let config = config_for(&server.url());
+        server.link().call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
         let name = "s/m".parse().unwrap();
         let mut watch = CancelWatch::new(&config, &name).unwrap();
         watch.begin();
@@ -245,6 +252,15 @@ mod tests {
         // Whoever begins at an entry sees what came after it.
         let mut late = CancelWatch::new(&config, &name).unwrap().since(earlier);
         assert!(late.requested(Instant::now()).is_some(), "at the first look");
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_written_is_stopped_before_its_first_token() {
+        let server = RedisServer::start(&[]);
+        cancel(&server, "cancel");
+        let mut watch = CancelWatch::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
+        watch.begin();
+        assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
     }
 
     #[test]

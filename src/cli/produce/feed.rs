@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -15,7 +16,7 @@ use crate::produce::events::{ExpectedForm, Heard, ProviderEvents};
 use crate::produce::raw::{Meaning, Story};
 use crate::produce::sse::SseError;
 use crate::produce::{
-    Cancels, Failure, Form, Generation, ProduceError, Producer, Wires, jsonl, sleep_unless,
+    CancelRequest, Cancels, Failure, Form, Generation, ProduceError, Producer, Wires, jsonl, sleep_unless,
 };
 
 /// The most that is read from stdin at once, in bytes.
@@ -24,6 +25,8 @@ const READ_BYTES: usize = 16 * 1024;
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// The longest wait for stdin before signals are looked at again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
+/// How long after the end of a pipe a signal is waited for that ended whoever wrote it.
+const LAST_LOOK: Duration = Duration::from_millis(50);
 /// How long a stopping producer tries to write its last entry.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -107,6 +110,10 @@ pub(super) struct Feed<W: Wires, C: Cancels> {
     pace: Option<Pace>,
     cancels: C,
     stopping: Arc<AtomicBool>,
+    /// Whether an answer has begun.
+    has_begun: bool,
+    /// A request to stop that came before.
+    early: Option<CancelRequest>,
     heartbeat_every: Duration,
     written_at: Instant,
     /// How the last answer failed of which the input itself said so.
@@ -124,7 +131,18 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             From::Anthropic => raw(Form::Anthropic),
         };
         let (heartbeat_every, written_at) = (HEARTBEAT_EVERY, Instant::now());
-        Self { producer, format, pace: None, cancels, stopping, heartbeat_every, written_at, failed: None }
+        Self {
+            producer,
+            format,
+            pace: None,
+            cancels,
+            stopping,
+            heartbeat_every,
+            written_at,
+            failed: None,
+            has_begun: false,
+            early: None,
+        }
     }
 
     /// The same, with a heartbeat after so long without an entry.
@@ -181,7 +199,15 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             return Err(FeedError::Interrupted);
         }
         let request = self.cancels.requested(Instant::now());
+        if self.producer.generation().is_open() {
+            self.has_begun = true;
+        } else if !self.has_begun {
+            // One that comes before the first answer is for that.
+            self.early = request.or_else(|| self.early.take());
+            return Ok(());
+        }
         // One that came between two answers is for neither.
+        let request = request.or_else(|| self.early.take());
         match request.filter(|_| self.producer.generation().is_open()) {
             Some(request) => {
                 tracing::info!(by = request.by, reason = request.reason, "cancelled");
@@ -204,7 +230,10 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             let wait = self.heartbeat_every.saturating_sub(self.written_at.elapsed()).min(WAIT_MAX);
             if wait_readable(&input, self.cancels.raw_fd(), wait)? {
                 match input.read(&mut buffer) {
-                    Ok(0) => break,
+                    Ok(0) => {
+                        self.look_for_signal(&input)?;
+                        break;
+                    }
                     Ok(len) => self.take(&buffer[..len])?,
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error.into()),
@@ -212,6 +241,14 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
         }
         self.finish()
+    }
+
+    /// A signal to a whole pipeline may have ended the program before this one first: then the input is not complete.
+    fn look_for_signal(&self, input: &File) -> Result<(), FeedError> {
+        if !input.metadata().is_ok_and(|input| input.is_file()) {
+            thread::sleep(LAST_LOOK);
+        }
+        if self.stopping.load(Ordering::Relaxed) { Err(FeedError::Interrupted) } else { Ok(()) }
     }
 
     /// Whether the input may still be an event stream, if it should be one.

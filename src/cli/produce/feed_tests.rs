@@ -162,3 +162,41 @@ fn a_cancelled_generation_ends_as_such() {
     feed.run(File::open("/dev/zero").unwrap()).unwrap();
     assert!(memory.entries().last().unwrap().contains(r#""finish_reason":"cancelled""#));
 }
+
+#[test]
+fn a_request_before_the_first_answer_is_for_that() {
+    let line = b"{\"type\":\"delta\",\"text\":\"x\"}\n".repeat(READ_BYTES);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&line).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    let memory = Memory::default();
+    // At its first look nothing was read yet.
+    let mut feed = Feed::new(Producer::new(memory.clone()), From::Jsonl, Impatient(1), Arc::default());
+    feed.run(file).unwrap();
+    assert!(memory.entries().last().unwrap().contains(r#""finish_reason":"cancelled""#));
+}
+
+/// A signal that comes after the last look at it, right before the input is read.
+struct Signalled(Arc<AtomicBool>);
+
+impl Cancels for Signalled {
+    fn requested(&mut self, _: Instant) -> Option<CancelRequest> {
+        None
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+}
+
+/// As where Ctrl-C ends a whole pipeline.
+#[test]
+fn an_input_that_ends_with_a_signal_is_not_complete() {
+    let memory = Memory::default();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let producer = Producer::new(memory.clone());
+    let mut feed = Feed::new(producer, From::Text, Signalled(Arc::clone(&stopping)), stopping);
+    assert!(feed.run(File::open("/dev/null").unwrap()).is_err());
+    assert!(memory.entries().last().unwrap().contains("producer_failed"));
+}
