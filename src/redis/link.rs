@@ -20,14 +20,13 @@ use super::error::{RedisError, ServerError, ServerErrorKind};
 use super::poll::{self, Ready};
 use super::reply::Reply;
 use super::resp::Scanner;
-use super::sieve::{RangeReply, Sieve};
 use super::target::{Credentials, Target};
 use super::transport::Transport;
 
+mod ranges;
+
 /// Room that every read from the socket has at least, in bytes.
 const READ_ROOM_BYTES: usize = 16 * 1024;
-/// Room for a reply that is passed on while it comes.
-const SIFT_ROOM_BYTES: usize = 64 * 1024;
 /// Buffers above this size are given back once they are empty.
 const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// Replies read ahead while commands are still being sent, in bytes.
@@ -279,36 +278,6 @@ impl Link {
         self.wait_for(Patience::Progress(timeout), Self::try_receive)
     }
 
-    /// The reply to EXEC of a transaction of XRANGE and XINFO STREAM, of which no more than `room` bytes of entries are
-    /// kept, however many come; `is_full`: the stream is described by `FULL`. Waits like [`Link::receive`] for the
-    /// response timeout.
-    ///
-    /// # Errors
-    /// As [`Link::receive`]; an error reply is [`RedisError::Server`].
-    pub fn receive_range(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
-        self.receive_through(Sieve::new(room, is_full))
-    }
-
-    /// The same for the two commands without a transaction around them, whose replies are of two moments.
-    ///
-    /// # Errors
-    /// As [`Link::receive_range`].
-    pub fn receive_range_apart(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
-        // Both replies together are one to the sieve.
-        self.outstanding = self.outstanding.saturating_sub(1);
-        self.receive_through(Sieve::of_two_replies(room, is_full)?)
-    }
-
-    fn receive_through(&mut self, mut sieve: Sieve) -> Result<RangeReply, RedisError> {
-        let patience = Patience::Progress(self.response_timeout);
-        self.wait_for(patience, |link| {
-            link.check_usable()?;
-            let sifted = link.sift(&mut sieve);
-            link.remember_break(sifted)
-        })?;
-        sieve.finish()
-    }
-
     /// Sends one command and waits for its reply for the response timeout.
     ///
     /// # Errors
@@ -425,24 +394,6 @@ impl Link {
             let ready = poll::wait(self.raw_fd(), Ready::READABLE, deadline).map_err(RedisError::from);
             if self.remember_break(ready)?.is_none() {
                 return self.remember_break(Err(RedisError::Timeout));
-            }
-        }
-    }
-
-    /// Passes what there is through the sieve; `None` while the reply is incomplete.
-    fn sift(&mut self, sieve: &mut Sieve) -> Result<Option<()>, RedisError> {
-        loop {
-            if sieve.push(&mut self.input.bytes)? {
-                self.outstanding = self
-                    .outstanding
-                    .checked_sub(1)
-                    .ok_or(RedisError::protocol("a reply without a command"))?;
-                self.take_trailing_pushes();
-                return Ok(Some(()));
-            }
-            self.input.bytes.reserve(SIFT_ROOM_BYTES);
-            if !self.fill()? {
-                return Ok(None);
             }
         }
     }
