@@ -16,6 +16,7 @@
 //! | answers of a moment ago, for each delivery thread | 16 MiB | `deliver::sharing` |
 //! | checkpoints of scans | 16 MiB | [`CHECKPOINT_BYTES_MAX`](crate::event::checkpoints::CHECKPOINT_BYTES_MAX) |
 //! | dead letters, receipts, ends and cancels that wait to be written | their `…_BYTES_MAX` | below |
+//! | what the recorder has taken up of them | 1 MiB and one letter; 10 MiB of receipts while Redis refuses them | `recorder` |
 //! | frames that wait for clients | `client.send_budget` each, and one frame beyond it | `deliver::outbox` |
 //! | answers to what clients say | 32 KiB each, and one answer that is larger | `deliver::outbox` |
 //!

@@ -1,7 +1,9 @@
 //! Dead letters: copies of entries that could not be processed, one for each entry however many instances meet it.
 //!
-//! None is left out because there are many, or because Redis is away or full: the queue pushes back on those who meet such
-//! entries. Only where Redis refuses them for a reason that an operator has to mend (a key of another type, a missing
+//! None is left out because there are many, or because Redis is away or full. Where the queue has no room, what was read
+//! is not passed on: a live stream's viewers go to history, and history waits until there is room. A letter in the queue lies
+//! in memory only; when the daemon dies, the entry is met again by whoever reads the stream next, as the group's position is
+//! not the truth, and gets its letter then. Only where Redis refuses them for a reason that an operator has to mend (a key of another type, a missing
 //! right) the oldest are given up once half of the queue waits: viewers must not wait for operators. That is
 //! counted and logged.
 
