@@ -34,7 +34,7 @@ use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
-use crate::redis::{Command, Connector, Keys, RedisError};
+use crate::redis::{Command, Connector, Keys, RedisError, ServerErrorKind};
 use crate::stop::Stop;
 use crate::{error_limited, warn_limited};
 
@@ -311,7 +311,7 @@ impl Watcher {
         }
         let settled = self.settle_lease();
         let Err(RedisError::Server(error)) = &settled else { return settled };
-        if error.kind().is_outage() {
+        if error.kind() != ServerErrorKind::WrongType {
             return settled;
         }
         // A key that holds something else: only what needs the lease is without it, and the connection is well.
