@@ -268,12 +268,15 @@ fn a_cancelled_answer_ends_for_everybody_and_the_upstream_is_let_go() {
 fn a_cancelled_input_ends_too_and_an_earlier_request_stops_nothing() {
     let redis = RedisServer::start();
     let cancel = ["XADD", "llm:control:s1:m", "*", "type", "cancel", "reason", "", "by", "me", "at", "1"];
+    // It was meant for the answer that is there already.
+    let earlier = r#"{"type":"error","code":"earlier"}"#;
+    redis.connect().run::<String>(&["XADD", "llm:stream:s1:m", "*", "data", earlier]);
     redis.connect().run::<String>(&cancel);
     let mut process = Background::start(produce(&redis, &["--from", "openai"]));
     let _stdin = process.take_stdin();
     let mut stdin = &_stdin;
     std::io::Write::write_all(&mut stdin, format!("data: {}\n\n", token("a")).as_bytes()).unwrap();
-    wait_until("the token", || entries(&redis).len() == 2);
+    wait_until("the token", || entries(&redis).len() == 3);
     assert!(process.is_running());
     redis.connect().run::<String>(&cancel);
     let outcome = process.finish();
