@@ -138,6 +138,9 @@ mod command_line;
 /// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
 
+/// Commands that are told to end by a signal, or whose terminal is closed.
+mod signals;
+
 /// `produce` and the answers of models' servers: passed on, refused, broken off, cancelled.
 mod upstream;
 

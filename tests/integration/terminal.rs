@@ -437,7 +437,7 @@ fn the_demos_model_can_be_stopped_and_its_address_chosen() {
 
 #[test]
 fn the_demo_shows_itself_and_leaves_nothing_behind() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let dir = tempfile::tempdir().unwrap();
         let dir_name = dir.path().to_str().unwrap();
         let mut command = llm_bridge(&["demo"]);

@@ -236,14 +236,18 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                     }
                     Ok(len) => self.take(&buffer[..len])?,
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => {
+                        self.look_for_signal(&input)?;
+                        return Err(error.into());
+                    }
                 }
             }
         }
         self.finish()
     }
 
-    /// A signal to a whole pipeline may have ended the program before this one first: then the input is not complete.
+    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed ends the
+    /// input before its signal comes: then the input is not complete.
     fn look_for_signal(&self, input: &File) -> Result<(), FeedError> {
         if !input.metadata().is_ok_and(|input| input.is_file()) {
             thread::sleep(LAST_LOOK);
