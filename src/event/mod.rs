@@ -44,7 +44,7 @@ pub use name::{DEFAULT_MODEL, NameError, Naming, StreamName};
 pub use native::{Decoded, Event};
 pub use outline::{Call, OUTLINE_BYTES_MAX, Outline, Piece};
 pub(crate) use parts::name_of;
-pub use parts::{Choice, Part, Parts, Told, Waiting};
+pub use parts::{Choice, Ids, Part, Parts, Told, Waiting};
 pub(crate) use progress::{PARTS_BYTES_MAX, USAGE_BYTES_MAX};
 pub use progress::{PROGRESS_BYTES_MAX, Progress};
 pub use state::{Phase, StreamState};

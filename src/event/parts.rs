@@ -86,6 +86,10 @@ pub struct Part {
     pub told: Told,
     /// In which ways its whole text was given so far, as bits.
     pub confirmed: u8,
+    /// The hash of the id of the item that it is of, 0 while nobody has said one: the first where they change.
+    pub item: u64,
+    /// How that id came.
+    pub ids: Ids,
     /// What was announced of a call and is not told yet.
     pub waiting: Option<Arc<Waiting>>,
     /// The names under which it can be found: by place, by id, by a further one; 0: none.
@@ -105,6 +109,18 @@ impl Part {
     fn len_bytes(&self) -> usize {
         PART_BYTES + self.waiting.as_ref().map_or(0, |waiting| waiting.len_bytes())
     }
+}
+
+/// How the id of a part's item came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ids {
+    /// At most once.
+    #[default]
+    One,
+    /// With several events, always the same.
+    Steady,
+    /// Another one too.
+    Changing,
 }
 
 /// What was announced of a tool call before any piece of its arguments. Strings are *escaped*.

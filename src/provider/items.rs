@@ -54,6 +54,9 @@ impl<'a> Item<'a> {
                 }
             }
             Some("message" | "reasoning") => {
+                if let Some(id) = self.id.filter(|_| level == Level::Added) {
+                    draft.announce_item(id);
+                }
                 for (part, voice, sub) in self.parts() {
                     tell_part(PartOf { part, voice, spot: self.spot(sub), event: None }, level, draft)?;
                 }
@@ -84,7 +87,7 @@ impl<'a> Item<'a> {
     /// A call begins: what is known of it is told with the first piece of its arguments.
     fn announce(self, draft: &mut Draft<'a>) -> Option<()> {
         let mut piece = self.call;
-        let slot = draft.call_of_item(self.place, self.id, &mut piece)?;
+        let slot = draft.call_of_item((self.place, self.id), &mut piece, Level::Added)?;
         let part = draft.progress().parts.get(slot)?;
         if part.id == 0 && part.name == 0 && part.told == Told::NONE && part.waiting.is_none() {
             return draft.announce(slot, piece);
@@ -101,7 +104,7 @@ impl<'a> Item<'a> {
     /// Whether the call, as a whole, contradicts what was told of it.
     fn claim_call(self, level: Level, draft: &mut Draft<'a>) -> Option<bool> {
         let mut piece = self.call;
-        let slot = draft.call_of_item(self.place, self.id, &mut piece)?;
+        let slot = draft.call_of_item((self.place, self.id), &mut piece, level)?;
         Some(draft.claim_call(slot, self.call, level)?.is_contradiction())
     }
 

@@ -33,6 +33,7 @@ mod calls;
 mod chat;
 mod draft;
 mod failure;
+mod identity;
 mod items;
 mod openai;
 mod responses;
@@ -212,6 +213,8 @@ mod bound_tests;
 mod call_tests;
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod identity_tests;
 #[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]

@@ -286,16 +286,24 @@ fn named(says: usize, mut event: Value, place: usize, item: &str) -> Value {
     event
 }
 
-fn response(numbers: &mut Numbers) -> (Vec<String>, Answer) {
+/// The beginning of a message.
+fn announced(place: usize, item: &str) -> Value {
+    let item = json!({"type": "message", "id": item, "role": "assistant", "content": []});
+    json!({"type": "response.output_item.added", "output_index": place, "item": item})
+}
+
+/// `crowded`: the server puts all items into one place and tells them apart by their ids alone, which come with every event.
+fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
     let mut answer = Answer::default();
     let (mut events, mut output) =
         (vec![json!({"type": "response.created", "response": {"id": "r"}})], Vec::new());
     let says_output = numbers.chance(2);
-    for place in 0..1 + numbers.below(4) {
-        let (item, is_call, says) = (format!("item{place}"), numbers.chance(2), numbers.below(3));
+    for number in 0..1 + numbers.below(4) {
+        let (item, is_call, says) = (format!("item{number}"), numbers.chance(2), numbers.below(3));
+        let (place, says) = if crowded { (0, 0) } else { (number, says) };
         if is_call {
             let call = Call {
-                id: format!("call{place}"),
+                id: format!("call{number}"),
                 name: "f".to_owned(),
                 arguments: numbers.arguments(),
                 choice: 0,
@@ -324,7 +332,13 @@ fn response(numbers: &mut Numbers) -> (Vec<String>, Answer) {
             answer.calls.push(call);
             continue;
         }
-        let text = numbers.text();
+        let mut text = numbers.text();
+        if crowded && numbers.chance(2) {
+            events.push(announced(place, &item));
+        } else if crowded {
+            // Nothing but what it says tells such an item from the one before it.
+            text = format!("{number}{text}");
+        }
         let part = json!({"type": "output_text", "text": text, "annotations": []});
         let whole = json!({"type": "message", "id": item, "role": "assistant", "content": [part]});
         let (pieces, repeats) = (numbers.cut(&text), numbers.below(8));
@@ -333,7 +347,8 @@ fn response(numbers: &mut Numbers) -> (Vec<String>, Answer) {
             let event = json!({"type": "response.output_text.delta", "content_index": 0, "delta": piece});
             events.push(named(says, event, place, &item));
         }
-        if repeats & 1 != 0 || come < pieces.len() {
+        // The pieces of an item that was not announced could be more of this one, if that were not whole.
+        if repeats & 1 != 0 || come < pieces.len() || crowded {
             let event = json!({"type": "response.output_text.done", "content_index": 0, "text": text});
             events.push(named(says, event, place, &item));
         }
@@ -358,8 +373,10 @@ fn nothing_is_dropped_and_nothing_is_told_twice() {
     for _ in 0..500 {
         let (payloads, answer) = chat(&mut numbers);
         check(Form::OpenAi, &payloads, &answer);
-        let (payloads, answer) = response(&mut numbers);
-        check(Form::OpenAi, &payloads, &answer);
+        for crowded in [false, true] {
+            let (payloads, answer) = response(&mut numbers, crowded);
+            check(Form::OpenAi, &payloads, &answer);
+        }
         let (payloads, answer) = messages(&mut numbers);
         check(Form::Anthropic, &payloads, &answer);
     }

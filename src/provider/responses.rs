@@ -140,41 +140,33 @@ fn read_part<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<
     tell_part(PartOf { part, voice: None, spot, event: Some(event) }, level, draft)
 }
 
-/// The call that an event without a call's id is about.
-fn call_at(event: &str, draft: &Draft<'_>) -> Option<Option<u64>> {
+/// Where in the output an event without a call's id is, and the item that it names.
+fn item_at(event: &str) -> Option<(Option<u64>, Option<&str>)> {
     let [output, item] = json::members(event, ["output_index", "item_id"])?;
-    let (output, item) = (place(output)?, id(item)?);
-    let by_place = output.map(|output| index_name(0, output));
-    let slot = draft.find_part(by_place, item.map(item_name));
-    if output.is_some() || item.is_some() {
-        return Some(slot);
-    }
-    let current = draft.progress().parts.choice(0).and_then(|calls| calls.current);
-    Some(current.filter(|slot| draft.progress().parts.get(*slot).is_some()))
+    Some((place(output)?, id(item)?))
 }
 
-/// A call begins of which nothing was told before.
-fn begin_call_at(event: &str, draft: &mut Draft<'_>) -> Option<u64> {
-    let [output, item] = json::members(event, ["output_index", "item_id"])?;
-    let slot = draft.begin_call(0);
-    if let Some(output) = place(output)? {
-        draft.name_part(slot, BY_PLACE, index_name(0, output));
+/// The call that it is about.
+fn call_at((output, item): (Option<u64>, Option<&str>), draft: &Draft<'_>) -> Option<u64> {
+    if output.is_some() || item.is_some() {
+        return draft.find_part(output.map(|output| index_name(0, output)), item.map(item_name));
     }
-    if let Some(item) = id(item)? {
-        draft.name_part(slot, BY_FURTHER, item_name(item));
-    }
-    Some(slot)
+    let current = draft.progress().parts.choice(0).and_then(|calls| calls.current);
+    current.filter(|slot| draft.progress().parts.get(*slot).is_some())
 }
 
 fn read_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [delta] = json::members(event, ["delta"])?;
     let arguments = text(delta)??;
+    let at = item_at(event)?;
     // Nothing follows the whole of a call: what does is of another one in its place.
-    let going_on = |slot: &u64| draft.progress().parts.get(*slot).is_some_and(|part| part.confirmed == 0);
-    let known = call_at(event, draft)?.filter(going_on);
-    let slot = match known {
-        Some(slot) => slot,
-        None => begin_call_at(event, draft)?,
+    let goes_on = |slot: &u64| draft.known(*slot).confirmed == 0 && !draft.is_piece_of_other(*slot, at.1);
+    let slot = match call_at(at, draft).filter(goes_on) {
+        Some(slot) => {
+            draft.note_item(slot, at.1);
+            slot
+        }
+        None => draft.begin_call_of_item(at),
     };
     draft.say_piece(slot, Piece { arguments, ..Piece::default() })
 }
@@ -186,10 +178,15 @@ fn read_whole_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()>
         name: tool_name(name)?,
         arguments: draft.arguments(arguments)?.unwrap_or_default(),
     };
-    let slot = match call_at(event, draft)? {
-        Some(slot) => slot,
+    let at = item_at(event)?;
+    let is_meant = |slot: &u64| !draft.is_call_of_other(*slot, at.1, &piece, Level::Text);
+    let slot = match call_at(at, draft).filter(is_meant) {
+        Some(slot) => {
+            draft.note_item(slot, at.1);
+            slot
+        }
         None if piece.name.is_none() && piece.arguments.is_empty() => return Some(()),
-        None => begin_call_at(event, draft)?,
+        None => draft.begin_call_of_item(at),
     };
     if draft.claim_call(slot, piece, Level::Text)?.is_contradiction() {
         return draft.say(Event::Custom { data: event });
@@ -207,10 +204,11 @@ impl<'a> Draft<'a> {
     /// The call of an item, which it may begin.
     pub(super) fn call_of_item(
         &mut self,
-        output: Option<u64>,
-        item: Option<&str>,
+        (output, item): (Option<u64>, Option<&str>),
         piece: &mut Piece<'_>,
+        level: Level,
     ) -> Option<u64> {
+        let whole = *piece;
         let by_item = item.and_then(|item| self.find_part(None, Some(item_name(item))));
         let by_item = by_item.filter(|slot| !self.has_other_id(*slot, piece.id));
         let slot = match by_item {
@@ -221,13 +219,28 @@ impl<'a> Draft<'a> {
                 slot
             }
         };
+        if level != Level::Added && self.is_call_of_other(slot, item, &whole, level) {
+            return Some(self.begin_call_of_item((output, item)));
+        }
+        self.name_call(slot, (output, item));
+        Some(slot)
+    }
+
+    /// A call begins of which nothing was told before.
+    fn begin_call_of_item(&mut self, at: (Option<u64>, Option<&str>)) -> u64 {
+        let slot = self.begin_call(0);
+        self.name_call(slot, at);
+        slot
+    }
+
+    fn name_call(&mut self, slot: u64, (output, item): (Option<u64>, Option<&str>)) {
         if let Some(output) = output {
             self.name_part(slot, BY_PLACE, index_name(0, output));
         }
         if let Some(item) = item {
             self.name_part(slot, BY_FURTHER, item_name(item));
         }
-        Some(slot)
+        self.note_item(slot, item);
     }
 }
 

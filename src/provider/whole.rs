@@ -6,11 +6,11 @@
 //!
 //! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
 //! that follows the whole of a part, and a second whole of the same kind that is another one, begin another part in its
-//! place.
+//! place; so does what is of another item ([`identity`](super::identity)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::calls::{BY_FURTHER, BY_ID, BY_PLACE, Piece};
+use super::calls::{BY_FURTHER, BY_ID, BY_PLACE, Piece, item_name};
 use super::draft::{Draft, meant};
 use crate::event::{Part, Told, name_of};
 use crate::json;
@@ -90,7 +90,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    const fn bit(self) -> u8 {
+    pub(super) const fn bit(self) -> u8 {
         match self {
             Self::Added => 0,
             Self::Text => 1,
@@ -116,6 +116,11 @@ impl Claim {
     }
 }
 
+/// Whether a call as a whole has no arguments of which there are some.
+fn says_nothing(part: &Part, piece: &Piece<'_>) -> bool {
+    piece.arguments.is_empty() || piece.arguments == "{}" && part.told != Told::NONE
+}
+
 /// What follows in an escaped text behind what was told; `None` where it does not begin with that.
 fn rest_of(told: Told, whole: &str) -> Option<&str> {
     let at = json::place_after(whole, told.len)?;
@@ -123,7 +128,7 @@ fn rest_of(told: Told, whole: &str) -> Option<&str> {
 }
 
 impl<'a> Draft<'a> {
-    fn known(&self, slot: u64) -> Part {
+    pub(super) fn known(&self, slot: u64) -> Part {
         self.progress().parts.get(slot).cloned().unwrap_or_default()
     }
 
@@ -142,7 +147,12 @@ impl<'a> Draft<'a> {
     }
 
     fn find_text(&self, voice: Voice, spot: Spot<'_>) -> Option<u64> {
-        self.find_part(spot.by_place(voice), spot.by_item(voice))
+        let by_item = spot.by_item(voice);
+        let slot = self.find_part(spot.by_place(voice), by_item)?;
+        if self.is_announced_beside(slot, spot.item) {
+            return by_item.and_then(|name| self.progress().parts.find(name));
+        }
+        Some(slot)
     }
 
     /// The part that is going on, where either side does not say which part it means.
@@ -167,6 +177,7 @@ impl<'a> Draft<'a> {
         if let Some(name) = spot.by_item(voice) {
             self.name_part(slot, BY_ID, name);
         }
+        self.note_item(slot, spot.item);
     }
 
     /// Tells more of a part.
@@ -187,8 +198,15 @@ impl<'a> Draft<'a> {
             let is_nowhere = spot.place.is_none() && spot.item.is_none();
             self.find_going_on(voice, spot).filter(|_| is_nowhere)
         });
-        let slot = known.filter(|slot| self.known(*slot).confirmed == 0);
-        let slot = slot.unwrap_or_else(|| self.begin_text(voice, spot));
+        let goes_on =
+            |slot: &u64| self.known(*slot).confirmed == 0 && !self.is_piece_of_other(*slot, spot.item);
+        let slot = match known.filter(goes_on) {
+            Some(slot) => {
+                self.note_item(slot, spot.item);
+                slot
+            }
+            None => self.begin_text(voice, spot),
+        };
         self.tell_text(slot, voice, text)
     }
 
@@ -212,13 +230,18 @@ impl<'a> Draft<'a> {
             .or_else(|| self.find_going_on(voice, spot).filter(|slot| is_meant(&self.known(*slot))));
         let part = known.map(|slot| self.known(slot));
         let rest = part.as_ref().and_then(|part| rest_of(part.told, whole));
+        let is_other = |slot: u64| {
+            level == Level::Added
+                || self.is_whole_of_other(slot, spot.item)
+                || self.is_after_whole(slot, level)
+        };
         let slot = match (known, part, rest) {
             (Some(slot), _, Some("")) => slot,
             (Some(slot), Some(part), Some(rest)) if is_open(&part) => {
                 self.tell_text(slot, voice, rest)?;
                 slot
             }
-            (Some(slot), Some(part), None) if is_open(&part) && level != Level::Added => {
+            (Some(slot), Some(_), None) if !is_other(slot) => {
                 self.change().parts.change(slot, |part| {
                     part.told = Told::of(&meant(whole));
                     part.confirmed |= level.bit();
@@ -226,7 +249,11 @@ impl<'a> Draft<'a> {
                 return Some(Claim::Contradiction);
             }
             // It may be one of those that were forgotten.
-            (None, ..) if self.progress().parts.has_forgotten => return Some(Claim::Contradiction),
+            _ if self.progress().parts.has_forgotten
+                && known.is_none_or(|slot| self.is_whole_of_other(slot, spot.item)) =>
+            {
+                return Some(Claim::Contradiction);
+            }
             _ => {
                 let slot = self.begin_text(voice, spot);
                 self.tell_text(slot, voice, whole)?;
@@ -240,14 +267,30 @@ impl<'a> Draft<'a> {
         Some(Claim::Told)
     }
 
+    /// Whether a call as a whole, which names this item, is of another call than the one that has its place.
+    pub(super) fn is_call_of_other(
+        &self,
+        slot: u64,
+        item: Option<&str>,
+        piece: &Piece<'_>,
+        level: Level,
+    ) -> bool {
+        let part = self.known(slot);
+        let has_id = piece.id.is_some() && part.id != 0;
+        let is_named = item.is_some_and(|item| part.named(BY_FURTHER) == item_name(item));
+        if has_id || is_named || says_nothing(&part, piece) || rest_of(part.told, piece.arguments).is_some() {
+            return false;
+        }
+        self.is_whole_of_other(slot, item) || self.is_after_whole(slot, level)
+    }
+
     /// A call as a whole: tells what was not told of it. No arguments, or an empty object, say nothing of a call that has some.
     pub(super) fn claim_call(&mut self, slot: u64, piece: Piece<'a>, level: Level) -> Option<Claim> {
         let part = self.known(slot);
         let id = piece.id.filter(|_| part.id == 0);
         let name = piece.name.filter(|_| part.name == 0);
-        let says_nothing = piece.arguments.is_empty() || piece.arguments == "{}" && part.told != Told::NONE;
         let rest = rest_of(part.told, piece.arguments);
-        let claim = if says_nothing {
+        let claim = if says_nothing(&part, &piece) {
             self.tell_waiting_of(slot)?;
             self.say_piece(slot, Piece { id, name, arguments: "" })?;
             Claim::Told
@@ -315,9 +358,18 @@ impl<'a> Draft<'a> {
             }
         }
         let planned = plan.into_iter().zip(wholes).map(|(planned, (spot, whole))| {
-            planned.unwrap_or_else(|| match self.find_text(voice, *spot).filter(|slot| left.remove(slot)) {
-                Some(slot) => rest_of(self.known(slot).told, whole),
-                None => (left.is_empty() && !parts.has_forgotten).then_some(*whole),
+            planned.unwrap_or_else(|| {
+                let own = self.find_text(voice, *spot).filter(|slot| left.contains(slot));
+                let rest = own.and_then(|slot| rest_of(self.known(slot).told, whole));
+                // It is new where whatever was told and is not found here is of other items.
+                let is_new = || left.iter().all(|slot| self.is_whole_of_other(*slot, spot.item));
+                let says = rest.or_else(|| (!parts.has_forgotten && is_new()).then_some(*whole));
+                if let Some(slot) =
+                    own.filter(|slot| rest.is_some() || !self.is_whole_of_other(*slot, spot.item))
+                {
+                    left.remove(&slot);
+                }
+                says
             })
         });
         planned.collect()
