@@ -120,8 +120,23 @@ impl Delivery {
 }
 
 fn http(why: &Refused) -> HttpError {
-    if why.is_too_many {
-        return HttpError::too_many(why.code, &why.message, RETRY_AFTER_S);
+    if let Some(seconds) = why.retry_after_s() {
+        return HttpError::too_many(why.code, &why.message, seconds);
     }
     HttpError::unavailable(why.code, &why.message, RETRY_AFTER_S)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn too_many_says_when_there_is_room_again() {
+        let error = http(&Refused::too_many("full", Duration::from_millis(41_200)));
+        assert_eq!((error.status, error.retry_after), (429, Some(42)));
+        assert_eq!(error.message, "full; try again in 42 s");
+        assert_eq!(http(&Refused::new("redis_refuses", "x")).retry_after, Some(RETRY_AFTER_S));
+    }
 }

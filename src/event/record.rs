@@ -4,7 +4,7 @@
 //! them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::message::Slot;
 use super::{Entry, EntryId, Position, StreamName};
@@ -45,21 +45,32 @@ pub struct Refused {
     pub code: &'static str,
     /// A sentence for people.
     pub message: String,
-    /// Whether the client, or all together, have asked too often.
-    pub is_too_many: bool,
+    /// When to ask again, where the client, or all together, have asked too often.
+    pub too_many: Option<Duration>,
 }
 
 impl Refused {
     /// Redis is the reason.
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), is_too_many: false }
+        Self { code, message: message.into(), too_many: None }
     }
 
-    /// Too much was asked.
+    /// Too much was asked; there is room again after `wait`.
     #[must_use]
-    pub fn too_many(message: impl Into<String>) -> Self {
-        Self { code: "too_many", message: message.into(), is_too_many: true }
+    pub fn too_many(message: impl Into<String>, wait: Duration) -> Self {
+        let mut refused = Self { code: "too_many", message: message.into(), too_many: Some(wait) };
+        // A frame of a WebSocket has no other place for it.
+        refused.message =
+            format!("{}; try again in {} s", refused.message, refused.retry_after_s().unwrap_or(1));
+        refused
+    }
+
+    /// When to ask again, in whole seconds and not too early.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u32> {
+        let seconds = |wait: Duration| wait.as_millis().div_ceil(1000).max(1);
+        self.too_many.map(|wait| u32::try_from(seconds(wait)).unwrap_or(u32::MAX))
     }
 }
 

@@ -65,17 +65,21 @@ impl Unwritten {
         }
     }
 
-    /// Whether there is room for a name; it is taken then.
-    fn take(&mut self, name: &StreamName, now: Instant) -> bool {
+    /// Takes a name, if there is room for it.
+    ///
+    /// # Errors
+    /// How long it takes until there is.
+    fn take(&mut self, name: &StreamName, now: Instant) -> Result<(), Duration> {
         if self.names.contains(name) {
-            return true;
+            return Ok(());
         }
         if self.names.len() >= UNWRITTEN_MAX {
-            return false;
+            let oldest = self.order.front().map(|(until, _)| until.saturating_duration_since(now));
+            return Err(oldest.unwrap_or_default());
         }
         self.names.insert(name.clone());
         self.order.push_back((now + UNWRITTEN_KEPT, name.clone()));
-        true
+        Ok(())
     }
 }
 
@@ -249,10 +253,12 @@ impl Cancels {
         if is_written {
             return Ok(Verdict::Write(mark, KEPT));
         }
-        if !self.unwritten.take(stream, desk.now) {
-            return Ok(Verdict::Refuse(Refused::too_many(
-                "too many names that nobody has written are cancelled",
-            )));
+        if let Err(wait) = self.unwritten.take(stream, desk.now) {
+            let message = format!(
+                "{UNWRITTEN_MAX} names that nobody has written yet are cancelled already; each is kept for {} s",
+                UNWRITTEN_KEPT.as_secs()
+            );
+            return Ok(Verdict::Refuse(Refused::too_many(message, wait)));
         }
         Ok(Verdict::Write(mark, UNWRITTEN_KEPT))
     }
@@ -302,7 +308,7 @@ impl Cancels {
         }
         let in_vain = verdicts
             .iter()
-            .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.is_too_many));
+            .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.too_many.is_some()));
         markers.extend(in_vain.map(|(stream, _)| Command::new("DEL").arg(marker(desk.keys, stream))));
         // Where this fails the claims run out by themselves, and another request may be written.
         link.call_all(&markers).map(drop)

@@ -59,12 +59,16 @@ impl Instance {
         cancels.tend(link, desk).unwrap();
     }
 
-    fn answers(&self) -> Vec<Result<(), &'static str>> {
-        let answer = |message| match message {
-            ToDelivery::CancelAnswered(_, outcome) => outcome.map_err(|refused| refused.code),
+    fn outcomes(&self) -> Vec<Result<(), Refused>> {
+        let outcome = |message| match message {
+            ToDelivery::CancelAnswered(_, outcome) => outcome,
             other => panic!("{other:?}"),
         };
-        std::iter::from_fn(|| self.inbox.try_recv()).map(answer).collect()
+        std::iter::from_fn(|| self.inbox.try_recv()).map(outcome).collect()
+    }
+
+    fn answers(&self) -> Vec<Result<(), &'static str>> {
+        self.outcomes().into_iter().map(|outcome| outcome.map_err(|refused| refused.code)).collect()
     }
 
     fn cancel(&mut self, stream: &str) -> Result<(), &'static str> {
@@ -142,6 +146,19 @@ fn names_that_nobody_has_written_are_kept_for_a_minute_and_are_bounded() {
     assert_eq!(keys, 2 * UNWRITTEN_MAX as i64, "a refused name leaves nothing behind");
     run(&server, &["XADD", "llm:stream:new:m", "*", "t", "text"]);
     assert_eq!(instance.cancel("new/m"), Ok(()), "one that is written is none of them");
+    // There is room when the oldest is forgotten, not earlier.
+    let (first, _) = instance.cancels.unwritten.order[0];
+    let mut wait_of = |at: Instant| {
+        instance.now = at - OTHERS_PAUSE;
+        instance.ask("late/m");
+        instance.turn();
+        let refused = instance.outcomes().pop().unwrap().unwrap_err();
+        let seconds = refused.retry_after_s().unwrap();
+        assert!(refused.message.ends_with(&format!("try again in {seconds} s")), "{}", refused.message);
+        seconds
+    };
+    assert_eq!(wait_of(first - Duration::from_millis(30_001)), 31);
+    assert_eq!(wait_of(first - Duration::from_millis(1)), 1);
     instance.now += UNWRITTEN_KEPT;
     assert_eq!(instance.cancel("other/m"), Ok(()));
     assert_eq!(instance.cancels.unwritten(), 1);
