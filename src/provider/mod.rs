@@ -31,6 +31,7 @@
 mod anthropic;
 mod calls;
 mod chat;
+mod defect;
 mod draft;
 mod failure;
 mod identity;
@@ -43,6 +44,7 @@ mod whole;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
+pub use defect::{defect, known_forms};
 use draft::Draft;
 pub(crate) use failure::PROVIDER_ERROR;
 

@@ -50,7 +50,10 @@ impl Flaw {
     /// What is wrong, and with which fields.
     #[must_use]
     pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
-        let mut message = self.problem();
+        let mut message = match self {
+            Self::Provider(form) => provider::defect(form, fields.get(form.field()).unwrap_or_default()),
+            _ => self.problem(),
+        };
         // Writing to a String does not fail, here and below.
         let _ = write!(message, "; fields: {}", NamesShown::of(fields));
         match self {
@@ -78,6 +81,14 @@ impl Flaw {
             Self::NotAnObject => {
                 if let Some(text) = names.text.first() {
                     let _ = write!(message, "; plain text belongs into the field {text}");
+                }
+            }
+            Self::Provider(form) => {
+                let raw = fields.get(form.field()).unwrap_or_default();
+                if raw.trim_ascii_start().starts_with(b"{") {
+                    let (field, forms) = (form.field(), provider::known_forms(form));
+                    let _ =
+                        write!(message, "; members of {field}: {}; looked for: {forms}", members_shown(raw));
                 }
             }
             Self::Missing(Member::Text) => {
@@ -126,11 +137,12 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// The names of an object's members.
+/// The names of an object's members, as far as it can be read.
 fn members_shown(object: &[u8]) -> NamesShown {
     let mut names = NamesShown::default();
     if let Ok(text) = std::str::from_utf8(object) {
-        json::each_member(text, |name, _| names.push(name.as_bytes()));
+        let without_nan = json::without_nan(text);
+        json::each_member(without_nan.as_deref().unwrap_or(text), |name, _| names.push(name.as_bytes()));
     }
     names
 }

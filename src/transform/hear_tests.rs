@@ -114,7 +114,7 @@ fn what_is_skipped_says_why() {
     );
     assert_eq!(
         told[1],
-        r#"{"type":"skipped","id":"6-0","reason":"malformed","message":"openai is not what such a server sends; fields: openai"}"#
+        r#"{"type":"skipped","id":"6-0","reason":"malformed","message":"openai is not JSON (expected ident at line 1 column 2); fields: openai"}"#
     );
 }
 
