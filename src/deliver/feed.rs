@@ -115,17 +115,19 @@ impl Delivery {
             return;
         }
         let stalled = self.hubs.get(viewer.hub).is_some_and(|hub| hub.stalled);
-        if viewer.anchor.is_terminal() && !viewer.wish.follow {
+        let is_over = viewer.anchor.is_terminal();
+        if is_over && !viewer.wish.follow {
             return self.end(slot, Ending::Ended, now);
         }
+        // Of a generation that is over no producer is missed, and none has come back.
         match viewer.told {
             Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
-                self.tell(slot, if stalled { StreamStatus::Stalled } else { StreamStatus::Live });
+                self.tell(slot, if stalled && !is_over { StreamStatus::Stalled } else { StreamStatus::Live });
             }
-            Some(StreamStatus::Live | StreamStatus::Ended | StreamStatus::Failed) if stalled => {
+            Some(StreamStatus::Live | StreamStatus::Ended | StreamStatus::Failed) if stalled && !is_over => {
                 self.tell(slot, StreamStatus::Stalled)
             }
-            Some(StreamStatus::Stalled) if !stalled => self.tell(slot, StreamStatus::Live),
+            Some(StreamStatus::Stalled) if !stalled && !is_over => self.tell(slot, StreamStatus::Live),
             _ => {}
         }
     }
@@ -261,6 +263,12 @@ impl Delivery {
         let Some(hub) = self.hub(name) else { return };
         hub.stalled = stalled;
         for viewer in hub.viewers.clone() {
+            let is_live = self.seam_of(viewer).is_some_and(|seam| seam.is_live());
+            let told = self.viewers.get(viewer).and_then(|viewer| viewer.told);
+            if !stalled && is_live && told == Some(StreamStatus::Stalled) {
+                // Before what the producer says, also where that begins another generation.
+                self.tell(viewer, StreamStatus::Live);
+            }
             self.settle(viewer, now);
         }
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::decode::native;
 use super::hear::end_entry;
+use super::order::PRODUCER_LOST;
 use super::silence::{Known, Seen, silence_us};
 use super::{Assembler, DecodeContext, Pushed};
 use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
-use crate::event::{AckBoard, Entry, EntryId, Frame, Phase, StreamName};
+use crate::event::{AckBoard, Entry, EntryId, Event, Frame, Phase, StreamName};
+use crate::json;
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;
@@ -93,6 +96,17 @@ pub(super) enum Silence {
     GiveUp(EntryId),
 }
 
+/// When the viewers of a silent stream are told that its producer is back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waking {
+    /// Before anything that has come.
+    First,
+    /// The same if anything is shown: the generation is over, and what only belongs to it brings nobody back.
+    WithFrames,
+    /// Behind what has come, if that is more than an end: the daemon has ended the generation for its producer.
+    AfterEnd,
+}
+
 impl LiveStream {
     /// Takes entries in and hands out the frames they make.
     pub(super) fn push(
@@ -129,6 +143,20 @@ impl LiveStream {
         }
         self.told = Some(newest);
         self.assembler.take(now_us)
+    }
+
+    /// When the viewers of a stream that is silent are told that its producer is back, which these entries may say.
+    pub(super) fn waking(&self, entries: &[Entry]) -> Waking {
+        let state = self.assembler.state();
+        if !self.stalled {
+            return Waking::First;
+        }
+        if state.phase.terminal().is_some() {
+            return Waking::WithFrames;
+        }
+        let data = entries.first().and_then(|entry| entry.fields.get("data"));
+        let is_ours = |data| is_given_up(data) || end_entry(state).is_some_and(|end| end.as_bytes() == data);
+        if data.is_some_and(is_ours) { Waking::AfterEnd } else { Waking::First }
     }
 
     /// What is known of the newest entry.
@@ -170,6 +198,14 @@ impl LiveStream {
         }
         Silence::Unchanged
     }
+}
+
+/// Whether an object says that a producer was given up.
+fn is_given_up(data: &[u8]) -> bool {
+    let decoded = native(data).ok().flatten();
+    decoded.is_some_and(
+        |decoded| matches!(decoded.event, Event::Error { code, .. } if json::same(code, PRODUCER_LOST)),
+    )
 }
 
 /// All streams of a transform thread.

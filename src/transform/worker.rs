@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Pushed;
 use super::history::{Moment, conclude};
-use super::live::{Limits, LiveStream, LiveStreams, Silence};
+use super::live::{Limits, LiveStream, LiveStreams, Silence, Waking};
 use super::notary::{EndWatch, HistoryWitness, Notary, Reported, count_shown, measure};
 pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
@@ -260,7 +260,7 @@ impl Worker {
         let now_us = now_us();
         let mut parcels: Vec<Vec<LiveFrames>> = self.parts.deliveries.iter().map(|_| Vec::new()).collect();
         let mut sources: Vec<Vec<LiveRef>> = parcels.iter().map(|_| Vec::new()).collect();
-        let (mut over, mut full) = (Vec::new(), Vec::new());
+        let (mut over, mut full, mut awake) = (Vec::new(), Vec::new(), Vec::new());
         for news in batch.streams {
             let (live, entries) = match news {
                 LiveNews::Entries(live, entries) => (live, entries),
@@ -269,9 +269,9 @@ impl Worker {
                     continue;
                 }
             };
-            self.wake_up(live);
             let Self { parts, streams, reported, recorder, ends, .. } = self;
             let Some(found) = streams.get(live) else { continue };
+            let waking = found.waking(&entries);
             let WorkerParts { registry, letters, context, .. } = parts;
             let mut witness = Notary { registry, letters, reported, context, is_full: false };
             let frames =
@@ -290,6 +290,13 @@ impl Worker {
             if found.is_vigil && frames.iter().any(|frame| frame.is_terminal()) {
                 over.push(live);
             }
+            match waking {
+                Waking::First => self.wake_up(live),
+                Waking::WithFrames if !frames.is_empty() => self.wake_up(live),
+                Waking::AfterEnd if frames.len() > 1 => awake.push(live),
+                Waking::WithFrames | Waking::AfterEnd => {}
+            }
+            let Some(found) = self.streams.get(live) else { continue };
             let Some((&(last, hub), others)) = found.attached.split_last() else { continue };
             for &(delivery, hub) in others {
                 parcels[delivery].push(LiveFrames { hub, frames: frames.clone(), passed });
@@ -301,6 +308,7 @@ impl Worker {
         for (delivery, (parcel, sources)) in parcels.into_iter().zip(sources).enumerate() {
             self.send_parcel(delivery, parcel, sources);
         }
+        awake.into_iter().for_each(|live| self.wake_up(live));
         over.into_iter().for_each(|live| self.end_unwatched(live));
         full.into_iter().for_each(|live| self.end_early(live));
     }
@@ -331,7 +339,6 @@ impl Worker {
             return;
         }
         let (attached, passed) = (found.attached.clone(), found.assembler.position().id);
-        self.wake_up(live);
         measure(&mut self.recorder, &self.parts.registry, &frames, now_us);
         let (receipts, registry) = (&self.parts.receipts, &self.parts.registry);
         self.ends.saw_live(&frames, self.parts.clock.at(now_us), (receipts, registry));

@@ -11,7 +11,7 @@ use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry};
 use crate::support::redis::{Redis, RedisServer};
-use crate::support::transcript::{id_order, right_after};
+use crate::support::transcript::{Frame, id_order, right_after};
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 const KEY: &str = "llm:stream:s1:m";
@@ -118,6 +118,67 @@ fn silence_is_told_before_it_is_given_up() {
         viewer.read_to_status("stalled");
         assert_eq!(viewer.transcript.outline(), ["start g1"]);
         viewer.read_all().expect_finished(&right_after(&newest));
+    }
+}
+
+/// The states that a viewer was told, and the beginnings and ends of generations, in order.
+fn states(viewer: &Viewer) -> Vec<String> {
+    let state = |frame: &Frame| match frame.kind() {
+        "open" | "status" => frame.value["state"].as_str().map(str::to_owned),
+        kind if frame.is_terminal() => Some(kind.to_owned()),
+        "start" => Some("start".to_owned()),
+        _ => None,
+    };
+    viewer.transcript.frames.iter().filter_map(state).collect()
+}
+
+/// What the daemon writes for a producer that is silent is no word of the producer's.
+#[test]
+fn an_end_that_the_daemon_writes_brings_nobody_back() {
+    let redis = RedisServer::start();
+    let limits = ["stream.stall_after=500ms", "stream.abandon_after=3s", "stream.finish_grace=3s"];
+    // The second one does not write the end, it only sees it.
+    let daemons = ["i1", "i2"].map(|id| {
+        let options = Daemon::options(&redis).set(&format!("service.instance={id}"));
+        limits.iter().fold(options, |options, limit| options.set(limit)).start()
+    });
+    let mut lost = Producer::new(&redis, "s1", "m");
+    let mut finishing = Producer::new(&redis, "s2", "m");
+    let mut viewers = Vec::new();
+    for daemon in &daemons {
+        for kind in KINDS {
+            for (stream, end) in [("s1/m", "error"), ("s2/m", "end")] {
+                viewers.push((Viewer::open(daemon.public, kind, stream, "follow=1&wait=30"), end));
+            }
+        }
+    }
+    lost.start("g1");
+    finishing.start("g1");
+    let chunk = br#"{"choices":[{"delta":{"content":"hi"},"finish_reason":"stop"}]}"#;
+    finishing.write_fields("*", &[("openai", chunk)]);
+    for (viewer, end) in &mut viewers {
+        viewer.read_until("the end", Frame::is_terminal);
+        let states = states(viewer);
+        assert_eq!(states[states.len() - 2..], ["stalled", *end], "{states:?}");
+    }
+    // The next answer is one of a producer that is there, whoever came meanwhile.
+    for daemon in &daemons {
+        for (stream, end) in [("s1/m", "error"), ("s2/m", "end")] {
+            let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, stream, "follow=1");
+            viewer.read_until("the end", Frame::is_terminal);
+            viewers.push((viewer, end));
+        }
+    }
+    lost.start("g2");
+    finishing.start("g2");
+    for (viewer, end) in &mut viewers {
+        viewer.read_until("the next start", |frame| frame.value["generation"] == "g2");
+        let states = states(viewer);
+        let place = states.iter().position(|state| state == end).unwrap();
+        match place.checked_sub(1).map(|before| states[before].as_str()) {
+            Some("stalled") => assert_eq!(states[place + 1..], ["live", "start"], "{states:?}"),
+            _ => assert_eq!(states[place + 1..], ["start"], "{states:?}"),
+        }
     }
 }
 
