@@ -147,13 +147,17 @@ impl KeyPattern {
         StreamName::new(session, model).ok()
     }
 
-    /// The stream into which a producer writes for this session and model.
+    /// The stream into which a producer writes for this session and model. Where keys have no model it may be left out.
     ///
     /// # Errors
-    /// When they are none.
-    pub fn stream(&self, session: &str, model: &str) -> Result<StreamName, NameError> {
-        let name = StreamName::new(session, model)?;
-        if self.has_model() { Ok(name) } else { StreamName::new(session, DEFAULT_MODEL) }
+    /// When they are none, or the model is missing.
+    pub fn stream(&self, session: &str, model: Option<&str>) -> Result<StreamName, NameError> {
+        let name = model.map(|model| StreamName::new(session, model)).transpose()?;
+        match name {
+            Some(name) if self.has_model() => Ok(name),
+            None if self.has_model() => Err(NameError::ModelMissing),
+            _ => StreamName::new(session, DEFAULT_MODEL),
+        }
     }
 
     /// How streams are named where somebody asks for one.
@@ -274,9 +278,11 @@ mod tests {
     #[test]
     fn without_a_model_in_the_key_every_stream_has_the_default_one() {
         let (with, without) = (KeyPattern::of_prefix("llm"), pattern("chat:{session}"));
-        assert_eq!(with.stream("s", "m").unwrap().as_str(), "s/m");
-        assert_eq!(without.stream("s", "m").unwrap().as_str(), "s/default");
-        assert_eq!(without.stream("s", "a b"), Err(NameError::Model), "a model is one all the same");
+        assert_eq!(with.stream("s", Some("m")).unwrap().as_str(), "s/m");
+        assert_eq!(with.stream("s", None), Err(NameError::ModelMissing));
+        assert_eq!(without.stream("s", None).unwrap().as_str(), "s/default");
+        assert_eq!(without.stream("s", Some("m")).unwrap().as_str(), "s/default");
+        assert_eq!(without.stream("s", Some("a b")), Err(NameError::Model), "a model is one all the same");
         assert_eq!((with.naming(), without.naming()), (Naming::SessionAndModel, Naming::Session));
     }
 

@@ -29,6 +29,9 @@ pub enum NameError {
         "a model id is 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ + -, without an empty, `.` or `..` segment between slashes"
     )]
     Model,
+    /// No model is named where streams have one.
+    #[error("the model is missing: it may be left out only where redis.stream_key has no {{model}}")]
+    ModelMissing,
     /// It names a model where streams have none.
     #[error(
         "streams have no model here, since redis.stream_key has none: ask for {{session}}, or {{session}}/{DEFAULT_MODEL}"

@@ -12,6 +12,8 @@ pub(super) struct Order {
     pub(super) id: EntryId,
     /// The stream into which the answer goes.
     pub(super) name: StreamName,
+    /// The model that is asked where the body names none. The stream's name does not tell it where keys have no model.
+    pub(super) model: Option<String>,
     /// The id of the generation that the answer is. It is the same for whoever answers, which is how a worker finds
     /// what another one has begun.
     pub(super) generation: String,
@@ -39,7 +41,8 @@ pub(super) enum OrderError {
 pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, OrderError> {
     let field = |name| entry.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
     let wanted = |name| field(name).ok_or(OrderError::Field(name));
-    let name = streams.stream(wanted("session")?, wanted("model")?)?;
+    let model = if streams.has_model() { Some(wanted("model")?) } else { field("model") };
+    let name = streams.stream(wanted("session")?, model)?;
     let chosen = field("generation").or_else(|| field("id")).filter(|id| !id.is_empty());
     let generation = chosen.map_or_else(|| format!("relay-{}", entry.id), ToOwned::to_owned);
     if generation.len() > GENERATION_BYTES_MAX {
@@ -47,7 +50,8 @@ pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> 
     }
     // A stream that can be named can be told what is wrong with the body.
     let body = field("request").unwrap_or_default().to_owned();
-    Ok(Order { id: entry.id, name, generation, body, is_taken_over })
+    let model = model.map(ToOwned::to_owned);
+    Ok(Order { id: entry.id, name, model, generation, body, is_taken_over })
 }
 
 #[cfg(test)]
@@ -56,12 +60,12 @@ mod tests {
     use crate::event::Fields;
 
     fn order(fields: &[(&str, &str)]) -> Result<Order, OrderError> {
+        order_by(&KeyPattern::of_prefix("llm"), fields)
+    }
+
+    fn order_by(streams: &KeyPattern, fields: &[(&str, &str)]) -> Result<Order, OrderError> {
         let pairs: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-        read(
-            &Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) },
-            false,
-            &KeyPattern::of_prefix("llm"),
-        )
+        read(&Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) }, false, streams)
     }
 
     #[test]
@@ -72,6 +76,17 @@ mod tests {
         let named = order(&[("session", "s"), ("model", "m"), ("id", "a"), ("generation", "g")]).unwrap();
         assert_eq!((named.generation.as_str(), named.body.as_str()), ("g", ""));
         assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", "a")]).unwrap().generation, "a");
+    }
+
+    #[test]
+    fn without_a_model_in_the_key_the_request_may_name_one_for_the_server() {
+        let streams = KeyPattern::parse("chat:{session}", "llm").unwrap();
+        let named = order_by(&streams, &[("session", "s"), ("model", "gpt-4o")]).unwrap();
+        assert_eq!((named.name.as_str(), named.model.as_deref()), ("s/default", Some("gpt-4o")));
+        let plain = order_by(&streams, &[("session", "s")]).unwrap();
+        assert_eq!((plain.name.as_str(), plain.model), ("s/default", None));
+        let named = order(&[("session", "s"), ("model", "m")]).unwrap();
+        assert_eq!(named.model.as_deref(), Some("m"));
     }
 
     #[test]

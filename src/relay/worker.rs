@@ -98,7 +98,7 @@ impl Worker {
             Some(Remains::Nothing) => {}
         }
         producer.name_next(order.generation.clone());
-        let request = match Request::new(&order.body, order.name.model(), &self.upstream) {
+        let request = match Request::new(&order.body, order.model.as_deref(), &self.upstream) {
             Ok(request) => request,
             Err(error) => {
                 producer.say(Generation::start_unnumbered);

@@ -260,6 +260,25 @@ fn without_a_model_in_the_key_streams_are_asked_for_by_session() {
 }
 
 #[test]
+fn without_a_model_in_the_key_a_producer_need_not_name_one() {
+    let redis = RedisServer::start();
+    let url = format!("redis.url={}", redis.url());
+    let setting = "redis.stream_key=llm:stream:{session}";
+    let produce = ["produce", "--session", "s1", "--set", &url];
+    let outcome = run(llm_bridge(&[&produce[..], &["--set", setting]].concat()), b"some words");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("/v1/streams/s1/default"), "{outcome:?}");
+    let daemon = daemon_with(&redis, "llm:stream:{session}");
+    for kind in KINDS {
+        assert_eq!(view(daemon.public, kind, "s1", "").text(), "some words");
+    }
+    // With one in the key it is needed, and the message says so.
+    let outcome = run(llm_bridge(&produce), b"some words");
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("--model") && outcome.stderr.contains("redis.stream_key"), "{outcome:?}");
+}
+
+#[test]
 fn every_kind_of_pattern_is_written_and_read() {
     for (pattern, key) in [
         ("chat:{session}:{model}", "chat:s1:m"),

@@ -26,10 +26,13 @@ use super::output::{note, tell};
 use super::stop::patient_stop_flag;
 use super::{CliError, Shared, reachable};
 use crate::config::Config;
+use crate::event::{KeyPattern, StreamName};
 use crate::produce::{CancelWatch, Producer, RedisWires, sleep_unless};
 
 const SESSION: &str = "demo";
 const MODEL: &str = "demo-model";
+/// The prefix of keys with which no pattern has to be said.
+const DEFAULT_PREFIX: &str = "llm";
 /// How long Redis and the daemon may take until they serve.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one request for readiness may take.
@@ -59,7 +62,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
     let stopping = patient_stop_flag()?;
     let mut stage = Stage::build(args, config)?;
     let shown = stage.wait_ready(&stopping).and_then(|ready| match ready {
-        true => tell(&stage.introduction()).and_then(|()| stage.play(&stopping)),
+        true => stage.introduction().and_then(|text| tell(&text)).and_then(|()| stage.play(&stopping)),
         false => Ok(()),
     });
     note("\nllm-bridge demo: stopping\n");
@@ -135,10 +138,16 @@ impl Stage {
         Ok(())
     }
 
+    /// The stream of the recording.
+    fn stream(&self) -> Result<StreamName, CliError> {
+        let name = self.config.redis.stream_key.stream(SESSION, Some(MODEL));
+        name.map_err(|error| CliError::Failed(error.to_string()))
+    }
+
     /// Writes the recording again and again until `stopping`.
     fn play(&mut self, stopping: &Arc<AtomicBool>) -> Result<(), CliError> {
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-        let name = self.config.redis.stream_key.stream(SESSION, MODEL).map_err(|error| failed(&error))?;
+        let name = self.stream()?;
         let wires = RedisWires::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
         let mut cancels = CancelWatch::new(&self.config.redis, &name).map_err(|error| failed(&error))?;
         cancels.begin();
@@ -160,20 +169,29 @@ impl Stage {
         }
     }
 
-    fn introduction(&self) -> String {
+    fn introduction(&self) -> Result<String, CliError> {
         let (public, admin) = (reachable(self.config.listen.public), reachable(self.config.listen.admin));
-        let stream = format!("http://{public}/v1/streams/{SESSION}/{MODEL}");
+        let name = self.stream()?;
+        let stream = format!("http://{public}/v1/streams/{name}");
         let (program, redis) = (self.program.display(), &self.config.redis.url);
-        format!(
+        // The page shows the stream of the default pattern by itself. Where keys have no model nobody has to name one.
+        let keys = &self.config.redis.stream_key;
+        let (page, own, model) = match keys.has_model() {
+            true => (String::new(), "me/echo".to_owned(), " --model echo"),
+            false => (format!("?stream={name}"), format!("me/{}", name.model()), ""),
+        };
+        let is_default = *keys == KeyPattern::of_prefix(DEFAULT_PREFIX);
+        let pattern = if is_default { String::new() } else { format!(" --set 'redis.stream_key={keys}'") };
+        Ok(format!(
             "A recorded answer is being streamed, again and again.\n\n\
-             Open this in a browser:\n    http://{public}/\n\n\
+             Open this in a browser:\n    http://{public}/{page}\n\n\
              Follow it in another terminal, resuming by itself:\n    {program} tail --follow '{stream}?after=last'\n\n\
              With curl, as Server-Sent Events, and the state so far as JSON:\n    \
              curl -N -H 'Accept: text/event-stream' '{stream}?after=last'\n    curl {stream}\n\n\
-             Write a stream of your own, and open http://{public}/?stream=me/echo:\n    \
-             {program} produce --set redis.url={redis} --session me --model echo\n\n\
+             Write a stream of your own, and open http://{public}/?stream={own}:\n    \
+             {program} produce --set redis.url={redis}{pattern} --session me{model}\n\n\
              How the daemon is doing:\n    http://{admin}/\n\nCtrl-C stops everything; nothing stays behind.\n"
-        )
+        ))
     }
 
     fn clear(mut self) {

@@ -20,6 +20,7 @@ use super::output::note;
 use super::stop::stop_flag;
 use super::upstream::UpstreamArgs;
 use super::{CliError, Shared, reachable};
+use crate::event::NameError;
 use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};
@@ -35,9 +36,9 @@ pub(crate) struct Produce {
     /// The session id
     #[arg(long)]
     session: String,
-    /// The model id
+    /// The model id; not needed where redis.stream_key has no `{model}`
     #[arg(long)]
-    model: String,
+    model: Option<String>,
     /// What stdin is: text as it comes (the default), one native object a line, or the event stream of a model's server.
     /// With --url: the form of the server's answer, `openai` or `anthropic`; by default its first event decides
     #[arg(long, value_enum)]
@@ -63,14 +64,17 @@ pub(crate) struct Produce {
 /// Runs `produce` until the input ends.
 pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     let config = args.shared.load()?;
-    let name = config.redis.stream_key.stream(&args.session, &args.model);
-    let name = name.map_err(|error| CliError::Usage(error.to_string()))?;
+    let name = config.redis.stream_key.stream(&args.session, args.model.as_deref());
+    let name = name.map_err(|error| match error {
+        NameError::ModelMissing => CliError::Usage(format!("--model: {error}")),
+        _ => CliError::Usage(error.to_string()),
+    })?;
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let asked = match (&args.url, &args.request) {
         (Some(url), Some(file)) => {
             let form = args.from.map(From::form).transpose()?;
             let upstream = args.upstream.upstream(url, form, config.stream.finish_grace)?;
-            let request = Request::new(&read_request(file)?, &args.model, &upstream);
+            let request = Request::new(&read_request(file)?, args.model.as_deref(), &upstream);
             let named = |error| CliError::Usage(format!("{}: {error}", file.display()));
             Some((request.map_err(named)?, upstream))
         }

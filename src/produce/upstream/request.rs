@@ -26,19 +26,21 @@ pub struct Request {
 
 impl Request {
     /// What a user wants to ask, as it is, but for this: `stream` is true whatever it was; a request without a
-    /// `model` asks the one that the stream is named after; and chat completions without any `stream_options` ask
+    /// `model` asks the one that the stream is named after, if it is named after any; and chat completions without any `stream_options` ask
     /// for the usage, which a server otherwise keeps to itself when it streams. Who talks to a server that does not
     /// know `stream_options` says `"stream_options": null`.
     ///
     /// # Errors
     /// When the text is not a JSON object.
-    pub fn new(text: &str, model: &str, upstream: &Upstream) -> Result<Self, RequestError> {
+    pub fn new(text: &str, model: Option<&str>, upstream: &Upstream) -> Result<Self, RequestError> {
         let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text)?;
         if members.is_empty() {
             return Err(RequestError::Empty);
         }
         members.insert("stream".to_owned(), serde_json::value::to_raw_value(&true)?);
-        if !members.contains_key("model") {
+        if let Some(model) = model
+            && !members.contains_key("model")
+        {
             members.insert("model".to_owned(), serde_json::value::to_raw_value(model)?);
         }
         if upstream.is_chat() && !members.contains_key("stream_options") {
@@ -56,7 +58,7 @@ mod tests {
 
     fn body(text: &str, path: &str) -> String {
         let upstream = Upstream::new(&format!("http://h/{path}"), Patience::default()).unwrap();
-        Request::new(text, "m", &upstream).unwrap().body.to_string()
+        Request::new(text, Some("m"), &upstream).unwrap().body.to_string()
     }
 
     #[test]
@@ -72,8 +74,10 @@ mod tests {
         let own = r#"{"model":"x","stream":true,"stream_options":null}"#;
         assert_eq!(body(own, "v1/chat/completions"), own);
         let upstream = Upstream::new("http://h/", Patience::default()).unwrap();
+        let unnamed = Request::new(r#"{"messages":[]}"#, None, &upstream).unwrap();
+        assert_eq!(&*unnamed.body, r#"{"messages":[],"stream":true}"#);
         for bad in ["", "[]", "7", "{}", "{\"a\":1"] {
-            assert!(Request::new(bad, "m", &upstream).is_err(), "{bad}");
+            assert!(Request::new(bad, Some("m"), &upstream).is_err(), "{bad}");
         }
     }
 }
