@@ -336,13 +336,6 @@ impl<T> Receiver<T> {
         self.inner.len()
     }
 
-    /// Whether half of the room is taken, by number or by bytes.
-    #[must_use]
-    pub fn is_half_full(&self) -> bool {
-        self.inner.len() > self.meter.capacity / 2
-            || self.meter.bytes.load(Ordering::Relaxed) > self.meter.bytes_max / 2
-    }
-
     /// Whether there is nothing to receive now.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -410,10 +403,8 @@ mod tests {
         assert_eq!(sender.try_send(vec![0; 5]), Err(SendError::Full(vec![0; 5])));
         sender.try_send(vec![0; 4]).unwrap();
         assert_eq!(sender.gauge().read().bytes, 10);
-        assert!(receiver.is_half_full());
         assert_eq!(receiver.try_recv().map(|message| message.len()), Some(6));
         assert_eq!(receiver.recv_timeout(Duration::ZERO).map(|message| message.len()), Some(4));
-        assert!(!receiver.is_half_full());
         // One that is larger than the bound passes alone.
         sender.try_send(vec![0; 99]).unwrap();
         assert_eq!(sender.gauge().read().bytes, 99);

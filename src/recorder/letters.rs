@@ -1,23 +1,22 @@
 //! Dead letters: copies of entries that could not be processed, one for each entry however many instances meet it.
 //!
-//! None is left out because there are many, or because Redis is away or full. Where the queue has no room, what was read
-//! is not passed on: a live stream's viewers go to history, and history waits until there is room. A letter in the queue lies
-//! in memory only; when the daemon dies, the entry is met again by whoever reads the stream next, as the group's position is
-//! not the truth, and gets its letter then. Only where Redis refuses them for a reason that an operator has to mend (a key of another type, a missing
-//! right) the oldest are given up once half of the queue waits: viewers must not wait for operators. That is
-//! counted and logged.
+//! None is left out because there are many, because Redis is away or full, or because it refuses them for a reason that an
+//! operator has to mend (a key of another type, a missing right). Where the queue has no room, what was read
+//! is not passed on: a live stream's viewers go to history, and history waits until there is room. Streams without entries
+//! that cannot be read go on. A letter in the queue lies in memory only; when the daemon dies, the entry is met again by
+//! whoever reads the stream next, as the group's position is not the truth, and gets its letter then.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::event::record::DeadLetter;
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError, ServerError};
+use crate::redis::{Command, Keys, Link, RedisError};
 
+use super::Desk;
 use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
-use super::{Desk, can_be_later};
 
 /// Letters in hand, beside those in the queue: in number, and in bytes unless it is one.
 const LETTERS_PER_TRIP: usize = 64;
@@ -91,7 +90,7 @@ impl Letters {
         }
         match self.write(link, desk) {
             Ok(()) => self.pause.works(),
-            Err(RedisError::Server(error)) => self.refused(&error, desk),
+            Err(RedisError::Server(error)) => self.pause.refused(&desk.keys.dlq(), error, desk.now),
             Err(error) => return Err(error),
         }
         self.hand_bytes = self.hand.iter().chain(&self.others).map(DeadLetter::len_bytes).sum();
@@ -152,20 +151,6 @@ impl Letters {
         once::keep(link, written.iter(), MARKER_KEPT)?;
         self.cap.wrote(link, bytes)?;
         refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))
-    }
-
-    fn refused(&mut self, error: &ServerError, desk: Desk<'_>) {
-        self.pause.refused(&desk.keys.dlq(), error, desk.now);
-        if can_be_later(error) || !self.queue.is_half_full() {
-            return;
-        }
-        // Those who make letters would wait for as long as nobody mends it.
-        while self.queue.is_half_full()
-            && let Some(letter) = self.queue.try_recv()
-        {
-            desk.counters.dead_letters_failed.inc();
-            drop(letter);
-        }
     }
 }
 

@@ -5,8 +5,9 @@
 //! every desk one batch in the order of importance: a request to cancel waits for at most one batch of each other kind,
 //! and a flood of them keeps no dead letter waiting for longer than one of its own batches takes.
 //!
-//! Redis may be away, full or misconfigured. Then what somebody waits for is answered so; dead letters and receipts stay in
-//! their queues, whose bounds push back on those who make them, and are written when Redis takes them again. A desk that
+//! Redis may be away, full or misconfigured, and a key may be of another type. Then what somebody waits for is answered so;
+//! dead letters and receipts stay in their queues, whose bounds push back on those who make them, and are written when Redis
+//! takes them again. A desk that
 //! Redis refuses rests by itself ([`pause`]): a key of the wrong type stops one desk, not the others.
 //!
 //! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree, the
@@ -227,6 +228,9 @@ impl Recorder {
         }
         let (letters, receipts) = (self.letters.left(), self.receipts.left());
         if letters + receipts > 0 {
+            let counters = self.registry.counters();
+            counters.dead_letters_failed.add(letters as u64);
+            counters.receipts_failed.add(receipts as u64);
             tracing::warn!(letters, receipts, "dead letters and receipts are left that Redis did not take");
         }
         if self.receipts.unjudged() > 0 {
@@ -237,12 +241,6 @@ impl Recorder {
             );
         }
     }
-}
-
-/// Whether Redis may take later what it refuses now: it is not itself, or it is full. Everything else an operator has to
-/// mend: a key of the wrong type, a right that is missing.
-fn can_be_later(error: &ServerError) -> bool {
-    error.kind().is_outage() || error.kind() == ServerErrorKind::Oom
 }
 
 /// Why a transaction did not do all that it should: it was not run, or a command in it failed.

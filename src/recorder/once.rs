@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::redis::{Command, Link, RedisError, Reply};
+use crate::redis::{Command, Link, RedisError, Reply, ServerError, ServerErrorKind};
 
 use super::millis;
 
@@ -39,11 +39,16 @@ pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec
         commands.push(Command::new("GET").arg(marker));
     }
     let replies = link.call_all(&commands)?;
-    if let Some(error) = replies.iter().find_map(Reply::error) {
+    // A key of another type says nothing, and is overwritten when the thing is written.
+    let is_foreign = |error: &ServerError| error.kind() == ServerErrorKind::WrongType;
+    if let Some(error) = replies.iter().filter_map(Reply::error).find(|error| !is_foreign(error)) {
         return Err(RedisError::Server(error));
     }
     let found = |pair: &[Reply]| -> Result<Claim, RedisError> {
         let holder = &pair[1];
+        if holder.error().is_some() {
+            return Ok(Claim::Ours);
+        }
         if holder.is_null() {
             // It ran out between the two commands.
             return Ok(Claim::Others);
@@ -91,6 +96,12 @@ mod tests {
         assert_eq!(claim(&mut link, &markers, "i1").unwrap(), [Claim::Ours, Claim::Others], "again");
         keep(&mut link, markers[..1].iter(), Duration::from_secs(60)).unwrap();
         assert_eq!(claim(&mut link, &markers, "i2").unwrap(), [Claim::Written, Claim::Ours]);
+        // What somebody else has put there keeps nothing from being written, and goes.
+        link.call(&Command::new("LPUSH").args(["c", "x"])).unwrap();
+        let foreign = ["c".to_owned()];
+        assert_eq!(claim(&mut link, &foreign, "i1").unwrap(), [Claim::Ours]);
+        keep(&mut link, foreign.iter(), Duration::from_secs(60)).unwrap();
+        assert_eq!(claim(&mut link, &foreign, "i2").unwrap(), [Claim::Written]);
         let ttl = |link: &mut Link, key: &str| {
             link.call(&Command::new("PTTL").arg(key)).unwrap().integer().unwrap()
         };

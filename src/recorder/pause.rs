@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::redis::{Backoff, ServerError};
+use crate::redis::{Backoff, Phase, RedisError, ServerError};
 use crate::{error_limited, info_limited};
 
 /// The pauses between two attempts.
@@ -35,10 +35,12 @@ impl Pause {
     }
 
     /// Redis refuses to write to `key`.
-    pub(super) fn refused(&mut self, key: &str, error: &ServerError, now: Instant) {
+    pub(super) fn refused(&mut self, key: &str, error: ServerError, now: Instant) {
         self.until = Some(now + self.backoff.next());
         let trouble = format!("{key}: {error}");
-        error_limited!(key: trouble; key, %error, "Redis refuses {}: they wait, and are tried again", self.what);
+        let error = RedisError::Server(error);
+        let fix = error.trouble(Phase::Connected).fix;
+        error_limited!(key: trouble; key, %error, fix, "Redis refuses {}: they wait, and are tried again", self.what);
         self.trouble = Some(trouble);
     }
 

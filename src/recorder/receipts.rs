@@ -18,7 +18,7 @@ use super::answers::Answers;
 use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
-use super::{Desk, can_be_later, millis, refusal, refused};
+use super::{Desk, millis, refusal, refused};
 use crate::config;
 use crate::event::message::ToDelivery;
 use crate::event::record::{Acked, Ended, Receipt, Refused};
@@ -26,13 +26,14 @@ use crate::event::{EntryId, Position, StreamName};
 use crate::json;
 use crate::observe::Counters;
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerError};
+use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
 /// Acknowledgements that are written in one turn.
 const ACKS_PER_TURN: usize = 64;
-/// Acknowledgements in hand while Redis does not take them, so that those who wait can be answered: some 10 MB.
+/// Acknowledgements in hand while Redis does not take them, so that those who wait can be answered: in number, and in bytes.
 const ACKS_HELD_MAX: usize = 32_768;
+const ACKS_HELD_BYTES_MAX: usize = 10 << 20;
 /// Generations that are held until they are judged: some 10 MB.
 const ENDED_MAX: usize = 65_536;
 /// Generations that are judged in one turn.
@@ -151,9 +152,13 @@ impl Receipts {
 
     /// Hears what there is, as long as there is room for so many acknowledgements.
     fn hear(&mut self, room: usize, counters: &Counters) {
-        while self.acks.len() < room {
+        let mut bytes = self.hand_bytes();
+        while self.acks.len() < room && bytes < ACKS_HELD_BYTES_MAX {
             match self.queue.try_recv() {
-                Some(Receipt::Acked(acked)) => self.acks.push_back(Waiting { acked, is_refused: false }),
+                Some(Receipt::Acked(acked)) => {
+                    bytes += acked.len_bytes();
+                    self.acks.push_back(Waiting { acked, is_refused: false });
+                }
                 Some(Receipt::Ended(ended)) => self.note_ended(ended, counters),
                 None => return,
             }
@@ -224,21 +229,14 @@ impl Receipts {
         let result = self.write_acks(link, desk).and_then(|()| self.judge_due(link, desk));
         match result {
             Ok(()) => self.pause.works(),
-            Err(RedisError::Server(error)) => self.refused(&error, desk),
+            Err(RedisError::Server(error)) => {
+                let key = desk.keys.receipts();
+                self.refuse(desk.now, Duration::ZERO, &refused(&key, &error));
+                self.pause.refused(&key, error, desk.now);
+            }
             Err(error) => return Err(error),
         }
         Ok(())
-    }
-
-    /// Redis refuses: those who wait are told so. What only an operator can mend must not fill the memory.
-    fn refused(&mut self, error: &ServerError, desk: Desk<'_>) {
-        let key = desk.keys.receipts();
-        self.pause.refused(&key, error, desk.now);
-        self.refuse(desk.now, Duration::ZERO, &refused(&key, error));
-        if !can_be_later(error) && self.acks.len() > ACKS_HELD_MAX / 2 {
-            desk.counters.receipts_failed.add(self.acks.len() as u64);
-            self.acks.clear();
-        }
     }
 
     // ----- what clients acknowledge -----
@@ -444,11 +442,11 @@ fn acked_marker(keys: &Keys, acked: &Acked) -> String {
 
 /// What a marker says; one that is none says nothing.
 fn position(reply: &Reply) -> Result<Position, RedisError> {
-    if let Some(error) = reply.error() {
-        return Err(RedisError::Server(error));
-    }
-    if reply.is_null() {
-        return Ok(Position::ZERO);
+    match reply.error() {
+        Some(error) if error.kind() == ServerErrorKind::WrongType => return Ok(Position::ZERO),
+        Some(error) => return Err(RedisError::Server(error)),
+        None if reply.is_null() => return Ok(Position::ZERO),
+        None => {}
     }
     let marker = reply.bytes()?;
     Ok(std::str::from_utf8(&marker).ok().and_then(|marker| marker.parse().ok()).unwrap_or_default())

@@ -197,6 +197,36 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
 }
 
 #[test]
+fn what_an_operator_has_to_mend_waits_within_bytes_and_is_written_when_it_is_mended() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let run = |words: &[&str]| drop(server.link().call(&Command::new(words[0]).args(&words[1..])).unwrap());
+    run(&["SET", "llm:receipts:svc", "no stream"]);
+    // More than are taken in hand, of clients with long names.
+    let by = "x".repeat(1000);
+    let count = ACKS_HELD_BYTES_MAX / 1000 + 100;
+    for _ in 0..count {
+        instance.ack("7-0", &by);
+    }
+    for _ in 0..3 {
+        instance.start += Duration::from_secs(60);
+        instance.tend(0).unwrap();
+        instance.answers();
+        assert!(instance.receipts.hand_bytes() <= ACKS_HELD_BYTES_MAX + 2000);
+        assert_eq!(instance.receipts.left(), count, "none is given up, however many wait");
+    }
+    assert!(instance.receipts.hand_bytes() > ACKS_HELD_BYTES_MAX / 2);
+    run(&["DEL", "llm:receipts:svc"]);
+    instance.start += Duration::from_secs(60);
+    while instance.receipts.left() > 0 {
+        instance.tend(0).unwrap();
+        instance.answers();
+    }
+    assert_eq!(instance.counters.receipts_acked.get(), count as u64);
+    assert_eq!(instance.counters.receipts_failed.get(), 0);
+}
+
+#[test]
 fn one_who_says_an_end_again_gets_an_answer_and_no_second_receipt() {
     let server = RedisServer::start(&[]);
     let mut instances = ["i1", "i2"].map(|name| Instance::new(&server, name));
