@@ -52,9 +52,23 @@ pub struct Progress {
     pub totals: [Told; TOTALS],
     /// The hashes of further members that were told, so that those that are repeated are not.
     pub(crate) told_members: Trie<()>,
-    /// The newest entry that belongs to the generation, and the stream's ordinal there; kept once nothing more needs
+    /// The newest entry that belongs to the generation, and how the stream stood there; kept once nothing more needs
     /// to come.
-    pub newest: (EntryId, Option<u64>),
+    pub newest: Newest,
+}
+
+/// An entry under whose id a generation may come to its end, and what is true there: heartbeats that follow it come after
+/// the end then, and count for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The entry.
+    pub id: EntryId,
+    /// The stream's ordinal.
+    pub ordinal: Option<u64>,
+    /// The highest number of the generation.
+    pub seq: Option<u64>,
+    /// Whether the next number is taken as it comes.
+    pub blind: bool,
 }
 
 /// How many kinds of text may be repeated as a whole.
@@ -73,7 +87,7 @@ impl Progress {
         calls: 0,
         totals: [Told::NONE; TOTALS],
         told_members: Trie::new(),
-        newest: (EntryId::ZERO, None),
+        newest: Newest { id: EntryId::ZERO, ordinal: None, seq: None, blind: false },
     };
 
     /// What is known, also where nothing was kept.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EntryId, Progress};
+use super::{EntryId, Newest, Progress};
 
 /// Where the newest generation stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl StreamState {
     #[must_use]
     pub fn finishing(&self) -> Option<EntryId> {
         let progress = self.progress.as_deref()?;
-        (progress.is_finishing() && self.phase.terminal().is_none()).then_some(progress.newest.0)
+        (progress.is_finishing() && self.phase.terminal().is_none()).then_some(progress.newest.id)
     }
 
     /// The entry that was just passed belongs to the generation, if that is finishing.
@@ -84,7 +84,8 @@ impl StreamState {
         if self.finishing().is_some()
             && let Some(progress) = &mut self.progress
         {
-            Arc::make_mut(progress).newest = (id, self.ordinal);
+            Arc::make_mut(progress).newest =
+                Newest { id, ordinal: self.ordinal, seq: self.seq, blind: self.blind };
         }
     }
 

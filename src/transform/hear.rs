@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::decode::{DecodeContext, Form, Told, told};
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
-use crate::event::{Decoded, Entry, EntryId, Event, Phase, Position, Progress, StreamState};
+use crate::event::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
 use crate::provider::{self, Margin, Said};
 
 /// What one entry says, to be judged event by event.
@@ -165,8 +165,9 @@ impl Concluded {
     pub(super) fn of(state: &mut StreamState) -> Option<Self> {
         state.finishing()?;
         let progress = state.progress.take()?;
-        let (id, ordinal) = progress.newest;
-        state.phase = Phase::Ended(id);
+        let Newest { id, ordinal, seq, blind } = progress.newest;
+        // Whoever resumes at the end reads the heartbeats behind it as what follows the end: they count for nothing.
+        (state.phase, state.seq, state.blind) = (Phase::Ended(id), seq, blind);
         Some(Self { id, ordinal, progress })
     }
 

@@ -180,6 +180,35 @@ fn what_is_finishing_ends_where_nothing_comes() {
     }
 }
 
+/// A sign of life behind the finish reason may have a number. What that number says, it says to everybody.
+#[test]
+fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
+    let story = [
+        entry(1, "openai", LAST_TEXT),
+        entry(5, "data", r#"{"type":"heartbeat","seq":5}"#),
+        entry(2500, "data", r#"{"type":"delta","text":"n","seq":3}"#),
+    ];
+    let told = from_the_beginning(&story, 0);
+    let end = r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#;
+    let next = r#"{"type":"delta","id":"2500-0","seq":3,"text":"n"}"#;
+    assert_eq!(told[told.len() - 3], end, "{told:?}");
+    assert_eq!(told[told.len() - 1], next, "{told:?}");
+    // Live, the end may be told before anything follows it; whoever comes back has only the end's id.
+    let mut live = assembler(Position::ZERO, beginning());
+    for entry in &story[..2] {
+        live.push(entry, 0);
+    }
+    assert!(live.conclude(0));
+    live.take(0);
+    live.push(&story[2], 0);
+    let live = shown(&live.take(0));
+    let mut seek = Seek::new(stream(), After::At("1-0".parse().unwrap()), beginning()).with_grace(GRACE_MS);
+    story.iter().for_each(|entry| seek.push(entry));
+    let sought = seek.finish(EntryId::ZERO);
+    let resumed = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 0));
+    assert_eq!((live.last().map(String::as_str), &live), (Some(next), &resumed));
+}
+
 const ANNOUNCED: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
 
 #[test]
@@ -277,6 +306,8 @@ fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
         1 => Just(("openai", r#"{"type":"response.completed","response":{"output":[{"type":"function_call","call_id":"e","name":"h","arguments":"{}"},{"type":"message","content":"pqr"}]}}"#)),
         1 => Just(("openai", r#"{"choices":[{"delta":{"content":"y","images":[1],"tool_calls":[{"index":0,"id":"j","function":{"name":"f","arguments":"3"},"extra_content":{"s":1}}]}}]}"#)),
         1 => Just(("data", HEARTBEAT)),
+        2 => Just(("data", r#"{"type":"heartbeat","seq":5}"#)),
+        1 => Just(("data", r#"{"type":"heartbeat","seq":3}"#)),
         1 => Just(("data", r#"{"type":"delta","text":"n"}"#)),
         1 => Just(("data", r#"{"type":"delta","text":"n","seq":3}"#)),
         1 => Just(("data", r#"{"type":"own"}"#)),
