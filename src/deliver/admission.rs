@@ -17,6 +17,13 @@ use crate::warn_limited;
 
 /// What a client that is refused for want of room is told to wait, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
+/// What is told to those who ask for too much, and which key of the configuration says how much that is. The reason of a
+/// WebSocket's close has room for 123 bytes.
+pub(super) const OVER_SUBSCRIBES: &str =
+    "too many requests for streams a second: limits.subscribes_per_second says how many";
+pub(super) const OVER_CANCELS: &str =
+    "too many requests to cancel a second: limits.cancels_per_second says how many";
+pub(super) const OVERLOADED: &str = "too many streams are being looked up at this moment; try again";
 /// Refused connections that may wait for their first request. The descriptors that are kept free hold these and more.
 const REFUSED_WAITING_MAX: usize = 64;
 /// How long they may wait.
@@ -29,15 +36,17 @@ impl Delivery {
     pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
         let counters = self.registry.counters();
         if self.is_draining {
-            return Some(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+            return Some(HttpError::draining());
         }
         if self.connections_of_all() > self.max_connections() {
             counters.connections_refused_full.inc();
-            return Some(HttpError::unavailable("full", "no more connections are taken now", RETRY_AFTER_S));
+            let message = "there is no room for another connection: client.max_connections says how many";
+            return Some(HttpError::unavailable("full", message, RETRY_AFTER_S));
         }
         let refused = self.rates.lock().connect(address.ip(), now).err()?;
         counters.connections_refused_rate.inc();
-        Some(too_many("too many connections a second", refused.seconds()))
+        let message = "too many connections a second: limits.connects_per_second says how many";
+        Some(too_many(message, refused.seconds()))
     }
 
     /// A connection is refused: it is told so in answer to its first request, or at once if too many wait for that.
@@ -97,7 +106,7 @@ impl Delivery {
     /// Whether the state of this instance and the client's rates allow the request.
     fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
         if self.is_draining {
-            return Err(HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S));
+            return Err(HttpError::draining());
         }
         let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
         let ip = connection.address.ip();
@@ -105,18 +114,19 @@ impl Delivery {
         if !connection.counted {
             if !rates.open(ip) {
                 self.registry.counters().connections_refused_rate.inc();
-                return Err(too_many("too many connections from one address", u64::from(RETRY_AFTER_S)));
+                let message = "too many connections from one address: limits.per_address says how many";
+                return Err(too_many(message, u64::from(RETRY_AFTER_S)));
             }
             connection.counted = true;
         }
-        let rated = match &route {
-            Route::Stream(_) => rates.subscribe(ip, now),
-            Route::Cancel(_) => rates.cancel(ip, now),
-            Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => Ok(()),
+        let (rated, message) = match &route {
+            Route::Stream(_) => (rates.subscribe(ip, now), OVER_SUBSCRIBES),
+            Route::Cancel(_) => (rates.cancel(ip, now), OVER_CANCELS),
+            Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => (Ok(()), ""),
         };
-        rated.map_err(|refused| too_many("too many requests a second", refused.seconds()))?;
+        rated.map_err(|refused| too_many(message, refused.seconds()))?;
         if self.has_too_many_jobs() {
-            return Err(HttpError::unavailable("overloaded", "try again", RETRY_AFTER_S));
+            return Err(HttpError::unavailable("overloaded", OVERLOADED, RETRY_AFTER_S));
         }
         Ok(route)
     }

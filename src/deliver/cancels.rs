@@ -51,7 +51,8 @@ impl Delivery {
     ) -> Result<(), Refusal> {
         let Some(websocket) = self.websocket(slot) else { return Ok(()) };
         if websocket.cancels_asked >= CANCELS_PER_SOCKET_MAX {
-            return Err(Refusal::new("too_many", "too many cancel requests are not answered yet"));
+            let message = "too many requests to cancel are not answered yet: wait for the answers";
+            return Err(Refusal::new("too_many", message));
         }
         self.cancel(slot, (stream, reason), about, now)
             .map_err(|Refused { code, message, .. }| Refusal::new(code, message))?;
@@ -70,7 +71,7 @@ impl Delivery {
         now: Instant,
     ) -> Result<(), Refused> {
         if self.is_draining {
-            return Err(Refused::new("draining", "this instance is going down"));
+            return Err(Refused::new("draining", HttpError::draining().message));
         }
         let health = self.registry.health();
         if health.is_down(RECORDER) {
@@ -80,7 +81,9 @@ impl Delivery {
         let by = self.connections.get(slot).map(|connection| connection.address.ip().to_string());
         let asker = Asker { delivery: self.index, connection: slot, about };
         let request = CancelRequest { stream, reason, by: by.unwrap_or_default(), asker, asked_at: now };
-        self.cancels.try_send(request).map_err(|_| Refused::new("overloaded", "try again"))
+        let is_full =
+            |_| Refused::new("overloaded", "too many requests to cancel wait to be written; try again");
+        self.cancels.try_send(request).map_err(is_full)
     }
 
     /// The recorder answers. The client may be gone.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
 use super::connection::{Viewers, WebSocket};
 use super::event_loop::Delivery;
 use super::held::Held;
@@ -148,7 +149,7 @@ impl Delivery {
                     return Ok(());
                 };
                 let rated = self.rates.lock().cancel(address.ip(), now);
-                rated.map_err(|_| Refusal::new("too_many", "too many cancel requests a second"))?;
+                rated.map_err(|refused| over_rate(OVER_CANCELS, refused.seconds()))?;
                 self.cancel_by_message(slot, (stream, reason), multiplexed, now)
             }
             ClientMessage::Subscribe { stream, after, follow, wait, batch } => {
@@ -171,7 +172,7 @@ impl Delivery {
     fn subscribe(&mut self, slot: Slot, wish: Wish, now: Instant) -> Result<(), Refusal> {
         let most = self.config.client.max_subscriptions;
         if self.has_too_many_jobs() {
-            return Err(Refusal::new("overloaded", "try again"));
+            return Err(Refusal::new("overloaded", OVERLOADED));
         }
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else {
             return Ok(());
@@ -180,11 +181,14 @@ impl Delivery {
             return Err(Refusal::new("already_subscribed", format!("{} is subscribed to", wish.stream)));
         }
         if viewers.len() >= most {
-            return Err(Refusal::new("too_many", format!("a connection carries at most {most} streams")));
+            let message = format!(
+                "a connection carries at most {most} streams (client.max_subscriptions): open another one"
+            );
+            return Err(Refusal::new("too_many", message));
         }
         if let Some(address) = self.connections.get(slot).map(|connection| connection.address) {
             let rated = self.rates.lock().subscribe(address.ip(), now);
-            rated.map_err(|_| Refusal::new("too_many", "too many subscriptions a second"))?;
+            rated.map_err(|refused| over_rate(OVER_SUBSCRIBES, refused.seconds()))?;
         }
         let stream = wish.stream.clone();
         let viewer = self.add_viewer(slot, wish);
@@ -230,6 +234,10 @@ impl Delivery {
         self.remove_viewer(viewer);
         self.send_answer(slot, websocket_text(&notice::unsubscribed(stream, reason)));
     }
+}
+
+fn over_rate(message: &str, seconds: u64) -> Refusal {
+    Refusal::new("too_many", format!("{message}; try again in {seconds} s"))
 }
 
 /// Whether a message was the client's fault, and not only out of place at the moment.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::admission::{REFUSED_WAIT, RETRY_AFTER_S};
+use super::admission::REFUSED_WAIT;
 use super::connection::{Connection, Phase, Viewers};
 use super::event_loop::Delivery;
 use super::response::HttpError;
@@ -146,8 +146,7 @@ impl Delivery {
             let viewers = connection.viewers();
             match &connection.phase {
                 Phase::Asked { .. } => {
-                    let error =
-                        HttpError::unavailable("draining", "this instance is going down", RETRY_AFTER_S);
+                    let error = HttpError::draining();
                     for viewer in viewers {
                         self.answer_error(viewer, &error, now);
                     }

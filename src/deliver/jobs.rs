@@ -370,7 +370,8 @@ impl Delivery {
 
     /// Redis cannot serve: streams are told and wait, single answers are 503.
     fn postpone_job(&mut self, slot: Slot, now: Instant) {
-        let trouble = self.registry.health().trouble().unwrap_or("Redis cannot serve this stream now");
+        let trouble =
+            self.registry.health().trouble().unwrap_or("Redis cannot serve this stream now; try again");
         let Some(job) = self.jobs.get_mut(slot) else { return };
         let viewers = std::mem::take(&mut job.viewers);
         let mut staying = Vec::with_capacity(viewers.len());

@@ -254,8 +254,8 @@ impl Delivery {
         match connection.phase {
             Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, "overloaded"),
             _ => {
-                let error =
-                    HttpError::unavailable("overloaded", "try again", super::admission::RETRY_AFTER_S);
+                let message = "too much that clients have begun to send waits for its rest; try again";
+                let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
             }
         }

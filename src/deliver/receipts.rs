@@ -125,11 +125,15 @@ impl Delivery {
             Advice::PassOn(generation) => {
                 let said = Said { id, at_us: now_us(), generation, is_once };
                 if !self.pass_on(slot, stream.clone(), said, now) {
-                    return Some(Err(Refusal::new("overloaded", "try again")));
+                    let message = "too many acknowledgements wait to be written; try again";
+                    return Some(Err(Refusal::new("overloaded", message)));
                 }
                 true
             }
-            Advice::Hold => return Some(Err(Refusal::new("too_many", "say it again in a second"))),
+            Advice::Hold => {
+                let message = "one acknowledgement a second is written; say it again in a second";
+                return Some(Err(Refusal::new("too_many", message)));
+            }
             Advice::Ignore => {
                 self.registry.counters().acks_merged.inc();
                 false

@@ -82,6 +82,13 @@ impl HttpError {
         Self { retry_after: Some(retry_after), ..Self::new(503, code, message) }
     }
 
+    /// 503: this instance ends.
+    #[must_use]
+    pub fn draining() -> Self {
+        let message = "this instance is going down; connect again, and another one or its successor answers";
+        Self::unavailable("draining", message, 1)
+    }
+
     /// 421: the request is for another host.
     #[must_use]
     pub fn misdirected() -> Self {

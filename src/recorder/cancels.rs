@@ -139,7 +139,7 @@ impl Cancels {
         self.refuse_late(
             desk.now,
             PATIENCE,
-            &Refused::new("redis_timeout", "Redis does not answer in time: nothing was requested"),
+            &Refused::new("redis_timeout", "Redis does not answer in time: nothing was requested; try again"),
         );
         let mut streams: Vec<StreamName> = Vec::new();
         let mut known = HashSet::new();

@@ -258,7 +258,7 @@ fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
 /// Why Redis does not take something for the key, in words for a client.
 fn refused(key: &str, error: &ServerError) -> Refused {
     if error.kind() == ServerErrorKind::WrongType {
-        return Refused::new("wrong_type", format!("the key {key} holds no stream"));
+        return Refused::new("wrong_type", format!("the key {key} holds no stream: delete or rename it"));
     }
     let what = RedisError::Server(error.clone()).trouble(Phase::Connected).what;
     Refused::new("redis_refuses", what)

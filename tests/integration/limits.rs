@@ -24,6 +24,9 @@ fn expect_come_back(response: &Response, status: u16) {
     response.expect_error(status);
     let seconds = response.header("retry-after").map(str::parse::<u32>);
     assert!(matches!(seconds, Some(Ok(1..=3600))), "Retry-After: {seconds:?}");
+    let message = response.text();
+    let names_key = ["limits.", "client."].iter().any(|section| message.contains(section));
+    assert!(names_key, "which key of the configuration is it? {message}");
 }
 
 /// Asserts that a rate of so many a second is kept: a burst of twice as many goes through, a flood does
