@@ -4,10 +4,10 @@
 //! # The way of a token
 //!
 //! ```text
-//!  producer ──XADD──▶ Redis ──XREADGROUP──▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
+//!  producer ──XADD──▶ Redis ─────XREAD────▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
 //!                       │                   paced, acks   decode, order,  mio loop,     WebSocket
 //!                       │                                 merge, encode   outboxes      or SSE
-//!                       │◀──── XACK, with the next read ◀─── AckBoard ◀────┘
+//!                       │◀── position, with next read ◀─── AckBoard ◀────┘
 //!                       └──XRANGE──▶ replay-r ──▶ transform-j                (late, resumed, slow clients)
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
 //! | `watcher` | errands, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
 //! | `recorder` | its four queues | what is written for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
-//! | `reader-i` | XREADGROUP or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
+//! | `reader-i` | XREAD or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
 //! | `deliver-k` | its `Poll` | connections, viewers, outboxes, timers | [`deliver::event_loop`] |

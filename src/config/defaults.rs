@@ -237,7 +237,7 @@ keys! {
 
     // [delivery]
 
-    /// The pending list then says what was read and not yet sent.
+    /// The group then lags behind by what is not yet sent.
     DELIVERY_ACK: Choice<Ack> = "delivery.ack", Choice {
         words: &[("written", Ack::Written), ("none", Ack::None)],
     };

@@ -1,13 +1,14 @@
-//! How a reader acknowledges what is written.
+//! How a reader acknowledges what is written: it sets the position of a stream's group to the newest entry that is on
+//! all sockets, or handed to history.
 //!
-//! Acknowledgements are gathered, and go out spread over a third of the time in which they are gathered: Redis looks
-//! every id up, and producers wait meanwhile. They travel with reads that block and with large ones; a small read
-//! would be answered later for them, so they follow it in a trip of their own.
+//! Every read of a stream does that on the way, for what was written by then ([`reading`](super::reading)). For the
+//! streams that are not read again soon the acknowledgements are gathered, and go out spread over a third of the time in
+//! which they are gathered. They travel with reads that block; other reads would be answered later for them, so they
+//! follow these in a trip of their own.
 
 use std::time::{Duration, Instant};
 
 use super::reader::Reader;
-use super::reading::ENTRIES_PER_TRIP;
 use crate::event::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError};
 
@@ -15,47 +16,30 @@ use crate::redis::{Keys, Pipeline, RedisError};
 const ACK_INTERVAL: Duration = Duration::from_millis(600);
 /// They go out within so long, by and by.
 const ACK_SPREAD: Duration = Duration::from_millis(200);
-/// A trip that reads few streams acknowledges at most so many, others as many as they read.
-const STREAMS_PER_TRIP_MIN: usize = 32;
+/// Streams that are acknowledged in one trip while others are read.
+const STREAMS_PER_TRIP: usize = 32;
 /// Streams that are acknowledged in one trip while nothing is read.
 const STREAMS_ALONE: usize = 128;
 
-/// A read of so many streams takes its share of acknowledgements along; what it reads waits little longer for them.
-const STREAMS_WITH_ACKS_MIN: usize = 128;
-
 impl Reader {
     /// Begins a trip that blocks, with its share of what is to be acknowledged: nobody waits for what it will read.
-    pub(super) fn begin_blocking(&mut self, streams: usize) {
-        self.begin_share(streams);
+    pub(super) fn begin_blocking(&mut self) {
+        let now = Instant::now();
+        self.begin_trip(self.share(now).min(STREAMS_PER_TRIP), now);
     }
 
-    /// Begins a trip that reads streams with news.
-    pub(super) fn begin_reading(&mut self, streams: usize) {
-        if streams >= STREAMS_WITH_ACKS_MIN {
-            self.begin_share(streams);
-        } else {
-            self.pipeline.clear();
-        }
-    }
-
-    /// What reads of few streams did not take along goes out by itself once these are passed on, a good number at once.
+    /// What reads did not take along goes out by itself once these are passed on, a good number at once.
     pub(super) fn acknowledge_after_reading(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         let elapsed = now.duration_since(self.acked_at);
         let share = self.share(now);
-        let is_due = share >= STREAMS_PER_TRIP_MIN || (share > 0 && elapsed >= ACK_SPREAD);
+        let is_due = share >= STREAMS_PER_TRIP || (share > 0 && elapsed >= ACK_SPREAD);
         let is_convenient = !self.subscriptions.has_news() || self.is_acknowledgement_late();
         if elapsed < ACK_INTERVAL && !(is_due && is_convenient) {
             return Ok(());
         }
-        self.begin_trip(share.min(STREAMS_PER_TRIP_MIN), now);
+        self.begin_trip(share.min(STREAMS_PER_TRIP), now);
         self.make_trip().map(drop)
-    }
-
-    /// Begins a trip with the share of what is to be acknowledged that is due by now.
-    fn begin_share(&mut self, streams: usize) {
-        let now = Instant::now();
-        self.begin_trip(self.share(now).min(streams.max(STREAMS_PER_TRIP_MIN)), now);
     }
 
     /// How many streams should have been acknowledged by now and were not.
@@ -74,15 +58,12 @@ impl Reader {
             self.acked_at = now;
             self.to_acknowledge = subscriptions.begin_acknowledging();
         }
-        let mut acked = 0;
-        while acked < ENTRIES_PER_TRIP
-            && pipeline.len() < streams_max
-            && let Some((key, ids)) = subscriptions.next_acknowledgement()
+        while pipeline.len() < streams_max
+            && let Some((key, position)) = subscriptions.next_acknowledgement(parts.delivery.ack)
         {
-            acked += ids.len();
-            xack(pipeline, &parts.keys, key, &ids);
+            set_position(pipeline, &parts.keys, key, position);
         }
-        parts.registry.counters().acks_sent.add(acked as u64);
+        parts.registry.counters().acks_sent.add(pipeline.len() as u64);
     }
 
     /// Whether no read has taken along for long what was to be acknowledged.
@@ -111,11 +92,7 @@ impl Reader {
     }
 }
 
-/// Acknowledges entries of one stream, at most [`IDS_PER_ACK_MAX`](super::acks::IDS_PER_ACK_MAX).
-pub(super) fn xack(pipeline: &mut Pipeline, keys: &Keys, key: &[u8], ids: &[EntryId]) {
-    let mut command = pipeline.command("XACK", 2 + ids.len());
-    command.arg(key).arg(keys.group());
-    for &id in ids {
-        command.id(id);
-    }
+/// Sets the position of the group of one stream. Fails where the stream was begun anew, without a group.
+pub(super) fn set_position(pipeline: &mut Pipeline, keys: &Keys, key: &[u8], position: EntryId) {
+    pipeline.command("XGROUP", 4).arg("SETID").arg(key).arg(keys.group()).id(position);
 }

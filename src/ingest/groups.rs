@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::acknowledging::xack;
+use super::acknowledging::set_position;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
 use super::subscriptions::{Key, Place, Subscription};
+use crate::event::StreamName;
 use crate::event::message::{LiveRef, ReaderCommand};
-use crate::event::{EntryId, StreamName};
 use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
 /// A group that could not be removed is tried again after this.
 const REMOVE_RETRY: Duration = Duration::from_secs(5);
+/// The replies to what starts a stream.
+const REPLIES_PER_START: usize = 3;
 /// A stream for which Redis refuses a consumer group is tried again after this.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -76,25 +78,21 @@ impl Reader {
         self.refused.retain(|(_, start)| !start.is(stream, live));
         let key = self.parts.keys.stream(stream);
         let until = Instant::now() + self.parts.linger;
-        let Some(mut gone) = self.subscriptions.remove(key.as_bytes(), live, until) else { return Ok(()) };
-        gone.give_up_unproven();
-        self.pipeline.clear();
-        loop {
-            let ids = gone.unacked.take(EntryId::MAX);
-            if ids.is_empty() {
-                break;
-            }
-            self.parts.registry.counters().acks_sent.add(ids.len() as u64);
-            xack(&mut self.pipeline, &self.parts.keys, &gone.key, &ids);
+        let Some(gone) = self.subscriptions.remove(key.as_bytes(), live, until) else { return Ok(()) };
+        if gone.is_acknowledged() {
+            return Ok(());
         }
+        self.pipeline.clear();
+        set_position(&mut self.pipeline, &self.parts.keys, &gone.key, gone.cursor);
+        self.parts.registry.counters().acks_sent.inc();
         self.make_trip().map(drop)
     }
 
-    /// Makes the group of each stream at its seam, anew where there is one: what a former reading left pending was
-    /// handed to history. A stream whose key is gone is broken.
+    /// Makes the group of each stream at its seam, with this reader as its consumer, anew where there is one: what a
+    /// former reading left was handed to history. A stream whose key is gone is broken.
     fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
         let keys = Arc::clone(&self.parts.keys);
-        let mut commands = Vec::with_capacity(starts.len() * 2 + 1);
+        let mut commands = Vec::with_capacity(starts.len() * REPLIES_PER_START + 1);
         let names = starts
             .iter()
             .fold(Command::new("SADD").arg(keys.groups()), |sadd, start| sadd.arg(start.stream.as_str()));
@@ -103,6 +101,8 @@ impl Reader {
             commands.push(destroy(&keys, &start.key));
             let create = Command::new("XGROUP").arg("CREATE").arg(&start.key).arg(keys.group());
             commands.push(create.id(start.cursor));
+            let join = Command::new("XGROUP").arg("CREATECONSUMER").arg(&start.key).arg(keys.group());
+            commands.push(join.arg(&self.consumer));
         }
         let replies = match self.trip(&commands) {
             Ok(replies) => replies,
@@ -114,8 +114,8 @@ impl Reader {
         }
         let now = Instant::now();
         let mut broken = Vec::new();
-        // The first reply is SADD's; then two for each stream, of which CREATE's tells whether all is well.
-        for (start, replies) in starts.into_iter().zip(replies[1..].chunks(2)) {
+        // The first reply is SADD's; of those for each stream, CREATE's tells whether all is well.
+        for (start, replies) in starts.into_iter().zip(replies[1..].chunks(REPLIES_PER_START)) {
             let Some(error) = replies[1].error() else {
                 self.subscriptions.insert(start);
                 continue;

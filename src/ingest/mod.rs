@@ -5,8 +5,7 @@
 //! them does: decide who gets what, or remember anything that Redis could tell again.
 
 mod acknowledging;
-pub mod acks;
-mod budget;
+pub mod budget;
 mod groups;
 mod pace;
 pub mod pacing;

@@ -1,6 +1,6 @@
 //! How long a reader lingers between two reads. Pure.
 //!
-//! One blocking XREADGROUP over many keys costs Redis O(keys) at every wake-up. Unpaced, a thousand live
+//! One blocking XREAD over many keys costs Redis O(keys) at every wake-up. Unpaced, a thousand live
 //! streams make Redis do little else than parse the same command again. So a reader keeps a *duty
 //! cycle*: after a read that took Redis `cost`, it lets `cost × (100 / duty − 1)` pass, takes all
 //! that has come in one read that does not block, and blocks only when there was nothing. With few

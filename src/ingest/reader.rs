@@ -3,10 +3,10 @@
 //! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
 //! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
 //! connection which streams have news ([`Told`]). Either way entries are read in transactions that show whether
-//! others were removed before them. Acknowledgements travel with the next read. How long the reader pauses between
+//! others were removed before them. Acknowledgements travel with the next read of their stream. How long the reader pauses between
 //! two reads is [`Pacing`]'s decision.
 //!
-//! INVARIANT: the group's position is not the truth, the subscription's cursor is: every read sets the group to it.
+//! INVARIANT: the group's position is not the truth, the subscription's cursor is: reads begin there.
 //! If anything is wrong with a stream or with Redis, the reader does not repair it: it reports the stream as broken
 //! and forgets it. Its viewers find out from history what happened and start it again at an exact id.
 
@@ -180,7 +180,6 @@ impl Reader {
         self.keep_connections();
         let is_told = self.is_told(Instant::now())?;
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
-            self.subscriptions.finish();
             self.acknowledge_alone()?;
             return self.wait(Instant::now() + STOP_CHECK);
         }

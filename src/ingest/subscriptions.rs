@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::acks::{IDS_PER_ACK_MAX, Unacked};
 use super::budget::Size;
 use super::proof::{Brought, Count, Method, Verdict};
+use crate::config::Ack;
 use crate::event::message::LiveRef;
 use crate::event::{AckBoard, Entry, EntryId, StreamName};
 
@@ -32,10 +32,8 @@ pub(super) struct Subscription {
     /// How many entries were ever added up to the cursor, where that is known.
     pub(super) ordinal: Option<u64>,
     pub(super) board: Arc<AckBoard>,
-    pub(super) unacked: Unacked,
-    /// What a read has brought that counted for nothing. Some of it may be gone when that is read again, and has to be
-    /// acknowledged all the same.
-    unproven: Vec<EntryId>,
+    /// The position of the group in Redis, as far as nobody else moves it.
+    acknowledged: EntryId,
     /// What is known of the size of its entries.
     pub(super) size: Size,
     /// How the next read counts it.
@@ -66,8 +64,7 @@ impl Subscription {
             cursor,
             ordinal,
             board,
-            unacked: Unacked::default(),
-            unproven: Vec::new(),
+            acknowledged: cursor,
             size: Size::default(),
             method: if ordinal.is_some() { Method::Length } else { Method::Groups },
             length: None,
@@ -112,12 +109,6 @@ impl Subscription {
         Verdict::Unproven
     }
 
-    /// These entries were read and are to be read again.
-    pub(super) fn note_unproven(&mut self, entries: &[Entry]) {
-        let cursor = self.cursor;
-        self.unproven.extend(entries.iter().map(|entry| entry.id).filter(|&id| id > cursor));
-    }
-
     fn note_whole(&mut self, ordinal: Option<u64>, (count, brought): (&Count, Brought), now: Instant) {
         self.ordinal = ordinal;
         if !matches!(count, Count::Length(_)) {
@@ -137,21 +128,11 @@ impl Subscription {
     }
 
     /// Takes a batch in: the cursor moves to its end. Entries at or below the cursor are dropped.
-    fn advance(&mut self, entries: &mut Vec<Entry>, acks: bool, now: Instant) {
+    fn advance(&mut self, entries: &mut Vec<Entry>, now: Instant) {
         let cursor = self.cursor;
         entries.retain(|entry| entry.id > cursor);
         if let Some(last) = entries.last() {
             self.cursor = last.id;
-        }
-        if acks && self.unproven.is_empty() {
-            self.unacked.read(entries.iter().map(|entry| entry.id));
-        } else if acks {
-            let (passed, left): (Vec<_>, Vec<_>) = self.unproven.iter().partition(|&&id| id <= self.cursor);
-            self.unproven = left;
-            let mut ids: Vec<EntryId> = entries.iter().map(|entry| entry.id).chain(passed).collect();
-            ids.sort_unstable();
-            ids.dedup();
-            self.unacked.read(ids.into_iter());
         }
         if let Some(largest) = entries.iter().map(|entry| entry.fields.len_bytes()).max() {
             self.size.note(largest);
@@ -159,20 +140,21 @@ impl Subscription {
         }
     }
 
-    /// It will not be read again: what was to be read again is acknowledged with what was passed on.
-    pub(super) fn give_up_unproven(&mut self) {
-        let mut ids = std::mem::take(&mut self.unproven);
-        ids.retain(|&id| id > self.cursor);
-        ids.sort_unstable();
-        ids.dedup();
-        self.unacked.read(ids.into_iter());
+    /// Where its group is to stand now.
+    pub(super) fn position(&self, ack: Ack) -> EntryId {
+        match ack {
+            Ack::None => self.cursor,
+            Ack::Written => {
+                // Without anybody attached, everything was handed to history.
+                let written = self.board.everybody().unwrap_or(self.cursor);
+                written.min(self.cursor).max(self.acknowledged)
+            }
+        }
     }
 
-    /// The ids that may be acknowledged now, at most [`IDS_PER_ACK_MAX`].
-    fn acknowledgeable(&mut self) -> Vec<EntryId> {
-        // Without anybody attached, everything was handed to history.
-        let upto = self.board.everybody().unwrap_or(EntryId::MAX);
-        self.unacked.take(upto)
+    /// Whether its group stands where it was read to.
+    pub(super) fn is_acknowledged(&self) -> bool {
+        self.acknowledged >= self.cursor
     }
 }
 
@@ -328,25 +310,21 @@ impl Subscriptions {
         &mut self,
         place: Place,
         entries: &mut Vec<Entry>,
-        acks: bool,
         now: Instant,
     ) -> Option<(usize, LiveRef)> {
         let found = self.all.get_mut(place)?;
-        found.advance(entries, acks, now);
-        if !found.unacked.is_empty() && !std::mem::replace(&mut found.is_pending, true) {
+        found.advance(entries, now);
+        if !found.is_acknowledged() && !std::mem::replace(&mut found.is_pending, true) {
             self.pending.push_back((place, found.live));
         }
         Some((found.transform, found.live))
     }
 
-    /// Nothing more will be read.
-    pub(super) fn finish(&mut self) {
-        for (place, found) in &mut self.all {
-            found.give_up_unproven();
-            if !found.unacked.is_empty() && !std::mem::replace(&mut found.is_pending, true) {
-                self.pending.push_back((place, found.live));
-            }
-        }
+    /// The group of the stream at a place stands at `position` now; whether it stood elsewhere.
+    pub(super) fn acknowledged(&mut self, place: Place, position: EntryId) -> bool {
+        let before =
+            self.all.get_mut(place).map(|found| std::mem::replace(&mut found.acknowledged, position));
+        before.is_some_and(|before| before != position)
     }
 
     /// Every stream with something unacknowledged is to be looked at once from here on; how many there are.
@@ -370,23 +348,21 @@ impl Subscriptions {
         !self.pending.is_empty()
     }
 
-    /// The next stream of which ids may be acknowledged now, among those that are to be looked at, and the ids.
-    pub(super) fn next_acknowledgement(&mut self) -> Option<(&Key, Vec<EntryId>)> {
+    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where.
+    pub(super) fn next_acknowledgement(&mut self, ack: Ack) -> Option<(&Key, EntryId)> {
         while self.to_acknowledge > 0
             && let Some((place, live)) = self.pending.pop_front()
         {
             self.to_acknowledge -= 1;
             let Some(found) = self.all.get_mut(place).filter(|found| found.live == live) else { continue };
-            let ids = found.acknowledgeable();
-            found.is_pending = !found.unacked.is_empty();
-            if ids.len() == IDS_PER_ACK_MAX && found.is_pending {
-                self.to_acknowledge += 1;
-                self.pending.push_front((place, live));
-            } else if found.is_pending {
+            let position = found.position(ack);
+            let is_news = std::mem::replace(&mut found.acknowledged, position) != position;
+            found.is_pending = !found.is_acknowledged();
+            if found.is_pending {
                 self.pending.push_back((place, live));
             }
-            if !ids.is_empty() {
-                return self.all.get(place).map(|found| (&found.key, ids));
+            if is_news {
+                return self.all.get(place).map(|found| (&found.key, position));
             }
         }
         None

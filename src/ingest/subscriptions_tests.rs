@@ -111,7 +111,7 @@ fn sweeps_come_to_every_silent_stream() {
     let places: Vec<_> = (0..7).map(|key| inserted(&mut all, &key.to_string(), now)).collect();
     all.take_news(9);
     let later = now + Duration::from_secs(1);
-    all.advance(places[3], &mut vec![entry(5)], false, later);
+    all.advance(places[3], &mut vec![entry(5)], later);
     (0..3).for_each(|_| all.sweep(3, now));
     let mut swept = all.take_news(9);
     swept.sort_unstable();
@@ -125,38 +125,10 @@ fn the_cursor_never_goes_back() {
     let now = Instant::now();
     let mut reading = subscription(5, Some(1), now);
     let mut entries = vec![entry(4), entry(5), entry(6)];
-    reading.advance(&mut entries, true, now);
+    reading.advance(&mut entries, now);
     assert_eq!(entries, [entry(6)]);
     assert_eq!(reading.cursor, EntryId::new(6, 0));
-    assert_eq!(reading.acknowledgeable(), [EntryId::new(6, 0)]);
-}
-
-#[test]
-fn what_was_read_in_vain_is_acknowledged_too() {
-    let now = Instant::now();
-    let mut all = Subscriptions::default();
-    let a = inserted(&mut all, "a", now);
-    all.all[a].note_unproven(&[entry(2), entry(3), entry(4)]);
-    // The first one was trimmed before it could be read again, which takes two reads.
-    all.advance(a, &mut vec![entry(3)], true, now);
-    all.advance(a, &mut vec![entry(4), entry(5)], true, now);
-    all.begin_acknowledging();
-    let ids = all.next_acknowledgement().map(|(_, ids)| ids);
-    assert_eq!(ids, Some([2, 3, 4, 5].map(|ms| EntryId::new(ms, 0)).to_vec()));
-}
-
-#[test]
-fn what_was_to_be_read_again_is_acknowledged_where_nothing_more_is_read() {
-    let now = Instant::now();
-    let mut all = Subscriptions::default();
-    let a = inserted(&mut all, "a", now);
-    all.advance(a, &mut vec![entry(2)], true, now);
-    all.all[a].note_unproven(&[entry(3), entry(4)]);
-    all.all[a].note_unproven(&[entry(3), entry(4), entry(5)]);
-    all.finish();
-    all.begin_acknowledging();
-    let ids = all.next_acknowledgement().map(|(_, ids)| ids);
-    assert_eq!(ids, Some([2, 3, 4, 5].map(|ms| EntryId::new(ms, 0)).to_vec()));
+    assert_eq!(reading.position(Ack::Written), EntryId::new(6, 0), "nobody is attached");
 }
 
 #[test]
@@ -164,34 +136,49 @@ fn every_stream_is_acknowledged_in_turn() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let [a, b] = ["a", "b"].map(|key| inserted(&mut all, key, now));
-    let many = IDS_PER_ACK_MAX as u64 + 5;
-    all.advance(a, &mut (2..2 + many).map(entry).collect(), true, now);
-    all.advance(b, &mut vec![entry(2)], true, now);
-    assert!(all.has_unacked() && !all.is_acknowledging() && all.next_acknowledgement().is_none());
+    all.advance(a, &mut (2..9).map(entry).collect(), now);
+    all.advance(b, &mut vec![entry(2)], now);
+    assert!(all.has_unacked() && !all.is_acknowledging() && all.next_acknowledgement(Ack::Written).is_none());
     all.begin_acknowledging();
     let mut acknowledged = Vec::new();
-    while let Some((key, ids)) = all.next_acknowledgement() {
-        acknowledged.push((key[0], ids.len()));
+    while let Some((key, position)) = all.next_acknowledgement(Ack::Written) {
+        acknowledged.push((key[0], position));
     }
-    assert_eq!(acknowledged, [(b'a', IDS_PER_ACK_MAX), (b'a', 5), (b'b', 1)]);
+    assert_eq!(acknowledged, [(b'a', EntryId::new(8, 0)), (b'b', EntryId::new(2, 0))]);
     assert!(!all.has_unacked() && !all.is_acknowledging());
 }
 
 #[test]
-fn what_is_not_written_stays_pending() {
+fn what_is_not_written_is_not_acknowledged() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let a = inserted(&mut all, "a", now);
     all.all[a].board.attach(0, EntryId::new(2, 0));
-    all.advance(a, &mut vec![entry(2), entry(3)], true, now);
-    for expected in [Some(1), None] {
+    all.advance(a, &mut vec![entry(2), entry(3)], now);
+    for expected in [Some(EntryId::new(2, 0)), None] {
         all.begin_acknowledging();
-        assert_eq!(all.next_acknowledgement().map(|(_, ids)| ids.len()), expected);
+        assert_eq!(all.next_acknowledgement(Ack::Written).map(|(_, position)| position), expected);
         assert!(all.has_unacked() && !all.is_acknowledging());
     }
+    // A thread that joins further back takes nothing back.
+    all.all[a].board.attach(1, EntryId::new(1, 0));
+    assert_eq!(all.all[a].position(Ack::Written), EntryId::new(2, 0));
+    assert_eq!(all.all[a].position(Ack::None), EntryId::new(3, 0), "as far as was read");
     all.remove(b"a", Slot { index: 0, generation: 1 }, now);
     all.begin_acknowledging();
-    assert!(all.next_acknowledgement().is_none() && !all.has_unacked());
+    assert!(all.next_acknowledgement(Ack::Written).is_none() && !all.has_unacked());
+}
+
+#[test]
+fn what_a_read_has_acknowledged_is_not_acknowledged_again() {
+    let now = Instant::now();
+    let mut all = Subscriptions::default();
+    let a = inserted(&mut all, "a", now);
+    all.advance(a, &mut vec![entry(2), entry(3)], now);
+    assert!(all.acknowledged(a, EntryId::new(3, 0)), "it stood elsewhere");
+    assert!(!all.acknowledged(a, EntryId::new(3, 0)));
+    all.begin_acknowledging();
+    assert!(all.next_acknowledgement(Ack::Written).is_none() && !all.has_unacked());
 }
 
 #[test]

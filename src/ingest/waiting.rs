@@ -88,7 +88,7 @@ impl Reader {
             return Ok(ReadEnd::default());
         }
         let places = self.subscriptions.places();
-        self.begin_blocking(places.len());
+        self.begin_blocking();
         let asked_at = self.pipeline.len();
         self.add_block(block);
         let transaction = (places.len() <= READ_ALONG_MAX).then(|| self.add_transaction(places));

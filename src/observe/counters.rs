@@ -107,7 +107,7 @@ declare! {
         reads_empty: "Reads of live streams that found nothing.",
         entries_read: "Entries read from live streams.",
         bytes_read: "Bytes of replies to reads of live streams.",
-        acks_sent: "Entries acknowledged to Redis.",
+        acks_sent: "Acknowledgements to Redis: how often the position of a group was moved.",
         entries_dropped_retry: "Entries dropped because their number was not new.",
         entries_dropped_finished: "Entries dropped because their generation was finished.",
         entries_undecodable: "Entries that could not be decoded.",

@@ -5,7 +5,7 @@
 //! command, and nothing is ever run. What cannot be queued is sent in a form that does nothing.
 
 use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
-use crate::event::{EntryId, StreamName};
+use crate::event::StreamName;
 use crate::observe::Trouble;
 
 /// What is wrong where rights are missing.
@@ -90,17 +90,6 @@ const NEEDS: &[Need] = &[
         Trial::Queued(|names| {
             vec![Command::new("XREAD").args(["COUNT", "1", "STREAMS", &names.keys.announce(), "$"])]
         }),
-    ),
-    vital(
-        "xreadgroup",
-        Trial::Queued(|names| {
-            let read = ["GROUP", names.keys.group(), "reader-0", "COUNT", "1", "STREAMS", &names.stream, ">"];
-            vec![Command::new("XREADGROUP").args(read)]
-        }),
-    ),
-    vital(
-        "xack",
-        Trial::Queued(|names| vec![names.on_stream("XACK").arg(names.keys.group()).id(EntryId::new(0, 1))]),
     ),
     vital("xrange", Trial::Queued(|names| vec![names.on_stream("XRANGE").args(["-", "+", "COUNT", "1"])])),
     vital(
@@ -305,7 +294,7 @@ mod tests {
                 }
             }
         }
-        assert!(sent.contains("xreadgroup") && sent.len() > 10, "{sent:?}");
+        assert!(sent.contains("xread") && sent.len() > 10, "{sent:?}");
         let is_listed = |name: &str| NEEDS.iter().any(|need| need.command.split('|').next() == Some(name));
         let unlisted: Vec<_> = sent.iter().filter(|name| !is_listed(name)).collect();
         assert!(unlisted.is_empty(), "these commands need a place in NEEDS: {unlisted:?}");

@@ -1,7 +1,6 @@
-//! The pending list of an instance's group says what it has read and not yet put on sockets: it empties by
-//! itself, is pinned by whoever does not read, and only as long; and what nobody watches costs nothing.
+//! The position of an instance's group says what is on all sockets: it follows by itself, is held back by a client that
+//! does not read, and only as long; and what nobody watches costs nothing.
 
-use std::collections::HashMap;
 use std::thread;
 
 use serde_json::json;
@@ -10,7 +9,7 @@ use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry, tokens};
-use crate::support::redis::{Redis, RedisServer};
+use crate::support::redis::{Redis, RedisServer, parsed_id};
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
@@ -23,16 +22,10 @@ fn options(redis: &RedisServer) -> DaemonOptions {
     Daemon::options(redis).set("service.instance=i1").set("threads.readers=1")
 }
 
-/// The id up to which the group has read.
-fn group_position(redis: &mut Redis, key: &str) -> String {
-    let groups: Vec<HashMap<String, redis::Value>> = redis.run(&["XINFO", "GROUPS", key]);
-    redis::from_redis_value_ref(&groups[0]["last-delivered-id"]).unwrap()
-}
-
-/// Waits until the group has read everything up to an id and acknowledged it.
+/// Waits until everything up to an id is acknowledged.
 fn wait_acknowledged(redis: &mut Redis, key: &str, id: &str) {
-    wait_until("the group to read", || group_position(redis, key) == id);
-    wait_until("an empty pending list", || redis.pending(key, GROUP) == 0);
+    wait_until("the acknowledgement", || redis.positions(key) == [parsed_id(id)]);
+    assert_eq!(redis.pending(key, GROUP), 0);
 }
 
 #[test]
@@ -45,6 +38,10 @@ fn what_is_on_sockets_is_acknowledged_even_when_the_stream_falls_silent() {
     let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
     viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
+    let consumers: Vec<std::collections::HashMap<String, redis::Value>> =
+        connection.run(&["XINFO", "CONSUMERS", KEY, GROUP]);
+    let names = consumers.iter().map(|consumer| redis::from_redis_value_ref(&consumer["name"]).unwrap());
+    assert_eq!(names.collect::<Vec<String>>(), ["reader-0"]);
     // One entry alone, then many: nothing follows that an acknowledgement could travel with.
     for count in [1, 500] {
         let newest = producer.tokens(0..count).pop().unwrap();
@@ -93,7 +90,7 @@ fn expect_much(viewer: &mut Viewer, newest: &str) {
 }
 
 #[test]
-fn who_does_not_read_pins_the_pending_list_until_it_leaves() {
+fn a_client_that_does_not_read_holds_acknowledgements_back_until_it_leaves() {
     let redis = RedisServer::start();
     let daemon = options(&redis).set("client.send_budget=1GiB").start();
     let mut connection = redis.connect();
@@ -114,14 +111,17 @@ fn who_does_not_read_pins_the_pending_list_until_it_leaves() {
         let id = clock.delta("tick");
         clock_viewer.read_to(&id);
         wait_acknowledged(&mut connection, &clock.key, &id);
-        assert!(connection.pending(KEY, GROUP) > 0, "acknowledged what is not on every socket");
+        assert!(
+            connection.positions(KEY)[0] < parsed_id(&newest),
+            "acknowledged what is not on every socket"
+        );
     }
     drop(not_reading);
     wait_acknowledged(&mut connection, KEY, &newest);
 }
 
 #[test]
-fn who_falls_back_to_history_pins_nothing() {
+fn a_client_that_falls_back_to_history_holds_nothing_back() {
     let redis = RedisServer::start();
     let daemon = options(&redis).set("client.send_budget=64KiB").start();
     let mut connection = redis.connect();
@@ -141,7 +141,7 @@ fn who_falls_back_to_history_pins_nothing() {
         reader.join().unwrap();
         newest
     });
-    // Two do not read, and yet nothing stays pending.
+    // Two do not read, and yet everything is acknowledged.
     wait_acknowledged(&mut connection, KEY, &newest);
     for viewer in &mut slow {
         expect_much(viewer, &newest);
@@ -153,7 +153,7 @@ fn who_falls_back_to_history_pins_nothing() {
 }
 
 #[test]
-fn without_acknowledgements_there_is_no_pending_list() {
+fn without_acknowledgements_the_group_stands_where_was_read() {
     let redis = RedisServer::start();
     let daemon = options(&redis).set("delivery.ack=none").start();
     let mut connection = redis.connect();
@@ -164,8 +164,7 @@ fn without_acknowledgements_there_is_no_pending_list() {
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
     for round in 0..50 {
         let newest = producer.tokens(round..round + 1).pop().unwrap();
-        wait_until("the group to read", || group_position(&mut connection, KEY) == newest);
-        assert_eq!(connection.pending(KEY, GROUP), 0);
+        wait_acknowledged(&mut connection, KEY, &newest);
         viewers.iter_mut().for_each(|viewer| viewer.read_to(&newest));
     }
     let end = producer.end();

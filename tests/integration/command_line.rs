@@ -266,7 +266,7 @@ fn the_documented_rights_are_enough_and_fewer_are_78() {
     assert!(denied.is_empty(), "{denied:?}");
     drop(daemon);
 
-    for missing in ["-xreadgroup", "-xadd", "-xrange", "-set", "resetkeys"] {
+    for missing in ["-xread", "-xadd", "-xrange", "-set", "resetkeys"] {
         redis.connect().run::<()>(&[&command[..], &[missing]].concat());
         let outcome = check();
         assert_eq!(outcome.code, Some(78), "{missing}: {outcome:?}");
@@ -284,7 +284,7 @@ fn a_daemon_without_rights_does_not_claim_to_be_ready() {
     let mut command = vec!["ACL", "SETUSER", "llm-bridge"];
     command.extend(rights.iter().map(String::as_str));
     let url = format!("redis.url=redis://llm-bridge:PASSWORD@127.0.0.1:{}/0", redis.port());
-    for missing in ["-xreadgroup", "-xadd", "-xrange"] {
+    for missing in ["-xread", "-xadd", "-xrange"] {
         redis.connect().run::<()>(&[&command[..], &[missing]].concat());
         let mut daemon = Daemon::options(&redis).set(&url).spawn();
         wait_until("it to say what it lacks", || {

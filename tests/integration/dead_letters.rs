@@ -11,7 +11,7 @@ use crate::support::daemon::Daemon;
 use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
 use crate::support::raw::Raw;
-use crate::support::redis::{Redis, RedisServer};
+use crate::support::redis::{Redis, RedisServer, parsed_id};
 use crate::support::transcript::Transcript;
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 use crate::support::websocket::WebSocketClient;
@@ -81,9 +81,8 @@ fn a_malformed_entry_is_kept_as_a_letter() {
         assert_eq!(serde_json::from_str::<Value>(text(letter, "fields")).unwrap(), copy);
         assert!(!letter.contains_key("fields_b64"), "{letter:?}");
     }
-    wait_until("the acknowledgement", || {
-        connection.pending(&producer.key, "llm:consumer:llm-bridge:i1") == 0
-    });
+    let newest = parsed_id(producer.ids.last().unwrap());
+    wait_until("the acknowledgement", || connection.positions(&producer.key) == [newest]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::support::nomad::{Log, Nomad, Tether, Together, World, witness};
 use crate::support::patience::{PATIENCE, wait_for, wait_until};
 use crate::support::producer::{Item, Ledger, Orders, Survivor};
 use crate::support::random::Random;
-use crate::support::redis::RedisServer;
+use crate::support::redis::{RedisServer, parsed_id};
 use crate::support::transcript::Frame;
 use crate::support::viewer::KINDS;
 
@@ -230,16 +230,11 @@ impl System<'_> {
     /// What must hold once nobody does anything any more, while somebody still watches every stream.
     fn expect_tidy(&self) {
         let mut connection = self.redis.connect();
-        wait_until("two groups a stream, with nothing pending", || {
+        wait_until("two groups a stream, with everything acknowledged", || {
             connection.keys("llm:stream:*").iter().all(|key| {
-                let groups = connection.groups(key);
-                // A group that is just being made anew is not there for a moment.
-                let mut pending = |group: &String| {
-                    let summary: redis::RedisResult<(u64, redis::Value, redis::Value, redis::Value)> =
-                        connection.try_run(&["XPENDING", key, group]);
-                    summary.map(|(count, ..)| count)
-                };
-                groups.len() == 2 && groups.iter().all(|group| pending(group) == Ok(0))
+                let newest: Vec<(String, redis::Value)> =
+                    connection.run(&["XREVRANGE", key, "+", "-", "COUNT", "1"]);
+                connection.positions(key) == vec![parsed_id(&newest[0].0); 2]
             })
         });
     }

@@ -51,7 +51,7 @@ mod outage;
 /// Several daemons on one Redis, and whose an instance id is.
 mod instances;
 
-/// What an instance has read and not yet sent is pending, nothing else; what nobody watches costs nothing.
+/// A group's position says what is on the sockets, and nothing else; what nobody watches costs nothing.
 mod acks;
 
 /// What cannot be decoded is kept once as a dead letter.

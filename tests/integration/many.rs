@@ -6,12 +6,11 @@ use serde_json::json;
 use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, entry, token, tokens};
-use crate::support::redis::{Redis, RedisServer};
+use crate::support::redis::{Redis, RedisServer, parsed_id};
 use crate::support::transcript::id_order;
 use crate::support::viewer::{KINDS, Viewer};
 
 const STREAMS: usize = 40;
-const GROUP: &str = "llm:consumer:llm-bridge:i1";
 
 /// All streams belong to one reader.
 fn options(redis: &RedisServer) -> DaemonOptions {
@@ -89,8 +88,9 @@ fn bursts_arrive_whole_and_are_acknowledged() {
     many.pass(9..1_200);
     let keys: Vec<String> = many.producers.iter().map(|producer| producer.key.clone()).collect();
     let mut connection = redis.connect();
-    for key in &keys {
-        wait_until("an empty pending list", || connection.pending(key, GROUP) == 0);
+    for (key, producer) in keys.iter().zip(&many.producers) {
+        let newest = parsed_id(producer.ids.last().unwrap());
+        wait_until("the acknowledgement", || connection.positions(key) == [newest]);
     }
     for outline in many.finish() {
         assert_eq!(outline, [format!("delta {}", tokens(0..1_200)), "end stop".into()]);

@@ -251,6 +251,16 @@ impl Redis {
         groups.iter().map(|group| redis::from_redis_value_ref(&group["name"]).unwrap()).collect()
     }
 
+    /// Up to where the groups of a stream have acknowledged it, each as (ms, sequence).
+    pub(crate) fn positions(&mut self, key: &str) -> Vec<(u64, u64)> {
+        let groups: Vec<HashMap<String, redis::Value>> =
+            self.try_run(&["XINFO", "GROUPS", key]).unwrap_or_default();
+        let position = |group: &HashMap<String, redis::Value>| -> String {
+            redis::from_redis_value_ref(&group["last-delivered-id"]).unwrap()
+        };
+        groups.iter().map(|group| parsed_id(&position(group))).collect()
+    }
+
     /// How many entries a group was given and has not acknowledged. The group must exist.
     pub(crate) fn pending(&mut self, key: &str, group: &str) -> u64 {
         let (count, _, _, _): (u64, redis::Value, redis::Value, redis::Value) =
@@ -269,4 +279,10 @@ impl Redis {
         keys.sort();
         keys
     }
+}
+
+/// An entry's id as two numbers, so that ids can be compared.
+pub(crate) fn parsed_id(id: &str) -> (u64, u64) {
+    let (ms, sequence) = id.split_once('-').unwrap();
+    (ms.parse().unwrap(), sequence.parse().unwrap())
 }
