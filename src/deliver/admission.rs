@@ -19,6 +19,10 @@ use crate::warn_limited;
 pub(super) const RETRY_AFTER_S: u32 = 1;
 /// What is told to those who ask for too much, and which key of the configuration says how much that is. The reason of a
 /// WebSocket's close has room for 123 bytes.
+const OVER_CONNECTIONS: &str =
+    "there is no room for another connection: client.max_connections says how many";
+const OVER_CONNECTS: &str = "too many connections a second: limits.connects_per_second says how many";
+const OVER_ADDRESS: &str = "too many connections from one address: limits.per_address says how many";
 pub(super) const OVER_SUBSCRIBES: &str =
     "too many requests for streams a second: limits.subscribes_per_second says how many";
 pub(super) const OVER_CANCELS: &str =
@@ -40,13 +44,11 @@ impl Delivery {
         }
         if self.connections_of_all() > self.max_connections() {
             counters.connections_refused_full.inc();
-            let message = "there is no room for another connection: client.max_connections says how many";
-            return Some(HttpError::unavailable("full", message, RETRY_AFTER_S));
+            return Some(HttpError::unavailable("full", OVER_CONNECTIONS, RETRY_AFTER_S));
         }
         let refused = self.rates.lock().connect(address.ip(), now).err()?;
         counters.connections_refused_rate.inc();
-        let message = "too many connections a second: limits.connects_per_second says how many";
-        Some(too_many(message, refused.seconds()))
+        Some(too_many(OVER_CONNECTS, refused.seconds()))
     }
 
     /// A connection is refused: it is told so in answer to its first request, or at once if too many wait for that.
@@ -114,8 +116,7 @@ impl Delivery {
         if !connection.counted {
             if !rates.open(ip) {
                 self.registry.counters().connections_refused_rate.inc();
-                let message = "too many connections from one address: limits.per_address says how many";
-                return Err(too_many(message, u64::from(RETRY_AFTER_S)));
+                return Err(too_many(OVER_ADDRESS, u64::from(RETRY_AFTER_S)));
             }
             connection.counted = true;
         }
@@ -182,4 +183,22 @@ fn shortened(text: &str) -> &str {
         len -= 1;
     }
     &text[..len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of a close frame's 125 bytes beside the code.
+    const REASON_BYTES_MAX: usize = 123;
+
+    #[test]
+    fn what_is_told_names_a_key_and_fits_into_the_reason_of_a_close() {
+        for message in [OVER_CONNECTIONS, OVER_CONNECTS, OVER_ADDRESS, OVER_SUBSCRIBES, OVER_CANCELS] {
+            assert!(message.contains("limits.") || message.contains("client."), "{message}");
+            let reason = format!("{message}; try again in 3600 s");
+            assert!(reason.len() <= REASON_BYTES_MAX, "{reason}");
+        }
+        assert!(HttpError::draining().message.len() <= REASON_BYTES_MAX);
+    }
 }
