@@ -263,6 +263,45 @@ fn the_letters_are_capped_by_bytes() {
     assert!(!letters(&mut connection).is_empty(), "the newest stay");
 }
 
+/// What a provider sent, as it is, and what is wrong with it: told alike by the frame, the dead letter and the log.
+#[test]
+fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let stories: [(&str, &str, &[&str]); 4] = [
+        ("openai", "torn", &["openai is not JSON", "fields: openai, model"]),
+        ("openai", "[\"hidden\"]", &["openai is a list, not an object"]),
+        ("openai", "data: {\"choices\":[]}", &["a line of an event stream", "`data: `"]),
+        (
+            "anthropic",
+            "{\"delta\":{\"text\":\"hidden\"},\"a\\u001bb\":1}",
+            &[
+                "type is missing",
+                "members of anthropic: delta, a\u{241b}b",
+                "looked for: a type of the Messages API",
+            ],
+        ),
+    ];
+    for (n, (field, payload, said)) in stories.into_iter().enumerate() {
+        let key = format!("llm:stream:s{n}:m");
+        connection.add_entry(&key, "*", &[(field, payload.as_bytes()), ("model", b"m")]);
+        connection.add_entry(&key, "*", &[("data", br#"{"type":"end"}"#)]);
+        let transcript = view(daemon.public, Kind::WebSocket, &format!("s{n}/m"), "");
+        let skipped = transcript.of_kind("skipped").next().expect("it is skipped");
+        let message = skipped["message"].as_str().unwrap();
+        let letters = wait_letters(&mut connection, n + 1);
+        assert_eq!(text(&letters[n], "message"), message);
+        for said in said {
+            assert!(message.contains(said), "{said} in {message}");
+        }
+        assert!(!message.contains("hidden"), "{message}");
+        // The log writes quotation marks and the like in its own way.
+        let begins = said[0].split('`').next().unwrap();
+        wait_until("the log to say it", || daemon.log().contains(begins));
+    }
+}
+
 /// A key of another type stops only what needs it, is named, and is not asked for all the time.
 #[test]
 fn keys_of_another_type_stop_only_what_needs_them() {
