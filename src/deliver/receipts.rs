@@ -330,5 +330,5 @@ impl Delivery {
 }
 
 fn not_given(id: Position) -> Refusal {
-    Refusal::new("not_sent", format!("{id} was not sent on this connection"))
+    Refusal::new("not_sent", format!("{id} is above all that was sent on this connection"))
 }

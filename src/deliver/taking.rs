@@ -2,6 +2,10 @@
 //!
 //! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end of
 //! a generation goes out at once, because that is what others wait for.
+//!
+//! An acknowledged id is a position, as `after` is: everything up to it. One above what the viewer was given is refused. One
+//! below need not be an entry's: frames are merged, so a client may know ids within them from another connection, and nobody
+//! remembers every id, nor can Redis tell one that was trimmed from one that never was.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
