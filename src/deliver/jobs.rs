@@ -355,7 +355,7 @@ impl Delivery {
             ReplayOutcome::StateTooLarge => {
                 let error = HttpError::unavailable(
                     "state_too_large",
-                    "the state is larger than this server assembles; read the stream instead",
+                    "the state is larger than client.max_state; read the stream instead",
                     60,
                 );
                 self.answer_error(viewer, &error, now);

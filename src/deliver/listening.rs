@@ -251,10 +251,10 @@ impl Delivery {
             self.registry.gauges().input_bytes.change(before, after);
             return;
         }
+        let message = "too much that clients have begun to send waits for its rest; try again";
         match connection.phase {
-            Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, "overloaded"),
+            Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, message),
             _ => {
-                let message = "too much that clients have begun to send waits for its rest; try again";
                 let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
             }
