@@ -1,4 +1,4 @@
-//! How long a reader lingers between two reads. Pure.
+//! How long a reader that blocks on its streams lingers between two reads. Pure.
 //!
 //! One blocking XREAD over many keys costs Redis O(keys) at every wake-up. Unpaced, a thousand live
 //! streams make Redis do little else than parse the same command again. So a reader keeps a *duty

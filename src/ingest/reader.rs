@@ -3,8 +3,8 @@
 //! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
 //! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
 //! connection which streams have news ([`Told`]). Either way entries are read in transactions that show whether
-//! others were removed before them. Acknowledgements travel with the next read of their stream. How long the reader pauses between
-//! two reads is [`Pacing`]'s decision.
+//! others were removed before them. Acknowledgements travel with the next read of their stream. How long a reader that
+//! blocks pauses between two reads is [`Pacing`]'s decision.
 //!
 //! INVARIANT: the group's position is not the truth, the subscription's cursor is: reads begin there.
 //! If anything is wrong with a stream or with Redis, the reader does not repair it: it reports the stream as broken
@@ -45,8 +45,6 @@ const BLOCK_IDLE: Duration = Duration::from_secs(1);
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A wait of so long without news is a time in which nothing is read.
 const QUIET: Duration = Duration::from_millis(20);
-/// The longest pause of a reader that is told. Tokens that come one by one cost Redis a read each without it.
-const TOLD_REST_MAX: Duration = Duration::from_micros(250);
 /// What epoll can wait for.
 const EPOLL_TICK: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
@@ -195,7 +193,7 @@ impl Reader {
                 return self.wait_to_be_told();
             }
         }
-        self.rest(is_told)?;
+        self.rest()?;
         let read = if self.subscriptions.has_news() {
             self.read_news()?
         } else {
@@ -204,10 +202,10 @@ impl Reader {
             }
             self.block(self.block_max())?
         };
-        // Who has fallen behind catches up first.
-        let pause = if read.is_full { Duration::ZERO } else { self.pacing.pause(read.took, read.entries) };
-        // What a reader reads that is told has news: a longer pause would gather more at once, and save Redis little.
-        let pause = if is_told { pause.min(TOLD_REST_MAX) } else { pause };
+        // A reader that has fallen behind catches up first. One that is told reads only what has news: while Redis is
+        // idle a pause would save it little, and while it is loaded a round trip takes longer and gathers more.
+        let pauses = !read.is_full && !is_told;
+        let pause = if pauses { self.pacing.pause(read.took, read.entries) } else { Duration::ZERO };
         self.rests_until = Instant::now() + pause;
         self.acknowledge_after_reading()
     }
@@ -222,14 +220,8 @@ impl Reader {
     }
 
     /// Leaves Redis to others for as long as was decided after the last read.
-    fn rest(&mut self, is_told: bool) -> Result<(), RedisError> {
-        if Instant::now() < self.rests_until {
-            self.linger(self.rests_until)?;
-            if is_told {
-                self.listen()?;
-            }
-        }
-        Ok(())
+    fn rest(&mut self) -> Result<(), RedisError> {
+        if Instant::now() < self.rests_until { self.linger(self.rests_until) } else { Ok(()) }
     }
 
     /// Connections that are not used for a while are looked after, so that the next use finds them well.
