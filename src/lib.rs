@@ -85,3 +85,6 @@ pub mod observe;
 pub mod cli;
 pub mod produce;
 pub mod relay;
+// For tests/fuzz.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -50,7 +50,12 @@ pub(super) fn serve(
 }
 
 /// What to do with a head, as far as it has come.
-fn respond(head: &[u8], is_over: bool, hosts: &HostPolicy, page: &impl Fn(&str) -> Answer) -> Reaction {
+pub(super) fn respond(
+    head: &[u8],
+    is_over: bool,
+    hosts: &HostPolicy,
+    page: &impl Fn(&str) -> Answer,
+) -> Reaction {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let answer = match request.parse(head) {

@@ -11,6 +11,8 @@
 pub mod admin;
 mod counters;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod health;
 mod http;
 mod latency;
@@ -29,6 +31,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 pub use counters::{Counter, Counters, Gauge, Gauges, Reading};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzzing::requests as fuzz_requests;
 pub use health::{Health, Lease, LinkReport};
 pub use latency::{Distribution, Recorder, Stage, Summary};
 pub use outage::Trouble;

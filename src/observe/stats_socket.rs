@@ -118,7 +118,7 @@ pub fn run(listener: UnixListener, registry: Arc<Registry>, stop: Stop) -> io::R
 }
 
 /// What to do with what a client has sent: its line ends with a newline, or with what it sends.
-fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction {
+pub(super) fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction {
     let end = sent.iter().position(|&byte| byte == b'\n');
     let line = &sent[..end.unwrap_or(sent.len())];
     if line.len() >= LINE_BYTES_MAX {

@@ -2,121 +2,7 @@
 
 use super::*;
 use crate::event::PROGRESS_BYTES_MAX;
-
-/// Payloads of all kinds, from which others are made.
-const SEEDS: [&str; 25] = [
-    r#"{"choices":[{"delta":{"tool_calls":[{"id":7,"function":{"arguments":{"a":"\\"}}},{"function":{"arguments":{}}}]},"error":{}}],"x_groq":{"usage":{"n":1}}}"#,
-    r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"H\u00e4 \ud83d\ude00"},"finish_reason":null}],"usage":null}"#,
-    r#"{"choices":[{"index":1,"delta":{"reasoning":"a","refusal":"b"},"finish_reason":"stop"}],"usage":{"n":1}}"#,
-    r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"a\""}}]}}]}"#,
-    r#"{"choices":[{"delta":{"tool_calls":[{"id":"d","function":{"arguments":"1"}},{"function":{"arguments":"2"}}]}}]}"#,
-    r#"{"choices":[{"delta":{"content":[{"type":"text","text":"x"},{"type":"thinking","thinking":[{"type":"text","text":"y"}]},{"type":"z"}]}}]}"#,
-    r#"{"choices":[],"usage":{"total_tokens":3,"d":{"e":[1,2]}},"error":null}"#,
-    r#"{"error":{"message":"m","type":"t","code":429}}"#,
-    r#"{"error":"m"}"#,
-    "[DONE]",
-    r#"{"type":"response.created","response":{"usage":null}}"#,
-    r#"{"type":"response.output_text.delta","output_index":0,"delta":"ab\n"}"#,
-    r#"{"type":"response.output_item.added","output_index":1,"item":{"type":"function_call","id":"i","call_id":"c","name":"f","arguments":""}}"#,
-    r#"{"type":"response.function_call_arguments.delta","item_id":"i","output_index":1,"delta":"{"}"#,
-    r#"{"type":"response.output_item.done","output_index":1,"item":{"type":"function_call","arguments":"{}"}}"#,
-    r#"{"type":"response.completed","response":{"status":"completed","usage":{"n":1}}}"#,
-    r#"{"type":"message_start","message":{"id":"m","usage":{"input_tokens":5,"output_tokens":1}}}"#,
-    r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c","name":"f","input":{"a":"b"}}}"#,
-    r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"{\"a\""}}"#,
-    r#"{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"x"}}"#,
-    r#"{"type":"content_block_delta","index":1,"delta":{"type":"thinking_delta","thinking":"x"}}"#,
-    r#"{"type":"content_block_stop","index":0}"#,
-    r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7}}"#,
-    r#"{"type":"message_stop"}"#,
-    r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
-];
-
-/// A small generator of numbers (xorshift64*), so that a failure can be met again.
-pub(super) struct Numbers(pub(super) u64);
-
-impl Numbers {
-    pub(super) fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % end.max(1)
-    }
-}
-
-/// What JSON is made of, to be put anywhere.
-const TOKENS: [&str; 20] = [
-    "{",
-    "}",
-    "[",
-    "]",
-    "\"",
-    ",",
-    ":",
-    "null",
-    "0",
-    "-1",
-    "18446744073709551616",
-    "1e9",
-    "\\",
-    "\\u",
-    r"\ud800",
-    "true",
-    r#""index":"#,
-    r#""type":"#,
-    r#""delta":"#,
-    "\u{e9}",
-];
-
-fn mutate(numbers: &mut Numbers, seeds: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = seeds[numbers.below(seeds.len())].clone();
-    for _ in 0..numbers.below(4) {
-        let (from, to) = (numbers.below(bytes.len() + 1), numbers.below(bytes.len() + 1));
-        let (from, to) = (from.min(to), from.max(to));
-        match numbers.below(6) {
-            0 => drop(bytes.drain(from..to.min(from + 12))),
-            1 => drop(bytes.splice(from..from, TOKENS[numbers.below(TOKENS.len())].bytes())),
-            2 => {
-                let piece = bytes[from..to].to_vec();
-                let at = numbers.below(bytes.len() + 1);
-                drop(bytes.splice(at..at, piece));
-            }
-            3 if from < bytes.len() => bytes[from] = u8::try_from(numbers.below(256)).unwrap(),
-            4 => {
-                let other = &seeds[numbers.below(seeds.len())];
-                let at = numbers.below(other.len() + 1);
-                bytes.truncate(from);
-                bytes.extend_from_slice(&other[at..]);
-            }
-            _ => drop(bytes.splice(from..to.min(from + 8), TOKENS[numbers.below(TOKENS.len())].bytes())),
-        }
-    }
-    bytes
-}
-
-fn expect_valid(event: &Event<'_>) {
-    let string = |escaped: &str| {
-        serde_json::from_str::<String>(&format!("\"{escaped}\""))
-            .unwrap_or_else(|error| panic!("{error}: {escaped}"));
-    };
-    let object = |json: &str| {
-        serde_json::from_str::<serde::de::IgnoredAny>(json).unwrap_or_else(|error| panic!("{error}: {json}"));
-        assert!(json.starts_with('{'), "{json}");
-    };
-    match *event {
-        Event::Delta { text, channel, .. } => [text, channel].into_iter().for_each(string),
-        Event::ToolCall { id, name, arguments, .. } => {
-            [id, name, Some(arguments)].into_iter().flatten().for_each(string);
-        }
-        Event::End { finish_reason, usage } => {
-            finish_reason.into_iter().for_each(string);
-            usage.into_iter().for_each(object);
-        }
-        Event::Error { code, message } => [Some(code), message].into_iter().flatten().for_each(string),
-        Event::Custom { data } => object(data),
-        Event::Start { .. } | Event::Heartbeat => panic!("no provider says that"),
-    }
-}
+use crate::fuzzing::{Numbers, PAYLOADS, expect_valid, mutate};
 
 /// Tells mutated payloads one after another; some are understood.
 fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
@@ -150,7 +36,7 @@ fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
 
 #[test]
 fn torn_payloads_do_no_harm() {
-    let seeds: Vec<Vec<u8>> = SEEDS.iter().map(|seed| seed.as_bytes().to_vec()).collect();
+    let seeds: Vec<Vec<u8>> = PAYLOADS.iter().map(|seed| seed.as_bytes().to_vec()).collect();
     for seed in 1..=8 {
         tell(&seeds, seed, 4_000);
     }

@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::fuzz_tests::Numbers;
 use super::{Form, Margin, read};
 use crate::event::{Event, PROGRESS_BYTES_MAX, Progress};
+use crate::fuzzing::Numbers;
 
 /// A tool call that a model made.
 #[derive(Clone, Debug, Default, PartialEq)]

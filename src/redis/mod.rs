@@ -17,6 +17,8 @@ mod backoff;
 mod command;
 mod connector;
 mod error;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod keys;
 mod link;
 mod poll;
@@ -38,6 +40,8 @@ pub use backoff::Backoff;
 pub use command::{Arguments, Command, Number, Pipeline};
 pub use connector::Connector;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzzing::{resp as fuzz_resp, sieve as fuzz_sieve};
 pub use keys::Keys;
 pub use link::Link;
 pub use reply::{Reply, Value};

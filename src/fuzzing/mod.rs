@@ -1,0 +1,107 @@
+//! Doors for fuzzing: one function for each parser that takes bytes from outside. Only in builds with `--cfg fuzzing` and in
+//! unit tests.
+//!
+//! Every target takes any bytes and panics where something does not hold that must hold for all of them: no panic, no
+//! read beyond the end, bounded results; the same result however the bytes were cut; what was told can be read back; and
+//! a viewer who resumes gets exactly the rest. `tests/fuzz` runs them under libFuzzer, guided by coverage and for some time;
+//! the tests here run them on their seeds and on a few mutations, so that what they demand holds in every build.
+
+mod clients;
+#[cfg(test)]
+mod mutate;
+mod pages;
+mod producers;
+mod seeds;
+
+#[cfg(test)]
+pub(crate) use mutate::{Numbers, mutate};
+#[cfg(test)]
+pub(crate) use producers::expect_valid;
+#[cfg(test)]
+pub(crate) use seeds::PAYLOADS;
+
+/// A parser, with what a fuzzer needs to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Takes any bytes, and panics where something does not hold.
+    pub run: fn(&[u8]),
+    /// Inputs from which others are made.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Words that inputs are made of.
+    pub words: &'static [&'static str],
+}
+
+/// All of them.
+pub const TARGETS: [Target; 12] = [
+    target("resp", crate::redis::fuzz_resp, seeds::resp, &seeds::RESP_WORDS),
+    target("sieve", crate::redis::fuzz_sieve, seeds::sieve, &seeds::RESP_WORDS),
+    target("request", clients::request, seeds::request, &seeds::HTTP_WORDS),
+    target("websocket", clients::websocket, seeds::websocket, &[]),
+    target("message", clients::message, seeds::message, &seeds::MESSAGE_WORDS),
+    target("hosts", clients::hosts, seeds::hosts, &seeds::HOST_WORDS),
+    target("admin", crate::observe::fuzz_requests, seeds::admin, &seeds::HTTP_WORDS),
+    target("entries", producers::entries, seeds::entries, &seeds::ENTRY_WORDS),
+    target("provider", producers::provider, seeds::provider, &seeds::ENTRY_WORDS),
+    target("json", producers::json, seeds::json, &seeds::ENTRY_WORDS),
+    target("names", producers::names, seeds::names, &seeds::NAME_WORDS),
+    target("sse", pages::events, seeds::events, &seeds::SSE_WORDS),
+];
+
+const fn target(
+    name: &'static str,
+    run: fn(&[u8]),
+    seeds: fn() -> Vec<Vec<u8>>,
+    words: &'static [&'static str],
+) -> Target {
+    Target { name, run, seeds, words }
+}
+
+/// The first byte, and the rest: many targets are told by it how to cut.
+pub(crate) fn cut(data: &[u8]) -> Option<(usize, &[u8])> {
+    data.split_first().map(|(&step, bytes)| (usize::from(step) + 1, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{self, AssertUnwindSafe};
+
+    use super::*;
+
+    /// Runs a target, and says with what where it fails.
+    fn run(target: &Target, input: &[u8]) {
+        if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input))) {
+            eprintln!("{} fails on {:?}", target.name, String::from_utf8_lossy(input));
+            panic::resume_unwind(panic);
+        }
+    }
+
+    #[test]
+    fn every_target_holds_for_its_seeds() {
+        for target in TARGETS {
+            let seeds = (target.seeds)();
+            assert!(!seeds.is_empty(), "{} has no seeds", target.name);
+            seeds.iter().for_each(|seed| run(&target, seed));
+            run(&target, b"");
+        }
+    }
+
+    #[test]
+    fn every_target_holds_for_torn_seeds() {
+        for target in TARGETS {
+            let seeds = (target.seeds)();
+            let mut numbers = Numbers(1 + target.name.len() as u64);
+            for _ in 0..400 {
+                run(&target, &mutate(&mut numbers, &seeds));
+            }
+        }
+    }
+
+    #[test]
+    fn targets_have_names_of_their_own() {
+        let mut names = TARGETS.map(|target| target.name);
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+}

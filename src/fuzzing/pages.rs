@@ -1,0 +1,59 @@
+//! Target: the bodies of model servers' answers.
+
+use std::time::{Duration, Instant};
+
+use super::cut;
+use crate::produce::Form;
+use crate::produce::events::{ExpectedForm, Heard, ProviderEvents};
+use crate::produce::sse::{SseError, SseEvent, SseParser};
+use crate::visible;
+
+/// Longer than anything is waited for.
+const LATER: Duration = Duration::from_secs(3600);
+
+/// A body gives the same events and the same entries however it comes.
+pub(super) fn events(data: &[u8]) {
+    let Some((step, body)) = cut(data) else { return };
+    let whole = parsed(body, body.len());
+    assert_eq!(whole, parsed(body, step), "in steps of {step}");
+    if let Ok((events, _)) = whole {
+        let told: usize = events.iter().map(|event| event.data.len() + event.event.len()).sum();
+        // A byte that is no UTF-8 becomes a character of three.
+        assert!(told <= 3 * body.len(), "{told} bytes of {}", body.len());
+    }
+    for form in [ExpectedForm::Fixed(Form::Anthropic), ExpectedForm::FirstEvent(Form::OpenAi)] {
+        let whole = heard(form, body, body.len());
+        assert_eq!(whole, heard(form, body, step), "in steps of {step}");
+    }
+}
+
+/// Events, and how long to wait before one comes back.
+type Parsed = Result<(Vec<SseEvent>, Option<Duration>), SseError>;
+
+fn parsed(body: &[u8], step: usize) -> Parsed {
+    let (mut parser, mut events) = (SseParser::default(), Vec::new());
+    for piece in body.chunks(step.max(1)) {
+        parser.push(piece)?;
+        events.extend(std::iter::from_fn(|| parser.next()));
+    }
+    events.extend(parser.finish()?);
+    Ok((events, parser.retry()))
+}
+
+/// What was heard, and what came where that is nothing.
+fn heard(form: ExpectedForm, body: &[u8], step: usize) -> (Vec<Heard>, Option<String>, Option<String>) {
+    let now = Instant::now();
+    let (mut events, mut heard) = (ProviderEvents::new(form), Vec::new());
+    for piece in body.chunks(step.max(1)) {
+        events.push(piece, now).expect("the body is short");
+        heard.extend(std::iter::from_fn(|| events.next()));
+    }
+    heard.extend(events.finish().expect("the body is short"));
+    let (foreign, nothing) = (events.foreign(now + LATER), events.nothing_heard());
+    assert_eq!(foreign.is_some(), events.has_foreign() && events.count() == 0);
+    assert_eq!(nothing.is_none(), events.count() > 0);
+    for words in [&foreign, &nothing].into_iter().flatten() {
+        assert!(!words.contains(visible::is_obeyed) && words.len() <= 4096, "{words}");
+    }
+    (heard, foreign, nothing)
+}
