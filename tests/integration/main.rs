@@ -117,6 +117,9 @@ mod entries;
 /// Requests to stop: what is answered is written, and what cannot be written is refused.
 mod cancels;
 
+/// Clients and streams that come and go for a long time: who stays has everything, and nothing is left.
+mod churn;
+
 /// Limits of connections, rates and sizes; keeping connections alive.
 mod limits;
 
