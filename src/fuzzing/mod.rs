@@ -38,7 +38,7 @@ pub const TARGETS: [Target; 12] = [
     target("resp", crate::redis::fuzz_resp, seeds::resp, &seeds::RESP_WORDS),
     target("sieve", crate::redis::fuzz_sieve, seeds::sieve, &seeds::RESP_WORDS),
     target("request", clients::request, seeds::request, &seeds::HTTP_WORDS),
-    target("websocket", clients::websocket, seeds::websocket, &[]),
+    target("websocket", clients::websocket, seeds::websocket, &seeds::MESSAGE_WORDS),
     target("message", clients::message, seeds::message, &seeds::MESSAGE_WORDS),
     target("hosts", clients::hosts, seeds::hosts, &seeds::HOST_WORDS),
     target("admin", crate::observe::fuzz_requests, seeds::admin, &seeds::HTTP_WORDS),

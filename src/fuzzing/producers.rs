@@ -18,7 +18,7 @@ use crate::transform::{Assembler, Seek};
 /// What parts the entries of an input. It is in no JSON text.
 const SEPARATOR: u8 = 1;
 /// The most entries of an input: each is compared with what follows it.
-const ENTRIES_MAX: usize = 24;
+const ENTRIES_MAX: usize = 16;
 /// How long a finishing generation is waited for.
 const GRACE_MS: u64 = 2_000;
 /// The longest text of which every place is looked at.

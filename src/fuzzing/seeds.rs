@@ -188,6 +188,8 @@ pub(super) fn resp() -> Vec<Vec<u8>> {
         "*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n",
         "%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n",
         "*4\r\n%1\r\n+a\r\n,1.5\r\n|1\r\n+x\r\n:0\r\n#t\r\n-ERR no\r\n*2\r\n$1\r\nk\r\n:7\r\n",
+        "*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\na\r\n$+1\r\nb\r\n",
+        "*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\na\r\n$-0\r\n\r\n",
         ">2\r\n+invalidate\r\n*1\r\n$3\r\nk:1\r\n",
         "=6\r\ntxt:hi\r\n",
         "!12\r\nNOGROUP gone\r\n",

@@ -120,7 +120,7 @@ pub(super) fn string_head(buffer: &[u8]) -> Result<StringHead, Malformed> {
         Some(b'$') => {}
         Some(_) => return Ok(StringHead::Other),
     }
-    Ok(match number(buffer, 1)? {
+    Ok(match length(buffer, 1)? {
         None => StringHead::Incomplete,
         Some((-1, _)) => StringHead::Other,
         Some((len, start)) => {
@@ -131,7 +131,7 @@ pub(super) fn string_head(buffer: &[u8]) -> Result<StringHead, Malformed> {
 
 /// A string with its length in front: `$`, `!`, `=`.
 fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
-    let Some((len, start)) = number(buffer, head)? else { return Ok(None) };
+    let Some((len, start)) = length(buffer, head)? else { return Ok(None) };
     if len == -1 && kind == b'$' {
         return Ok(Some((Item::Null, start)));
     }
@@ -158,7 +158,7 @@ fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>,
 
 /// The head of an aggregate: `*`, `~`, `>`, `%`, `|`.
 fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
-    let Some((count, end)) = number(buffer, head)? else { return Ok(None) };
+    let Some((count, end)) = length(buffer, head)? else { return Ok(None) };
     if count == -1 && kind == b'*' {
         return Ok(Some((Item::Null, end)));
     }
@@ -176,6 +176,16 @@ fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize
         return Err(TOO_LARGE);
     }
     Ok(Some((item, end)))
+}
+
+/// The length of a string or aggregate: digits alone, as those expect who read it again, or -1 for null.
+fn length(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
+    let found = number(buffer, at)?;
+    match buffer.get(at) {
+        Some(b'+') => Err(BAD_NUMBER),
+        Some(b'-') if found.is_some_and(|(len, _)| len != -1) => Err(BAD_NUMBER),
+        _ => Ok(found),
+    }
 }
 
 /// A decimal number with its line end, and the place after it.
@@ -391,6 +401,9 @@ mod tests {
             "$\r\n",
             "$1x\r\n",
             "$1\rx",
+            "$+1\r\na\r\n",
+            "$-0\r\n\r\n",
+            "*+1\r\n:1\r\n",
             "$1\r\nab\r\n",
             "$1073741824\r\n",
             "*400000000\r\n",
