@@ -13,15 +13,19 @@ use std::time::{Duration, Instant};
 
 use crate::config;
 use crate::event::{Entry, EntryId, StreamName};
-use crate::redis::{Backoff, Command, Keys, Link, RedisError, Reply, Target, TargetError};
+use crate::redis::{
+    Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, RangeReply, RedisError, Target, TargetError, Wanted,
+};
 use crate::warn_limited;
 
 use super::{PAUSE_MAX, PAUSE_MIN, now_us};
 
 /// How long Redis holds one question.
 const BLOCK: Duration = Duration::from_secs(5);
-/// Requests that are taken with one answer; the first one suffices.
-const REQUESTS_MAX: u32 = 16;
+/// Room for an entry's id.
+const ID_ROOM_BYTES: usize = 128;
+/// Entries that are looked at before anything is begun; what comes behind them is met afterwards.
+const LOOKS_MAX: usize = 1024;
 
 /// Somebody wants the generation to stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +63,8 @@ impl Cancels for NoCancels {
 struct Watching {
     link: Link,
     asked_at: Instant,
+    /// What is kept of the answer. An entry that is too large to be a request has its id and nothing more.
+    wanted: Wanted,
 }
 
 /// Watches the control stream of one stream.
@@ -126,21 +132,31 @@ impl CancelWatch {
         if self.last.is_none() {
             let is_written = link.call(&Command::new("EXISTS").arg(&self.stream_key))?.integer()? != 0;
             let newest = Command::new("XREVRANGE").arg(&self.key).args(["+", "-", "COUNT", "1"]);
-            let newest = link.call(&newest)?.entries()?;
+            let newest = link.call_range(&newest, ID_ROOM_BYTES)?.into_entries();
             let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
             self.last = Some(newest.unwrap_or(EntryId::ZERO));
         }
         // What lies there already is known before anything is begun.
-        let there = link.call(&self.question(None))?;
-        self.found = self.note(&there)?.or_else(|| self.found.take());
-        let mut watching = Watching { link, asked_at: Instant::now() };
+        for _ in 0..LOOKS_MAX {
+            if self.found.is_some() {
+                break;
+            }
+            let there = link.call_stream(&self.question(None), ENTRY_ROOM_BYTES)?;
+            if there.found == 0 {
+                break;
+            }
+            self.found = self.note(there);
+        }
+        let wanted = Wanted::of_stream(ENTRY_ROOM_BYTES);
+        let mut watching = Watching { link, asked_at: Instant::now(), wanted };
         self.ask(&mut watching)?;
         Ok(watching)
     }
 
     /// The command that reads what came after the newest request that is known, waiting for it or not.
     fn question(&self, block: Option<Duration>) -> Command {
-        let command = Command::new("XREAD").arg("COUNT").number(REQUESTS_MAX);
+        // How large an entry is is seen only when it comes.
+        let command = Command::new("XREAD").args(["COUNT", "1"]);
         let command = match block {
             Some(block) => command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX)),
             None => command,
@@ -149,11 +165,10 @@ impl CancelWatch {
     }
 
     /// Takes an answer: remembers the newest id, and gives the first request in it.
-    fn note(&mut self, reply: &Reply) -> Result<Option<CancelRequest>, RedisError> {
-        let streams = reply.streams()?;
-        let entries = || streams.iter().flat_map(|stream| &stream.entries);
-        self.last = entries().next_back().map(|entry| entry.id).or(self.last);
-        Ok(entries().find_map(request))
+    fn note(&mut self, reply: RangeReply) -> Option<CancelRequest> {
+        let entries = reply.into_entries();
+        self.last = entries.last().map(|entry| entry.id).or(self.last);
+        entries.iter().find_map(request)
     }
 
     fn ask(&self, watching: &mut Watching) -> Result<(), RedisError> {
@@ -164,11 +179,11 @@ impl CancelWatch {
 
     /// What the question under way has brought.
     fn take(&mut self, watching: &mut Watching, now: Instant) -> Result<Option<CancelRequest>, RedisError> {
-        let Some(reply) = watching.link.try_receive()? else {
+        let Some(reply) = watching.link.try_receive_entries(&mut watching.wanted)? else {
             let is_silent = now.saturating_duration_since(watching.asked_at) > BLOCK + self.response_timeout;
             return if is_silent { Err(RedisError::Timeout) } else { Ok(None) };
         };
-        let request = self.note(&reply)?;
+        let request = self.note(reply);
         self.ask(watching)?;
         self.backoff.reset();
         Ok(request)
@@ -261,6 +276,33 @@ mod tests {
         let mut watch = CancelWatch::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
         watch.begin();
         assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
+    }
+
+    #[test]
+    fn large_entries_of_others_are_passed_over() {
+        let server = RedisServer::start(&[]);
+        let name = "s/m".parse().unwrap();
+        let huge = || {
+            let add = Command::new("XADD").args(["llm:control:s:m", "*", "type"]).arg(vec![b'x'; 20 << 20]);
+            server.link().call(&add).unwrap();
+        };
+        huge();
+        let mut watch = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
+        watch.begin();
+        huge();
+        cancel(&server, "cancel");
+        assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
+        // The same where they lie there already, and where the newest one says from where on requests count.
+        let mut late = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
+        late.begin();
+        assert!(late.requested(Instant::now()).is_some(), "at the first look");
+        server.link().call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
+        huge();
+        let mut last = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
+        last.begin();
+        assert_eq!(last.requested(Instant::now()), None);
+        cancel(&server, "cancel");
+        wait(&mut last);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::config;
 use crate::event::{Entry, EntryId, StreamName};
 use crate::observe::Trouble;
 use crate::redis::{
-    Command, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError, Value,
+    Command, ENTRY_ROOM_BYTES, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target,
+    TargetError, Value,
 };
 use crate::warn_limited;
 
@@ -161,8 +162,11 @@ impl RedisWire {
         let mut matched: Vec<usize> = Vec::new();
         while let Some(id) = from.filter(|_| left > 0) {
             let range = Command::new("XRANGE").arg(&self.wires.key).id(id).arg("+").arg("COUNT");
-            let entries =
-                self.ask(&range.number(page.min(left)))?.entries().map_err(|error| failed(&error))?;
+            let asked = page.min(left);
+            let found = self.link.call_range(&range.number(asked), ENTRY_ROOM_BYTES);
+            let found = found.map_err(|error| failed(&error))?;
+            let (count, fitting) = (found.found, found.fitting(PAGE_BYTES));
+            let entries = found.into_entries();
             for entry in &entries {
                 matched.push(0);
                 matched.retain_mut(|count| {
@@ -175,11 +179,9 @@ impl RedisWire {
                     return Ok(Some(entry.id));
                 }
             }
-            from =
-                entries.last().filter(|_| entries.len() == page.min(left)).and_then(|entry| entry.id.next());
-            left -= entries.len();
-            let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
-            let fitting = PAGE_BYTES / (bytes / entries.len().max(1)).max(1);
+            let is_last = count < asked && entries.len() == count;
+            from = entries.last().filter(|_| !is_last).and_then(|entry| entry.id.next());
+            left = left.saturating_sub(entries.len());
             page = fitting.clamp(1, page.saturating_mul(PAGE_FIRST));
         }
         Ok(None)

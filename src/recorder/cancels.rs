@@ -14,7 +14,7 @@ use crate::event::StreamName;
 use crate::event::message::ToDelivery;
 use crate::event::record::{Asker, CancelRequest, Refused};
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError, Reply};
+use crate::redis::{Command, ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
 
 use super::answers::Answers;
 use super::once::CLAIMED;
@@ -23,8 +23,9 @@ use super::{Desk, millis, refusal, refused};
 
 /// Requests in hand.
 const CANCELS_MAX: usize = 256;
-/// Streams asked about in one round trip.
-const STREAMS_PER_TRIP: usize = 64;
+/// Streams that are tended to in one turn, and of how many Redis sends the newest entries at once: they come whole.
+const STREAMS_PER_TURN: usize = 64;
+const STREAMS_PER_TRIP: usize = 8;
 /// Requests to one producer that are kept, about.
 const CONTROL_ENTRIES_MAX: u32 = 100;
 /// How long they are kept, and how long where nobody has written the stream yet.
@@ -94,6 +95,14 @@ enum Verdict {
     Refuse(Refused),
 }
 
+/// What Redis says when a stream is claimed. Of its newest entry, which may be large, only the meaning is kept.
+struct Look {
+    set: Reply,
+    get: Reply,
+    mark: Mark,
+    is_written: bool,
+}
+
 impl Cancels {
     pub(super) fn new(queue: Receiver<CancelRequest>, answers: Answers, milestones: Box<Milestones>) -> Self {
         Self {
@@ -144,7 +153,7 @@ impl Cancels {
         let mut streams: Vec<StreamName> = Vec::new();
         let mut known = HashSet::new();
         for request in &self.hand {
-            if streams.len() < STREAMS_PER_TRIP && known.insert(&request.stream) {
+            if streams.len() < STREAMS_PER_TURN && known.insert(&request.stream) {
                 streams.push(request.stream.clone());
             }
         }
@@ -204,38 +213,61 @@ impl Cancels {
         streams: &[StreamName],
         desk: Desk<'_>,
     ) -> Result<HashMap<StreamName, Verdict>, RedisError> {
-        let mut commands = Vec::new();
-        for stream in streams {
-            let marker = marker(desk.keys, stream);
-            commands.push(Command::new("SET").args([&marker, desk.me, "NX", "PX"]).number(millis(CLAIMED)));
-            commands.push(Command::new("GET").arg(&marker));
-            let newest = Command::new("XREVRANGE").arg(desk.keys.stream(stream));
-            commands.push(newest.args(["+", "-", "COUNT", "1"]));
+        let mut looks = Vec::with_capacity(streams.len());
+        for some in streams.chunks(STREAMS_PER_TRIP) {
+            self.look(link, some, &mut looks, desk)?;
         }
-        let replies = link.call_all(&commands)?;
         let mut verdicts = HashMap::new();
-        for (stream, replies) in streams.iter().zip(replies.chunks_exact(3)) {
-            let verdict = self.judge_one(link, stream, replies, desk)?;
+        for (stream, look) in streams.iter().zip(looks) {
+            let verdict = self.judge_one(link, stream, &look, desk)?;
             verdicts.insert(stream.clone(), verdict);
         }
         Ok(verdicts)
+    }
+
+    /// Claims some streams, and gathers what is to be known of each.
+    fn look(
+        &self,
+        link: &mut Link,
+        streams: &[StreamName],
+        looks: &mut Vec<Look>,
+        desk: Desk<'_>,
+    ) -> Result<(), RedisError> {
+        for stream in streams {
+            let marker = marker(desk.keys, stream);
+            link.push(&Command::new("SET").args([&marker, desk.me, "NX", "PX"]).number(millis(CLAIMED)));
+            link.push(&Command::new("GET").arg(&marker));
+            let newest = Command::new("XREVRANGE").arg(desk.keys.stream(stream));
+            link.push(&newest.args(["+", "-", "COUNT", "1"]));
+        }
+        let timeout = link.response_timeout();
+        for _ in streams {
+            let (set, get) = (link.receive(timeout)?, link.receive(timeout)?);
+            let newest = match link.receive_bare_range(ENTRY_ROOM_BYTES) {
+                Ok(found) => Some(found.into_entries()),
+                // A key of another type is no stream: nobody writes text there, but the name is not free either.
+                Err(RedisError::Server(_)) => None,
+                Err(error) => return Err(error),
+            };
+            let entry = newest.as_ref().map(|entries| entries.first());
+            let mark = Mark::at(entry.flatten(), &self.milestones);
+            looks.push(Look { set, get, mark, is_written: entry.is_none_or(|entry| entry.is_some()) });
+        }
+        Ok(())
     }
 
     fn judge_one(
         &mut self,
         link: &mut Link,
         stream: &StreamName,
-        replies: &[Reply],
+        look: &Look,
         desk: Desk<'_>,
     ) -> Result<Verdict, RedisError> {
-        let [set, get, newest] = replies else { return Ok(Verdict::Wait) };
+        let Look { set, get, mark, is_written } = look;
+        let (mark, is_written) = (*mark, *is_written);
         if let Some(error) = set.error().or_else(|| get.error()) {
             return Ok(Verdict::Refuse(refused(&marker(desk.keys, stream), &error)));
         }
-        // A key of another type is no stream: nobody writes text there, but the name is not free either.
-        let entries = if newest.error().is_some() { Vec::new() } else { newest.entries()? };
-        let is_written = newest.error().is_some() || !entries.is_empty();
-        let mark = Mark::at(entries.first(), &self.milestones);
         if get.is_null() {
             return Ok(Verdict::Wait);
         }

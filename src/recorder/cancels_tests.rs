@@ -206,3 +206,29 @@ fn who_waits_for_another_instance_or_for_redis_is_answered_in_time() {
     instance.cancels.give_up(instance.now + AWAY_PATIENCE, "away");
     assert_eq!(instance.answers(), [Err("redis_unreachable")]);
 }
+
+#[test]
+fn large_entries_in_the_streams_are_of_no_consequence() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let streams: Vec<String> = (0..12).map(|n| format!("s{n}/m")).collect();
+    let huge = vec![b'x'; 9 << 20];
+    let add_huge = |stream: &str| {
+        let key = format!("llm:stream:{}", stream.replace('/', ":"));
+        server.link().call(&Command::new("XADD").args([&key, "*", "t"]).arg(&huge)).unwrap();
+    };
+    for stream in &streams {
+        add_huge(stream);
+        instance.ask(stream);
+    }
+    instance.turn();
+    assert_eq!(instance.answers(), vec![Ok(()); streams.len()]);
+    // What follows such entries is seen behind them.
+    run(&server, &["XADD", "llm:stream:s0:m", "*", "t", "other"]);
+    (0..4).for_each(|_| add_huge("s0/m"));
+    assert_eq!(instance.cancel("s0/m"), Ok(()));
+    assert_eq!(requests(&server, "s0/m").len(), 1, "nothing has begun");
+    run(&server, &["XADD", "llm:stream:s0:m", "*", "t", "text"]);
+    assert_eq!(instance.cancel("s0/m"), Ok(()));
+    assert_eq!(requests(&server, "s0/m").len(), 2);
+}

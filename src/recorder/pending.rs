@@ -7,11 +7,13 @@
 
 use crate::event::record::Milestone;
 use crate::event::{Entry, EntryId};
-use crate::redis::{Command, Link, RedisError};
+use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 
 /// The most entries of one look at what has come, and the bytes that it aims at.
 const LOOK_ENTRIES_MAX: usize = 256;
 const LOOK_BYTES: usize = 1 << 20;
+/// How much larger a look may be than the one before.
+const LOOK_GROWTH: usize = 16;
 /// Looks before a request counts as no longer pending.
 const LOOKS_MAX: usize = 16;
 
@@ -69,7 +71,10 @@ impl Mark {
         let (mut after, mut count) = (self.newest, 1);
         for _ in 0..LOOKS_MAX {
             let look = Command::new("XRANGE").arg(key).arg(format!("({after}")).args(["+", "COUNT"]);
-            let entries = link.call(&look.number(count))?.entries()?;
+            let found = link.call_range(&look.number(count), ENTRY_ROOM_BYTES)?;
+            let (is_full, fitting) = (found.found >= count, found.fitting(LOOK_BYTES));
+            let is_cut = found.entries.len() < found.found;
+            let entries = found.into_entries();
             let is_over = |entry: &Entry| match milestones(entry) {
                 Milestone::Ends => true,
                 Milestone::Begins => !self.is_going,
@@ -78,10 +83,9 @@ impl Mark {
             if entries.iter().any(is_over) {
                 return Ok(false);
             }
-            let Some(last) = entries.last().filter(|_| entries.len() >= count) else { return Ok(true) };
+            let Some(last) = entries.last().filter(|_| is_full || is_cut) else { return Ok(true) };
             after = last.id;
-            let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
-            count = (LOOK_BYTES / (bytes / entries.len()).max(1)).clamp(1, LOOK_ENTRIES_MAX);
+            count = fitting.min(count * LOOK_GROWTH).clamp(1, LOOK_ENTRIES_MAX);
         }
         Ok(false)
     }

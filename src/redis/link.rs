@@ -25,6 +25,8 @@ use super::transport::Transport;
 
 mod ranges;
 
+pub use ranges::Wanted;
+
 /// Room that every read from the socket has at least, in bytes.
 const READ_ROOM_BYTES: usize = 16 * 1024;
 /// Buffers above this size are given back once they are empty.

@@ -141,7 +141,7 @@ const NEEDS: &[Need] = &[
         }),
     ),
     vital("srem", Trial::Queued(|names| vec![Command::new("SREM").args([&names.keys.groups(), "check"])])),
-    vital("smembers", Trial::Queued(|names| vec![Command::new("SMEMBERS").arg(names.keys.groups())])),
+    vital("sscan", Trial::Queued(|names| vec![Command::new("SSCAN").arg(names.keys.groups()).arg("0")])),
     vital("watch", Trial::Alone(|names| Command::new("WATCH").arg(names.keys.lease()))),
     vital("unwatch", Trial::Alone(|_| Command::new("UNWATCH"))),
     MULTI,

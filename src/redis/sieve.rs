@@ -5,7 +5,8 @@
 //! there on the rest of the reply is read and dropped. What is kept has a buffer of its own size, which pins nothing else.
 //!
 //! The reply is the one to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, which stands for nothing), in this
-//! order. Of the stream's description the first and last entries' content is dropped.
+//! order. Of the stream's description the first and last entries' content is dropped. Or it is the one to a command that
+//! reads entries of a single stream: XRANGE, XREVRANGE, XREAD, XREADGROUP.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -13,7 +14,10 @@ use super::error::{RedisError, ServerError};
 use super::reply::Reply;
 use super::resp::{Item, Malformed, Scanner, StringHead, item, string_head};
 use super::streams::{StreamInfo, whole_entries};
-use crate::event::{Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
+use crate::event::{ENTRY_BYTES_MAX, Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
+
+/// Room for an entry of the largest size, with its names.
+pub const ENTRY_ROOM_BYTES: usize = ENTRY_BYTES_MAX + (64 << 10);
 
 /// What a string counts beside its bytes.
 const STRING_BYTES: usize = 8;
@@ -43,6 +47,23 @@ pub struct RangeReply {
     pub first: Option<Unfit>,
     /// The stream, or why nothing can be said of it; `None` where it was not asked for.
     pub info: Result<Option<StreamInfo>, ServerError>,
+}
+
+impl RangeReply {
+    /// How many entries like those that were found take so many bytes.
+    #[must_use]
+    pub fn fitting(&self, bytes: usize) -> usize {
+        let each = self.bytes.checked_div(self.found as u64).unwrap_or(0).max(1);
+        bytes / usize::try_from(each).unwrap_or(usize::MAX)
+    }
+
+    /// The entries that were kept, or the first one with nothing but names where not even that had room. Others may follow
+    /// behind the last of them if there are fewer than were [found](Self::found).
+    #[must_use]
+    pub fn into_entries(self) -> Vec<Entry> {
+        let first = self.first.map(Unfit::into_entry);
+        self.entries.into_iter().chain(first).collect()
+    }
 }
 
 /// An entry for which there was no room.
@@ -84,10 +105,24 @@ struct Partial {
     name_bytes: usize,
 }
 
+/// What stands before and behind the array of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// The head of EXEC's array, and the stream's description.
+    Transaction,
+    /// The stream's key, which is yet to come, as XREAD tells it.
+    Named,
+    /// Nothing.
+    Bare,
+}
+
 /// The sieve. Takes a whole reply, over as many pieces as it comes in.
 #[derive(Debug)]
 pub(super) struct Sieve {
     scanner: Scanner,
+    frame: Frame,
+    /// Whether some of the reply has been taken.
+    is_begun: bool,
     string: Option<Partial>,
     room: usize,
     /// The array of entries as far as it is kept, as it lay in the reply.
@@ -111,6 +146,8 @@ impl Sieve {
         Self {
             info_fields: if is_full { 4 } else { 3 },
             scanner: Scanner::default(),
+            frame: Frame::Transaction,
+            is_begun: false,
             string: None,
             room,
             range: Vec::new(),
@@ -131,14 +168,48 @@ impl Sieve {
         Ok(sieve)
     }
 
+    /// For the reply to XRANGE or XREVRANGE.
+    pub(super) fn of_range(room: usize) -> Result<Self, Malformed> {
+        let sieve = Self::of_two_replies(room, false)?;
+        Ok(Self { frame: Frame::Bare, is_begun: false, ..sieve })
+    }
+
+    /// For the reply to XREAD or XREADGROUP of one stream.
+    pub(super) fn of_one_stream(room: usize) -> Result<Self, Malformed> {
+        let sieve = Self::of_range(room)?;
+        Ok(Self { frame: Frame::Named, ..sieve })
+    }
+
+    /// Whether some of the reply has been taken.
+    pub(super) const fn is_begun(&self) -> bool {
+        self.is_begun
+    }
+
     /// Takes what the buffer has of the reply off its front; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
+        if self.frame == Frame::Named {
+            match stream_head(buffer)? {
+                StreamHead::Incomplete => return Ok(false),
+                StreamHead::None(end) => {
+                    buffer.advance(end);
+                    self.range.extend_from_slice(b"*0\r\n");
+                    return Ok(true);
+                }
+                StreamHead::Begins(end) => buffer.advance(end),
+            }
+            (self.frame, self.is_begun) = (Frame::Bare, true);
+        }
+        self.is_begun |= !buffer.is_empty();
+        self.take(buffer)
+    }
+
+    fn take(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         loop {
             if self.string.is_some() {
                 if !self.go_on(buffer)? {
                     return Ok(false);
                 }
-                if self.scanner.enter(&Item::Bulk(0..0))? {
+                if self.enter(&Item::Bulk(0..0))? {
                     return Ok(true);
                 }
                 continue;
@@ -156,12 +227,19 @@ impl Sieve {
                     }
                     self.pass(&item, &buffer[..end]);
                     buffer.advance(end);
-                    if self.scanner.enter(&item)? {
+                    if self.enter(&item)? {
                         return Ok(true);
                     }
                 }
             }
         }
+    }
+
+    /// Accounts for one item; `true` when the reply is complete with it.
+    fn enter(&mut self, item: &Item) -> Result<bool, Malformed> {
+        let is_complete = self.scanner.enter(item)?;
+        let is_range_over = self.scanner.depth() == IN_EXEC && self.scanner.left(IN_EXEC) == 1;
+        Ok(is_complete || (self.frame == Frame::Bare && is_range_over))
     }
 
     /// Whether the next item belongs to the entries (and not to what is said of the stream).
@@ -304,6 +382,7 @@ impl Sieve {
         let range = Reply::from_scanned(Bytes::from(self.range));
         let info = Reply::from_scanned(Bytes::from(self.info));
         let info = match info.integer() {
+            _ if self.frame != Frame::Transaction => Ok(None),
             Ok(_) => Ok(None),
             Err(RedisError::Server(error)) => Err(error),
             Err(_) => Ok(Some(info.stream_info()?)),
@@ -317,6 +396,38 @@ impl Sieve {
         let (bytes, names) = (self.first_bytes, self.names);
         let first = unfit.filter(|_| entries.is_empty()).map(|id| Unfit { id, bytes, names });
         Ok(RangeReply { entries, found: self.found, bytes: self.bytes, first, info })
+    }
+}
+
+/// What stands in front of the entries in the reply to XREAD.
+enum StreamHead {
+    /// More bytes are needed to tell.
+    Incomplete,
+    /// There are none. The reply ends here.
+    None(usize),
+    /// They, or an error, begin here.
+    Begins(usize),
+}
+
+/// Looks for the head of a single stream: `*1 *2 key` or, in RESP3, `%1 key`.
+fn stream_head(buffer: &[u8]) -> Result<StreamHead, Malformed> {
+    let Some((outer, end)) = item(buffer, 0, 0)? else { return Ok(StreamHead::Incomplete) };
+    let pair = match outer {
+        Item::Null | Item::Array(0) | Item::Map(0) => return Ok(StreamHead::None(end)),
+        Item::Error(_) => return Ok(StreamHead::Begins(0)),
+        Item::Map(1) => Some((Item::Array(2), end)),
+        Item::Array(1) => item(buffer, end, 0)?,
+        _ => return Err(Malformed("neither an array nor a map of one stream")),
+    };
+    let key = match pair {
+        None => return Ok(StreamHead::Incomplete),
+        Some((Item::Array(2), end)) => item(buffer, end, 0)?,
+        Some(_) => return Err(Malformed("not a pair of stream and entries")),
+    };
+    match key {
+        None => Ok(StreamHead::Incomplete),
+        Some((Item::Bulk(_), end)) => Ok(StreamHead::Begins(end)),
+        Some(_) => Err(Malformed("a stream without key")),
     }
 }
 

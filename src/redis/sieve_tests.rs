@@ -150,3 +150,53 @@ proptest! {
         }
     }
 }
+
+/// What the sieve for a bare reply makes of it, in pieces of `step` bytes; it must be over with its last byte.
+fn sifted_by(mut sieve: Sieve, bytes: &str, step: usize) -> Result<RangeReply, RedisError> {
+    let mut buffer = BytesMut::new();
+    let mut is_complete = false;
+    for piece in bytes.as_bytes().chunks(step) {
+        assert!(!is_complete, "it is complete with its last byte");
+        buffer.extend_from_slice(piece);
+        is_complete = sieve.push(&mut buffer)?;
+    }
+    assert!(is_complete && buffer.is_empty());
+    sieve.finish()
+}
+
+#[test]
+fn replies_of_one_stream_are_taken_with_nothing_around_them() {
+    let (small, long) = ("x".repeat(10), "x".repeat(5000));
+    let entry = |id: u64, value: &str| {
+        format!("*2\r\n$3\r\n{id}-0\r\n*2\r\n$4\r\ndata\r\n${}\r\n{value}\r\n", value.len())
+    };
+    let range = format!("*2\r\n{}{}", entry(1, &small), entry(2, &long));
+    let turned = format!("*2\r\n{}{}", entry(2, &long), entry(1, &small));
+    for step in [1, 7, 9999] {
+        let bare = |bytes: &str| sifted_by(Sieve::of_range(1000).unwrap(), bytes, step);
+        let named = |bytes: &str| sifted_by(Sieve::of_one_stream(1000).unwrap(), bytes, step);
+        for found in [
+            bare(&range),
+            named(&format!("*1\r\n*2\r\n$1\r\nk\r\n{range}")),
+            named(&format!("%1\r\n$1\r\nk\r\n{range}")),
+        ] {
+            let found = found.unwrap();
+            assert_eq!((found.found, found.entries.len(), &found.info), (2, 1, &Ok(None)));
+            assert_eq!(value(&found.entries[0]), small.as_bytes());
+            assert_eq!(found.fitting(2 * 5000), 3);
+        }
+        let first = named(&format!("%1\r\n$1\r\nk\r\n{turned}")).unwrap();
+        assert_eq!((first.found, first.entries.len()), (2, 0));
+        let entries = first.into_entries();
+        assert!(entries[0].fields.is_too_large());
+        assert_eq!((entries.len(), entries[0].id), (1, EntryId::new(2, 0)));
+        for nothing in ["*-1\r\n", "_\r\n", "*0\r\n", "%0\r\n"] {
+            assert_eq!(named(nothing).unwrap().into_entries(), []);
+        }
+        assert_eq!(bare("*0\r\n").unwrap().into_entries(), []);
+        for found in [bare("-NOPERM no\r\n"), named("-NOPERM no\r\n")] {
+            assert!(matches!(found, Err(RedisError::Server(_))), "{found:?}");
+        }
+        assert!(matches!(named("*1\r\n:1\r\n"), Err(RedisError::Protocol(_))));
+    }
+}

@@ -2,22 +2,27 @@
 //!
 //! One consumer group shares the requests out. A request that was read is *claimed* until it is acknowledged; a
 //! claim whose time since its last renewal passes the takeover time can be taken over by anybody (`XAUTOCLAIM`).
+//! Requests are read one by one: how large one is is seen only when it comes, and Redis counts entries and no bytes.
+//! One that is too large has its id and nothing more.
+//!
 //! Beside its claim a worker takes the *lease* of the stream, so that two answers never mix in one stream.
 
 use std::time::{Duration, Instant};
 
 use super::order::Order;
 use crate::config;
-use crate::event::{Entry, EntryId, Fields, KeyPattern, NamesShown, StreamName};
+use crate::event::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
 use crate::observe::Trouble;
-use crate::redis::{Backoff, Command, Keys, Link, Phase, RedisError, Reply, ServerErrorKind, Target, Value};
+use crate::redis::{
+    Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, Phase, RedisError, Reply, ServerErrorKind, Target, Value,
+};
 use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Consumers of the group that were silent for so long and claim nothing are removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// Parts of the claims that are looked at in one go; Redis takes ten times the wanted number as one part.
+/// Parts of the claims that are looked at in one go; Redis takes ten of them as one part.
 const SCANS_MAX: usize = 100;
 /// Claims of one worker that are looked at: more than it can have.
 const CLAIMS_MAX: u32 = 10_000;
@@ -109,30 +114,37 @@ impl Claims {
         }
     }
 
-    /// New requests, at most `max`, waited for up to `block`.
-    pub(super) fn read(&mut self, max: usize, block: Duration) -> Vec<Entry> {
-        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT"]);
-        let command = command.number(max).arg("BLOCK").number(millis(block).max(1));
+    /// A new request, waited for up to `block`.
+    pub(super) fn read(&mut self, block: Duration) -> Option<Entry> {
+        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
+        let command = command.arg("BLOCK").number(millis(block).max(1));
         let command = command.args(["STREAMS", &self.requests, ">"]);
-        let read = self.ask(|_, link| link.call(&command)?.streams());
-        read.into_iter().flatten().flat_map(|stream| stream.entries).collect()
+        let read = self.ask(|_, link| link.call_stream(&command, ENTRY_ROOM_BYTES))?;
+        read.into_entries().pop()
     }
 
-    /// Requests of workers that are gone, at most `max`. One call looks at a part of what is claimed and the next one
-    /// goes on there, so that many claims that are well hide none that is not.
-    pub(super) fn take_over(&mut self, max: usize) -> Vec<Entry> {
+    /// A request of a worker that is gone. One call looks at a part of what is claimed and the next one goes on there, so
+    /// that many claims that are well hide none that is not, and one that cannot be read holds up no other.
+    pub(super) fn take_over(&mut self) -> Option<Entry> {
         for _ in 0..SCANS_MAX {
             let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
             let command = command.number(millis(self.valid)).id(self.scanned_to);
-            let command = command.arg("COUNT").number(max);
-            let Some(answer) = self.ask(|_, link| link.call(&command)?.value()) else { break };
-            let (next, entries) = claimed(&answer);
+            let command = command.args(["COUNT", "1", "JUSTID"]);
+            let answer = self.ask(|_, link| link.call(&command)?.value())?;
+            let (next, claimed) = claimed(&answer);
             self.scanned_to = next;
-            if !entries.is_empty() || next == EntryId::new(0, 0) {
-                return entries;
+            if let Some(id) = claimed {
+                match self.request(id)? {
+                    Some(entry) => return Some(entry),
+                    // It was deleted: there is nothing to answer.
+                    None => self.acknowledge(id),
+                };
+            }
+            if next == EntryId::new(0, 0) {
+                break;
             }
         }
-        Vec::new()
+        None
     }
 
     /// Takes the lease of a stream; `None` when that cannot be asked now.
@@ -259,7 +271,7 @@ impl Claims {
     #[allow(clippy::option_option, reason = "an entry that is gone is another answer than no answer")]
     pub(super) fn request(&mut self, id: EntryId) -> Option<Option<Entry>> {
         let range = Command::new("XRANGE").arg(&self.requests).id(id).id(id);
-        self.ask(|_, link| link.call(&range)?.entries()).map(|mut entries| entries.pop())
+        self.ask(|_, link| link.call_range(&range, ENTRY_ROOM_BYTES)).map(|found| found.into_entries().pop())
     }
 
     /// Removes consumers that are long gone, and at the end this one, so that they do not pile up. Only those that
@@ -312,20 +324,13 @@ fn pending_id(line: &Value) -> Option<EntryId> {
     EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
 }
 
-/// What XAUTOCLAIM answers: where to go on (`0-0`: at the beginning), the entries, and (from 7.0 on) ids of deleted ones.
-fn claimed(answer: &Value) -> (EntryId, Vec<Entry>) {
+/// What XAUTOCLAIM answers: where to go on (`0-0`: at the beginning), the ids, and (from 7.0 on) those of deleted entries.
+fn claimed(answer: &Value) -> (EntryId, Option<EntryId>) {
     let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
     let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
-    let entries = part(1).and_then(Value::as_array).unwrap_or_default();
-    (next.unwrap_or(EntryId::new(0, 0)), entries.iter().filter_map(entry).collect())
-}
-
-/// An entry; `None` where it was deleted.
-fn entry(value: &Value) -> Option<Entry> {
-    let [id, fields] = value.as_array()? else { return None };
-    let texts: Vec<&[u8]> = fields.as_array()?.iter().filter_map(Value::as_bytes).collect();
-    let pairs: Vec<_> = texts.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-    Some(Entry { id: EntryId::from_ascii(id.as_bytes()?)?, fields: Fields::from_pairs(&pairs) })
+    let ids = part(1).and_then(Value::as_array).unwrap_or_default();
+    let claimed = ids.first().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
+    (next.unwrap_or(EntryId::new(0, 0)), claimed)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -354,11 +359,12 @@ mod tests {
         let server = RedisServer::start(&[]);
         let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
         (0..50).for_each(|_| request(&server));
-        let entries = one.read(50, Duration::from_millis(1));
+        let entries: Vec<Entry> = (0..50).filter_map(|_| one.read(Duration::from_millis(1))).collect();
         assert_eq!(entries.len(), 50);
-        assert!(other.take_over(1).is_empty());
+        assert_eq!(one.read(Duration::from_millis(1)), None);
+        assert_eq!(other.take_over(), None);
         one.hand_back(entries[44].id);
-        assert_eq!(other.take_over(1), entries[44..45]);
+        assert_eq!(other.take_over().as_ref(), Some(&entries[44]));
         // Whoever had it finds out, and keeps the others.
         let orders: Vec<Order> =
             entries.iter().map(|entry| order::read(entry, false, one.streams()).unwrap()).collect();
@@ -366,7 +372,7 @@ mod tests {
         assert_eq!(lost, Some(vec![entries[44].id]));
         assert!(other.acknowledge(entries[44].id));
         one.tidy(true);
-        assert!(other.take_over(50).is_empty(), "a consumer with claims is not removed");
+        assert_eq!(other.take_over(), None, "a consumer with claims is not removed");
     }
 
     #[test]
@@ -374,8 +380,8 @@ mod tests {
         let server = RedisServer::start(&[]);
         let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
         request(&server);
-        let entries = one.read(1, Duration::from_millis(1));
-        let order = order::read(&entries[0], false, one.streams()).unwrap();
+        let entry = one.read(Duration::from_millis(1)).unwrap();
+        let order = order::read(&entry, false, one.streams()).unwrap();
         assert_eq!(one.take_lease(&order.name), Some(true));
         assert_eq!(other.take_lease(&order.name), Some(false));
         other.release(&order.name);
@@ -393,5 +399,33 @@ mod tests {
         one.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(true));
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_has_an_id_and_hides_no_other() {
+        let server = RedisServer::start(&[]);
+        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
+        let huge = vec![b'x'; 20 << 20];
+        let add = Command::new("XADD").args(["llm:requests", "*", "session", "s", "request"]).arg(&huge);
+        server.link().call(&add).unwrap();
+        request(&server);
+        let read: Vec<Entry> = (0..3).filter_map(|_| one.read(Duration::from_millis(1))).collect();
+        let are_too_large = |entries: &[Entry]| -> Vec<bool> {
+            entries.iter().map(|entry| entry.fields.is_too_large()).collect()
+        };
+        assert_eq!(are_too_large(&read), [true, false]);
+        assert!(read[0].fields.len_bytes() < 1000);
+        read.iter().for_each(|entry| one.hand_back(entry.id));
+        // A claim whose request was deleted is let go of.
+        request(&server);
+        let gone = one.read(Duration::from_millis(1)).unwrap();
+        one.hand_back(gone.id);
+        server.link().call(&Command::new("XDEL").arg("llm:requests").id(gone.id)).unwrap();
+        let taken: Vec<Entry> = (0..2).filter_map(|_| other.take_over()).collect();
+        assert_eq!(taken, read);
+        assert_eq!(other.take_over(), None);
+        let pending =
+            server.link().call(&Command::new("XPENDING").args(["llm:requests", &one.group])).unwrap();
+        assert_eq!(pending.value().unwrap().as_array().unwrap()[0].as_int(), Some(2));
     }
 }

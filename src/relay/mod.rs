@@ -48,6 +48,8 @@ use crate::{error_limited, warn_limited};
 
 /// Requests that wait for their stream, for each answer at once.
 const PARKED_PER_ANSWER: usize = 4;
+/// And no more are read while those that are here have bodies of so many bytes together.
+const HELD_BYTES_MAX: usize = 64 << 20;
 /// How long the main thread waits for new requests before it looks at other things.
 const BLOCK: Duration = Duration::from_millis(100);
 /// How often it looks whether a busy stream has become free.
@@ -179,31 +181,34 @@ impl Relay {
             self.keep(Duration::ZERO);
             let now = Instant::now();
             self.look_at_parked(now);
-            let room = self.room();
-            if room == 0 || self.claims.is_away(now) {
+            if !self.has_room() || self.claims.is_away(now) {
                 self.keep(BLOCK);
                 continue;
             }
             if is_due(self.taken_over_at, now, self.settings.takeover_after / RENEWALS) {
                 self.taken_over_at = Some(now);
-                let entries = self.claims.take_over(room);
-                self.accept(&entries, true);
+                while self.has_room()
+                    && let Some(entry) = self.claims.take_over()
+                {
+                    self.accept(&entry, true);
+                }
             }
-            let room = self.room();
-            if room > 0 {
-                let entries = self.claims.read(room, BLOCK);
-                self.accept(&entries, false);
+            if self.has_room()
+                && let Some(entry) = self.claims.read(BLOCK)
+            {
+                self.accept(&entry, false);
             }
         }
         None
     }
 
-    /// How many requests may be read.
-    fn room(&self) -> usize {
-        if self.parked.len() >= self.settings.concurrency * PARKED_PER_ANSWER {
-            return 0;
-        }
-        self.settings.concurrency.saturating_sub(self.running.len())
+    /// Whether another request may be read.
+    fn has_room(&self) -> bool {
+        let parked = self.parked.iter().map(|(order, _)| order);
+        let held = self.running.iter().map(|running| &running.order).chain(parked);
+        self.parked.len() < self.settings.concurrency * PARKED_PER_ANSWER
+            && self.running.len() < self.settings.concurrency
+            && held.map(|order| order.body.len()).sum::<usize>() < HELD_BYTES_MAX
     }
 
     /// Lets running answers come to their end, within the grace; returns how many did not.
@@ -286,20 +291,17 @@ impl Relay {
         self.settled.retain(|(order, _)| !lost.contains(&order.id));
     }
 
-    /// Takes requests that are this worker's now.
-    fn accept(&mut self, entries: &[Entry], is_taken_over: bool) {
-        let now = Instant::now();
-        for entry in entries {
-            if self.has(entry.id) {
-                continue;
-            }
-            match order::read(entry, is_taken_over, self.claims.streams()) {
-                Ok(order) => self.begin(order, now),
-                Err(error) => {
-                    warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that names no stream");
-                    // If that fails, it is claimed again later.
-                    self.claims.bury(entry, None, ("malformed", &error.to_string()));
-                }
+    /// Takes a request that is this worker's now.
+    fn accept(&mut self, entry: &Entry, is_taken_over: bool) {
+        if self.has(entry.id) {
+            return;
+        }
+        match order::read(entry, is_taken_over, self.claims.streams()) {
+            Ok(order) => self.begin(order, Instant::now()),
+            Err(error) => {
+                warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that cannot be answered becomes a dead letter");
+                // If that fails, it is claimed again later.
+                self.claims.bury(entry, None, (error.reason(), &error.to_string()));
             }
         }
     }

@@ -32,13 +32,29 @@ pub(super) enum OrderError {
     /// Session and model are no stream's name.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Nothing of it was kept.
+    #[error("the entry is larger than 8 MiB")]
+    TooLarge,
     /// The id of the generation.
     #[error("`generation` is longer than {GENERATION_BYTES_MAX} bytes")]
     Generation,
 }
 
+impl OrderError {
+    /// The reason in a dead letter.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Field(_) | Self::Name(_) | Self::Generation => "malformed",
+        }
+    }
+}
+
 /// Reads an entry; `streams` is the pattern of the streams' keys.
 pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, OrderError> {
+    if entry.fields.is_too_large() {
+        return Err(OrderError::TooLarge);
+    }
     let field = |name| entry.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
     let wanted = |name| field(name).ok_or(OrderError::Field(name));
     let model = if streams.has_model() { Some(wanted("model")?) } else { field("model") };
@@ -94,6 +110,9 @@ mod tests {
         assert_eq!(order(&[("model", "m")]), Err(OrderError::Field("session")));
         assert_eq!(order(&[("session", "s")]), Err(OrderError::Field("model")));
         assert_eq!(order(&[("session", "a b"), ("model", "m")]), Err(OrderError::Name(NameError::Session)));
+        let nothing = Entry { id: EntryId::new(7, 1), fields: Fields::too_large(&["session"], 9 << 20) };
+        let streams = KeyPattern::of_prefix("llm");
+        assert_eq!(read(&nothing, false, &streams).map_err(OrderError::reason), Err("too_large"));
         let long = "x".repeat(GENERATION_BYTES_MAX + 1);
         assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", &long)]), Err(OrderError::Generation));
     }

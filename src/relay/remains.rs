@@ -6,7 +6,7 @@ use super::order::Order;
 use crate::event::{Entry, EntryId};
 use crate::produce::raw::{Meaning, Story};
 use crate::produce::{Form, jsonl};
-use crate::redis::{Command, Link, RedisError};
+use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 
 /// Entries that are read at once, at first and at most: how large they are is seen only when they are there.
 const PAGE_FIRST: usize = 8;
@@ -32,11 +32,12 @@ pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<Remains,
     let mut page = PAGE_FIRST;
     while let Some(id) = from {
         let command = Command::new("XRANGE").arg(key).id(id).arg("+").arg("COUNT").number(page);
-        let entries = link.call(&command)?.entries()?;
+        let found = link.call_range(&command, ENTRY_ROOM_BYTES)?;
+        let (count, fitting) = (found.found, found.fitting(PAGE_BYTES));
+        let entries = found.into_entries();
         entries.iter().for_each(|entry| reading.add(entry));
-        from = entries.last().filter(|_| entries.len() == page).and_then(|entry| entry.id.next());
-        let bytes: usize = entries.iter().map(|entry| entry.fields.len_bytes()).sum();
-        let fitting = PAGE_BYTES / (bytes / entries.len().max(1)).max(1);
+        let is_last = count < page && entries.len() == count;
+        from = entries.last().filter(|_| !is_last).and_then(|entry| entry.id.next());
         page = fitting.min(page.saturating_mul(PAGE_FIRST)).clamp(1, PAGE_MAX);
     }
     Ok(reading.remains())

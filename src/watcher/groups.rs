@@ -8,10 +8,12 @@ use std::collections::HashSet;
 
 use crate::event::StreamName;
 use crate::info_limited;
-use crate::redis::{Command, Keys, Link, RedisError, Reply};
+use crate::redis::{Command, Keys, Link, RedisError, Value};
 
-/// Streams whose group is removed in one round trip.
-const STREAMS_PER_TRIP: usize = 256;
+/// Members of a set that are looked at in one round trip, about. Others can write the sets: one whole set has no bound.
+const MEMBERS_PER_TRIP: u32 = 256;
+/// Instances whose lease is missing that are remembered to the next look; more are found by later ones.
+const MISSING_MAX: usize = 4096;
 /// Readers that an instance can have had, each with a wake stream.
 const READERS_MAX: usize = 64;
 
@@ -28,18 +30,20 @@ pub(super) fn enrol(link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
 /// # Errors
 /// When Redis could not be asked.
 pub(super) fn clean(link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
-    let members = members(link, &keys.groups())?;
-    let streams: Vec<StreamName> = members.iter().filter_map(|name| name.parse().ok()).collect();
-    for some in streams.chunks(STREAMS_PER_TRIP) {
+    let mut found = 0;
+    let mut scan = Scan::of(keys.groups());
+    while let Some(members) = scan.next(link)? {
+        let streams: Vec<StreamName> = members.iter().filter_map(|name| name.parse().ok()).collect();
         let destroy = |stream: &StreamName| {
             Command::new("XGROUP").arg("DESTROY").arg(keys.stream(stream)).arg(keys.group())
         };
         // A stream that is gone has no group left, and says so by an error.
-        link.call_all(&some.iter().map(destroy).collect::<Vec<_>>())?;
+        link.call_all(&streams.iter().map(destroy).collect::<Vec<_>>())?;
+        found += streams.len();
     }
     let wakes = (0..READERS_MAX).map(|reader| keys.wake(reader));
     link.call(&Command::new("DEL").arg(keys.groups()).args(wakes))?;
-    Ok(streams.len())
+    Ok(found)
 }
 
 /// Looks after other instances.
@@ -55,20 +59,27 @@ impl Janitor {
     /// # Errors
     /// When Redis could not be asked.
     pub(super) fn look(&mut self, link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
-        let others: Vec<String> =
-            members(link, &keys.instances())?.into_iter().filter(|other| other != keys.instance()).collect();
-        let exists = |other: &String| Command::new("EXISTS").arg(keys.of_instance(other).lease());
-        let leases = link.call_all(&others.iter().map(exists).collect::<Vec<_>>())?;
-        let mut missing = HashSet::new();
+        let (mut missing, mut gone) = (HashSet::new(), Vec::new());
+        let mut scan = Scan::of(keys.instances());
+        while let Some(mut others) = scan.next(link)? {
+            others.retain(|other| other != keys.instance());
+            let exists = |other: &String| Command::new("EXISTS").arg(keys.of_instance(other).lease());
+            let leases = link.call_all(&others.iter().map(exists).collect::<Vec<_>>())?;
+            for (other, lease) in others.into_iter().zip(leases) {
+                if lease.integer()? != 0 {
+                    continue;
+                }
+                if self.missing.remove(&other) {
+                    gone.push(other);
+                } else if missing.len() < MISSING_MAX {
+                    missing.insert(other);
+                }
+            }
+        }
         let mut removed = 0;
-        for (other, lease) in others.into_iter().zip(leases) {
-            if lease.integer()? != 0 {
-                continue;
-            }
-            if !self.missing.remove(&other) {
-                missing.insert(other);
-                continue;
-            }
+        for other in gone {
+            // A scan may name one twice.
+            missing.remove(&other);
             let groups = clean(link, &keys.of_instance(&other))?;
             link.call(&Command::new("SREM").arg(keys.instances()).arg(&other))?;
             info_limited!(instance = other, groups, "cleaned up after an instance that is gone");
@@ -79,13 +90,33 @@ impl Janitor {
     }
 }
 
-/// The members of a set; those that are no text are none of ours.
-fn members(link: &mut Link, key: &str) -> Result<Vec<String>, RedisError> {
-    let reply: Reply = link.call(&Command::new("SMEMBERS").arg(key))?;
-    let value = reply.value()?;
-    let members = value.as_array().unwrap_or_default();
-    Ok(members.iter().filter_map(|member| member.as_str().map(ToOwned::to_owned)).collect())
+/// The members of a set, portion by portion. Those that are no text, or too long for a name, are none of ours.
+struct Scan {
+    key: String,
+    /// Where the next portion begins; `None`: there is none.
+    cursor: Option<Vec<u8>>,
 }
+
+impl Scan {
+    fn of(key: String) -> Self {
+        Self { key, cursor: Some(b"0".to_vec()) }
+    }
+
+    /// The next portion; some of its members may have been in an earlier one.
+    fn next(&mut self, link: &mut Link) -> Result<Option<Vec<String>>, RedisError> {
+        let Some(cursor) = self.cursor.take() else { return Ok(None) };
+        let scan = Command::new("SSCAN").arg(&self.key).arg(cursor).arg("COUNT").number(MEMBERS_PER_TRIP);
+        let portion = link.call_short(&scan)?.value()?;
+        let Some([next, members]) = portion.as_array() else { return Err(NO_PORTION) };
+        let (Some(next), Some(members)) = (next.as_bytes(), members.as_array()) else {
+            return Err(NO_PORTION);
+        };
+        self.cursor = (next != b"0").then(|| next.to_vec());
+        Ok(Some(members.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect()))
+    }
+}
+
+const NO_PORTION: RedisError = RedisError::Protocol(std::borrow::Cow::Borrowed("not a portion of a set"));
 
 #[cfg(test)]
 mod tests {
@@ -136,6 +167,39 @@ mod tests {
         assert_eq!(groups(&mut link), 2);
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 2);
         assert_eq!(groups(&mut link), 1, "ours stays");
-        assert_eq!(members(&mut link, &ours.instances()).unwrap(), ["ours"]);
+        assert_eq!(all(&mut link, &ours.instances()), ["ours"]);
+    }
+
+    fn all(link: &mut Link, key: &str) -> Vec<String> {
+        let (mut scan, mut members) = (Scan::of(key.to_owned()), Vec::new());
+        while let Some(portion) = scan.next(link).unwrap() {
+            assert!(portion.len() < 10 * MEMBERS_PER_TRIP as usize);
+            members.extend(portion);
+        }
+        members
+    }
+
+    /// The sets are read in portions, without what is too long to be a name.
+    #[test]
+    fn whatever_others_have_put_into_the_sets_what_is_ours_is_found() {
+        let (_server, mut link, ours, theirs) = world();
+        for (key, ours) in [(theirs.groups(), "x/m"), (ours.instances(), "x")] {
+            for huge in ["a", "b", "c"] {
+                link.call(&Command::new("SADD").arg(&key).arg(huge.repeat(12 << 20))).unwrap();
+            }
+            let many = (0..20_000).map(|n| format!("{ours}{n}"));
+            link.call(&Command::new("SADD").arg(&key).args(many)).unwrap();
+        }
+        let found: HashSet<String> = all(&mut link, &theirs.groups()).into_iter().collect();
+        assert_eq!(found.len(), 20_003, "three of them from the beginning");
+        assert!(clean(&mut link, &theirs).unwrap() >= 20_002);
+        assert_eq!(groups(&mut link), 1, "ours stays");
+        let mut janitor = Janitor::default();
+        for _ in 0..7 {
+            janitor.look(&mut link, &ours).unwrap();
+            assert!(janitor.missing.len() <= MISSING_MAX);
+        }
+        let left = link.call(&Command::new("SCARD").arg(ours.instances())).unwrap().integer().unwrap();
+        assert!(left < 20_000, "{left}");
     }
 }

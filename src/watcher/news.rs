@@ -14,13 +14,16 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::event::{EntryId, StreamName};
-use crate::redis::{Changed, Command, Connector, Keys, RedisError, Reply, ServerError};
+use crate::redis::{Changed, Command, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
 use crate::warn_limited;
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
 const BLOCK: Duration = Duration::from_secs(1);
-/// Announcements taken by one read.
-const ANNOUNCEMENTS_MAX: u32 = 1000;
+/// Announcements taken by one read. Redis counts them and not their bytes, and others can write them.
+const ANNOUNCEMENTS_MAX: u32 = 64;
+/// What is kept of them, in bytes; and room for one id.
+const ANNOUNCEMENTS_BYTES_MAX: usize = 256 << 10;
+const ID_ROOM_BYTES: usize = 128;
 /// How long the announce stream is left alone after Redis refused to read it.
 const REFUSED_REST: Duration = Duration::from_secs(10);
 /// News stay on for so long after the last name was waited for.
@@ -46,6 +49,12 @@ enum Asked {
     Announcements,
 }
 
+/// A reply, by its kind.
+enum Received {
+    Entries(Result<RangeReply, ServerError>),
+    Other(Reply),
+}
+
 /// The connection for news.
 pub(super) struct NewsLink {
     connector: Connector,
@@ -53,6 +62,8 @@ pub(super) struct NewsLink {
     /// The connection that is in the poll.
     registered: u64,
     asked: VecDeque<Asked>,
+    /// The reply with entries that comes next, as far as it has come.
+    wanted: Wanted,
     is_on: bool,
     /// Whether Redis pushes the names of changed keys.
     is_told: bool,
@@ -72,6 +83,7 @@ impl NewsLink {
             token,
             registered: 0,
             asked: VecDeque::new(),
+            wanted: Wanted::of_range(ID_ROOM_BYTES),
             is_on: false,
             is_told: false,
             announced: EntryId::ZERO,
@@ -128,17 +140,31 @@ impl NewsLink {
     fn receive(&mut self, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
         loop {
             let Some(link) = self.connector.open() else { return Ok(()) };
-            let reply = link.try_receive()?;
+            let received = match self.asked.front() {
+                Some(Asked::Newest | Asked::Announcements) => {
+                    match link.try_receive_entries(&mut self.wanted) {
+                        Ok(found) => found.map(|found| Received::Entries(Ok(found))),
+                        Err(RedisError::Server(error)) => Some(Received::Entries(Err(error))),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Some(Asked::TrackingOn | Asked::TrackingOff) | None => {
+                    link.try_receive()?.map(Received::Other)
+                }
+            };
             while let Some(push) = link.take_push() {
                 changes(&push, keys, news)?;
             }
-            let Some(reply) = reply else { return Ok(()) };
+            let Some(received) = received else { return Ok(()) };
             self.connector.works();
-            self.take(&reply, keys, news)?;
+            match received {
+                Received::Other(reply) => self.take(&reply),
+                Received::Entries(found) => self.take_entries(found, keys, news)?,
+            }
         }
     }
 
-    fn take(&mut self, reply: &Reply, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
+    fn take(&mut self, reply: &Reply) {
         match self.asked.pop_front() {
             Some(Asked::TrackingOn) => {
                 self.is_told = match reply.error() {
@@ -149,28 +175,33 @@ impl NewsLink {
                     }
                 };
             }
-            Some(Asked::Newest) => {
-                match reply.error() {
-                    None => {
-                        self.announced = reply.entries()?.first().map_or(EntryId::ZERO, |entry| entry.id);
-                    }
-                    Some(error) => self.refused(keys, error)?,
-                }
-                news.push(News::Begun);
+            Some(Asked::TrackingOff | Asked::Newest | Asked::Announcements) | None => {}
+        }
+    }
+
+    fn take_entries(
+        &mut self,
+        found: Result<RangeReply, ServerError>,
+        keys: &Keys,
+        news: &mut Vec<News>,
+    ) -> Result<(), RedisError> {
+        let is_newest = self.asked.pop_front() == Some(Asked::Newest);
+        let entries = found.map(RangeReply::into_entries);
+        match entries {
+            Err(error) => self.refused(keys, error)?,
+            Ok(entries) if is_newest => {
+                self.announced = entries.first().map_or(EntryId::ZERO, |entry| entry.id);
             }
-            Some(Asked::Announcements) => {
-                if let Some(error) = reply.error() {
-                    return self.refused(keys, error);
-                }
-                for stream in reply.streams()? {
-                    for entry in stream.entries {
-                        self.announced = entry.id;
-                        let key = entry.fields.get("stream").unwrap_or_default();
-                        news.extend(keys.stream_name(key).map(News::Written));
-                    }
+            Ok(entries) => {
+                for entry in entries {
+                    self.announced = entry.id;
+                    let key = entry.fields.get("stream").unwrap_or_default();
+                    news.extend(keys.stream_name(key).map(News::Written));
                 }
             }
-            Some(Asked::TrackingOff) | None => {}
+        }
+        if is_newest {
+            news.push(News::Begun);
         }
         Ok(())
     }
@@ -204,6 +235,7 @@ impl NewsLink {
                 }
                 let newest = Command::new("XREVRANGE").arg(keys.announce()).args(["+", "-", "COUNT", "1"]);
                 link.push(&newest);
+                self.wanted = Wanted::of_range(ID_ROOM_BYTES);
                 self.asked.push_back(Asked::Newest);
                 self.answer_by = now + response_timeout;
             }
@@ -211,6 +243,7 @@ impl NewsLink {
             (true, true) => {
                 self.rests_until = None;
                 link.push(&read_announcements(keys, self.announced));
+                self.wanted = Wanted::of_stream(ANNOUNCEMENTS_BYTES_MAX);
                 self.asked.push_back(Asked::Announcements);
                 self.answer_by = now + BLOCK + response_timeout;
             }

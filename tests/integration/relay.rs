@@ -185,6 +185,29 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
     assert!(!letter["message"].is_empty());
 }
 
+/// However large: what is too large becomes a dead letter, and what lies behind it is answered.
+#[test]
+fn requests_that_are_too_large_are_set_aside_and_cost_no_memory() {
+    let redis = RedisServer::start();
+    let upstream = FakeUpstream::start([chat(&["a"])]);
+    let huge = "x".repeat(40 << 20);
+    let ids: Vec<String> = (0..3).map(|_| ask(&redis, "s1", &huge)).collect();
+    ask(&redis, "s2", BODY);
+    let worker = relay(&redis, &upstream, &["--concurrency", "8"]);
+    wait_settled(&redis, 4);
+    assert_eq!(terminals(&redis, "s2"), ["[DONE]"]);
+    let letters = redis.connect().entries("llm:dlq:llm-bridge");
+    let of = |name: &str| -> Vec<String> {
+        letters.iter().map(|(_, letter)| String::from_utf8_lossy(&letter[name]).into_owned()).collect()
+    };
+    assert_eq!((of("id"), of("reason")), (ids, vec!["too_large".to_owned(); 3]));
+    assert!(of("message").iter().all(|message| message.contains("8 MiB")), "{:?}", of("message"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 64 << 10, "{peak} KiB");
+}
+
 #[test]
 fn whatever_a_server_does_the_request_has_an_end() {
     let redis = RedisServer::start();
