@@ -242,6 +242,9 @@ impl Main {
         let wind_up = (grace / 5).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
         let is_finished = crate::thread::Handle::is_finished;
         let Threads { deliveries, under_way, middle, readers, rest } = threads;
+        // A Redis that does not answer keeps nobody beyond the time for its part.
+        self.stops.front_waits.set(end - wind_up * 5 / 8);
+        self.stops.rest_waits.set(end - wind_up / 8);
         self.stops.reading.request();
         self.interruptible(Instant::now() + PASS_THROUGH.min(grace / 5), || {
             Arc::strong_count(&under_way) == 1

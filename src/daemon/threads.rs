@@ -29,7 +29,7 @@ use crate::ingest::replay::{Replay, ReplayParts};
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};
-use crate::redis::{Connector, Keys, Target};
+use crate::redis::{Connector, Ending, Keys, Target};
 use crate::security::host::HostPolicy;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
@@ -51,6 +51,9 @@ pub(super) struct Stops {
     pub(super) acknowledging: Stop,
     /// The watcher, recorder, admin and stats threads.
     pub(super) rest: Stop,
+    /// When readers and replay threads wait no longer for Redis, and when the watcher and the recorder do not.
+    pub(super) front_waits: Ending,
+    pub(super) rest_waits: Ending,
 }
 
 impl Stops {
@@ -289,16 +292,17 @@ impl Builder {
         Ok(thread::spawn(name, &self.shared.ended, body)?)
     }
 
-    fn connector(&self, name: String) -> Connector {
+    fn connector(&self, name: String, ending: &Ending) -> Connector {
         let registry = Arc::clone(&self.shared.registry);
         Connector::new(Arc::clone(&self.target), name, &self.shared.config.redis, registry)
+            .until(ending.clone())
     }
 
     fn watcher(&mut self) -> Result<Handle, DaemonError> {
         let (poll, _) = self.queues.errands.polls.remove(0);
         let watcher = Watcher::new(WatcherParts {
-            push: self.connector("watcher-push".into()),
-            link: self.connector(WATCHER.into()),
+            push: self.connector("watcher-push".into(), &self.shared.stops.rest_waits),
+            link: self.connector(WATCHER.into(), &self.shared.stops.rest_waits),
             keys: Arc::clone(&self.keys),
             poll,
             errands: self.queues.errands.receivers.remove(0),
@@ -314,7 +318,7 @@ impl Builder {
     }
 
     fn recorder(&mut self) -> Result<Handle, DaemonError> {
-        let link = self.connector(RECORDER.into());
+        let link = self.connector(RECORDER.into(), &self.shared.stops.rest_waits);
         let records = &mut self.queues.records;
         let (poll, _) = records.cancels.polls.remove(0);
         let context = DecodeContext::new(self.shared.config.fields.clone());
@@ -369,8 +373,8 @@ impl Builder {
         for (index, ((poll, _), commands)) in polls.into_iter().zip(receivers).enumerate() {
             let reader = Reader::new(ReaderParts {
                 index,
-                connector: self.connector(format!("reader-{index}")),
-                wake: self.connector(format!("reader-{index}-wake")),
+                connector: self.connector(format!("reader-{index}"), &self.shared.stops.front_waits),
+                wake: self.connector(format!("reader-{index}-wake"), &self.shared.stops.front_waits),
                 keys: Arc::clone(&self.keys),
                 poll,
                 commands,
@@ -392,7 +396,7 @@ impl Builder {
         let mut handles = Vec::new();
         for index in 0..self.shared.config.threads.replays {
             let replay = Replay::new(ReplayParts {
-                connector: self.connector(format!("replay-{index}")),
+                connector: self.connector(format!("replay-{index}"), &self.shared.stops.front_waits),
                 keys: Arc::clone(&self.keys),
                 requests: self.queues.requests.receivers[0].clone(),
                 transforms: self.queues.replay.senders.clone(),

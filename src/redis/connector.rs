@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Backoff, Link, Phase, RedisError, Target};
+use super::{Backoff, Ending, Link, Phase, RedisError, Target};
 use crate::observe::Registry;
 
 /// The first pause after a failure.
@@ -27,6 +27,7 @@ pub struct Connector {
     has_failed: bool,
     response_timeout: Duration,
     registry: Arc<Registry>,
+    ending: Ending,
 }
 
 impl Connector {
@@ -53,13 +54,20 @@ impl Connector {
             has_failed: false,
             response_timeout: config.response_timeout,
             registry,
+            ending: Ending::default(),
         }
+    }
+
+    /// The same, whose connections nobody waits on beyond the ending.
+    #[must_use]
+    pub fn until(self, ending: Ending) -> Self {
+        Self { ending, ..self }
     }
 
     /// The connection, made now if there is none and the pause after the last failure is over.
     pub fn link(&mut self, now: Instant) -> Option<&mut Link> {
         if self.link.is_none() && self.retry_at.is_none_or(|at| at <= now) {
-            match Link::connect(&self.target, &self.name) {
+            match Link::connect_until(&self.target, &self.name, &self.ending) {
                 Ok(link) => {
                     self.registry.counters().redis_connects.add(1);
                     if !self.has_failed {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::command::{Command, Pipeline};
+use super::ending::Ending;
 use super::error::{RedisError, ServerError, ServerErrorKind};
 use super::poll::{self, Ready};
 use super::reply::Reply;
@@ -27,6 +28,8 @@ mod ranges;
 
 pub use ranges::Wanted;
 
+/// How often a wait looks whether there is an ending by now.
+const ENDING_LOOK: Duration = Duration::from_millis(200);
 /// Room that every read from the socket has at least, in bytes.
 const READ_ROOM_BYTES: usize = 16 * 1024;
 /// Buffers above this size are given back once they are empty.
@@ -56,6 +59,7 @@ pub struct Link {
     response_timeout: Duration,
     /// Bytes read from the socket since the connection was made, to tell a slow reply from none.
     received: u64,
+    ending: Ending,
 }
 
 /// How long a reply is waited for.
@@ -144,7 +148,16 @@ impl Link {
     /// [`RedisError::Server`] when Redis refuses the credentials or the database; otherwise why it
     /// cannot be reached.
     pub fn connect(target: &Target, client_name: &str) -> Result<Self, RedisError> {
+        Self::connect_until(target, client_name, &Ending::default())
+    }
+
+    /// The same, for a connection on which nobody waits beyond the ending.
+    ///
+    /// # Errors
+    /// As [`Link::connect`].
+    pub fn connect_until(target: &Target, client_name: &str, ending: &Ending) -> Result<Self, RedisError> {
         let deadline = Instant::now() + target.connect_timeout;
+        let deadline = ending.bound(Some(deadline)).unwrap_or(deadline);
         let mut link = Self {
             transport: Transport::connect(target, deadline)?,
             scanner: Scanner::default(),
@@ -157,6 +170,7 @@ impl Link {
             is_broken: false,
             response_timeout: target.connect_timeout,
             received: 0,
+            ending: ending.clone(),
         };
         link.introduce(target, &printable(client_name), deadline)?;
         link.response_timeout = target.response_timeout;
@@ -393,9 +407,21 @@ impl Link {
             if std::mem::replace(&mut received, self.received) != self.received {
                 deadline = patience.deadline();
             }
-            let ready = poll::wait(self.raw_fd(), Ready::READABLE, deadline).map_err(RedisError::from);
+            let ready = self.wait_ready(Ready::READABLE, deadline).map_err(RedisError::from);
             if self.remember_break(ready)?.is_none() {
                 return self.remember_break(Err(RedisError::Timeout));
+            }
+        }
+    }
+
+    /// Waits until the socket is ready, at most until the deadline or the ending.
+    fn wait_ready(&self, wanted: Ready, deadline: Option<Instant>) -> io::Result<Option<Ready>> {
+        loop {
+            let (last, look) = (self.ending.bound(deadline), Instant::now() + ENDING_LOOK);
+            let until = last.map_or(look, |last| last.min(look));
+            let ready = poll::wait(self.raw_fd(), wanted, Some(until))?;
+            if ready.is_some() || last.is_some_and(|last| Instant::now() >= last) {
+                return Ok(ready);
             }
         }
     }
@@ -466,7 +492,7 @@ impl Link {
             }
             let reads_ahead = self.input.bytes.len() < READ_AHEAD_BYTES_MAX;
             let wanted = if reads_ahead { Ready::EITHER } else { Ready::WRITABLE };
-            let Some(ready) = poll::wait(self.raw_fd(), wanted, deadline)? else {
+            let Some(ready) = self.wait_ready(wanted, deadline)? else {
                 return Err(RedisError::Timeout);
             };
             if ready.readable && reads_ahead {

@@ -16,6 +16,7 @@
 mod backoff;
 mod command;
 mod connector;
+mod ending;
 mod error;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
@@ -40,6 +41,7 @@ mod trouble;
 pub use backoff::Backoff;
 pub use command::{Arguments, Command, Number, Pipeline};
 pub use connector::Connector;
+pub use ending::Ending;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzzing::{resp as fuzz_resp, sieve as fuzz_sieve};
