@@ -320,6 +320,40 @@ export async function a_new_generation_clears_the_text_when_its_first_frame_come
   }
 }
 
+export async function a_refused_origin_is_said_once_with_its_reason() {
+  const { daemon, proxy, producer } = await world([`listen.origins=["https://chat.example"]`]);
+  await producer.start("g1");
+  const tab = await Tab.open(proxy.origin);
+  // The page is the proxy's; what it asks for lies at the daemon's own address, which is another origin.
+  const elsewhere = `127.0.0.1:${daemon.port}${URL}`;
+  const asked = [];
+  tab.page.on("websocket", socket => asked.push(socket.url()));
+  // A page is shown nothing but the code: so the connection is upgraded, and then closed.
+  const plain = await tab.page.evaluate(url => new Promise(resolve => {
+    const events = [];
+    const socket = new WebSocket(url);
+    socket.onopen = () => events.push("open");
+    socket.onmessage = ({ data }) => events.push(data);
+    socket.onclose = ({ code, reason }) => resolve({ events, code, reason });
+  }), `ws://${elsewhere}`);
+  assert.deepEqual([plain.events, plain.code], [["open"], 4403]);
+  assert.ok(plain.reason.includes("origin"), plain.reason);
+  await tab.watch("refused", `http://${elsewhere}`);
+  const seen = await tab.ended("refused");
+  assert.deepEqual([seen.closed, seen.shown], [{ reason: "failed", code: "forbidden" }, ""]);
+  const error = await tab.page.evaluate(() => window.views.refused.answer.done.catch(({ name, message, closeCode }) => ({ name, message, closeCode })));
+  assert.deepEqual([error.name, error.message, error.closeCode], ["LlmBridgeError", plain.reason, 4403]);
+  // Retries would come within a tenth of a second.
+  await sleep(1000);
+  assert.deepEqual([seen.events.filter(event => event.startsWith("reconnecting")), asked.length], [[], 2]);
+  const line = daemon.log.split("\n").find(line => line.includes("listen.origins"));
+  assert.ok(line?.includes(proxy.origin), daemon.log);
+  // The page's own origin is served as before.
+  await tab.watch("own", URL);
+  await producer.end();
+  expectText(await tab.ended("own"), producer);
+}
+
 export async function slow_tabs_and_slow_iterators_get_everything() {
   const { producer, proxy } = await world(["client.send_budget=16KiB"]);
   const random = new Random(10);

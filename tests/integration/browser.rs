@@ -57,6 +57,7 @@ cases! {
     channels_choices_and_tool_calls_are_put_together
     merged_frames_give_the_same_text
     a_new_generation_clears_the_text_when_its_first_frame_comes
+    a_refused_origin_is_said_once_with_its_reason
     slow_tabs_and_slow_iterators_get_everything
     a_dead_connection_is_noticed
     a_network_that_is_back_is_used_at_once
