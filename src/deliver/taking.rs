@@ -20,8 +20,9 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 const UNANSWERED_MAX: usize = 256;
 /// How long the recorder may take to answer, at most, before its answer counts as lost.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
-/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs.
-const ENDS_MAX: usize = 16;
+/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs, and that it is one. A client
+/// acknowledges each as it comes, and is heard later where much is going on: as many as may wait for an answer.
+const ENDS_MAX: usize = UNANSWERED_MAX;
 
 /// A generation's id, escaped, where it has one.
 pub(super) type Generation = Option<Arc<String>>;
@@ -246,6 +247,18 @@ mod tests {
         assert_eq!(taking.judge(at(5), &anchor, start), Advice::PassOn(named("g2")), "it has the first too");
         taking.pass(at(5), start);
         assert_eq!(taking.judge(at(6), &anchor, start), Advice::Hold);
+    }
+
+    #[test]
+    fn who_is_heard_late_has_acknowledged_each_end_all_the_same() {
+        let start = Instant::now();
+        let mut taking = Taking::default();
+        (1..=100).for_each(|n| taking.note_end(EntryId::new(n, 0), &named(&n.to_string())));
+        for n in 1..=100 {
+            assert_eq!(taking.judge(at(n), &Cursor::default(), start), Advice::PassOn(named(&n.to_string())));
+            assert!(taking.is_once(at(n), &Cursor::default()));
+            taking.pass(at(n), start);
+        }
     }
 
     #[test]
