@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 
-use super::patience::{PATIENCE, wait_for};
+use super::patience::{PATIENCE, wait_for, wait_until};
 
 /// A command whose process treats signals as one that is started in a terminal, however the tests were started: under
 /// `nohup`, in the background of a script and by many runners they ignore SIGINT or SIGHUP, and a process hands what it
@@ -143,12 +143,13 @@ impl Background {
         }
     }
 
-    /// Sends it a signal, such as `libc::SIGINT`.
+    /// Sends it a signal, such as `libc::SIGINT`, and waits until the kernel has handed it over.
     pub(crate) fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.process.id()).unwrap();
         // SAFETY: kill(2) touches no memory of ours; the child is not reaped before `self` says so.
         let sent = unsafe { libc::kill(id, signal) };
         assert_eq!(sent, 0, "signal {signal} to {id}");
+        wait_until("the signal to be handed over", || !has_pending_signals(id));
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -173,4 +174,14 @@ impl Drop for Background {
 
 fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     thread::Builder::new().name(name.to_owned()).spawn(body).unwrap()
+}
+
+/// Whether signals to a process, or to its first thread, are yet to be taken; not once it is over.
+fn has_pending_signals(id: libc::pid_t) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")));
+    let is_over = status.lines().any(|line| line.starts_with("State:\tZ"));
+    !is_over && masks.map(str::trim).any(|mask| mask.bytes().any(|digit| digit != b'0'))
 }
