@@ -10,15 +10,15 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::StreamName;
 use crate::event::message::ToDelivery;
 use crate::event::record::{Asker, CancelRequest, Refused};
+use crate::event::{EntryId, StreamName};
 use crate::queue::Receiver;
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
 
 use super::answers::Answers;
 use super::once::CLAIMED;
-use super::pending::{Mark, Milestones};
+use super::pending::{Mark, Milestones, Written};
 use super::{Desk, millis, refusal, refused};
 
 /// Requests in hand.
@@ -273,9 +273,10 @@ impl Cancels {
         }
         let holder = get.bytes()?;
         if holder[..] != *desk.me.as_bytes() {
-            let Some(former) = Mark::parse(&holder) else { return Ok(Verdict::Wait) };
-            let key = desk.keys.stream(stream);
-            if former.is_pending(mark.newest, (link, &key), &self.milestones)? {
+            let Some(former) = Written::parse(&holder) else { return Ok(Verdict::Wait) };
+            let keys = [desk.keys.stream(stream), desk.keys.control(stream)];
+            let keys = keys.each_ref().map(String::as_str);
+            if former.is_pending(mark.newest, link, keys, &self.milestones)? {
                 return Ok(Verdict::Requested);
             }
             if !take_over(link, &marker(desk.keys, stream), &holder, desk.me)? {
@@ -327,7 +328,8 @@ impl Cancels {
             let marker = marker(desk.keys, &stream);
             match refusal(replies)? {
                 None => {
-                    let set = Command::new("SET").args([marker, mark.to_text(), "PX".to_owned()]);
+                    let written = Written { request: request_id(&replies[3])?, mark };
+                    let set = Command::new("SET").args([marker, written.to_text(), "PX".to_owned()]);
                     markers.push(set.number(millis(kept)));
                     desk.counters.cancels_written.inc();
                 }
@@ -364,6 +366,14 @@ fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Durati
     let add = add.args(["type", "cancel", "reason", reason, "by", by, "at"]).number(at_us);
     let expire = Command::new("PEXPIRE").arg(&key).number(millis(kept));
     [Command::new("MULTI"), add, expire, Command::new("EXEC")]
+}
+
+/// The id of a request that was written: the first result of its transaction.
+fn request_id(executed: &Reply) -> Result<EntryId, RedisError> {
+    let value = executed.value()?;
+    let first = value.as_array().and_then(|results| results.first());
+    let id = first.and_then(|id| id.as_str()).and_then(|id| id.parse().ok());
+    id.ok_or_else(|| RedisError::Protocol("an XADD without an id".into()))
 }
 
 /// Claims a stream whose former request is pending no more; whether nobody else has.

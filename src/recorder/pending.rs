@@ -1,9 +1,11 @@
 //! Which requests to cancel are pending: one for each generation, over all instances.
 //!
-//! A marker tells how far the stream had come when the last request was written. The request is meant for the
-//! generation that was going on there; it is pending until that is seen to have ended, or, where none was going on, until one
-//! begins. Producers need not heed a request from before they began, so in doubt another one is written: a request too
-//! many stops nothing that should go on, one too few leaves a Stop without effect.
+//! A marker tells how far the stream had come when the last request was written, and where that is on the control stream.
+//! The request is meant for the generation that was going on there; it is pending as long as it is on the control stream
+//! and everything that has come since shows that the generation has not ended, or, where none was going on, that none has
+//! begun. So what has come since must all be there: a stream that was trimmed beyond the mark, or deleted and begun anew,
+//! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a request
+//! too many stops nothing that should go on, one too few leaves a Stop without effect.
 
 use crate::event::record::Milestone;
 use crate::event::{Entry, EntryId};
@@ -38,27 +40,8 @@ impl Mark {
         })
     }
 
-    /// As it is kept in the marker.
-    pub(super) fn to_text(self) -> String {
-        format!("{} {}", self.newest, if self.is_going { "going" } else { "idle" })
-    }
-
-    /// Reads it back; `None`: the marker is another instance's claim.
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        let (newest, state) = std::str::from_utf8(text).ok()?.split_once(' ')?;
-        let is_going = match state {
-            "going" => true,
-            "idle" => false,
-            _ => return None,
-        };
-        Some(Self { newest: newest.parse().ok()?, is_going })
-    }
-
-    /// Whether a request that was written here is still pending in the stream `key`, whose newest entry is `newest`.
-    ///
-    /// # Errors
-    /// When Redis could not be asked.
-    pub(super) fn is_pending(
+    /// Whether the stream `key`, whose newest entry is `newest`, has gone on from here without another generation.
+    fn is_gone_on(
         self,
         newest: EntryId,
         (link, key): (&mut Link, &str),
@@ -67,6 +50,9 @@ impl Mark {
         if newest <= self.newest {
             // Below it: the stream was deleted, or its end was.
             return Ok(newest == self.newest);
+        }
+        if !has_entry(link, key, self.newest)? {
+            return Ok(false);
         }
         let (mut after, mut count) = (self.newest, 1);
         for _ in 0..LOOKS_MAX {
@@ -91,6 +77,61 @@ impl Mark {
     }
 }
 
+/// A request that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    /// Its entry on the control stream.
+    pub(super) request: EntryId,
+    /// Where the stream stood.
+    pub(super) mark: Mark,
+}
+
+impl Written {
+    /// As it is kept in the marker.
+    pub(super) fn to_text(self) -> String {
+        let Self { request, mark: Mark { newest, is_going } } = self;
+        format!("{newest} {} {request}", if is_going { "going" } else { "idle" })
+    }
+
+    /// Reads it back; `None`: the marker is another instance's claim.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let newest = words.next()?.parse().ok()?;
+        let is_going = match words.next()? {
+            "going" => true,
+            "idle" => false,
+            _ => return None,
+        };
+        let request = words.next()?.parse().ok()?;
+        Some(Self { request, mark: Mark { newest, is_going } })
+    }
+
+    /// Whether it is still pending in the stream, whose newest entry is `newest`.
+    ///
+    /// # Errors
+    /// When Redis could not be asked.
+    pub(super) fn is_pending(
+        self,
+        newest: EntryId,
+        link: &mut Link,
+        [stream, control]: [&str; 2],
+        milestones: &Milestones,
+    ) -> Result<bool, RedisError> {
+        Ok(has_entry(link, control, self.request)?
+            && self.mark.is_gone_on(newest, (link, stream), milestones)?)
+    }
+}
+
+/// Whether a stream still has an entry; a key of another type has none.
+fn has_entry(link: &mut Link, key: &str, id: EntryId) -> Result<bool, RedisError> {
+    let look = Command::new("XRANGE").arg(key).id(id).id(id).args(["COUNT", "1"]);
+    match link.call_range(&look, ENTRY_ROOM_BYTES) {
+        Ok(found) => Ok(found.found > 0),
+        Err(RedisError::Server(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,10 +148,11 @@ mod tests {
     #[test]
     fn markers_read_back() {
         for mark in [Mark::default(), Mark { newest: EntryId::new(5, 7), is_going: true }] {
-            assert_eq!(Mark::parse(mark.to_text().as_bytes()), Some(mark));
+            let written = Written { request: EntryId::new(9, 1), mark };
+            assert_eq!(Written::parse(written.to_text().as_bytes()), Some(written));
         }
-        for claim in ["i1:17:1763", "", "5-1", "5-1 other", "x going"] {
-            assert_eq!(Mark::parse(claim.as_bytes()), None, "{claim}");
+        for claim in ["i1:17:1763", "", "5-1", "5-1 other", "x going", "5-1 going", "5-1 going x"] {
+            assert_eq!(Written::parse(claim.as_bytes()), None, "{claim}");
         }
     }
 
@@ -124,7 +166,7 @@ mod tests {
         add("1-0", "begin");
         let mut pending = |at: u64, is_going: bool, newest: u64| {
             let mark = Mark { newest: EntryId::new(at, 0), is_going };
-            mark.is_pending(EntryId::new(newest, 0), (&mut link, "k"), &by_field).unwrap()
+            mark.is_gone_on(EntryId::new(newest, 0), (&mut link, "k"), &by_field).unwrap()
         };
         assert!(pending(1, true, 1), "nothing has come");
         assert!(!pending(2, true, 1), "the stream is another one");
@@ -138,5 +180,34 @@ mod tests {
         assert!(!pending(1, true, 1001));
         assert!(pending(1001, true, 1001));
         assert!(!pending(999, true, 1001));
+    }
+
+    #[test]
+    fn where_the_beginning_of_another_generation_may_be_gone_no_request_is_pending() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let run = |words: &[&str]| {
+            let command = words[1..].iter().fold(Command::new("XADD"), |command, word| command.arg(*word));
+            let command = if words[0] == "XADD" { command } else { Command::new("DEL").arg(words[1]) };
+            server.link().call(&command).unwrap();
+        };
+        let written = Written {
+            request: EntryId::new(1, 0),
+            mark: Mark { newest: EntryId::new(5, 0), is_going: true },
+        };
+        let mut is_pending =
+            || written.is_pending(EntryId::new(9, 0), &mut link, ["k", "c"], &by_field).unwrap();
+        run(&["XADD", "k", "5-0", "begin", "x"]);
+        run(&["XADD", "k", "9-0", "token", "x"]);
+        assert!(!is_pending(), "the request is not there");
+        run(&["XADD", "c", "1-0", "type", "cancel"]);
+        assert!(is_pending());
+        run(&["XADD", "k", "MAXLEN", "1", "9-1", "token", "x"]);
+        assert!(!is_pending(), "trimmed beyond the mark");
+        run(&["DEL", "k"]);
+        run(&["XADD", "k", "9-0", "token", "x"]);
+        assert!(!is_pending(), "begun anew");
+        run(&["DEL", "c"]);
+        assert!(!is_pending(), "the control stream is gone");
     }
 }

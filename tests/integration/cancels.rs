@@ -267,3 +267,38 @@ fn requests_behind_one_to_stop_are_answered_in_order_and_who_leaves_is_missed_by
     assert_eq!(post(&daemon, "s1/m", "").status, 202);
     wait_until("all to be gone", || daemon.gauge("connections_open") <= 1);
 }
+
+#[test]
+fn a_request_of_another_life_of_the_stream_is_taken_for_none_of_this_one() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut connection = redis.connect();
+    let mut requested = 0;
+    let mut stop = |connection: &mut Redis, what: &str| {
+        assert_eq!(post(&daemon, "s1/m", "").status, 202, "{what}");
+        requested += 1;
+        assert_eq!(length(connection, CONTROL), requested, "{what}");
+    };
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    stop(&mut connection, "the first");
+    // The chat is cleared, and asked again.
+    connection.run::<u64>(&["DEL", "llm:stream:s1:m"]);
+    producer.start("g2");
+    stop(&mut connection, "begun anew");
+    producer.end();
+    producer.start("g3");
+    producer.tokens(0..9);
+    stop(&mut connection, "another generation");
+    // Where g3's end and g4's beginning would be is trimmed away.
+    producer.end();
+    producer.start("g4");
+    producer.tokens(0..9);
+    connection.run::<u64>(&["XTRIM", "llm:stream:s1:m", "MAXLEN", "3"]);
+    stop(&mut connection, "trimmed");
+    assert_eq!(post(&daemon, "s1/m", "").status, 202);
+    assert_eq!(length(&mut connection, CONTROL), 4, "it is pending");
+    connection.run::<u64>(&["DEL", CONTROL]);
+    assert_eq!(post(&daemon, "s1/m", "").status, 202);
+    assert_eq!(length(&mut connection, CONTROL), 1, "what nobody can read is not pending");
+}
