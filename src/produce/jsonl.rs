@@ -9,6 +9,11 @@ use serde_json::value::RawValue;
 /// The longest line that is read, in bytes; an entry of that size is no token any more.
 pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// What is wrong with a line, and at which column: that it is the first line of itself would mislead.
+fn without_line(error: &serde_json::Error) -> String {
+    error.to_string().replacen("at line 1 column", "at column", 1)
+}
+
 /// Why a line is no native object. The caller knows the line's number.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
@@ -19,7 +24,7 @@ pub enum LineError {
     #[error("not UTF-8")]
     NotUtf8,
     /// Not JSON, or JSON that is no object.
-    #[error("not a JSON object: {0}")]
+    #[error("not a JSON object: {}", without_line(_0))]
     NotAnObject(#[source] serde_json::Error),
     /// No `type`, or one that is not a string.
     #[error("`type` is missing or not a string")]

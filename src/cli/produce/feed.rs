@@ -92,7 +92,7 @@ impl FeedError {
 
     /// Whether viewers are told of it even where nothing has begun: they may wait for an answer that was asked for.
     const fn is_answer(&self) -> bool {
-        matches!(self, Self::NoEvents(_) | Self::Sse { events: 0, .. })
+        matches!(self, Self::NoEvents(_) | Self::Sse { events: 0, .. } | Self::Line { .. })
     }
 }
 
@@ -167,7 +167,9 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         let refused = matches!(failure, FeedError::Produce(ProduceError::Refused(_)));
         let is_cancelled = matches!(failure, FeedError::Cancelled);
         if failure.is_answer() && !self.producer.generation().is_open() {
-            self.producer.say(Generation::start_unnumbered);
+            // Providers' events have no numbers, and what stands around them has none either.
+            let is_raw = matches!(self.format, Format::Raw(_));
+            self.producer.say(if is_raw { Generation::start_unnumbered } else { Generation::start });
         }
         if self.producer.generation().is_open() && !refused {
             if is_cancelled {
