@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::reader::Reader;
 use crate::event::EntryId;
-use crate::redis::{Keys, Pipeline, RedisError};
+use crate::redis::{Keys, Pipeline, RedisError, Reply};
 
 /// Acknowledgements are gathered this long.
 const ACK_INTERVAL: Duration = Duration::from_millis(600);
@@ -39,7 +39,7 @@ impl Reader {
             return Ok(());
         }
         self.begin_trip(share.min(STREAMS_PER_TRIP), now);
-        self.make_trip().map(drop)
+        self.make_acknowledging_trip()
     }
 
     /// How many streams should have been acknowledged by now and were not.
@@ -52,18 +52,36 @@ impl Reader {
 
     /// Begins a trip that acknowledges at most so many streams.
     fn begin_trip(&mut self, streams_max: usize, now: Instant) {
-        let Self { parts, pipeline, subscriptions, .. } = self;
+        let Self { parts, pipeline, subscriptions, acknowledging, .. } = self;
         pipeline.clear();
         if now.duration_since(self.acked_at) >= ACK_INTERVAL {
             self.acked_at = now;
             self.to_acknowledge = subscriptions.begin_acknowledging();
         }
-        while pipeline.len() < streams_max
-            && let Some((key, position)) = subscriptions.next_acknowledgement(parts.delivery.ack)
+        acknowledging.clear();
+        while acknowledging.len() < streams_max
+            && let Some((place, position)) = subscriptions.next_acknowledgement(parts.delivery.ack)
         {
-            set_position(pipeline, &parts.keys, key, position);
+            let Some(found) = subscriptions.get(place) else { continue };
+            set_position(pipeline, &parts.keys, &found.key, position);
+            acknowledging.push((place, position));
         }
-        parts.registry.counters().acks_sent.add(pipeline.len() as u64);
+    }
+
+    /// Makes a trip that only acknowledges.
+    fn make_acknowledging_trip(&mut self) -> Result<(), RedisError> {
+        let replies = self.make_trip()?;
+        self.note_acknowledged(&replies);
+        Ok(())
+    }
+
+    /// Notes which groups stand where they were set to. A full Redis refuses that: it is tried again with the next round.
+    pub(super) fn note_acknowledged(&mut self, replies: &[Reply]) {
+        for (&(place, position), reply) in self.acknowledging.iter().zip(replies) {
+            if reply.error().is_none() && self.subscriptions.acknowledged(place, position) {
+                self.parts.registry.counters().acks_sent.inc();
+            }
+        }
     }
 
     /// Whether no read has taken along for long what was to be acknowledged.
@@ -75,7 +93,7 @@ impl Reader {
     pub(super) fn acknowledge_alone(&mut self) -> Result<(), RedisError> {
         loop {
             self.begin_trip(STREAMS_ALONE, Instant::now());
-            self.make_trip()?;
+            self.make_acknowledging_trip()?;
             if !self.subscriptions.is_acknowledging() {
                 return Ok(());
             }

@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::budget::Budget;
 use super::pacing::Pacing;
-use super::subscriptions::{Key, Subscription, Subscriptions};
+use super::subscriptions::{Key, Place, Subscription, Subscriptions};
 use super::told::{SWEEPS_PER_ROUND, SWEPT_SILENCE, Told};
 use crate::config;
 use crate::event::EntryId;
@@ -109,6 +109,8 @@ pub struct Reader {
     pub(super) acked_at: Instant,
     /// Streams that were to be acknowledged then.
     pub(super) to_acknowledge: usize,
+    /// The streams that the trip at hand acknowledges, with the position of each, in the order of the commands.
+    pub(super) acknowledging: Vec<(Place, EntryId)>,
     pub(super) kept_at: Option<Instant>,
     /// The connection that is in the poll.
     pub(super) registered: u64,
@@ -137,6 +139,7 @@ impl Reader {
             budget: Budget::default(),
             acked_at: Instant::now(),
             to_acknowledge: 0,
+            acknowledging: Vec::new(),
             kept_at: None,
             registered: 0,
             events: Events::with_capacity(8),

@@ -348,21 +348,21 @@ impl Subscriptions {
         !self.pending.is_empty()
     }
 
-    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where.
-    pub(super) fn next_acknowledgement(&mut self, ack: Ack) -> Option<(&Key, EntryId)> {
+    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where. It stays among
+    /// them until Redis has said that its group [stands there](Self::acknowledged).
+    pub(super) fn next_acknowledgement(&mut self, ack: Ack) -> Option<(Place, EntryId)> {
         while self.to_acknowledge > 0
             && let Some((place, live)) = self.pending.pop_front()
         {
             self.to_acknowledge -= 1;
             let Some(found) = self.all.get_mut(place).filter(|found| found.live == live) else { continue };
-            let position = found.position(ack);
-            let is_news = std::mem::replace(&mut found.acknowledged, position) != position;
             found.is_pending = !found.is_acknowledged();
             if found.is_pending {
                 self.pending.push_back((place, live));
             }
-            if is_news {
-                return self.all.get(place).map(|found| (&found.key, position));
+            let position = found.position(ack);
+            if position != found.acknowledged {
+                return Some((place, position));
             }
         }
         None

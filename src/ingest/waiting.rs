@@ -94,6 +94,7 @@ impl Reader {
         let transaction = (places.len() <= READ_ALONG_MAX).then(|| self.add_transaction(places));
         let replies = self.converse(Some(block))?;
         let Some(woken) = replies.get(asked_at) else { return Ok(ReadEnd::default()) };
+        self.note_acknowledged(&replies[..asked_at]);
         self.note_woken(woken, transaction.is_none())?;
         match transaction {
             Some(transaction) => self.take_in(&replies, transaction),

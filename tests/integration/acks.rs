@@ -256,3 +256,31 @@ fn reading_and_waiting_create_no_keys() {
     let registered: Vec<String> = connection.run(&["SMEMBERS", "llm:groups:llm-bridge:i1"]);
     assert!(registered.iter().all(|name| !name.contains("nobody")), "{registered:?}");
 }
+
+#[test]
+fn an_acknowledgement_that_a_full_redis_refuses_is_made_when_it_has_room() {
+    let redis = RedisServer::start();
+    let daemon = options(&redis).start();
+    let mut connection = redis.connect();
+    let mut producers: Vec<Producer> =
+        (0..20).map(|number| Producer::new(&redis, &format!("s{number}"), "m")).collect();
+    let firsts: Vec<String> = producers.iter_mut().map(|producer| producer.start("g1")).collect();
+    let mut viewers: Vec<Viewer> = Vec::new();
+    for (producer, first) in producers.iter().zip(&firsts) {
+        let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, &producer.stream, "");
+        viewer.read_to(first);
+        viewers.push(viewer);
+    }
+    let newest: Vec<String> = producers.iter_mut().map(|producer| producer.delta("last")).collect();
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    for (viewer, id) in viewers.iter_mut().zip(&newest) {
+        viewer.read_to(id);
+    }
+    let refused = connection.errors("OOM");
+    wait_until("Redis to refuse acknowledgements", || connection.errors("OOM") > refused + 20);
+    connection.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    // Nothing more is written that could bring them along.
+    for (producer, id) in producers.iter().zip(&newest) {
+        wait_acknowledged(&mut connection, &producer.key, id);
+    }
+}
