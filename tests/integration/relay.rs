@@ -372,3 +372,35 @@ fn an_outage_of_redis_loses_and_repeats_nothing() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     assert_eq!(entries(&redis, "s")[1..], whole(&texts));
 }
+
+#[test]
+fn the_documented_rights_are_enough() {
+    let redis = RedisServer::start();
+    let manual = include_str!("../../README.md");
+    let line = |start: &str| manual.lines().find(|line| line.starts_with(start)).expect(start);
+    let daemon = line("user llm-bridge on >PASSWORD").split(' ').skip(1);
+    let more = line("It needs Redis 6.2, and beside the daemon's rights").split(['`', ' ']);
+    let rights: Vec<&str> = daemon.chain(more.filter(|word| word.starts_with('+'))).collect();
+    let mut connection = redis.connect();
+    connection.run::<()>(&[&["ACL", "SETUSER"], &rights[..]].concat());
+    connection.run::<()>(&["ACL", "LOG", "RESET"]);
+    let url = format!("redis.url=redis://llm-bridge:PASSWORD@127.0.0.1:{}/0", redis.port());
+    // A dead letter, an answer, one that is broken off, and a request that is left to the next worker.
+    let upstream = FakeUpstream::start([chat(&["a"]), torso(), vec![Step::Hang]]);
+    let worker = relay(&redis, &upstream, &["--set", &url, "--set", "shutdown.grace=200ms"]);
+    connection.run::<String>(&["XADD", REQUESTS, "*", "session", "no session"]);
+    wait_until("the dead letter", || connection.keys("llm:dlq:*").len() == 1);
+    ask(&redis, "s1", BODY);
+    wait_until("the first answer", || terminals(&redis, "s1") == ["[DONE]"]);
+    ask(&redis, "s2", BODY);
+    wait_until("the token", || entries(&redis, "s2").len() == 2);
+    ask(&redis, "s2", BODY);
+    worker.signal(libc::SIGTERM);
+    assert_eq!(worker.finish().code, Some(0));
+    let next = FakeUpstream::start([chat(&["b"])]);
+    let _worker = relay(&redis, &next, &["--set", &url]);
+    wait_settled(&redis, 4);
+    assert_eq!(terminals(&redis, "s2").last().map(String::as_str), Some("[DONE]"));
+    let denied: Vec<redis::Value> = connection.run(&["ACL", "LOG"]);
+    assert!(denied.is_empty(), "{denied:?}");
+}
