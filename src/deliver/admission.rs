@@ -1,9 +1,9 @@
-//! Who is served: new connections, the names and origins of requests, rates and caps; and how a refusal is told.
+//! Admission: decides on new connections, the names and origins of requests, rates and caps; and sends refusals.
 //!
 //! The order is the contract's: connections and the address' rate when a connection is accepted, then for each request
-//! its `Host`, its `Origin`, its name, and the limits of the client. What is refused when it is accepted is told in
-//! answer to the first request, because only that says how: as HTTP with CORS headers, or to a browser's WebSocket by
-//! a close code. Few connections wait like that, and not for long; the others are told at once.
+//! its `Host`, its `Origin`, its name, and the limits of the client. A connection that is refused when it is
+//! accepted is told so in answer to its first request, because only that says how: as HTTP with CORS headers, or to a
+//! browser's WebSocket by a close code. Few connections wait like that, and not for long; the others are told at once.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use super::route::{Route, RouteLimits, route};
 use crate::event::message::Slot;
 use crate::warn_limited;
 
-/// What a client that is refused for want of room is told to wait, in seconds.
+/// How long a client that is refused for want of room is told to wait, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
-/// What is told to those who ask for too much, and which key of the configuration says how much that is. The reason of a
-/// WebSocket's close has room for 123 bytes.
+/// Messages to clients that are over a limit, each with the configuration key of that limit. The reason of a WebSocket's
+/// close has room for 123 bytes.
 const OVER_CONNECTIONS: &str =
     "there is no room for another connection: client.max_connections says how many";
 const OVER_CONNECTS: &str = "too many connections a second: limits.connects_per_second says how many";
@@ -62,7 +62,7 @@ impl Delivery {
         self.arm(slot, now + REFUSED_WAIT.min(self.config.client.handshake_timeout));
     }
 
-    /// What a request asks for, if it may.
+    /// The resource that a request asks for, if it is allowed; else the refusal.
     pub(super) fn judge(
         &mut self,
         slot: Slot,
@@ -80,7 +80,7 @@ impl Delivery {
         self.allow(slot, route, now)
     }
 
-    /// What requests and messages are read by.
+    /// The limits and the naming by which requests and messages are read.
     pub(super) fn route_limits(&self) -> RouteLimits {
         RouteLimits {
             max_wait: self.config.client.max_wait,
@@ -89,7 +89,7 @@ impl Delivery {
         }
     }
 
-    /// Whether the request is for this server, and not for a name that only leads here.
+    /// Refuses a request whose `Host` is none of this server's names, although it leads here.
     fn check_host(&self, request: &Request) -> Result<(), HttpError> {
         if self.hosts.allows(request.host.as_deref()) {
             return Ok(());
@@ -99,7 +99,7 @@ impl Delivery {
         Err(HttpError::misdirected())
     }
 
-    /// What scripts of the request's origin may see of the answer.
+    /// The origins whose scripts may read the answer; the refusal if the request's is not allowed.
     pub(super) fn judge_origin(&self, request: &Request) -> Result<AllowedOrigin, HttpError> {
         let decision = self.origins.decide(request.origin.as_deref(), request.host.as_deref());
         AllowedOrigin::from_decision(decision)
@@ -189,7 +189,7 @@ fn shortened(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// What is left of a close frame's 125 bytes beside the code.
+    /// Bytes of a close frame's 125 that are left beside the code.
     const REASON_BYTES_MAX: usize = 123;
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Chunks {
     expects: Expects,
 }
 
-/// What comes next.
+/// The part of a chunked body that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expects {
     Size,

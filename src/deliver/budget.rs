@@ -37,12 +37,12 @@ impl Budget {
     }
 }
 
-/// What all connections of the process may hold together.
+/// The budgets of all connections of the process together.
 #[derive(Debug)]
 pub struct Budgets {
     /// Whole answers that are larger than what a connection may have waiting: JSON states.
     pub answers: Arc<Budget>,
-    /// What clients have begun to send: unfinished requests and messages.
+    /// Requests and messages that clients have begun to send and not finished.
     pub inputs: Budget,
 }
 

@@ -1,4 +1,4 @@
-//! One client's connection: its socket, what it is saying, what waits to be sent to it.
+//! One client's connection: its socket, its state, and the bytes that wait to be sent to it.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
@@ -22,7 +22,7 @@ use crate::event::message::Slot;
 /// How long a client may take to close its side after we have closed ours.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What the connection is doing.
+/// The state of a connection.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// Receiving the head of a request; `seen` bytes of the input were looked at in vain.
@@ -74,16 +74,16 @@ impl WebSocket {
     }
 }
 
-/// What is known of the other side of a connection. Each is further on than the one before.
+/// The state of the other side of a connection, as far as it is known. Each is further on than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Peer {
     /// It may send more.
     Sending,
-    /// It sends nothing more than what is in the socket.
+    /// It sends nothing more beyond the bytes in the socket.
     Finishing,
     /// Everything that it has sent was read. It may read on, or be gone.
     Finished,
-    /// It is gone; what it has sent may still be in the socket.
+    /// It is gone; bytes that it has sent may still be in the socket.
     Gone,
 }
 
@@ -103,11 +103,11 @@ pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) address: SocketAddr,
     pub(super) phase: Phase,
-    /// What was read and not taken yet: part of a request, or messages whose turn is yet to come.
+    /// Bytes read and not taken yet: part of a request, or messages whose turn is yet to come.
     pub(super) input: Input,
     /// Bytes of the input that the gauge and the budget count.
     pub(super) gauged_input: usize,
-    /// What answers take that wait for an `open`.
+    /// Cost of the answers that wait for an `open`, in bytes.
     pub(super) held_bytes: usize,
     /// Whether the client still sends.
     pub(super) peer: Peer,

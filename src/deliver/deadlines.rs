@@ -1,4 +1,4 @@
-//! What happens because time passes: keep-alive, slow and vanished clients, waits that run out, draining.
+//! Deadlines: keep-alive, slow and vanished clients, waits that run out, draining.
 
 use std::time::Instant;
 
@@ -118,7 +118,7 @@ impl Delivery {
                 self.drop_connection(slot);
                 return None;
             }
-            // What cannot be sent now is sign enough: the slow client's limit runs.
+            // No ping behind bytes that still wait: for these the slow client's limit runs.
             if is_due && connection.outbox.is_empty() {
                 websocket.pinged_at.get_or_insert(now);
             }
@@ -182,7 +182,7 @@ impl Delivery {
                         connection.close();
                     }
                 }
-                // Who has asked for something that is being written is answered first.
+                // A request or answer that is under way is finished first.
                 Phase::Head { .. }
                 | Phase::Body { .. }
                 | Phase::Cancelling { .. }

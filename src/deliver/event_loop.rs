@@ -1,9 +1,9 @@
 //! A delivery thread: one mio loop that owns its connections.
 //!
-//! One round takes what the sockets and the inbox have, does everything that follows from it, then
-//! offers each socket what waits for it once, sends the history reads that were asked for, and sleeps.
+//! One round takes the input of the sockets and the inbox, does everything that follows from it, then
+//! offers each socket its waiting bytes once, sends the history reads that were asked for, and sleeps.
 //!
-//! INVARIANT: the loop never waits for a queue. What another thread has no room for is held here, at
+//! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held here, at
 //! most one read for each job, one attach and one detach for each stream, one wait for each name.
 //! A connection is removed at the end of the round, so that an index is not reused within one
 //! batch of events.
@@ -50,22 +50,22 @@ const TICK: Duration = Duration::from_millis(100);
 const HELD_RETRY: Duration = Duration::from_millis(2);
 /// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
 const TIMERS_PER_ROUND: usize = 64;
-/// What is read from sockets at once at most.
+/// Bytes that are read from a socket at once, at most.
 const READ_BYTES: usize = 16 * 1024;
 
-/// What a delivery thread works with.
+/// The parts of a delivery thread.
 pub struct DeliveryParts {
     /// Which delivery thread it is.
     pub index: usize,
     /// Its poll, in which the inbox wakes it as [`INBOX`].
     pub poll: Poll,
-    /// What the inbox wakes it by.
+    /// The waker by which the inbox wakes it.
     pub waker: Arc<mio::Waker>,
-    /// What it is told.
+    /// Messages of other threads.
     pub inbox: Receiver<ToDelivery>,
-    /// What became of its history reads: has its turn after the inbox.
+    /// Results of its history reads: taken after the inbox.
     pub history: Receiver<ToDelivery>,
-    /// What its inbox had no room for.
+    /// News for which its inbox had no room.
     pub missed: Arc<Mutex<Missed>>,
     /// The public listener, for the one thread that accepts.
     pub listener: Option<TcpListener>,
@@ -81,11 +81,11 @@ pub struct DeliveryParts {
     pub errands: Sender<Errand>,
     /// Requests to cancel, to be written by the recorder.
     pub cancels: Sender<CancelRequest>,
-    /// What clients acknowledge, to be written by the recorder.
+    /// Acknowledgements of clients, to be written by the recorder.
     pub receipts: Sender<Receipt>,
-    /// What clients may do how often; shared by all delivery threads.
+    /// The rates and caps of clients; shared by all delivery threads.
     pub rates: Arc<Mutex<Rates>>,
-    /// What all connections of the process may hold together; shared by all delivery threads.
+    /// The budgets of all connections of the process together; shared by all delivery threads.
     pub budgets: Arc<Budgets>,
     /// How many connections all clients may have.
     pub max_connections: usize,
@@ -142,7 +142,7 @@ pub struct Delivery {
     pub(super) bulky: VecDeque<Slot>,
     /// Connections that have something to be heard.
     pub(super) backlog: Backlog,
-    /// What all connections of the process may hold together.
+    /// The budgets of all connections of the process together.
     pub(super) budgets: Arc<Budgets>,
     /// Frames that the socket at hand has taken.
     pub(super) marks: Vec<Mark>,
@@ -273,7 +273,7 @@ impl Delivery {
         // Live frames come first.
         self.receive(now);
         if self.drain_requested.requested() && !self.is_draining && !self.has_mail() {
-            // What was read before is with the clients' outboxes now.
+            // The frames of all entries read before are in the clients' outboxes now.
             self.drain(now);
         }
         self.catch_up();
@@ -348,7 +348,7 @@ impl Delivery {
         }
     }
 
-    /// A share of what is due: the rest has its turn after what has come in meanwhile.
+    /// Attends to some of the deadlines that are due: the rest have their turn after the input that has come meanwhile.
     fn expire(&mut self, now: Instant) {
         for _ in 0..TIMERS_PER_ROUND {
             let Some((index, generation)) = self.timers.pop_due(now) else { return };

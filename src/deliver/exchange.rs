@@ -1,4 +1,4 @@
-//! What a delivery loop is told by other threads and asks of them. What they have no room for is held.
+//! A delivery loop's messages from other threads and its requests to them. A request for which they have no room is held.
 
 use std::time::{Duration, Instant};
 

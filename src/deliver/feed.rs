@@ -47,7 +47,7 @@ impl Delivery {
         // Live text has told an end that no entry says, and that a read up to an entry cannot tell.
         let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
         let misses_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
-        // What was held is another stream's, which is gone.
+        // The held frames are of the stream as it was before it was created anew.
         let is_anew = is_range && matches!(shown.gap, Some(HistoryGap::Recreated { .. }));
         let (held, ask) = if misses_end || is_anew {
             (Vec::new(), seam.read_to_end(position))
@@ -108,7 +108,7 @@ impl Delivery {
         }
     }
 
-    /// What follows from where the viewer stands now.
+    /// Ends a live viewer of a finished stream, or tells it whether the producer is stalled.
     fn settle(&mut self, slot: Slot, now: Instant) {
         let Some(viewer) = self.viewers.get(slot) else { return };
         if !viewer.seam.as_ref().is_some_and(Seam::is_live) {
@@ -254,7 +254,7 @@ impl Delivery {
             let Some(viewer) = found.paused.pop_front() else { return };
             let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::resume);
             self.ask(viewer, ask);
-            // What is asked now is promised now, so that the next one finds what is left.
+            // Reads are sent at once, so that the next viewer sees how much room is left.
             self.send_fresh_jobs();
         }
     }

@@ -1,9 +1,9 @@
-//! Answers about a stream that wait for its `open`, which comes first. Pure. Their bytes are bounded by what their
-//! connection may have waiting: beyond that it is not heard.
+//! Answers about a stream that wait for its `open`, which comes first. Pure. Their bytes are bounded by the limit of
+//! answers that may wait for a connection: beyond it, its client is not heard.
 
 use std::collections::VecDeque;
 
-/// What one answer takes beside its bytes.
+/// Cost of one answer beside its bytes, in bytes.
 const ANSWER_COST_BYTES: usize = 64;
 
 /// Answers in JSON, in their order.
@@ -14,7 +14,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Adds an answer; what it takes.
+    /// Adds an answer and returns its cost in bytes.
     pub(super) fn push(&mut self, json: Vec<u8>) -> usize {
         let cost = json.len() + ANSWER_COST_BYTES;
         self.cost_bytes += cost;
@@ -22,7 +22,7 @@ impl Held {
         cost
     }
 
-    /// What all of them take.
+    /// Cost of all answers, in bytes.
     pub(super) const fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }

@@ -1,4 +1,4 @@
-//! What a client has sent and nobody has taken yet. Holds no memory when it is empty. Pure.
+//! The bytes that a client has sent and nobody has taken yet. Holds no memory when it is empty. Pure.
 
 /// Bytes in the order in which they came.
 #[derive(Debug, Default)]
@@ -9,31 +9,31 @@ pub struct Input {
 }
 
 impl Input {
-    /// What is there.
+    /// The bytes not taken yet.
     #[must_use]
     pub fn rest(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }
 
-    /// Bytes that are there.
+    /// How many bytes are not taken yet.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.bytes.len() - self.taken
     }
 
-    /// Whether nothing is there.
+    /// Whether every byte was taken.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The memory that is held.
+    /// Bytes of memory that are held.
     #[must_use]
     pub const fn cost_bytes(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Adds what came.
+    /// Adds bytes that came.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.taken > 0 {
             self.bytes.drain(..self.taken);

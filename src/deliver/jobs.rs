@@ -166,7 +166,7 @@ impl Delivery {
         });
         let shows = !matches!(step, ReplayStep::State(_) | ReplayStep::Probe);
         let viewers = job.viewers.clone();
-        // What the most occupied of the viewers has room for, so that nobody's budget is passed.
+        // The room of the most occupied viewer, so that no viewer's budget is exceeded.
         let send_budget = self.config.client.send_budget;
         let (mut budget_bytes, mut entry_bytes) = (send_budget - send_budget / JOINING_PART, 1);
         for &viewer in &viewers {
@@ -240,8 +240,8 @@ impl Delivery {
         }
     }
 
-    /// What a read has found goes to all its viewers. For those who joined after it was asked it is a stretch of the stream
-    /// and no more: whether all is over at its end, or there was no stream at all, they ask anew.
+    /// Gives a read's result to all its viewers. For those that joined after it was asked, it is a stretch of the stream and
+    /// no more: they ask anew whether its end is the end of all, and whether there is no stream.
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
         match outcome {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
@@ -314,7 +314,7 @@ impl Delivery {
         }
     }
 
-    /// What a shared read has found for one of its viewers; one to whom it tells nothing asks anew.
+    /// Gives a shared read's result to one of its viewers. One for which it holds nothing asks anew.
     fn conclude_shared(
         &mut self,
         viewer: Slot,

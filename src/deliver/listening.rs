@@ -21,14 +21,14 @@ use crate::event::message::Slot;
 
 /// Answers that may wait for a client, or be held for it, before it is heard further.
 pub(super) const ANSWERS_BYTES_MAX: usize = 32 * 1024;
-/// What one read asks for: of a request's head, which is small and of which no more is kept than belongs to it, and of
-/// anything else.
+/// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
 const HEAD_READ_BYTES: usize = 4 * 1024;
+/// Bytes of one read of anything else, at most.
 const READ_BYTES: usize = 16 * 1024;
-/// What a connection may have begun to send without its being charged to the budget of all connections.
+/// Bytes of unfinished input that a connection may hold without being charged to the budget of all connections.
 const INPUT_FREE_BYTES: usize = 4 * 1024;
 
-/// What was found in what a client has sent.
+/// The result of taking one request or message out of a client's input.
 enum Heard {
     /// A request, a message, or an end.
     One,
@@ -55,8 +55,8 @@ impl Delivery {
         }
     }
 
-    /// Hears clients for as long as the round's measure lasts. Who is not finished then has another turn in the next
-    /// round, after what has come in meanwhile.
+    /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in the
+    /// next round, after those whose input has come meanwhile.
     pub(super) fn listen(&mut self, now: Instant) {
         let mut round = Measure::ROUND;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -172,7 +172,7 @@ impl Delivery {
                 }
                 Heard::One
             }
-            // What a client says there means nothing, but for its end.
+            // Input means nothing here, except for its end.
             Phase::Sse { .. } | Phase::Closing { .. } => Heard::Wants(READ_BYTES),
             Phase::Asked { .. } | Phase::Cancelling { .. } => Heard::Wants(0),
         }
@@ -203,8 +203,8 @@ impl Delivery {
             .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }
 
-    /// The client sends nothing more. What it has asked for before is still answered, and an event stream goes on: it is
-    /// written to at once, because a client that is gone, and not only silent, is noticed by that.
+    /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is written
+    /// to at once, because the write fails if the client is gone, and not only silent.
     fn end_of_input(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match std::mem::replace(&mut connection.peer, Peer::Finished) {
@@ -237,7 +237,7 @@ impl Delivery {
 
     // ----- what has begun -----
 
-    /// Charges what a connection has begun to send to the budget of all. One that finds no room is told to come again.
+    /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to come again.
     pub(super) fn weigh_input(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let after = connection.input_cost_bytes();
@@ -261,7 +261,7 @@ impl Delivery {
         }
     }
 
-    /// What a connection has begun to send is no longer held.
+    /// Gives back the budget of a connection's unfinished input.
     pub(super) fn release_input(&self, connection: &Connection) {
         let held = connection.gauged_input;
         // Having fewer is always allowed.

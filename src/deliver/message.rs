@@ -1,8 +1,8 @@
-//! What clients say after the upgrade, and the body of a cancel request: JSON from the network into
+//! The messages of clients after the upgrade, and the body of a cancel request: JSON from the network into
 //! values that are checked and bounded.
 //!
-//! Unknown members are ignored, `null` counts as absent. Nesting costs no stack: serde_json walks what
-//! is ignored or passed on raw without recursion, and refuses deep values elsewhere.
+//! Unknown members are ignored, `null` counts as absent. Nesting costs no stack: serde_json walks
+//! values that are ignored or passed on raw without recursion, and refuses deep values elsewhere.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What waits for one client's socket: a queue of shared bytes.
+//! The bytes that wait for one client's socket: a queue of shared chunks.
 //!
 //! Frames are shared between clients and never copied; a partial write moves an offset. A fresh or
 //! drained outbox holds no memory worth mentioning. The bound is its owner's: see
@@ -12,7 +12,7 @@ use bytes::Bytes;
 /// The most pieces of one vectored write.
 const PIECES_MAX: usize = 64;
 
-/// What a chunk takes beside its bytes: its place in the queue, its mark, and the frame behind it, which may
+/// Cost of a chunk beside its bytes: its place in the queue, its mark, and the frame behind it, which may
 /// be kept for this client alone.
 pub const CHUNK_COST_BYTES: usize = 512;
 
@@ -65,7 +65,7 @@ pub struct Outbox<M> {
     taken: usize,
     /// Bytes not taken yet.
     len_bytes: usize,
-    /// What answers take that may still wait: all since none did, so that it is never too little.
+    /// Cost of the answers that may still wait, in bytes: of all since no answer waited, so that it is never too little.
     answers_cost_bytes: usize,
     /// Bytes that wait up to the end of the last answer.
     answers_end: usize,
@@ -97,7 +97,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.answers_end = self.len_bytes;
     }
 
-    /// What answers take of which not all are out yet.
+    /// Cost of the answers since no answer waited, in bytes: at least that of those that wait.
     #[must_use]
     pub const fn answers_cost_bytes(&self) -> usize {
         self.answers_cost_bytes
@@ -109,7 +109,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.len_bytes
     }
 
-    /// What is held for the client, with what the chunks take beside their bytes: the measure of budgets.
+    /// Bytes held for the client, including [`CHUNK_COST_BYTES`] a chunk: the measure of budgets.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         self.len_bytes + self.chunks.len() * CHUNK_COST_BYTES
@@ -172,7 +172,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         Ok(WriteOutcome::Drained)
     }
 
-    /// Drops what the writer was not offered a byte of.
+    /// Drops all chunks of which the writer has taken nothing.
     pub fn drop_unstarted(&mut self) {
         self.chunks.truncate(usize::from(self.taken > 0));
         self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes().len() - self.taken);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever amounts the writer takes: bytes out are bytes in, and a mark is reported in the very
+        /// For all amounts that the writer may take: bytes out are bytes in, and a mark is reported in the very
         /// write that took its last byte.
         #[test]
         fn bytes_and_marks_keep_their_order(

@@ -1,7 +1,8 @@
-//! What clients acknowledge, on its way to the recorder and back: who says it is answered when it is written; and the moment that a client gets for acknowledging the end.
+//! Acknowledgements on their way from clients to the recorder, and the answers to them: a client is answered when its
+//! acknowledgement is written. Also the time that a client gets for acknowledging the end.
 //!
-//! Bounded: each viewer holds one acknowledgement, and passes one on in a second and one for each end of a generation. What
-//! the recorder's queue has no room for is held on; a viewer that leaves then leaves it behind, which is counted.
+//! Bounded: each viewer holds one acknowledgement, and passes on one a second and one for each end of a generation. One for
+//! which the recorder's queue has no room is held on; if its viewer leaves then, it is lost, which is counted.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,11 @@ use crate::event::notice;
 use crate::event::record::{Acked, Asker, Receipt, Refused};
 use crate::event::{Position, StreamName};
 
-/// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: who answers
-/// a close with a close cannot say anything any more.
+/// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: a client that
+/// answers our close with its own cannot send anything any more.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// What a client has said to have.
+/// A client's acknowledgement.
 struct Said {
     id: Position,
     /// When, µs since 1970 by this host's clock.
@@ -38,7 +39,7 @@ pub(super) struct Parted {
 }
 
 impl Delivery {
-    /// A client says what it has. It is answered when that is written down; where receipts are off, at once.
+    /// Takes a client's acknowledgement. It is answered when it is written; where receipts are off, at once.
     pub(super) fn acknowledge(
         &mut self,
         slot: Slot,
@@ -106,8 +107,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// The client acknowledges what it was given of a stream that has left its connection; `None` where none has. Nothing
-    /// is held for it: of what comes too soon only the end is written.
+    /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for it: one
+    /// that comes within [`INTERVAL`](super::taking::INTERVAL) is refused unless it reaches the end of a generation.
     fn acknowledge_parted(
         &mut self,
         slot: Slot,
@@ -184,7 +185,7 @@ impl Delivery {
         self.close_if_drained(slot, now);
     }
 
-    /// The same about a stream that has left the connection: of one that is forgotten only this is told.
+    /// The acknowledgements to be answered of a stream that has left the connection; of one that is forgotten, only `id`.
     fn parted_answered(
         &mut self,
         slot: Slot,
@@ -210,8 +211,7 @@ impl Delivery {
         self.answer_message(slot, Some(stream), &notice::acked(id));
     }
 
-    /// Whether a client has asked for something that is yet to be written down, so that it is answered before its connection
-    /// is closed.
+    /// Whether a request of the client is yet to be written, so that it is answered before its connection is closed.
     pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(websocket) = self.websocket(slot) else { return false };
         let parted = websocket.parted.iter().flat_map(|parted| parted.iter());
@@ -222,7 +222,7 @@ impl Delivery {
         viewers.into_iter().any(|viewer| self.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
     }
 
-    /// Passes on what was held for long enough.
+    /// Passes on the acknowledgements that were held for long enough.
     pub(super) fn pass_on_acks(&mut self, now: Instant) {
         for slot in std::mem::take(&mut self.unpassed_acks) {
             if !self.pass_on_held(slot, now, false) {
@@ -231,14 +231,14 @@ impl Delivery {
         }
     }
 
-    /// A viewer leaves: what was held for it is passed on.
+    /// A viewer leaves: its held acknowledgement is passed on.
     pub(super) fn pass_on_last_ack(&mut self, slot: Slot) {
         if !self.pass_on_held(slot, Instant::now(), true) {
             self.registry.counters().receipts_failed.inc();
         }
     }
 
-    /// Passes on what is held for a viewer, if it is time or has to be `at_once`; whether nothing is held any more.
+    /// Passes on a viewer's held acknowledgement, if it is due or has to go `at_once`; whether none is held any more.
     fn pass_on_held(&mut self, slot: Slot, now: Instant, at_once: bool) -> bool {
         let Some(viewer) = self.viewers.get(slot) else { return true };
         let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
@@ -269,7 +269,7 @@ impl Delivery {
         let Some(viewer) = self.viewers.get_mut(slot) else { return false };
         let (connection, until) = (viewer.connection, now + PARTING);
         viewer.stage = Stage::Parting(until);
-        // What may follow is not for this viewer.
+        // Frames that may follow are not for this viewer.
         viewer.seam = None;
         self.arm(connection, until);
         true
@@ -291,7 +291,7 @@ impl Delivery {
     pub(super) fn judge_parting(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let viewer = self.viewers.get_mut(slot)?;
         let Stage::Parting(until) = &mut viewer.stage else { return None };
-        // Who is to be answered is answered first.
+        // A client that is owed an answer gets it first.
         let is_owed = viewer.taking.as_ref().is_some_and(|taking| taking.awaits_answer(now));
         if viewer.unwritten > 0 || is_owed {
             *until = now + PARTING;

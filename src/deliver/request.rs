@@ -1,10 +1,9 @@
 //! The head of an HTTP/1 request, from bytes to an owned, small value.
 //!
-//! httparse checks the grammar. What is added here are the rules that keep a request from meaning two
-//! things to two readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer
-//! coding. Bodies are not read here: the only one that anybody needs is the small one of a cancel.
+//! httparse checks the grammar. The rules added here keep a request from meaning two things to two
+//! readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer coding. Bodies are not read here: the only one that anybody needs is the small one of a cancel.
 //!
-//! Whoever gets a [`Parsed::Invalid`] answers it and closes: where the next request begins is unknown.
+//! A caller that gets a [`Parsed::Invalid`] answers it and closes: where the next request begins is unknown.
 
 use std::fmt;
 
@@ -19,7 +18,7 @@ const BLANK_LINES_MAX: usize = 2;
 /// The WebSocket version that is spoken.
 const WEBSOCKET_VERSION: &str = "13";
 
-/// What the bytes received so far amount to.
+/// The result of parsing the bytes received so far.
 #[derive(Debug)]
 pub enum Parsed {
     /// The head is not complete.
@@ -83,7 +82,7 @@ pub struct Request {
     pub method: Method,
     /// The path as it came, percent-encoding included; `*` for `OPTIONS *`.
     pub path: String,
-    /// What follows the first `?`, as it came.
+    /// The text behind the first `?`, as it came.
     pub query: String,
     /// The protocol version.
     pub version: Version,

@@ -1,5 +1,5 @@
-//! Requests and their answers: HTTP, and the beginning and end of answers about streams. Who is served at all is decided
-//! in [`super::admission`].
+//! Requests and their answers: HTTP, and the beginning and end of answers about streams. [`super::admission`] decides
+//! which requests are served at all.
 
 use std::collections::HashMap;
 use std::time::Instant;

@@ -116,10 +116,10 @@ impl HttpError {
     }
 }
 
-/// What scripts of the request's origin may see of the answer.
+/// The origins whose scripts may read the answer (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AllowedOrigin {
-    /// Nothing is said: no browser asks, or one of the same origin.
+    /// No origin is named: no browser asks, or one of the same origin.
     #[default]
     Silent,
     /// Everybody may read it.
@@ -129,7 +129,7 @@ pub enum AllowedOrigin {
 }
 
 impl AllowedOrigin {
-    /// What follows from the judgement of a request's `Origin`.
+    /// The answer's CORS headers, by the judgement of the request's `Origin`.
     ///
     /// # Errors
     /// 403 when the origin is not allowed.
@@ -163,13 +163,13 @@ pub struct Reply {
     pub keep_alive: bool,
     /// Whether the answer goes without its body: the request was a HEAD.
     pub head_only: bool,
-    /// What is said about CORS.
+    /// The CORS headers.
     pub origin: AllowedOrigin,
 }
 
 impl Reply {
     /// The frame for answers to `request`, whose body, if it has one, is left unread and so ends the
-    /// connection. Who has read the body sets `keep_alive` to the request's.
+    /// connection. A caller that has read the body sets `keep_alive` to the request's.
     #[must_use]
     pub fn to(request: &Request, origin: AllowedOrigin) -> Self {
         Self { keep_alive: request.keeps_alive_unread(), head_only: request.method == Method::Head, origin }

@@ -1,4 +1,4 @@
-//! What a request asks for: the resources of the public listener, decided from the request alone.
+//! Routing: which resource of the public listener a request asks for, decided from the request alone.
 //!
 //! The order of judgement is path (404, 400), method (405), query (400). Whether the stream exists,
 //! whether the origin or the address may ask, is decided elsewhere.
@@ -46,7 +46,7 @@ impl RouteLimits {
     }
 }
 
-/// What a request asks for.
+/// The resource that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// A stream in one of its representations.
@@ -119,7 +119,7 @@ pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError
     }
 }
 
-/// What a path names.
+/// The resource that a path names.
 enum Resource {
     Page,
     File(&'static WebFile),
@@ -382,7 +382,7 @@ fn decimal(text: &str) -> Option<f64> {
     text.bytes().all(|b| b.is_ascii_digit() || b == b'.').then(|| text.parse().ok())?
 }
 
-/// What a plus sign stands for.
+/// The meaning of a plus sign: itself in a path, a space in a query.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Plus {
     IsPlus,

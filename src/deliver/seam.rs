@@ -17,13 +17,13 @@
 use crate::event::{EntryId, Frame, Position};
 use std::sync::Arc;
 
-/// What the seam needs to know of a frame.
+/// The properties of a frame that the seam needs.
 pub trait Piece: Clone {
     /// The viewer's position before it.
     fn after(&self) -> Position;
     /// The viewer's position after it.
     fn last(&self) -> Position;
-    /// What holding it costs.
+    /// Cost of holding it, in bytes.
     fn len_bytes(&self) -> usize;
 }
 
@@ -52,7 +52,7 @@ pub enum Live {
     On(Position),
 }
 
-/// What the viewer needs next.
+/// The viewer's next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Nothing.
@@ -66,7 +66,7 @@ pub enum Ask {
     Attach,
 }
 
-/// What becomes of a live frame.
+/// The fate of a live frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// It is to be delivered now.
@@ -110,7 +110,7 @@ impl<P: Piece> Seam<P> {
         Self { position, road: Road::History }
     }
 
-    /// What the viewer has been given.
+    /// The position up to which the viewer has been given everything.
     #[must_use]
     pub const fn position(&self) -> Position {
         self.position
@@ -150,7 +150,7 @@ impl<P: Piece> Seam<P> {
             Road::History if exhausted => (Vec::new(), self.join(live)),
             Road::History if room => (Vec::new(), self.read_on()),
             Road::History => (Vec::new(), Ask::Nothing),
-            // What was held is read again, once there is room.
+            // The held frames are dropped and read again, once there is room.
             Road::Bridging { .. } if !exhausted && !room => (Vec::new(), Ask::Nothing),
             Road::Bridging { until, held, held_bytes } if !exhausted => {
                 self.road = Road::Bridging { until, held, held_bytes };
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    /// What can happen next, in any order.
+    /// One event of a simulated run. They come in any order.
     #[derive(Clone, Copy, Debug)]
     enum Step {
         /// The producer writes so many entries.
@@ -541,7 +541,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
-        /// Whatever the interleaving, every viewer gets every delivered entry after its start, once and in order.
+        /// In every interleaving, every viewer gets every delivered entry after its start, once and in order.
         #[test]
         fn nothing_is_lost_or_repeated(
             steps in proptest::collection::vec(step(), 1..120),

@@ -1,4 +1,4 @@
-//! What waits for clients, offered to their sockets: live text first, and what is much in its turn.
+//! Writing waiting bytes to the clients' sockets: live text first, large amounts in their turn.
 
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use crate::observe::Stage;
 /// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.
 const NEWEST_PER_ROUND: usize = 256;
 const OLDEST_PER_ROUND: usize = 64;
-/// What has more to send than this has its turn after all others: history, or a client that is behind.
+/// Bytes waiting beyond which a connection has its turn after all others: history, or a client that is behind.
 const BULK_BYTES: usize = 16 * 1024;
-/// Bytes of that which are written in one round.
+/// Bytes of such connections that are written in one round.
 const BULK_BYTES_PER_ROUND: usize = 128 * 1024;
-/// Bytes of it that one client is written at once.
+/// Bytes that one client is written at once.
 const BULK_BYTES_PER_TURN: usize = 64 * 1024;
 
 impl Delivery {
@@ -42,8 +42,8 @@ impl Delivery {
         }
     }
 
-    /// Offers sockets what waits for them: to those that were touched last, and to some that wait for longest. What
-    /// exceeds the round's measure has its turn in the next one, after what has come in meanwhile.
+    /// Offers waiting bytes to sockets: to those that were touched last, and to some that wait for longest. The sockets
+    /// beyond the round's measure have their turn in the next one, after the input that has come meanwhile.
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         for turn in 0..NEWEST_PER_ROUND + OLDEST_PER_ROUND {
             let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
@@ -66,7 +66,7 @@ impl Delivery {
         }
     }
 
-    /// Offers one socket what waits for it; how many bytes it took.
+    /// Offers one socket the bytes that wait for it; how many of them it took.
     fn flush(&mut self, slot: Slot, now: Instant) -> usize {
         let Some(connection) = self.connections.get_mut(slot) else { return 0 };
         connection.dirty = false;

@@ -1,4 +1,4 @@
-//! What the answer to one viewer is to others, who were cut off at nearly the same moment and come back at once. Pure.
+//! Sharing the answer to one viewer with others that were cut off at nearly the same moment and come back at once. Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,32 +8,32 @@ use super::viewer::JobKind;
 use crate::event::message::{Opened, ReplayOutcome, Shown, Slot};
 use crate::event::{After, EntryId, Frame, FrameBody, Outline, Position};
 
-/// How much later the entry may be from which one viewer wants a stream than the one from which it is read for another: a
-/// crowd that was cut off at once did not have quite the same, for networks differ.
+/// How much later one viewer's start may be than the entry from which the stream is read for another, in ms: a crowd that
+/// was cut off at once did not have quite the same, because networks differ.
 const SAME_MOMENT_MS: u64 = 5_000;
-/// How much earlier than wanted a read begins to show, for those who come next and have a little less.
+/// How much earlier than wanted a read begins, in ms, for viewers that come next and have a little less.
 const LOOK_BACK_MS: u64 = 250;
-/// How long the beginning that one viewer was given is given to others who want the same.
+/// How long the beginning of one viewer's answer is given to others that want the same.
 const RECENT_FOR: Duration = Duration::from_millis(250);
-/// Bytes of frames that are kept for that, and answers.
+/// Bytes of frames, and number of answers, that are kept for that.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 const RECENT_ANSWERS_MAX: usize = 1024;
 
 impl JobKind {
-    /// Whether what this job reads is likely to have what the other one wants: the same, or all that follows an entry
-    /// shortly before.
+    /// Whether this job's read is likely to have all that the other one wants: it reads the same, or everything from an
+    /// entry shortly before.
     pub(super) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Open(After::At(from)), Self::Open(After::At(wanted))) => {
                 from <= wanted && wanted.id.ms - from.id.ms <= SAME_MOMENT_MS
             }
             (Self::Open(After::At(_)) | Self::Read { .. }, other) => self == other,
-            // What `last` and `$` mean is decided when they are asked.
+            // `last` and `$` mean another entry each time they are asked.
             _ => false,
         }
     }
 
-    /// What is read for a viewer that wants this, so that others find what they want in it.
+    /// The read that is made for a viewer that wants this one: it begins a little earlier, so that it serves others too.
     pub(super) fn widened(&self) -> Self {
         match self {
             Self::Open(After::At(wanted)) => {
@@ -45,8 +45,8 @@ impl JobKind {
     }
 }
 
-/// An outcome as far as it holds for who may know of later entries. Where live goes on from it will be found: only the end of
-/// a finished generation, after which another may have begun, is to be looked at again.
+/// The part of an outcome that holds for viewers that may know of later entries. Joining live text finds any entries behind
+/// it. Only the end of a finished generation, after which another may have begun, is to be looked at again.
 pub(super) fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
     match outcome {
         ReplayOutcome::Opened(mut opened) if !opened.nothing_left => {
@@ -61,8 +61,8 @@ pub(super) fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
     }
 }
 
-/// The beginning for who wants it from the same entry on, or from a later one; `None` where it does not tell, so that the
-/// viewer has to ask itself.
+/// The beginning for a viewer that wants it from the same entry on, or from a later one; `None` where it does not tell, so
+/// that the viewer has to ask itself.
 pub(super) fn begun_at(opened: &Opened, after: Position) -> Option<Opened> {
     if after == opened.after {
         return Some(opened.clone());
@@ -97,7 +97,7 @@ fn outline_at(outline: &Arc<Outline>, frames: &[Arc<Frame>], after: Position) ->
     outline
 }
 
-/// What follows `after`, if a frame ends there or can be divided there.
+/// The frames behind `after`, if a frame ends there or can be divided there.
 fn frames_after(frames: &[Arc<Frame>], after: Position) -> Option<Vec<Arc<Frame>>> {
     let passed = frames.partition_point(|frame| frame.last <= after);
     // A gap moves nobody's position. It is told together with what follows it.
@@ -161,15 +161,15 @@ impl Recents {
         self.forget(read_at);
     }
 
-    /// What one of a hub's answers is to a viewer that has everything up to `after` and room for so many bytes, and may
-    /// need the outline.
+    /// A beginning from one of a hub's answers, for a viewer that has everything up to `after` and room for so many bytes,
+    /// and may need the outline.
     pub(super) fn find(&self, hub: Slot, after: Position, (room, outlined): (usize, bool)) -> Option<Opened> {
         let fits = |recent: &&Recent| recent.bytes <= room && (recent.opened.outline.is_some() || !outlined);
         let mut answers = self.answers.get(&hub)?.iter().rev().filter(fits);
         answers.find_map(|recent| begun_at(&recent.opened, after))
     }
 
-    /// Live text of a hub goes on to who comes next.
+    /// Adds live text of a hub to its answers, for viewers that come next.
     pub(super) fn extend(&mut self, hub: Slot, frames: &[Arc<Frame>]) {
         if self.order.is_empty() {
             return;
@@ -178,13 +178,13 @@ impl Recents {
         self.bytes += answers.map(|recent| recent.extend(frames)).sum::<usize>();
     }
 
-    /// What was said of a hub's stream may not hold any more.
+    /// Forgets a hub's answers, because they may not hold any more.
     pub(super) fn forget_hub(&mut self, hub: Slot) {
         let answers = self.answers.remove(&hub).into_iter().flatten();
         self.bytes -= answers.map(|recent| recent.bytes).sum::<usize>();
     }
 
-    /// Lets go of what is too old, or too much.
+    /// Drops the answers that are too old or too many.
     pub(super) fn forget(&mut self, now: Instant) {
         while let Some(&hub) = self.order.front() {
             let answers = self.answers.get_mut(&hub);

@@ -1,5 +1,4 @@
-//! The viewers of a thread's streams: coming, opening, waiting, ending; and what a stream's viewers have together,
-//! its hub.
+//! The viewers of a thread's streams: coming, opening, waiting, ending; and the hub that a stream's viewers share.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
 use crate::event::notice::{self, Unsubscribed};
 use crate::event::{After, EntryId, Phase, Position, StreamName, StreamStatus};
 
-/// What an entry is taken to need before any was seen, in bytes.
+/// Assumed size of an entry before any was seen, in bytes.
 const ENTRY_BYTES_GUESS: usize = 128;
 /// How long a stream that no viewer needs live is still read live.
 const LIVE_LINGER: Duration = Duration::from_secs(1);
@@ -190,7 +189,7 @@ impl Delivery {
             let json = notice::open(&viewer.wish.stream, after, status);
             self.say(slot, None, &json);
         }
-        // Who was told of an outage before is told of its end in the same words as everybody.
+        // A client that was told of an outage is told of its end by the same frame as all others.
         if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
             self.say(slot, None, &notice::status(status));
         }

@@ -1,11 +1,11 @@
-//! What a viewer was given of a stream, and what of that its client has acknowledged. Pure.
+//! How far a viewer was given a stream, and how far its client has acknowledged it. Pure.
 //!
 //! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end of
-//! a generation goes out at once, because that is what others wait for.
+//! a generation goes out at once, because others wait for it.
 //!
-//! An acknowledged id is a position, as `after` is: everything up to it. One above what the viewer was given is refused. One
-//! below need not be an entry's: frames are merged, so a client may know ids within them from another connection, and nobody
-//! remembers every id, nor can Redis tell one that was trimmed from one that never was.
+//! An acknowledged id is a position, as `after` is: it covers everything up to it. One above what the viewer was given is
+//! refused. One below need not be an entry's: frames are merged, so a client may know ids within them from another
+//! connection, and nobody remembers every id, nor can Redis tell one that was trimmed from one that never was.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,34 +30,35 @@ pub(super) type Generation = Option<Arc<String>>;
 /// The state of one viewer's acknowledgements.
 #[derive(Debug, Default)]
 pub(super) struct Taking {
-    /// Where the viewer began: what it had before.
+    /// Where the viewer began: the position up to which it had everything before.
     from: Position,
-    /// What the client had before this viewer came, whatever the stream has become since.
+    /// The position up to which the client had everything before this viewer came, also if the stream was created anew
+    /// since.
     had: Position,
-    /// The generations whose end it was given.
+    /// The generations whose end the viewer was given, the oldest first.
     ends: VecDeque<(EntryId, Generation)>,
-    /// What was passed on last, and when.
+    /// The acknowledgement that was passed on last, and when.
     passed: Position,
     passed_at: Option<Instant>,
-    /// What is to be passed on later, and when that was said, µs since 1970 by this host's clock.
+    /// The acknowledgement to be passed on later, and when the client sent it, in µs since 1970 by this host's clock.
     held: Option<(Position, u64)>,
-    /// What is written down.
+    /// The highest acknowledgement that is written.
     written: Position,
-    /// What was said and is not answered yet, and since when something is not.
+    /// Acknowledgements that are not answered yet, and since when the next answer is awaited.
     unanswered: VecDeque<Position>,
     unanswered_since: Option<Instant>,
 }
 
-/// What is to be done with an acknowledgement.
+/// How an acknowledgement is to be treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Advice {
-    /// It is passed on.
+    /// Pass it on.
     PassOn(Generation),
-    /// It is to be held.
+    /// Hold it.
     Hold,
-    /// It says nothing new.
+    /// Ignore it: it says nothing new.
     Ignore,
-    /// It names what the viewer was never given.
+    /// Refuse it: the viewer was not given that much.
     Refuse,
 }
 
@@ -83,7 +84,7 @@ impl Taking {
         }
     }
 
-    /// Judges what a client says to have, while its viewer stands at `anchor`.
+    /// Judges the acknowledgement `id` of a client whose viewer stands at `anchor`.
     pub(super) fn judge(&self, id: Position, anchor: &Cursor, now: Instant) -> Advice {
         if id > self.given(anchor) {
             return Advice::Refuse;
@@ -100,15 +101,15 @@ impl Taking {
         Advice::PassOn(self.generation(id, anchor))
     }
 
-    /// Whether one who says it again is to get no second receipt: it reaches the end of a generation, or it was had before
-    /// this viewer came.
+    /// Whether a repetition of it is to get no second receipt: it reaches the end of a generation, or the client had that
+    /// much before this viewer came.
     pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
         let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
         let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
         id <= self.had || ends.into_iter().any(reaches)
     }
 
-    /// Whether it is written down already, so that it can be answered at once; else the answer is awaited.
+    /// Whether it is written already, so that it can be answered at once; else the recorder's answer is awaited.
     pub(super) fn await_answer(&mut self, id: Position, now: Instant) -> bool {
         if id <= self.written {
             return true;
@@ -126,18 +127,18 @@ impl Taking {
         self.unanswered_since.is_some_and(|since| now.duration_since(since) < ANSWER_PATIENCE)
     }
 
-    /// What the client is answered now that everything up to `id` is written down, or is not going to be in time.
+    /// The acknowledgements to be answered, now that everything up to `id` is written, or will not be in time.
     pub(super) fn answered(&mut self, id: Position, is_written: bool, now: Instant) -> Vec<Position> {
         if is_written {
             self.written = self.written.max(id);
         } else {
-            // Who says it again is taken at its word.
+            // A repetition is passed on again.
             self.passed = self.written;
         }
         let (mut told, kept): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|said| *said <= id);
         self.unanswered = kept.into();
         if !told.contains(&id) {
-            // It was said to a viewer that has left meanwhile.
+            // A viewer that has left meanwhile had passed it on.
             told.push(id);
         }
         self.unanswered_since = (!self.unanswered.is_empty()).then_some(now);
@@ -146,7 +147,7 @@ impl Taking {
 
     /// The generation to which an entry belongs, as far as it is known.
     fn generation(&self, id: Position, anchor: &Cursor) -> Generation {
-        // What was had before may belong to an earlier one than what has come since.
+        // An entry that the client had before may be of an earlier generation than those that came since.
         if id <= self.had && self.had < anchor.position {
             return None;
         }
@@ -154,7 +155,7 @@ impl Taking {
         ended.map_or_else(|| anchor.state.generation.clone(), |(_, generation)| generation.clone())
     }
 
-    /// As far as the client can have anything.
+    /// The highest position that the client can have.
     fn given(&self, anchor: &Cursor) -> Position {
         let end = self.ends.back().map_or(Position::ZERO, |(end, _)| Position::whole(*end));
         self.from.max(anchor.position).max(end)
@@ -169,23 +170,23 @@ impl Taking {
         self.acknowledged() >= self.given(anchor)
     }
 
-    /// Keeps an acknowledgement for later; whether none was kept before.
+    /// Holds an acknowledgement for later; whether none was held before.
     pub(super) fn hold(&mut self, id: Position, at_us: u64) -> bool {
         self.held.replace((id, at_us)).is_none()
     }
 
-    /// An acknowledgement was passed on; whether that went without another one's being.
+    /// An acknowledgement was passed on. Returns whether one was held, which this one replaces.
     pub(super) fn pass(&mut self, id: Position, now: Instant) -> bool {
         (self.passed, self.passed_at) = (id.max(self.passed), Some(now));
         self.held.take().is_some()
     }
 
-    /// Whether an acknowledgement is kept.
+    /// Whether an acknowledgement is held.
     pub(super) const fn holds(&self) -> bool {
         self.held.is_some()
     }
 
-    /// What was kept, with its generation, if it is time, or `at_once`.
+    /// The held acknowledgement with its time and generation, if it is due, or `at_once`.
     pub(super) fn due(
         &self,
         anchor: &Cursor,

@@ -1,5 +1,4 @@
-//! What a delivery thread knows of its streams and their viewers. Data only; what happens to it is in
-//! [`super::streams`].
+//! A delivery thread's records of its streams and their viewers. Data only; [`super::streams`] works on it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +26,7 @@ pub(super) enum Wire {
     Head,
 }
 
-/// What a viewer asked for.
+/// A viewer's request.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub(super) stream: StreamName,
@@ -36,7 +35,7 @@ pub(super) struct Wish {
     pub(super) wait: Duration,
     pub(super) batch: Duration,
     pub(super) wire: Wire,
-    /// What it is told instead of native frames, if it asked for that.
+    /// Translates native frames, if it asked for another format.
     pub(super) translator: Option<Box<Translator>>,
 }
 
@@ -70,7 +69,7 @@ pub(super) struct Viewer {
     pub(super) opened: bool,
     /// Answers that come after it.
     pub(super) held: Option<Box<Held>>,
-    /// What the viewer was told of the stream's state last.
+    /// The state of the stream that the viewer was told last.
     pub(super) told: Option<StreamStatus>,
     /// Frames on their way to the socket.
     pub(super) unwritten: usize,
@@ -78,23 +77,23 @@ pub(super) struct Viewer {
     pub(super) written: EntryId,
     /// Frames gathered for `batch`.
     pub(super) batch: Option<Box<Batch>>,
-    /// What an entry takes, smoothed; sizes the next history read.
+    /// Bytes of an entry, as a moving average; sizes the next history read.
     pub(super) entry_bytes: usize,
     /// Bytes of the outbox that the outstanding history read may fill.
     pub(super) promised: usize,
-    /// What its client has acknowledged, where somebody wants to know and it can.
+    /// The state of its acknowledgements, where receipts are on and its transport can carry them.
     pub(super) taking: Option<Box<Taking>>,
     /// Where the viewer is in its hub's list.
     pub(super) place: usize,
 }
 
 impl Viewer {
-    /// Whether what the generation has said before is to be found out with this.
+    /// Whether this job is to find the outline of the generation up to the viewer's start too.
     pub(super) fn needs_outline(&self, kind: &JobKind) -> bool {
         self.wish.translator.is_some() && matches!(kind, JobKind::Open(_))
     }
 
-    /// Whether the viewer has no use for what is over.
+    /// Whether the viewer has no use for a finished generation.
     pub(super) fn wants_unfinished(&self) -> bool {
         self.wish.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
     }
@@ -154,22 +153,22 @@ pub(super) struct Job {
     pub(super) stream: StreamName,
     pub(super) hub: Slot,
     pub(super) viewers: Vec<Slot>,
-    /// How many of them wanted it before it was asked last. What the others know may be newer than what is read.
+    /// How many of them wanted it before it was asked last. The others may know of newer entries than the read finds.
     pub(super) on_time: usize,
     pub(super) kind: JobKind,
-    /// Whether what it reads is what one of them wants and cannot find in a read that begins earlier.
+    /// Whether it reads exactly what one of them wants, which a read that begins earlier did not tell.
     pub(super) exact: bool,
     /// Whether one of them needs the outline of what comes before.
     pub(super) outlined: bool,
     /// How often Redis could not be asked in a row.
     pub(super) attempts: u32,
-    /// What a state that is being put together takes of the budget of all.
+    /// The share of the budget of all that a state takes while it is put together.
     pub(super) share: Option<Share>,
-    /// What each viewer's connection has promised room for; 0 before it was asked.
+    /// Bytes that each viewer's connection has promised room for; 0 before it was asked.
     pub(super) budget_bytes: usize,
 }
 
-/// What a job reads; enough to ask again from the beginning.
+/// The read that a job makes; enough to ask again from the beginning.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum JobKind {
     Open(After),
@@ -194,7 +193,7 @@ pub(super) enum Shape {
     WebSocket,
     Multiplexed,
     Sse,
-    /// What it is in another format, where that was kept before.
+    /// Its rendering in another format, which was kept before.
     Rendering(u8),
     /// None: everything was sent before it, for this viewer alone.
     Nothing,

@@ -46,7 +46,7 @@ pub mod close {
     pub const TOO_MANY: u16 = 4429;
 }
 
-/// What a client sent.
+/// A frame or whole message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incoming {
     /// A text message, whole.

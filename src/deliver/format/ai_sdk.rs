@@ -1,12 +1,12 @@
 //! The AI SDK's UI message stream.
 //!
 //! A generation is one message, from `start` to `finish`: its first choice's content, reasoning and refusal as parts in their
-//! order, one open at a time, and its tool calls. What else there is, other choices too, is a transient data part, which no
+//! order, one open at a time, and its tool calls. Everything else, other choices too, is a transient data part, which no
 //! message keeps.
 //!
 //! A tool call's input is available at the generation's end: only then is it known that no piece follows. Arguments that are no
-//! JSON, or too long to be put together here, are a `tool-input-error`. To who comes in the middle of a call it is opened anew
-//! with the arguments so far, because a client begins a call empty.
+//! JSON, or too long to be put together here, are a `tool-input-error`. For a viewer that comes in the middle of a
+//! call it is opened anew with the arguments so far, because a client begins a call empty.
 
 use serde_json::value::RawValue;
 
@@ -31,7 +31,7 @@ impl Part {
         }
     }
 
-    /// What the events about it begin with.
+    /// The prefix of its events' types.
     const fn kind(self) -> &'static str {
         match self {
             Self::Content | Self::Refusal => "text",

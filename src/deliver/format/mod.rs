@@ -1,12 +1,12 @@
-//! Other formats than the native one: what one viewer is told, so that a strict client of that format accepts it. Pure.
+//! Other formats than the native one: the events for one viewer, so that a strict client of that format accepts them. Pure.
 //!
-//! A frame becomes two things. What concerns one viewer alone (a part is opened, the end of everything that was opened) is
-//! made for it; what is the same for all, nearly every frame's text, is made once a format and kept with the frame
-//! ([`Frame::rendering`]). A viewer that comes in the middle is told what was opened before it: it carries the
-//! [`Outline`] of the generation from history on.
+//! A frame becomes two things. Events that concern one viewer alone (a part is opened, the end of everything that was
+//! opened) are made for it; those that are the same for all, nearly every frame's text, are made once a format and kept
+//! with the frame ([`Frame::rendering`]). A viewer that comes in the middle is told which parts were opened before: its
+//! translator carries the [`Outline`] of the generation from history on.
 //!
 //! Over server-sent events the id comes with the last event that a frame gives, or with the last that says something new:
-//! who is cut off between two of them has the frame told again, from its openings on.
+//! a client that is cut off between two of them has the frame told again, from its openings on.
 //!
 //! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::event::OUTLINE_BYTES_MAX). A choice or call beyond it is told as any
 //! frame that the format has no word for; arguments beyond it are passed on, but not put together at the end.
@@ -32,7 +32,7 @@ pub enum Format {
     AiSdk,
 }
 
-/// What carries the events.
+/// The transport of the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// Server-sent events, with ids.
@@ -41,7 +41,7 @@ pub enum Transport {
     WebSocket,
 }
 
-/// What one viewer is told of a frame.
+/// A frame's events for one viewer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Said {
     /// For this viewer alone, and first.
@@ -50,7 +50,7 @@ pub struct Said {
     pub shares: bool,
 }
 
-/// What a viewer of another format has been told, as far as that matters for what comes.
+/// Translates frames for one viewer, with the state of what it has been told, as far as later frames depend on it.
 #[derive(Clone, Debug)]
 pub struct Translator {
     format: Format,
@@ -68,7 +68,7 @@ pub struct Translator {
     named_by: (Option<Arc<String>>, EntryId),
 }
 
-/// What was opened on this connection.
+/// The message, roles, text and calls that were opened on this connection.
 #[derive(Clone, Debug, Default)]
 struct Opened {
     /// Whether the message was begun.
@@ -271,7 +271,7 @@ impl Out {
     }
 }
 
-/// What a frame says beside text, as JSON that is passed on as it is.
+/// A frame's members beside its text, as JSON that is passed on unchanged.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Members<'a> {
@@ -293,7 +293,7 @@ impl<'a> Members<'a> {
         serde_json::from_slice(frame.json()).unwrap_or_default()
     }
 
-    /// What is to be said of a failure: the sentence for people, else the code.
+    /// The text of a failure: the sentence for people, else the code.
     fn error_text(&self) -> &str {
         self.message.or(self.code).map_or("\"\"", RawValue::get)
     }

@@ -46,7 +46,7 @@ fn translator(format: Format, transport: Transport) -> Translator {
     Translator::new(format, transport, StreamName::new("s", "m").unwrap(), false)
 }
 
-/// What a viewer is sent of these frames, and at the end.
+/// The bytes that a viewer is sent for these frames, and at the end.
 fn told(translator: &mut Translator, frames: &[Arc<Frame>]) -> String {
     let mut bytes = Vec::new();
     for frame in frames {
@@ -301,7 +301,7 @@ fn words_of_all_providers_are_known() {
     );
 }
 
-/// What a strict client of chat completions makes of chunks, over however many connections.
+/// A strict client of chat completions: its result of the chunks, over however many connections.
 #[derive(Default, Debug, PartialEq)]
 struct Chat {
     texts: BTreeMap<(u64, String), String>,
@@ -352,7 +352,7 @@ impl Chat {
     }
 }
 
-/// What a strict client of UI message streams makes of them, over however many connections.
+/// A strict client of UI message streams: its result of the events, over however many connections.
 #[derive(Default, Debug, PartialEq)]
 struct Message {
     texts: BTreeMap<String, String>,

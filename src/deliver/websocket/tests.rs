@@ -170,7 +170,7 @@ fn a_listener_costs_no_memory() {
     let mut input = &bytes[..];
     while decoder.next(&mut input).unwrap().is_some() {}
     assert_eq!((decoder.text.capacity(), decoder.control.capacity()), (0, 0));
-    // What is announced is not reserved before it comes.
+    // An announced length is not reserved before its bytes come.
     decoder.next(&mut &header(FIN | TEXT, 60_000, [0; 4])[..]).unwrap();
     assert_eq!(decoder.text.capacity(), 0);
 }
@@ -210,7 +210,7 @@ fn said() -> impl Strategy<Value = Said> {
     ]
 }
 
-/// What was said, as bytes and as it should be understood.
+/// The messages as bytes, and as the decoder should return them.
 fn encode(said: &[Said], mask: [u8; 4]) -> (Vec<u8>, Vec<Incoming>) {
     let (mut bytes, mut expected) = (Vec::new(), Vec::new());
     for message in said {
