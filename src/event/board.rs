@@ -1,10 +1,10 @@
-//! How far a live stream is on the sockets, shared by those whom it concerns.
+//! How far a live stream is written to the sockets, shared by the threads that it concerns.
 
 use parking_lot::Mutex;
 
 use super::EntryId;
 
-/// Who has written what: the reader acknowledges what everybody has.
+/// How far each delivery thread has written a live stream. The reader acknowledges the entries that all of them have.
 ///
 /// Shared by one reader, one transform and the delivery threads of a stream instead of messages, so
 /// that it needs no queue and no bound: there is one entry for each attached delivery thread.

@@ -1,11 +1,12 @@
 //! Where scans of long histories stood, kept for a while so that the next one need not begin at the beginning.
 //!
-//! A resume needs the state at its position, and that follows from all entries before it. Whoever scans a long stream leaves
-//! checkpoints on the way; who comes next goes on from the last one before its position. And of those who want the same
-//! stream at the same time only one scans what nobody has scanned yet: the others wait for it to pass.
+//! A resume needs the state at its position, and that follows from all entries before it. A scan of a long stream
+//! leaves checkpoints on the way; the next scan goes on from the last one before its position. Of several jobs that
+//! want the same stream at the same time only one scans entries that were not scanned yet: the others wait for it to
+//! pass.
 //!
-//! A checkpoint says nothing about a stream that was deleted and begun anew, or of which entries were deleted since. So it
-//! knows its entry, which is read again and compared, and the stream's counters, which never go back.
+//! A checkpoint does not hold for a stream that was deleted and begun anew, or from which entries were deleted since.
+//! So it names its entry, which is read again and compared, and the stream's counters, which never go back.
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -23,18 +24,18 @@ pub const CHECKPOINT_BYTES_MAX: usize = 16 << 20;
 /// The most that is kept of one stream, in bytes and in number. Of more, every second is dropped.
 const STREAM_BYTES_MAX: usize = 4 << 20;
 const STREAM_POINTS_MAX: usize = 1024;
-/// How long those of a stream are kept that nobody uses.
+/// How long the checkpoints of a stream that nobody uses are kept.
 const KEPT_FOR: Duration = Duration::from_secs(600);
-/// How long one scan is waited for that does not come on.
+/// How long other jobs wait for a scan that makes no progress.
 const SCAN_PATIENCE: Duration = Duration::from_secs(1);
-/// What a checkpoint counts beside its scan.
+/// The counted size of a checkpoint beside its scan, in bytes.
 const POINT_BYTES: usize = 128;
 
 /// Where a scan stood, right after an entry.
 pub struct Checkpoint {
     /// The entry.
     at: EntryId,
-    /// What tells its content from another's.
+    /// The fingerprint of its fields.
     print: u64,
     /// The stream's counters when it was read.
     facts: KeyFacts,
@@ -109,7 +110,7 @@ struct Leader {
     seen: Instant,
 }
 
-/// What is kept of one stream.
+/// The checkpoints of one stream, and the scan that others wait for.
 #[derive(Debug)]
 struct Shelf {
     points: BTreeMap<EntryId, Arc<Checkpoint>>,
@@ -229,7 +230,8 @@ impl Checkpoints {
         shelves.forget_old(now);
     }
 
-    /// A checkpoint did not hold: nor do those that were made before the stream was what it is now. `first` is its oldest entry.
+    /// A checkpoint did not hold. The others that were made before the stream changed are dropped with it. `first` is
+    /// the stream's oldest entry.
     pub fn refute(&self, stream: &StreamName, point: EntryId, first: Option<EntryId>) {
         let mut guard = self.0.lock();
         let shelves = &mut *guard;
@@ -244,7 +246,7 @@ impl Checkpoints {
         shelves.bytes = shelves.bytes - before + shelf.bytes;
     }
 
-    /// What is kept, in bytes.
+    /// The counted size of all checkpoints, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.0.lock().bytes

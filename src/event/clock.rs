@@ -1,4 +1,4 @@
-//! What time it is, here and at Redis.
+//! The time by this host's clock and by Redis' clock.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};

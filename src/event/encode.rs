@@ -9,8 +9,8 @@ use super::wire::{HEADER_BYTES_MAX, push_number, push_position, put_header};
 use super::{EntryId, Frame, FrameBody, Position, Span, StreamName, StreamState};
 use crate::json;
 
-/// What a frame says, borrowed from the entry that it is made of. Strings are escaped but for the message of `Skipped`;
-/// `metadata`, `usage` and `data` are JSON.
+/// The content of a frame, borrowed from the entry that it is made of. Strings are escaped, except the message of
+/// `Skipped`; `metadata`, `usage` and `data` are JSON.
 #[derive(Clone, Debug)]
 pub(crate) enum Content<'a> {
     Start { generation: Option<&'a str>, metadata: Option<&'a str> },
@@ -32,7 +32,7 @@ pub(crate) struct ToolPiece {
     pub(crate) name: Option<Arc<str>>,
 }
 
-/// What a frame carries beside what it says; the members of [`Frame`] of the same names.
+/// The data of a frame beside its content: the members of [`Frame`] of the same names.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) stream: StreamName,

@@ -134,7 +134,7 @@ impl Fields {
         self.iter().map(|(_, value)| value.len()).sum()
     }
 
-    /// What tells the fields from others: with the id of their entry good enough to know an entry again.
+    /// A hash of the fields. Together with the entry's id it is enough to recognise an entry.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -154,8 +154,8 @@ const NAMES_SHOWN_MAX: usize = 32;
 /// The most bytes that are shown of one.
 const NAME_SHOWN_BYTES_MAX: usize = 64;
 
-/// Names that somebody else chose, in a line for people: few, short, and without what a terminal or a log could take for
-/// something else.
+/// Names that somebody else chose, in a line for people: few, short, and without characters that a terminal or a log
+/// could take for something else.
 #[derive(Debug, Default)]
 pub(crate) struct NamesShown {
     shown: String,

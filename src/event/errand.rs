@@ -1,9 +1,9 @@
-//! What the watcher does for the other threads.
+//! Requests to the watcher from the other threads.
 
 use super::StreamName;
 
-/// What the watcher is asked to look for on its own connection. It writes nothing for others: that is the recorder's work
-/// ([`record`](super::record)).
+/// A request to look for a stream, which the watcher does on its own connection. It writes nothing for others: that is
+/// the recorder's work ([`record`](super::record)).
 #[derive(Debug)]
 pub enum Errand {
     /// Tell a delivery thread when the stream exists.

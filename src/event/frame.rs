@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::wire::HEADER_BYTES_MAX;
 use super::{Held, Position, StreamName, StreamState};
 
-/// What `open` and `status` frames say of a stream.
+/// The status of a stream in `open` and `status` frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamStatus {
     /// The name has not been written yet.
@@ -52,7 +52,7 @@ pub struct TextMark {
     pub bytes: usize,
 }
 
-/// What kind of frame it is, with what later merging needs of it.
+/// The kind of a frame, with the data that later merging needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameBody {
     /// Text; `text` is escaped JSON string content.
@@ -90,7 +90,7 @@ pub enum FrameBody {
 pub struct Frame {
     /// The stream that it is about.
     pub stream: StreamName,
-    /// What it says, as far as merging needs to know.
+    /// Its kind, with the data that merging needs.
     pub body: FrameBody,
     /// The viewer's position before it: the `last` of the frame before, or where reading began. Entries in
     /// between that are not covered were not to be delivered.
@@ -120,7 +120,7 @@ pub struct Frame {
     pub(crate) sse: OnceLock<Box<[u8]>>,
     /// A WebSocket frame whose JSON carries `"stream"`, encoded when the first viewer needs it.
     pub(crate) multiplexed: OnceLock<Box<[u8]>>,
-    /// What it is in other formats, each made when the first viewer needs it.
+    /// Its renderings in other formats, each made when the first viewer needs it.
     pub(crate) renderings: OnceLock<Box<[OnceLock<Rendering>; RENDERINGS]>>,
     /// Its entry in the sum of what is held, where it comes from history.
     pub(crate) held: OnceLock<Held>,
@@ -132,7 +132,7 @@ pub(crate) const RENDERINGS: usize = 4;
 /// A frame in another format, wire form included.
 #[derive(Debug)]
 pub struct Rendering {
-    /// What it depends on beside the frame. Nearly all viewers know the same.
+    /// The facts beside the frame that the bytes depend on. They are the same for nearly all viewers.
     pub key: Box<str>,
     /// The bytes.
     pub bytes: Box<[u8]>,
@@ -169,13 +169,13 @@ impl Frame {
         std::str::from_utf8(&word[..end]).unwrap_or_default()
     }
 
-    /// What was kept of it in the form `form`, if anything was.
+    /// The rendering in the form `form`, if one is kept.
     #[must_use]
     pub fn rendering(&self, form: u8) -> Option<&Rendering> {
         self.renderings.get()?.get(usize::from(form))?.get()
     }
 
-    /// What is kept of it in the form `form`: what `render` makes, if nothing is yet.
+    /// The rendering in the form `form`. If none is kept yet, `render` makes it.
     pub(crate) fn render(&self, form: u8, render: impl FnOnce() -> Rendering) -> &Rendering {
         self.renderings.get_or_init(Box::default)[usize::from(form)].get_or_init(render)
     }

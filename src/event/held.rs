@@ -1,13 +1,12 @@
-//! How much of what was read from history is still held: by replies that are not decoded yet, and by frames that are not sent
-//! yet, whoever has them.
+//! How many bytes read from history are still held in memory: by replies that are not decoded yet, and by frames that
+//! are not sent yet, in whichever thread they are.
 //!
-//! Whatever is held carries a [`Held`], which takes itself off the ledger when the last hold is let go.
+//! Each such reply and frame carries a [`Held`], which takes its bytes off the ledger when it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So much of what was read from history may be held by replies and frames of large entries. More is read once some of it
-/// was sent.
+/// The most bytes read from history that replies and large frames may hold. More is read once some of them were sent.
 pub const HISTORY_HELD_MAX: usize = 24 << 20;
 
 /// Entries and frames above this size are large: a merged frame of small entries never is.
@@ -34,8 +33,8 @@ impl Ledger {
         self.frames.load(Ordering::Relaxed) + self.large_frames.load(Ordering::Relaxed)
     }
 
-    /// What large entries take: replies of all kinds, which are decoded soon, and the large frames. Small ones are bounded
-    /// by the send budgets of those they are for, and keep nobody from reading.
+    /// Bytes that count against [`HISTORY_HELD_MAX`]: all replies, which are decoded soon, and the large frames. Small
+    /// frames are bounded by the send budgets of their viewers, and hold up no read.
     #[must_use]
     pub fn large(&self) -> usize {
         self.replies() + self.large_frames.load(Ordering::Relaxed)

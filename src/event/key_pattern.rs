@@ -9,7 +9,7 @@ const MODEL: &str = "{model}";
 /// The longest pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 256;
 
-/// What follows the prefix and a colon in the names of the daemon's own keys, which no stream may have.
+/// The words that follow the prefix and a colon in the daemon's own keys. No stream may have such a key.
 const OWN: [&str; 16] = [
     "announce",
     "analytics",
@@ -34,10 +34,10 @@ const OWN: [&str; 16] = [
 /// INVARIANT: no two names have the same key, and none has one of the daemon's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPattern {
-    /// What every key begins with.
+    /// The text that every key begins with.
     before: String,
     placeholders: Placeholders,
-    /// What every key ends with.
+    /// The text that every key ends with.
     after: String,
 }
 
@@ -172,7 +172,7 @@ impl KeyPattern {
         !matches!(self.placeholders, Placeholders::Session)
     }
 
-    /// What every key begins with: what Redis is asked to tell changes of.
+    /// The text that every key begins with. Redis is asked to report changes of the keys that begin with it.
     #[must_use]
     pub fn beginning(&self) -> &str {
         &self.before

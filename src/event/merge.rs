@@ -8,9 +8,9 @@ use super::{Content, Frame, FrameBody, Head, Position, ToolPiece};
 /// The most text of a merged frame, in escaped bytes; a single entry may carry more.
 pub const FRAME_TEXT_BYTES_MAX: usize = 32 * 1024;
 
-/// Merges neighbours of one stream as far as the contract allows: deltas of one channel and choice,
-/// pieces of one tool call, up to [`FRAME_TEXT_BYTES_MAX`] of text. Whatever cannot be merged is passed
-/// on as it is. Frames are neighbours where one begins at the position at which the other ended.
+/// Merges neighbours of one stream as far as the contract allows: deltas of one channel and choice, pieces of one tool
+/// call, up to [`FRAME_TEXT_BYTES_MAX`] of text. A frame that cannot be merged is passed on unchanged. Frames are
+/// neighbours where one begins at the position at which the other ended.
 #[must_use]
 pub fn merge(frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
     let mut merged = Vec::with_capacity(frames.len());
@@ -33,8 +33,8 @@ pub(crate) fn piece_continues(first: [Option<&str>; 2], later: [Option<&str>; 2]
 }
 
 impl Frame {
-    /// What a viewer at `position` lacks of a text frame that it has a part of; `None` where the frame cannot be
-    /// divided there.
+    /// The rest of a text frame, for a viewer at `position` that has the part before it; `None` where the frame cannot
+    /// be divided there.
     #[must_use]
     pub fn rest_after(&self, position: Position) -> Option<Self> {
         let index = self.marks.binary_search_by_key(&position, |mark| mark.last).ok()?;
@@ -71,7 +71,7 @@ impl Frame {
         }
     }
 
-    /// What it says with another text in its place, if text is what it says.
+    /// The frame's content with `text` in place of its own; `None` for a frame without text.
     fn content<'a>(&self, text: &'a [u8]) -> Option<Content<'a>> {
         match &self.body {
             FrameBody::ToolCall { index, call, id, name, .. } => Some(Content::ToolCall {

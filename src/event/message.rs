@@ -1,4 +1,4 @@
-//! What the threads tell one another about streams.
+//! The messages between threads that are about streams.
 //!
 //! The modules on both sides of a queue know these types and not each other: `deliver` asks for
 //! history ([`ReplayRequest`]) and for live text ([`Control`]); `ingest` hands over what it has read
@@ -48,7 +48,7 @@ pub struct HubRef {
 /// Where a reader of a stream stands: the position and the state that belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// What has been received.
+    /// The position up to which everything was received.
     pub position: Position,
     /// The stream's state there.
     pub state: StreamState,
@@ -61,7 +61,8 @@ impl Cursor {
         self.state.assign(state);
     }
 
-    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before it.
+    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before
+    /// it.
     #[must_use]
     pub const fn is_terminal(&self) -> bool {
         self.state.phase.terminal().is_some() && self.position.is_whole()
@@ -81,7 +82,7 @@ impl Cursor {
     }
 }
 
-/// What is known of a stream's key, read in one round trip with its entries and before them.
+/// Facts about a stream's key, read in one round trip with its entries and before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyFacts {
     /// The highest id that the stream ever gave out.
@@ -96,7 +97,7 @@ pub struct KeyFacts {
     pub max_deleted: Option<EntryId>,
 }
 
-/// What a history read is for.
+/// The purpose of a history read.
 #[derive(Debug)]
 pub enum ReplayStep {
     /// Find where `after` points and show what follows, `state` only once it has been reached.
@@ -129,9 +130,9 @@ pub enum ReplayStep {
 pub struct ReplayRequest {
     /// The stream.
     pub stream: StreamName,
-    /// Who asks.
+    /// The job that asks.
     pub job: JobRef,
-    /// What for.
+    /// The purpose.
     pub step: ReplayStep,
     /// At most so many entries are read.
     pub count: usize,
@@ -150,11 +151,11 @@ pub struct Search {
     pub from: EntryId,
     /// Up to where it may go on from a checkpoint instead; `None`: it may not.
     pub target: Option<Position>,
-    /// What has been found so far.
+    /// The scan, as far as it has come.
     pub seek: Box<dyn Any + Send>,
-    /// What the viewers have to be told before what is found.
+    /// The gap that the viewers have to be told of before the frames that follow.
     pub gap: Option<HistoryGap>,
-    /// What was met behind the wanted position on the way, as far as the budget goes.
+    /// The frames behind the wanted position that were made on the way, as far as the budget goes.
     pub shown: Option<Box<Shown>>,
 }
 
@@ -163,15 +164,15 @@ pub struct Search {
 pub struct StateSearch {
     /// Where the next read begins.
     pub from: EntryId,
-    /// What has been gathered so far; `None` before the first read.
+    /// The document's content so far; `None` before the first read.
     pub gathered: Option<Box<dyn Any + Send>>,
-    /// How many bytes that is, about.
+    /// Its size in bytes, about.
     pub gathered_bytes: usize,
     /// The most bytes that the document may take.
     pub max_bytes: usize,
 }
 
-/// What one history read found.
+/// The result of one history read.
 #[derive(Debug)]
 pub enum ReplayRead {
     /// The key exists.
@@ -194,9 +195,9 @@ pub enum ReplayRead {
 /// A history read on its way to be decoded.
 #[derive(Debug)]
 pub struct ReplayBatch {
-    /// What was asked.
+    /// The request.
     pub request: ReplayRequest,
-    /// What was found.
+    /// The result.
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
@@ -205,7 +206,7 @@ pub struct ReplayBatch {
 }
 
 impl ReplayBatch {
-    /// What its entries take, in bytes.
+    /// The size of its entries, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         match &self.read {
@@ -248,7 +249,7 @@ pub enum HistoryGap {
 /// Frames from history.
 #[derive(Clone, Debug)]
 pub struct Shown {
-    /// What comes before the frames.
+    /// The gap before the frames, if there is one.
     pub gap: Option<HistoryGap>,
     /// In order.
     pub frames: Vec<Arc<Frame>>,
@@ -262,7 +263,7 @@ pub struct Shown {
     pub entries: usize,
 }
 
-/// What became of a [`ReplayRequest`].
+/// The outcome of a [`ReplayRequest`].
 #[derive(Debug)]
 pub enum ReplayOutcome {
     /// There is no such key.
@@ -300,7 +301,7 @@ pub struct Opened {
     pub nothing_left: bool,
     /// The newest generation's stored terminal frame, where it is finished.
     pub terminal: Option<Arc<Frame>>,
-    /// What the generation had said up to `after`, where that was wanted.
+    /// The outline of the generation up to `after`, where it was wanted.
     pub outline: Option<Arc<Outline>>,
     /// Where the first frames begin; not `after` where that could not be had.
     pub from: Position,
@@ -311,7 +312,7 @@ pub struct Opened {
 /// A live stream's place in its transform thread.
 pub type LiveRef = Slot;
 
-/// What delivery threads ask of a transform thread, and what the watcher and the recorder answer it.
+/// Messages to a transform thread: requests of delivery threads, and answers of the recorder.
 #[derive(Debug)]
 pub enum Control {
     /// Send the stream's live frames to a delivery thread from now on.
@@ -342,12 +343,12 @@ pub enum Control {
         newest: EntryId,
         /// Why it was to be written.
         kind: EndKind,
-        /// What came of it.
+        /// The outcome.
         outcome: EndOutcome,
     },
 }
 
-/// What transform threads ask of a reader.
+/// Commands of transform threads to a reader.
 #[derive(Debug)]
 pub enum ReaderCommand {
     /// Read a stream from `after` on.
@@ -362,14 +363,14 @@ pub enum ReaderCommand {
         after: EntryId,
         /// How many entries were ever added up to the seam, where it is known.
         ordinal: Option<u64>,
-        /// Who has written what.
+        /// The board on which delivery threads note how far they have written.
         board: Arc<AckBoard>,
     },
     /// Read it no more.
     Stop {
         /// The stream.
         stream: StreamName,
-        /// What was started.
+        /// The place that was given when it was started.
         live: LiveRef,
     },
 }
@@ -382,12 +383,12 @@ impl ReaderCommand {
     }
 }
 
-/// What a reader hands to a transform thread.
+/// A batch of live entries, from a reader to a transform thread.
 #[derive(Debug)]
 pub struct LiveBatch {
     /// Each stream with news.
     pub streams: Vec<LiveNews>,
-    /// What their entries take, in bytes.
+    /// The size of their entries, in bytes.
     pub bytes: usize,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
@@ -413,8 +414,8 @@ impl LiveBatch {
     }
 }
 
-/// Says that live entries are under way, or may still be read: one for each reader that reads and each of its
-/// batches. Whoever drains waits until only its own is left.
+/// A count of what keeps live entries coming: one reference for each reader that still reads, and one for each batch
+/// that is under way. A daemon that shuts down waits until only its own reference is left.
 pub type UnderWay = Arc<()>;
 
 /// News of one stream.
@@ -438,14 +439,14 @@ pub struct LiveFrames {
     pub passed: EntryId,
 }
 
-/// What delivery threads are told.
+/// Messages to a delivery thread.
 #[derive(Debug)]
 pub enum ToDelivery {
     /// Live frames of some streams.
     Live {
         /// By stream.
         news: Vec<LiveFrames>,
-        /// What the frames take, in bytes.
+        /// The size of the frames, in bytes.
         bytes: usize,
     },
     /// Live frames of a stream come from here on.
@@ -471,20 +472,20 @@ pub enum ToDelivery {
         /// Which of the two.
         stalled: bool,
     },
-    /// What became of a history read.
+    /// The outcome of a history read.
     Replay(JobRef, ReplayOutcome),
     /// A stream that was waited for is there.
     Appeared(StreamName),
-    /// What became of a request to cancel.
+    /// The answer to a request to cancel.
     CancelAnswered(Asker, Result<(), Refused>),
-    /// What became of an acknowledgement.
+    /// The answer to an acknowledgement.
     AckAnswered(Asker, Position, Result<(), Refused>),
     /// A connection that another loop accepted.
     Connection(mio::net::TcpStream, std::net::SocketAddr),
 }
 
 impl ToDelivery {
-    /// What its frames take, in bytes.
+    /// The size of its frames or of its document, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let frames = match self {
@@ -498,8 +499,8 @@ impl ToDelivery {
     }
 }
 
-/// What a transform thread could not tell a delivery thread because its inbox was full. It is bounded
-/// by that thread's own tables: each hub and each job appears at most once.
+/// The messages that a transform thread could not deliver because a delivery thread's inbox was full. Bounded by the
+/// delivery thread's own tables: each hub and each job appears at most once.
 #[derive(Debug, Default)]
 pub struct Missed {
     /// Hubs that are detached: their viewers go on from history.

@@ -1,5 +1,5 @@
-//! What crosses the seams between the modules: ids, names, raw entries, decoded events, the state
-//! that a stream's reader carries, and the frames that clients receive.
+//! The data that crosses the seams between the modules: ids, names, raw entries, decoded events, the state that a
+//! stream's reader carries, and the frames that clients receive.
 //!
 //! Everything here is plain data without I/O. `ingest` makes [`Entry`]s, `transform` turns them into
 //! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.

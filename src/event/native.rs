@@ -77,7 +77,7 @@ impl Event<'_> {
 /// An event with the members that every type may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// What was said.
+    /// The event.
     pub event: Event<'a>,
     /// The producer's number of the entry within its generation.
     pub seq: Option<u64>,

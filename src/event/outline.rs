@@ -1,5 +1,5 @@
-//! What a generation has said up to some point, in outline: what viewers of another format than the native one need to
-//! know of what they were told before.
+//! An outline of what a generation has said up to some point. Encoding the next frames in another format than the
+//! native one needs it.
 
 use super::{EntryId, Event, Frame, FrameBody};
 
@@ -7,13 +7,13 @@ use super::{EntryId, Event, Frame, FrameBody};
 pub const OUTLINE_BYTES_MAX: usize = 256 * 1024;
 /// The most choices, and the most tool calls, that are followed.
 const PARTS_MAX: usize = 1024;
-/// What a tool call counts beside its strings.
+/// The counted size of a tool call beside its strings, in bytes.
 const CALL_BYTES: usize = 64;
 
 /// The outline of a generation at some point of it. Strings are *escaped*, as in [`Event`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// What tells it from the stream's other generations: the entry of its `start`, else the end before it.
+    /// Identifies the generation within its stream: the entry of its `start`, else the end before it.
     pub mark: EntryId,
     /// Whether anything was said.
     pub begun: bool,
@@ -66,7 +66,7 @@ impl Outline {
         *self = Self { mark: start.unwrap_or(self.mark), begun: true, ..Self::default() };
     }
 
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.bytes + self.choices.len() * size_of::<u64>()
@@ -80,8 +80,8 @@ impl Outline {
         (self.choices.len() < PARTS_MAX).then(|| self.choices.push(index))
     }
 
-    /// A piece of a tool call was said; the call's place, or `None` where there is no room for another one. A piece with
-    /// another id than its call's begins another call under the same number.
+    /// A piece of a tool call was said. Returns the call's place, or `None` where there is no room for another one. A
+    /// piece with another id than its call's begins another call under the same number.
     pub fn note_piece(&mut self, piece: Piece<'_>) -> Option<usize> {
         self.note_choice(piece.index)?;
         let found = self.calls.iter().rposition(|call| call.has(piece));

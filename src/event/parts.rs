@@ -13,9 +13,10 @@ use std::sync::Arc;
 use super::Trie;
 use super::shard::Fnv;
 
-/// What a part counts beside its strings: itself, its names, and its share of the nodes above them.
+/// The counted size of a part beside its strings, in bytes: the part itself, its names, and its share of the trie nodes
+/// above them.
 const PART_BYTES: usize = 256;
-/// What a choice counts.
+/// The counted size of a choice, in bytes.
 const CHOICE_BYTES: usize = 64;
 /// The choices whose calls are followed are those below this number.
 pub(crate) const CHOICES_MAX: u64 = 1024;
@@ -70,7 +71,7 @@ pub(crate) fn name_of(kind: u8, numbers: [u64; 2], id: &str) -> u64 {
 /// A tool call, or a part of the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// What kind of part it is; the provider's form decides what that means.
+    /// The kind of part, as a number to which the provider's form gives a meaning.
     pub kind: u8,
     /// The choice that it belongs to.
     pub choice: u64,
@@ -90,7 +91,7 @@ pub struct Part {
     pub item: u64,
     /// How that id came.
     pub ids: Ids,
-    /// What was announced of a call and is not told yet.
+    /// The announcement of a call, as far as it is not told yet.
     pub waiting: Option<Arc<Waiting>>,
     /// The names under which it can be found: by place, by id, by a further one; 0: none.
     pub(crate) names: [u64; NAMES],
@@ -123,7 +124,7 @@ pub enum Ids {
     Changing,
 }
 
-/// What was announced of a tool call before any piece of its arguments. Strings are *escaped*.
+/// The announcement of a tool call, before any piece of its arguments. Strings are *escaped*.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     /// The provider's id of the call.
@@ -182,7 +183,7 @@ impl Parts {
         bytes: 0,
     };
 
-    /// What they take, in bytes.
+    /// The counted size of all parts and choices, in bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.bytes

@@ -1,4 +1,4 @@
-//! What has to be kept of a generation that comes in a provider's own form, from one entry to the next.
+//! The progress of a generation that comes in a provider's own form: facts that are kept from one entry to the next.
 //!
 //! A copy is made for every entry that changes it, so all that can grow is shared between the copies.
 
@@ -23,10 +23,10 @@ const REASON_BYTES_MAX: usize = 1024;
 const REASONS_MAX: usize = 64;
 /// The most hashes of further members that are kept.
 const MEMBERS_MAX: usize = 1024;
-/// What one of these counts beside its strings.
+/// The counted size of one of these beside its strings, in bytes.
 const KEPT_BYTES: usize = 64;
 
-/// What the entries of a generation have said that later ones build on. Strings are *escaped*, as in
+/// The facts from a generation's entries on which later entries build. Strings are *escaped*, as in
 /// [`Event`](super::Event).
 ///
 /// Part of the state that crosses the seam, and shared by all who stand at the same place.
@@ -48,7 +48,7 @@ pub struct Progress {
     pub parts: Parts,
     /// How many tool calls have begun, in all choices.
     pub calls: u64,
-    /// What was told on the channels whose text may be repeated as a whole.
+    /// How much was told on each channel whose text may be repeated as a whole.
     pub totals: [Told; TOTALS],
     /// The hashes of further members that were told, so that those that are repeated are not.
     pub(crate) told_members: Trie<()>,
@@ -57,8 +57,8 @@ pub struct Progress {
     pub newest: Newest,
 }
 
-/// An entry under whose id a generation may come to its end, and what is true there: heartbeats that follow it come after
-/// the end then, and count for nothing.
+/// An entry under whose id a generation may come to its end, and the stream's state there. Heartbeats that follow it
+/// then come after the end, and are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newest {
     /// The entry.
@@ -90,14 +90,14 @@ impl Progress {
         newest: Newest { id: EntryId::ZERO, ordinal: None, seq: None, blind: false },
     };
 
-    /// What is known, also where nothing was kept.
+    /// The progress that was kept, else that of a generation that has said nothing.
     #[must_use]
     pub fn known(kept: Option<&Self>) -> &Self {
         static NOTHING: Progress = Progress::NONE;
         kept.unwrap_or(&NOTHING)
     }
 
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let reasons = self.finish_reasons.iter().map(|(_, reason)| KEPT_BYTES + reason.len()).sum::<usize>();

@@ -1,7 +1,7 @@
-//! What the recorder writes down for the other threads.
+//! Messages to the recorder, which writes to Redis for the other threads.
 //!
-//! Each kind has a queue of its own, weighed in bytes, so that a flood of one never displaces another. The recorder takes
-//! them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
+//! Each kind has a queue of its own, bounded in bytes, so that a flood of one never displaces another. The recorder
+//! takes them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::message::Slot;
 use super::{Entry, EntryId, Position, StreamName};
 
-/// What a message costs beside its texts and bytes: itself, its place in the queue, the allocations behind it.
+/// The counted size of a message beside its texts and bytes, in bytes: the message itself, its place in the queue, and
+/// the allocations behind it.
 const MESSAGE_BYTES: usize = 256;
 
 /// A client wants the generation to stop.
@@ -19,9 +20,9 @@ pub struct CancelRequest {
     pub stream: StreamName,
     /// The client's words.
     pub reason: Option<String>,
-    /// Who asks, as the producer is told.
+    /// The client's address, as the producer is told.
     pub by: String,
-    /// Who is answered.
+    /// The connection that is answered.
     pub asker: Asker,
     /// When that was.
     pub asked_at: Instant,
@@ -74,7 +75,7 @@ impl Refused {
     }
 }
 
-/// What an entry means for the order of generations.
+/// The meaning of an entry for the order of generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Milestone {
     /// It begins a generation, or belongs to one that goes on.
@@ -86,7 +87,7 @@ pub enum Milestone {
 }
 
 impl CancelRequest {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let reason = self.reason.as_ref().map_or(0, String::len);
@@ -97,8 +98,8 @@ impl CancelRequest {
 /// A generation is to be ended by an entry right after `newest`, if that is still the stream's newest entry. Of all
 /// instances that ask for it exactly one succeeds.
 ///
-/// The transform thread is answered by [`Control::EndAnswered`](super::message::Control). The answer may get lost when its
-/// queue is full: then it asks again, and is told that something has followed.
+/// The transform thread is answered by [`Control::EndAnswered`](super::message::Control). The answer gets lost when
+/// that thread's queue is full: then it asks again, and learns that something has followed.
 #[derive(Debug)]
 pub struct EndGeneration {
     /// The stream.
@@ -114,7 +115,7 @@ pub struct EndGeneration {
 }
 
 impl EndGeneration {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         MESSAGE_BYTES + self.stream.as_str().len() + self.data.len()
@@ -130,7 +131,7 @@ pub enum EndKind {
     ProducerLost,
 }
 
-/// What came of an [`EndGeneration`].
+/// The outcome of an [`EndGeneration`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndOutcome {
     /// It is in the stream, with this id.
@@ -150,19 +151,19 @@ pub struct DeadLetter {
     pub entry: Entry,
     /// Why, in a word.
     pub reason: &'static str,
-    /// What was wrong, and which fields were there.
+    /// The defect, and the names of the fields.
     pub message: Box<str>,
 }
 
 impl DeadLetter {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         MESSAGE_BYTES + self.stream.as_str().len() + self.message.len() + self.entry.fields.len_bytes()
     }
 }
 
-/// What receipts are made of.
+/// A message that a receipt may follow from.
 #[derive(Debug)]
 pub enum Receipt {
     /// A client has everything of a stream up to here.
@@ -176,18 +177,18 @@ pub enum Receipt {
 pub struct Acked {
     /// The stream.
     pub stream: StreamName,
-    /// What it has.
+    /// The position up to which it has everything.
     pub id: Position,
     /// The id of the generation to which that belongs, escaped, where it has one.
     pub generation: Option<Arc<String>>,
-    /// Who says so.
+    /// The client's address.
     pub by: String,
     /// When, µs since 1970 by this host's clock.
     pub at_us: u64,
-    /// Whether one who says it again gets no second receipt: it reaches the end of a generation, or says what the client
-    /// had before it came.
+    /// Whether a repetition gets no second receipt: the acknowledgement reaches the end of a generation, or names what
+    /// the client had before it connected.
     pub is_once: bool,
-    /// Who is answered.
+    /// The connection that is answered.
     pub asker: Asker,
     /// When that was asked.
     pub asked_at: Instant,
@@ -207,7 +208,7 @@ pub struct Ended {
 }
 
 impl Receipt {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         match self {
@@ -218,7 +219,7 @@ impl Receipt {
 }
 
 impl Acked {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let generation = self.generation.as_ref().map_or(0, |generation| generation.len());
@@ -227,7 +228,7 @@ impl Acked {
 }
 
 impl Ended {
-    /// What it takes, in bytes.
+    /// Its counted size, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let generation = self.generation.as_ref().map_or(0, |generation| generation.len());

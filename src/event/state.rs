@@ -1,4 +1,4 @@
-//! What a reader of a stream has to know beside its position to read on correctly.
+//! The state that a reader of a stream needs beside its position to read on correctly.
 
 use std::sync::Arc;
 
@@ -47,8 +47,8 @@ pub struct StreamState {
     /// How many entries were ever added to the stream up to this point, where that can be known: with it
     /// a later reader can tell whether anything in between was trimmed.
     pub ordinal: Option<u64>,
-    /// What is kept of a generation that comes in a provider's own form. Once one has ended: what its successor has
-    /// said before it begins.
+    /// The progress of a generation that comes in a provider's own form. Once it has ended: the progress of its
+    /// successor, from entries that come before the successor begins.
     pub progress: Option<Arc<Progress>>,
 }
 
