@@ -28,7 +28,7 @@ impl Reader {
         self.begin_trip(self.share(now).min(STREAMS_PER_TRIP), now);
     }
 
-    /// What reads did not take along goes out by itself once these are passed on, a good number at once.
+    /// Sends acknowledgements that no read took along, once reads are passed on, a good number at once.
     pub(super) fn acknowledge_after_reading(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         let elapsed = now.duration_since(self.acked_at);

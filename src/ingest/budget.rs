@@ -1,32 +1,33 @@
 //! How much one read asks for, in bytes. Pure.
 //!
-//! Redis counts entries and no bytes, so a read is bounded by what is known of their size: each stream's from what
-//! was read of it, and as long as nothing was, a guess. What one read may bring begins small, doubles when reads
-//! come back full, and is halved when a reply was too large, cut off or late: then it stays below that for a while, and
-//! when that comes again streams of which nothing is known are taken for large ones. One entry is always asked for, however large.
+//! Redis counts entries and no bytes, so a read is bounded by the expected size of entries: learnt of each stream from
+//! what was read of it, and a guess as long as nothing was. The limit of a read begins small, doubles when reads come
+//! back full, and is halved when a reply was too large, cut off or late: then it stays below that for a while, and
+//! when that happens again, streams of unknown size are taken for large ones. One entry is always asked for, however
+//! large.
 
 use std::time::{Duration, Instant};
 
-/// What a read may bring in the beginning.
+/// The limit of a read in the beginning.
 const START_BYTES: usize = 1 << 20;
-/// And at most.
+/// The highest limit of a read.
 const MAX_BYTES: usize = 8 << 20;
 /// A reply beyond this is given up: a stream was thought much smaller than it is.
 pub(super) const REPLY_BYTES_MAX: usize = 32 << 20;
-/// The least to which it is halved; a read that brings one entry may bring more.
+/// The lowest limit of a read; a single entry may be larger.
 const MIN_BYTES: usize = 4 << 10;
 /// After so long without failure a little more is tried.
 const CEILING_RAISED: Duration = Duration::from_secs(300);
-/// How long a failure is remembered, and streams of which nothing is known are taken for large ones after the next.
+/// How long a failure is remembered, and how long streams of unknown size are taken for large ones after a second one.
 const WARY: Duration = Duration::from_secs(60);
-/// What an entry takes of which nothing is known,
+/// Assumed size of an entry before any of its stream was read.
 const GUESS_BYTES: usize = 64 << 10;
-/// and after failures.
+/// The same after repeated failures.
 const WARY_GUESS_BYTES: usize = 1 << 20;
 /// Entries above this size are large: such a stream is read and counted in ways that move no entry twice.
 const LARGE_BYTES: usize = 16 << 10;
 
-/// What is known of the size of a stream's entries.
+/// The size of a stream's entries in bytes, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Size(Option<usize>);
 
@@ -48,7 +49,7 @@ impl Size {
     }
 }
 
-/// What one reader's reads may bring.
+/// The limit of one reader's reads, and the failures that lowered it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
     bytes: usize,
@@ -64,12 +65,12 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// What the next read may bring.
+    /// The limit of the next read, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What one entry of a stream is taken to be.
+    /// The expected size of one entry of a stream, in bytes.
     pub(super) fn entry_bytes(&self, size: Size, now: Instant) -> usize {
         let guess = if self.is_wary(now) { WARY_GUESS_BYTES } else { GUESS_BYTES };
         size.0.unwrap_or(guess).max(1)
@@ -111,7 +112,7 @@ pub(super) struct Share<T> {
 }
 
 /// Divides streams, each with the size of its entries, into commands that together bring at most `bytes`, with at most
-/// `count_max` entries of each stream. What finds no room is handed back; one stream always finds some.
+/// `count_max` entries of each stream. Streams that find no room are handed back; the first one always finds some.
 pub(super) fn divide<T>(
     streams: impl IntoIterator<Item = (T, usize)>,
     bytes: usize,
@@ -203,7 +204,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// What is asked for is never more than allowed, unless it is one entry, and no stream is forgotten.
+        /// The commands never ask for more than is allowed, unless for a single entry, and no stream is forgotten.
         #[test]
         fn what_is_asked_for_stays_within_the_bytes(
             sizes in proptest::collection::vec(1_usize..3_000_000, 1..60),

@@ -73,7 +73,7 @@ impl Reader {
         (stream, key)
     }
 
-    /// What a stream has unacknowledged when it is stopped has been handed to history.
+    /// Stops a stream. Its unacknowledged entries have been handed to history, so that its group is set to the cursor.
     fn stop_stream(&mut self, stream: &StreamName, live: LiveRef) -> Result<(), RedisError> {
         self.refused.retain(|(_, start)| !start.is(stream, live));
         let key = self.parts.keys.stream(stream);

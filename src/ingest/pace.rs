@@ -6,31 +6,32 @@
 //!
 //! Redis may cut the connection within a reply (`client-output-buffer-limit`), or a reply may stop coming. Which of several
 //! reads was to blame cannot be told from that, so each is asked alone next; one that fails alone is asked with half as many
-//! entries, down to one; then with less about the stream in the same reply; then with nothing else in the reply. What works
-//! is kept to for a while. What does not is refused for a while, at this place of the stream: its other readers go on.
+//! entries, down to one; then with less about the stream in the same reply; then with nothing else in the reply. A
+//! manner that works is kept for a while. If none works, reads from this place of the stream are refused for a while:
+//! its other readers go on.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::event::{ENTRY_BYTES_MAX, StreamName};
 
-/// What the entries of a read should take, in bytes.
+/// Bytes that the entries of a read should take.
 pub(super) const READ_BYTES_GOAL: usize = 1 << 20;
-/// What the reads of a round trip should take together.
+/// Bytes that the reads of a round trip should take together.
 pub(super) const TRIP_BYTES_GOAL: usize = 4 << 20;
-/// What the reads of a round trip may take together; an entry of the largest size passes alone.
+/// Bytes that the reads of a round trip may take together; an entry of the largest size passes alone.
 pub(super) const TRIP_BYTES_MAX: usize = ENTRY_BYTES_MAX + (64 << 10);
 /// Requests that share a round trip.
 const REQUESTS_PER_TRIP_MAX: usize = 16;
-/// What they should find together, in entries: Redis works a pipeline off without looking at anybody else, and so many
+/// Entries that these should find together: Redis serves nobody else while it executes a pipeline, and so many entries
 /// take it a quarter of a millisecond.
 const TRIP_ENTRIES_GOAL: usize = 500;
 
-/// What the first read of a stream should take, in bytes, if its entries are like those of others.
+/// Bytes that the first read of a stream should take, if its entries are like those of others.
 const START_BYTES_GOAL: usize = 64 << 10;
 /// Entries that the first read of a stream asks for.
 const START_COUNT: std::ops::RangeInclusive<usize> = 4..=32;
-/// What an entry is taken to need before any was seen.
+/// Assumed size of an entry before any was seen, in bytes.
 const ENTRY_BYTES_GUESS: usize = 16 << 10;
 /// How much larger the next read may be than one that was filled.
 const GROWTH: usize = 8;
@@ -68,18 +69,18 @@ impl Manner {
     }
 }
 
-/// What to ask for.
+/// The read to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// So many entries at most.
     pub(super) count: usize,
     /// In this manner.
     pub(super) manner: Manner,
-    /// What that is expected to bring, in bytes.
+    /// Bytes that this is expected to bring.
     pub(super) expected_bytes: usize,
 }
 
-/// What a read has found.
+/// The size of a read's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     /// Entries asked for.
@@ -88,14 +89,15 @@ pub(super) struct Seen {
     pub(super) found: usize,
     /// Entries that there was room for.
     pub(super) kept: usize,
-    /// What the reply's entries took, in bytes.
+    /// Bytes that the reply's entries took.
     pub(super) bytes: u64,
 }
 
-/// What is known of a stream's entries.
+/// The size of a stream's entries, and how they can be read.
 #[derive(Clone, Debug)]
 struct Known {
-    /// What an entry takes, in bytes: a guess until some were read; then larger ones count at once, smaller ones by and by.
+    /// Expected size of an entry, in bytes: a guess until some were read; then larger ones count at once, smaller ones
+    /// by and by.
     entry_bytes: usize,
     /// Whether entries were read.
     is_read: bool,
@@ -122,11 +124,11 @@ struct Refused {
     pause: Duration,
 }
 
-/// What the reads of a replay thread have taught it.
+/// The experience of a replay thread with its reads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     streams: HashMap<StreamName, Known>,
-    /// What an entry of any stream took lately, in bytes.
+    /// Bytes that an entry of any stream took lately.
     entry_bytes: Option<usize>,
     /// Entries of a read lately.
     entries: usize,
@@ -143,7 +145,7 @@ impl Pace {
         (TRIP_ENTRIES_GOAL / self.entries.max(1)).clamp(1, REQUESTS_PER_TRIP_MAX)
     }
 
-    /// What to ask of a stream for who wants so many entries, of so many bytes together.
+    /// Plans a read of a stream for a request of at most so many entries, of so many bytes together.
     pub(super) fn plan(&mut self, stream: &StreamName, (count, bytes): (usize, usize), now: Instant) -> Plan {
         let known = self.known(stream, now);
         if known.ceiling.is_some_and(|ceiling| ceiling.until <= now) {
@@ -314,7 +316,7 @@ mod tests {
             |manner| tried.iter().filter(|tried| tried.1 == manner).map(|tried| tried.0).collect::<Vec<_>>();
         assert_eq!(manners(Manner::Alone), [250, 125, 62, 31, 15, 7, 3, 1]);
         assert_eq!((manners(Manner::Lean), manners(Manner::Apart)), (vec![1], vec![1]));
-        // What works is kept to for a while.
+        // A manner that works is kept for a while.
         pace.found(&stream, seen(1, 100), now);
         assert_eq!(next(&mut pace, now), (1, Manner::Apart));
         assert_eq!(next(&mut pace, now + CAUTION_FOR).1, Manner::Together);

@@ -67,7 +67,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever reads cost, Redis spends at most its share on this reader, up to the longest pause.
+        /// Redis spends at most its share on this reader at any cost of reads, up to the longest pause.
         #[test]
         fn the_duty_cycle_holds(duty in 1_u32..=100, costs in proptest::collection::vec(1_u64..50_000, 50..200)) {
             let max = Duration::from_secs(3600);

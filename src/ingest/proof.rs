@@ -26,14 +26,14 @@ pub(super) enum Method {
     Groups,
 }
 
-/// What the transaction has counted.
+/// The count that a transaction took of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Count {
     /// How many entries there are.
     Length(u64),
     /// Everything that XINFO STREAM tells.
     Info(Box<StreamInfo>),
-    /// What follows from how far groups lag behind.
+    /// Derived from how far groups lag behind.
     Groups {
         /// How many entries there are.
         length: u64,
@@ -44,7 +44,7 @@ pub(super) enum Count {
     },
 }
 
-/// What a read has brought.
+/// The size of a read's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Brought {
     /// So many entries.
@@ -53,7 +53,7 @@ pub(super) struct Brought {
     pub(super) is_full: bool,
 }
 
-/// What that says.
+/// Whether the read has brought everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is all that was added since the cursor, as far as the read goes. How many entries were ever added up to its
@@ -202,8 +202,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is added and trimmed between two reads: what was lost is never called whole, and by counting
-        /// what was not lost is never called lost.
+        /// Entries are added and trimmed at random between two reads: a read that misses some is never called whole,
+        /// and XINFO STREAM never calls a read lost that misses none.
         #[test]
         fn nothing_that_was_trimmed_unread_is_called_whole(
             passed in 0_u64..20,

@@ -1,4 +1,4 @@
-//! What a replay thread says to Redis, and what it makes of the answers.
+//! The commands that a replay thread sends to Redis, and how it understands the replies.
 //!
 //! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is seen
 //! in the description, and nothing can be trimmed between the two.
@@ -24,7 +24,7 @@ pub(super) struct Question {
     pub(super) manner: Manner,
 }
 
-/// What one round trip has brought.
+/// The replies of one round trip.
 pub(super) struct Answers {
     /// For each question, in their order.
     pub(super) ranges: Vec<Result<RangeReply, RedisError>>,
@@ -198,7 +198,7 @@ fn receive(
     }
 }
 
-/// What was found.
+/// A reply as it was understood.
 #[derive(Debug)]
 pub(super) enum Understood {
     /// An answer.
@@ -207,7 +207,7 @@ pub(super) enum Understood {
     Starved,
 }
 
-/// What a question's answer says.
+/// Turns the reply to a question into the answer to its request.
 pub(super) fn understand(question: &Question, found: RangeReply) -> Result<Understood, RedisError> {
     let RangeReply { mut entries, found: count, first, info, .. } = found;
     let info = match info {

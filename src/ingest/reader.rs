@@ -45,14 +45,14 @@ const BLOCK_IDLE: Duration = Duration::from_secs(1);
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A wait of so long without news is a time in which nothing is read.
 const QUIET: Duration = Duration::from_millis(20);
-/// What epoll can wait for.
+/// The resolution of epoll's timeout.
 const EPOLL_TICK: Duration = Duration::from_millis(1);
 /// How often connections that are not in use are looked after.
 const KEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Streams per command where one command per stream is sent.
 pub(super) const COMMANDS_PER_TRIP_MAX: usize = 256;
 
-/// What a reader works with.
+/// The connections, queues and settings that a reader is built from.
 pub struct ReaderParts {
     /// Which reader it is.
     pub index: usize,
@@ -64,7 +64,7 @@ pub struct ReaderParts {
     pub keys: Arc<Keys>,
     /// Its poll, in which `commands` wakes it as [`COMMANDS`].
     pub poll: Poll,
-    /// What it is told.
+    /// Streams that it is to start and stop reading.
     pub commands: Receiver<ReaderCommand>,
     /// Where entries go, by shard.
     pub transforms: Vec<Sender<LiveBatch>>,
@@ -104,7 +104,7 @@ pub struct Reader {
     pub(super) wake_cursor: EntryId,
     /// Until when it is not to be relied on.
     pub(super) unwakeable_until: Option<Instant>,
-    /// What a read may bring.
+    /// The limit of a read, in bytes.
     pub(super) budget: Budget,
     pub(super) acked_at: Instant,
     /// Streams that were to be acknowledged then.
@@ -173,7 +173,7 @@ impl Reader {
         }
         if !self.parts.leased.load(Ordering::Acquire) {
             self.wait(now + STOP_CHECK / 2)?;
-            // What Redis tells meanwhile must not pile up there.
+            // Notifications of Redis must not pile up in the socket meanwhile.
             return self.listen();
         }
         self.obey_commands()?;
@@ -185,7 +185,7 @@ impl Reader {
             return self.wait(Instant::now() + STOP_CHECK);
         }
         if is_told {
-            // What was told during a round trip is taken off the socket: no event will come for it.
+            // Notifications that came during a round trip are off the socket: no event will come for them.
             self.hear()?;
             let now = Instant::now();
             if self.told.sweeps(now) {

@@ -8,7 +8,7 @@
 //! newest entry that is on all sockets ([`acknowledging`](super::acknowledging)), so it lags behind by what is not. And
 //! it is the stream's mark: a stream that was deleted and begun anew has no group, which setting the position finds.
 //!
-//! What one read may bring is bounded in bytes ([`budget`](super::budget)) and in entries.
+//! A read is bounded in bytes ([`budget`](super::budget)) and in entries.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ const COUNT_MIN: usize = 16;
 /// Streams with news that are read at once, so that nobody else waits long for Redis.
 const KEYS_PER_READ_MAX: usize = 256;
 
-/// What became of a read.
+/// The outcome of a read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReadEnd {
     /// Entries that came.
@@ -50,7 +50,7 @@ struct Asked {
     position: EntryId,
 }
 
-/// What a transaction reads.
+/// The streams that a transaction reads.
 #[derive(Debug)]
 pub(super) struct Transaction {
     shares: Vec<Share<Asked>>,
@@ -60,7 +60,7 @@ pub(super) struct Transaction {
     begins_at: usize,
 }
 
-/// What a read has brought of one stream.
+/// The result of a read for one stream.
 struct Fresh {
     asked: Asked,
     count: Count,
@@ -86,7 +86,8 @@ impl Reader {
         Ok(ReadEnd { took, is_full: end.is_full || is_cut, ..end })
     }
 
-    /// Adds the transaction that reads these streams to the trip. What finds no room has news again.
+    /// Adds the transaction that reads these streams to the trip. Streams that find no room are put back among those
+    /// with news.
     pub(super) fn add_transaction(&mut self, places: Vec<Place>) -> Transaction {
         let now = Instant::now();
         let share = (ENTRIES_PER_TRIP / places.len().max(1)).max(COUNT_MIN);
@@ -159,7 +160,7 @@ impl Reader {
         counters.reads.add(1);
         counters.bytes_read.add(executed.len_bytes() as u64);
         if let Some(error) = executed.error() {
-            // What was wrong with one of its commands was said when that came.
+            // A command that was refused when it was queued makes EXEC fail; its own reply has the cause.
             let cause = replies.iter().skip(transaction.begins_at).find_map(Reply::error);
             return Err(RedisError::Server(cause.unwrap_or(error)));
         }
@@ -199,8 +200,8 @@ impl Reader {
         Ok(ReadEnd { is_full: end.is_full || transaction.is_cut || is_again, ..end })
     }
 
-    /// What came of one command and the counts before it. Streams without their group are `gone`; where one of them is no
-    /// stream at all, nothing was read.
+    /// Takes the results of one XREAD and of the counts before it. Streams without their group are added to `gone`;
+    /// where one of them is no stream at all, nothing was read.
     fn understand(
         &self,
         share: &Share<Asked>,
@@ -305,7 +306,7 @@ fn read_count(
     }
 }
 
-/// What the group lags behind once it was set; `None` also where Redis does not know the question, as before Redis 7.
+/// The group's lag after its position was set; `None` also where Redis does not report lags, as before Redis 7.
 fn read_lag(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, RedisError> {
     let set = results.done();
     let lag = results.lag_of(group);
@@ -315,7 +316,8 @@ fn read_lag(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, Redis
     }
 }
 
-/// What it says how far a group lags behind that stands at the end with nothing read, at the beginning, and at the cursor.
+/// Derives the count from the lag of a group that stands at the end with nothing read, at the beginning, and at the
+/// cursor.
 ///
 /// At the end it lags by all that was ever added, or by 0 where that cannot be told, as when the newest entry was
 /// deleted. At the beginning it lags by what is there, if no single entry was deleted among that. Then it lags by as

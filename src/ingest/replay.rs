@@ -28,8 +28,8 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// How often requests that wait are looked through.
 const WAITING_CHECK: Duration = Duration::from_millis(2);
-/// Large entries are read only while there is room among what is held. Clients that read nothing may hold all of that. Then others get a large entry after this time, up to a bound that is
-/// never passed.
+/// Large entries are read only while there is room for them. Clients that read nothing may take up all of it: then
+/// others get a large entry after this time, up to a bound that is never passed.
 const LARGE_PATIENCE: Duration = Duration::from_secs(1);
 const HELD_PARTS_MAX: usize = 4;
 
@@ -40,17 +40,17 @@ fn may_be_read(held: usize, plan: Plan, waited: Duration) -> bool {
     is_small || held == 0 || held.saturating_add(plan.expected_bytes) <= room
 }
 
-/// What a replay thread works with.
+/// The connection, queues and shared state that a replay thread is built from.
 pub struct ReplayParts {
     /// Makes its connection.
     pub connector: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// What is asked, by all delivery threads.
+    /// The requests of all delivery threads.
     pub requests: Receiver<ReplayRequest>,
     /// Where the answers are decoded, by shard.
     pub transforms: Vec<Sender<ReplayBatch>>,
-    /// What is read and not sent yet.
+    /// Counts the bytes that are read and not sent yet.
     pub ledger: Arc<Ledger>,
     /// Where scans of long histories stood.
     pub checkpoints: Arc<Checkpoints>,
@@ -76,11 +76,11 @@ struct Waiting {
     since: Instant,
 }
 
-/// What is asked in one round trip.
+/// The questions of one round trip.
 #[derive(Default)]
 struct Trip {
     questions: Vec<Question>,
-    /// What they are expected to bring, in bytes.
+    /// Bytes that they are expected to bring.
     expected: usize,
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Subscription {
     pub(super) board: Arc<AckBoard>,
     /// The position of the group in Redis, as far as nobody else moves it.
     acknowledged: EntryId,
-    /// What is known of the size of its entries.
+    /// The size of its entries, as far as it is known.
     pub(super) size: Size,
     /// How the next read counts it.
     method: Method,
@@ -187,7 +187,7 @@ impl Subscriptions {
         if let Some(former) = self.by_key.insert(key, place) {
             self.all.remove(former);
         }
-        // What came since its seam was told to nobody.
+        // No notification tells of entries that came after its seam and before now.
         self.note(place);
     }
 

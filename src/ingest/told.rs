@@ -4,7 +4,7 @@
 //! once for each turn of its event loop. Blocking costs Redis by the streams that are read, being told by those
 //! that are written; it takes one more round trip. So a reader with few streams blocks and one with many is told.
 //!
-//! What is told is a hint: a sweep over the silent streams finds what was not told, and that the connection is dead.
+//! A notification is only a hint: a sweep over the silent streams finds news that were not told, and dead connections.
 //! Other instances' streams are told too. Where those outweigh the reader's own by far, it goes back to
 //! blocking for a while.
 
@@ -27,7 +27,7 @@ const FOREIGN_MIN: u64 = 10_000;
 /// How long a reader blocks that was told too much, or was refused to be told.
 const REST: Duration = Duration::from_secs(60);
 
-/// What a reader knows of being told.
+/// On which connection a reader is told, and how many own and foreign names it was told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// The connection on which it is told.
@@ -56,7 +56,7 @@ impl Told {
         self.rest_until.is_none_or(|until| until <= now)
     }
 
-    /// It is told from now on. What happened before was told to nobody.
+    /// It is told from now on, but not of earlier changes.
     pub(super) fn begin(&mut self, connection: u64) {
         *self = Self { connection: Some(connection), ..Self::default() };
     }
