@@ -122,10 +122,13 @@ impl Written {
     }
 }
 
+/// Room for an entry of which only the id is asked, in bytes: its fields are left out.
+const ID_ROOM_BYTES: usize = 128;
+
 /// Whether a stream still has an entry; a key of another type has none.
 fn has_entry(link: &mut Link, key: &str, id: EntryId) -> Result<bool, RedisError> {
     let look = Command::new("XRANGE").arg(key).id(id).id(id).args(["COUNT", "1"]);
-    match link.call_range(&look, ENTRY_ROOM_BYTES) {
+    match link.call_range(&look, ID_ROOM_BYTES) {
         Ok(found) => Ok(found.found > 0),
         Err(RedisError::Server(_)) => Ok(false),
         Err(error) => Err(error),

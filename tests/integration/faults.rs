@@ -6,7 +6,7 @@
 
 use std::env;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ const VIEWERS: usize = 5;
 /// Viewers of all streams at once.
 const VIEWERS_OF_ALL: usize = 2;
 const STEPS: usize = 12;
+/// Schedules that run at the same time where many were asked for: each mostly waits.
+const SEEDS_AT_ONCE: usize = 3;
 /// What an idle daemon may have open, and what it may have grown to.
 const DESCRIPTORS_MAX: usize = 60;
 const RESIDENT_BYTES_MAX: u64 = 200 << 20;
@@ -470,9 +472,20 @@ fn fourth_schedule() {
 fn schedules_that_were_asked_for() {
     let Ok(seeds) = env::var("LLM_BRIDGE_FAULT_SEEDS") else { return };
     let (from, to) = seeds.split_once("..").expect("from..to");
-    for seed in from.parse().unwrap()..to.parse().unwrap() {
-        let began = Instant::now();
-        check_seed(seed);
-        println!("seed {seed}: {:?}", began.elapsed());
-    }
+    let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
+    let next = AtomicU64::new(from);
+    let check_some = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= to {
+                return;
+            }
+            let began = Instant::now();
+            check_seed(seed);
+            println!("seed {seed}: {:?}", began.elapsed());
+        }
+    };
+    thread::scope(|scope| {
+        (0..SEEDS_AT_ONCE).for_each(|_| drop(scope.spawn(check_some)));
+    });
 }
