@@ -61,6 +61,7 @@ mod json;
 pub mod provider;
 pub mod visible;
 // the doors to channels, threads, stopping and the log,
+pub mod log_filter;
 pub mod log_limit;
 pub mod pulse;
 pub mod queue;

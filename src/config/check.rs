@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::defaults as keys;
 use super::error::{ConfigError, Problem};
-use super::raw::{Origin, Raw};
+use super::raw::Raw;
 use super::rule::{Key, Refusal, Rule};
+use super::setting::Origin;
 use super::{
     Auth, Client, Config, Delivery, Fields, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads,
     redis_url,

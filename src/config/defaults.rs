@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::rule::{Address, Choice, Count, File, Flag, Key, NotYet, Size, Span, Text, Texts};
-use super::{Ack, FIELD_NAMES_MAX, NEVER};
+use super::{Ack, FIELD_NAMES_MAX, Fields, NEVER};
+use crate::log_filter;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -279,7 +280,7 @@ keys! {
     /// What an operator wants to see of a healthy daemon.
     LOG_LEVEL: Text = "log.level", Text {
         default: "info",
-        is_allowed: |text| crate::observe::logging::check(text).is_ok(),
+        is_allowed: |text| log_filter::parse(text).is_ok(),
         allowed: "error, warn, info, debug, trace, off, or a filter such as \"info,llm_bridge::deliver=debug\"",
     };
     /// People read logs first; a collector can have JSON.
@@ -292,11 +293,18 @@ const CONNECTIONS_MAX: usize = 10_000_000;
 /// More threads than cores help nobody, and machines have few more than 64 to spare for this.
 const THREADS_ONE: Count<usize> = Count { default: 1, min: 1, max: 64, zero: None };
 
-/// What the text of a flat entry is called unless somebody says otherwise.
-pub(super) const TEXT_NAMES: &[&str] = &["text", "content", "token", "chunk", "delta"];
+/// The fields that hold the text of a flat entry, unless the configuration names others.
+const TEXT_NAMES: &[&str] = &["text", "content", "token", "chunk", "delta"];
 
-/// What the type of a flat entry is called unless somebody says otherwise.
-pub(super) const TYPE_NAMES: &[&str] = &["type", "event"];
+/// The fields that hold the type of a flat entry, unless the configuration names others.
+const TYPE_NAMES: &[&str] = &["type", "event"];
+
+impl Default for Fields {
+    fn default() -> Self {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Self { text: names(TEXT_NAMES), kind: names(TYPE_NAMES) }
+    }
+}
 
 /// The names of fields. Those that stand for a form of their own win over flat entries, so a text under such a name
 /// would never be found.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::raw::Origin;
+use super::setting::Origin;
 
 /// Everything that is wrong with a configuration; shown with one error a line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,7 +9,8 @@ use std::{fs, io};
 use super::Config;
 use super::check::{Surroundings, check};
 use super::error::{ConfigError, ConfigErrors, Problem};
-use super::raw::{Origin, Raw};
+use super::raw::Raw;
+use super::setting::Origin;
 
 /// No configuration and no secret is larger; what is, is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;

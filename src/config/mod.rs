@@ -1,6 +1,6 @@
 //! The configuration: what the program runs on.
 //!
-//! A file, the environment and `--set` are gathered as names and values (`raw`), checked as a whole
+//! A file, the environment and `--set` are gathered as names and values (`raw`, `setting`), checked as a whole
 //! against the rules (`rule`) and bounds (`defaults`) of every key (`check`), and become a [`Config`],
 //! whose values are typed, in range and final. Everything that is wrong is said at once.
 
@@ -12,6 +12,7 @@ mod load;
 mod raw;
 mod redis_url;
 mod rule;
+mod setting;
 #[cfg(test)]
 mod tests;
 
@@ -132,13 +133,6 @@ pub struct Fields {
     pub text: Vec<String>,
     /// The type.
     pub kind: Vec<String>,
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        Self { text: names(defaults::TEXT_NAMES), kind: names(defaults::TYPE_NAMES) }
-    }
 }
 
 /// Where the daemon listens.

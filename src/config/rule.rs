@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::raw::{Setting, Value};
+use super::setting::{Setting, Value};
 
 /// Units of durations, largest first, in microseconds.
 const SPAN_UNITS: [(&str, u64); 6] = [

@@ -7,27 +7,15 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::{LevelFilter, ParseError};
-
 use crate::config;
+use crate::log_filter::{self, LogFilterError};
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter is malformed.
-    #[error("log.level = {level:?}: {source}")]
-    Filter {
-        /// What was configured.
-        level: String,
-        /// What is wrong.
-        source: ParseError,
-    },
-    /// A part of the filter names neither a level nor a module with its level.
-    #[error(
-        "log.level: {0:?} is not a level: error, warn, info, debug, trace, or module=level, several with commas"
-    )]
-    UnknownLevel(String),
+    #[error("log.level: {0}")]
+    Filter(#[from] LogFilterError),
     /// The process has a log already.
     #[error("the log was set up before")]
     AlreadySet,
@@ -39,7 +27,7 @@ pub enum LogError {
 /// When the filter is malformed, or when the process has a log already.
 pub fn init(config: &config::Log) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(&config.level)?)
+        .with_env_filter(log_filter::parse(&config.level)?)
         .with_writer(io::stderr)
         .with_ansi(!config.json && io::stderr().is_terminal())
         .with_thread_names(true)
@@ -52,27 +40,6 @@ pub fn init(config: &config::Log) -> Result<(), LogError> {
         (false, false) => builder.try_init(),
     };
     done.map_err(|_| LogError::AlreadySet)
-}
-
-/// Checks `log.level`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check(level: &str) -> Result<(), LogError> {
-    filter(level).map(drop)
-}
-
-fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    // The library takes any other word for a module of which everything is wanted, a misspelt level too.
-    // It also takes nothing for a level.
-    let is_known =
-        |part: &str| part.contains(['=', '[']) || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
-    let parts: Vec<&str> = level.split(',').map(str::trim).collect();
-    match parts.iter().find(|part| !is_known(part)) {
-        Some(part) => Err(LogError::UnknownLevel((*part).to_owned())),
-        None => EnvFilter::try_new(parts.join(","))
-            .map_err(|source| LogError::Filter { level: level.to_owned(), source }),
-    }
 }
 
 fn is_journal() -> bool {
@@ -92,17 +59,6 @@ fn names_stream(variable: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn levels_and_modules_are_accepted_and_misspelt_ones_are_not() {
-        for level in ["error", "INFO", "off", "info,llm_bridge::deliver=debug", "warn, llm_bridge=trace"] {
-            check(level).unwrap();
-        }
-        for level in ["inof", "", "info,debgu", "info,llm_bridge=loud"] {
-            let message = check(level).unwrap_err().to_string();
-            assert!(message.starts_with("log.level"), "{message}");
-        }
-    }
 
     #[test]
     fn only_the_journal_s_own_stream_goes_without_time() {

@@ -1,0 +1,52 @@
+//! Which lines the log shows: a level, or modules with their levels.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+
+/// A text that is no filter.
+#[derive(Debug, thiserror::Error)]
+pub enum LogFilterError {
+    /// The library cannot read it.
+    #[error("{level:?}: {source}")]
+    Malformed {
+        /// The whole filter.
+        level: String,
+        /// The library's reason.
+        source: ParseError,
+    },
+    /// A part of it names neither a level nor a module with its level.
+    #[error("{0:?} is not a level: error, warn, info, debug, trace, or module=level, several with commas")]
+    UnknownLevel(String),
+}
+
+/// Reads a filter such as `info` or `warn,llm_bridge::deliver=debug`.
+///
+/// # Errors
+/// [`LogFilterError`], which names the part that is wrong.
+pub fn parse(level: &str) -> Result<EnvFilter, LogFilterError> {
+    // The library takes any other word for a module of which everything is wanted, a misspelt level too.
+    // It also takes nothing for a level.
+    let is_known =
+        |part: &str| part.contains(['=', '[']) || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
+    let parts: Vec<&str> = level.split(',').map(str::trim).collect();
+    match parts.iter().find(|part| !is_known(part)) {
+        Some(part) => Err(LogFilterError::UnknownLevel((*part).to_owned())),
+        None => EnvFilter::try_new(parts.join(","))
+            .map_err(|source| LogFilterError::Malformed { level: level.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_modules_are_accepted_and_misspelt_ones_are_not() {
+        for level in ["error", "INFO", "off", "info,llm_bridge::deliver=debug", "warn, llm_bridge=trace"] {
+            parse(level).unwrap();
+        }
+        for level in ["inof", "", "info,debgu", "info,llm_bridge=loud"] {
+            parse(level).unwrap_err();
+        }
+    }
+}
