@@ -16,7 +16,7 @@ mod seeds;
 #[cfg(test)]
 pub(crate) use mutate::{Numbers, mutate};
 #[cfg(test)]
-pub(crate) use producers::expect_valid;
+pub(crate) use producers::{Dialogue, frames, is_over, shown};
 #[cfg(test)]
 pub(crate) use seeds::PAYLOADS;
 

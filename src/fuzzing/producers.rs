@@ -106,12 +106,12 @@ fn assembler(position: Position, state: StreamState) -> Assembler {
 }
 
 /// Whether a finishing generation is over where nothing follows up to `until_ms`.
-fn is_over(state: &StreamState, until_ms: u64) -> bool {
+pub(crate) fn is_over(state: &StreamState, until_ms: u64) -> bool {
     state.finishing().is_some_and(|newest| until_ms.saturating_sub(newest.ms) >= GRACE_MS)
 }
 
 /// The frames of the entries behind the assembler's position, one by one.
-fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<Arc<Frame>> {
+pub(crate) fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<Arc<Frame>> {
     let (mut frames, from) = (Vec::new(), assembler.position());
     for entry in entries.iter().filter(|entry| Position::whole(entry.id) > from) {
         assembler.push(entry, 0);
@@ -124,7 +124,7 @@ fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<Arc
     frames
 }
 
-fn shown(frames: &[Arc<Frame>]) -> Vec<String> {
+pub(crate) fn shown(frames: &[Arc<Frame>]) -> Vec<String> {
     frames.iter().map(|frame| String::from_utf8_lossy(frame.json()).into_owned()).collect()
 }
 
@@ -167,34 +167,51 @@ fn translate(format: Format, frames: &[Arc<Frame>]) {
     sse(&translator.done());
 }
 
-/// Payloads of providers, one after another: what is said is valid, nothing follows an end, and what is kept is bounded.
+/// Payloads of providers, one after another, each behind the letter of its form.
 pub(super) fn provider(data: &[u8]) {
-    let (mut progress, mut follows_end) = (Progress::NONE, false);
+    let mut dialogue = Dialogue::default();
     for record in data.split(|&byte| byte == SEPARATOR) {
         let Some((&kind, payload)) = record.split_first() else { continue };
         let form = if kind.eq_ignore_ascii_case(&b'a') { Form::Anthropic } else { Form::OpenAi };
-        let (before, margin) = (std::mem::take(&mut progress), Margin::default());
-        let Ok(mut said) = provider::read((form, payload), &before, follows_end, &margin) else {
-            progress = before;
-            continue;
+        dialogue.read(form, payload);
+    }
+}
+
+/// One provider's payloads, read one after another.
+#[derive(Default)]
+pub(crate) struct Dialogue {
+    progress: Progress,
+    follows_end: bool,
+}
+
+impl Dialogue {
+    /// Reads a payload, and asserts that its events are valid, that nothing follows an end, and that the progress is
+    /// bounded. Returns whether the payload was understood.
+    pub(crate) fn read(&mut self, form: Form, payload: &[u8]) -> bool {
+        let before = std::mem::take(&mut self.progress);
+        let margin = Margin::default();
+        let Ok(mut said) = provider::read((form, payload), &before, self.follows_end, &margin) else {
+            self.progress = before;
+            return false;
         };
         assert!(said.len() <= EVENTS_PER_ENTRY_MAX);
         let events: Vec<_> = said.events().collect();
         events.iter().for_each(expect_valid);
         let ends = events.iter().position(Event::is_terminal);
         assert!(ends.is_none_or(|place| place + 1 == events.len()), "nothing follows an end");
-        progress = said.take_progress().map_or_else(|| before.clone(), Arc::unwrap_or_clone);
-        assert!(progress.len_bytes() <= PROGRESS_BYTES_MAX);
+        self.progress = said.take_progress().map_or_else(|| before.clone(), Arc::unwrap_or_clone);
+        assert!(self.progress.len_bytes() <= PROGRESS_BYTES_MAX);
         if ends.is_some() {
-            (progress, follows_end) = (Progress::NONE, true);
+            (self.progress, self.follows_end) = (Progress::NONE, true);
         } else if !events.is_empty() {
-            follows_end = false;
+            self.follows_end = false;
         }
+        true
     }
 }
 
 /// An event of a provider's is made of valid strings and objects.
-pub(crate) fn expect_valid(event: &Event<'_>) {
+fn expect_valid(event: &Event<'_>) {
     let string = |escaped: &str| {
         serde_json::from_str::<String>(&format!("\"{escaped}\""))
             .unwrap_or_else(|error| panic!("{error}: {escaped}"));

@@ -1,35 +1,16 @@
 //! Payloads torn and glued with a fixed seed: nothing panics, what is kept stays bounded, and what is said is valid.
 
-use super::*;
-use crate::event::PROGRESS_BYTES_MAX;
-use crate::fuzzing::{Numbers, PAYLOADS, expect_valid, mutate};
+use super::Form;
+use crate::fuzzing::{Dialogue, Numbers, PAYLOADS, mutate};
 
 /// Tells mutated payloads one after another; some are understood.
 fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
     let mut numbers = Numbers(seed | 1);
-    let (mut progress, mut follows_end, mut understood) = (Progress::NONE, false, 0);
+    let (mut dialogue, mut understood) = (Dialogue::default(), 0);
     for _ in 0..payloads {
         let bytes = mutate(&mut numbers, seeds);
         let form = if numbers.below(2) == 0 { Form::OpenAi } else { Form::Anthropic };
-        let before = std::mem::take(&mut progress);
-        let margin = Margin::default();
-        let Ok(mut said) = read((form, &bytes), &before, follows_end, &margin) else {
-            progress = before;
-            continue;
-        };
-        understood += 1;
-        assert!(said.len() <= EVENTS_PER_ENTRY_MAX);
-        let events: Vec<_> = said.events().collect();
-        events.iter().for_each(expect_valid);
-        let ends = events.iter().position(Event::is_terminal);
-        assert!(ends.is_none_or(|place| place + 1 == events.len()), "nothing follows an end");
-        progress = said.take_progress().map_or_else(|| before.clone(), Arc::unwrap_or_clone);
-        assert!(progress.len_bytes() <= PROGRESS_BYTES_MAX);
-        if ends.is_some() {
-            (progress, follows_end) = (Progress::NONE, true);
-        } else if !events.is_empty() {
-            follows_end = false;
-        }
+        understood += usize::from(dialogue.read(form, &bytes));
     }
     assert!(understood * 20 > payloads, "{understood} of {payloads} were understood");
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use crate::event::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
+use crate::fuzzing::{frames, is_over, shown};
 use crate::provider::Form;
 use crate::transform::stories::{beginning, stream};
 use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
@@ -19,29 +20,6 @@ fn entry(ms: u64, field: &str, value: &str) -> Entry {
 
 fn assembler(position: Position, state: StreamState) -> Assembler {
     Assembler::new(stream(), position, state).with_grace(GRACE_MS)
-}
-
-/// Whether a finishing generation is over where nothing follows up to `until_ms`.
-fn is_over(state: &StreamState, until_ms: u64) -> bool {
-    state.finishing().is_some_and(|newest| until_ms.saturating_sub(newest.ms) >= GRACE_MS)
-}
-
-/// The frames of entries, taken entry by entry; `until_ms`: up to when nothing follows.
-fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<std::sync::Arc<Frame>> {
-    let mut frames = Vec::new();
-    for entry in entries {
-        assembler.push(entry, 0);
-        frames.extend(assembler.take(0));
-    }
-    if is_over(assembler.state(), until_ms) {
-        assembler.conclude(0);
-    }
-    frames.extend(assembler.take(0));
-    frames
-}
-
-fn shown(frames: &[std::sync::Arc<Frame>]) -> Vec<String> {
-    frames.iter().map(|frame| String::from_utf8(frame.json().to_vec()).unwrap()).collect()
 }
 
 fn from_the_beginning(entries: &[Entry], until_ms: u64) -> Vec<String> {
