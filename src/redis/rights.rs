@@ -263,10 +263,10 @@ mod tests {
 
     #[test]
     fn the_manual_shows_the_rule() {
-        let manual = include_str!("../../README.md");
+        let manual = include_str!("../../systemd/README.md");
         assert!(
             manual.contains(&acl_rule(&Keys::new("llm", "", ""))),
-            "README.md lacks: {}",
+            "systemd/README.md lacks: {}",
             acl_rule(&Keys::new("llm", "", ""))
         );
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::support::command::{Background, Outcome, llm_bridge, run};
 use crate::support::daemon::Daemon;
+use crate::support::documents::documented_rights;
 use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::ports::free_port;
@@ -226,19 +227,12 @@ fn check_tells_an_outage_from_a_mistake_and_leaves_no_trace() {
     assert_eq!(llm(&[&["check", "--set", &silent], &timeouts[..]].concat()).code, Some(1));
 }
 
-/// The words of the line in README.md that says which rights the daemon needs.
-fn documented_rights() -> Vec<String> {
-    let readme = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let line = readme.lines().find_map(|line| line.strip_prefix("user llm-bridge "));
-    line.expect("the line of an ACL file").split(' ').map(str::to_owned).collect()
-}
-
 #[test]
 fn the_documented_rights_are_enough_and_fewer_are_78() {
     let redis = RedisServer::start();
     let rights = documented_rights();
     let mut command = vec!["ACL", "SETUSER", "llm-bridge"];
-    command.extend(rights.iter().map(String::as_str));
+    command.extend(&rights);
     redis.connect().run::<()>(&command);
     let secret = ConfigFile::new("PASSWORD\n");
     let url = format!("redis.url=redis://llm-bridge@127.0.0.1:{}/0", redis.port());
@@ -282,7 +276,7 @@ fn a_daemon_without_rights_does_not_claim_to_be_ready() {
     let redis = RedisServer::start();
     let rights = documented_rights();
     let mut command = vec!["ACL", "SETUSER", "llm-bridge"];
-    command.extend(rights.iter().map(String::as_str));
+    command.extend(&rights);
     let url = format!("redis.url=redis://llm-bridge:PASSWORD@127.0.0.1:{}/0", redis.port());
     for missing in ["-xread", "-xadd", "-xrange"] {
         redis.connect().run::<()>(&[&command[..], &[missing]].concat());

@@ -1,13 +1,13 @@
 //! What people already have: entries whose members are fields of their own, and streams under keys of their own. They
 //! are read as native entries are, in every format, from every position.
 
-use std::collections::HashMap;
 use std::io::Write as _;
 
 use serde_json::{Value, json};
 
 use crate::support::command::{llm_bridge, run};
 use crate::support::daemon::Daemon;
+use crate::support::documents::{README, block};
 use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
@@ -341,29 +341,16 @@ fn a_pattern_that_would_not_do_is_refused_and_check_explains_one_that_does() {
     assert_eq!(user("less", "~llm:*"), Some(78));
 }
 
-/// The blocks of the README's recipe for those who have streams already, by language.
-fn recipe() -> HashMap<String, String> {
-    let manual = include_str!("../../README.md");
-    let recipe = manual.split("**I have streams already**").nth(1).unwrap();
-    let recipe = recipe.split("\nNode and Rust, many requests").next().unwrap();
-    let mut blocks = HashMap::new();
-    for block in recipe.split("\n```").collect::<Vec<_>>().chunks_exact(2) {
-        let (language, text) = block[1].split_once('\n').unwrap();
-        blocks.insert(language.to_owned(), text.to_owned());
-    }
-    blocks
-}
-
 #[test]
 fn the_manuals_recipe_for_existing_streams_works() {
-    let blocks = recipe();
     let redis = RedisServer::start();
     let mut file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
-    for line in blocks["diff"].lines() {
+    for line in block(README, "**I have streams already**", "diff").lines() {
         writeln!(file, "{}", &line[1..]).unwrap();
     }
     let daemon = Daemon::options(&redis).config(file.path()).start();
-    let shell = blocks["sh"].replace("redis-cli ", &format!("redis-cli -p {} ", redis.port()));
+    let shell = block(README, "**I have streams already**", "sh")
+        .replace("redis-cli ", &format!("redis-cli -p {} ", redis.port()));
     let outcome = std::process::Command::new("sh").args(["-ec", &shell]).output().unwrap();
     assert!(outcome.status.success(), "{outcome:?}");
     for kind in KINDS {

@@ -150,8 +150,8 @@ mod upstream;
 /// What comes in place of an event stream is told at once, in the server's words.
 mod no_events;
 
-/// The commands and programs of README.md, run as they stand there.
-mod readme;
+/// The documents: their commands and programs, run as they stand there, and their links.
+mod documents;
 
 /// Workers that share the requests in Redis: failures, cancelling, draining, death in mid-answer.
 mod relay;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::support::command::{Background, llm_bridge};
 use crate::support::daemon::Daemon;
+use crate::support::documents::{PRODUCERS, documented_rights};
 use crate::support::http;
 use crate::support::patience::{wait_for, wait_until};
 use crate::support::redis::RedisServer;
@@ -376,13 +377,14 @@ fn an_outage_of_redis_loses_and_repeats_nothing() {
 #[test]
 fn the_documented_rights_are_enough() {
     let redis = RedisServer::start();
-    let manual = include_str!("../../README.md");
-    let line = |start: &str| manual.lines().find(|line| line.starts_with(start)).expect(start);
-    let daemon = line("user llm-bridge on >PASSWORD").split(' ').skip(1);
-    let more = line("It needs Redis 6.2, and beside the daemon's rights").split(['`', ' ']);
+    let more = PRODUCERS
+        .lines()
+        .find_map(|line| line.strip_prefix("It needs Redis 6.2, and beside the daemon's rights"));
+    let more = more.expect("the document lists the rights").split(['`', ' ']);
+    let daemon = documented_rights().into_iter();
     let rights: Vec<&str> = daemon.chain(more.filter(|word| word.starts_with('+'))).collect();
     let mut connection = redis.connect();
-    connection.run::<()>(&[&["ACL", "SETUSER"], &rights[..]].concat());
+    connection.run::<()>(&[&["ACL", "SETUSER", "llm-bridge"], &rights[..]].concat());
     connection.run::<()>(&["ACL", "LOG", "RESET"]);
     let url = format!("redis.url=redis://llm-bridge:PASSWORD@127.0.0.1:{}/0", redis.port());
     // A dead letter, an answer, one that is broken off, and a request that is left to the next worker.

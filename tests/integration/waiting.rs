@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use crate::support::daemon::Daemon;
+use crate::support::documents::documented_rights;
 use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::{Producer, tokens};
@@ -161,18 +162,11 @@ fn an_announcement_of_nothing_wakes_nobody() {
     transcript.expect_finished(&end);
 }
 
-/// The rights that the manual says are enough, as ACL SETUSER takes them.
-fn documented_rights() -> Vec<&'static str> {
-    let manual = include_str!("../../README.md");
-    let line = manual.lines().find(|line| line.starts_with("user llm-bridge on >PASSWORD"));
-    line.expect("the manual lists the rights").split(' ').skip(1).collect()
-}
-
 #[test]
 fn the_documented_rights_are_enough() {
     let redis = RedisServer::start();
     let mut connection = redis.connect();
-    let mut command = vec!["ACL", "SETUSER"];
+    let mut command = vec!["ACL", "SETUSER", "llm-bridge"];
     command.extend(documented_rights());
     connection.run::<()>(&command);
     connection.run::<()>(&["ACL", "LOG", "RESET"]);

@@ -8,6 +8,7 @@ pub(crate) mod authority;
 pub(crate) mod command;
 pub(crate) mod daemon;
 pub(crate) mod descriptors;
+pub(crate) mod documents;
 pub(crate) mod held;
 pub(crate) mod http;
 pub(crate) mod node;

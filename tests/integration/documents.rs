@@ -1,7 +1,9 @@
-//! The commands and programs of README.md, word by word but for addresses: the tour of five minutes, and the recipes,
-//! each twice, because that is what people do.
+//! The documents: their commands and programs run word by word but for addresses, the recipes twice, because that is what
+//! people do; their links lead somewhere; and a block of code that no test runs is listed here.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -9,19 +11,13 @@ use tempfile::TempDir;
 
 use crate::support::command::Background;
 use crate::support::daemon::Daemon;
+use crate::support::documents::{PRODUCERS, READERS, README, block};
+use crate::support::producer::Producer;
 use crate::support::redis::RedisServer;
 use crate::support::upstream::{FakeUpstream, Script, chat, event, head};
 use crate::support::viewer::{Kind, view};
 
-const README: &str = include_str!("../../README.md");
 const KEY: &str = "llm:stream:s1:chat";
-
-/// The first block of code in this language that follows these words.
-fn block(after: &str, language: &str) -> &'static str {
-    let (_, rest) = README.split_once(after).unwrap_or_else(|| panic!("README has no {after:?}"));
-    let (_, rest) = rest.split_once(&format!("```{language}\n")).expect("a block of code");
-    rest.split_once("```").expect("the end of a block").0
-}
 
 /// Where the README's commands run: a Redis, a daemon, and a directory for the files that they write.
 struct Place {
@@ -40,7 +36,7 @@ impl Place {
     /// A program that finds `llm-bridge`, its Redis and its files here.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let ours = std::path::Path::new(env!("CARGO_BIN_EXE_llm-bridge")).parent().unwrap();
+        let ours = Path::new(env!("CARGO_BIN_EXE_llm-bridge")).parent().unwrap();
         let path = format!("{}:{}", ours.display(), std::env::var("PATH").unwrap_or_default());
         command.env_clear().env("PATH", path).env("LLM_BRIDGE__REDIS__URL", self.redis.url());
         command.env("REDIS_PORT", self.redis.port().to_string()).env("PYTHONPATH", self.dir.path());
@@ -85,14 +81,14 @@ fn the_tour_holds_word_by_word() {
     let place = Place::new();
     let checked = place.shell("llm-bridge check");
     expect_done(checked);
-    let watch = block("**3. Watch a name", "sh");
+    let watch = block(README, "**3. Watch a name", "sh");
     let mut watching = Background::start(place.shell(&format!("exec {watch}")));
-    expect_done(place.shell(block("**4. Write it**", "sh")));
+    expect_done(place.shell(block(README, "**4. Write it**", "sh")));
     assert_eq!(watching.line().as_deref(), Some("Hello, world."));
     let outcome = watching.finish();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
 
-    let produce = block("paces any text like a model", "sh");
+    let produce = block(README, "paces any text like a model", "sh");
     let quick = produce.replace("--rate 20", "--rate 1000000");
     assert!(quick != produce);
     let mut reading = place.shell(&quick);
@@ -106,7 +102,8 @@ fn the_tour_holds_word_by_word() {
     assert!(said.contains("entries written in "), "{said}");
     assert_eq!(view(place.daemon.public, Kind::Sse, "s2/gpt-4o", "").text(), README);
 
-    let read = String::from_utf8(expect_done(place.shell(block("**5. Read it", "sh"))).stdout).unwrap();
+    let read =
+        String::from_utf8(expect_done(place.shell(block(README, "**5. Read it", "sh"))).stdout).unwrap();
     assert!(read.contains(r#""content":"Hello, world.\n""#), "{read}");
     // All of it, then what follows the first entry.
     assert_eq!((read.matches("Hello, ").count(), read.matches("world.").count()), (2, 3), "{read}");
@@ -130,10 +127,13 @@ fn recipes_that_ask_a_server_give_a_new_answer_each_time() {
             script.replace("http://127.0.0.1:11434", &openai).replace("https://api.openai.com", &openai);
         script.replace("https://api.anthropic.com", &format!("http://{}", anthropic.address))
     };
-    let recipes =
-        ["**I have an OpenAI-compatible server**", "**I have the Anthropic API**", "**I have curl**"];
+    let recipes = [
+        block(README, "**I have an OpenAI-compatible server**", "sh"),
+        block(README, "**I have the Anthropic API**", "sh"),
+        block(README, "**I have curl**", "sh"),
+    ];
     for recipe in recipes {
-        let script = addressed(block(recipe, "sh"));
+        let script = addressed(recipe);
         for _ in 0..2 {
             expect_done(place.shell(&script));
         }
@@ -194,12 +194,12 @@ fn the_programs_of_the_recipes_give_a_new_answer_each_time() {
         fs::write(path, text).unwrap();
     };
     file("redis.py", PYTHON_CLIENT);
-    file("recipe.py", block("**I have my own Python**", "python"));
+    file("recipe.py", block(README, "**I have my own Python**", "python"));
     file("node_modules/ioredis/package.json", r#"{"type":"module","exports":"./index.js"}"#);
     file("node_modules/ioredis/index.js", NODE_CLIENT);
-    let node = block("**Node** (`npm install ioredis`)", "js");
+    let node = block(PRODUCERS, "**Node** (`npm install ioredis`)", "js");
     file("recipe.mjs", &format!("async function* yourModel() {{ yield \"a\"; yield \"b\"; }}\n{node}"));
-    let watch = block("Each puts an answer into the stream", "sh");
+    let watch = block(README, "Each puts an answer into the stream", "sh");
     // As JSON, so that each frame is a line.
     let mut watching = Background::start(place.shell(&format!("exec {} --json", watch.trim())));
     for _ in 0..2 {
@@ -219,4 +219,166 @@ fn the_programs_of_the_recipes_give_a_new_answer_each_time() {
         let frame: Value = serde_json::from_str(&watching.line().expect("it goes on")).unwrap();
         ends += usize::from(frame["type"] == "end");
     }
+}
+
+#[test]
+fn the_client_in_python_reads_to_the_end() {
+    let place = Place::new();
+    let mut producer = Producer::new(&place.redis, "s1", "gpt-4o");
+    producer.start("g1");
+    producer.delta("Hello, ");
+    producer.delta("world.");
+    producer.end();
+    let program = block(READERS, "**Python**, with the standard library", "python");
+    let program = program.replace("127.0.0.1:8080", &place.daemon.public.to_string());
+    let mut python = place.command("python3");
+    python.args(["-c", &program]);
+    assert_eq!(String::from_utf8(expect_done(python).stdout).unwrap(), "Hello, world.");
+}
+
+#[test]
+fn the_commands_that_write_give_an_answer_each() {
+    let place = Place::new();
+    fs::write(place.dir.path().join("objects.jsonl"), "{\"type\":\"delta\",\"text\":\"two\"}\n").unwrap();
+    let script = block(PRODUCERS, "## From a command or a model's server", "sh");
+    expect_done(place.shell(&format!("some-model() {{ printf one; }}\n{script}")));
+    assert_eq!(place.generations(), (2, 2, 2));
+    assert_eq!(view(place.daemon.public, Kind::Sse, "s1/chat", "").text(), "onetwo");
+}
+
+#[test]
+fn the_worker_answers_the_request_from_the_document() {
+    let place = Place::new();
+    let upstream = FakeUpstream::start([chat(&["a"])]);
+    let script = block(PRODUCERS, "## A queue of requests", "sh");
+    let script = script.replace("http://127.0.0.1:8000", &format!("http://{}", upstream.address));
+    // The worker goes on until it is told to stop.
+    let answered = "until redis-cli --raw XREVRANGE llm:stream:s3:llama3:8b + - COUNT 1 | grep -qF '[DONE]'; do sleep 0.05; done";
+    expect_done(place.shell(&format!("{script}\n{answered}\nkill %1\nwait %1")));
+    assert_eq!(view(place.daemon.public, Kind::Sse, "s3/llama3:8b", "").text(), "a");
+    assert_eq!(upstream.seen()[0].body["model"], "llama3:8b");
+}
+
+/// The longest README, in lines.
+const README_LINES_MAX: usize = 250;
+
+/// Blocks of code that no test runs as they stand, by document and first line, and why. The list may only shrink.
+const NOT_RUN: [(&str, &str, &str); 11] = [
+    (
+        "README.md",
+        "./conf/demo.sh      # builds it, two minutes on two cores, and shows it: prints a URL to open",
+        "builds",
+    ),
+    ("README.md", "export PATH=\"$PWD/target/demo:$PATH\"", "serves on ports of its own until it is stopped"),
+    ("README.md", "<pre id=\"text\"></pre>", "a page on another port"),
+    (
+        "benches/README.md",
+        "cargo bench --bench end_to_end -- --compare --only lone,fan1,fan1k,hot,flood --rounds 2 --svg target/svg",
+        "takes half an hour",
+    ),
+    ("conf/README.md", "location / {", "needs nginx"),
+    ("src/deliver/README.md", "import OpenAI from \"openai\";", "tests/clients runs its like"),
+    ("src/deliver/README.md", "const { messages } = useChat({", "part of a React component"),
+    ("src/web/README.md", "import { subscribe } from \"/llm-bridge.js\";", "part of a page"),
+    ("src/web/README.md", "const source = new EventSource(\"/v1/streams/s1/gpt-4o\");", "part of a page"),
+    ("src/web/README.md", "function follow(stream, onFrame) {", "part of a page"),
+    ("systemd/README.md", "cargo build --release", "installs on this machine"),
+];
+
+/// Every document, by its path from the root.
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_ours = !["target", "node_modules", ".git"].iter().any(|name| path.ends_with(name));
+            if path.is_dir() && is_ours {
+                folders.push(path);
+            } else if path.ends_with("README.md") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The blocks of code that have a language.
+fn blocks(document: &str) -> Vec<&str> {
+    let fenced = document.split("\n```").skip(1).step_by(2);
+    fenced
+        .filter_map(|block| block.split_once('\n'))
+        .filter(|(language, _)| !language.is_empty())
+        .map(|(_, code)| code)
+        .collect()
+}
+
+/// The blocks that tests take out of a document: the calls of `block` in their sources.
+fn run_blocks() -> BTreeSet<&'static str> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
+    let sources =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let mut run = BTreeSet::new();
+    for source in sources.map(|path| fs::read_to_string(path).unwrap()) {
+        for (name, document) in [("README", README), ("PRODUCERS", PRODUCERS), ("READERS", READERS)] {
+            for call in source.split(&format!("block({name}, \"")).skip(1) {
+                let arguments: Vec<&str> = call.splitn(4, '"').collect();
+                run.insert(block(document, arguments[0], arguments[2]).trim_end());
+            }
+        }
+    }
+    run
+}
+
+#[test]
+fn every_block_of_code_is_run_or_listed() {
+    let (run, documents) = (run_blocks(), documents());
+    let mut listed: BTreeSet<_> = NOT_RUN.iter().map(|(document, line, _)| (*document, *line)).collect();
+    assert_eq!(listed.len(), NOT_RUN.len());
+    for (path, text) in &documents {
+        for code in blocks(text).iter().filter(|code| !run.contains(code.trim_end())) {
+            let found = (path.to_str().unwrap(), code.lines().next().unwrap());
+            assert!(listed.remove(&found), "no test runs this block, and it is not listed: {found:?}");
+        }
+    }
+    assert!(listed.is_empty(), "these blocks are run or gone; take them off the list: {listed:?}");
+}
+
+/// A heading as GitHub makes an anchor of it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (path, text) in documents() {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target =
+                if file.is_empty() { root.join(&path) } else { root.join(&path).with_file_name(file) };
+            let place = format!("{link} in {}", path.display());
+            assert!(target.exists(), "{place} leads nowhere");
+            if !heading.is_empty() {
+                let target = fs::read_to_string(target).unwrap();
+                let mut headings = target.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    headings.any(|line| anchor(line.trim_start_matches('#').trim()) == heading),
+                    "{place}: there is no such heading"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_document_stays_short() {
+    let lines = README.lines().count();
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines");
 }
