@@ -3,7 +3,7 @@
 //! A [`CancelWatch`] has a connection of its own on which an `XREAD BLOCK` is always under way; looking at it costs
 //! one system call, and its descriptor can be polled beside others. Requests count from the moment on in which the
 //! watch began ([`CancelWatch::begin`]), so that one that was meant for an earlier generation stops nothing. Where
-//! nobody has written the stream yet there was none: the requests that lie there are meant for what begins now.
+//! nobody has written the stream yet there was none: the requests that lie there are meant for the one that begins now.
 //!
 //! While Redis is away nothing is noticed, and nothing is lost: the watch goes on after the last id that it saw.
 //! The one thing that waits is making a connection, for at most `redis.connect_timeout`.
@@ -24,15 +24,15 @@ use super::{PAUSE_MAX, PAUSE_MIN, now_us};
 const BLOCK: Duration = Duration::from_secs(5);
 /// Room for an entry's id.
 const ID_ROOM_BYTES: usize = 128;
-/// Entries that are looked at before anything is begun; what comes behind them is met afterwards.
+/// The most entries that are read before a generation begins; further ones are read afterwards.
 const LOOKS_MAX: usize = 1024;
 
 /// Somebody wants the generation to stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CancelRequest {
-    /// Why, in the words of who asked.
+    /// Why, in the words of the requester.
     pub reason: String,
-    /// Who asked: a subject or an address.
+    /// The requester: a subject or an address.
     pub by: String,
 }
 
@@ -41,7 +41,7 @@ pub trait Cancels {
     /// The request that has come since the last look, if one has. Does not wait for one.
     fn requested(&mut self, now: Instant) -> Option<CancelRequest>;
 
-    /// What becomes readable when there may be one.
+    /// The descriptor that becomes readable when a request may have come.
     fn raw_fd(&self) -> Option<RawFd>;
 }
 
@@ -63,7 +63,7 @@ impl Cancels for NoCancels {
 struct Watching {
     link: Link,
     asked_at: Instant,
-    /// What is kept of the answer. An entry that is too large to be a request has its id and nothing more.
+    /// The part of the answer that is kept. Of an entry that is too large to be a request, only the id is.
     wanted: Wanted,
 }
 
@@ -136,7 +136,7 @@ impl CancelWatch {
             let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
             self.last = Some(newest.unwrap_or(EntryId::ZERO));
         }
-        // What lies there already is known before anything is begun.
+        // Requests that are there already are read before a generation begins.
         for _ in 0..LOOKS_MAX {
             if self.found.is_some() {
                 break;
@@ -177,7 +177,7 @@ impl CancelWatch {
         watching.link.flush()
     }
 
-    /// What the question under way has brought.
+    /// Takes the answer to the question under way, if it has come, and asks the next one.
     fn take(&mut self, watching: &mut Watching, now: Instant) -> Result<Option<CancelRequest>, RedisError> {
         let Some(reply) = watching.link.try_receive_entries(&mut watching.wanted)? else {
             let is_silent = now.saturating_duration_since(watching.asked_at) > BLOCK + self.response_timeout;
@@ -264,7 +264,7 @@ mod tests {
         cancel(&server, "cancel");
         assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
         assert_eq!(watch.requested(Instant::now()), None, "it is told once");
-        // Whoever begins at an entry sees what came after it.
+        // A watch that begins at an entry sees the requests after it.
         let mut late = CancelWatch::new(&config, &name).unwrap().since(earlier);
         assert!(late.requested(Instant::now()).is_some(), "at the first look");
     }

@@ -1,8 +1,9 @@
-//! The body of a model server's answer → the raw entries that are written of it. Pure.
+//! Turns the body of a model server's answer into raw entries. Pure.
 //!
-//! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with what it means for the
-//! generation. An event of the type `error` is a failure whatever its data is: where the data would not say so by
-//! itself, it is told apart. As long as no event has come, [`ProviderEvents::foreign`] tells what came instead.
+//! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with its meaning for the
+//! generation. An event of the type `error` is a failure whatever its data is; where the data alone would not say so,
+//! it is reported as [`Heard::Failed`]. As long as no event has come, [`ProviderEvents::foreign`] tells what came
+//! instead.
 
 use std::time::Instant;
 
@@ -12,17 +13,17 @@ use super::sse::{SseError, SseEvent, SseParser};
 use super::words::{one_line, own_words};
 use super::{Failure, Form, Record};
 
-/// What form the events are in.
+/// The form that the events are expected in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpectedForm {
-    /// This one: somebody said so.
+    /// This form, as configured.
     Fixed(Form),
-    /// What the first event looks like; this one where it could be either.
+    /// The form of the first event; this one where that event could be of either.
     FirstEvent(Form),
 }
 
 impl ExpectedForm {
-    /// The form where no event has come yet.
+    /// The form that is assumed while no event has come.
     #[must_use]
     pub const fn likely(self) -> Form {
         match self {
@@ -31,7 +32,7 @@ impl ExpectedForm {
     }
 }
 
-/// What one event gives.
+/// The result of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// An entry, and what it means for the generation.
@@ -62,7 +63,7 @@ impl ProviderEvents {
     /// Takes the next bytes; [`ProviderEvents::next`] gives what they complete.
     ///
     /// # Errors
-    /// When a line or an event is too long. What was whole before can still be taken.
+    /// When a line or an event is too long. The events that were complete before can still be taken.
     pub fn push(&mut self, bytes: &[u8], now: Instant) -> Result<(), SseError> {
         if self.count == 0 {
             self.preamble.push(bytes, now);
@@ -73,7 +74,7 @@ impl ProviderEvents {
         self.parser.push(bytes)
     }
 
-    /// What the next whole event gives.
+    /// The result of the next whole event; `None` until more bytes come.
     #[allow(clippy::should_implement_trait, reason = "after None more may come with the next bytes")]
     pub fn next(&mut self) -> Option<Heard> {
         loop {
@@ -84,7 +85,7 @@ impl ProviderEvents {
         }
     }
 
-    /// What the event gives that the end of the body cut off, if its data is whole.
+    /// The result of the event that the end of the body cut off, if its data is whole.
     ///
     /// # Errors
     /// When it is too long.
@@ -98,13 +99,13 @@ impl ProviderEvents {
             .and_then(|event| self.hear(&event)))
     }
 
-    /// What came in place of an event stream, once that is certain.
+    /// Describes the body once it is certain that it is no event stream.
     #[must_use]
     pub fn foreign(&self, now: Instant) -> Option<String> {
         (self.count == 0 && self.preamble.is_foreign(now)).then(|| self.preamble.describe())
     }
 
-    /// What came of a body that is over without an event; `None` where there was one.
+    /// Describes a body that is over without an event; `None` where there was one.
     #[must_use]
     pub fn nothing_heard(&self) -> Option<String> {
         (self.count == 0).then(|| self.preamble.describe())
@@ -122,7 +123,7 @@ impl ProviderEvents {
         self.count
     }
 
-    /// What the events amount to.
+    /// The state of the answer after the events so far.
     #[must_use]
     pub const fn story(&self) -> &Story {
         &self.story
@@ -168,7 +169,7 @@ fn is_error(event: &SseEvent) -> bool {
     event.event == "error" && !event.data.trim().is_empty()
 }
 
-/// What the data of an `error` event says.
+/// Reads the failure from the data of an `error` event.
 fn failure(payload: &str) -> Failure {
     let object = payload.starts_with('{').then(|| raw::failure_in(&format!(r#"{{"error":{payload}}}"#)));
     let (code, said) =

@@ -22,7 +22,7 @@ enum State {
     Closed { next_seq: Option<u64> },
 }
 
-/// Turns what a producer says into the JSON of native entries.
+/// Composes the JSON of a producer's native entries.
 #[derive(Debug)]
 pub struct Generation {
     state: State,
@@ -79,7 +79,7 @@ impl Generation {
         let begins = match self.state {
             State::Fresh => true,
             State::Open { .. } => false,
-            // What else follows an end belongs to it: the transform sees it in the same way.
+            // Other events after an end belong to the generation that has ended: the transform does the same.
             State::Closed { .. } => matches!(meaning, Meaning::Opening | Meaning::Content),
         };
         let start = begins.then(|| self.begin(false, ts_us));

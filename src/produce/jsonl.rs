@@ -1,7 +1,7 @@
-//! Lines of native objects → what a producer needs to know of each. Pure.
+//! Parses lines of native objects as far as a producer needs it. Pure.
 //!
-//! Only what would make a line no entry at all is refused here: it has to be one JSON object with a
-//! `type`. Whether the members of a native type are of the right kind is the transform's business.
+//! A line must be one JSON object with a `type`; nothing else is checked here. Whether the members of a native type are
+//! of the right kind is the transform's business.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 /// The longest line that is read, in bytes; an entry of that size is no token any more.
 pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// What is wrong with a line, and at which column: that it is the first line of itself would mislead.
+/// The parser's message without its line number, which is always 1 and would mislead. The column stays.
 fn without_line(error: &serde_json::Error) -> String {
     error.to_string().replacen("at line 1 column", "at column", 1)
 }
@@ -36,7 +36,7 @@ pub enum LineError {
 pub struct Object<'a> {
     /// The object's text.
     pub json: &'a str,
-    /// What its `type` means for the producer.
+    /// The meaning of its `type` for the producer.
     pub kind: Kind,
     /// Whether it numbers itself with `seq`.
     pub has_seq: bool,
@@ -44,7 +44,7 @@ pub struct Object<'a> {
     pub has_ts: bool,
 }
 
-/// What a `type` means for the life of a generation.
+/// The meaning of a `type` for the life of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `start`: begins a generation.

@@ -1,4 +1,4 @@
-//! Writing a stream: what `llm-bridge produce` and programs of this crate use to be good producers.
+//! Writing a stream: the library behind `llm-bridge produce`, and for other programs that write tokens.
 //!
 //! A [`Writer`] is what most programs want: it takes tokens as they come, writes them in batches beside the program,
 //! and tells when a viewer wants to stop. Its header has its bounds.
@@ -33,11 +33,11 @@
 //! # }
 //! ```
 //!
-//! A [`Producer`] is the same without a thread: what it is told becomes entries, [`Producer::flush`] writes them in
-//! batches and does not return before they are confirmed. Each batch travels in one round trip and is there as a
-//! whole or not at all. When Redis goes away the batch that was not confirmed is repeated after pauses that grow;
-//! `seq` makes the repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by
-//! one batch: ask [`Producer::is_full`] before adding more.
+//! A [`Producer`] is the same without a thread: each call adds entries, and [`Producer::flush`] writes them in batches
+//! and does not return before they are confirmed. Each batch travels in one round trip and is there as a whole or not
+//! at all. When Redis goes away the batch that was not confirmed is repeated after pauses that grow; `seq` makes the
+//! repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by one batch: ask
+//! [`Producer::is_full`] before adding more.
 //!
 //! The circuit breaker towards Redis is the pause: after a failure nobody, whichever call it is in, asks Redis again
 //! before it is over (50 ms, doubling to 5 s), then one attempt decides whether the next pause is longer or none.
@@ -87,7 +87,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting producer looks whether it should stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Why an answer failed: what its `error` entry says.
+/// Why an answer failed, as its `error` entry tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The entry's code.
@@ -133,9 +133,9 @@ pub trait Wire {
     fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError>;
 }
 
-/// Where connections come from.
+/// Makes connections for a producer.
 pub trait Wires {
-    /// What they give.
+    /// The type of the connections.
     type Wire: Wire;
 
     /// A new connection.
@@ -151,7 +151,7 @@ pub struct Producer<W: Wires> {
     wires: W,
     wire: Option<W::Wire>,
     backoff: Backoff,
-    /// Until when Redis is left alone after a failure, whoever asks.
+    /// Until when no call asks Redis again after a failure.
     retry_at: Option<Instant>,
     /// Entries that are not confirmed yet; at most a batch and what one call adds to it.
     pending: Vec<Record>,
@@ -234,7 +234,7 @@ impl<W: Wires> Producer<W> {
     /// left alone for a pause that grows from 50 ms to 5 s, also by later calls.
     ///
     /// # Errors
-    /// When Redis refuses for good, or `stop` says so first. What was not confirmed is kept.
+    /// When Redis refuses for good, or `stop` returns true first. Entries that were not confirmed are kept.
     pub fn flush(&mut self, mut stop: impl FnMut() -> bool) -> Result<(), ProduceError> {
         while !self.pending.is_empty() {
             let pause = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
@@ -321,10 +321,10 @@ mod tests {
 
     use super::*;
 
-    /// What a scripted append does.
+    /// The result of one scripted append.
     enum Step {
         Confirm,
-        /// The entries are there, the confirmation is not.
+        /// The entries are written, but the confirmation is lost.
         WriteAndLose,
         Lose,
         Refuse,

@@ -1,8 +1,8 @@
-//! The beginning of a body that should be an event stream, up to its first event: what it is, if it is none. Pure.
+//! The beginning of a body that should be an event stream, up to its first event. Describes it if it is none. Pure.
 //!
-//! Servers and proxies answer with something else than an event stream: an error as JSON, lines of JSON, an HTML page,
-//! plain text, a compressed body. That is noticed from its first bytes, without waiting for an end that may never
-//! come; a moment later it is described in the server's own words.
+//! Servers and proxies may answer with something else than an event stream: an error as JSON, lines of JSON, an HTML
+//! page, plain text, a compressed body. That is noticed from its first bytes, without waiting for an end that may never
+//! come; at most [`SETTLE`] later it is described in the server's own words.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(super) struct Preamble {
     foreign_since: Option<Instant>,
 }
 
-/// What a body begins with.
+/// The kind of content that a body begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Nothing but blanks, comments and unknown fields so far.
@@ -65,7 +65,7 @@ impl Preamble {
         self.foreign_since.is_some()
     }
 
-    /// What came, in the server's own words where it has any.
+    /// Describes the body for an error message, in the server's own words where it has any.
     #[must_use]
     pub(super) fn describe(&self) -> String {
         let words = || own_words(&String::from_utf8_lossy(&self.bytes));

@@ -1,9 +1,9 @@
-//! What a provider's raw events mean for the life of a generation: whether a token came, whether it is over,
-//! and what its end has to say where the provider leaves it unsaid. Pure.
+//! Reads from a provider's raw events how a generation stands: whether a token came, whether it is over, and the finish
+//! reason and usage of its end where the provider sends none. Pure.
 //!
-//! The events themselves are passed on byte for byte. They are read here as the transform reads them, so that a producer and its
-//! viewers agree on what was seen. What cannot be understood is passed on too: viewers are told of it by a
-//! `skipped` frame, and the answer goes on.
+//! The events themselves are passed on byte for byte. They are read here as the transform reads them, so that a
+//! producer and its viewers agree on what was seen. An event that cannot be understood is passed on too: viewers are
+//! told of it by a `skipped` frame, and the answer goes on.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::json;
 pub(super) use crate::provider::PROVIDER_ERROR;
 use crate::provider::{self, Margin};
 
-/// What one event means.
+/// The meaning of one event for its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It frames others: nobody sees it, and an answer that failed behind it can be begun anew unnoticed.
+    /// It frames others: nobody sees it, so an answer that failed after it can be begun anew unnoticed.
     Framing,
     /// It frames others too, and can only belong to the answer that comes next.
     Opening,
@@ -83,7 +83,7 @@ impl Story {
         *self = Self { follows_end: true, ..Self::new(self.form) };
     }
 
-    /// What the event means. After a terminal one the next answer begins.
+    /// Reads an event and returns its meaning. After a terminal one the next answer begins.
     pub fn read(&mut self, payload: &str) -> Meaning {
         let form = match self.form {
             Form::Anthropic => provider::Form::Anthropic,

@@ -47,8 +47,8 @@ impl Record {
 pub struct Batch<'a> {
     /// The entries, in order.
     pub records: &'a [Record],
-    /// Where exactly these entries were sent before and nobody knows whether they are there: the newest entry
-    /// that is known to be there from before them.
+    /// Set where exactly these entries were sent before and nobody knows whether they are there: the newest entry from
+    /// before them that is known to be there.
     ///
     /// Native entries may be written twice, their `seq` makes it invisible. Raw ones have no place for a `seq`,
     /// so that they must be looked for behind this entry.

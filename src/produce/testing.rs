@@ -1,4 +1,4 @@
-//! A stream in memory, for tests of what feeds a producer.
+//! A stream in memory, for tests of code that feeds a producer.
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use crate::event::EntryId;
 pub(crate) struct Memory(Rc<RefCell<Vec<String>>>);
 
 impl Memory {
-    /// What was written.
+    /// The entries written so far.
     pub(crate) fn entries(&self) -> Ref<'_, Vec<String>> {
         self.0.borrow()
     }

@@ -16,12 +16,12 @@ use crate::warn_limited;
 
 use super::{Batch, Record, Wire, WireError, Wires};
 
-/// Entries of others among which a batch is looked for: what the daemon, or a second producer, has written since.
+/// The most entries of other writers (the daemon, a second producer) among which a batch is looked for.
 const FOREIGN_ENTRIES_MAX: usize = 1_000;
-/// Entries that are looked through at once, at first; then so many as take about so many bytes.
+/// Entries in the first page of that search; the later pages have as many as take about [`PAGE_BYTES`].
 const PAGE_FIRST: usize = 16;
 const PAGE_BYTES: usize = 1 << 20;
-/// What is wrong where a producer's rights are missing.
+/// The trouble to report where a producer's rights are missing.
 const MISSING_RIGHTS: Trouble = Trouble {
     what: "Redis does not allow what a producer does",
     fix: "allow its user +multi +exec +xadd +xread +xrange +xrevrange +watch +unwatch on the keys of its prefix (ACL SETUSER)",
@@ -137,7 +137,7 @@ impl Wire for RedisWire {
 }
 
 impl RedisWire {
-    /// Sees to it that the next transaction is given up when somebody else takes the lock before.
+    /// Watches the lock, so that the next transaction is given up when somebody else takes the lock before it.
     fn watch_lock(&mut self) -> Result<(), WireError> {
         let Some(lock) = &self.wires.lock else { return Ok(()) };
         let look = [Command::new("WATCH").arg(&lock.key), Command::new("GET").arg(&lock.key)];
@@ -220,12 +220,12 @@ fn into_error(value: Value) -> Option<ServerError> {
     }
 }
 
-/// What an error on a connection that was made means.
+/// Judges an error on an established connection.
 fn failed(error: &RedisError) -> WireError {
     judge(error, Phase::Connected)
 }
 
-/// Whether trying again can help; with what is wrong, and how it is mended.
+/// Decides whether trying again can help. The text says what is wrong and how to fix it.
 fn judge(error: &RedisError, phase: Phase) -> WireError {
     let Trouble { what, fix } = match error.server_kind() {
         Some(ServerErrorKind::NoPerm) => MISSING_RIGHTS,

@@ -1,4 +1,4 @@
-//! What a model's server says in place of an answer → one line for people. Pure.
+//! Extracts one readable line from the body that a model's server sent in place of an answer. Pure.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ const DEPTH_MAX: u32 = 6;
 const MESSAGES: [&str; 7] =
     ["message", "error", "errors", "detail", "error_message", "error_description", "msg"];
 
-/// What a body says of an error: the message in its JSON, the title of its HTML page, or its beginning. One line without
+/// The error text of a body: the message in its JSON, the title of its HTML page, or its beginning. One line without
 /// control characters; empty where the body says nothing.
 #[must_use]
 pub(super) fn own_words(body: &str) -> String {

@@ -1,17 +1,17 @@
-//! A producer that works beside the program that feeds it: what it is told goes into a bounded queue, and a thread
-//! writes it in batches.
+//! A producer that works beside the program that feeds it: every call goes into a bounded queue, and a thread writes
+//! the entries in batches.
 //!
 //! | bound | value | behaviour there |
 //! | --- | --- | --- |
 //! | a batch's time | [`Batching::linger`] after its first entry | it is written |
 //! | a batch's size | 256 entries, 1 MiB | it is written, without waiting for its time |
 //! | the queue | [`Batching::queue_entries`], [`Batching::queue_bytes`] | the caller waits for room |
-//! | that wait | [`Batching::room_wait`] | [`WriterError::Full`]: what was not taken is the caller's still |
+//! | that wait | [`Batching::room_wait`] | [`WriterError::Full`]: the call had no effect, the caller may repeat it |
 //! | Redis away | | the batch is repeated after pauses from 50 ms to 5 s; the queue fills up meanwhile |
 //! | Redis refuses | | [`WriterError::Failed`], now and ever after: another try cannot help |
 //! | silence | 10 s within a generation | a heartbeat |
 //!
-//! What was taken is written at least once, in order, and seen once by every reader, because a repetition has the
+//! Every accepted entry is written at least once, in order, and seen once by every reader, because a repetition has the
 //! same `seq`. It is lost only when the program dies, or when [`Writer::finish`] is given less time than Redis needs.
 //! Every refusal of the queue is counted in its gauge ([`Writer::gauge`]).
 
@@ -31,10 +31,11 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// The longest time between two looks at requests to cancel.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// How a writer gathers what it is told.
+/// How a writer gathers entries into batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batching {
-    /// How long the first entry of a batch waits for others. Zero: what has come together is written together.
+    /// How long the first entry of a batch waits for others. Zero: a batch takes only entries that are in the queue
+    /// already.
     pub linger: Duration,
     /// Entries that wait to be written.
     pub queue_entries: usize,
@@ -55,7 +56,7 @@ impl Default for Batching {
     }
 }
 
-/// Why something was not taken.
+/// Why a call was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriterError {
     /// There was no room for too long: Redis is away, or too slow.
@@ -64,12 +65,12 @@ pub enum WriterError {
     /// A viewer asked to stop: the generation has its end. The next one may begin.
     #[error("a viewer asked to stop")]
     Cancelled,
-    /// Redis refuses what was written before.
+    /// Redis refused earlier entries, or the writer is over.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What the thread is told.
+/// A call of the caller, as it is queued for the thread.
 enum Word {
     Begin(Option<String>),
     Text { channel: String, text: String },
@@ -88,7 +89,7 @@ impl Word {
     }
 }
 
-/// What the caller and the thread share.
+/// The state that the caller and the thread share.
 #[derive(Default)]
 struct Shared {
     is_cancelled: AtomicBool,
@@ -236,7 +237,7 @@ impl Writer {
     }
 }
 
-/// Leaves at once what could not be written.
+/// Gives up the entries that are not written yet, without waiting.
 impl Drop for Writer {
     fn drop(&mut self) {
         self.leave();
@@ -291,7 +292,7 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
                 }
                 self.producer.say(Generation::start);
             }
-            // It was told before the caller could know.
+            // Queued before the caller could know of the cancel.
             _ if is_cancelled => {}
             Word::Text { channel, text } => {
                 self.producer.say(|generation, ts| generation.text_on(&channel, &text, ts));
@@ -418,7 +419,7 @@ mod tests {
         }
         assert!(writer.gauge().refused >= 3);
         stream.is_away.store(false, Ordering::Release);
-        // What was taken is not lost.
+        // No accepted entry is lost.
         writer.finish(Duration::from_secs(60)).unwrap();
         assert_eq!(stream.kinds().len(), 1 + taken);
     }

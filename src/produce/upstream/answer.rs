@@ -1,8 +1,8 @@
 //! One request's answer into a stream, from `start` to a terminal entry.
 //!
-//! Everything is waited for in slices of [`SLICE`]: the upstream, the pause before another attempt. In between it is
-//! looked whether somebody wants to stop, whether a heartbeat is due, and whether patience is over. Only Redis is
-//! waited for without such looks (but for `stop`); the upstream then waits too.
+//! The upstream and the pause before another attempt are waited for in slices of [`SLICE`]. Between two slices it is
+//! checked whether a stop was asked for, whether a heartbeat is due, and whether a timeout has passed. Only a wait for
+//! Redis has no such checks (except for `stop`); the upstream is not read meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ use crate::produce::words::own_words;
 use crate::produce::{Cancels, Failure, Generation, ProduceError, Producer, Wires, now_us};
 use crate::{info_limited, visible, warn_limited};
 
-/// The longest time between two looks around: what a request to stop waits at most, beside its way.
+/// The longest time between two looks around, which is the longest that a request to stop waits after it arrived.
 const SLICE: Duration = Duration::from_millis(20);
-/// How long the last entry is tried to be written.
+/// How long writing the last entry is tried.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How an answer ended.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Attempt {
         Self { head: Head::default(), events, heard_at: Instant::now() }
     }
 
-    /// What is wrong with a body that is no event stream.
+    /// The error for a body that is no event stream; `came` describes what it is instead.
     fn malformed(&self, came: &str) -> Broken {
         let kind = self.head.kind.as_deref().unwrap_or("none");
         let kind = visible::line(kind.get(..100).unwrap_or(kind));
@@ -275,7 +275,8 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    /// What comes of the last piece.
+    /// Ends the attempt at its last piece: writes the end where the upstream has finished without saying so, or returns
+    /// why the attempt failed.
     fn finish(&mut self, piece: Piece, attempt: &mut Attempt) -> Result<(), Broken> {
         let again =
             |code, message: String| Broken::Again { failure: failure(code, message), retry_after: None };
@@ -344,11 +345,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
     fn flush(&mut self) -> Result<(), Broken> {
         let stop = self.stop;
-        // Whoever was stopped since the last look must not write what came meanwhile.
+        // A stop may have been asked for since the last look: then nothing more is written.
         if stop() {
             return Err(Broken::Stopped);
         }
-        // What the upstream sends to keep its connection alive is no sign of life in the stream.
+        // The upstream's keep-alive comments write nothing, so they do not put off the stream's own heartbeat.
         if !self.producer.is_flushed() {
             self.producer.flush(stop)?;
             self.written_at = Instant::now();

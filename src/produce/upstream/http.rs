@@ -1,9 +1,8 @@
-//! One HTTP request to a model's server, on a thread of its own, so that whoever waits for the answer can look at
-//! other things and can cut the connection at any moment.
+//! One HTTP request to a model's server, on a thread of its own, so that the thread that waits for the answer can
+//! attend to other things and can cut the connection at any moment.
 //!
-//! The thread hands on what it reads through a bounded queue: when that is full it reads no more, and the server
-//! waits. What cannot be interrupted are the resolving of a name and the making of a connection, which are bounded
-//! by the connect timeout.
+//! The thread hands on what it reads through a bounded queue: when that is full it reads no more, and the server waits.
+//! Only resolving a name and making a connection cannot be interrupted; the connect timeout bounds both.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ const REFUSAL_BYTES_MAX: u64 = 16 * 1024;
 /// How long the thread waits for room before it looks whether anybody still listens.
 const ROOM_WAIT: Duration = Duration::from_millis(500);
 
-/// What comes of a request, piece by piece.
+/// One piece of a request's result, as the thread hands it on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     /// The head of an answer whose status is fine; its body follows.
@@ -38,7 +37,7 @@ pub(super) enum Piece {
     End,
     /// A status that refuses.
     Refused(Refusal),
-    /// What came is not HTTP, or not what its head says.
+    /// The answer is not HTTP, or its body is not what its head says.
     Malformed(String),
     /// No connection could be made.
     Unreachable(String),
@@ -46,7 +45,7 @@ pub(super) enum Piece {
     Broken(String),
 }
 
-/// What the head of an answer says of its body.
+/// The headers of an answer that describe its body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     /// `Content-Type`.
@@ -193,7 +192,7 @@ fn is_undecodable(error: &std::io::Error) -> bool {
 
 fn beginning(response: Response<Body>) -> String {
     let mut bytes = Vec::new();
-    // What came before it broke says more than that it broke.
+    // An error is ignored: the part of the body that was read says more than that the connection broke.
     response.into_body().into_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut bytes).ok();
     String::from_utf8_lossy(&bytes).into_owned()
 }

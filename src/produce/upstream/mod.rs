@@ -82,7 +82,7 @@ pub enum UpstreamError {
     CaFile {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// The error in it.
         reason: String,
     },
 }

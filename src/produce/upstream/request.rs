@@ -25,13 +25,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// What a user wants to ask, as it is, but for this: `stream` is true whatever it was; a request without a
-    /// `model` asks the one that the stream is named after, if it is named after any; and chat completions without any `stream_options` ask
-    /// for the usage, which a server otherwise keeps to itself when it streams. Who talks to a server that does not
-    /// know `stream_options` says `"stream_options": null`.
+    /// Takes the user's request unchanged, except that `stream` is set to true; `model`, if given, is added where the
+    /// request has none; and a request for chat completions without `stream_options` asks for the usage, which servers
+    /// otherwise do not send with a stream. For a server that does not know `stream_options`, the request says
+    /// `"stream_options": null`.
     ///
     /// # Errors
-    /// When the text is not a JSON object.
+    /// When the text is not a JSON object, or is an empty one.
     pub fn new(text: &str, model: Option<&str>, upstream: &Upstream) -> Result<Self, RequestError> {
         let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text)?;
         if members.is_empty() {

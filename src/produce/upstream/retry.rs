@@ -45,7 +45,7 @@ impl Retries {
     }
 }
 
-/// What `Retry-After` says: seconds, or a date of HTTP; `now` is the time since 1970.
+/// The wait that a `Retry-After` value asks for, in seconds or as an HTTP date; `now` is the time since 1970.
 #[must_use]
 pub(super) fn retry_after(value: &str, now: Duration) -> Option<Duration> {
     let value = value.trim();
