@@ -1,7 +1,7 @@
 //! Parses lines of native objects as far as a producer needs it. Pure.
 //!
-//! A line must be one JSON object with a `type`; nothing else is checked here. Whether the members of a native type are
-//! of the right kind is the transform's business.
+//! A line must be one JSON object with a `type`, in UTF-8 and of at most [`LINE_BYTES_MAX`]; nothing else is checked
+//! here. Whether the members of a native type are of the right kind is the transform's business.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;

@@ -93,11 +93,11 @@ impl Connector {
         self.link.as_mut()
     }
 
-    /// Asks something that may be asked twice. A connection that turns out to have been closed since it was last
-    /// used, by the server or by what lies in between, says nothing about Redis: then a new one is asked.
+    /// Asks something that may be asked twice. If the connection turns out to have been closed since it was last used,
+    /// by the server or by something in between, that says nothing about Redis: then it is asked again on a new one.
     ///
     /// # Errors
-    /// What went wrong, with the connection still to be given up by [`Connector::lost`] where that helps;
+    /// Why it failed; the connection is kept, and the caller gives it up with [`Connector::lost`] where that helps.
     /// `None` while there is no connection.
     pub fn ask<T>(
         &mut self,

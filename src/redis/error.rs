@@ -1,4 +1,4 @@
-//! What can go wrong with Redis, told apart by what one can do about it.
+//! Errors of Redis, distinguished by how a caller can react to them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,7 +23,7 @@ pub enum RedisError {
     /// Redis closed the connection, or the link failed before.
     #[error("the connection to Redis is closed")]
     Closed,
-    /// What came is not what the protocol or the command allows.
+    /// A reply that the protocol or the command does not allow.
     #[error("Redis sent an unexpected reply: {0}")]
     Protocol(Cow<'static, str>),
     /// A reply grew beyond what its reader takes, in bytes.
@@ -87,7 +87,7 @@ impl From<Malformed> for RedisError {
 pub struct ServerError {
     /// The first word, such as `NOGROUP`; `ERR` where there is none.
     pub code: String,
-    /// What follows it.
+    /// The text after the code.
     pub message: String,
 }
 
@@ -98,7 +98,7 @@ impl fmt::Display for ServerError {
     }
 }
 
-/// What an error reply means for the one who asked.
+/// The meaning of an error reply for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerErrorKind {
@@ -178,7 +178,7 @@ impl ServerError {
         }
     }
 
-    /// What the error means. A transaction that Redis refuses as a whole means what made it do so.
+    /// The error's meaning. For a transaction that Redis refuses as a whole (EXECABORT), that of its cause.
     #[must_use]
     pub fn kind(&self) -> ServerErrorKind {
         if self.code == "EXECABORT"
@@ -238,7 +238,7 @@ pub enum TargetError {
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         reason: String,
     },
     /// TLS cannot be set up.

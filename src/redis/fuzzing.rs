@@ -51,7 +51,7 @@ fn flat_views(reply: &Reply) {
     }
 }
 
-/// What is kept of a reply is the same however it comes, and never more than came or than there was room for.
+/// The sieve keeps the same of a reply however its bytes are cut, and never more than came or than it had room for.
 pub(crate) fn sieve(data: &[u8]) {
     let [high, low, form, bytes @ ..] = data else { return };
     let room = usize::from(u16::from_be_bytes([*high, *low]));
@@ -66,7 +66,7 @@ pub(crate) fn sieve(data: &[u8]) {
     }
 }
 
-/// What the sieve makes of bytes given in pieces of `step`; `None` where they are no whole reply.
+/// Passes bytes through the sieve in pieces of `step`; `None` where they are no whole reply.
 fn sifted(bytes: &[u8], (room, is_full): (usize, bool), step: usize) -> Option<Result<RangeReply, String>> {
     let (mut sieve, mut buffer) = (Sieve::new(room, is_full), BytesMut::new());
     for piece in bytes.chunks(step.max(1)) {

@@ -30,7 +30,7 @@ impl Keys {
         Self { streams: redis.stream_key.clone(), ..Self::new(&redis.prefix, service, instance) }
     }
 
-    /// What every key but the streams' begins with, without the colon.
+    /// The prefix of every key but the streams', without the colon.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -48,7 +48,7 @@ impl Keys {
         &self.streams
     }
 
-    /// What every stream's key begins with: `llm:stream:`.
+    /// The fixed beginning of every stream's key, such as `llm:stream:`.
     #[must_use]
     pub fn stream_prefix(&self) -> &str {
         self.streams.beginning()

@@ -82,7 +82,7 @@ impl Patience {
     }
 }
 
-/// What was read and is no reply yet. It grows to what a reply needs and gives the memory back.
+/// Bytes that were read and are no whole reply yet. It grows to the size of a reply and gives the memory back.
 #[derive(Debug, Default)]
 struct Input {
     bytes: BytesMut,
@@ -284,8 +284,8 @@ impl Link {
         self.remember_break(result)
     }
 
-    /// The next reply, waited for with `poll(2)`. What was pushed and not flushed is sent before. A long reply may take
-    /// any time, as long as more of it comes within `timeout`.
+    /// The next reply, waited for with `poll(2)`. Commands that were pushed and not flushed are sent before. A long
+    /// reply may take any time, as long as more of it comes within `timeout`.
     ///
     /// # Errors
     /// [`RedisError::Timeout`] when nothing came for that long: the link must be dropped then. Otherwise as
@@ -525,7 +525,7 @@ impl fmt::Debug for Link {
     }
 }
 
-/// What Redis says unasked comes before it closes, and is the only word about the reason.
+/// The error for an unasked reply: Redis sends one before it closes, and gives the reason nowhere else.
 fn unasked(reply: &Reply) -> RedisError {
     match reply.error() {
         Some(error) => RedisError::Protocol(format!("an error that no command had: {error}").into()),

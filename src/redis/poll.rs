@@ -9,7 +9,7 @@ use crate::pulse;
 /// How long the thread gives no sign of life while it waits.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// What to wait for, and what came.
+/// Readiness of a socket, as it is waited for and as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ready {
     /// Reading will not wait (or fails, or finds the end).

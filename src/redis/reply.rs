@@ -311,7 +311,7 @@ impl Value {
         }
     }
 
-    /// What belongs to `name`, in a map as in the flat array of names and values that RESP2 has for it.
+    /// The value of `name`, in a map or in the flat array of names and values that RESP2 sends instead.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
         let name = Some(name.as_bytes());

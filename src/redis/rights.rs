@@ -1,14 +1,14 @@
 //! Whether the ACL lets the daemon do what it does.
 //!
-//! [`NEEDS`] lists every command once; the documented rule and what is tried both come from it. Each is really sent, on
-//! the keys on which it will be used, inside a transaction that is discarded: Redis judges the rights when it queues a
-//! command, and nothing is ever run. What cannot be queued is sent in a form that does nothing.
+//! [`NEEDS`] lists every command once; the documented rule and the trials both come from it. Each command is really
+//! sent, on the keys on which it will be used, inside a transaction that is discarded: Redis checks the rights when it
+//! queues a command, and nothing is ever run. Commands that cannot be queued are sent in a form that does nothing.
 
 use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::event::StreamName;
 use crate::observe::Trouble;
 
-/// What is wrong where rights are missing.
+/// The trouble to report where rights are missing.
 pub const MISSING: Trouble = Trouble {
     what: "Redis does not allow what the daemon does",
     fix: "`llm-bridge check` names the missing rights and prints the rule for ACL SETUSER",
@@ -28,7 +28,7 @@ struct Need {
 enum Trial {
     /// By these commands within the transaction.
     Queued(fn(&Names) -> Vec<Command>),
-    /// By this command, which does nothing or is refused for its arguments, but for want of the right before that.
+    /// By this command, which does nothing or is refused for its arguments; a missing right is reported before those.
     Alone(fn(&Names) -> Command),
     /// By beginning the transaction.
     Begin,
@@ -65,8 +65,8 @@ const fn useful(command: &'static str, trial: Trial) -> Need {
 
 const MULTI: Need = vital("multi", Trial::Begin);
 
-/// What the daemon and `produce` send, in the order of the rule. Commands that are tried alone have arguments with which
-/// they cannot do anything.
+/// The commands that the daemon and `produce` send, in the order of the rule. Those that are tried alone have arguments
+/// with which they cannot do anything.
 const NEEDS: &[Need] = &[
     useful("ping", Trial::Alone(|_| Command::new("PING"))),
     useful("hello", Trial::Alone(|_| Command::new("HELLO").arg("none"))),
@@ -149,12 +149,12 @@ const NEEDS: &[Need] = &[
     vital("discard", Trial::Alone(|_| Command::new("DISCARD"))),
 ];
 
-/// What was found out.
+/// The result of trying all rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// These are missing; none: everything is allowed.
+    /// These are missing; an empty list: everything is allowed.
     Tried(Vec<Missing>),
-    /// Redis refuses commands whoever sends them.
+    /// Redis refuses commands of every user, for this reason.
     Down(String),
 }
 
@@ -174,7 +174,7 @@ pub fn acl_rule(keys: &Keys) -> String {
     format!("user llm-bridge on >PASSWORD resetchannels -@all {} {}", acl_keys(keys), commands.join(" "))
 }
 
-/// The patterns of the keys that this needs: of the daemon's own, and of the streams where these lie elsewhere.
+/// The key patterns of that rule: the daemon's own keys, and the streams where these have another prefix.
 #[must_use]
 pub fn acl_keys(keys: &Keys) -> String {
     let prefix = keys.prefix();
@@ -182,11 +182,11 @@ pub fn acl_keys(keys: &Keys) -> String {
     format!("~{prefix}:*{}", streams.unwrap_or_default())
 }
 
-/// Tries everything. Where a transaction cannot be begun or discarded, what would be queued stays untried: it would be
-/// run.
+/// Tries every right. Where a transaction cannot be begun or discarded, the commands to be queued are not tried,
+/// because they would be run.
 ///
 /// # Errors
-/// When the connection fails; what Redis refuses is no error here.
+/// When the connection fails; a refusal by Redis is no error here.
 pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     let none = StreamName::new("llm-bridge-check", "none").expect("both parts are allowed");
     let names = Names { keys, stream: keys.stream(&none), none };
@@ -213,7 +213,7 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     Ok(found.into())
 }
 
-/// Queues what can be queued.
+/// Tries the commands that can be queued.
 fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), RedisError> {
     for need in NEEDS {
         if let Trial::Queued(commands) = &need.trial {
@@ -223,7 +223,7 @@ fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), R
     Ok(())
 }
 
-/// What has been found out so far.
+/// The findings so far.
 #[derive(Default)]
 struct Found {
     missing: Vec<(&'static str, Missing)>,

@@ -1,12 +1,13 @@
 //! A reply with entries, read while it comes and kept only as far as there is room for it.
 //!
-//! XRANGE counts entries, and how large they are is seen only when they are there. So the reply is not gathered and then
-//! looked at: each piece goes through the sieve as the socket brings it. Entries are copied until one does not fit; from
-//! there on the rest of the reply is read and dropped. What is kept has a buffer of its own size, which pins nothing else.
+//! XRANGE limits the number of entries, but their sizes are known only when they arrive. So the reply is not gathered
+//! and then looked at: each piece goes through the sieve as the socket brings it. Entries are copied until one does not
+//! fit; from there on the rest of the reply is read and dropped. The kept entries have a buffer of their own size,
+//! which pins nothing else.
 //!
-//! The reply is the one to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, which stands for nothing), in this
-//! order. Of the stream's description the first and last entries' content is dropped. Or it is the one to a command that
-//! reads entries of a single stream: XRANGE, XREVRANGE, XREAD, XREADGROUP.
+//! The reply is the one to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, whose reply is ignored), in this
+//! order. Of the stream's description the content of the first and last entries is dropped. Or it is the reply to a
+//! command that reads entries of a single stream: XRANGE, XREVRANGE, XREAD, XREADGROUP.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -19,11 +20,11 @@ use crate::event::{ENTRY_BYTES_MAX, Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX,
 /// Room for an entry of the largest size, with its names.
 pub const ENTRY_ROOM_BYTES: usize = ENTRY_BYTES_MAX + (64 << 10);
 
-/// What a string counts beside its bytes.
+/// The overhead that a string counts for, in addition to its bytes.
 const STRING_BYTES: usize = 8;
-/// The longest string that is kept of what is said about the stream.
+/// The longest string that is kept of the stream's description, in bytes.
 const INFO_STRING_BYTES_MAX: usize = 256;
-/// The most that is kept of that: the groups, which come last and are not needed, may be many.
+/// The most bytes kept of that description: the groups, which come last and are not needed, may be many.
 const INFO_BYTES_MAX: usize = 64 * 1024;
 /// Strings above this size have exact room made for them.
 const EXACT_ROOM_BYTES: usize = 64 * 1024;
@@ -34,7 +35,7 @@ const IN_RANGE: usize = 2;
 const IN_ENTRY: usize = 3;
 const IN_FIELDS: usize = 4;
 
-/// What was kept of a range and the stream it is of, both of one moment.
+/// The kept part of a range of entries, and the description of their stream at the same moment.
 #[derive(Debug)]
 pub struct RangeReply {
     /// The entries that fit, in order.
@@ -43,14 +44,14 @@ pub struct RangeReply {
     pub found: usize,
     /// How many bytes of strings it had.
     pub bytes: u64,
-    /// What is known of the first entry where not even that fit.
+    /// The id, size and names of the first entry where not even that fit.
     pub first: Option<Unfit>,
-    /// The stream, or why nothing can be said of it; `None` where it was not asked for.
+    /// The stream's description, or why there is none; `None` where it was not asked for.
     pub info: Result<Option<StreamInfo>, ServerError>,
 }
 
 impl RangeReply {
-    /// How many entries like those that were found take so many bytes.
+    /// How many entries of the average size of those that were found fit into `bytes`; may be 0.
     #[must_use]
     pub fn fitting(&self, bytes: usize) -> usize {
         let each = self.bytes.checked_div(self.found as u64).unwrap_or(0).max(1);
@@ -85,12 +86,12 @@ impl Unfit {
     }
 }
 
-/// Where a string goes.
+/// The destination of a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goes {
     /// To the kept entries.
     Range,
-    /// To what is said of the stream.
+    /// To the stream's description.
     Info,
     /// Nowhere.
     Nowhere,
@@ -105,7 +106,7 @@ struct Partial {
     name_bytes: usize,
 }
 
-/// What stands before and behind the array of entries.
+/// The parts of the reply around the array of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frame {
     /// The head of EXEC's array, and the stream's description.
@@ -369,7 +370,7 @@ impl Sieve {
         if ends_well { Ok(true) } else { Err(Malformed("a string that is longer than announced")) }
     }
 
-    /// What was kept of a complete reply.
+    /// The kept part of a complete reply.
     pub(super) fn finish(mut self) -> Result<RangeReply, RedisError> {
         if !self.other.is_empty() {
             let reply = Reply::from_scanned(Bytes::from(self.other));
@@ -399,13 +400,13 @@ impl Sieve {
     }
 }
 
-/// What stands in front of the entries in the reply to XREAD.
+/// The part of an XREAD reply before its entries.
 enum StreamHead {
     /// More bytes are needed to tell.
     Incomplete,
-    /// There are none. The reply ends here.
+    /// There are no entries. The reply ends at this offset.
     None(usize),
-    /// They, or an error, begin here.
+    /// The entries, or an error, begin at this offset.
     Begins(usize),
 }
 

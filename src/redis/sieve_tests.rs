@@ -26,7 +26,7 @@ fn reply(values: &[Vec<u8>], info: &str) -> Vec<u8> {
     reply
 }
 
-/// What the sieve makes of it, given in pieces of `step` bytes.
+/// Passes a reply through the sieve in pieces of `step` bytes.
 fn sifted(bytes: &[u8], room: usize, step: usize) -> Result<RangeReply, RedisError> {
     let mut sieve = Sieve::new(room, bytes.ends_with(FULL.as_bytes()));
     let mut buffer = BytesMut::new();
@@ -151,7 +151,7 @@ proptest! {
     }
 }
 
-/// What the sieve for a bare reply makes of it, in pieces of `step` bytes; it must be over with its last byte.
+/// Passes a reply through this sieve in pieces of `step` bytes; it must be complete with its last byte.
 fn sifted_by(mut sieve: Sieve, bytes: &str, step: usize) -> Result<RangeReply, RedisError> {
     let mut buffer = BytesMut::new();
     let mut is_complete = false;

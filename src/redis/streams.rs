@@ -10,7 +10,7 @@ use crate::event::{Entry, EntryId, Fields};
 /// The most elements that room is made for before they are read.
 const RESERVED_ELEMENTS_MAX: usize = 1024;
 
-/// What one read brought of one stream.
+/// The entries that one read returned of one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamEntries {
     /// The stream's key.
@@ -21,7 +21,7 @@ pub struct StreamEntries {
     pub deleted: Vec<EntryId>,
 }
 
-/// What `XINFO STREAM` says of a stream.
+/// A stream's description, from the reply to `XINFO STREAM`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamInfo {
     /// How many entries there are.
@@ -135,7 +135,7 @@ impl Results<'_> {
         }
     }
 
-    /// What XREADGROUP has read.
+    /// The streams and entries of a reply to XREADGROUP.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -144,7 +144,7 @@ impl Results<'_> {
         streams(&mut self.cursor)
     }
 
-    /// What `XINFO STREAM` says.
+    /// The description in a reply to `XINFO STREAM`.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.

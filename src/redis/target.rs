@@ -34,14 +34,14 @@ pub(super) enum Address {
     Unix(PathBuf),
 }
 
-/// What a TLS session needs.
+/// The settings of a TLS session.
 #[derive(Clone)]
 pub(super) struct Tls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) server_name: ServerName<'static>,
 }
 
-/// Who we are.
+/// The user that a connection authenticates as.
 #[derive(Clone)]
 pub(super) struct Credentials {
     /// `None`: the default user.
@@ -116,7 +116,7 @@ impl Target {
     }
 }
 
-/// What is wrong with a URL, in the words of the crate that parsed it, without its kind in front.
+/// The error in a URL, in the words of the crate that parsed it, without that error's kind in front.
 fn describe(error: &::redis::RedisError) -> String {
     let text = error.to_string();
     text.split_once(" - ").map_or(text.as_str(), |(message, _)| message).to_owned()

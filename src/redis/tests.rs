@@ -264,7 +264,7 @@ fn streams_are_read_in_both_protocols() {
         assert_eq!(exists.server_kind(), Some(ServerErrorKind::BusyGroup));
         assert!(call(&mut link, "XADD new * data x").id().unwrap() > EntryId::new(6, 0));
     }
-    // What the pending lists hold of an entry that is gone.
+    // Pending lists still name an entry that was deleted.
     call(&mut writer, "XDEL s 5-2");
     for (n, mut link) in both(&server).into_iter().enumerate() {
         let streams = call(&mut link, &format!("XREADGROUP GROUP g{n} c STREAMS s 0")).streams().unwrap();

@@ -64,7 +64,7 @@ impl Transport {
         }
     }
 
-    /// Takes some of the bytes and says how many.
+    /// Accepts some of the bytes for sending and says how many.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.send_with_flags(bytes, libc::MSG_NOSIGNAL),
@@ -72,7 +72,7 @@ impl Transport {
         }
     }
 
-    /// Sends what was taken and is not on the socket yet; `false` when it has no room for now.
+    /// Sends the accepted bytes that are not on the socket yet; `false` when it has no room for now.
     pub(super) fn send_pending(&mut self) -> io::Result<bool> {
         match self {
             Self::Plain(_) => Ok(true),

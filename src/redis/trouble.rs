@@ -19,7 +19,7 @@ const fn trouble(what: &'static str, fix: &'static str) -> Trouble {
 }
 
 impl RedisError {
-    /// What is wrong, and how it is mended.
+    /// The error in words for people: the problem and its fix.
     #[must_use]
     pub fn trouble(&self, phase: Phase) -> Trouble {
         match (self, phase) {
@@ -108,7 +108,7 @@ fn refused_by(error: &ServerError) -> Trouble {
 }
 
 impl ServerErrorKind {
-    /// What it means, in words that may be told to clients.
+    /// The problem, in words that may be shown to clients.
     #[must_use]
     pub const fn what(self) -> &'static str {
         match self {
