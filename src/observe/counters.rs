@@ -1,4 +1,4 @@
-//! What happened (counters) and what is (gauges), each declared once with its name and its help, so
+//! Counters (events since the start) and gauges (current values). Each is declared once with its name and its help, so
 //! that text, JSON and Prometheus list all of them and none can be forgotten.
 //!
 //! Values are relaxed atomics: each is exact, two of them read together may be an instant apart.
@@ -76,7 +76,7 @@ impl Gauge {
 pub struct Reading<T> {
     /// Its name, without prefix and suffix.
     pub name: &'static str,
-    /// What it counts, in a line.
+    /// Its meaning, in a line.
     pub help: &'static str,
     /// Its value.
     pub value: T,
@@ -101,7 +101,7 @@ macro_rules! declare {
 }
 
 declare! {
-    /// What happened since the start.
+    /// Numbers of events since the start.
     Counters of Counter reading u64 {
         reads: "Reads of live streams.",
         reads_empty: "Reads of live streams that found nothing.",
@@ -160,7 +160,7 @@ declare! {
 }
 
 declare! {
-    /// What is now.
+    /// Current values.
     Gauges of Gauge reading i64 {
         connections_open: "Client connections open.",
         subscriptions_open: "Subscriptions open.",

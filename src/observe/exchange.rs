@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 const LISTENER: Token = Token(usize::MAX);
 
-/// What to do with what a client has sent so far.
+/// The reaction to the bytes that a client has sent so far.
 #[derive(Debug)]
 pub(super) enum Reaction {
     /// More has to come.
@@ -179,7 +179,7 @@ struct Connection<S> {
 }
 
 enum State {
-    /// What has come so far.
+    /// The bytes of the request so far.
     Reading(Vec<u8>),
     /// The answer, and how much of it is written.
     Writing(Vec<u8>, usize),
@@ -189,7 +189,7 @@ enum State {
 }
 
 impl State {
-    /// Who is closed first when there are too many.
+    /// The order in which connections are closed when there are too many, the lowest first.
     const fn rank(&self) -> u8 {
         match self {
             Self::Reading(_) => 0,

@@ -22,7 +22,7 @@ pub enum Lease {
     Lost,
 }
 
-/// What the threads say about themselves.
+/// The health of the process, as its threads report it.
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<State>,
@@ -40,26 +40,26 @@ struct State {
 
 #[derive(Debug)]
 struct Link {
-    /// What is wrong; `None`: it is up.
+    /// The problem in words that may be shown to clients; `None`: it is up.
     wrong: Option<&'static str>,
     /// The error.
     detail: String,
     since: Instant,
 }
 
-/// What a role last found about Redis.
+/// The state in which a role last found Redis.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkReport {
     /// Whether it works.
     pub up: bool,
-    /// The error if there is one, or what part of its work Redis refuses.
+    /// The error if there is one, or the part of the role's work that Redis refuses.
     pub detail: String,
     /// For how many seconds it has been so.
     pub since_s: f64,
 }
 
 impl State {
-    /// What is wrong with Redis: each thing once, with those who have met it.
+    /// The problems with Redis: each once, with the roles that have met it.
     fn redis_reasons(&self) -> Vec<String> {
         let mut found: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
         for (role, link) in &self.redis {
@@ -113,7 +113,7 @@ impl Health {
         }
     }
 
-    /// What is wrong with Redis, in words that may be told to clients, if anybody has found something.
+    /// A problem with Redis that some role has found, in words that may be shown to clients.
     #[must_use]
     pub fn trouble(&self) -> Option<&'static str> {
         self.state.lock().redis.values().find_map(|link| link.wrong)
@@ -171,7 +171,7 @@ impl Health {
     /// Whether clients should be sent here.
     ///
     /// # Errors
-    /// What is not well, one short sentence each.
+    /// The reasons against it, one short sentence each.
     pub fn is_ready(&self) -> Result<(), Vec<String>> {
         let state = self.state.lock();
         let mut reasons = Vec::new();
@@ -191,7 +191,7 @@ impl Health {
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
-    /// What every role last found about Redis.
+    /// The state in which each role last found Redis.
     #[must_use]
     pub fn redis(&self) -> BTreeMap<String, LinkReport> {
         let state = self.state.lock();

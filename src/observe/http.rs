@@ -49,7 +49,7 @@ pub(super) fn serve(
     exchange::serve(listener, stop, EXCHANGE_TIME, |head, is_over| respond(head, is_over, hosts, &page))
 }
 
-/// What to do with a head, as far as it has come.
+/// The reaction to a request's head, as far as it has come.
 pub(super) fn respond(
     head: &[u8],
     is_over: bool,
@@ -79,7 +79,7 @@ fn answer(request: &httparse::Request<'_, '_>, hosts: &HostPolicy, page: &impl F
     }
     let host = match (absolute_host, header) {
         (Some(host), _) => Some(host),
-        // What is no text is no name of ours.
+        // A host that is not UTF-8 is none of our names.
         (None, Some(header)) => Some(std::str::from_utf8(header.value).unwrap_or("")),
         (None, None) => None,
     };

@@ -81,7 +81,7 @@ impl Shared {
         self.0.lock().iter_mut().for_each(Histogram::reset);
     }
 
-    /// What was published so far, copied so that rendering it holds up nobody.
+    /// The distributions published so far, copied so that rendering them holds up no thread.
     pub(super) fn read(&self) -> Vec<(Stage, Distribution)> {
         let histograms = self.0.lock().clone();
         Stage::ALL.into_iter().zip(histograms.into_iter().map(Distribution)).collect()

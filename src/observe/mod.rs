@@ -76,13 +76,13 @@ impl Registry {
         }
     }
 
-    /// What happened.
+    /// The counters: events since the start.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// What is.
+    /// The gauges: current values.
     #[must_use]
     pub fn gauges(&self) -> &Gauges {
         &self.gauges

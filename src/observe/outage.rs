@@ -1,34 +1,34 @@
-//! What the log says about Redis being out of service: one story for all connections of the process.
+//! Log lines about outages of Redis: one account for all connections of the process.
 //!
-//! Every thread has connections of its own, and each notices an outage by itself, again at every attempt. The log says
-//! each thing that is wrong once, with its fix; then how long it has lasted, more and more rarely; and when Redis
-//! works again. A short success between two failures ends nothing.
+//! Every thread has connections of its own, and each notices an outage by itself, again at every attempt. The log names
+//! each problem once, with its fix; then how long the outage has lasted, more and more rarely; and when Redis works
+//! again. A short success between two failures ends nothing.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// After which time without a failure an outage is over.
+/// The time without a failure after which an outage is over.
 const SETTLED: Duration = Duration::from_secs(2);
-/// When the log says for the first time that the outage lasts; the time doubles after each such line.
+/// The time until the log first says that the outage lasts; it doubles after each such line.
 const REMINDER_MIN: Duration = Duration::from_secs(60);
 /// The longest time between two such lines.
 const REMINDER_MAX: Duration = Duration::from_secs(15 * 60);
-/// How many different things an outage tells; more are only counted.
+/// The most different problems that are logged in one outage; further ones are only counted.
 const TOLD_MAX: usize = 8;
 
-/// What is wrong with Redis and how that is mended, in words for people.
+/// A problem with Redis and its fix, in words for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// What is wrong: a sentence without its full stop. It holds nothing that is secret.
+    /// The problem: a sentence without its full stop. It holds nothing that is secret.
     pub what: &'static str,
-    /// What an operator can do about it.
+    /// The remedy for an operator.
     pub fix: &'static str,
 }
 
-/// What there is to say.
+/// A line that the log should get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// Something is wrong of which this outage has not told yet.
+    /// A problem that this outage has not logged yet.
     Wrong,
     /// Nothing new, but the outage lasts.
     Lasts {
@@ -51,11 +51,11 @@ pub(super) struct Outages(Option<Outage>);
 #[derive(Debug)]
 struct Outage {
     since: Instant,
-    /// Who has failed and not succeeded since then.
+    /// The roles that have failed and not succeeded since.
     failing: BTreeSet<String>,
-    /// Since when nobody fails.
+    /// Since when no role fails.
     well_since: Option<Instant>,
-    /// What was told.
+    /// The problems that were logged.
     told: Vec<Trouble>,
     remind_at: Instant,
     pause: Duration,

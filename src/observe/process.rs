@@ -1,7 +1,7 @@
-//! What `/proc/self` says about this process.
+//! Numbers about this process from `/proc/self`.
 //!
-//! Everything is best effort: what cannot be read is 0 or absent, as a number that is missing from a
-//! page must not take the page away.
+//! Everything is best effort: a number that cannot be read is 0 or absent, and does not keep the rest of the page from
+//! being served.
 
 use std::fs;
 

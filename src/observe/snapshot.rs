@@ -38,18 +38,18 @@ pub struct Snapshot {
     pub started_at_s: f64,
     /// Whether clients should be sent here.
     pub ready: bool,
-    /// What is not well.
+    /// The reasons why not.
     pub not_ready: Vec<String>,
     /// Whether the daemon is going down.
     pub draining: bool,
     /// The lease of the instance id.
     pub lease: Lease,
-    /// What each role last found about Redis.
+    /// The state in which each role last found Redis.
     pub redis: BTreeMap<String, LinkReport>,
-    /// What happened.
+    /// The counters: events since the start.
     #[serde(serialize_with = "readings")]
     pub counters: Vec<Reading<u64>>,
-    /// What is.
+    /// The gauges: current values.
     #[serde(serialize_with = "readings")]
     pub gauges: Vec<Reading<i64>>,
     /// The queues between the threads.
@@ -57,9 +57,9 @@ pub struct Snapshot {
     /// How long the stages take.
     #[serde(serialize_with = "summaries")]
     pub latency_us: Vec<(Stage, Distribution)>,
-    /// Bytes held for others: in queues, and what the gauges in bytes say.
+    /// Bytes held for others: the sum of those in queues and of the gauges in bytes.
     pub held_bytes: u64,
-    /// What the system says about the process.
+    /// Numbers about the process from the system.
     pub process: Process,
 }
 

@@ -1,7 +1,7 @@
 //! The stats socket: a Unix socket that answers one line (`text`, `json`, `histograms` or `reset`)
 //! and closes.
 //!
-//! How connections are bounded is in [`super::exchange`]. Who may ask is decided by the file's mode (0660) and directory.
+//! How connections are bounded is in [`super::exchange`]. The file's mode (0660) and directory decide who may ask.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -117,7 +117,7 @@ pub fn run(listener: UnixListener, registry: Arc<Registry>, stop: Stop) -> io::R
     exchange::serve(listener, &stop, EXCHANGE_TIME, |sent, is_over| react(sent, is_over, &registry))
 }
 
-/// What to do with what a client has sent: its line ends with a newline, or with what it sends.
+/// The reaction to the bytes of a client: its line ends with a newline, or where it stops sending.
 pub(super) fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction {
     let end = sent.iter().position(|&byte| byte == b'\n');
     let line = &sent[..end.unwrap_or(sent.len())];

@@ -1,5 +1,4 @@
-//! What the tests of this module share: a registry in which something happened, and a strict reader
-//! of Prometheus' text format.
+//! Helpers shared by the tests of this module: a filled registry, and a strict reader of Prometheus' text format.
 
 use std::collections::{BTreeMap, BTreeSet};
 
