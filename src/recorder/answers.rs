@@ -1,12 +1,12 @@
-//! Answers to clients, on their way to the delivery threads. Those for which there is no room are held: never more than were
-//! asked for.
+//! Answers to clients, on their way to the delivery threads. Answers for which a thread's queue has no room are held;
+//! there are never more than requests.
 
 use std::collections::VecDeque;
 
 use crate::event::message::ToDelivery;
 use crate::queue::{SendError, Sender};
 
-/// What is told to the delivery threads.
+/// The answers to the delivery threads that are not sent yet.
 pub(super) struct Answers {
     deliveries: Vec<Sender<ToDelivery>>,
     untold: VecDeque<(usize, ToDelivery)>,
@@ -27,7 +27,7 @@ impl Answers {
         self.tell_again();
     }
 
-    /// Tells what is held, as far as there is room.
+    /// Sends held answers, as far as there is room.
     pub(super) fn tell_again(&mut self) {
         while let Some((delivery, answer)) = self.untold.pop_front() {
             // A delivery thread that is gone has no clients left.

@@ -1,8 +1,9 @@
 //! Requests to the producers to stop.
 //!
-//! Whoever asks is answered when the request is on the control stream, or is not going to be. What was refused is not
-//! written later; only where Redis gave no answer at all it may have been written, and the answer says so. One request
-//! is pending for each generation over all instances (`pending`): further ones are answered alike and add nothing.
+//! A client is answered when its request is on the control stream, or is not going to be. A refused request is not
+//! written later. Only where Redis gave no answer at all it may have been written, and the client's answer says so. One
+//! request is pending for each generation over all instances (`pending`): further ones are answered alike and add
+//! nothing.
 //!
 //! Names that nobody has written yet can be cancelled too. Their requests live for a minute, and the instance keeps a bounded
 //! number of them, so that nobody fills Redis with names.
@@ -23,7 +24,7 @@ use super::{Desk, millis, refusal, refused};
 
 /// Requests in hand.
 const CANCELS_MAX: usize = 256;
-/// Streams that are tended to in one turn, and of how many Redis sends the newest entries at once: they come whole.
+/// Streams that are served in one turn, and in one round trip: Redis sends their newest entries whole.
 const STREAMS_PER_TURN: usize = 64;
 const STREAMS_PER_TRIP: usize = 8;
 /// Requests to one producer that are kept, about.
@@ -33,7 +34,7 @@ const KEPT: Duration = Duration::from_secs(3600);
 const UNWRITTEN_KEPT: Duration = Duration::from_secs(60);
 /// Control streams of names that nobody has written yet.
 const UNWRITTEN_MAX: usize = 10_000;
-/// How long a request may wait for Redis to come back, and for whatever else.
+/// How long a request may wait for Redis to come back, and for anything else.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(4);
 /// When a stream that another instance has claimed is looked at again.
@@ -84,18 +85,18 @@ impl Unwritten {
     }
 }
 
-/// What is to be done about the requests for a stream.
+/// The decision about the requests for a stream.
 enum Verdict {
     /// They are on the control stream.
     Requested,
-    /// One is to be written; the stream stands there, and the request is kept for so long.
+    /// One is to be written: where the stream stands, and how long the request is kept.
     Write(Mark, Duration),
     /// Another instance is about to write one.
     Wait,
     Refuse(Refused),
 }
 
-/// What Redis says when a stream is claimed. Of its newest entry, which may be large, only the meaning is kept.
+/// Redis' replies when a stream is claimed. Of its newest entry, which may be large, only the meaning is kept.
 struct Look {
     set: Reply,
     get: Reply,
@@ -133,7 +134,7 @@ impl Cancels {
     /// Writes some requests and answers those who asked.
     ///
     /// # Errors
-    /// When Redis could not be asked. What surely is not written stays in hand.
+    /// When Redis could not be asked. Requests that are certainly not written stay in hand.
     pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
         self.answers.tell_again();
         self.unwritten.forget(desk.now);
@@ -206,7 +207,7 @@ impl Cancels {
         }
     }
 
-    /// Claims the streams, and looks how they stand.
+    /// Claims the streams, and decides about each.
     fn judge(
         &mut self,
         link: &mut Link,
@@ -225,7 +226,7 @@ impl Cancels {
         Ok(verdicts)
     }
 
-    /// Claims some streams, and gathers what is to be known of each.
+    /// Claims some streams, and reads the state of each.
     fn look(
         &self,
         link: &mut Link,
@@ -357,7 +358,7 @@ fn marker(keys: &Keys, stream: &StreamName) -> String {
     keys.once(&format!("cancel:{stream}"))
 }
 
-/// What puts a request on the control stream and lets that expire, both or neither.
+/// The commands that put a request on the control stream and set that stream's expiry, both or neither.
 fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Duration)) -> [Command; 4] {
     let CancelRequest { stream, reason, by, .. } = request;
     let key = keys.control(stream);

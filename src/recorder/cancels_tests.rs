@@ -223,7 +223,7 @@ fn large_entries_in_the_streams_are_of_no_consequence() {
     }
     instance.turn();
     assert_eq!(instance.answers(), vec![Ok(()); streams.len()]);
-    // What follows such entries is seen behind them.
+    // The entries after such large ones are seen as well.
     run(&server, &["XADD", "llm:stream:s0:m", "*", "t", "other"]);
     (0..4).for_each(|_| add_huge("s0/m"));
     assert_eq!(instance.cancel("s0/m"), Ok(()));

@@ -1,10 +1,11 @@
 //! Dead letters: copies of entries that could not be processed, one for each entry however many instances meet it.
 //!
-//! None is left out because there are many, because Redis is away or full, or because it refuses them for a reason that an
-//! operator has to mend (a key of another type, a missing right). Where the queue has no room, what was read
-//! is not passed on: a live stream's viewers go to history, and history waits until there is room. Streams without entries
-//! that cannot be read go on. A letter in the queue lies in memory only; when the daemon dies, the entry is met again by
-//! whoever reads the stream next, as the group's position is not the truth, and gets its letter then.
+//! None is left out because there are many, because Redis is away or full, or because it refuses them for a reason that
+//! an operator has to mend (a key of another type, a missing right). Where the queue has no room, the entries that were
+//! read are not passed on: a live stream's viewers go to history, and history waits until there is room. Streams
+//! without entries that cannot be read go on. A letter in the queue lies in memory only. When the daemon dies, the next
+//! reader of the stream meets the entry again, because the group's position is not the truth, and writes the letter
+//! then.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ impl Letters {
         }
     }
 
-    /// What Redis refuses and why, if it does.
+    /// The reason why Redis refuses dead letters, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.pause.trouble()
     }
@@ -79,7 +80,7 @@ impl Letters {
     /// Writes some.
     ///
     /// # Errors
-    /// When Redis could not be asked. What is not known to be written stays in hand.
+    /// When Redis could not be asked. Letters that are not known to be written stay in hand.
     pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
         if !self.pause.is_over(desk.now) {
             return Ok(());

@@ -1,14 +1,15 @@
 //! The recorder thread: everything that is written down in Redis for others, on a connection of its own.
 //!
 //! Requests to cancel (`cancels`), ends of generations that nobody else writes (`ends`), dead letters (`letters`), and
-//! who has received what (`receipts`). Each has a queue of its own, weighed in bytes, and a desk that empties it. A turn gives
-//! every desk one batch in the order of importance: a request to cancel waits for at most one batch of each other kind,
-//! and a flood of them keeps no dead letter waiting for longer than one of its own batches takes.
+//! receipts of what clients have received (`receipts`). Each has a queue of its own, weighed in bytes, and a desk that
+//! empties it. A turn gives every desk one batch in the order of importance: a request to cancel waits for at most one
+//! batch of each other kind, and a flood of them keeps no dead letter waiting for longer than one of its own batches
+//! takes.
 //!
-//! Redis may be away, full or misconfigured, and a key may be of another type. Then what somebody waits for is answered so;
-//! dead letters and receipts stay in their queues, whose bounds push back on those who make them, and are written when Redis
-//! takes them again. A desk that
-//! Redis refuses rests by itself ([`pause`]): a key of the wrong type stops one desk, not the others.
+//! Redis may be away, full or misconfigured, and a key may be of another type. Then clients that wait are told so; dead
+//! letters and receipts stay in their queues, whose bounds push back on the threads that fill them, and are written
+//! when Redis takes them again. A desk that Redis refuses rests by itself ([`pause`]): a key of the wrong type stops
+//! one desk, not the others.
 //!
 //! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree, the
 //! order of the writes is such that a crash in between repeats something rather than losing it (`once`).
@@ -52,7 +53,7 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 /// The least wait while Redis is away.
 const AWAY_CHECK: Duration = Duration::from_millis(20);
 
-/// What the recorder works with.
+/// The recorder's connection, queues and settings.
 pub struct RecorderParts {
     /// Its connection.
     pub link: Connector,
@@ -66,15 +67,15 @@ pub struct RecorderParts {
     pub ends: Receiver<EndGeneration>,
     /// Entries that could not be processed.
     pub letters: Receiver<DeadLetter>,
-    /// What clients acknowledge, and what they are to acknowledge.
+    /// Acknowledgements of clients, and ends that clients are to acknowledge.
     pub receipts: Receiver<Receipt>,
-    /// Who is told what became of a [`CancelRequest`].
+    /// The delivery threads, which are told the outcome of a [`CancelRequest`] or an acknowledgement.
     pub deliveries: Vec<Sender<ToDelivery>>,
     /// Tells beginnings and ends of generations.
     pub milestones: Box<dyn Fn(&Entry) -> Milestone + Send>,
-    /// Who is told what became of an [`EndGeneration`].
+    /// The transform threads, which are told the outcome of an [`EndGeneration`].
     pub transforms: Vec<Sender<Control>>,
-    /// What time it is at Redis.
+    /// The clock of Redis.
     pub clock: Arc<RedisClock>,
     /// How much is kept.
     pub redis: config::Redis,
@@ -101,7 +102,7 @@ pub struct Recorder {
     me: String,
 }
 
-/// What the desks need to know.
+/// The context that every desk is given in a turn.
 #[derive(Clone, Copy)]
 struct Desk<'a> {
     keys: &'a Keys,
@@ -110,7 +111,7 @@ struct Desk<'a> {
     /// Now by this host's clock, µs since 1970.
     now_us: u64,
     now: Instant,
-    /// What distinguishes this process from all others, also from its former self.
+    /// The name of this process, different from that of every other one and of earlier runs of this instance.
     me: &'a str,
 }
 
@@ -205,12 +206,12 @@ impl Recorder {
         let next =
             [self.cancels.next(now), self.ends.next(now), self.letters.next(now), self.receipts.next(now)];
         let until = next.into_iter().flatten().fold(now + STOP_CHECK, Instant::min);
-        // What waits for Redis to come back must not keep the thread awake.
+        // Work that waits for Redis to come back must not keep the thread awake.
         let least = if self.link.is_open() { Duration::ZERO } else { AWAY_CHECK };
         until.saturating_duration_since(now).max(least)
     }
 
-    /// Writes what can be written without waiting for Redis to come back.
+    /// Writes the rest at shutdown, without waiting for Redis to come back.
     fn end(&mut self) {
         loop {
             pulse::beat();

@@ -1,4 +1,4 @@
-//! What is written once however many instances meet it.
+//! Writes a thing once, however many instances meet it.
 //!
 //! A marker is *claimed* for a few seconds before the thing is written, and *kept* for long afterwards. An instance that
 //! dies in between leaves a claim that runs out: then another one writes, so nothing is lost; where it died between
@@ -13,10 +13,10 @@ use super::millis;
 
 /// How long a claim lasts.
 pub(super) const CLAIMED: Duration = Duration::from_secs(10);
-/// How a marker says that the thing is written.
+/// The value of a marker whose thing is written.
 const WRITTEN: &str = "written";
 
-/// What a claim found.
+/// The result of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// The thing is ours to write.
@@ -30,8 +30,8 @@ pub(super) enum Claim {
 /// Claims things by the names of their markers; `me` names this process.
 ///
 /// # Errors
-/// When Redis could not be asked, or refuses: what was claimed meanwhile is claimed for as long as a claim lasts, and is
-/// still ours when it is claimed again.
+/// When Redis could not be asked, or refuses: things that were claimed meanwhile stay claimed until the claim expires,
+/// and are still ours when they are claimed again.
 pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec<Claim>, RedisError> {
     let mut commands = Vec::with_capacity(markers.len() * 2);
     for marker in markers {
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(claim(&mut link, &markers, "i1").unwrap(), [Claim::Ours, Claim::Others], "again");
         keep(&mut link, markers[..1].iter(), Duration::from_secs(60)).unwrap();
         assert_eq!(claim(&mut link, &markers, "i2").unwrap(), [Claim::Written, Claim::Ours]);
-        // What somebody else has put there keeps nothing from being written, and goes.
+        // A foreign value under the marker does not prevent writing, and is overwritten.
         link.call(&Command::new("LPUSH").args(["c", "x"])).unwrap();
         let foreign = ["c".to_owned()];
         assert_eq!(claim(&mut link, &foreign, "i1").unwrap(), [Claim::Ours]);

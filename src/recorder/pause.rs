@@ -1,4 +1,4 @@
-//! The rest of a desk that Redis refuses, and what is said of it: once, and then rarely.
+//! The pause of a desk that Redis refuses, and its log lines: one at once, then rarely.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::{error_limited, info_limited};
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// When a desk may try again, and what keeps it from writing.
+/// When a desk may try again, and the error that keeps it from writing.
 #[derive(Debug)]
 pub(super) struct Pause {
     what: &'static str,
@@ -53,7 +53,7 @@ impl Pause {
         }
     }
 
-    /// What Redis refuses and why, if it does.
+    /// The reason why Redis refuses the desk's writes, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.as_ref().map(|trouble| format!("{} wait: {trouble}", self.what))
     }

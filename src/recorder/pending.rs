@@ -1,4 +1,4 @@
-//! Which requests to cancel are pending: one for each generation, over all instances.
+//! Decides which requests to cancel are pending: one for each generation, over all instances.
 //!
 //! A marker tells how far the stream had come when the last request was written, and where that is on the control stream.
 //! The request is meant for the generation that was going on there; it is pending as long as it is on the control stream

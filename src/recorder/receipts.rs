@@ -1,15 +1,16 @@
-//! Receipts: what clients acknowledge, and which generations nobody acknowledged in time.
+//! Receipts: the acknowledgements of clients, and the generations that nobody acknowledged in time.
 //!
-//! Markers in Redis make instances agree. `taken:{stream}` holds the highest id that a client has acknowledged. It is raised
-//! *before* the receipt is written, and the client is answered after both: so whoever judges a generation after a client was
-//! answered knows of it. An `untaken`, and an acknowledgement of an end by a client, are written once ([`once`]): a client
-//! that has seen no answer may say it again. Other acknowledgements are written at least once.
+//! Markers in Redis make instances agree. `taken:{stream}` holds the highest id that a client has acknowledged. It is
+//! raised *before* the receipt is written, and the client is answered after both: so an instance that judges a
+//! generation after a client was answered knows of it. An `untaken`, and an acknowledgement of an end by a client, are
+//! written once ([`once`]): a client that has seen no answer may repeat it. Other acknowledgements are written at least
+//! once.
 //!
 //! A client is answered in time. Where Redis does not take the receipt by then the answer says so; the receipt is kept, and
 //! written when Redis takes it.
 //!
-//! What is yet to be judged lies in memory: an instance that ends forgets it. Others that watched judge on, and so does
-//! whoever delivers the end again in time.
+//! Generations that are not judged yet are held in memory: an instance that ends forgets them. Other instances that
+//! watched them still judge them, and so does one that delivers the end again in time.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -42,14 +43,14 @@ const JUDGED_PER_TURN: usize = 16;
 const RACES_MAX: usize = 8;
 /// How long markers are kept, beyond the time in which generations are judged.
 const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How long it is known that a client has acknowledged an end: who has seen no answer says it again within that time.
+/// How long an acknowledgement of an end is remembered: a client that has seen no answer repeats it within that time.
 const ACKED_KEPT: Duration = Duration::from_secs(3600);
 /// How long a client waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// When what another instance is writing is looked at again.
+/// The pause before an acknowledgement that another instance is writing is looked at again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(500);
-/// Nothing is judged so soon after a connection was made: after an outage, what clients have said meanwhile to other
-/// instances has to be written first.
+/// Nothing is judged for so long after a connection was made: after an outage, acknowledgements that clients sent to
+/// other instances meanwhile have to be written first.
 const REST: Duration = Duration::from_secs(3);
 
 /// The desk.
@@ -79,7 +80,7 @@ struct Waiting {
     is_refused: bool,
 }
 
-/// What came of an acknowledgement.
+/// The outcome of writing an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// Its receipt is there.
@@ -114,7 +115,7 @@ impl Receipts {
         }
     }
 
-    /// What Redis refuses and why, if it does.
+    /// The reason why Redis refuses receipts, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.pause.trouble()
     }
@@ -150,7 +151,7 @@ impl Receipts {
         self.refuse(now, PATIENCE, &Refused::new("redis_unreachable", why));
     }
 
-    /// Hears what there is, as long as there is room for so many acknowledgements.
+    /// Takes from the queue until `room` acknowledgements, or [`ACKS_HELD_BYTES_MAX`], are in hand.
     fn hear(&mut self, room: usize, counters: &Counters) {
         let mut bytes = self.hand_bytes();
         while self.acks.len() < room && bytes < ACKS_HELD_BYTES_MAX {
@@ -179,7 +180,7 @@ impl Receipts {
         }
     }
 
-    /// A generation is over; the first word of it counts.
+    /// Notes that a generation is over; further reports of the same end are ignored.
     fn note_ended(&mut self, ended: Ended, counters: &Counters) {
         if self.after.is_zero() {
             return;
@@ -203,7 +204,7 @@ impl Receipts {
     /// Writes what can be written on this connection.
     ///
     /// # Errors
-    /// When Redis could not be asked: what was not written is kept.
+    /// When Redis could not be asked: the acknowledgements that were not written are kept.
     pub(super) fn tend(
         &mut self,
         link: &mut Link,
@@ -239,7 +240,7 @@ impl Receipts {
         Ok(())
     }
 
-    // ----- what clients acknowledge -----
+    // ----- acknowledgements of clients -----
 
     fn write_acks(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
         let count = self.acks.len().min(ACKS_PER_TURN);
@@ -440,7 +441,7 @@ fn acked_marker(keys: &Keys, acked: &Acked) -> String {
     keys.once(&format!("acked:{}:{}:{}", acked.stream, acked.id, acked.by))
 }
 
-/// What a marker says; one that is none says nothing.
+/// The position in a marker; zero where the marker is missing or not valid.
 fn position(reply: &Reply) -> Result<Position, RedisError> {
     match reply.error() {
         Some(error) if error.kind() == ServerErrorKind::WrongType => return Ok(Position::ZERO),

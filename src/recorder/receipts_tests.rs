@@ -181,7 +181,7 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
         instance.tend(200 + AFTER_MS).unwrap();
         assert_eq!(instance.answers(), [Err(code)]);
         assert!(instance.receipts.trouble().is_some(), "{code}");
-        // Who has seen no good answer says it again, and gets one receipt.
+        // A client that has seen no good answer acknowledges again, and gets one receipt.
         instance.start += Duration::from_secs(60);
         instance.say(&id, "a", true);
         run(end);
