@@ -6,7 +6,8 @@
 //! nobody has written the stream yet there was none: the requests that lie there are meant for the one that begins now.
 //!
 //! While Redis is away nothing is noticed, and nothing is lost: the watch goes on after the last id that it saw.
-//! The one thing that waits is making a connection, for at most `redis.connect_timeout`.
+//! Only making a connection waits: for at most `redis.connect_timeout` (not counting the look-up of the host's name),
+//! and for the replies to its first commands.
 
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -153,7 +154,7 @@ impl CancelWatch {
         Ok(watching)
     }
 
-    /// The command that reads what came after the newest request that is known, waiting for it or not.
+    /// The command that reads the entry after the newest one that is known, waiting for it or not.
     fn question(&self, block: Option<Duration>) -> Command {
         // How large an entry is is seen only when it comes.
         let command = Command::new("XREAD").args(["COUNT", "1"]);

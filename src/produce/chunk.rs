@@ -1,7 +1,7 @@
-//! Bytes as they come from a pipe → pieces of text for `delta` entries. Pure.
+//! Cuts bytes from a pipe into pieces of text for `delta` entries. Pure.
 //!
-//! A piece never ends within a character. Bytes that are no UTF-8 become U+FFFD, as a terminal would
-//! show them: a producer's input is text by its own word.
+//! A piece never ends within a character. Bytes that are no UTF-8 become U+FFFD, as a terminal would show them: the
+//! user declared the input to be text.
 
 /// The longest incomplete character that waits for its other bytes.
 const CHARACTER_BYTES_MAX: usize = 4;
@@ -14,7 +14,7 @@ pub struct Utf8Chunks {
 }
 
 impl Utf8Chunks {
-    /// The text that `bytes` complete; what remains of a character waits for the next call.
+    /// The text that `bytes` complete; an incomplete character at the end waits for the next call.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut joined = std::mem::take(&mut self.cut);
         joined.extend_from_slice(bytes);
@@ -24,7 +24,7 @@ impl Utf8Chunks {
         String::from_utf8_lossy(&joined).into_owned()
     }
 
-    /// The text of what was left at the end of the input: a replacement character, or nothing.
+    /// The text of the bytes that were left at the end of the input: a replacement character, or nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.cut)).into_owned()
     }

@@ -35,7 +35,7 @@ impl ExpectedForm {
 /// The result of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// An entry, and what it means for the generation.
+    /// An entry, and its meaning for the generation.
     Raw(Record, Meaning),
     /// The server says that it failed, in words that the entry's form does not know.
     Failed(Failure),
@@ -60,7 +60,7 @@ impl ProviderEvents {
         Self { parser: SseParser::default(), preamble: Preamble::default(), expected, story, count: 0 }
     }
 
-    /// Takes the next bytes; [`ProviderEvents::next`] gives what they complete.
+    /// Takes the next bytes; [`ProviderEvents::next`] gives the events that they complete.
     ///
     /// # Errors
     /// When a line or an event is too long. The events that were complete before can still be taken.
@@ -227,7 +227,7 @@ mod tests {
             heard(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
         let words = &events.story().failure().unwrap().message;
         assert!(words.len() < 2_000 && !words.contains(crate::visible::is_obeyed), "{words}");
-        // One that follows the end belongs to what is over.
+        // An error event after the end belongs to the answer that is over.
         let (heard, _) = heard(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
         assert_eq!(heard.len(), 1);
     }

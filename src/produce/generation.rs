@@ -112,7 +112,7 @@ impl Generation {
         self.end_with(finish_reason, None, ts_us)
     }
 
-    /// The `end` entry, with what is known of a provider's.
+    /// The `end` entry, with the token counts of the provider where they are known.
     pub fn end_with(
         &mut self,
         finish_reason: &str,

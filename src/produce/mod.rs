@@ -1,7 +1,7 @@
 //! Writing a stream: the library behind `llm-bridge produce`, and for other programs that write tokens.
 //!
-//! A [`Writer`] is what most programs want: it takes tokens as they come, writes them in batches beside the program,
-//! and tells when a viewer wants to stop. Its header has its bounds.
+//! Most programs use a [`Writer`]: it takes tokens as they come, writes them in batches beside the program, and tells
+//! when a viewer wants to stop. Its header has its bounds.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -39,11 +39,11 @@
 //! repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by one batch: ask
 //! [`Producer::is_full`] before adding more.
 //!
-//! The circuit breaker towards Redis is the pause: after a failure nobody, whichever call it is in, asks Redis again
-//! before it is over (50 ms, doubling to 5 s), then one attempt decides whether the next pause is longer or none.
+//! The pause is the circuit breaker towards Redis: after a failure no call asks Redis again before it is over (50 ms,
+//! doubling to 5 s); then one attempt decides whether the next pause is longer or none.
 //!
-//! Raw events of providers ([`Producer::pass_raw`]) have no place for a `seq`. A repetition of them is preceded by
-//! a look at what is there, and cannot be seen either. An [`upstream`] asks a model's server by itself.
+//! Raw events of providers ([`Producer::pass_raw`]) have no place for a `seq`. Before they are repeated, the stream is
+//! searched for them, so that readers do not see a repetition either. An [`upstream`] asks a model's server by itself.
 
 mod cancel;
 pub mod chunk;
@@ -153,7 +153,7 @@ pub struct Producer<W: Wires> {
     backoff: Backoff,
     /// Until when no call asks Redis again after a failure.
     retry_at: Option<Instant>,
-    /// Entries that are not confirmed yet; at most a batch and what one call adds to it.
+    /// Entries that are not confirmed yet; at most a batch and the entries that one call adds.
     pending: Vec<Record>,
     pending_bytes: usize,
     /// How many of them were sent and not confirmed: these are sent again as they were.
@@ -208,7 +208,7 @@ impl<W: Wires> Producer<W> {
         self.add(entries.into_iter().map(Record::native), begun);
     }
 
-    /// Adds a provider's raw event, which means what [`raw::Story`] says of it.
+    /// Adds a provider's raw event, with the meaning that [`raw::Story`] found.
     pub fn pass_raw(&mut self, record: Record, meaning: raw::Meaning) {
         let begun = self.generation.begun();
         let start = self.generation.raw(meaning, now_us());

@@ -92,7 +92,7 @@ impl Preamble {
     }
 }
 
-/// The bytes without what may come before everything.
+/// The bytes without a byte order mark and leading white space.
 fn trimmed(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes).trim_ascii_start()
 }

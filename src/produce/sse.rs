@@ -1,9 +1,9 @@
-//! Server-Sent Events: bytes as they come → events. Pure.
+//! Parses Server-Sent Events from bytes as they come. Pure.
 //!
-//! It reads what the HTML standard describes, however the bytes were cut: comments, `event`, `id`, `retry` and
-//! `data` over several lines, lines that end in CR LF, LF or CR, a byte order mark, bytes that are no UTF-8
-//! (they become U+FFFD). Two things are added to the standard: a bound of what is held, and the event that the
-//! end of the stream cut off, because many servers end right behind `data: [DONE]`.
+//! It reads the format of the HTML standard, however the bytes were cut: comments, `event`, `id`, `retry` and `data`
+//! over several lines, lines that end in CR LF, LF or CR, a byte order mark, bytes that are no UTF-8 (they become
+//! U+FFFD). Two things are added to the standard: a bound of the memory, and the event that the end of the stream cut
+//! off, because many servers end right behind `data: [DONE]`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -125,7 +125,7 @@ impl SseParser {
         match field {
             "data" => {
                 let len = self.data.as_ref().map_or(0, String::len);
-                // The replacements of bytes that are no UTF-8 may have made it longer than what came.
+                // Each invalid byte was replaced by a longer character, so the text may be longer than the bytes were.
                 if len + value.len() >= EVENT_BYTES_MAX {
                     return Err(SseError::EventTooLong);
                 }

@@ -39,7 +39,7 @@ pub struct RedisWires {
     lock: Option<Lock>,
 }
 
-/// A key that says who may write.
+/// A key whose value names the only producer that may write.
 #[derive(Clone)]
 struct Lock {
     key: String,
@@ -291,7 +291,7 @@ mod tests {
         let raw = |json: &str| Record { form: Form::OpenAi, json: json.into() };
         let mut append =
             |records: &[Record], repeats_after| wire.append(&Batch { records, repeats_after }).unwrap();
-        // The same text twice: only what lies behind the confirmed entry counts.
+        // The same text twice: only entries behind the confirmed one count.
         let first = append(&[raw("{}")], None);
         let second = append(&[raw("{}"), raw("[DONE]")], Some(first));
         assert!(second > first);

@@ -191,7 +191,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         done
     }
 
-    /// Takes what comes, to the end.
+    /// Takes the pieces of the answer, to its end.
     fn follow(&mut self, call: &Call, attempt: &mut Attempt) -> Result<(), Broken> {
         loop {
             self.look_around()?;
@@ -254,7 +254,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Ok(false)
     }
 
-    /// Passes on what an event gives; whether it was the last one.
+    /// Passes on the result of an event; whether it was the last one.
     fn pass_on(&mut self, heard: Heard, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
         let (record, meaning) = match heard {

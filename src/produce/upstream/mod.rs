@@ -1,8 +1,9 @@
-//! A model's server: where it is, how it is asked, and what is made of its answer.
+//! A model's server: its address, the request to it, and the reading of its answer.
 //!
-//! An [`Upstream`] is what all requests have in common, a [`Request`] one body, an [`Answer`] brings the answer into
-//! a stream: `start`, the raw events as they come, heartbeats while the model thinks, and a terminal entry whatever
-//! happens. Before the first token a request that failed is tried again; after it, it ends in an `error` entry.
+//! An [`Upstream`] holds the settings that all requests have in common, a [`Request`] is one body, an [`Answer`] writes
+//! the answer into a stream: `start`, the raw events as they come, heartbeats while the model thinks, and a terminal
+//! entry in every case. Before the first token a request that failed is tried again; after it, it ends in an `error`
+//! entry.
 //!
 //! | code | the upstream |
 //! | --- | --- |

@@ -40,7 +40,7 @@ impl Retries {
         self.random ^= self.random << 17;
         let span_us = u64::try_from(self.step.as_micros()).unwrap_or(u64::MAX - 1) + 1;
         self.step = (self.step * 2).min(STEP_MAX);
-        // Even those who were all told the same come back apart.
+        // The jitter is added to the server's wait, so that clients that were given the same wait come back apart.
         Some(least + Duration::from_micros(self.random % span_us))
     }
 }
