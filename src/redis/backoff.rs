@@ -1,9 +1,9 @@
-//! Pauses between two attempts: growing, bounded, and different for everyone who waits.
+//! Pauses between two attempts: growing, bounded, and different for every client that waits.
 
 use std::time::Duration;
 
-/// Doubles from `base` to `max`; every pause is drawn from the upper half of its step, so that those who
-/// lost the same server do not come back at the same moment.
+/// Doubles from `base` to `max`; every pause is drawn from the upper half of its step, so that clients that lost the
+/// same server do not come back at the same moment.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     base: Duration,

@@ -15,7 +15,7 @@ const STANDS: Duration = Duration::from_secs(1);
 /// A connection that comes back.
 pub struct Connector {
     target: Arc<Target>,
-    /// Names the thread and what it uses the connection for; Redis shows it in CLIENT LIST.
+    /// Names the thread and the connection's purpose; Redis shows it in CLIENT LIST.
     name: String,
     backoff: Backoff,
     link: Option<Link>,

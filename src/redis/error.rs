@@ -26,7 +26,7 @@ pub enum RedisError {
     /// A reply that the protocol or the command does not allow.
     #[error("Redis sent an unexpected reply: {0}")]
     Protocol(Cow<'static, str>),
-    /// A reply grew beyond what its reader takes, in bytes.
+    /// A reply grew beyond its reader's limit, in bytes.
     #[error("Redis sends a reply of more than {0} bytes")]
     TooLarge(usize),
     /// Redis answered with an error.
@@ -138,7 +138,7 @@ pub enum ServerErrorKind {
     TryAgain,
     /// Keys of one command are in different slots.
     CrossSlot,
-    /// Redis is at its memory limit and refuses what needs more.
+    /// Redis is at its memory limit and refuses commands that need more.
     Oom,
     /// The key does not exist where the command needs one.
     NoSuchKey,

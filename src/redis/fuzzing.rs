@@ -12,7 +12,7 @@ pub(crate) fn resp(data: &[u8]) {
     let Some((step, bytes)) = cut(data) else { return };
     let whole = scanned(bytes, bytes.len());
     assert_eq!(whole, scanned(bytes, step), "in steps of {step}");
-    // As if the scanner had let it pass: what does not recurse stands on its own.
+    // As if the scanner had let it pass: views that do not recurse must not rely on it.
     flat_views(&Reply::from_scanned(Bytes::copy_from_slice(bytes)));
     let Ok(Some(found)) = whole else { return };
     assert!(found.len <= bytes.len(), "the reply ends within the bytes");

@@ -5,7 +5,7 @@
 //! link is broken and says so ([`RedisError::Closed`]) ever after.
 //!
 //! Limits: one reply and its nesting as in `resp`; [`PUSHES_MAX`] and [`PUSH_BYTES_MAX`] of pushes set
-//! aside. The output buffer holds what the owner pushes between two flushes, and is as bounded as that.
+//! aside. The output buffer holds the commands that the owner pushes between two flushes; the owner bounds them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -67,7 +67,7 @@ pub struct Link {
 enum Patience {
     /// For as long as bytes keep coming: the pause between two pieces must not be longer than this.
     Progress(Duration),
-    /// Until then, whatever comes.
+    /// Until then, even while bytes keep coming.
     Until(Instant),
 }
 
@@ -86,7 +86,7 @@ impl Patience {
 #[derive(Debug, Default)]
 struct Input {
     bytes: BytesMut,
-    /// Whether it has grown beyond what is kept.
+    /// Whether it has grown beyond [`BUFFER_KEPT_BYTES`].
     is_large: bool,
 }
 
@@ -187,7 +187,7 @@ impl Link {
             let command = Command::new("CLIENT").arg("SETNAME").arg(name);
             match self.call_until(&command, deadline) {
                 Ok(_) => {}
-                // The name only helps those who look at the server.
+                // The name is only for operators who look at the server.
                 Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
                     tracing::debug!(%error, "the connection to Redis has no name");
                 }
@@ -265,7 +265,7 @@ impl Link {
         self.response_timeout
     }
 
-    /// Replies to what was pushed that have not been received yet.
+    /// Replies to pushed commands that have not been received yet.
     #[must_use]
     pub const fn outstanding(&self) -> usize {
         self.outstanding
@@ -274,7 +274,7 @@ impl Link {
     /// The next reply if the buffer or the socket have it; `None` only after the socket had nothing
     /// more, so that an edge-triggered loop misses nothing. Pushes on the way are set aside.
     ///
-    /// That Redis has closed the connection right behind what it sent may be found by the next call only.
+    /// If Redis closed the connection right after a reply, only the next call may notice it.
     ///
     /// # Errors
     /// [`RedisError::Closed`] at the end of the connection, or why it failed. An error reply is no error.
@@ -448,8 +448,8 @@ impl Link {
         }
     }
 
-    /// After the last reply, sets aside the whole pushes behind it: the owner may wait on the socket
-    /// next, which knows nothing of what the buffer holds. Anything else is left to the next receiving.
+    /// After the last reply, sets aside the whole pushes behind it: the owner may wait on the socket next, which is not
+    /// readable for bytes in the buffer. Anything else is left to the next call that receives.
     fn take_trailing_pushes(&mut self) {
         while self.outstanding == 0
             && let Ok(Some(scanned)) = self.scanner.scan(&self.input.bytes)
@@ -501,7 +501,7 @@ impl Link {
         }
     }
 
-    /// Sends what the socket takes; `true` when that was everything.
+    /// Sends as much as the socket takes; `true` when that was everything.
     fn send_some(&mut self) -> Result<bool, RedisError> {
         while self.sent < self.output.len() {
             match self.transport.write(&self.output[self.sent..]) {

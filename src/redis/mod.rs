@@ -10,8 +10,8 @@
 //!                             │ transport (TCP, Unix, TLS) ─▶ resp (scanner) ─▶ Reply ─▶ streams
 //! ```
 //!
-//! Left out: topology (one target, no Sentinel and no cluster redirects), pooling and retrying, which are
-//! policies of those who own the links; [`Backoff`] gives them the pauses.
+//! Left out: topology (one target, no Sentinel and no cluster redirects), pooling and retrying, which are policies of
+//! the links' owners; [`Backoff`] gives them the pauses.
 
 mod backoff;
 mod command;

@@ -12,8 +12,8 @@ const RESERVED_ELEMENTS_MAX: usize = 1024;
 /// One complete reply, as it came. It is a slice of the read buffer, and so are the strings that its
 /// views hand out: keeping one of them keeps the whole piece of buffer.
 ///
-/// INVARIANT: the bytes are exactly one well-formed reply; a `Scanner` has found its end. Views check
-/// what they meet all the same, so that a broken invariant is an error and no panic.
+/// INVARIANT: the bytes are exactly one well-formed reply; a `Scanner` has found its end. Views check every item all
+/// the same, so that a broken invariant is an error and no panic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply(Bytes);
 
@@ -43,7 +43,7 @@ impl Reply {
         Self(bytes)
     }
 
-    /// A reply from its bytes, for tests of those who use replies.
+    /// A reply from its bytes, for tests of code that uses replies.
     ///
     /// # Errors
     /// When the bytes are not exactly one reply.
@@ -100,8 +100,8 @@ impl Reply {
     /// The reply as text.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another kind or what is
-    /// not UTF-8.
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another kind or for text that is not
+    /// UTF-8.
     pub fn text(&self) -> Result<&str, RedisError> {
         match self.first()? {
             Item::Bulk(range) | Item::Simple(range) | Item::Verbatim(range) => {
@@ -131,7 +131,7 @@ impl Reply {
         }
     }
 
-    /// The reply as a tree; its depth is bounded by what a reply may nest. An error reply is
+    /// The reply as a tree; its depth is bounded by the nesting that a reply may have. An error reply is
     /// [`Value::Error`].
     ///
     /// # Errors

@@ -97,7 +97,7 @@ pub(super) fn item(buffer: &[u8], at: usize, searched: usize) -> Result<Option<(
     }
 }
 
-/// The head of what begins at the front of the buffer, where that is a bulk string.
+/// The front of the buffer, read as the head of a bulk string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StringHead {
     /// More bytes are needed to tell.
@@ -178,7 +178,7 @@ fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize
     Ok(Some((item, end)))
 }
 
-/// The length of a string or aggregate: digits alone, as those expect who read it again, or -1 for null.
+/// The length of a string or aggregate: digits alone, as later readers of the reply expect, or -1 for null.
 fn length(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
     let found = number(buffer, at)?;
     match buffer.get(at) {
@@ -337,7 +337,7 @@ impl Scanner {
             }
             self.depth -= 1;
             if self.attributes & (1 << self.depth) != 0 {
-                // An attribute is no element: what it is about comes next.
+                // An attribute is no element: the element that it describes comes next.
                 return false;
             }
         }

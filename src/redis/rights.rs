@@ -1,4 +1,4 @@
-//! Whether the ACL lets the daemon do what it does.
+//! Tries whether the ACL gives the daemon all the rights that it needs.
 //!
 //! [`NEEDS`] lists every command once; the documented rule and the trials both come from it. Each command is really
 //! sent, on the keys on which it will be used, inside a transaction that is discarded: Redis checks the rights when it
@@ -161,13 +161,13 @@ pub enum Rights {
 /// A right that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// The command as an ACL rule names it, and what Redis said.
+    /// The command in capitals, and the error of Redis.
     pub what: String,
     /// Whether the daemon cannot do its work without it.
     pub is_vital: bool,
 }
 
-/// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` what they need.
+/// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` their rights.
 #[must_use]
 pub fn acl_rule(keys: &Keys) -> String {
     let commands: Vec<String> = NEEDS.iter().map(|need| format!("+{}", need.command)).collect();

@@ -21,7 +21,7 @@ pub(super) struct Shortened {
 }
 
 impl Shortened {
-    /// Takes what the buffer has of the reply off its front; `true` once the reply is complete.
+    /// Takes the bytes of the reply off the buffer's front; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         loop {
             if self.dropping > 0 {

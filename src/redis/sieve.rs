@@ -162,7 +162,7 @@ impl Sieve {
         }
     }
 
-    /// For two replies, to XRANGE and to what is said of the stream, that no transaction has put into one.
+    /// For two separate replies, to XRANGE and to the stream's description, without a transaction around them.
     pub(super) fn of_two_replies(room: usize, is_full: bool) -> Result<Self, Malformed> {
         let mut sieve = Self::new(room, is_full);
         sieve.push(&mut BytesMut::from(&b"*2\r\n"[..]))?;
@@ -186,7 +186,7 @@ impl Sieve {
         self.is_begun
     }
 
-    /// Takes what the buffer has of the reply off its front; `true` once the reply is complete.
+    /// Takes the bytes of the reply off the buffer's front; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         if self.frame == Frame::Named {
             match stream_head(buffer)? {
@@ -243,7 +243,7 @@ impl Sieve {
         Ok(is_complete || (self.frame == Frame::Bare && is_range_over))
     }
 
-    /// Whether the next item belongs to the entries (and not to what is said of the stream).
+    /// Whether the next item belongs to the entries (and not to the stream's description).
     fn is_in_range(&self) -> bool {
         self.scanner.depth() >= IN_EXEC && self.scanner.left(IN_EXEC) == 2
     }
@@ -388,7 +388,7 @@ impl Sieve {
             Err(RedisError::Server(error)) => Err(error),
             Err(_) => Ok(Some(info.stream_info()?)),
         };
-        // Where the stream is missing or is none, that is what is said of it.
+        // Where the stream is missing or the key has another type, the description is the error that tells it.
         let (entries, unfit) = match range.error() {
             Some(error) if info.is_ok() => return Err(RedisError::Server(error)),
             Some(_) => (Vec::new(), None),

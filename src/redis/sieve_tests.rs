@@ -118,7 +118,7 @@ fn errors_are_told_apart() {
 }
 
 proptest! {
-    /// However it is cut: what is kept are the first entries, as they were, and as many as fit.
+    /// However it is cut: the first entries are kept, as they were, and as many as fit.
     #[test]
     fn what_is_kept_is_a_beginning(
         values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..12),

@@ -135,7 +135,7 @@ impl Results<'_> {
         }
     }
 
-    /// The streams and entries of a reply to XREADGROUP.
+    /// The entries that XREADGROUP read, stream by stream.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -144,7 +144,7 @@ impl Results<'_> {
         streams(&mut self.cursor)
     }
 
-    /// The description in a reply to `XINFO STREAM`.
+    /// The description that `XINFO STREAM` gave.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -306,7 +306,7 @@ fn maybe_entry(cursor: &mut Cursor<'_>) -> Result<Option<Entry>, RedisError> {
     Ok(fields.map(|fields| Entry { id, fields }))
 }
 
-/// The parts of one entry: id, fields, and whatever newer servers add, which is passed over.
+/// The parts of one entry: id, fields, and any further ones that newer servers add, which are passed over.
 fn entry(cursor: &mut Cursor<'_>, parts: usize) -> Result<(EntryId, Option<Fields>), RedisError> {
     let more = parts.checked_sub(2).ok_or(NOT_AN_ENTRY)?;
     let id = cursor.id()?;

@@ -1,4 +1,4 @@
-//! Where Redis is, who we are there, and how long it may take.
+//! The address of Redis, the credentials for it, and its timeouts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub(super) struct Credentials {
 impl Target {
     /// The target that a configuration names; reads its file of trust anchors where it has one.
     ///
-    /// The URL's query takes `protocol=resp2`, for what lies between us and Redis and speaks no RESP3.
+    /// The URL's query takes `protocol=resp2`, for a proxy in front of Redis that speaks no RESP3.
     ///
     /// # Errors
     /// When the URL cannot be used, or its TLS cannot be set up.

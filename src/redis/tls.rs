@@ -111,7 +111,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends what is encrypted; `false` when the socket takes no more for now.
+    /// Sends the encrypted bytes; `false` when the socket takes no more for now.
     pub(super) fn send_pending(&mut self) -> io::Result<bool> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
@@ -124,7 +124,7 @@ impl TlsStream {
         Ok(true)
     }
 
-    /// Takes what the socket has; `false` when that is nothing for now.
+    /// Takes the bytes that the socket has; `false` when there are none for now.
     fn receive(&mut self) -> io::Result<bool> {
         match self.session.read_tls(&mut self.socket) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -134,7 +134,7 @@ impl TlsStream {
             Err(error) => return Err(error),
         }
         let state = self.session.process_new_packets();
-        // Answers of the protocol's own, or the alert that says what is wrong.
+        // Messages of the protocol itself, or the alert that names the error.
         let sent = self.send_pending();
         state.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         sent.map(|_| true)

@@ -47,8 +47,8 @@ impl Transport {
         }
     }
 
-    /// Appends what there is to the buffer's spare room (or, over TLS, beyond it) and says how many
-    /// bytes; 0 at the end of the stream.
+    /// Appends the bytes that have come to the buffer's spare room (or, over TLS, beyond it) and says how many; 0 at
+    /// the end of the stream.
     pub(super) fn read_into(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => {

@@ -1,4 +1,4 @@
-//! Errors of Redis in words for operators: what is wrong, and what to do about it.
+//! Errors of Redis in words for operators: the problem, and its fix.
 
 use std::io::ErrorKind;
 

@@ -1,4 +1,4 @@
-//! Replies with entries, of which a link keeps only what there is room for ([`Sieve`](super::super::sieve)).
+//! Replies with entries, of which a link keeps only as many as it has room for ([`Sieve`](super::super::sieve)).
 
 use super::{Link, Patience};
 use crate::redis::command::Command;
@@ -10,7 +10,7 @@ use crate::redis::sieve::{RangeReply, Sieve};
 /// Room for a reply that is passed on while it comes.
 const SIFT_ROOM_BYTES: usize = 64 * 1024;
 
-/// How much is kept of the entries in a reply that is not waited for, and what there is of it.
+/// The room for the entries of a reply that is received without waiting, and the part that has come.
 #[derive(Debug)]
 pub struct Wanted {
     room: usize,
@@ -155,7 +155,7 @@ impl Link {
         sieve.finish()
     }
 
-    /// Passes what there is through the sieve; `None` while the reply is incomplete. Pushes before it are set aside.
+    /// Passes the bytes so far through the sieve; `None` while the reply is incomplete. Pushes before it are set aside.
     fn sift(&mut self, sieve: &mut Sieve) -> Result<Option<()>, RedisError> {
         loop {
             let is_push = !sieve.is_begun() && self.input.bytes.first() == Some(&b'>');
