@@ -3,7 +3,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/healthz` | 200 `ok`: the process is alive |
-//! | `/readyz` | 200 while Redis answers and the daemon is not draining, else 503; JSON says what is not well |
+//! | `/readyz` | 200 while Redis answers and the daemon is not draining, else 503; JSON gives the reasons |
 //! | `/metrics` | Prometheus' text format |
 //! | `/stats.json` | [`super::Snapshot`] |
 //! | `/` | a page that shows it live |

@@ -79,8 +79,8 @@ impl Stream for mio::net::UnixStream {
     }
 }
 
-/// Serves until the stop signal is given. `time` is what a connection has from its beginning to the end of the answer.
-/// `react` is shown all that a client has sent, and whether nothing more can come.
+/// Serves until the stop signal is given. `time` is a connection's limit from its beginning to the end of the answer.
+/// `react` is given all bytes that a client has sent, and whether nothing more can come.
 ///
 /// # Errors
 /// When the listener cannot be watched; never because of a client.
@@ -150,7 +150,8 @@ impl<S: Stream, R: Fn(&[u8], bool) -> Reaction> Server<S, R> {
         }
     }
 
-    /// Makes room: of those that have not asked yet the oldest goes first, then who has all of the answer.
+    /// Makes room: the oldest connection that has not asked yet goes first, then one that has been sent all of its
+    /// answer.
     fn drop_one(&mut self) {
         let victim = self
             .connections

@@ -1,4 +1,4 @@
-//! Target for fuzzing: what the admin listener and the stats socket are sent. See [`crate::fuzzing`].
+//! Target for fuzzing: requests to the admin listener and the stats socket. See [`crate::fuzzing`].
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -12,7 +12,7 @@ use crate::security::host::HostPolicy;
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry::new("fuzz-8080"));
 
-/// A request that was judged stays judged when more of it comes, and what is over is not waited for.
+/// The reaction to a request does not change when more bytes come, and a request that is over is not waited for.
 pub(crate) fn requests(data: &[u8]) {
     let Some((step, sent)) = cut(data) else { return };
     let hosts = HostPolicy::from(&["admin.example".to_owned()], &[]);

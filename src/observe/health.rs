@@ -1,5 +1,5 @@
-//! Whether the daemon is well: what each thread that uses Redis last found, the lease of the instance
-//! id, and whether the daemon is going down.
+//! The health of the daemon: the state in which each thread last found Redis, the lease of the instance id, and whether
+//! the daemon is going down.
 //!
 //! It is written when something changes and read by health checks, so a mutex is enough.
 
@@ -76,19 +76,19 @@ impl State {
 }
 
 impl Health {
-    /// Says that `role` (the thread's name, or what it uses Redis for) has found Redis well. The first such report, or
+    /// Says that `role` (the thread's name, or its use of Redis) has found Redis well. The first such report, or
     /// the first failure, ends the first attempt.
     pub fn redis_works(&self, role: &str) {
         self.set_redis(role, None, "");
     }
 
-    /// Says that `role` has found Redis well but for what `detail` says, which concerns only some of its work and makes
-    /// nobody unready.
+    /// Says that `role` has found Redis well, except for the problem in `detail`, which concerns only some of its work
+    /// and does not make the instance unready.
     pub fn redis_works_but(&self, role: &str, detail: &str) {
         self.set_redis(role, None, detail);
     }
 
-    /// Says that `role` has failed: what is wrong in general, and the error.
+    /// Says that `role` has failed: `what` is the problem in general, `detail` the error.
     pub fn redis_fails(&self, role: &str, what: &'static str, detail: &str) {
         self.set_redis(role, Some(what), detail);
     }

@@ -1,12 +1,12 @@
 //! How long entries take, stage by stage, as HDR histograms.
 //!
-//! A thread owns its [`Recorder`] and records without locks; on its tick it publishes what came
-//! together, which adds to the histograms that everybody shares. So a thread that is blocked for long
-//! delays nobody: what it has not yet published is merely not yet seen.
+//! A thread owns its [`Recorder`] and records without locks; on its tick it publishes the values since the last one, by
+//! adding them to the histograms that all threads share. So a thread that is blocked for long delays no other: its
+//! unpublished values are merely not seen yet.
 //!
-//! Values are microseconds from 1 µs to 60 s, clamped, with two significant digits: every value is
-//! within 1 % of what was recorded, at 20 KiB for a stage. A histogram is allocated when its stage is
-//! first recorded, as most threads know only one or two.
+//! Values are microseconds from 1 µs to 60 s, clamped, with two significant digits: every value is within 1 % of the
+//! recorded one, at 20 KiB for a stage. A histogram is allocated when its stage is first recorded, as most threads know
+//! only one or two.
 
 use std::sync::Arc;
 
@@ -115,8 +115,8 @@ impl Recorder {
         own.is_dirty |= count > 0;
     }
 
-    /// Adds what was recorded since the last time to what everybody sees. Costs nothing when there
-    /// is nothing, and some microseconds a stage otherwise: meant for a tick of 100 ms to 1 s.
+    /// Adds the values recorded since the last time to the shared histograms. Costs nothing when there are none, and
+    /// some microseconds a stage otherwise: meant for a tick of 100 ms to 1 s.
     pub fn publish(&mut self) {
         if !self.own.iter().flatten().any(|own| own.is_dirty) {
             return;

@@ -1,12 +1,11 @@
-//! Seeing: what the daemon does, how long it takes, and whether it is well; for people, for programs
-//! and for Prometheus.
+//! Observability: activity, latencies and health of the daemon; for people, for programs and for Prometheus.
 //!
 //! Threads write into the [`Registry`]: counters and gauges are atomics, latencies go into a
 //! [`Recorder`] that each thread owns and publishes on its tick. Two threads read it: the
-//! [`stats_socket`] and the [`admin`] listener. Nothing here is in the way of a token, and nothing
-//! that reads changes what others read, but for `reset`, which somebody has to ask for.
+//! [`stats_socket`] and the [`admin`] listener. Nothing here delays a token, and no reading changes the values that
+//! others read, except `reset`, which has to be asked for.
 //!
-//! No history is kept: rates are differences between two readings, taken by whoever watches.
+//! No history is kept: a reader computes rates from two readings.
 
 pub mod admin;
 mod counters;

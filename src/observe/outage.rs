@@ -44,7 +44,7 @@ pub(super) enum News {
     },
 }
 
-/// Whether there is an outage, and what was said of it.
+/// The current outage, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Outages(Option<Outage>);
 

@@ -25,7 +25,7 @@ use crate::queue;
 ///  "process":{"rss_bytes":9437184,"open_fds":40,"max_fds":65536,"cpu_s":1.25,"threads":["reader-0"]}}
 /// ```
 ///
-/// `lease` is `unsettled`, `held` or `lost`; `not_ready` says what is not well.
+/// `lease` is `unsettled`, `held` or `lost`; `not_ready` names the reasons.
 #[derive(Clone, Debug, Serialize)]
 pub struct Snapshot {
     /// The version of the program.
