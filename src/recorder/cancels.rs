@@ -131,7 +131,7 @@ impl Cancels {
         self.unwritten.names.len()
     }
 
-    /// Writes some requests and answers those who asked.
+    /// Writes some requests and answers the clients that asked.
     ///
     /// # Errors
     /// When Redis could not be asked. Requests that are certainly not written stay in hand.

@@ -1,12 +1,12 @@
 //! Keeps a stream of the daemon's own below a number of bytes, beside the number of its entries that every XADD keeps.
 //!
-//! Redis itself says how much memory the key takes. It is asked when this instance has written a share of what is allowed,
-//! so that all instances together exceed it by no more than that share each.
+//! Redis itself says how much memory the key takes. It is asked each time that this instance has written a share of the
+//! limit, so that all instances together exceed it by no more than that share each.
 
 use crate::redis::{Command, Link, RedisError};
 use crate::warn_limited;
 
-/// Redis is asked when so much of what is allowed was written: one part in so many.
+/// Redis is asked when 1/`SHARE` of the limit was written.
 const SHARE: usize = 16;
 /// Times that the stream is made shorter at one look.
 const TRIMS_MAX: usize = 8;

@@ -99,7 +99,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
         |value| server.link().call(&Command::new("CONFIG").args(["SET", "maxmemory", value])).unwrap();
     config("1");
     let mut met = 0;
-    // The queue is the bound: more has to wait with those who meet it.
+    // The queue is the bound: further letters have to wait with the threads that make them.
     while instance.meet(met, &[(b"data", &[b'x'; 1000])]) {
         met += 1;
         instance.tend();

@@ -144,7 +144,7 @@ impl Recorder {
         }
     }
 
-    /// Writes until the daemon stops, and then what is left.
+    /// Writes until the daemon stops, and then the rest.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(8);
         while !self.stop.requested() {
@@ -191,7 +191,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Tells what Redis refuses. The connection is well: it is no reason to send clients elsewhere.
+    /// Publishes the gauges, and the desks that Redis refuses. The connection is well, so a refusal is no reason to
+    /// send clients elsewhere.
     fn show(&self) {
         let gauges = self.registry.gauges();
         gauges.cancels_unwritten.set(signed(self.cancels.unwritten()));

@@ -1,17 +1,17 @@
 //! Decides which requests to cancel are pending: one for each generation, over all instances.
 //!
-//! A marker tells how far the stream had come when the last request was written, and where that is on the control stream.
-//! The request is meant for the generation that was going on there; it is pending as long as it is on the control stream
-//! and everything that has come since shows that the generation has not ended, or, where none was going on, that none has
-//! begun. So what has come since must all be there: a stream that was trimmed beyond the mark, or deleted and begun anew,
-//! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a request
-//! too many stops nothing that should go on, one too few leaves a Stop without effect.
+//! A marker holds the stream's newest entry at the time of the last request, and the request's place on the control
+//! stream. The request is meant for the generation that was going on then. It is pending as long as it is on the
+//! control stream and all later entries show that the generation has not ended, or, where none was going on, that none
+//! has begun. So all later entries must be there: a stream that was trimmed beyond the mark, or deleted and begun anew,
+//! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a
+//! superfluous request stops nothing that should go on, a missing one leaves a Stop without effect.
 
 use crate::event::record::Milestone;
 use crate::event::{Entry, EntryId};
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 
-/// The most entries of one look at what has come, and the bytes that it aims at.
+/// The most entries of one look at the later entries, and the bytes that it aims at.
 const LOOK_ENTRIES_MAX: usize = 256;
 const LOOK_BYTES: usize = 1 << 20;
 /// How much larger a look may be than the one before.

@@ -32,7 +32,8 @@ use crate::warn_limited;
 
 /// Acknowledgements that are written in one turn.
 const ACKS_PER_TURN: usize = 64;
-/// Acknowledgements in hand while Redis does not take them, so that those who wait can be answered: in number, and in bytes.
+/// Acknowledgements in hand while Redis does not take them, so that waiting clients can be answered: in number, and in
+/// bytes.
 const ACKS_HELD_MAX: usize = 32_768;
 const ACKS_HELD_BYTES_MAX: usize = 10 << 20;
 /// Generations that are held until they are judged: some 10 MB.
@@ -166,7 +167,7 @@ impl Receipts {
         }
     }
 
-    /// Tells those who have waited for so long that their receipts are not written yet.
+    /// Tells the clients that have waited for `patience` that their receipts are not written yet.
     fn refuse(&mut self, now: Instant, patience: Duration, why: &Refused) {
         let message = format!("{}; the receipt is written as soon as that has changed", why.message);
         let refused = Refused { message, ..why.clone() };
@@ -201,7 +202,7 @@ impl Receipts {
         self.ended.insert((due_us, self.number), ended);
     }
 
-    /// Writes what can be written on this connection.
+    /// Writes acknowledgements, and judges generations that are due, on this connection.
     ///
     /// # Errors
     /// When Redis could not be asked: the acknowledgements that were not written are kept.
@@ -370,7 +371,7 @@ impl Receipts {
         Err(RedisError::Timeout)
     }
 
-    // ----- what nobody acknowledges -----
+    // ----- generations that nobody acknowledged -----
 
     fn judge_due(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
         if desk.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
@@ -397,7 +398,8 @@ impl Receipts {
         Ok(())
     }
 
-    /// Writes the receipt of a generation that nobody took, unless somebody did or it is written.
+    /// Writes the `untaken` receipt of a generation, unless a client has acknowledged it or the receipt is written
+    /// already.
     fn judge(&self, link: &mut Link, ended: &Ended, desk: Desk<'_>) -> Result<Claim, RedisError> {
         let Ended { stream, id, generation, .. } = ended;
         let reply = link.call(&Command::new("GET").arg(taken(desk.keys, stream)))?;
