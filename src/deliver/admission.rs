@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::event_loop::Delivery;
+use super::http_error::HttpError;
 use super::request::Request;
-use super::response::{AllowedOrigin, HttpError, Reply, switch_to_websocket};
+use super::response::{AllowedOrigin, Reply, switch_to_websocket};
 use super::route::{Route, RouteLimits, route};
 use crate::event::message::Slot;
 use crate::warn_limited;

@@ -2,11 +2,12 @@
 //!
 //! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within [`LINE_BYTES_MAX`] each.
 
+use super::http_error::HttpError;
 use super::input::Input;
-use super::message::BODY_BYTES_MAX;
 use super::request::Request;
-use super::response::HttpError;
 
+/// The longest body of a cancel request, in bytes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest line between chunks, in bytes.
 const LINE_BYTES_MAX: usize = 256;
 /// Trailer lines that are passed over.

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 
 use super::body::Body;
+use super::http_error::HttpError;
 use super::input::Input;
 use super::listening::ANSWERS_BYTES_MAX;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::receipts::Parted;
-use super::response::{HttpError, Reply};
+use super::response::Reply;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::event::StreamName;

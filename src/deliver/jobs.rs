@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::admission::RETRY_AFTER_S;
 use super::budget::{Charged, Share};
 use super::event_loop::Delivery;
-use super::response::HttpError;
+use super::http_error::HttpError;
 use super::sharing::{begun_at, stretch};
 use super::streams::Ending;
 use super::viewer::{Job, JobKind, Wire};

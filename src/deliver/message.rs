@@ -9,12 +9,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::response::HttpError;
+use super::http_error::HttpError;
 use super::route::{duration_from_secs, parse_after};
 use crate::event::{After, Naming, Position, StreamName};
 
-/// The longest body of a cancel request, in bytes.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest reason of a cancel request, in bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
 

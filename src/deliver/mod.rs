@@ -25,6 +25,7 @@ mod exchange;
 mod feed;
 pub mod format;
 mod held;
+pub mod http_error;
 pub mod input;
 mod jobs;
 mod listening;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::response::HttpError;
+use super::http_error::HttpError;
 
 /// The longest request head, in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! HTTP answers: the errors that a request can meet, and the bytes of every head that is sent.
+//! HTTP answers: the bytes of every head that is sent.
 //!
 //! `Date` and `Server` are left out: nobody here needs them, and a head stays the same for all. Every
 //! answer says `Connection` in words, which is right for HTTP/1.0 and 1.1 alike. Nothing may be stored
@@ -7,114 +7,15 @@
 use bytes::Bytes;
 use tungstenite::handshake::derive_accept_key;
 
+use super::http_error::{BAD_UPGRADE, HttpError};
 use super::request::{Method, Request, WebSocketOffer};
-use super::websocket::close;
 use crate::security::origin::OriginDecision;
 use crate::web::WebFile;
 
 /// The subprotocol that is chosen when a client offers it.
 pub const SUBPROTOCOL: &str = "llm-bridge.v1";
-/// The code of errors that concern the upgrade to WebSocket.
-const BAD_UPGRADE: &str = "bad_upgrade";
 /// How long a browser may remember a preflight answer, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 7200;
-
-/// Why a request is not served. Becomes `{"error":{"code","message"}}`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{status} {code}: {message}")]
-pub struct HttpError {
-    /// The HTTP status.
-    pub status: u16,
-    /// A short word for programs.
-    pub code: &'static str,
-    /// A sentence for people.
-    pub message: String,
-    /// `Retry-After`, in seconds.
-    pub retry_after: Option<u32>,
-    /// `Allow`: the methods that would be served.
-    pub allow: Option<&'static str>,
-}
-
-impl HttpError {
-    /// The code of 403 for pages of other sites.
-    pub const ORIGIN_NOT_ALLOWED: &str = "origin_not_allowed";
-
-    /// An error without further headers.
-    #[must_use]
-    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, allow: None }
-    }
-
-    /// 400: the request itself is malformed.
-    #[must_use]
-    pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(400, "bad_request", message)
-    }
-
-    /// 400 or 426: the upgrade to WebSocket is malformed. The answer names the version that is spoken.
-    #[must_use]
-    pub fn bad_upgrade(status: u16, message: impl Into<String>) -> Self {
-        Self::new(status, BAD_UPGRADE, message)
-    }
-
-    /// 404: there is nothing of that name.
-    #[must_use]
-    pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(404, "not_found", message)
-    }
-
-    /// 405: the resource has other methods.
-    #[must_use]
-    pub fn method_not_allowed(allow: &'static str) -> Self {
-        let message = format!("the methods of this resource are {allow}");
-        Self { allow: Some(allow), ..Self::new(405, "method_not_allowed", message) }
-    }
-
-    /// 429: over a rate or a limit; worth trying again after `retry_after` seconds.
-    #[must_use]
-    pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(429, code, message) }
-    }
-
-    /// 503: not now; worth trying again after `retry_after` seconds.
-    #[must_use]
-    pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(503, code, message) }
-    }
-
-    /// 503: this instance ends.
-    #[must_use]
-    pub fn draining() -> Self {
-        let message = "this instance is going down; connect again, and another one or its successor answers";
-        Self::unavailable("draining", message, 1)
-    }
-
-    /// 421: the request is for another host.
-    #[must_use]
-    pub fn misdirected() -> Self {
-        let message = "this server does not answer to that Host; if it should, name it in listen.hosts";
-        Self::new(421, "misdirected", message)
-    }
-
-    /// The code to close a WebSocket with, where the refusal concerns the client and not the request: a browser shows
-    /// its page nothing of an HTTP answer to an upgrade.
-    #[must_use]
-    pub const fn close_code(&self) -> Option<u16> {
-        match self.status {
-            401 => Some(close::UNAUTHORIZED),
-            403 => Some(close::FORBIDDEN),
-            429 => Some(close::TOO_MANY),
-            _ => None,
-        }
-    }
-
-    /// The error as JSON.
-    #[must_use]
-    pub fn body(&self) -> Vec<u8> {
-        let body = serde_json::json!({"error": {"code": self.code, "message": self.message}});
-        body.to_string().into_bytes()
-    }
-}
 
 /// The origins whose scripts may read the answer (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use super::body::BODY_BYTES_MAX;
 use super::format::Format;
-use super::message::BODY_BYTES_MAX;
+use super::http_error::HttpError;
 use super::request::{Method, Request};
-use super::response::HttpError;
 use crate::event::{After, NameError, Naming, Position, StreamName};
 use crate::web::{self, WebFile};
 

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::message::{JobRef, KeyFacts};
+use super::key_facts::KeyFacts;
+use super::slot::JobRef;
 use super::{Entry, EntryId, Position, StreamName};
 
 /// The most that is kept, in bytes.

@@ -1,5 +1,5 @@
 use super::super::Fields;
-use super::super::message::Slot;
+use super::super::slot::Slot;
 use super::*;
 
 fn name(n: usize) -> StreamName {

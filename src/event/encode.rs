@@ -5,7 +5,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::wire::{HEADER_BYTES_MAX, push_number, push_position, put_header};
+use super::frame::HEADER_BYTES_MAX;
+use super::wire::{push_number, push_position, put_header};
 use super::{EntryId, Frame, FrameBody, Position, Span, StreamName, StreamState};
 use crate::json;
 

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::wire::HEADER_BYTES_MAX;
 use super::{Held, Position, StreamName, StreamState};
+
+/// The longest header of an unmasked WebSocket frame, in bytes: the room before a frame's JSON text.
+pub(crate) const HEADER_BYTES_MAX: usize = 10;
 
 /// The status of a stream in `open` and `status` frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,30 +10,13 @@ use std::sync::Arc;
 use super::checkpoints::Checkpoint;
 pub use super::clock::{RedisClock, now_us};
 pub use super::errand::Errand;
+pub use super::key_facts::KeyFacts;
 use super::record::{Asker, EndKind, EndOutcome, Refused};
 pub use super::shard::{Fnv, shard};
+pub use super::slot::{JobRef, Slot};
 use super::{
     AckBoard, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState, StreamStatus,
 };
-
-/// A slot of a table together with the generation of its content, so that a message about former
-/// content is told from one about its successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot {
-    /// The index in its owner's table.
-    pub index: usize,
-    /// Differs between two contents of one index.
-    pub generation: u64,
-}
-
-/// One history read for some viewers, owned by a delivery thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct JobRef {
-    /// The delivery thread.
-    pub delivery: usize,
-    /// Its job.
-    pub slot: Slot,
-}
 
 /// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
 /// to an earlier asking, or comes after the thread has let go of it, is told from what belongs to this one.
@@ -80,21 +63,6 @@ impl Cursor {
             _ => self.position,
         }
     }
-}
-
-/// Facts about a stream's key, read in one round trip with its entries and before them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyFacts {
-    /// The highest id that the stream ever gave out.
-    pub last_generated: EntryId,
-    /// The oldest entry that is still there.
-    pub first: Option<EntryId>,
-    /// How many entries are there.
-    pub length: u64,
-    /// How many entries were ever added (Redis 7 and later).
-    pub added: Option<u64>,
-    /// The highest id that was deleted one by one (Redis 7 and later).
-    pub max_deleted: Option<EntryId>,
 }
 
 /// The purpose of a history read.

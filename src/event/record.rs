@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::Slot;
+use super::slot::Slot;
 use super::{Entry, EntryId, Position, StreamName};
 
 /// The counted size of a message beside its texts and bytes, in bytes: the message itself, its place in the queue, and

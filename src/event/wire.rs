@@ -3,10 +3,8 @@
 //! Server frames are unmasked, so that the same bytes serve every viewer. Nothing is parsed here: the
 //! JSON was made by this crate or validated before.
 
+use super::frame::HEADER_BYTES_MAX;
 use super::{Frame, FrameBody, Position, StreamName};
-
-/// The longest header of an unmasked WebSocket frame.
-pub(crate) const HEADER_BYTES_MAX: usize = 10;
 
 /// FIN and the opcode of a text frame.
 const FINAL_TEXT: u8 = 0x81;

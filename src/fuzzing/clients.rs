@@ -1,11 +1,11 @@
 //! Targets: what clients of the public listener send.
 
 use super::cut;
-use crate::deliver::body::Body;
+use crate::deliver::body::{BODY_BYTES_MAX, Body};
+use crate::deliver::http_error::HttpError;
 use crate::deliver::input::Input;
-use crate::deliver::message::{self, BODY_BYTES_MAX, REASON_BYTES_MAX};
+use crate::deliver::message::{self, REASON_BYTES_MAX};
 use crate::deliver::request::{self, HEAD_BYTES_MAX, Parsed, Request};
-use crate::deliver::response::HttpError;
 use crate::deliver::route::{Route, RouteLimits, route};
 use crate::deliver::websocket::{CloseReason, Decoder, Incoming, MESSAGE_BYTES_MAX};
 use crate::event::Naming;

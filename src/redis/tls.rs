@@ -3,6 +3,7 @@
 //! Left out: client certificates (`tls-auth-clients yes`), which the configuration has no place for.
 
 use std::io::{self, BufRead, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,6 @@ use socket2::Socket;
 
 use super::error::{RedisError, TargetError};
 use super::poll::{self, Ready};
-use super::transport::fd;
 
 /// The client's side of TLS: trusting the certificates in `ca_file`, or the public authorities.
 pub(super) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TargetError> {
@@ -73,7 +73,7 @@ impl TlsStream {
             }
             let wanted =
                 Ready { readable: stream.session.wants_read(), writable: stream.session.wants_write() };
-            if poll::wait(fd(&stream.socket), wanted, Some(deadline))?.is_none() {
+            if poll::wait(stream.socket.as_raw_fd(), wanted, Some(deadline))?.is_none() {
                 return Err(RedisError::Timeout);
             }
         }

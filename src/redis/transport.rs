@@ -87,14 +87,10 @@ impl Transport {
 
     pub(super) fn raw_fd(&self) -> RawFd {
         match self {
-            Self::Plain(socket) => fd(socket),
-            Self::Tls(stream) => fd(&stream.socket),
+            Self::Plain(socket) => socket.as_raw_fd(),
+            Self::Tls(stream) => stream.socket.as_raw_fd(),
         }
     }
-}
-
-pub(super) fn fd(socket: &Socket) -> RawFd {
-    socket.as_raw_fd()
 }
 
 /// Tries every address of the host, each with its share of the time that is left.

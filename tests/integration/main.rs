@@ -102,6 +102,9 @@ mod threads;
 /// The sources keep the house's rules.
 mod tidy;
 
+/// Which files import which: no circles, and parts that are apart.
+mod imports;
+
 /// Clients that read slowly or not at all: bounded memory, nobody else disturbed, nothing lost.
 mod slow;
 
