@@ -4,42 +4,35 @@
 //! waits and suits a readiness loop on [`Link::raw_fd`]. After any error but [`RedisError::Server`] the
 //! link is broken and says so ([`RedisError::Closed`]) ever after.
 //!
-//! Limits: one reply and its nesting as in `resp`; [`PUSHES_MAX`] and [`PUSH_BYTES_MAX`] of pushes set
-//! aside. The output buffer holds the commands that the owner pushes between two flushes; the owner bounds them.
+//! Limits: one reply and its nesting as in `resp`; pushes that are set aside as in
+//! `buffers`. The output buffer holds the commands that the owner pushes between two flushes; the owner bounds them.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-
 use super::command::{Command, Pipeline};
 use super::ending::Ending;
-use super::error::{RedisError, ServerError, ServerErrorKind};
+use super::error::RedisError;
 use super::poll::{self, Ready};
 use super::reply::Reply;
 use super::resp::Scanner;
-use super::target::{Credentials, Target};
+use super::target::Target;
 use super::transport::Transport;
 
+mod buffers;
+mod opening;
 mod ranges;
 
+use buffers::{BUFFER_KEPT_BYTES, Input, Pushes};
+use opening::printable;
 pub use ranges::Wanted;
 
 /// How often a wait looks whether there is an ending by now.
 const ENDING_LOOK: Duration = Duration::from_millis(200);
-/// Room that every read from the socket has at least, in bytes.
-const READ_ROOM_BYTES: usize = 16 * 1024;
-/// Buffers above this size are given back once they are empty.
-const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// Replies read ahead while commands are still being sent, in bytes.
 const READ_AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Push messages set aside until somebody takes them.
-const PUSHES_MAX: usize = 65_536;
-/// Bytes of push messages set aside.
-const PUSH_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// One connection to Redis, used by one thread.
 ///
@@ -82,62 +75,6 @@ impl Patience {
     }
 }
 
-/// Bytes that were read and are no whole reply yet. It grows to the size of a reply and gives the memory back.
-#[derive(Debug, Default)]
-struct Input {
-    bytes: BytesMut,
-    /// Whether it has grown beyond [`BUFFER_KEPT_BYTES`].
-    is_large: bool,
-}
-
-impl Input {
-    fn make_room(&mut self) {
-        if self.bytes.capacity() - self.bytes.len() < READ_ROOM_BYTES {
-            // Doubling keeps the copying linear in the size of a big reply.
-            self.bytes.reserve(self.bytes.len().max(READ_ROOM_BYTES));
-            self.is_large |= self.bytes.capacity() > BUFFER_KEPT_BYTES;
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.bytes.len() < self.bytes.capacity()
-    }
-
-    /// Takes bytes off the front.
-    fn take(&mut self, len: usize) -> Bytes {
-        let taken = self.bytes.split_to(len).freeze();
-        if self.bytes.is_empty() && self.is_large {
-            *self = Self::default();
-        }
-        taken
-    }
-}
-
-/// Push messages in order of arrival; at the bounds the oldest go.
-#[derive(Debug, Default)]
-struct Pushes {
-    queue: VecDeque<Bytes>,
-    bytes: usize,
-    lost: u64,
-}
-
-impl Pushes {
-    fn add(&mut self, push: &[u8]) {
-        // A copy, because pushes are small and a slice would keep the whole read buffer.
-        self.queue.push_back(Bytes::copy_from_slice(push));
-        self.bytes += push.len();
-        while self.queue.len() > PUSHES_MAX || self.bytes > PUSH_BYTES_MAX {
-            self.lost += u64::from(self.take().is_some());
-        }
-    }
-
-    fn take(&mut self) -> Option<Bytes> {
-        let push = self.queue.pop_front()?;
-        self.bytes -= push.len();
-        Some(push)
-    }
-}
-
 impl Link {
     /// Connects, authenticates, names the connection (`CLIENT LIST` shows it) and selects the database,
     /// all within the target's connect timeout. RESP3 where the server speaks it, RESP2 elsewhere.
@@ -175,47 +112,6 @@ impl Link {
         link.introduce(target, &printable(client_name), deadline)?;
         link.response_timeout = target.response_timeout;
         Ok(link)
-    }
-
-    fn introduce(&mut self, target: &Target, name: &str, deadline: Instant) -> Result<(), RedisError> {
-        self.is_resp3 = !target.only_resp2 && self.hello(target.credentials.as_ref(), name, deadline)?;
-        if !self.is_resp3 {
-            if let Some(Credentials { username, password }) = &target.credentials {
-                let command = Command::new("AUTH").args(username).arg(password);
-                self.call_until(&command, deadline)?;
-            }
-            let command = Command::new("CLIENT").arg("SETNAME").arg(name);
-            match self.call_until(&command, deadline) {
-                Ok(_) => {}
-                // The name is only for operators who look at the server.
-                Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
-                    tracing::debug!(%error, "the connection to Redis has no name");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if target.database != 0 {
-            self.call_until(&Command::new("SELECT").number(target.database), deadline)?;
-        }
-        Ok(())
-    }
-
-    /// Asks for RESP3; `false` where the server does not know it.
-    fn hello(
-        &mut self,
-        credentials: Option<&Credentials>,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<bool, RedisError> {
-        let mut command = Command::new("HELLO").number(3_u8);
-        if let Some(Credentials { username, password }) = credentials {
-            command = command.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
-        }
-        match self.call_until(&command.arg("SETNAME").arg(name), deadline) {
-            Ok(_) => Ok(true),
-            Err(RedisError::Server(error)) if is_hello_unknown(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Whether the connection speaks RESP3, so that pushes can come.
@@ -530,42 +426,5 @@ fn unasked(reply: &Reply) -> RedisError {
     match reply.error() {
         Some(error) => RedisError::Protocol(format!("an error that no command had: {error}").into()),
         None => RedisError::protocol("a reply that no command had"),
-    }
-}
-
-/// Whether HELLO failed because the server knows no RESP3.
-fn is_hello_unknown(error: &ServerError) -> bool {
-    error.kind() == ServerErrorKind::UnknownCommand || error.code == "NOPROTO"
-}
-
-/// A connection's name as Redis takes it: printable, without spaces.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_pushes_go_at_the_bounds() {
-        let mut pushes = Pushes::default();
-        for n in 0..PUSHES_MAX + 3 {
-            pushes.add(n.to_string().as_bytes());
-        }
-        assert_eq!((pushes.queue.len(), pushes.lost), (PUSHES_MAX, 3));
-        assert_eq!(pushes.take().unwrap(), "3");
-        let mut large = Pushes::default();
-        for _ in 0..3 {
-            large.add(&vec![0; PUSH_BYTES_MAX / 2]);
-        }
-        assert_eq!((large.queue.len(), large.bytes, large.lost), (2, PUSH_BYTES_MAX, 1));
-        while large.take().is_some() {}
-        assert_eq!(large.bytes, 0);
-    }
-
-    #[test]
-    fn names_are_what_redis_takes() {
-        assert_eq!(printable("llm-bridge reader\n\u{e4}0"), "llm-bridge-reader--0");
     }
 }

@@ -1,0 +1,76 @@
+//! The first commands of a connection: the protocol, the user, the name, the database.
+
+use std::time::Instant;
+
+use super::Link;
+use crate::redis::command::Command;
+use crate::redis::error::{RedisError, ServerError, ServerErrorKind};
+use crate::redis::target::{Credentials, Target};
+
+impl Link {
+    pub(super) fn introduce(
+        &mut self,
+        target: &Target,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<(), RedisError> {
+        self.is_resp3 = !target.only_resp2 && self.hello(target.credentials.as_ref(), name, deadline)?;
+        if !self.is_resp3 {
+            if let Some(Credentials { username, password }) = &target.credentials {
+                let command = Command::new("AUTH").args(username).arg(password);
+                self.call_until(&command, deadline)?;
+            }
+            let command = Command::new("CLIENT").arg("SETNAME").arg(name);
+            match self.call_until(&command, deadline) {
+                Ok(_) => {}
+                // The name is only for operators who look at the server.
+                Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
+                    tracing::debug!(%error, "the connection to Redis has no name");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if target.database != 0 {
+            self.call_until(&Command::new("SELECT").number(target.database), deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for RESP3; `false` where the server does not know it.
+    fn hello(
+        &mut self,
+        credentials: Option<&Credentials>,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<bool, RedisError> {
+        let mut command = Command::new("HELLO").number(3_u8);
+        if let Some(Credentials { username, password }) = credentials {
+            command = command.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
+        }
+        match self.call_until(&command.arg("SETNAME").arg(name), deadline) {
+            Ok(_) => Ok(true),
+            Err(RedisError::Server(error)) if is_hello_unknown(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether HELLO failed because the server knows no RESP3.
+fn is_hello_unknown(error: &ServerError) -> bool {
+    error.kind() == ServerErrorKind::UnknownCommand || error.code == "NOPROTO"
+}
+
+/// A connection's name as Redis takes it: printable, without spaces.
+pub(super) fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_redis_takes() {
+        assert_eq!(printable("llm-bridge reader\n\u{e4}0"), "llm-bridge-reader--0");
+    }
+}
