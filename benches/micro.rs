@@ -19,7 +19,7 @@ use llm_bridge::transform::{Assembler, DecodeContext, plain};
 
 /// Entries of one batch.
 const BATCH: u64 = 64;
-/// What a measured token says: 35 bytes, as in `end_to_end`.
+/// The text of a measured token: 35 bytes, as in `end_to_end`.
 const TEXT: &str = "the quick brown fox jumps over them";
 
 fn main() {
@@ -98,7 +98,7 @@ fn resp(criterion: &mut Criterion) {
         assert_eq!(read().map(|streams| streams.len() as u64).ok(), Some(streams), "{name}");
         group.throughput(Throughput::Elements(streams * entries));
         group.bench_function(BenchmarkId::new("stream_entries", name), |bencher| bencher.iter(read));
-        // What this replaces: a tree with an allocation for each string and list.
+        // The parser that ours replaces: it builds a tree with an allocation for each string and list.
         group.bench_function(BenchmarkId::new("redis_crate", name), |bencher| {
             bencher.iter(|| redis::parse_redis_value(black_box(&answer)));
         });

@@ -45,7 +45,7 @@ struct Bare<'a> {
     /// The streams that the last read was about.
     read: Vec<usize>,
     out: Vec<u8>,
-    /// What has been received lies at `used..filled`; the rest is room.
+    /// The bytes received and not yet parsed are `used..filled`; the rest is free.
     input: Vec<u8>,
     filled: usize,
     used: usize,

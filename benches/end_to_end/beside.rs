@@ -12,7 +12,7 @@ use crate::scenarios::{OVERHEAD, SILENCE, Settings, settle_in};
 use crate::seen::Seen;
 use crate::stage::{Load, Result, Stage, Window};
 
-/// What the guest does while the first load is measured.
+/// The guest's behaviour while the first load is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
@@ -30,7 +30,7 @@ pub(crate) enum Act {
 }
 
 impl Act {
-    /// What its times are, if it has any.
+    /// What its measured times mean, if it has any.
     pub(crate) const fn times(self) -> Option<&'static str> {
         match self {
             Self::Storm | Self::Million => Some("ms until live again"),
@@ -43,7 +43,7 @@ impl Act {
 /// A load beside another one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guest {
-    /// What it is there for.
+    /// Its behaviour while the first load is measured.
     pub(crate) act: Act,
     /// How many streams it has, none of them the first load's.
     pub(crate) streams: usize,
@@ -51,7 +51,7 @@ pub(crate) struct Guest {
     pub(crate) clients: usize,
     /// How fast tokens come.
     pub(crate) pace: Pace,
-    /// What each stream gets while the clients are away.
+    /// How many tokens each stream gets while the clients are away or slow.
     pub(crate) backlog: u64,
     /// Streams, clients and backlog of the smoke size.
     pub(crate) smoke: (usize, usize, u64),
@@ -90,7 +90,7 @@ struct Pair<'a> {
     rest: Duration,
 }
 
-/// What came of the guest, and what was measured while it was there.
+/// The guest's result, and the measurements taken while it was there.
 struct Visit {
     window: Window,
     /// Before and after it was measured.
@@ -98,11 +98,11 @@ struct Visit {
     /// How many tokens its clients had not received by then.
     outstanding: u64,
     seen: Seen,
-    /// What the server's private memory grew by.
+    /// Growth of the server's private memory.
     bytes: u64,
 }
 
-/// What the daemon has counted; nothing where a server does not count.
+/// The daemon's counters; all zero for a server that has none.
 #[derive(Clone, Copy, Default)]
 struct Counted {
     history_reads: u64,
@@ -239,7 +239,7 @@ impl Pair<'_> {
         Ok(())
     }
 
-    /// What both loads came to.
+    /// The result of both loads.
     fn result(&self, visit: Visit, seen: &Seen, produced: &Produced) -> Run {
         let mut run = visit.window.run(seen, produced);
         run.lost += visit.seen.lost;

@@ -60,7 +60,7 @@ struct Clients<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
     handshakes: usize,
-    /// What the clients had when they left.
+    /// The clients' state when they left.
     left: Option<Vec<Left>>,
     /// When slow clients have read last.
     sipped_at: Option<Instant>,

@@ -32,7 +32,7 @@ const FIRST: usize = 2;
 /// A connection to Redis.
 struct Link {
     socket: TcpStream,
-    /// What has been read lies at `used..filled`; the rest is room.
+    /// The bytes read and not yet parsed are `used..filled`; the rest is free.
     input: Vec<u8>,
     filled: usize,
     used: usize,
@@ -61,7 +61,7 @@ struct Client {
     socket: TcpStream,
     /// It has been upgraded to the frames of a stream.
     open: bool,
-    /// What the socket did not take.
+    /// Bytes that the socket has not accepted yet.
     pending: Vec<u8>,
 }
 
@@ -338,7 +338,7 @@ fn frame(out: &mut Vec<u8>, payload: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what a socket takes now. What is meant for one that is gone counts as written.
+/// Writes as many bytes as a socket accepts now. Bytes for a broken connection count as written.
 fn write_some(socket: &mut TcpStream, bytes: &[u8]) -> usize {
     match socket.write(bytes) {
         Ok(written) => written,

@@ -1,6 +1,6 @@
 //! The scenario `growth`: what a token costs as the load grows, over a grid of tokens a second and streams
-//! with one client each. What is done per read and per wake-up is shared by more tokens the more there are,
-//! so the cost should fall or stay.
+//! with one client each. The more tokens there are, the more of them share the cost of a read and of a wake-up,
+//! so the cost per token should fall or stay.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) struct Growth {
     cells: Vec<Cell>,
 }
 
-/// Whose cost per token.
+/// The process whose cost per token is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cost {
     /// That of the daemon or the floor.
@@ -51,7 +51,7 @@ pub(crate) enum Cost {
 
 /// The cost per token of one server over so many streams, by tokens a second.
 pub(crate) struct Line {
-    /// Who serves.
+    /// The server measured.
     pub(crate) server: Server,
     /// How many streams.
     pub(crate) streams: u32,

@@ -1,4 +1,4 @@
-//! What became of every token: came once and in order, or was lost, repeated, reordered. Pure.
+//! Judges every token: it came once and in order, or was lost, repeated or reordered. Pure.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ pub(crate) enum Came {
     Astray,
 }
 
-/// What a client has of its stream.
+/// The tokens of its stream that a client has.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
     stream: u64,

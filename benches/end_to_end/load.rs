@@ -1,4 +1,4 @@
-//! What a load is, and what its threads tell each other while it runs.
+//! The definition of a load, and the state that its threads share while it runs.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ pub(crate) enum Pace {
     Steps {
         /// Tokens a second into each stream.
         per_second: f64,
-        /// What is due within so long is written at once.
+        /// The length of a step: tokens due within it are written at once.
         every: Duration,
     },
     /// As fast as Redis takes them.
@@ -48,7 +48,7 @@ pub(crate) enum Transport {
     Sse,
 }
 
-/// What the clients of a load do.
+/// The behaviour of a load's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     /// They stay and read what comes.
@@ -75,11 +75,11 @@ pub(crate) struct Plan {
     pub(crate) clients: usize,
     /// How they are connected.
     pub(crate) transport: Transport,
-    /// What they do.
+    /// Their behaviour.
     pub(crate) manner: Manner,
     /// How fast tokens come.
     pub(crate) pace: Pace,
-    /// What each stream gets at once before that pace, while the clients are away or slow.
+    /// How many tokens each stream gets at once before that pace, while the clients are away or slow.
     pub(crate) backlog: u64,
     /// How long the load runs before it is measured.
     pub(crate) warm_up: Duration,
@@ -101,12 +101,12 @@ impl Span {
         Self { from_us: AtomicU64::new(Self::NEVER), to_us: AtomicU64::new(Self::NEVER) }
     }
 
-    /// What is written from now on counts.
+    /// Begins the span: tokens written from now on count.
     pub(crate) fn begin(&self) {
         self.from_us.store(now_us(), Ordering::Release);
     }
 
-    /// What is written from now on does not count; the first end holds.
+    /// Ends the span: tokens written from now on do not count. Only the first call has an effect.
     pub(crate) fn end(&self) {
         let (set, read) = (Ordering::AcqRel, Ordering::Acquire);
         // Fails where it has ended already, which is as good.
@@ -142,7 +142,7 @@ pub(crate) struct Shared {
     pub(crate) leave: AtomicBool,
     /// They may come back, or read as fast as they can.
     pub(crate) back: AtomicBool,
-    /// What is there before the clients come, or while they are away, has been written.
+    /// The tokens that must be there before the clients come (back) have been written.
     pub(crate) stored: AtomicBool,
     /// The producer may follow its schedule, and clients of what is stored may come.
     pub(crate) go: AtomicBool,
@@ -152,7 +152,7 @@ pub(crate) struct Shared {
     pub(crate) measured: Span,
     /// The time for which the load is measured before another one comes beside it.
     pub(crate) alone: Span,
-    /// What each stream holds in the end, once that is known.
+    /// How many tokens each stream holds in the end, once that is known.
     pub(crate) totals: OnceLock<Vec<u64>>,
     stop: AtomicBool,
     problem: Arc<Mutex<Option<String>>>,
@@ -229,7 +229,7 @@ impl Shared {
         }
     }
 
-    /// What has not come after this time does not count as delivered any more.
+    /// From now on, clients wait this long for missing tokens; those that come later count as lost.
     pub(crate) fn give_up_after(&self, time: Duration) {
         self.give_up_at.get_or_init(|| Instant::now() + time);
     }
@@ -284,7 +284,7 @@ impl MeasuredCpu {
         Ok(())
     }
 
-    /// What the thread has used.
+    /// The processor time used; zero unless the measured time has ended.
     pub(crate) fn used(&self) -> Duration {
         self.used.unwrap_or_default()
     }

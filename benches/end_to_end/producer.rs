@@ -23,13 +23,13 @@ const OUTSTANDING_PACED: usize = 256;
 const OUTSTANDING_FLOOD: usize = 1_024;
 /// Tokens of each stream that one write of the flood carries.
 const FLOOD_ROUNDS: usize = 4;
-/// What is due within a tick is written together, as by producers that share a machine. Finer ticks
-/// measure mostly how often the bench itself wakes up.
+/// Tokens due within one tick are written together, as by producers that share a machine. Finer ticks
+/// would mostly measure how often the bench itself wakes up.
 const TICK: Duration = Duration::from_millis(1);
 /// How often the producer looks whether it has to stop while it waits.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What the producer did.
+/// The producer's part of a run's result.
 pub(crate) struct Produced {
     /// How many tokens each stream got.
     pub(crate) totals: Vec<u64>,

@@ -1,4 +1,4 @@
-//! What the runs come to: medians, ratios within a round to the better floor, to the bare reader and to the best
+//! The summary of all runs: medians, and ratios within a round to the better floor, to the bare reader and to the best
 //! peer, as a table and as JSON.
 
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use crate::server::{Kind, Server};
 /// A thread of the load generator above that share of a core may have limited what was measured.
 const GENERATOR_PERCENT_MAX: f64 = 90.0;
 
-/// What the daemon is held against, and how that is called.
+/// The kinds of server that the daemon is compared with, and the name of each ratio.
 const RATIOS: [(Kind, &str); 3] = [
     (Kind::Floor, "daemon / better floor"),
     (Kind::Bare, "daemon / bare reader"),
@@ -82,7 +82,7 @@ impl Report {
         self.all_runs().next().is_some() && self.all_runs().all(is_fine)
     }
 
-    /// What the cost of a token is as the load grows.
+    /// The cost per token as the load grows.
     pub(crate) const fn growth(&self) -> &Growth {
         &self.growth
     }
@@ -161,7 +161,7 @@ impl Report {
         table
     }
 
-    /// What to know before believing the table.
+    /// Reasons to doubt the table.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for run in self.all_runs() {
@@ -220,7 +220,7 @@ fn cell(runs: &[&Run], column: &Column) -> String {
     number(median(runs.iter().filter_map(|run| (column.value)(run)).collect()), column.decimals)
 }
 
-/// What became of the tokens of all rounds.
+/// Counts of lost, repeated and reordered tokens over all rounds, and notes on failed runs.
 fn verdict(runs: &[&Run]) -> String {
     let sum = |value: fn(&Run) -> u64| runs.iter().map(|run| value(run)).sum::<u64>();
     let (lost, repeated) = (sum(|run| run.lost), sum(|run| run.repeated));

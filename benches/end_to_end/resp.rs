@@ -1,10 +1,10 @@
 //! Just enough of RESP for the floors: XREAD's answers and invalidation pushes, taken entry by entry as
 //! they come, so that an answer of any length is walked once.
 
-/// What the floor finds in what Redis sent.
+/// An item that the floor parses from Redis's output.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Item<'a> {
-    /// What follows are entries of this stream.
+    /// The entries that follow belong to this stream.
     Stream(&'a [u8]),
     /// One entry.
     Entry {

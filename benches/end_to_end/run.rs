@@ -1,4 +1,4 @@
-//! What one run came to.
+//! The result of one run.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -74,7 +74,7 @@ pub(crate) struct Run {
     pub(crate) guest_clients_cpu_percent: f64,
     /// Latency of the same load before a second one came beside it.
     pub(crate) alone_ms: Option<Latency>,
-    /// What the scenario is about, where that is not the latency of tokens: see its words.
+    /// The scenario's own times, where they are not the latency of tokens: see `Act::times`.
     pub(crate) act_ms: Option<Latency>,
     /// How many reads of history there were.
     pub(crate) history_reads: Option<u64>,
@@ -95,7 +95,7 @@ pub(crate) struct Run {
     /// Whether the server fell behind the producer: the lost tokens were still coming when the run was given
     /// up, or the producer could not keep its schedule.
     pub(crate) behind: bool,
-    /// What else went wrong, in words.
+    /// Other problems, in words.
     pub(crate) problems: Vec<String>,
 }
 

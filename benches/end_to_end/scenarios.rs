@@ -16,7 +16,7 @@ pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
 /// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so
 /// that each connection is kept alive twice.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
-/// What is stored in the smoke size is so many times less.
+/// The smoke size stores this many times fewer tokens.
 const STORED_PER_SMOKE: u64 = 40;
 
 /// A load with a name.
@@ -24,7 +24,7 @@ const STORED_PER_SMOKE: u64 = 40;
 pub(crate) struct Scenario {
     /// The name on the command line and in reports.
     pub(crate) name: &'static str,
-    /// What it stands for.
+    /// Its load in words, for titles and progress.
     pub(crate) what: &'static str,
     streams: usize,
     clients: usize,
@@ -34,11 +34,11 @@ pub(crate) struct Scenario {
     smoke: (usize, usize),
     /// A second load that comes once the first has been measured alone.
     guest: Option<Guest>,
-    /// Who can take part.
+    /// The servers that can take part.
     pub(crate) servers: &'static [Server],
 }
 
-/// What others come beside.
+/// The load that a guest of another scenario runs beside.
 const FAN1: Scenario = Scenario {
     name: "fan1",
     what: "200 streams x 1 client, 50/s each",
@@ -58,7 +58,7 @@ const FIRST: Guest = Guest {
     smoke: (10, 10, 0),
 };
 
-/// Who serves clients and is not a peer.
+/// The servers with clients that are not peers.
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
 
 /// The same with the peers.

@@ -1,4 +1,4 @@
-//! What those who read have seen.
+//! The readers' observations: latencies, and counts of received, lost, repeated and reordered tokens.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::token::Token;
 /// Surprises that are kept in words.
 const SURPRISES_MAX: usize = 5;
 
-/// What all clients of a load together have seen.
+/// The observations of all clients of a load together.
 pub(crate) struct Seen {
     /// From the producer's write to the client's read, µs, of the tokens that count.
     pub(crate) latency_us: Histogram<u64>,
@@ -32,7 +32,7 @@ pub(crate) struct Seen {
     pub(crate) behind: bool,
     /// Frames with text in them.
     pub(crate) frames: u64,
-    /// What a healthy server never sends, in words; the first few.
+    /// The first few things received that a healthy server never sends, in words.
     pub(crate) surprises: Vec<String>,
     /// Processor time of the clients' thread within the measured time.
     pub(crate) cpu: Duration,

@@ -1,4 +1,4 @@
-//! Who serves in a run: what each server is, its name in reports, and how it starts.
+//! The servers that a run can measure: the kind of each, its name in reports, and how it starts.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -7,20 +7,20 @@ use crate::daemon::Process;
 use crate::floor::Mode;
 use crate::peers::Peer;
 
-/// What a server is there for.
+/// The role of a server in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// What is measured.
+    /// The server under test.
     Daemon,
-    /// What the least cost is.
+    /// A minimal server, which shows the least cost.
     Floor,
-    /// What Redis alone has to do.
+    /// A reader without clients, which shows the cost of Redis alone.
     Bare,
-    /// What others would use instead.
+    /// A server that others would use instead.
     Peer,
 }
 
-/// Who serves.
+/// A server that takes part in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Server {
     /// The daemon
@@ -57,7 +57,7 @@ impl Server {
         }
     }
 
-    /// What it is there for.
+    /// Its role in the comparison.
     pub(crate) const fn kind(self) -> Kind {
         match self {
             Self::Daemon => Kind::Daemon,

@@ -1,5 +1,5 @@
-//! What every run stands on: the processes, a load with its two threads, and the meter that is read around the
-//! measured time.
+//! The set-up of every run: the processes, a load with its two threads, and the meter that is read at the start and
+//! the end of the measured time.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use crate::run::{Latency, Run, per, percent};
 use crate::seen::Seen;
 use crate::server::{Kind, Server};
 
-/// What can go wrong is told, not handled.
+/// Errors are reported, not handled.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What a process allocates in that time once it is running is not its connections'.
+/// Wait after the start, so that the memory a process allocates then is not counted as its connections'.
 const REST: Duration = Duration::from_millis(300);
 /// The same, where only correctness counts.
 const REST_SMOKE: Duration = Duration::from_millis(10);
@@ -32,7 +32,7 @@ const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
 /// The processes of a run. They end in the order of the fields: Redis outlives who reads it.
 pub(crate) struct Stage {
-    /// Who serves.
+    /// The kind of server.
     who: Server,
     /// Its process, unless there are no clients and a thread of the bench reads Redis.
     pub(crate) server: Option<Process>,
@@ -114,7 +114,7 @@ impl<'scope> Load<'scope> {
     }
 }
 
-/// What was read from the kernel around the measured time.
+/// Readings over the measured time: tokens delivered, processor time and memory.
 pub(crate) struct Window {
     /// Whether tokens were published to the server.
     published: bool,
@@ -152,7 +152,7 @@ impl Window {
         percent(cpu, self.wall)
     }
 
-    /// What a load came to within it.
+    /// The result of a load within the window.
     pub(crate) fn run(&self, seen: &Seen, produced: &Produced) -> Run {
         let late_ms_p99 = produced.late_us.value_at_quantile(0.99) as f64 / 1e3;
         let held: u64 = produced.totals.iter().sum();

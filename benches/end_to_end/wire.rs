@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::load::Transport;
 use crate::token::{self, Token};
 
-/// What a client asks for; the name is the one that the producer writes.
+/// A client's request for a stream, under the name that the producer writes to.
 pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: SocketAddr) -> String {
     let wants = match transport {
         Transport::WebSocket => {

@@ -6,7 +6,7 @@
 # All of it goes to DIR/PEER, but for Node, npm and python3-venv where those are missing, and an empty
 # directory that nginx needs. The last line on stderr says why when it fails.
 set -euo pipefail
-# What the registries' tools say is progress.
+# The output of the registries' tools is progress: it goes to stderr.
 exec >&2
 
 peer=${1:?usage: install.sh node|fastapi|nchan DIR}

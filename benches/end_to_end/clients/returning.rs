@@ -16,7 +16,7 @@ const LATE_BEHIND: u64 = 100;
 /// How many more each of the others has not: so that hardly two of them want the same.
 const LATE_APART: u64 = 10;
 
-/// What a client has while it is away.
+/// The state that a client keeps while it is away.
 #[derive(Default)]
 pub(super) struct Left {
     pub(super) judge: Judge,
@@ -36,7 +36,7 @@ impl Clients<'_> {
         self.shared.connected.store(0, Ordering::Release);
     }
 
-    /// What late clients have, once they may come.
+    /// Gives late clients the state of clients that were there before, once they may come.
     pub(super) fn come_late(&mut self) {
         let comes = self.plan.manner == Manner::Late && self.shared.back.load(Ordering::Acquire);
         if !comes || self.left.is_some() {

@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use super::{Clients, Stage};
 use crate::load::Manner;
 
-/// What a slow client reads a second.
+/// How many bytes a slow client reads a second.
 const BYTES_PER_SECOND: usize = 1024;
 /// How often it reads.
 const SIPS_PER_SECOND: u32 = 4;
