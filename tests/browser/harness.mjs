@@ -1,5 +1,5 @@
-// What the cases stand on: a real redis-server and a real daemon as processes, a TCP proxy that cuts connections
-// where a case wants it, a headless Chromium. All of it on loopback, all of it ended when the case is over.
+// The set-up of the cases: a real redis-server and a real daemon as processes, a TCP proxy that cuts connections
+// where a case wants it, and a headless Chromium. All of it is on loopback and ends with the case.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -293,7 +293,7 @@ export class Proxy {
   blocksWebSockets = false;
   /** Takes connections and hangs up at once. */
   isDown = false;
-  /** What comes from the server to connections that are there is kept back. */
+  /** Keeps back the server's bytes on existing connections. */
   isFrozen = false;
   cuts = 0;
   /** The first lines of the requests for streams. */

@@ -1,4 +1,4 @@
-// What needs no browser: the module's pure parts, and its types as the compiler sees them.
+// Cases without a browser: the module's pure parts, and its types as the compiler sees them.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";

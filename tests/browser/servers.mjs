@@ -1,5 +1,5 @@
-// What today's daemon does not do, or not on demand: tokens, refusals, closes of every code. A small server plays it,
-// over WebSocket and HTTP, and the client runs in a real tab all the same.
+// Server behaviour that the daemon does not show, or not on demand: tokens, refusals, closes of every code. A small
+// server plays it, over WebSocket and HTTP, and the client runs in a real tab all the same.
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -235,7 +235,7 @@ export async function acks_and_cancels_are_answered_each_for_itself() {
   await tab.watch("a", "/v1/streams/s/m");
   await tab.until("a", "text", seen => seen.text === "x");
   const ask = body => tab.page.evaluate(`(async answer => { ${body} })(window.views.a.answer)`);
-  // What is asked later may be answered before.
+  // A later request may be answered first.
   const mixed = await ask(`
     const isTaken = answer.ack();
     const refused = await answer.cancel("twice").catch(error => error.code);

@@ -153,7 +153,7 @@ export async function a_chat_that_has_the_beginning_goes_on_behind_it() {
   const half = Math.floor(entries.length / 2);
   await write(producer, entries.slice(0, half));
   const [last] = (await producer.redis.run("XRANGE", producer.key, "-", "+")).at(-1);
-  // What was stored of the answer up to there, as the reader left it.
+  // Read the answer up to that id and store it, as a page does that leaves in the middle.
   const had = await fetch(url("format=ai-sdk"));
   const reader = had.body.getReader();
   let text = "";

@@ -10,7 +10,7 @@ const OpenAI = load("openai").default;
 /** OpenAI's client, whose requests become a GET of a stream. */
 const client = url => new OpenAI({ apiKey: "none", baseURL: "http://stream.invalid", maxRetries: 0, fetch: (_, { signal }) => fetch(url, { signal }) });
 
-/** What the client's own accumulator makes of a stream. It throws where a part was not opened or not finished. */
+/** The result of the client's own accumulator for a stream. It throws where a part was not opened or not finished. */
 async function complete(url) {
   const stream = client(url).chat.completions.stream({ model: "m", messages: [] });
   const reasoning = new Map();
@@ -80,7 +80,7 @@ export async function openai_resumes_at_every_id() {
   const { entries, expected } = answer(2, { choices: 2 });
   await write(producer, entries);
   const all = await producer.redis.run("XRANGE", producer.key, "-", "+");
-  // Whoever has everything gets nothing.
+  // At every id but the last: a client that has everything gets 204, see the end.
   for (const [at, [id]] of all.slice(0, -1).entries()) {
     const { completion } = await complete(url(`format=openai&after=${id}`));
     expectEqual([completion.choices[0].finish_reason, completion.usage], ["stop", USAGE]);

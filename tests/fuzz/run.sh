@@ -26,8 +26,8 @@ mkdir -p "$out"/{corpus,seeds,logs,failures}
 
 # The versions that the crate is built with, and libFuzzer.
 cp Cargo.lock tests/fuzz/Cargo.lock
-# What nightly toolchains call -Zsanitizer and cargo-fuzz sets: a count for each edge, comparisons that are told, and reads
-# and writes that are checked. For the target alone, not for build scripts.
+# The flags that cargo-fuzz sets; nightly toolchains call them -Zsanitizer: a count for each edge, reported comparisons,
+# and checked reads and writes. For the target alone, not for build scripts.
 RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$out RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address" \

@@ -46,7 +46,7 @@ fn silence_is_told_and_so_is_its_end() {
     for viewer in &mut viewers {
         viewer.read_to_status("stalled");
     }
-    // Who comes now is told at once.
+    // A newcomer is told at once.
     for kind in KINDS {
         let mut viewer = Viewer::open(daemon.public, kind, "s1/m", "after=$");
         viewer.expect_open("stalled");
@@ -132,7 +132,7 @@ fn states(viewer: &Viewer) -> Vec<String> {
     viewer.transcript.frames.iter().filter_map(state).collect()
 }
 
-/// What the daemon writes for a producer that is silent is no word of the producer's.
+/// An entry that the daemon writes for a silent producer is no sign of life of the producer.
 #[test]
 fn an_end_that_the_daemon_writes_brings_nobody_back() {
     let redis = RedisServer::start();

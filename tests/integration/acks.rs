@@ -106,7 +106,7 @@ fn a_client_that_does_not_read_holds_acknowledgements_back_until_it_leaves() {
     clock_viewer.read_to(&clock_first);
     let newest = write_much(&mut producer);
     expect_much(&mut reading, &newest);
-    // What is read later is acknowledged meanwhile, several times over.
+    // Another stream's later entries are read and acknowledged meanwhile, several times over.
     for _ in 0..3 {
         let id = clock.delta("tick");
         clock_viewer.read_to(&id);
@@ -227,7 +227,7 @@ fn reading_and_waiting_create_no_keys() {
     let mut connection = redis.connect();
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.delta("one");
-    // Whatever the daemon itself owns is there when the first stream has been watched and read.
+    // The daemon's own keys are all there once the first stream has been watched and read.
     let mut watching = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
     let id = producer.delta("two");

@@ -185,7 +185,7 @@ fn what_redis_refuses_is_refused_and_never_written() {
     assert_eq!(receive(&mut client)["type"], "pong");
 }
 
-/// Whoever is told 202 can rely on it, also when Redis goes away; all others are told to come back.
+/// An answer of 202 can be relied on even if Redis goes away; every other client is told to come back.
 #[test]
 fn a_wish_to_stop_without_redis_is_refused() {
     let mut redis = RedisServer::start_durable();
@@ -227,7 +227,7 @@ fn bodies_come_in_chunks_and_reasons_are_bounded() {
         "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut connection = Raw::connect(daemon.public);
     let chunks = "6\r\n{\"reas\r\nE;x=y\r\non\":\"in parts\"\r\n1\r\n}\r\n0\r\nx: y\r\n\r\n";
-    // What comes behind it is the next request, and is answered after it.
+    // The bytes after the body are the next request, which is answered after this one.
     let next = "GET /v1/streams/s1/m HTTP/1.1\r\nHost: localhost\r\n\r\n";
     assert!(connection.send(format!("{head}{chunks}{head}0\r\n\r\n{next}").as_bytes()));
     for status in [202, 202, 200] {

@@ -28,7 +28,7 @@ fn write(redis: &mut Redis, name: &str, text: &str, last: usize) {
     }
 }
 
-/// What follows an entry.
+/// The text after an entry.
 fn rest(text: &str, after: usize, last: usize) -> String {
     (after + 1..last).map(|number| format!("{text}{number}.")).collect()
 }
@@ -39,7 +39,7 @@ fn resume(daemon: &Daemon, (text, last): (&str, usize), after: usize) -> u64 {
     let transcript = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={after}-0"));
     assert_eq!(transcript.text(), rest(text, after, last), "after {after}");
     transcript.expect_finished(&format!("{last}-0"));
-    // What was given a moment ago is not what is tried here.
+    // Wait until the daemon no longer shares this read with others: sharing is not under test here.
     thread::sleep(std::time::Duration::from_millis(300));
     daemon.counter("replay_entries") - before
 }

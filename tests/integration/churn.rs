@@ -1,6 +1,6 @@
-//! Soak and churn: clients of every kind come and go without a pause, streams begin, end and are deleted. Who stays has
-//! everything in order, and in the end nothing is left: no memory, descriptors, threads, groups or keys, and no errors in
-//! the log.
+//! Soak and churn: clients of every kind come and go without a pause, streams begin, end and are deleted. Clients that
+//! stay get everything in order, and in the end nothing is left: no memory, descriptors, threads, groups or keys, and
+//! no errors in the log.
 //!
 //! `LLM_BRIDGE_SOAK` is how many seconds that lasts: 300 in the long form, a few otherwise.
 
@@ -60,7 +60,7 @@ fn texts(count: usize, padding: usize) -> String {
     (0..count).map(|number| text_of(number, padding)).collect()
 }
 
-/// What one stream is to be.
+/// The size of one stream and of its audience.
 #[derive(Clone, Copy)]
 struct Plan {
     entries: usize,
@@ -315,7 +315,7 @@ fn churn(redis: &RedisServer, daemon: &Daemon, time: Duration, random: &mut Rand
     })
 }
 
-/// What there is when nobody is there.
+/// The resources in use without clients.
 #[derive(Debug, PartialEq)]
 struct Rest {
     descriptors: usize,

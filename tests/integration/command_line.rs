@@ -115,7 +115,7 @@ fn all_mistakes_are_named_at_once() {
             let is_set = matches!(key, "threads.replays" | "client.nothing");
             assert!(line.contains(if is_set { "--set" } else { config.name() }), "where: {line}");
         }
-        // What is allowed instead.
+        // The message lists the allowed values.
         for allowed in ["16KiB", "1GiB", "64", "written", "none"] {
             assert!(outcome.stderr.contains(allowed), "{allowed}: {}", outcome.stderr);
         }

@@ -28,7 +28,7 @@ const LATE: usize = 60;
 /// A piece of text: its channel, its choice, and what it says.
 type Piece = (&'static str, u64, String);
 
-/// What the n-th entry says: several channels, one channel twice, one piece, several choices, nothing.
+/// The content of the n-th entry: several channels, one channel twice, one piece, several choices, or nothing.
 fn pieces_of(number: usize) -> Vec<Piece> {
     let piece = |channel, index, mark: char| (channel, index, format!("{mark}{number} "));
     match number % 6 {
@@ -197,7 +197,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
             viewers.push(scope.spawn(read(viewer, after)));
             thread::sleep(Duration::from_millis(3));
         }
-        // Whoever is left waiting gets comments, so that no read of its own would run out.
+        // A viewer that is left waiting gets comments, so that its own reads would never time out.
         let until = Instant::now() + PATIENCE;
         while done.load(Ordering::SeqCst) < viewers.len() && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
@@ -307,7 +307,7 @@ fn those_who_share_a_read_are_each_told_what_became_of_their_own_place() {
     let now_ms = redis.connect().now_ms();
     producer.write_fields(&format!("{now_ms}-0"), &[("data", br#"{"type":"delta","text":"a"}"#)]);
     producer.end();
-    // What is read for the first begins exactly where the second wants it: a bit earlier, and before all that is there.
+    // The read for the first viewer begins where the second wants it: a bit earlier, and before all entries.
     for _ in 0..5 {
         daemon.signal(libc::SIGSTOP);
         let places = [750, 1_000].map(|earlier| format!("{}-0", now_ms - earlier));

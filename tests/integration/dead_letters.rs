@@ -1,5 +1,5 @@
-//! What cannot be decoded is skipped and said so, kept once as a dead letter, however many met it, and
-//! acknowledged.
+//! An entry that cannot be decoded is skipped with a frame that says so, kept as one dead letter, however many
+//! readers met it, and acknowledged.
 
 use std::collections::HashMap;
 
@@ -263,7 +263,7 @@ fn the_letters_are_capped_by_bytes() {
     assert!(!letters(&mut connection).is_empty(), "the newest stay");
 }
 
-/// What a provider sent, as it is, and what is wrong with it: told alike by the frame, the dead letter and the log.
+/// The frame, the dead letter and the log say alike what is wrong with a provider's entry.
 #[test]
 fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
     let redis = RedisServer::start();

@@ -145,7 +145,7 @@ fn recipes_that_ask_a_server_give_a_new_answer_each_time() {
     assert_eq!(anthropic.seen()[1].body["model"], "claude-sonnet-4-5");
 }
 
-/// What the recipes need of Python's client of Redis.
+/// A stand-in for Python's Redis client, with as much as the recipes need.
 const PYTHON_CLIENT: &str = r#"
 import os, socket
 class Redis:
@@ -165,7 +165,7 @@ class Redis:
         return self.call("EXPIRE", key, seconds)
 "#;
 
-/// What they need of Node's.
+/// The same for Node's.
 const NODE_CLIENT: &str = r#"
 import net from "node:net";
 export default class Redis {

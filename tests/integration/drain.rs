@@ -88,7 +88,7 @@ fn what_is_read_while_draining_is_put_on_sockets_and_acknowledged() {
                 producer.delta("word ");
             }
         });
-        // Whatever comes of it, the writer stops.
+        // The writer stops even if a drain fails.
         let drains = scope.spawn(|| (0..ROUNDS).for_each(|_| drain_and_look(&redis))).join();
         is_over.store(true, Ordering::Relaxed);
         writer.join().unwrap();
@@ -279,7 +279,7 @@ fn an_idle_daemon_ends_in_order_and_its_id_is_free() {
 #[test]
 fn a_redis_that_does_not_answer_keeps_no_daemon_from_ending_in_order() {
     let redis = RedisServer::start();
-    // What is asked may take longer than the daemon has.
+    // Redis may take longer to answer than the daemon has to shut down.
     let grace = ["shutdown.grace=4s", "redis.response_timeout=30s"];
     let mut daemon = grace.into_iter().fold(instance(&redis, "i1"), DaemonOptions::set).start();
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -1,5 +1,5 @@
-//! What is refused before it begins, and how: names, ids, queries, methods, origins. Each error says so
-//! in the same shape.
+//! Requests that are refused at once: for their names, ids, queries, methods or origins. All errors have
+//! the same shape.
 
 use crate::support::daemon::Daemon;
 use crate::support::http::{self, Response};

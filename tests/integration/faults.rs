@@ -29,7 +29,7 @@ const VIEWERS_OF_ALL: usize = 2;
 const STEPS: usize = 12;
 /// Schedules that run at the same time where many were asked for: each mostly waits.
 const SEEDS_AT_ONCE: usize = 3;
-/// What an idle daemon may have open, and what it may have grown to.
+/// Limits for an idle daemon after the faults: open descriptors, and resident memory.
 const DESCRIPTORS_MAX: usize = 60;
 const RESIDENT_BYTES_MAX: u64 = 200 << 20;
 
@@ -121,7 +121,7 @@ struct System<'a> {
     tethers: &'a [Tether],
     redis: RedisServer,
     daemons: Vec<Daemon>,
-    /// What those wrote who are gone.
+    /// The logs of daemons that have ended.
     logs: Vec<String>,
     told: Vec<String>,
 }
@@ -161,7 +161,7 @@ impl System<'_> {
         }
     }
 
-    /// What happens at once.
+    /// Applies a fault that happens at one moment, not over a time.
     fn strike(&mut self, fault: Fault, step: &Step) {
         let tethers = self.tethers;
         let meant = tethers.iter().enumerate().filter(|(place, _)| step.viewers >> place & 1 == 1);
@@ -172,7 +172,7 @@ impl System<'_> {
             Fault::KillClients => self.run(&["CLIENT", "KILL", "TYPE", "normal"]),
             Fault::KillDaemon(instance) => self.replace(instance, Daemon::kill),
             Fault::TerminateDaemon(instance) => {
-                // Who waits for an answer of a frozen Redis may be cut short.
+                // A daemon that waits for a suspended Redis may run out of time and end with 1.
                 let is_frozen = matches!(step.fault, Fault::SuspendRedis);
                 self.replace(instance, |daemon| {
                     daemon.wait_alive();
@@ -229,7 +229,7 @@ impl System<'_> {
         self.daemons.iter_mut().for_each(Daemon::wait_ready);
     }
 
-    /// What must hold once nobody does anything any more, while somebody still watches every stream.
+    /// Waits for the state that must come about once all is quiet, while every stream is still watched.
     fn expect_tidy(&self) {
         let mut connection = self.redis.connect();
         wait_until("two groups a stream, with everything acknowledged", || {
@@ -412,7 +412,7 @@ fn ledger(items: &[(usize, Option<&str>)]) -> Ledger {
     Ledger { stream: "s/m".into(), items, is_trimmed: true, is_numbered: true }
 }
 
-/// What the ledger says of a viewer who saw these frames, which are numbers of items by id, or gaps.
+/// The ledger's verdict on a viewer that saw these frames.
 fn judged(ledger: &Ledger, frames: &[Value]) -> Result<(), String> {
     let mut log = Log::new("viewer".into(), "s/m", &mut Random::new(1));
     log.seen = frames.iter().map(|frame| Frame::new(frame.to_string())).collect();

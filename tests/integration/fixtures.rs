@@ -1,6 +1,5 @@
-//! What real providers have sent, where recordings of it are at hand: every viewer gets exactly the
-//! recorded text, with the recorded cuts and escapes, whether a producer writes it in the native form or passes it on
-//! as it is.
+//! Recordings of real providers, where they are at hand: every viewer gets exactly the recorded text, with the
+//! recorded cuts and escapes, whether a producer writes it in the native form or passes it on as it is.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -172,7 +171,7 @@ fn payloads(recording: &Path) -> (&'static str, Vec<String>) {
     (if is_anthropic { "anthropic" } else { "openai" }, payloads)
 }
 
-/// What a recording says, read without the daemon's help: text by channel, arguments by call.
+/// A recording's content, read without the daemon's help: text by channel, arguments by call.
 #[derive(Debug, Default, PartialEq)]
 struct Reading {
     content: String,
@@ -288,7 +287,7 @@ fn recorded_answers_are_understood_as_they_were_sent() {
         let [told, other] = viewers.map(Viewer::read_all);
         assert!(told.frames.last().unwrap().is_terminal());
         if told.of_kind("error").count() == 1 {
-            // What an answer took is told of those that end well.
+            // Usage is sent only for answers that end well.
             reading.output = None;
         }
         assert_eq!(Reading::of_told(&told), reading);

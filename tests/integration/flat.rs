@@ -1,4 +1,4 @@
-//! What people already have: entries whose members are fields of their own, and streams under keys of their own. They
+//! Streams that already exist elsewhere: entries whose members are fields of their own, under keys of their own. They
 //! are read as native entries are, in every format, from every position.
 
 use std::io::Write as _;

@@ -18,7 +18,7 @@ use crate::support::viewer::{Kind, Viewer, target};
 /// How many flood at once, and the threads that they share.
 const CLIENTS: usize = 50;
 const THREADS: usize = 5;
-/// What the daemon needs at most while clients flood it: itself, and a little for each.
+/// Most memory of the daemon while clients flood it, in bytes: its own, and a little for each client.
 const MEMORY_UNDER_FLOOD: u64 = 64 << 20;
 const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -86,7 +86,7 @@ fn live_text_goes_on_beside_floods() {
     }
 }
 
-/// What is asked for waits in the socket until what was asked for before is out; then it is answered, all of it.
+/// Requests wait in the socket until earlier answers have been sent; then all of them are answered.
 #[test]
 fn answers_that_nobody_reads_are_bounded_and_not_lost() {
     let redis = RedisServer::start();
@@ -145,7 +145,7 @@ fn messages_whose_answers_nobody_reads_are_left_in_the_socket() {
     assert!(held <= (CLIENTS as u64) * (128 << 10), "{held} bytes");
     let most = daemon.resident_bytes_max();
     assert!(most < MEMORY_UNDER_FLOOD, "{most} bytes");
-    // Who reads on is heard on.
+    // A client that reads again is served again.
     let mut raw = raws.swap_remove(0);
     for _ in 0..100 {
         assert_eq!(raw.json()["type"], "pong");

@@ -1,5 +1,5 @@
-//! What a client sees of each native entry: every member in its place, text unchanged, foreign objects
-//! byte for byte, and what cannot be read named instead of passed over.
+//! The frame of each native entry: every member in its place, text unchanged, foreign objects byte for
+//! byte, and an entry that cannot be read named instead of passed over.
 
 use serde_json::{Value, json};
 

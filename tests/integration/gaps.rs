@@ -1,5 +1,5 @@
-//! What was removed before it could be sent is named, never passed over silently: trimmed, deleted and
-//! begun anew, lost by a Redis that came back with an older end.
+//! Entries removed before they could be sent are named, never passed over silently: trimmed, deleted and
+//! begun anew, or lost by a Redis that came back with an older end.
 
 use std::thread;
 
@@ -186,7 +186,7 @@ fn trimming_what_everybody_has_is_no_gap() {
         viewer.read_to(&newest);
     }
     trim(&redis, 0);
-    // Who comes back while nothing follows its id has missed nothing. (Later on that cannot be told.)
+    // A client that comes back while nothing follows its id has missed nothing. (Later on that cannot be known.)
     let query = format!("after={newest}");
     let mut resumed = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", &query));
     resumed.iter_mut().for_each(|viewer| viewer.expect_open("live"));
@@ -342,7 +342,7 @@ fn a_redis_that_comes_back_with_an_older_end_is_told() {
             transcript.expect_finished(&end);
         }
     }
-    // What the gap told to keep resumes without another one.
+    // The id that the gap told clients to keep resumes without another gap.
     let kept = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={kept}"));
     assert_eq!(kept.outline(), [format!("delta {}", tokens(20..30)), "end stop".into()]);
 }

@@ -23,7 +23,7 @@ fn check(entries: &[Value], outline: &[&str]) {
         viewer.read_to(&first_id);
     }
     producer.write_each(others);
-    // What nobody can mistake for one of the entries under test.
+    // A last entry that cannot be mistaken for one of the entries under test.
     let last = producer.write(&json!({"type": "start", "generation": "the-mark"}));
     for mut viewer in live {
         viewer.read_to(&last);

@@ -24,7 +24,7 @@ impl Scene {
     fn start(settings: &[&str]) -> Self {
         let redis = RedisServer::start();
         let set = |options: DaemonOptions, setting: &&str| options.set(setting);
-        // Who reads only after the attack answers no pings meanwhile.
+        // No keep-alives: a client that reads only after the attack answers no pings during it.
         let options = Daemon::options(&redis).set("client.keepalive=10m");
         let daemon = settings.iter().fold(options, set).start();
         Self { redis, daemon, attacks: 0 }
@@ -315,8 +315,8 @@ fn deeply_nested_messages_are_harmless() {
     });
 }
 
-/// What the process may need at most while a single client floods it: it holds no more than what is
-/// read at once, and answers up to the client's budget.
+/// Most memory of the process while a single client floods it, in bytes: it holds no more than one read's
+/// bytes, and answers up to the client's budget.
 const MEMORY_UNDER_FLOOD: u64 = 64 << 20;
 
 /// Sends the same again and again until the server has closed: a while after its close frame at most.

@@ -15,7 +15,7 @@ use crate::support::viewer::{KINDS, Kind, Viewer};
 const LEASE: &str = "llm:instance:llm-bridge:i1";
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
 const KEY: &str = "llm:stream:s1:m";
-/// What a daemon elsewhere may have written.
+/// The lease's value as a daemon on another host may have written it.
 const FOREIGN: &str = "another-host:4711:4f1c";
 
 fn instance(redis: &RedisServer, id: &str) -> DaemonOptions {
@@ -156,7 +156,7 @@ fn an_id_held_elsewhere_is_not_taken() {
         });
         wait_until("the foreign lease", || holder(&mut redis.connect()).is_some());
         let daemon = instance(&redis, "i1").spawn();
-        // Whatever comes of it, the other one stops.
+        // The other one stops even if this fails.
         let outcome = scope.spawn(|| expect_refused(daemon, "i1")).join();
         let held = holder(&mut redis.connect());
         is_over.store(true, Ordering::Relaxed);
@@ -226,7 +226,7 @@ fn the_old_pending_list_is_not_delivered_again() {
     viewer.read_to(&seen);
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
     daemon.kill();
-    // What it may have read in its last moment: given to its consumer, on no socket, not acknowledged.
+    // Entries as it may have read them in its last moment: given to its consumer, on no socket, not acknowledged.
     producer.tokens(10..20);
     connection.run::<redis::Value>(&[
         "XREADGROUP",

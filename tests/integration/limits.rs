@@ -1,4 +1,4 @@
-//! What is limited, for how much, and how it is said: connections, rates, subscriptions, the state,
+//! The limits, their size, and the answers of the daemon: for connections, rates, subscriptions, the state,
 //! silence.
 
 use std::time::Instant;
@@ -121,7 +121,7 @@ fn refused_connections_are_counted() {
     }
 }
 
-/// What is refused when it is accepted is told in answer to the first request, so that a page can read it.
+/// A connection refused when it is accepted is told so in answer to its first request, so that a page can read it.
 #[test]
 fn pages_are_told_that_they_come_too_often() {
     let redis = RedisServer::start();

@@ -1,5 +1,5 @@
-//! What the daemon owes to others, proven from outside: each test starts its own redis-server and its
-//! own daemon, and speaks to it as producers, clients and operators do. The subjects:
+//! The daemon's contract, tested from outside: each test starts its own redis-server and its own daemon,
+//! and speaks to it as producers, clients and operators do. The subjects:
 
 #![allow(clippy::unwrap_used, reason = "what is not there fails the test")]
 
@@ -27,16 +27,16 @@ mod formats;
 /// The clients of other formats, as their makers wrote them.
 mod clients;
 
-/// What a client of another format is sent, to the byte, and when there is nothing to send.
+/// Output in formats other than the native one, to the byte, and when there is nothing to send.
 mod translations;
 
 /// Entries as LLM providers send them: told natively, resumed anywhere, ended alike for all.
 mod providers;
 
-/// What models say in unusual shapes: told by every format, once, and never dropped.
+/// Models' output in unusual shapes: sent in every format, once, and never dropped.
 mod said;
 
-/// What was removed before it could be sent is named: trimmed, begun anew, lost by Redis.
+/// Entries removed before they could be sent are named: trimmed, begun anew, lost by Redis.
 mod gaps;
 
 /// Large entries that come while viewers are live.
@@ -54,13 +54,13 @@ mod instances;
 /// A group's position says what is on the sockets, and nothing else; what nobody watches costs nothing.
 mod acks;
 
-/// What cannot be decoded is kept once as a dead letter.
+/// An entry that cannot be decoded is kept once as a dead letter.
 mod dead_letters;
 
-/// What clients say to have, and what nobody took in time.
+/// Receipts: answers that clients acknowledged, and those that nobody took in time.
 mod receipts;
 
-/// What a newcomer is told of an answer at its end.
+/// The state that a newcomer is told at the end of an answer.
 mod moment;
 
 /// Producers that fall silent, and those who are given up.
@@ -90,10 +90,10 @@ mod waiting;
 /// One WebSocket for many streams.
 mod multiplex;
 
-/// What a client may say on a WebSocket.
+/// The messages that a client may send on a WebSocket.
 mod messages;
 
-/// What is refused before it begins: names, queries, methods, origins.
+/// Requests that are refused at once: for their names, queries, methods or origins.
 mod errors;
 
 /// Threads are named by their role, as many as configured.
@@ -129,7 +129,7 @@ mod limits;
 /// Frames merged over a time that the client chooses.
 mod batching;
 
-/// What operators see: probes, stats, metrics, the dashboard, the log.
+/// The operators' view: probes, stats, metrics, the dashboard, the log.
 mod seeing;
 
 /// The log under floods of bad input and through outages.
@@ -141,7 +141,7 @@ mod systemd;
 /// Exit statuses, the configuration and where it comes from, the rights that are needed.
 mod command_line;
 
-/// What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
+/// The commands for a terminal beside the daemon: `produce`, `tail`, `demo`.
 mod terminal;
 
 /// Commands that are told to end by a signal, or whose terminal is closed.
@@ -150,7 +150,7 @@ mod signals;
 /// `produce` and the answers of models' servers: passed on, refused, broken off, cancelled.
 mod upstream;
 
-/// What comes in place of an event stream is told at once, in the server's words.
+/// An answer other than an event stream is reported at once, in the server's words.
 mod no_events;
 
 /// The documents: their commands and programs, run as they stand there, and their links.

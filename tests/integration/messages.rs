@@ -1,4 +1,4 @@
-//! What a client may say on a WebSocket, and what becomes of what it may not.
+//! The messages that a client may send on a WebSocket, and the handling of all others.
 
 use serde_json::{Value, json};
 use tungstenite::Message;
@@ -39,7 +39,7 @@ fn a_ping_is_answered() {
     }
 }
 
-/// Whatever a client says before the stream was looked at: `open` is what it hears first.
+/// A client's messages before the stream was read are answered only after `open`.
 #[test]
 fn open_comes_before_any_answer() {
     let redis = RedisServer::start();

@@ -112,7 +112,7 @@ fn a_connection_that_breaks_before_the_first_event_is_another_matter() {
     let upstream = FakeUpstream::start([broken, chat(&["a"])]);
     let outcome = ask(&redis, &upstream, &[]);
     assert_eq!((outcome.code, upstream.seen().len()), (Some(0), 2), "{outcome:?}");
-    // What came of an error before it broke off is one all the same.
+    // An error body that breaks off midway is an error all the same.
     let redis = RedisServer::start();
     let broken =
         answer("Content-Length: 900\r\nContent-Type: application/json\r\n", b"{\"error\":\"bu", None);

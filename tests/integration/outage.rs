@@ -166,7 +166,7 @@ fn a_redis_that_loads_its_data_is_waited_for() {
     assert!(redis.connect().errors("LOADING") > 0, "nobody asked while Redis was loading");
 }
 
-/// What clients of each kind are told, whatever comes first.
+/// A client of each kind, and the frames that each has received.
 struct Told {
     websocket: WebSocketClient,
     sse: SseClient,
@@ -195,7 +195,7 @@ impl Told {
         }
     }
 
-    /// What they were told in all, and how it ended.
+    /// All frames that each received, and how its connection ended.
     fn read_to_end(mut self) -> [(Vec<Value>, Ending); 2] {
         let [mut first, mut second] = self.frames;
         let (rest, code) = self.websocket.receive_to_close();

@@ -86,7 +86,7 @@ const MESSAGES: [Payload; 13] = [
     (r#"{"type":"message_stop"}"#, &[""]),
 ];
 
-/// What a frame says, in pieces that are the same however frames were merged.
+/// A frame's content, in pieces that are the same however frames were merged.
 fn pieces(frame: &Frame) -> Vec<String> {
     let value = &frame.value;
     let text = |name: &str| value[name].as_str().unwrap_or_default().chars();
@@ -304,7 +304,7 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
             let query = format!("after={end}");
             assert_eq!(view(daemon.public, Kind::Sse, "s1/m", &query).ending, Some(Ending::Status(204)));
             assert_eq!(view(daemon.public, Kind::WebSocket, "s1/m", &query).frames[1].raw, told_end);
-            // Who has all but the end gets that alone.
+            // A client that has all but the end gets the end alone.
             let rest = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={}.1", at(now_ms, 1)));
             assert_eq!(rest.outline(), ["end stop"]);
         }
@@ -333,7 +333,7 @@ fn what_follows_an_end_that_nobody_wrote_is_the_next_answer() {
         let ids: Vec<&str> = told.of_kind("end").map(|end| end["id"].as_str().unwrap()).collect();
         assert_eq!(ids, [at(long_ago, 1_999), at(long_ago, 5_999)]);
     }
-    // Whoever stays hears of the end while nothing follows, and then of the next answer.
+    // A client that stays gets the end while nothing follows, and then the next answer.
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1&after=$");
     viewer.expect_open("ended");
     let newest = producer.write_fields("*", &[("openai", FINISH.as_bytes())]);

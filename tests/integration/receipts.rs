@@ -21,7 +21,7 @@ fn options(redis: &RedisServer, after: &str) -> DaemonOptions {
     options.set(&format!("stream.receipts_after={after}"))
 }
 
-/// What the receipts say but for the time: `stream id generation status by`.
+/// The receipts without their time, as `stream id generation status by`.
 fn receipts(redis: &mut Redis) -> Vec<String> {
     let line = |(_, fields): &(String, HashMap<String, Vec<u8>>)| {
         let field = |name: &str| String::from_utf8(fields[name].clone()).unwrap();
@@ -101,7 +101,7 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "1m").start();
     let mut connection = redis.connect();
-    // Who is kept from running for longer than it is waited for proves nothing: then once more.
+    // A test that is kept from running for longer than the daemon waits proves nothing: then once more.
     for attempt in 0..20 {
         let mut producer = Producer::new(&redis, &format!("s{attempt}"), "m");
         let first = producer.start("g1");
@@ -118,10 +118,10 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
             daemon.counter("receipts_acked") == daemon.counter("acks_received")
         });
         let written = of_stream(&mut connection, &producer.stream);
-        // What is written was answered before the close.
+        // A receipt that is written was answered before the close.
         assert_eq!(viewer.acked.len(), written.len(), "{written:?}");
         if was_sent && written == [format!("{end} g1 acked 127.0.0.1")] {
-            // And who says nothing is closed all the same.
+            // And a client that acknowledges nothing is closed all the same.
             let end = producer.end();
             view(daemon.public, Kind::WebSocket, &producer.stream, "after=last").expect_finished(&end);
             return;
@@ -194,7 +194,7 @@ fn an_answer_whose_viewers_have_left_is_untaken() {
     wait_judged(&redis, &daemon, "s9");
     assert_eq!(of_stream(&mut connection, "s1/m").len(), 2, "and the acknowledgement");
     assert!(of_stream(&mut connection, "s3/m").is_empty(), "nobody watched it");
-    // What is over is read on by nobody.
+    // A stream that is over is no longer read.
     wait_until("the stream to be let go of", || daemon.gauge("streams_live") == 0);
 }
 
@@ -356,7 +356,7 @@ fn what_is_acknowledged_while_redis_is_away_is_written_when_it_is_back() {
     let mut connection = redis.connect();
     wait_receipt(&mut connection, &format!("s1/m {} g1 acked 127.0.0.1", ends[0]));
     wait_receipt(&mut connection, &format!("s2/m {} g2 untaken", ends[1]));
-    // Who says it again gets an answer, and no second receipt.
+    // A client that repeats its acknowledgement gets an answer, and no second receipt.
     viewer.acknowledge(&ends[0]);
     wait_judged(&redis, &daemon, "s9");
     assert_eq!(of_stream(&mut connection, "s1/m").len(), 1);

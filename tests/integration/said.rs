@@ -1,5 +1,5 @@
-//! What a model said is never dropped, in whichever shape its server put it: every format tells the same text, the same
-//! calls under the same numbers, what has no native form, and how it ended; also to who comes in the middle.
+//! A model's output is never dropped, in whichever shape its server put it: every format has the same text, the same
+//! calls under the same numbers, the parts without a native form, and the end; also for a client that joins midway.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::support::viewer::{KINDS, Kind, Viewer, target, view};
 /// A tool call: its number, id, name and arguments.
 type Call = (u64, String, String, String);
 
-/// What a client has in the end.
+/// The answer that a client has in the end.
 #[derive(Debug, Default, PartialEq)]
 struct Answer {
     text: String,
@@ -278,7 +278,7 @@ fn a_call_that_was_only_announced_is_told_however_it_ends() {
     check(&daemon, &redis, "function", &entries, &answer("", &one, &[], "end"));
 }
 
-/// What was announced in one generation belongs to it also where the next one's `start` is what ends it.
+/// A tool call announced in one generation belongs to it even if only the next one's `start` ends it.
 #[test]
 fn the_next_start_finds_nothing_untold() {
     let redis = RedisServer::start();

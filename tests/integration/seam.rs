@@ -18,7 +18,7 @@ const PER_SECOND: u32 = 2_000;
 const TOKENS: usize = 6_000;
 const SEED: u64 = 20_251;
 
-/// What the producer and the clients tell each other.
+/// The state that the producer and the clients share.
 #[derive(Default)]
 struct Shared {
     /// The ids written so far; the one at position n is that of token n.
@@ -27,7 +27,7 @@ struct Shared {
     joined: AtomicUsize,
 }
 
-/// What a client got.
+/// A client's result.
 struct Outcome {
     /// The id after which it began.
     after: String,
@@ -82,7 +82,7 @@ fn clients_that_join_at_random_moments_get_everything_once() {
         let mut producer = Producer::new(&redis, "s1", "m");
         producer
             .tokens_at(PER_SECOND, 0..TOKENS, |ids| shared.written.lock().unwrap().extend_from_slice(ids));
-        // Who joins last still finds the stream unfinished.
+        // Even the last client to join finds the stream unfinished.
         wait_until("all clients to join", || shared.joined.load(Ordering::Relaxed) == CLIENTS);
         producer.end();
         clients.into_iter().map(|client| client.join().unwrap()).collect()

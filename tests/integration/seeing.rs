@@ -1,5 +1,5 @@
-//! What operators see: probes, stats, metrics, the dashboard, the log. It answers whatever else goes
-//! on, and what it counts is what has happened.
+//! The operators' view: probes, stats, metrics, the dashboard, the log. The admin listener answers under any
+//! load, and its counters are right.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -427,7 +427,7 @@ fn the_dashboard_needs_nothing_from_elsewhere() {
     assert_eq!(http::get(daemon.admin, "/nothing").status, 404);
     assert_eq!(http::request(daemon.admin, "POST", "/metrics", &[("Content-Length", "0")]).status, 405);
     assert_eq!(http::request(daemon.admin, "HEAD", "/healthz", &[]).status, 200);
-    // What is for operators is not on the public listener, nor the other way round.
+    // Operators' resources are not on the public listener, nor clients' on the other.
     for path in ["/metrics", "/stats.json", "/readyz"] {
         assert_eq!(http::get(daemon.public, path).status, 404, "{path}");
     }

@@ -22,7 +22,7 @@ const MIB: usize = 1024 * KIB;
 /// The text of an entry.
 const ENTRY_BYTES: usize = 256 * KIB;
 
-/// What the daemon is configured with here, so that what it may hold can be added up.
+/// The daemon's settings here, from which the most that it may hold is computed.
 const SEND_BUDGET: usize = 256 * KIB;
 const READ_COUNT: usize = 4;
 const QUEUE_BATCHES: usize = 2;
@@ -70,7 +70,7 @@ fn write_bulk(producer: &mut Producer, entries: usize) -> String {
     producer.write(&json!({"type": "end", "seq": entries, "finish_reason": "stop"}))
 }
 
-/// What a frame says that matters here.
+/// The members of a frame that matter here.
 #[derive(Deserialize)]
 struct Frame<'a> {
     #[serde(rename = "type")]
@@ -239,7 +239,7 @@ fn who_takes_nothing_is_closed_and_can_resume() {
     wait_until("both to be closed", || daemon.counter("clients_slow_closed") == 2);
     assert!(daemon.counter("clients_fell_back") >= 2);
 
-    // What was on its way still arrives, then the close; the rest comes after the last id.
+    // Frames on their way still arrive, then the close; the rest comes after the last id.
     let mut check = Check::default();
     assert_eq!(read_websocket(&mut slow_websocket, &mut check), Incoming::Closed(4408));
     assert_eq!(check.terminal_id, None, "all had room on the way: the test is too small");
@@ -341,8 +341,8 @@ fn history_for_slow_clients_is_cut_to_their_budget() {
     let held = CLIENTS * 2 * SEND_BUDGET;
     let outbox = daemon.gauge("outbox_bytes");
     assert!(outbox <= held as u64, "{outbox} bytes are held for clients that may hold {held}");
-    // What is under way between the threads is at most the whole stream, as entries and as frames, each
-    // in a buffer of up to double the size.
+    // The threads' queues hold at most the whole stream, as entries and as frames, each in a buffer of up to
+    // double the size.
     let bound = (PROGRAM_BYTES + 4 * ENTRIES * TEXT_BYTES + held) as u64;
     let most = daemon.resident_bytes_max();
     assert!(most <= bound, "the daemon had {most} bytes, its limits add up to {bound}");

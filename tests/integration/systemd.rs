@@ -27,7 +27,7 @@ use crate::support::viewer::{KINDS, view};
 /// The socket on which a service manager listens.
 struct Manager {
     socket: UnixDatagram,
-    /// What `NOTIFY_SOCKET` says.
+    /// The value of `NOTIFY_SOCKET`.
     address: String,
     _dir: TempDir,
 }
@@ -94,7 +94,7 @@ impl Manager {
 fn ready_means_listening_and_redis_tried() {
     let redis = RedisServer::start();
     for manager in [Manager::listen(), Manager::listen_abstract()] {
-        // Whoever says so before Redis has answered says so while it sleeps.
+        // A daemon that is ready too early says so while Redis sleeps.
         redis.freeze(Duration::from_millis(1500));
         let mut daemon = Daemon::options(&redis).env("NOTIFY_SOCKET", &manager.address).spawn();
         let before = manager.read_to("READY=1");

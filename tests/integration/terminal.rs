@@ -1,4 +1,4 @@
-//! What people run in a terminal beside the daemon: `produce`, `tail`, `demo`.
+//! The commands for a terminal beside the daemon: `produce`, `tail`, `demo`.
 
 use std::fs;
 use std::io::Write;
@@ -35,7 +35,7 @@ fn expect_success(outcome: &Outcome) {
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
 }
 
-/// What both kinds of viewers get of `s1/m`; asserts that it is the same.
+/// The transcript of `s1/m`; asserts that it is the same for both kinds of viewers.
 fn views(daemon: &Daemon) -> Transcript {
     let [one, other] = KINDS.map(|kind| view(daemon.public, kind, "s1/m", ""));
     assert_eq!(one.outline(), other.outline());
@@ -231,7 +231,7 @@ fn tail_in_a_terminal_dims_reasoning_marks_calls_and_obeys_nothing() {
     assert!(shown.contains("\n\u{2192} se\u{2407}arch({\"q\":\"\u{fffd}2J\"})\n"), "{shown:?}");
     let text = "# No *Markdown* \u{241b}]0;title\u{2407}\u{2408}\u{240d}\n\ttext\u{2421}\n";
     assert!(shown.contains(text), "{shown:?}");
-    // Whatever frame it comes with, nothing but our own dimming is a control character.
+    // No frame brings a control character to the terminal: only our own dimming and line breaks are there.
     let rest = shown.replace("\x1b[2m", "").replace("\x1b[22m", "");
     let is_obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     assert!(!rest.contains(is_obeyed), "{rest:?}");
@@ -342,7 +342,7 @@ fn tail_resumes_over_a_restart_of_the_daemon() {
                 shown.push(process.line().expect("it goes on"));
             }
             daemon.kill();
-            // What is written meanwhile is there when it comes back.
+            // Entries written meanwhile are there when it comes back.
             producer.delta(&format!("between {round}\n"));
             daemon = daemon.start_again();
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The longest file of the crate, in lines. It may be lowered.
 const LINES_MAX: usize = 590;
 
-/// What must not be left in the code.
+/// Strings that must not be left in the code.
 const LEFTOVERS: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
 /// Where lines may be logged without a limit on how often, and how many such places each file has: what happens once

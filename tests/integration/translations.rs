@@ -1,5 +1,5 @@
-//! What a client of another format than the native one is sent, to the byte: live, resumed, finished, over SSE and over
-//! WebSocket; when there is nothing to send; and that cuts, slowness, gaps and further generations change nothing.
+//! Output in formats other than the native one, to the byte: live, resumed, finished, over SSE and over WebSocket; when
+//! there is nothing to send; and that cuts, slowness, gaps and further generations change nothing.
 
 use std::collections::BTreeMap;
 
@@ -146,7 +146,7 @@ fn over_websocket_a_message_is_an_event() {
     assert_eq!(listen("format=openai"), (expected.clone(), 1000));
     let last = [expected[5].clone(), expected[6].clone(), expected[7].clone()];
     let (again, code) = listen("format=openai&after=5001-0");
-    // What the choice was told before is not known any more where only its end is told again.
+    // The role is sent again: earlier chunks of a choice are not known where only its end is sent again.
     assert!(again[0].contains(r#""role":"assistant""#) && code == 1000, "{again:?}");
     assert_eq!(again.last(), last.last());
 
@@ -209,7 +209,7 @@ fn nothing_that_goes_on_is_an_answer_of_its_own() {
     let start = live.event().unwrap().unwrap().data;
     assert_eq!(start, r#"{"type":"start","messageId":"s1/m@5001-0"}"#);
 
-    // Who waits for a name gets what comes, also if all of it came at once.
+    // A client that waits for a name gets the answer, also if all of it came at once.
     let mut waiting = SseClient::open(daemon.public, &target("s2/m", "format=ai-sdk&wait=60"), &[]);
     wait_until("the wait", || daemon.gauge("streams_waited") == 1);
     let mut other = Producer::new(&redis, "s2", "m");
@@ -258,7 +258,7 @@ fn who_follows_is_told_of_no_end_between_generations() {
     }
 }
 
-/// What chunks amount to, by member of the delta and choice.
+/// The text of all chunks, by member of the delta and choice.
 fn said(events: &[SseEvent]) -> BTreeMap<String, String> {
     let mut said: BTreeMap<String, String> = BTreeMap::new();
     for event in events.iter().filter(|event| event.data != "[DONE]") {

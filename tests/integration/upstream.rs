@@ -241,7 +241,7 @@ fn a_cancelled_answer_ends_for_everybody_and_the_upstream_is_let_go() {
             viewer.read_until("the start", |frame| frame.kind() == "start");
         }
         wait_until("the token", || entries(&redis).len() == 2);
-        // Whoever goes away cancels nothing.
+        // A client that goes away cancels nothing.
         drop(Viewer::open(daemon.public, Kind::WebSocket, "s1/m", ""));
         assert_eq!(upstream.left(), 0);
         match by {
@@ -339,7 +339,7 @@ fn a_server_behind_a_private_authority_is_asked_over_tls() {
         assert_eq!(entries(&redis), expected, "{more:?}: {outcome:?}");
         assert!(outcome.code == Some(0) || outcome.stderr.contains("certificate"), "{outcome:?}");
     }
-    // Whoever cannot be trusted is told nothing, not even the key.
+    // An untrusted server is sent nothing, not even the key.
     assert_eq!(upstream.seen().len(), 1);
 }
 
@@ -443,7 +443,7 @@ fn recorded_answers_are_passed_on_as_they_were_sent() {
         let seen = entries(&redis);
         let raw: Vec<&str> =
             seen.iter().filter_map(|entry| entry.strip_prefix(&format!("{form} "))).collect();
-        // What follows the end belongs to nobody: it is not even read.
+        // Payloads after the end belong to no answer: they are not even read.
         assert_eq!(raw, payloads[..raw.len()], "{outcome:?}");
         let is_late = |payload: &&str| *payload == "[DONE]" || payload.contains("response.failed");
         assert!(

@@ -27,7 +27,7 @@ fn who_waits_gets_everything_from_the_beginning() {
             viewers.push((kind, query, viewer));
         }
     }
-    // Whoever was accepted before this was answered is waiting.
+    // All connections accepted before this answer are waiting.
     assert_eq!(http::get(daemon.public, "/v1/streams/s1/m").status, 404);
     assert!(redis.connect().keys("llm:stream:*").is_empty(), "waiting creates no key");
     let mut producer = Producer::new(&redis, "s1", "m");

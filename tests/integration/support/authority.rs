@@ -42,7 +42,7 @@ impl Authority {
         self.path("ca.pem").display().to_string()
     }
 
-    /// What a server of 127.0.0.1 that it vouches for speaks TLS with.
+    /// The TLS configuration of a server on 127.0.0.1 with a certificate of this authority.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
         let cert = CertificateDer::from_pem_file(self.path("cert.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path("key.pem")).unwrap();

@@ -45,7 +45,7 @@ pub(crate) fn llm_bridge(arguments: &[&str]) -> Command {
     command
 }
 
-/// What a command said and how it ended.
+/// A command's output and exit.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// The exit status; `None`: ended by a signal.
@@ -129,7 +129,7 @@ impl Background {
         self.process.id()
     }
 
-    /// What is written to it goes to its standard input; dropping it ends the input.
+    /// The writer of its standard input; dropping it ends the input.
     pub(crate) fn take_stdin(&mut self) -> ChildStdin {
         self.process.stdin.take().unwrap()
     }

@@ -23,7 +23,7 @@ use super::redis::RedisServer;
 /// How often other ports are tried when somebody else was faster.
 const ATTEMPTS: usize = 5;
 
-/// What a daemon is started with.
+/// The options to start a daemon with.
 #[derive(Clone)]
 pub(crate) struct DaemonOptions {
     redis_url: String,

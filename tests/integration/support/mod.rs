@@ -1,4 +1,4 @@
-//! What the subjects stand on: a private redis-server, the daemon as a process, clients of each kind,
+//! The set-up that all subjects share: a private redis-server, the daemon as a process, clients of each kind,
 //! a producer, and transcripts that check themselves while they grow.
 //!
 //! Nothing here knows the daemon's code: it is started as a process and spoken to over its sockets.

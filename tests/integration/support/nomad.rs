@@ -1,6 +1,6 @@
 //! Viewers that lose their connection again and again and come back with their last id, at this instance
-//! or another. What they got over all their connections is one log for each stream, which is compared with
-//! what the stream's producer has written.
+//! or another. The frames of all their connections are one log for each stream, which is compared with the
+//! ledger of the stream's producer.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How much of a frame is shown when something is wrong.
 const SHOWN: usize = 160;
 
-/// What viewers wander in.
+/// The two instances that viewers move between.
 pub(crate) struct World {
     publics: [SocketAddr; 2],
     /// How often each instance has ended, twice, and once more while it is ending.
@@ -53,7 +53,7 @@ impl World {
     }
 }
 
-/// Whoever panics while holding it lets everybody else end.
+/// A thread that panics while holding it lets all others end.
 pub(crate) struct Together<'a>(pub(crate) &'a World);
 
 impl Drop for Together<'_> {
@@ -108,10 +108,10 @@ impl Tether {
     }
 }
 
-/// What one viewer got of one stream, over all of its connections.
+/// The frames that one viewer got of one stream, over all of its connections.
 #[allow(clippy::struct_excessive_bools, reason = "three independent facts about one viewer")]
 pub(crate) struct Log {
-    /// Who it is, for whoever reads of a failure.
+    /// The viewer's name, for messages about failures.
     pub(crate) name: String,
     pub(crate) stream: String,
     follow: bool,
@@ -171,7 +171,7 @@ impl Log {
             assert_eq!(asked, after, "{}: asked for {}, {}", self.name, self.cursor, frame.raw);
         }
         if let Some(id) = frame.id() {
-            // Who comes back at the end without following is told it again.
+            // A viewer that comes back at the end without following is told the end again.
             let is_repeated = is_first && !self.follow && frame.is_terminal() && id == self.cursor;
             if is_repeated {
                 return;
@@ -380,7 +380,7 @@ fn subscribe(client: &mut WebSocketClient, log: &Log) -> bool {
 struct Place {
     /// The first item that may come.
     next: usize,
-    /// What was told missing since the last item.
+    /// The gap frames since the last item.
     gaps: Vec<Frame>,
     /// How many of those were told over former connections.
     gaps_before: usize,
@@ -389,7 +389,7 @@ struct Place {
 }
 
 impl Ledger {
-    /// What is wrong with what a viewer got, if anything.
+    /// Compares a viewer's log with the ledger. The error says what is wrong with the log.
     pub(crate) fn account(&self, log: &Log) -> Result<(), String> {
         let places: HashMap<&str, usize> =
             self.items.iter().enumerate().map(|(place, item)| (item.label.as_str(), place)).collect();
@@ -425,7 +425,7 @@ impl Ledger {
             if place < at.next && !self.may_come_again(place, at) {
                 return Err(format!("{label} again or late: {}", frame.raw));
             }
-            // Who has seen nothing yet misses nothing of what was deleted.
+            // A viewer that has seen nothing yet does not miss deleted items.
             let seen_or_there = |left_out: &usize| at.next > 0 || self.items[*left_out].era == item.era;
             let first = (at.next..place).find(seen_or_there).unwrap_or(place);
             self.expect_named(first..place, &at.gaps)?;
@@ -464,7 +464,7 @@ impl Ledger {
         let is_after = |item: &Item| item.id.as_ref().is_some_and(|id| after < id_order(id));
         let is_before = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) < next);
         let known = self.items.iter().filter(|item| is_after(item) && is_before(item)).count() as u64;
-        // What was sent and not confirmed may be there as well, from the last one that the viewer has on.
+        // Attempts that were not confirmed may have been lost as well, from the viewer's last item on.
         let is_had = |item: &Item| item.id.as_ref().is_some_and(|id| id_order(id) <= after);
         let first = self.items.iter().rposition(is_had).map_or(0, |last| last + 1);
         let end = self.items.iter().rposition(is_before).map_or(first, |last| last + 2);
@@ -476,7 +476,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// What was left out was not confirmed, or was named.
+    /// Every item left out was not confirmed, is not shown, or was named by a gap.
     fn expect_named(&self, left_out: std::ops::Range<usize>, gaps: &[Frame]) -> Result<(), String> {
         for item in &self.items[left_out] {
             let Some(id) = item.id.as_ref().filter(|_| item.is_shown) else { continue };

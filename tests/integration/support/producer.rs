@@ -150,7 +150,7 @@ impl Producer {
 
 /// One thing that a producer has to say.
 pub(crate) struct Item {
-    /// What nobody else says: `generation.number`, or `last`.
+    /// A label that no other item has: `generation.number`, or `last`.
     pub(crate) label: String,
     /// A delta's text.
     pub(crate) text: String,
@@ -164,7 +164,7 @@ pub(crate) struct Item {
     pub(crate) era: usize,
 }
 
-/// What a producer has written, in order.
+/// The items that a producer has written, in order.
 pub(crate) struct Ledger {
     pub(crate) stream: String,
     pub(crate) items: Vec<Item>,
@@ -172,7 +172,7 @@ pub(crate) struct Ledger {
     pub(crate) is_numbered: bool,
 }
 
-/// What a producer is told.
+/// The orders to the producers.
 pub(crate) struct Orders {
     /// How often each stream is to be begun anew.
     pub(crate) begin_anew: Vec<AtomicUsize>,
@@ -331,7 +331,7 @@ impl<'a> Survivor<'a> {
         self.orders.begin_anew[self.number].load(Ordering::Relaxed) > self.era
     }
 
-    /// Deletes the stream. What follows has higher ids, as only then anybody can tell the two apart.
+    /// Deletes the stream. Later entries have higher ids: only then can the two be told apart.
     fn begin_anew_if_told(&mut self) {
         if !self.must_begin_anew() {
             return;

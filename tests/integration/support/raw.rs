@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::patience::PATIENCE;
 
-/// What a WebSocket handshake asks for, besides its target.
+/// The header of a WebSocket handshake, after the request line.
 const UPGRADE: &str = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
@@ -21,7 +21,7 @@ pub(crate) const CLOSE: u8 = 0x88;
 pub(crate) const PING: u8 = 0x89;
 pub(crate) const PONG: u8 = 0x8A;
 
-/// What the frames of clients are masked with.
+/// The mask of the clients' frames.
 const KEY: [u8; 4] = [0x5A, 0x01, 0xFE, 0x33];
 
 /// A frame as a client has to send it: masked. `first` is its first byte, flags and opcode.

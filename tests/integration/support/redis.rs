@@ -22,7 +22,7 @@ const ATTEMPTS: usize = 5;
 static PROGRAM: LazyLock<OsString> =
     LazyLock::new(|| env::var_os("LLM_BRIDGE_REDIS_SERVER").unwrap_or_else(|| "redis-server".into()));
 
-/// What lets the tests use DEBUG. Before version 7 everybody may, and the option is not known.
+/// The option that allows DEBUG. Before version 7 it is always allowed, and the option is unknown.
 static DEBUG_OPTION: LazyLock<&'static [&'static str]> = LazyLock::new(|| {
     let output = program(&*PROGRAM).arg("--version").output().expect("redis-server is installed");
     let version = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -113,7 +113,7 @@ impl RedisServer {
         Redis(connection)
     }
 
-    /// Kills it without warning (SIGKILL). What it has not written to its directory is lost.
+    /// Kills it without warning (SIGKILL). Data not yet written to its directory is lost.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();

@@ -1,4 +1,4 @@
-//! What a viewer of one stream got. It checks, frame by frame, what holds for every viewer: `open`
+//! The frames that a viewer of one stream got. It checks, frame by frame, what holds for every viewer: `open`
 //! comes first and once, ids only grow, SSE's `id:` is the frame's, counts are counts.
 
 use serde_json::Value;
@@ -104,7 +104,7 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// What the contract says follows a terminal frame: close 1000, or the end of the response.
+    /// Whether it is the ending that the contract has after a terminal frame: close 1000, or the end of the response.
     pub(crate) fn is_orderly(self) -> bool {
         matches!(self, Self::Closed(1000) | Self::Complete)
     }

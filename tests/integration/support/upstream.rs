@@ -32,7 +32,7 @@ pub(crate) enum Step {
     Hang,
 }
 
-/// What the server does with one request, from the head on; then it closes the connection.
+/// The server's steps for one request, from the head on; then it closes the connection.
 pub(crate) type Script = Vec<Step>;
 
 /// The head of an answer that ends with the connection.

@@ -26,9 +26,9 @@ enum Connection {
 /// A connected viewer.
 pub(crate) struct Viewer {
     connection: Connection,
-    /// What has come so far.
+    /// The frames so far.
     pub(crate) transcript: Transcript,
-    /// What the client said to have and was answered.
+    /// The ids that the client acknowledged and got an answer for.
     pub(crate) acked: Vec<String>,
 }
 
@@ -192,7 +192,7 @@ fn receive_sse(client: &mut SseClient) -> Received {
     }
 }
 
-/// What a viewer gets from its request to the end of the answer.
+/// A viewer's transcript, from its request to the end of the answer.
 pub(crate) fn view(public: SocketAddr, kind: Kind, stream: &str, query: &str) -> Transcript {
     Viewer::open(public, kind, stream, query).read_all()
 }

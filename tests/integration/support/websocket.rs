@@ -11,7 +11,7 @@ use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
 use super::patience::PATIENCE;
 
-/// What came.
+/// Anything that a client can receive.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Incoming {
     Text(String),
