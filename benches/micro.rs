@@ -1,4 +1,4 @@
-//! The steps on a token's way, each alone: what one of them costs, in nanoseconds per entry or frame.
+//! The steps on a token's way, each alone: the cost of each in nanoseconds per entry or frame.
 //!
 //! `cargo bench --bench micro` measures; with `-- --test` each runs once, as a smoke test. The whole way,
 //! with sockets and Redis in it, is measured by `end_to_end`.

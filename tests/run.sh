@@ -27,7 +27,7 @@ log=$(mktemp)
 # Whether a part of --long has failed.
 broken=
 
-# Sums up what the test binaries said of themselves, as the last line, whatever happened.
+# Sums up the results of the test binaries as the last line, also after a failure.
 finish() {
     local status=$? passed failed
     trap - EXIT

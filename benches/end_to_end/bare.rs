@@ -1,4 +1,4 @@
-//! The bare reader: what a reader of many streams costs Redis at the least. It has no clients and needs no
+//! The bare reader: the least cost for Redis of a reader of many streams. It has no clients and needs no
 //! telling: it shares a process with the producer and so knows which streams have news.
 //!
 //! It reads exactly those with one XREADGROUP, and acknowledges in the same round trip what the one before
@@ -144,7 +144,7 @@ impl Bare<'_> {
         Ok(())
     }
 
-    /// Acknowledges what the last trip brought and reads the streams with news.
+    /// Acknowledges the entries of the last trip and reads the streams with news.
     fn trip(&mut self) -> Result<()> {
         self.out.clear();
         for stream in self.streams.iter_mut().filter(|stream| stream.unacked_count > 0) {
@@ -181,7 +181,7 @@ impl Bare<'_> {
         Ok(())
     }
 
-    /// Takes what has been received; whether the answer to the read is over.
+    /// Parses the bytes received. Returns whether the answer to the read is complete.
     fn take(&mut self, current: &mut usize) -> Result<bool> {
         let now = now_us();
         self.seen.look(self.shared);

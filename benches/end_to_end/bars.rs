@@ -1,4 +1,4 @@
-//! The bars: what the daemon has to reach, and whether it did in the median of the rounds. They are for the full
+//! The bars: the daemon's targets, and whether it met them in the median of the rounds. They are for the full
 //! size on a machine that has nothing else to do, and say nothing about correctness.
 
 use std::fmt::Write;

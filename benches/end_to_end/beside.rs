@@ -1,5 +1,5 @@
-//! Runs of two loads. The first one is measured alone, and then once more while a second one, its guest, does what
-//! it is there for.
+//! Runs of two loads. The first one is measured alone, and then once more while a second one, its guest, acts
+//! (see `Act`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ pub(crate) enum Act {
 }
 
 impl Act {
-    /// What its measured times mean, if it has any.
+    /// The meaning of its measured times, if it has any.
     pub(crate) const fn times(self) -> Option<&'static str> {
         match self {
             Self::Storm | Self::Million => Some("ms until live again"),

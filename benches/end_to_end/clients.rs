@@ -2,8 +2,8 @@
 //! floors and the peers.
 //!
 //! It reads just enough of WebSocket and of the frames to find the tokens in them, judges the place and
-//! the age of every token, and answers pings. It neither masks nor verifies: what it costs is taken from
-//! the same two cores that the server under test runs on.
+//! the age of every token, and answers pings. It neither masks nor verifies: its cost is taken from the
+//! same two cores that the server under test runs on.
 
 mod returning;
 mod slow;

@@ -1,4 +1,4 @@
-//! The scenario `growth`: what a token costs as the load grows, over a grid of tokens a second and streams
+//! The scenario `growth`: the cost of a token as the load grows, over a grid of tokens a second and streams
 //! with one client each. The more tokens there are, the more of them share the cost of a read and of a wake-up,
 //! so the cost per token should fall or stay.
 
@@ -20,7 +20,7 @@ const STREAMS: &[u32] = &[100, 1_000, 10_000];
 const SMOKE_PER_SECOND: &[u32] = &[1_000];
 const SMOKE_STREAMS: &[u32] = &[10, 40];
 
-/// Those who are measured. A connection to Redis per stream would be too many.
+/// The servers measured. A connection to Redis per stream would be too many.
 const SERVERS: [Server; 2] = [Server::Daemon, Server::Told];
 /// How long each run is measured at most.
 const DURATION_MAX: Duration = Duration::from_millis(2_500);

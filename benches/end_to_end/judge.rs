@@ -80,7 +80,7 @@ impl Judge {
     }
 }
 
-/// Whether the judge sees what it is there to see. A bench that could not fail would prove nothing.
+/// Whether the judge finds every fault that it is for. A bench that could not fail would prove nothing.
 pub(crate) fn judges_well() -> bool {
     let mut judge = Judge::new(3);
     let came: Vec<_> = [(3, 0), (3, 1), (3, 1), (3, 4), (3, 2), (4, 5)]

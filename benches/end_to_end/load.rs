@@ -61,7 +61,7 @@ pub(crate) enum Manner {
     Slow,
 }
 
-/// How often those who wait look whether the run failed.
+/// How often waiting threads look whether the run failed.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// One load.
@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
-/// A time in which what is written counts.
+/// A time span; tokens written in it count.
 #[derive(Debug)]
 pub(crate) struct Span {
     from_us: AtomicU64,
@@ -144,7 +144,7 @@ pub(crate) struct Shared {
     pub(crate) back: AtomicBool,
     /// The tokens that must be there before the clients come (back) have been written.
     pub(crate) stored: AtomicBool,
-    /// The producer may follow its schedule, and clients of what is stored may come.
+    /// The producer may follow its schedule, and clients of stored tokens may come.
     pub(crate) go: AtomicBool,
     /// How many tokens of each stream have been written.
     pub(crate) written: Vec<AtomicU64>,
@@ -185,14 +185,14 @@ impl Shared {
         }
     }
 
-    /// The state of another load of the same run: what fails fails both.
+    /// The state of another load of the same run: a failure of one fails both.
     pub(crate) fn beside(&self, streams: usize) -> Self {
         let limit = self.deadline.saturating_duration_since(Instant::now());
         let beside = Self::new(streams, limit, Arc::clone(&self.interrupted));
         Self { problem: Arc::clone(&self.problem), ..beside }
     }
 
-    /// The producer has to stop; what it writes from now on does not count.
+    /// The producer has to stop; tokens written from now on do not count.
     pub(crate) fn stop(&self) {
         self.measured.end();
         self.stop.store(true, Ordering::Release);

@@ -123,7 +123,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs what was asked for; whether all of it was correct.
+/// Runs the chosen scenarios. Returns whether all runs were correct.
 fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     if !judge::judges_well() {
         return Err("the bench does not see lost, repeated and reordered tokens".into());

@@ -41,7 +41,7 @@ const PERCENTILES: [(f64, &str); 5] =
 struct Axis {
     title: &'static str,
     range: Range<f64>,
-    /// Where there is a mark, and what it says.
+    /// The positions and texts of marks.
     marks: Vec<(f64, String)>,
 }
 

@@ -47,7 +47,7 @@ struct Producer<'a> {
     first_stream: usize,
     /// Everything of a stream's XADD up to its id.
     heads: Vec<Vec<u8>>,
-    /// Whether tokens get ids that those who were there before know ([`stored_id`]).
+    /// Whether tokens get the ids that clients that were there before know ([`stored_id`]).
     known_ids: bool,
     totals: Vec<u64>,
     out: Vec<u8>,
@@ -239,13 +239,13 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Writes what is not written and waits for all answers.
+    /// Writes all pending tokens and waits for all answers.
     fn finish(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         self.write()?;
         self.settle(0)
     }
 
-    /// Appends the XADD of the stream's next token to what is to be written.
+    /// Appends the XADD of the stream's next token to the output.
     fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
         let number = self.totals[stream];
         self.totals[stream] += 1;

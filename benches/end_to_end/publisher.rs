@@ -35,7 +35,7 @@ impl Publisher {
         Ok(Self { connections, chunk: vec![0; 64 * 1024] })
     }
 
-    /// Appends the POST of a stream's next token to what is to be written.
+    /// Appends the POST of a stream's next token to the output.
     pub(crate) fn put(&mut self, stream: usize, value: &[u8]) -> io::Result<()> {
         let connection = &mut self.connections[stream % CONNECTIONS];
         write!(
@@ -74,7 +74,7 @@ impl Publisher {
 }
 
 impl Connection {
-    /// Reads what has come, at least something; returns how many answers are complete with it.
+    /// Reads at least one byte; returns how many answers became complete.
     fn read(&mut self, chunk: &mut [u8]) -> Result<usize, Box<dyn Error + Send + Sync>> {
         let n = self.socket.read(chunk)?;
         if n == 0 {

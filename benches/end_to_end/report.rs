@@ -7,7 +7,7 @@ use crate::growth::Growth;
 use crate::run::Run;
 use crate::server::{Kind, Server};
 
-/// A thread of the load generator above that share of a core may have limited what was measured.
+/// A thread of the load generator above that share of a core may have limited the result.
 const GENERATOR_PERCENT_MAX: f64 = 90.0;
 
 /// The kinds of server that the daemon is compared with, and the name of each ratio.
@@ -67,7 +67,7 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// Takes what the cost of a token is as the load grows.
+    /// Takes the costs per token as the load grows.
     pub(crate) fn set_growth(&mut self, growth: Growth) {
         self.growth = growth;
     }
@@ -76,7 +76,7 @@ impl Report {
         self.runs.iter().chain(self.growth.runs())
     }
 
-    /// Whether there were runs and every one was correct. Peers are not what is tested.
+    /// Whether there were runs and every one was correct. Peers are not under test.
     pub(crate) fn is_correct(&self) -> bool {
         let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, run.server);
         self.all_runs().next().is_some() && self.all_runs().all(is_fine)

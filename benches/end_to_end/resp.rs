@@ -55,7 +55,7 @@ impl Reader {
             self.stream(&mut cursor)
         } else {
             match self.top(&mut cursor)? {
-                // An answer or a push began: what is in it comes next.
+                // An answer or a push began: its items come next.
                 Top::Begun => {
                     *at = cursor.at;
                     return self.next(bytes, at);

@@ -110,12 +110,12 @@ impl Run {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
     }
 
-    /// The p99 beside what it was before another load came.
+    /// The ratio of the p99 to that before another load came.
     pub(crate) fn p99_to_alone(&self) -> Option<f64> {
         Some(self.latency_ms.as_ref()?.p99 / self.alone_ms.as_ref()?.p99)
     }
 
-    /// The run in a line, for who watches.
+    /// The run in a line, as progress.
     pub(crate) fn line(&self) -> String {
         let mut line = format!(
             "{} | {} | round {}: {:.0}/s, lost {}, repeated {}, reordered {}",

@@ -270,7 +270,7 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
-    /// What its second load does, if it has one.
+    /// The behaviour of its second load, if it has one.
     pub(crate) fn act(&self) -> Option<Act> {
         self.guest.map(|guest| guest.act)
     }

@@ -87,7 +87,7 @@ impl Seen {
         }
     }
 
-    /// Keeps what a healthy server never sends.
+    /// Records something received that a healthy server never sends.
     pub(crate) fn surprise(&mut self, what: impl Into<String>) {
         if self.surprises.len() < SURPRISES_MAX {
             self.surprises.push(what.into());

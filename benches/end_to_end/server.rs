@@ -40,7 +40,7 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    /// Everyone who serves.
+    /// All servers.
     pub(crate) const ALL: [Self; 7] =
         [Self::Daemon, Self::Blocking, Self::Told, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
 

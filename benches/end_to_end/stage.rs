@@ -30,7 +30,7 @@ const PEER_DRAIN: Duration = Duration::from_secs(5);
 /// A server that tokens are published to slows the producer down when it falls behind: then it is late.
 const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
-/// The processes of a run. They end in the order of the fields: Redis outlives who reads it.
+/// The processes of a run. They end in the order of the fields: Redis outlives its readers.
 pub(crate) struct Stage {
     /// The kind of server.
     who: Server,
@@ -80,7 +80,7 @@ pub(crate) struct Load<'scope> {
 }
 
 impl<'scope> Load<'scope> {
-    /// Begins to connect the clients; what comes then is up to `shared`.
+    /// Begins to connect the clients; `shared` decides what follows.
     pub(crate) fn begin(
         scope: &'scope Scope<'scope, '_>,
         stage: &'scope Stage,
@@ -101,7 +101,7 @@ impl<'scope> Load<'scope> {
         Ok(Self { stage, shared, readers, producer })
     }
 
-    /// Stops writing, lets the clients read all that is there, and says what came of it.
+    /// Stops writing, lets the clients read all that is there, and returns the results.
     pub(crate) fn end(self) -> Result<(Seen, Produced)> {
         self.shared.stop();
         let produced = self.producer.join().map_err(|_| "the producer panicked")??;

@@ -29,7 +29,7 @@ pub(crate) const fn granted(transport: Transport) -> &'static [u8] {
     }
 }
 
-/// The line at the front of what has come over SSE, and how long it is with its end; `None` while it is not whole.
+/// The first line of bytes received over SSE, and its length with its end; `None` while it is incomplete.
 pub(crate) fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
     Some((&bytes[..end], end + 1))
@@ -109,7 +109,7 @@ pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The id of a stored token for those who were there before: they have been told it.
+/// The id of a stored token, which clients that were there before know.
 pub(crate) fn stored_id(number: u64) -> String {
     format!("{}-0", number + 1)
 }

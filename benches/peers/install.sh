@@ -22,7 +22,7 @@ give_up() {
     exit 1
 }
 
-# Whether what is installed is what the list of packages asks for; if not, nothing is until the next mark.
+# Whether the list of packages is the installed one. If not, clears the mark until the new one is installed.
 is_current() { cmp -s "$sources/$1" "$dir/.installed" || ! rm -f "$dir/.installed"; }
 mark_current() { cp "$sources/$1" "$dir/.installed"; }
 
@@ -41,7 +41,7 @@ node() {
 
 fastapi() {
     ensure python3 python3
-    # Debian keeps what a virtual environment needs in a package of its own.
+    # Debian has the needs of a virtual environment in a package of their own.
     if ! python3 -c 'import ensurepip' 2>/dev/null; then ensure python3-venv python3-venv; fi
     cp "$sources/server.py" "$dir/"
     is_current requirements.txt && return

@@ -52,7 +52,7 @@ const PIECES = [
   "مرحبا", "\u202e", "漢字", "\u2028", "\"", "\\", "\\n", "</pre>", "<b>&amp;", "\u0001", "data: ", "e\u0301", "", "id: 5-1",
 ];
 
-/** A token of any script, with what breaks careless code. */
+/** A token of any script, with characters that break careless code. */
 export function token(random) {
   return Array.from({ length: 1 + random.below(3) }, () => random.of(PIECES)).join("");
 }
@@ -213,7 +213,7 @@ export async function startDaemon(redis, settings = []) {
 
 // ----- a producer -----
 
-/** Writes a stream and knows what everybody must read. */
+/** Writes a stream and knows the answer that every client must get. */
 export class Producer {
   #seq = 0;
   /** Of the newest generation, by `choice channel`. */

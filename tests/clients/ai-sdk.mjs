@@ -53,7 +53,7 @@ export async function ai_sdk_resumes_at_every_id() {
   await sleep(100);
   await write(producer, entries);
   const recorded = await recording;
-  // Every id that a client may have, with what it has made of the answer by then.
+  // Every id that a client may have, with its part of the answer by then.
   const ids = new Set([...recorded.matchAll(/^id: (.*)$/gm)].map(([, id]) => id));
   ids.delete([...ids].at(-1));
   for (const id of ids) {
@@ -62,7 +62,7 @@ export async function ai_sdk_resumes_at_every_id() {
     expectWhole(message, expected, `after ${id}`);
     expectEqual(message.id, "g4");
   }
-  // Every entry, for who has kept nothing but its id.
+  // Every entry, for a client that has kept nothing but its id.
   const all = await producer.redis.run("XRANGE", producer.key, "-", "+");
   for (const [at, [id]] of all.slice(0, -1).entries()) {
     const message = await read(await reconnect(url(`format=ai-sdk&after=${id}`)));

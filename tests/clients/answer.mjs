@@ -1,4 +1,4 @@
-// An answer with everything that the formats have words for, how it is written, and what every client must make of it.
+// An answer with everything that the formats have words for, how it is written, and the result every client must have.
 
 import { createRequire } from "node:module";
 import path from "node:path";

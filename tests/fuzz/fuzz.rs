@@ -18,7 +18,7 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| {
         .unwrap_or_else(|| panic!("LLM_BRIDGE_FUZZ_TARGET is one of {known}, not {name:?}"))
 });
 
-/// Writes what libFuzzer reads when it begins.
+/// Writes the files that libFuzzer reads when it begins.
 fn prepare() {
     let Ok(folder) = env::var("LLM_BRIDGE_FUZZ_SEEDS") else { return };
     fs::create_dir_all(&folder).expect("the folder of the seeds");

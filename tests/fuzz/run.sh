@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the parsers of what comes from outside, guided by coverage: every target of src/fuzzing for so many seconds
+# Fuzzes the parsers of outside input, guided by coverage: every target of src/fuzzing for so many seconds
 # (default: LLM_BRIDGE_FUZZ, or 60), or only those that are named. As many at a time as there are processors. A stable
 # toolchain is enough. Everything lies under target/fuzz: the corpus, which the next run goes on from, and inputs that fail.
 #

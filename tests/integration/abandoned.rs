@@ -161,7 +161,7 @@ fn an_end_that_the_daemon_writes_brings_nobody_back() {
         let states = states(viewer);
         assert_eq!(states[states.len() - 2..], ["stalled", *end], "{states:?}");
     }
-    // The next answer is one of a producer that is there, whoever came meanwhile.
+    // The next answer's producer is not stalled, whichever clients came meanwhile.
     for daemon in &daemons {
         for (stream, end) in [("s1/m", "error"), ("s2/m", "end")] {
             let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, stream, "follow=1");

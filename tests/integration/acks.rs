@@ -1,5 +1,5 @@
-//! The position of an instance's group says what is on all sockets: it follows by itself, is held back by a client that
-//! does not read, and only as long; and what nobody watches costs nothing.
+//! The position of an instance's group is the newest entry on all sockets: it follows by itself, is held back by a
+//! client that does not read, and only as long; and a stream that nobody watches costs nothing.
 
 use std::thread;
 
@@ -250,7 +250,7 @@ fn reading_and_waiting_create_no_keys() {
         assert_eq!(http::get(daemon.public, &format!("/v1/streams/{stream}")).status, 404);
     }
     assert_eq!(foreign_keys(&mut connection), [KEY]);
-    // Of what the daemon owns nothing names them either, nor does it grow with them.
+    // The daemon's own keys do not name them either, nor grow with them.
     let own: Vec<String> = connection.keys("*").into_iter().filter(owned).collect();
     assert!(own.iter().all(|key| !key.contains("nobody")) && own.len() <= 5, "{own:?}");
     let registered: Vec<String> = connection.run(&["SMEMBERS", "llm:groups:llm-bridge:i1"]);

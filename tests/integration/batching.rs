@@ -21,7 +21,7 @@ fn neighbouring_deltas_become_one_frame() {
     for viewer in &mut viewers {
         viewer.expect_open("live");
     }
-    // One write, one read of the daemon each; what ends the answer does not wait.
+    // One write, one read of the daemon each; the end of the answer does not wait.
     for number in 0..TOKENS {
         producer.delta(&token(number));
     }
@@ -65,7 +65,7 @@ fn the_time_is_capped_by_the_configuration() {
     }
 }
 
-/// Writes pieces of different things, several of each in a row; returns what has to come of them.
+/// Writes pieces of different things, several of each in a row; returns the frames that must result.
 fn write_mixture(producer: &mut Producer) -> Vec<&'static str> {
     let delta = |text: &str| json!({"type": "delta", "text": text});
     let call = |call: usize, id: &str, piece: &str| {
@@ -171,7 +171,7 @@ fn viewers_of_one_stream_may_differ() {
     viewers.iter_mut().for_each(|viewer| viewer.expect_open("live"));
     for number in 0..TOKENS {
         producer.delta(&token(number));
-        // Those who asked for no merging wait for nothing: neither for more text, nor for the others.
+        // Clients that asked for no merging wait for nothing: neither for more text, nor for the others.
         if number % 10 == 0 {
             viewers[6..].iter_mut().for_each(|viewer| viewer.read_to(producer.ids.last().unwrap()));
         }

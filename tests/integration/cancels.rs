@@ -1,5 +1,5 @@
-//! Requests to stop: who is answered can rely on it that the request is on the control stream; what cannot be written
-//! is refused and not written later; and nobody fills Redis with them.
+//! Requests to stop: an accepted one is on the control stream, reliably; one that cannot be written is refused and not
+//! written later; and nobody fills Redis with them.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

@@ -308,7 +308,7 @@ fn an_instance_id_that_is_held_is_78_and_a_port_that_is_taken_is_1() {
     view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
 }
 
-/// Under `nohup`, in the background of a script and by many runners the tests ignore SIGINT; what they start must not.
+/// Under `nohup`, in the background of a script and by many runners the tests ignore SIGINT; their children must not.
 #[test]
 fn commands_can_be_interrupted_however_the_tests_were_started() {
     let redis = RedisServer::start();

@@ -25,7 +25,7 @@ const CROWD: usize = 12;
 /// How many come after an end.
 const LATE: usize = 60;
 
-/// A piece of text: its channel, its choice, and what it says.
+/// A piece of text: its channel, its choice, and its characters.
 type Piece = (&'static str, u64, String);
 
 /// The content of the n-th entry: several channels, one channel twice, one piece, several choices, or nothing.
@@ -50,7 +50,7 @@ fn payload(pieces: &[Piece], finish: Option<&str>) -> String {
     json!({"object": "chat.completion.chunk", "choices": choices}).to_string()
 }
 
-/// Where viewers may begin, and what follows from there.
+/// The positions where viewers may begin, and the text that follows each.
 #[derive(Default)]
 struct Told {
     places: Vec<String>,
@@ -162,7 +162,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
         told.add(&id, pieces, false);
     }
     let live = Viewer::open(daemon.public, KINDS[0], "s1/m", "");
-    // With somebody who stays, what the daemon knows of the stream outlives the end.
+    // While a viewer stays, the daemon keeps its state of the stream beyond the end.
     let mut staying = Viewer::open(daemon.public, KINDS[0], "s1/m", "follow=1");
     staying.expect_open("live");
     let pieces = pieces_of(6);

@@ -302,7 +302,7 @@ fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
     }
 }
 
-/// A key of another type stops only what needs it, is named, and is not asked for all the time.
+/// A key of another type stops only its own users, is named, and is not asked for all the time.
 #[test]
 fn keys_of_another_type_stop_only_what_needs_them() {
     let redis = RedisServer::start();

@@ -1,5 +1,5 @@
-//! Producers that write what they should not, or far too much of it: what can be read arrives exactly,
-//! what cannot is named and kept, and nothing else is lost.
+//! Producers that write invalid entries, or far too many: a readable entry arrives exactly, an unreadable one
+//! is named and kept, and nothing else is lost.
 
 use std::collections::BTreeMap;
 

@@ -287,7 +287,7 @@ fn a_name_that_only_leads_here_is_misdirected() {
     }
 }
 
-/// Preflights allow what the path has and what the script asks for; every answer is taken as what it says to be.
+/// Preflights allow the path's methods and the headers asked for; every answer's Content-Type is binding.
 #[test]
 fn preflights_and_answers_carry_what_browsers_need() {
     let redis = RedisServer::start();

@@ -49,7 +49,7 @@ enum Fault {
     RestViewers,
 }
 
-/// A fault, after a while, and what goes wrong while it lasts.
+/// A fault after a while, and perhaps another one while it lasts.
 #[derive(Clone, Debug)]
 struct Step {
     wait_ms: usize,
@@ -241,7 +241,7 @@ impl System<'_> {
         });
     }
 
-    /// Ends the daemons; what they leave behind is written down.
+    /// Ends the daemons. A consumer group that stays must be on the list by which it gets removed; no log has a panic.
     fn expect_end(&mut self) {
         for daemon in &mut self.daemons {
             wait_until("its viewers' descriptors to be closed", || {

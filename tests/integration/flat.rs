@@ -67,7 +67,7 @@ fn answer() -> [(&'static str, Vec<Value>); 9] {
     ]
 }
 
-/// The frames about entries, without what says where they are.
+/// The frames about entries, without their positions.
 fn bare(frames: &[crate::support::transcript::Frame]) -> Vec<Value> {
     let frames = frames.iter().filter(|frame| !["open", "status"].contains(&frame.kind()));
     let bare = frames.map(|frame| {

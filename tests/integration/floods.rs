@@ -1,5 +1,5 @@
-//! Clients by the dozen that ask and say things without end: what they cost others, and what is held for them. How fast
-//! live text is beside them is measured in the benches; here it has to come at all.
+//! Dozens of clients that send requests and messages without end: their cost to others, and the memory held for them.
+//! The benches measure how fast live text is beside them; here it has to come at all.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -26,7 +26,7 @@ fn message(value: &Value) -> Vec<u8> {
     masked(TEXT, value.to_string().as_bytes())
 }
 
-/// Sends the same again and again on each connection, as much as is taken, and reads whatever comes.
+/// Sends the same again and again on each connection, as much as is taken, and reads all answers.
 fn flood(mut raws: Vec<Raw>, bytes: &[u8], is_over: &AtomicBool) {
     let mut offsets = vec![0; raws.len()];
     while !is_over.load(Ordering::Relaxed) {
@@ -241,7 +241,7 @@ fn who_finishes_sending_is_answered() {
         ("GET", "/llm-bridge.js", "", "200"),
         ("GET", "/nothing", "", "404"),
         ("POST", "/v1/streams/s1/m/cancel", "Content-Length: 0\r\n", "202"),
-        // It may be gone: what may never come is not waited for.
+        // The stream may be gone: one that may never come is not waited for.
         ("GET", "/v1/streams/none/m?wait=60", "Accept: text/event-stream\r\n", "404"),
     ] {
         let mut raw = ask(method, path, headers);

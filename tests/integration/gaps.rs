@@ -130,7 +130,7 @@ fn what_is_trimmed_under_a_live_viewer_unseen_is_told_and_counted() {
     for viewer in &mut viewers {
         viewer.read_to(&ids[0]);
     }
-    // Nobody can have seen what a transaction adds and removes.
+    // Nobody can have seen entries that one transaction adds and removes.
     let burst: Vec<_> = (1..1000).map(|number| add_capped(number, 10)).collect();
     ids.extend(redis.connect().run_at_once::<Vec<String>>(&burst));
     producer.write(&entry("end", 1000, json!({"finish_reason": "stop"})));

@@ -41,7 +41,7 @@ fn check(entries: &[Value], outline: &[&str]) {
     expect_same_after_resume(&daemon, &producer, &last, outline);
 }
 
-/// Asserts that whoever comes back at any entry gets nothing that was dropped before, and nothing twice:
+/// Asserts that a viewer that comes back at any entry gets nothing that was dropped before, and nothing twice:
 /// the rest is the end of the whole.
 fn expect_same_after_resume(daemon: &Daemon, producer: &Producer, last: &str, outline: &[&str]) {
     let mut whole = outline.join("\n");

@@ -1,4 +1,4 @@
-//! Clients that break the rules, on purpose or not: whatever they send, the others are served exactly,
+//! Clients that break the rules, on purpose or not: for all that they send, others are served exactly,
 //! and nothing of it stays behind.
 
 use std::time::Instant;
@@ -30,7 +30,7 @@ impl Scene {
         Self { redis, daemon, attacks: 0 }
     }
 
-    /// Asserts that who reads during the attack and who comes after it get everything exactly.
+    /// Asserts that clients that read during the attack and those that come after it get everything exactly.
     fn survives<T>(&mut self, attack: impl FnOnce(&Daemon) -> T) -> T {
         self.attacks += 1;
         let mut producer = Producer::new(&self.redis, &format!("healthy{}", self.attacks), "m");
@@ -74,7 +74,7 @@ fn expect_refused(daemon: &Daemon, what: &str, bytes: &[u8]) {
 
 const GARBAGE: [&[u8]; 14] = [
     b"\x00\x01\x02\xff\xfe\r\n\r\n",
-    // A TLS handshake and the HTTP/2 preface: what talks to the wrong port.
+    // A TLS handshake and the HTTP/2 preface: clients of the wrong port.
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\r\n\r\n\r\n\r\n",

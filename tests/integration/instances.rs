@@ -171,7 +171,7 @@ fn a_foreign_lease_that_runs_out_is_taken() {
     let mut connection = redis.connect();
     connection.run::<()>(&["SET", LEASE, FOREIGN, "PX", "2000"]);
     let mut daemon = instance(&redis, "i1").spawn();
-    // Readiness first, the holder second: who is ready holds it.
+    // Readiness first, the holder second: a ready daemon holds the lease.
     daemon.wait_ready();
     let held = holder(&mut connection);
     assert!(held.is_some() && held.as_deref() != Some(FOREIGN), "{held:?}");

@@ -23,7 +23,7 @@ fn text(number: usize, bytes: usize) -> String {
     format!("{number:08}{}", "x".repeat(bytes - 8))
 }
 
-/// Reads a stream to its end; the lengths of the texts, by entry, and what else there was.
+/// Reads a stream to its end. Returns how many entries with text of `bytes` there were, and the other frames.
 fn read(daemon: &Daemon, stream: &str, bytes: usize) -> (usize, Vec<Value>) {
     let mut client = WebSocketClient::connect(daemon.public, &target(stream, ""));
     let (mut said, mut others) = (String::new(), Vec::new());
@@ -226,7 +226,7 @@ fn is_long() -> bool {
     std::env::var_os("LLM_BRIDGE_LONG").is_some_and(|value| value == "1")
 }
 
-/// Takes what a stream's socket has, and looks at none of it, to the close; how much it was.
+/// Reads a stream's socket to the close without a look at the bytes. Returns how many there were.
 fn drain(daemon: &Daemon, stream: &str) -> usize {
     let mut socket = Viewer::open(daemon.public, Kind::WebSocket, stream, "").socket();
     let (mut buffer, mut taken) = (vec![0; 256 << 10], 0);

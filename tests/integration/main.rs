@@ -51,7 +51,7 @@ mod outage;
 /// Several daemons on one Redis, and whose an instance id is.
 mod instances;
 
-/// A group's position says what is on the sockets, and nothing else; what nobody watches costs nothing.
+/// A group's position is that of the entries on the sockets; a stream that nobody watches costs nothing.
 mod acks;
 
 /// An entry that cannot be decoded is kept once as a dead letter.
@@ -63,13 +63,13 @@ mod receipts;
 /// The state that a newcomer is told at the end of an answer.
 mod moment;
 
-/// Producers that fall silent, and those who are given up.
+/// Producers that fall silent, and those that are given up.
 mod abandoned;
 
 /// The daemon's end, in order or not, and how clients go on.
 mod drain;
 
-/// A resume in a long history costs what lies behind its position.
+/// A resume in a long history costs only the entries after its position.
 mod checkpoints;
 
 /// Large entries: bytes decide how much is read, not counts.
@@ -114,13 +114,13 @@ mod hostile;
 /// Clients by the dozen that ask without end: live text goes on, and nothing grows.
 mod floods;
 
-/// Producers that write what cannot be read, or far too much: nothing else is lost.
+/// Producers that write unreadable entries, or far too many: nothing else is lost.
 mod entries;
 
-/// Requests to stop: what is answered is written, and what cannot be written is refused.
+/// Requests to stop: an accepted one is written, and one that cannot be written is refused.
 mod cancels;
 
-/// Clients and streams that come and go for a long time: who stays has everything, and nothing is left.
+/// Clients and streams that come and go for a long time: clients that stay get everything, and nothing is left.
 mod churn;
 
 /// Limits of connections, rates and sizes; keeping connections alive.

@@ -14,7 +14,7 @@ use crate::support::redis::{Redis, RedisServer};
 use crate::support::transcript::right_after;
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
-/// Newcomers share what was read a moment ago for others, so this is tried while such a read is fresh.
+/// Newcomers share reads made for others a moment ago, so this is tried while such a read is fresh.
 #[test]
 fn a_newcomer_is_told_the_state_of_the_moment() {
     let redis = RedisServer::start();

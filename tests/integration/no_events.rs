@@ -154,7 +154,7 @@ fn a_compressed_answer_is_read_as_it_comes() {
     assert_eq!(payloads(&redis)[1..], told);
     assert_eq!(upstream.seen().len(), 1);
     assert!(upstream.seen()[0].head.contains("accept-encoding: identity"));
-    // One that is not what it says.
+    // A body that does not match its headers.
     let redis = RedisServer::start();
     let lying = answer(
         "Content-Encoding: gzip\r\nContent-Type: text/event-stream\r\n",

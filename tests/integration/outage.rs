@@ -28,7 +28,7 @@ fn options(redis: &RedisServer) -> DaemonOptions {
     options.set("threads.readers=1")
 }
 
-/// A producer that repeats what was not confirmed until it is: tokens `0..TOKENS`, then `end`.
+/// A producer that repeats each entry until it is confirmed: tokens `0..TOKENS`, then `end`.
 fn write_patiently(url: &str, key: &str, written: &AtomicUsize) -> String {
     let client = redis::Client::open(url).unwrap();
     let mut connection = None;
@@ -160,7 +160,7 @@ fn a_redis_that_loads_its_data_is_waited_for() {
         let _ = redis.connect().try_run::<()>(&["SHUTDOWN", "SAVE"]);
         redis.kill();
     };
-    // Loading is slow for each key, and Redis says so to whoever asks meanwhile.
+    // Loading is slow for each key, and Redis answers commands with LOADING meanwhile.
     let slow = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"];
     check_outage(&mut redis, &mut daemon, fail, |redis| redis.restart_with(&slow));
     assert!(redis.connect().errors("LOADING") > 0, "nobody asked while Redis was loading");

@@ -1,4 +1,4 @@
-//! Entries as LLM providers send them: what they say arrives as native frames, live and from history, and an answer
+//! Entries as LLM providers send them: their content arrives as native frames, live and from history, and an answer
 //! resumes at every frame, also in the middle of an entry that gives several.
 
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::support::redis::RedisServer;
 use crate::support::transcript::{Ending, Frame, Transcript, right_after};
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
-/// A payload, and what the ids of its frames have behind the entry's.
+/// A payload, and the suffixes of its frames' ids after the entry's id.
 type Payload = (&'static str, &'static [&'static str]);
 
 const CHAT: [Payload; 9] = [
@@ -115,7 +115,7 @@ fn next_told(viewer: &mut Viewer) -> Frame {
 }
 
 /// Writes payloads one by one while viewers watch. From each frame that they get, others resume while the answer goes on,
-/// and once it is there as a whole. Returns what was told and the state as JSON.
+/// and once it is there as a whole. Returns the transcript and the state as JSON.
 fn tell(name: &str, field: &str, payloads: &[Payload]) -> (Transcript, Value) {
     let redis = RedisServer::start();
     // The last word is waited for, however slowly this test writes.

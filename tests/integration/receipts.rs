@@ -1,4 +1,4 @@
-//! Receipts: what clients say to have, and which answers nobody took in time; each once, however many instances
+//! Receipts: answers that clients acknowledged, and those that nobody took in time; each once, however many instances
 //! watched.
 
 use std::collections::HashMap;
@@ -212,7 +212,7 @@ fn one_connection_acknowledges_many_streams() {
         client.send(&json!({"type": "subscribe", "stream": producer.stream}));
         while client.receive_json()["type"] != "unsubscribed" {}
     }
-    // The subscription is over, and yet it is known what was sent.
+    // The subscription is over, and yet the daemon knows which entries it sent.
     for _ in 0..2 {
         client.send(&json!({"type": "ack", "stream": "s1/m", "id": ends[0]}));
         assert_eq!(client.receive_json(), json!({"type": "acked", "id": ends[0], "stream": "s1/m"}));
@@ -372,7 +372,7 @@ fn what_was_not_sent_is_refused_and_malformed_words_count_among_the_ten() {
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
     viewer.read_to(&first);
     let client = viewer.websocket();
-    // A claim to have what is not there is refused, however often.
+    // An acknowledgement of an id that does not exist is refused, however often.
     for _ in 0..20 {
         client.send(&ack("99999999999999-0"));
         assert_eq!(client.receive_json()["code"], "not_sent");
@@ -457,7 +457,7 @@ fn a_client_that_saw_no_answer_says_it_again_and_gets_one_receipt() {
         }
         viewer.expect_acked(&end);
         drop(viewer);
-        // And one that comes back says what it had before.
+        // And a client that comes back acknowledges an answer that it had before.
         let mut viewer =
             Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &format!("after={end}&follow=1"));
         viewer.expect_open("live");

@@ -1,4 +1,4 @@
-//! Workers that share the requests that lie in Redis: whatever becomes of workers, servers and Redis, every
+//! Workers that share the requests that lie in Redis: whichever workers, servers or Redis fail, every
 //! request that names a stream gets one terminal entry and is acknowledged.
 
 use std::collections::HashMap;
@@ -186,7 +186,7 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
     assert!(!letter["message"].is_empty());
 }
 
-/// However large: what is too large becomes a dead letter, and what lies behind it is answered.
+/// A request that is too large becomes a dead letter, and the requests after it are answered.
 #[test]
 fn requests_that_are_too_large_are_set_aside_and_cost_no_memory() {
     let redis = RedisServer::start();

@@ -1,5 +1,5 @@
-//! An answer can be resumed at every single entry, finished or not, over WebSocket and over SSE: what
-//! comes is exactly the rest.
+//! An answer can be resumed at every single entry, finished or not, over WebSocket and over SSE, with
+//! exactly the rest.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ fn write_answer(producer: &mut Producer) -> Vec<String> {
     producer.ids.clone()
 }
 
-/// Asserts that exactly what follows the entry at `position` of a finished answer came.
+/// Asserts that exactly the entries after `position` of a finished answer came.
 fn expect_rest(transcript: &Transcript, ids: &[String], position: usize) {
     assert_eq!(transcript.open()["after"], ids[position].as_str());
     // Entry 0 is `start`, entry n is token n - 1, and the last one is `end`.
@@ -105,7 +105,7 @@ fn a_live_answer_resumes_at_every_entry() {
             viewers.push((position, viewer));
         }
     }
-    // Those who lack something have it before the rest is written; the others are live by then or not.
+    // Viewers that lack entries get them before the rest is written; the others may be live by then or not.
     for (position, viewer) in &mut viewers {
         if *position + 1 < written.len() {
             viewer.read_to(written.last().unwrap());
@@ -118,7 +118,7 @@ fn a_live_answer_resumes_at_every_entry() {
     }
 }
 
-/// Neither quite the same last id, nor text of one kind: who comes later finds what it lacks in the first one's read.
+/// Viewers with different last ids, and text of several kinds: a later viewer is served from the first one's read.
 #[test]
 fn a_crowd_that_comes_back_at_once_shares_one_read() {
     let redis = RedisServer::start();
@@ -137,7 +137,7 @@ fn a_crowd_that_comes_back_at_once_shares_one_read() {
         producer.write_fields(id, &[("data", piece(n).to_string().as_bytes())]);
     }
     redis.suspend();
-    // The last one of all first, so that nobody else is served by what it wants alone.
+    // The viewer with the last id first: a read for it alone serves none of the others.
     let mut viewers: Vec<_> = (0..TOKENS - 1)
         .rev()
         .map(|n| (n, Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &format!("after={}", ids[n]))))

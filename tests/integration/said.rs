@@ -136,7 +136,7 @@ fn state(json: &Value) -> Answer {
     Answer { text, calls: calls.collect(), customs: Vec::new(), end }
 }
 
-/// Writes a generation while one watches, and compares what everybody has in the end.
+/// Writes a generation while one watches, and compares the answers that all clients have in the end.
 fn check(daemon: &Daemon, redis: &RedisServer, name: &str, entries: &[(&str, String)], expected: &Answer) {
     let mut producer = Producer::new(redis, name, "m");
     let stream = producer.stream.clone();

@@ -54,7 +54,7 @@ fn ignoring(mut command: Command, signals: &'static [libc::c_int]) -> Command {
     command
 }
 
-/// Starts a command as the leader of a session whose terminal is the other side of what is returned.
+/// Starts a command as the leader of a session whose terminal is the other side of the returned file.
 fn start_in_session(mut command: Command) -> (Child, File) {
     let (mut ours, mut theirs) = (-1, -1);
     // SAFETY: the two descriptors are written to, and nothing else is passed.

@@ -180,7 +180,7 @@ fn healthy<'scope>(
     })
 }
 
-/// Waits until nobody is shown history any more: whoever lags from now on falls back from live.
+/// Waits until no client reads history any more: one that lags from now on falls back from live.
 fn wait_live(daemon: &Daemon) {
     wait_until("all to be live", || daemon.gauge("streams_live") > 0 && daemon.gauge("replay_jobs") == 0);
 }

@@ -1,4 +1,4 @@
-//! The state so far as one JSON object, for who asks neither for a WebSocket nor for events.
+//! The state so far as one JSON object, for requests for neither a WebSocket nor events.
 
 use serde_json::{Value, json};
 

@@ -394,7 +394,7 @@ fn processes_with(value: &str) -> Vec<String> {
     entries.filter(has).map(|entry| entry.path().display().to_string()).collect()
 }
 
-/// A demo with these arguments that is ready, and what it said.
+/// A demo with these arguments that is ready, and its output so far.
 fn demo(arguments: &[&str]) -> (Background, Vec<String>) {
     let mut demo = Background::start(llm_bridge(&[&["demo"], arguments].concat()));
     let mut said = Vec::new();

@@ -78,7 +78,7 @@ impl Live {
         self.redis.connect().run_at_once::<Vec<redis::Value>>(&commands);
     }
 
-    /// Reads until each viewer has this token; what each got since it was last asked, as lines.
+    /// Reads until each viewer has this token. Returns the frames of each since the last call, as lines.
     fn read_token(&mut self, number: usize) -> Vec<Vec<String>> {
         self.read_until(&token(number), |frame| {
             frame["text"].as_str().is_some_and(|text| text.ends_with(&token(number)))
@@ -252,7 +252,7 @@ fn a_wake_key_of_another_type_disturbs_nobody() {
     first.tokens(0..1);
     let viewer = Viewer::open(daemon.public, Kind::WebSocket, "s0/m", "");
     wait_until("the group", || connection.groups(&first.key) == [GROUP]);
-    // Only now: what a former instance left is removed at the start.
+    // Only now: a former instance's leftovers are removed at the start.
     let wake = "llm:wake:llm-bridge:i1:0";
     connection.run_at_once::<redis::Value>(&[words(&["DEL", wake]), words(&["SET", wake, "something"])]);
     let mut viewers = vec![(first, viewer)];

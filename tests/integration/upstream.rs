@@ -1,5 +1,5 @@
-//! `produce` and the answers of models' servers: what they send is passed on byte for byte, and whatever
-//! they do, the generation gets one terminal entry.
+//! `produce` and the answers of models' servers: payloads are passed on byte for byte, and the generation
+//! gets one terminal entry, however the server behaves.
 
 use std::fs;
 use std::path::PathBuf;

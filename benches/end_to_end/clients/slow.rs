@@ -37,12 +37,12 @@ pub(super) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
 }
 
 impl Clients<'_> {
-    /// Whether the clients read by time and not by what is there.
+    /// Whether the clients read at fixed times and not whenever there is data.
     pub(super) fn is_slow(&self) -> bool {
         self.plan.manner == Manner::Slow && self.shared.leave.load(Ordering::Acquire)
     }
 
-    /// Reads what slow clients read by now; all of what is there once they are released.
+    /// Reads a slow client's share when it is due; once the clients are released, all that is there.
     pub(super) fn sip(&mut self, input: &mut [u8]) -> io::Result<()> {
         if !self.is_slow() {
             return Ok(());
