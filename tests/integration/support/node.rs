@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::command::program;
 
-/// A folder of cases below `tests`.
-pub(crate) fn sources(folder: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder)
+/// A file or folder below `tests`.
+pub(crate) fn sources(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 /// Installs what a folder's lock file names, unless that was done before; where `node_modules` is.
@@ -36,8 +36,8 @@ pub(crate) fn install(folder: &str) -> PathBuf {
 /// Runs one case of a folder to its end; what it printed is the reason of a failure.
 pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
     let output = program("node")
-        .arg(sources(folder).join("main.mjs"))
-        .arg(case)
+        .arg(sources("case.mjs"))
+        .args([folder, case])
         .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
         .env(variable, modules)
         .output()

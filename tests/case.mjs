@@ -1,16 +1,13 @@
-// Runs one case by its name. The surroundings come from tests/integration/browser.rs: LLM_BRIDGE_BIN, the daemon's
-// binary; BROWSER_MODULES, a directory with node_modules; CHROMIUM, the browser, where it is not Debian's.
+// Runs one case by its folder and name. The surroundings come from the integration tests: LLM_BRIDGE_BIN, the daemon's
+// binary; BROWSER_MODULES or CLIENT_MODULES, a directory with node_modules; CHROMIUM, the browser, where it is not Debian's.
 
-import { cleanUp } from "./harness.mjs";
-import * as pages from "./pages.mjs";
-import * as servers from "./servers.mjs";
-import * as pure from "./pure.mjs";
+import { cleanUp } from "./browser/harness.mjs";
 
 /** Longer than any wait within a case. */
 const DEADLINE_MS = 150_000;
 
-const cases = { ...pages, ...servers, ...pure };
-const name = process.argv[2];
+const [folder, name] = process.argv.slice(2);
+const cases = await import(`./${folder}/cases.mjs`);
 if (!Object.hasOwn(cases, name)) {
   console.error(`no case ${name}; there are ${Object.keys(cases).join(", ")}`);
   process.exit(2);
