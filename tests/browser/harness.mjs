@@ -202,6 +202,14 @@ class Daemon extends Process {
       return (await fetch(`http://127.0.0.1:${this.adminPort}/readyz`).catch(() => null))?.status === 200;
     });
   }
+
+  /** Waits until so many viewers have come since the start. */
+  async viewers(count) {
+    await waitFor(`${count} viewers`, async () => {
+      const stats = await (await fetch(`http://127.0.0.1:${this.adminPort}/stats.json`)).json();
+      return stats.counters.subscriptions >= count;
+    });
+  }
 }
 
 export async function startDaemon(redis, settings = []) {

@@ -2,7 +2,7 @@
 
 import { deepStrictEqual as expectEqual, ok, rejects } from "node:assert";
 
-import { expectSame, sleep, waitFor } from "../browser/harness.mjs";
+import { expectSame, waitFor } from "../browser/harness.mjs";
 import { USAGE, answer, load, surroundings, write } from "./answer.mjs";
 
 const { AbstractChat, DefaultChatTransport, readUIMessageStream } = load("ai");
@@ -30,12 +30,12 @@ function expectWhole(message, expected, what = "") {
 }
 
 export async function ai_sdk_reads_an_answer_live_and_finished() {
-  const { producer, url } = await surroundings();
+  const { daemon, producer, url } = await surroundings();
   const { entries, expected } = answer(3, { choices: 2 });
   const response = fetch(url("format=ai-sdk&wait=30"));
   const waited = reconnect(url("format=ai-sdk&wait=30")).then(stream => read(stream));
   const merged = reconnect(url("format=ai-sdk&wait=30&batch_ms=20")).then(stream => read(stream));
-  await sleep(100);
+  await daemon.viewers(3);
   await write(producer, entries);
   expectEqual((await response).headers.get("x-vercel-ai-ui-message-stream"), "v1");
   ok((await (await response).text()).endsWith("\ndata: [DONE]\n\n"));
@@ -47,10 +47,10 @@ export async function ai_sdk_reads_an_answer_live_and_finished() {
 }
 
 export async function ai_sdk_resumes_at_every_id() {
-  const { producer, url } = await surroundings();
+  const { daemon, producer, url } = await surroundings();
   const { entries, expected } = answer(4);
   const recording = fetch(url("format=ai-sdk&wait=30")).then(response => response.text());
-  await sleep(100);
+  await daemon.viewers(1);
   await write(producer, entries);
   const recorded = await recording;
   // Every id that a client may have, with its part of the answer by then.

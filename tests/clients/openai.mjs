@@ -2,7 +2,7 @@
 
 import { deepStrictEqual as expectEqual, ok, rejects } from "node:assert";
 
-import { expectSame, sleep } from "../browser/harness.mjs";
+import { expectSame } from "../browser/harness.mjs";
 import { USAGE, answer, load, surroundings, write } from "./answer.mjs";
 
 const OpenAI = load("openai").default;
@@ -62,11 +62,11 @@ function expectWhole({ completion, reasoning }, expected) {
 }
 
 export async function openai_reads_an_answer_live_and_finished() {
-  const { producer, url } = await surroundings();
+  const { daemon, producer, url } = await surroundings();
   const { entries, expected } = answer(1, { choices: 2 });
   const live = complete(url("format=openai"));
   const merged = complete(url("format=openai&batch_ms=20"));
-  await sleep(100);
+  await daemon.viewers(2);
   await write(producer, entries);
   for (const whole of [await live, await merged, await complete(url("format=openai"))]) {
     expectWhole(whole, expected);
