@@ -1,4 +1,5 @@
-//! A resume in a long history costs what lies behind its position: the way there is scanned once, by one, and remembered.
+//! A resume in a long history costs only the entries after its position: the way there is scanned once, for all
+//! clients, and remembered.
 
 use std::thread;
 
@@ -33,7 +34,7 @@ fn rest(text: &str, after: usize, last: usize) -> String {
     (after + 1..last).map(|number| format!("{text}{number}.")).collect()
 }
 
-/// Resumes after an entry, and asserts what comes; how many entries that had the daemon read.
+/// Resumes after an entry, and asserts the text. Returns how many entries the daemon read for it.
 fn resume(daemon: &Daemon, (text, last): (&str, usize), after: usize) -> u64 {
     let before = daemon.counter("replay_entries");
     let transcript = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={after}-0"));
@@ -55,7 +56,7 @@ fn who_resumes_after_another_reads_only_what_lies_behind() {
         let read = resume(&daemon, ("a", ENTRIES), after);
         assert!(read <= 3000, "{read} entries were read for a resume {} before the end", ENTRIES - after);
     }
-    // In the middle: what follows has to be read, and what comes before does not.
+    // In the middle: the entries after it have to be read, those before it not.
     let read = resume(&daemon, ("a", ENTRIES), ENTRIES / 2);
     assert!(read <= (ENTRIES / 2 + 4000) as u64, "{read} entries");
     assert!(daemon.counter("checkpoints_used") >= 4);
@@ -76,7 +77,7 @@ fn a_stream_begun_anew_is_not_taken_for_the_one_before() {
         resume(&daemon, (text, last), last - 10);
         resume(&daemon, (text, last), last / 2);
     }
-    // Trimmed: what is left is as it was.
+    // Trimmed: the rest is as it was.
     connection.run::<()>(&["XTRIM", KEY, "MINID", "9000-0"]);
     resume(&daemon, ("a", ENTRIES - 1000), 9_500);
     resume(&daemon, ("a", ENTRIES - 1000), ENTRIES - 1500);

@@ -105,7 +105,7 @@ fn the_tour_holds_word_by_word() {
     let read =
         String::from_utf8(expect_done(place.shell(block(README, "**5. Read it", "sh"))).stdout).unwrap();
     assert!(read.contains(r#""content":"Hello, world.\n""#), "{read}");
-    // All of it, then what follows the first entry.
+    // All of it, then the rest after the first entry.
     assert_eq!((read.matches("Hello, ").count(), read.matches("world.").count()), (2, 3), "{read}");
     assert!(!read.contains("\"gap\""), "{read}");
 }

@@ -1,5 +1,5 @@
 //! The end of a daemon, asked for or not: viewers are told to come back elsewhere, everything is acknowledged,
-//! and whoever comes back with its last id has everything.
+//! and a client that comes back with its last id misses nothing.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
 //! Several daemons on one Redis: clients resume at any of them, each sees everything; an instance id
-//! belongs to one living daemon, and what a dead one left behind is taken over or removed.
+//! belongs to one living daemon, and a dead one's leftovers are taken over or removed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

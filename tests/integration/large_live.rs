@@ -1,4 +1,4 @@
-//! Large entries that come while viewers are live: each comes once and in order, alone if need be, whatever Redis
+//! Large entries that come while viewers are live: each comes once and in order, alone if need be, however many Redis
 //! sends at once.
 
 use serde_json::{Value, json};

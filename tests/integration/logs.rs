@@ -1,4 +1,4 @@
-//! The log under floods: a few lines say what is wrong and how often, however much comes in.
+//! The log under floods: a few lines name each problem and its count, however much comes in.
 
 use serde_json::json;
 

@@ -42,7 +42,7 @@ mod gaps;
 /// Large entries that come while viewers are live.
 mod large_live;
 
-/// Nothing is passed over, whoever trims a stream or meddles with the daemon's group.
+/// Nothing is passed over, even if someone trims a stream or meddles with the daemon's group.
 mod unseen;
 
 /// Redis killed, frozen, loading, full, emptied, broken in parts.

@@ -49,7 +49,7 @@ impl Many {
         self.viewers.iter_mut().zip(&newest).for_each(|(viewer, id)| viewer.read_to(id));
     }
 
-    /// Ends every stream; what each viewer got, as lines.
+    /// Ends every stream. Returns each viewer's frames as lines.
     fn finish(mut self) -> Vec<Vec<String>> {
         let ends: Vec<String> = self.producers.iter_mut().map(Producer::end).collect();
         let finished = self.viewers.into_iter().zip(ends).map(|(viewer, end)| {
@@ -104,7 +104,7 @@ fn what_one_stream_lost_is_named_and_the_others_go_on() {
     let mut many = Many::start(&redis, &daemon);
     let mut connection = redis.connect();
     let [trimmed, deleted] = [&many.producers[3], &many.producers[4]];
-    // Nobody can have seen what a transaction adds and removes.
+    // Nobody can have seen entries that one transaction adds and removes.
     let mut burst: Vec<_> = (1..6).map(|number| add(trimmed, number)).collect();
     burst.push(words(&["XTRIM", &trimmed.key, "MAXLEN", "1"]));
     connection.run_at_once::<Vec<redis::Value>>(&burst);

@@ -1,5 +1,5 @@
 //! Redis killed, frozen, loading, full, emptied, broken in parts: viewers keep their connections, are told,
-//! and get everything once Redis is back; what is broken for one stream disturbs no other.
+//! and get everything once Redis is back; a stream that is broken disturbs no other.
 
 use std::fs;
 use std::path::PathBuf;
@@ -367,7 +367,7 @@ fn a_key_of_another_type_is_no_stream() {
 }
 
 /// Lets Redis refuse writes (`refuse`, until it has said `error`) and accept them again (`accept`), under
-/// live viewers and under those who come meanwhile.
+/// live viewers and under those that come meanwhile.
 fn check_refused_writes(
     redis: &RedisServer,
     error: &str,

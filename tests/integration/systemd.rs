@@ -1,4 +1,4 @@
-//! The daemon as a systemd service: what it tells its manager and when, sockets that the manager opens
+//! The daemon as a systemd service: its notifications to the manager, sockets that the manager opens
 //! for it, and the unit that comes along.
 
 use std::fs;

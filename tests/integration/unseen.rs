@@ -1,5 +1,5 @@
-//! Nothing that a live viewer has not got is passed over, whoever trims the stream or puts a hand on the daemon's
-//! consumer group: what Redis still has comes, and what it has no more is counted exactly.
+//! No entry that a live viewer lacks is passed over, even if someone trims the stream or meddles with the daemon's
+//! consumer group: entries that Redis still has are sent, and the missing ones are counted exactly.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -37,7 +37,7 @@ impl Authority {
         self.directory.path().join(name)
     }
 
-    /// The file with its certificate, for those who trust it.
+    /// The file with its certificate, for clients that trust it.
     pub(crate) fn ca_file(&self) -> String {
         self.path("ca.pem").display().to_string()
     }

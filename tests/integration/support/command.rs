@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use super::patience::{PATIENCE, wait_for, wait_until};
 
 /// A command whose process treats signals as one that is started in a terminal, however the tests were started: under
-/// `nohup`, in the background of a script and by many runners they ignore SIGINT or SIGHUP, and a process hands what it
-/// ignores or blocks on to those that it starts.
+/// `nohup`, in the background of a script and by many runners they ignore SIGINT or SIGHUP, and a process passes the
+/// signals that it ignores or blocks on to its children.
 pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(path);
     // SAFETY: between fork and exec only signal(2), sigemptyset(3) and sigprocmask(2) are called, which are safe there.
@@ -156,7 +156,7 @@ impl Background {
         self.process.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it ends by itself; the output is what `line` has not returned yet.
+    /// Waits until it ends by itself; the output has only the lines that `line` has not returned yet.
     pub(crate) fn finish(mut self) -> Outcome {
         let status = wait_for("the command to end", || self.process.try_wait().unwrap());
         let lines: Vec<String> = std::iter::from_fn(|| self.line()).collect();

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client that sends the bytes it is given and shows what comes back: nothing is
+//! A small HTTP/1.1 client that sends the bytes it is given and returns the answer as it is: nothing is
 //! normalized, so that the daemon can be asked for anything.
 
 use std::io::{self, ErrorKind, Read, Write};

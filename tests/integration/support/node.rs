@@ -12,7 +12,7 @@ pub(crate) fn sources(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
-/// Installs what a folder's lock file names, unless that was done before; where `node_modules` is.
+/// Installs a folder's locked packages, unless that was done before. Returns the path of `node_modules`.
 pub(crate) fn install(folder: &str) -> PathBuf {
     let sources = sources(folder);
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
@@ -33,7 +33,7 @@ pub(crate) fn install(folder: &str) -> PathBuf {
     directory
 }
 
-/// Runs one case of a folder to its end; what it printed is the reason of a failure.
+/// Runs one case of a folder to its end. A failure panics with the case's output.
 pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
     let output = program("node")
         .arg(sources("case.mjs"))

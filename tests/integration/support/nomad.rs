@@ -17,7 +17,7 @@ use super::transcript::{Ending, Frame, Transcript, id_order};
 use super::viewer::{Kind, Viewer};
 use super::websocket::{Incoming, WebSocketClient};
 
-/// How long somebody waits who was not let in, or found nothing new.
+/// How long a viewer waits after it was not let in, or found nothing new.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of a frame is shown when something is wrong.
@@ -116,7 +116,7 @@ pub(crate) struct Log {
     pub(crate) stream: String,
     follow: bool,
     batch_ms: usize,
-    /// The frames with an id, and between them what was opened and the gaps, in order.
+    /// The frames with an id, and between them the `open` frames and the gaps, in order.
     pub(crate) seen: Vec<Frame>,
     /// All that came, and by which connection.
     pub(crate) story: Vec<String>,
@@ -212,7 +212,7 @@ impl Drop for Log {
     }
 }
 
-/// A viewer who comes when all is over, and stays.
+/// A viewer that comes when all is over, and stays.
 pub(crate) fn witness(public: SocketAddr, kind: Kind, mut log: Log) -> (Viewer, Log) {
     log.follow = true;
     log.begin(usize::MAX);

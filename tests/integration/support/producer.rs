@@ -1,5 +1,5 @@
 //! Producers: one writes entries to one stream, numbered, at any pace, with text that shows its order; one
-//! writes on through outages, and keeps a ledger of what was confirmed to it.
+//! writes on through outages, and keeps a ledger of the entries that Redis confirmed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -126,7 +126,7 @@ impl Producer {
         self.write_all(&objects)
     }
 
-    /// Writes the tokens of these numbers at a rate; `written` gets the ids of what has just been written.
+    /// Writes the tokens of these numbers at a rate; `written` gets the ids of the entries just written.
     pub(crate) fn tokens_at(
         &mut self,
         per_second: u32,
@@ -186,7 +186,7 @@ impl Orders {
     }
 }
 
-/// Writes one stream of generations, whatever happens, until it is told to come to an end. Only one kind
+/// Writes one stream of generations, through all faults, until it is told to come to an end. Only one kind
 /// of stream has no `seq`, one is trimmed now and then, one has large entries.
 pub(crate) struct Survivor<'a> {
     is_over: &'a AtomicBool,

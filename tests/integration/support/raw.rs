@@ -1,4 +1,4 @@
-//! A connection that sends any bytes and shows what comes back: for what no proper client would do.
+//! A connection that sends any bytes and returns any answer: for requests that no proper client would send.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -188,7 +188,7 @@ impl Raw {
         }
     }
 
-    /// Reads what is there, and forgets it.
+    /// Reads all bytes that are there, and forgets them.
     pub(crate) fn discard(&mut self) {
         self.received.clear();
         let mut buffer = [0; 64 * 1024];
@@ -197,7 +197,7 @@ impl Raw {
         self.socket.set_nonblocking(false).unwrap();
     }
 
-    /// Sends what is taken at once; how much that was. `None`: the server has closed.
+    /// Sends as many bytes as are taken at once. Returns their number; `None`: the server has closed.
     pub(crate) fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
         self.socket.set_nonblocking(true).unwrap();
         let result = self.socket.write(bytes);

@@ -121,7 +121,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts it again on the same port with what its directory holds. After `kill` only.
+    /// Starts it again on the same port with the data in its directory. After `kill` only.
     pub(crate) fn restart(&mut self) {
         assert!(self.process.is_none(), "restart follows kill");
         assert!(self.spawn(), "port {} was taken meanwhile", self.port);
@@ -138,7 +138,7 @@ impl RedisServer {
         self.signal(libc::SIGSTOP);
     }
 
-    /// Ends what `suspend` began.
+    /// Ends a `suspend`.
     pub(crate) fn resume(&self) {
         self.signal(libc::SIGCONT);
     }
@@ -155,7 +155,7 @@ impl RedisServer {
         self.connect().run::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), "ALL"]);
     }
 
-    /// Ends what `pause` began.
+    /// Ends a `pause`.
     pub(crate) fn unpause(&self) {
         self.connect().run::<()>(&["CLIENT", "UNPAUSE"]);
     }
@@ -221,7 +221,7 @@ impl Redis {
         pipe.query::<()>(&mut self.0).unwrap();
     }
 
-    /// Several commands as one transaction: nobody sees what is between them.
+    /// Several commands as one transaction: nobody sees a state in between.
     pub(crate) fn run_at_once<T: FromRedisValue>(&mut self, commands: &[Vec<String>]) -> T {
         let mut pipe = redis::pipe();
         pipe.atomic();

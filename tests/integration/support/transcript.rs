@@ -1,4 +1,4 @@
-//! The frames that a viewer of one stream got. It checks, frame by frame, what holds for every viewer: `open`
+//! The frames that a viewer of one stream got. It checks, frame by frame, the rules for every viewer: `open`
 //! comes first and once, ids only grow, SSE's `id:` is the frame's, counts are counts.
 
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! A model's server that does what a script says, over real sockets: slow, hanging, refusing, breaking off,
+//! A model's server that follows a script, over real sockets: slow, hanging, refusing, breaking off,
 //! with every framing of a body.
 
 use std::collections::VecDeque;

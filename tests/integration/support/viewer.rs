@@ -1,4 +1,4 @@
-//! A viewer of one stream, over WebSocket or SSE, who writes down what comes.
+//! A viewer of one stream, over WebSocket or SSE, that records all frames.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -133,7 +133,7 @@ impl Viewer {
     }
 
     /// Reads until the `status` frame with this state.
-    /// Says over WebSocket what the client has, and waits until that is answered, reading on meanwhile.
+    /// Acknowledges an id over WebSocket, and waits for the answer, reading on meanwhile.
     pub(crate) fn acknowledge(&mut self, id: &str) {
         self.websocket().send(&json!({"type": "ack", "id": id}));
         self.expect_acked(id);
