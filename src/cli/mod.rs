@@ -52,7 +52,7 @@ pub(crate) enum CliError {
     /// Something outside went wrong.
     #[error("{0}")]
     Failed(String),
-    /// Whoever read stdout went away.
+    /// The reader of stdout went away.
     #[error("nobody reads stdout any more")]
     NobodyReads,
 }
@@ -88,7 +88,7 @@ enum Command {
     Stats(stats::Stats),
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Shared {
     /// The configuration file; without it, the defaults

@@ -34,7 +34,7 @@ pub(crate) struct Stats {
     shared: Shared,
 }
 
-/// What is shown.
+/// The part of the statistics that is shown, and its form.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct Form {
@@ -46,7 +46,7 @@ struct Form {
     histograms: bool,
 }
 
-/// How it is asked for.
+/// Whether to repeat the request or to reset.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct Action {

@@ -1,4 +1,4 @@
-//! What `produce` and `relay` are told of the model's server.
+//! Options of `produce` and `relay` for the model's server.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -22,7 +22,7 @@ pub(crate) struct Check {
     shared: Shared,
 }
 
-/// What a finding means for the daemon.
+/// The severity of a finding for the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weight {
     /// As it should be.
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Check) -> Result<(), CliError> {
     verdict(&findings)
 }
 
-/// What has to change outweighs what is merely down.
+/// A needed change outweighs an outage.
 fn verdict(findings: &[Finding]) -> Result<(), CliError> {
     let any = |weight| findings.iter().any(|finding| finding.weight == weight);
     if any(Weight::Unfit) {
@@ -155,7 +155,7 @@ fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
     }
 }
 
-/// What to do about missing rights.
+/// The ACL rule that gives the missing rights.
 fn needed(keys: &Keys) -> String {
     format!("\n        what is needed: {}", rights::acl_rule(keys))
 }

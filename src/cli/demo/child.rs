@@ -27,7 +27,7 @@ impl Child {
         Ok(Self { name, inner: command.spawn()? })
     }
 
-    /// What the process is to people.
+    /// The name of the process, for people.
     pub(super) const fn name(&self) -> &'static str {
         self.name
     }

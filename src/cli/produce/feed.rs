@@ -25,12 +25,12 @@ const READ_BYTES: usize = 16 * 1024;
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// The longest wait for stdin before signals are looked at again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
-/// How long after the end of a pipe a signal is waited for that ended whoever wrote it.
+/// How long after the end of a pipe to wait for the signal that may have ended its writer.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 /// How long a stopping producer tries to write its last entry.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What the input is.
+/// The form of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum From {
     /// Text as it comes.
@@ -96,7 +96,7 @@ impl FeedError {
     }
 }
 
-/// How the input is taken apart.
+/// The parser of the input.
 enum Format {
     Text(Utf8Chunks),
     Jsonl(Lines),
@@ -116,7 +116,7 @@ pub(super) struct Feed<W: Wires, C: Cancels> {
     early: Option<CancelRequest>,
     heartbeat_every: Duration,
     written_at: Instant,
-    /// How the last answer failed of which the input itself said so.
+    /// The newest failure of an answer that the input itself reported.
     failed: Option<Failure>,
 }
 
@@ -248,8 +248,8 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         self.finish()
     }
 
-    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed ends the
-    /// input before its signal comes: then the input is not complete.
+    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed ends
+    /// the input before its signal comes: then the input is not complete.
     fn look_for_signal(&self, input: &File) -> Result<(), FeedError> {
         if !input.metadata().is_ok_and(|input| input.is_file()) {
             thread::sleep(LAST_LOOK);
@@ -291,7 +291,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
             Format::Raw(events) => {
                 let pushed = events.push(bytes, Instant::now());
-                // What was whole before the stream went wrong still counts.
+                // Events that were complete before the stream went wrong still count.
                 self.say_events()?;
                 pushed.map_err(|error| self.broken_by(error))?;
             }
@@ -299,7 +299,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         self.flush()
     }
 
-    /// What the end of the input completes, and the `end` entry if the input had none.
+    /// Writes what the end of the input completes, and the `end` entry if the input had none.
     fn finish(&mut self) -> Result<(), FeedError> {
         match &mut self.format {
             Format::Text(chunks) => {

@@ -7,7 +7,7 @@ use super::*;
 use crate::produce::testing::Memory;
 use crate::produce::{CancelRequest, NoCancels};
 
-/// What a stream holds after `input` was fed, as `type[:text or code]`, and how it went.
+/// The entries of a stream after `input` was fed, as `type[:text or code]`, and the result.
 fn fed(from: From, rate: Option<u32>, input: &[u8]) -> (Vec<String>, Result<(), CliError>) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input).unwrap();

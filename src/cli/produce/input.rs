@@ -1,4 +1,4 @@
-//! What a feed needs of its input: waiting for it, cutting it into lines, and pacing it.
+//! The input side of a feed: waiting for input, cutting it into lines, and pacing it.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};

@@ -39,7 +39,8 @@ pub(crate) struct Produce {
     /// The model id; not needed where redis.stream_key has no `{model}`
     #[arg(long)]
     model: Option<String>,
-    /// What stdin is: text as it comes (the default), one native object a line, or the event stream of a model's server.
+    /// The form of stdin: text as it comes (the default), one native object a line, or the event stream of a model's
+    /// server.
     /// With --url: the form of the server's answer, `openai` or `anthropic`; by default its first event decides
     #[arg(long, value_enum)]
     from: Option<From>,

@@ -1,5 +1,5 @@
-//! What `produce` says of itself on stderr while it works: where to watch, from time to time how far it has come, and
-//! at the end how much it was.
+//! Progress lines of `produce` on stderr: where to watch, from time to time the number of entries written, and the
+//! total at the end.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use crate::event::EntryId;
 use crate::produce::{Batch, Wire, WireError, Wires};
 
-/// When it is said for the first time how far it has come.
+/// The time until the first line about the number of entries.
 const FIRST: Duration = Duration::from_secs(5);
 /// The longest time between two such lines; it doubles until then.
 const EVERY_MAX: Duration = Duration::from_secs(60);
 
-/// How much was written. Clones share it.
+/// The count of entries written. Clones share it.
 #[derive(Clone)]
 pub(super) struct Progress(Rc<RefCell<State>>);
 
@@ -57,7 +57,7 @@ impl Progress {
         }
     }
 
-    /// Says how much it was.
+    /// Says the total.
     pub(super) fn finish(&self) {
         let text = self.0.borrow().so_far(Instant::now());
         self.say(&text);
@@ -65,7 +65,7 @@ impl Progress {
 }
 
 impl State {
-    /// What is to be said of it now.
+    /// Counts confirmed entries. Returns a line if one is due.
     fn confirmed(&mut self, entries: usize, now: Instant) -> Option<String> {
         self.entries = self.entries.saturating_add(u64::try_from(entries).unwrap_or(u64::MAX));
         if now < self.say_at {

@@ -21,7 +21,7 @@ pub(crate) enum AddressError {
 /// One stream on one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
-    /// What to connect to: `host:port`.
+    /// The server to connect to: `host:port`.
     pub(crate) authority: String,
     /// Path of the stream, percent-encoded as it was given.
     path: String,

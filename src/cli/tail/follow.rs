@@ -1,4 +1,4 @@
-//! What a follower of one stream remembers and decides. Pure.
+//! State and decisions of a follower of one stream. Pure.
 //!
 //! INVARIANT: `last` is the id of the newest frame that was shown, so that a request for what comes
 //! after it loses and repeats nothing.
@@ -17,7 +17,7 @@ pub(crate) enum Ending {
     Failed(String),
 }
 
-/// What a lost connection means.
+/// The next step after a connection has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// It was no loss: this was the end.
@@ -42,7 +42,7 @@ impl Follower {
         Self { last: after, ending: None, renderer }
     }
 
-    /// What the next request asks for.
+    /// The id after which the next request starts; `None`: at the server's default.
     pub(crate) fn after(&self) -> Option<&str> {
         self.last.as_deref()
     }
@@ -71,7 +71,7 @@ impl Follower {
         (!seen).then(|| self.renderer.frame(frame))
     }
 
-    /// What a close code means (1005 and 1006 stand for none).
+    /// The next step after a close code (1005 and 1006 stand for none).
     pub(crate) fn closed(&self, code: u16, reason: &str) -> Next {
         let reason = visible::line(reason);
         let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
@@ -84,7 +84,7 @@ impl Follower {
         }
     }
 
-    /// What an HTTP answer instead of an upgrade means.
+    /// The next step after an HTTP answer instead of an upgrade.
     pub(crate) fn refused(status: u16, body: &[u8], retry_after: Option<&str>) -> Next {
         let said = serde_json::from_slice::<serde_json::Value>(body).ok();
         let said = said.as_ref().and_then(|value| value["error"]["message"].as_str()).map(visible::line);

@@ -226,7 +226,7 @@ mod tests {
 
     use super::*;
 
-    /// What a scripted server does with one connection.
+    /// A scripted server's behaviour on one connection.
     enum Act {
         /// Refuses the upgrade with this status.
         Refuse(u16),

@@ -1,8 +1,8 @@
 //! Frames → what a person reads: text on stdout, news about the stream on stderr. Pure.
 //!
-//! What a model says is not trusted: on a terminal, control characters are shown instead of obeyed. A pipe gets the text
-//! byte for byte and nothing that is not in it but what sets voices apart. All else that comes from outside (names of
-//! channels and tools, codes, messages, custom objects) is made visible everywhere, as a part of one line.
+//! A model's text is not trusted: on a terminal, control characters are shown instead of obeyed. A pipe gets the text
+//! byte for byte; only the separators between voices are added. All else that comes from outside (names of channels
+//! and tools, codes, messages, custom objects) is made visible everywhere, as a part of one line.
 
 use std::fmt::Write as _;
 
@@ -44,7 +44,7 @@ pub(crate) struct Frame<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// What one frame adds to the two outputs.
+/// The additions of one frame to the two outputs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
     /// For stdout.
@@ -85,7 +85,7 @@ impl Renderer {
         Self { look, statistics: Statistics::default(), voice: None, mid_line: false }
     }
 
-    /// What the frame looks like.
+    /// Renders one frame.
     pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Output {
         let mut out = Output::default();
         if matches!(frame.kind.as_str(), "delta" | "tool_call") {

@@ -1,7 +1,7 @@
 //! How fast a generation came: the time to its first token, and tokens a second. Pure.
 //!
-//! Measured by the ids of the entries, which are Redis' clock, and not by when frames arrive here: who reads an answer
-//! again is told what the model took, not what the daemon did. Where ids are no clock nothing is said of times. A token is
+//! Measured by the ids of the entries, which are Redis' clock, not by the arrival of frames here: a repeated reading of
+//! an answer shows the time that the model took, not the daemon. Where ids are no clock, no times are shown. A token is
 //! an entry with text or with a piece of a tool call.
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 /// Ids below this (2001-09-09) were not chosen by a clock.
 const CLOCK_MS_MIN: u64 = 1_000_000_000_000;
 
-/// What was seen of one generation.
+/// Tokens and times of one generation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Statistics {
     /// When it began.
@@ -41,7 +41,7 @@ impl Statistics {
         self.last_ms = ms.unwrap_or(self.last_ms);
     }
 
-    /// What there is to say of it, once; nothing where it had no tokens.
+    /// The line about the generation, once; `None` if it had no tokens.
     pub(crate) fn take(&mut self) -> Option<String> {
         let Self { start_ms, first, last_ms, tokens } = std::mem::take(self);
         let first = first?;
