@@ -1,4 +1,4 @@
-# What the project's scripts share: installing what is missing. To be sourced by bash, in the project's root.
+# Functions that the project's scripts share: installing what is missing. To be sourced by bash, in the project's root.
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
