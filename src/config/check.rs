@@ -17,7 +17,7 @@ use super::{
 };
 use crate::event::KeyPattern;
 
-/// What a configuration depends on beside its own text.
+/// The machine's contribution to a configuration, beside its own text.
 pub(super) struct Surroundings<'a> {
     /// This machine's name.
     pub(super) hostname: &'a str,

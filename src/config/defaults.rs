@@ -61,7 +61,7 @@ keys! {
 
     // [redis]
 
-    /// Where a packaged Redis listens.
+    /// The address of a packaged Redis.
     REDIS_URL: Text = "redis.url", Text {
         default: "redis://127.0.0.1:6379/0", is_allowed: |text| !text.is_empty(), allowed: "a URL",
     };
@@ -69,7 +69,7 @@ keys! {
     REDIS_URL_FILE: File = "redis.url_file", File { default: "" };
     /// No secret file unless somebody made one.
     REDIS_PASSWORD_FILE: File = "redis.password_file", File { default: "" };
-    /// What the contract calls its keys. Braces would change a cluster's slots, and a colon would let
+    /// The contract's prefix of its keys. Braces would change a cluster's slots, and a colon would let
     /// one prefix begin another's keys.
     REDIS_PREFIX: Text = "redis.prefix", Text {
         default: "llm", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
@@ -160,7 +160,7 @@ keys! {
     AUTH_SECRET_FILE: NotYet = "auth.secret_file", NotYet::Word("");
     /// Belongs to `jwt`.
     AUTH_KEYS_FILE: NotYet = "auth.keys_file", NotYet::Word("");
-    /// Whoever opens streams to everybody has to say so.
+    /// Streams are open to everybody only if the operator says so.
     AUTH_ALLOW_ANONYMOUS: Flag = "auth.allow_anonymous", Flag { default: false };
     /// Belongs to `jwt`.
     AUTH_QUERY_TOKEN: NotYet = "auth.query_token", NotYet::Flag(false);
@@ -198,7 +198,7 @@ keys! {
     CLIENT_MAX_WAIT: Span = "client.max_wait", Span {
         default: secs(60), min: ms(100), max: hours(24), zero: Some(NEVER),
     };
-    /// What the contract promises, and well below the idle timeouts of proxies (30 s and more).
+    /// The contract's figure, well below the idle timeouts of proxies (30 s and more).
     CLIENT_KEEPALIVE: Span = "client.keepalive", Span {
         default: secs(15), min: ms(100), max: secs(600), zero: Some(NEVER),
     };
@@ -277,7 +277,7 @@ keys! {
 
     // [log]
 
-    /// What an operator wants to see of a healthy daemon.
+    /// Enough for an operator of a healthy daemon.
     LOG_LEVEL: Text = "log.level", Text {
         default: "info",
         is_allowed: |text| log_filter::parse(text).is_ok(),

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, in words that name the place, the key and what is allowed.
+//! Errors of a configuration, in words that name the place, the key and the allowed values.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct ConfigError {
     problem: Problem,
 }
 
-/// What is wrong about it.
+/// The kind of the error, with its details.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Problem {
     #[error("cannot be read: {0}")]
@@ -42,7 +42,7 @@ pub(super) enum Problem {
     Conflict(String),
 }
 
-/// Which names there are in place of one that is not known.
+/// Existing names in place of an unknown one.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Hint {
     #[error("did you mean {0}?")]

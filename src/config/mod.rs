@@ -29,7 +29,7 @@ pub use load::{environment, load};
 pub(crate) use load::{given, hostname};
 pub(crate) use rule::parse_span;
 
-/// What a timeout that is switched off has as its value: ten years. It can be added to any `Instant`.
+/// The value of a timeout that is switched off: ten years. It can be added to any `Instant`.
 pub const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Everything that the daemon can be told.
@@ -61,7 +61,7 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Who this daemon is among others on the same Redis.
+/// The names of this daemon among others on the same Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Shared by all instances of one service.
@@ -165,7 +165,7 @@ pub struct Threads {
     pub replays: usize,
 }
 
-/// Who may do what.
+/// Access to streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
     /// Whether a public address that is not loopback is accepted without authentication.
@@ -185,7 +185,7 @@ pub struct Limits {
     pub cancels_per_second: u32,
 }
 
-/// What one client may cost. A timeout that is switched off is [`NEVER`].
+/// Limits of one client. A timeout that is switched off is [`NEVER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Bytes of frames held for a client before it leaves live and is fed from history.
@@ -259,7 +259,7 @@ pub struct Shutdown {
     pub grace: Duration,
 }
 
-/// What the log says.
+/// Level and format of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,llm_bridge::deliver=debug`.

@@ -1,4 +1,4 @@
-//! What was said, before it is judged: every `section.key` with its value and where it comes from.
+//! Settings as they were given, before they are checked: every `section.key` with its value and origin.
 //!
 //! The file, the environment and `--set` become layers of one [`Raw`]; a later layer replaces an
 //! earlier one. Keys are kept as names, not as the fields of a struct, so that one wrong key or type
@@ -15,7 +15,7 @@ use super::defaults;
 use super::error::{ConfigError, Hint, Problem};
 use super::setting::{Origin, Setting, Value};
 
-/// What begins the name of every environment variable that is a setting.
+/// The prefix of every environment variable that is a setting.
 const ENVIRONMENT_PREFIX: &str = "LLM_BRIDGE__";
 
 /// All settings by `section.key`.

@@ -45,14 +45,14 @@ pub(super) enum Refusal {
 
 /// How the values of a key are read and written.
 pub(super) trait Rule {
-    /// What the program gets.
+    /// The type of the value in the program.
     type Out;
 
     /// The value when nobody gives one.
     fn default(&self) -> Self::Out;
     /// The value that a setting stands for.
     fn read(&self, setting: &Setting) -> Result<Self::Out, Refusal>;
-    /// What is allowed, in words.
+    /// The allowed values, in words.
     fn allowed(&self) -> String;
     /// A value as TOML, such that [`Rule::read`] gives it again.
     fn show(&self, value: &Self::Out) -> String;

@@ -1,4 +1,4 @@
-//! What an operator can write, and what is said about it.
+//! Tests of `config`: settings that an operator can write, and the messages about them.
 
 use std::collections::BTreeSet;
 use std::fs;
