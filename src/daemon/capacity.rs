@@ -1,4 +1,4 @@
-//! What is held at most between Redis and the sockets, and why it is that much.
+//! Bounds on everything that is held between Redis and the sockets, and their reasons.
 //!
 //! Every holder of entries and frames, with the defaults and one thread of each kind but two readers:
 //!
@@ -7,22 +7,25 @@
 //! | live entries on the way to a transform thread | 32 MiB | [`LIVE_BYTES_MAX`] |
 //! | replies of one round trip of a replay thread | 8 MiB, whatever Redis sends | `ingest::pace::TRIP_BYTES_MAX` |
 //! | history on the way to a transform thread | 16 MiB | [`REPLAY_BYTES_MAX`] |
-//! | what a transform thread decodes: one batch and its frames | 2 × 8 MiB | |
+//! | one batch that a transform thread decodes, and its frames | 2 × 8 MiB | |
 //! | frames on the way to a delivery thread, live | 32 MiB | [`INBOX_BYTES_MAX`] |
 //! | the same from history | 16 MiB | [`HISTORY_BYTES_MAX`] |
-//! | replies and frames of large entries, wherever they are | 24 MiB, 96 MiB while clients do not read | [`HISTORY_HELD_MAX`](crate::event::HISTORY_HELD_MAX) |
+//! | replies and frames of large entries, anywhere | 24 MiB, 96 MiB while clients do not read | [`HISTORY_HELD_MAX`] |
 //! | JSON states, while they are put together and until they are taken | 64 MiB | [`answers_bytes_max`] |
-//! | what clients have begun to send | 64 MiB | [`INPUT_BYTES_MAX`] |
+//! | unfinished input of clients | 64 MiB | [`INPUT_BYTES_MAX`] |
 //! | answers of a moment ago, for each delivery thread | 16 MiB | `deliver::sharing` |
-//! | checkpoints of scans | 16 MiB | [`CHECKPOINT_BYTES_MAX`](crate::event::checkpoints::CHECKPOINT_BYTES_MAX) |
+//! | checkpoints of scans | 16 MiB | [`CHECKPOINT_BYTES_MAX`] |
 //! | dead letters, receipts, ends and cancels that wait to be written | their `…_BYTES_MAX` | below |
-//! | what the recorder has taken up of them | 1 MiB and one letter; 10 MiB of receipts while Redis refuses them | `recorder` |
+//! | those that the recorder holds | 1 MiB and one letter; 10 MiB of receipts while Redis refuses them | `recorder` |
 //! | frames that wait for clients | `client.send_budget` each, and one frame beyond it | `deliver::outbox` |
 //! | answers to what clients say | 32 KiB each, and one answer that is larger | `deliver::outbox` |
 //!
-//! A message that is larger than a queue's bound alone passes when the queue is empty: an entry of 8 MiB always does. What
-//! is held of history shows in the gauges `history_reply_bytes`, `history_frame_bytes` and `checkpoint_bytes`, what waits
-//! for clients in `outbox_bytes`. Everything else in the queues is a few hundred bytes a message.
+//! A message that is larger than a queue's bound alone passes when the queue is empty: an entry of 8 MiB always does.
+//! The gauges `history_reply_bytes`, `history_frame_bytes` and `checkpoint_bytes` show the bytes held of history, and
+//! `outbox_bytes` those that wait for clients. Everything else in the queues is a few hundred bytes a message.
+//!
+//! [`HISTORY_HELD_MAX`]: crate::event::HISTORY_HELD_MAX
+//! [`CHECKPOINT_BYTES_MAX`]: crate::event::checkpoints::CHECKPOINT_BYTES_MAX
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
 /// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.
@@ -34,16 +37,17 @@ pub const REPLAY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of live frames on the way to one delivery thread. At the bound its streams are demoted to history.
 pub const INBOX_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of frames from history on the way to one delivery thread. What does not fit is asked for again.
+/// Bytes of frames from history on the way to one delivery thread. Frames that do not fit are asked for again.
 pub const HISTORY_BYTES_MAX: usize = 16 << 20;
 
-/// What clients have begun to send and not finished, over all connections of the process: unfinished requests and
-/// messages, each at most some 128 KiB and for `client.handshake_timeout`. What finds no room is refused with 503 or 1013.
+/// Bytes of unfinished input, over all connections of the process: requests and messages that clients have begun to
+/// send, each at most some 128 KiB and for `client.handshake_timeout`. Input beyond the bound is refused with 503 or
+/// 1013.
 pub const INPUT_BYTES_MAX: usize = 64 << 20;
 
-/// Answers that are larger than `client.send_budget`, over all connections of the process: JSON states, while they are put
-/// together and until their clients have taken them. What finds no room is refused with 503. At least two of the largest
-/// fit, so that one client that does not read keeps nobody from asking.
+/// Bytes of answers larger than `client.send_budget`, over all connections of the process: JSON states, while they are
+/// put together and until their clients have taken them. An answer beyond the bound is refused with 503. At least two
+/// of the largest fit, so that one client that does not read does not block the others.
 #[must_use]
 pub const fn answers_bytes_max(max_state: usize) -> usize {
     let several = 64 << 20;
@@ -51,16 +55,16 @@ pub const fn answers_bytes_max(max_state: usize) -> usize {
     if two > several { two } else { several }
 }
 
-/// What delivery threads ask of one transform thread and transform threads of one reader. What does not
-/// fit is held by who asks, at most two commands for each stream.
+/// Commands of delivery threads to one transform thread, and of transform threads to one reader. The sender holds
+/// those that do not fit, at most two for each stream.
 pub const COMMANDS_MAX: usize = 8192;
 
-/// History reads that wait for a replay thread. What does not fit is held by the delivery threads, at most one
-/// for each viewer.
+/// History reads that wait for a replay thread. The delivery threads hold those that do not fit, at most one for each
+/// viewer.
 pub const REQUESTS_MAX: usize = 4096;
 
-/// Names to be waited for, and looks, that wait for the watcher. Waiting viewers are held by the delivery threads at the
-/// bound; a look is asked for again.
+/// Names to be waited for, and looks, that wait for the watcher. At the bound, the delivery threads hold the waiting
+/// viewers, and a look is asked for again.
 pub const ERRANDS_MAX: usize = 8192;
 
 /// Requests to cancel that wait for the recorder. At the bounds they are refused.
@@ -78,8 +82,8 @@ pub const LETTERS_MAX: usize = 65_536;
 /// Their bytes.
 pub const LETTERS_BYTES_MAX: usize = 16 << 20;
 
-/// Acknowledgements, and ends that are to be acknowledged, that wait for the recorder. At the bounds acknowledgements are
-/// refused.
+/// Acknowledgements, and ends that are to be acknowledged, that wait for the recorder. At the bounds acknowledgements
+/// are refused.
 pub const RECEIPTS_MAX: usize = 65_536;
 /// Their bytes.
 pub const RECEIPTS_BYTES_MAX: usize = 16 << 20;

@@ -78,7 +78,7 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, DaemonErr
     open().map_err(|error| DaemonError::Listen { key, why: format!("{address}: {error}{}", advice(&error)) })
 }
 
-/// What an operator can do about an address that cannot be had.
+/// Advice to the operator about an address that cannot be used.
 fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "; stop the process that listens there, or choose another address",

@@ -38,10 +38,10 @@ const LOOK: Duration = Duration::from_millis(500);
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long after its start the daemon is ready even if the first attempt at Redis is not over.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
-/// How long readers may take to stop reading, and what they read to pass through, when draining begins.
+/// How long readers may take to stop, and the entries they have read to pass through, when draining begins.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
-/// What is left of the grace when the clients are gone, for acknowledgements, the lease, joining: a fifth of it
-/// within these bounds, of which the lower one is a few looks of every thread at whether it is to end.
+/// The part of the grace kept for acknowledgements, the lease and joining once the clients are gone: a fifth of the
+/// grace within these bounds. The lower one suffices for every thread to look a few times whether it is to end.
 const WIND_UP: Duration = Duration::from_secs(3);
 const WIND_UP_MIN: Duration = Duration::from_millis(500);
 
@@ -53,7 +53,7 @@ pub enum DaemonError {
     Listen {
         /// The setting.
         key: &'static str,
-        /// What the system says.
+        /// The reason, with the system's error.
         why: String,
     },
     /// A socket passed by systemd cannot be used.

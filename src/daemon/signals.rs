@@ -42,7 +42,7 @@ const SIGNALS: [c_int; 4] = [SIGTERM, SIGINT, SIGUSR1, SIGHUP];
 const PIPE: Token = Token(0);
 const WAKE: Token = Token(1);
 
-/// What the operator or systemd asks for.
+/// A request of the operator or of systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM or SIGINT: drain and stop; a second one: stop at once.

@@ -1,4 +1,4 @@
-//! What systemd is told and what it hands over: the notify protocol (`READY=1`, `STATUS=`,
+//! Messages to systemd and sockets from it: the notify protocol (`READY=1`, `STATUS=`,
 //! `WATCHDOG=1`, `STOPPING=1`) and sockets that it opened for the daemon.
 //!
 //! Without systemd, nothing here does anything. A notification that fails is logged and no more: the
@@ -64,7 +64,7 @@ impl Notifier {
         self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
-    /// What `systemctl status` shows.
+    /// Sets the line that `systemctl status` shows.
     pub fn status(&self, text: &str) {
         self.send(&[NotifyState::Status(&one_line(text))]);
     }
@@ -129,21 +129,21 @@ pub enum PassedError {
     /// The name is none of the three.
     #[error("a passed socket is named {name:?}; FileDescriptorName= is public, admin or stats")]
     Name {
-        /// What it is named.
+        /// Its name.
         name: String,
     },
     /// The name occurs more than once.
     #[error("more than one passed socket is named {name:?}")]
     Twice {
-        /// What they are named.
+        /// Their name.
         name: String,
     },
     /// It is not the kind of socket that its name stands for.
     #[error("the passed socket {name:?} is not a listening {wanted} socket")]
     Kind {
-        /// What it is named.
+        /// Its name.
         name: String,
-        /// What it should be.
+        /// The kind that its name stands for.
         wanted: &'static str,
     },
 }
@@ -160,7 +160,7 @@ pub fn passed_sockets() -> Result<Passed, PassedError> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Passed::default());
     }
-    // What a process in between has inherited and handed on is not ours; its names may be anything.
+    // Sockets that a process in between has inherited and handed on are not ours; their names may be anything.
     if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
         return Ok(Passed::default());
     }

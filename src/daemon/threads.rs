@@ -65,19 +65,19 @@ impl Stops {
     }
 }
 
-/// What is shared by all.
+/// State that all threads share.
 pub(super) struct Shared {
     /// The configuration.
     pub(super) config: Arc<Config>,
-    /// Where to count.
+    /// The metrics.
     pub(super) registry: Arc<Registry>,
     /// Connections that fit.
     pub(super) max_connections: usize,
     /// Where threads report their end.
     pub(super) ended: Sender<Ended>,
-    /// How the watcher says that the daemon must not go on.
+    /// The watcher's message that the daemon must not go on.
     pub(super) fatal: Fatal,
-    /// Who this instance is.
+    /// The identity of this instance.
     pub(super) identity: Identity,
     /// When to end.
     pub(super) stops: Stops,
@@ -87,7 +87,7 @@ pub(super) struct Shared {
 pub(super) struct Threads {
     /// Delivery threads.
     pub(super) deliveries: Vec<Handle>,
-    /// What readers hold while they read, and their batches on the way: draining waits until it is alone.
+    /// Readers hold clones while they read, and so do their batches on the way: draining waits until none is left.
     pub(super) under_way: UnderWay,
     /// Transform and replay threads.
     pub(super) middle: Vec<Handle>,

@@ -10,7 +10,7 @@ const BUDGET: Duration = Duration::from_secs(15);
 /// The least time that a thread has for a round, however impatient the watchdog is.
 const BUDGET_MIN: Duration = Duration::from_secs(1);
 
-/// What is to be told of a thread.
+/// A change in a thread that has to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// It gives no sign of life.
@@ -19,19 +19,19 @@ pub(super) enum News {
     Turns(String),
 }
 
-/// Who is stuck, and what was told of it.
+/// The threads that were stuck at the last look, and for how long each was silent.
 #[derive(Debug)]
 pub(super) struct Vitals {
     budget: Duration,
     looked_at: Instant,
-    /// Since when silence counts: what `main` has not seen because it did not run itself is held against nobody.
+    /// Silence counts from here on: silence while `main` itself did not run is not counted.
     counts_from: Instant,
     stuck: BTreeMap<String, Duration>,
 }
 
 impl Vitals {
-    /// Nobody is stuck. `watchdog`: after which time without a sign systemd would kill the process; half of it is
-    /// what a thread has for a round, so that the log names it first.
+    /// No thread is stuck. `watchdog`: the time without a sign after which systemd would kill the process. A thread
+    /// has half of it for a round, so that the log names a stuck thread before the process is killed.
     pub(super) fn new(watchdog: Option<Duration>, now: Instant) -> Self {
         let budget = watchdog.map_or(BUDGET, |patience| (patience / 2).max(BUDGET_MIN));
         Self { budget, looked_at: now, counts_from: now, stuck: BTreeMap::new() }
@@ -42,7 +42,7 @@ impl Vitals {
         self.stuck.is_empty()
     }
 
-    /// Who is stuck.
+    /// The names of the stuck threads.
     pub(super) fn stuck(&self) -> impl Iterator<Item = &str> {
         self.stuck.keys().map(String::as_str)
     }
