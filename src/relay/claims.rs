@@ -1,4 +1,4 @@
-//! What a relay asks of Redis: new requests, those of workers that are gone, and to keep its own.
+//! A relay's claims in Redis: reading new requests, taking over those of workers that are gone, and keeping its own.
 //!
 //! One consumer group shares the requests out. A request that was read is *claimed* until it is acknowledged; a
 //! claim whose time since its last renewal passes the takeover time can be taken over by anybody (`XAUTOCLAIM`).
@@ -40,7 +40,7 @@ pub(super) struct Claims {
     link: Option<Link>,
     backoff: Backoff,
     retry_at: Option<Instant>,
-    /// Where looking for claims of the dead goes on.
+    /// The id at which the search for claims of the dead goes on.
     scanned_to: EntryId,
 }
 
@@ -123,8 +123,8 @@ impl Claims {
         read.into_entries().pop()
     }
 
-    /// A request of a worker that is gone. One call looks at a part of what is claimed and the next one goes on there, so
-    /// that many claims that are well hide none that is not, and one that cannot be read holds up no other.
+    /// Takes over a request of a worker that is gone. A call looks at a part of the claims and the next one goes on
+    /// there, so that many claims of the living hide none of the dead, and one that cannot be read holds up no other.
     pub(super) fn take_over(&mut self) -> Option<Entry> {
         for _ in 0..SCANS_MAX {
             let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
@@ -231,7 +231,7 @@ impl Claims {
         in_transaction(link, self.lease(name, false))
     }
 
-    /// Who holds the key, which is watched from before the look on.
+    /// The holder of a lease's key. The key is watched (`WATCH`) from before the read on.
     fn holder(&self, link: &mut Link, key: &str) -> Result<Holder, RedisError> {
         let replies = link.call_all(&[Command::new("WATCH").arg(key), Command::new("GET").arg(key)])?;
         check(&replies)?;
@@ -299,7 +299,7 @@ impl Claims {
     }
 }
 
-/// Who holds a lease.
+/// The holder of a lease, as seen by this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     Nobody,
@@ -324,7 +324,8 @@ fn pending_id(line: &Value) -> Option<EntryId> {
     EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
 }
 
-/// What XAUTOCLAIM answers: where to go on (`0-0`: at the beginning), the ids, and (from 7.0 on) those of deleted entries.
+/// Reads XAUTOCLAIM's answer: the id to go on at (`0-0`: at the beginning), the claimed ids, and (from 7.0 on) those of
+/// deleted entries. Returns the id to go on at and the first claimed id.
 fn claimed(answer: &Value) -> (EntryId, Option<EntryId>) {
     let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
     let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
@@ -365,7 +366,7 @@ mod tests {
         assert_eq!(other.take_over(), None);
         one.hand_back(entries[44].id);
         assert_eq!(other.take_over().as_ref(), Some(&entries[44]));
-        // Whoever had it finds out, and keeps the others.
+        // The former holder finds out, and keeps the others.
         let orders: Vec<Order> =
             entries.iter().map(|entry| order::read(entry, false, one.streams()).unwrap()).collect();
         let lost = one.renew(orders.iter().map(|order| (order, false)));

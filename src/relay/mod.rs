@@ -15,8 +15,8 @@
 //! claims over after the takeover time, and the stream tells it how far the answer has come: where viewers have
 //! seen nothing the request is answered anew, under the same generation; where they have seen a part of it, nobody
 //! can go on in its middle, and it ends in `relay_lost`; where it has its end there is only the acknowledgement left.
-//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own; and
-//! Redis gives a write up before which another worker has taken the stream, should this one have been stopped right then.
+//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own. Should
+//! it have been stopped right before a write, Redis discards the write if another worker has taken the stream since.
 //!
 //! # Bounds
 //!
@@ -59,7 +59,7 @@ const RENEWALS: u32 = 5;
 /// How long after the grace threads may take to leave their answers.
 const LEAVE: Duration = Duration::from_secs(5);
 
-/// What a relay is told.
+/// Limits of a relay, and the server that it asks.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Answers at once.
@@ -68,7 +68,7 @@ pub struct Settings {
     pub takeover_after: Duration,
     /// How long answers may go on after the wish to stop.
     pub grace: Duration,
-    /// Who answers.
+    /// The model's server.
     pub upstream: Upstream,
 }
 
@@ -330,7 +330,7 @@ impl Relay {
     }
 
     fn look_at_parked(&mut self, now: Instant) {
-        // Whoever waits for the same stream keeps its place: only those before it are parked again by then.
+        // Requests for one stream keep their order: only those before this one are parked again by then.
         for (order, at) in std::mem::take(&mut self.parked) {
             if at <= now {
                 self.begin(order, now);

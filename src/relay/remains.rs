@@ -1,4 +1,4 @@
-//! What a worker that is gone has left of an answer: the stream itself tells.
+//! How far a worker that is gone has come with an answer, by what the stream itself holds.
 
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 /// Entries that are read at once, at first and at most: how large they are is seen only when they are there.
 const PAGE_FIRST: usize = 8;
 const PAGE_MAX: usize = 500;
-/// What the entries of a page should take, in bytes.
+/// Intended size of a page's entries, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// How far an answer has come.
@@ -101,7 +101,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// What was told in a provider's form is over.
+    /// Forgets answers in a provider's form: a native entry has ended them.
     fn forget(&mut self) {
         (self.openai, self.anthropic) = (Story::new(Form::OpenAi), Story::new(Form::Anthropic));
     }

@@ -19,7 +19,7 @@ const WAIT: Duration = Duration::from_millis(200);
 /// The pauses between attempts to look at what another worker has left.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How long an answer that must be left is tried to be ended.
+/// How long a thread that has to leave an answer tries to write its terminal entry.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A request to be answered.
@@ -29,7 +29,7 @@ pub(super) struct Job {
     pub(super) lease: Lease,
 }
 
-/// What became of it.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The stream has its terminal entry: the request is done with.
@@ -49,7 +49,7 @@ pub(super) struct Done {
     pub(super) fate: Fate,
 }
 
-/// What all threads have.
+/// One thread's state; all threads have clones of the same.
 #[derive(Clone)]
 pub(super) struct Worker {
     pub(super) redis: config::Redis,
@@ -77,7 +77,7 @@ impl Worker {
         }
     }
 
-    /// What became of a request, for Redis and in words for the log.
+    /// Answers a request. Returns its outcome, for Redis and in words for the log.
     fn answer(&self, job: &Job) -> (Fate, String) {
         let order = &job.order;
         let wires = RedisWires::new(&self.redis, &order.name);
@@ -105,7 +105,7 @@ impl Worker {
                 return end(&mut producer, &job.lease, ("bad_request", &error.to_string()));
             }
         };
-        // What was asked to stop before it was begun is not begun.
+        // A request that was cancelled before its answer began is not sent to the model.
         let mut cancels = cancels.since(order.id);
         let stop = || job.lease.must_stop();
         match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {
@@ -125,7 +125,7 @@ impl Worker {
         }
     }
 
-    /// What another worker has left; `None` when it is time to leave it too.
+    /// How far another worker has come with the answer; `None` when this worker has to leave it too.
     fn look(&self, job: &Job) -> Option<Remains> {
         let key = self.redis.stream_key.key(&job.order.name);
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
