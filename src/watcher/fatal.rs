@@ -1,4 +1,4 @@
-//! How the watcher says that the daemon must not go on.
+//! The watcher's message to `main` that the daemon must not go on.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Fatal {
         }
     }
 
-    /// What was said.
+    /// Takes the message, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<String> {
         self.message.lock().take()

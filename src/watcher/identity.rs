@@ -1,8 +1,9 @@
-//! Who this daemon is on this host, and the proof that it lives.
+//! The identity of this daemon on its host, and the proof that it lives.
 //!
 //! A process holds an abstract Unix socket that is named after its instance. The kernel lets go of the name
-//! when the process dies, however it dies; so on one host, who can bind the name knows that nobody has it.
-//! The lease in Redis carries that name: whoever finds it can ask the kernel whether its holder is dead.
+//! when the process dies, however it dies; so on one host, a process that can bind the name knows that
+//! nobody has it. The lease in Redis carries that name: a daemon that finds the lease can ask the kernel whether its
+//! holder is dead.
 //!
 //! Abstract names belong to a network namespace. [`Identity`] therefore says where its name counts:
 //! boot and namespace. Where these cannot be read, nothing can be proved and a lease has to run out.
@@ -17,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::config::Config;
 use crate::event::message::Fnv;
 
-/// What separates the parts of a lease; no part contains it.
+/// The separator of a lease's parts; no part contains it.
 const SEPARATOR: char = '|';
 
 /// Another daemon of this host has the instance id.
@@ -67,7 +68,7 @@ impl Identity {
         Ok(Self { name, place: place(), nonce, _proof: Arc::new(proof) })
     }
 
-    /// What the lease in Redis says while this process holds it.
+    /// The value of the lease in Redis while this process holds it.
     #[must_use]
     pub(super) fn lease(&self) -> String {
         [self.place.as_deref().unwrap_or_default(), &self.name, &self.nonce].join(&SEPARATOR.to_string())

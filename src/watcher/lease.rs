@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Somebody's lease that is still there after this was renewed: its holder lives.
 const PATIENCE: Duration = Duration::from_millis(6500);
 
-/// How it stands with the lease.
+/// The state of the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// It could not be asked for yet, or was not renewed for so long that somebody may have taken it.
@@ -39,7 +39,7 @@ pub(super) struct Lease {
     next_at: Instant,
 }
 
-/// What a round trip found.
+/// The holder that a round trip found.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Ours,

@@ -2,7 +2,8 @@
 //!
 //! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
 //! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
-//! (`waits`), and it knows Redis' clock. Everything that is written for others is the recorder's work, so that nothing here waits for a write but the lease and what belongs to it.
+//! (`waits`), and it knows Redis' clock. The recorder writes everything for
+//! others, so that nothing here waits for a write but the lease and what belongs to it.
 //!
 //! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
 //! wait for their answer, which delays nothing but what is done here.
@@ -58,7 +59,7 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often other instances are looked after.
 const JANITOR_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the watcher works with.
+/// Connections, queues and shared state of the watcher.
 pub struct WatcherParts {
     /// The connection that is told things.
     pub push: Connector,
@@ -68,19 +69,19 @@ pub struct WatcherParts {
     pub keys: Arc<Keys>,
     /// Its poll, in which `errands` wakes it as [`ERRANDS`].
     pub poll: Poll,
-    /// What it is asked to do.
+    /// Its inbox.
     pub errands: Receiver<Errand>,
-    /// Who waits for names.
+    /// The delivery threads that wait for names.
     pub deliveries: Vec<Sender<ToDelivery>>,
-    /// Where it says what time it is at Redis.
+    /// Redis' clock, which the watcher sets.
     pub clock: Arc<RedisClock>,
-    /// Where it says whether the lease is held.
+    /// Whether the lease is held, which the watcher sets.
     pub leased: Arc<AtomicBool>,
-    /// Who this instance is.
+    /// The identity of this instance.
     pub identity: Identity,
-    /// How it says that the daemon must not go on.
+    /// Its message that the daemon must not go on.
     pub fatal: Fatal,
-    /// Where to count.
+    /// The metrics.
     pub registry: Arc<Registry>,
     /// When to end.
     pub stop: Stop,
@@ -289,7 +290,7 @@ impl Watcher {
         self.rights_at = now + RIGHTS_INTERVAL;
         match rights::try_all(link, &self.keys)? {
             Rights::Tried(missing) => {
-                // What the daemon can do without is `check`'s matter.
+                // Missing rights that the daemon can do without are left to `check` to report.
                 let vital: Vec<String> =
                     missing.into_iter().filter(|right| right.is_vital).map(|right| right.what).collect();
                 if vital.is_empty() {

@@ -1,11 +1,11 @@
-//! What Redis tells by itself: which keys change, and which streams their producers announce.
+//! News that Redis pushes or announces: keys that change, and streams that their producers announce.
 //!
 //! One connection both gets the pushes of `CLIENT TRACKING … BCAST` and sits in a blocking XREAD of the
 //! announce stream; pushes arrive without ending the block. Both are on only while somebody waits for a
 //! name, because Redis pushes the name of every stream that is written.
 //!
-//! INVARIANT: this is a hint. Whatever it misses is found by the looks of [`super::waits`]; that is why
-//! [`News::Begun`] asks for one: what happened before it was not told.
+//! INVARIANT: news are a hint. The looks of [`super::waits`] find everything that news miss. [`News::Begun`] asks for
+//! such a look, because changes before it were not told.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::warn_limited;
 const BLOCK: Duration = Duration::from_secs(1);
 /// Announcements taken by one read. Redis counts them and not their bytes, and others can write them.
 const ANNOUNCEMENTS_MAX: u32 = 64;
-/// What is kept of them, in bytes; and room for one id.
+/// The most that is kept of them, in bytes; and the room for one id.
 const ANNOUNCEMENTS_BYTES_MAX: usize = 256 << 10;
 const ID_ROOM_BYTES: usize = 128;
 /// How long the announce stream is left alone after Redis refused to read it.
@@ -29,7 +29,7 @@ const REFUSED_REST: Duration = Duration::from_secs(10);
 /// News stay on for so long after the last name was waited for.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What was told.
+/// One piece of news.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// Changes are told from now on.
@@ -40,7 +40,7 @@ pub(super) enum News {
     Everything,
 }
 
-/// What a reply will be to.
+/// The command that a reply will answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     TrackingOn,

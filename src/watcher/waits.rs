@@ -17,7 +17,7 @@ const SWEEP_UNTOLD: Duration = Duration::from_millis(50);
 /// The share of its time that Redis may spend on these looks: 1 in so many.
 const DUTY: u32 = 5;
 
-/// Who waits for what, and which names are to be looked for.
+/// The delivery threads that wait for each name, and the names to be looked for.
 #[derive(Debug)]
 pub(super) struct Waits {
     by_stream: HashMap<StreamName, Vec<usize>>,
@@ -52,7 +52,7 @@ impl Waits {
         }
     }
 
-    /// The name is there: who waited for it, and does so no more.
+    /// The name is there. Removes and returns the delivery threads that waited for it.
     pub(super) fn found(&mut self, stream: &StreamName) -> Vec<usize> {
         self.by_stream.remove(stream).unwrap_or_default()
     }
