@@ -191,7 +191,7 @@ fn receive(
     }
     match (link.receive_range(room, is_full), refused) {
         (Ok(found), _) => Ok(Ok(found)),
-        // Which command was refused says more than that the transaction was.
+        // The refused command's error says more than the transaction's.
         (Err(RedisError::Server(_)), Some(refused)) => Ok(Err(RedisError::Server(refused))),
         (Err(error @ RedisError::Server(_)), None) => Ok(Err(error)),
         (Err(error), _) => Err(error),
