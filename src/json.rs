@@ -128,8 +128,8 @@ pub(crate) fn is_told(raw: &str) -> bool {
     }
 }
 
-/// Where the first `len` bytes of what an escaped string means end in it; `None` where that is beyond its end, or within a
-/// character. The string has no lone surrogates.
+/// Where the first `len` bytes of what an escaped string means end in it; `None` where that is beyond its end, or
+/// within a character. The string has no lone surrogates.
 pub(crate) fn place_after(escaped: &str, len: usize) -> Option<usize> {
     let bytes = escaped.as_bytes();
     let (mut at, mut left) = (0, len);

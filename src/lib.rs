@@ -17,8 +17,8 @@
 //! | --- | --- | --- | --- |
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
 //! | `watcher` | errands, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
-//! | `recorder` | its four queues | what is written for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
-//! | `reader-i` | XREAD or pushes of Redis, commands | the live streams that hash to it, their group and acks | [`ingest::reader`] |
+//! | `recorder` | its four queues | writes for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
+//! | `reader-i` | XREAD or pushes, commands | live streams that hash to it, their groups and acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
 //! | `deliver-k` | its `Poll` | connections, viewers, outboxes, timers | [`deliver::event_loop`] |
@@ -29,8 +29,8 @@
 //! [`produce::Writer`] one for programs that write.
 //!
 //! A small live batch is worked on to its end by the reader that brings it: it takes a turn at the transform's and the
-//! delivery thread's state while these sleep ([`turns`]), because waking them would cost more than the work. Larger ones,
-//! and whatever finds the next thread at work, go through the queues, and the threads work side by side.
+//! delivery thread's state while these sleep ([`turns`]), because waking them would cost more than the work. Larger
+//! ones, and whatever finds the next thread at work, go through the queues, and the threads work side by side.
 //!
 //! # Invariants
 //!
@@ -51,8 +51,8 @@
 //! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
 //! the memory; the daemon can be killed at any instant.
 //!
-//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`event`], [`queue`]
-//! and in [`daemon`], which alone knows them all.
+//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`event`],
+//! [`queue`] and in [`daemon`], which alone knows them all.
 
 // In reading order: the vocabulary,
 pub mod event;

@@ -1,9 +1,9 @@
 //! Signs of life of the program's threads, so that one that hangs is found and named.
 //!
-//! Every thread that [`thread::spawn`](crate::thread::spawn) starts has a pulse. [`beat`] renews it: loops call it once a
-//! round, and so do the waits in [`queue`](crate::queue) and in `redis`, which are all bounded. A call into the system
-//! that may rightly take longer, such as looking up a host's name, says so before by [`expect_silence`]. `main` reads
-//! [`silences`] and lets systemd's watchdog have its sign only while nobody is silent for too long.
+//! Every thread that [`thread::spawn`](crate::thread::spawn) starts has a pulse. [`beat`] renews it: loops call it once
+//! a round, and so do the waits in [`queue`](crate::queue) and in `redis`, which are all bounded. A call into the
+//! system that may rightly take longer, such as looking up a host's name, says so before by [`expect_silence`]. `main`
+//! reads [`silences`] and lets systemd's watchdog have its sign only while nobody is silent for too long.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -18,8 +18,8 @@ use crate::warn_limited;
 
 /// How long a client that is refused for want of room is told to wait, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
-/// Messages to clients that are over a limit, each with the configuration key of that limit. The reason of a WebSocket's
-/// close has room for 123 bytes.
+/// Messages to clients that are over a limit, each with the configuration key of that limit. The reason of a
+/// WebSocket's close has room for 123 bytes.
 const OVER_CONNECTIONS: &str =
     "there is no room for another connection: client.max_connections says how many";
 const OVER_CONNECTS: &str = "too many connections a second: limits.connects_per_second says how many";
@@ -135,8 +135,8 @@ impl Delivery {
 
     // ----- telling -----
 
-    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing that
-    /// a browser shows to its page.
+    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing
+    /// that a browser shows to its page.
     pub(super) fn refuse(
         &mut self,
         slot: Slot,

@@ -1,5 +1,5 @@
-//! Requests to cancel on their way to the recorder and back: who asks is answered when the request is written, or is not
-//! going to be.
+//! Requests to cancel on their way to the recorder and back: who asks is answered when the request is written, or is
+//! not going to be.
 //!
 //! Bounded: a connection that speaks HTTP has one request under way, what it sends behind it waits; a WebSocket has
 //! [`CANCELS_PER_SOCKET_MAX`]. All together are bounded by the recorder's queue, in number and in bytes.

@@ -240,8 +240,8 @@ impl Connection {
         self.unread || !self.input.is_empty()
     }
 
-    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers. Where what it
-    /// says brings it frames too, as subscriptions do, these count as well.
+    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers. Where
+    /// what it says brings it frames too, as subscriptions do, these count as well.
     pub(super) fn must_wait(&self, send_budget: usize) -> bool {
         let answers = self.outbox.answers_cost_bytes() + self.held_bytes;
         match &self.phase {

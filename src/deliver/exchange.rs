@@ -1,4 +1,5 @@
-//! A delivery loop's messages from other threads and its requests to them. A request for which they have no room is held.
+//! A delivery loop's messages from other threads and its requests to them. A request for which they have no room is
+//! held.
 
 use std::time::{Duration, Instant};
 
@@ -43,8 +44,8 @@ impl Delivery {
         true
     }
 
-    /// Takes what the inbox has, and one history read: what it brings for a crowd of viewers takes the time of many live
-    /// frames.
+    /// Takes what the inbox has, and one history read: what it brings for a crowd of viewers takes the time of many
+    /// live frames.
     pub(super) fn receive(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_ROUND {
             let Some(message) = self.inbox.try_recv() else { break };

@@ -17,8 +17,8 @@ use crate::event::{After, StreamStatus};
 
 /// The least that one history read asks for.
 const READ_COUNT_MIN: usize = 16;
-/// The part of the send budget that a read leaves for what else may wait for a connection when its viewer joins: an answer's head,
-/// notices, another viewer's frames.
+/// The part of the send budget that a read leaves for what else may wait for a connection when its viewer joins: an
+/// answer's head, notices, another viewer's frames.
 const JOINING_PART: usize = 8;
 /// Jobs that may be under way for viewers who have left.
 const STALE_JOBS_MAX: usize = 1024;
@@ -240,8 +240,8 @@ impl Delivery {
         }
     }
 
-    /// Gives a read's result to all its viewers. For those that joined after it was asked, it is a stretch of the stream and
-    /// no more: they ask anew whether its end is the end of all, and whether there is no stream.
+    /// Gives a read's result to all its viewers. For those that joined after it was asked, it is a stretch of the
+    /// stream and no more: they ask anew whether its end is the end of all, and whether there is no stream.
     pub(super) fn conclude_job(&mut self, slot: Slot, outcome: ReplayOutcome, now: Instant) {
         match outcome {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
@@ -294,8 +294,8 @@ impl Delivery {
         }
     }
 
-    /// Charges a state to the budget of all; one that a connection may have waiting anyhow is not charged. `false`: there
-    /// is no room.
+    /// Charges a state to the budget of all; one that a connection may have waiting anyhow is not charged. `false`:
+    /// there is no room.
     fn charge_state(&mut self, slot: Slot, bytes: usize) -> bool {
         if bytes <= self.config.client.send_budget {
             return true;

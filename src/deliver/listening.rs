@@ -55,8 +55,8 @@ impl Delivery {
         }
     }
 
-    /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in the
-    /// next round, after those whose input has come meanwhile.
+    /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in
+    /// the next round, after those whose input has come meanwhile.
     pub(super) fn listen(&mut self, now: Instant) {
         let mut round = Measure::ROUND;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -203,8 +203,8 @@ impl Delivery {
             .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }
 
-    /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is written
-    /// to at once, because the write fails if the client is gone, and not only silent.
+    /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is
+    /// written to at once, because the write fails if the client is gone, and not only silent.
     fn end_of_input(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match std::mem::replace(&mut connection.peer, Peer::Finished) {
@@ -237,7 +237,8 @@ impl Delivery {
 
     // ----- what has begun -----
 
-    /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to come again.
+    /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to
+    /// come again.
     pub(super) fn weigh_input(&mut self, slot: Slot) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let after = connection.input_cost_bytes();

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
-//!   sockets ─▶ accepting ─▶ listening ─▶ admission ─▶ requests, conversation   deadlines: keep-alive, slow, waiting, draining
+//!   sockets ─▶ accepting ─▶ listening ─▶ admission ─▶ requests, conversation  deadlines: keep-alive, slow, wait, drain
 //!                           (backlog: whose turn)        │    └─▶ receipts (what clients have) ─▶ recorder
-//!                                                        └─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay threads
+//!                                                        └─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay
 //!   sockets ◀─ sending ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────── transform threads
 //! ```
 //!

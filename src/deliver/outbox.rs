@@ -65,7 +65,8 @@ pub struct Outbox<M> {
     taken: usize,
     /// Bytes not taken yet.
     len_bytes: usize,
-    /// Cost of the answers that may still wait, in bytes: of all since no answer waited, so that it is never too little.
+    /// Cost of the answers that may still wait, in bytes: of all since no answer waited, so that it is never too
+    /// little.
     answers_cost_bytes: usize,
     /// Bytes that wait up to the end of the last answer.
     answers_end: usize,
@@ -121,8 +122,8 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.chunks.is_empty()
     }
 
-    /// Writes until everything is taken, `writer` would block, or it has taken `bytes_max`, and hands each mark to `written` once
-    /// the last byte of its chunk, and of all before it, has been taken.
+    /// Writes until everything is taken, `writer` would block, or it has taken `bytes_max`, and hands each mark to
+    /// `written` once the last byte of its chunk, and of all before it, has been taken.
     ///
     /// # Errors
     /// The writer's error; [`ErrorKind::WriteZero`] when it takes nothing without saying why.

@@ -1,8 +1,8 @@
 //! Acknowledgements on their way from clients to the recorder, and the answers to them: a client is answered when its
 //! acknowledgement is written. Also the time that a client gets for acknowledging the end.
 //!
-//! Bounded: each viewer holds one acknowledgement, and passes on one a second and one for each end of a generation. One for
-//! which the recorder's queue has no room is held on; if its viewer leaves then, it is lost, which is counted.
+//! Bounded: each viewer holds one acknowledgement, and passes on one a second and one for each end of a generation. One
+//! for which the recorder's queue has no room is held on; if its viewer leaves then, it is lost, which is counted.
 
 use std::time::{Duration, Instant};
 
@@ -107,8 +107,9 @@ impl Delivery {
         Ok(())
     }
 
-    /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for it: one
-    /// that comes within [`INTERVAL`](super::taking::INTERVAL) is refused unless it reaches the end of a generation.
+    /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for
+    /// it: one that comes within [`INTERVAL`](super::taking::INTERVAL) is refused unless it reaches the end of a
+    /// generation.
     fn acknowledge_parted(
         &mut self,
         slot: Slot,
@@ -185,7 +186,8 @@ impl Delivery {
         self.close_if_drained(slot, now);
     }
 
-    /// The acknowledgements to be answered of a stream that has left the connection; of one that is forgotten, only `id`.
+    /// The acknowledgements to be answered of a stream that has left the connection; of one that is forgotten, only
+    /// `id`.
     fn parted_answered(
         &mut self,
         slot: Slot,
@@ -304,8 +306,8 @@ impl Delivery {
         None
     }
 
-    /// A stream leaves a multiplexed connection, whose client may still acknowledge it. The oldest are forgotten beyond as
-    /// many as a connection may carry.
+    /// A stream leaves a multiplexed connection, whose client may still acknowledge it. The oldest are forgotten beyond
+    /// as many as a connection may carry.
     pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot) {
         self.pass_on_last_ack(viewer);
         let Some(viewer) = self.viewers.get_mut(viewer) else { return };

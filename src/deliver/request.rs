@@ -1,7 +1,8 @@
 //! The head of an HTTP/1 request, from bytes to an owned, small value.
 //!
 //! httparse checks the grammar. The rules added here keep a request from meaning two things to two
-//! readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer coding. Bodies are not read here: the only one that anybody needs is the small one of a cancel.
+//! readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer coding. Bodies are not read here:
+//! the only one that anybody needs is the small one of a cancel.
 //!
 //! A caller that gets a [`Parsed::Invalid`] answers it and closes: where the next request begins is unknown.
 

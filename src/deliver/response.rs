@@ -178,8 +178,8 @@ impl Reply {
         }
     }
 
-    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask: `headers` are those
-    /// that the preflight asks for. None of them means more to us than to a client that is no browser.
+    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask: `headers` are
+    /// those that the preflight asks for. None of them means more to us than to a client that is no browser.
     pub fn preflight(&self, out: &mut Vec<u8>, methods: &'static str, headers: Option<&str>) {
         let mut head = Head::status(out, 204);
         head.field("Allow", methods);

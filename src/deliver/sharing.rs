@@ -1,4 +1,5 @@
-//! Sharing the answer to one viewer with others that were cut off at nearly the same moment and come back at once. Pure.
+//! Sharing the answer to one viewer with others that were cut off at nearly the same moment and come back at once.
+//! Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use super::viewer::JobKind;
 use crate::event::message::{Opened, ReplayOutcome, Shown, Slot};
 use crate::event::{After, EntryId, Frame, FrameBody, Outline, Position};
 
-/// How much later one viewer's start may be than the entry from which the stream is read for another, in ms: a crowd that
-/// was cut off at once did not have quite the same, because networks differ.
+/// How much later one viewer's start may be than the entry from which the stream is read for another, in ms: a crowd
+/// that was cut off at once did not have quite the same, because networks differ.
 const SAME_MOMENT_MS: u64 = 5_000;
 /// How much earlier than wanted a read begins, in ms, for viewers that come next and have a little less.
 const LOOK_BACK_MS: u64 = 250;
@@ -33,7 +34,8 @@ impl JobKind {
         }
     }
 
-    /// The read that is made for a viewer that wants this one: it begins a little earlier, so that it serves others too.
+    /// The read that is made for a viewer that wants this one: it begins a little earlier, so that it serves others
+    /// too.
     pub(super) fn widened(&self) -> Self {
         match self {
             Self::Open(After::At(wanted)) => {
@@ -45,8 +47,8 @@ impl JobKind {
     }
 }
 
-/// The part of an outcome that holds for viewers that may know of later entries. Joining live text finds any entries behind
-/// it. Only the end of a finished generation, after which another may have begun, is to be looked at again.
+/// The part of an outcome that holds for viewers that may know of later entries. Joining live text finds any entries
+/// behind it. Only the end of a finished generation, after which another may have begun, is to be looked at again.
 pub(super) fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
     match outcome {
         ReplayOutcome::Opened(mut opened) if !opened.nothing_left => {
@@ -61,8 +63,8 @@ pub(super) fn stretch(outcome: ReplayOutcome) -> Option<ReplayOutcome> {
     }
 }
 
-/// The beginning for a viewer that wants it from the same entry on, or from a later one; `None` where it does not tell, so
-/// that the viewer has to ask itself.
+/// The beginning for a viewer that wants it from the same entry on, or from a later one; `None` where it does not tell,
+/// so that the viewer has to ask itself.
 pub(super) fn begun_at(opened: &Opened, after: Position) -> Option<Opened> {
     if after == opened.after {
         return Some(opened.clone());
@@ -148,8 +150,8 @@ pub(super) struct Recents {
 }
 
 impl Recents {
-    /// Keeps the beginning of an answer, as far as it holds for others, unless there is nothing in it whose reading would
-    /// be spared.
+    /// Keeps the beginning of an answer, as far as it holds for others, unless there is nothing in it whose reading
+    /// would be spared.
     pub(super) fn add(&mut self, hub: Slot, opened: Box<Opened>, read_at: Instant) {
         let frames: usize = opened.shown.frames.iter().map(|frame| frame.json().len()).sum();
         if frames > 0 {
@@ -161,8 +163,8 @@ impl Recents {
         self.forget(read_at);
     }
 
-    /// A beginning from one of a hub's answers, for a viewer that has everything up to `after` and room for so many bytes,
-    /// and may need the outline.
+    /// A beginning from one of a hub's answers, for a viewer that has everything up to `after` and room for so many
+    /// bytes, and may need the outline.
     pub(super) fn find(&self, hub: Slot, after: Position, (room, outlined): (usize, bool)) -> Option<Opened> {
         let fits = |recent: &&Recent| recent.bytes <= room && (recent.opened.outline.is_some() || !outlined);
         let mut answers = self.answers.get(&hub)?.iter().rev().filter(fits);

@@ -1,10 +1,10 @@
 //! How far a viewer was given a stream, and how far its client has acknowledged it. Pure.
 //!
-//! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end of
-//! a generation goes out at once, because others wait for it.
+//! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end
+//! of a generation goes out at once, because others wait for it.
 //!
-//! An acknowledged id is a position, as `after` is: it covers everything up to it. One above what the viewer was given is
-//! refused. One below need not be an entry's: frames are merged, so a client may know ids within them from another
+//! An acknowledged id is a position, as `after` is: it covers everything up to it. One above what the viewer was given
+//! is refused. One below need not be an entry's: frames are merged, so a client may know ids within them from another
 //! connection, and nobody remembers every id, nor can Redis tell one that was trimmed from one that never was.
 
 use std::collections::VecDeque;
@@ -16,12 +16,13 @@ use crate::event::{EntryId, Position};
 
 /// The time in which one acknowledgement of a viewer is passed on.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
-/// Acknowledgements of one viewer that wait for an answer each. Of more, the lower ones are answered by the higher ones.
+/// Acknowledgements of one viewer that wait for an answer each. Of more, the lower ones are answered by the higher
+/// ones.
 const UNANSWERED_MAX: usize = 256;
 /// How long the recorder may take to answer, at most, before its answer counts as lost.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
-/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs, and that it is one. A client
-/// acknowledges each as it comes, and is heard later where much is going on: as many as may wait for an answer.
+/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs, and that it is one. A
+/// client acknowledges each as it comes, and is heard later where much is going on: as many as may wait for an answer.
 const ENDS_MAX: usize = UNANSWERED_MAX;
 
 /// A generation's id, escaped, where it has one.
@@ -101,8 +102,8 @@ impl Taking {
         Advice::PassOn(self.generation(id, anchor))
     }
 
-    /// Whether a repetition of it is to get no second receipt: it reaches the end of a generation, or the client had that
-    /// much before this viewer came.
+    /// Whether a repetition of it is to get no second receipt: it reaches the end of a generation, or the client had
+    /// that much before this viewer came.
     pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
         let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
         let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());

@@ -1,10 +1,11 @@
-//! Doors for fuzzing: one function for each parser that takes bytes from outside. Only in builds with `--cfg fuzzing` and in
-//! unit tests.
+//! Doors for fuzzing: one function for each parser that takes bytes from outside. Only in builds with `--cfg fuzzing`
+//! and in unit tests.
 //!
 //! Every target takes any bytes and panics where something does not hold that must hold for all of them: no panic, no
-//! read beyond the end, bounded results; the same result however the bytes were cut; what was told can be read back; and
-//! a viewer who resumes gets exactly the rest. `tests/fuzz` runs them under libFuzzer, guided by coverage and for some time;
-//! the tests here run them on their seeds and on a few mutations, so that what they demand holds in every build.
+//! read beyond the end, bounded results; the same result however the bytes were cut; what was told can be read back;
+//! and a viewer who resumes gets exactly the rest. `tests/fuzz` runs them under libFuzzer, guided by coverage and for
+//! some time; the tests here run them on their seeds and on a few mutations, so that what they demand holds in every
+//! build.
 
 mod clients;
 #[cfg(test)]

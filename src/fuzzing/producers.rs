@@ -24,8 +24,8 @@ const GRACE_MS: u64 = 2_000;
 /// The longest text of which every place is looked at.
 const PLACES_BYTES_MAX: usize = 200;
 
-/// Entries of every form: each frame is valid in every form of the wire, ids grow, batches do not change the text, and a
-/// viewer who resumes at any frame, by its state or by a search, gets exactly the rest.
+/// Entries of every form: each frame is valid in every form of the wire, ids grow, batches do not change the text, and
+/// a viewer who resumes at any frame, by its state or by a search, gets exactly the rest.
 pub(super) fn entries(data: &[u8]) {
     let entries = read_entries(data);
     let until_ms =

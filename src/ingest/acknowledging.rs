@@ -2,8 +2,8 @@
 //! all sockets, or handed to history.
 //!
 //! Every read of a stream does that on the way, for what was written by then ([`reading`](super::reading)). For the
-//! streams that are not read again soon the acknowledgements are gathered, and go out spread over a third of the time in
-//! which they are gathered. They travel with reads that block; other reads would be answered later for them, so they
+//! streams that are not read again soon the acknowledgements are gathered, and go out spread over a third of the time
+//! in which they are gathered. They travel with reads that block; other reads would be answered later for them, so they
 //! follow these in a trip of their own.
 
 use std::time::{Duration, Instant};
@@ -75,7 +75,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Notes which groups stand where they were set to. A full Redis refuses that: it is tried again with the next round.
+    /// Notes which groups stand where they were set to. A full Redis refuses that: it is tried again with the next
+    /// round.
     pub(super) fn note_acknowledged(&mut self, replies: &[Reply]) {
         for (&(place, position), reply) in self.acknowledging.iter().zip(replies) {
             if reply.error().is_none() && self.subscriptions.acknowledged(place, position) {

@@ -1,14 +1,14 @@
 //! How many entries a history read asks for. Pure.
 //!
-//! Bytes are what counts, and XRANGE counts entries: how large they are is known of a stream only once some were read. So
-//! the first read of a stream is small, the next ones grow with what is learnt, of the stream and of all streams of the
-//! thread, up to a goal in bytes.
+//! Bytes are what counts, and XRANGE counts entries: how large they are is known of a stream only once some were read.
+//! So the first read of a stream is small, the next ones grow with what is learnt, of the stream and of all streams of
+//! the thread, up to a goal in bytes.
 //!
-//! Redis may cut the connection within a reply (`client-output-buffer-limit`), or a reply may stop coming. Which of several
-//! reads was to blame cannot be told from that, so each is asked alone next; one that fails alone is asked with half as many
-//! entries, down to one; then with less about the stream in the same reply; then with nothing else in the reply. A
-//! manner that works is kept for a while. If none works, reads from this place of the stream are refused for a while:
-//! its other readers go on.
+//! Redis may cut the connection within a reply (`client-output-buffer-limit`), or a reply may stop coming. Which of
+//! several reads was to blame cannot be told from that, so each is asked alone next; one that fails alone is asked with
+//! half as many entries, down to one; then with less about the stream in the same reply; then with nothing else in the
+//! reply. A manner that works is kept for a while. If none works, reads from this place of the stream are refused for a
+//! while: its other readers go on.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -204,8 +204,8 @@ impl Pace {
         }
     }
 
-    /// The connection was lost, or nothing came any more, while so many entries of the stream were awaited. `false`: there is
-    /// no other manner in which they could be asked for.
+    /// The connection was lost, or nothing came any more, while so many entries of the stream were awaited. `false`:
+    /// there is no other manner in which they could be asked for.
     pub(super) fn failed(&mut self, stream: &StreamName, count: usize, now: Instant) -> bool {
         let known = self.known(stream, now);
         if known.manner == Manner::Together {

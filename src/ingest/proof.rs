@@ -1,14 +1,14 @@
 //! Whether a read of a stream has brought everything that was added since the cursor. Pure.
 //!
-//! A read is a transaction: the stream is counted, and what follows the cursor is read. Nobody else's command comes between,
-//! and where the group stands plays no part, so what is left to find out is whether entries behind the cursor were trimmed
-//! away before the read.
+//! A read is a transaction: the stream is counted, and what follows the cursor is read. Nobody else's command comes
+//! between, and where the group stands plays no part, so what is left to find out is whether entries behind the cursor
+//! were trimmed away before the read.
 //!
 //! Trimming takes the oldest entries first. So a stream that is longer than what was read of it still has entries at or
-//! below the cursor, and has lost nothing behind it ([`Count::Length`]). Where that does not say so, because all that was
-//! read before is trimmed or because the read did not reach the end, the read counts for nothing and is made once
-//! more together with what Redis knows of the stream ([`Count::Info`], [`Count::Groups`]): its oldest entry, and how many
-//! entries were ever removed, against how many there were up to the cursor.
+//! below the cursor, and has lost nothing behind it ([`Count::Length`]). Where that does not say so, because all that
+//! was read before is trimmed or because the read did not reach the end, the read counts for nothing and is made once
+//! more together with what Redis knows of the stream ([`Count::Info`], [`Count::Groups`]): its oldest entry, and how
+//! many entries were ever removed, against how many there were up to the cursor.
 
 use crate::event::EntryId;
 use crate::redis::StreamInfo;

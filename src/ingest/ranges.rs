@@ -1,7 +1,7 @@
 //! The commands that a replay thread sends to Redis, and how it understands the replies.
 //!
-//! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is seen
-//! in the description, and nothing can be trimmed between the two.
+//! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is
+//! seen in the description, and nothing can be trimmed between the two.
 
 use super::pace::{Manner, TRIP_BYTES_MAX};
 use crate::event::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};

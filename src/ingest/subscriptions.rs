@@ -348,8 +348,8 @@ impl Subscriptions {
         !self.pending.is_empty()
     }
 
-    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where. It stays among
-    /// them until Redis has said that its group [stands there](Self::acknowledged).
+    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where. It stays
+    /// among them until Redis has said that its group [stands there](Self::acknowledged).
     pub(super) fn next_acknowledgement(&mut self, ack: Ack) -> Option<(Place, EntryId)> {
         while self.to_acknowledge > 0
             && let Some((place, live)) = self.pending.pop_front()

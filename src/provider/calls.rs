@@ -1,7 +1,7 @@
 //! Which tool call a piece belongs to, and what is told of it.
 //!
-//! The number that a provider writes is a hint. A call is identified by its index, else by its id, else it is the one that is
-//! going on:
+//! The number that a provider writes is a hint. A call is identified by its index, else by its id, else it is the one
+//! that is going on:
 //!
 //! - a new id under an index that another call has begins another call, and what follows under the index is of the call
 //!   that took it last;
@@ -93,8 +93,8 @@ impl<'a> Draft<'a> {
         self.progress().parts.find(name)
     }
 
-    /// The call that a piece belongs to, which begins with it or goes on. Of a piece that repeats a call under another index
-    /// the arguments are taken away.
+    /// The call that a piece belongs to, which begins with it or goes on. Of a piece that repeats a call under another
+    /// index the arguments are taken away.
     pub(super) fn call_of(&mut self, hint: Hint, piece: &mut Piece<'_>) -> Call {
         let Hint { choice, index, begins } = hint;
         let Some(Choice { current, .. }) = self.progress().parts.choice(choice) else {
@@ -244,8 +244,8 @@ impl<'a> Draft<'a> {
         self.say(Event::ToolCall { index: choice, call, id, name, arguments })
     }
 
-    /// Tells the ids and names of the calls that were announced before one that is about to be told: calls are told in the
-    /// order of their numbers, by which many clients put them together.
+    /// Tells the ids and names of the calls that were announced before one that is about to be told: calls are told in
+    /// the order of their numbers, by which many clients put them together.
     fn introduce_before(&mut self, slot: u64, choice: u64) -> Option<()> {
         let is_earlier = |earlier: &u64| {
             *earlier < slot && self.part(*earlier).is_some_and(|part| part.choice == choice && !part.is_begun)

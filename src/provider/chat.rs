@@ -1,8 +1,9 @@
-//! Chat completion chunks, as OpenAI, vLLM, llama.cpp, Ollama, Groq, Mistral, DeepSeek, OpenRouter and others send them.
+//! Chat completion chunks, as OpenAI, vLLM, llama.cpp, Ollama, Groq, Mistral, DeepSeek, OpenRouter and others send
+//! them.
 //!
 //! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
-//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice. Token counts and
-//! errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
+//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice. Token counts
+//! and errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
 //!
 //! What is not understood beside text follows it as one `custom` event, a chunk of what is left: `choices` with the
 //! members of deltas, calls and choices that have no native form. In it a call has the number that its frames have.
@@ -101,8 +102,8 @@ pub(super) fn read<'a>(
     }
 }
 
-/// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and flags
-/// among them never.
+/// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and
+/// flags among them never.
 fn say_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
     let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
     let own = if own.is_empty() || draft.progress().has_told(&own) { String::new() } else { own };

@@ -1,10 +1,11 @@
 //! Whose a part is, where a server gives several items the same place, or one item several ids.
 //!
-//! Some servers count no places: all their items are at place 0, each with an id of its own. Others change the ids from event
-//! to event. So an id that a part did not have means another item only as far as something speaks for it:
+//! Some servers count no places: all their items are at place 0, each with an id of its own. Others change the ids from
+//! event to event. So an id that a part did not have means another item only as far as something speaks for it:
 //!
 //! - an id that was announced (`output_item.added`) is that of an item of its own;
-//! - a piece with another id is of another item, where the part's own id came with every event of it and more than once;
+//! - a piece with another id is of another item, where the part's own id came with every event of it and more than
+//!   once;
 //! - a whole that contradicts what was told is of another item, unless the part's ids are known to change.
 
 use super::draft::{Draft, meant};
@@ -80,8 +81,8 @@ impl Draft<'_> {
         self.whose(slot).1 != Ids::Changing && self.has_other(slot, item)
     }
 
-    /// Whether a whole that contradicts what was told of a part is of another one in its place, as the part has been whole
-    /// in this way already.
+    /// Whether a whole that contradicts what was told of a part is of another one in its place, as the part has been
+    /// whole in this way already.
     pub(super) fn is_after_whole(&self, slot: u64, level: Level) -> bool {
         let part = self.progress().parts.get(slot);
         part.is_some_and(|part| part.ids != Ids::Changing && part.confirmed & level.bit() == level.bit())

@@ -221,7 +221,8 @@ pub(super) fn tell_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a
     part.tell_rest(draft)
 }
 
-/// Tells what was not told of the output of a response that is over. `text` is its text in one, as some servers send it.
+/// Tells what was not told of the output of a response that is over. `text` is its text in one, as some servers send
+/// it.
 pub(super) fn tell_output<'a>(
     output: Option<&'a str>,
     text_in_one: Option<&'a str>,

@@ -16,17 +16,19 @@
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
 //! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see [`calls`].
-//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before what is told of a
-//!   later call. Where there is none, the end of its block brings them. Arguments that were given at once count where no piece has any.
+//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before what is told of
+//!   a later call. Where there is none, the end of its block brings them. Arguments that were given at once count where
+//!   no piece has any.
 //! - Arguments that are an object, as some servers write them, are told as its text.
 //! - An id may be a number: it is told as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
 //! - What follows the end of a generation and begins nothing is kept for the next one only where it can be nothing else
 //!   (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is not.
 //!
-//! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the parts
-//! that began first are told and forgotten, so that a later piece of one begins another call, and a whole that repeats one
-//! is `custom`. [`EVENTS_PER_ENTRY_MAX`] for what one entry says; entries beyond are malformed, and counted as such.
+//! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
+//! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that
+//! repeats one is `custom`. [`EVENTS_PER_ENTRY_MAX`] for what one entry says; entries beyond are malformed, and counted
+//! as such.
 
 mod anthropic;
 mod calls;
@@ -189,8 +191,8 @@ pub fn read<'a>(
         .ok_or(Malformed)
 }
 
-/// What was announced in a generation and is not told yet: what has to be told where it ends without another word of its
-/// provider's.
+/// What was announced in a generation and is not told yet: what has to be told where it ends without another word of
+/// its provider's.
 #[must_use]
 pub fn waiting(progress: &Progress) -> Vec<Event<'_>> {
     let slots = progress.parts.waiting();

@@ -1,5 +1,5 @@
-//! Answers are made up with a fixed seed and put into any of the shapes in which servers send them; what is told is held
-//! against what was made up: every text once, every call for itself, every further member.
+//! Answers are made up with a fixed seed and put into any of the shapes in which servers send them; what is told is
+//! held against what was made up: every text once, every call for itself, every further member.
 
 use serde_json::{Value, json};
 
@@ -292,7 +292,8 @@ fn announced(place: usize, item: &str) -> Value {
     json!({"type": "response.output_item.added", "output_index": place, "item": item})
 }
 
-/// `crowded`: the server puts all items into one place and tells them apart by their ids alone, which come with every event.
+/// `crowded`: the server puts all items into one place and tells them apart by their ids alone, which come with every
+/// event.
 fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
     let mut answer = Answer::default();
     let (mut events, mut output) =

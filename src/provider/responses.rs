@@ -1,9 +1,9 @@
 //! Events of OpenAI's Responses API.
 //!
-//! Items are known by their place in the output, or by their id where an event has no place: some servers change the ids
-//! from event to event. Whole texts, calls and items, which come again in up to four events, are told as far as they were not
-//! told: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls are `custom`, and
-//! so is what is left of an item or of a part that is understood but for some members.
+//! Items are known by their place in the output, or by their id where an event has no place: some servers change the
+//! ids from event to event. Whole texts, calls and items, which come again in up to four events, are told as far as
+//! they were not told: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls
+//! are `custom`, and so is what is left of an item or of a part that is understood but for some members.
 
 use super::calls::{BY_FURTHER, BY_PLACE, Call, Hint, Piece, index_name, item_name};
 use super::draft::Draft;

@@ -1,8 +1,8 @@
 //! Texts and arguments that are given as a whole, beside the pieces or instead of them.
 //!
-//! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole alone.
-//! What is told of a whole is what was not told of that part before: nothing, its rest, or all. A whole that contradicts
-//! the pieces cannot be told as text any more; it is passed on as `custom`, once.
+//! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole
+//! alone. What is told of a whole is what was not told of that part before: nothing, its rest, or all. A whole that
+//! contradicts the pieces cannot be told as text any more; it is passed on as `custom`, once.
 //!
 //! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
 //! that follows the whole of a part, and a second whole of the same kind that is another one, begin another part in its
@@ -284,7 +284,8 @@ impl<'a> Draft<'a> {
         self.is_whole_of_other(slot, item) || self.is_after_whole(slot, level)
     }
 
-    /// A call as a whole: tells what was not told of it. No arguments, or an empty object, say nothing of a call that has some.
+    /// A call as a whole: tells what was not told of it. No arguments, or an empty object, say nothing of a call that
+    /// has some.
     pub(super) fn claim_call(&mut self, slot: u64, piece: Piece<'a>, level: Level) -> Option<Claim> {
         let part = self.known(slot);
         let id = piece.id.filter(|_| part.id == 0);

@@ -5,8 +5,8 @@
 //! request is pending for each generation over all instances (`pending`): further ones are answered alike and add
 //! nothing.
 //!
-//! Names that nobody has written yet can be cancelled too. Their requests live for a minute, and the instance keeps a bounded
-//! number of them, so that nobody fills Redis with names.
+//! Names that nobody has written yet can be cancelled too. Their requests live for a minute, and the instance keeps a
+//! bounded number of them, so that nobody fills Redis with names.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};

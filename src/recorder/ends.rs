@@ -1,8 +1,8 @@
 //! Ends of generations that nobody else writes: after a grace, and of producers that are given up.
 //!
-//! The entry gets the id right after the newest one, so that Redis itself refuses it where anything has followed: exactly
-//! one of all that try succeeds. Nothing is kept for later: a transform thread whose end could not be written asks
-//! again if the end is still right.
+//! The entry gets the id right after the newest one, so that Redis itself refuses it where anything has followed:
+//! exactly one of all that try succeeds. Nothing is kept for later: a transform thread whose end could not be written
+//! asks again if the end is still right.
 
 use std::time::Instant;
 

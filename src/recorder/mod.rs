@@ -11,8 +11,8 @@
 //! when Redis takes them again. A desk that Redis refuses rests by itself ([`pause`]): a key of the wrong type stops
 //! one desk, not the others.
 //!
-//! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree, the
-//! order of the writes is such that a crash in between repeats something rather than losing it (`once`).
+//! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree,
+//! the order of the writes is such that a crash in between repeats something rather than losing it (`once`).
 
 mod answers;
 mod cancels;

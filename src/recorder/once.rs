@@ -1,9 +1,9 @@
 //! Writes a thing once, however many instances meet it.
 //!
-//! A marker is *claimed* for a few seconds before the thing is written, and *kept* for long afterwards. An instance that
-//! dies in between leaves a claim that runs out: then another one writes, so nothing is lost; where it died between
-//! writing and keeping, the thing is there twice. An instance that finds another's claim comes back later to see what
-//! became of it. Each step touches one key of each thing, and no transaction is needed.
+//! A marker is *claimed* for a few seconds before the thing is written, and *kept* for long afterwards. An instance
+//! that dies in between leaves a claim that runs out: then another one writes, so nothing is lost; where it died
+//! between writing and keeping, the thing is there twice. An instance that finds another's claim comes back later to
+//! see what became of it. Each step touches one key of each thing, and no transaction is needed.
 
 use std::time::Duration;
 

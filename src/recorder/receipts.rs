@@ -6,8 +6,8 @@
 //! written once ([`once`]): a client that has seen no answer may repeat it. Other acknowledgements are written at least
 //! once.
 //!
-//! A client is answered in time. Where Redis does not take the receipt by then the answer says so; the receipt is kept, and
-//! written when Redis takes it.
+//! A client is answered in time. Where Redis does not take the receipt by then the answer says so; the receipt is kept,
+//! and written when Redis takes it.
 //!
 //! Generations that are not judged yet are held in memory: an instance that ends forgets them. Other instances that
 //! watched them still judge them, and so does one that delivers the end again in time.

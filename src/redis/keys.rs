@@ -3,8 +3,8 @@
 use crate::config;
 use crate::event::{KeyPattern, StreamName};
 
-/// Key names of one instance. All but the streams', which have a pattern of their own, lie under the prefix, so that one
-/// ACL pattern covers them.
+/// Key names of one instance. All but the streams', which have a pattern of their own, lie under the prefix, so that
+/// one ACL pattern covers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     prefix: String,

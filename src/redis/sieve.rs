@@ -58,8 +58,8 @@ impl RangeReply {
         bytes / usize::try_from(each).unwrap_or(usize::MAX)
     }
 
-    /// The entries that were kept, or the first one with nothing but names where not even that had room. Others may follow
-    /// behind the last of them if there are fewer than were [found](Self::found).
+    /// The entries that were kept, or the first one with nothing but names where not even that had room. Others may
+    /// follow behind the last of them if there are fewer than were [found](Self::found).
     #[must_use]
     pub fn into_entries(self) -> Vec<Entry> {
         let first = self.first.map(Unfit::into_entry);

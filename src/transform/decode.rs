@@ -89,8 +89,8 @@ impl<'a> Told<'a> {
     }
 }
 
-/// What an entry says that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it says
-/// more, is in a provider's form or cannot be understood: [`told`] knows which. `margin` is that of [`told`].
+/// What an entry says that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it
+/// says more, is in a provider's form or cannot be understood: [`told`] knows which. `margin` is that of [`told`].
 #[must_use]
 pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {
     let told = match Form::of(&entry.fields) {

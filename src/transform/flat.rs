@@ -1,8 +1,9 @@
 //! Entries whose members are named as people name them: flat ones, whose fields are the members, and objects in `data`
 //! that have no native type.
 //!
-//! Both are gathered as [`Loose`] members and read by one set of rules. A flat field is text, so whether it holds a number,
-//! a truth or JSON is seen from what it says; a field that is there but empty is present. In an object `null` is absent.
+//! Both are gathered as [`Loose`] members and read by one set of rules. A flat field is text, so whether it holds a
+//! number, a truth or JSON is seen from what it says; a field that is there but empty is present. In an object `null`
+//! is absent.
 
 use super::decode::{CONTENT, Member, Told, custom, metadata, object, plain_channel, short, string};
 use super::flaw::Flaw;

@@ -1,12 +1,12 @@
 //! What an entry says, in whichever form, and where the frames of one that says several things are.
 //!
-//! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that whoever
-//! resumes there has the entry read again and passes over the first k frames of it.
+//! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that
+//! whoever resumes there has the entry read again and passes over the first k frames of it.
 //!
-//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) is over where nothing but
-//! heartbeats comes for a while. The daemon then writes an `end` entry ([`end_entry`]). Where it cannot, the `end` frame
-//! has the id of the generation's newest entry. So every frame of an entry after which a generation is finishing
-//! carries `ms-n.k`: `ms-n` is kept for the end.
+//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) is over where
+//! nothing but heartbeats comes for a while. The daemon then writes an `end` entry ([`end_entry`]). Where it cannot,
+//! the `end` frame has the id of the generation's newest entry. So every frame of an entry after which a generation is
+//! finishing carries `ms-n.k`: `ms-n` is kept for the end.
 
 use std::sync::Arc;
 
@@ -64,8 +64,8 @@ impl<'a> Heard<'a> {
         Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
     }
 
-    /// Judges the next event: what it is, what becomes of it, and the position of its frame. `None` once all are judged; `state` is
-    /// then the one after the entry.
+    /// Judges the next event: what it is, what becomes of it, and the position of its frame. `None` once all are
+    /// judged; `state` is then the one after the entry.
     pub(super) fn judge(&mut self, state: &mut StreamState) -> Option<(Decoded<'a>, Verdict, Position)> {
         if let Some(progress) = self.progress.take() {
             state.progress = Some(progress);
@@ -117,8 +117,8 @@ impl<'a> Heard<'a> {
     }
 }
 
-/// What has to be told before what an entry says by itself: what a provider has only announced, where the entry ends the
-/// generation or begins the next one.
+/// What has to be told before what an entry says by itself: what a provider has only announced, where the entry ends
+/// the generation or begins the next one.
 fn waiting_before<'a>(
     told: &Told<'_>,
     before: &'a Progress,

@@ -1,5 +1,5 @@
-//! The live streams of one transform thread: who gets their frames, whether their producers speak, and whether those that
-//! are finishing are over. No I/O.
+//! The live streams of one transform thread: who gets their frames, whether their producers speak, and whether those
+//! that are finishing are over. No I/O.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -15,12 +15,12 @@ use crate::event::{
 };
 use crate::provider::Margin;
 
-/// How far a scan goes between two checkpoints, in entries: so much at most is decoded twice. An entry counts once more for
-/// each KiB that it has.
+/// How far a scan goes between two checkpoints, in entries: so much at most is decoded twice. An entry counts once more
+/// for each KiB that it has.
 pub const CHECKPOINT_SPACING: u64 = 1024;
 
-/// Where a scan stands: everything that depends on the entries up to there and on nothing else, so that another scan can go
-/// on from it as if it had come there itself.
+/// Where a scan stands: everything that depends on the entries up to there and on nothing else, so that another scan
+/// can go on from it as if it had come there itself.
 #[derive(Clone, Debug)]
 pub struct Scan {
     tip: EntryId,

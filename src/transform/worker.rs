@@ -40,8 +40,8 @@ const SILENT_PER_TICK_MIN: usize = 16;
 const SILENT_TICKS: usize = 8;
 /// Larger batches are left to the transform thread, so that the reader reads on meanwhile.
 const ENTRIES_ON_THE_WAY_MAX: usize = 64;
-/// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are not
-/// seen.
+/// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are
+/// not seen.
 const VIGILS_MAX: usize = 4096;
 
 /// The entry that ends the generation of a producer that is given up.
@@ -372,8 +372,8 @@ impl Worker {
         }
     }
 
-    /// Sends a stream's viewers to history, where they wait until there is room for its dead letters: what was read is not
-    /// passed on.
+    /// Sends a stream's viewers to history, where they wait until there is room for its dead letters: what was read is
+    /// not passed on.
     fn end_early(&mut self, live: LiveRef) {
         if let Some((stream, reader)) =
             self.streams.get(live).map(|found| (found.stream.clone(), found.reader))
@@ -476,8 +476,8 @@ impl Worker {
         self.tell_silent();
     }
 
-    /// Tells the viewers of some silent streams, unless they are silent no more: of many at once a share, so that nobody's
-    /// live text waits behind all these notices.
+    /// Tells the viewers of some silent streams, unless they are silent no more: of many at once a share, so that
+    /// nobody's live text waits behind all these notices.
     fn tell_silent(&mut self) {
         let share = (self.silent.len() / SILENT_TICKS).max(SILENT_PER_TICK_MIN);
         for _ in 0..share {

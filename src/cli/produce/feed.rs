@@ -248,8 +248,8 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         self.finish()
     }
 
-    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed ends
-    /// the input before its signal comes: then the input is not complete.
+    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed
+    /// ends the input before its signal comes: then the input is not complete.
     fn look_for_signal(&self, input: &File) -> Result<(), FeedError> {
         if !input.metadata().is_ok_and(|input| input.is_file()) {
             thread::sleep(LAST_LOOK);

@@ -1,12 +1,12 @@
 //! The AI SDK's UI message stream.
 //!
-//! A generation is one message, from `start` to `finish`: its first choice's content, reasoning and refusal as parts in their
-//! order, one open at a time, and its tool calls. Everything else, other choices too, is a transient data part, which no
-//! message keeps.
+//! A generation is one message, from `start` to `finish`: its first choice's content, reasoning and refusal as parts in
+//! their order, one open at a time, and its tool calls. Everything else, other choices too, is a transient data part,
+//! which no message keeps.
 //!
-//! A tool call's input is available at the generation's end: only then is it known that no piece follows. Arguments that are no
-//! JSON, or too long to be put together here, are a `tool-input-error`. For a viewer that comes in the middle of a
-//! call it is opened anew with the arguments so far, because a client begins a call empty.
+//! A tool call's input is available at the generation's end: only then is it known that no piece follows. Arguments
+//! that are no JSON, or too long to be put together here, are a `tool-input-error`. For a viewer that comes in the
+//! middle of a call it is opened anew with the arguments so far, because a client begins a call empty.
 
 use serde_json::value::RawValue;
 
@@ -120,8 +120,8 @@ impl Translator {
         }
     }
 
-    /// Notes a piece of a call, and opens the call if it was not; its id. `None` where there are too many, or while nobody has
-    /// said which tool it is.
+    /// Notes a piece of a call, and opens the call if it was not; its id. `None` where there are too many, or while
+    /// nobody has said which tool it is.
     fn open_tool(&mut self, frame: &Frame, out: &mut Out) -> Option<Box<str>> {
         let FrameBody::ToolCall { index, call, id, name, .. } = &frame.body else { return None };
         let (id, name, text) = (id.as_deref(), name.as_deref(), text_of(frame));

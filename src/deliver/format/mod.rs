@@ -1,15 +1,17 @@
-//! Other formats than the native one: the events for one viewer, so that a strict client of that format accepts them. Pure.
+//! Other formats than the native one: the events for one viewer, so that a strict client of that format accepts them.
+//! Pure.
 //!
 //! A frame becomes two things. Events that concern one viewer alone (a part is opened, the end of everything that was
 //! opened) are made for it; those that are the same for all, nearly every frame's text, are made once a format and kept
 //! with the frame ([`Frame::rendering`]). A viewer that comes in the middle is told which parts were opened before: its
 //! translator carries the [`Outline`] of the generation from history on.
 //!
-//! Over server-sent events the id comes with the last event that a frame gives, or with the last that says something new:
-//! a client that is cut off between two of them has the frame told again, from its openings on.
+//! Over server-sent events the id comes with the last event that a frame gives, or with the last that says something
+//! new: a client that is cut off between two of them has the frame told again, from its openings on.
 //!
-//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::event::OUTLINE_BYTES_MAX). A choice or call beyond it is told as any
-//! frame that the format has no word for; arguments beyond it are passed on, but not put together at the end.
+//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::event::OUTLINE_BYTES_MAX). A choice or call beyond it
+//! is told as any frame that the format has no word for; arguments beyond it are passed on, but not put together at the
+//! end.
 
 mod ai_sdk;
 mod openai;
@@ -97,8 +99,8 @@ impl Opened {
 }
 
 impl Translator {
-    /// For a viewer that has been told nothing yet. `only_unfinished`: it has no use for a generation that is over, nor for
-    /// a name that nobody has written.
+    /// For a viewer that has been told nothing yet. `only_unfinished`: it has no use for a generation that is over, nor
+    /// for a name that nobody has written.
     #[must_use]
     pub fn new(format: Format, transport: Transport, stream: StreamName, only_unfinished: bool) -> Self {
         let named_by = (None, EntryId::ZERO);
@@ -223,7 +225,8 @@ impl Translator {
         self.share(frame, key, out, || self.other(frame.last, frame.json()))
     }
 
-    /// Tells what is the same for all who know `key`: it follows, or, where others know another one, is the viewer's own.
+    /// Tells what is the same for all who know `key`: it follows, or, where others know another one, is the viewer's
+    /// own.
     fn share(&self, frame: &Frame, key: &str, out: &mut Out, json: impl Fn() -> String) -> bool {
         let id = (frame.body != FrameBody::Gap).then_some(frame.last);
         let rendering = frame.render(self.form(), || {
@@ -239,7 +242,8 @@ impl Translator {
     }
 }
 
-/// The name by which clients tell a generation from others, escaped: its producer's, else one that no other stream's has.
+/// The name by which clients tell a generation from others, escaped: its producer's, else one that no other stream's
+/// has.
 fn key_of(stream: &StreamName, (name, mark): (Option<&String>, EntryId)) -> Box<str> {
     match name {
         Some(name) => name.as_str().into(),

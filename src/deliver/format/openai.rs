@@ -1,12 +1,12 @@
 //! Chat completion chunks.
 //!
-//! A choice is introduced by a chunk with its role, a tool call by one with its id, type and name, as OpenAI's own server does
-//! it; what follows carries text alone and is the same for all. Every event has its id: those before a frame's last
-//! one have the id before it.
+//! A choice is introduced by a chunk with its role, a tool call by one with its id, type and name, as OpenAI's own
+//! server does it; what follows carries text alone and is the same for all. Every event has its id: those before a
+//! frame's last one have the id before it.
 //!
-//! The finish reason is said of every choice of the generation. A provider's word becomes OpenAI's; where there is none that
-//! means the same it is `stop`, and the word is under `llm_bridge`. Usage comes in a chunk of its own without choices, in OpenAI's
-//! names.
+//! The finish reason is said of every choice of the generation. A provider's word becomes OpenAI's; where there is none
+//! that means the same it is `stop`, and the word is under `llm_bridge`. Usage comes in a chunk of its own without
+//! choices, in OpenAI's names.
 
 use std::fmt::Write;
 

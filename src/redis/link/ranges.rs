@@ -84,8 +84,8 @@ impl Link {
         self.receive_through(Sieve::of_range(room)?)
     }
 
-    /// The reply to a command that reads entries of one stream, if it is there, as far as `wanted` keeps it. Does not wait;
-    /// otherwise as [`Link::try_receive`].
+    /// The reply to a command that reads entries of one stream, if it is there, as far as `wanted` keeps it. Does not
+    /// wait; otherwise as [`Link::try_receive`].
     ///
     /// # Errors
     /// As [`Link::try_receive`]; an error reply is [`RedisError::Server`].
