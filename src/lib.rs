@@ -18,7 +18,7 @@
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
 //! | `watcher` | errands, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
 //! | `recorder` | its four queues | writes for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
-//! | `reader-i` | XREAD or pushes, commands | live streams that hash to it, their groups and acks | [`ingest::reader`] |
+//! | `reader-i` | XREAD or pushes, commands | live streams that hash to it, their groups, acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
 //! | `transform-j` | its three queues | the state of the live streams that hash to it | [`transform::worker`] |
 //! | `deliver-k` | its `Poll` | connections, viewers, outboxes, timers | [`deliver::event_loop`] |

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::event::KeyPattern;
 
-/// The machine's contribution to a configuration, beside its own text.
+/// Inputs of a configuration beside its own text.
 pub(super) struct Surroundings<'a> {
     /// This machine's name.
     pub(super) hostname: &'a str,

@@ -105,7 +105,7 @@ impl Worker {
                 return end(&mut producer, &job.lease, ("bad_request", &error.to_string()));
             }
         };
-        // A request that was cancelled before its answer began is not sent to the model.
+        // A cancel that came after the request but before its answer began counts too.
         let mut cancels = cancels.since(order.id);
         let stop = || job.lease.must_stop();
         match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {

@@ -155,7 +155,7 @@ fn describe_rights(rights: &Rights, keys: &Keys) -> Finding {
     }
 }
 
-/// The ACL rule that gives the missing rights.
+/// The ACL rule that the daemon needs, as advice about missing rights.
 fn needed(keys: &Keys) -> String {
     format!("\n        what is needed: {}", rights::acl_rule(keys))
 }
