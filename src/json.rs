@@ -1,4 +1,4 @@
-//! What decoding needs of JSON beyond serde_json: strings that stay escaped, members that stay text.
+//! JSON helpers for decoding beyond serde_json: strings that stay escaped, members that stay text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// What may lie around a JSON value.
+/// The whitespace that JSON allows around a value.
 pub(crate) const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// The characters between the quotes of a JSON string, if the valid JSON value `raw` is a string.
@@ -20,7 +20,7 @@ pub(crate) fn unsigned(raw: &str) -> Option<u64> {
     raw.parse().ok()
 }
 
-/// What an escaped string means; `None` where it is no text because of a lone surrogate.
+/// The text of an escaped string; `None` where it is no text because of a lone surrogate.
 pub(crate) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
     if !escaped.contains('\\') {
         return Some(Cow::Borrowed(escaped));
@@ -128,8 +128,8 @@ pub(crate) fn is_told(raw: &str) -> bool {
     }
 }
 
-/// Where the first `len` bytes of what an escaped string means end in it; `None` where that is beyond its end, or
-/// within a character. The string has no lone surrogates.
+/// The offset in an escaped string at which the first `len` bytes of its unescaped text end; `None` where that is
+/// beyond its end, or within a character. The string has no lone surrogates.
 pub(crate) fn place_after(escaped: &str, len: usize) -> Option<usize> {
     let bytes = escaped.as_bytes();
     let (mut at, mut left) = (0, len);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is escaped means the same, and nothing that needs no escaping is touched.
+        /// Escaped text unescapes to the original, and text that needs no escaping is left alone.
         #[test]
         fn escaping_keeps_the_text(text in ".{0,20}") {
             let escaped = escape(&text);

@@ -194,7 +194,7 @@ macro_rules! info_limited {
     ($($arguments:tt)+) => { $crate::log_limited!(info INFO, $($arguments)+) };
 }
 
-/// What the three macros above have in common.
+/// The common implementation of the three macros above.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! log_limited {
@@ -295,7 +295,7 @@ mod tests {
         assert_ne!(limit.decide(Some(1), start + INTERVAL), Verdict::LeaveOut);
     }
 
-    /// What was logged.
+    /// The bytes that were logged.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

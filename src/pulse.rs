@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// What times are counted from: atomics hold no `Instant`.
+/// The instant from which times are counted: atomics hold no `Instant`.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The pulses of all threads that run.
 static PULSES: Mutex<Vec<Arc<Pulse>>> = Mutex::new(Vec::new());

@@ -19,7 +19,7 @@ use crossbeam_channel as channel;
 /// How often a sender that waits for room looks for it.
 const ROOM_CHECK: Duration = Duration::from_micros(500);
 
-/// What is known of a queue at a moment.
+/// A queue's state at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gauge {
     /// The queue's name.
@@ -56,7 +56,7 @@ struct Meter {
     bytes_max: usize,
     depth_max: AtomicUsize,
     refused: AtomicU64,
-    /// Who is woken by every message.
+    /// The thread that every message wakes.
     sleeper: OnceLock<Thread>,
 }
 
@@ -128,7 +128,7 @@ impl<T> Clone for Receiver<T> {
     }
 }
 
-/// What a weighed queue holds at most, and how its messages are weighed.
+/// The capacity of a weighed queue in bytes, and the function that weighs its messages.
 #[derive(Debug)]
 pub struct Weight<T> {
     /// The most bytes.
@@ -344,7 +344,7 @@ impl<T> Receiver<T> {
 }
 
 /// Waits until something may have come into a queue that wakes this thread ([`Receiver::wake_this_thread`]), or
-/// until `deadline`. Whatever came since the last wait ends this one at once.
+/// until `deadline`. A message that came since the last wait ends this one at once.
 pub fn sleep_until(deadline: Instant) {
     // Waking up in vain costs the caller one look at empty queues.
     pulse::beat();

@@ -1,6 +1,6 @@
 //! Text from outside, made safe to print. Pure.
 //!
-//! What a model, a server or a client says may hold characters that a terminal obeys: escape sequences that move the
+//! Text of a model, a server or a client may hold characters that a terminal obeys: escape sequences that move the
 //! cursor or set the title, and Unicode controls that reorder the line. Every place that prints such text passes it
 //! through here: [`line`] for words within a line of ours, [`text`] where line ends and tabs are part of the text, and
 //! [`json`] for JSON that goes to a terminal as it came.

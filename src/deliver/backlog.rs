@@ -1,5 +1,5 @@
-//! Whose turn it is to be heard, and for how much: what clients send is worked on in turns, so that no client, and no
-//! crowd of clients, keeps live text waiting. Pure.
+//! The order of clients' turns, and how much is read in each: input from clients is worked on in turns, so that no
+//! client, and no crowd of clients, keeps live text waiting. Pure.
 //!
 //! A connection whose socket has something new is heard before those that have had a turn and were not finished, one
 //! for one, so that a flood delays neither a newcomer nor itself for ever.

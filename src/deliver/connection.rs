@@ -88,7 +88,7 @@ pub(super) enum Peer {
     Gone,
 }
 
-/// Whose frames a WebSocket carries.
+/// The viewers whose frames a WebSocket carries.
 #[derive(Debug)]
 pub(super) enum Viewers {
     /// One stream's.

@@ -144,7 +144,7 @@ impl Recent {
 #[derive(Debug, Default)]
 pub(super) struct Recents {
     answers: HashMap<Slot, VecDeque<Recent>>,
-    /// Whose answers they are, the oldest first.
+    /// The hub of each answer, the oldest answer first.
     order: VecDeque<Slot>,
     bytes: usize,
 }

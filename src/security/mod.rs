@@ -1,4 +1,4 @@
-//! Who is let in: the names of this server, the origins of browsers, the rates and caps of client addresses.
+//! Admission checks: the names of this server, the origins of browsers, the rates and caps of client addresses.
 //!
 //! Everything here decides without I/O; the delivery loops ask before they serve. Tokens, TLS and
 //! encryption are not here yet.

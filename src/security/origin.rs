@@ -5,7 +5,7 @@
 //! agree; the scheme is not compared, because a proxy may end TLS. Pages of other origins are let in if they are
 //! listed. There are no wildcards but `*` alone.
 
-/// What an `Origin` header means for a request.
+/// The decision on a request by its `Origin` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginDecision<'a> {
     /// No page of another site asks: serve, without CORS headers.

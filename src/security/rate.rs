@@ -105,7 +105,7 @@ impl Rates {
     }
 }
 
-/// What is counted as one client: an IPv4 address, or the /64 of an IPv6 address.
+/// The address that is counted as one client: an IPv4 address, or the /64 of an IPv6 address.
 fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -267,7 +267,7 @@ mod tests {
                 now += Duration::from_micros(pause_us);
                 match rates.subscribe(v4(1), now) {
                     Ok(()) => taken += 1,
-                    // Whoever waits as told is let in.
+                    // A client that waits for as long as it was told is let in.
                     Err(RetryAfter(wait)) => {
                         now += wait;
                         prop_assert!(rates.subscribe(v4(1), now).is_ok());

@@ -5,7 +5,7 @@
 //   answer.on("delta", () => { output.textContent = answer.text(); });
 //   await answer.done;
 //
-// What it stands on: every frame that moves the stream on carries an id, and `after=<last id>` gives exactly
+// The basis: every frame that moves the stream on carries an id, and `after=<last id>` gives exactly
 // the rest. So the last id and the text up to it are one state, changed in one place (`#take`), and
 // connections may come and go at any moment.
 //
@@ -117,7 +117,7 @@ export class Transcript {
     if (frame.type === "gap") this.#gap(frame);
     if (!PARTS_OF_GENERATION.has(frame.type)) return false;
     const begins = this.#isOver || this.#beginsNext(frame);
-    // What was lost before a `start` was not of this generation.
+    // Entries lost before a `start` were not of this generation.
     if (begins) this.#clear(this.#hasGap && frame.type !== "start");
     this.#hasGap = false;
     if (frame.type === "start") {
@@ -512,9 +512,9 @@ class Subscription {
     this.#env = { fetch: options.fetch ?? ((...args) => globalThis.fetch(...args)), WebSocket: options.WebSocket ?? globalThis.WebSocket };
     this.#url = this.#withQuery(resolveTarget(target));
     this.done = new Promise((resolve, reject) => { this.#settle = { resolve, reject }; });
-    this.done.catch(() => {}); // Who does not ask for the end is not troubled with it.
+    this.done.catch(() => {}); // An application that ignores `done` gets no unhandled rejection.
     this.#listenToPage();
-    // Whoever called has the rest of this turn to add listeners and iterators.
+    // The caller has the rest of this turn to add listeners and iterators.
     queueMicrotask(() => { this.#restore(); if (this.#state !== "paused") void this.#connect(); });
   }
 
@@ -665,7 +665,7 @@ class Subscription {
     this.#setState("open");
     this.#watch();
     if (link.kind === "websocket") this.#planAuth(token);
-    // What has held for as long as the longest pause was no failure.
+    // A connection that has held for as long as the longest pause was no failure.
     this.#after("settled", this.#options.retry.capMs, () => this.#settled());
   }
 
@@ -862,7 +862,7 @@ class Subscription {
   #moveOn(frame) {
     if (frame.id == null) return true;
     if (this.#last !== null && compareIds(frame.id, this.#last) <= 0) {
-      // Who comes after the end is shown it again: news only to who has not seen it.
+      // A viewer that resumes after the end gets the terminal frame again: it is news only if it was not seen before.
       return TERMINAL.has(frame.type) && this.#transcript.finish === null;
     }
     this.#last = frame.id;
@@ -925,7 +925,7 @@ class Subscription {
     const answers = { pong: "ping", authorized: "auth", acked: "ack", cancel_requested: "cancel" };
     const find = type => this.#asked.findIndex(asked => asked.type === type);
     let at = find(answers[frame.type]);
-    // What is malformed or not known is refused at once, in order; what cannot be done is most likely the cancel.
+    // Malformed and unknown messages are refused at once, in order; any other refusal is most likely the cancel's.
     if (frame.type === "refused") at = frame.code === "not_sent" ? find("ack") : IN_ORDER.has(frame.code) ? 0 : find("cancel");
     if (at < 0 && frame.type === "refused") at = 0;
     if (at < 0) return;
@@ -1048,7 +1048,7 @@ class Subscription {
       if (isSmall && value.length <= 2 * limits.storedChars + 4096) storage.setItem(this.#storageKey, value);
       else storage.removeItem(this.#storageKey);
     } catch {
-      // Full or forbidden. What is there is older, and as good.
+      // Full or forbidden. The stored state is older, and as good.
     }
   }
 

@@ -1,5 +1,5 @@
-//! What browsers get from the binary, so that nothing has to be installed beside it: the client as one
-//! module with its types, and the pages.
+//! Files for browsers that are built into the binary, so that nothing has to be installed beside it: the client as
+//! one module with its types, and the pages.
 //!
 //! Each is one self-contained file: no request leaves for another host. The client is always served, also
 //! where the demo page is off: it tells nothing that is not public, and applications import it from here,
@@ -15,7 +15,8 @@ use ring::digest;
 /// HTML, UTF-8; served at `/` of the public listener where `listen.demo_page` is set.
 pub const DEMO_PAGE: &str = include_str!("page.html");
 
-/// What the demo page may load and run: its own style and script, the client from here, and streams from here.
+/// The demo page's Content-Security-Policy: it allows the page's own style and script, and the client and streams of
+/// this server.
 pub static DEMO_PAGE_POLICY: LazyLock<String> = LazyLock::new(|| policy(DEMO_PAGE));
 
 /// A strict Content-Security-Policy for a page of ours: the scripts and styles that are written in it, modules and
@@ -47,7 +48,7 @@ pub struct WebFile {
     pub path: &'static str,
     /// Its media type.
     pub content_type: &'static str,
-    /// What it holds.
+    /// Its content.
     pub text: &'static str,
     hash: u64,
 }
@@ -57,7 +58,7 @@ impl WebFile {
         Self { path, content_type, text, hash: fnv1a(text.as_bytes()) }
     }
 
-    /// The `ETag`: changes with what the file holds.
+    /// The `ETag`: changes with the file's content.
     #[must_use]
     pub fn tag(&self) -> String {
         format!("\"{:016x}\"", self.hash)
