@@ -2,7 +2,7 @@
 //!
 //! Text of a model, a server or a client may hold characters that a terminal obeys: escape sequences that move the
 //! cursor or set the title, and Unicode controls that reorder the line. Every place that prints such text passes it
-//! through here: [`line`] for words within a line of ours, [`text`] where line ends and tabs are part of the text, and
+//! through here: [`line()`] for words within a line of ours, [`text`] where line ends and tabs are part of the text, and
 //! [`json`] for JSON that goes to a terminal as it came.
 
 use std::borrow::Cow;

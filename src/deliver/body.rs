@@ -1,6 +1,6 @@
 //! The body of a request, as it comes: of a length that is known, or in chunks. Pure.
 //!
-//! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within [`LINE_BYTES_MAX`] each.
+//! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within `LINE_BYTES_MAX` each.
 
 use super::http_error::HttpError;
 use super::input::Input;

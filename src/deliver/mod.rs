@@ -8,7 +8,7 @@
 //!   sockets ◀─ sending ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────── transform threads
 //! ```
 //!
-//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`format`],
+//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`mod@format`],
 //! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`].
 
 mod accepting;

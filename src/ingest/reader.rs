@@ -2,7 +2,7 @@
 //!
 //! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
 //! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
-//! connection which streams have news ([`Told`]). Either way entries are read in transactions that show whether
+//! connection which streams have news (`told`). Either way entries are read in transactions that show whether
 //! others were removed before them. Acknowledgements travel with the next read of their stream. How long a reader that
 //! blocks pauses between two reads is [`Pacing`]'s decision.
 //!

@@ -1,7 +1,7 @@
 //! A replay thread: reads history by XRANGE for late, resumed and slow clients.
 //!
 //! Requests of several jobs share a round trip. Each asks for so many entries as probably fit into a bounded number of
-//! bytes ([`pace`](super::pace)), and what comes beyond that is not kept. So a long history is many small reads between
+//! bytes (`pace`), and what comes beyond that is not kept. So a long history is many small reads between
 //! which others get their turn, and live reading, which has its own threads and connections, is never delayed.
 //!
 //! Redis being away is an answer like any other ([`ReplayRead::Unavailable`]): who asked decides when to ask again. A

@@ -1,7 +1,7 @@
 //! The stats socket: a Unix socket that answers one line (`text`, `json`, `histograms` or `reset`)
 //! and closes.
 //!
-//! How connections are bounded is in [`super::exchange`]. The file's mode (0660) and directory decide who may ask.
+//! How connections are bounded is in `exchange`. The file's mode (0660) and directory decide who may ask.
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -8,7 +8,7 @@
 //!
 //! Redis may be away, full or misconfigured, and a key may be of another type. Then clients that wait are told so; dead
 //! letters and receipts stay in their queues, whose bounds push back on the threads that fill them, and are written
-//! when Redis takes them again. A desk that Redis refuses rests by itself ([`pause`]): a key of the wrong type stops
+//! when Redis takes them again. A desk that Redis refuses rests by itself (`pause`): a key of the wrong type stops
 //! one desk, not the others.
 //!
 //! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree,

@@ -1,6 +1,6 @@
 //! Tries whether the ACL gives the daemon all the rights that it needs.
 //!
-//! [`NEEDS`] lists every command once; the documented rule and the trials both come from it. Each command is really
+//! `NEEDS` lists every command once; the documented rule and the trials both come from it. Each command is really
 //! sent, on the keys on which it will be used, inside a transaction that is discarded: Redis checks the rights when it
 //! queues a command, and nothing is ever run. Commands that cannot be queued are sent in a form that does nothing.
 

@@ -20,7 +20,7 @@
 //!
 //! # Bounds
 //!
-//! `concurrency` answers at once; requests whose stream is busy wait here, at most [`PARKED_PER_ANSWER`] times as many,
+//! `concurrency` answers at once; requests whose stream is busy wait here, at most `PARKED_PER_ANSWER` times as many,
 //! and beyond it no new ones are read: they wait in Redis.
 
 mod claims;

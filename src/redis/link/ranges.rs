@@ -106,7 +106,7 @@ impl Link {
         }
     }
 
-    /// Asks, and keeps of the reply no string that is longer than [`SHORT_STRING_BYTES_MAX`]: null stands for it.
+    /// Asks, and keeps of the reply no string that is longer than [`SHORT_STRING_BYTES_MAX`](crate::redis::SHORT_STRING_BYTES_MAX): null stands for it.
     ///
     /// # Errors
     /// As [`Link::call`].
