@@ -1,4 +1,4 @@
-//! What Redis says of a stream's key beside its entries.
+//! Facts that Redis reports about a stream's key beside its entries.
 
 use super::EntryId;
 

@@ -13,7 +13,7 @@ use crate::security::host::{HostPolicy, is_host};
 use crate::security::origin::{OriginDecision, OriginPolicy, is_origin};
 
 const NAMINGS: [Naming; 2] = [Naming::SessionAndModel, Naming::Session];
-/// What a message for people has at most, in bytes.
+/// The longest message for people, in bytes.
 const WORDS_BYTES_MAX: usize = 1024;
 
 /// A request's head and body mean the same however they come.
@@ -44,7 +44,7 @@ fn has_head(mut bytes: &[u8]) -> bool {
     bytes.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
-/// What a head comes to that trickles in.
+/// Parses a request as it arrives, `step` bytes at a time.
 fn grown(bytes: &[u8], step: usize) -> Parsed {
     let (mut seen, mut end) = (0, 0);
     loop {

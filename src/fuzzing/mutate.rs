@@ -13,7 +13,7 @@ impl Numbers {
     }
 }
 
-/// What JSON is made of, to be put anywhere.
+/// Pieces of JSON that a mutation inserts anywhere.
 const TOKENS: [&str; 20] = [
     "{",
     "}",

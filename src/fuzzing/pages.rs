@@ -40,7 +40,7 @@ fn parsed(body: &[u8], step: usize) -> Parsed {
     Ok((events, parser.retry()))
 }
 
-/// What was heard, and what came where that is nothing.
+/// The events heard, and the messages for a body without any: about foreign content, and about nothing heard.
 fn heard(form: ExpectedForm, body: &[u8], step: usize) -> (Vec<Heard>, Option<String>, Option<String>) {
     let now = Instant::now();
     let (mut events, mut heard) = (ProviderEvents::new(form), Vec::new());

@@ -15,7 +15,7 @@ use crate::produce::sse::SseParser;
 use crate::provider::{self, EVENTS_PER_ENTRY_MAX, Form, Margin};
 use crate::transform::{Assembler, Seek};
 
-/// What parts the entries of an input. It is in no JSON text.
+/// The byte between two entries of an input. It occurs in no JSON text.
 const SEPARATOR: u8 = 1;
 /// The most entries of an input: each is compared with what follows it.
 const ENTRIES_MAX: usize = 16;

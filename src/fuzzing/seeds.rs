@@ -1,4 +1,4 @@
-//! What the targets begin with, and words that inputs are made of.
+//! Seeds of the fuzz targets, and words that inputs are made of.
 
 /// Payloads of providers, of all kinds.
 pub(crate) const PAYLOADS: [&str; 25] = [
