@@ -1,4 +1,4 @@
-//! What is kept of a generation, and what one entry may say, is bounded.
+//! The bounds on the state kept of a generation and on the events of one entry.
 
 use super::tests::{Story, openai};
 use super::{EVENTS_PER_ENTRY_MAX, Form, Margin};

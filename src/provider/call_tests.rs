@@ -19,7 +19,7 @@ fn a_new_id_under_a_used_index_is_another_call() {
     check_calls(&[
         (r#"{"index":0,"id":"c1","function":{"name":"w","arguments":"1"}}"#, "tool#0.0 c1 w 1"),
         (r#"{"index":0,"id":"c2","function":{"name":"w","arguments":"2"}}"#, "tool#0.1 c2 w 2"),
-        // What follows under the number is of the call that took it last.
+        // Later pieces with that index belong to the call that took it last.
         (r#"{"index":0,"function":{"arguments":"3"}}"#, "tool#0.1 - - 3"),
         (r#"{"index":0,"id":"c1","function":{"arguments":"4"}}"#, "tool#0.0 c1 - 4"),
         (r#"{"index":0,"function":{"arguments":"5"}}"#, "tool#0.0 - - 5"),

@@ -23,7 +23,7 @@ const INDEX: u8 = 1;
 const ID: u8 = 2;
 const ITEM: u8 = 3;
 const LEGACY: u8 = 4;
-/// What is hashed of calls themselves.
+/// Domain tags of the hashes of a call's own id and name.
 const OWN_ID: u8 = 5;
 const OWN_NAME: u8 = 6;
 
@@ -35,10 +35,10 @@ pub(super) const BY_PLACE: usize = 0;
 pub(super) const BY_ID: usize = 1;
 pub(super) const BY_FURTHER: usize = 2;
 
-/// What is announced of one call may take so much; more is told at once.
+/// The most bytes that one call's announcement may keep waiting; a longer one is told at once.
 const WAITING_BYTES_MAX: usize = PARTS_BYTES_MAX / 8;
 
-/// What one event says of a tool call; all *escaped*.
+/// One event's piece of a tool call. All strings are *escaped*.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Piece<'a> {
     pub(super) id: Option<&'a str>,
@@ -52,12 +52,12 @@ impl Piece<'_> {
     }
 }
 
-/// What a provider calls the call that a piece belongs to.
+/// The choice and index that a provider gives for the call that a piece belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hint {
     pub(super) choice: u64,
     pub(super) index: Option<u64>,
-    /// Where neither index nor id tells: whether it cannot be the call that is going on.
+    /// Whether the piece cannot belong to the call that is going on; decides where neither index nor id does.
     pub(super) begins: bool,
 }
 
@@ -216,7 +216,7 @@ impl<'a> Draft<'a> {
         if let Some(waiting) = self.waiting_of(slot) {
             told.id = told.id.or(waiting.id);
             told.name = told.name.or(waiting.name);
-            // What was given at once waits on where this piece has nothing.
+            // Arguments that were given at once keep waiting where this piece has none.
             if piece.arguments.is_empty() && !waiting.arguments.is_empty() {
                 let arguments = waiting.arguments.into();
                 rest = Some(Arc::new(Waiting { arguments, ..Waiting::default() }));
@@ -279,7 +279,8 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// What waits of a part. Its text is as the entry found it, so that it lives as long as what is said.
+    /// The piece of a part that is still waiting. Its strings are borrowed from the progress before the entry, so that
+    /// they live as long as the events.
     fn waiting_of(&self, slot: u64) -> Option<Piece<'a>> {
         let now = self.part(slot)?.waiting.as_ref()?;
         let found = self.before.parts.get(slot)?.waiting.as_deref()?;

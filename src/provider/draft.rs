@@ -1,6 +1,6 @@
-//! What an entry says, in the making, with what the generation comes to by it.
+//! The events of an entry while it is read, and the generation's progress after them.
 //!
-//! INVARIANT: what is announced is told before the generation ends, and before it is *finishing*: every terminal event
+//! INVARIANT: announced calls are told before the generation ends, and before it is *finishing*: every terminal event
 //! goes through [`Draft::say`], and every entry through [`Draft::finish`].
 
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use super::{EVENTS_PER_ENTRY_MAX, Margin, Said};
 use crate::event::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 use crate::json;
 
-/// What an entry says. Nothing of it counts before the entry is understood to its end.
+/// The events of an entry that is being read. None of them counts before the entry is understood to its end.
 pub(super) struct Draft<'a> {
-    /// What the generation had come to before the entry. What is said may borrow from it.
+    /// The generation's progress before the entry. Events may borrow from it.
     pub(super) before: &'a Progress,
     /// Whether the newest generation is over.
     pub(super) follows_end: bool,
@@ -66,7 +66,7 @@ impl<'a> Draft<'a> {
         self.say(Event::Custom { data })
     }
 
-    /// What the generation has come to with this entry so far.
+    /// The generation's progress with this entry so far.
     pub(super) fn progress(&self) -> &Progress {
         self.said.progress.as_deref().unwrap_or(self.before)
     }

@@ -14,7 +14,7 @@ use crate::event::{Ids, Part, name_of};
 
 /// The kind of a [`Part`] that only says that an item was announced. Those of calls and texts lie below.
 const ITEM: u8 = 8;
-/// What is hashed of items: their ids, and that one was announced.
+/// Domain tags of the hashes of an item's id, and of its announcement.
 const OWN_ITEM: u8 = 7;
 const ANNOUNCED: u8 = 8;
 

@@ -16,7 +16,7 @@ struct Call {
     arguments: String,
 }
 
-/// What an answer is.
+/// The parts of an answer that are compared.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Answer {
     content: String,
@@ -26,7 +26,7 @@ struct Answer {
     marks: Vec<String>,
 }
 
-/// What is told of payloads.
+/// The answer that the events of `payloads` make up, and the data of the `custom` ones.
 fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
     let (mut progress, mut answer, mut customs) = (Progress::NONE, Answer::default(), Vec::new());
     let mut numbers: Vec<(u64, u64)> = Vec::new();

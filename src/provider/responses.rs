@@ -67,7 +67,7 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
             draft.say(Event::Custom { data: event })
         }
         "response.created" => begin(event, draft),
-        // What servers send to keep a connection open says nothing either.
+        // Events that only keep a connection open say nothing either.
         "keepalive" | "ping" | "response.queued" | "response.in_progress" => Some(()),
         "response.completed" | "response.incomplete" | "response.failed" => read_end(kind, event, draft),
         "response.error" | "error" => {
@@ -123,7 +123,7 @@ fn say_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut
     }
     let [kind] = json::members(event, ["type"])?;
     let (kind, rest) = (kind?, json::rest(event, &[&FRAMING, &[read]])?);
-    // What repeats from event to event is about the whole answer.
+    // Members that repeat from event to event are about the whole answer: they are told once.
     if !draft.change().note_member(&rest) {
         return Some(());
     }

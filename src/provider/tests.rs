@@ -85,7 +85,7 @@ fn a_chat_is_text_between_a_role_and_an_end() {
         (r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#, ""),
         (r#"{"choices":[],"usage":{"total_tokens": 3}}"#, ""),
         ("[DONE]", r#"end stop {"total_tokens": 3}"#),
-        // What comes too late is not the next one's.
+        // A late finish reason and usage do not count for the next generation.
         (r#"{"choices":[{"delta":{},"finish_reason":"length"}],"usage":{"total_tokens":9}}"#, ""),
         (r#"{"choices":[{"delta":{"content":"x"}}]}"#, "content#0 x"),
         (" [DONE]\n", "end - -"),
