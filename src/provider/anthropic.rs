@@ -54,8 +54,8 @@ pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     draft.say(event)
 }
 
-/// The same message may be begun twice, as proxies that try again do; another one begins anew. What it holds already is
-/// told.
+/// Begins a message. The same one may be begun twice, as by proxies that try again; another one begins anew. Content
+/// that it holds already is told.
 fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [message] = json::members(event, ["message"])?;
     let [name, usage, content] =

@@ -2,10 +2,10 @@
 //! them.
 //!
 //! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
-//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; who sends both says the same twice. Token counts
+//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; servers that send both repeat the same text. Token counts
 //! and errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
 //!
-//! What is not understood beside text follows it as one `custom` event, a chunk of what is left: `choices` with the
+//! Members that are not understood follow the text as one `custom` event, a chunk of what is left: `choices` with the
 //! members of deltas, calls and choices that have no native form. In it a call has the number that its frames have.
 //! A chunk that says nothing else is passed on as it is.
 
@@ -69,10 +69,10 @@ pub(super) const CHUNK_FRAMING: [&str; 22] = [
 const CALL: [&str; 4] = ["index", "id", "type", "function"];
 const FUNCTION: [&str; 2] = ["name", "arguments"];
 
-/// What one choice comes to beside its events.
+/// The results of reading one choice, beside its events.
 #[derive(Default)]
 struct Choice<'a> {
-    /// What is left of it, as JSON.
+    /// The members that were not understood, as a choice in JSON.
     rest: Option<String>,
     failure: Option<&'a str>,
 }
@@ -107,7 +107,7 @@ pub(super) fn read<'a>(
 fn say_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
     let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
     let own = if own.is_empty() || draft.progress().has_told(&own) { String::new() } else { own };
-    // What comes late about an answer that is over begins no other one.
+    // Late members about an answer that is over begin no new one.
     let is_late = draft.follows_end && draft.is_empty();
     if rests.is_empty() && (own.is_empty() || is_late) {
         return Some(());
@@ -167,7 +167,8 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
     Some(Choice { rest, failure: failure.filter(|failure| json::is_told(failure)) })
 }
 
-/// What is left of a choice, as a choice of its own. `with_text`: its `text` was not told by a delta.
+/// The members of a choice that were not understood, as a choice of its own; `None` where there are none. `with_text`:
+/// `text` is one of them, as no delta has told it.
 fn rest_of_choice(choice: &str, (index, delta): (u64, &str), with_text: bool) -> Option<String> {
     let read =
         ["index", "delta", "finish_reason", "usage", "error", if with_text { "index" } else { "text" }];

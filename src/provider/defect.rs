@@ -1,7 +1,7 @@
-//! What keeps an entry from being read, in words for whoever wrote it: found afterwards, and only for entries that were
+//! The reason why an entry is malformed, in words for its author. It is looked for only after the entry was found to be
 //! malformed.
 //!
-//! Says where, never what: names of members that are known and places in lists, but no values.
+//! The words say where, never what: they hold names of known members and places in lists, but no values.
 
 use serde_json::value::RawValue;
 

@@ -189,7 +189,7 @@ fn ids_that_change_from_event_to_event_mean_one_item() {
         (voice.item_done("f", "One"), String::new()),
         (completed(&[voice.item("g", "One")]), "end completed -".to_owned()),
     ]);
-    // What contradicts is not told as text, and neither is what follows it in the place.
+    // A whole that contradicts is not told as text, nor is a later one in its place.
     let custom = "custom response.output_text.done".to_owned();
     story(&[
         (voice.delta("a", "O"), voice.told("O")),

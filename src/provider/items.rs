@@ -138,7 +138,7 @@ impl<'a> Item<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartOf<'a> {
     pub(super) part: &'a str,
-    /// What kind of text it is, where its place in the item tells.
+    /// The kind of text, where the part's place in the item determines it.
     pub(super) voice: Option<Voice>,
     pub(super) spot: Spot<'a>,
     /// The event that is about this part alone.
@@ -146,7 +146,7 @@ pub(super) struct PartOf<'a> {
 }
 
 impl<'a> PartOf<'a> {
-    /// What kind of text it is, and the text. `None` where it is none.
+    /// The kind of text, and the text; `None` where the part is no text.
     fn text(self) -> Option<(Voice, &'a str)> {
         if self.part.starts_with('"') {
             return Some((self.voice?, text(Some(self.part))??));

@@ -6,12 +6,12 @@
 //! `custom`; but where text would be lost, because a member that carries it is of the
 //! wrong kind, the whole entry is [`Malformed`] and changes nothing.
 //!
-//! What a model said is never dropped: what has no native form of its own follows as `custom`, and what was only
-//! announced is told at the latest before the end. What a server writes about its own work is no part of that: names,
-//! times and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of
-//! filters, a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
+//! No output of a model is dropped: content without a native form of its own follows as `custom`, and a call that was
+//! only announced is told before the end at the latest. A server's notes on its own work are no output, and are dropped:
+//! names, times and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts
+//! of filters, a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
 //!
-//! What the contract leaves to us:
+//! Decisions that the contract leaves to us:
 //!
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
@@ -22,8 +22,8 @@
 //! - Arguments that are an object, as some servers write them, are told as its text.
 //! - An id may be a number: it is told as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
-//! - What follows the end of a generation and begins nothing is kept for the next one only where it can be nothing else
-//!   (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is not.
+//! - An entry after the end of a generation that has no events of its own is kept for the next one only where it can
+//!   belong to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is not.
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
 //! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that
@@ -88,7 +88,7 @@ impl Form {
 #[error("not what a provider sends")]
 pub struct Malformed;
 
-/// What an entry says.
+/// The events of an entry, and the generation's progress after them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said<'a> {
     first: Option<Event<'a>>,
@@ -123,13 +123,13 @@ impl<'a> Said<'a> {
         }
     }
 
-    /// What the generation's progress has become; `None` where it is what it was.
+    /// The generation's progress after the entry; `None` where the entry did not change it.
     pub const fn take_progress(&mut self) -> Option<Arc<Progress>> {
         self.progress.take()
     }
 }
 
-/// Room for what an entry says in other characters than its own. It lives as long as what is said.
+/// Storage for texts of events that are not a slice of the entry. It lives as long as the events.
 #[derive(Debug, Default)]
 pub struct Margin {
     text: OnceCell<Box<str>>,
@@ -162,7 +162,8 @@ impl Drop for Margin {
     }
 }
 
-/// What an entry says, where the generation has come to `before`. `follows_end`: the newest generation is over.
+/// Reads the events of an entry. `before`: the generation's progress so far; `follows_end`: the newest generation is
+/// over.
 ///
 /// # Errors
 /// When the entry is [`Malformed`].
@@ -191,8 +192,8 @@ pub fn read<'a>(
         .ok_or(Malformed)
 }
 
-/// What was announced in a generation and is not told yet: what has to be told where it ends without another word of
-/// its provider's.
+/// The calls that were announced in a generation and are not told yet. They have to be told where it ends without
+/// another word from its provider.
 #[must_use]
 pub fn waiting(progress: &Progress) -> Vec<Event<'_>> {
     let slots = progress.parts.waiting();

@@ -1,4 +1,4 @@
-//! What the field `openai` may hold: which of the forms it is.
+//! Tells apart the forms that the field `openai` may hold.
 
 use super::draft::Draft;
 use super::failure::error;

@@ -1,7 +1,7 @@
 //! Texts and arguments that are given as a whole, beside the pieces or instead of them.
 //!
 //! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole
-//! alone. What is told of a whole is what was not told of that part before: nothing, its rest, or all. A whole that
+//! alone. Of a whole, only that is told which was not told of its part before: nothing, its rest, or all. A whole that
 //! contradicts the pieces cannot be told as text any more; it is passed on as `custom`, once.
 //!
 //! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
@@ -101,7 +101,7 @@ impl Level {
     }
 }
 
-/// What came of a whole.
+/// The outcome of comparing a whole with what was told of its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// All of it is told now.
@@ -121,7 +121,7 @@ fn says_nothing(part: &Part, piece: &Piece<'_>) -> bool {
     piece.arguments.is_empty() || piece.arguments == "{}" && part.told != Told::NONE
 }
 
-/// What follows in an escaped text behind what was told; `None` where it does not begin with that.
+/// The rest of an escaped text after the part of it that was told; `None` where it does not begin with that part.
 fn rest_of(told: Told, whole: &str) -> Option<&str> {
     let at = json::place_after(whole, told.len)?;
     (Told::of(&meant(&whole[..at])) == told).then(|| &whole[at..])
@@ -310,16 +310,16 @@ impl<'a> Draft<'a> {
 
     // ----- the whole response -----
 
-    /// What is to be told of all texts of a kind, as the response has them in the end; `None` for one that contradicts
-    /// what was told.
+    /// The rest to be told of each text of a kind that the finished response holds; `None` for one that contradicts what
+    /// was told.
     ///
-    /// Mostly they are, one after another, what was told, or go on from it: whichever parts that was said in.
+    /// Mostly the texts in their order are what was told, or continue it, however it was divided into parts.
     pub(super) fn plan(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
         let total = self.progress().totals[voice as usize];
         let (mut told, mut plan) = (Told::NONE, Vec::with_capacity(wholes.len()));
         for (_, whole) in wholes {
             let text = meant(whole);
-            // What of this text was told, if all were told in this order.
+            // The end of the told part of this text, if all were told in this order.
             let missing = total.len - told.len;
             let at =
                 if text.len() <= missing { Some(whole.len()) } else { json::place_after(whole, missing) };
