@@ -2,8 +2,8 @@
 //! them.
 //!
 //! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
-//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; servers that send both repeat the same text. Token counts
-//! and errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
+//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; servers that send both repeat the same text.
+//! Token counts and errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
 //!
 //! Members that are not understood follow the text as one `custom` event, a chunk of what is left: `choices` with the
 //! members of deltas, calls and choices that have no native form. In it a call has the number that its frames have.

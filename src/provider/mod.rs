@@ -7,9 +7,9 @@
 //! wrong kind, the whole entry is [`Malformed`] and changes nothing.
 //!
 //! No output of a model is dropped: content without a native form of its own follows as `custom`, and a call that was
-//! only announced is told before the end at the latest. A server's notes on its own work are no output, and are dropped:
-//! names, times and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts
-//! of filters, a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
+//! only announced is told before the end at the latest. A server's notes on its own work are no output: names, times and
+//! fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of filters, a
+//! sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
 //!
 //! Decisions that the contract leaves to us:
 //!
@@ -23,7 +23,8 @@
 //! - An id may be a number: it is told as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
 //! - An entry after the end of a generation that has no events of its own is kept for the next one only where it can
-//!   belong to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is not.
+//!   belong to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or
+//!   finish chunk is not.
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
 //! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that

@@ -310,8 +310,8 @@ impl<'a> Draft<'a> {
 
     // ----- the whole response -----
 
-    /// The rest to be told of each text of a kind that the finished response holds; `None` for one that contradicts what
-    /// was told.
+    /// The rest to be told of each text of a kind that the finished response holds; `None` for one that contradicts
+    /// what was told.
     ///
     /// Mostly the texts in their order are what was told, or continue it, however it was divided into parts.
     pub(super) fn plan(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
