@@ -8,8 +8,8 @@
 //!
 //! No output of a model is dropped: content without a native form of its own follows as `custom`, and a call that was
 //! only announced is told before the end at the latest. A server's notes on its own work are no output: names, times
-//! and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of filters, a
-//! sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
+//! and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of filters,
+//! a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
 //!
 //! Decisions that the contract leaves to us:
 //!
