@@ -21,7 +21,7 @@ use crate::event::{Decoded, Entry, Event, Fields};
 use crate::json;
 use crate::provider::{self, Margin};
 
-/// What decoding depends on beside the entry. Cheap to clone.
+/// The settings that decoding needs beside the entry. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct DecodeContext {
     pub(super) names: Arc<config::Fields>,
@@ -75,11 +75,11 @@ impl<'a> Form<'a> {
     }
 }
 
-/// What one entry says that no provider has made: one event, or text and the end after it.
+/// The events of one entry that is in none of the providers' forms: one event, or text and the end after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told<'a> {
     pub(super) first: Decoded<'a>,
-    /// What ends the generation after it.
+    /// The event that ends the generation after `first`.
     pub(super) end: Option<Event<'a>>,
 }
 
@@ -89,8 +89,8 @@ impl<'a> Told<'a> {
     }
 }
 
-/// What an entry says that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it
-/// says more, is in a provider's form or cannot be understood: [`told`] knows which. `margin` is that of [`told`].
+/// Decodes an entry that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it
+/// is more, is in a provider's form or cannot be understood: [`told`] finds out which. `margin` is that of [`told`].
 #[must_use]
 pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {
     let told = match Form::of(&entry.fields) {
@@ -101,8 +101,7 @@ pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) 
     told.end.is_none().then_some(told.first)
 }
 
-/// What an entry says that is in none of the providers' forms. `margin` keeps what it says in other characters than its
-/// own.
+/// Decodes an entry that is in none of the providers' forms. `margin` stores texts that are not a slice of the entry.
 ///
 /// # Errors
 /// When it cannot be understood.
@@ -128,7 +127,7 @@ pub(super) fn told<'a>(
     }
 }
 
-/// What an object in `data` says.
+/// Decodes an object in `data`: a native one, or else a flat one.
 fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> Result<Told<'a>, Flaw> {
     match native(data)? {
         Some(decoded) => Ok(Told::one(decoded)),

@@ -27,7 +27,7 @@ fn is_end(kind: &str) -> bool {
     matches!(kind, "done" | "complete" | "completed" | "finish" | "finished" | "stop")
 }
 
-/// What a flat entry says.
+/// Reads a flat entry.
 ///
 /// # Errors
 /// When it cannot be understood.
@@ -54,7 +54,7 @@ pub(super) fn read_fields<'a>(
     }
 }
 
-/// What an object says that has no `type`, or one that [`is_alias`].
+/// Reads an object that has no `type`, or one that [`is_alias`].
 ///
 /// # Errors
 /// When it cannot be understood.
@@ -103,7 +103,7 @@ enum Piece<'a> {
     Json(&'a str),
 }
 
-/// What the `type` of an entry makes it.
+/// The kind of an entry, by its `type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// It has none.
@@ -213,7 +213,7 @@ impl<'a> Loose<'a> {
         })
     }
 
-    /// What the members say; `None` where they say none of what is known.
+    /// Reads the members as events; `None` where they hold nothing known.
     fn read(&self, kind: Kind, margin: &'a Margin) -> Result<Option<Told<'a>>, Flaw> {
         let event = match kind {
             Kind::Missing | Kind::Delta | Kind::Status => match (self.ending()?, self.text()) {
@@ -355,7 +355,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// What it says where that is a short word, unescaped.
+    /// Its text, unescaped, where a short word is expected. `None` where it is not valid text.
     fn word(self) -> Option<std::borrow::Cow<'a, str>> {
         match self {
             Self::Field(bytes) => std::str::from_utf8(bytes).ok().map(Into::into),

@@ -9,7 +9,7 @@ use crate::event::{ENTRY_BYTES_MAX, Fields, NamesShown};
 use crate::json;
 use crate::provider;
 
-/// What is wrong with an entry.
+/// A defect of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// It has none of the forms.
@@ -47,7 +47,7 @@ impl Flaw {
         }
     }
 
-    /// What is wrong, and with which fields.
+    /// Describes the defect, and which fields the entry has.
     #[must_use]
     pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
         let mut message = match self {
@@ -119,7 +119,7 @@ impl Flaw {
     }
 }
 
-/// What a member has to be.
+/// The kind of value that a member has to have.
 const fn wanted(member: Member) -> &'static str {
     match member {
         Member::Seq | Member::Ts | Member::Index | Member::Call => "an unsigned number",

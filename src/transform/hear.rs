@@ -1,7 +1,7 @@
-//! What an entry says, in whichever form, and where the frames of one that says several things are.
+//! The events that an entry carries, in whichever form, and the positions of the frames of one that carries several.
 //!
 //! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that
-//! whoever resumes there has the entry read again and passes over the first k frames of it.
+//! a resume there has the entry read again and passes over the first k frames of it.
 //!
 //! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) is over where
 //! nothing but heartbeats comes for a while. The daemon then writes an `end` entry ([`end_entry`]). Where it cannot,
@@ -16,7 +16,7 @@ use super::order::{Verdict, judge};
 use crate::event::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
 use crate::provider::{self, Margin, Said};
 
-/// What one entry says, to be judged event by event.
+/// The events of one entry, to be judged one by one.
 pub(super) struct Heard<'a> {
     id: EntryId,
     events: Events<'a>,
@@ -27,7 +27,8 @@ pub(super) struct Heard<'a> {
 }
 
 enum Events<'a> {
-    /// What an entry says by itself, after what was `waiting` of a provider's form and has to be told before it.
+    /// The events of an entry in none of the providers' forms. `waiting` holds those of a provider's form that have to
+    /// be told before it.
     Told {
         waiting: Vec<Event<'a>>,
         told: Told<'a>,
@@ -36,7 +37,7 @@ enum Events<'a> {
 }
 
 impl<'a> Heard<'a> {
-    /// What an entry says to whom has heard `before` of its generation.
+    /// Reads an entry that follows `before`, its generation's progress so far.
     ///
     /// # Errors
     /// When it cannot be understood.
@@ -117,8 +118,8 @@ impl<'a> Heard<'a> {
     }
 }
 
-/// What has to be told before what an entry says by itself: what a provider has only announced, where the entry ends
-/// the generation or begins the next one.
+/// The events to be told before the entry's own: those that a provider has only announced, where the entry ends the
+/// generation or begins the next one.
 fn waiting_before<'a>(
     told: &Told<'_>,
     before: &'a Progress,
@@ -156,7 +157,7 @@ pub(super) struct Concluded {
     pub(super) id: EntryId,
     /// The stream's ordinal there.
     pub(super) ordinal: Option<u64>,
-    /// What the generation had said.
+    /// The generation's progress up to its end.
     pub(super) progress: Arc<Progress>,
 }
 
@@ -166,7 +167,7 @@ impl Concluded {
         state.finishing()?;
         let progress = state.progress.take()?;
         let Newest { id, ordinal, seq, blind } = progress.newest;
-        // Whoever resumes at the end reads the heartbeats behind it as what follows the end: they count for nothing.
+        // A resume at the end reads the heartbeats behind it as entries after the end: they count for nothing.
         (state.phase, state.seq, state.blind) = (Phase::Ended(id), seq, blind);
         Some(Self { id, ordinal, progress })
     }

@@ -1,4 +1,4 @@
-//! What a transform thread works with: the ends of its queues, and what it shares with others.
+//! The parts given to a transform thread: the ends of its queues, and the state it shares with other threads.
 
 use std::sync::Arc;
 
@@ -21,21 +21,21 @@ use crate::stop::Stop;
 pub struct DeliveryPort {
     /// Its inbox.
     pub inbox: Sender<ToDelivery>,
-    /// What takes the outcomes of its history reads.
+    /// Its queue for the outcomes of its history reads.
     pub history: Sender<ToDelivery>,
-    /// Where it finds what its inbox had no room for.
+    /// The messages that its inbox had no room for; it fetches them here.
     pub missed: Arc<Mutex<Missed>>,
     /// Wakes it.
     pub waker: Arc<mio::Waker>,
 }
 
-/// What a transform thread works with.
+/// The parts given to a transform thread.
 pub struct WorkerParts {
-    /// What delivery threads ask.
+    /// Requests of delivery threads, and answers of the recorder.
     pub control: Receiver<Control>,
-    /// What readers have read.
+    /// Live entries from the readers.
     pub live: Receiver<LiveBatch>,
-    /// What replay threads have read.
+    /// History reads from the replay threads.
     pub replay: Receiver<ReplayBatch>,
     /// Which transform thread it is.
     pub index: usize,
@@ -45,7 +45,7 @@ pub struct WorkerParts {
     pub readers: Vec<Sender<ReaderCommand>>,
     /// The delivery threads.
     pub deliveries: Vec<DeliveryPort>,
-    /// What the watcher is asked to look for.
+    /// Requests to the watcher to look for a stream.
     pub errands: Sender<Errand>,
     /// Ends of generations that nobody else writes.
     pub ends: Sender<EndGeneration>,
@@ -53,7 +53,7 @@ pub struct WorkerParts {
     pub letters: Sender<DeadLetter>,
     /// Generations that are over and yet to be acknowledged.
     pub receipts: Sender<Receipt>,
-    /// What was read from history and is not sent yet.
+    /// The sums of data that was read and is not sent yet.
     pub ledger: Arc<Ledger>,
     /// Where scans of long histories stood.
     pub checkpoints: Arc<Checkpoints>,
@@ -61,7 +61,7 @@ pub struct WorkerParts {
     pub clock: Arc<RedisClock>,
     /// How producers are judged.
     pub stream: config::Stream,
-    /// What decoding depends on beside the entries.
+    /// The settings that decoding needs beside the entries.
     pub context: DecodeContext,
     /// Where to count.
     pub registry: Arc<Registry>,

@@ -1,7 +1,7 @@
-//! What a resume needs to know of the history before it: a scan from the stream's beginning, or from a
+//! Finds the state that a resume needs from the history before it: a scan from the stream's beginning, or from a
 //! known state, that decodes and judges, and makes no frames but the newest terminal one.
 //!
-//! What the scan knows at an entry ([`Scan`]) can be kept, and another scan, for whatever position, goes on from it.
+//! The scan's state at an entry ([`Scan`]) can be kept, and another scan, for any position, can go on from it.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct Scan {
     delivered: Position,
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
-    /// What the newest generation has said.
+    /// The outline of the newest generation so far.
     outline: Outline,
     /// The newest end.
     ended: EntryId,
@@ -57,7 +57,7 @@ impl Scan {
         }
     }
 
-    /// What it takes, in bytes, about.
+    /// Its approximate size in memory, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let of = |state: &StreamState| {
@@ -93,7 +93,7 @@ pub struct Seek {
     checked: Option<u64>,
 }
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Clone, Debug)]
 pub struct Sought {
     /// Where reading begins.
@@ -109,7 +109,7 @@ pub struct Sought {
     pub terminal: Option<Arc<Frame>>,
     /// The newest entry that is a producer's sign of life: any but a `producer_lost`.
     pub newest_activity: Option<EntryId>,
-    /// What the generation had said up to `from`, where that was wanted.
+    /// The outline of the generation up to `from`, where it was asked for.
     pub outline: Option<Outline>,
 }
 
@@ -316,7 +316,7 @@ impl Seek {
 
     fn end_finishing(&mut self) {
         let Some(concluded) = Concluded::of(&mut self.scan.state) else { return };
-        // Who has passed the id of its end has that.
+        // A wanted position at or behind the id of that end has the end as well.
         if let After::At(wanted) = self.after
             && wanted >= Position::whole(concluded.id)
             && let Some(passed) = &mut self.passed

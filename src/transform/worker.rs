@@ -417,7 +417,7 @@ impl Worker {
         count_shown(&self.parts.registry, &outcome);
         self.ends.saw_history(&outcome, redis_us, (&self.parts.receipts, &self.parts.registry));
         if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
-            // What a search has found so far is kept: from its beginning it might never come to its end.
+            // The findings of a search so far are kept: started over, it might never come to its end.
             let step = match *back {
                 ToDelivery::Replay(_, ReplayOutcome::Searching(search)) => Some(ReplayStep::Search(search)),
                 ToDelivery::Replay(_, ReplayOutcome::Gathering(search)) => Some(ReplayStep::State(search)),
