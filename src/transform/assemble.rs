@@ -15,7 +15,7 @@ use crate::event::{
 };
 use crate::provider::Margin;
 
-/// What became of a pushed entry.
+/// The result of pushing an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
     /// It is in a frame, or will be.
@@ -58,7 +58,7 @@ pub struct Assembler {
 /// A text frame in the making.
 #[derive(Debug)]
 struct Pending {
-    /// What the frame will carry, as of the last entry in it.
+    /// The head of the frame, as of the last entry in it.
     head: Head,
     body: PendingBody,
     text: Vec<u8>,

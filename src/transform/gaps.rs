@@ -26,7 +26,7 @@ pub fn beginning(facts: &KeyFacts) -> StreamState {
     StreamState { blind: ordinal.is_some_and(|removed| removed > 0), ordinal, ..StreamState::default() }
 }
 
-/// What a reader that stands at `cursor` has missed, and the cursor from which it goes on.
+/// The gap in front of a reader that stands at `cursor`, if any, and the cursor from which it reads on.
 #[must_use]
 pub fn check(facts: &KeyFacts, cursor: Cursor) -> (Option<HistoryGap>, Cursor) {
     let after = cursor.position;
@@ -117,11 +117,11 @@ mod tests {
         let (gap, cursor) = check(&facts(6, 9, 4, 9), at(3, Some(3)));
         let (after, next) = (at(3, None).position, Some(EntryId::new(6, 0)));
         assert_eq!(gap, Some(HistoryGap::Trimmed { after, next, id: None, lost: Some(2) }));
-        // What was removed may have been the end of a generation and the beginning of the next.
+        // The removed entries may have been the end of a generation and the beginning of the next.
         assert_eq!(cursor.state, StreamState { blind: true, ordinal: Some(5), ..StreamState::default() });
         // Trimmed up to what it has: nothing is lost.
         assert_eq!(check(&facts(4, 9, 6, 9), at(3, Some(3))).0, None);
-        // Who does not count cannot know.
+        // Without an ordinal, the number of lost entries is unknown.
         let gap = check(&facts(4, 9, 6, 9), at(3, None)).0;
         assert_eq!(
             gap,

@@ -19,7 +19,7 @@ use crate::event::{
 };
 use crate::provider::Margin;
 
-/// What the outcome depends on beside the read.
+/// The inputs of an outcome beside the read.
 #[derive(Clone, Debug)]
 pub struct Moment {
     /// Now, µs since 1970 by this host's clock.
@@ -30,9 +30,9 @@ pub struct Moment {
     pub stall_after_us: u64,
     /// After which time a finishing generation is over, ms; 0: never.
     pub grace_ms: u64,
-    /// What decoding depends on beside the entries.
+    /// The settings that decoding needs beside the entries.
     pub context: DecodeContext,
-    /// What is known of the stream's newest entry beside what the read finds.
+    /// The facts known of the stream's newest entry beside those that the read finds.
     pub known: Option<Known>,
 }
 
@@ -70,7 +70,7 @@ impl Moment {
     }
 }
 
-/// What was met on the way that others want to know.
+/// Is told the findings of a read that concern others: drops, dead letters, ends, and how far scans have come.
 pub trait Witness {
     /// An entry is not delivered.
     fn dropped(&mut self, stream: &StreamName, reason: DropReason);
@@ -88,7 +88,7 @@ pub trait Witness {
     fn scanned(&mut self, _stream: &StreamName, _at: Option<EntryId>) {}
 }
 
-/// What follows from one read.
+/// Turns one read into its outcome.
 pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
     let ReplayBatch { request, read, read_us, held } = batch;
     let (facts, entries, exhausted) = match read {
@@ -156,7 +156,7 @@ impl Found {
             let scan = point.scan::<Scan>().filter(|_| point.holds(&self.facts, self.entries.first()));
             witness.tried(&self.stream, point.at(), scan.is_some(), self.facts.first);
             let Some(scan) = scan else {
-                // What was read does not follow what was scanned: it is read from there again.
+                // The entries read do not continue this search's own scan: read again from where that scan stands.
                 search.target = seek.target();
                 return ReplayOutcome::Searching(Box::new(Search { seek: Box::new(seek), ..search }));
             };
@@ -350,12 +350,12 @@ impl Found {
                 let reached = Cursor { position: Position::whole(from), state: gathering.state.clone() };
                 match check(&self.facts, reached).0 {
                     None => gathering,
-                    // The stream has become another one. What was read now lies behind its new end.
+                    // The stream has become another one. The position reached lies behind its new end.
                     Some(HistoryGap::Failover { .. }) => {
                         let search = StateSearch { max_bytes, ..StateSearch::default() };
                         return ReplayOutcome::Gathering(Box::new(search));
                     }
-                    // What was gathered is gone, and what was read now is all that is left: as if one came new.
+                    // Entries behind the gathered ones are gone: begin anew with those read now.
                     Some(_) => Box::new(self.begin_gathering(max_bytes)),
                 }
             }

@@ -35,7 +35,7 @@ pub(super) struct LiveStream {
     pub(super) stalled: bool,
     /// Whether it is read on, for its end, although nobody is attached.
     pub(super) is_vigil: bool,
-    /// Who reads it.
+    /// The index of the reader that reads it.
     pub(super) reader: usize,
     generation: u64,
     newest: Seeing,
@@ -83,7 +83,7 @@ impl Seeing {
     }
 }
 
-/// What a look at a silent producer finds.
+/// The result of a look at a silent producer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
     /// Nothing to tell.
@@ -159,7 +159,7 @@ impl LiveStream {
         if data.is_some_and(is_ours) { Waking::AfterEnd } else { Waking::First }
     }
 
-    /// What is known of the newest entry.
+    /// The facts known of the newest entry at `now_us`.
     pub(super) fn known(&self, now_us: u64) -> Known {
         let Seeing { id: newest, .. } = self.newest;
         Known { newest, seen: self.newest.at(now_us), is_told: self.told == Some(newest) }

@@ -1,4 +1,4 @@
-//! What an entry means for the order of generations, judged by itself.
+//! The effect of a single entry on the order of generations, judged without the entries before it.
 
 use super::decode::DecodeContext;
 use super::hear::Heard;

@@ -1,4 +1,4 @@
-//! What a transform thread meets on its way and others want to know: dead letters, and the ends of generations.
+//! A transform thread's findings that concern other threads: dead letters, and the ends of generations.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;

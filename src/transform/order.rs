@@ -11,7 +11,7 @@ use crate::json;
 /// The code of the error entry with which the daemon gives a silent producer up.
 pub const PRODUCER_LOST: &str = "producer_lost";
 
-/// What becomes of an entry.
+/// The verdict on an entry: delivered, a gap, or dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is delivered.
@@ -67,7 +67,7 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
         if let Some(reason) = belongs_to_finished(state, decoded) {
             return Verdict::Drop(reason);
         }
-        // What has come since then is the beginning of what begins here.
+        // The progress since that end is the beginning of the generation that begins here.
         let progress = state.progress.take();
         state.begin(Phase::Idle, None);
         state.progress = progress;
@@ -144,7 +144,7 @@ fn advance(state: &mut StreamState, seq: Option<u64>) -> Option<u64> {
     let expected = state.seq.map_or(0, |highest| highest.saturating_add(1));
     state.seq = Some(seq);
     if std::mem::take(&mut state.blind) {
-        // What came before was removed unseen, which viewers are told in other words.
+        // The entries before it were removed unseen, which viewers are told in other words.
         return None;
     }
     seq.checked_sub(expected).filter(|&lost| lost > 0)

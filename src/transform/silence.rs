@@ -48,7 +48,7 @@ pub const fn age_us(id: EntryId, redis_us: u64) -> Option<u64> {
     }
 }
 
-/// What is known of a stream's newest entry beside what Redis tells.
+/// The facts known of a stream's newest entry that Redis does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The entry.
@@ -75,7 +75,7 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    /// What is known of the stream at `now_us` by this host's clock.
+    /// The facts known of the stream at `now_us` by this host's clock.
     #[must_use]
     pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
         let note = self.notes.get(stream)?;

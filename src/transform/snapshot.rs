@@ -1,6 +1,6 @@
 //! The state so far: the newest generation as one JSON object.
 //!
-//! Text is gathered and written as the producer escaped it. What is held is bounded; a generation that
+//! Text is gathered and written as the producer escaped it. The bytes held are bounded; a generation that
 //! grows beyond the bound is refused, and its text is let go at once.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ pub struct TooLarge {
     pub bytes_max: usize,
 }
 
-/// What has been gathered of the newest generation. Grows over as many batches as it takes.
+/// The newest generation as gathered so far, over as many batches as it takes.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     stream: StreamName,
@@ -26,7 +26,7 @@ pub struct Snapshot {
     newest: Generation,
 }
 
-/// What a choice, a channel or a tool call counts beside its text.
+/// The counted size of a choice, a channel or a tool call beside its text, in bytes.
 const PART_BYTES: usize = 128;
 
 #[derive(Clone, Debug, Default)]
