@@ -279,7 +279,7 @@ proptest! {
         prop_assert!(merged.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
     }
 
-    /// Whoever resumes at any frame, with the state that the frame carries, sees exactly what follows.
+    /// A resume at any frame, with the state that the frame carries, shows exactly the frames that follow.
     #[test]
     fn resuming_at_any_frame_continues_the_story(story in any_stream()) {
         let frames = single_frames(&mut assembler(), &story);

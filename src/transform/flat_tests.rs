@@ -4,7 +4,7 @@ use super::*;
 use crate::event::{Entry, EntryId};
 use crate::transform::decode::{DecodeContext, Form, NAME_BYTES_MAX, told};
 
-/// What one entry says, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
+/// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
 type Said = (Vec<String>, Option<u64>, Option<u64>);
 
 fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<Said, Flaw> {
@@ -33,7 +33,7 @@ fn shown(event: &Event<'_>) -> String {
     }
 }
 
-/// What a flat entry says, written `name=value` with `|` between the fields.
+/// The events of a flat entry, written `name=value` with `|` between the fields.
 fn flat(fields: &str) -> Result<Vec<String>, Flaw> {
     let pairs: Vec<_> = fields.split('|').filter_map(|field| field.split_once('=')).collect();
     let pairs: Vec<_> = pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
@@ -258,7 +258,7 @@ fn members_of_the_wrong_kind_and_size_are_undecodable() {
     ] {
         assert_eq!(flat(fields), Err(flaw), "{fields}");
     }
-    // What is escaped is measured by what it means.
+    // The limit of an escaped name applies to its unescaped length.
     let quotes = "\"".repeat(NAME_BYTES_MAX);
     check(
         flat,
@@ -400,7 +400,7 @@ proptest! {
         prop_assert_eq!(&of(&[("data", object.as_bytes())]), &text);
     }
 
-    /// Whatever the fields are, nothing panics, and a message names no value.
+    /// No fields cause a panic, and a message names no value.
     #[test]
     fn any_fields_are_read_or_refused(
         fields in prop::collection::vec(

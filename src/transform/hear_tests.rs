@@ -213,7 +213,7 @@ fn what_was_announced_is_told_before_what_ends_its_generation() {
         };
         assert_eq!(seek.finish(EntryId::ZERO).from, newest, "{value}");
     }
-    // What ends nothing tells nothing: a text, a sign of life, what repeats the start.
+    // An entry that ends nothing brings out nothing that waits: a text, a sign of life, a repeated start.
     let story = [
         entry(1, "data", r#"{"type":"start","generation":"g"}"#),
         entry(2, "anthropic", ANNOUNCED),
@@ -251,7 +251,7 @@ fn who_has_the_end_is_not_told_again() {
         assert_eq!(sought.state_at_from.phase, Phase::Ended(EntryId::new(1, 0)), "{after}");
         assert!(sought.terminal.is_some());
     }
-    // Who has all but the end is told it.
+    // A resume behind everything but the end is told the end.
     let sought = seek("1-0.1", 2001);
     let told = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 2001));
     assert_eq!(told, [r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#]);
@@ -347,7 +347,7 @@ proptest! {
         }
     }
 
-    /// Whatever is looked for, and wherever the scan goes on from a checkpoint of another one: it finds the same.
+    /// A scan for any position finds the same when it goes on from any checkpoint of another scan.
     #[test]
     fn a_scan_from_a_checkpoint_finds_what_a_whole_one_finds(
         entries in any_stream(),

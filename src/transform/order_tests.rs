@@ -233,7 +233,7 @@ fn a_blind_reader_takes_the_first_number_as_it_comes() {
     let mut state = blind.clone();
     assert_eq!(judged(&mut state, &n(DELTA, 7)), BEGIN);
     assert_eq!(judged(&mut state, &n(DELTA, 7)), RETRY);
-    // What a start begins is seen whole. The place in the stream stays.
+    // A generation that begins with a start is seen whole. The place in the stream stays.
     let mut state = blind;
     assert_eq!(judged(&mut state, &n(START, 2)), begin_lost(2));
     assert_eq!((state.blind, state.ordinal), (false, Some(5)));
