@@ -355,7 +355,7 @@ impl Found {
                         let search = StateSearch { max_bytes, ..StateSearch::default() };
                         return ReplayOutcome::Gathering(Box::new(search));
                     }
-                    // Entries behind the gathered ones are gone: begin anew with those read now.
+                    // The gathered entries are gone. Those read now are all that is left: begin anew with them.
                     Some(_) => Box::new(self.begin_gathering(max_bytes)),
                 }
             }

@@ -53,7 +53,7 @@ pub struct WorkerParts {
     pub letters: Sender<DeadLetter>,
     /// Generations that are over and yet to be acknowledged.
     pub receipts: Sender<Receipt>,
-    /// The sums of data that was read and is not sent yet.
+    /// The bytes that were read from history and are not sent yet.
     pub ledger: Arc<Ledger>,
     /// Where scans of long histories stood.
     pub checkpoints: Arc<Checkpoints>,
