@@ -22,9 +22,9 @@
 //! - Arguments that are an object, as some servers write them, are told as its text.
 //! - An id may be a number: it is told as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
-//! - An entry after the end of a generation that has no events of its own is kept for the next one only where it can
-//!   belong to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or
-//!   finish chunk is not.
+//! - After the end of a generation, an entry that does not begin the next one is kept for it only where it can belong
+//!   to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is
+//!   not.
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
 //! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that
@@ -186,7 +186,7 @@ pub fn read<'a>(
     said(text, margin)
         .or_else(|| {
             let text = json::without_nan(text)?;
-            // A margin of its own: what the first attempt kept is in the other one.
+            // A margin of its own: the texts of the first attempt are in the other one.
             let margin = margin.free();
             said(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
         })

@@ -158,7 +158,7 @@ fn what_is_finishing_ends_where_nothing_comes() {
     }
 }
 
-/// A sign of life behind the finish reason may have a number. What that number says, it says to everybody.
+/// A heartbeat after the finish reason may have a number. It does not count, for live viewers as for those who resume.
 #[test]
 fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
     let story = [

@@ -65,7 +65,7 @@ export interface CustomFrame extends Entry {
 export interface SkippedFrame extends Entry {
   type: "skipped";
   reason: "malformed" | "no_payload" | "too_large";
-  /** What was wrong, which fields were there, what was looked for. */
+  /** The defect, the fields that the entry has, and those that were looked for. */
   message?: string;
 }
 /** Entries that cannot be had any more. */
@@ -92,12 +92,12 @@ export interface CancelRequestedFrame {
   type: "cancel_requested";
 }
 
-/** What comes, told apart by `type`. */
+/** Any frame; its `type` tells which. */
 export type Frame =
   | OpenFrame | StartFrame | DeltaFrame | ToolCallFrame | EndFrame | ErrorFrame | CustomFrame | SkippedFrame
   | GapFrame | StatusFrame | RefusedFrame | CancelRequestedFrame;
 
-/** What the connection does. `paused`: closed on purpose, by `pause()` or because an iterator is slow. */
+/** State of the connection. `paused`: closed on purpose, by `pause()` or because an iterator is slow. */
 export type ConnectionState = "connecting" | "open" | "reconnecting" | "paused" | "closed";
 /** How the stream fares, as the server last said. */
 export type StreamState = OpenFrame["state"] | StatusFrame["state"];
@@ -194,7 +194,7 @@ export interface SubscribeOptions {
   limits?: {
     /** A longer answer ends the subscription with `too_large`; default 64 Mi. */
     answerChars?: number;
-    /** What an iterator may hold; default 1,024 frames. See `Subscription`'s iterator. */
+    /** The most frames that wait in an iterator; default 1,024. See `Subscription`'s iterator. */
     queuedFrames?: number;
     /** Default 4 Mi characters. */
     queuedChars?: number;

@@ -27,7 +27,7 @@ const DEFAULTS = {
   liveness: { connectMs: 10_000, pingAfterMs: 20_000, pongMs: 10_000, sseSilenceMs: 45_000 },
   limits: { answerChars: 64 * 1024 * 1024, queuedFrames: 1024, queuedChars: 4 * 1024 * 1024, storedChars: 1024 * 1024 },
 };
-/** What a name that nobody has written is waited for by default, in seconds. */
+/** How long a name that nobody has written is waited for by default, in seconds. */
 const WAIT_DEFAULT_S = 30;
 /** The longest wait that a `Retry-After` can ask for. */
 const RETRY_AFTER_MAX_MS = 5 * 60_000;
@@ -45,7 +45,7 @@ const TIMER_MAX_MS = 2 ** 31 - 1;
 /** A timer that comes so late tells that the page slept, not that the network is dead. */
 const SLEPT_MS = 2000;
 
-/** What WebSocket closes and HTTP statuses mean that no further attempt would change. */
+/** WebSocket close codes and HTTP statuses that no further attempt would change, with their error codes. */
 const FINAL_CLOSE = new Map([[1008, "refused"], [4400, "bad_request"], [4403, "forbidden"], [4404, "not_found"]]);
 const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"],
   [421, "misdirected"]]);
@@ -367,7 +367,7 @@ class EventStreamLink {
   }
 }
 
-/** What an HTTP answer that is not the wanted one says. */
+/** Reads the error from an HTTP response that refuses the request. */
 async function refusal(response) {
   const retryAfter = retryAfterMs(response.headers.get("Retry-After"));
   let error = {};
@@ -465,7 +465,7 @@ function resolveTarget(target) {
   return url;
 }
 
-/** What is known of WebSockets to an origin: whether one was ever opened, and until when none is tried. */
+/** WebSockets by origin: whether one was ever opened, and until when none is tried. */
 const reachability = new Map();
 
 function reachabilityOf(origin) {
@@ -496,7 +496,7 @@ class Subscription {
   #timers = new Map();
   #heardAt = 0;
   #isPinging = false;
-  /** What the server was asked over this connection, in order: answers come in the same order. */
+  /** Requests sent to the server over this connection, in order: answers come in the same order. */
   #asked = [];
   #ack = { wanted: null, sent: null, isUnderWay: false, isSupported: true };
   #cleanups = [];
@@ -1052,7 +1052,7 @@ class Subscription {
     }
   }
 
-  /** What was stored comes again as merged frames, so that a page needs no second way to show them. */
+  /** Tells the stored state again as merged frames, so that a page needs no second way to show them. */
   #restore() {
     const { storage } = this.#options;
     if (!storage || this.#isClosed) return;
