@@ -19,7 +19,10 @@ async function listen(format, seed) {
   const source = new EventSource(`${proxy.origin}/v1/streams/s1/m?after=0&format=${format}`);
   source.onmessage = ({ data, lastEventId }) => events.push({ data, lastEventId });
   await write(producer, entries);
-  await waitFor("the end", () => source.readyState === EventSource.CLOSED);
+  await waitFor("the end", () => source.readyState === EventSource.CLOSED).catch(error => {
+    const told = { state: source.readyState, cuts: proxy.cuts, requests: proxy.requests, events: events.slice(-5) };
+    throw new Error(`${error.message}: ${JSON.stringify(told, null, 1)}\n${daemon.log}`);
+  });
   ok(proxy.cuts >= 2, `cut ${proxy.cuts} times`);
   return { events, expected };
 }
