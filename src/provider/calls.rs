@@ -11,7 +11,7 @@
 //! - a piece without index and id that names another tool begins another call.
 //!
 //! Frames number the calls of a choice in the order in which they begin. Those of choices from
-//! [`CHOICES_MAX`](crate::event::CHOICES_MAX) on are not followed: they have the provider's numbers.
+//! `CHOICES_MAX` on are not followed: they have the provider's numbers.
 
 use std::sync::Arc;
 

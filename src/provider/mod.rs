@@ -15,7 +15,7 @@
 //!
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
-//! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see [`calls`].
+//! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see `calls`.
 //! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before what is told of
 //!   a later call. Where there is none, the end of its block brings them. Arguments that were given at once count where
 //!   no piece has any.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::event::{EntryId, Fields};
+use crate::transform::member::{METADATA_BYTES_MAX, NAME_BYTES_MAX};
 
 fn entry(pairs: &[(&str, &str)]) -> Entry {
     let pairs: Vec<_> = pairs.iter().map(|(f, v)| (f.as_bytes(), v.as_bytes())).collect();

@@ -5,12 +5,27 @@
 //! number, a truth or JSON is seen from what it says; a field that is there but empty is present. In an object `null`
 //! is absent.
 
-use super::decode::{CONTENT, Member, Told, custom, metadata, object, plain_channel, short, string};
 use super::flaw::Flaw;
+use super::member::Member;
+use super::members::{CONTENT, custom, metadata, object, plain_channel, short, string};
 use crate::config::{self, FIELD_NAMES_MAX};
 use crate::event::{Decoded, Event, Fields};
 use crate::json;
 use crate::provider::Margin;
+
+/// The events of one entry that is in none of the providers' forms: one event, or text and the end after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told<'a> {
+    pub(super) first: Decoded<'a>,
+    /// The event that ends the generation after `first`.
+    pub(super) end: Option<Event<'a>>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) const fn one(first: Decoded<'a>) -> Self {
+        Self { first, end: None }
+    }
+}
 
 /// The text of an entry that says nothing but that its generation is over, as in OpenAI's streams.
 const DONE: &str = "[DONE]";

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{Entry, EntryId};
-use crate::transform::decode::{DecodeContext, Form, NAME_BYTES_MAX, told};
+use crate::transform::decode::{DecodeContext, Form, told};
+use crate::transform::member::NAME_BYTES_MAX;
 
 /// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
 type Said = (Vec<String>, Option<u64>, Option<u64>);

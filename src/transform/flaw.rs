@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::decode::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
+use super::member::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
 use crate::config;
 use crate::event::{ENTRY_BYTES_MAX, Fields, NamesShown};
 use crate::json;

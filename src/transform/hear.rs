@@ -10,7 +10,8 @@
 
 use std::sync::Arc;
 
-use super::decode::{DecodeContext, Form, Told, told};
+use super::decode::{DecodeContext, Form, told};
+use super::flat::Told;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
 use crate::event::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};

@@ -18,6 +18,8 @@ pub mod gaps;
 mod hear;
 pub mod history;
 mod live;
+mod member;
+mod members;
 mod milestone;
 mod notary;
 pub mod order;

@@ -1,0 +1,97 @@
+//! The members of native entries, and the bounds of those that are kept.
+
+use crate::json;
+
+/// The longest id of a generation or a call, and the longest name of a tool.
+pub(super) const NAME_BYTES_MAX: usize = 1024;
+/// The largest `metadata` of a `start`.
+pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// The members that some native type has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// `type`
+    Type,
+    /// `seq`
+    Seq,
+    /// `ts`
+    Ts,
+    /// `text`
+    Text,
+    /// `channel`
+    Channel,
+    /// `index`
+    Index,
+    /// `call`
+    Call,
+    /// `id`
+    Id,
+    /// `name`
+    Name,
+    /// `arguments`
+    Arguments,
+    /// `generation`
+    Generation,
+    /// `metadata`
+    Metadata,
+    /// `finish_reason`
+    FinishReason,
+    /// `usage`
+    Usage,
+    /// `code`
+    Code,
+    /// `message`
+    Message,
+}
+
+impl Member {
+    pub(super) const COUNT: usize = Self::Message as usize + 1;
+
+    const NAMES: [&str; Self::COUNT] = [
+        "type",
+        "seq",
+        "ts",
+        "text",
+        "channel",
+        "index",
+        "call",
+        "id",
+        "name",
+        "arguments",
+        "generation",
+        "metadata",
+        "finish_reason",
+        "usage",
+        "code",
+        "message",
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    /// The member that a JSON string (with its quotes) names.
+    pub(super) fn of_key(raw: &str) -> Option<Self> {
+        Some(match &*json::unescape(json::string(raw)?)? {
+            "type" => Self::Type,
+            "seq" => Self::Seq,
+            "ts" => Self::Ts,
+            "text" => Self::Text,
+            "channel" => Self::Channel,
+            "index" => Self::Index,
+            "call" => Self::Call,
+            "id" => Self::Id,
+            "name" => Self::Name,
+            "arguments" => Self::Arguments,
+            "generation" => Self::Generation,
+            "metadata" => Self::Metadata,
+            "finish_reason" => Self::FinishReason,
+            "usage" => Self::Usage,
+            "code" => Self::Code,
+            "message" => Self::Message,
+            _ => return None,
+        })
+    }
+}
