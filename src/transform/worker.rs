@@ -13,39 +13,33 @@ use std::time::{Duration, Instant};
 
 use super::Pushed;
 use super::history::{Moment, conclude};
-use super::live::{Limits, LiveStream, LiveStreams, Silence, Waking};
+use super::live::{Limits, LiveStream, LiveStreams, Waking};
 use super::notary::{EndWatch, HistoryWitness, Notary, Reported, count_shown, measure};
 pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
-use crate::config;
 use crate::event::message::{
     Control, Cursor, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand, ReplayBatch,
     ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
-use crate::event::record::{EndGeneration, EndKind, EndOutcome};
+use crate::event::record::{EndKind, EndOutcome};
 use crate::event::{EntryId, StreamName};
 use crate::observe::{Recorder, Stage};
 use crate::queue::{SendError, Shortcut, sleep_until};
 use crate::turns::Turns;
 use crate::{error_limited, pulse};
 
+mod silent;
+
 /// How often silent producers are looked for and measurements published.
 const TICK: Duration = Duration::from_millis(200);
 /// Live streams of the daemon for each reader that takes part. Measured with 200 and 1,000 streams beside two
 /// readers: one reader took a fifth less CPU for each token, with a lower 99th percentile.
 const STREAMS_PER_READER: usize = 2048;
-/// Streams found silent whose viewers are told in one tick, at least; of more, one in [`SILENT_TICKS`].
-const SILENT_PER_TICK_MIN: usize = 16;
-/// Ticks in which all viewers of many streams that fall silent together are told.
-const SILENT_TICKS: usize = 8;
 /// Larger batches are left to the transform thread, so that the reader reads on meanwhile.
 const ENTRIES_ON_THE_WAY_MAX: usize = 64;
 /// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are
 /// not seen.
 const VIGILS_MAX: usize = 4096;
-
-/// The entry that ends the generation of a producer that is given up.
-const PRODUCER_LOST: &str = r#"{"type":"error","code":"producer_lost","message":"the producer has been silent for too long and was given up"}"#;
 
 /// A running transform thread.
 pub struct Worker {
@@ -350,16 +344,6 @@ impl Worker {
         }
     }
 
-    /// The stream's producer speaks again after it was silent.
-    fn wake_up(&mut self, live: LiveRef) {
-        if let Some(found) = self.streams.get(live)
-            && std::mem::take(&mut found.stalled)
-        {
-            let attached = found.attached.clone();
-            self.tell_stalled(live, &attached, false);
-        }
-    }
-
     fn end_broken(&mut self, live: LiveRef) {
         let Some(ended) = self.end_stream(live) else { return };
         if ended.is_vigil {
@@ -427,7 +411,7 @@ impl Worker {
         }
     }
 
-    // ----- silence -----
+    // ----- what is due by the clock -----
 
     fn tick(&mut self) {
         let now = Instant::now();
@@ -445,66 +429,6 @@ impl Worker {
         gauges.history_reply_bytes.set(signed(self.parts.ledger.replies()));
         gauges.history_frame_bytes.set(signed(self.parts.ledger.frames()));
         gauges.checkpoint_bytes.set(signed(self.parts.checkpoints.len_bytes()));
-    }
-
-    fn judge_silence(&mut self) {
-        let now_us = now_us();
-        let redis_us = self.parts.clock.at(now_us);
-        let limits = self.silence_limits();
-        let mut forsaken = Vec::new();
-        for (live, found) in self.streams.iter_mut() {
-            match found.judge_silence((now_us, redis_us), limits) {
-                Silence::Unchanged => {}
-                Silence::Stalled => self.silent.push_back(live),
-                Silence::Over(newest, data) => {
-                    let (stream, transform) = (found.stream.clone(), self.parts.index);
-                    // With no room for it, it is asked again.
-                    let kind = EndKind::Grace;
-                    let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
-                }
-                // Only who is watched is given up: what nobody watches any more has no end then.
-                Silence::GiveUp(_) if found.is_vigil => forsaken.push(live),
-                Silence::GiveUp(newest) => {
-                    let (stream, transform) = (found.stream.clone(), self.parts.index);
-                    let (data, kind) = (PRODUCER_LOST.to_owned(), EndKind::ProducerLost);
-                    // With no room for it, the producer is judged again later.
-                    let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
-                }
-            }
-        }
-        forsaken.into_iter().for_each(|live| self.end_unwatched(live));
-        self.tell_silent();
-    }
-
-    /// Tells the viewers of some silent streams, unless they are silent no more: of many at once a share, so that
-    /// nobody's live text waits behind all these notices.
-    fn tell_silent(&mut self) {
-        let share = (self.silent.len() / SILENT_TICKS).max(SILENT_PER_TICK_MIN);
-        for _ in 0..share {
-            let Some(live) = self.silent.pop_front() else { return };
-            let Some(found) = self.streams.get(live).filter(|found| found.stalled) else { continue };
-            let attached = found.attached.clone();
-            self.tell_stalled(live, &attached, true);
-        }
-    }
-
-    fn silence_limits(&self) -> Limits {
-        let config::Stream { stall_after, abandon_after, finish_grace, .. } = self.parts.stream;
-        let (stall_us, abandon_us) = (micros(stall_after), micros(abandon_after));
-        Limits { stall_us, abandon_us, grace_us: micros(finish_grace) }
-    }
-
-    /// After which time a finishing generation is over, in ms.
-    fn grace_ms(&self) -> u64 {
-        micros(self.parts.stream.finish_grace) / 1000
-    }
-
-    fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
-        for &(delivery, hub) in attached {
-            if self.tell(delivery, ToDelivery::Stalled { hub, stalled }).is_err() {
-                self.miss(live, (delivery, hub));
-            }
-        }
     }
 
     // ----- telling -----
