@@ -214,6 +214,8 @@ pub fn end(progress: &Progress) -> Event<'_> {
 }
 
 #[cfg(test)]
+mod anthropic_tests;
+#[cfg(test)]
 mod bound_tests;
 #[cfg(test)]
 mod call_tests;
