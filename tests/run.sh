@@ -113,6 +113,7 @@ if [ -n "$long" ]; then
     part cargo test --locked --no-fail-fast --lib --bins --tests \
         --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]' -- -Z unstable-options --report-time
     part cargo test --locked --no-fail-fast --doc
+    part env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
     unset LLM_BRIDGE_FAULT_SEEDS LLM_BRIDGE_LONG
     if [ -n "$other_server" ]; then
         on_server "$other_server"

@@ -1,7 +1,6 @@
 //! Messages events: blocks of text, of reasoning and of tools.
 
 use super::tests::{anthropic, openai};
-use super::*;
 
 #[test]
 fn messages_are_blocks() {
