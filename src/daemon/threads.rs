@@ -15,7 +15,7 @@ use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
 use crate::config::Config;
 use crate::deliver::budget::{Budget, Budgets};
-use crate::deliver::event_loop::{DeliveryParts, INBOX};
+use crate::deliver::delivery::{DeliveryParts, INBOX};
 use crate::deliver::serve::serve;
 use crate::event::Ledger;
 use crate::event::checkpoints::Checkpoints;

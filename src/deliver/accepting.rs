@@ -8,11 +8,10 @@ use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::connection::Connection;
-use super::event_loop::Delivery;
-use crate::config::{Config, NEVER};
+use super::delivery::Delivery;
+use crate::config::NEVER;
 use crate::event::message::{Slot, ToDelivery};
 use crate::queue::SendError;
-use crate::security::host::HostPolicy;
 use crate::warn_limited;
 
 /// Connections accepted in one round.
@@ -127,14 +126,6 @@ impl Delivery {
             self.remove_connection(slot);
         }
     }
-}
-
-/// The names under which requests that show no token may ask.
-pub(super) fn host_policy(config: &Config) -> HostPolicy {
-    if config.auth.allow_anonymous {
-        return HostPolicy::Any;
-    }
-    HostPolicy::from(&config.listen.hosts, &config.listen.origins)
 }
 
 /// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed, but

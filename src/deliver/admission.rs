@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::Request;
 use super::response::{AllowedOrigin, Reply, switch_to_websocket};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::admission::RETRY_AFTER_S;
 use super::connection::Phase;
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::message::{Refusal, parse_cancel_body};
 use crate::event::StreamName;

@@ -11,15 +11,16 @@ use mio::net::TcpStream;
 use super::body::Body;
 use super::http_error::HttpError;
 use super::input::Input;
-use super::listening::ANSWERS_BYTES_MAX;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
-use super::receipts::Parted;
 use super::response::Reply;
+use super::taking::Taking;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::event::StreamName;
-use crate::event::message::Slot;
+use crate::event::message::{Cursor, Slot};
 
+/// Answers that may wait for a client, or be held for it, before it is heard further.
+const ANSWERS_BYTES_MAX: usize = 32 * 1024;
 /// How long a client may take to close its side after we have closed ours.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -40,6 +41,14 @@ pub(super) enum Phase {
     WebSocket(Box<WebSocket>),
     /// Everything has been said: what waits is sent, then the client has until `until` to close its side.
     Closing { until: Option<Instant> },
+}
+
+/// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
+#[derive(Debug)]
+pub(super) struct Parted {
+    pub(super) stream: StreamName,
+    pub(super) taking: Box<Taking>,
+    pub(super) anchor: Cursor,
 }
 
 /// A WebSocket's state.

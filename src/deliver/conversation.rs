@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
 use super::connection::{Viewers, WebSocket};
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
 use super::viewer::{Wire, Wish};

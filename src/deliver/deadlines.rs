@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::admission::REFUSED_WAIT;
 use super::connection::{Connection, Phase, Viewers};
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::websocket::{close, close_frame, ping_frame};
 use crate::event::message::Slot;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use crate::error_limited;
 use crate::event::StreamName;
 use crate::event::message::{

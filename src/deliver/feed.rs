@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::streams::Ending;

@@ -1,13 +1,12 @@
 //! History reads: who shares one, how much it may bring, and what becomes of it.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::admission::RETRY_AFTER_S;
 use super::budget::{Charged, Share};
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::sharing::{begun_at, stretch};
 use super::streams::Ending;
@@ -22,9 +21,6 @@ const READ_COUNT_MIN: usize = 16;
 const JOINING_PART: usize = 8;
 /// Jobs that may be under way for viewers who have left.
 const STALE_JOBS_MAX: usize = 1024;
-
-/// Jobs by hub.
-pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
 
 impl Delivery {
     /// Viewers of one stream that want the same stretch of it share a read: one that this turn has asked for, or one

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::backlog::Measure;
 use super::connection::{Connection, Peer, Phase, ReadOutcome};
 use super::deadlines::COMMENT;
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
 use super::streams::Ending;
@@ -19,8 +19,6 @@ use super::viewer::Stage;
 use super::websocket::close;
 use crate::event::message::Slot;
 
-/// Answers that may wait for a client, or be held for it, before it is heard further.
-pub(super) const ANSWERS_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Bytes of one read of anything else, at most.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
+//!                                                             (delivery: the state that all of these act on)
 //!   sockets ─▶ accepting ─▶ listening ─▶ admission ─▶ requests, conversation  deadlines: keep-alive, slow, wait, drain
 //!                           (backlog: whose turn)        │    └─▶ receipts (what clients have) ─▶ recorder
 //!                                                        └─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay
@@ -20,6 +21,7 @@ mod cancels;
 mod connection;
 mod conversation;
 mod deadlines;
+pub mod delivery;
 pub mod event_loop;
 mod exchange;
 mod feed;

@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Phase, Viewers, WebSocket};
-use super::event_loop::Delivery;
+use super::connection::{Connection, Parted, Phase, Viewers, WebSocket};
+use super::delivery::Delivery;
 use super::message::Refusal;
 use super::streams::Ending;
 use super::taking::{Advice, Generation, Taking};
 use super::viewer::{Stage, Wire};
-use crate::event::message::{Cursor, Slot, now_us};
+use crate::event::message::{Slot, now_us};
 use crate::event::notice;
 use crate::event::record::{Acked, Asker, Receipt, Refused};
 use crate::event::{Position, StreamName};
@@ -28,14 +28,6 @@ struct Said {
     at_us: u64,
     generation: Generation,
     is_once: bool,
-}
-
-/// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
-#[derive(Debug)]
-pub(super) struct Parted {
-    pub(super) stream: StreamName,
-    pub(super) taking: Box<Taking>,
-    pub(super) anchor: Cursor,
 }
 
 impl Delivery {

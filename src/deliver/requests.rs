@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::body::Body;
 use super::connection::{Phase, Viewers, WebSocket};
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::format::{Format, Translator, Transport};
 use super::http_error::HttpError;
 use super::request::Request;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::outbox::{Chunk, WriteOutcome};
 use super::viewer::Mark;
 use crate::event::message::{Slot, now_us};

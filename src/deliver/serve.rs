@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 
 use mio::Events;
 
-use super::event_loop::{Delivery, DeliveryParts};
+use super::delivery::{Delivery, DeliveryParts};
 use crate::event::message::ToDelivery;
 use crate::pulse;
 use crate::queue::Shortcut;

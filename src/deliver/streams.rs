@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::event_loop::Delivery;
+use super::delivery::Delivery;
 use super::format::Format;
 use super::seam::{Live, Seam};
 use super::table::Table;
@@ -343,23 +343,6 @@ impl Delivery {
         for (job, step) in missed.jobs {
             self.send_job(job, step);
         }
-    }
-}
-
-/// Streams of which something was written, or which may not be needed live any more, since the last report.
-#[derive(Debug, Default)]
-pub(super) struct Unreported(Vec<Slot>);
-
-impl Unreported {
-    /// Notes a stream, once.
-    pub(super) fn note(&mut self, slot: Slot, hub: &mut Hub) {
-        if !std::mem::replace(&mut hub.unreported, true) {
-            self.0.push(slot);
-        }
-    }
-
-    fn take(&mut self) -> Vec<Slot> {
-        std::mem::take(&mut self.0)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A delivery thread's records of its streams and their viewers. Data only; [`super::streams`] works on it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,6 +148,9 @@ impl Hub {
     }
 }
 
+/// Jobs by hub.
+pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
+
 /// A history read for some viewers of one stream.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -208,5 +212,23 @@ impl AsRef<[u8]> for Mark {
             Shape::Rendering(form) => self.frame.rendering(form).map_or(&[], |rendering| &rendering.bytes),
             Shape::Nothing => &[],
         }
+    }
+}
+
+/// Streams of which something was written, or which may not be needed live any more, since the last report.
+#[derive(Debug, Default)]
+pub(super) struct Unreported(Vec<Slot>);
+
+impl Unreported {
+    /// Notes a stream, once.
+    pub(super) fn note(&mut self, slot: Slot, hub: &mut Hub) {
+        if !std::mem::replace(&mut hub.unreported, true) {
+            self.0.push(slot);
+        }
+    }
+
+    /// The streams noted so far; nothing is noted any more.
+    pub(super) fn take(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.0)
     }
 }
