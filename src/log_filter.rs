@@ -45,8 +45,11 @@ mod tests {
         for level in ["error", "INFO", "off", "info,llm_bridge::deliver=debug", "warn, llm_bridge=trace"] {
             parse(level).unwrap();
         }
-        for level in ["inof", "", "info,debgu", "info,llm_bridge=loud"] {
-            parse(level).unwrap_err();
+        for (level, named) in
+            [("inof", "inof"), ("", "\"\""), ("info,debgu", "debgu"), ("info,llm_bridge=loud", "loud")]
+        {
+            let message = parse(level).unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
         }
     }
 }

@@ -110,10 +110,10 @@ pub(crate) fn is_over(state: &StreamState, until_ms: u64) -> bool {
     state.finishing().is_some_and(|newest| until_ms.saturating_sub(newest.ms) >= GRACE_MS)
 }
 
-/// The frames of the entries behind the assembler's position, one by one.
+/// The frames of entries, pushed one by one; those before the assembler's position have none.
 pub(crate) fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<Arc<Frame>> {
-    let (mut frames, from) = (Vec::new(), assembler.position());
-    for entry in entries.iter().filter(|entry| Position::whole(entry.id) > from) {
+    let mut frames = Vec::new();
+    for entry in entries {
         assembler.push(entry, 0);
         frames.extend(assembler.take(0));
     }

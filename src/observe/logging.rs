@@ -61,6 +61,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_filter_that_is_wrong_is_named_with_its_key() {
+        let wrong = config::Log { level: "inof".into(), json: false };
+        let message = init(&wrong).unwrap_err().to_string();
+        assert!(message.starts_with("log.level: \"inof\" is not a level"), "{message}");
+    }
+
+    #[test]
     fn only_the_journal_s_own_stream_goes_without_time() {
         assert!(names_stream(Some("9:42"), Some((9, 42))));
         for (variable, stderr) in [
