@@ -59,13 +59,14 @@ export function token(random) {
 
 // ----- ports and processes -----
 
-let nextPort = 10_000 + ((process.pid * 131) % 20_000);
+/** The ports of this case. Another case's server must not be met at one of them: it would be taken for our own. */
+let [nextPort, endOfPorts] = process.env.LLM_BRIDGE_PORTS.split("..").map(Number);
 
-/** A free port below those of outgoing connections, so that a server finds it again after its death. */
+/** A free port, below those of outgoing connections, so that a server finds it again after its death. */
 export async function freePort() {
   for (;;) {
-    nextPort = nextPort >= 32_000 ? 10_000 : nextPort + 1;
-    const port = nextPort;
+    if (nextPort >= endOfPorts) throw new Error(`no free port is left of LLM_BRIDGE_PORTS=${process.env.LLM_BRIDGE_PORTS}`);
+    const port = nextPort++;
     const isFree = await new Promise(resolve => {
       const probe = net.createServer().once("error", () => resolve(false));
       probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
@@ -86,6 +87,8 @@ class Process {
     child.once("error", error => { this.log += error; });
     this.#child = child;
   }
+
+  get pid() { return this.#child.pid; }
 
   get isRunning() { return this.#child?.exitCode === null && this.#child.signalCode === null; }
 
@@ -172,7 +175,11 @@ export async function startRedis() {
   later(() => server.end());
   const redis = await waitFor("redis-server", async () => {
     if (!server.isRunning) throw new Error(`redis-server ended:\n${server.log}`);
-    return Redis.connect(port).catch(() => null);
+    const connection = await Redis.connect(port).catch(() => null);
+    // Not another server on the same port.
+    if (!connection || (await connection.run("INFO", "server")).includes(`process_id:${server.pid}\r\n`)) return connection;
+    connection.close();
+    return null;
   });
   later(() => redis.close());
   redis.port = port;

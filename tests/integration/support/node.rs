@@ -6,6 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::command::program;
+use super::ports::port_range;
+
+/// Ports for one case: a Redis, a few daemons and proxies.
+const PORTS: u16 = 32;
 
 /// A file or folder below `tests`.
 pub(crate) fn sources(name: &str) -> PathBuf {
@@ -35,10 +39,12 @@ pub(crate) fn install(folder: &str) -> PathBuf {
 
 /// Runs one case of a folder to its end. A failure panics with the case's output.
 pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
+    let ports = port_range(PORTS);
     let output = program("node")
         .arg(sources("case.mjs"))
         .args([folder, case])
         .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
+        .env("LLM_BRIDGE_PORTS", format!("{}..{}", ports.start, ports.end))
         .env(variable, modules)
         .output()
         .expect("node is installed; ./tests/run.sh does that");
