@@ -9,6 +9,7 @@
 //! only one or two.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -66,24 +67,39 @@ fn histogram() -> Histogram<u64> {
 
 /// The histograms that all threads publish into; clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(Arc<Mutex<Histograms>>);
+pub(super) struct Shared(Arc<Published>);
+
+#[derive(Debug)]
+struct Published {
+    histograms: Mutex<Histograms>,
+    /// How often they were reset. Changes only while they are locked.
+    resets: AtomicU64,
+}
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(std::array::from_fn(|_| histogram()))))
+        let histograms = Mutex::new(std::array::from_fn(|_| histogram()));
+        Self(Arc::new(Published { histograms, resets: AtomicU64::new(0) }))
     }
 
     pub(super) fn recorder(&self) -> Recorder {
-        Recorder { own: std::array::from_fn(|_| None), shared: self.clone() }
+        Recorder { own: std::array::from_fn(|_| None), resets: self.resets(), shared: self.clone() }
     }
 
+    /// Begins anew, also with the values that threads have recorded and not published yet.
     pub(super) fn reset(&self) {
-        self.0.lock().iter_mut().for_each(Histogram::reset);
+        let mut histograms = self.0.histograms.lock();
+        histograms.iter_mut().for_each(Histogram::reset);
+        self.0.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn resets(&self) -> u64 {
+        self.0.resets.load(Ordering::Relaxed)
     }
 
     /// The distributions published so far, copied so that rendering them holds up no thread.
     pub(super) fn read(&self) -> Vec<(Stage, Distribution)> {
-        let histograms = self.0.lock().clone();
+        let histograms = self.0.histograms.lock().clone();
         Stage::ALL.into_iter().zip(histograms.into_iter().map(Distribution)).collect()
     }
 }
@@ -92,6 +108,8 @@ impl Shared {
 #[derive(Debug)]
 pub struct Recorder {
     own: [Option<Own>; STAGES],
+    /// How often the histograms were reset before the values in `own` were recorded.
+    resets: u64,
     shared: Shared,
 }
 
@@ -109,6 +127,7 @@ impl Recorder {
 
     /// Records that `stage` took `us` microseconds for each of `count` entries.
     pub fn record_many(&mut self, stage: Stage, us: u64, count: u64) {
+        self.heed_resets();
         let own = self.own[stage as usize]
             .get_or_insert_with(|| Own { histogram: Box::new(histogram()), is_dirty: false });
         own.histogram.saturating_record_n(us.clamp(VALUE_US_MIN, VALUE_US_MAX), count);
@@ -121,10 +140,24 @@ impl Recorder {
         if !self.own.iter().flatten().any(|own| own.is_dirty) {
             return;
         }
-        let mut shared = self.shared.0.lock();
+        let published = Arc::clone(&self.shared.0);
+        let mut shared = published.histograms.lock();
+        self.heed_resets();
         for (own, all) in self.own.iter_mut().zip(shared.iter_mut()) {
             let Some(own) = own.as_mut().filter(|own| own.is_dirty) else { continue };
             all.add(own.histogram.as_ref()).expect("both histograms have the same bounds");
+            own.histogram.reset();
+            own.is_dirty = false;
+        }
+    }
+
+    /// Drops the values that were recorded before the last reset.
+    fn heed_resets(&mut self) {
+        let resets = self.shared.resets();
+        if std::mem::replace(&mut self.resets, resets) == resets {
+            return;
+        }
+        for own in self.own.iter_mut().flatten().filter(|own| own.is_dirty) {
             own.histogram.reset();
             own.is_dirty = false;
         }
@@ -237,6 +270,21 @@ mod tests {
         one.record(Stage::EndToEnd, 7);
         one.publish();
         assert_eq!(read(&shared, Stage::EndToEnd).count, 1);
+    }
+
+    #[test]
+    fn a_reset_drops_values_that_are_not_published_yet() {
+        let shared = Shared::new();
+        let (mut one, mut two) = (shared.recorder(), shared.recorder());
+        one.record(Stage::Replay, 5);
+        two.record(Stage::Replay, 6);
+        shared.reset();
+        one.publish();
+        assert_eq!(read(&shared, Stage::Replay).count, 0, "it was recorded before the reset");
+        two.record(Stage::Replay, 7);
+        two.publish();
+        let seen = read(&shared, Stage::Replay);
+        assert_eq!((seen.count, seen.max), (1, 7), "only what was recorded after it");
     }
 
     #[test]
