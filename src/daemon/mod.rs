@@ -40,7 +40,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long readers may take to stop, and the entries they have read to pass through, when draining begins.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
-/// The part of the grace kept for acknowledgements, the lease and joining once the clients are gone: a fifth of the
+/// The part of the grace kept for acknowledgements, the lease and joining once the clients are gone: a quarter of the
 /// grace within these bounds. The lower one suffices for every thread to look a few times whether it is to end.
 const WIND_UP: Duration = Duration::from_secs(3);
 const WIND_UP_MIN: Duration = Duration::from_millis(500);
@@ -239,12 +239,13 @@ impl Main {
     fn drain(&mut self, threads: Threads) -> Result<(), DaemonError> {
         let grace = self.config.shutdown.grace;
         let end = Instant::now() + grace;
-        let wind_up = (grace / 5).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
+        let wind_up = (grace / 4).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
         let is_finished = crate::thread::Handle::is_finished;
         let Threads { deliveries, under_way, middle, readers, rest } = threads;
-        // A Redis that does not answer keeps nobody beyond the time for its part.
+        // A Redis that does not answer keeps nobody beyond the time for its part, and threads that gave it up have time
+        // left to end also where they have to wait for a processor.
         self.stops.front_waits.set(end - wind_up * 5 / 8);
-        self.stops.rest_waits.set(end - wind_up / 8);
+        self.stops.rest_waits.set(end - wind_up / 4);
         self.stops.reading.request();
         self.interruptible(Instant::now() + PASS_THROUGH.min(grace / 5), || {
             Arc::strong_count(&under_way) == 1
