@@ -15,7 +15,8 @@ use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
 use crate::config::Config;
 use crate::deliver::budget::{Budget, Budgets};
-use crate::deliver::delivery::{DeliveryParts, INBOX};
+use crate::deliver::delivery::{DeliveryParts, INBOX, Inbound};
+use crate::deliver::outbound::OutboundQueues;
 use crate::deliver::serve::serve;
 use crate::event::Ledger;
 use crate::event::checkpoints::Checkpoints;
@@ -459,18 +460,17 @@ impl Builder {
             let parts = DeliveryParts {
                 index,
                 poll,
-                waker,
-                inbox,
-                history,
-                missed: Arc::clone(&self.queues.missed[index]),
+                inbound: Inbound { waker, inbox, history, missed: Arc::clone(&self.queues.missed[index]) },
+                outbound: OutboundQueues {
+                    replays: self.queues.requests.senders[0].clone(),
+                    transforms: self.queues.control.senders.clone(),
+                    errands: self.queues.errands.senders[0].clone(),
+                    cancels: self.queues.records.cancels.senders[0].clone(),
+                    receipts: self.queues.records.receipts.senders[0].clone(),
+                },
                 listener: listener.take(),
                 peers: self.queues.inboxes.senders.clone(),
                 loads: Arc::clone(&loads),
-                replays: self.queues.requests.senders[0].clone(),
-                transforms: self.queues.control.senders.clone(),
-                errands: self.queues.errands.senders[0].clone(),
-                cancels: self.queues.records.cancels.senders[0].clone(),
-                receipts: self.queues.records.receipts.senders[0].clone(),
                 rates: Arc::clone(&rates),
                 budgets: Arc::clone(&budgets),
                 max_connections: self.shared.max_connections,

@@ -1,19 +1,25 @@
-//! Admission: decides on new connections, the names and origins of requests, rates and caps; and sends refusals.
+//! Admission: decides on new connections, the names and origins of requests, rates and caps.
 //!
 //! The order is the contract's: connections and the address' rate when a connection is accepted, then for each request
 //! its `Host`, its `Origin`, its name, and the limits of the client. A connection that is refused when it is
 //! accepted is told so in answer to its first request, because only that says how: as HTTP with CORS headers, or to a
 //! browser's WebSocket by a close code. Few connections wait like that, and not for long; the others are told at once.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::delivery::Delivery;
+use parking_lot::Mutex;
+
 use super::http_error::HttpError;
 use super::request::Request;
-use super::response::{AllowedOrigin, Reply, switch_to_websocket};
-use super::route::{Route, RouteLimits, route};
-use crate::event::message::Slot;
+use super::response::AllowedOrigin;
+use super::route::Route;
+use crate::config::Config;
+use crate::observe::Registry;
+use crate::security::host::HostPolicy;
+use crate::security::origin::OriginPolicy;
+use crate::security::rate::{Rates, RetryAfter};
 use crate::warn_limited;
 
 /// How long a client that is refused for want of room is told to wait, in seconds.
@@ -29,69 +35,47 @@ pub(super) const OVER_SUBSCRIBES: &str =
 pub(super) const OVER_CANCELS: &str =
     "too many requests to cancel a second: limits.cancels_per_second says how many";
 pub(super) const OVERLOADED: &str = "too many streams are being looked up at this moment; try again";
-/// Refused connections that may wait for their first request. The descriptors that are kept free hold these and more.
-const REFUSED_WAITING_MAX: usize = 64;
-/// How long they may wait.
+/// How long a refused connection may wait for its first request.
 pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(2);
 /// Bytes of a header of the request that the log shows.
 const LOGGED_BYTES_MAX: usize = 200;
 
-impl Delivery {
-    /// Why a new connection is not served, if it is not.
-    pub(super) fn admit(&mut self, address: SocketAddr, now: Instant) -> Option<HttpError> {
+/// The policies and limits by which clients are admitted.
+pub(super) struct Admission {
+    hosts: HostPolicy,
+    origins: OriginPolicy,
+    /// The rates and caps of clients; shared by all delivery threads.
+    rates: Arc<Mutex<Rates>>,
+    /// How many connections all clients may have.
+    max_connections: usize,
+    registry: Arc<Registry>,
+}
+
+impl Admission {
+    /// The policies of a configuration.
+    pub(super) fn new(
+        config: &Config,
+        (rates, max_connections): (Arc<Mutex<Rates>>, usize),
+        registry: Arc<Registry>,
+    ) -> Self {
+        let (hosts, origins) = (host_policy(config), OriginPolicy::from(&config.listen.origins));
+        Self { hosts, origins, rates, max_connections, registry }
+    }
+
+    /// Why a new connection is not served, if it is not; `connections` counts it too.
+    pub(super) fn admit(&self, ip: IpAddr, connections: usize, now: Instant) -> Option<HttpError> {
         let counters = self.registry.counters();
-        if self.is_draining {
-            return Some(HttpError::draining());
-        }
-        if self.connections_of_all() > self.max_connections() {
+        if connections > self.max_connections {
             counters.connections_refused_full.inc();
             return Some(HttpError::unavailable("full", OVER_CONNECTIONS, RETRY_AFTER_S));
         }
-        let refused = self.rates.lock().connect(address.ip(), now).err()?;
+        let refused = self.rates.lock().connect(ip, now).err()?;
         counters.connections_refused_rate.inc();
         Some(too_many(OVER_CONNECTS, refused.seconds()))
     }
 
-    /// A connection is refused: it is told so in answer to its first request, or at once if too many wait for that.
-    pub(super) fn refuse_when_asked(&mut self, slot: Slot, error: HttpError, now: Instant) {
-        if self.refused_waiting >= REFUSED_WAITING_MAX {
-            return self.refuse_connection(slot, &error);
-        }
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.refusal = Some(Box::new(error));
-        self.refused_waiting += 1;
-        self.arm(slot, now + REFUSED_WAIT.min(self.config.client.handshake_timeout));
-    }
-
-    /// The resource that a request asks for, if it is allowed; else the refusal.
-    pub(super) fn judge(
-        &mut self,
-        slot: Slot,
-        request: &Request,
-        origin: Result<AllowedOrigin, HttpError>,
-        now: Instant,
-    ) -> Result<Route, HttpError> {
-        if let Some(refusal) = self.connections.get_mut(slot).and_then(|found| found.refusal.take()) {
-            self.refused_waiting -= 1;
-            return Err(*refusal);
-        }
-        self.check_host(request)?;
-        origin?;
-        let route = route(request, &self.route_limits())?;
-        self.allow(slot, route, now)
-    }
-
-    /// The limits and the naming by which requests and messages are read.
-    pub(super) fn route_limits(&self) -> RouteLimits {
-        RouteLimits {
-            max_wait: self.config.client.max_wait,
-            max_batch: self.config.delivery.max_batch,
-            naming: self.config.redis.stream_key.naming(),
-        }
-    }
-
     /// Refuses a request whose `Host` is none of this server's names, although it leads here.
-    fn check_host(&self, request: &Request) -> Result<(), HttpError> {
+    pub(super) fn check_host(&self, request: &Request) -> Result<(), HttpError> {
         if self.hosts.allows(request.host.as_deref()) {
             return Ok(());
         }
@@ -106,84 +90,66 @@ impl Delivery {
         AllowedOrigin::from_decision(decision)
     }
 
-    /// Whether the state of this instance and the client's rates allow the request.
-    fn allow(&mut self, slot: Slot, route: Route, now: Instant) -> Result<Route, HttpError> {
-        if self.is_draining {
-            return Err(HttpError::draining());
-        }
-        let Some(connection) = self.connections.get_mut(slot) else { return Ok(route) };
-        let ip = connection.address.ip();
+    /// Whether the client's rates allow the request. The first request that may be served makes its connection count
+    /// for its address, which `counted` notes.
+    pub(super) fn allow(
+        &self,
+        ip: IpAddr,
+        counted: &mut bool,
+        route: &Route,
+        now: Instant,
+    ) -> Result<(), HttpError> {
         let mut rates = self.rates.lock();
-        if !connection.counted {
+        if !*counted {
             if !rates.open(ip) {
                 self.registry.counters().connections_refused_rate.inc();
                 return Err(too_many(OVER_ADDRESS, u64::from(RETRY_AFTER_S)));
             }
-            connection.counted = true;
+            *counted = true;
         }
-        let (rated, message) = match &route {
+        let (rated, message) = match route {
             Route::Stream(_) => (rates.subscribe(ip, now), OVER_SUBSCRIBES),
             Route::Cancel(_) => (rates.cancel(ip, now), OVER_CANCELS),
             Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => (Ok(()), ""),
         };
-        rated.map_err(|refused| too_many(message, refused.seconds()))?;
-        if self.has_too_many_jobs() {
-            return Err(HttpError::unavailable("overloaded", OVERLOADED, RETRY_AFTER_S));
-        }
-        Ok(route)
+        rated.map_err(|refused| too_many(message, refused.seconds()))
     }
 
-    // ----- telling -----
-
-    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing
-    /// that a browser shows to its page.
-    pub(super) fn refuse(
-        &mut self,
-        slot: Slot,
-        (request, reply): (&Request, &Reply),
-        error: &HttpError,
-        now: Instant,
-    ) {
-        if error.code == HttpError::ORIGIN_NOT_ALLOWED {
-            let [origin, host] = [&request.origin, &request.host]
-                .map(|name| name.as_deref().map(shortened).unwrap_or_default());
-            warn_limited!(?origin, ?host, "a page's origin was refused: it is not in listen.origins");
-        }
-        let (Some(code), Some(offer)) = (error.close_code(), &request.websocket) else {
-            return self.reply_error(slot, reply, error, now);
-        };
-        self.registry.counters().http_errors.inc();
-        let mut head = Vec::new();
-        switch_to_websocket(&mut head, offer);
-        let reason = match error.retry_after {
-            Some(seconds) => format!("{}; try again in {seconds} s", error.message),
-            None => error.message.clone(),
-        };
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.send(head);
-        connection.close_websocket(code, &reason);
-        self.touch(slot);
+    /// Whether the client's rate allows another request to cancel.
+    pub(super) fn allow_cancel(&self, ip: IpAddr, now: Instant) -> Result<(), RetryAfter> {
+        self.rates.lock().cancel(ip, now)
     }
 
-    /// Tells why a connection is not served whose request is not known, or could not be understood.
-    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
-        let mut answer = Vec::new();
-        Reply::closing().error(&mut answer, error);
-        self.answer_and_close(slot, answer);
+    /// Whether the client's rate allows another request for a stream.
+    pub(super) fn allow_subscribe(&self, ip: IpAddr, now: Instant) -> Result<(), RetryAfter> {
+        self.rates.lock().subscribe(ip, now)
+    }
+
+    /// A connection that counted for its address is gone.
+    pub(super) fn uncount(&self, ip: IpAddr) {
+        self.rates.lock().close(ip);
     }
 }
 
-pub(super) fn too_many(message: &str, seconds: u64) -> HttpError {
-    HttpError::too_many("too_many", message, u32::try_from(seconds).unwrap_or(u32::MAX))
+/// The names under which requests that show no token may ask.
+fn host_policy(config: &Config) -> HostPolicy {
+    if config.auth.allow_anonymous {
+        return HostPolicy::Any;
+    }
+    HostPolicy::from(&config.listen.hosts, &config.listen.origins)
 }
 
 /// The beginning of a text, as much as the log shows.
-fn shortened(text: &str) -> &str {
+pub(super) fn shortened(text: &str) -> &str {
     let mut len = text.len().min(LOGGED_BYTES_MAX);
     while !text.is_char_boundary(len) {
         len -= 1;
     }
     &text[..len]
+}
+
+pub(super) fn too_many(message: &str, seconds: u64) -> HttpError {
+    HttpError::too_many("too_many", message, u32::try_from(seconds).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

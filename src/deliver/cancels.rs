@@ -49,14 +49,14 @@ impl Delivery {
         about: Option<StreamName>,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let Some(websocket) = self.websocket(slot) else { return Ok(()) };
+        let Some(websocket) = self.connections.websocket(slot) else { return Ok(()) };
         if websocket.cancels_asked >= CANCELS_PER_SOCKET_MAX {
             let message = "too many requests to cancel are not answered yet: wait for the answers";
             return Err(Refusal::new("too_many", message));
         }
         self.cancel(slot, (stream, reason), about, now)
             .map_err(|Refused { code, message, .. }| Refusal::new(code, message))?;
-        if let Some(websocket) = self.websocket(slot) {
+        if let Some(websocket) = self.connections.websocket(slot) {
             websocket.cancels_asked += 1;
         }
         Ok(())
@@ -79,11 +79,12 @@ impl Delivery {
             return Err(Refused::new("redis_unreachable", trouble));
         }
         let by = self.connections.get(slot).map(|connection| connection.address.ip().to_string());
-        let asker = Asker { delivery: self.index, connection: slot, about };
+        let asker = Asker { delivery: self.outbound.delivery(), connection: slot, about };
         let request = CancelRequest { stream, reason, by: by.unwrap_or_default(), asker, asked_at: now };
-        let is_full =
-            |_| Refused::new("overloaded", "too many requests to cancel wait to be written; try again");
-        self.cancels.try_send(request).map_err(is_full)
+        if self.outbound.cancel(request) {
+            return Ok(());
+        }
+        Err(Refused::new("overloaded", "too many requests to cancel wait to be written; try again"))
     }
 
     /// The recorder answers. The client may be gone.
@@ -103,7 +104,7 @@ impl Delivery {
                     }
                     Err(why) => self.reply_error(slot, &reply, &http(&why), now),
                 }
-                self.hear_further(slot);
+                self.connections.hear_further(slot);
             }
             Phase::WebSocket(websocket) => {
                 websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);

@@ -21,7 +21,7 @@ impl Delivery {
     pub(super) fn heed_incoming(&mut self, slot: Slot, incoming: Incoming, now: Instant) {
         match incoming {
             Incoming::Pong => {}
-            Incoming::Ping(payload) => self.send_answer(slot, pong_frame(&payload)),
+            Incoming::Ping(payload) => self.connections.send_answer(slot, pong_frame(&payload)),
             Incoming::Close(code) => self.close_websocket(slot, code.unwrap_or(close::NORMAL), ""),
             Incoming::Text(text) => self.obey_message(slot, &text, now),
             Incoming::Binary => {
@@ -39,12 +39,12 @@ impl Delivery {
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.close_websocket(code, reason);
         }
-        self.touch(slot);
+        self.connections.touch(slot);
     }
 
     fn obey_message(&mut self, slot: Slot, text: &str, now: Instant) {
         self.registry.counters().client_messages.inc();
-        let Some(viewers) = self.websocket(slot).map(|websocket| &websocket.viewers) else { return };
+        let Some(viewers) = self.connections.websocket(slot).map(|websocket| &websocket.viewers) else { return };
         let multiplexed = matches!(viewers, Viewers::Many(_));
         let naming = self.config.redis.stream_key.naming();
         let result = message::parse(text, multiplexed, naming).and_then(|message| {
@@ -59,7 +59,7 @@ impl Delivery {
     pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
         self.registry.counters().client_messages_refused.inc();
         self.answer_message(slot, refusal.stream.as_ref(), &notice::refused(refusal.code, &refusal.message));
-        let Some(websocket) = self.websocket(slot) else { return };
+        let Some(websocket) = self.connections.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
             if websocket.bad_messages >= BAD_MESSAGES_MAX {
@@ -71,13 +71,13 @@ impl Delivery {
     /// Answers in the format that the connection speaks. On a connection for many streams, `stream` is what the answer
     /// is about. An answer about a stream that the connection carries comes after that stream's `open`.
     pub(super) fn answer_message(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
-        let carried = match self.websocket(slot).map(|websocket| &websocket.viewers) {
+        let carried = match self.connections.websocket(slot).map(|websocket| &websocket.viewers) {
             Some(Viewers::One(viewer)) => Some(*viewer),
             Some(Viewers::Many(viewers)) => stream.and_then(|stream| viewers.get(stream)).copied(),
             None => None,
         };
         if let Some(viewer) = carried
-            && self.viewers.get(viewer).is_some_and(|viewer| !viewer.opened)
+            && self.streams.viewer(viewer).is_some_and(|viewer| !viewer.opened)
         {
             return self.hold_answer(viewer, json);
         }
@@ -85,23 +85,23 @@ impl Delivery {
     }
 
     fn give_answer(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
-        let Some(websocket) = self.websocket(slot) else { return };
+        let Some(websocket) = self.connections.websocket(slot) else { return };
         match (&websocket.viewers, stream) {
             (Viewers::One(viewer), _) => {
                 let viewer = *viewer;
                 if let Some(bytes) = self.said(viewer, None, json) {
-                    self.send_answer(slot, bytes);
+                    self.connections.send_answer(slot, bytes);
                 }
             }
             (Viewers::Many(_), Some(stream)) => {
-                self.send_answer(slot, websocket_text(&with_stream(json, stream)));
+                self.connections.send_answer(slot, websocket_text(&with_stream(json, stream)));
             }
-            (Viewers::Many(_), None) => self.send_answer(slot, websocket_text(json)),
+            (Viewers::Many(_), None) => self.connections.send_answer(slot, websocket_text(json)),
         }
     }
 
     fn hold_answer(&mut self, viewer: Slot, json: &[u8]) {
-        let Some(found) = self.viewers.get_mut(viewer) else { return };
+        let Some(found) = self.streams.viewer_mut(viewer) else { return };
         let (cost, slot) = (found.held.get_or_insert_default().push(json.to_vec()), found.connection);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.held_bytes += cost;
@@ -111,17 +111,17 @@ impl Delivery {
     /// Gives what was held for a viewer whose `open` was sent, or who leaves a connection that stays.
     pub(super) fn give_held(&mut self, viewer: Slot) {
         let Some(held) = self.take_held(viewer) else { return };
-        let Some(found) = self.viewers.get(viewer) else { return };
+        let Some(found) = self.streams.viewer(viewer) else { return };
         let (slot, stream) = (found.connection, found.wish.stream.clone());
         for json in held.into_answers() {
             self.give_answer(slot, Some(&stream), &json);
         }
-        self.hear_further(slot);
+        self.connections.hear_further(slot);
     }
 
     /// Takes what was held for a viewer off its connection's account.
     pub(super) fn take_held(&mut self, viewer: Slot) -> Option<Held> {
-        let found = self.viewers.get_mut(viewer)?;
+        let found = self.streams.viewer_mut(viewer)?;
         let (held, slot) = (*found.held.take()?, found.connection);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.held_bytes -= held.cost_bytes();
@@ -139,7 +139,7 @@ impl Delivery {
             ClientMessage::Cancel { stream, reason } => {
                 let multiplexed = stream.clone();
                 let is_many =
-                    self.websocket(slot).is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
+                    self.connections.websocket(slot).is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
                 // Where streams come and go, one can be stopped without being read.
                 let stream = match stream {
                     Some(stream) if is_many => stream,
@@ -148,7 +148,7 @@ impl Delivery {
                 let Some(address) = self.connections.get(slot).map(|connection| connection.address) else {
                     return Ok(());
                 };
-                let rated = self.rates.lock().cancel(address.ip(), now);
+                let rated = self.admission.allow_cancel(address.ip(), now);
                 rated.map_err(|refused| over_rate(OVER_CANCELS, refused.seconds()))?;
                 self.cancel_by_message(slot, (stream, reason), multiplexed, now)
             }
@@ -174,7 +174,7 @@ impl Delivery {
         if self.has_too_many_jobs() {
             return Err(Refusal::new("overloaded", OVERLOADED));
         }
-        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else {
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
             return Ok(());
         };
         if viewers.contains_key(&wish.stream) {
@@ -187,12 +187,12 @@ impl Delivery {
             return Err(Refusal::new("too_many", message));
         }
         if let Some(address) = self.connections.get(slot).map(|connection| connection.address) {
-            let rated = self.rates.lock().subscribe(address.ip(), now);
+            let rated = self.admission.allow_subscribe(address.ip(), now);
             rated.map_err(|refused| over_rate(OVER_SUBSCRIBES, refused.seconds()))?;
         }
         let stream = wish.stream.clone();
         let viewer = self.add_viewer(slot, wish);
-        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) = self.websocket(slot) {
+        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) = self.connections.websocket(slot) {
             if let Some(parted) = parted {
                 parted.retain(|parted| parted.stream != stream);
             }
@@ -209,13 +209,13 @@ impl Delivery {
     ) -> Result<StreamName, Refusal> {
         let not_carried =
             |stream: &StreamName| Refusal::new("not_subscribed", format!("{stream} is not subscribed to"));
-        let carried = match self.websocket(slot).map(|websocket| &websocket.viewers) {
+        let carried = match self.connections.websocket(slot).map(|websocket| &websocket.viewers) {
             Some(Viewers::One(viewer)) => Some(*viewer),
             Some(Viewers::Many(viewers)) => stream.as_ref().and_then(|stream| viewers.get(stream).copied()),
             None => None,
         };
         let own =
-            carried.and_then(|viewer| self.viewers.get(viewer)).map(|viewer| viewer.wish.stream.clone());
+            carried.and_then(|viewer| self.streams.viewer(viewer)).map(|viewer| viewer.wish.stream.clone());
         match (own, stream) {
             (Some(own), None) => Ok(own),
             (Some(own), Some(stream)) if own == stream => Ok(own),
@@ -226,13 +226,13 @@ impl Delivery {
 
     /// A stream leaves a multiplexed connection.
     pub(super) fn unsubscribe(&mut self, slot: Slot, stream: &StreamName, reason: Unsubscribed) {
-        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.websocket(slot) else { return };
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else { return };
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
         self.note_parted(slot, viewer);
         self.give_held(viewer);
         self.remove_viewer(viewer);
-        self.send_answer(slot, websocket_text(&notice::unsubscribed(stream, reason)));
+        self.connections.send_answer(slot, websocket_text(&notice::unsubscribed(stream, reason)));
     }
 }
 

@@ -30,7 +30,7 @@ impl Delivery {
             Phase::Closing { until } => {
                 let over_at = until.or(slow_at);
                 if over_at.is_some_and(|at| at <= now) {
-                    self.drop_connection(slot);
+                    self.connections.end(slot);
                     return None;
                 }
                 over_at
@@ -79,7 +79,7 @@ impl Delivery {
         let frame = matches!(connection.phase, Phase::WebSocket(_))
             .then(|| close_frame(close::SLOW, "no progress for too long"));
         connection.close_slow(frame, now);
-        self.touch(slot);
+        self.connections.touch(slot);
         match self.connections.get(slot)?.phase {
             Phase::Closing { until } => until,
             _ => None,
@@ -88,14 +88,13 @@ impl Delivery {
 
     /// A request did not come in time. Between two requests that is no fault.
     fn time_out(&mut self, slot: Slot) -> Option<Instant> {
-        let connection = self.connections.get_mut(slot)?;
-        if let Some(refusal) = connection.refusal.take() {
-            self.refused_waiting -= 1;
+        if let Some(refusal) = self.connections.take_refusal(slot) {
             self.refuse_connection(slot, &refusal);
             return None;
         }
+        let connection = self.connections.get(slot)?;
         if connection.input.is_empty() && connection.counted {
-            self.drop_connection(slot);
+            self.connections.end(slot);
             return None;
         }
         self.registry.counters().handshakes_timed_out.inc();
@@ -115,7 +114,7 @@ impl Delivery {
                 && now.duration_since(pinged_at) >= interval * PINGS_UNANSWERED
             {
                 self.registry.counters().clients_half_open_closed.inc();
-                self.drop_connection(slot);
+                self.connections.end(slot);
                 return None;
             }
             // No ping behind bytes that still wait: for these the slow client's limit runs.
@@ -131,7 +130,7 @@ impl Delivery {
             _ => Bytes::from_static(COMMENT),
         };
         if connection.outbox.is_empty() {
-            self.send(slot, bytes);
+            self.connections.send(slot, bytes);
         }
         Some(now + interval)
     }
@@ -159,7 +158,7 @@ impl Delivery {
                     if let Some(connection) = self.connections.get_mut(slot) {
                         connection.close();
                     }
-                    self.touch(slot);
+                    self.connections.touch(slot);
                 }
                 Phase::WebSocket(websocket) => {
                     let is_many = matches!(websocket.viewers, Viewers::Many(_));
@@ -170,12 +169,12 @@ impl Delivery {
                         self.pass_on_last_ack(viewer);
                     }
                     if is_many {
-                        self.send(slot, websocket_text(&notice::status(StreamStatus::Draining)));
+                        self.connections.send(slot, websocket_text(&notice::status(StreamStatus::Draining)));
                     }
                     self.close_if_drained(slot, now);
                 }
                 Phase::Head { .. } if connection.input.is_empty() && connection.outbox.is_empty() => {
-                    self.drop_connection(slot);
+                    self.connections.end(slot);
                 }
                 Phase::Head { .. } if connection.input.is_empty() => {
                     if let Some(connection) = self.connections.get_mut(slot) {
@@ -193,7 +192,7 @@ impl Delivery {
 
     /// Closes a WebSocket of an instance that goes down, unless its client is yet to be answered.
     pub(super) fn close_if_drained(&mut self, slot: Slot, now: Instant) {
-        if !self.is_draining || self.websocket(slot).is_none() || self.owes_answers(slot, now) {
+        if !self.is_draining || self.connections.websocket(slot).is_none() || self.owes_answers(slot, now) {
             return;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
@@ -206,7 +205,7 @@ impl Delivery {
     /// `open` comes first; who cannot be opened without Redis is only closed.
     fn tell_draining(&mut self, viewer: Slot) {
         self.open_unseen(viewer);
-        if self.viewers.get(viewer).is_some_and(|viewer| viewer.opened) {
+        if self.streams.viewer(viewer).is_some_and(|viewer| viewer.opened) {
             self.tell(viewer, StreamStatus::Draining);
         }
     }

@@ -48,7 +48,7 @@ impl Delivery {
         for event in events {
             match event.token() {
                 INBOX => {}
-                LISTENER => self.accept_at = Some(now),
+                LISTENER => self.acceptor.schedule(now),
                 Token(index) => {
                     if let Some(slot) = self.connections.at(index) {
                         self.attend(slot, event);
@@ -64,7 +64,7 @@ impl Delivery {
         }
         self.catch_up();
         self.flush_dirty(now);
-        if self.accept_at.is_some_and(|at| at <= now) {
+        if self.acceptor.next().is_some_and(|at| at <= now) {
             self.accept(now);
         }
         self.listen(now);
@@ -79,8 +79,8 @@ impl Delivery {
             self.ticked_at = now;
             self.report_written(now);
             self.pass_on_acks(now);
-            self.recents.forget(now);
-            let states = i64::try_from(self.budgets.answers.used()).unwrap_or(i64::MAX);
+            self.reads.forget_recents(now);
+            let states = i64::try_from(self.answers.used()).unwrap_or(i64::MAX);
             self.registry.gauges().state_bytes.set(states);
             self.recorder.publish();
         }
@@ -88,18 +88,14 @@ impl Delivery {
 
     /// When there is something to do even if nothing happens.
     pub(super) fn next_round_at(&mut self, now: Instant) -> Instant {
-        let held =
-            !(self.held_requests.is_empty() && self.held_controls.is_empty() && self.held_errands.is_empty());
-        let unsent = !(self.dirty.is_empty() && self.bulky.is_empty());
-        let unheard = !self.backlog.is_empty();
-        let left = unsent || unheard || !(self.over.is_empty() && self.fresh_jobs.is_empty());
-        if left || self.has_mail() {
+        if self.connections.has_work() || self.reads.has_fresh() || self.has_mail() {
             return now;
         }
+        let held = !self.outbound.is_empty();
         let deadlines = [
-            self.timers.next_deadline(),
-            self.retries.first().map(|retry| retry.0),
-            self.accept_at,
+            self.connections.next_deadline(),
+            self.reads.next_retry(),
+            self.acceptor.next(),
             held.then(|| now + HELD_RETRY),
         ];
         deadlines.into_iter().flatten().fold(self.ticked_at + TICK, Instant::min)
@@ -116,39 +112,28 @@ impl Delivery {
             (false, false) => None,
         };
         if event.is_readable() || peer.is_some() {
-            self.notice(slot, peer);
+            self.connections.notice(slot, peer);
         }
         if self.connections.get(slot).is_some_and(|connection| !connection.outbox.is_empty()) {
-            self.touch(slot);
+            self.connections.touch(slot);
         }
     }
 
     // ----- timers -----
 
-    /// The connection is looked at again at `at`, or before.
-    pub(super) fn arm(&mut self, slot: Slot, at: Instant) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        if connection.deadline.is_none_or(|deadline| at < deadline) {
-            connection.deadline = Some(at);
-            self.timers.arm(slot.index, slot.generation, at);
-        }
-    }
-
     /// Attends to some of the deadlines that are due: the rest have their turn after the input that has come meanwhile.
     fn expire(&mut self, now: Instant) {
         for _ in 0..TIMERS_PER_ROUND {
-            let Some((index, generation)) = self.timers.pop_due(now) else { return };
-            let slot = Slot { index, generation };
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            connection.deadline = None;
+            let Some(due) = self.connections.pop_due(now) else { return };
+            let Some(slot) = due else { continue };
             if let Some(next) = self.judge_time(slot, now) {
-                self.arm(slot, next.max(now + Duration::from_millis(1)));
+                self.connections.arm(slot, next.max(now + Duration::from_millis(1)));
             }
         }
     }
 
     fn has_mail(&self) -> bool {
-        !(self.inbox.is_empty() && self.history.is_empty())
+        !(self.inbound.inbox.is_empty() && self.inbound.history.is_empty())
     }
 
     fn is_drained(&self) -> bool {

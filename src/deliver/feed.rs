@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::delivery::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
-use super::streams::Ending;
-use super::viewer::{Batch, Hub, JobKind, Mark, Shape, Stage, Wire};
+use super::viewer::Ending;
+use super::sharing::JobKind;
+use super::viewer::{Batch, Mark, Shape, Stage, Wire};
 use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
 use crate::event::{
     AckBoard, Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream,
@@ -19,7 +20,7 @@ impl Delivery {
     pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, now: Instant) {
         self.flush_batch(slot);
         if let Some(StreamStatus::Degraded | StreamStatus::Waiting) =
-            self.viewers.get(slot).and_then(|viewer| viewer.told)
+            self.streams.viewer(slot).and_then(|viewer| viewer.told)
         {
             self.tell(slot, StreamStatus::Live);
         }
@@ -29,7 +30,7 @@ impl Delivery {
         for frame in &shown.frames {
             self.push(slot, frame, false);
         }
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         viewer.stage = Stage::Reading;
         viewer.anchor.clone_from(&shown.cursor);
         if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
@@ -41,8 +42,8 @@ impl Delivery {
         }
         let position = shown.frames.last().map_or_else(|| gap_end(shown), |frame| frame.last);
         let room = self.room(slot) >= self.config.client.send_budget / 2;
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        let live = self.hubs.get(viewer.hub).map_or(Live::Off, |hub| hub.live);
+        let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
+        let live = hub.live;
         let Some(seam) = &mut viewer.seam else { return };
         // Live text has told an end that no entry says, and that a read up to an entry cannot tell.
         let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
@@ -90,31 +91,31 @@ impl Delivery {
     // ----- the seam -----
 
     pub(super) fn ask(&mut self, slot: Slot, ask: Ask) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.streams.viewer(slot) else { return };
         match ask {
             Ask::Nothing => {}
             Ask::Read { until } => {
                 let from = viewer.anchor.clone();
-                self.add_job(slot, JobKind::Read { from, until });
+                self.add_job(slot, &JobKind::Read { from, until });
             }
             Ask::Attach => {
                 let (hub, from) = (viewer.hub, viewer.anchor.clone());
-                let Some(found) = self.hubs.get_mut(hub) else { return };
+                let Some(found) = self.streams.hub_mut(hub) else { return };
                 found.live = Live::Attaching;
                 found.attach += 1;
                 let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
-                self.control(Control::Attach { stream, delivery: self.index, hub, from });
+                self.outbound.control(Control::Attach { stream, delivery: self.outbound.delivery(), hub, from });
             }
         }
     }
 
     /// Ends a live viewer of a finished stream, or tells it whether the producer is stalled.
     fn settle(&mut self, slot: Slot, now: Instant) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.streams.viewer(slot) else { return };
         if !viewer.seam.as_ref().is_some_and(Seam::is_live) {
             return;
         }
-        let stalled = self.hubs.get(viewer.hub).is_some_and(|hub| hub.stalled);
+        let stalled = self.streams.hub(viewer.hub).is_some_and(|hub| hub.stalled);
         let is_over = viewer.anchor.is_terminal();
         if is_over && !viewer.wish.follow {
             return self.end(slot, Ending::Ended, now);
@@ -139,7 +140,7 @@ impl Delivery {
         (stalled, board): (bool, Arc<AckBoard>),
         now: Instant,
     ) {
-        let Some(hub) = self.hub(name) else { return };
+        let Some(hub) = self.streams.hub_named(name) else { return };
         hub.live = Live::On(cursor.position);
         hub.passed = cursor.position.id;
         hub.phase = cursor.state.phase;
@@ -147,9 +148,9 @@ impl Delivery {
         hub.board = Some(board);
         hub.idle_since = None;
         let viewers = hub.viewers.clone();
-        self.note_unreported(name.slot);
+        self.streams.note_unreported(name.slot);
         for viewer in viewers {
-            let ask = self.seam_of(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
             self.ask(viewer, ask);
             self.settle(viewer, now);
         }
@@ -157,52 +158,35 @@ impl Delivery {
 
     /// Live frames of a stream have ended; the viewers go on from history.
     pub(super) fn broken(&mut self, name: HubRef) {
-        let Some(hub) = self.hub(name) else { return };
-        hub.live = Live::Off;
-        hub.attach += 1;
-        hub.board = None;
+        let Some(hub) = self.streams.hub_named(name) else { return };
+        hub.leave_live();
         let viewers = hub.viewers.clone();
-        self.recents.forget_hub(name.slot);
+        self.reads.forget_recents_of(name.slot);
         for viewer in viewers {
             self.flush_batch(viewer);
-            let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::broken);
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::broken);
             self.ask(viewer, ask);
         }
-    }
-
-    /// The stream that a message is about, unless the message belongs to an earlier asking for live frames.
-    fn hub(&mut self, name: HubRef) -> Option<&mut Hub> {
-        self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
-    }
-
-    pub(super) fn note_unreported(&mut self, slot: Slot) {
-        if let Some(hub) = self.hubs.get_mut(slot) {
-            self.unreported.note(slot, hub);
-        }
-    }
-
-    fn seam_of(&mut self, viewer: Slot) -> Option<&mut Seam<Arc<Frame>>> {
-        self.viewers.get_mut(viewer)?.seam.as_mut()
     }
 
     // ----- live -----
 
     pub(super) fn live(&mut self, news: &LiveFrames, now: Instant) {
-        let Some(hub) = self.hub(news.hub) else { return };
+        let Some(hub) = self.streams.hub_named(news.hub) else { return };
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
         hub.passed = news.passed;
         if let Some(frame) = news.frames.last() {
             hub.phase = frame.state.phase;
         }
-        self.recents.extend(news.hub.slot, &news.frames);
-        let Some(hub) = self.hubs.get(news.hub.slot) else { return };
+        self.reads.extend_recents(news.hub.slot, &news.frames);
+        let Some(hub) = self.streams.hub(news.hub.slot) else { return };
         let mut place = hub.viewers.len();
-        self.note_unreported(news.hub.slot);
+        self.streams.note_unreported(news.hub.slot);
         // From the last to the first: a viewer that ends has its place taken by one that had its turn.
         while place > 0 {
             place -= 1;
-            let viewer = self.hubs.get(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
+            let viewer = self.streams.hub(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
             let Some(viewer) = viewer else { continue };
             for frame in &news.frames {
                 self.offer_live(viewer, frame, now);
@@ -212,7 +196,7 @@ impl Delivery {
     }
 
     fn offer_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         let Some(seam) = &mut viewer.seam else { return };
         let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
         let Some(connection) = self.connections.get(viewer.connection) else { return };
@@ -235,13 +219,13 @@ impl Delivery {
     }
 
     fn pause(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.streams.viewer(slot) else { return };
         if let Some(connection) = self.connections.get_mut(viewer.connection) {
             connection.paused.push_back(slot);
         }
         let (hub, connection) = (viewer.hub, viewer.connection);
-        self.note_unreported(hub);
-        self.touch(connection);
+        self.streams.note_unreported(hub);
+        self.connections.touch(connection);
     }
 
     /// A connection has drained: as many of its paused viewers go on as there is room for.
@@ -252,7 +236,7 @@ impl Delivery {
             && found.outbox.cost_bytes() + found.promised <= budget / 2
         {
             let Some(viewer) = found.paused.pop_front() else { return };
-            let ask = self.seam_of(viewer).map_or(Ask::Nothing, Seam::resume);
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::resume);
             self.ask(viewer, ask);
             // Reads are sent at once, so that the next viewer sees how much room is left.
             self.send_fresh_jobs();
@@ -260,11 +244,11 @@ impl Delivery {
     }
 
     pub(super) fn stalled(&mut self, name: HubRef, stalled: bool, now: Instant) {
-        let Some(hub) = self.hub(name) else { return };
+        let Some(hub) = self.streams.hub_named(name) else { return };
         hub.stalled = stalled;
         for viewer in hub.viewers.clone() {
-            let is_live = self.seam_of(viewer).is_some_and(|seam| seam.is_live());
-            let told = self.viewers.get(viewer).and_then(|viewer| viewer.told);
+            let is_live = self.streams.seam(viewer).is_some_and(|seam| seam.is_live());
+            let told = self.streams.viewer(viewer).and_then(|viewer| viewer.told);
             if !stalled && is_live && told == Some(StreamStatus::Stalled) {
                 // Before what the producer says, also where that begins another generation.
                 self.tell(viewer, StreamStatus::Live);
@@ -276,7 +260,7 @@ impl Delivery {
     // ----- giving -----
 
     fn give_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         viewer.anchor.move_to(frame.last, &frame.state);
         if viewer.wish.batch.is_zero() {
             return self.push(slot, frame, true);
@@ -290,13 +274,13 @@ impl Delivery {
         if frame.is_terminal() {
             self.flush_batch(slot);
         } else {
-            self.arm(connection, due);
+            self.connections.arm(connection, due);
         }
     }
 
     /// Sends what was gathered, merged.
     pub(super) fn flush_batch(&mut self, slot: Slot) {
-        let Some(batch) = self.viewers.get_mut(slot).and_then(|viewer| viewer.batch.take()) else { return };
+        let Some(batch) = self.streams.viewer_mut(slot).and_then(|viewer| viewer.batch.take()) else { return };
         for frame in merge(&batch.frames) {
             self.push(slot, &frame, true);
         }
@@ -304,7 +288,7 @@ impl Delivery {
 
     /// Sends what was gathered if its time has come; else says when.
     pub(super) fn judge_batch(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        let due = self.viewers.get(slot)?.batch.as_ref()?.due;
+        let due = self.streams.viewer(slot)?.batch.as_ref()?.due;
         if due > now {
             return Some(due);
         }
@@ -313,7 +297,7 @@ impl Delivery {
     }
 
     pub(super) fn push(&mut self, slot: Slot, frame: &Arc<Frame>, live: bool) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         viewer.unwritten += 1;
         if frame.is_terminal()
             && let Some(taking) = &mut viewer.taking
@@ -331,40 +315,40 @@ impl Delivery {
             let said = translator.say(frame);
             shape = if said.shares { Shape::Rendering(translator.form()) } else { Shape::Nothing };
             if !said.own.is_empty() {
-                self.send(connection, said.own);
+                self.connections.send(connection, said.own);
             }
         }
-        self.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
+        self.connections.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
     }
 
     fn restart_translation(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         let Some(translator) = &mut viewer.wish.translator else { return };
         let (own, connection) = (translator.restart(), viewer.connection);
         if !own.is_empty() {
-            self.send(connection, own);
+            self.connections.send(connection, own);
         }
     }
 
     /// Tells a viewer of another format that its answer is over.
     pub(super) fn say_done(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.streams.viewer(slot) else { return };
         if let Some(translator) = &viewer.wish.translator {
-            self.send(viewer.connection, translator.done());
+            self.connections.send(viewer.connection, translator.done());
         }
     }
 
     /// Sends a viewer something that concerns it alone.
     pub(super) fn say(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) {
         let Some(bytes) = self.said(slot, id, json) else { return };
-        let Some(viewer) = self.viewers.get(slot) else { return };
+        let Some(viewer) = self.streams.viewer(slot) else { return };
         let connection = viewer.connection;
-        self.send(connection, bytes);
+        self.connections.send(connection, bytes);
     }
 
     /// The same as the bytes that the viewer is sent.
     pub(super) fn said(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
-        let viewer = self.viewers.get_mut(slot)?;
+        let viewer = self.streams.viewer_mut(slot)?;
         match (&mut viewer.wish.translator, viewer.wish.wire) {
             (Some(translator), _) => Some(translator.say_notice(id, json)),
             (None, Wire::WebSocket) => Some(websocket_text(json)),
@@ -376,7 +360,7 @@ impl Delivery {
 
     /// Tells a viewer how its stream stands, unless it knows.
     pub(super) fn tell(&mut self, slot: Slot, status: StreamStatus) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.told == Some(status) {
             return;
         }

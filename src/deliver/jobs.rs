@@ -1,16 +1,17 @@
-//! History reads: who shares one, how much it may bring, and what becomes of it.
+//! History reads at work: how much each may bring, and what its viewers are given of its result. See
+//! [`super::history_reads`] for who shares which.
 
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::admission::RETRY_AFTER_S;
 use super::budget::{Charged, Share};
 use super::delivery::Delivery;
+use super::history_reads::HistoryReads;
 use super::http_error::HttpError;
-use super::sharing::{begun_at, stretch};
-use super::streams::Ending;
-use super::viewer::{Job, JobKind, Wire};
+use super::sharing::{JobKind, begun_at, stretch};
+use super::streams::Streams;
+use super::viewer::{Ending, Wire};
 use crate::event::message::{Opened, ReplayOutcome, ReplayStep, Slot, StateSearch};
 use crate::event::{After, StreamStatus};
 
@@ -19,106 +20,42 @@ const READ_COUNT_MIN: usize = 16;
 /// The part of the send budget that a read leaves for what else may wait for a connection when its viewer joins: an
 /// answer's head, notices, another viewer's frames.
 const JOINING_PART: usize = 8;
-/// Jobs that may be under way for viewers who have left.
-const STALE_JOBS_MAX: usize = 1024;
 
 impl Delivery {
-    /// Viewers of one stream that want the same stretch of it share a read: one that this turn has asked for, or one
-    /// that is under way.
-    pub(super) fn add_job(&mut self, slot: Slot, kind: JobKind) {
-        if self.join_job_under_way(slot, &kind) {
-            return;
-        }
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let outlined = viewer.needs_outline(&kind);
-        let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
-        let shared = fresh.copied().find_map(|job| {
-            let found = self.jobs.get(job)?;
-            let has_it = found.kind == kind || found.kind.covers(&kind);
-            (has_it || kind.covers(&found.kind) && !found.exact).then_some((job, has_it))
-        });
-        let Some((job, has_it)) = shared else { return self.make_job(slot, kind.widened(), false) };
-        let Some(job) = self.jobs.get_mut(job) else { return };
-        job.viewers.push(slot);
-        job.outlined |= outlined;
-        if !has_it {
-            job.kind = kind.widened();
+    /// A viewer wants something read, and shares the read with others.
+    pub(super) fn add_job(&mut self, slot: Slot, kind: &JobKind) {
+        let room = self.room(slot);
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        if let Some(bytes) = self.reads.want(viewer.reader(slot), kind, room) {
+            self.promise(slot, bytes);
         }
     }
 
     /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
     fn add_exact_job(&mut self, slot: Slot, kind: JobKind) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let outlined = viewer.needs_outline(&kind);
-        let fresh = self.fresh_jobs.get(&viewer.hub).into_iter().flatten();
-        let same = |job: &Slot| self.jobs.get(*job).is_some_and(|job| job.exact && job.kind == kind);
-        let shared = fresh.copied().find(same);
-        match shared.and_then(|job| self.jobs.get_mut(job)) {
-            Some(job) => {
-                job.viewers.push(slot);
-                job.outlined |= outlined;
-            }
-            None => self.make_job(slot, kind, true),
-        }
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        self.reads.want_exactly(viewer.reader(slot), kind);
     }
 
-    fn make_job(&mut self, slot: Slot, kind: JobKind, exact: bool) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let (stream, hub, viewers) = (viewer.wish.stream.clone(), viewer.hub, vec![slot]);
-        let outlined = viewer.needs_outline(&kind);
-        let (on_time, attempts, share, budget_bytes) = (1, 0, None, 0);
-        let job = Job { stream, hub, viewers, on_time, kind, exact, outlined, attempts, share, budget_bytes };
-        let job = self.jobs.insert(job);
-        self.fresh_jobs.entry(hub).or_default().push(job);
-        self.registry.gauges().replay_jobs.inc();
-    }
-
-    /// Joins the viewer to a read of the same stretch whose outcome is yet to come, if it has room for what that may
-    /// bring. The read may be over in Redis already, so that it says nothing about the stream's end: see
-    /// [`Delivery::conclude_job`].
-    fn join_job_under_way(&mut self, slot: Slot, kind: &JobKind) -> bool {
-        let Some(viewer) = self.viewers.get(slot) else { return false };
-        let Some(under_way) = self.asked_jobs.get(&viewer.hub) else { return false };
-        let room = self.room(slot);
-        let needs_outline = self.viewers.get(slot).is_some_and(|viewer| viewer.needs_outline(kind));
-        let fits = |job: &Job| {
-            job.kind.covers(kind)
-                && job.attempts == 0
-                && job.budget_bytes <= room
-                && (job.outlined || !needs_outline)
-        };
-        let Some(shared) = under_way.iter().find(|&&job| self.jobs.get(job).is_some_and(fits)).copied()
-        else {
-            return false;
-        };
-        let Some(job) = self.jobs.get_mut(shared) else { return false };
-        job.viewers.push(slot);
-        let budget_bytes = job.budget_bytes;
-        self.promise(slot, budget_bytes);
-        true
-    }
-
-    /// Sends the reads that this turn has asked for.
+    /// Sends the reads that this round has asked for.
     pub(super) fn send_fresh_jobs(&mut self) {
-        if self.fresh_jobs.is_empty() {
+        if !self.reads.has_fresh() {
             return;
         }
         let now = Instant::now();
-        self.recents.forget(now);
-        for (hub, jobs) in std::mem::take(&mut self.fresh_jobs) {
+        self.reads.forget_recents(now);
+        for (hub, jobs) in self.reads.take_fresh() {
             for &job in &jobs {
                 self.answer_from_recent(job, now);
                 self.send_job(job, None);
             }
-            for job in jobs.into_iter().filter(|&job| self.jobs.get(job).is_some()) {
-                self.asked_jobs.entry(hub).or_default().push(job);
-            }
+            self.reads.note_asked(hub, jobs);
         }
     }
 
     /// Gives those of a job's viewers what others were given a moment ago who have room for it.
     fn answer_from_recent(&mut self, slot: Slot, now: Instant) {
-        let Some(job) = self.jobs.get_mut(slot) else { return };
+        let Some(job) = self.reads.get_mut(slot) else { return };
         if !matches!(job.kind, JobKind::Open(_)) {
             return;
         }
@@ -131,24 +68,24 @@ impl Delivery {
             }
             None => true,
         });
-        if let Some(job) = self.jobs.get_mut(slot) {
+        if let Some(job) = self.reads.get_mut(slot) {
             job.viewers = viewers;
         }
     }
 
     fn find_recent(&self, hub: Slot, viewer: Slot) -> Option<Opened> {
-        let wish = &self.viewers.get(viewer)?.wish;
+        let wish = &self.streams.viewer(viewer)?.wish;
         let After::At(after) = wish.after else { return None };
-        self.recents.find(hub, after, (self.room(viewer), wish.translator.is_some()))
+        self.reads.find_recent(hub, after, (self.room(viewer), wish.translator.is_some()))
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
     pub(super) fn send_job(&mut self, slot: Slot, step: Option<ReplayStep>) {
-        if !self.is_wanted(slot) {
-            self.remove_job(slot);
+        if !is_wanted(&self.reads, &self.streams, slot) {
+            self.reads.remove(slot);
             return;
         }
-        let Some(job) = self.jobs.get(slot) else { return };
+        let Some(job) = self.reads.get(slot) else { return };
         let step = step.unwrap_or_else(|| match &job.kind {
             JobKind::Open(after) => {
                 ReplayStep::Open { after: *after, early: !job.exact, outlined: job.outlined }
@@ -167,13 +104,13 @@ impl Delivery {
         let (mut budget_bytes, mut entry_bytes) = (send_budget - send_budget / JOINING_PART, 1);
         for &viewer in &viewers {
             budget_bytes = budget_bytes.min(self.room(viewer));
-            entry_bytes = entry_bytes.max(self.viewers.get(viewer).map_or(1, |viewer| viewer.entry_bytes));
+            entry_bytes = entry_bytes.max(self.streams.viewer(viewer).map_or(1, |viewer| viewer.entry_bytes));
         }
         if shows {
             for viewer in viewers {
                 self.promise(viewer, budget_bytes);
             }
-            if let Some(job) = self.jobs.get_mut(slot) {
+            if let Some(job) = self.reads.get_mut(slot) {
                 job.budget_bytes = budget_bytes;
             }
         }
@@ -183,39 +120,20 @@ impl Delivery {
             ReplayStep::Probe => 1,
             _ => self.config.delivery.replay_count,
         };
-        let Some(job) = self.jobs.get_mut(slot) else { return };
+        let Some(job) = self.reads.get_mut(slot) else { return };
         job.on_time = job.viewers.len();
         let stream = job.stream.clone();
-        self.request(slot, stream, step, (count, budget_bytes));
+        self.outbound.request(slot, stream, step, (count, budget_bytes));
     }
 
-    /// Whether any of the viewers for whom a job was made is still there.
-    pub(super) fn is_wanted(&self, slot: Slot) -> bool {
-        let alive = |&viewer: &Slot| self.viewers.get(viewer).is_some();
-        self.jobs.get(slot).is_some_and(|job| job.viewers.iter().any(alive))
-    }
-
-    pub(super) fn remove_job(&mut self, slot: Slot) -> Option<Job> {
-        let job = self.jobs.remove(slot)?;
-        self.registry.gauges().replay_jobs.dec();
-        if let Entry::Occupied(mut asked) = self.asked_jobs.entry(job.hub) {
-            asked.get_mut().retain(|&other| other != slot);
-            if asked.get().is_empty() {
-                asked.remove();
-            }
-        }
-        Some(job)
-    }
-
-    /// Jobs whose viewers have left remain until their read is back: a client that keeps coming and going has
-    /// to wait for that.
+    /// Whether more reads are under way than there are viewers for.
     pub(super) fn has_too_many_jobs(&self) -> bool {
-        self.jobs.len() > self.viewers.len() + STALE_JOBS_MAX
+        self.reads.are_too_many(self.streams.viewers_len())
     }
 
     /// The bytes that history may still add to what waits for the viewer's connection.
     pub(super) fn room(&self, viewer: Slot) -> usize {
-        let Some(viewer) = self.viewers.get(viewer) else { return usize::MAX };
+        let Some(viewer) = self.streams.viewer(viewer) else { return usize::MAX };
         let waiting = self
             .connections
             .get(viewer.connection)
@@ -225,14 +143,14 @@ impl Delivery {
 
     /// The viewer's outstanding read may fill so much of its connection's budget.
     pub(super) fn promise(&mut self, slot: Slot, bytes: usize) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         let before = std::mem::replace(&mut viewer.promised, bytes);
         let slot = viewer.connection;
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.promised = connection.promised - before + bytes;
         // Room that is given back is room for those who wait for it.
         if bytes < before && !connection.paused.is_empty() {
-            self.touch(slot);
+            self.connections.touch(slot);
         }
     }
 
@@ -246,7 +164,7 @@ impl Delivery {
             ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
             _ => {}
         }
-        let Some(job) = self.remove_job(slot) else { return };
+        let Some(job) = self.reads.remove(slot) else { return };
         let (on_time, late) = job.viewers.split_at(job.on_time.min(job.viewers.len()));
         for &viewer in on_time {
             self.conclude_shared(viewer, &job.kind, Some(&outcome), now);
@@ -256,7 +174,7 @@ impl Delivery {
             self.conclude_shared(viewer, &job.kind, stretch.as_ref(), now);
         }
         if let (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(_))) = (stretch, job.kind) {
-            self.recents.add(job.hub, opened, now);
+            self.reads.keep_recent(job.hub, opened, now);
         }
     }
 
@@ -276,7 +194,7 @@ impl Delivery {
         if !self.charge_state(slot, document.len()) {
             return self.refuse_state(slot, now);
         }
-        let Some(mut job) = self.remove_job(slot) else { return };
+        let Some(mut job) = self.reads.remove(slot) else { return };
         let document = match job.share.take() {
             Some(share) => Charged::shared(document, share),
             None => document.into(),
@@ -296,13 +214,13 @@ impl Delivery {
         if bytes <= self.config.client.send_budget {
             return true;
         }
-        let Some(job) = self.jobs.get_mut(slot) else { return true };
-        let budget = &self.budgets.answers;
-        job.share.get_or_insert_with(|| Share::of(Arc::clone(budget))).resize(bytes)
+        let Some(job) = self.reads.get_mut(slot) else { return true };
+        let answers = &self.answers;
+        job.share.get_or_insert_with(|| Share::of(Arc::clone(answers))).resize(bytes)
     }
 
     fn refuse_state(&mut self, slot: Slot, now: Instant) {
-        let Some(job) = self.remove_job(slot) else { return };
+        let Some(job) = self.reads.remove(slot) else { return };
         let message = "other large states are being sent now; try again, or read the stream instead";
         let error = HttpError::unavailable("overloaded", message, RETRY_AFTER_S);
         for viewer in job.viewers {
@@ -319,7 +237,7 @@ impl Delivery {
         now: Instant,
     ) {
         let is_range = matches!(kind, JobKind::Read { until: Some(_), .. });
-        let Some(found) = self.viewers.get(viewer) else { return };
+        let Some(found) = self.streams.viewer(viewer) else { return };
         let own = match kind {
             JobKind::Open(_) => JobKind::Open(found.wish.after),
             kind => kind.clone(),
@@ -368,11 +286,11 @@ impl Delivery {
     fn postpone_job(&mut self, slot: Slot, now: Instant) {
         let trouble =
             self.registry.health().trouble().unwrap_or("Redis cannot serve this stream now; try again");
-        let Some(job) = self.jobs.get_mut(slot) else { return };
+        let Some(job) = self.reads.get_mut(slot) else { return };
         let viewers = std::mem::take(&mut job.viewers);
         let mut staying = Vec::with_capacity(viewers.len());
         for viewer in viewers {
-            let Some(found) = self.viewers.get(viewer) else { continue };
+            let Some(found) = self.streams.viewer(viewer) else { continue };
             if matches!(found.wish.wire, Wire::State | Wire::Head) {
                 let error = HttpError::unavailable("redis_unreachable", trouble, 1);
                 self.answer_error(viewer, &error, now);
@@ -383,10 +301,14 @@ impl Delivery {
                 staying.push(viewer);
             }
         }
-        let Some(job) = self.jobs.get_mut(slot) else { return };
+        let Some(job) = self.reads.get_mut(slot) else { return };
         job.viewers = staying;
-        job.attempts = job.attempts.saturating_add(1);
-        let attempts = job.attempts;
-        self.retry_later(slot, attempts, now);
+        self.reads.retry_later(slot, now);
     }
+}
+
+/// Whether any of the viewers for whom a job was made is still there.
+pub(super) fn is_wanted(reads: &HistoryReads, streams: &Streams, job: Slot) -> bool {
+    let alive = |&viewer: &Slot| streams.viewer(viewer).is_some();
+    reads.get(job).is_some_and(|job| job.viewers.iter().any(alive))
 }

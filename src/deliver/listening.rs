@@ -14,7 +14,7 @@ use super::deadlines::COMMENT;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
-use super::streams::Ending;
+use super::viewer::Ending;
 use super::viewer::Stage;
 use super::websocket::close;
 use crate::event::message::Slot;
@@ -23,8 +23,6 @@ use crate::event::message::Slot;
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Bytes of one read of anything else, at most.
 const READ_BYTES: usize = 16 * 1024;
-/// Bytes of unfinished input that a connection may hold without being charged to the budget of all connections.
-const INPUT_FREE_BYTES: usize = 4 * 1024;
 
 /// The result of taking one request or message out of a client's input.
 enum Heard {
@@ -35,39 +33,19 @@ enum Heard {
 }
 
 impl Delivery {
-    /// A socket has something new, or its client is gone.
-    pub(super) fn notice(&mut self, slot: Slot, peer: Option<Peer>) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.unread = true;
-        connection.peer = peer.map_or(connection.peer, |peer| peer.max(connection.peer));
-        if !std::mem::replace(&mut connection.queued, true) {
-            self.backlog.add_fresh(slot);
-        }
-    }
-
-    /// A connection is heard further, if it has said more, now that what it waited for is over.
-    pub(super) fn hear_further(&mut self, slot: Slot) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        if connection.has_unheard() && !std::mem::replace(&mut connection.queued, true) {
-            self.backlog.add_unfinished(slot);
-        }
-    }
-
     /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in
     /// the next round, after those whose input has come meanwhile.
     pub(super) fn listen(&mut self, now: Instant) {
         let mut round = Measure::ROUND;
         let mut buffer = std::mem::take(&mut self.buffer);
         while !round.is_spent()
-            && let Some(slot) = self.backlog.take()
+            && let Some(slot) = self.connections.next_to_hear()
         {
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            connection.queued = false;
             let mut turn = round.take_turn();
             let is_unfinished = self.hear(slot, &mut turn, &mut buffer, now);
             round.give_back(turn);
             if is_unfinished {
-                self.hear_further(slot);
+                self.connections.hear_further(slot);
             }
             self.weigh_input(slot);
             self.watch_begun(slot, now);
@@ -110,7 +88,7 @@ impl Delivery {
                     return false;
                 }
                 ReadOutcome::Blocked | ReadOutcome::Broken => {
-                    self.drop_connection(slot);
+                    self.connections.end(slot);
                     return false;
                 }
             }
@@ -182,10 +160,10 @@ impl Delivery {
         let Some(connection) = self.connections.get(slot) else { return };
         match (connection.peer, &connection.phase) {
             (Peer::Sending, _) => {}
-            (Peer::Gone, _) => self.drop_connection(slot),
+            (Peer::Gone, _) => self.connections.end(slot),
             (_, Phase::Asked { viewer, .. }) => {
                 let viewer = *viewer;
-                let stage = self.viewers.get(viewer).map(|viewer| &viewer.stage);
+                let stage = self.streams.viewer(viewer).map(|viewer| &viewer.stage);
                 if matches!(stage, Some(Stage::Waiting(_))) {
                     self.end(viewer, Ending::NotFound, now);
                 }
@@ -196,7 +174,7 @@ impl Delivery {
 
     /// Whether the viewer's client has finished sending before its answer began, and so may be gone.
     pub(super) fn may_be_gone(&self, viewer: Slot) -> bool {
-        let connection = self.viewers.get(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        let connection = self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
         connection
             .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }
@@ -208,10 +186,10 @@ impl Delivery {
         match std::mem::replace(&mut connection.peer, Peer::Finished) {
             Peer::Sending | Peer::Finishing => {}
             Peer::Finished => return,
-            Peer::Gone => return self.drop_connection(slot),
+            Peer::Gone => return self.connections.end(slot),
         }
         match connection.phase {
-            Phase::Sse { .. } => return self.send(slot, Bytes::from_static(COMMENT)),
+            Phase::Sse { .. } => return self.connections.send(slot, Bytes::from_static(COMMENT)),
             Phase::WebSocket(_) => {
                 for viewer in connection.viewers() {
                     self.remove_viewer(viewer);
@@ -225,12 +203,12 @@ impl Delivery {
         }
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if connection.outbox.is_empty() {
-            return self.drop_connection(slot);
+            return self.connections.end(slot);
         }
         if !matches!(connection.phase, Phase::Closing { .. }) {
             connection.close();
         }
-        self.touch(slot);
+        self.connections.touch(slot);
     }
 
     // ----- what has begun -----
@@ -238,18 +216,10 @@ impl Delivery {
     /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to
     /// come again.
     pub(super) fn weigh_input(&mut self, slot: Slot) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let after = connection.input_cost_bytes();
-        let before = connection.gauged_input;
-        if before == after {
+        if self.connections.weigh_input(slot) {
             return;
         }
-        let charged = |bytes: usize| bytes.saturating_sub(INPUT_FREE_BYTES);
-        if self.budgets.inputs.change(charged(before), charged(after)) {
-            connection.gauged_input = after;
-            self.registry.gauges().input_bytes.change(before, after);
-            return;
-        }
+        let Some(connection) = self.connections.get(slot) else { return };
         let message = "too much that clients have begun to send waits for its rest; try again";
         match connection.phase {
             Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, message),
@@ -260,14 +230,6 @@ impl Delivery {
         }
     }
 
-    /// Gives back the budget of a connection's unfinished input.
-    pub(super) fn release_input(&self, connection: &Connection) {
-        let held = connection.gauged_input;
-        // Having fewer is always allowed.
-        let _ = self.budgets.inputs.change(held.saturating_sub(INPUT_FREE_BYTES), 0);
-        self.registry.gauges().input_bytes.change(held, 0);
-    }
-
     /// A message that has begun has to come to its end in time.
     fn watch_begun(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -276,7 +238,7 @@ impl Delivery {
             return;
         }
         websocket.begun_at = Some(now);
-        self.arm(slot, now + self.config.client.handshake_timeout);
+        self.connections.arm(slot, now + self.config.client.handshake_timeout);
     }
 
     /// Closes a WebSocket whose client has not come to the end of a message in time; else says when to look again.

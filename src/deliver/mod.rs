@@ -13,12 +13,14 @@
 //! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`].
 
 mod accepting;
+mod acceptor;
 mod admission;
 pub mod backlog;
 pub mod body;
 pub mod budget;
 mod cancels;
 mod connection;
+mod connections;
 mod conversation;
 mod deadlines;
 pub mod delivery;
@@ -27,13 +29,16 @@ mod exchange;
 mod feed;
 pub mod format;
 mod held;
+mod history_reads;
 pub mod http_error;
 pub mod input;
 mod jobs;
 mod listening;
 pub mod message;
+pub mod outbound;
 pub mod outbox;
 mod receipts;
+mod refusals;
 pub mod request;
 mod requests;
 pub mod response;
@@ -47,4 +52,5 @@ pub mod table;
 mod taking;
 pub mod timer;
 mod viewer;
+mod viewing;
 pub mod websocket;

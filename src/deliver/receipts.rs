@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Parted, Phase, Viewers, WebSocket};
+use super::connection::{Connection, Parted, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::message::Refusal;
-use super::streams::Ending;
-use super::taking::{Advice, Generation, Taking};
+use super::viewer::Ending;
+use super::taking::{Advice, Generation};
 use super::viewer::{Stage, Wire};
 use crate::event::message::{Slot, now_us};
 use crate::event::notice;
@@ -56,14 +56,14 @@ impl Delivery {
 
     /// The viewer of a stream on a connection.
     fn viewer_of(&mut self, slot: Slot, stream: &StreamName) -> Option<Slot> {
-        match &self.websocket(slot)?.viewers {
+        match &self.connections.websocket(slot)?.viewers {
             Viewers::One(viewer) => Some(*viewer),
             Viewers::Many(viewers) => viewers.get(stream).copied(),
         }
     }
 
     fn acknowledge_viewed(&mut self, slot: Slot, id: Position, now: Instant) -> Result<(), Refusal> {
-        let Some(viewer) = self.viewers.get(slot) else { return Ok(()) };
+        let Some(viewer) = self.streams.viewer(slot) else { return Ok(()) };
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
         let Some(taking) = &viewer.taking else {
             self.answer_acked(connection, &stream, id);
@@ -80,7 +80,7 @@ impl Delivery {
             Advice::Hold => (false, true),
             Advice::Ignore => (false, false),
         };
-        let Some(taking) = self.taking(slot) else { return Ok(()) };
+        let Some(taking) = self.streams.taking(slot) else { return Ok(()) };
         let is_merged = match (is_passed, is_new) {
             (true, _) => taking.pass(id, now),
             (false, true) => !taking.hold(id, now_us()),
@@ -88,7 +88,7 @@ impl Delivery {
         };
         let is_written = taking.await_answer(id, now);
         if is_new && !(is_passed || is_merged) {
-            self.unpassed_acks.push(slot);
+            self.streams.note_unpassed_ack(slot);
         }
         if is_merged {
             self.registry.counters().acks_merged.inc();
@@ -109,7 +109,7 @@ impl Delivery {
         id: Position,
         now: Instant,
     ) -> Option<Result<(), Refusal>> {
-        let WebSocket { parted, .. } = self.websocket(slot)?;
+        let WebSocket { parted, .. } = self.connections.websocket(slot)?;
         let parted = parted.as_ref()?;
         let place = parted.iter().position(|parted| parted.stream == *stream)?;
         let Parted { taking, anchor, .. } = &parted[place];
@@ -133,7 +133,7 @@ impl Delivery {
                 false
             }
         };
-        let taking = &mut self.websocket(slot)?.parted.as_mut()?.get_mut(place)?.taking;
+        let taking = &mut self.connections.websocket(slot)?.parted.as_mut()?.get_mut(place)?.taking;
         if is_passed {
             taking.pass(id, now);
         }
@@ -147,10 +147,10 @@ impl Delivery {
     fn pass_on(&mut self, connection: Slot, stream: StreamName, said: Said, now: Instant) -> bool {
         let by = self.connections.get(connection).map(|connection| connection.address.ip().to_string());
         let by = by.unwrap_or_default();
-        let asker = Asker { delivery: self.index, connection, about: Some(stream.clone()) };
+        let asker = Asker { delivery: self.outbound.delivery(), connection, about: Some(stream.clone()) };
         let Said { id, at_us, generation, is_once } = said;
         let acked = Acked { stream, id, generation, by, at_us, is_once, asker, asked_at: now };
-        self.receipts.try_send(Receipt::Acked(acked)).is_ok()
+        self.outbound.receipt(Receipt::Acked(acked))
     }
 
     /// The recorder answers. The client, or its interest in the stream, may be gone.
@@ -163,7 +163,7 @@ impl Delivery {
     ) {
         let Asker { connection: slot, about: Some(stream), .. } = asker else { return };
         let viewer = self.viewer_of(slot, &stream);
-        let told = match viewer.and_then(|viewer| self.taking(viewer)) {
+        let told = match viewer.and_then(|viewer| self.streams.taking(viewer)) {
             Some(taking) => taking.answered(id, outcome.is_ok(), now),
             None => self.parted_answered(slot, &stream, (id, outcome.is_ok()), now),
         };
@@ -187,7 +187,7 @@ impl Delivery {
         (id, is_written): (Position, bool),
         now: Instant,
     ) -> Vec<Position> {
-        let parted = self.websocket(slot).and_then(|websocket| websocket.parted.as_mut());
+        let parted = self.connections.websocket(slot).and_then(|websocket| websocket.parted.as_mut());
         let found = parted.and_then(|parted| parted.iter_mut().find(|parted| parted.stream == *stream));
         found.map_or_else(|| vec![id], |parted| parted.taking.answered(id, is_written, now))
     }
@@ -207,20 +207,20 @@ impl Delivery {
 
     /// Whether a request of the client is yet to be written, so that it is answered before its connection is closed.
     pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
-        let Some(websocket) = self.websocket(slot) else { return false };
+        let Some(websocket) = self.connections.websocket(slot) else { return false };
         let parted = websocket.parted.iter().flat_map(|parted| parted.iter());
         if websocket.cancels_asked > 0 || parted.into_iter().any(|parted| parted.taking.awaits_answer(now)) {
             return true;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        viewers.into_iter().any(|viewer| self.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
+        viewers.into_iter().any(|viewer| self.streams.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
     }
 
     /// Passes on the acknowledgements that were held for long enough.
     pub(super) fn pass_on_acks(&mut self, now: Instant) {
-        for slot in std::mem::take(&mut self.unpassed_acks) {
+        for slot in self.streams.take_unpassed_acks() {
             if !self.pass_on_held(slot, now, false) {
-                self.unpassed_acks.push(slot);
+                self.streams.note_unpassed_ack(slot);
             }
         }
     }
@@ -234,56 +234,52 @@ impl Delivery {
 
     /// Passes on a viewer's held acknowledgement, if it is due or has to go `at_once`; whether none is held any more.
     fn pass_on_held(&mut self, slot: Slot, now: Instant, at_once: bool) -> bool {
-        let Some(viewer) = self.viewers.get(slot) else { return true };
+        let Some(viewer) = self.streams.viewer(slot) else { return true };
         let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
         let Some((id, at_us, generation)) = taking.due(&viewer.anchor, now, at_once) else { return false };
         let is_once = taking.is_once(id, &viewer.anchor);
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
         let is_passed = self.pass_on(connection, stream, Said { id, at_us, generation, is_once }, now);
-        if is_passed && let Some(taking) = self.taking(slot) {
+        if is_passed && let Some(taking) = self.streams.taking(slot) {
             taking.pass(id, now);
         }
         is_passed
-    }
-
-    pub(super) fn taking(&mut self, slot: Slot) -> Option<&mut Taking> {
-        self.viewers.get_mut(slot)?.taking.as_deref_mut()
     }
 
     // ----- the end -----
 
     /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
     pub(super) fn parts_later(&mut self, slot: Slot, now: Instant) -> bool {
-        let is_single = self.viewers.get(slot).is_some_and(|viewer| viewer.wish.wire == Wire::WebSocket);
-        let is_owed = self.taking(slot).is_some_and(|taking| taking.awaits_answer(now));
+        let is_single = self.streams.viewer(slot).is_some_and(|viewer| viewer.wish.wire == Wire::WebSocket);
+        let is_owed = self.streams.taking(slot).is_some_and(|taking| taking.awaits_answer(now));
         let is_awaited = if self.is_draining { is_owed } else { self.is_awaited(slot, now) };
         if !is_single || self.is_parting(slot) || !is_awaited {
             return false;
         }
-        let Some(viewer) = self.viewers.get_mut(slot) else { return false };
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return false };
         let (connection, until) = (viewer.connection, now + PARTING);
         viewer.stage = Stage::Parting(until);
         // Frames that may follow are not for this viewer.
         viewer.seam = None;
-        self.arm(connection, until);
+        self.connections.arm(connection, until);
         true
     }
 
     /// Whether the connection stays only so that the end can be acknowledged.
     pub(super) fn is_parting(&self, slot: Slot) -> bool {
-        self.viewers.get(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting(_)))
+        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting(_)))
     }
 
     /// Whether the client may have something to acknowledge yet, or is to be answered.
     fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
-        let Some(viewer) = self.viewers.get(slot) else { return false };
+        let Some(viewer) = self.streams.viewer(slot) else { return false };
         let taking = viewer.taking.as_ref();
         taking.is_some_and(|taking| !taking.is_complete(&viewer.anchor) || taking.awaits_answer(now))
     }
 
     /// Closes a connection whose client has had its moment, which begins when the end is on the socket.
     pub(super) fn judge_parting(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        let viewer = self.viewers.get_mut(slot)?;
+        let viewer = self.streams.viewer_mut(slot)?;
         let Stage::Parting(until) = &mut viewer.stage else { return None };
         // A client that is owed an answer gets it first.
         let is_owed = viewer.taking.as_ref().is_some_and(|taking| taking.awaits_answer(now));
@@ -302,23 +298,16 @@ impl Delivery {
     /// as many as a connection may carry.
     pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot) {
         self.pass_on_last_ack(viewer);
-        let Some(viewer) = self.viewers.get_mut(viewer) else { return };
+        let Some(viewer) = self.streams.viewer_mut(viewer) else { return };
         let Some(taking) = viewer.taking.take() else { return };
         let anchor = viewer.anchor.clone();
         let gone = Parted { stream: viewer.wish.stream.clone(), taking, anchor };
         let most = self.config.client.max_subscriptions;
-        let Some(websocket) = self.websocket(slot) else { return };
+        let Some(websocket) = self.connections.websocket(slot) else { return };
         let parted = websocket.parted.get_or_insert_default();
         parted.push_back(gone);
         if parted.len() > most {
             parted.pop_front();
-        }
-    }
-
-    pub(super) fn websocket(&mut self, slot: Slot) -> Option<&mut WebSocket> {
-        match &mut self.connections.get_mut(slot)?.phase {
-            Phase::WebSocket(websocket) => Some(websocket),
-            _ => None,
         }
     }
 }

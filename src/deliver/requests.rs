@@ -14,7 +14,7 @@ use super::http_error::HttpError;
 use super::request::Request;
 use super::response::{Answer, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
-use super::streams::Ending;
+use super::viewer::Ending;
 use super::viewer::{Viewer, Wire, Wish};
 use super::websocket::close;
 use crate::event::message::Slot;
@@ -24,14 +24,14 @@ impl Delivery {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.send(answer);
         connection.close();
-        self.touch(slot);
+        self.connections.touch(slot);
     }
 
     // ----- HTTP -----
 
     pub(super) fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
         self.registry.counters().http_requests.inc();
-        let origin = self.judge_origin(request);
+        let origin = self.admission.judge_origin(request);
         let reply = Reply::to(request, origin.clone().unwrap_or_default());
         match self.judge(slot, request, origin, now) {
             Ok(Route::Stream(wanted)) if wanted.representation == Representation::WebSocket => {
@@ -48,7 +48,7 @@ impl Delivery {
                 if request.expects_continue && !is_empty {
                     let mut interim = Vec::new();
                     go_on(&mut interim);
-                    self.send(slot, interim);
+                    self.connections.send(slot, interim);
                 }
             }
             Ok(Route::Page) if self.config.listen.demo_page => {
@@ -87,7 +87,7 @@ impl Delivery {
         let Some(offer) = &request.websocket else { return };
         let mut head = Vec::new();
         switch_to_websocket(&mut head, offer);
-        self.send(slot, head);
+        self.connections.send(slot, head);
         self.registry.counters().websocket_opened.inc();
         let viewers = match wanted {
             Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
@@ -96,7 +96,7 @@ impl Delivery {
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.phase = Phase::WebSocket(Box::new(WebSocket::new(viewers)));
         }
-        self.arm(slot, now + self.config.client.keepalive);
+        self.connections.arm(slot, now + self.config.client.keepalive);
     }
 
     /// Sends a whole answer; the connection takes the next request or ends.
@@ -113,9 +113,9 @@ impl Delivery {
     }
 
     pub(super) fn reply_whole(&mut self, slot: Slot, reply: &Reply, answer: Answer, now: Instant) {
-        self.send_answer(slot, answer.head);
+        self.connections.send_answer(slot, answer.head);
         if !answer.body.is_empty() {
-            self.send_answer(slot, answer.body);
+            self.connections.send_answer(slot, answer.body);
         }
         if !reply.keep_alive || self.is_draining {
             if let Some(connection) = self.connections.get_mut(slot) {
@@ -126,7 +126,7 @@ impl Delivery {
         let timeout = self.config.client.handshake_timeout;
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.phase = Phase::Head { since: now, seen: 0 };
-        self.arm(slot, now + timeout);
+        self.connections.arm(slot, now + timeout);
     }
 
     pub(super) fn reply_error(&mut self, slot: Slot, reply: &Reply, error: &HttpError, now: Instant) {
@@ -146,7 +146,7 @@ impl Delivery {
     }
 
     fn answer_viewer_whole(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
-        let Some(slot) = self.viewers.get(viewer).map(|viewer| viewer.connection) else { return };
+        let Some(slot) = self.streams.viewer(viewer).map(|viewer| viewer.connection) else { return };
         self.remove_viewer(viewer);
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Phase::Asked { reply, .. } =
@@ -155,7 +155,7 @@ impl Delivery {
             return;
         };
         self.reply_whole(slot, &reply, build(&reply), now);
-        self.hear_further(slot);
+        self.connections.hear_further(slot);
     }
 
     pub(super) fn answer_state(&mut self, viewer: Slot, document: Bytes, now: Instant) {
@@ -177,13 +177,13 @@ impl Delivery {
 
     /// Whether the viewer's answer has begun, so that its status can no longer change.
     pub(super) fn has_begun(&self, viewer: Slot) -> bool {
-        let connection = self.viewers.get(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        let connection = self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
         connection.is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
     }
 
     /// An event stream's head is sent once it is known that there is something to send.
     pub(super) fn begin_events(&mut self, viewer: Slot, now: Instant) {
-        let Some(found) = self.viewers.get(viewer) else { return };
+        let Some(found) = self.streams.viewer(viewer) else { return };
         let translator = found.wish.translator.as_deref();
         let is_ui_message_stream = translator.is_some_and(|translator| translator.format() == Format::AiSdk);
         let slot = found.connection;
@@ -194,18 +194,18 @@ impl Delivery {
         connection.phase = Phase::Sse { viewer };
         connection.input.clear();
         self.registry.counters().sse_opened.inc();
-        self.send(slot, head);
-        self.arm(slot, now + self.config.client.keepalive);
+        self.connections.send(slot, head);
+        self.connections.arm(slot, now + self.config.client.keepalive);
     }
 
     /// A connection whose one stream is over is closed.
     pub(super) fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
-        let is_useless = self.viewers.get(viewer).is_some_and(Viewer::wants_unfinished);
+        let is_useless = self.streams.viewer(viewer).is_some_and(Viewer::wants_unfinished);
         if !self.has_begun(viewer) && (ending == Ending::NothingLeft || is_useless) {
             return self.answer_no_content(viewer, now);
         }
         if ending == Ending::NotFound && !self.has_begun(viewer) {
-            let head = self.viewers.get(viewer).is_some_and(|viewer| viewer.wish.wire == Wire::Head);
+            let head = self.streams.viewer(viewer).is_some_and(|viewer| viewer.wish.wire == Wire::Head);
             return if head {
                 self.answer_viewer(viewer, now, |reply, out| reply.head(out, 404));
             } else {
@@ -224,7 +224,7 @@ impl Delivery {
             }
             _ => connection.close(),
         }
-        self.touch(slot);
+        self.connections.touch(slot);
     }
 }
 

@@ -19,7 +19,7 @@ const EVENTS_MAX: usize = 32;
 /// # Errors
 /// When the operating system's poll fails, which leaves nothing to be served.
 pub fn serve(parts: DeliveryParts) -> io::Result<()> {
-    let inbox = parts.inbox.clone();
+    let inbox = parts.inbound.inbox.clone();
     let (delivery, mut poll) = Delivery::new(parts)?;
     let turns = Turns::new(delivery);
     inbox.offer_shortcut(BetweenRounds(turns.clone()));

@@ -5,8 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::viewer::JobKind;
-use crate::event::message::{Opened, ReplayOutcome, Shown, Slot};
+use crate::event::message::{Cursor, Opened, ReplayOutcome, Shown, Slot};
 use crate::event::{After, EntryId, Frame, FrameBody, Outline, Position};
 
 /// How much later one viewer's start may be than the entry from which the stream is read for another, in ms: a crowd
@@ -19,6 +18,15 @@ const RECENT_FOR: Duration = Duration::from_millis(250);
 /// Bytes of frames, and number of answers, that are kept for that.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 const RECENT_ANSWERS_MAX: usize = 1024;
+
+/// The read that a job makes; enough to ask again from the beginning.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum JobKind {
+    Open(After),
+    Read { from: Cursor, until: Option<EntryId> },
+    State,
+    Probe,
+}
 
 impl JobKind {
     /// Whether this job's read is likely to have all that the other one wants: it reads the same, or everything from an
@@ -211,7 +219,6 @@ impl Recents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::message::Cursor;
     use crate::event::{Content, Head, Phase, StreamName, StreamState, StreamStatus, TextMark};
 
     fn at(n: u64) -> Position {

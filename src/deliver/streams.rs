@@ -1,42 +1,45 @@
-//! The viewers of a thread's streams: coming, opening, waiting, ending; and the hub that a stream's viewers share.
+//! The streams of a delivery thread and the viewers of each: who watches what, and what is to be reported of it. Knows
+//! neither connections nor other threads.
 
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::delivery::Delivery;
-use super::format::Format;
 use super::seam::{Live, Seam};
 use super::table::Table;
 use super::taking::Taking;
-use super::viewer::{Hub, JobKind, Mark, Stage, Viewer, Wire, Wish};
-use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
-use crate::event::notice::{self, Unsubscribed};
-use crate::event::{After, EntryId, Phase, Position, StreamName, StreamStatus};
+use super::viewer::{Hub, Stage, Viewer, Wish};
+use crate::event::message::{Cursor, HubRef, Slot};
+use crate::event::{EntryId, Frame, Phase, StreamName};
+use crate::observe::Registry;
 
 /// Assumed size of an entry before any was seen, in bytes.
 const ENTRY_BYTES_GUESS: usize = 128;
-/// How long a stream that no viewer needs live is still read live.
-const LIVE_LINGER: Duration = Duration::from_secs(1);
 
-/// Why a viewer's stream is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// Its terminal frame was sent.
-    Ended,
-    /// There is no such stream.
-    NotFound,
-    /// Nothing is left to tell, which is an answer of its own.
-    NothingLeft,
+/// Streams, or hubs, and their viewers. A hub exists for as long as it has viewers.
+pub(super) struct Streams {
+    viewers: Table<Viewer>,
+    hubs: Table<Hub>,
+    hub_by_name: HashMap<StreamName, Slot>,
+    /// Hubs of which something was written, or which may not be needed live any more, since the last report.
+    unreported: Vec<Slot>,
+    /// Viewers that hold an acknowledgement.
+    unpassed_acks: Vec<Slot>,
+    registry: Arc<Registry>,
 }
 
-impl Delivery {
+impl Streams {
+    /// No streams yet.
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
+        let (viewers, hubs, hub_by_name) = (Table::default(), Table::default(), HashMap::new());
+        Self { viewers, hubs, hub_by_name, unreported: Vec::new(), unpassed_acks: Vec::new(), registry }
+    }
+
     // ----- coming and going -----
 
-    /// A viewer comes; what it wants is looked for.
-    pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish) -> Slot {
+    /// A viewer comes to a stream; with `receipts`, its acknowledgements are kept account of.
+    pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish, receipts: bool) -> Slot {
         let hub = self.hub_of(&wish.stream);
         let place = self.hubs.get(hub).map_or(0, |hub| hub.viewers.len());
-        let can_acknowledge = matches!(wish.wire, Wire::WebSocket | Wire::Multiplexed);
-        let taking = (self.config.stream.receipts && can_acknowledge).then(Box::<Taking>::default);
         let viewer = self.viewers.insert(Viewer {
             connection,
             hub,
@@ -52,7 +55,7 @@ impl Delivery {
             batch: None,
             entry_bytes: ENTRY_BYTES_GUESS,
             promised: 0,
-            taking,
+            taking: receipts.then(Box::<Taking>::default),
             place,
         });
         if let Some(hub) = self.hubs.get_mut(hub) {
@@ -60,28 +63,7 @@ impl Delivery {
         }
         self.registry.gauges().subscriptions_open.inc();
         self.registry.counters().subscriptions.inc();
-        self.look_up(viewer);
         viewer
-    }
-
-    /// A viewer goes, whatever it was doing.
-    pub(super) fn remove_viewer(&mut self, slot: Slot) {
-        self.promise(slot, 0);
-        self.take_held(slot);
-        self.pass_on_last_ack(slot);
-        let Some(viewer) = self.viewers.remove(slot) else { return };
-        self.registry.gauges().subscriptions_open.dec();
-        let Some(hub) = self.hubs.get_mut(viewer.hub) else { return };
-        hub.viewers.swap_remove(viewer.place);
-        self.unreported.note(viewer.hub, hub);
-        if let Some(&moved) = hub.viewers.get(viewer.place)
-            && let Some(moved) = self.viewers.get_mut(moved)
-        {
-            moved.place = viewer.place;
-        }
-        if self.hubs.get(viewer.hub).is_some_and(|hub| hub.viewers.is_empty()) {
-            self.remove_hub(viewer.hub);
-        }
     }
 
     fn hub_of(&mut self, stream: &StreamName) -> Slot {
@@ -105,253 +87,152 @@ impl Delivery {
         hub
     }
 
-    fn remove_hub(&mut self, slot: Slot) {
-        let Some(hub) = self.hubs.remove(slot) else { return };
+    /// Takes a viewer out, and its hub with its name if it was the last one there.
+    pub(super) fn remove_viewer(&mut self, slot: Slot) -> Option<(Slot, Hub)> {
+        let viewer = self.viewers.remove(slot)?;
+        self.registry.gauges().subscriptions_open.dec();
+        let hub = self.hubs.get_mut(viewer.hub)?;
+        hub.viewers.swap_remove(viewer.place);
+        if let Some(&moved) = hub.viewers.get(viewer.place)
+            && let Some(moved) = self.viewers.get_mut(moved)
+        {
+            moved.place = viewer.place;
+        }
+        if !hub.viewers.is_empty() {
+            self.note_unreported(viewer.hub);
+            return None;
+        }
+        let hub = self.hubs.remove(viewer.hub)?;
         self.hub_by_name.remove(&hub.stream);
         if hub.awaited {
             self.registry.gauges().streams_waited.dec();
-            self.errand(Errand::Forget { stream: hub.stream.clone(), delivery: self.index });
         }
-        if hub.live != Live::Off {
-            let name = HubRef { slot, attach: hub.attach };
-            self.control(Control::Detach { stream: hub.stream, delivery: self.index, hub: name });
-        }
+        Some((viewer.hub, hub))
     }
 
-    fn look_up(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let kind = match viewer.wish.wire {
-            Wire::State => JobKind::State,
-            Wire::Head => JobKind::Probe,
-            _ => JobKind::Open(viewer.wish.after),
-        };
-        self.add_job(slot, kind);
-    }
-    // ----- opening -----
+    // ----- finding -----
 
-    pub(super) fn open(&mut self, slot: Slot, opened: &Opened, now: Instant) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        let (follow, wire) = (viewer.wish.follow, viewer.wish.wire);
-        if let Some(taking) = viewer.taking.as_deref_mut() {
-            taking.note_had(opened.after);
-        }
-        let mut ends_unsaid = wire == Wire::Sse;
-        if let Some(translator) = viewer.wish.translator.as_deref_mut() {
-            translator.begin(opened.after, opened.outline.as_deref());
-            ends_unsaid |= translator.format() == Format::AiSdk;
-        }
-        let status =
-            self.hubs.get(viewer.hub).map_or(opened.status, |hub| hub.status(opened.status, opened.tip));
-        let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
-        let is_unwanted = is_finished && viewer.wants_unfinished();
-        if (opened.nothing_left || is_unwanted) && !follow {
-            if ends_unsaid && (is_unwanted || wire == Wire::WebSocket || !self.has_begun(slot)) {
-                return self.end(slot, Ending::NothingLeft, now);
-            }
-            self.begin_events(slot, now);
-            self.say_open(slot, opened.after, status);
-            if let Some(terminal) = &opened.terminal {
-                self.push(slot, terminal, false);
-            }
-            if let Some(taking) = self.taking(slot) {
-                taking.begin(opened.after);
-            }
-            return self.end(slot, Ending::Ended, now);
-        }
-        self.begin_events(slot, now);
-        self.say_open(slot, opened.after, status);
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        if let Some(translator) = &mut viewer.wish.translator {
-            translator.take_finished();
-        }
-        viewer.stage = Stage::Reading;
-        viewer.seam = Some(Seam::new(opened.from));
-        self.show(slot, &opened.shown, false, now);
+    /// The viewer that was added as `slot`, unless it is gone.
+    pub(super) fn viewer(&self, slot: Slot) -> Option<&Viewer> {
+        self.viewers.get(slot)
     }
 
-    /// A viewer of a stream that cannot be looked at now is told where it begins, where that is known without
-    /// looking.
-    pub(super) fn open_unseen(&mut self, slot: Slot) {
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        if let After::At(after) = viewer.wish.after {
-            self.say_open(slot, after, StreamStatus::Waiting);
-        }
+    /// As [`Streams::viewer`], to be changed.
+    pub(super) fn viewer_mut(&mut self, slot: Slot) -> Option<&mut Viewer> {
+        self.viewers.get_mut(slot)
     }
 
-    fn say_open(&mut self, slot: Slot, after: Position, status: StreamStatus) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        if viewer.opened {
-            return;
-        }
-        viewer.opened = true;
-        let was_told = viewer.told.replace(status);
-        if viewer.wish.translator.is_none() {
-            let json = notice::open(&viewer.wish.stream, after, status);
-            self.say(slot, None, &json);
-        }
-        // A client that was told of an outage is told of its end by the same frame as all others.
-        if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
-            self.say(slot, None, &notice::status(status));
-        }
-        self.give_held(slot);
+    /// A viewer, to be changed, and its hub.
+    pub(super) fn viewer_and_hub(&mut self, slot: Slot) -> Option<(&mut Viewer, &Hub)> {
+        let viewer = self.viewers.get_mut(slot)?;
+        let hub = self.hubs.get(viewer.hub)?;
+        Some((viewer, hub))
     }
 
-    /// There is no such stream, or not any more.
-    pub(super) fn miss(&mut self, slot: Slot, now: Instant) {
-        let Some(viewer) = self.viewers.get_mut(slot) else { return };
-        let deadline = match viewer.stage {
-            Stage::Waiting(deadline) | Stage::Returning(deadline) => deadline,
-            Stage::Opening | Stage::Reading => now + viewer.wish.wait,
-            Stage::Parting(_) => return,
-        };
-        viewer.stage = Stage::Waiting(deadline);
-        if deadline <= now || self.may_be_gone(slot) {
-            return self.end(slot, Ending::NotFound, now);
-        }
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let after = match viewer.wish.after {
-            After::At(position) => position,
-            After::Last | After::Tail => Position::ZERO,
-        };
-        let (hub, connection, wire) = (viewer.hub, viewer.connection, viewer.wish.wire);
-        match wire {
-            Wire::WebSocket | Wire::Multiplexed => {
-                self.say_open(slot, after, StreamStatus::Waiting);
-                self.tell(slot, StreamStatus::Waiting);
-            }
-            Wire::Sse if self.has_begun(slot) => self.tell(slot, StreamStatus::Waiting),
-            Wire::Sse | Wire::State | Wire::Head => {}
-        }
-        self.arm(connection, deadline);
-        let Some(hub) = self.hubs.get_mut(hub) else { return };
-        if !std::mem::replace(&mut hub.awaited, true) {
-            let stream = hub.stream.clone();
-            self.registry.gauges().streams_waited.inc();
-            self.errand(Errand::Wait { stream, delivery: self.index });
-        }
+    /// How many viewers there are.
+    pub(super) fn viewers_len(&self) -> usize {
+        self.viewers.len()
     }
 
-    /// A stream that was waited for is there.
-    pub(super) fn appear(&mut self, stream: &StreamName) {
-        let Some(&slot) = self.hub_by_name.get(stream) else { return };
-        let Some(hub) = self.hubs.get_mut(slot) else { return };
+    /// A viewer's way between history and live.
+    pub(super) fn seam(&mut self, viewer: Slot) -> Option<&mut Seam<Arc<Frame>>> {
+        self.viewers.get_mut(viewer)?.seam.as_mut()
+    }
+
+    /// A viewer's account of acknowledgements.
+    pub(super) fn taking(&mut self, viewer: Slot) -> Option<&mut Taking> {
+        self.viewers.get_mut(viewer)?.taking.as_deref_mut()
+    }
+
+    /// A hub, unless it is gone.
+    pub(super) fn hub(&self, slot: Slot) -> Option<&Hub> {
+        self.hubs.get(slot)
+    }
+
+    /// As [`Streams::hub`], to be changed.
+    pub(super) fn hub_mut(&mut self, slot: Slot) -> Option<&mut Hub> {
+        self.hubs.get_mut(slot)
+    }
+
+    /// The hub that a message is about, unless the message belongs to an earlier asking for live frames.
+    pub(super) fn hub_named(&mut self, name: HubRef) -> Option<&mut Hub> {
+        self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
+    }
+
+    /// The hub of a stream that somebody watches or waits for.
+    pub(super) fn hub_by_name(&self, stream: &StreamName) -> Option<Slot> {
+        self.hub_by_name.get(stream).copied()
+    }
+
+    // ----- waiting for a stream -----
+
+    /// The hub's stream does not exist: the name to wait for, unless it is waited for already.
+    pub(super) fn begin_waiting(&mut self, hub: Slot) -> Option<&StreamName> {
+        let hub = self.hubs.get_mut(hub)?;
+        if std::mem::replace(&mut hub.awaited, true) {
+            return None;
+        }
+        self.registry.gauges().streams_waited.inc();
+        Some(&hub.stream)
+    }
+
+    /// The hub's stream has appeared; its viewers.
+    pub(super) fn end_waiting(&mut self, hub: Slot) -> Vec<Slot> {
+        let Some(hub) = self.hubs.get_mut(hub) else { return Vec::new() };
         if std::mem::replace(&mut hub.awaited, false) {
             self.registry.gauges().streams_waited.dec();
         }
-        for viewer in hub.viewers.clone() {
-            let Some(found) = self.viewers.get_mut(viewer) else { continue };
-            let Stage::Waiting(deadline) = found.stage else { continue };
-            found.stage = Stage::Returning(deadline);
-            match &mut found.seam {
-                Some(seam) => {
-                    let ask = seam.read_to_end(Position::ZERO);
-                    self.ask(viewer, ask);
-                }
-                None => {
-                    // A name that was waited for is told from its beginning.
-                    if !matches!(found.wish.after, After::At(_)) {
-                        found.wish.after = After::At(Position::ZERO);
-                    }
-                    if let Some(translator) = &mut found.wish.translator {
-                        translator.take_finished();
-                    }
-                    self.look_up(viewer);
-                }
-            }
+        hub.viewers.clone()
+    }
+
+    // ----- reporting -----
+
+    /// Something of a stream is to be reported.
+    pub(super) fn note_unreported(&mut self, slot: Slot) {
+        if let Some(hub) = self.hubs.get_mut(slot)
+            && !std::mem::replace(&mut hub.unreported, true)
+        {
+            self.unreported.push(slot);
         }
     }
 
-    /// Whether a wait has run out, it is ended.
-    pub(super) fn judge_wait(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        match self.viewers.get(slot)?.stage {
-            Stage::Waiting(deadline) if deadline <= now => {
-                self.end(slot, Ending::NotFound, now);
-                None
-            }
-            Stage::Waiting(deadline) => Some(deadline),
-            Stage::Parting(_) => self.judge_parting(slot, now),
-            Stage::Opening | Stage::Returning(_) | Stage::Reading => None,
-        }
-    }
-    /// The viewer's stream is over for it.
-    pub(super) fn end(&mut self, slot: Slot, ending: Ending, now: Instant) {
-        self.flush_batch(slot);
-        if ending == Ending::Ended && self.parts_later(slot, now) {
-            return;
-        }
-        let Some(viewer) = self.viewers.get(slot) else { return };
-        let (connection, wire, stream) = (viewer.connection, viewer.wish.wire, viewer.wish.stream.clone());
-        if wire == Wire::Multiplexed {
-            let reason = match ending {
-                Ending::Ended | Ending::NothingLeft => Unsubscribed::Ended,
-                Ending::NotFound => Unsubscribed::NotFound,
-            };
-            return self.unsubscribe(connection, &stream, reason);
-        }
-        if ending == Ending::Ended {
-            self.say_done(slot);
-        }
-        self.end_connection(connection, slot, ending, now);
-    }
-    // ----- acknowledging and tidying -----
-
-    /// A frame was taken by a socket.
-    pub(super) fn written(&mut self, mark: &Mark) {
-        let Some(viewer) = self.viewers.get_mut(mark.viewer) else { return };
-        viewer.unwritten = viewer.unwritten.saturating_sub(1);
-        // Where one frame of several was written, the entry is not.
-        if mark.frame.last.is_whole() {
-            viewer.written = mark.frame.last.id;
-        }
-        let hub = viewer.hub;
-        self.note_unreported(hub);
-    }
-
-    /// Reports how far each stream is on the sockets, and lets go of live text that nobody needs.
-    pub(super) fn report_written(&mut self, now: Instant) {
-        for slot in self.unreported.take() {
-            let Some(hub) = self.hubs.get_mut(slot) else { continue };
-            hub.unreported = false;
-            if let Some(board) = &hub.board {
-                board.written(self.index, written_up_to(hub, &self.viewers));
-            }
-            if !matches!(hub.live, Live::On(_)) {
-                continue;
-            }
-            let needed = hub.viewers.iter().filter_map(|&viewer| self.viewers.get(viewer));
-            if needed.filter_map(|viewer| viewer.seam.as_ref()).any(Seam::needs_live) {
-                hub.idle_since = None;
-            } else if now.duration_since(*hub.idle_since.get_or_insert(now)) < LIVE_LINGER {
-                self.unreported.note(slot, hub);
-            } else {
-                let (stream, name) = (hub.stream.clone(), HubRef { slot, attach: hub.attach });
-                hub.live = Live::Off;
-                hub.attach += 1;
-                hub.board = None;
-                hub.idle_since = None;
-                self.control(Control::Detach { stream, delivery: self.index, hub: name });
+    /// The hubs of which something is to be reported; nothing is noted any more.
+    pub(super) fn take_unreported(&mut self) -> Vec<Slot> {
+        let unreported = std::mem::take(&mut self.unreported);
+        for &slot in &unreported {
+            if let Some(hub) = self.hubs.get_mut(slot) {
+                hub.unreported = false;
             }
         }
+        unreported
     }
 
-    /// A transform thread had no room for what concerned these: hubs go back to history, jobs are asked again.
-    pub(super) fn catch_up(&mut self) {
-        let missed = std::mem::take(&mut *self.missed.lock());
-        for hub in missed.hubs {
-            self.broken(hub);
-        }
-        for (job, step) in missed.jobs {
-            self.send_job(job, step);
-        }
+    /// Up to where a hub's stream is on the sockets of its live viewers; a viewer in history holds nothing back.
+    pub(super) fn written_up_to(&self, hub: &Hub) -> EntryId {
+        let live = self.viewers_of(hub);
+        live.filter(|viewer| viewer.seam.as_ref().is_some_and(Seam::is_live))
+            .filter(|viewer| viewer.unwritten > 0 || viewer.batch.is_some())
+            .map(|viewer| viewer.written)
+            .min()
+            .unwrap_or(hub.passed)
     }
-}
 
-/// Up to where a stream is on the sockets of its live viewers; a viewer that is in history holds nothing back.
-fn written_up_to(hub: &Hub, viewers: &Table<Viewer>) -> EntryId {
-    let live = hub.viewers.iter().filter_map(|&viewer| viewers.get(viewer));
-    live.filter(|viewer| viewer.seam.as_ref().is_some_and(Seam::is_live))
-        .filter(|viewer| viewer.unwritten > 0 || viewer.batch.is_some())
-        .map(|viewer| viewer.written)
-        .min()
-        .unwrap_or(hub.passed)
+    /// Whether one of a hub's viewers needs live text, or may need it next.
+    pub(super) fn is_needed_live(&self, hub: &Hub) -> bool {
+        self.viewers_of(hub).filter_map(|viewer| viewer.seam.as_ref()).any(Seam::needs_live)
+    }
+
+    fn viewers_of<'a>(&'a self, hub: &'a Hub) -> impl Iterator<Item = &'a Viewer> {
+        hub.viewers.iter().filter_map(|&viewer| self.viewers.get(viewer))
+    }
+
+    /// A viewer holds an acknowledgement.
+    pub(super) fn note_unpassed_ack(&mut self, viewer: Slot) {
+        self.unpassed_acks.push(viewer);
+    }
+
+    /// The viewers that hold an acknowledgement; none is noted any more.
+    pub(super) fn take_unpassed_acks(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.unpassed_acks)
+    }
 }

@@ -1,12 +1,11 @@
-//! A delivery thread's records of its streams and their viewers. Data only; [`super::streams`] works on it.
+//! A delivery thread's records of its streams and their viewers. Data only; [`super::streams`] owns it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::budget::Share;
 use super::format::Translator;
 use super::held::Held;
+use super::history_reads::Reader;
 use super::seam::{Live, Seam};
 use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
@@ -89,9 +88,10 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    /// Whether this job is to find the outline of the generation up to the viewer's start too.
-    pub(super) fn needs_outline(&self, kind: &JobKind) -> bool {
-        self.wish.translator.is_some() && matches!(kind, JobKind::Open(_))
+    /// The viewer, named `slot`, as one that wants something read.
+    pub(super) const fn reader(&self, slot: Slot) -> Reader<'_> {
+        let (hub, stream, translated) = (self.hub, &self.wish.stream, self.wish.translator.is_some());
+        Reader { viewer: slot, hub, stream, translated }
     }
 
     /// Whether the viewer has no use for a finished generation.
@@ -106,6 +106,17 @@ pub(super) struct Batch {
     pub(super) frames: Vec<Arc<Frame>>,
     pub(super) bytes: usize,
     pub(super) due: Instant,
+}
+
+/// Why a viewer's stream is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Its terminal frame was sent.
+    Ended,
+    /// There is no such stream.
+    NotFound,
+    /// Nothing is left to tell, which is an answer of its own.
+    NothingLeft,
 }
 
 /// A stream that somebody on this thread watches or waits for.
@@ -132,6 +143,14 @@ pub(super) struct Hub {
 }
 
 impl Hub {
+    /// Live frames have ended, or are not wanted any more; those that are on their way are not taken.
+    pub(super) fn leave_live(&mut self) {
+        self.live = Live::Off;
+        self.attach += 1;
+        self.board = None;
+        self.idle_since = None;
+    }
+
     /// How the stream stands now, for a viewer whose read saw it with `status` when `tip` was its newest entry: live
     /// text may have gone on since, as reads are shared among viewers.
     pub(super) fn status(&self, status: StreamStatus, tip: EntryId) -> StreamStatus {
@@ -146,39 +165,6 @@ impl Hub {
             Phase::Idle | Phase::Open => StreamStatus::Live,
         }
     }
-}
-
-/// Jobs by hub.
-pub(super) type JobsOfHubs = HashMap<Slot, Vec<Slot>>;
-
-/// A history read for some viewers of one stream.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) stream: StreamName,
-    pub(super) hub: Slot,
-    pub(super) viewers: Vec<Slot>,
-    /// How many of them wanted it before it was asked last. The others may know of newer entries than the read finds.
-    pub(super) on_time: usize,
-    pub(super) kind: JobKind,
-    /// Whether it reads exactly what one of them wants, which a read that begins earlier did not tell.
-    pub(super) exact: bool,
-    /// Whether one of them needs the outline of what comes before.
-    pub(super) outlined: bool,
-    /// How often Redis could not be asked in a row.
-    pub(super) attempts: u32,
-    /// The share of the budget of all that a state takes while it is put together.
-    pub(super) share: Option<Share>,
-    /// Bytes that each viewer's connection has promised room for; 0 before it was asked.
-    pub(super) budget_bytes: usize,
-}
-
-/// The read that a job makes; enough to ask again from the beginning.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum JobKind {
-    Open(After),
-    Read { from: Cursor, until: Option<EntryId> },
-    State,
-    Probe,
 }
 
 /// A frame on its way to a socket: its bytes, and what is reported once they are taken.
@@ -212,23 +198,5 @@ impl AsRef<[u8]> for Mark {
             Shape::Rendering(form) => self.frame.rendering(form).map_or(&[], |rendering| &rendering.bytes),
             Shape::Nothing => &[],
         }
-    }
-}
-
-/// Streams of which something was written, or which may not be needed live any more, since the last report.
-#[derive(Debug, Default)]
-pub(super) struct Unreported(Vec<Slot>);
-
-impl Unreported {
-    /// Notes a stream, once.
-    pub(super) fn note(&mut self, slot: Slot, hub: &mut Hub) {
-        if !std::mem::replace(&mut hub.unreported, true) {
-            self.0.push(slot);
-        }
-    }
-
-    /// The streams noted so far; nothing is noted any more.
-    pub(super) fn take(&mut self) -> Vec<Slot> {
-        std::mem::take(&mut self.0)
     }
 }

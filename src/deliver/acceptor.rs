@@ -1,0 +1,109 @@
+//! The listener of a delivery thread, if it has one, and the count of connections of all delivery threads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream};
+
+use crate::event::message::ToDelivery;
+use crate::observe::Registry;
+use crate::queue::{SendError, Sender};
+use crate::warn_limited;
+
+/// How long accepting rests when the operating system gives no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What came of accepting one connection.
+pub(super) enum Accepted {
+    /// A connection for this thread, which its load counts already.
+    Here(TcpStream, SocketAddr),
+    /// A connection for another thread, which has it; or one that was gone before it was accepted.
+    Elsewhere,
+    /// None: there is nothing to accept now.
+    Nothing,
+}
+
+/// The listener, and the other delivery threads.
+pub(super) struct Acceptor {
+    delivery: usize,
+    /// For the one thread that accepts.
+    listener: Option<TcpListener>,
+    /// The inboxes of all delivery threads.
+    peers: Vec<Sender<ToDelivery>>,
+    /// How many connections each delivery thread has.
+    loads: Arc<[AtomicUsize]>,
+    accept_at: Option<Instant>,
+    registry: Arc<Registry>,
+}
+
+impl Acceptor {
+    /// The acceptor of the delivery thread with this index.
+    pub(super) fn new(
+        delivery: usize,
+        listener: Option<TcpListener>,
+        (peers, loads): (Vec<Sender<ToDelivery>>, Arc<[AtomicUsize]>),
+        registry: Arc<Registry>,
+    ) -> Self {
+        Self { delivery, listener, peers, loads, accept_at: None, registry }
+    }
+
+    /// Connections are to be accepted at `at`.
+    pub(super) const fn schedule(&mut self, at: Instant) {
+        self.accept_at = Some(at);
+    }
+
+    /// When connections are to be accepted next.
+    pub(super) const fn next(&self) -> Option<Instant> {
+        self.accept_at
+    }
+
+    /// Accepts one connection and gives it to the thread that has the fewest.
+    pub(super) fn accept(&mut self, now: Instant) -> Accepted {
+        self.accept_at = None;
+        let Some(listener) = &self.listener else { return Accepted::Nothing };
+        match listener.accept() {
+            Ok((socket, address)) => self.place(socket, address),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Accepted::Nothing,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Accepted::Elsewhere,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => Accepted::Elsewhere,
+            Err(error) => {
+                warn_limited!(%error, "connections cannot be accepted now");
+                self.accept_at = Some(now + ACCEPT_PAUSE);
+                Accepted::Nothing
+            }
+        }
+    }
+
+    fn place(&self, socket: TcpStream, address: SocketAddr) -> Accepted {
+        self.registry.counters().connections_accepted.inc();
+        let load = |index: &usize| self.loads[*index].load(Ordering::Relaxed);
+        let least = (0..self.peers.len()).min_by_key(load).unwrap_or(self.delivery);
+        self.loads[least].fetch_add(1, Ordering::Relaxed);
+        if least == self.delivery {
+            return Accepted::Here(socket, address);
+        }
+        match self.peers[least].try_send(ToDelivery::Connection(socket, address)) {
+            Err(
+                SendError::Full(ToDelivery::Connection(socket, address))
+                | SendError::Closed(ToDelivery::Connection(socket, address)),
+            ) => {
+                self.loads[least].fetch_sub(1, Ordering::Relaxed);
+                self.loads[self.delivery].fetch_add(1, Ordering::Relaxed);
+                Accepted::Here(socket, address)
+            }
+            _ => Accepted::Elsewhere,
+        }
+    }
+
+    /// A connection of this thread counts no more.
+    pub(super) fn uncount(&self) {
+        self.loads[self.delivery].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The connections of all delivery threads.
+    pub(super) fn connections_of_all(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+}

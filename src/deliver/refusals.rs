@@ -1,0 +1,87 @@
+//! Requests that are not served: whether one may be, and how the others are told.
+
+use std::time::Instant;
+
+use super::admission::{OVERLOADED, RETRY_AFTER_S, shortened};
+use super::delivery::Delivery;
+use super::http_error::HttpError;
+use super::request::Request;
+use super::response::{AllowedOrigin, Reply, switch_to_websocket};
+use super::route::{Route, RouteLimits, route};
+use crate::event::message::Slot;
+use crate::warn_limited;
+
+impl Delivery {
+    /// The resource that a request asks for, if it is allowed; else the refusal.
+    pub(super) fn judge(
+        &mut self,
+        slot: Slot,
+        request: &Request,
+        origin: Result<AllowedOrigin, HttpError>,
+        now: Instant,
+    ) -> Result<Route, HttpError> {
+        if let Some(refusal) = self.connections.take_refusal(slot) {
+            return Err(refusal);
+        }
+        self.admission.check_host(request)?;
+        origin?;
+        let route = route(request, &self.route_limits())?;
+        if self.is_draining {
+            return Err(HttpError::draining());
+        }
+        if let Some(connection) = self.connections.get_mut(slot) {
+            let ip = connection.address.ip();
+            self.admission.allow(ip, &mut connection.counted, &route, now)?;
+        }
+        if self.has_too_many_jobs() {
+            return Err(HttpError::unavailable("overloaded", OVERLOADED, RETRY_AFTER_S));
+        }
+        Ok(route)
+    }
+
+    /// The limits and the naming by which requests and messages are read.
+    pub(super) fn route_limits(&self) -> RouteLimits {
+        RouteLimits {
+            max_wait: self.config.client.max_wait,
+            max_batch: self.config.delivery.max_batch,
+            naming: self.config.redis.stream_key.naming(),
+        }
+    }
+
+    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing
+    /// that a browser shows to its page.
+    pub(super) fn refuse(
+        &mut self,
+        slot: Slot,
+        (request, reply): (&Request, &Reply),
+        error: &HttpError,
+        now: Instant,
+    ) {
+        if error.code == HttpError::ORIGIN_NOT_ALLOWED {
+            let [origin, host] = [&request.origin, &request.host]
+                .map(|name| name.as_deref().map(shortened).unwrap_or_default());
+            warn_limited!(?origin, ?host, "a page's origin was refused: it is not in listen.origins");
+        }
+        let (Some(code), Some(offer)) = (error.close_code(), &request.websocket) else {
+            return self.reply_error(slot, reply, error, now);
+        };
+        self.registry.counters().http_errors.inc();
+        let mut head = Vec::new();
+        switch_to_websocket(&mut head, offer);
+        let reason = match error.retry_after {
+            Some(seconds) => format!("{}; try again in {seconds} s", error.message),
+            None => error.message.clone(),
+        };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.send(head);
+        connection.close_websocket(code, &reason);
+        self.connections.touch(slot);
+    }
+
+    /// Tells why a connection is not served whose request is not known, or could not be understood.
+    pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
+        let mut answer = Vec::new();
+        Reply::closing().error(&mut answer, error);
+        self.answer_and_close(slot, answer);
+    }
+}
