@@ -44,7 +44,9 @@ impl Delivery {
 
     fn obey_message(&mut self, slot: Slot, text: &str, now: Instant) {
         self.registry.counters().client_messages.inc();
-        let Some(viewers) = self.connections.websocket(slot).map(|websocket| &websocket.viewers) else { return };
+        let Some(viewers) = self.connections.websocket(slot).map(|websocket| &websocket.viewers) else {
+            return;
+        };
         let multiplexed = matches!(viewers, Viewers::Many(_));
         let naming = self.config.redis.stream_key.naming();
         let result = message::parse(text, multiplexed, naming).and_then(|message| {
@@ -138,8 +140,10 @@ impl Delivery {
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
             ClientMessage::Cancel { stream, reason } => {
                 let multiplexed = stream.clone();
-                let is_many =
-                    self.connections.websocket(slot).is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
+                let is_many = self
+                    .connections
+                    .websocket(slot)
+                    .is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
                 // Where streams come and go, one can be stopped without being read.
                 let stream = match stream {
                     Some(stream) if is_many => stream,
@@ -192,7 +196,9 @@ impl Delivery {
         }
         let stream = wish.stream.clone();
         let viewer = self.add_viewer(slot, wish);
-        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) = self.connections.websocket(slot) {
+        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) =
+            self.connections.websocket(slot)
+        {
             if let Some(parted) = parted {
                 parted.retain(|parted| parted.stream != stream);
             }
@@ -226,7 +232,9 @@ impl Delivery {
 
     /// A stream leaves a multiplexed connection.
     pub(super) fn unsubscribe(&mut self, slot: Slot, stream: &StreamName, reason: Unsubscribed) {
-        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else { return };
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
+            return;
+        };
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
         self.note_parted(slot, viewer);

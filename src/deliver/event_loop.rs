@@ -1,12 +1,23 @@
-//! A delivery thread: one mio loop that owns its connections.
+//! A delivery thread: one mio loop that owns its connections. It alone calls the parts of [`Delivery`] in an order:
 //!
-//! One round takes the input of the sockets and the inbox, does everything that follows from it, then
-//! offers each socket its waiting bytes once, sends the history reads that were asked for, and sleeps.
+//! 1. Notes what sockets are ready for. Nothing is read yet.
+//! 2. Takes messages of other threads: live frames, results of history reads, answers of the recorder. What follows for
+//!    viewers is put into their outboxes, and what is wanted of other threads is kept for step 8.
+//! 3. Tells everybody that the instance drains, once nothing is left that was read before.
+//! 4. Offers sockets what was added: live text before anything else.
+//! 5. Accepts connections.
+//! 6. Hears clients, in turns: [`super::backlog`].
+//! 7. Asks reads again whose pause is over, and does what is due by time.
+//! 8. Offers sockets the answers, then a share of what is waiting in bulk; sends history reads and other messages to the
+//!    threads that have room.
+//! 9. Removes the connections that are over, so that no index is reused within one batch of events.
+//! 10. Every 100 ms: reports positions and acknowledgements, forgets recent answers, publishes measurements.
 //!
-//! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held here, at
-//! most one read for each job, one attach and one detach for each stream, one wait for each name.
-//! A connection is removed at the end of the round, so that an index is not reused within one
-//! batch of events.
+//! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them:
+//! [`Delivery::deliver_between_rounds`].
+//!
+//! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held in
+//! [`super::outbound`].
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +34,7 @@ const TICK: Duration = Duration::from_millis(100);
 const HELD_RETRY: Duration = Duration::from_millis(2);
 /// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
 const TIMERS_PER_ROUND: usize = 64;
+
 impl Delivery {
     /// How long to sleep before the next round; `None` when the daemon stops, or everything is drained.
     pub(super) fn rest(&mut self) -> Option<Duration> {

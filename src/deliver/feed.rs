@@ -6,9 +6,9 @@ use std::time::Instant;
 use super::delivery::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
-use super::viewer::Ending;
 use super::sharing::JobKind;
-use super::viewer::{Batch, Mark, Shape, Stage, Wire};
+use super::viewer::Ending;
+use super::viewer::{Batch, Mark, Reading, Shape, Wire};
 use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
 use crate::event::{
     AckBoard, Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream,
@@ -19,9 +19,11 @@ impl Delivery {
 
     pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, now: Instant) {
         self.flush_batch(slot);
-        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) =
-            self.streams.viewer(slot).and_then(|viewer| viewer.told)
-        {
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        if viewer.read_on().is_none() {
+            return;
+        }
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = viewer.told {
             self.tell(slot, StreamStatus::Live);
         }
         if let Some(gap) = shown.gap {
@@ -31,12 +33,12 @@ impl Delivery {
             self.push(slot, frame, false);
         }
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        viewer.stage = Stage::Reading;
-        viewer.anchor.clone_from(&shown.cursor);
+        let Some(reading) = viewer.reading_mut() else { return };
+        reading.anchor.clone_from(&shown.cursor);
         if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
             viewer.entry_bytes = (viewer.entry_bytes * 3 + seen) / 4 + 1;
         }
-        let over = shown.exhausted && !is_range && viewer.anchor.is_terminal() && !viewer.wish.follow;
+        let over = shown.exhausted && !is_range && shown.cursor.is_terminal() && !viewer.wish.follow;
         if over {
             return self.end(slot, Ending::Ended, now);
         }
@@ -44,7 +46,7 @@ impl Delivery {
         let room = self.room(slot) >= self.config.client.send_budget / 2;
         let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
         let live = hub.live;
-        let Some(seam) = &mut viewer.seam else { return };
+        let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
         // Live text has told an end that no entry says, and that a read up to an entry cannot tell.
         let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
         let misses_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
@@ -95,16 +97,21 @@ impl Delivery {
         match ask {
             Ask::Nothing => {}
             Ask::Read { until } => {
-                let from = viewer.anchor.clone();
+                let Some(from) = viewer.given().cloned() else { return };
                 self.add_job(slot, &JobKind::Read { from, until });
             }
             Ask::Attach => {
-                let (hub, from) = (viewer.hub, viewer.anchor.clone());
+                let (hub, Some(from)) = (viewer.hub, viewer.given().cloned()) else { return };
                 let Some(found) = self.streams.hub_mut(hub) else { return };
                 found.live = Live::Attaching;
                 found.attach += 1;
                 let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
-                self.outbound.control(Control::Attach { stream, delivery: self.outbound.delivery(), hub, from });
+                self.outbound.control(Control::Attach {
+                    stream,
+                    delivery: self.outbound.delivery(),
+                    hub,
+                    from,
+                });
             }
         }
     }
@@ -112,11 +119,9 @@ impl Delivery {
     /// Ends a live viewer of a finished stream, or tells it whether the producer is stalled.
     fn settle(&mut self, slot: Slot, now: Instant) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        if !viewer.seam.as_ref().is_some_and(Seam::is_live) {
-            return;
-        }
+        let Some(reading) = viewer.reading().filter(|reading| reading.seam.is_live()) else { return };
         let stalled = self.streams.hub(viewer.hub).is_some_and(|hub| hub.stalled);
-        let is_over = viewer.anchor.is_terminal();
+        let is_over = reading.anchor.is_terminal();
         if is_over && !viewer.wish.follow {
             return self.end(slot, Ending::Ended, now);
         }
@@ -197,9 +202,10 @@ impl Delivery {
 
     fn offer_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        let Some(seam) = &mut viewer.seam else { return };
         let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
-        let Some(connection) = self.connections.get(viewer.connection) else { return };
+        let connection = viewer.connection;
+        let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
+        let Some(connection) = self.connections.get(connection) else { return };
         let waiting = connection.outbox.cost_bytes() + gathered;
         let budget = self.config.client.send_budget;
         if seam.is_live() && waiting > 0 && waiting + frame.json().len() > budget {
@@ -261,7 +267,9 @@ impl Delivery {
 
     fn give_live(&mut self, slot: Slot, frame: &Arc<Frame>, now: Instant) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        viewer.anchor.move_to(frame.last, &frame.state);
+        if let Some(reading) = viewer.reading_mut() {
+            reading.anchor.move_to(frame.last, &frame.state);
+        }
         if viewer.wish.batch.is_zero() {
             return self.push(slot, frame, true);
         }
@@ -280,7 +288,9 @@ impl Delivery {
 
     /// Sends what was gathered, merged.
     pub(super) fn flush_batch(&mut self, slot: Slot) {
-        let Some(batch) = self.streams.viewer_mut(slot).and_then(|viewer| viewer.batch.take()) else { return };
+        let Some(batch) = self.streams.viewer_mut(slot).and_then(|viewer| viewer.batch.take()) else {
+            return;
+        };
         for frame in merge(&batch.frames) {
             self.push(slot, &frame, true);
         }
@@ -318,7 +328,8 @@ impl Delivery {
                 self.connections.send(connection, said.own);
             }
         }
-        self.connections.send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
+        self.connections
+            .send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
     }
 
     fn restart_translation(&mut self, slot: Slot) {

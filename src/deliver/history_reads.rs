@@ -253,3 +253,109 @@ impl HistoryReads {
         self.recents.forget(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{After, EntryId};
+    use crate::observe::Registry;
+
+    const HUB: Slot = slot(0);
+
+    const fn slot(index: usize) -> Slot {
+        Slot { index, generation: 1 }
+    }
+
+    fn reads() -> HistoryReads {
+        HistoryReads::new(Arc::new(Registry::new("test")))
+    }
+
+    fn open_at(ms: u64) -> JobKind {
+        JobKind::Open(After::At(EntryId::new(ms, 0).into()))
+    }
+
+    /// Viewers of one stream that want these reads, one after another; the bytes promised to each that joined one under
+    /// way.
+    fn want(reads: &mut HistoryReads, wanted: &[(usize, &JobKind)], room: usize) -> Vec<Option<usize>> {
+        let stream = StreamName::new("s", "m").unwrap();
+        let want = |&(viewer, kind): &(usize, &JobKind)| {
+            let reader = Reader { viewer: slot(viewer), hub: HUB, stream: &stream, translated: false };
+            reads.want(reader, kind, room)
+        };
+        wanted.iter().map(want).collect()
+    }
+
+    /// Asks for the reads of a round, each with room for so many bytes; the viewers of each.
+    fn ask(reads: &mut HistoryReads, budget_bytes: usize) -> Vec<(Slot, Vec<usize>)> {
+        let mut asked = Vec::new();
+        for (hub, jobs) in reads.take_fresh() {
+            for &job in &jobs {
+                let found = reads.get_mut(job).unwrap();
+                found.budget_bytes = budget_bytes;
+                asked.push((job, found.viewers.iter().map(|viewer| viewer.index).collect()));
+            }
+            reads.note_asked(hub, jobs);
+        }
+        asked
+    }
+
+    #[test]
+    fn viewers_that_want_nearly_the_same_share_a_read() {
+        let mut reads = reads();
+        let (early, late, far) = (open_at(100_000), open_at(101_000), open_at(900_000));
+        want(&mut reads, &[(1, &late), (2, &early), (3, &far), (4, &late)], 100);
+        let mut viewers: Vec<_> = ask(&mut reads, 100).into_iter().map(|(_, viewers)| viewers).collect();
+        viewers.sort();
+        assert_eq!(viewers, [vec![1, 2, 4], vec![3]], "the earlier one widens the read of the later one");
+        assert!(!reads.has_fresh());
+    }
+
+    #[test]
+    fn a_read_under_way_is_joined_by_those_with_room_for_it() {
+        let mut reads = reads();
+        let kind = open_at(100_000);
+        want(&mut reads, &[(1, &kind)], 100);
+        let [(job, _)] = ask(&mut reads, 60)[..] else { panic!("one read") };
+        assert_eq!(want(&mut reads, &[(2, &kind)], 60), [Some(60)]);
+        assert_eq!(want(&mut reads, &[(3, &kind)], 59), [None], "a read of its own");
+        let found = reads.get(job).unwrap();
+        assert_eq!((found.viewers.len(), found.on_time), (2, 1));
+        reads.remove(job);
+        assert_eq!(want(&mut reads, &[(4, &kind)], 100), [None], "it is over");
+        assert_eq!(ask(&mut reads, 60).into_iter().map(|(_, viewers)| viewers).collect::<Vec<_>>(), [[3, 4]]);
+    }
+
+    #[test]
+    fn an_exact_read_is_shared_only_with_those_that_want_exactly_it() {
+        let mut reads = reads();
+        let stream = StreamName::new("s", "m").unwrap();
+        for (viewer, ms) in [(1, 5_000), (2, 5_000), (3, 6_000)] {
+            let reader = Reader { viewer: slot(viewer), hub: HUB, stream: &stream, translated: false };
+            reads.want_exactly(reader, open_at(ms));
+        }
+        let asked = ask(&mut reads, 10);
+        let [(first, both), (_, third)] = &asked[..] else { panic!("two reads") };
+        assert_eq!((&both[..], &third[..]), (&[1, 2][..], &[3][..]));
+        assert_eq!(reads.get(*first).map(|job| job.kind.clone()), Some(open_at(5_000)), "not widened");
+    }
+
+    #[test]
+    fn pauses_before_a_read_is_asked_again_grow_up_to_two_seconds() {
+        let mut reads = reads();
+        want(&mut reads, &[(1, &JobKind::State)], 10);
+        let [(job, _)] = ask(&mut reads, 10)[..] else { panic!("one read") };
+        let now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            reads.retry_later(job, now);
+            let at = reads.next_retry().unwrap();
+            assert_eq!(reads.pop_retry(now), None, "not yet");
+            assert_eq!(reads.pop_retry(at), Some(job));
+            pauses.push(at - now);
+        }
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        assert!(pauses[0] <= UNAVAILABLE_RETRY && pauses[7] <= UNAVAILABLE_RETRY_MAX, "{pauses:?}");
+        assert!(pauses[7] >= UNAVAILABLE_RETRY_MAX / 2, "{pauses:?}");
+        assert_eq!(reads.next_retry(), None);
+    }
+}

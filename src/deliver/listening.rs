@@ -15,7 +15,7 @@ use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
 use super::viewer::Ending;
-use super::viewer::Stage;
+use super::viewer::Viewer;
 use super::websocket::close;
 use crate::event::message::Slot;
 
@@ -163,8 +163,7 @@ impl Delivery {
             (Peer::Gone, _) => self.connections.end(slot),
             (_, Phase::Asked { viewer, .. }) => {
                 let viewer = *viewer;
-                let stage = self.streams.viewer(viewer).map(|viewer| &viewer.stage);
-                if matches!(stage, Some(Stage::Waiting(_))) {
+                if self.streams.viewer(viewer).is_some_and(Viewer::is_waiting) {
                     self.end(viewer, Ending::NotFound, now);
                 }
             }
@@ -174,7 +173,8 @@ impl Delivery {
 
     /// Whether the viewer's client has finished sending before its answer began, and so may be gone.
     pub(super) fn may_be_gone(&self, viewer: Slot) -> bool {
-        let connection = self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        let connection =
+            self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
         connection
             .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }

@@ -1,16 +1,20 @@
 //! Delivery: what clients ask over HTTP and WebSocket, and how the frames reach their sockets.
 //!
 //! ```text
-//!              serve: one mio Poll a thread ─▶ event_loop: rounds, timers     exchange: inbox, other threads
-//!                                                             (delivery: the state that all of these act on)
-//!   sockets ─▶ accepting ─▶ listening ─▶ admission ─▶ requests, conversation  deadlines: keep-alive, slow, wait, drain
-//!                           (backlog: whose turn)        │    └─▶ receipts (what clients have) ─▶ recorder
-//!                                                        └─▶ streams (viewers, hubs) ─▶ jobs (history reads) ─▶ replay
-//!   sockets ◀─ sending ◀─ outbox ◀─ feed (seam) ◀───────────────────────────────────────── transform threads
+//!   sockets ─▶ accepting ─▶ listening ─▶ refusals ─▶ requests, conversation   deadlines: keep-alive, slow, wait, drain
+//!                                                        │    └─▶ receipts, cancels ─▶ recorder
+//!                                                        └─▶ viewing ─▶ jobs ─▶ replay threads
+//!   sockets ◀─ sending ◀─ feed ◀──────────────────────────────────────────────── transform threads
 //! ```
 //!
-//! Pure parts, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`], [`mod@format`],
-//! [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`].
+//! - [`serve`] waits in one mio Poll a thread; [`event_loop`] has the rounds and their order.
+//! - The modules of the picture say what follows from what. They act on the parts of a [`delivery::Delivery`].
+//! - The parts own their state and know nothing of each other: `connections` (whose turn it is), `streams` (viewers and
+//!   hubs), `history_reads` (who shares which), [`outbound`] (messages to other threads), `admission` (policies and
+//!   limits), `acceptor` (the listener).
+//! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
+//!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
+//!   `sharing`, `taking`, `held`, `viewer`.
 
 mod accepting;
 mod acceptor;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Parted, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::message::Refusal;
-use super::viewer::Ending;
 use super::taking::{Advice, Generation};
+use super::viewer::Ending;
 use super::viewer::{Stage, Wire};
-use crate::event::message::{Slot, now_us};
+use crate::event::message::{Cursor, Slot, now_us};
 use crate::event::notice;
 use crate::event::record::{Acked, Asker, Receipt, Refused};
 use crate::event::{Position, StreamName};
@@ -69,8 +69,9 @@ impl Delivery {
             self.answer_acked(connection, &stream, id);
             return Ok(());
         };
-        let is_once = taking.is_once(id, &viewer.anchor);
-        let advice = taking.judge(id, &viewer.anchor, now);
+        let nothing = Cursor::default();
+        let given = viewer.given().unwrap_or(&nothing);
+        let (is_once, advice) = (taking.is_once(id, given), taking.judge(id, given, now));
         let (is_passed, is_new) = match advice {
             Advice::Refuse => return Err(not_given(id)),
             Advice::PassOn(generation) => {
@@ -213,7 +214,9 @@ impl Delivery {
             return true;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        viewers.into_iter().any(|viewer| self.streams.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
+        viewers
+            .into_iter()
+            .any(|viewer| self.streams.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
     }
 
     /// Passes on the acknowledgements that were held for long enough.
@@ -236,8 +239,10 @@ impl Delivery {
     fn pass_on_held(&mut self, slot: Slot, now: Instant, at_once: bool) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return true };
         let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
-        let Some((id, at_us, generation)) = taking.due(&viewer.anchor, now, at_once) else { return false };
-        let is_once = taking.is_once(id, &viewer.anchor);
+        let nothing = Cursor::default();
+        let given = viewer.given().unwrap_or(&nothing);
+        let Some((id, at_us, generation)) = taking.due(given, now, at_once) else { return false };
+        let is_once = taking.is_once(id, given);
         let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
         let is_passed = self.pass_on(connection, stream, Said { id, at_us, generation, is_once }, now);
         if is_passed && let Some(taking) = self.streams.taking(slot) {
@@ -258,29 +263,28 @@ impl Delivery {
         }
         let Some(viewer) = self.streams.viewer_mut(slot) else { return false };
         let (connection, until) = (viewer.connection, now + PARTING);
-        viewer.stage = Stage::Parting(until);
-        // Frames that may follow are not for this viewer.
-        viewer.seam = None;
+        viewer.part(until);
         self.connections.arm(connection, until);
         true
     }
 
     /// Whether the connection stays only so that the end can be acknowledged.
     pub(super) fn is_parting(&self, slot: Slot) -> bool {
-        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting(_)))
+        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting { .. }))
     }
 
     /// Whether the client may have something to acknowledge yet, or is to be answered.
     fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return false };
-        let taking = viewer.taking.as_ref();
-        taking.is_some_and(|taking| !taking.is_complete(&viewer.anchor) || taking.awaits_answer(now))
+        let Some(taking) = &viewer.taking else { return false };
+        let nothing = Cursor::default();
+        !taking.is_complete(viewer.given().unwrap_or(&nothing)) || taking.awaits_answer(now)
     }
 
     /// Closes a connection whose client has had its moment, which begins when the end is on the socket.
     pub(super) fn judge_parting(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let viewer = self.streams.viewer_mut(slot)?;
-        let Stage::Parting(until) = &mut viewer.stage else { return None };
+        let Stage::Parting { until, .. } = &mut viewer.stage else { return None };
         // A client that is owed an answer gets it first.
         let is_owed = viewer.taking.as_ref().is_some_and(|taking| taking.awaits_answer(now));
         if viewer.unwritten > 0 || is_owed {
@@ -300,7 +304,7 @@ impl Delivery {
         self.pass_on_last_ack(viewer);
         let Some(viewer) = self.streams.viewer_mut(viewer) else { return };
         let Some(taking) = viewer.taking.take() else { return };
-        let anchor = viewer.anchor.clone();
+        let anchor = viewer.given().cloned().unwrap_or_default();
         let gone = Parted { stream: viewer.wish.stream.clone(), taking, anchor };
         let most = self.config.client.max_subscriptions;
         let Some(websocket) = self.connections.websocket(slot) else { return };

@@ -177,7 +177,8 @@ impl Delivery {
 
     /// Whether the viewer's answer has begun, so that its status can no longer change.
     pub(super) fn has_begun(&self, viewer: Slot) -> bool {
-        let connection = self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
+        let connection =
+            self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
         connection.is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
     }
 

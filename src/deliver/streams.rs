@@ -8,7 +8,7 @@ use super::seam::{Live, Seam};
 use super::table::Table;
 use super::taking::Taking;
 use super::viewer::{Hub, Stage, Viewer, Wish};
-use crate::event::message::{Cursor, HubRef, Slot};
+use crate::event::message::{HubRef, Slot};
 use crate::event::{EntryId, Frame, Phase, StreamName};
 use crate::observe::Registry;
 
@@ -45,8 +45,6 @@ impl Streams {
             hub,
             wish,
             stage: Stage::Opening,
-            seam: None,
-            anchor: Cursor::default(),
             opened: false,
             held: None,
             told: None,
@@ -136,7 +134,7 @@ impl Streams {
 
     /// A viewer's way between history and live.
     pub(super) fn seam(&mut self, viewer: Slot) -> Option<&mut Seam<Arc<Frame>>> {
-        self.viewers.get_mut(viewer)?.seam.as_mut()
+        Some(&mut self.viewers.get_mut(viewer)?.reading_mut()?.seam)
     }
 
     /// A viewer's account of acknowledgements.
@@ -210,7 +208,7 @@ impl Streams {
     /// Up to where a hub's stream is on the sockets of its live viewers; a viewer in history holds nothing back.
     pub(super) fn written_up_to(&self, hub: &Hub) -> EntryId {
         let live = self.viewers_of(hub);
-        live.filter(|viewer| viewer.seam.as_ref().is_some_and(Seam::is_live))
+        live.filter(|viewer| viewer.is_live())
             .filter(|viewer| viewer.unwritten > 0 || viewer.batch.is_some())
             .map(|viewer| viewer.written)
             .min()
@@ -219,7 +217,7 @@ impl Streams {
 
     /// Whether one of a hub's viewers needs live text, or may need it next.
     pub(super) fn is_needed_live(&self, hub: &Hub) -> bool {
-        self.viewers_of(hub).filter_map(|viewer| viewer.seam.as_ref()).any(Seam::needs_live)
+        self.viewers_of(hub).filter_map(Viewer::reading).any(|reading| reading.seam.needs_live())
     }
 
     fn viewers_of<'a>(&'a self, hub: &'a Hub) -> impl Iterator<Item = &'a Viewer> {
@@ -234,5 +232,83 @@ impl Streams {
     /// The viewers that hold an acknowledgement; none is noted any more.
     pub(super) fn take_unpassed_acks(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.unpassed_acks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::viewer::{Reading, Wire};
+    use super::*;
+    use crate::event::After;
+    use crate::event::message::Cursor;
+
+    const CONNECTION: Slot = Slot { index: 0, generation: 1 };
+
+    fn wish(session: &str) -> Wish {
+        let (follow, wait, batch, wire) = (false, Duration::ZERO, Duration::ZERO, Wire::Sse);
+        let stream = StreamName::new(session, "m").unwrap();
+        Wish { stream, after: After::Last, follow, wait, batch, wire, translator: None }
+    }
+
+    /// Viewers of the stream `s`, one after another.
+    fn streams_with(viewers: usize) -> (Streams, Vec<Slot>) {
+        let mut streams = Streams::new(Arc::new(Registry::new("test")));
+        let viewers = (0..viewers).map(|_| streams.add_viewer(CONNECTION, wish("s"), false)).collect();
+        (streams, viewers)
+    }
+
+    #[test]
+    fn a_hub_goes_with_its_last_viewer_in_whatever_order_they_go() {
+        for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1], [1, 2, 0]] {
+            let (mut streams, viewers) = streams_with(3);
+            let name = StreamName::new("s", "m").unwrap();
+            let hub = streams.hub_by_name(&name).unwrap();
+            for leaving in &order[..2] {
+                assert!(streams.remove_viewer(viewers[*leaving]).is_none());
+            }
+            assert_eq!(streams.hub(hub).map(|hub| hub.viewers.clone()), Some(vec![viewers[order[2]]]));
+            let (removed, _) = streams.remove_viewer(viewers[order[2]]).unwrap();
+            assert_eq!((removed, streams.hub_by_name(&name)), (hub, None));
+            assert!(streams.remove_viewer(viewers[0]).is_none(), "it is gone");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_waited_for_once_however_many_wait() {
+        let (mut streams, viewers) = streams_with(2);
+        let hub = streams.viewer(viewers[0]).unwrap().hub;
+        assert!(streams.begin_waiting(hub).is_some());
+        assert!(streams.begin_waiting(hub).is_none());
+        assert_eq!(streams.end_waiting(hub), viewers);
+        assert!(streams.begin_waiting(hub).is_some(), "anew, if it is gone again");
+    }
+
+    #[test]
+    fn a_wait_keeps_the_place_in_a_stream_that_comes_back() {
+        let (mut streams, viewers) = streams_with(1);
+        let viewer = streams.viewer_mut(viewers[0]).unwrap();
+        let now = std::time::Instant::now();
+        assert_eq!(viewer.wait(now), Some(now));
+        assert!(viewer.is_waiting() && viewer.read_on().is_none(), "it was never read");
+        let (seam, anchor) = (Seam::new(EntryId::new(7, 0).into()), Cursor::default());
+        viewer.stage = Stage::Reading(Reading { seam, anchor });
+        assert_eq!(viewer.wait(now), Some(now));
+        assert!(viewer.is_waiting() && viewer.reading().is_some());
+        assert!(viewer.read_on().is_some() && !viewer.is_waiting());
+        viewer.part(now);
+        assert!(viewer.reading().is_none() && viewer.given().is_some());
+        assert_eq!(viewer.wait(now), None, "it has everything");
+    }
+
+    #[test]
+    fn a_stream_is_reported_once_however_often_it_is_noted() {
+        let (mut streams, viewers) = streams_with(1);
+        let hub = streams.viewer(viewers[0]).unwrap().hub;
+        streams.note_unreported(hub);
+        streams.note_unreported(hub);
+        assert_eq!(streams.take_unreported(), [hub]);
+        assert!(streams.take_unreported().is_empty());
     }
 }

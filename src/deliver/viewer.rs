@@ -42,16 +42,33 @@ pub(super) struct Wish {
 /// How far a viewer has come.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// `after` is being looked for.
+    /// Its start is being looked for.
     Opening,
-    /// The stream does not exist; until then it is waited for.
-    Waiting(Instant),
-    /// It was waited for and has appeared: it is being looked for again, and waited for until then if it is gone.
-    Returning(Instant),
+    /// The stream does not exist.
+    Waiting(Waiting),
     /// It is given frames.
-    Reading,
-    /// It has all frames; until then its client may acknowledge them.
-    Parting(Instant),
+    Reading(Reading),
+    /// It has all frames, up to `given`; until then its client may acknowledge them.
+    Parting { until: Instant, given: Cursor },
+}
+
+/// A viewer's wait for its stream.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) until: Instant,
+    /// Whether the stream has appeared, so that it is being looked for again; the wait goes on if it is gone.
+    pub(super) has_appeared: bool,
+    /// How far the viewer was with the stream before it went.
+    pub(super) reading: Option<Reading>,
+}
+
+/// A viewer's place in its stream.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// The way between history and live.
+    pub(super) seam: Seam<Arc<Frame>>,
+    /// Where history is read on from: what was given last, with its state.
+    pub(super) anchor: Cursor,
 }
 
 /// One viewer of one stream.
@@ -61,10 +78,6 @@ pub(super) struct Viewer {
     pub(super) hub: Slot,
     pub(super) wish: Wish,
     pub(super) stage: Stage,
-    /// The way between history and live, once `after` was found.
-    pub(super) seam: Option<Seam<Arc<Frame>>>,
-    /// Where history is read on from: what was given last, with its state.
-    pub(super) anchor: Cursor,
     /// Whether `open` was sent.
     pub(super) opened: bool,
     /// Answers that come after it.
@@ -88,6 +101,75 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
+    /// Its place in its stream, once its start was found and until all was given.
+    pub(super) const fn reading(&self) -> Option<&Reading> {
+        match &self.stage {
+            Stage::Reading(reading) => Some(reading),
+            Stage::Waiting(waiting) => waiting.reading.as_ref(),
+            Stage::Opening | Stage::Parting { .. } => None,
+        }
+    }
+
+    /// As [`Viewer::reading`], to be changed.
+    pub(super) const fn reading_mut(&mut self) -> Option<&mut Reading> {
+        match &mut self.stage {
+            Stage::Reading(reading) => Some(reading),
+            Stage::Waiting(waiting) => waiting.reading.as_mut(),
+            Stage::Opening | Stage::Parting { .. } => None,
+        }
+    }
+
+    /// Up to where it was given its stream; `None` before its start was found.
+    pub(super) const fn given(&self) -> Option<&Cursor> {
+        match &self.stage {
+            Stage::Parting { given, .. } => Some(given),
+            _ => match self.reading() {
+                Some(reading) => Some(&reading.anchor),
+                None => None,
+            },
+        }
+    }
+
+    /// Whether it is given live text as it comes.
+    pub(super) fn is_live(&self) -> bool {
+        self.reading().is_some_and(|reading| reading.seam.is_live())
+    }
+
+    /// Whether its stream does not exist, and has not appeared again.
+    pub(super) const fn is_waiting(&self) -> bool {
+        matches!(&self.stage, Stage::Waiting(waiting) if !waiting.has_appeared)
+    }
+
+    /// The stream does not exist, or not any more; until when it is waited for. A wait that goes on has its time
+    /// already, a new one the viewer's. `None`: the viewer has everything that it wanted of it.
+    pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
+        let (until, reading) = match std::mem::replace(&mut self.stage, Stage::Opening) {
+            Stage::Opening => (now + self.wish.wait, None),
+            Stage::Reading(reading) => (now + self.wish.wait, Some(reading)),
+            Stage::Waiting(waiting) => (waiting.until, waiting.reading),
+            parting @ Stage::Parting { .. } => {
+                self.stage = parting;
+                return None;
+            }
+        };
+        self.stage = Stage::Waiting(Waiting { until, has_appeared: false, reading });
+        Some(until)
+    }
+
+    /// It is read on for a viewer that had begun to read.
+    pub(super) fn read_on(&mut self) -> Option<&mut Reading> {
+        if let Stage::Waiting(Waiting { reading, .. }) = &mut self.stage {
+            self.stage = Stage::Reading(reading.take()?);
+        }
+        self.reading_mut()
+    }
+
+    /// It has everything; until then its client may acknowledge it.
+    pub(super) fn part(&mut self, until: Instant) {
+        let given = self.given().cloned().unwrap_or_default();
+        self.stage = Stage::Parting { until, given };
+    }
+
     /// The viewer, named `slot`, as one that wants something read.
     pub(super) const fn reader(&self, slot: Slot) -> Reader<'_> {
         let (hub, stream, translated) = (self.hub, &self.wish.stream, self.wish.translator.is_some());

@@ -6,8 +6,8 @@ use super::delivery::Delivery;
 use super::format::Format;
 use super::seam::{Live, Seam};
 use super::sharing::JobKind;
-use super::viewer::{Ending, Mark, Stage, Wire, Wish};
-use crate::event::message::{Control, Errand, HubRef, Opened, Slot};
+use super::viewer::{Ending, Mark, Reading, Stage, Wire, Wish};
+use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
 use crate::event::notice::{self, Unsubscribed};
 use crate::event::{After, Position, StreamName, StreamStatus};
 
@@ -87,8 +87,7 @@ impl Delivery {
         if let Some(translator) = &mut viewer.wish.translator {
             translator.take_finished();
         }
-        viewer.stage = Stage::Reading;
-        viewer.seam = Some(Seam::new(opened.from));
+        viewer.stage = Stage::Reading(Reading { seam: Seam::new(opened.from), anchor: Cursor::default() });
         self.show(slot, &opened.shown, false, now);
     }
 
@@ -122,12 +121,7 @@ impl Delivery {
     /// There is no such stream, or not any more.
     pub(super) fn miss(&mut self, slot: Slot, now: Instant) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        let deadline = match viewer.stage {
-            Stage::Waiting(deadline) | Stage::Returning(deadline) => deadline,
-            Stage::Opening | Stage::Reading => now + viewer.wish.wait,
-            Stage::Parting(_) => return,
-        };
-        viewer.stage = Stage::Waiting(deadline);
+        let Some(deadline) = viewer.wait(now) else { return };
         if deadline <= now || self.may_be_gone(slot) {
             return self.end(slot, Ending::NotFound, now);
         }
@@ -157,11 +151,13 @@ impl Delivery {
         let Some(slot) = self.streams.hub_by_name(stream) else { return };
         for viewer in self.streams.end_waiting(slot) {
             let Some(found) = self.streams.viewer_mut(viewer) else { continue };
-            let Stage::Waiting(deadline) = found.stage else { continue };
-            found.stage = Stage::Returning(deadline);
-            match &mut found.seam {
-                Some(seam) => {
-                    let ask = seam.read_to_end(Position::ZERO);
+            let Stage::Waiting(waiting) = &mut found.stage else { continue };
+            if std::mem::replace(&mut waiting.has_appeared, true) {
+                continue;
+            }
+            match &mut waiting.reading {
+                Some(reading) => {
+                    let ask = reading.seam.read_to_end(Position::ZERO);
                     self.ask(viewer, ask);
                 }
                 None => {
@@ -180,14 +176,15 @@ impl Delivery {
 
     /// Whether a wait has run out, it is ended.
     pub(super) fn judge_wait(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        match self.streams.viewer(slot)?.stage {
-            Stage::Waiting(deadline) if deadline <= now => {
+        match &self.streams.viewer(slot)?.stage {
+            Stage::Waiting(waiting) if waiting.has_appeared => None,
+            Stage::Waiting(waiting) if waiting.until <= now => {
                 self.end(slot, Ending::NotFound, now);
                 None
             }
-            Stage::Waiting(deadline) => Some(deadline),
-            Stage::Parting(_) => self.judge_parting(slot, now),
-            Stage::Opening | Stage::Returning(_) | Stage::Reading => None,
+            Stage::Waiting(waiting) => Some(waiting.until),
+            Stage::Parting { .. } => self.judge_parting(slot, now),
+            Stage::Opening | Stage::Reading(_) => None,
         }
     }
     /// The viewer's stream is over for it.
