@@ -7,7 +7,7 @@
 //!  producer ──XADD──▶ Redis ─────XREAD────▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
 //!                       │                   paced, acks   decode, order,  mio loop,     WebSocket
 //!                       │                                 merge, encode   outboxes      or SSE
-//!                       │◀── position, with next read ◀─── AckBoard ◀────┘
+//!                       │◀── position, with next read ◀─── AckWatermark ◀────┘
 //!                       └──XRANGE──▶ replay-r ──▶ transform-j                (late, resumed, slow clients)
 //! ```
 //!
@@ -16,7 +16,7 @@
 //! | thread | waits for | owns | module |
 //! | --- | --- | --- | --- |
 //! | `main` | signals, ended threads | the life of the process, systemd | [`daemon`] |
-//! | `watcher` | errands, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
+//! | `watcher` | requests, pushes of Redis | lease, names waited for, Redis' clock | [`watcher`] |
 //! | `recorder` | its four queues | writes for others: cancel requests, ends, dead letters, receipts | [`recorder`] |
 //! | `reader-i` | XREAD or pushes, commands | live streams that hash to it, their groups, acks | [`ingest::reader`] |
 //! | `replay-r` | requests | a connection for history | [`ingest::replay`] |
@@ -29,7 +29,7 @@
 //! [`produce::Writer`] one for programs that write.
 //!
 //! A small live batch is worked on to its end by the reader that brings it: it takes a turn at the transform's and the
-//! delivery thread's state while these sleep ([`turns`]), because waking them would cost more than the work. Larger
+//! delivery thread's state while these sleep ([`inline_stage`]), because waking them would cost more than the work. Larger
 //! ones, and whatever finds the next thread at work, go through the queues, and the threads work side by side.
 //!
 //! # Invariants
@@ -61,13 +61,13 @@ mod json;
 pub mod provider;
 pub mod visible;
 // the doors to channels, threads, stopping and the log,
+pub mod inline_stage;
 pub mod log_filter;
 pub mod log_limit;
 pub mod pulse;
 pub mod queue;
 pub mod stop;
 pub mod thread;
-pub mod turns;
 // Redis and what is read from it,
 pub mod ingest;
 pub mod recorder;

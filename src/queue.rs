@@ -39,7 +39,7 @@ pub struct Gauge {
 }
 
 /// Does a receiver's work on the sender's thread.
-pub trait Shortcut<T>: std::fmt::Debug + Send + Sync {
+pub trait InlineStage<T>: std::fmt::Debug + Send + Sync {
     /// Does with the message what the receiver would do.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ pub enum SendError<T> {
 pub struct Sender<T> {
     inner: channel::Sender<T>,
     meter: Arc<Meter>,
-    shortcut: Arc<OnceLock<Box<dyn Shortcut<T>>>>,
+    inline: Arc<OnceLock<Box<dyn InlineStage<T>>>>,
     weigh: fn(&T) -> usize,
     waker: Option<Arc<mio::Waker>>,
 }
@@ -107,8 +107,8 @@ pub struct Sender<T> {
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         let (inner, meter) = (self.inner.clone(), Arc::clone(&self.meter));
-        let (shortcut, waker) = (Arc::clone(&self.shortcut), self.waker.clone());
-        Self { inner, meter, shortcut, weigh: self.weigh, waker }
+        let (inline, waker) = (Arc::clone(&self.inline), self.waker.clone());
+        Self { inner, meter, inline, weigh: self.weigh, waker }
     }
 }
 
@@ -117,14 +117,14 @@ impl<T> Clone for Sender<T> {
 pub struct Receiver<T> {
     inner: channel::Receiver<T>,
     meter: Arc<Meter>,
-    shortcut: Arc<OnceLock<Box<dyn Shortcut<T>>>>,
+    inline: Arc<OnceLock<Box<dyn InlineStage<T>>>>,
     weigh: fn(&T) -> usize,
 }
 
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
         let (inner, meter) = (self.inner.clone(), Arc::clone(&self.meter));
-        Self { inner, meter, shortcut: Arc::clone(&self.shortcut), weigh: self.weigh }
+        Self { inner, meter, inline: Arc::clone(&self.inline), weigh: self.weigh }
     }
 }
 
@@ -195,20 +195,20 @@ fn make<T>(
         refused: AtomicU64::new(0),
         sleeper: OnceLock::new(),
     });
-    let shortcut = Arc::default();
+    let inline = Arc::default();
     let receiver =
-        Receiver { inner: receiver, meter: Arc::clone(&meter), shortcut: Arc::clone(&shortcut), weigh };
-    (Sender { inner: sender, meter, shortcut, weigh, waker }, receiver)
+        Receiver { inner: receiver, meter: Arc::clone(&meter), inline: Arc::clone(&inline), weigh };
+    (Sender { inner: sender, meter, inline, weigh, waker }, receiver)
 }
 
 impl<T> Sender<T> {
-    /// Has the message's work done at once on this thread where the receiver has a [`Shortcut`] that takes it.
+    /// Has the message's work done at once on this thread where the receiver has a [`InlineStage`] that takes it.
     ///
     /// # Errors
     /// Hands the message back where not: it is to be sent.
     pub fn hand_over(&self, message: T) -> Result<(), T> {
-        match self.shortcut.get() {
-            Some(shortcut) => shortcut.take(message),
+        match self.inline.get() {
+            Some(inline) => inline.take(message),
             None => Err(message),
         }
     }
@@ -320,9 +320,9 @@ impl<T> Receiver<T> {
     }
 
     /// From now on senders may have this receiver's work done on their threads. Set once.
-    pub fn offer_shortcut(&self, shortcut: impl Shortcut<T> + 'static) {
-        let set = self.shortcut.set(Box::new(shortcut));
-        debug_assert!(set.is_ok(), "a queue has one shortcut");
+    pub fn offer_inline(&self, inline: impl InlineStage<T> + 'static) {
+        let set = self.inline.set(Box::new(inline));
+        debug_assert!(set.is_ok(), "a queue is taken from inline at one place");
     }
 
     fn taken(&self, message: T) -> T {
@@ -373,7 +373,7 @@ mod tests {
     #[derive(Debug)]
     struct OnlyEven(std::sync::Mutex<Vec<u32>>);
 
-    impl Shortcut<u32> for Arc<OnlyEven> {
+    impl InlineStage<u32> for Arc<OnlyEven> {
         fn take(&self, message: u32) -> Result<(), u32> {
             if message % 2 == 1 {
                 return Err(message);
@@ -387,11 +387,11 @@ mod tests {
     fn what_the_shortcut_does_not_take_is_handed_back() {
         let (sender, receiver) = bounded("s", 1);
         assert_eq!(sender.hand_over(2), Err(2), "there is none");
-        let shortcut = Arc::new(OnlyEven(std::sync::Mutex::default()));
-        receiver.offer_shortcut(Arc::clone(&shortcut));
+        let inline = Arc::new(OnlyEven(std::sync::Mutex::default()));
+        receiver.offer_inline(Arc::clone(&inline));
         assert_eq!(sender.clone().hand_over(4), Ok(()));
         assert_eq!(sender.hand_over(5), Err(5));
-        assert_eq!(*shortcut.0.lock().unwrap(), [4]);
+        assert_eq!(*inline.0.lock().unwrap(), [4]);
         assert!(receiver.is_empty(), "nothing went through the queue");
     }
 

@@ -65,7 +65,7 @@ pub const REQUESTS_MAX: usize = 4096;
 
 /// Names to be waited for, and looks, that wait for the watcher. At the bound, the delivery threads hold the waiting
 /// viewers, and a look is asked for again.
-pub const ERRANDS_MAX: usize = 8192;
+pub const WATCHER_REQUESTS_MAX: usize = 8192;
 
 /// Requests to cancel that wait for the recorder. At the bounds they are refused.
 pub const CANCELS_MAX: usize = 4096;

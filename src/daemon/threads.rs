@@ -7,9 +7,9 @@ use mio::{Poll, Waker};
 use parking_lot::Mutex;
 
 use super::capacity::{
-    CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, ERRANDS_MAX, HISTORY_BYTES_MAX,
+    CANCELS_BYTES_MAX, CANCELS_MAX, COMMANDS_MAX, ENDS_BYTES_MAX, ENDS_MAX, HISTORY_BYTES_MAX,
     INBOX_BYTES_MAX, INPUT_BYTES_MAX, LETTERS_BYTES_MAX, LETTERS_MAX, LIVE_BYTES_MAX, RECEIPTS_BYTES_MAX,
-    RECEIPTS_MAX, REPLAY_BYTES_MAX, REQUESTS_MAX, answers_bytes_max,
+    RECEIPTS_MAX, REPLAY_BYTES_MAX, REQUESTS_MAX, WATCHER_REQUESTS_MAX, answers_bytes_max,
 };
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
@@ -21,8 +21,8 @@ use crate::deliver::serve::serve;
 use crate::event::Ledger;
 use crate::event::checkpoints::Checkpoints;
 use crate::event::message::{
-    Control, Errand, LiveBatch, Missed, RECORDER, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest,
-    ToDelivery, UnderWay, WATCHER,
+    Control, LiveBatch, Missed, RECORDER, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
+    UnderWay, WATCHER, WatcherRequest,
 };
 use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
 use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
@@ -37,7 +37,7 @@ use crate::stop::Stop;
 use crate::thread::{self, Ended, Handle};
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
 use crate::transform::{DecodeContext, milestone};
-use crate::watcher::{ERRANDS, Identity, Watcher, WatcherParts};
+use crate::watcher::{Identity, REQUESTS, Watcher, WatcherParts};
 
 /// When which part ends: the data order.
 #[derive(Clone, Debug, Default)]
@@ -170,7 +170,7 @@ struct Queues {
     inboxes: Lane<ToDelivery>,
     histories: Lane<ToDelivery>,
     requests: Lane<ReplayRequest>,
-    errands: Lane<Errand>,
+    watcher_requests: Lane<WatcherRequest>,
     records: Records,
     missed: Vec<Arc<Mutex<Missed>>>,
 }
@@ -223,7 +223,8 @@ impl Queues {
             control: Lane::plain("transform-control", threads.transforms, COMMANDS_MAX, Weight::NONE)
                 .gauge(registry),
             requests: Lane::plain("replay", 1, REQUESTS_MAX, Weight::NONE).gauge(registry),
-            errands: Lane::waking("errands", 1, (ERRANDS_MAX, Weight::NONE), ERRANDS)?.gauge(registry),
+            watcher_requests: Lane::waking("watcher", 1, (WATCHER_REQUESTS_MAX, Weight::NONE), REQUESTS)?
+                .gauge(registry),
             records: Records::new(registry)?,
             missed: (0..threads.deliveries).map(|_| Arc::default()).collect(),
         })
@@ -300,13 +301,13 @@ impl Builder {
     }
 
     fn watcher(&mut self) -> Result<Handle, DaemonError> {
-        let (poll, _) = self.queues.errands.polls.remove(0);
+        let (poll, _) = self.queues.watcher_requests.polls.remove(0);
         let watcher = Watcher::new(WatcherParts {
             push: self.connector("watcher-push".into(), &self.shared.stops.rest_waits),
             link: self.connector(WATCHER.into(), &self.shared.stops.rest_waits),
             keys: Arc::clone(&self.keys),
             poll,
-            errands: self.queues.errands.receivers.remove(0),
+            watcher_requests: self.queues.watcher_requests.receivers.remove(0),
             deliveries: self.queues.inboxes.senders.clone(),
             clock: Arc::clone(&self.clock),
             leased: Arc::clone(&self.leased),
@@ -426,7 +427,7 @@ impl Builder {
                 transforms: self.shared.config.threads.transforms,
                 readers: self.queues.commands.senders.clone(),
                 deliveries: self.queues.ports(),
-                errands: self.queues.errands.senders[0].clone(),
+                watcher_requests: self.queues.watcher_requests.senders[0].clone(),
                 ends: self.queues.records.ends.senders[0].clone(),
                 letters: self.queues.records.letters.senders[0].clone(),
                 receipts: self.queues.records.receipts.senders[0].clone(),
@@ -464,7 +465,7 @@ impl Builder {
                 outbound: OutboundQueues {
                     replays: self.queues.requests.senders[0].clone(),
                     transforms: self.queues.control.senders.clone(),
-                    errands: self.queues.errands.senders[0].clone(),
+                    watcher_requests: self.queues.watcher_requests.senders[0].clone(),
                     cancels: self.queues.records.cancels.senders[0].clone(),
                     receipts: self.queues.records.receipts.senders[0].clone(),
                 },

@@ -16,7 +16,7 @@ pub(super) enum News {
     /// It gives no sign of life.
     Stuck(Silence),
     /// It does so again.
-    Turns(String),
+    SharedStage(String),
 }
 
 /// The threads that were stuck at the last look, and for how long each was silent.
@@ -63,7 +63,7 @@ impl Vitals {
             .map(|(thread, lasts)| News::Stuck(Silence { thread: thread.clone(), lasts: *lasts }))
             .collect();
         let back = before.into_keys().filter(|thread| !self.stuck.contains_key(thread));
-        news.extend(back.map(News::Turns));
+        news.extend(back.map(News::SharedStage));
         news
     }
 }
@@ -90,7 +90,10 @@ mod tests {
         assert_eq!(vitals.stuck().collect::<Vec<_>>(), ["a"]);
         assert_eq!(vitals.look(vec![silence("a", 6), silence("b", 1)], at(6)), []);
         assert!(!vitals.is_well());
-        assert_eq!(vitals.look(vec![silence("a", 0), silence("b", 2)], at(7)), [News::Turns("a".into())]);
+        assert_eq!(
+            vitals.look(vec![silence("a", 0), silence("b", 2)], at(7)),
+            [News::SharedStage("a".into())]
+        );
         assert!(vitals.is_well());
     }
 

@@ -14,8 +14,8 @@ use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::message::{Refusal, parse_cancel_body};
 use crate::event::StreamName;
+use crate::event::control_frames;
 use crate::event::message::{RECORDER, Slot};
-use crate::event::notice;
 use crate::event::record::{Asker, CancelRequest, Refused};
 
 /// Requests to cancel that one WebSocket has under way.
@@ -110,7 +110,7 @@ impl Delivery {
                 websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);
                 match outcome {
                     Ok(()) => {
-                        self.answer_message(slot, about.as_ref(), &notice::cancel_requested());
+                        self.answer_message(slot, about.as_ref(), &control_frames::cancel_requested());
                     }
                     Err(Refused { code, message, .. }) => {
                         self.refuse_message(slot, &Refusal::new(code, message).about(about));

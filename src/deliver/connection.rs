@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mio::net::TcpStream;
 
+use super::ack_tracker::AckTracker;
 use super::body::Body;
 use super::http_error::HttpError;
 use super::input::Input;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::response::Reply;
-use super::taking::Taking;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::event::StreamName;
@@ -45,9 +45,9 @@ pub(super) enum Phase {
 
 /// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
 #[derive(Debug)]
-pub(super) struct Parted {
+pub(super) struct ClosedSubscription {
     pub(super) stream: StreamName,
-    pub(super) taking: Box<Taking>,
+    pub(super) acks: Box<AckTracker>,
     pub(super) anchor: Cursor,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct WebSocket {
     pub(super) cancels_asked: u32,
     /// Streams that have left it; none unless receipts are wanted.
     #[allow(clippy::box_collection, reason = "a pointer is all that it costs those who need none")]
-    pub(super) parted: Option<Box<VecDeque<Parted>>>,
+    pub(super) closed: Option<Box<VecDeque<ClosedSubscription>>>,
     /// When a ping was sent that nothing has come back for.
     pub(super) pinged_at: Option<Instant>,
     /// Since when a message has been coming that has not come to its end.
@@ -77,7 +77,7 @@ impl WebSocket {
             viewers,
             bad_messages: 0,
             cancels_asked: 0,
-            parted: None,
+            closed: None,
             pinged_at: None,
             begun_at: None,
         }

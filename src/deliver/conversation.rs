@@ -7,10 +7,10 @@ use super::connection::{Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
-use super::viewer::{Wire, Wish};
+use super::viewer::{SubscribeOptions, Wire};
 use super::websocket::{Incoming, close, pong_frame};
+use crate::event::control_frames::{self, Unsubscribed};
 use crate::event::message::Slot;
-use crate::event::notice::{self, Unsubscribed};
 use crate::event::{StreamName, websocket_text, with_stream};
 
 /// Malformed or forbidden messages after which a WebSocket is closed.
@@ -60,7 +60,11 @@ impl Delivery {
 
     pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
         self.registry.counters().client_messages_refused.inc();
-        self.answer_message(slot, refusal.stream.as_ref(), &notice::refused(refusal.code, &refusal.message));
+        self.answer_message(
+            slot,
+            refusal.stream.as_ref(),
+            &control_frames::refused(refusal.code, &refusal.message),
+        );
         let Some(websocket) = self.connections.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
@@ -114,7 +118,7 @@ impl Delivery {
     pub(super) fn give_held(&mut self, viewer: Slot) {
         let Some(held) = self.take_held(viewer) else { return };
         let Some(found) = self.streams.viewer(viewer) else { return };
-        let (slot, stream) = (found.connection, found.wish.stream.clone());
+        let (slot, stream) = (found.connection, found.options.stream.clone());
         for json in held.into_answers() {
             self.give_answer(slot, Some(&stream), &json);
         }
@@ -134,7 +138,7 @@ impl Delivery {
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.answer_message(slot, None, &notice::pong(nonce.as_deref()));
+                self.answer_message(slot, None, &control_frames::pong(nonce.as_deref()));
                 Ok(())
             }
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
@@ -161,7 +165,15 @@ impl Delivery {
                 let (wait, batch) = (limits.wait(wait), limits.batch(batch));
                 self.subscribe(
                     slot,
-                    Wish { stream, after, follow, wait, batch, wire: Wire::Multiplexed, translator: None },
+                    SubscribeOptions {
+                        stream,
+                        after,
+                        follow,
+                        wait,
+                        batch,
+                        wire: Wire::Multiplexed,
+                        translator: None,
+                    },
                     now,
                 )
             }
@@ -173,7 +185,7 @@ impl Delivery {
         }
     }
 
-    fn subscribe(&mut self, slot: Slot, wish: Wish, now: Instant) -> Result<(), Refusal> {
+    fn subscribe(&mut self, slot: Slot, options: SubscribeOptions, now: Instant) -> Result<(), Refusal> {
         let most = self.config.client.max_subscriptions;
         if self.has_too_many_jobs() {
             return Err(Refusal::new("overloaded", OVERLOADED));
@@ -181,8 +193,8 @@ impl Delivery {
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
             return Ok(());
         };
-        if viewers.contains_key(&wish.stream) {
-            return Err(Refusal::new("already_subscribed", format!("{} is subscribed to", wish.stream)));
+        if viewers.contains_key(&options.stream) {
+            return Err(Refusal::new("already_subscribed", format!("{} is subscribed to", options.stream)));
         }
         if viewers.len() >= most {
             let message = format!(
@@ -194,13 +206,13 @@ impl Delivery {
             let rated = self.admission.allow_subscribe(address.ip(), now);
             rated.map_err(|refused| over_rate(OVER_SUBSCRIBES, refused.seconds()))?;
         }
-        let stream = wish.stream.clone();
-        let viewer = self.add_viewer(slot, wish);
-        if let Some(WebSocket { viewers: Viewers::Many(viewers), parted, .. }) =
+        let stream = options.stream.clone();
+        let viewer = self.add_viewer(slot, options);
+        if let Some(WebSocket { viewers: Viewers::Many(viewers), closed, .. }) =
             self.connections.websocket(slot)
         {
-            if let Some(parted) = parted {
-                parted.retain(|parted| parted.stream != stream);
+            if let Some(closed) = closed {
+                closed.retain(|closed| closed.stream != stream);
             }
             viewers.insert(stream, viewer);
         }
@@ -220,8 +232,9 @@ impl Delivery {
             Some(Viewers::Many(viewers)) => stream.as_ref().and_then(|stream| viewers.get(stream).copied()),
             None => None,
         };
-        let own =
-            carried.and_then(|viewer| self.streams.viewer(viewer)).map(|viewer| viewer.wish.stream.clone());
+        let own = carried
+            .and_then(|viewer| self.streams.viewer(viewer))
+            .map(|viewer| viewer.options.stream.clone());
         match (own, stream) {
             (Some(own), None) => Ok(own),
             (Some(own), Some(stream)) if own == stream => Ok(own),
@@ -240,7 +253,7 @@ impl Delivery {
         self.note_parted(slot, viewer);
         self.give_held(viewer);
         self.remove_viewer(viewer);
-        self.connections.send_answer(slot, websocket_text(&notice::unsubscribed(stream, reason)));
+        self.connections.send_answer(slot, websocket_text(&control_frames::unsubscribed(stream, reason)));
     }
 }
 

@@ -9,8 +9,8 @@ use super::connection::{Connection, Phase, Viewers};
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::websocket::{close, close_frame, ping_frame};
+use crate::event::control_frames;
 use crate::event::message::Slot;
-use crate::event::notice;
 use crate::event::{StreamStatus, websocket_text};
 
 /// An SSE comment: it keeps proxies from closing a silent response.
@@ -169,7 +169,8 @@ impl Delivery {
                         self.pass_on_last_ack(viewer);
                     }
                     if is_many {
-                        self.connections.send(slot, websocket_text(&notice::status(StreamStatus::Draining)));
+                        self.connections
+                            .send(slot, websocket_text(&control_frames::status(StreamStatus::Draining)));
                     }
                     self.close_if_drained(slot, now);
                 }

@@ -56,8 +56,8 @@ impl Delivery {
                     self.live(&news, now);
                 }
             }
-            ToDelivery::Attached { hub, cursor, stalled, board } => {
-                self.attached(hub, &cursor, (stalled, board), now);
+            ToDelivery::Attached { hub, cursor, stalled, watermark } => {
+                self.attached(hub, &cursor, (stalled, watermark), now);
             }
             ToDelivery::Broken { hub } => self.broken(hub),
             ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),

@@ -11,7 +11,8 @@ use super::viewer::Ending;
 use super::viewer::{Batch, Mark, Reading, Shape, Wire};
 use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
 use crate::event::{
-    AckBoard, Frame, Position, StreamStatus, merge, notice, sse_event, websocket_text, with_stream,
+    AckWatermark, Frame, Position, StreamStatus, control_frames, merge, sse_event, websocket_text,
+    with_stream,
 };
 
 impl Delivery {
@@ -38,7 +39,7 @@ impl Delivery {
         if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
             viewer.entry_bytes = (viewer.entry_bytes * 3 + seen) / 4 + 1;
         }
-        let over = shown.exhausted && !is_range && shown.cursor.is_terminal() && !viewer.wish.follow;
+        let over = shown.exhausted && !is_range && shown.cursor.is_terminal() && !viewer.options.follow;
         if over {
             return self.end(slot, Ending::Ended, now);
         }
@@ -76,15 +77,15 @@ impl Delivery {
         let (id, json) = match gap {
             HistoryGap::Trimmed { after, next, id, lost } => {
                 counters.gaps_trimmed.inc();
-                (id, notice::gap_trimmed(after, next.or(id), id, lost))
+                (id, control_frames::gap_trimmed(after, next.or(id), id, lost))
             }
             HistoryGap::Recreated { after, next } => {
                 counters.gaps_recreated.inc();
-                (None, notice::gap_recreated(after, Some(next)))
+                (None, control_frames::gap_recreated(after, Some(next)))
             }
             HistoryGap::Failover { after, newest } => {
                 counters.gaps_failover.inc();
-                (Some(newest), notice::gap_failover(after, Some(newest), newest))
+                (Some(newest), control_frames::gap_failover(after, Some(newest), newest))
             }
         };
         self.say(slot, id.map(Position::whole), &json);
@@ -122,7 +123,7 @@ impl Delivery {
         let Some(reading) = viewer.reading().filter(|reading| reading.seam.is_live()) else { return };
         let stalled = self.streams.hub(viewer.hub).is_some_and(|hub| hub.stalled);
         let is_over = reading.anchor.is_terminal();
-        if is_over && !viewer.wish.follow {
+        if is_over && !viewer.options.follow {
             return self.end(slot, Ending::Ended, now);
         }
         // Of a generation that is over no producer is missed, and none has come back.
@@ -142,7 +143,7 @@ impl Delivery {
         &mut self,
         name: HubRef,
         cursor: &Cursor,
-        (stalled, board): (bool, Arc<AckBoard>),
+        (stalled, watermark): (bool, Arc<AckWatermark>),
         now: Instant,
     ) {
         let Some(hub) = self.streams.hub_named(name) else { return };
@@ -150,7 +151,7 @@ impl Delivery {
         hub.passed = cursor.position.id;
         hub.phase = cursor.state.phase;
         hub.stalled = stalled;
-        hub.board = Some(board);
+        hub.watermark = Some(watermark);
         hub.idle_since = None;
         let viewers = hub.viewers.clone();
         self.streams.note_unreported(name.slot);
@@ -270,10 +271,10 @@ impl Delivery {
         if let Some(reading) = viewer.reading_mut() {
             reading.anchor.move_to(frame.last, &frame.state);
         }
-        if viewer.wish.batch.is_zero() {
+        if viewer.options.batch.is_zero() {
             return self.push(slot, frame, true);
         }
-        let due = now + viewer.wish.batch;
+        let due = now + viewer.options.batch;
         let connection = viewer.connection;
         let batch = viewer.batch.get_or_insert_with(|| Box::new(Batch { frames: Vec::new(), bytes: 0, due }));
         batch.frames.push(Arc::clone(frame));
@@ -310,18 +311,18 @@ impl Delivery {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         viewer.unwritten += 1;
         if frame.is_terminal()
-            && let Some(taking) = &mut viewer.taking
+            && let Some(acks) = &mut viewer.acks
         {
-            taking.note_end(frame.last.id, &frame.state.generation);
+            acks.note_end(frame.last.id, &frame.state.generation);
         }
         let connection = viewer.connection;
-        let mut shape = match viewer.wish.wire {
+        let mut shape = match viewer.options.wire {
             Wire::WebSocket => Shape::WebSocket,
             Wire::Multiplexed => Shape::Multiplexed,
             Wire::Sse => Shape::Sse,
             Wire::State | Wire::Head => return,
         };
-        if let Some(translator) = &mut viewer.wish.translator {
+        if let Some(translator) = &mut viewer.options.translator {
             let said = translator.say(frame);
             shape = if said.shares { Shape::Rendering(translator.form()) } else { Shape::Nothing };
             if !said.own.is_empty() {
@@ -334,7 +335,7 @@ impl Delivery {
 
     fn restart_translation(&mut self, slot: Slot) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        let Some(translator) = &mut viewer.wish.translator else { return };
+        let Some(translator) = &mut viewer.options.translator else { return };
         let (own, connection) = (translator.restart(), viewer.connection);
         if !own.is_empty() {
             self.connections.send(connection, own);
@@ -344,7 +345,7 @@ impl Delivery {
     /// Tells a viewer of another format that its answer is over.
     pub(super) fn say_done(&mut self, slot: Slot) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        if let Some(translator) = &viewer.wish.translator {
+        if let Some(translator) = &viewer.options.translator {
             self.connections.send(viewer.connection, translator.done());
         }
     }
@@ -360,10 +361,10 @@ impl Delivery {
     /// The same as the bytes that the viewer is sent.
     pub(super) fn said(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
         let viewer = self.streams.viewer_mut(slot)?;
-        match (&mut viewer.wish.translator, viewer.wish.wire) {
+        match (&mut viewer.options.translator, viewer.options.wire) {
             (Some(translator), _) => Some(translator.say_notice(id, json)),
             (None, Wire::WebSocket) => Some(websocket_text(json)),
-            (None, Wire::Multiplexed) => Some(websocket_text(&with_stream(json, &viewer.wish.stream))),
+            (None, Wire::Multiplexed) => Some(websocket_text(&with_stream(json, &viewer.options.stream))),
             (None, Wire::Sse) => Some(sse_event(id, json)),
             (None, Wire::State | Wire::Head) => None,
         }
@@ -377,7 +378,7 @@ impl Delivery {
         }
         viewer.told = Some(status);
         self.flush_batch(slot);
-        self.say(slot, None, &notice::status(status));
+        self.say(slot, None, &control_frames::status(status));
     }
 }
 

@@ -74,9 +74,9 @@ impl Delivery {
     }
 
     fn find_recent(&self, hub: Slot, viewer: Slot) -> Option<Opened> {
-        let wish = &self.streams.viewer(viewer)?.wish;
-        let After::At(after) = wish.after else { return None };
-        self.reads.find_recent(hub, after, (self.room(viewer), wish.translator.is_some()))
+        let options = &self.streams.viewer(viewer)?.options;
+        let After::At(after) = options.after else { return None };
+        self.reads.find_recent(hub, after, (self.room(viewer), options.translator.is_some()))
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
@@ -239,7 +239,7 @@ impl Delivery {
         let is_range = matches!(kind, JobKind::Read { until: Some(_), .. });
         let Some(found) = self.streams.viewer(viewer) else { return };
         let own = match kind {
-            JobKind::Open(_) => JobKind::Open(found.wish.after),
+            JobKind::Open(_) => JobKind::Open(found.options.after),
             kind => kind.clone(),
         };
         match (outcome, &own) {
@@ -291,7 +291,7 @@ impl Delivery {
         let mut staying = Vec::with_capacity(viewers.len());
         for viewer in viewers {
             let Some(found) = self.streams.viewer(viewer) else { continue };
-            if matches!(found.wish.wire, Wire::State | Wire::Head) {
+            if matches!(found.options.wire, Wire::State | Wire::Head) {
                 let error = HttpError::unavailable("redis_unreachable", trouble, 1);
                 self.answer_error(viewer, &error, now);
             } else {

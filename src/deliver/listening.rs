@@ -25,7 +25,7 @@ const HEAD_READ_BYTES: usize = 4 * 1024;
 const READ_BYTES: usize = 16 * 1024;
 
 /// The result of taking one request or message out of a client's input.
-enum Heard {
+enum Taken {
     /// A request, a message, or an end.
     One,
     /// Nothing whole; so many more bytes are wanted.
@@ -63,11 +63,11 @@ impl Delivery {
                 return false;
             }
             let wanted = match self.take_one(slot, now) {
-                Heard::One => {
+                Taken::One => {
                     turn.spend_request();
                     continue;
                 }
-                Heard::Wants(bytes) => bytes.min(turn.bytes).min(buffer.len()),
+                Taken::Wants(bytes) => bytes.min(turn.bytes).min(buffer.len()),
             };
             let Some(connection) = self.connections.get_mut(slot) else { return false };
             if !connection.unread || wanted == 0 {
@@ -97,41 +97,41 @@ impl Delivery {
     }
 
     /// Takes one request or message out of what was read.
-    fn take_one(&mut self, slot: Slot, now: Instant) -> Heard {
-        let Some(connection) = self.connections.get_mut(slot) else { return Heard::Wants(0) };
+    fn take_one(&mut self, slot: Slot, now: Instant) -> Taken {
+        let Some(connection) = self.connections.get_mut(slot) else { return Taken::Wants(0) };
         let Connection { phase, input, .. } = connection;
         match phase {
-            Phase::Head { .. } if input.is_empty() => Heard::Wants(HEAD_READ_BYTES),
+            Phase::Head { .. } if input.is_empty() => Taken::Wants(HEAD_READ_BYTES),
             Phase::Head { seen, .. } => match parse_grown(input.rest(), *seen) {
                 Parsed::Partial => {
                     *seen = input.len();
-                    Heard::Wants(HEAD_READ_BYTES)
+                    Taken::Wants(HEAD_READ_BYTES)
                 }
                 Parsed::Invalid(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    Heard::One
+                    Taken::One
                 }
                 Parsed::Complete { head_bytes, request } => {
                     *seen = 0;
                     input.advance(head_bytes);
                     self.answer(slot, &request, now);
-                    Heard::One
+                    Taken::One
                 }
             },
             Phase::Body { body, .. } => match body.take(input) {
-                Ok(None) => Heard::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
+                Ok(None) => Taken::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
                 Ok(Some(body)) => {
                     self.take_cancel(slot, &body, now);
-                    Heard::One
+                    Taken::One
                 }
                 Err(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    Heard::One
+                    Taken::One
                 }
             },
-            Phase::WebSocket(_) if input.is_empty() => Heard::Wants(READ_BYTES),
+            Phase::WebSocket(_) if input.is_empty() => Taken::Wants(READ_BYTES),
             Phase::WebSocket(websocket) => {
                 let mut rest = input.rest();
                 let before = rest.len();
@@ -146,11 +146,11 @@ impl Delivery {
                     Ok(None) => {}
                     Err(reason) => self.close_websocket(slot, reason.code, reason.reason),
                 }
-                Heard::One
+                Taken::One
             }
             // Input means nothing here, except for its end.
-            Phase::Sse { .. } | Phase::Closing { .. } => Heard::Wants(READ_BYTES),
-            Phase::Asked { .. } | Phase::Cancelling { .. } => Heard::Wants(0),
+            Phase::Sse { .. } | Phase::Closing { .. } => Taken::Wants(READ_BYTES),
+            Phase::Asked { .. } | Phase::Cancelling { .. } => Taken::Wants(0),
         }
     }
 

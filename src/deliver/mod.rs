@@ -18,6 +18,7 @@
 
 mod accepting;
 mod acceptor;
+mod ack_tracker;
 mod admission;
 pub mod backlog;
 pub mod body;
@@ -53,7 +54,6 @@ pub mod serve;
 mod sharing;
 mod streams;
 pub mod table;
-mod taking;
 pub mod timer;
 mod viewer;
 mod viewing;

@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 
 use crate::event::StreamName;
-use crate::event::message::{Control, Errand, JobRef, ReplayRequest, ReplayStep, Slot, now_us, shard};
+use crate::event::message::{
+    Control, JobRef, ReplayRequest, ReplayStep, Slot, WatcherRequest, now_us, shard,
+};
 use crate::event::record::{CancelRequest, Receipt};
 use crate::queue::{SendError, Sender};
 
@@ -17,7 +19,7 @@ pub struct OutboundQueues {
     /// The transform threads, by shard.
     pub transforms: Vec<Sender<Control>>,
     /// The watcher.
-    pub errands: Sender<Errand>,
+    pub watcher_requests: Sender<WatcherRequest>,
     /// Requests to cancel, to be written by the recorder.
     pub cancels: Sender<CancelRequest>,
     /// Acknowledgements of clients, to be written by the recorder.
@@ -31,14 +33,14 @@ pub(super) struct Outbound {
     requests: VecDeque<ReplayRequest>,
     /// With the index of the transform thread.
     controls: VecDeque<(usize, Control)>,
-    errands: VecDeque<Errand>,
+    watcher_requests: VecDeque<WatcherRequest>,
 }
 
 impl Outbound {
     /// The messages of the delivery thread with this index.
     pub(super) fn new(delivery: usize, queues: OutboundQueues) -> Self {
-        let (requests, controls, errands) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-        Self { delivery, queues, requests, controls, errands }
+        let (requests, controls, watcher_requests) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        Self { delivery, queues, requests, controls, watcher_requests }
     }
 
     /// The index of the delivery thread, by which others answer it.
@@ -76,8 +78,8 @@ impl Outbound {
     }
 
     /// Asks the watcher.
-    pub(super) fn errand(&mut self, errand: Errand) {
-        self.errands.push_back(errand);
+    pub(super) fn ask_watcher(&mut self, request: WatcherRequest) {
+        self.watcher_requests.push_back(request);
     }
 
     /// Hands a request to cancel to the recorder at once; whether it had room.
@@ -110,9 +112,9 @@ impl Outbound {
                 break;
             }
         }
-        while let Some(errand) = self.errands.pop_front() {
-            if let Err(SendError::Full(errand)) = self.queues.errands.try_send(errand) {
-                self.errands.push_front(errand);
+        while let Some(request) = self.watcher_requests.pop_front() {
+            if let Err(SendError::Full(request)) = self.queues.watcher_requests.try_send(request) {
+                self.watcher_requests.push_front(request);
                 break;
             }
         }
@@ -121,6 +123,6 @@ impl Outbound {
 
     /// Whether a message waits for room.
     pub(super) fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.controls.is_empty() && self.errands.is_empty()
+        self.requests.is_empty() && self.controls.is_empty() && self.watcher_requests.is_empty()
     }
 }

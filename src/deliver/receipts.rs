@@ -6,14 +6,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Parted, Viewers, WebSocket};
+use super::ack_tracker::{Advice, Generation};
+use super::connection::{ClosedSubscription, Connection, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::message::Refusal;
-use super::taking::{Advice, Generation};
 use super::viewer::Ending;
 use super::viewer::{Stage, Wire};
+use crate::event::control_frames;
 use crate::event::message::{Cursor, Slot, now_us};
-use crate::event::notice;
 use crate::event::record::{Acked, Asker, Receipt, Refused};
 use crate::event::{Position, StreamName};
 
@@ -64,14 +64,14 @@ impl Delivery {
 
     fn acknowledge_viewed(&mut self, slot: Slot, id: Position, now: Instant) -> Result<(), Refusal> {
         let Some(viewer) = self.streams.viewer(slot) else { return Ok(()) };
-        let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
-        let Some(taking) = &viewer.taking else {
+        let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
+        let Some(acks) = &viewer.acks else {
             self.answer_acked(connection, &stream, id);
             return Ok(());
         };
         let nothing = Cursor::default();
         let given = viewer.given().unwrap_or(&nothing);
-        let (is_once, advice) = (taking.is_once(id, given), taking.judge(id, given, now));
+        let (is_once, advice) = (acks.is_once(id, given), acks.judge(id, given, now));
         let (is_passed, is_new) = match advice {
             Advice::Refuse => return Err(not_given(id)),
             Advice::PassOn(generation) => {
@@ -81,13 +81,13 @@ impl Delivery {
             Advice::Hold => (false, true),
             Advice::Ignore => (false, false),
         };
-        let Some(taking) = self.streams.taking(slot) else { return Ok(()) };
+        let Some(acks) = self.streams.acks(slot) else { return Ok(()) };
         let is_merged = match (is_passed, is_new) {
-            (true, _) => taking.pass(id, now),
-            (false, true) => !taking.hold(id, now_us()),
+            (true, _) => acks.pass(id, now),
+            (false, true) => !acks.hold(id, now_us()),
             (false, false) => true,
         };
-        let is_written = taking.await_answer(id, now);
+        let is_written = acks.await_answer(id, now);
         if is_new && !(is_passed || is_merged) {
             self.streams.note_unpassed_ack(slot);
         }
@@ -101,7 +101,7 @@ impl Delivery {
     }
 
     /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for
-    /// it: one that comes within [`INTERVAL`](super::taking::INTERVAL) is refused unless it reaches the end of a
+    /// it: one that comes within [`INTERVAL`](super::ack_tracker::INTERVAL) is refused unless it reaches the end of a
     /// generation.
     fn acknowledge_parted(
         &mut self,
@@ -110,12 +110,12 @@ impl Delivery {
         id: Position,
         now: Instant,
     ) -> Option<Result<(), Refusal>> {
-        let WebSocket { parted, .. } = self.connections.websocket(slot)?;
-        let parted = parted.as_ref()?;
-        let place = parted.iter().position(|parted| parted.stream == *stream)?;
-        let Parted { taking, anchor, .. } = &parted[place];
-        let is_once = taking.is_once(id, anchor);
-        let is_passed = match taking.judge(id, anchor, now) {
+        let WebSocket { closed, .. } = self.connections.websocket(slot)?;
+        let closed = closed.as_ref()?;
+        let place = closed.iter().position(|closed| closed.stream == *stream)?;
+        let ClosedSubscription { acks, anchor, .. } = &closed[place];
+        let is_once = acks.is_once(id, anchor);
+        let is_passed = match acks.judge(id, anchor, now) {
             Advice::Refuse => return Some(Err(not_given(id))),
             Advice::PassOn(generation) => {
                 let said = Said { id, at_us: now_us(), generation, is_once };
@@ -134,11 +134,11 @@ impl Delivery {
                 false
             }
         };
-        let taking = &mut self.connections.websocket(slot)?.parted.as_mut()?.get_mut(place)?.taking;
+        let acks = &mut self.connections.websocket(slot)?.closed.as_mut()?.get_mut(place)?.acks;
         if is_passed {
-            taking.pass(id, now);
+            acks.pass(id, now);
         }
-        if taking.await_answer(id, now) {
+        if acks.await_answer(id, now) {
             self.answer_acked(slot, stream, id);
         }
         Some(Ok(()))
@@ -164,8 +164,8 @@ impl Delivery {
     ) {
         let Asker { connection: slot, about: Some(stream), .. } = asker else { return };
         let viewer = self.viewer_of(slot, &stream);
-        let told = match viewer.and_then(|viewer| self.streams.taking(viewer)) {
-            Some(taking) => taking.answered(id, outcome.is_ok(), now),
+        let told = match viewer.and_then(|viewer| self.streams.acks(viewer)) {
+            Some(acks) => acks.answered(id, outcome.is_ok(), now),
             None => self.parted_answered(slot, &stream, (id, outcome.is_ok()), now),
         };
         for id in told {
@@ -188,9 +188,9 @@ impl Delivery {
         (id, is_written): (Position, bool),
         now: Instant,
     ) -> Vec<Position> {
-        let parted = self.connections.websocket(slot).and_then(|websocket| websocket.parted.as_mut());
-        let found = parted.and_then(|parted| parted.iter_mut().find(|parted| parted.stream == *stream));
-        found.map_or_else(|| vec![id], |parted| parted.taking.answered(id, is_written, now))
+        let closed = self.connections.websocket(slot).and_then(|websocket| websocket.closed.as_mut());
+        let found = closed.and_then(|closed| closed.iter_mut().find(|closed| closed.stream == *stream));
+        found.map_or_else(|| vec![id], |closed| closed.acks.answered(id, is_written, now))
     }
 
     fn answer_ack(&mut self, slot: Slot, stream: &StreamName, id: Position, outcome: &Result<(), Refused>) {
@@ -203,20 +203,20 @@ impl Delivery {
     }
 
     fn answer_acked(&mut self, slot: Slot, stream: &StreamName, id: Position) {
-        self.answer_message(slot, Some(stream), &notice::acked(id));
+        self.answer_message(slot, Some(stream), &control_frames::acked(id));
     }
 
     /// Whether a request of the client is yet to be written, so that it is answered before its connection is closed.
     pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(websocket) = self.connections.websocket(slot) else { return false };
-        let parted = websocket.parted.iter().flat_map(|parted| parted.iter());
-        if websocket.cancels_asked > 0 || parted.into_iter().any(|parted| parted.taking.awaits_answer(now)) {
+        let closed = websocket.closed.iter().flat_map(|closed| closed.iter());
+        if websocket.cancels_asked > 0 || closed.into_iter().any(|closed| closed.acks.awaits_answer(now)) {
             return true;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         viewers
             .into_iter()
-            .any(|viewer| self.streams.taking(viewer).is_some_and(|taking| taking.awaits_answer(now)))
+            .any(|viewer| self.streams.acks(viewer).is_some_and(|acks| acks.awaits_answer(now)))
     }
 
     /// Passes on the acknowledgements that were held for long enough.
@@ -238,15 +238,15 @@ impl Delivery {
     /// Passes on a viewer's held acknowledgement, if it is due or has to go `at_once`; whether none is held any more.
     fn pass_on_held(&mut self, slot: Slot, now: Instant, at_once: bool) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return true };
-        let Some(taking) = viewer.taking.as_ref().filter(|taking| taking.holds()) else { return true };
+        let Some(acks) = viewer.acks.as_ref().filter(|acks| acks.holds()) else { return true };
         let nothing = Cursor::default();
         let given = viewer.given().unwrap_or(&nothing);
-        let Some((id, at_us, generation)) = taking.due(given, now, at_once) else { return false };
-        let is_once = taking.is_once(id, given);
-        let (connection, stream) = (viewer.connection, viewer.wish.stream.clone());
+        let Some((id, at_us, generation)) = acks.due(given, now, at_once) else { return false };
+        let is_once = acks.is_once(id, given);
+        let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
         let is_passed = self.pass_on(connection, stream, Said { id, at_us, generation, is_once }, now);
-        if is_passed && let Some(taking) = self.streams.taking(slot) {
-            taking.pass(id, now);
+        if is_passed && let Some(acks) = self.streams.acks(slot) {
+            acks.pass(id, now);
         }
         is_passed
     }
@@ -255,8 +255,9 @@ impl Delivery {
 
     /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
     pub(super) fn parts_later(&mut self, slot: Slot, now: Instant) -> bool {
-        let is_single = self.streams.viewer(slot).is_some_and(|viewer| viewer.wish.wire == Wire::WebSocket);
-        let is_owed = self.streams.taking(slot).is_some_and(|taking| taking.awaits_answer(now));
+        let is_single =
+            self.streams.viewer(slot).is_some_and(|viewer| viewer.options.wire == Wire::WebSocket);
+        let is_owed = self.streams.acks(slot).is_some_and(|acks| acks.awaits_answer(now));
         let is_awaited = if self.is_draining { is_owed } else { self.is_awaited(slot, now) };
         if !is_single || self.is_parting(slot) || !is_awaited {
             return false;
@@ -276,9 +277,9 @@ impl Delivery {
     /// Whether the client may have something to acknowledge yet, or is to be answered.
     fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return false };
-        let Some(taking) = &viewer.taking else { return false };
+        let Some(acks) = &viewer.acks else { return false };
         let nothing = Cursor::default();
-        !taking.is_complete(viewer.given().unwrap_or(&nothing)) || taking.awaits_answer(now)
+        !acks.is_complete(viewer.given().unwrap_or(&nothing)) || acks.awaits_answer(now)
     }
 
     /// Closes a connection whose client has had its moment, which begins when the end is on the socket.
@@ -286,7 +287,7 @@ impl Delivery {
         let viewer = self.streams.viewer_mut(slot)?;
         let Stage::Parting { until, .. } = &mut viewer.stage else { return None };
         // A client that is owed an answer gets it first.
-        let is_owed = viewer.taking.as_ref().is_some_and(|taking| taking.awaits_answer(now));
+        let is_owed = viewer.acks.as_ref().is_some_and(|acks| acks.awaits_answer(now));
         if viewer.unwritten > 0 || is_owed {
             *until = now + PARTING;
         }
@@ -303,15 +304,15 @@ impl Delivery {
     pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot) {
         self.pass_on_last_ack(viewer);
         let Some(viewer) = self.streams.viewer_mut(viewer) else { return };
-        let Some(taking) = viewer.taking.take() else { return };
+        let Some(acks) = viewer.acks.take() else { return };
         let anchor = viewer.given().cloned().unwrap_or_default();
-        let gone = Parted { stream: viewer.wish.stream.clone(), taking, anchor };
+        let gone = ClosedSubscription { stream: viewer.options.stream.clone(), acks, anchor };
         let most = self.config.client.max_subscriptions;
         let Some(websocket) = self.connections.websocket(slot) else { return };
-        let parted = websocket.parted.get_or_insert_default();
-        parted.push_back(gone);
-        if parted.len() > most {
-            parted.pop_front();
+        let closed = websocket.closed.get_or_insert_default();
+        closed.push_back(gone);
+        if closed.len() > most {
+            closed.pop_front();
         }
     }
 }

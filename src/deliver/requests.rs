@@ -15,7 +15,7 @@ use super::request::Request;
 use super::response::{Answer, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
 use super::viewer::Ending;
-use super::viewer::{Viewer, Wire, Wish};
+use super::viewer::{SubscribeOptions, Viewer, Wire};
 use super::websocket::close;
 use crate::event::message::Slot;
 
@@ -77,7 +77,7 @@ impl Delivery {
             Representation::State => Wire::State,
             Representation::Head => Wire::Head,
         };
-        let viewer = self.add_viewer(slot, wish(wanted, wire));
+        let viewer = self.add_viewer(slot, options(wanted, wire));
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.phase = Phase::Asked { viewer, reply };
         }
@@ -90,7 +90,7 @@ impl Delivery {
         self.connections.send(slot, head);
         self.registry.counters().websocket_opened.inc();
         let viewers = match wanted {
-            Some(wanted) => Viewers::One(self.add_viewer(slot, wish(wanted, Wire::WebSocket))),
+            Some(wanted) => Viewers::One(self.add_viewer(slot, options(wanted, Wire::WebSocket))),
             None => Viewers::Many(HashMap::new()),
         };
         if let Some(connection) = self.connections.get_mut(slot) {
@@ -185,7 +185,7 @@ impl Delivery {
     /// An event stream's head is sent once it is known that there is something to send.
     pub(super) fn begin_events(&mut self, viewer: Slot, now: Instant) {
         let Some(found) = self.streams.viewer(viewer) else { return };
-        let translator = found.wish.translator.as_deref();
+        let translator = found.options.translator.as_deref();
         let is_ui_message_stream = translator.is_some_and(|translator| translator.format() == Format::AiSdk);
         let slot = found.connection;
         let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -206,7 +206,7 @@ impl Delivery {
             return self.answer_no_content(viewer, now);
         }
         if ending == Ending::NotFound && !self.has_begun(viewer) {
-            let head = self.streams.viewer(viewer).is_some_and(|viewer| viewer.wish.wire == Wire::Head);
+            let head = self.streams.viewer(viewer).is_some_and(|viewer| viewer.options.wire == Wire::Head);
             return if head {
                 self.answer_viewer(viewer, now, |reply, out| reply.head(out, 404));
             } else {
@@ -229,7 +229,7 @@ impl Delivery {
     }
 }
 
-fn wish(wanted: StreamRequest, wire: Wire) -> Wish {
+fn options(wanted: StreamRequest, wire: Wire) -> SubscribeOptions {
     let StreamRequest { stream, after, explicit_after, follow, wait, batch, format, .. } = wanted;
     let transport = match wire {
         Wire::Sse => Some(Transport::Events),
@@ -240,5 +240,5 @@ fn wish(wanted: StreamRequest, wire: Wire) -> Wish {
         let only_unfinished = format == Format::AiSdk && !explicit_after && !follow;
         Box::new(Translator::new(format, transport, stream.clone(), only_unfinished))
     });
-    Wish { stream, after, follow, wait, batch, wire, translator }
+    SubscribeOptions { stream, after, follow, wait, batch, wire, translator }
 }

@@ -83,7 +83,7 @@ pub enum Taken {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Road<P> {
+enum Mode<P> {
     /// A read to the end is outstanding.
     History,
     /// No read is outstanding until the viewer's connection has drained.
@@ -100,14 +100,14 @@ enum Road<P> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seam<P> {
     position: Position,
-    road: Road<P>,
+    mode: Mode<P>,
 }
 
 impl<P: Piece> Seam<P> {
     /// A viewer at `position` with a read to the end outstanding.
     #[must_use]
     pub const fn new(position: Position) -> Self {
-        Self { position, road: Road::History }
+        Self { position, mode: Mode::History }
     }
 
     /// The position up to which the viewer has been given everything.
@@ -119,25 +119,25 @@ impl<P: Piece> Seam<P> {
     /// Whether the viewer gets live frames.
     #[must_use]
     pub const fn is_live(&self) -> bool {
-        matches!(self.road, Road::Live)
+        matches!(self.mode, Mode::Live)
     }
 
     /// Whether the viewer needs the stream's live text, now or soon.
     #[must_use]
     pub const fn needs_live(&self) -> bool {
-        matches!(self.road, Road::Live | Road::Joining | Road::Bridging { .. })
+        matches!(self.mode, Mode::Live | Mode::Joining | Mode::Bridging { .. })
     }
 
     /// Whether a read up to that position, or one behind it, is outstanding.
     #[must_use]
     pub fn bridges_to(&self, position: Position) -> bool {
-        matches!(self.road, Road::Bridging { until, .. } if until >= position)
+        matches!(self.mode, Mode::Bridging { until, .. } if until >= position)
     }
 
     /// Whether the viewer waits for [`Seam::resume`].
     #[must_use]
     pub const fn is_paused(&self) -> bool {
-        matches!(self.road, Road::Paused)
+        matches!(self.mode, Mode::Paused)
     }
 
     /// The outstanding read has come back: the viewer was given everything up to `position`.
@@ -146,26 +146,26 @@ impl<P: Piece> Seam<P> {
     /// Returns the held frames that are to be delivered now, and what is needed next.
     pub fn read(&mut self, position: Position, exhausted: bool, room: bool, live: Live) -> (Vec<P>, Ask) {
         self.position = self.position.max(position);
-        match std::mem::replace(&mut self.road, Road::Paused) {
-            Road::History if exhausted => (Vec::new(), self.join(live)),
-            Road::History if room => (Vec::new(), self.read_on()),
-            Road::History => (Vec::new(), Ask::Nothing),
+        match std::mem::replace(&mut self.mode, Mode::Paused) {
+            Mode::History if exhausted => (Vec::new(), self.join(live)),
+            Mode::History if room => (Vec::new(), self.read_on()),
+            Mode::History => (Vec::new(), Ask::Nothing),
             // The held frames are dropped and read again, once there is room.
-            Road::Bridging { .. } if !exhausted && !room => (Vec::new(), Ask::Nothing),
-            Road::Bridging { until, held, held_bytes } if !exhausted => {
-                self.road = Road::Bridging { until, held, held_bytes };
+            Mode::Bridging { .. } if !exhausted && !room => (Vec::new(), Ask::Nothing),
+            Mode::Bridging { until, held, held_bytes } if !exhausted => {
+                self.mode = Mode::Bridging { until, held, held_bytes };
                 (Vec::new(), Ask::Read { until: Some(until.id) })
             }
-            Road::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
-            Road::Bridging { until, held: Some(held), .. } => {
+            Mode::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
+            Mode::Bridging { until, held: Some(held), .. } => {
                 // The entry at the end may have been deleted meanwhile; nothing more is coming before it.
                 self.position = self.position.max(until);
-                self.road = Road::Live;
+                self.mode = Mode::Live;
                 (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
             }
-            road => {
+            mode => {
                 debug_assert!(false, "a read came back that was not asked for");
-                self.road = road;
+                self.mode = mode;
                 (Vec::new(), Ask::Nothing)
             }
         }
@@ -179,14 +179,14 @@ impl<P: Piece> Seam<P> {
 
     /// Live text has begun: everything after `at` comes.
     pub fn attached(&mut self, at: Position) -> Ask {
-        if matches!(self.road, Road::Joining) { self.join(Live::On(at)) } else { Ask::Nothing }
+        if matches!(self.mode, Mode::Joining) { self.join(Live::On(at)) } else { Ask::Nothing }
     }
 
     /// A live frame came. At most `room_bytes` are held.
     pub fn live(&mut self, piece: &P, room_bytes: usize) -> Taken {
-        match &mut self.road {
-            Road::Live => self.take(piece),
-            Road::Bridging { until, held, held_bytes } => {
+        match &mut self.mode {
+            Mode::Live => self.take(piece),
+            Mode::Bridging { until, held, held_bytes } => {
                 if piece.last() <= *until && piece.after() < *until {
                     return Taken::Ignored;
                 }
@@ -202,51 +202,51 @@ impl<P: Piece> Seam<P> {
                     None => Taken::Ignored,
                 }
             }
-            Road::History | Road::Paused | Road::Joining => Taken::Ignored,
+            Mode::History | Mode::Paused | Mode::Joining => Taken::Ignored,
         }
     }
 
     /// Live text has ended for this delivery thread.
     pub fn broken(&mut self) -> Ask {
-        match &mut self.road {
-            Road::Live | Road::Joining => self.read_on(),
-            Road::Bridging { held, .. } => {
+        match &mut self.mode {
+            Mode::Live | Mode::Joining => self.read_on(),
+            Mode::Bridging { held, .. } => {
                 *held = None;
                 Ask::Nothing
             }
-            Road::History | Road::Paused => Ask::Nothing,
+            Mode::History | Mode::Paused => Ask::Nothing,
         }
     }
 
     /// The connection cannot take more: a live viewer leaves live.
     pub fn fall_back(&mut self) {
-        if matches!(self.road, Road::Live) {
-            self.road = Road::Paused;
+        if matches!(self.mode, Mode::Live) {
+            self.mode = Mode::Paused;
         }
     }
 
     /// The connection has drained: a paused viewer goes on from history.
     pub fn resume(&mut self) -> Ask {
-        if matches!(self.road, Road::Paused) { self.read_on() } else { Ask::Nothing }
+        if matches!(self.mode, Mode::Paused) { self.read_on() } else { Ask::Nothing }
     }
 
     fn read_on(&mut self) -> Ask {
-        self.road = Road::History;
+        self.mode = Mode::History;
         Ask::Read { until: None }
     }
 
     fn join(&mut self, live: Live) -> Ask {
         match live {
             Live::Off => {
-                self.road = Road::Joining;
+                self.mode = Mode::Joining;
                 Ask::Attach
             }
             Live::Attaching => {
-                self.road = Road::Joining;
+                self.mode = Mode::Joining;
                 Ask::Nothing
             }
             Live::On(at) if at <= self.position => {
-                self.road = Road::Live;
+                self.mode = Mode::Live;
                 Ask::Nothing
             }
             Live::On(at) => self.bridge(at),
@@ -254,7 +254,7 @@ impl<P: Piece> Seam<P> {
     }
 
     fn bridge(&mut self, until: Position) -> Ask {
-        self.road = Road::Bridging { until, held: Some(Vec::new()), held_bytes: 0 };
+        self.mode = Mode::Bridging { until, held: Some(Vec::new()), held_bytes: 0 };
         Ask::Read { until: Some(until.id) }
     }
 

@@ -7,9 +7,9 @@ use mio::Events;
 
 use super::delivery::{Delivery, DeliveryParts};
 use crate::event::message::ToDelivery;
+use crate::inline_stage::SharedStage;
 use crate::pulse;
-use crate::queue::Shortcut;
-use crate::turns::Turns;
+use crate::queue::InlineStage;
 
 /// Events that one round takes at most.
 const EVENTS_MAX: usize = 32;
@@ -21,20 +21,20 @@ const EVENTS_MAX: usize = 32;
 pub fn serve(parts: DeliveryParts) -> io::Result<()> {
     let inbox = parts.inbound.inbox.clone();
     let (delivery, mut poll) = Delivery::new(parts)?;
-    let turns = Turns::new(delivery);
-    inbox.offer_shortcut(BetweenRounds(turns.clone()));
+    let stage = SharedStage::new(delivery);
+    inbox.offer_inline(BetweenRounds(stage.clone()));
     let mut events = Events::with_capacity(EVENTS_MAX);
-    while let Some(timeout) = turns.own().and_then(|mut delivery| delivery.rest()) {
+    while let Some(timeout) = stage.own().and_then(|mut delivery| delivery.rest()) {
         pulse::beat();
         match poll.poll(&mut events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             result => result?,
         }
-        if let Some(mut delivery) = turns.own() {
+        if let Some(mut delivery) = stage.own() {
             delivery.round(&events);
         }
     }
-    if let Some(delivery) = turns.end() {
+    if let Some(delivery) = stage.end() {
         delivery.shut();
     }
     Ok(())
@@ -42,9 +42,9 @@ pub fn serve(parts: DeliveryParts) -> io::Result<()> {
 
 /// Live frames for few clients are delivered by the thread that brings them.
 #[derive(Debug)]
-struct BetweenRounds(Turns<Delivery>);
+struct BetweenRounds(SharedStage<Delivery>);
 
-impl Shortcut<ToDelivery> for BetweenRounds {
+impl InlineStage<ToDelivery> for BetweenRounds {
     fn take(&self, message: ToDelivery) -> Result<(), ToDelivery> {
         let ToDelivery::Live { news, .. } = &message else { return Err(message) };
         let is_done = self.0.if_free().is_some_and(|mut delivery| delivery.deliver_between_rounds(news));

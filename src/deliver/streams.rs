@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::ack_tracker::AckTracker;
 use super::seam::{Live, Seam};
 use super::table::Table;
-use super::taking::Taking;
-use super::viewer::{Hub, Stage, Viewer, Wish};
+use super::viewer::{Hub, Stage, SubscribeOptions, Viewer};
 use crate::event::message::{HubRef, Slot};
 use crate::event::{EntryId, Frame, Phase, StreamName};
 use crate::observe::Registry;
@@ -37,13 +37,13 @@ impl Streams {
     // ----- coming and going -----
 
     /// A viewer comes to a stream; with `receipts`, its acknowledgements are kept account of.
-    pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish, receipts: bool) -> Slot {
-        let hub = self.hub_of(&wish.stream);
+    pub(super) fn add_viewer(&mut self, connection: Slot, options: SubscribeOptions, receipts: bool) -> Slot {
+        let hub = self.hub_of(&options.stream);
         let place = self.hubs.get(hub).map_or(0, |hub| hub.viewers.len());
         let viewer = self.viewers.insert(Viewer {
             connection,
             hub,
-            wish,
+            options,
             stage: Stage::Opening,
             opened: false,
             held: None,
@@ -53,7 +53,7 @@ impl Streams {
             batch: None,
             entry_bytes: ENTRY_BYTES_GUESS,
             promised: 0,
-            taking: receipts.then(Box::<Taking>::default),
+            acks: receipts.then(Box::<AckTracker>::default),
             place,
         });
         if let Some(hub) = self.hubs.get_mut(hub) {
@@ -76,7 +76,7 @@ impl Streams {
             passed: EntryId::ZERO,
             phase: Phase::Idle,
             stalled: false,
-            board: None,
+            watermark: None,
             unreported: false,
             awaited: false,
             idle_since: None,
@@ -138,8 +138,8 @@ impl Streams {
     }
 
     /// A viewer's account of acknowledgements.
-    pub(super) fn taking(&mut self, viewer: Slot) -> Option<&mut Taking> {
-        self.viewers.get_mut(viewer)?.taking.as_deref_mut()
+    pub(super) fn acks(&mut self, viewer: Slot) -> Option<&mut AckTracker> {
+        self.viewers.get_mut(viewer)?.acks.as_deref_mut()
     }
 
     /// A hub, unless it is gone.
@@ -246,16 +246,16 @@ mod tests {
 
     const CONNECTION: Slot = Slot { index: 0, generation: 1 };
 
-    fn wish(session: &str) -> Wish {
+    fn options(session: &str) -> SubscribeOptions {
         let (follow, wait, batch, wire) = (false, Duration::ZERO, Duration::ZERO, Wire::Sse);
         let stream = StreamName::new(session, "m").unwrap();
-        Wish { stream, after: After::Last, follow, wait, batch, wire, translator: None }
+        SubscribeOptions { stream, after: After::Last, follow, wait, batch, wire, translator: None }
     }
 
     /// Viewers of the stream `s`, one after another.
     fn streams_with(viewers: usize) -> (Streams, Vec<Slot>) {
         let mut streams = Streams::new(Arc::new(Registry::new("test")));
-        let viewers = (0..viewers).map(|_| streams.add_viewer(CONNECTION, wish("s"), false)).collect();
+        let viewers = (0..viewers).map(|_| streams.add_viewer(CONNECTION, options("s"), false)).collect();
         (streams, viewers)
     }
 

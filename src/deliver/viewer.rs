@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ack_tracker::AckTracker;
 use super::format::Translator;
 use super::held::Held;
 use super::history_reads::Reader;
 use super::seam::{Live, Seam};
-use super::taking::Taking;
 use crate::event::message::{Cursor, Slot};
-use crate::event::{AckBoard, After, EntryId, Frame, Phase, StreamName, StreamStatus};
+use crate::event::{AckWatermark, After, EntryId, Frame, Phase, StreamName, StreamStatus};
 
 /// In which form a viewer gets its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(super) enum Wire {
 
 /// A viewer's request.
 #[derive(Clone, Debug)]
-pub(super) struct Wish {
+pub(super) struct SubscribeOptions {
     pub(super) stream: StreamName,
     pub(super) after: After,
     pub(super) follow: bool,
@@ -76,7 +76,7 @@ pub(super) struct Reading {
 pub(super) struct Viewer {
     pub(super) connection: Slot,
     pub(super) hub: Slot,
-    pub(super) wish: Wish,
+    pub(super) options: SubscribeOptions,
     pub(super) stage: Stage,
     /// Whether `open` was sent.
     pub(super) opened: bool,
@@ -95,7 +95,7 @@ pub(super) struct Viewer {
     /// Bytes of the outbox that the outstanding history read may fill.
     pub(super) promised: usize,
     /// The state of its acknowledgements, where receipts are on and its transport can carry them.
-    pub(super) taking: Option<Box<Taking>>,
+    pub(super) acks: Option<Box<AckTracker>>,
     /// Where the viewer is in its hub's list.
     pub(super) place: usize,
 }
@@ -144,8 +144,8 @@ impl Viewer {
     /// already, a new one the viewer's. `None`: the viewer has everything that it wanted of it.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
         let (until, reading) = match std::mem::replace(&mut self.stage, Stage::Opening) {
-            Stage::Opening => (now + self.wish.wait, None),
-            Stage::Reading(reading) => (now + self.wish.wait, Some(reading)),
+            Stage::Opening => (now + self.options.wait, None),
+            Stage::Reading(reading) => (now + self.options.wait, Some(reading)),
             Stage::Waiting(waiting) => (waiting.until, waiting.reading),
             parting @ Stage::Parting { .. } => {
                 self.stage = parting;
@@ -172,13 +172,13 @@ impl Viewer {
 
     /// The viewer, named `slot`, as one that wants something read.
     pub(super) const fn reader(&self, slot: Slot) -> Reader<'_> {
-        let (hub, stream, translated) = (self.hub, &self.wish.stream, self.wish.translator.is_some());
+        let (hub, stream, translated) = (self.hub, &self.options.stream, self.options.translator.is_some());
         Reader { viewer: slot, hub, stream, translated }
     }
 
     /// Whether the viewer has no use for a finished generation.
     pub(super) fn wants_unfinished(&self) -> bool {
-        self.wish.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
+        self.options.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
     }
 }
 
@@ -215,7 +215,7 @@ pub(super) struct Hub {
     /// Where the newest generation stands there.
     pub(super) phase: Phase,
     pub(super) stalled: bool,
-    pub(super) board: Option<Arc<AckBoard>>,
+    pub(super) watermark: Option<Arc<AckWatermark>>,
     /// Whether something was written since the last report.
     pub(super) unreported: bool,
     /// Whether the watcher was asked to tell when the stream exists.
@@ -229,7 +229,7 @@ impl Hub {
     pub(super) fn leave_live(&mut self) {
         self.live = Live::Off;
         self.attach += 1;
-        self.board = None;
+        self.watermark = None;
         self.idle_since = None;
     }
 

@@ -6,9 +6,9 @@ use super::delivery::Delivery;
 use super::format::Format;
 use super::seam::{Live, Seam};
 use super::sharing::JobKind;
-use super::viewer::{Ending, Mark, Reading, Stage, Wire, Wish};
-use crate::event::message::{Control, Cursor, Errand, HubRef, Opened, Slot};
-use crate::event::notice::{self, Unsubscribed};
+use super::viewer::{Ending, Mark, Reading, Stage, SubscribeOptions, Wire};
+use crate::event::control_frames::{self, Unsubscribed};
+use crate::event::message::{Control, Cursor, HubRef, Opened, Slot, WatcherRequest};
 use crate::event::{After, Position, StreamName, StreamStatus};
 
 /// How long a stream that no viewer needs live is still read live.
@@ -18,10 +18,10 @@ impl Delivery {
     // ----- coming and going -----
 
     /// A viewer comes; what it wants is looked for.
-    pub(super) fn add_viewer(&mut self, connection: Slot, wish: Wish) -> Slot {
-        let can_acknowledge = matches!(wish.wire, Wire::WebSocket | Wire::Multiplexed);
+    pub(super) fn add_viewer(&mut self, connection: Slot, options: SubscribeOptions) -> Slot {
+        let can_acknowledge = matches!(options.wire, Wire::WebSocket | Wire::Multiplexed);
         let receipts = self.config.stream.receipts && can_acknowledge;
-        let viewer = self.streams.add_viewer(connection, wish, receipts);
+        let viewer = self.streams.add_viewer(connection, options, receipts);
         self.look_up(viewer);
         viewer
     }
@@ -34,7 +34,7 @@ impl Delivery {
         let Some((slot, hub)) = self.streams.remove_viewer(slot) else { return };
         let delivery = self.outbound.delivery();
         if hub.awaited {
-            self.outbound.errand(Errand::Forget { stream: hub.stream.clone(), delivery });
+            self.outbound.ask_watcher(WatcherRequest::Forget { stream: hub.stream.clone(), delivery });
         }
         if hub.live != Live::Off {
             let hub_ref = HubRef { slot, attach: hub.attach };
@@ -44,10 +44,10 @@ impl Delivery {
 
     fn look_up(&mut self, slot: Slot) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        let kind = match viewer.wish.wire {
+        let kind = match viewer.options.wire {
             Wire::State => JobKind::State,
             Wire::Head => JobKind::Probe,
-            _ => JobKind::Open(viewer.wish.after),
+            _ => JobKind::Open(viewer.options.after),
         };
         self.add_job(slot, &kind);
     }
@@ -55,12 +55,12 @@ impl Delivery {
 
     pub(super) fn open(&mut self, slot: Slot, opened: &Opened, now: Instant) {
         let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
-        let (follow, wire) = (viewer.wish.follow, viewer.wish.wire);
-        if let Some(taking) = viewer.taking.as_deref_mut() {
-            taking.note_had(opened.after);
+        let (follow, wire) = (viewer.options.follow, viewer.options.wire);
+        if let Some(acks) = viewer.acks.as_deref_mut() {
+            acks.note_had(opened.after);
         }
         let mut ends_unsaid = wire == Wire::Sse;
-        if let Some(translator) = viewer.wish.translator.as_deref_mut() {
+        if let Some(translator) = viewer.options.translator.as_deref_mut() {
             translator.begin(opened.after, opened.outline.as_deref());
             ends_unsaid |= translator.format() == Format::AiSdk;
         }
@@ -76,15 +76,15 @@ impl Delivery {
             if let Some(terminal) = &opened.terminal {
                 self.push(slot, terminal, false);
             }
-            if let Some(taking) = self.streams.taking(slot) {
-                taking.begin(opened.after);
+            if let Some(acks) = self.streams.acks(slot) {
+                acks.begin(opened.after);
             }
             return self.end(slot, Ending::Ended, now);
         }
         self.begin_events(slot, now);
         self.say_open(slot, opened.after, status);
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        if let Some(translator) = &mut viewer.wish.translator {
+        if let Some(translator) = &mut viewer.options.translator {
             translator.take_finished();
         }
         viewer.stage = Stage::Reading(Reading { seam: Seam::new(opened.from), anchor: Cursor::default() });
@@ -95,7 +95,7 @@ impl Delivery {
     /// looking.
     pub(super) fn open_unseen(&mut self, slot: Slot) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        if let After::At(after) = viewer.wish.after {
+        if let After::At(after) = viewer.options.after {
             self.say_open(slot, after, StreamStatus::Waiting);
         }
     }
@@ -107,13 +107,13 @@ impl Delivery {
         }
         viewer.opened = true;
         let was_told = viewer.told.replace(status);
-        if viewer.wish.translator.is_none() {
-            let json = notice::open(&viewer.wish.stream, after, status);
+        if viewer.options.translator.is_none() {
+            let json = control_frames::open(&viewer.options.stream, after, status);
             self.say(slot, None, &json);
         }
         // A client that was told of an outage is told of its end by the same frame as all others.
         if was_told == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
-            self.say(slot, None, &notice::status(status));
+            self.say(slot, None, &control_frames::status(status));
         }
         self.give_held(slot);
     }
@@ -126,11 +126,11 @@ impl Delivery {
             return self.end(slot, Ending::NotFound, now);
         }
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        let after = match viewer.wish.after {
+        let after = match viewer.options.after {
             After::At(position) => position,
             After::Last | After::Tail => Position::ZERO,
         };
-        let (hub, connection, wire) = (viewer.hub, viewer.connection, viewer.wish.wire);
+        let (hub, connection, wire) = (viewer.hub, viewer.connection, viewer.options.wire);
         match wire {
             Wire::WebSocket | Wire::Multiplexed => {
                 self.say_open(slot, after, StreamStatus::Waiting);
@@ -142,7 +142,7 @@ impl Delivery {
         self.connections.arm(connection, deadline);
         if let Some(stream) = self.streams.begin_waiting(hub) {
             let (stream, delivery) = (stream.clone(), self.outbound.delivery());
-            self.outbound.errand(Errand::Wait { stream, delivery });
+            self.outbound.ask_watcher(WatcherRequest::Wait { stream, delivery });
         }
     }
 
@@ -162,10 +162,10 @@ impl Delivery {
                 }
                 None => {
                     // A name that was waited for is told from its beginning.
-                    if !matches!(found.wish.after, After::At(_)) {
-                        found.wish.after = After::At(Position::ZERO);
+                    if !matches!(found.options.after, After::At(_)) {
+                        found.options.after = After::At(Position::ZERO);
                     }
-                    if let Some(translator) = &mut found.wish.translator {
+                    if let Some(translator) = &mut found.options.translator {
                         translator.take_finished();
                     }
                     self.look_up(viewer);
@@ -194,7 +194,8 @@ impl Delivery {
             return;
         }
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        let (connection, wire, stream) = (viewer.connection, viewer.wish.wire, viewer.wish.stream.clone());
+        let (connection, wire, stream) =
+            (viewer.connection, viewer.options.wire, viewer.options.stream.clone());
         if wire == Wire::Multiplexed {
             let reason = match ending {
                 Ending::Ended | Ending::NothingLeft => Unsubscribed::Ended,
@@ -225,8 +226,8 @@ impl Delivery {
     pub(super) fn report_written(&mut self, now: Instant) {
         for slot in self.streams.take_unreported() {
             let Some(hub) = self.streams.hub(slot) else { continue };
-            if let Some(board) = &hub.board {
-                board.written(self.outbound.delivery(), self.streams.written_up_to(hub));
+            if let Some(watermark) = &hub.watermark {
+                watermark.written(self.outbound.delivery(), self.streams.written_up_to(hub));
             }
             if !matches!(hub.live, Live::On(_)) {
                 continue;

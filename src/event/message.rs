@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use super::checkpoints::Checkpoint;
 pub use super::clock::{RedisClock, now_us};
-pub use super::errand::Errand;
 pub use super::key_facts::KeyFacts;
 use super::record::{Asker, EndKind, EndOutcome, Refused};
 pub use super::shard::{Fnv, shard};
 pub use super::slot::{JobRef, Slot};
+pub use super::watcher_request::WatcherRequest;
 use super::{
-    AckBoard, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState, StreamStatus,
+    AckWatermark, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState,
+    StreamStatus,
 };
 
 /// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
@@ -331,8 +332,8 @@ pub enum ReaderCommand {
         after: EntryId,
         /// How many entries were ever added up to the seam, where it is known.
         ordinal: Option<u64>,
-        /// The board on which delivery threads note how far they have written.
-        board: Arc<AckBoard>,
+        /// How far each delivery thread has written.
+        watermark: Arc<AckWatermark>,
     },
     /// Read it no more.
     Stop {
@@ -426,7 +427,7 @@ pub enum ToDelivery {
         /// Whether the producer is silent.
         stalled: bool,
         /// Where to say what has been written.
-        board: Arc<AckBoard>,
+        watermark: Arc<AckWatermark>,
     },
     /// No more live frames come: see [`LiveNews::Broken`].
     Broken {

@@ -4,13 +4,13 @@
 //! Everything here is plain data without I/O. `ingest` makes [`Entry`]s, `transform` turns them into
 //! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.
 
+mod ack_watermark;
 mod after;
-mod board;
 pub mod checkpoints;
 mod clock;
+pub mod control_frames;
 mod encode;
 mod entry;
-mod errand;
 mod frame;
 mod held;
 mod id;
@@ -20,7 +20,6 @@ mod merge;
 pub mod message;
 mod name;
 mod native;
-pub mod notice;
 mod outline;
 mod parts;
 mod progress;
@@ -29,10 +28,11 @@ mod shard;
 mod slot;
 mod state;
 mod trie;
+mod watcher_request;
 mod wire;
 
+pub use ack_watermark::AckWatermark;
 pub use after::After;
-pub use board::AckBoard;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub(crate) use entry::NamesShown;
 pub use entry::{ENTRY_BYTES_MAX, Entry, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};

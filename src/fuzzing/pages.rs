@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::cut;
 use crate::produce::Form;
-use crate::produce::events::{ExpectedForm, Heard, ProviderEvents};
+use crate::produce::events::{ExpectedForm, ProviderEvent, ProviderEvents};
 use crate::produce::sse::{SseError, SseEvent, SseParser};
 use crate::visible;
 
@@ -41,7 +41,11 @@ fn parsed(body: &[u8], step: usize) -> Parsed {
 }
 
 /// The events heard, and the messages for a body without any: about foreign content, and about nothing heard.
-fn heard(form: ExpectedForm, body: &[u8], step: usize) -> (Vec<Heard>, Option<String>, Option<String>) {
+fn heard(
+    form: ExpectedForm,
+    body: &[u8],
+    step: usize,
+) -> (Vec<ProviderEvent>, Option<String>, Option<String>) {
     let now = Instant::now();
     let (mut events, mut heard) = (ProviderEvents::new(form), Vec::new());
     for piece in body.chunks(step.max(1)) {

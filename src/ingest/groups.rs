@@ -26,9 +26,10 @@ impl Reader {
                 && let Some(command) = self.parts.commands.try_recv()
             {
                 match command {
-                    ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
+                    ReaderCommand::Start { stream, live, transform, after, ordinal, watermark } => {
                         let (name, now) = (self.named(stream), Instant::now());
-                        let start = Subscription::new(name, (live, transform), (after, ordinal), board, now);
+                        let start =
+                            Subscription::new(name, (live, transform), (after, ordinal), watermark, now);
                         starts.push(start);
                     }
                     ReaderCommand::Stop { stream, live } => {
@@ -55,9 +56,9 @@ impl Reader {
     pub(super) fn refuse_starts(&mut self, now: Instant) {
         while let Some(command) = self.parts.commands.try_recv() {
             match command {
-                ReaderCommand::Start { stream, live, transform, after, ordinal, board } => {
+                ReaderCommand::Start { stream, live, transform, after, ordinal, watermark } => {
                     let name = self.named(stream);
-                    let start = Subscription::new(name, (live, transform), (after, ordinal), board, now);
+                    let start = Subscription::new(name, (live, transform), (after, ordinal), watermark, now);
                     self.refused.push_back((now + REFUSED_PAUSE, start));
                 }
                 ReaderCommand::Stop { stream, live } => {

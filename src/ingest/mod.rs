@@ -15,5 +15,5 @@ pub mod reader;
 mod reading;
 pub mod replay;
 mod subscriptions;
-mod told;
+mod tracking;
 mod waiting;

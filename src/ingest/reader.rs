@@ -21,7 +21,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::budget::Budget;
 use super::pacing::Pacing;
 use super::subscriptions::{Key, Place, Subscription, Subscriptions};
-use super::told::{SWEEPS_PER_ROUND, SWEPT_SILENCE, Told};
+use super::tracking::{SWEEPS_PER_ROUND, SWEPT_SILENCE, Tracking};
 use crate::config;
 use crate::event::EntryId;
 use crate::event::message::{LiveBatch, LiveNews, ReaderCommand, UnderWay, now_us};
@@ -91,7 +91,7 @@ pub struct Reader {
     /// Until when Redis is left to others.
     rests_until: Instant,
     pub(super) subscriptions: Subscriptions,
-    pub(super) told: Told,
+    pub(super) told: Tracking,
     /// Streams for which Redis refused a group, and when they are reported as broken.
     pub(super) refused: VecDeque<(Instant, Subscription)>,
     /// The commands of the trip at hand.
@@ -129,7 +129,7 @@ impl Reader {
             pacing,
             rests_until: Instant::now(),
             subscriptions: Subscriptions::default(),
-            told: Told::default(),
+            told: Tracking::default(),
             refused: VecDeque::new(),
             pipeline: Pipeline::default(),
             consumer,

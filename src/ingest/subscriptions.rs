@@ -11,7 +11,7 @@ use super::budget::Size;
 use super::proof::{Brought, Count, Method, Verdict};
 use crate::config::Ack;
 use crate::event::message::LiveRef;
-use crate::event::{AckBoard, Entry, EntryId, StreamName};
+use crate::event::{AckWatermark, Entry, EntryId, StreamName};
 
 /// A stream from which entries were removed is counted exactly again after so long: single entries that were deleted
 /// unread would make its count of what it has passed too low.
@@ -31,7 +31,7 @@ pub(super) struct Subscription {
     pub(super) cursor: EntryId,
     /// How many entries were ever added up to the cursor, where that is known.
     pub(super) ordinal: Option<u64>,
-    pub(super) board: Arc<AckBoard>,
+    pub(super) watermark: Arc<AckWatermark>,
     /// The position of the group in Redis, as far as nobody else moves it.
     acknowledged: EntryId,
     /// The size of its entries, as far as it is known.
@@ -53,7 +53,7 @@ impl Subscription {
         (stream, key): (StreamName, Key),
         (live, transform): (LiveRef, usize),
         (cursor, ordinal): (EntryId, Option<u64>),
-        board: Arc<AckBoard>,
+        watermark: Arc<AckWatermark>,
         now: Instant,
     ) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Subscription {
             transform,
             cursor,
             ordinal,
-            board,
+            watermark,
             acknowledged: cursor,
             size: Size::default(),
             method: if ordinal.is_some() { Method::Length } else { Method::Groups },
@@ -146,7 +146,7 @@ impl Subscription {
             Ack::None => self.cursor,
             Ack::Written => {
                 // Without anybody attached, everything was handed to history.
-                let written = self.board.everybody().unwrap_or(self.cursor);
+                let written = self.watermark.everybody().unwrap_or(self.cursor);
                 written.min(self.cursor).max(self.acknowledged)
             }
         }

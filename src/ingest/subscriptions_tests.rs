@@ -160,7 +160,7 @@ fn what_is_not_written_is_not_acknowledged() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let a = inserted(&mut all, "a", now);
-    all.all[a].board.attach(0, EntryId::new(2, 0));
+    all.all[a].watermark.attach(0, EntryId::new(2, 0));
     all.advance(a, &mut vec![entry(2), entry(3)], now);
     for expected in [Some(EntryId::new(2, 0)), None] {
         all.begin_acknowledging();
@@ -170,7 +170,7 @@ fn what_is_not_written_is_not_acknowledged() {
         assert!(all.has_unacked() && !all.is_acknowledging());
     }
     // A thread that joins further back takes nothing back.
-    all.all[a].board.attach(1, EntryId::new(1, 0));
+    all.all[a].watermark.attach(1, EntryId::new(1, 0));
     assert_eq!(all.all[a].position(Ack::Written), EntryId::new(2, 0));
     assert_eq!(all.all[a].position(Ack::None), EntryId::new(3, 0), "as far as was read");
     all.remove(b"a", Slot { index: 0, generation: 1 }, now);

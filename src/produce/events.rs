@@ -1,8 +1,8 @@
-//! Turns the body of a model server's answer into raw entries. Pure.
+//! SharedStage the body of a model server's answer into raw entries. Pure.
 //!
 //! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with its meaning for the
 //! generation. An event of the type `error` is a failure whatever its data is; where the data alone would not say so,
-//! it is reported as [`Heard::Failed`]. As long as no event has come, [`ProviderEvents::foreign`] tells what came
+//! it is reported as [`ProviderEvent::Failed`]. As long as no event has come, [`ProviderEvents::foreign`] tells what came
 //! instead.
 
 use std::time::Instant;
@@ -34,7 +34,7 @@ impl ExpectedForm {
 
 /// The result of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum ProviderEvent {
     /// An entry, and its meaning for the generation.
     Raw(Record, Meaning),
     /// The server says that it failed, in words that the entry's form does not know.
@@ -76,7 +76,7 @@ impl ProviderEvents {
 
     /// The result of the next whole event; `None` until more bytes come.
     #[allow(clippy::should_implement_trait, reason = "after None more may come with the next bytes")]
-    pub fn next(&mut self) -> Option<Heard> {
+    pub fn next(&mut self) -> Option<ProviderEvent> {
         loop {
             let event = self.parser.next()?;
             if let Some(heard) = self.hear(&event) {
@@ -89,7 +89,7 @@ impl ProviderEvents {
     ///
     /// # Errors
     /// When it is too long.
-    pub fn finish(&mut self) -> Result<Option<Heard>, SseError> {
+    pub fn finish(&mut self) -> Result<Option<ProviderEvent>, SseError> {
         if self.preamble.has_foreign() {
             return Ok(None);
         }
@@ -129,7 +129,7 @@ impl ProviderEvents {
         &self.story
     }
 
-    fn hear(&mut self, event: &SseEvent) -> Option<Heard> {
+    fn hear(&mut self, event: &SseEvent) -> Option<ProviderEvent> {
         // White space around an object means nothing, and around `[DONE]` it would make it another word.
         let payload = event.data.trim();
         // An event without data keeps a connection alive.
@@ -154,14 +154,14 @@ impl ProviderEvents {
             _ if follows_end => None,
             _ => {
                 self.story.end();
-                Some(Heard::Failed(failure(payload)))
+                Some(ProviderEvent::Failed(failure(payload)))
             }
         }
     }
 
-    fn raw(&mut self, payload: &str) -> Heard {
+    fn raw(&mut self, payload: &str) -> ProviderEvent {
         let meaning = self.story.read(payload);
-        Heard::Raw(Record { form: self.story.form(), json: payload.to_owned() }, meaning)
+        ProviderEvent::Raw(Record { form: self.story.form(), json: payload.to_owned() }, meaning)
     }
 }
 
@@ -182,16 +182,16 @@ fn failure(payload: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn heard(expected: ExpectedForm, body: &str) -> (Vec<Heard>, ProviderEvents) {
+    fn heard(expected: ExpectedForm, body: &str) -> (Vec<ProviderEvent>, ProviderEvents) {
         let mut events = ProviderEvents::new(expected);
         events.push(body.as_bytes(), Instant::now()).unwrap();
-        let mut heard: Vec<Heard> = std::iter::from_fn(|| events.next()).collect();
+        let mut heard: Vec<ProviderEvent> = std::iter::from_fn(|| events.next()).collect();
         heard.extend(events.finish().unwrap());
         (heard, events)
     }
 
-    fn failed(code: &'static str, message: &str) -> Heard {
-        Heard::Failed(Failure { code: code.into(), message: message.into() })
+    fn failed(code: &'static str, message: &str) -> ProviderEvent {
+        ProviderEvent::Failed(Failure { code: code.into(), message: message.into() })
     }
 
     const EITHER: ExpectedForm = ExpectedForm::FirstEvent(Form::OpenAi);
@@ -219,7 +219,7 @@ mod tests {
         for data in [r#"{"error":{"message":"m"}}"#, r#"{"type":"error","error":{"type":"t","message":"m"}}"#]
         {
             let (heard, events) = heard(EITHER, &format!("event: error\ndata: {data}\n\n"));
-            let Heard::Raw(record, Meaning::Terminal) = &heard[0] else { panic!("{heard:?}") };
+            let ProviderEvent::Raw(record, Meaning::Terminal) = &heard[0] else { panic!("{heard:?}") };
             assert_eq!(record.json, data);
             assert_eq!(events.story().failure().unwrap().message, "m");
         }
@@ -236,7 +236,7 @@ mod tests {
     fn the_first_event_tells_the_form() {
         let form = |expected, data: &str| {
             let (heard, _) = heard(expected, &format!(": hi\n\ndata: {data}\n\ndata: {data}\n\n"));
-            let Heard::Raw(record, _) = &heard[1] else { panic!("{heard:?}") };
+            let ProviderEvent::Raw(record, _) = &heard[1] else { panic!("{heard:?}") };
             record.form
         };
         let messages = r#"{"type":"message_start","message":{}}"#;

@@ -20,7 +20,7 @@ use crate::redis::{Command, ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
 use super::answers::Answers;
 use super::once::CLAIMED;
 use super::pending::{Mark, Milestones, Written};
-use super::{Desk, millis, refusal, refused};
+use super::{WriteContext, millis, refusal, refused};
 
 /// Requests in hand.
 const CANCELS_MAX: usize = 256;
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// When a stream that another instance has claimed is looked at again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(20);
 
-/// The desk.
+/// Writes what its queue holds.
 pub(super) struct Cancels {
     queue: Receiver<CancelRequest>,
     answers: Answers,
@@ -135,10 +135,10 @@ impl Cancels {
     ///
     /// # Errors
     /// When Redis could not be asked. Requests that are certainly not written stay in hand.
-    pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+    pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         self.answers.tell_again();
-        self.unwritten.forget(desk.now);
-        if self.others_at.is_some_and(|at| at > desk.now) {
+        self.unwritten.forget(context.now);
+        if self.others_at.is_some_and(|at| at > context.now) {
             return Ok(());
         }
         self.others_at = None;
@@ -147,7 +147,7 @@ impl Cancels {
             return Ok(());
         }
         self.refuse_late(
-            desk.now,
+            context.now,
             PATIENCE,
             &Refused::new("redis_timeout", "Redis does not answer in time: nothing was requested; try again"),
         );
@@ -158,23 +158,23 @@ impl Cancels {
                 streams.push(request.stream.clone());
             }
         }
-        let mut verdicts = self.judge(link, &streams, desk)?;
-        let result = self.write(link, &mut verdicts, desk);
+        let mut verdicts = self.judge(link, &streams, context)?;
+        let result = self.write(link, &mut verdicts, context);
         for (request, verdict) in std::mem::take(&mut self.hand).into_iter().map(|request| {
             let verdict = verdicts.get(&request.stream);
             (request, verdict)
         }) {
             match verdict {
                 Some(Verdict::Requested) => {
-                    desk.counters.cancels_requested.inc();
+                    context.counters.cancels_requested.inc();
                     self.tell(request.asker, Ok(()));
                 }
                 Some(Verdict::Refuse(refused)) => {
-                    desk.counters.cancels_refused.inc();
+                    context.counters.cancels_refused.inc();
                     self.tell(request.asker, Err(refused.clone()));
                 }
                 Some(Verdict::Wait | Verdict::Write(..)) => {
-                    self.others_at = Some(desk.now + OTHERS_PAUSE);
+                    self.others_at = Some(context.now + OTHERS_PAUSE);
                     self.hand.push(request);
                 }
                 None => self.hand.push(request),
@@ -212,15 +212,15 @@ impl Cancels {
         &mut self,
         link: &mut Link,
         streams: &[StreamName],
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
     ) -> Result<HashMap<StreamName, Verdict>, RedisError> {
         let mut looks = Vec::with_capacity(streams.len());
         for some in streams.chunks(STREAMS_PER_TRIP) {
-            self.look(link, some, &mut looks, desk)?;
+            self.look(link, some, &mut looks, context)?;
         }
         let mut verdicts = HashMap::new();
         for (stream, look) in streams.iter().zip(looks) {
-            let verdict = self.judge_one(link, stream, &look, desk)?;
+            let verdict = self.judge_one(link, stream, &look, context)?;
             verdicts.insert(stream.clone(), verdict);
         }
         Ok(verdicts)
@@ -232,13 +232,13 @@ impl Cancels {
         link: &mut Link,
         streams: &[StreamName],
         looks: &mut Vec<Look>,
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
     ) -> Result<(), RedisError> {
         for stream in streams {
-            let marker = marker(desk.keys, stream);
-            link.push(&Command::new("SET").args([&marker, desk.me, "NX", "PX"]).number(millis(CLAIMED)));
+            let marker = marker(context.keys, stream);
+            link.push(&Command::new("SET").args([&marker, context.me, "NX", "PX"]).number(millis(CLAIMED)));
             link.push(&Command::new("GET").arg(&marker));
-            let newest = Command::new("XREVRANGE").arg(desk.keys.stream(stream));
+            let newest = Command::new("XREVRANGE").arg(context.keys.stream(stream));
             link.push(&newest.args(["+", "-", "COUNT", "1"]));
         }
         let timeout = link.response_timeout();
@@ -262,32 +262,32 @@ impl Cancels {
         link: &mut Link,
         stream: &StreamName,
         look: &Look,
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
     ) -> Result<Verdict, RedisError> {
         let Look { set, get, mark, is_written } = look;
         let (mark, is_written) = (*mark, *is_written);
         if let Some(error) = set.error().or_else(|| get.error()) {
-            return Ok(Verdict::Refuse(refused(&marker(desk.keys, stream), &error)));
+            return Ok(Verdict::Refuse(refused(&marker(context.keys, stream), &error)));
         }
         if get.is_null() {
             return Ok(Verdict::Wait);
         }
         let holder = get.bytes()?;
-        if holder[..] != *desk.me.as_bytes() {
+        if holder[..] != *context.me.as_bytes() {
             let Some(former) = Written::parse(&holder) else { return Ok(Verdict::Wait) };
-            let keys = [desk.keys.stream(stream), desk.keys.control(stream)];
+            let keys = [context.keys.stream(stream), context.keys.control(stream)];
             let keys = keys.each_ref().map(String::as_str);
             if former.is_pending(mark.newest, link, keys, &self.milestones)? {
                 return Ok(Verdict::Requested);
             }
-            if !take_over(link, &marker(desk.keys, stream), &holder, desk.me)? {
+            if !take_over(link, &marker(context.keys, stream), &holder, context.me)? {
                 return Ok(Verdict::Wait);
             }
         }
         if is_written {
             return Ok(Verdict::Write(mark, KEPT));
         }
-        if let Err(wait) = self.unwritten.take(stream, desk.now) {
+        if let Err(wait) = self.unwritten.take(stream, context.now) {
             let message = format!(
                 "{UNWRITTEN_MAX} names that nobody has written yet are cancelled already; each is kept for {} s",
                 UNWRITTEN_KEPT.as_secs()
@@ -302,14 +302,14 @@ impl Cancels {
         &mut self,
         link: &mut Link,
         verdicts: &mut HashMap<StreamName, Verdict>,
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
     ) -> Result<(), RedisError> {
-        let at_us = desk.clock.at(desk.now_us);
+        let at_us = context.clock.at(context.now_us);
         let (mut commands, mut written) = (Vec::new(), Vec::new());
         for request in &self.hand {
             let Some(Verdict::Write(mark, kept)) = verdicts.get(&request.stream) else { continue };
             let (stream, mark, kept) = (request.stream.clone(), *mark, *kept);
-            commands.extend(transaction(desk.keys, request, (at_us, kept)));
+            commands.extend(transaction(context.keys, request, (at_us, kept)));
             // Further requests for the stream are answered with this one.
             verdicts.insert(stream.clone(), Verdict::Requested);
             written.push((stream, mark, kept));
@@ -326,17 +326,17 @@ impl Cancels {
         };
         let mut markers = Vec::new();
         for ((stream, mark, kept), replies) in written.into_iter().zip(replies.chunks_exact(4)) {
-            let marker = marker(desk.keys, &stream);
+            let marker = marker(context.keys, &stream);
             match refusal(replies)? {
                 None => {
                     let written = Written { request: request_id(&replies[3])?, mark };
                     let set = Command::new("SET").args([marker, written.to_text(), "PX".to_owned()]);
                     markers.push(set.number(millis(kept)));
-                    desk.counters.cancels_written.inc();
+                    context.counters.cancels_written.inc();
                 }
                 Some(error) => {
                     markers.push(Command::new("DEL").arg(marker));
-                    let key = desk.keys.control(&stream);
+                    let key = context.keys.control(&stream);
                     verdicts.insert(stream, Verdict::Refuse(refused(&key, &error)));
                 }
             }
@@ -344,7 +344,7 @@ impl Cancels {
         let in_vain = verdicts
             .iter()
             .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.too_many.is_some()));
-        markers.extend(in_vain.map(|(stream, _)| Command::new("DEL").arg(marker(desk.keys, stream))));
+        markers.extend(in_vain.map(|(stream, _)| Command::new("DEL").arg(marker(context.keys, stream))));
         // Where this fails the claims run out by themselves, and another request may be written.
         link.call_all(&markers).map(drop)
     }

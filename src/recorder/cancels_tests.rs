@@ -1,4 +1,4 @@
-//! Tests of the desk for requests to cancel against a real Redis.
+//! Tests of the writer of requests to cancel against a real Redis.
 
 use super::*;
 use crate::event::Entry;
@@ -8,7 +8,7 @@ use crate::observe::Counters;
 use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;
 
-/// One instance: its desk and its connection.
+/// One instance: its writer and its connection.
 struct Instance {
     cancels: Cancels,
     sender: Sender<CancelRequest>,
@@ -55,8 +55,8 @@ impl Instance {
         let clock = RedisClock::default();
         self.now += OTHERS_PAUSE;
         let Self { cancels, link, keys, counters, name, now, .. } = self;
-        let desk = Desk { keys, clock: &clock, counters, now_us: 7, now: *now, me: name };
-        cancels.tend(link, desk).unwrap();
+        let context = WriteContext { keys, clock: &clock, counters, now_us: 7, now: *now, me: name };
+        cancels.tend(link, context).unwrap();
     }
 
     fn outcomes(&self) -> Vec<Result<(), Refused>> {

@@ -12,12 +12,12 @@ use crate::event::record::{EndGeneration, EndKind, EndOutcome};
 use crate::queue::{Receiver, Sender};
 use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 
-use super::Desk;
+use super::WriteContext;
 
 /// Ends written in one round trip.
 const ENDS_PER_TRIP: usize = 64;
 
-/// The desk.
+/// Writes what its queue holds.
 pub(super) struct Ends {
     queue: Receiver<EndGeneration>,
     transforms: Vec<Sender<Control>>,
@@ -37,15 +37,18 @@ impl Ends {
     ///
     /// # Errors
     /// When Redis could not be asked.
-    pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+    pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         let ends: Vec<EndGeneration> =
             std::iter::from_fn(|| self.queue.try_recv()).take(ENDS_PER_TRIP).collect();
         if ends.is_empty() {
             return Ok(());
         }
         let places: Vec<Option<EntryId>> = ends.iter().map(|end| place(end.newest)).collect();
-        let commands: Vec<Command> =
-            ends.iter().zip(&places).filter_map(|(end, id)| Some(command(desk.keys, end, (*id)?))).collect();
+        let commands: Vec<Command> = ends
+            .iter()
+            .zip(&places)
+            .filter_map(|(end, id)| Some(command(context.keys, end, (*id)?)))
+            .collect();
         let replies = match link.call_all(&commands) {
             Ok(replies) => replies,
             Err(error) => {
@@ -59,8 +62,8 @@ impl Ends {
             let outcome = reply.map_or(EndOutcome::Unwritten, |(id, reply)| outcome(&end, id, reply));
             if matches!(outcome, EndOutcome::Written(_)) {
                 match end.kind {
-                    EndKind::Grace => desk.counters.grace_ends_written.inc(),
-                    EndKind::ProducerLost => desk.counters.producers_lost_written.inc(),
+                    EndKind::Grace => context.counters.grace_ends_written.inc(),
+                    EndKind::ProducerLost => context.counters.producers_lost_written.inc(),
                 }
             }
             self.answer(end, outcome);
@@ -162,9 +165,15 @@ mod tests {
             let mut link = self.server.link();
             let (now_us, now) = (0, Instant::now());
             let clock = RedisClock::default();
-            let desk =
-                Desk { keys: &self.keys, clock: &clock, counters: &self.counters, now_us, now, me: "i" };
-            self.ends.tend(&mut link, desk).unwrap();
+            let context = WriteContext {
+                keys: &self.keys,
+                clock: &clock,
+                counters: &self.counters,
+                now_us,
+                now,
+                me: "i",
+            };
+            self.ends.tend(&mut link, context).unwrap();
             self.answer()
         }
     }

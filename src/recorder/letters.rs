@@ -14,7 +14,7 @@ use crate::event::record::DeadLetter;
 use crate::queue::Receiver;
 use crate::redis::{Command, Keys, Link, RedisError};
 
-use super::Desk;
+use super::WriteContext;
 use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
@@ -27,7 +27,7 @@ const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// When a letter that another instance has claimed is looked at again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(500);
 
-/// The desk.
+/// Writes what its queue holds.
 pub(super) struct Letters {
     queue: Receiver<DeadLetter>,
     hand: VecDeque<DeadLetter>,
@@ -81,17 +81,17 @@ impl Letters {
     ///
     /// # Errors
     /// When Redis could not be asked. Letters that are not known to be written stay in hand.
-    pub(super) fn tend(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        if !self.pause.is_over(desk.now) {
+    pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
+        if !self.pause.is_over(context.now) {
             return Ok(());
         }
-        self.take_up(desk.now);
+        self.take_up(context.now);
         if self.hand.is_empty() {
             return Ok(());
         }
-        match self.write(link, desk) {
+        match self.write(link, context) {
             Ok(()) => self.pause.works(),
-            Err(RedisError::Server(error)) => self.pause.refused(&desk.keys.dlq(), error, desk.now),
+            Err(RedisError::Server(error)) => self.pause.refused(&context.keys.dlq(), error, context.now),
             Err(error) => return Err(error),
         }
         self.hand_bytes = self.hand.iter().chain(&self.others).map(DeadLetter::len_bytes).sum();
@@ -112,22 +112,22 @@ impl Letters {
         }
     }
 
-    fn write(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        let markers: Vec<String> = self.hand.iter().map(|letter| marker(desk.keys, letter)).collect();
-        let claims = once::claim(link, &markers, desk.me)?;
+    fn write(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
+        let markers: Vec<String> = self.hand.iter().map(|letter| marker(context.keys, letter)).collect();
+        let claims = once::claim(link, &markers, context.me)?;
         let mut ours = Vec::new();
         for ((letter, claim), marker) in std::mem::take(&mut self.hand).into_iter().zip(claims).zip(markers) {
             match claim {
                 Claim::Ours => ours.push((letter, marker)),
                 Claim::Written => {}
                 Claim::Others => {
-                    self.others_at = desk.now + OTHERS_PAUSE;
+                    self.others_at = context.now + OTHERS_PAUSE;
                     self.others.push_back(letter);
                 }
             }
         }
         let commands: Vec<Command> =
-            ours.iter().map(|(letter, _)| command(desk.keys, letter, self.entries_max)).collect();
+            ours.iter().map(|(letter, _)| command(context.keys, letter, self.entries_max)).collect();
         let replies = match link.call_all(&commands) {
             Ok(replies) => replies,
             Err(error) => {
@@ -148,7 +148,7 @@ impl Letters {
                 }
             }
         }
-        desk.counters.dead_letters_written.add(written.len() as u64);
+        context.counters.dead_letters_written.add(written.len() as u64);
         once::keep(link, written.iter(), MARKER_KEPT)?;
         self.cap.wrote(link, bytes)?;
         refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))

@@ -1,4 +1,4 @@
-//! Tests of the dead letters' desk against a real Redis.
+//! Tests of the writer of dead letters against a real Redis.
 
 use super::*;
 use crate::event::message::RedisClock;
@@ -7,7 +7,7 @@ use crate::observe::Counters;
 use crate::queue::{self, Sender, Weight};
 use crate::redis::testing::RedisServer;
 
-/// One instance: its desk and its connection.
+/// One instance: its writer and its connection.
 struct Instance {
     letters: Letters,
     sender: Sender<DeadLetter>,
@@ -45,8 +45,8 @@ impl Instance {
         self.now += Duration::from_secs(60);
         let clock = RedisClock::default();
         let Self { letters, link, keys, counters, name, now, .. } = self;
-        let desk = Desk { keys, clock: &clock, counters, now_us: 7, now: *now, me: name };
-        letters.tend(link, desk).unwrap();
+        let context = WriteContext { keys, clock: &clock, counters, now_us: 7, now: *now, me: name };
+        letters.tend(link, context).unwrap();
     }
 }
 

@@ -1,15 +1,15 @@
 //! The recorder thread: everything that is written down in Redis for others, on a connection of its own.
 //!
 //! Requests to cancel (`cancels`), ends of generations that nobody else writes (`ends`), dead letters (`letters`), and
-//! receipts of what clients have received (`receipts`). Each has a queue of its own, weighed in bytes, and a desk that
-//! empties it. A turn gives every desk one batch in the order of importance: a request to cancel waits for at most one
+//! receipts of what clients have received (`receipts`). Each has a queue of its own, weighed in bytes, and a writer that
+//! empties it. A turn gives every writer one batch in the order of importance: a request to cancel waits for at most one
 //! batch of each other kind, and a flood of them keeps no dead letter waiting for longer than one of its own batches
 //! takes.
 //!
 //! Redis may be away, full or misconfigured, and a key may be of another type. Then clients that wait are told so; dead
 //! letters and receipts stay in their queues, whose bounds push back on the threads that fill them, and are written
-//! when Redis takes them again. A desk that Redis refuses rests by itself (`pause`): a key of the wrong type stops
-//! one desk, not the others.
+//! when Redis takes them again. A writer that Redis refuses rests by itself (`pause`): a key of the wrong type stops
+//! one writer, not the others.
 //!
 //! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree,
 //! the order of the writes is such that a crash in between repeats something rather than losing it (`once`).
@@ -102,9 +102,9 @@ pub struct Recorder {
     me: String,
 }
 
-/// The context that every desk is given in a turn.
+/// The context that every writer is given in a turn.
 #[derive(Clone, Copy)]
-struct Desk<'a> {
+struct WriteContext<'a> {
     keys: &'a Keys,
     clock: &'a RedisClock,
     counters: &'a Counters,
@@ -161,7 +161,7 @@ impl Recorder {
         self.end();
     }
 
-    /// One batch of every desk.
+    /// One batch of every writer.
     fn turn(&mut self) {
         let now = Instant::now();
         self.link.keep(now);
@@ -180,18 +180,24 @@ impl Recorder {
         let connection = self.link.generation();
         let Some(link) = self.link.open() else { return Ok(()) };
         let counters = self.registry.counters();
-        let desk =
-            Desk { keys: &self.keys, clock: &self.clock, counters, now_us: now_us(), now, me: &self.me };
-        self.cancels.tend(link, desk)?;
-        self.ends.tend(link, desk)?;
-        self.letters.tend(link, desk)?;
-        self.receipts.tend(link, connection, desk)?;
+        let context = WriteContext {
+            keys: &self.keys,
+            clock: &self.clock,
+            counters,
+            now_us: now_us(),
+            now,
+            me: &self.me,
+        };
+        self.cancels.tend(link, context)?;
+        self.ends.tend(link, context)?;
+        self.letters.tend(link, context)?;
+        self.receipts.tend(link, connection, context)?;
         self.link.works();
         self.show();
         Ok(())
     }
 
-    /// Publishes the gauges, and the desks that Redis refuses. The connection is well, so a refusal is no reason to
+    /// Publishes the gauges, and the writers that Redis refuses. The connection is well, so a refusal is no reason to
     /// send clients elsewhere.
     fn show(&self) {
         let gauges = self.registry.gauges();

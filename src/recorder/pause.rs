@@ -1,4 +1,4 @@
-//! The pause of a desk that Redis refuses, and its log lines: one at once, then rarely.
+//! The pause of a writer that Redis refuses, and its log lines: one at once, then rarely.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::{error_limited, info_limited};
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// When a desk may try again, and the error that keeps it from writing.
+/// When a writer may try again, and the error that keeps it from writing.
 #[derive(Debug)]
 pub(super) struct Pause {
     what: &'static str,
@@ -19,12 +19,12 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    /// `what` is written at this desk, in words for the log.
+    /// `what` is written by this writer, in words for the log.
     pub(super) const fn new(what: &'static str) -> Self {
         Self { what, backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, 1), until: None, trouble: None }
     }
 
-    /// Whether the desk may write now.
+    /// Whether the writer may write now.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| until <= now)
     }
@@ -53,7 +53,7 @@ impl Pause {
         }
     }
 
-    /// The reason why Redis refuses the desk's writes, if it does.
+    /// The reason why Redis refuses its writes, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.as_ref().map(|trouble| format!("{} wait: {trouble}", self.what))
     }

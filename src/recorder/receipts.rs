@@ -19,7 +19,7 @@ use super::answers::Answers;
 use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
-use super::{Desk, millis, refusal, refused};
+use super::{WriteContext, millis, refusal, refused};
 use crate::config;
 use crate::event::message::ToDelivery;
 use crate::event::record::{Acked, Ended, Receipt, Refused};
@@ -54,7 +54,7 @@ const OTHERS_PAUSE: Duration = Duration::from_millis(500);
 /// other instances meanwhile have to be written first.
 const REST: Duration = Duration::from_secs(3);
 
-/// The desk.
+/// Writes what its queue holds.
 pub(super) struct Receipts {
     queue: Receiver<Receipt>,
     answers: Answers,
@@ -210,31 +210,31 @@ impl Receipts {
         &mut self,
         link: &mut Link,
         connection: u64,
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
     ) -> Result<(), RedisError> {
         if connection != self.connection {
-            (self.connection, self.rests_until) = (connection, desk.now + REST);
+            (self.connection, self.rests_until) = (connection, context.now + REST);
         }
         self.answers.tell_again();
-        if !self.pause.is_over(desk.now) {
-            self.hear(ACKS_HELD_MAX, desk.counters);
+        if !self.pause.is_over(context.now) {
+            self.hear(ACKS_HELD_MAX, context.counters);
             let why = Refused::new("redis_refuses", self.trouble().unwrap_or_default());
-            self.refuse(desk.now, Duration::ZERO, &why);
+            self.refuse(context.now, Duration::ZERO, &why);
             return Ok(());
         }
-        self.hear(ACKS_PER_TURN, desk.counters);
-        self.refuse(desk.now, PATIENCE, &Refused::new("redis_timeout", "Redis does not answer in time"));
-        if self.others_at.is_some_and(|at| at > desk.now) {
+        self.hear(ACKS_PER_TURN, context.counters);
+        self.refuse(context.now, PATIENCE, &Refused::new("redis_timeout", "Redis does not answer in time"));
+        if self.others_at.is_some_and(|at| at > context.now) {
             return Ok(());
         }
         self.others_at = None;
-        let result = self.write_acks(link, desk).and_then(|()| self.judge_due(link, desk));
+        let result = self.write_acks(link, context).and_then(|()| self.judge_due(link, context));
         match result {
             Ok(()) => self.pause.works(),
             Err(RedisError::Server(error)) => {
-                let key = desk.keys.receipts();
-                self.refuse(desk.now, Duration::ZERO, &refused(&key, &error));
-                self.pause.refused(&key, error, desk.now);
+                let key = context.keys.receipts();
+                self.refuse(context.now, Duration::ZERO, &refused(&key, &error));
+                self.pause.refused(&key, error, context.now);
             }
             Err(error) => return Err(error),
         }
@@ -243,13 +243,13 @@ impl Receipts {
 
     // ----- acknowledgements of clients -----
 
-    fn write_acks(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
+    fn write_acks(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         let count = self.acks.len().min(ACKS_PER_TURN);
         if count == 0 {
             return Ok(());
         }
         let mut outcomes = vec![Outcome::Unwritten; count];
-        let result = self.try_write_acks(link, desk, &mut outcomes);
+        let result = self.try_write_acks(link, context, &mut outcomes);
         for outcome in outcomes {
             let Some(waiting) = self.acks.pop_front() else { break };
             match outcome {
@@ -260,7 +260,7 @@ impl Receipts {
                     }
                 }
                 Outcome::Others => {
-                    self.others_at = Some(desk.now + OTHERS_PAUSE);
+                    self.others_at = Some(context.now + OTHERS_PAUSE);
                     self.acks.push_back(waiting);
                 }
                 Outcome::Unwritten => self.acks.push_back(waiting),
@@ -272,16 +272,16 @@ impl Receipts {
     fn try_write_acks(
         &mut self,
         link: &mut Link,
-        desk: Desk<'_>,
+        context: WriteContext<'_>,
         outcomes: &mut [Outcome],
     ) -> Result<(), RedisError> {
         let acks: Vec<&Acked> = self.acks.iter().take(outcomes.len()).map(|waiting| &waiting.acked).collect();
-        self.raise_taken(link, &acks, desk)?;
+        self.raise_taken(link, &acks, context)?;
         let markers: Vec<Option<String>> =
-            acks.iter().map(|acked| acked.is_once.then(|| acked_marker(desk.keys, acked))).collect();
+            acks.iter().map(|acked| acked.is_once.then(|| acked_marker(context.keys, acked))).collect();
         let claimed: Vec<String> =
             markers.iter().flatten().cloned().collect::<HashSet<_>>().into_iter().collect();
-        let claims = once::claim(link, &claimed, desk.me)?;
+        let claims = once::claim(link, &claimed, context.me)?;
         let claims: HashMap<&String, Claim> = claimed.iter().zip(claims).collect();
         let (mut commands, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut repeated: HashMap<&String, Vec<usize>> = HashMap::new();
@@ -299,7 +299,7 @@ impl Receipts {
                     }
                     let words = [acked.id.to_string(), "acked".to_owned(), acked.by.clone()];
                     let about = (&acked.stream, acked.generation.as_deref());
-                    commands.push(self.receipt(desk.keys, about, words, desk.clock.at(acked.at_us)));
+                    commands.push(self.receipt(context.keys, about, words, context.clock.at(acked.at_us)));
                     places.push(place);
                 }
             }
@@ -313,7 +313,7 @@ impl Receipts {
             }
             outcomes[place] = Outcome::Written;
             bytes += acks[place].len_bytes();
-            desk.counters.receipts_acked.inc();
+            context.counters.receipts_acked.inc();
             if let Some(marker) = &markers[place] {
                 written.push(marker);
                 repeated
@@ -329,14 +329,19 @@ impl Receipts {
     }
 
     /// Raises the markers of the highest ids that were acknowledged, each in a transaction of its own.
-    fn raise_taken(&self, link: &mut Link, acks: &[&Acked], desk: Desk<'_>) -> Result<(), RedisError> {
+    fn raise_taken(
+        &self,
+        link: &mut Link,
+        acks: &[&Acked],
+        context: WriteContext<'_>,
+    ) -> Result<(), RedisError> {
         let mut highest: BTreeMap<&StreamName, Position> = BTreeMap::new();
         for acked in acks {
             let known = highest.entry(&acked.stream).or_default();
             *known = acked.id.max(*known);
         }
         let markers: Vec<(String, Position)> =
-            highest.into_iter().map(|(stream, id)| (taken(desk.keys, stream), id)).collect();
+            highest.into_iter().map(|(stream, id)| (taken(context.keys, stream), id)).collect();
         let look: Vec<Command> = markers.iter().map(|(marker, _)| Command::new("GET").arg(marker)).collect();
         let replies = link.call_all(&look)?;
         for ((marker, id), reply) in markers.iter().zip(&replies) {
@@ -373,20 +378,20 @@ impl Receipts {
 
     // ----- generations that nobody acknowledged -----
 
-    fn judge_due(&mut self, link: &mut Link, desk: Desk<'_>) -> Result<(), RedisError> {
-        if desk.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
+    fn judge_due(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
+        if context.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
             return Ok(());
         }
-        let redis_us = desk.clock.at(desk.now_us);
+        let redis_us = context.clock.at(context.now_us);
         for _ in 0..JUDGED_PER_TURN {
             let Some((&(due_us, number), ended)) = self.ended.first_key_value() else { return Ok(()) };
             if due_us > redis_us {
                 return Ok(());
             }
-            let claim = self.judge(link, ended, desk)?;
+            let claim = self.judge(link, ended, context)?;
             let Some(ended) = self.ended.remove(&(due_us, number)) else { return Ok(()) };
             match claim {
-                Claim::Ours => desk.counters.receipts_untaken.inc(),
+                Claim::Ours => context.counters.receipts_untaken.inc(),
                 Claim::Written => {}
                 Claim::Others => {
                     self.judge_at(redis_us.saturating_add(millis(OTHERS_PAUSE) * 1000), ended);
@@ -400,20 +405,20 @@ impl Receipts {
 
     /// Writes the `untaken` receipt of a generation, unless a client has acknowledged it or the receipt is written
     /// already.
-    fn judge(&self, link: &mut Link, ended: &Ended, desk: Desk<'_>) -> Result<Claim, RedisError> {
+    fn judge(&self, link: &mut Link, ended: &Ended, context: WriteContext<'_>) -> Result<Claim, RedisError> {
         let Ended { stream, id, generation, .. } = ended;
-        let reply = link.call(&Command::new("GET").arg(taken(desk.keys, stream)))?;
+        let reply = link.call(&Command::new("GET").arg(taken(context.keys, stream)))?;
         if position(&reply)? >= Position::whole(*id) {
             return Ok(Claim::Written);
         }
-        let marker = [desk.keys.once(&format!("untaken:{stream}:{id}"))];
-        let claim = once::claim(link, &marker, desk.me)?.pop().unwrap_or(Claim::Others);
+        let marker = [context.keys.once(&format!("untaken:{stream}:{id}"))];
+        let claim = once::claim(link, &marker, context.me)?.pop().unwrap_or(Claim::Others);
         if claim != Claim::Ours {
             return Ok(claim);
         }
         let words = [id.to_string(), "untaken".to_owned(), String::new()];
-        let at_us = desk.clock.at(desk.now_us);
-        link.call(&self.receipt(desk.keys, (stream, generation.as_deref()), words, at_us))?;
+        let at_us = context.clock.at(context.now_us);
+        link.call(&self.receipt(context.keys, (stream, generation.as_deref()), words, at_us))?;
         once::keep(link, marker.iter(), MARKER_KEPT.saturating_add(self.after))?;
         Ok(claim)
     }

@@ -96,8 +96,8 @@ impl Instance {
     /// A turn `after` the connection was made.
     fn turn(&mut self, now_us: u64, after: Duration) -> Result<(), RedisError> {
         let Self { receipts, link, keys, clock, counters, start, name, .. } = self;
-        let desk = Desk { keys, clock, counters, now_us, now: *start + after, me: name };
-        receipts.tend(link, 1, desk)
+        let context = WriteContext { keys, clock, counters, now_us, now: *start + after, me: name };
+        receipts.tend(link, 1, context)
     }
 }
 

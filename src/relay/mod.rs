@@ -23,10 +23,10 @@
 //! `concurrency` answers at once; requests whose stream is busy wait here, at most `PARKED_PER_ANSWER` times as many,
 //! and beyond it no new ones are read: they wait in Redis.
 
+mod answer_progress;
 mod claims;
 mod lease;
 mod order;
-mod remains;
 mod worker;
 
 use std::collections::VecDeque;
@@ -66,7 +66,7 @@ pub struct Settings {
     pub concurrency: usize,
     /// After how long without a sign of life another worker takes over.
     pub takeover_after: Duration,
-    /// How long answers may go on after the wish to stop.
+    /// How long answers may go on after the request to stop.
     pub grace: Duration,
     /// The model's server.
     pub upstream: Upstream,

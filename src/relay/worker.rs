@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::answer_progress::{self, AnswerProgress};
 use super::lease::Lease;
 use super::order::Order;
-use super::remains::{self, Remains};
 use crate::config;
 use crate::event::EntryId;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
@@ -87,15 +87,17 @@ impl Worker {
             return left();
         };
         let mut producer = Producer::new(wires.while_held(self.keys.running(&order.name), &self.consumer));
-        let remains = if order.is_taken_over { self.look(job) } else { Some(Remains::Nothing) };
-        match remains {
+        let progress = if order.is_taken_over { self.look(job) } else { Some(AnswerProgress::Nothing) };
+        match progress {
             None => return given_up(&job.lease),
-            Some(Remains::Whole) => return (Fate::Answered, "answered before, by another worker".to_owned()),
-            Some(Remains::Torso) => {
+            Some(AnswerProgress::Whole) => {
+                return (Fate::Answered, "answered before, by another worker".to_owned());
+            }
+            Some(AnswerProgress::Partial) => {
                 let message = "the worker that wrote this answer is gone, and nobody can go on in its middle";
                 return end(&mut producer, &job.lease, ("relay_lost", message));
             }
-            Some(Remains::Nothing) => {}
+            Some(AnswerProgress::Nothing) => {}
         }
         producer.name_next(order.generation.clone());
         let request = match Request::new(&order.body, order.model.as_deref(), &self.upstream) {
@@ -126,19 +128,19 @@ impl Worker {
     }
 
     /// How far another worker has come with the answer; `None` when this worker has to leave it too.
-    fn look(&self, job: &Job) -> Option<Remains> {
+    fn look(&self, job: &Job) -> Option<AnswerProgress> {
         let key = self.redis.stream_key.key(&job.order.name);
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
-        let look = || -> Result<Remains, RedisError> {
+        let look = || -> Result<AnswerProgress, RedisError> {
             let mut link = Link::connect(&self.target, "llm-bridge-relay-look")?;
-            remains::look(&mut link, &key, &job.order)
+            answer_progress::look(&mut link, &key, &job.order)
         };
         loop {
             if job.lease.must_stop() {
                 return None;
             }
             match look() {
-                Ok(remains) => return Some(remains),
+                Ok(progress) => return Some(progress),
                 Err(error) => {
                     warn_limited!(key: job.order.name; %error, stream = %job.order.name, "what another worker has left cannot be seen");
                     std::thread::sleep(backoff.next());

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::decode::{DecodeContext, plain};
+use super::expand::{Concluded, EntryEvents, is_over_before, last_frame};
 use super::flaw::Flaw;
-use super::hear::{Concluded, Heard, is_over_before, last_frame};
 use super::order::{DropReason, Verdict, judge, shows_skipped};
 use crate::event::message::Cursor;
 use crate::event::{
@@ -31,7 +31,7 @@ pub enum Pushed {
     Old,
 }
 
-/// Turns the entries of one stream into shared frames.
+/// SharedStage the entries of one stream into shared frames.
 #[derive(Debug)]
 pub struct Assembler {
     stream: StreamName,
@@ -182,7 +182,7 @@ impl Assembler {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
         let context = self.context.clone();
-        let pushed = match Heard::new(entry, &context, (before, &margin), &self.state) {
+        let pushed = match EntryEvents::new(entry, &context, (before, &margin), &self.state) {
             Ok(heard) => self.push_events(heard, received, read_us),
             Err(flaw) => {
                 let id = last_frame(entry.id, 1, &self.state);
@@ -200,7 +200,7 @@ impl Assembler {
     }
 
     /// Takes what an entry says, and shows what was not `received` before.
-    fn push_events(&mut self, mut heard: Heard<'_>, received: Position, read_us: u64) -> Pushed {
+    fn push_events(&mut self, mut heard: EntryEvents<'_>, received: Position, read_us: u64) -> Pushed {
         let mut pushed = Pushed::Dropped(DropReason::Framing);
         while let Some((decoded, verdict, id)) = heard.judge(&mut self.state) {
             let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{FrameBody, Phase, merge, websocket_text};
-use crate::transform::stories::{any_stream, beginning, entries, entry, stream};
+use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 
 fn assembler() -> Assembler {
     Assembler::new(stream(), Position::ZERO, beginning())

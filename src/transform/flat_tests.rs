@@ -46,8 +46,8 @@ fn object(json: &str) -> Result<Vec<String>, Flaw> {
 }
 
 /// Checks flat entries, or objects, against what they say.
-fn check(read: fn(&str) -> Result<Vec<String>, Flaw>, stories: &[(&str, &[&str])]) {
-    for (entry, expected) in stories {
+fn check(read: fn(&str) -> Result<Vec<String>, Flaw>, cases: &[(&str, &[&str])]) {
+    for (entry, expected) in cases {
         let said = read(entry).unwrap_or_else(|flaw| panic!("{entry}: {flaw:?}"));
         assert_eq!(said, *expected, "{entry}");
     }

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use super::expand::{Concluded, EntryEvents, is_over_before};
 use super::gaps::{beginning, check};
-use super::hear::{Concluded, Heard, is_over_before};
 use super::silence::{Known, Seen, age_us, silence_us};
 use super::{
     Assembler, DecodeContext, DropReason, Flaw, Pushed, Scan, Seek, Snapshot, Sought, Verdict, judge, plain,
@@ -21,7 +21,7 @@ use crate::provider::Margin;
 
 /// The inputs of an outcome beside the read.
 #[derive(Clone, Debug)]
-pub struct Moment {
+pub struct ReplayClock {
     /// Now, µs since 1970 by this host's clock.
     pub now_us: u64,
     /// Now by Redis' clock.
@@ -36,7 +36,7 @@ pub struct Moment {
     pub known: Option<Known>,
 }
 
-impl Moment {
+impl ReplayClock {
     /// For how long `newest` has been the newest entry, µs.
     fn silence_us(&self, newest: EntryId) -> u64 {
         let known = self.known.filter(|known| known.newest == newest);
@@ -71,7 +71,7 @@ impl Moment {
 }
 
 /// Is told the findings of a read that concern others: drops, dead letters, ends, and how far scans have come.
-pub trait Witness {
+pub trait ReplayObserver {
     /// An entry is not delivered.
     fn dropped(&mut self, stream: &StreamName, reason: DropReason);
     /// An entry could not be understood.
@@ -88,8 +88,8 @@ pub trait Witness {
     fn scanned(&mut self, _stream: &StreamName, _at: Option<EntryId>) {}
 }
 
-/// Turns one read into its outcome.
-pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) -> ReplayOutcome {
+/// SharedStage one read into its outcome.
+pub fn conclude(batch: ReplayBatch, clock: ReplayClock, observer: &mut impl ReplayObserver) -> ReplayOutcome {
     let ReplayBatch { request, read, read_us, held } = batch;
     let (facts, entries, exhausted) = match read {
         ReplayRead::Missing => return ReplayOutcome::Missing,
@@ -100,8 +100,8 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
     let budget_bytes = request.budget_bytes;
     let marks = matches!(request.step, ReplayStep::Open { .. } | ReplayStep::Search(_));
     let (stream, jump) = (request.stream, request.jump);
-    let (grace_ms, context) = (moment.grace_ms, moment.context.clone());
-    let mut found = Found { stream, facts, entries, exhausted, read_us, budget_bytes, marks, moment, held };
+    let (grace_ms, context) = (clock.grace_ms, clock.context.clone());
+    let mut found = Found { stream, facts, entries, exhausted, read_us, budget_bytes, marks, clock, held };
     match request.step {
         ReplayStep::Probe => ReplayOutcome::Exists,
         ReplayStep::Open { after, early, outlined } => {
@@ -112,17 +112,17 @@ pub fn conclude(batch: ReplayBatch, moment: Moment, witness: &mut impl Witness) 
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
             let seek = seek.with_context(context).with_grace(grace_ms).with_outline(outlined);
             let search = new_search(Box::new(()), None);
-            found.search_from(seek, search, jump.as_deref(), witness)
+            found.search_from(seek, search, jump.as_deref(), observer)
         }
         ReplayStep::Search(mut search) => {
             let seek = std::mem::replace(&mut search.seek, Box::new(()));
             match seek.downcast::<Seek>() {
-                Ok(seek) => found.search_from(*seek, *search, jump.as_deref(), witness),
+                Ok(seek) => found.search_from(*seek, *search, jump.as_deref(), observer),
                 Err(_) => unreachable!("a search holds the seek that was put into it"),
             }
         }
-        ReplayStep::Continue { from, .. } => found.go_on(from, witness),
-        ReplayStep::State(search) => found.gather(*search, witness),
+        ReplayStep::Continue { from, .. } => found.go_on(from, observer),
+        ReplayStep::State(search) => found.gather(*search, observer),
     }
 }
 
@@ -136,7 +136,7 @@ struct Found {
     budget_bytes: usize,
     /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
     marks: bool,
-    moment: Moment,
+    clock: ReplayClock,
     held: Option<Held>,
 }
 
@@ -147,14 +147,14 @@ impl Found {
         mut seek: Seek,
         mut search: Search,
         jump: Option<&Checkpoint>,
-        witness: &mut impl Witness,
+        observer: &mut impl ReplayObserver,
     ) -> ReplayOutcome {
         if search.from == EntryId::ZERO {
             seek.begin(beginning(&self.facts));
         }
         if let Some(point) = jump {
             let scan = point.scan::<Scan>().filter(|_| point.holds(&self.facts, self.entries.first()));
-            witness.tried(&self.stream, point.at(), scan.is_some(), self.facts.first);
+            observer.tried(&self.stream, point.at(), scan.is_some(), self.facts.first);
             let Some(scan) = scan else {
                 // The entries read do not continue this search's own scan: read again from where that scan stands.
                 search.target = seek.target();
@@ -163,10 +163,15 @@ impl Found {
             seek.adopt(scan);
             search.from = point.at();
         }
-        self.search(seek, search, witness)
+        self.search(seek, search, observer)
     }
 
-    fn search(&mut self, mut seek: Seek, mut search: Search, witness: &mut impl Witness) -> ReplayOutcome {
+    fn search(
+        &mut self,
+        mut seek: Seek,
+        mut search: Search,
+        observer: &mut impl ReplayObserver,
+    ) -> ReplayOutcome {
         let mut is_unbroken = true;
         if search.from != EntryId::ZERO {
             let reached = Cursor { position: Position::whole(search.from), state: seek.state().clone() };
@@ -182,19 +187,19 @@ impl Found {
             && let Some(scan) = seek.checkpoint()
         {
             let weight = (scan.cost(), scan.len_bytes());
-            witness.reached(&self.stream, Checkpoint::new(newest, self.facts, scan, weight));
+            observer.reached(&self.stream, Checkpoint::new(newest, self.facts, scan, weight));
         }
         if seek.is_long() {
-            witness.scanned(&self.stream, Some(seek.position()).filter(|_| !self.exhausted));
+            observer.scanned(&self.stream, Some(seek.position()).filter(|_| !self.exhausted));
         }
         if self.exhausted {
-            self.judge_end(seek.state(), seek.position(), witness);
-            if self.moment.is_told(seek.position()) {
+            self.judge_end(seek.state(), seek.position(), observer);
+            if self.clock.is_told(seek.position()) {
                 seek.conclude();
             }
         }
         if is_unbroken && (!had_passed || search.shown.is_some()) {
-            self.show_on_the_way(&seek, &mut search, witness);
+            self.show_on_the_way(&seek, &mut search, observer);
         }
         if !self.exhausted {
             let from = self.entries.last().map_or(search.from, |entry| entry.id);
@@ -207,17 +212,17 @@ impl Found {
             }));
         }
         let sought = seek.finish(self.facts.last_generated);
-        ReplayOutcome::Opened(Box::new(self.open(sought, search, witness)))
+        ReplayOutcome::Opened(Box::new(self.open(sought, search, observer)))
     }
 
     /// Shows what this read has behind the wanted position, as far as the budget goes, so that nobody has to read it
     /// again. Where something was trimmed there, the read that tells of it shows what follows.
-    fn show_on_the_way(&self, seek: &Seek, search: &mut Search, witness: &mut impl Witness) {
+    fn show_on_the_way(&self, seek: &Seek, search: &mut Search, observer: &mut impl ReplayObserver) {
         match &mut search.shown {
             Some(shown) if shown.cursor.position == Position::whole(search.from) => {
                 let budget_bytes = self.budget_bytes.saturating_sub(shown.entries_bytes);
                 if budget_bytes > 0 {
-                    let more = self.show(shown.cursor.clone(), budget_bytes, witness);
+                    let more = self.show(shown.cursor.clone(), budget_bytes, observer);
                     shown.frames.extend(more.frames);
                     shown.cursor = more.cursor;
                     shown.entries_bytes += more.entries_bytes;
@@ -228,14 +233,14 @@ impl Found {
             Some(_) => {}
             None => {
                 let passed = seek.passed().filter(|passed| check(&self.facts, passed.clone()).0.is_none());
-                search.shown = passed.map(|passed| Box::new(self.show(passed, self.budget_bytes, witness)));
+                search.shown = passed.map(|passed| Box::new(self.show(passed, self.budget_bytes, observer)));
             }
         }
     }
 
-    fn open(&self, sought: Sought, search: Search, witness: &mut impl Witness) -> Opened {
+    fn open(&self, sought: Sought, search: Search, observer: &mut impl ReplayObserver) -> Opened {
         let Search { from: read_from, gap, shown, .. } = search;
-        let status = self.moment.status(&sought.state_at_tip, sought.tip);
+        let status = self.clock.status(&sought.state_at_tip, sought.tip);
         let tip = Cursor {
             position: Position::whole(sought.tip.max(self.facts.last_generated)),
             state: sought.state_at_tip.clone(),
@@ -259,7 +264,7 @@ impl Found {
                 let exhausted = shown.cursor.position.id >= sought.tip;
                 Shown { exhausted, ..*shown }
             }
-            _ if read_from == EntryId::ZERO => self.show(start, self.budget_bytes, witness),
+            _ if read_from == EntryId::ZERO => self.show(start, self.budget_bytes, observer),
             _ => Shown {
                 gap: None,
                 frames: Vec::new(),
@@ -274,25 +279,25 @@ impl Found {
         Opened { after, status, tip, nothing_left, terminal, outline, from, shown }
     }
 
-    fn go_on(&mut self, from: Cursor, witness: &mut impl Witness) -> ReplayOutcome {
+    fn go_on(&mut self, from: Cursor, observer: &mut impl ReplayObserver) -> ReplayOutcome {
         let (gap, start) = check(&self.facts, from);
         if let Some(HistoryGap::Failover { newest, .. }) = gap {
             // The state at the older end is not the viewers': it has to be found.
             let after = After::At(Position::whole(newest));
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
-            let seek = seek.with_context(self.moment.context.clone()).with_grace(self.moment.grace_ms);
+            let seek = seek.with_context(self.clock.context.clone()).with_grace(self.clock.grace_ms);
             let target = seek.target();
             return ReplayOutcome::Searching(Box::new(Search { target, ..new_search(Box::new(seek), gap) }));
         }
-        let mut shown = self.show(start, self.budget_bytes, witness);
+        let mut shown = self.show(start, self.budget_bytes, observer);
         shown.gap = gap;
         ReplayOutcome::Shown(Box::new(shown))
     }
 
     /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
-    fn show(&self, start: Cursor, budget_bytes: usize, witness: &mut impl Witness) -> Shown {
+    fn show(&self, start: Cursor, budget_bytes: usize, observer: &mut impl ReplayObserver) -> Shown {
         let assembler = Assembler::new(self.stream.clone(), start.position, start.state);
-        let Moment { context, grace_ms, .. } = &self.moment;
+        let ReplayClock { context, grace_ms, .. } = &self.clock;
         let assembler = assembler.with_context(context.clone()).with_grace(*grace_ms);
         let mut assembler = if self.marks { assembler.marking() } else { assembler };
         let (mut entries_bytes, mut entries, mut exhausted) = (0, 0, self.exhausted);
@@ -304,16 +309,16 @@ impl Found {
             match assembler.push(entry, self.read_us) {
                 Pushed::Old => continue,
                 Pushed::Accepted => {}
-                Pushed::Dropped(reason) => witness.dropped(&self.stream, reason),
-                Pushed::Undecodable { flaw } => witness.undecodable(&self.stream, entry, flaw),
+                Pushed::Dropped(reason) => observer.dropped(&self.stream, reason),
+                Pushed::Undecodable { flaw } => observer.undecodable(&self.stream, entry, flaw),
             }
             entries_bytes += entry.fields.len_bytes();
             entries += 1;
         }
-        if exhausted && self.moment.is_told(assembler.position().id) {
+        if exhausted && self.clock.is_told(assembler.position().id) {
             assembler.conclude(self.read_us);
         }
-        let frames = assembler.take(self.moment.now_us);
+        let frames = assembler.take(self.clock.now_us);
         if let Some(held) = &self.held {
             frames.iter().for_each(|frame| frame.hold(|bytes| held.ledger().hold_frame(bytes)));
         }
@@ -322,24 +327,24 @@ impl Found {
     }
 
     /// Says where the stream ends without the end of its generation: that has to be written, or waited for.
-    fn judge_end(&self, state: &StreamState, newest: EntryId, witness: &mut impl Witness) {
+    fn judge_end(&self, state: &StreamState, newest: EntryId, observer: &mut impl ReplayObserver) {
         if state.phase.terminal().is_some() || newest == EntryId::ZERO {
             return;
         }
-        if self.moment.is_over(state, newest) {
-            witness.over(&self.stream, newest, state);
-        } else if age_us(newest, self.moment.redis_us).is_none() {
-            witness.unfinished(&self.stream, newest);
+        if self.clock.is_over(state, newest) {
+            observer.over(&self.stream, newest, state);
+        } else if age_us(newest, self.clock.redis_us).is_none() {
+            observer.unfinished(&self.stream, newest);
         }
     }
 
     fn begin_gathering(&self, max_bytes: usize) -> Gathering {
         let snapshot = Snapshot::new(self.stream.clone(), max_bytes);
-        let Moment { context, grace_ms, .. } = self.moment.clone();
+        let ReplayClock { context, grace_ms, .. } = self.clock.clone();
         Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, context, grace_ms }
     }
 
-    fn gather(&mut self, search: StateSearch, witness: &mut impl Witness) -> ReplayOutcome {
+    fn gather(&mut self, search: StateSearch, observer: &mut impl ReplayObserver) -> ReplayOutcome {
         let StateSearch { from, gathered, max_bytes, .. } = search;
         let gathered = gathered.map(|gathered| match gathered.downcast::<Gathering>() {
             Ok(gathering) => gathering,
@@ -368,9 +373,9 @@ impl Found {
             let search = StateSearch { from, gathered: Some(gathering), gathered_bytes, max_bytes };
             return ReplayOutcome::Gathering(Box::new(search));
         }
-        self.judge_end(&gathering.state, gathering.newest, witness);
-        let status = self.moment.status(&gathering.state, gathering.newest);
-        if self.moment.is_over(&gathering.state, gathering.newest) {
+        self.judge_end(&gathering.state, gathering.newest, observer);
+        let status = self.clock.status(&gathering.state, gathering.newest);
+        if self.clock.is_over(&gathering.state, gathering.newest) {
             gathering.end_finishing();
         }
         let newest = gathering.newest.max(self.facts.last_generated);
@@ -411,7 +416,7 @@ impl Gathering {
     fn push_heard(&mut self, entry: &Entry) {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
-        let Ok(mut heard) = Heard::new(entry, &self.context, (before, &margin), &self.state) else {
+        let Ok(mut heard) = EntryEvents::new(entry, &self.context, (before, &margin), &self.state) else {
             return self.state.note_newest(entry.id);
         };
         let mut is_counted = false;

@@ -1,19 +1,19 @@
 use super::*;
 use crate::event::message::{JobRef, ReplayRequest, Slot};
-use crate::transform::stories::{entries, stream};
+use crate::transform::test_streams::{entries, stream};
 
 struct Nobody;
 
-impl Witness for Nobody {
+impl ReplayObserver for Nobody {
     fn dropped(&mut self, _: &StreamName, _: DropReason) {}
     fn undecodable(&mut self, _: &StreamName, _: &Entry, _: Flaw) {}
     fn unfinished(&mut self, _: &StreamName, _: EntryId) {}
     fn over(&mut self, _: &StreamName, _: EntryId, _: &StreamState) {}
 }
 
-fn quiet_moment() -> Moment {
+fn quiet_moment() -> ReplayClock {
     let context = DecodeContext::default();
-    Moment { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context, known: None }
+    ReplayClock { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context, known: None }
 }
 
 fn id(ms: u64) -> EntryId {
@@ -47,8 +47,8 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
         jump: None,
     };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
-    let moment = quiet_moment();
-    conclude(ReplayBatch { request, read, read_us: 0, held: None }, moment, &mut Nobody)
+    let clock = quiet_moment();
+    conclude(ReplayBatch { request, read, read_us: 0, held: None }, clock, &mut Nobody)
 }
 
 fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
@@ -114,10 +114,10 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         asked_us: 0,
         jump: None,
     };
-    let moment = quiet_moment();
+    let clock = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let batch = ReplayBatch { request, read: found, read_us: 0, held: None };
-    let ReplayOutcome::Searching(search) = conclude(batch, moment, &mut Nobody) else {
+    let ReplayOutcome::Searching(search) = conclude(batch, clock, &mut Nobody) else {
         panic!("the search goes on");
     };
     let ReplayOutcome::Opened(opened) = read(ReplayStep::Search(search), world(9, 6)) else {
@@ -148,10 +148,10 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         asked_us: 0,
         jump: None,
     };
-    let moment = quiet_moment();
+    let clock = quiet_moment();
     let found = ReplayRead::Found { facts, entries, exhausted: false };
     let ReplayOutcome::Gathering(search) =
-        conclude(ReplayBatch { request, read: found, read_us: 0, held: None }, moment, &mut Nobody)
+        conclude(ReplayBatch { request, read: found, read_us: 0, held: None }, clock, &mut Nobody)
     else {
         panic!("the gathering goes on");
     };

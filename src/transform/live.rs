@@ -7,12 +7,12 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::decode::native;
-use super::hear::end_entry;
+use super::expand::end_entry;
 use super::order::PRODUCER_LOST;
 use super::silence::{Known, Seen, silence_us};
 use super::{Assembler, DecodeContext, Pushed};
 use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
-use crate::event::{AckBoard, Entry, EntryId, Event, Frame, Phase, StreamName};
+use crate::event::{AckWatermark, Entry, EntryId, Event, Frame, Phase, StreamName};
 use crate::json;
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
@@ -31,10 +31,10 @@ pub(super) struct LiveStream {
     pub(super) assembler: Assembler,
     /// The delivery threads, each with its own name for the stream.
     pub(super) attached: Vec<(usize, HubRef)>,
-    pub(super) board: Arc<AckBoard>,
+    pub(super) watermark: Arc<AckWatermark>,
     pub(super) stalled: bool,
     /// Whether it is read on, for its end, although nobody is attached.
-    pub(super) is_vigil: bool,
+    pub(super) is_end_watched: bool,
     /// The index of the reader that reads it.
     pub(super) reader: usize,
     generation: u64,
@@ -251,9 +251,9 @@ impl LiveStreams {
                 .with_grace(grace_ms),
             stream: stream.clone(),
             attached: Vec::new(),
-            board: Arc::default(),
+            watermark: Arc::default(),
             stalled: false,
-            is_vigil: false,
+            is_end_watched: false,
             reader,
             generation: self.generation,
             newest,

@@ -1,7 +1,7 @@
 //! The effect of a single entry on the order of generations, judged without the entries before it.
 
 use super::decode::DecodeContext;
-use super::hear::Heard;
+use super::expand::EntryEvents;
 use crate::event::record::Milestone;
 use crate::event::{Entry, Phase, Progress, StreamState};
 use crate::provider::Margin;
@@ -10,7 +10,7 @@ use crate::provider::Margin;
 #[must_use]
 pub fn milestone(entry: &Entry, context: &DecodeContext) -> Milestone {
     let (progress, margin, mut state) = (Progress::default(), Margin::default(), StreamState::default());
-    let Ok(mut heard) = Heard::new(entry, context, (&progress, &margin), &state) else {
+    let Ok(mut heard) = EntryEvents::new(entry, context, (&progress, &margin), &state) else {
         return Milestone::Neither;
     };
     while heard.judge(&mut state).is_some() {}

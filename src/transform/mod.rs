@@ -11,24 +11,24 @@
 //! characters that the viewer gets.
 
 pub mod assemble;
+mod dead_letters;
 pub mod decode;
+mod expand;
 mod flat;
 pub mod flaw;
 pub mod gaps;
-mod hear;
 pub mod history;
 mod live;
 mod member;
 mod members;
 mod milestone;
-mod notary;
 pub mod order;
 mod parts;
 pub mod seek;
 pub mod silence;
 pub mod snapshot;
 #[cfg(test)]
-mod stories;
+mod test_streams;
 pub mod worker;
 
 pub use assemble::{Assembler, Pushed};

@@ -9,7 +9,7 @@ use crate::config;
 use crate::event::Ledger;
 use crate::event::checkpoints::Checkpoints;
 use crate::event::message::{
-    Control, Errand, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ToDelivery,
+    Control, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ToDelivery, WatcherRequest,
 };
 use crate::event::record::{DeadLetter, EndGeneration, Receipt};
 use crate::observe::Registry;
@@ -46,7 +46,7 @@ pub struct WorkerParts {
     /// The delivery threads.
     pub deliveries: Vec<DeliveryPort>,
     /// Requests to the watcher to look for a stream.
-    pub errands: Sender<Errand>,
+    pub watcher_requests: Sender<WatcherRequest>,
     /// Ends of generations that nobody else writes.
     pub ends: Sender<EndGeneration>,
     /// Entries that could not be understood.

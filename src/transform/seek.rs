@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::decode::{DecodeContext, plain};
-use super::hear::{Concluded, Heard, is_over_before};
+use super::expand::{Concluded, EntryEvents, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
 use crate::event::message::Cursor;
 use crate::event::{
@@ -337,7 +337,7 @@ impl Seek {
         self.scan.state.pass();
         let (progress, margin) = (self.scan.state.progress.clone(), Margin::default());
         let known = Progress::known(progress.as_deref());
-        let Ok(mut heard) = Heard::new(entry, &self.context, (known, &margin), &self.scan.state) else {
+        let Ok(mut heard) = EntryEvents::new(entry, &self.context, (known, &margin), &self.scan.state) else {
             self.scan.state.note_newest(entry.id);
             self.scan.activity = Some(entry.id);
             return;

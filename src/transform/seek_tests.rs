@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::Phase;
 use crate::transform::Assembler;
-use crate::transform::stories::{any_stream, beginning, entries, entry, stream};
+use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 
 fn seek(after: After, story: &[Entry]) -> Sought {
     let mut seek = Seek::new(stream(), after, beginning());

@@ -3,7 +3,7 @@ use crate::event::StreamState;
 use crate::provider::Margin;
 use crate::transform::decode::{DecodeContext, plain};
 use crate::transform::order::{Verdict, judge};
-use crate::transform::stories::{entries, stream};
+use crate::transform::test_streams::{entries, stream};
 
 fn snapshot(objects: &[&str], bytes_max: usize) -> Snapshot {
     let mut snapshot = Snapshot::new(stream(), bytes_max);

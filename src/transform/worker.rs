@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pushed;
-use super::history::{Moment, conclude};
+use super::dead_letters::{DeadLetters, EndWatch, HistoryWitness, Reported, count_shown, measure};
+use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
-use super::notary::{EndWatch, HistoryWitness, Notary, Reported, count_shown, measure};
 pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
 use crate::event::message::{
@@ -23,9 +23,9 @@ use crate::event::message::{
 };
 use crate::event::record::{EndKind, EndOutcome};
 use crate::event::{EntryId, StreamName};
+use crate::inline_stage::SharedStage;
 use crate::observe::{Recorder, Stage};
-use crate::queue::{SendError, Shortcut, sleep_until};
-use crate::turns::Turns;
+use crate::queue::{InlineStage, SendError, sleep_until};
 use crate::{error_limited, pulse};
 
 mod silent;
@@ -39,7 +39,7 @@ const STREAMS_PER_READER: usize = 2048;
 const ENTRIES_ON_THE_WAY_MAX: usize = 64;
 /// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are
 /// not seen.
-const VIGILS_MAX: usize = 4096;
+const END_WATCHES_MAX: usize = 4096;
 
 /// A running transform thread.
 pub struct Worker {
@@ -53,7 +53,7 @@ pub struct Worker {
     /// Unfinished streams that were met in history.
     remembered: Remembered,
     /// How many streams are read on to see the end of an answer whose viewers have left.
-    vigils: usize,
+    end_watches: usize,
     /// Streams that have fallen silent, whose viewers are yet to be told.
     silent: VecDeque<LiveRef>,
     /// How many streams the gauge knows of.
@@ -78,7 +78,7 @@ impl Worker {
             reported: Reported::default(),
             ends,
             remembered: Remembered::default(),
-            vigils: 0,
+            end_watches: 0,
             silent: VecDeque::new(),
             counted: 0,
             ticked_at: Instant::now(),
@@ -91,13 +91,13 @@ impl Worker {
         self.parts.live.wake_this_thread();
         self.parts.replay.wake_this_thread();
         let live = self.parts.live.clone();
-        let turns = Turns::new(self);
-        live.offer_shortcut(OnTheWay(turns.clone()));
-        while let Some(until) = turns.own().and_then(|mut worker| worker.work()) {
+        let stage = SharedStage::new(self);
+        live.offer_inline(OnTheWay(stage.clone()));
+        while let Some(until) = stage.own().and_then(|mut worker| worker.work()) {
             sleep_until(until);
         }
         // Nobody works in its stead any more: what is sent now finds the queue closed.
-        drop(turns.end());
+        drop(stage.end());
     }
 
     /// Works until the queues are empty; until when there is nothing to do then, unless the daemon stops.
@@ -157,12 +157,16 @@ impl Worker {
         let (delivery, hub) = who;
         found.attached.retain(|&(other, _)| other != delivery);
         found.attached.push(who);
-        self.vigils -= usize::from(std::mem::take(&mut found.is_vigil));
+        self.end_watches -= usize::from(std::mem::take(&mut found.is_end_watched));
         let at = found.assembler.position().id;
-        found.board.attach(delivery, at);
+        found.watermark.attach(delivery, at);
         let cursor = Cursor { position: found.assembler.framed(), state: found.assembler.state().clone() };
-        let message =
-            ToDelivery::Attached { hub, cursor, stalled: found.stalled, board: Arc::clone(&found.board) };
+        let message = ToDelivery::Attached {
+            hub,
+            cursor,
+            stalled: found.stalled,
+            watermark: Arc::clone(&found.watermark),
+        };
         if self.tell(delivery, message).is_err() {
             self.miss(live, who);
         }
@@ -176,9 +180,9 @@ impl Worker {
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
         found.judge_silence((now_us, redis_us), Limits { abandon_us: 0, grace_us: 0, ..limits });
-        let board = Arc::clone(&found.board);
+        let watermark = Arc::clone(&found.watermark);
         let transform = self.parts.index;
-        self.command(reader, ReaderCommand::Start { stream, live, transform, after, ordinal, board });
+        self.command(reader, ReaderCommand::Start { stream, live, transform, after, ordinal, watermark });
         live
     }
 
@@ -193,14 +197,14 @@ impl Worker {
     fn detach(&mut self, live: LiveRef, (delivery, hub): (usize, HubRef)) {
         let Some(found) = self.streams.get(live) else { return };
         found.attached.retain(|&who| who != (delivery, hub));
-        found.board.detach(delivery);
+        found.watermark.detach(delivery);
         if !found.attached.is_empty() {
             return;
         }
         let is_awaited = self.ends.after_us.is_some() && found.is_unfinished();
-        if is_awaited && self.vigils < VIGILS_MAX {
-            found.is_vigil = true;
-            self.vigils += 1;
+        if is_awaited && self.end_watches < END_WATCHES_MAX {
+            found.is_end_watched = true;
+            self.end_watches += 1;
         } else {
             if is_awaited {
                 self.parts.registry.counters().receipts_failed.inc();
@@ -218,7 +222,7 @@ impl Worker {
 
     fn end_stream(&mut self, live: LiveRef) -> Option<LiveStream> {
         let ended = self.streams.end(live)?;
-        self.vigils -= usize::from(ended.is_vigil);
+        self.end_watches -= usize::from(ended.is_end_watched);
         Some(ended)
     }
 
@@ -267,21 +271,21 @@ impl Worker {
             let Some(found) = streams.get(live) else { continue };
             let waking = found.waking(&entries);
             let WorkerParts { registry, letters, context, .. } = parts;
-            let mut witness = Notary { registry, letters, reported, context, is_full: false };
+            let mut observer = DeadLetters { registry, letters, reported, context, is_full: false };
             let frames =
                 found.push(&entries, (batch.read_us, now_us), |stream, entry, pushed| match pushed {
-                    Pushed::Dropped(reason) => witness.dropped(stream, reason),
-                    Pushed::Undecodable { flaw } => witness.undecodable(stream, entry, flaw),
+                    Pushed::Dropped(reason) => observer.dropped(stream, reason),
+                    Pushed::Undecodable { flaw } => observer.undecodable(stream, entry, flaw),
                     Pushed::Accepted | Pushed::Old => {}
                 });
-            if witness.is_full {
+            if observer.is_full {
                 full.push(live);
                 continue;
             }
             measure(recorder, &parts.registry, &frames, now_us);
             ends.saw_live(&frames, parts.clock.at(now_us), (&parts.receipts, &parts.registry));
             let passed = found.assembler.position().id;
-            if found.is_vigil && frames.iter().any(|frame| frame.is_terminal()) {
+            if found.is_end_watched && frames.iter().any(|frame| frame.is_terminal()) {
                 over.push(live);
             }
             match waking {
@@ -346,7 +350,7 @@ impl Worker {
 
     fn end_broken(&mut self, live: LiveRef) {
         let Some(ended) = self.end_stream(live) else { return };
-        if ended.is_vigil {
+        if ended.is_end_watched {
             self.parts.registry.counters().receipts_failed.inc();
         }
         for (delivery, hub) in ended.attached {
@@ -375,7 +379,7 @@ impl Worker {
         let shows = matches!(batch.request.step, ReplayStep::Open { .. } | ReplayStep::Continue { .. });
         let stream = &batch.request.stream;
         let known = self.streams.find(stream).map(|(_, live)| live.known(now_us));
-        let moment = Moment {
+        let moment = ReplayClock {
             known: known.or_else(|| self.remembered.get(stream, now_us)),
             now_us,
             redis_us: self.parts.clock.at(now_us),
@@ -386,13 +390,13 @@ impl Worker {
         let redis_us = moment.redis_us;
         let Self { parts, reported, remembered, .. } = self;
         let WorkerParts { registry, letters, context, .. } = parts;
-        let notary = Notary { registry, letters, reported, context, is_full: false };
+        let letters = DeadLetters { registry, letters, reported, context, is_full: false };
         let (ends, transform) = (&parts.ends, parts.index);
         let scans = (&*parts.checkpoints, job);
-        let mut witness = HistoryWitness { notary, remembered, ends, transform, now_us, scans };
-        let outcome = match conclude(batch, moment, &mut witness) {
+        let mut observer = HistoryWitness { letters, remembered, ends, transform, now_us, scans };
+        let outcome = match conclude(batch, moment, &mut observer) {
             // Asked again later, when there is room for the dead letters.
-            _ if witness.notary.is_full => ReplayOutcome::Unavailable,
+            _ if observer.letters.is_full => ReplayOutcome::Unavailable,
             outcome => outcome,
         };
         if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
@@ -461,9 +465,9 @@ impl Worker {
 
 /// Small live batches are worked on by the reader that brings them.
 #[derive(Debug)]
-struct OnTheWay(Turns<Worker>);
+struct OnTheWay(SharedStage<Worker>);
 
-impl Shortcut<LiveBatch> for OnTheWay {
+impl InlineStage<LiveBatch> for OnTheWay {
     fn take(&self, batch: LiveBatch) -> Result<(), LiveBatch> {
         if batch.len() > ENTRIES_ON_THE_WAY_MAX {
             return Err(batch);

@@ -1,6 +1,6 @@
 //! The lease of the instance id in Redis: at most one daemon has it, wherever it runs.
 //!
-//! The key holds who has it and expires by itself. Taking, renewing and giving back compare before they
+//! The key holds who has it and expires by itself. AckTracker, renewing and giving back compare before they
 //! write, under WATCH, so that nobody's lease is overwritten unseen. A lease is taken at once when there is
 //! none, when it is ours, or when its holder is known to be dead ([`Identity::is_dead`]); else it has to run out.
 

@@ -30,7 +30,7 @@ use self::lease::{Lease, Standing};
 use self::news::{News, NewsLink};
 use self::waits::Waits;
 use crate::event::StreamName;
-use crate::event::message::{Errand, RedisClock, ToDelivery, WATCHER, now_us};
+use crate::event::message::{RedisClock, ToDelivery, WATCHER, WatcherRequest, now_us};
 use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
@@ -39,8 +39,8 @@ use crate::redis::{Command, Connector, Keys, RedisError, ServerErrorKind};
 use crate::stop::Stop;
 use crate::{error_limited, warn_limited};
 
-/// The token of the errands' waker in the watcher's poll.
-pub const ERRANDS: Token = Token(1);
+/// The token of the waker of requests in the watcher's poll.
+pub const REQUESTS: Token = Token(1);
 /// The token of the connection for news.
 const NEWS: Token = Token(0);
 
@@ -48,8 +48,8 @@ const NEWS: Token = Token(0);
 const RIGHTS: &str = "rights";
 /// How long one wait lasts at most, so that stopping is noticed.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-/// Errands taken before the watcher looks at anything else.
-const ERRANDS_PER_TURN: usize = 1024;
+/// Requests taken before the watcher looks at anything else.
+const REQUESTS_PER_TURN: usize = 1024;
 /// How often rights are looked at while some are missing.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the lease is left alone after Redis refused it.
@@ -67,10 +67,10 @@ pub struct WatcherParts {
     pub link: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// Its poll, in which `errands` wakes it as [`ERRANDS`].
+    /// Its poll, in which `watcher_requests` wakes it as [`REQUESTS`].
     pub poll: Poll,
     /// Its inbox.
-    pub errands: Receiver<Errand>,
+    pub watcher_requests: Receiver<WatcherRequest>,
     /// The delivery threads that wait for names.
     pub deliveries: Vec<Sender<ToDelivery>>,
     /// Redis' clock, which the watcher sets.
@@ -93,7 +93,7 @@ pub struct Watcher {
     news: NewsLink,
     keys: Arc<Keys>,
     poll: Poll,
-    errands: Receiver<Errand>,
+    watcher_requests: Receiver<WatcherRequest>,
     deliveries: Vec<Sender<ToDelivery>>,
     clock: Arc<RedisClock>,
     leased: Arc<AtomicBool>,
@@ -121,7 +121,18 @@ impl Watcher {
     #[must_use]
     pub fn new(parts: WatcherParts) -> Self {
         let now = Instant::now();
-        let WatcherParts { push, link, keys, poll, errands, deliveries, clock, leased, identity, .. } = parts;
+        let WatcherParts {
+            push,
+            link,
+            keys,
+            poll,
+            watcher_requests,
+            deliveries,
+            clock,
+            leased,
+            identity,
+            ..
+        } = parts;
         let WatcherParts { fatal, registry, stop, .. } = parts;
         Self {
             link,
@@ -129,7 +140,7 @@ impl Watcher {
             lease: Lease::new(&identity, now),
             keys,
             poll,
-            errands,
+            watcher_requests,
             deliveries,
             clock,
             leased,
@@ -176,7 +187,7 @@ impl Watcher {
         if !self.untold.is_empty() {
             until = now + Duration::from_millis(2);
         }
-        if !self.errands.is_empty() {
+        if !self.watcher_requests.is_empty() {
             until = now;
         }
         if let Some(at) = self.waits.next_look(self.news.is_told()) {
@@ -188,10 +199,10 @@ impl Watcher {
     }
 
     fn take_errands(&mut self) {
-        for _ in 0..ERRANDS_PER_TURN {
-            match self.errands.try_recv() {
-                Some(Errand::Wait { stream, delivery }) => self.waits.wait(stream, delivery),
-                Some(Errand::Forget { stream, delivery }) => {
+        for _ in 0..REQUESTS_PER_TURN {
+            match self.watcher_requests.try_recv() {
+                Some(WatcherRequest::Wait { stream, delivery }) => self.waits.wait(stream, delivery),
+                Some(WatcherRequest::Forget { stream, delivery }) => {
                     self.waits.forget(&stream, delivery);
                     self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
                 }

@@ -269,7 +269,7 @@ fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
-    let stories: [(&str, &str, &[&str]); 4] = [
+    let cases: [(&str, &str, &[&str]); 4] = [
         ("openai", "torn", &["openai is not JSON", "fields: openai, model"]),
         ("openai", "[\"hidden\"]", &["openai is a list, not an object"]),
         ("openai", "data: {\"choices\":[]}", &["a line of an event stream", "`data: `"]),
@@ -283,7 +283,7 @@ fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
             ],
         ),
     ];
-    for (n, (field, payload, said)) in stories.into_iter().enumerate() {
+    for (n, (field, payload, said)) in cases.into_iter().enumerate() {
         let key = format!("llm:stream:s{n}:m");
         connection.add_entry(&key, "*", &[(field, payload.as_bytes()), ("model", b"m")]);
         connection.add_entry(&key, "*", &[("data", br#"{"type":"end"}"#)]);

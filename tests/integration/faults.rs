@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::daemon::{Daemon, DaemonOptions};
-use crate::support::nomad::{Log, Nomad, Tether, Together, World, witness};
 use crate::support::patience::{PATIENCE, wait_for, wait_until};
 use crate::support::producer::{Item, Ledger, Orders, Survivor};
 use crate::support::random::Random;
 use crate::support::redis::{RedisServer, parsed_id};
+use crate::support::roaming_client::{ConnectionFault, Log, RoamingClient, Together, World, witness};
 use crate::support::transcript::Frame;
 use crate::support::viewer::KINDS;
 
@@ -118,7 +118,7 @@ fn draw_options(random: &mut Random, mut options: DaemonOptions, told: &mut Vec<
 struct System<'a> {
     world: &'a World,
     orders: &'a Orders,
-    tethers: &'a [Tether],
+    faults: &'a [ConnectionFault],
     redis: RedisServer,
     daemons: Vec<Daemon>,
     /// The logs of daemons that have ended.
@@ -163,8 +163,8 @@ impl System<'_> {
 
     /// Applies a fault that happens at one moment, not over a time.
     fn strike(&mut self, fault: Fault, step: &Step) {
-        let tethers = self.tethers;
-        let meant = tethers.iter().enumerate().filter(|(place, _)| step.viewers >> place & 1 == 1);
+        let faults = self.faults;
+        let meant = faults.iter().enumerate().filter(|(place, _)| step.viewers >> place & 1 == 1);
         match fault {
             Fault::DestroyGroups => self.destroy_groups(),
             Fault::DeleteWakes => self.delete("llm:wake:*"),
@@ -183,9 +183,9 @@ impl System<'_> {
                 });
             }
             Fault::BeginAnew(stream) => drop(self.orders.begin_anew[stream].fetch_add(1, Ordering::Relaxed)),
-            Fault::CutViewers => meant.for_each(|(_, tether)| tether.cut()),
+            Fault::CutViewers => meant.for_each(|(_, fault)| fault.cut()),
             Fault::RestViewers => {
-                meant.for_each(|(_, tether)| tether.rest(Duration::from_millis(300 + step.lasts_ms as u64)));
+                meant.for_each(|(_, fault)| fault.rest(Duration::from_millis(300 + step.lasts_ms as u64)));
             }
             Fault::KillRedis | Fault::SuspendRedis | Fault::RefuseWrites => unreachable!("it lasts"),
         }
@@ -298,11 +298,11 @@ fn spawn<'scope, T: Send + 'scope>(
 fn spawn_viewers<'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'scope World,
-    tethers: &'scope [Tether],
+    faults: &'scope [ConnectionFault],
     random: &mut Random,
 ) -> Handles<'scope, Vec<Log>> {
     let mut handles = Vec::new();
-    for (number, tether) in tethers.iter().enumerate() {
+    for (number, fault) in faults.iter().enumerate() {
         let is_of_all = number >= STREAMS * VIEWERS;
         let name = format!("viewer {number}");
         let kind = KINDS[random.below(2)];
@@ -311,13 +311,13 @@ fn spawn_viewers<'scope>(
             .map(|stream| Log::new(name.clone(), &format!("s{stream}/m"), random))
             .collect();
         let delay = if random.once_in(2) { 0 } else { random.below(3_000) };
-        let nomad = Nomad { world, tether, random: random.fork() };
+        let client = RoamingClient { world, fault, random: random.fork() };
         handles.push(spawn(scope, world, name, move || {
             thread::sleep(Duration::from_millis(delay as u64));
             if is_of_all {
-                return nomad.view_all(logs);
+                return client.view_all(logs);
             }
-            nomad.view(kind, logs)
+            client.view(kind, logs)
         }));
     }
     handles
@@ -339,11 +339,12 @@ fn check_seed(seed: u64) {
         .collect();
     let world = World::new([daemons[0].public, daemons[1].public]);
     let orders = Orders::new(STREAMS);
-    let tethers: Vec<Tether> = (0..STREAMS * VIEWERS + VIEWERS_OF_ALL).map(|_| Tether::default()).collect();
+    let faults: Vec<ConnectionFault> =
+        (0..STREAMS * VIEWERS + VIEWERS_OF_ALL).map(|_| ConnectionFault::default()).collect();
     let schedule = draw_schedule(&mut random);
     let url = redis.url();
     let mut system =
-        System { world: &world, orders: &orders, tethers: &tethers, redis, daemons, logs: Vec::new(), told };
+        System { world: &world, orders: &orders, faults: &faults, redis, daemons, logs: Vec::new(), told };
     let (ledgers, logs) = thread::scope(|scope| {
         let producers: Handles<'_, Ledger> = (0..STREAMS)
             .map(|number| {
@@ -352,7 +353,7 @@ fn check_seed(seed: u64) {
                 spawn(scope, &world, format!("producer {number}"), || producer.run())
             })
             .collect();
-        let viewers = spawn_viewers(scope, &world, &tethers, &mut random);
+        let viewers = spawn_viewers(scope, &world, &faults, &mut random);
         let lived = panic::catch_unwind(AssertUnwindSafe(|| {
             let _together = Together(&world);
             schedule.iter().take_while(|_| !world.abandoned()).for_each(|step| system.perform(step));
@@ -364,7 +365,7 @@ fn check_seed(seed: u64) {
         while !is_over() {
             if began.elapsed() > PATIENCE / 2 || world.abandoned() {
                 world.is_abandoned.store(true, Ordering::SeqCst);
-                tethers.iter().for_each(Tether::cut);
+                faults.iter().for_each(ConnectionFault::cut);
             }
             thread::sleep(Duration::from_millis(5));
         }

@@ -83,7 +83,7 @@ fn wait_settled(redis: &RedisServer, count: usize) {
 }
 
 /// A token, then nothing more.
-fn torso() -> Script {
+fn partial() -> Script {
     vec![head(), event(&token("a")), Step::Hang]
 }
 
@@ -218,7 +218,7 @@ fn whatever_a_server_does_the_request_has_an_end() {
         (refusal("400 Bad Request", "", "no"), "error upstream_refused"),
         (busy, "error upstream_refused"),
         (broke_off, "error upstream_broke_off"),
-        (torso(), "error upstream_timeout"),
+        (partial(), "error upstream_timeout"),
         (vec![Step::Hang], "error upstream_timeout"),
         (refusal("200 OK", "", "{}"), "error upstream_malformed"),
     ];
@@ -236,7 +236,7 @@ fn whatever_a_server_does_the_request_has_an_end() {
 fn a_cancelled_answer_ends_and_so_does_one_that_has_not_begun() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
-    let upstream = FakeUpstream::start([torso()]);
+    let upstream = FakeUpstream::start([partial()]);
     let _worker = relay(&redis, &upstream, &[]);
     // The second one waits for the stream.
     ask(&redis, "s", BODY);
@@ -255,7 +255,7 @@ fn a_cancelled_answer_ends_and_so_does_one_that_has_not_begun() {
 #[test]
 fn a_worker_that_is_killed_is_replaced() {
     let redis = RedisServer::start();
-    let dying = FakeUpstream::start([torso(), vec![Step::Hang], torso()]);
+    let dying = FakeUpstream::start([partial(), vec![Step::Hang], partial()]);
     let doomed = relay(&redis, &dying, &["--concurrency", "3"]);
     let sessions = ["s0", "s1", "s2", "s3", "s4", "s5"];
     sessions.iter().for_each(|session| {
@@ -333,7 +333,7 @@ fn draining_ends_what_runs_and_leaves_the_rest_to_others() {
 #[test]
 fn what_does_not_end_within_the_grace_is_ended_or_left() {
     let redis = RedisServer::start();
-    let upstream = FakeUpstream::start([torso(), vec![Step::Hang]]);
+    let upstream = FakeUpstream::start([partial(), vec![Step::Hang]]);
     let worker = relay(&redis, &upstream, &["--set", "shutdown.grace=200ms", "--takeover-after", "1h"]);
     ask(&redis, "s1", BODY);
     wait_until("the token", || entries(&redis, "s1").len() == 2);
@@ -388,7 +388,7 @@ fn the_documented_rights_are_enough() {
     connection.run::<()>(&["ACL", "LOG", "RESET"]);
     let url = format!("redis.url=redis://llm-bridge:PASSWORD@127.0.0.1:{}/0", redis.port());
     // A dead letter, an answer, one that is broken off, and a request that is left to the next worker.
-    let upstream = FakeUpstream::start([chat(&["a"]), torso(), vec![Step::Hang]]);
+    let upstream = FakeUpstream::start([chat(&["a"]), partial(), vec![Step::Hang]]);
     let worker = relay(&redis, &upstream, &["--set", &url, "--set", "shutdown.grace=200ms"]);
     connection.run::<String>(&["XADD", REQUESTS, "*", "session", "no session"]);
     wait_until("the dead letter", || connection.keys("llm:dlq:*").len() == 1);

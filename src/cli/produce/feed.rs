@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use super::input::{Lines, Pace, wait_readable};
 use crate::cli::CliError;
 use crate::produce::chunk::{Utf8Chunks, tokens};
-use crate::produce::events::{ExpectedForm, Heard, ProviderEvents};
+use crate::produce::events::{ExpectedForm, ProviderEvent, ProviderEvents};
 use crate::produce::raw::{Meaning, Story};
 use crate::produce::sse::SseError;
 use crate::produce::{
@@ -343,10 +343,10 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         Ok(())
     }
 
-    fn say_heard(&mut self, heard: Heard) -> Result<(), FeedError> {
+    fn say_heard(&mut self, heard: ProviderEvent) -> Result<(), FeedError> {
         let (record, meaning) = match heard {
-            Heard::Raw(record, meaning) => (record, meaning),
-            Heard::Failed(failure) => {
+            ProviderEvent::Raw(record, meaning) => (record, meaning),
+            ProviderEvent::Failed(failure) => {
                 if !self.producer.generation().is_open() {
                     self.producer.say(Generation::start_unnumbered);
                 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::http::{Call, CutCall, Head, Piece, Refusal};
 use super::retry::{RETRY_AFTER_MAX, Retries, retry_after};
 use super::{Request, Upstream};
-use crate::produce::events::{Heard, ProviderEvents};
+use crate::produce::events::{ProviderEvent, ProviderEvents};
 use crate::produce::raw::Meaning;
 use crate::produce::words::own_words;
 use crate::produce::{Cancels, Failure, Generation, ProduceError, Producer, Wires, now_us};
@@ -255,11 +255,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     }
 
     /// Passes on the result of an event; whether it was the last one.
-    fn pass_on(&mut self, heard: Heard, attempt: &Attempt) -> Result<bool, Broken> {
+    fn pass_on(&mut self, heard: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
         let (record, meaning) = match heard {
-            Heard::Failed(failure) => return Err(Broken::Failed(failure)),
-            Heard::Raw(record, meaning) => (record, meaning),
+            ProviderEvent::Failed(failure) => return Err(Broken::Failed(failure)),
+            ProviderEvent::Raw(record, meaning) => (record, meaning),
         };
         self.token_came |= matches!(meaning, Meaning::Content | Meaning::Terminal);
         self.producer.pass_raw(record, meaning);

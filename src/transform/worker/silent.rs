@@ -30,7 +30,7 @@ impl Worker {
                     let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
                 }
                 // Only who is watched is given up: what nobody watches any more has no end then.
-                Silence::GiveUp(_) if found.is_vigil => forsaken.push(live),
+                Silence::GiveUp(_) if found.is_end_watched => forsaken.push(live),
                 Silence::GiveUp(newest) => {
                     let (stream, transform) = (found.stream.clone(), self.parts.index);
                     let (data, kind) = (PRODUCER_LOST.to_owned(), EndKind::ProducerLost);

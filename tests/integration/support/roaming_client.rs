@@ -66,7 +66,7 @@ impl Drop for Together<'_> {
 
 /// How a viewer's present connection is disturbed from outside.
 #[derive(Default)]
-pub(crate) struct Tether(Mutex<Hold>);
+pub(crate) struct ConnectionFault(Mutex<Hold>);
 
 #[derive(Default)]
 struct Hold {
@@ -75,7 +75,7 @@ struct Hold {
     rest: Option<Duration>,
 }
 
-impl Tether {
+impl ConnectionFault {
     /// Cuts the connection.
     pub(crate) fn cut(&self) {
         let mut hold = self.0.lock().unwrap();
@@ -225,9 +225,9 @@ pub(crate) fn witness(public: SocketAddr, kind: Kind, mut log: Log) -> (Viewer, 
 }
 
 /// A viewer on its way.
-pub(crate) struct Nomad<'a> {
+pub(crate) struct RoamingClient<'a> {
     pub(crate) world: &'a World,
-    pub(crate) tether: &'a Tether,
+    pub(crate) fault: &'a ConnectionFault,
     pub(crate) random: Random,
 }
 
@@ -237,7 +237,7 @@ struct Stay {
     ends: usize,
 }
 
-impl Nomad<'_> {
+impl RoamingClient<'_> {
     /// Views one stream until its last terminal frame.
     pub(crate) fn view(mut self, kind: Kind, mut logs: Vec<Log>) -> Vec<Log> {
         let [log] = &mut *logs else { panic!("one stream a connection") };
@@ -248,7 +248,7 @@ impl Nomad<'_> {
                 thread::sleep(PAUSE);
                 continue;
             };
-            self.tether.tie(viewer.socket());
+            self.fault.tie(viewer.socket());
             log.begin(stay.instance);
             let ending = self.read(viewer, log);
             log.story.push(format!("--- {ending:?}"));
@@ -267,7 +267,7 @@ impl Nomad<'_> {
                 }
                 Some(other) => panic!("{}: {other:?}", log.name),
             }
-            if ending.is_some() && !self.tether.is_cut() {
+            if ending.is_some() && !self.fault.is_cut() {
                 thread::sleep(PAUSE);
             }
         }
@@ -276,7 +276,7 @@ impl Nomad<'_> {
 
     fn read(&mut self, mut viewer: Viewer, log: &mut Log) -> Option<Ending> {
         while !log.is_finished {
-            self.tether.rest_if_told();
+            self.fault.rest_if_told();
             match viewer.next() {
                 Some(frame) => log.push(frame.clone()),
                 None => return viewer.transcript.ending,
@@ -294,7 +294,7 @@ impl Nomad<'_> {
                 thread::sleep(PAUSE);
                 continue;
             };
-            self.tether.tie(client.socket());
+            self.fault.tie(client.socket());
             let is_sent = logs.iter_mut().filter(|log| !log.is_finished).all(|log| {
                 log.begin(stay.instance);
                 subscribe(&mut client, log)
@@ -314,7 +314,7 @@ impl Nomad<'_> {
     /// Reads until everything is there (a text) or the connection ends.
     fn read_all(&mut self, client: &mut WebSocketClient, instance: usize, logs: &mut [Log]) -> Incoming {
         loop {
-            self.tether.rest_if_told();
+            self.fault.rest_if_told();
             let text = match client.receive() {
                 Incoming::Text(text) => text,
                 ending => return ending,
@@ -358,7 +358,7 @@ impl Nomad<'_> {
     fn expect_excused(&self, name: &str, stay: &Stay) {
         let ends = self.world.ends(stay.instance);
         let has_ended = ends != stay.ends || ends % 2 == 1;
-        let is_excused = has_ended || self.tether.is_cut() || self.world.abandoned();
+        let is_excused = has_ended || self.fault.is_cut() || self.world.abandoned();
         assert!(is_excused, "{name}: cut off by instance {}, which lives", stay.instance);
     }
 }

@@ -1,8 +1,8 @@
-//! Taking turns: state that one thread owns, and on which another may do that thread's work while it sleeps.
+//! AckTracker turns: state that one thread owns, and on which another may do that thread's work while it sleeps.
 //!
 //! Waking a sleeping thread costs more than a few tokens' work: a system call, an interrupt to another core and a
 //! cold cache. So a thread that has little to hand on takes a turn at the next stage itself, if that stage is free,
-//! through its queue's [`Shortcut`](crate::queue::Shortcut); else it sends as usual.
+//! through its queue's [`InlineStage`](crate::queue::InlineStage); else it sends as usual.
 //!
 //! INVARIANT: only the owner waits for its turn. Everybody else takes it if it is free or goes another way, so
 //! that turns within turns cannot block one another.
@@ -13,15 +13,15 @@ use std::sync::Arc;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 /// The state; clones share it.
-pub struct Turns<S>(Arc<Mutex<Option<S>>>);
+pub struct SharedStage<S>(Arc<Mutex<Option<S>>>);
 
-impl<S> fmt::Debug for Turns<S> {
+impl<S> fmt::Debug for SharedStage<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Turns")
+        f.write_str("SharedStage")
     }
 }
 
-impl<S> Clone for Turns<S> {
+impl<S> Clone for SharedStage<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
@@ -30,7 +30,7 @@ impl<S> Clone for Turns<S> {
 /// Lasts as long as a turn.
 pub type Turn<'a, S> = MappedMutexGuard<'a, S>;
 
-impl<S> Turns<S> {
+impl<S> SharedStage<S> {
     /// Shares out a state.
     #[must_use]
     pub fn new(state: S) -> Self {
@@ -62,15 +62,15 @@ mod tests {
 
     #[test]
     fn a_turn_excludes_others_and_none_comes_after_the_end() {
-        let turns = Turns::new(1);
-        let other = turns.clone();
+        let stage = SharedStage::new(1);
+        let other = stage.clone();
         {
-            let mut turn = turns.own().unwrap();
+            let mut turn = stage.own().unwrap();
             *turn += 1;
             assert!(other.if_free().is_none());
         }
         assert_eq!(other.if_free().as_deref(), Some(&2));
-        assert_eq!(turns.end(), Some(2));
-        assert!(other.if_free().is_none() && turns.own().is_none() && turns.end().is_none());
+        assert_eq!(stage.end(), Some(2));
+        assert!(other.if_free().is_none() && stage.own().is_none() && stage.end().is_none());
     }
 }

@@ -16,17 +16,17 @@ const PAGE_BYTES: usize = 1 << 20;
 
 /// How far an answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Remains {
+pub(super) enum AnswerProgress {
     /// Viewers have seen nothing of it: it can be begun anew, under the same generation, unnoticed.
     Nothing,
     /// Some of it was seen, and its end is missing.
-    Torso,
+    Partial,
     /// It has its terminal entry, or another generation has begun behind it: there is nothing left to say.
     Whole,
 }
 
 /// Reads what is there of the answer. Nothing of it can be older than the request.
-pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<Remains, RedisError> {
+pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     let mut reading = Reading::new(&order.generation);
     let mut from = Some(EntryId::new(order.id.ms, 0));
     let mut page = PAGE_FIRST;
@@ -40,7 +40,7 @@ pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<Remains,
         from = entries.last().filter(|_| !is_last).and_then(|entry| entry.id.next());
         page = fitting.min(page.saturating_mul(PAGE_FIRST)).clamp(1, PAGE_MAX);
     }
-    Ok(reading.remains())
+    Ok(reading.progress())
 }
 
 /// Follows one generation among others.
@@ -49,7 +49,7 @@ struct Reading<'a> {
     openai: Story,
     anthropic: Story,
     /// `None`: it has not begun.
-    seen: Option<Remains>,
+    seen: Option<AnswerProgress>,
 }
 
 #[derive(Deserialize)]
@@ -87,8 +87,8 @@ impl<'a> Reading<'a> {
                 let generation = start.and_then(|start| start.generation);
                 let is_ours = generation.as_deref() == Some(self.generation);
                 self.seen = match (self.seen, is_ours) {
-                    (None, true) => Some(Remains::Nothing),
-                    (Some(_), false) => Some(Remains::Whole),
+                    (None, true) => Some(AnswerProgress::Nothing),
+                    (Some(_), false) => Some(AnswerProgress::Whole),
                     (seen, _) => seen,
                 };
             }
@@ -108,14 +108,14 @@ impl<'a> Reading<'a> {
 
     fn add_meaning(&mut self, meaning: Meaning) {
         self.seen = match (self.seen, meaning) {
-            (Some(Remains::Nothing), Meaning::Content) => Some(Remains::Torso),
-            (Some(_), Meaning::Terminal) => Some(Remains::Whole),
+            (Some(AnswerProgress::Nothing), Meaning::Content) => Some(AnswerProgress::Partial),
+            (Some(_), Meaning::Terminal) => Some(AnswerProgress::Whole),
             (seen, _) => seen,
         };
     }
 
-    fn remains(&self) -> Remains {
-        self.seen.unwrap_or(Remains::Nothing)
+    fn progress(&self) -> AnswerProgress {
+        self.seen.unwrap_or(AnswerProgress::Nothing)
     }
 }
 
@@ -124,13 +124,13 @@ mod tests {
     use super::*;
     use crate::event::Fields;
 
-    fn remains(entries: &[(&str, &str)]) -> Remains {
+    fn progress(entries: &[(&str, &str)]) -> AnswerProgress {
         let mut reading = Reading::new("g");
         for (form, payload) in entries {
             let fields = Fields::from_pairs(&[(form.as_bytes(), payload.as_bytes())]);
             reading.add(&Entry { id: EntryId::new(1, 0), fields });
         }
-        reading.remains()
+        reading.progress()
     }
 
     #[test]
@@ -140,14 +140,14 @@ mod tests {
         let token = ("openai", r#"{"choices":[{"delta":{"content":"a"}}]}"#);
         let frame = ("openai", r#"{"choices":[{"delta":{"role":"assistant"}}]}"#);
         let heartbeat = ("data", r#"{"type":"heartbeat"}"#);
-        assert_eq!(remains(&[]), Remains::Nothing);
-        assert_eq!(remains(&[other, token, ("openai", "[DONE]")]), Remains::Nothing);
-        assert_eq!(remains(&[token, start, heartbeat, frame]), Remains::Nothing);
-        assert_eq!(remains(&[start, start, token, heartbeat]), Remains::Torso);
-        assert_eq!(remains(&[start, token, ("openai", "[DONE]")]), Remains::Whole);
-        assert_eq!(remains(&[start, ("data", r#"{"type":"error","code":"c"}"#)]), Remains::Whole);
-        assert_eq!(remains(&[start, token, other]), Remains::Whole);
-        assert_eq!(remains(&[start, ("anthropic", r#"{"type":"message_stop"}"#)]), Remains::Whole);
-        assert_eq!(remains(&[start, ("data", "nonsense"), ("x", "y")]), Remains::Nothing);
+        assert_eq!(progress(&[]), AnswerProgress::Nothing);
+        assert_eq!(progress(&[other, token, ("openai", "[DONE]")]), AnswerProgress::Nothing);
+        assert_eq!(progress(&[token, start, heartbeat, frame]), AnswerProgress::Nothing);
+        assert_eq!(progress(&[start, start, token, heartbeat]), AnswerProgress::Partial);
+        assert_eq!(progress(&[start, token, ("openai", "[DONE]")]), AnswerProgress::Whole);
+        assert_eq!(progress(&[start, ("data", r#"{"type":"error","code":"c"}"#)]), AnswerProgress::Whole);
+        assert_eq!(progress(&[start, token, other]), AnswerProgress::Whole);
+        assert_eq!(progress(&[start, ("anthropic", r#"{"type":"message_stop"}"#)]), AnswerProgress::Whole);
+        assert_eq!(progress(&[start, ("data", "nonsense"), ("x", "y")]), AnswerProgress::Nothing);
     }
 }

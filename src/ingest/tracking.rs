@@ -29,7 +29,7 @@ const REST: Duration = Duration::from_secs(60);
 
 /// On which connection a reader is told, and how many own and foreign names it was told.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Tracking {
     /// The connection on which it is told.
     connection: Option<u64>,
     rest_until: Option<Instant>,
@@ -39,7 +39,7 @@ pub(super) struct Told {
     foreign: u64,
 }
 
-impl Told {
+impl Tracking {
     /// Whether the reader is told on this connection.
     pub(super) fn is_on(&self, connection: u64) -> bool {
         self.connection == Some(connection)
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn many_streams_are_told_of_and_few_are_blocked_on() {
-        let (mut told, now) = (Told::default(), Instant::now());
+        let (mut told, now) = (Tracking::default(), Instant::now());
         assert!(!told.is_wanted(1, TOLD_STREAMS_MIN - 1, now));
         assert!(told.is_wanted(1, TOLD_STREAMS_MIN, now));
         told.begin(1);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn sweeps_come_at_once_and_then_in_turn() {
-        let (mut told, now) = (Told::default(), Instant::now());
+        let (mut told, now) = (Tracking::default(), Instant::now());
         told.begin(1);
         assert!(told.sweeps(now));
         assert!(!told.sweeps(now + SWEEP_INTERVAL / 2));
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn too_many_foreign_names_end_it() {
-        let (mut told, mut now) = (Told::default(), Instant::now());
+        let (mut told, mut now) = (Tracking::default(), Instant::now());
         told.begin(1);
         assert!(told.sweeps(now));
         for (own, foreign, wanted) in

@@ -30,7 +30,7 @@ pub(super) type Generation = Option<Arc<String>>;
 
 /// The state of one viewer's acknowledgements.
 #[derive(Debug, Default)]
-pub(super) struct Taking {
+pub(super) struct AckTracker {
     /// Where the viewer began: the position up to which it had everything before.
     from: Position,
     /// The position up to which the client had everything before this viewer came, also if the stream was created anew
@@ -63,7 +63,7 @@ pub(super) enum Advice {
     Refuse,
 }
 
-impl Taking {
+impl AckTracker {
     /// The viewer has everything up to here already.
     pub(super) fn begin(&mut self, from: Position) {
         self.from = self.from.max(from);
@@ -220,91 +220,91 @@ mod tests {
     #[test]
     fn the_highest_within_an_interval_counts() {
         let (start, anchor) = (Instant::now(), anchor(9, "g"));
-        let mut taking = Taking::default();
-        assert_eq!(taking.judge(at(3), &anchor, start), Advice::PassOn(named("g")));
-        assert!(!taking.pass(at(3), start));
-        assert_eq!(taking.judge(at(5), &anchor, start), Advice::Hold);
-        assert!(taking.hold(at(5), 1));
-        assert_eq!(taking.judge(at(4), &anchor, start), Advice::Ignore);
-        assert_eq!(taking.judge(at(5), &anchor, start), Advice::Ignore);
-        assert!(!taking.hold(at(6), 2));
-        assert_eq!(taking.due(&anchor, start, false), None);
-        assert_eq!(taking.due(&anchor, start, true), Some((at(6), 2, named("g"))));
-        assert_eq!(taking.due(&anchor, start + INTERVAL, false), Some((at(6), 2, named("g"))));
-        assert!(taking.pass(at(6), start + INTERVAL));
-        assert_eq!(taking.due(&anchor, start + INTERVAL * 9, true), None);
-        assert_eq!(taking.judge(at(7), &anchor, start + INTERVAL * 2), Advice::PassOn(named("g")));
+        let mut acks = AckTracker::default();
+        assert_eq!(acks.judge(at(3), &anchor, start), Advice::PassOn(named("g")));
+        assert!(!acks.pass(at(3), start));
+        assert_eq!(acks.judge(at(5), &anchor, start), Advice::Hold);
+        assert!(acks.hold(at(5), 1));
+        assert_eq!(acks.judge(at(4), &anchor, start), Advice::Ignore);
+        assert_eq!(acks.judge(at(5), &anchor, start), Advice::Ignore);
+        assert!(!acks.hold(at(6), 2));
+        assert_eq!(acks.due(&anchor, start, false), None);
+        assert_eq!(acks.due(&anchor, start, true), Some((at(6), 2, named("g"))));
+        assert_eq!(acks.due(&anchor, start + INTERVAL, false), Some((at(6), 2, named("g"))));
+        assert!(acks.pass(at(6), start + INTERVAL));
+        assert_eq!(acks.due(&anchor, start + INTERVAL * 9, true), None);
+        assert_eq!(acks.judge(at(7), &anchor, start + INTERVAL * 2), Advice::PassOn(named("g")));
     }
 
     #[test]
     fn an_end_is_reached_at_once_and_entries_belong_to_their_generation() {
         let start = Instant::now();
-        let mut taking = Taking::default();
-        taking.pass(at(1), start);
-        taking.note_end(EntryId::new(4, 0), &named("g1"));
-        taking.note_end(EntryId::new(4, 0), &named("again"));
+        let mut acks = AckTracker::default();
+        acks.pass(at(1), start);
+        acks.note_end(EntryId::new(4, 0), &named("g1"));
+        acks.note_end(EntryId::new(4, 0), &named("again"));
         let anchor = anchor(7, "g2");
-        assert_eq!(taking.judge(at(3), &anchor, start), Advice::Hold);
-        assert_eq!(taking.judge(at(4), &anchor, start), Advice::PassOn(named("g1")));
-        assert_eq!(taking.judge(at(5), &anchor, start), Advice::PassOn(named("g2")), "it has the first too");
-        taking.pass(at(5), start);
-        assert_eq!(taking.judge(at(6), &anchor, start), Advice::Hold);
+        assert_eq!(acks.judge(at(3), &anchor, start), Advice::Hold);
+        assert_eq!(acks.judge(at(4), &anchor, start), Advice::PassOn(named("g1")));
+        assert_eq!(acks.judge(at(5), &anchor, start), Advice::PassOn(named("g2")), "it has the first too");
+        acks.pass(at(5), start);
+        assert_eq!(acks.judge(at(6), &anchor, start), Advice::Hold);
     }
 
     #[test]
     fn who_is_heard_late_has_acknowledged_each_end_all_the_same() {
         let start = Instant::now();
-        let mut taking = Taking::default();
-        (1..=100).for_each(|n| taking.note_end(EntryId::new(n, 0), &named(&n.to_string())));
+        let mut acks = AckTracker::default();
+        (1..=100).for_each(|n| acks.note_end(EntryId::new(n, 0), &named(&n.to_string())));
         for n in 1..=100 {
-            assert_eq!(taking.judge(at(n), &Cursor::default(), start), Advice::PassOn(named(&n.to_string())));
-            assert!(taking.is_once(at(n), &Cursor::default()));
-            taking.pass(at(n), start);
+            assert_eq!(acks.judge(at(n), &Cursor::default(), start), Advice::PassOn(named(&n.to_string())));
+            assert!(acks.is_once(at(n), &Cursor::default()));
+            acks.pass(at(n), start);
         }
     }
 
     #[test]
     fn nobody_has_what_was_not_given() {
         let start = Instant::now();
-        let mut taking = Taking::default();
-        assert_eq!(taking.judge(at(1), &Cursor::default(), start), Advice::Refuse);
-        taking.begin(at(5));
-        assert_eq!(taking.judge(at(5), &Cursor::default(), start), Advice::PassOn(None));
-        assert_eq!(taking.judge(at(6), &Cursor::default(), start), Advice::Refuse);
-        taking.note_end(EntryId::new(6, 0), &named("g"));
-        assert!(!taking.is_complete(&Cursor::default()));
-        assert_eq!(taking.judge(at(6), &Cursor::default(), start), Advice::PassOn(named("g")));
-        taking.pass(at(6), start);
-        assert!(taking.is_complete(&Cursor::default()));
+        let mut acks = AckTracker::default();
+        assert_eq!(acks.judge(at(1), &Cursor::default(), start), Advice::Refuse);
+        acks.begin(at(5));
+        assert_eq!(acks.judge(at(5), &Cursor::default(), start), Advice::PassOn(None));
+        assert_eq!(acks.judge(at(6), &Cursor::default(), start), Advice::Refuse);
+        acks.note_end(EntryId::new(6, 0), &named("g"));
+        assert!(!acks.is_complete(&Cursor::default()));
+        assert_eq!(acks.judge(at(6), &Cursor::default(), start), Advice::PassOn(named("g")));
+        acks.pass(at(6), start);
+        assert!(acks.is_complete(&Cursor::default()));
         let part = Position { id: EntryId::new(6, 0), part: 1 };
-        assert_eq!(taking.judge(part, &Cursor::default(), start), Advice::Ignore);
+        assert_eq!(acks.judge(part, &Cursor::default(), start), Advice::Ignore);
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut taking = Taking::default();
-        (1..1000).for_each(|n| taking.note_end(EntryId::new(n, 0), &None));
-        assert_eq!(taking.ends.len(), ENDS_MAX);
-        assert_eq!(taking.judge(at(999), &Cursor::default(), Instant::now()), Advice::PassOn(None));
+        let mut acks = AckTracker::default();
+        (1..1000).for_each(|n| acks.note_end(EntryId::new(n, 0), &None));
+        assert_eq!(acks.ends.len(), ENDS_MAX);
+        assert_eq!(acks.judge(at(999), &Cursor::default(), Instant::now()), Advice::PassOn(None));
     }
 
     #[test]
     fn everything_that_is_said_is_answered_once_it_is_written() {
         let (start, anchor) = (Instant::now(), anchor(9, "g"));
-        let mut taking = Taking::default();
+        let mut acks = AckTracker::default();
         for n in [3, 5, 4] {
-            assert!(!taking.await_answer(at(n), start));
+            assert!(!acks.await_answer(at(n), start));
         }
-        assert!(taking.awaits_answer(start) && !taking.awaits_answer(start + ANSWER_PATIENCE));
-        assert_eq!(taking.answered(at(4), true, start), [at(3), at(4)]);
-        assert_eq!(taking.answered(at(5), true, start), [at(5)]);
-        assert!(taking.await_answer(at(4), start) && !taking.awaits_answer(start), "it is written");
-        taking.pass(at(7), start);
-        assert!(!taking.await_answer(at(7), start));
-        assert_eq!(taking.judge(at(7), &anchor, start), Advice::Ignore);
-        assert_eq!(taking.answered(at(7), false, start), [at(7)]);
-        assert_ne!(taking.judge(at(7), &anchor, start), Advice::Ignore, "it may be said again");
-        assert!((0..1000).all(|n| !taking.await_answer(at(100 + n), start)));
-        assert_eq!(taking.unanswered.len(), UNANSWERED_MAX);
+        assert!(acks.awaits_answer(start) && !acks.awaits_answer(start + ANSWER_PATIENCE));
+        assert_eq!(acks.answered(at(4), true, start), [at(3), at(4)]);
+        assert_eq!(acks.answered(at(5), true, start), [at(5)]);
+        assert!(acks.await_answer(at(4), start) && !acks.awaits_answer(start), "it is written");
+        acks.pass(at(7), start);
+        assert!(!acks.await_answer(at(7), start));
+        assert_eq!(acks.judge(at(7), &anchor, start), Advice::Ignore);
+        assert_eq!(acks.answered(at(7), false, start), [at(7)]);
+        assert_ne!(acks.judge(at(7), &anchor, start), Advice::Ignore, "it may be said again");
+        assert!((0..1000).all(|n| !acks.await_answer(at(100 + n), start)));
+        assert_eq!(acks.unanswered.len(), UNANSWERED_MAX);
     }
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use crate::event::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
 use crate::fuzzing::{frames, is_over, shown};
 use crate::provider::Form;
-use crate::transform::stories::{beginning, stream};
+use crate::transform::test_streams::{beginning, stream};
 use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
 
 const GRACE_MS: u64 = 2_000;

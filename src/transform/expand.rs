@@ -18,7 +18,7 @@ use crate::event::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Prog
 use crate::provider::{self, Margin, Said};
 
 /// The events of one entry, to be judged one by one.
-pub(super) struct Heard<'a> {
+pub(super) struct EntryEvents<'a> {
     id: EntryId,
     events: Events<'a>,
     progress: Option<Arc<Progress>>,
@@ -37,7 +37,7 @@ enum Events<'a> {
     Raw(Said<'a>),
 }
 
-impl<'a> Heard<'a> {
+impl<'a> EntryEvents<'a> {
     /// Reads an entry that follows `before`, its generation's progress so far.
     ///
     /// # Errors
@@ -216,5 +216,5 @@ pub(super) fn end_entry(state: &StreamState) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "hear_tests.rs"]
+#[path = "expand_tests.rs"]
 mod tests;

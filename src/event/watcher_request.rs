@@ -5,7 +5,7 @@ use super::StreamName;
 /// A request to look for a stream, which the watcher does on its own connection. It writes nothing for others: that is
 /// the recorder's work ([`record`](super::record)).
 #[derive(Debug)]
-pub enum Errand {
+pub enum WatcherRequest {
     /// Tell a delivery thread when the stream exists.
     Wait {
         /// The stream.

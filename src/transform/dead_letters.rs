@@ -4,8 +4,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::hear::end_entry;
-use super::history::Witness;
+use super::expand::end_entry;
+use super::history::ReplayObserver;
 use super::silence::{Remembered, age_us};
 use super::{DecodeContext, DropReason, Flaw};
 use crate::event::checkpoints::{Checkpoint, Checkpoints};
@@ -48,7 +48,7 @@ impl Reported {
 }
 
 /// Counts what is not delivered, and reports dead letters.
-pub(super) struct Notary<'a> {
+pub(super) struct DeadLetters<'a> {
     pub(super) registry: &'a Registry,
     pub(super) letters: &'a Sender<DeadLetter>,
     pub(super) reported: &'a mut Reported,
@@ -57,7 +57,7 @@ pub(super) struct Notary<'a> {
     pub(super) is_full: bool,
 }
 
-impl Notary<'_> {
+impl DeadLetters<'_> {
     pub(super) fn dropped(&mut self, stream: &StreamName, reason: DropReason) {
         let counters = self.registry.counters();
         match reason {
@@ -94,7 +94,7 @@ impl Notary<'_> {
 
 /// The same for history, and asks for the ends that no entry says.
 pub(super) struct HistoryWitness<'a> {
-    pub(super) notary: Notary<'a>,
+    pub(super) letters: DeadLetters<'a>,
     pub(super) remembered: &'a mut Remembered,
     pub(super) ends: &'a Sender<EndGeneration>,
     /// The transform thread that is to be answered.
@@ -105,13 +105,13 @@ pub(super) struct HistoryWitness<'a> {
     pub(super) scans: (&'a Checkpoints, JobRef),
 }
 
-impl Witness for HistoryWitness<'_> {
+impl ReplayObserver for HistoryWitness<'_> {
     fn dropped(&mut self, stream: &StreamName, reason: DropReason) {
-        self.notary.dropped(stream, reason);
+        self.letters.dropped(stream, reason);
     }
 
     fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw) {
-        self.notary.undecodable(stream, entry, flaw);
+        self.letters.undecodable(stream, entry, flaw);
     }
 
     fn unfinished(&mut self, stream: &StreamName, newest: EntryId) {
@@ -134,7 +134,7 @@ impl Witness for HistoryWitness<'_> {
 
     fn tried(&mut self, stream: &StreamName, checkpoint: EntryId, holds: bool, first: Option<EntryId>) {
         if holds {
-            self.notary.registry.counters().checkpoints_used.inc();
+            self.letters.registry.counters().checkpoints_used.inc();
         } else {
             self.scans.0.refute(stream, checkpoint, first);
         }

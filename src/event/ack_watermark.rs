@@ -9,15 +9,15 @@ use super::EntryId;
 /// Shared by one reader, one transform and the delivery threads of a stream instead of messages, so
 /// that it needs no queue and no bound: there is one entry for each attached delivery thread.
 #[derive(Debug, Default)]
-pub struct AckBoard(Mutex<Vec<(usize, EntryId)>>);
+pub struct AckWatermark(Mutex<Vec<(usize, EntryId)>>);
 
-impl AckBoard {
+impl AckWatermark {
     /// A delivery thread joins at `id`.
     pub fn attach(&self, delivery: usize, id: EntryId) {
-        let mut board = self.0.lock();
-        match board.iter_mut().find(|(who, _)| *who == delivery) {
+        let mut watermark = self.0.lock();
+        match watermark.iter_mut().find(|(who, _)| *who == delivery) {
             Some(entry) => entry.1 = id,
-            None => board.push((delivery, id)),
+            None => watermark.push((delivery, id)),
         }
     }
 
