@@ -12,7 +12,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use llm_bridge::deliver::outbox::{Chunk, Outbox};
 use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
-use llm_bridge::event::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
+use llm_bridge::model::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
 use llm_bridge::provider::Margin;
 use llm_bridge::redis::Reply;
 use llm_bridge::transform::{Assembler, DecodeContext, plain};

@@ -39,7 +39,7 @@
 //!   for nobody.
 //! - **Any fault of a live stream sends its viewers to history**, the one road that finds out what happened.
 //!   A reader mends nothing: it reports the stream as broken and forgets it.
-//! - **Position and state cross the seam together** ([`event::message::Cursor`]): the id, the highest `seq`, the
+//! - **Position and state cross the seam together** ([`message::Cursor`]): the id, the highest `seq`, the
 //!   generation, how many entries were passed, what a provider's entries have said that later ones build on.
 //! - **The cursor is the truth, the group's position is not**; the client's last id is the truth about the client.
 //! - **A frame is encoded once** and shared by reference, however many clients receive it.
@@ -51,11 +51,12 @@
 //! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
 //! the memory; the daemon can be killed at any instant.
 //!
-//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`event`],
-//! [`queue`] and in [`daemon`], which alone knows them all.
+//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`model`],
+//! [`message`], [`queue`] and in [`daemon`], which alone knows them all.
 
 // In reading order: the vocabulary,
-pub mod event;
+pub mod message;
+pub mod model;
 // what is said in it, and in the words of LLM providers,
 mod json;
 pub mod provider;

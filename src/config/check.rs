@@ -15,7 +15,7 @@ use super::{
     Auth, Client, Config, Delivery, Fields, Limits, Listen, Log, Redis, Service, Shutdown, Stream, Threads,
     redis_url,
 };
-use crate::event::KeyPattern;
+use crate::model::KeyPattern;
 
 /// Inputs of a configuration beside its own text.
 pub(super) struct Surroundings<'a> {

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::event::KeyPattern;
+use crate::model::KeyPattern;
 
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};

@@ -24,8 +24,8 @@
 //! The gauges `history_reply_bytes`, `history_frame_bytes` and `checkpoint_bytes` show the bytes held of history, and
 //! `outbox_bytes` those that wait for clients. Everything else in the queues is a few hundred bytes a message.
 //!
-//! [`HISTORY_HELD_MAX`]: crate::event::HISTORY_HELD_MAX
-//! [`CHECKPOINT_BYTES_MAX`]: crate::event::checkpoints::CHECKPOINT_BYTES_MAX
+//! [`HISTORY_HELD_MAX`]: crate::model::HISTORY_HELD_MAX
+//! [`CHECKPOINT_BYTES_MAX`]: crate::model::checkpoints::CHECKPOINT_BYTES_MAX
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
 /// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.

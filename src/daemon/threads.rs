@@ -18,15 +18,15 @@ use crate::deliver::budget::{Budget, Budgets};
 use crate::deliver::delivery::{DeliveryParts, INBOX, Inbound};
 use crate::deliver::outbound::OutboundQueues;
 use crate::deliver::serve::serve;
-use crate::event::Ledger;
-use crate::event::checkpoints::Checkpoints;
-use crate::event::message::{
+use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
+use crate::ingest::replay::{Replay, ReplayParts};
+use crate::message::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
+use crate::message::{
     Control, LiveBatch, Missed, RECORDER, ReaderCommand, RedisClock, ReplayBatch, ReplayRequest, ToDelivery,
     UnderWay, WATCHER, WatcherRequest,
 };
-use crate::event::record::{CancelRequest, DeadLetter, EndGeneration, Receipt};
-use crate::ingest::reader::{COMMANDS, Reader, ReaderParts};
-use crate::ingest::replay::{Replay, ReplayParts};
+use crate::model::Ledger;
+use crate::model::checkpoints::Checkpoints;
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};

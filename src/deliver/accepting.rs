@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use crate::config::NEVER;
-use crate::event::message::Slot;
+use crate::message::Slot;
 use crate::warn_limited;
 
 /// Connections accepted in one round.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 
-use crate::event::message::ToDelivery;
+use crate::message::ToDelivery;
 use crate::observe::Registry;
 use crate::queue::{SendError, Sender};
 use crate::warn_limited;

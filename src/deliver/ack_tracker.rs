@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::message::Cursor;
-use crate::event::{EntryId, Position};
+use crate::message::Cursor;
+use crate::model::{EntryId, Position};
 
 /// The time in which one acknowledgement of a viewer is passed on.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -203,7 +203,7 @@ impl AckTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::StreamState;
+    use crate::model::StreamState;
 
     fn at(n: u64) -> Position {
         Position::whole(EntryId::new(n, 0))

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::event::message::Slot;
+use crate::message::Slot;
 
 /// How much may be heard: requests or messages, and bytes from sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use super::connection::Phase;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::message::{Refusal, parse_cancel_body};
-use crate::event::StreamName;
-use crate::event::control_frames;
-use crate::event::message::{RECORDER, Slot};
-use crate::event::record::{Asker, CancelRequest, Refused};
+use crate::message::record::{Asker, CancelRequest, Refused};
+use crate::message::{RECORDER, Slot};
+use crate::model::StreamName;
+use crate::model::control_frames;
 
 /// Requests to cancel that one WebSocket has under way.
 const CANCELS_PER_SOCKET_MAX: u32 = 64;

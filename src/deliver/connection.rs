@@ -16,8 +16,8 @@ use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::response::Reply;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
-use crate::event::StreamName;
-use crate::event::message::{Cursor, Slot};
+use crate::message::{Cursor, Slot};
+use crate::model::StreamName;
 
 /// Answers that may wait for a client, or be held for it, before it is heard further.
 const ANSWERS_BYTES_MAX: usize = 32 * 1024;

@@ -18,7 +18,7 @@ use super::outbox::{Chunk, WriteOutcome};
 use super::table::Table;
 use super::timer::Timers;
 use super::viewer::Mark;
-use crate::event::message::Slot;
+use crate::message::Slot;
 use crate::observe::Registry;
 
 /// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.

@@ -9,9 +9,9 @@ use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
 use super::viewer::{SubscribeOptions, Wire};
 use super::websocket::{Incoming, close, pong_frame};
-use crate::event::control_frames::{self, Unsubscribed};
-use crate::event::message::Slot;
-use crate::event::{StreamName, websocket_text, with_stream};
+use crate::message::Slot;
+use crate::model::control_frames::{self, Unsubscribed};
+use crate::model::{StreamName, websocket_text, with_stream};
 
 /// Malformed or forbidden messages after which a WebSocket is closed.
 const BAD_MESSAGES_MAX: u32 = 10;

@@ -9,9 +9,9 @@ use super::connection::{Connection, Phase, Viewers};
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::websocket::{close, close_frame, ping_frame};
-use crate::event::control_frames;
-use crate::event::message::Slot;
-use crate::event::{StreamStatus, websocket_text};
+use crate::message::Slot;
+use crate::model::control_frames;
+use crate::model::{StreamStatus, websocket_text};
 
 /// An SSE comment: it keeps proxies from closing a silent response.
 pub(super) const COMMENT: &[u8] = b":\n\n";

@@ -21,7 +21,7 @@ use super::outbound::{Outbound, OutboundQueues};
 use super::streams::Streams;
 use super::viewer::Mark;
 use crate::config::Config;
-use crate::event::message::{Missed, ToDelivery};
+use crate::message::{Missed, ToDelivery};
 use crate::observe::{Recorder, Registry};
 use crate::queue::{Receiver, Sender};
 use crate::security::rate::Rates;

@@ -26,7 +26,7 @@ use mio::{Events, Token};
 
 use super::connection::Peer;
 use super::delivery::{Delivery, INBOX, LISTENER};
-use crate::event::message::Slot;
+use crate::message::Slot;
 
 /// How often acknowledgements are reported and measurements published.
 const TICK: Duration = Duration::from_millis(100);

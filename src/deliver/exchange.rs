@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::delivery::Delivery;
 use super::jobs::is_wanted;
 use crate::error_limited;
-use crate::event::message::{LiveFrames, ToDelivery};
+use crate::message::{LiveFrames, ToDelivery};
 
 /// Messages taken from the inbox in one round.
 const MESSAGES_PER_ROUND: usize = 256;

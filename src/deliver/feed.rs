@@ -9,8 +9,8 @@ use super::seam::{Ask, Live, Seam, Taken};
 use super::sharing::JobKind;
 use super::viewer::Ending;
 use super::viewer::{Batch, Mark, Reading, Shape, Wire};
-use crate::event::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
-use crate::event::{
+use crate::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
+use crate::model::{
     AckWatermark, Frame, Position, StreamStatus, control_frames, merge, sse_event, websocket_text,
     with_stream,
 };

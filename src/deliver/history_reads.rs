@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::budget::Share;
 use super::sharing::{JobKind, Recents};
 use super::table::Table;
-use crate::event::message::{Opened, Slot};
-use crate::event::{Frame, Position, StreamName};
+use crate::message::{Opened, Slot};
+use crate::model::{Frame, Position, StreamName};
 use crate::observe::Registry;
 
 /// Jobs that may be under way for viewers who have left.
@@ -257,7 +257,7 @@ impl HistoryReads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{After, EntryId};
+    use crate::model::{After, EntryId};
     use crate::observe::Registry;
 
     const HUB: Slot = slot(0);

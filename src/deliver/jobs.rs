@@ -12,8 +12,8 @@ use super::http_error::HttpError;
 use super::sharing::{JobKind, begun_at, stretch};
 use super::streams::Streams;
 use super::viewer::{Ending, Wire};
-use crate::event::message::{Opened, ReplayOutcome, ReplayStep, Slot, StateSearch};
-use crate::event::{After, StreamStatus};
+use crate::message::{Opened, ReplayOutcome, ReplayStep, Slot, StateSearch};
+use crate::model::{After, StreamStatus};
 
 /// The least that one history read asks for.
 const READ_COUNT_MIN: usize = 16;

@@ -17,7 +17,7 @@ use super::request::{Parsed, parse_grown};
 use super::viewer::Ending;
 use super::viewer::Viewer;
 use super::websocket::close;
-use crate::event::message::Slot;
+use crate::message::Slot;
 
 /// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
 const HEAD_READ_BYTES: usize = 4 * 1024;

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::http_error::HttpError;
 use super::route::{duration_from_secs, parse_after};
-use crate::event::{After, Naming, Position, StreamName};
+use crate::model::{After, Naming, Position, StreamName};
 
 /// The longest reason of a cancel request, in bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     const MODELS: Naming = Naming::SessionAndModel;
-    use crate::event::EntryId;
+    use crate::model::EntryId;
 
     fn refused(text: &str, multiplexed: bool) -> &'static str {
         parse(text, multiplexed, MODELS).expect_err(text).code

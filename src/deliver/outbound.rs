@@ -5,11 +5,9 @@
 
 use std::collections::VecDeque;
 
-use crate::event::StreamName;
-use crate::event::message::{
-    Control, JobRef, ReplayRequest, ReplayStep, Slot, WatcherRequest, now_us, shard,
-};
-use crate::event::record::{CancelRequest, Receipt};
+use crate::message::record::{CancelRequest, Receipt};
+use crate::message::{Control, JobRef, ReplayRequest, ReplayStep, Slot, WatcherRequest, now_us, shard};
+use crate::model::StreamName;
 use crate::queue::{SendError, Sender};
 
 /// The queues of the threads that a delivery thread sends to, without its peers.

@@ -12,10 +12,10 @@ use super::delivery::Delivery;
 use super::message::Refusal;
 use super::viewer::Ending;
 use super::viewer::{Stage, Wire};
-use crate::event::control_frames;
-use crate::event::message::{Cursor, Slot, now_us};
-use crate::event::record::{Acked, Asker, Receipt, Refused};
-use crate::event::{Position, StreamName};
+use crate::message::record::{Acked, Asker, Receipt, Refused};
+use crate::message::{Cursor, Slot, now_us};
+use crate::model::control_frames;
+use crate::model::{Position, StreamName};
 
 /// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: a client that
 /// answers our close with its own cannot send anything any more.

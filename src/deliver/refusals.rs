@@ -8,7 +8,7 @@ use super::http_error::HttpError;
 use super::request::Request;
 use super::response::{AllowedOrigin, Reply, switch_to_websocket};
 use super::route::{Route, RouteLimits, route};
-use crate::event::message::Slot;
+use crate::message::Slot;
 use crate::warn_limited;
 
 impl Delivery {

@@ -17,7 +17,7 @@ use super::route::{Representation, Route, StreamRequest};
 use super::viewer::Ending;
 use super::viewer::{SubscribeOptions, Viewer, Wire};
 use super::websocket::close;
-use crate::event::message::Slot;
+use crate::message::Slot;
 
 impl Delivery {
     pub(super) fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {

@@ -10,7 +10,7 @@ use super::body::BODY_BYTES_MAX;
 use super::format::Format;
 use super::http_error::HttpError;
 use super::request::{Method, Request};
-use crate::event::{After, NameError, Naming, Position, StreamName};
+use crate::model::{After, NameError, Naming, Position, StreamName};
 use crate::web::{self, WebFile};
 
 /// How long a name is waited for when the client does not say.

@@ -14,7 +14,7 @@
 //! INVARIANT: what [`Seam::read`] and [`Seam::live`] let through covers the stream's entries after the start
 //! position, each once, in order. At most one read is outstanding for a viewer.
 
-use crate::event::{EntryId, Frame, Position};
+use crate::model::{EntryId, Frame, Position};
 use std::sync::Arc;
 
 /// The properties of a frame that the seam needs.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::connections::{Connections, Flushed};
 use super::delivery::Delivery;
 use super::viewer::Mark;
-use crate::event::message::{Slot, now_us};
+use crate::message::{Slot, now_us};
 use crate::observe::Stage;
 
 /// Bytes of connections with much to send that are written in one round.

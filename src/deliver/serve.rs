@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use mio::Events;
 
 use super::delivery::{Delivery, DeliveryParts};
-use crate::event::message::ToDelivery;
 use crate::inline_stage::SharedStage;
+use crate::message::ToDelivery;
 use crate::pulse;
 use crate::queue::InlineStage;
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::message::{Cursor, Opened, ReplayOutcome, Shown, Slot};
-use crate::event::{After, EntryId, Frame, FrameBody, Outline, Position};
+use crate::message::{Cursor, Opened, ReplayOutcome, Shown, Slot};
+use crate::model::{After, EntryId, Frame, FrameBody, Outline, Position};
 
 /// How much later one viewer's start may be than the entry from which the stream is read for another, in ms: a crowd
 /// that was cut off at once did not have quite the same, because networks differ.
@@ -219,7 +219,7 @@ impl Recents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Content, Head, Phase, StreamName, StreamState, StreamStatus, TextMark};
+    use crate::model::{Content, Head, Phase, StreamName, StreamState, StreamStatus, TextMark};
 
     fn at(n: u64) -> Position {
         Position::whole(EntryId::new(n, 0))

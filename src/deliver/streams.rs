@@ -8,8 +8,8 @@ use super::ack_tracker::AckTracker;
 use super::seam::{Live, Seam};
 use super::table::Table;
 use super::viewer::{Hub, Stage, SubscribeOptions, Viewer};
-use crate::event::message::{HubRef, Slot};
-use crate::event::{EntryId, Frame, Phase, StreamName};
+use crate::message::{HubRef, Slot};
+use crate::model::{EntryId, Frame, Phase, StreamName};
 use crate::observe::Registry;
 
 /// Assumed size of an entry before any was seen, in bytes.
@@ -241,8 +241,8 @@ mod tests {
 
     use super::super::viewer::{Reading, Wire};
     use super::*;
-    use crate::event::After;
-    use crate::event::message::Cursor;
+    use crate::message::Cursor;
+    use crate::model::After;
 
     const CONNECTION: Slot = Slot { index: 0, generation: 1 };
 

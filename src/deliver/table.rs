@@ -2,7 +2,7 @@
 
 use slab::Slab;
 
-use crate::event::message::Slot;
+use crate::message::Slot;
 
 /// Values by [`Slot`].
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use super::format::Translator;
 use super::held::Held;
 use super::history_reads::Reader;
 use super::seam::{Live, Seam};
-use crate::event::message::{Cursor, Slot};
-use crate::event::{AckWatermark, After, EntryId, Frame, Phase, StreamName, StreamStatus};
+use crate::message::{Cursor, Slot};
+use crate::model::{AckWatermark, After, EntryId, Frame, Phase, StreamName, StreamStatus};
 
 /// In which form a viewer gets its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

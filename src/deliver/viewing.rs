@@ -7,9 +7,9 @@ use super::format::Format;
 use super::seam::{Live, Seam};
 use super::sharing::JobKind;
 use super::viewer::{Ending, Mark, Reading, Stage, SubscribeOptions, Wire};
-use crate::event::control_frames::{self, Unsubscribed};
-use crate::event::message::{Control, Cursor, HubRef, Opened, Slot, WatcherRequest};
-use crate::event::{After, Position, StreamName, StreamStatus};
+use crate::message::{Control, Cursor, HubRef, Opened, Slot, WatcherRequest};
+use crate::model::control_frames::{self, Unsubscribed};
+use crate::model::{After, Position, StreamName, StreamStatus};
 
 /// How long a stream that no viewer needs live is still read live.
 const LIVE_LINGER: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use crate::deliver::message::{self, REASON_BYTES_MAX};
 use crate::deliver::request::{self, HEAD_BYTES_MAX, Parsed, Request};
 use crate::deliver::route::{Route, RouteLimits, route};
 use crate::deliver::websocket::{CloseReason, Decoder, Incoming, MESSAGE_BYTES_MAX};
-use crate::event::Naming;
+use crate::model::Naming;
 use crate::security::host::{HostPolicy, is_host};
 use crate::security::origin::{OriginDecision, OriginPolicy, is_origin};
 

@@ -6,11 +6,11 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::deliver::format::{Format, Translator, Transport};
-use crate::event::{
+use crate::json;
+use crate::model::{
     After, Entry, EntryId, Event, Fields, Frame, FrameBody, KeyPattern, PROGRESS_BYTES_MAX, Position,
     Progress, StreamName, StreamState, websocket_text,
 };
-use crate::json;
 use crate::produce::sse::SseParser;
 use crate::provider::{self, EVENTS_PER_ENTRY_MAX, Form, Margin};
 use crate::transform::{Assembler, Seek};

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::reader::Reader;
-use crate::event::EntryId;
+use crate::model::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError, Reply};
 
 /// Acknowledgements are gathered this long.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::acknowledging::set_position;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
 use super::subscriptions::{Key, Place, Subscription};
-use crate::event::StreamName;
-use crate::event::message::{LiveRef, ReaderCommand};
+use crate::message::{LiveRef, ReaderCommand};
+use crate::model::StreamName;
 use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 

@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::event::{ENTRY_BYTES_MAX, StreamName};
+use crate::model::{ENTRY_BYTES_MAX, StreamName};
 
 /// Bytes that the entries of a read should take.
 pub(super) const READ_BYTES_GOAL: usize = 1 << 20;

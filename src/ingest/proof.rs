@@ -10,7 +10,7 @@
 //! more together with what Redis knows of the stream ([`Count::Info`], [`Count::Groups`]): its oldest entry, and how
 //! many entries were ever removed, against how many there were up to the cursor.
 
-use crate::event::EntryId;
+use crate::model::EntryId;
 use crate::redis::StreamInfo;
 
 /// How a stream is counted within the transaction that reads it.

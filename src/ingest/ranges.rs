@@ -4,8 +4,8 @@
 //! seen in the description, and nothing can be trimmed between the two.
 
 use super::pace::{Manner, TRIP_BYTES_MAX};
-use crate::event::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};
-use crate::event::{ENTRY_BYTES_MAX, Entry, EntryId, Position};
+use crate::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};
+use crate::model::{ENTRY_BYTES_MAX, Entry, EntryId, Position};
 use crate::redis::{Command, Keys, Link, RangeReply, RedisError, ServerErrorKind, StreamInfo};
 
 /// How often a read whose description changed meanwhile is repeated.

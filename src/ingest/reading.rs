@@ -17,8 +17,8 @@ use super::budget::{Share, divide};
 use super::proof::{Brought, Count, Method, Verdict};
 use super::reader::Reader;
 use super::subscriptions::{Place, Subscription};
-use crate::event::message::LiveNews;
-use crate::event::{Entry, EntryId};
+use crate::message::LiveNews;
+use crate::model::{Entry, EntryId};
 use crate::redis::{RedisError, Reply, Results, ServerError, ServerErrorKind, StreamEntries};
 use crate::warn_limited;
 

@@ -10,8 +10,8 @@ use slab::Slab;
 use super::budget::Size;
 use super::proof::{Brought, Count, Method, Verdict};
 use crate::config::Ack;
-use crate::event::message::LiveRef;
-use crate::event::{AckWatermark, Entry, EntryId, StreamName};
+use crate::message::LiveRef;
+use crate::model::{AckWatermark, Entry, EntryId, StreamName};
 
 /// A stream from which entries were removed is counted exactly again after so long: single entries that were deleted
 /// unread would make its count of what it has passed too low.

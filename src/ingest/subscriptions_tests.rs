@@ -1,8 +1,8 @@
 //! Tests of the subscriptions.
 
 use super::*;
-use crate::event::Fields;
-use crate::event::message::Slot;
+use crate::message::Slot;
+use crate::model::Fields;
 
 fn entry(ms: u64) -> Entry {
     Entry { id: EntryId::new(ms, 0), fields: Fields::default() }

@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::config;
-use crate::event::{Entry, EntryId, StreamName};
+use crate::model::{Entry, EntryId, StreamName};
 use crate::redis::{
     Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, RangeReply, RedisError, Target, TargetError, Wanted,
 };

@@ -7,7 +7,7 @@
 //! use std::time::Duration;
 //!
 //! use llm_bridge::config;
-//! use llm_bridge::event::StreamName;
+//! use llm_bridge::model::StreamName;
 //! use llm_bridge::produce::{Batching, CancelWatch, RedisWires, Writer, WriterError};
 //!
 //! # fn model() -> impl Iterator<Item = String> { ["Hello, ", "world."].into_iter().map(String::from) }
@@ -71,7 +71,7 @@ pub use record::{Batch, Form, Record};
 pub use wire::{RedisWire, RedisWires};
 pub use writer::{Batching, Writer, WriterError};
 
-use crate::event::EntryId;
+use crate::model::EntryId;
 use crate::redis::Backoff;
 use crate::visible;
 use crate::warn_limited;

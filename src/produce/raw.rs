@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::words::one_line;
 use super::{Failure, Form};
-use crate::event::{Event, Progress};
 use crate::json;
+use crate::model::{Event, Progress};
 pub(super) use crate::provider::PROVIDER_ERROR;
 use crate::provider::{self, Margin};
 

@@ -1,6 +1,6 @@
 //! One entry as it is written: the field that tells its form, and its JSON.
 
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 /// The form of an entry, which is the name of its field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 
 use super::{Batch, Wire, WireError, Wires};
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 /// Takes every entry.
 #[derive(Clone, Default)]

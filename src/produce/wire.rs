@@ -6,7 +6,7 @@
 //! the first sending, should it still be under way, from coming between the look and the repetition.
 
 use crate::config;
-use crate::event::{Entry, EntryId, StreamName};
+use crate::model::{Entry, EntryId, StreamName};
 use crate::observe::Trouble;
 use crate::redis::{
     Command, ENTRY_ROOM_BYTES, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target,

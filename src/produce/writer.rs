@@ -338,7 +338,7 @@ mod tests {
 
     use super::super::{Batch, CancelRequest, NoCancels, Wire, WireError};
     use super::*;
-    use crate::event::EntryId;
+    use crate::model::EntryId;
 
     /// A stream that several threads may look at, which is away until it is told otherwise.
     #[derive(Clone, Default)]

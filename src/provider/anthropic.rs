@@ -11,8 +11,8 @@ use super::draft::Draft;
 use super::end;
 use super::failure::error;
 use super::value::{call_id, counts, id, number, quoted, text, tool_name, word};
-use crate::event::{Event, Parts, Progress, USAGE_BYTES_MAX, name_of};
 use crate::json;
+use crate::model::{Event, Parts, Progress, USAGE_BYTES_MAX, name_of};
 
 /// Members of a message that say nothing to a viewer, or are read here.
 const BLOCK_FRAMING: [&str; 1] = ["index"];

@@ -2,7 +2,7 @@
 
 use super::tests::{Story, openai};
 use super::{EVENTS_PER_ENTRY_MAX, Form, Margin};
-use crate::event::PROGRESS_BYTES_MAX;
+use crate::model::PROGRESS_BYTES_MAX;
 
 #[test]
 fn what_is_kept_is_bounded() {

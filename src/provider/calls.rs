@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use super::draft::{Draft, meant};
-use crate::event::{Choice, Event, PARTS_BYTES_MAX, Part, Told, Waiting, name_of};
+use crate::model::{Choice, Event, PARTS_BYTES_MAX, Part, Told, Waiting, name_of};
 
 /// The kinds of names that a provider has for a call.
 const INDEX: u8 = 1;

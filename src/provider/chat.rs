@@ -13,8 +13,8 @@ use super::calls::{Hint, Piece};
 use super::draft::Draft;
 use super::failure::error;
 use super::value::{call_id, number, place, text, tool_name, word};
-use crate::event::Event;
 use crate::json;
+use crate::model::Event;
 
 /// Members of a delta that are read here.
 const DELTA: [&str; 6] =

@@ -186,7 +186,7 @@ fn in_member(name: &str, raw: &str, path: &mut String, depth: usize) -> Option<S
 mod tests {
     use super::super::{Margin, read};
     use super::*;
-    use crate::event::Progress;
+    use crate::model::Progress;
 
     #[test]
     fn what_is_wrong_is_named_and_where() {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::value::{counts, quoted, text};
 use super::{EVENTS_PER_ENTRY_MAX, Margin, Said};
-use crate::event::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 use crate::json;
+use crate::model::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 
 /// The events of an entry that is being read. None of them counts before the entry is understood to its end.
 pub(super) struct Draft<'a> {

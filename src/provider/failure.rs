@@ -3,8 +3,8 @@
 
 use super::Draft;
 use super::value::{id, quoted, text, word};
-use crate::event::Event;
 use crate::json;
+use crate::model::Event;
 
 /// The code of an error to which the provider gave none.
 pub(crate) const PROVIDER_ERROR: &str = "provider_error";

@@ -10,7 +10,7 @@
 
 use super::draft::{Draft, meant};
 use super::whole::Level;
-use crate::event::{Ids, Part, name_of};
+use crate::model::{Ids, Part, name_of};
 
 /// The kind of a [`Part`] that only says that an item was announced. Those of calls and texts lie below.
 const ITEM: u8 = 8;

@@ -4,8 +4,8 @@ use super::calls::Piece;
 use super::draft::Draft;
 use super::value::{call_id, id, text, tool_name};
 use super::whole::{Level, Spot, Voice};
-use crate::event::{Event, Told};
 use crate::json;
+use crate::model::{Event, Told};
 
 /// Members of an item that say nothing to a viewer.
 const ITEM_FRAMING: [&str; 4] = ["status", "role", "object", "created_at"];

@@ -26,7 +26,7 @@
 //!   to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is
 //!   not.
 //!
-//! Bounds: [`PROGRESS_BYTES_MAX`](crate::event::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
+//! Bounds: [`PROGRESS_BYTES_MAX`](crate::model::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
 //! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that
 //! repeats one is `custom`. [`EVENTS_PER_ENTRY_MAX`] for what one entry says; entries beyond are malformed, and counted
 //! as such.
@@ -51,8 +51,8 @@ pub use defect::{defect, known_forms};
 use draft::Draft;
 pub(crate) use failure::PROVIDER_ERROR;
 
-use crate::event::{Event, Fields, Progress};
 use crate::json;
+use crate::model::{Event, Fields, Progress};
 
 /// The most events of one entry. Each becomes a frame of some hundred bytes, however few bytes it took in the entry.
 pub const EVENTS_PER_ENTRY_MAX: usize = 4096;

@@ -3,8 +3,8 @@
 use super::draft::Draft;
 use super::failure::error;
 use super::{chat, end, responses};
-use crate::event::Event;
 use crate::json;
+use crate::model::Event;
 
 /// The last word of chat completions.
 const DONE: &str = "[DONE]";

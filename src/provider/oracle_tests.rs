@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::{Form, Margin, read};
-use crate::event::{Event, PROGRESS_BYTES_MAX, Progress};
 use crate::fuzzing::Numbers;
+use crate::model::{Event, PROGRESS_BYTES_MAX, Progress};
 
 /// A tool call that a model made.
 #[derive(Clone, Debug, Default, PartialEq)]

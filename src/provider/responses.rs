@@ -11,8 +11,8 @@ use super::failure::error;
 use super::items::{Item, PartOf, tell_output, tell_part};
 use super::value::{counts, id, number, place, text, tool_name, word};
 use super::whole::{Level, Spot, Voice};
-use crate::event::{Event, Progress, name_of};
 use crate::json;
+use crate::model::{Event, Progress, name_of};
 
 /// Members of events about text that say nothing to a viewer.
 const FRAMING: [&str; 21] = [

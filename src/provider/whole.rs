@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::calls::{BY_FURTHER, BY_ID, BY_PLACE, Piece, item_name};
 use super::draft::{Draft, meant};
-use crate::event::{Part, Told, name_of};
 use crate::json;
+use crate::model::{Part, Told, name_of};
 
 /// The kinds of names that a provider has for a part of the text; those of calls lie below.
 const SPOT: u8 = 16;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::event::message::ToDelivery;
+use crate::message::ToDelivery;
 use crate::queue::{SendError, Sender};
 
 /// The answers to the delivery threads that are not sent yet.

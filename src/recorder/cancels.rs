@@ -11,9 +11,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::message::ToDelivery;
-use crate::event::record::{Asker, CancelRequest, Refused};
-use crate::event::{EntryId, StreamName};
+use crate::message::ToDelivery;
+use crate::message::record::{Asker, CancelRequest, Refused};
+use crate::model::{EntryId, StreamName};
 use crate::queue::Receiver;
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
 

@@ -1,9 +1,9 @@
 //! Tests of the writer of requests to cancel against a real Redis.
 
 use super::*;
-use crate::event::Entry;
-use crate::event::message::{RedisClock, Slot};
-use crate::event::record::Milestone;
+use crate::message::record::Milestone;
+use crate::message::{RedisClock, Slot};
+use crate::model::Entry;
 use crate::observe::Counters;
 use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;

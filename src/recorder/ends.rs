@@ -6,9 +6,9 @@
 
 use std::time::Instant;
 
-use crate::event::EntryId;
-use crate::event::message::Control;
-use crate::event::record::{EndGeneration, EndKind, EndOutcome};
+use crate::message::Control;
+use crate::message::record::{EndGeneration, EndKind, EndOutcome};
+use crate::model::EntryId;
 use crate::queue::{Receiver, Sender};
 use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
 
@@ -114,8 +114,8 @@ fn outcome(end: &EndGeneration, id: EntryId, reply: &Reply) -> EndOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::StreamName;
-    use crate::event::message::RedisClock;
+    use crate::message::RedisClock;
+    use crate::model::StreamName;
     use crate::observe::Counters;
     use crate::queue;
     use crate::redis::testing::RedisServer;

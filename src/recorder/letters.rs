@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::event::record::DeadLetter;
+use crate::message::record::DeadLetter;
 use crate::queue::Receiver;
 use crate::redis::{Command, Keys, Link, RedisError};
 

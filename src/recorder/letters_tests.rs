@@ -1,8 +1,8 @@
 //! Tests of the writer of dead letters against a real Redis.
 
 use super::*;
-use crate::event::message::RedisClock;
-use crate::event::{Entry, EntryId, Fields};
+use crate::message::RedisClock;
+use crate::model::{Entry, EntryId, Fields};
 use crate::observe::Counters;
 use crate::queue::{self, Sender, Weight};
 use crate::redis::testing::RedisServer;

@@ -7,8 +7,8 @@
 //! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a
 //! superfluous request stops nothing that should go on, a missing one leaves a Stop without effect.
 
-use crate::event::record::Milestone;
-use crate::event::{Entry, EntryId};
+use crate::message::record::Milestone;
+use crate::model::{Entry, EntryId};
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 
 /// The most entries of one look at the later entries, and the bytes that it aims at.

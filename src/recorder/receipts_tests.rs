@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::event::Entry;
-use crate::event::message::{RedisClock, Slot};
-use crate::event::record::Asker;
+use crate::message::record::Asker;
+use crate::message::{RedisClock, Slot};
+use crate::model::Entry;
 use crate::queue::{self, Sender};
 use crate::redis::testing::RedisServer;
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 pub use itoa::Integer as Number;
 
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 /// The longest entry id, in bytes.
 const ID_BYTES_MAX: usize = 41;

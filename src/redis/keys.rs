@@ -1,7 +1,7 @@
 //! The names of everything that lies in Redis, in one place.
 
 use crate::config;
-use crate::event::{KeyPattern, StreamName};
+use crate::model::{KeyPattern, StreamName};
 
 /// Key names of one instance. All but the streams', which have a pattern of their own, lie under the prefix, so that
 /// one ACL pattern covers them.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::error::{RedisError, ServerError};
 use super::resp::{self, Item, Scanner};
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 /// The most elements that room is made for before they are read.
 const RESERVED_ELEMENTS_MAX: usize = 1024;

@@ -5,7 +5,7 @@
 //! queues a command, and nothing is ever run. Commands that cannot be queued are sent in a form that does nothing.
 
 use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
-use crate::event::StreamName;
+use crate::model::StreamName;
 use crate::observe::Trouble;
 
 /// The trouble to report where rights are missing.

@@ -15,7 +15,7 @@ use super::error::{RedisError, ServerError};
 use super::reply::Reply;
 use super::resp::{Item, Malformed, Scanner, StringHead, item, string_head};
 use super::streams::{StreamInfo, whole_entries};
-use crate::event::{ENTRY_BYTES_MAX, Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
+use crate::model::{ENTRY_BYTES_MAX, Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
 
 /// Room for an entry of the largest size, with its names.
 pub const ENTRY_ROOM_BYTES: usize = ENTRY_BYTES_MAX + (64 << 10);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::error::RedisError;
 use super::reply::{Cursor, Reply};
 use super::resp::Item;
-use crate::event::{Entry, EntryId, Fields};
+use crate::model::{Entry, EntryId, Fields};
 
 /// The most elements that room is made for before they are read.
 const RESERVED_ELEMENTS_MAX: usize = 1024;

@@ -23,7 +23,7 @@ pub(crate) fn config_for(url: &str) -> config::Redis {
     config::Redis {
         url: url.to_owned(),
         prefix: "llm".to_owned(),
-        stream_key: crate::event::KeyPattern::of_prefix("llm"),
+        stream_key: crate::model::KeyPattern::of_prefix("llm"),
         connect_timeout: Duration::from_secs(20),
         response_timeout: Duration::from_secs(20),
         backoff_max: Duration::from_secs(1),

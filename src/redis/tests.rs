@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::poll::{self, Ready};
 use super::testing::{RedisServer, config_for};
 use super::{Command, Link, RedisError, Reply, ServerErrorKind, Target};
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

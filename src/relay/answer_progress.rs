@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::order::Order;
-use crate::event::{Entry, EntryId};
+use crate::model::{Entry, EntryId};
 use crate::produce::raw::{Meaning, Story};
 use crate::produce::{Form, jsonl};
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
@@ -122,7 +122,7 @@ impl<'a> Reading<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Fields;
+    use crate::model::Fields;
 
     fn progress(entries: &[(&str, &str)]) -> AnswerProgress {
         let mut reading = Reading::new("g");

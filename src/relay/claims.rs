@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::order::Order;
 use crate::config;
-use crate::event::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
+use crate::model::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
 use crate::observe::Trouble;
 use crate::redis::{
     Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, Phase, RedisError, Reply, ServerErrorKind, Target, Value,

@@ -39,7 +39,7 @@ use self::lease::Lease;
 use self::order::Order;
 use self::worker::{Done, Fate, Job, Worker};
 use crate::config::Config;
-use crate::event::{Entry, EntryId};
+use crate::model::{Entry, EntryId};
 use crate::produce::upstream::Upstream;
 use crate::queue::{self, Receiver, Sender};
 use crate::redis::{Keys, Target, TargetError};

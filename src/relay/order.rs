@@ -1,6 +1,6 @@
 //! An entry of the requests' stream → what is asked for. Pure.
 
-use crate::event::{Entry, EntryId, KeyPattern, NameError, StreamName};
+use crate::model::{Entry, EntryId, KeyPattern, NameError, StreamName};
 
 /// The longest id of a generation.
 const GENERATION_BYTES_MAX: usize = 256;
@@ -73,7 +73,7 @@ pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Fields;
+    use crate::model::Fields;
 
     fn order(fields: &[(&str, &str)]) -> Result<Order, OrderError> {
         order_by(&KeyPattern::of_prefix("llm"), fields)

@@ -7,7 +7,7 @@ use super::answer_progress::{self, AnswerProgress};
 use super::lease::Lease;
 use super::order::Order;
 use crate::config;
-use crate::event::EntryId;
+use crate::model::EntryId;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Failure, Generation, ProduceError, Producer, RedisWires};
 use crate::queue::{Receiver, Sender};

@@ -8,8 +8,8 @@ use super::decode::{DecodeContext, plain};
 use super::expand::{Concluded, EntryEvents, is_over_before, last_frame};
 use super::flaw::Flaw;
 use super::order::{DropReason, Verdict, judge, shows_skipped};
-use crate::event::message::Cursor;
-use crate::event::{
+use crate::message::Cursor;
+use crate::model::{
     Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, Progress, StreamName,
     StreamState, TextMark, ToolPiece, piece_continues,
 };

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{FrameBody, Phase, merge, websocket_text};
+use crate::model::{FrameBody, Phase, merge, websocket_text};
 use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 
 fn assembler() -> Assembler {

@@ -15,8 +15,8 @@ use super::flaw::Flaw;
 use super::member::Member;
 use super::members::{Members, custom};
 use crate::config;
-use crate::event::{Decoded, Entry, Event, Fields};
 use crate::json;
+use crate::model::{Decoded, Entry, Event, Fields};
 use crate::provider::{self, Margin};
 
 /// The settings that decoding needs beside the entry. Cheap to clone.

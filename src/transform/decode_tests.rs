@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{EntryId, Fields};
+use crate::model::{EntryId, Fields};
 use crate::transform::member::{METADATA_BYTES_MAX, NAME_BYTES_MAX};
 
 fn entry(pairs: &[(&str, &str)]) -> Entry {
@@ -33,7 +33,7 @@ fn the_form_is_chosen_by_name() {
 
 #[test]
 fn an_entry_may_have_eight_mebibytes() {
-    let largest = "x".repeat(crate::event::ENTRY_BYTES_MAX);
+    let largest = "x".repeat(crate::model::ENTRY_BYTES_MAX);
     assert_eq!(Form::of(&entry(&[("text", &largest)]).fields), Form::Flat);
     assert_eq!(Form::of(&entry(&[("text", &largest), ("a", "b")]).fields), Form::TooLarge);
     let fields = entry(&[("data", &format!("{largest} "))]).fields;

@@ -14,7 +14,7 @@ use super::decode::{DecodeContext, Form, told};
 use super::flat::Told;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
-use crate::event::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
+use crate::model::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
 use crate::provider::{self, Margin, Said};
 
 /// The events of one entry, to be judged one by one.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use crate::event::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
 use crate::fuzzing::{frames, is_over, shown};
+use crate::model::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
 use crate::provider::Form;
 use crate::transform::test_streams::{beginning, stream};
 use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
@@ -323,7 +323,7 @@ proptest! {
         let mut before = Position::ZERO;
         for (place, frame) in all.iter().enumerate() {
             prop_assert!(!told[place].contains("42949672"), "{}", told[place]);
-            if matches!(frame.body, crate::event::FrameBody::Gap) {
+            if matches!(frame.body, crate::model::FrameBody::Gap) {
                 continue;
             }
             prop_assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{told:?}");
@@ -419,7 +419,7 @@ proptest! {
         }
         prop_assert_eq!(text(&single), text(&batched));
         // Each begins where the one before ended, so that a viewer can go from any to live.
-        for pair in batched.windows(2).filter(|pair| !matches!(pair[1].body, crate::event::FrameBody::Gap)) {
+        for pair in batched.windows(2).filter(|pair| !matches!(pair[1].body, crate::model::FrameBody::Gap)) {
             prop_assert!(pair[1].after >= pair[0].last);
         }
     }

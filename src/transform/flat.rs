@@ -9,8 +9,8 @@ use super::flaw::Flaw;
 use super::member::Member;
 use super::members::{CONTENT, custom, metadata, object, plain_channel, short, string};
 use crate::config::{self, FIELD_NAMES_MAX};
-use crate::event::{Decoded, Event, Fields};
 use crate::json;
+use crate::model::{Decoded, Event, Fields};
 use crate::provider::Margin;
 
 /// The events of one entry that is in none of the providers' forms: one event, or text and the end after it.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Entry, EntryId};
+use crate::model::{Entry, EntryId};
 use crate::transform::decode::{DecodeContext, Form, told};
 use crate::transform::member::NAME_BYTES_MAX;
 

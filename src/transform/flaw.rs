@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::member::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
 use crate::config;
-use crate::event::{ENTRY_BYTES_MAX, Fields, NamesShown};
 use crate::json;
+use crate::model::{ENTRY_BYTES_MAX, Fields, NamesShown};
 use crate::provider;
 
 /// A defect of an entry.

@@ -6,8 +6,8 @@
 //! how many it has passed itself (`ordinal`) knows whether those are the same. Without the counters (before
 //! Redis 7) the ids alone have to do.
 
-use crate::event::message::{Cursor, HistoryGap, KeyFacts};
-use crate::event::{EntryId, Position, StreamState};
+use crate::message::{Cursor, HistoryGap, KeyFacts};
+use crate::model::{EntryId, Position, StreamState};
 
 /// How many entries were added before the oldest one that is left, where that can be told: not when
 /// single entries were deleted behind it, because those are missing from the count too.

@@ -9,12 +9,12 @@ use super::silence::{Known, Seen, age_us, silence_us};
 use super::{
     Assembler, DecodeContext, DropReason, Flaw, Pushed, Scan, Seek, Snapshot, Sought, Verdict, judge, plain,
 };
-use crate::event::checkpoints::Checkpoint;
-use crate::event::message::{
+use crate::message::{
     Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
     StateSearch,
 };
-use crate::event::{
+use crate::model::checkpoints::Checkpoint;
+use crate::model::{
     After, Entry, EntryId, Held, Phase, Position, Progress, StreamName, StreamState, StreamStatus,
 };
 use crate::provider::Margin;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::message::{JobRef, ReplayRequest, Slot};
+use crate::message::{JobRef, ReplayRequest, Slot};
 use crate::transform::test_streams::{entries, stream};
 
 struct Nobody;

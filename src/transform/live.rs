@@ -11,9 +11,9 @@ use super::expand::end_entry;
 use super::order::PRODUCER_LOST;
 use super::silence::{Known, Seen, silence_us};
 use super::{Assembler, DecodeContext, Pushed};
-use crate::event::message::{Cursor, HubRef, LiveRef, Slot};
-use crate::event::{AckWatermark, Entry, EntryId, Event, Frame, Phase, StreamName};
 use crate::json;
+use crate::message::{Cursor, HubRef, LiveRef, Slot};
+use crate::model::{AckWatermark, Entry, EntryId, Event, Frame, Phase, StreamName};
 
 /// A stream that was given up is judged again after so long, in case nothing came of it.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use super::flaw::Flaw;
 use super::member::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
-use crate::event::{Decoded, Event};
 use crate::json;
+use crate::model::{Decoded, Event};
 
 /// The known members of an object as raw JSON values; a member that is `null` is absent.
 #[derive(Default)]

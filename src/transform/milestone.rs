@@ -2,8 +2,8 @@
 
 use super::decode::DecodeContext;
 use super::expand::EntryEvents;
-use crate::event::record::Milestone;
-use crate::event::{Entry, Phase, Progress, StreamState};
+use crate::message::record::Milestone;
+use crate::model::{Entry, Phase, Progress, StreamState};
 use crate::provider::Margin;
 
 /// Whether an entry, met as the first of its stream, begins or ends a generation.
@@ -24,7 +24,7 @@ pub fn milestone(entry: &Entry, context: &DecodeContext) -> Milestone {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EntryId, Fields};
+    use crate::model::{EntryId, Fields};
 
     #[test]
     fn beginnings_and_ends_are_told_from_what_is_neither() {

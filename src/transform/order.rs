@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::event::{Decoded, EntryId, Event, Phase, StreamState};
 use crate::json;
+use crate::model::{Decoded, EntryId, Event, Phase, StreamState};
 
 /// The code of the error entry with which the daemon gives a silent producer up.
 pub const PRODUCER_LOST: &str = "producer_lost";

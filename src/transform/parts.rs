@@ -6,12 +6,12 @@ use parking_lot::Mutex;
 
 use super::DecodeContext;
 use crate::config;
-use crate::event::Ledger;
-use crate::event::checkpoints::Checkpoints;
-use crate::event::message::{
+use crate::message::record::{DeadLetter, EndGeneration, Receipt};
+use crate::message::{
     Control, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ToDelivery, WatcherRequest,
 };
-use crate::event::record::{DeadLetter, EndGeneration, Receipt};
+use crate::model::Ledger;
+use crate::model::checkpoints::Checkpoints;
 use crate::observe::Registry;
 use crate::queue::{Receiver, Sender};
 use crate::stop::Stop;

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::Phase;
+use crate::model::Phase;
 use crate::transform::Assembler;
 use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::event::{EntryId, StreamName};
+use crate::model::{EntryId, StreamName};
 
 /// Ids below this are no clock: 2001-09-09, years before the first Redis.
 const CLOCK_MS_MIN: u64 = 1_000_000_000_000;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use crate::event::{Decoded, EntryId, Event, Progress, StreamName, StreamStatus};
+use crate::model::{Decoded, EntryId, Event, Progress, StreamName, StreamStatus};
 
 /// The generation is larger than the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

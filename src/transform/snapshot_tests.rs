@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::StreamState;
+use crate::model::StreamState;
 use crate::provider::Margin;
 use crate::transform::decode::{DecodeContext, plain};
 use crate::transform::order::{Verdict, judge};

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::event::{Entry, EntryId, Fields, StreamName, StreamState};
+use crate::model::{Entry, EntryId, Fields, StreamName, StreamState};
 
 pub(super) fn stream() -> StreamName {
     "s1/gpt-4o".parse().unwrap()

@@ -17,13 +17,13 @@ use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
 pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
-use crate::event::message::{
+use crate::inline_stage::SharedStage;
+use crate::message::record::{EndKind, EndOutcome};
+use crate::message::{
     Control, Cursor, HubRef, LiveBatch, LiveFrames, LiveNews, LiveRef, Missed, ReaderCommand, ReplayBatch,
     ReplayOutcome, ReplayStep, ToDelivery, now_us, shard,
 };
-use crate::event::record::{EndKind, EndOutcome};
-use crate::event::{EntryId, StreamName};
-use crate::inline_stage::SharedStage;
+use crate::model::{EntryId, StreamName};
 use crate::observe::{Recorder, Stage};
 use crate::queue::{InlineStage, SendError, sleep_until};
 use crate::{error_limited, pulse};

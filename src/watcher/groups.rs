@@ -6,8 +6,8 @@
 
 use std::collections::HashSet;
 
-use crate::event::StreamName;
 use crate::info_limited;
+use crate::model::StreamName;
 use crate::redis::{Command, Keys, Link, RedisError, Value};
 
 /// Members of a set that are looked at in one round trip, about. Others can write the sets: one whole set has no bound.

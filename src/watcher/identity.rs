@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
-use crate::event::message::Fnv;
+use crate::message::Fnv;
 
 /// The separator of a lease's parts; no part contains it.
 const SEPARATOR: char = '|';

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use crate::event::{EntryId, StreamName};
+use crate::model::{EntryId, StreamName};
 use crate::redis::{Changed, Command, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
 use crate::warn_limited;
 

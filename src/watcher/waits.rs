@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::StreamName;
+use crate::model::StreamName;
 
 /// Names looked for in one round trip.
 pub(super) const CHECKS_PER_TRIP_MAX: usize = 256;

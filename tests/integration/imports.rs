@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree, Visibility};
 
-/// Modules that never import each other: they meet in `event`, `queue` and `daemon`.
+/// Modules that never import each other: they meet in `model`, `message`, `queue` and `daemon`.
 const APART: [&str; 5] = ["ingest", "transform", "deliver", "watcher", "recorder"];
 
 /// The segments of a path: `["redis", "link"]`.

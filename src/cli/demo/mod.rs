@@ -26,7 +26,7 @@ use super::output::{note, tell};
 use super::stop::patient_stop_flag;
 use super::{CliError, Shared, reachable};
 use crate::config::Config;
-use crate::event::{KeyPattern, StreamName};
+use crate::model::{KeyPattern, StreamName};
 use crate::produce::{CancelWatch, Producer, RedisWires, sleep_unless};
 
 const SESSION: &str = "demo";

@@ -20,7 +20,7 @@ use super::output::note;
 use super::stop::stop_flag;
 use super::upstream::UpstreamArgs;
 use super::{CliError, Shared, reachable};
-use crate::event::NameError;
+use crate::model::NameError;
 use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};

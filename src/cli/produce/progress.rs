@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::event::EntryId;
+use crate::model::EntryId;
 use crate::produce::{Batch, Wire, WireError, Wires};
 
 /// The time until the first line about the number of entries.

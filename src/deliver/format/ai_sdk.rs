@@ -11,7 +11,7 @@
 use serde_json::value::RawValue;
 
 use super::{Format, Members, Out, Reason, Translator};
-use crate::event::{Call, Frame, FrameBody, Piece};
+use crate::model::{Call, Frame, FrameBody, Piece};
 
 /// A part with text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

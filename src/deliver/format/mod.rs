@@ -9,7 +9,7 @@
 //! Over server-sent events the id comes with the last event that a frame gives, or with the last that says something
 //! new: a client that is cut off between two of them has the frame told again, from its openings on.
 //!
-//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::event::OUTLINE_BYTES_MAX). A choice or call beyond it
+//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::model::OUTLINE_BYTES_MAX). A choice or call beyond it
 //! is told as any frame that the format has no word for; arguments beyond it are passed on, but not put together at the
 //! end.
 
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::event::{
+use crate::model::{
     EntryId, Frame, FrameBody, Outline, Position, Rendering, StreamName, sse_event, websocket_text,
 };
 

@@ -13,7 +13,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use super::{Format, Members, Out, Reason, Translator, Transport};
-use crate::event::{Call, Frame, FrameBody, Piece, Position};
+use crate::model::{Call, Frame, FrameBody, Piece, Position};
 
 /// The most choices that are introduced.
 const CHOICES_MAX: usize = 1024;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::event::{Content, Head, StreamState, ToolPiece, merge};
+use crate::model::{Content, Head, StreamState, ToolPiece, merge};
 
 fn at(ms: u64) -> Position {
     Position::whole(EntryId::new(ms, 0))
@@ -212,7 +212,7 @@ fn inputs_that_are_none_are_said_to_be_so() {
     assert_eq!(input("[1]")["input"], serde_json::json!([1]));
     let broken = input("{\\\"q");
     assert_eq!((&broken["type"], &broken["input"]), (&"tool-input-error".into(), &"{\"q".into()));
-    let long = input(&"1".repeat(crate::event::OUTLINE_BYTES_MAX));
+    let long = input(&"1".repeat(crate::model::OUTLINE_BYTES_MAX));
     assert_eq!((&long["type"], &long["input"]), (&"tool-input-error".into(), &Value::Null));
 }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::deliver::request::{self, Parsed};
-use crate::event::EntryId;
+use crate::model::EntryId;
 
 const LIMITS: RouteLimits = RouteLimits {
     max_wait: Duration::from_secs(60),

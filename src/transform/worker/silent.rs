@@ -2,8 +2,8 @@
 
 use super::{Worker, micros};
 use crate::config;
-use crate::event::message::{HubRef, LiveRef, ToDelivery, now_us};
-use crate::event::record::{EndGeneration, EndKind};
+use crate::message::record::{EndGeneration, EndKind};
+use crate::message::{HubRef, LiveRef, ToDelivery, now_us};
 use crate::transform::live::{Limits, Silence};
 
 /// Streams found silent whose viewers are told in one tick, at least; of more, one in [`SILENT_TICKS`].

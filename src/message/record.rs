@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::slot::Slot;
-use super::{Entry, EntryId, Position, StreamName};
+use crate::model::{Entry, EntryId, Position, Slot, StreamName};
 
 /// The counted size of a message beside its texts and bytes, in bytes: the message itself, its place in the queue, and
 /// the allocations behind it.
@@ -98,7 +97,7 @@ impl CancelRequest {
 /// A generation is to be ended by an entry right after `newest`, if that is still the stream's newest entry. Of all
 /// instances that ask for it exactly one succeeds.
 ///
-/// The transform thread is answered by [`Control::EndAnswered`](super::message::Control). The answer gets lost when
+/// The transform thread is answered by [`Control::EndAnswered`](super::Control). The answer gets lost when
 /// that thread's queue is full: then it asks again, and learns that something has followed.
 #[derive(Debug)]
 pub struct EndGeneration {

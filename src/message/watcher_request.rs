@@ -1,6 +1,6 @@
 //! Requests to the watcher from the other threads.
 
-use super::StreamName;
+use crate::model::StreamName;
 
 /// A request to look for a stream, which the watcher does on its own connection. It writes nothing for others: that is
 /// the recorder's work ([`record`](super::record)).

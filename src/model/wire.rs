@@ -119,7 +119,7 @@ pub(crate) fn push_position(bytes: &mut Vec<u8>, position: Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EntryId;
+    use crate::model::EntryId;
 
     #[test]
     fn headers_have_the_three_widths() {

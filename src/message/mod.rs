@@ -4,20 +4,21 @@
 //! history ([`ReplayRequest`]) and for live text ([`Control`]); `ingest` hands over what it has read
 //! ([`LiveBatch`], [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
 
+pub mod record;
+mod watcher_request;
+
 use std::any::Any;
 use std::sync::Arc;
 
-use super::checkpoints::Checkpoint;
-pub use super::clock::{RedisClock, now_us};
-pub use super::key_facts::KeyFacts;
-use super::record::{Asker, EndKind, EndOutcome, Refused};
-pub use super::shard::{Fnv, shard};
-pub use super::slot::{JobRef, Slot};
-pub use super::watcher_request::WatcherRequest;
-use super::{
+use record::{Asker, EndKind, EndOutcome, Refused};
+pub use watcher_request::WatcherRequest;
+
+use crate::model::checkpoints::Checkpoint;
+use crate::model::{
     AckWatermark, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState,
     StreamStatus,
 };
+pub use crate::model::{Fnv, JobRef, KeyFacts, RedisClock, Slot, now_us, shard};
 
 /// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
 /// to an earlier asking, or comes after the thread has let go of it, is told from what belongs to this one.
@@ -304,7 +305,7 @@ pub enum Control {
         /// The stream there.
         hub: HubRef,
     },
-    /// The answer to [`EndGeneration`](super::record::EndGeneration).
+    /// The answer to [`EndGeneration`](record::EndGeneration).
     EndAnswered {
         /// The stream.
         stream: StreamName,
