@@ -13,8 +13,7 @@
 //! 9. Removes the connections that are over, so that no index is reused within one batch of events.
 //! 10. Every 100 ms: reports positions and acknowledgements, forgets recent answers, publishes measurements.
 //!
-//! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them:
-//! [`Delivery::deliver_between_rounds`].
+//! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them (`deliver_between_rounds`).
 //!
 //! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held in
 //! [`super::outbound`].
