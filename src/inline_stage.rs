@@ -1,4 +1,4 @@
-//! AckTracker turns: state that one thread owns, and on which another may do that thread's work while it sleeps.
+//! State that one thread owns, and on which another may do that thread's work while it sleeps.
 //!
 //! Waking a sleeping thread costs more than a few tokens' work: a system call, an interrupt to another core and a
 //! cold cache. So a thread that has little to hand on takes a turn at the next stage itself, if that stage is free,

@@ -7,7 +7,7 @@
 //!  producer ──XADD──▶ Redis ─────XREAD────▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
 //!                       │                   paced, acks   decode, order,  mio loop,     WebSocket
 //!                       │                                 merge, encode   outboxes      or SSE
-//!                       │◀── position, with next read ◀─── AckWatermark ◀────┘
+//!                       │◀── position, with next read ◀── AckWatermark ◀──┘
 //!                       └──XRANGE──▶ replay-r ──▶ transform-j                (late, resumed, slow clients)
 //! ```
 //!

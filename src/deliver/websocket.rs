@@ -115,7 +115,7 @@ enum Kind {
     Close,
 }
 
-/// SharedStage a client's bytes into messages. Takes linear time however they are cut.
+/// Turns a client's bytes into messages. Takes linear time however they are cut.
 #[derive(Debug)]
 pub struct Decoder {
     state: State,

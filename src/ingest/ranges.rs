@@ -207,7 +207,7 @@ pub(super) enum Understood {
     Starved,
 }
 
-/// SharedStage the reply to a question into the answer to its request.
+/// Turns the reply to a question into the answer to its request.
 pub(super) fn understand(question: &Question, found: RangeReply) -> Result<Understood, RedisError> {
     let RangeReply { mut entries, found: count, first, info, .. } = found;
     let info = match info {

@@ -32,6 +32,8 @@ pub struct Health {
 struct State {
     redis: BTreeMap<String, Link>,
     lease: Lease,
+    /// The reason why the lease cannot be had; empty: none is known.
+    lease_trouble: String,
     is_draining: bool,
     is_first_attempt_over: bool,
     /// Threads that hang.
@@ -151,6 +153,14 @@ impl Health {
         self.state.lock().lease = lease;
     }
 
+    /// Says why the lease cannot be had; empty: it can.
+    pub fn set_lease_trouble(&self, why: &str) {
+        let mut state = self.state.lock();
+        if state.lease_trouble != why {
+            why.clone_into(&mut state.lease_trouble);
+        }
+    }
+
     /// How it stands with the lease.
     #[must_use]
     pub fn lease(&self) -> Lease {
@@ -185,7 +195,12 @@ impl Health {
         reasons.extend(state.stuck.iter().map(|thread| format!("thread {thread} hangs")));
         match state.lease {
             Lease::Held => {}
-            Lease::Unsettled => reasons.push("the instance id is not leased yet".to_owned()),
+            Lease::Unsettled if state.lease_trouble.is_empty() => {
+                reasons.push("the instance id is not leased yet".to_owned());
+            }
+            Lease::Unsettled => {
+                reasons.push(format!("the instance id is not leased: {}", state.lease_trouble));
+            }
             Lease::Lost => reasons.push("the lease of the instance id is lost".to_owned()),
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
@@ -225,6 +240,12 @@ mod tests {
         health.redis_works("replay-0");
         assert_eq!(health.trouble(), None);
         assert_eq!(health.is_ready(), Ok(()));
+        health.set_lease(Lease::Unsettled);
+        health.set_lease_trouble("llm:instance:s:i: WRONGTYPE");
+        assert_eq!(
+            health.is_ready().unwrap_err(),
+            ["the instance id is not leased: llm:instance:s:i: WRONGTYPE"]
+        );
         health.set_lease(Lease::Lost);
         health.set_draining();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! SharedStage the body of a model server's answer into raw entries. Pure.
+//! Turns the body of a model server's answer into raw entries. Pure.
 //!
 //! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with its meaning for the
 //! generation. An event of the type `error` is a failure whatever its data is; where the data alone would not say so,

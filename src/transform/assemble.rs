@@ -31,7 +31,7 @@ pub enum Pushed {
     Old,
 }
 
-/// SharedStage the entries of one stream into shared frames.
+/// Turns the entries of one stream into shared frames.
 #[derive(Debug)]
 pub struct Assembler {
     stream: StreamName,

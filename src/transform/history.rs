@@ -88,7 +88,7 @@ pub trait ReplayObserver {
     fn scanned(&mut self, _stream: &StreamName, _at: Option<EntryId>) {}
 }
 
-/// SharedStage one read into its outcome.
+/// Turns one read into its outcome.
 pub fn conclude(batch: ReplayBatch, clock: ReplayClock, observer: &mut impl ReplayObserver) -> ReplayOutcome {
     let ReplayBatch { request, read, read_us, held } = batch;
     let (facts, entries, exhausted) = match read {

@@ -59,6 +59,8 @@ impl Janitor {
     /// # Errors
     /// When Redis could not be asked.
     pub(super) fn look(&mut self, link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
+        // Redis may have lost its data since the instance was enrolled.
+        enrol(link, keys)?;
         let (mut missing, mut gone) = (HashSet::new(), Vec::new());
         let mut scan = Scan::of(keys.instances());
         while let Some(mut others) = scan.next(link)? {
@@ -141,6 +143,15 @@ mod tests {
     fn groups(link: &mut Link) -> usize {
         let reply = link.call(&Command::new("XINFO").args(["GROUPS", "llm:stream:a:m"])).unwrap();
         reply.value().unwrap().as_array().unwrap().len()
+    }
+
+    #[test]
+    fn an_instance_is_enrolled_again_after_redis_has_lost_its_data() {
+        let (_server, mut link, ours, _) = world();
+        link.call(&Command::new("FLUSHALL")).unwrap();
+        assert_eq!(Janitor::default().look(&mut link, &ours).unwrap(), 0);
+        let enrolled = Command::new("SISMEMBER").args([&ours.instances(), ours.instance()]);
+        assert_eq!(link.call(&enrolled).unwrap().integer().unwrap(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The lease of the instance id in Redis: at most one daemon has it, wherever it runs.
 //!
-//! The key holds who has it and expires by itself. AckTracker, renewing and giving back compare before they
+//! The key holds who has it and expires by itself. Taking, renewing and giving back compare before they
 //! write, under WATCH, so that nobody's lease is overwritten unseen. A lease is taken at once when there is
 //! none, when it is ours, or when its holder is known to be dead ([`Identity::is_dead`]); else it has to run out.
 
@@ -69,6 +69,15 @@ impl Lease {
     /// It is not looked at again before that.
     pub(super) const fn rest_until(&mut self, at: Instant) {
         self.next_at = at;
+    }
+
+    /// The key holds something that is no lease, so that nobody can take it: one that is ours stays so. It is looked at
+    /// again at `next_at`.
+    pub(super) fn refused(&mut self, asked_at: Instant, next_at: Instant) {
+        if let Standing::Held { renewed_at } = &mut self.standing {
+            *renewed_at = asked_at;
+        }
+        self.next_at = next_at;
     }
 
     /// Time passes without Redis: a lease that was not renewed in time may be somebody else's.
@@ -233,6 +242,21 @@ mod tests {
         lease.learn(Found::Ours, start + LEASE);
         assert!(lease.is_held());
         assert_eq!(lease.next_at(), start + LEASE + RENEWAL);
+    }
+
+    #[test]
+    fn a_key_that_is_no_lease_takes_nothing_from_its_holder() {
+        let start = Instant::now();
+        let mut lease =
+            Lease { value: "mine".into(), standing: Standing::Held { renewed_at: start }, next_at: start };
+        let asked_at = start + LEASE - Duration::from_millis(1);
+        lease.refused(asked_at, asked_at + LOOK);
+        lease.age(asked_at + RENEWAL);
+        assert!(lease.is_held());
+        lease.age(asked_at + LEASE);
+        assert!(!lease.is_held(), "it has to be asked for in time all the same");
+        lease.refused(asked_at, asked_at);
+        assert!(!lease.is_held(), "and what was not held is not held by that");
     }
 
     #[test]

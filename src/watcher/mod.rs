@@ -35,7 +35,7 @@ use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
-use crate::redis::{Command, Connector, Keys, RedisError, ServerErrorKind};
+use crate::redis::{Command, Connector, Keys, RedisError, ServerError, ServerErrorKind};
 use crate::stop::Stop;
 use crate::{error_limited, warn_limited};
 
@@ -321,16 +321,32 @@ impl Watcher {
         if self.lease.next_at() > now {
             return Ok(());
         }
-        let settled = self.settle_lease();
-        let Err(RedisError::Server(error)) = &settled else { return settled };
-        if error.kind() != ServerErrorKind::WrongType {
-            return settled;
+        let asked_at = Instant::now();
+        match self.settle_lease() {
+            Err(RedisError::Server(error)) if error.kind() == ServerErrorKind::WrongType => {
+                self.lease.refused(asked_at, now + LEASE_REFUSED_REST);
+                self.refuse_lease(&self.keys.lease(), &error)?;
+            }
+            settled => settled?,
         }
-        // A key that holds something else: only what needs the lease is without it, and the connection is well.
-        let key = if self.lease.is_held() { self.keys.groups() } else { self.keys.lease() };
-        error_limited!(key: key; key, %error, "Redis refuses the lease of the instance id: streams are not read live");
+        if self.lease.is_held() && !self.is_clean {
+            match self.clean() {
+                Err(RedisError::Server(error)) if error.kind() == ServerErrorKind::WrongType => {
+                    self.lease.rest_until(now + LEASE_REFUSED_REST);
+                    self.refuse_lease(&self.keys.groups(), &error)?;
+                }
+                cleaned => cleaned?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A key holds something else: only what needs the lease is without it, and the connection is well.
+    fn refuse_lease(&mut self, key: &str, error: &ServerError) -> Result<(), RedisError> {
+        let fix = "something else wrote there: see what it is (TYPE), and delete it";
+        error_limited!(key: key; key, %error, fix, "Redis refuses the lease of the instance id");
         self.registry.health().redis_works_but(WATCHER, &format!("{key}: {error}"));
-        self.lease.rest_until(now + LEASE_REFUSED_REST);
+        self.registry.health().set_lease_trouble(&format!("{key}: {error}; {fix}"));
         match self.link.open() {
             Some(link) => link.call(&Command::new("UNWATCH")).map(drop),
             None => Ok(()),
@@ -341,7 +357,12 @@ impl Watcher {
         let Some(link) = self.link.open() else { return Ok(()) };
         self.lease.settle(link, &self.keys, &self.identity)?;
         match self.lease.standing() {
-            Standing::Held { .. } => self.registry.counters().leases_renewed.inc(),
+            Standing::Held { .. } => {
+                self.registry.counters().leases_renewed.inc();
+                if self.is_clean {
+                    self.lease_is_well();
+                }
+            }
             Standing::Taken { holder } => {
                 self.fatal.say(format!(
                     "instance {:?} is leased by another live daemon ({holder}); give service.instance another value or stop that one",
@@ -350,15 +371,24 @@ impl Watcher {
             }
             Standing::Unknown | Standing::Foreign { .. } => {}
         }
-        if self.lease.is_held() && !self.is_clean {
-            let removed = groups::clean(link, &self.keys)?;
-            self.registry.health().redis_works_but(WATCHER, "");
-            groups::enrol(link, &self.keys)?;
-            self.registry.counters().groups_removed.add(removed as u64);
-            self.is_clean = true;
-        }
         self.link.works();
         Ok(())
+    }
+
+    /// Removes what the instance's former self has left.
+    fn clean(&mut self) -> Result<(), RedisError> {
+        let Some(link) = self.link.open() else { return Ok(()) };
+        let removed = groups::clean(link, &self.keys)?;
+        groups::enrol(link, &self.keys)?;
+        self.registry.counters().groups_removed.add(removed as u64);
+        self.is_clean = true;
+        self.lease_is_well();
+        Ok(())
+    }
+
+    fn lease_is_well(&self) {
+        self.registry.health().redis_works_but(WATCHER, "");
+        self.registry.health().set_lease_trouble("");
     }
 
     /// Tells the readers and the world how it stands with the lease.

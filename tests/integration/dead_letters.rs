@@ -347,6 +347,12 @@ fn a_lease_of_another_type_is_named_and_history_is_served() {
     let end = producer.end();
     let mut daemon = Daemon::options(&redis).set("service.instance=i1").start_alive();
     wait_until("the log to name the key", || daemon.log().contains(lease));
+    let ready = crate::support::http::get(daemon.admin, "/readyz");
+    assert!(
+        ready.status == 503 && ready.text().contains(lease) && ready.text().contains("delete it"),
+        "{}",
+        ready.text()
+    );
     view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
     let connects = daemon.counter("redis_connects");
     std::thread::sleep(std::time::Duration::from_secs(2));

@@ -195,6 +195,32 @@ fn a_lease_is_settled_when_redis_comes_and_not_ready_before() {
 }
 
 #[test]
+fn a_lease_of_another_type_takes_nothing_from_the_viewers_of_its_holder() {
+    let redis = RedisServer::start();
+    let daemon = instance(&redis, "i1").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.delta("one");
+    let mut viewer = Viewer::open(daemon.public, Kind::Sse, "s1/m", "");
+    viewer.read_to(&first);
+    let mut connection = redis.connect();
+    connection.run::<()>(&["DEL", LEASE]);
+    connection.run::<()>(&["RPUSH", LEASE, "x"]);
+    wait_until("the log to name the key", || daemon.log().contains(LEASE));
+    // A lease that is not renewed runs out in 5 s.
+    thread::sleep(Duration::from_secs(6));
+    let second = producer.delta("two");
+    viewer.read_to(&second);
+    let late = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    assert_eq!(http::get(daemon.admin, "/readyz").status, 200);
+    connection.run::<()>(&["DEL", LEASE]);
+    wait_until("the lease", || holder(&mut connection).is_some());
+    let end = producer.end();
+    for viewer in [viewer, late] {
+        viewer.read_all().expect_finished(&end);
+    }
+}
+
+#[test]
 fn groups_of_the_killed_daemon_are_removed() {
     let redis = RedisServer::start();
     let mut daemon = instance(&redis, "i1").start();
