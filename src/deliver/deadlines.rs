@@ -93,7 +93,8 @@ impl Delivery {
             return None;
         }
         let connection = self.connections.get(slot)?;
-        if connection.input.is_empty() && connection.counted {
+        if matches!(connection.phase, Phase::Head { .. }) && connection.input.is_empty() && connection.counted
+        {
             self.connections.end(slot);
             return None;
         }

@@ -198,9 +198,19 @@ fn a_cancel_request_with_a_bad_body_is_refused() {
 fn who_never_finishes_a_request_is_closed() {
     let mut scene = Scene::start(&["client.handshake_timeout=300ms"]);
     let before = scene.daemon.counter("handshakes_timed_out");
-    let body = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n";
+    let post = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\n";
+    let body = &format!("{post}Content-Length: 10\r\n\r\n");
+    let chunked = &format!("{post}Transfer-Encoding: chunked\r\n\r\n");
     scene.survives(|daemon| {
-        let begun = ["", "G", "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\n", body, &format!("{body}{{\"rea")];
+        let begun = [
+            "",
+            "G",
+            "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\n",
+            body,
+            &format!("{body}{{\"rea"),
+            chunked,
+            &format!("{chunked}5\r\n{{\"rea\r\n"),
+        ];
         let mut waiting = begun.map(|begin| Raw::begin(daemon.public, begin.as_bytes()));
         // A byte now and then makes a request no younger.
         let mut trickling = Raw::begin(daemon.public, b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nX: ");
@@ -211,11 +221,12 @@ fn who_never_finishes_a_request_is_closed() {
         }
         for (raw, begin) in waiting.iter_mut().zip(begun) {
             let answer = String::from_utf8(raw.rest()).unwrap();
-            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{begin:?}: {answer:?}");
+            assert!(answer.starts_with("HTTP/1.1 408 "), "{begin:?}: {answer:?}");
+            assert!(answer.contains(r#"{"error":{"code":"request_timeout""#), "{begin:?}: {answer:?}");
         }
     });
     wait_until("nobody to be left", || scene.daemon.gauge("connections_open") == 0);
-    assert!(scene.daemon.counter("handshakes_timed_out") >= before + 4);
+    assert!(scene.daemon.counter("handshakes_timed_out") >= before + 7);
     assert!(scene.redis.connect().keys("llm:control:*").is_empty());
 }
 
