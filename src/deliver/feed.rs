@@ -104,6 +104,7 @@ impl Delivery {
             Ask::Attach => {
                 let (hub, Some(from)) = (viewer.hub, viewer.given().cloned()) else { return };
                 let Some(found) = self.streams.hub_mut(hub) else { return };
+                let appeared_us = found.appeared_us;
                 found.live = Live::Attaching;
                 found.attach += 1;
                 let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
@@ -112,6 +113,7 @@ impl Delivery {
                     delivery: self.outbound.delivery(),
                     hub,
                     from,
+                    appeared_us,
                 });
             }
         }

@@ -122,7 +122,8 @@ impl Delivery {
         };
         let Some(job) = self.reads.get_mut(slot) else { return };
         job.on_time = job.viewers.len();
-        let stream = job.stream.clone();
+        let appeared_us = self.streams.hub(job.hub).and_then(|hub| hub.appeared_us);
+        let stream = (job.stream.clone(), appeared_us);
         self.outbound.request(slot, stream, step, (count, budget_bytes));
     }
 

@@ -46,11 +46,11 @@ impl Outbound {
         self.delivery
     }
 
-    /// Asks for a job's next history read, with at most `count` entries and so many bytes.
+    /// Asks for a job's next history read of a stream, which may be known to have appeared, with at most `count` entries and so many bytes.
     pub(super) fn request(
         &mut self,
         job: Slot,
-        stream: StreamName,
+        (stream, appeared_us): (StreamName, Option<u64>),
         step: ReplayStep,
         (count, budget_bytes): (usize, usize),
     ) {
@@ -62,6 +62,7 @@ impl Outbound {
             count,
             budget_bytes,
             asked_us,
+            appeared_us,
             jump: None,
         });
     }

@@ -79,6 +79,7 @@ impl Streams {
             watermark: None,
             unreported: false,
             awaited: false,
+            appeared_us: None,
             idle_since: None,
         });
         self.hub_by_name.insert(stream.clone(), hub);
@@ -174,9 +175,10 @@ impl Streams {
         Some(&hub.stream)
     }
 
-    /// The hub's stream has appeared; its viewers.
-    pub(super) fn end_waiting(&mut self, hub: Slot) -> Vec<Slot> {
+    /// The hub's stream has appeared, at `now_us` by this host's clock; its viewers.
+    pub(super) fn end_waiting(&mut self, hub: Slot, now_us: u64) -> Vec<Slot> {
         let Some(hub) = self.hubs.get_mut(hub) else { return Vec::new() };
+        hub.appeared_us = Some(now_us);
         if std::mem::replace(&mut hub.awaited, false) {
             self.registry.gauges().streams_waited.dec();
         }
@@ -281,7 +283,8 @@ mod tests {
         let hub = streams.viewer(viewers[0]).unwrap().hub;
         assert!(streams.begin_waiting(hub).is_some());
         assert!(streams.begin_waiting(hub).is_none());
-        assert_eq!(streams.end_waiting(hub), viewers);
+        assert_eq!(streams.end_waiting(hub, 7), viewers);
+        assert_eq!(streams.hub(hub).unwrap().appeared_us, Some(7));
         assert!(streams.begin_waiting(hub).is_some(), "anew, if it is gone again");
     }
 

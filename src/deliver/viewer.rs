@@ -220,6 +220,8 @@ pub(super) struct Hub {
     pub(super) unreported: bool,
     /// Whether the watcher was asked to tell when the stream exists.
     pub(super) awaited: bool,
+    /// When the stream was seen to come into being, µs since 1970 by this host's clock, if somebody waited for it.
+    pub(super) appeared_us: Option<u64>,
     /// Since when no viewer has needed live.
     pub(super) idle_since: Option<Instant>,
 }

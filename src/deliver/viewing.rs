@@ -7,7 +7,7 @@ use super::format::Format;
 use super::seam::{Live, Seam};
 use super::sharing::JobKind;
 use super::viewer::{Ending, Mark, Reading, Stage, SubscribeOptions, Wire};
-use crate::message::{Control, Cursor, HubRef, Opened, Slot, WatcherRequest};
+use crate::message::{Control, Cursor, HubRef, Opened, Slot, WatcherRequest, now_us};
 use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{After, Position, StreamName, StreamStatus};
 
@@ -149,7 +149,7 @@ impl Delivery {
     /// A stream that was waited for is there.
     pub(super) fn appear(&mut self, stream: &StreamName) {
         let Some(slot) = self.streams.hub_by_name(stream) else { return };
-        for viewer in self.streams.end_waiting(slot) {
+        for viewer in self.streams.end_waiting(slot, now_us()) {
             let Some(found) = self.streams.viewer_mut(viewer) else { continue };
             let Stage::Waiting(waiting) = &mut found.stage else { continue };
             if std::mem::replace(&mut waiting.has_appeared, true) {

@@ -110,6 +110,9 @@ pub struct ReplayRequest {
     pub budget_bytes: usize,
     /// When it was asked, µs since 1970 by this host's clock.
     pub asked_us: u64,
+    /// When the stream was seen to come into being, by the same clock: none of its entries is older, whatever their ids
+    /// say. `None`: it was there before, as far as is known.
+    pub appeared_us: Option<u64>,
     /// Where the step's scan goes on instead, if the checkpoint holds: its entry is the first one that is read.
     pub jump: Option<Arc<Checkpoint>>,
 }
@@ -295,6 +298,8 @@ pub enum Control {
         hub: HubRef,
         /// Where live begins if nobody else is attached yet.
         from: Cursor,
+        /// As [`ReplayRequest::appeared_us`].
+        appeared_us: Option<u64>,
     },
     /// Send them no more.
     Detach {

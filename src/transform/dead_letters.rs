@@ -93,7 +93,7 @@ impl DeadLetters<'_> {
 }
 
 /// The same for history, and asks for the ends that no entry says.
-pub(super) struct HistoryWitness<'a> {
+pub(super) struct HistoryObserver<'a> {
     pub(super) letters: DeadLetters<'a>,
     pub(super) remembered: &'a mut Remembered,
     pub(super) ends: &'a Sender<EndGeneration>,
@@ -105,7 +105,7 @@ pub(super) struct HistoryWitness<'a> {
     pub(super) scans: (&'a Checkpoints, JobRef),
 }
 
-impl ReplayObserver for HistoryWitness<'_> {
+impl ReplayObserver for HistoryObserver<'_> {
     fn dropped(&mut self, stream: &StreamName, reason: DropReason) {
         self.letters.dropped(stream, reason);
     }

@@ -32,6 +32,8 @@ pub struct ReplayClock {
     pub grace_ms: u64,
     /// The settings that decoding needs beside the entries.
     pub context: DecodeContext,
+    /// As [`ReplayRequest::appeared_us`](crate::message::ReplayRequest::appeared_us).
+    pub appeared_us: Option<u64>,
     /// The facts known of the stream's newest entry beside those that the read finds.
     pub known: Option<Known>,
 }
@@ -40,7 +42,9 @@ impl ReplayClock {
     /// For how long `newest` has been the newest entry, µs.
     fn silence_us(&self, newest: EntryId) -> u64 {
         let known = self.known.filter(|known| known.newest == newest);
-        silence_us(newest, self.redis_us, known.map_or(Seen::Found(0), |known| known.seen))
+        let silence_us = silence_us(newest, self.redis_us, known.map_or(Seen::Found(0), |known| known.seen));
+        // No entry is older than its stream.
+        self.appeared_us.map_or(silence_us, |at| silence_us.min(self.now_us.saturating_sub(at)))
     }
 
     /// Whether a generation whose stream ends at `newest` is over because nothing has followed for so long.

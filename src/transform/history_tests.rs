@@ -13,7 +13,15 @@ impl ReplayObserver for Nobody {
 
 fn quiet_moment() -> ReplayClock {
     let context = DecodeContext::default();
-    ReplayClock { now_us: 0, redis_us: 0, stall_after_us: 0, grace_ms: 0, context, known: None }
+    ReplayClock {
+        now_us: 0,
+        redis_us: 0,
+        stall_after_us: 0,
+        grace_ms: 0,
+        context,
+        appeared_us: None,
+        known: None,
+    }
 }
 
 fn id(ms: u64) -> EntryId {
@@ -44,6 +52,7 @@ fn read(step: ReplayStep, (facts, entries): (KeyFacts, Vec<Entry>)) -> ReplayOut
         count: 1000,
         budget_bytes: 1 << 20,
         asked_us: 0,
+        appeared_us: None,
         jump: None,
     };
     let read = ReplayRead::Found { facts, entries, exhausted: true };
@@ -112,6 +121,7 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
         count: 4,
         budget_bytes: 1 << 20,
         asked_us: 0,
+        appeared_us: None,
         jump: None,
     };
     let clock = quiet_moment();
@@ -146,6 +156,7 @@ fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
         count: 4,
         budget_bytes: 1 << 20,
         asked_us: 0,
+        appeared_us: None,
         jump: None,
     };
     let clock = quiet_moment();
@@ -194,6 +205,7 @@ fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
             count: 1000,
             budget_bytes: 1 << 20,
             asked_us: 0,
+            appeared_us: None,
             jump: None,
         };
         let read = ReplayRead::Found { facts: *facts, entries, exhausted: place + 1 == parts.len() };

@@ -63,7 +63,8 @@ pub(super) struct Limits {
 struct Seeing {
     id: EntryId,
     since_us: u64,
-    /// Whether it was read live, and not found in history.
+    /// Whether the daemon saw it come: it was read live, or its stream has appeared while it was waited for. Else it
+    /// was found, and may have been there for long.
     arrived: bool,
 }
 
@@ -234,16 +235,17 @@ impl LiveStreams {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    /// Starts a stream at `from`. The moment, and the grace of finishing generations in ms.
+    /// Starts a stream at `from`, and whether the daemon saw it come into being. The moment, and the grace of finishing
+    /// generations in ms.
     pub(super) fn start(
         &mut self,
         stream: StreamName,
         reader: usize,
-        from: Cursor,
+        (from, has_appeared): (Cursor, bool),
         (now_us, grace_ms): (u64, u64),
     ) -> LiveRef {
         self.generation += 1;
-        let newest = Seeing { id: from.position.id, since_us: now_us, arrived: false };
+        let newest = Seeing { id: from.position.id, since_us: now_us, arrived: has_appeared };
         let finishing = Seeing { id: from.state.finishing().unwrap_or_default(), ..newest };
         let live = LiveStream {
             assembler: Assembler::new(stream.clone(), from.position, from.state)

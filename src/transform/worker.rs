@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pushed;
-use super::dead_letters::{DeadLetters, EndWatch, HistoryWitness, Reported, count_shown, measure};
+use super::dead_letters::{DeadLetters, EndWatch, HistoryObserver, Reported, count_shown, measure};
 use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
 pub use super::parts::{DeliveryPort, WorkerParts};
@@ -131,7 +131,9 @@ impl Worker {
 
     fn obey(&mut self, control: Control) {
         match control {
-            Control::Attach { stream, delivery, hub, from } => self.attach(stream, (delivery, hub), from),
+            Control::Attach { stream, delivery, hub, from, appeared_us } => {
+                self.attach(stream, (delivery, hub), (from, appeared_us.is_some()));
+            }
             Control::Detach { stream, delivery, hub } => {
                 if let Some((live, found)) = self.streams.find(&stream)
                     && found.attached.contains(&(delivery, hub))
@@ -147,7 +149,8 @@ impl Worker {
         }
     }
 
-    fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: Cursor) {
+    /// `from`: where live begins if nobody is attached yet, and whether the daemon saw the stream come into being.
+    fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: (Cursor, bool)) {
         let now_us = now_us();
         let live = match self.streams.find(&stream) {
             Some((live, _)) => live,
@@ -172,10 +175,11 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, stream: StreamName, from: Cursor, now_us: u64) -> LiveRef {
-        let (after, ordinal) = (from.position.id, from.state.ordinal);
+    fn start(&mut self, stream: StreamName, from: (Cursor, bool), now_us: u64) -> LiveRef {
+        let (after, ordinal) = (from.0.position.id, from.0.state.ordinal);
         let reader = self.choose_reader(&stream);
-        let live = self.streams.start(stream.clone(), reader, from, (now_us, self.grace_ms()));
+        let moment = (now_us, self.grace_ms());
+        let live = self.streams.start(stream.clone(), reader, from, moment);
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
@@ -379,7 +383,8 @@ impl Worker {
         let shows = matches!(batch.request.step, ReplayStep::Open { .. } | ReplayStep::Continue { .. });
         let stream = &batch.request.stream;
         let known = self.streams.find(stream).map(|(_, live)| live.known(now_us));
-        let moment = ReplayClock {
+        let clock = ReplayClock {
+            appeared_us: batch.request.appeared_us,
             known: known.or_else(|| self.remembered.get(stream, now_us)),
             now_us,
             redis_us: self.parts.clock.at(now_us),
@@ -387,14 +392,14 @@ impl Worker {
             grace_ms: self.grace_ms(),
             context: self.parts.context.clone(),
         };
-        let redis_us = moment.redis_us;
+        let redis_us = clock.redis_us;
         let Self { parts, reported, remembered, .. } = self;
         let WorkerParts { registry, letters, context, .. } = parts;
         let letters = DeadLetters { registry, letters, reported, context, is_full: false };
         let (ends, transform) = (&parts.ends, parts.index);
         let scans = (&*parts.checkpoints, job);
-        let mut observer = HistoryWitness { letters, remembered, ends, transform, now_us, scans };
-        let outcome = match conclude(batch, moment, &mut observer) {
+        let mut observer = HistoryObserver { letters, remembered, ends, transform, now_us, scans };
+        let outcome = match conclude(batch, clock, &mut observer) {
             // Asked again later, when there is room for the dead letters.
             _ if observer.letters.is_full => ReplayOutcome::Unavailable,
             outcome => outcome,

@@ -50,6 +50,7 @@ fn a_newcomer_is_told_the_state_of_the_moment() {
 
 const KEY: &str = "llm:stream:s1:m";
 const FINISHING: &str = r#"{"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}"#;
+const TEXT: &str = r#"{"choices":[{"index":0,"delta":{"content":"oh "}}]}"#;
 const USAGE: &str = r#"{"choices":[],"usage":{"total_tokens":7}}"#;
 
 /// The entries that end a generation: their ids and `data`.
@@ -156,12 +157,11 @@ fn ids_behind_the_clock_hasten_no_end() {
         n += 1;
         raw(&mut producer, &format!("{behind}-{n}"), object)
     };
-    let text = r#"{"choices":[{"index":0,"delta":{"content":"oh "}}]}"#;
-    write(text);
+    write(TEXT);
     let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
     // From here on entries are seen to arrive.
     wait_until("an entry to be read live", || {
-        write(text);
+        write(TEXT);
         daemon.counter("entries_read") > 0
     });
     write(FINISHING);
@@ -180,6 +180,40 @@ fn ids_behind_the_clock_hasten_no_end() {
         transcript.expect_finished(&end);
     }
     assert!(ends(&mut redis.connect()).is_empty());
+}
+
+#[test]
+fn a_stream_that_was_waited_for_is_no_older_than_its_appearance() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis)
+        .set("stream.finish_grace=30s")
+        .set("stream.stall_after=30s")
+        .set("stream.abandon_after=31s")
+        .start();
+    let behind = redis.connect().now_ms() - 3_600_000;
+    for (session, first) in [("finishing", FINISHING), ("open", TEXT)] {
+        let mut producer = Producer::new(&redis, session, "m");
+        let stream = producer.stream.clone();
+        let viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, &stream, "wait=30"));
+        wait_until("the name to be waited for", || daemon.gauge("streams_waited") == 1);
+        raw(&mut producer, &format!("{behind}-1"), first);
+        let viewers = viewers.map(|mut viewer| {
+            viewer.read_until("text", |frame| frame.kind() == "delta");
+            viewer
+        });
+        // Several looks at silent streams lie between.
+        thread::sleep(Duration::from_secs(1));
+        let state = http::get(daemon.public, &format!("/v1/streams/{stream}")).json();
+        assert_eq!(state["state"], "live");
+        raw(&mut producer, &format!("{behind}-2"), TEXT);
+        let end = raw(&mut producer, &format!("{behind}-3"), "[DONE]");
+        for viewer in viewers {
+            let transcript = viewer.read_all();
+            assert_eq!(transcript.of_kind("status").filter(|status| status["state"] == "stalled").count(), 0);
+            assert!(transcript.text().ends_with("oh "), "{}", transcript.text());
+            transcript.expect_finished(&end);
+        }
+    }
 }
 
 /// Behind the end of all ids there is no place for another entry, nor for a read.
