@@ -200,7 +200,7 @@ impl Checker<'_> {
 
     fn limits(&mut self) -> Limits {
         Limits {
-            per_address: self.take(&keys::LIMITS_PER_ADDRESS),
+            per_client: self.take(&keys::LIMITS_PER_CLIENT),
             connects_per_second: self.take(&keys::LIMITS_CONNECTS_PER_SECOND),
             subscribes_per_second: self.take(&keys::LIMITS_SUBSCRIBES_PER_SECOND),
             cancels_per_second: self.take(&keys::LIMITS_CANCELS_PER_SECOND),

@@ -168,7 +168,7 @@ keys! {
     // [limits]
 
     /// Off: behind a proxy, all clients share one address.
-    LIMITS_PER_ADDRESS: Count<u32> = "limits.per_address", RATE;
+    LIMITS_PER_CLIENT: Count<u32> = "limits.per_client", RATE;
     /// Off, for the same reason.
     LIMITS_CONNECTS_PER_SECOND: Count<u32> = "limits.connects_per_second", RATE;
     /// Off, for the same reason.

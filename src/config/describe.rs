@@ -43,7 +43,7 @@ pub fn describe(config: &Config) -> String {
     out.add(&keys::THREADS_REPLAYS, &threads.replays);
     out.add(&keys::AUTH_MODE, &());
     out.add(&keys::AUTH_ALLOW_ANONYMOUS, &auth.allow_anonymous);
-    out.add(&keys::LIMITS_PER_ADDRESS, &limits.per_address);
+    out.add(&keys::LIMITS_PER_CLIENT, &limits.per_client);
     out.add(&keys::LIMITS_CONNECTS_PER_SECOND, &limits.connects_per_second);
     out.add(&keys::LIMITS_SUBSCRIBES_PER_SECOND, &limits.subscribes_per_second);
     out.add(&keys::LIMITS_CANCELS_PER_SECOND, &limits.cancels_per_second);

@@ -176,7 +176,7 @@ pub struct Auth {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections of one address.
-    pub per_address: u32,
+    pub per_client: u32,
     /// New connections a second.
     pub connects_per_second: u32,
     /// Subscriptions a second.

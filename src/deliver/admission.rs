@@ -29,7 +29,7 @@ pub(super) const RETRY_AFTER_S: u32 = 1;
 const OVER_CONNECTIONS: &str =
     "there is no room for another connection: client.max_connections says how many";
 const OVER_CONNECTS: &str = "too many connections a second: limits.connects_per_second says how many";
-const OVER_ADDRESS: &str = "too many connections from one address: limits.per_address says how many";
+const OVER_ADDRESS: &str = "too many connections of one client: limits.per_client says how many";
 pub(super) const OVER_SUBSCRIBES: &str =
     "too many requests for streams a second: limits.subscribes_per_second says how many";
 pub(super) const OVER_CANCELS: &str =

@@ -39,7 +39,7 @@ pub struct Rates {
     subscribes: Buckets,
     cancels: Buckets,
     /// Open connections that one address may have; 0: any number.
-    per_address: u32,
+    per_client: u32,
     /// Only addresses with open connections, and none where there is no cap.
     open: HashMap<IpAddr, u32>,
 }
@@ -52,7 +52,7 @@ impl Rates {
             connects: Buckets::new(limits.connects_per_second),
             subscribes: Buckets::new(limits.subscribes_per_second),
             cancels: Buckets::new(limits.cancels_per_second),
-            per_address: limits.per_address,
+            per_client: limits.per_client,
             open: HashMap::new(),
         }
     }
@@ -84,11 +84,11 @@ impl Rates {
     /// Counts an open connection; `false`: the address has as many as it may, and nothing was counted.
     #[must_use]
     pub fn open(&mut self, address: IpAddr) -> bool {
-        if self.per_address == 0 {
+        if self.per_client == 0 {
             return true;
         }
         let count = self.open.entry(client_of(address)).or_default();
-        let is_allowed = *count < self.per_address;
+        let is_allowed = *count < self.per_client;
         *count += u32::from(is_allowed);
         is_allowed
     }
@@ -182,9 +182,9 @@ mod tests {
 
     use super::*;
 
-    fn limits(per_address: u32, rate: u32) -> config::Limits {
+    fn limits(per_client: u32, rate: u32) -> config::Limits {
         config::Limits {
-            per_address,
+            per_client,
             connects_per_second: rate,
             subscribes_per_second: rate,
             cancels_per_second: rate,

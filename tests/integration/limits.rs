@@ -94,7 +94,7 @@ fn more_connections_than_configured_are_told_to_come_back() {
 #[test]
 fn an_address_has_so_many_connections() {
     let redis = RedisServer::start();
-    let daemon = Daemon::options(&redis).set("limits.per_address=2").start();
+    let daemon = Daemon::options(&redis).set("limits.per_client=2").start();
     Producer::new(&redis, "s1", "m").delta("x");
     let first = WebSocketClient::connect(daemon.public, "/v1/ws");
     let mut second = WebSocketClient::connect(daemon.public, "/v1/ws");
@@ -111,7 +111,7 @@ fn an_address_has_so_many_connections() {
 #[test]
 fn refused_connections_are_counted() {
     let redis = RedisServer::start();
-    for setting in ["limits.per_address=1", "limits.connects_per_second=1"] {
+    for setting in ["limits.per_client=1", "limits.connects_per_second=1"] {
         let daemon = Daemon::options(&redis).set(setting).start();
         let _held = WebSocketClient::connect(daemon.public, "/v1/ws");
         let is_refused = || http::get(daemon.public, "/v1/streams/s1/m").status == 429;
