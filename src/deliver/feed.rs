@@ -19,17 +19,11 @@ impl Delivery {
     // ----- history -----
 
     pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, now: Instant) {
-        self.flush_batch(slot);
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.read_on().is_none() {
-            return;
+            return self.flush_batch(slot);
         }
-        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = viewer.told {
-            self.tell(slot, StreamStatus::Live);
-        }
-        if let Some(gap) = shown.gap {
-            self.say_gap(slot, gap);
-        }
+        self.begin_shown(slot, shown.gap);
         for frame in &shown.frames {
             self.push(slot, frame, false);
         }
@@ -67,6 +61,18 @@ impl Delivery {
         }
         self.ask(slot, ask);
         self.settle(slot, now);
+    }
+
+    /// Tells a viewer what comes before what was read for it: that its wait is over, and what is missing.
+    pub(super) fn begin_shown(&mut self, slot: Slot, gap: Option<HistoryGap>) {
+        self.flush_batch(slot);
+        let told = self.streams.viewer(slot).and_then(|viewer| viewer.told);
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = told {
+            self.tell(slot, StreamStatus::Live);
+        }
+        if let Some(gap) = gap {
+            self.say_gap(slot, gap);
+        }
     }
 
     fn say_gap(&mut self, slot: Slot, gap: HistoryGap) {

@@ -68,18 +68,14 @@ impl Delivery {
         let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
         let is_unwanted = is_finished && viewer.wants_unfinished();
         if (opened.nothing_left || is_unwanted) && !follow {
-            if ends_unsaid && (is_unwanted || wire == Wire::WebSocket || !self.has_begun(slot)) {
+            // A gap is told in any case.
+            let is_unsaid = ends_unsaid && opened.shown.gap.is_none();
+            if is_unwanted || is_unsaid && (wire == Wire::WebSocket || !self.has_begun(slot)) {
                 return self.end(slot, Ending::NothingLeft, now);
             }
             self.begin_events(slot, now);
             self.say_open(slot, opened.after, status);
-            if let Some(terminal) = &opened.terminal {
-                self.push(slot, terminal, false);
-            }
-            if let Some(acks) = self.streams.acks(slot) {
-                acks.begin(opened.after);
-            }
-            return self.end(slot, Ending::Ended, now);
+            return self.repeat_end(slot, opened, now);
         }
         self.begin_events(slot, now);
         self.say_open(slot, opened.after, status);
@@ -89,6 +85,18 @@ impl Delivery {
         }
         viewer.stage = Stage::Reading(Reading { seam: Seam::new(opened.from), anchor: Cursor::default() });
         self.show(slot, &opened.shown, false, now);
+    }
+
+    /// A viewer that has everything of a finished stream is given its end again, and is done.
+    fn repeat_end(&mut self, slot: Slot, opened: &Opened, now: Instant) {
+        self.begin_shown(slot, opened.shown.gap);
+        if let Some(terminal) = &opened.terminal {
+            self.push(slot, terminal, false);
+        }
+        if let Some(acks) = self.streams.acks(slot) {
+            acks.begin(opened.from);
+        }
+        self.end(slot, Ending::Ended, now);
     }
 
     /// A viewer of a stream that cannot be looked at now is told where it begins, where that is known without

@@ -270,7 +270,8 @@ pub struct Opened {
     pub status: StreamStatus,
     /// That entry.
     pub tip: EntryId,
-    /// Whether `after` is at or behind the end of a finished stream, so that nothing is left to tell.
+    /// Whether `after` is at or behind the end of a finished stream, so that nothing is left to tell but the gap, if
+    /// there is one (an older end of the stream), and that end.
     pub nothing_left: bool,
     /// The newest generation's stored terminal frame, where it is finished.
     pub terminal: Option<Arc<Frame>>,

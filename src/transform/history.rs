@@ -260,7 +260,7 @@ impl Found {
             other => other,
         };
         let finished = sought.state_at_tip.phase.terminal();
-        let nothing_left = !has_gap && finished.is_some_and(|end| sought.from >= Position::whole(end));
+        let nothing_left = finished.is_some_and(|end| sought.from >= Position::whole(end));
         let from = start.before_end();
         let outline = sought.outline.map(Arc::new);
         let mut shown = match shown {

@@ -105,7 +105,20 @@ fn an_older_end_is_told_even_where_nothing_else_is_left_to_tell() {
         panic!("it is found in one read");
     };
     assert_eq!(opened.shown.gap, Some(HistoryGap::Failover { after: from.position, newest: id(9) }));
-    assert!(!opened.nothing_left && opened.shown.frames.is_empty(), "what viewers have is not sent again");
+    assert!(opened.shown.frames.is_empty(), "what viewers have is not sent again");
+}
+
+#[test]
+fn behind_an_older_end_that_is_finished_nothing_is_left_but_the_end() {
+    let (opened, after) = (open(12, world(9, 0)), Position::whole(id(12)));
+    assert_eq!(opened.shown.gap, Some(HistoryGap::Failover { after, newest: id(9) }));
+    assert!(opened.nothing_left && opened.terminal.is_some_and(|end| end.last == Position::whole(id(9))));
+    assert_eq!(opened.from, Position::whole(id(9)), "it is read on after the newest id");
+    let (facts, mut unfinished) = world(9, 0);
+    unfinished.pop();
+    let facts = KeyFacts { last_generated: id(8), length: 8, added: Some(8), ..facts };
+    let opened = open(12, (facts, unfinished));
+    assert!(!opened.nothing_left && opened.shown.gap.is_some() && opened.terminal.is_none());
 }
 
 #[test]

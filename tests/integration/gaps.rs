@@ -402,3 +402,29 @@ fn who_joins_while_the_stream_is_trimmed_misses_nothing_silently() {
     expect_accounted(&transcript, &producer.ids[..100]);
     assert!(transcript.of_kind("gap").count() <= 1, "{:?}", transcript.outline());
 }
+
+#[test]
+fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.write_fields("100-1", &[("data", br#"{"type":"delta","text":"x"}"#)]);
+    producer.write_fields("100-2", &[("data", br#"{"type":"end","finish_reason":"stop"}"#)]);
+    // A heartbeat that comes late: the stream's newest id is beyond its terminal entry.
+    for newest in ["100-2", "100-3"] {
+        for kind in KINDS {
+            let rest = view(daemon.public, kind, "s1/m", "after=500-0");
+            assert_eq!(rest.outline(), ["gap failover null", "end stop"], "{kind:?}");
+            let gaps: Vec<&Value> = rest.of_kind("gap").collect();
+            assert_eq!(gaps.len(), 1, "{kind:?}: {gaps:?}");
+            assert_eq!((&gaps[0]["reason"], &gaps[0]["id"]), (&json!("failover"), &json!(newest)));
+            rest.expect_finished("100-2");
+            // Another generation may come: who stays for it has what there is.
+            let mut stays = Viewer::open(daemon.public, kind, "s1/m", "after=500-0&follow=1");
+            assert_eq!(stays.read_until("the gap", |frame| frame.kind() == "gap").id(), Some(newest));
+        }
+        if newest == "100-2" {
+            producer.write_fields("100-3", &[("data", br#"{"type":"heartbeat"}"#)]);
+        }
+    }
+}

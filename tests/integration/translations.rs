@@ -157,6 +157,26 @@ fn over_websocket_a_message_is_an_event() {
 }
 
 #[test]
+fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    write_answer(&mut Producer::new(&redis, "s1", "m"));
+    for (format, finish) in [("openai", r#""finish_reason":"tool_calls""#), ("ai-sdk", r#"{"type":"finish""#)]
+    {
+        let query = format!("format={format}&after=9000-0");
+        let events = get(&daemon, &query).text();
+        let told: Vec<String> =
+            events.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect();
+        let (first, last) = (&told[0], &told[told.len() - 1]);
+        assert!(first.contains(r#""reason":"failover""#) && last == "[DONE]", "{format}: {told:?}");
+        assert_eq!(told.iter().filter(|event| event.contains(finish)).count(), 1, "{format}: {told:?}");
+        let (messages, code) = messages(WebSocketClient::connect(daemon.public, &target("s1/m", &query)));
+        assert_eq!((messages.len(), code), (told.len(), 1000), "{format}: {messages:?}");
+        assert!(messages.iter().any(|message| message.contains(finish)), "{format}: {messages:?}");
+    }
+}
+
+#[test]
 fn answers_to_messages_are_in_the_format_too() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);

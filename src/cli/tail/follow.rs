@@ -55,7 +55,7 @@ impl Follower {
     /// Takes one frame; `None` when it was shown before (the terminal frame that a server repeats to
     /// one who comes back after it).
     pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Option<Output> {
-        let seen = frame.id.is_some() && frame.id == self.last;
+        let seen = frame.id.is_some() && frame.id == self.last && self.ending.is_some();
         match frame.kind.as_str() {
             // Words such as `$` become an id here; without it the next request would skip what comes
             // between two connections.
@@ -143,6 +143,16 @@ mod tests {
         assert_eq!(follower.closed(1000, ""), Next::Over(Ending::Failed("producer_lost".into())));
         assert!(follower.frame(&serde_json::from_str(error).unwrap()).is_none());
         assert_eq!(follower.after(), Some("7-0"));
+    }
+
+    #[test]
+    fn an_end_behind_a_gap_that_leads_to_it_is_shown() {
+        let mut follower = Follower::new(Some("500-0".to_owned()), Renderer::new(Look::default()));
+        let gap =
+            r#"{"type":"gap","id":"100-2","after":"500-0","next":"100-2","lost":null,"reason":"failover"}"#;
+        feed(&mut follower, &[r#"{"type":"open","after":"500-0","state":"ended"}"#, gap]);
+        let end = serde_json::from_str(r#"{"type":"end","id":"100-2"}"#).unwrap();
+        assert!(follower.frame(&end).is_some() && follower.frame(&end).is_none());
     }
 
     #[test]
