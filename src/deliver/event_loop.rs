@@ -26,6 +26,7 @@ use mio::{Events, Token};
 use super::connection::Peer;
 use super::delivery::{Delivery, INBOX, LISTENER};
 use crate::message::Slot;
+use crate::observe::{RoundTimer, Stage};
 
 /// How often acknowledgements are reported and measurements published.
 const TICK: Duration = Duration::from_millis(100);
@@ -56,6 +57,7 @@ impl Delivery {
     /// Does what the sockets and the inbox ask for.
     pub(super) fn round(&mut self, events: &Events) {
         let now = Instant::now();
+        let mut timer = RoundTimer::begin(now);
         for event in events {
             match event.token() {
                 INBOX => {}
@@ -74,11 +76,14 @@ impl Delivery {
             self.drain(now);
         }
         self.catch_up();
+        timer.step_over("taking messages", Instant::now());
         self.flush_dirty(now);
+        timer.step_over("writing to sockets", Instant::now());
         if self.acceptor.next().is_some_and(|at| at <= now) {
             self.accept(now);
         }
         self.listen(now);
+        timer.step_over("hearing clients", Instant::now());
         self.retry_jobs(now);
         self.expire(now);
         self.flush_dirty(now);
@@ -95,6 +100,10 @@ impl Delivery {
             self.registry.gauges().state_bytes.set(states);
             self.recorder.publish();
         }
+        let round = timer.end("deadlines and bulk", Instant::now());
+        let lasted_us = u64::try_from(round.lasted.as_micros()).unwrap_or(u64::MAX);
+        self.recorder.record(Stage::DeliveryRound, lasted_us);
+        self.registry.note_round(round);
     }
 
     /// When there is something to do even if nothing happens.

@@ -22,7 +22,7 @@ const VALUE_US_MAX: u64 = 60_000_000;
 
 const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// A part of an entry's way.
+/// A part of an entry's way, or of a thread's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Stage {
@@ -36,12 +36,20 @@ pub enum Stage {
     EndToEnd,
     /// From the request for history to its frames.
     Replay,
+    /// A round of a delivery thread's loop, while which everything else waits that the thread has to do.
+    DeliveryRound,
 }
 
 impl Stage {
     /// All stages, in the order in which they are shown; a stage's place is its number.
-    pub const ALL: [Self; 5] =
-        [Self::ProducedToRead, Self::ReadToEncoded, Self::EncodedToWritten, Self::EndToEnd, Self::Replay];
+    pub const ALL: [Self; 6] = [
+        Self::ProducedToRead,
+        Self::ReadToEncoded,
+        Self::EncodedToWritten,
+        Self::EndToEnd,
+        Self::Replay,
+        Self::DeliveryRound,
+    ];
 
     /// How the stage is called wherever it is shown.
     #[must_use]
@@ -52,6 +60,7 @@ impl Stage {
             Self::EncodedToWritten => "encoded_to_written",
             Self::EndToEnd => "end_to_end",
             Self::Replay => "replay",
+            Self::DeliveryRound => "delivery_round",
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod logging;
 mod outage;
 mod process;
 mod prometheus;
+mod rounds;
 mod snapshot;
 pub mod stats_socket;
 #[cfg(test)]
@@ -36,9 +37,11 @@ pub use health::{Health, Lease, LinkReport};
 pub use latency::{Distribution, Recorder, Stage, Summary};
 pub use outage::Trouble;
 pub use process::Process;
+pub use rounds::{Round, RoundTimer, SLOW_ROUND, SlowRounds};
 pub use snapshot::{QueueReport, Snapshot};
 
 use self::outage::{News, Outages};
+use self::rounds::Rounds;
 use crate::queue::GaugeReader;
 use crate::{info_limited, warn_limited};
 
@@ -55,6 +58,7 @@ pub struct Registry {
     health: Health,
     outages: Mutex<Outages>,
     latencies: latency::Shared,
+    rounds: Rounds,
     queues: Mutex<Vec<GaugeReader>>,
 }
 
@@ -71,6 +75,7 @@ impl Registry {
             health: Health::default(),
             outages: Mutex::default(),
             latencies: latency::Shared::new(),
+            rounds: Rounds::default(),
             queues: Mutex::new(Vec::new()),
         }
     }
@@ -122,6 +127,11 @@ impl Registry {
         }
     }
 
+    /// A round of the calling thread's loop is over: counted if it was slow.
+    pub fn note_round(&self, round: Round) {
+        self.rounds.note(round);
+    }
+
     /// A recorder for one thread.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
@@ -165,6 +175,7 @@ impl Registry {
             queues,
             held_bytes,
             latency_us: self.latencies.read(),
+            slow_rounds: self.rounds.read(),
             process: Process::read(),
         }
     }

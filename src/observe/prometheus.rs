@@ -50,6 +50,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     );
     page.queues(&snapshot.queues);
     page.latencies(snapshot);
+    page.slow_rounds(snapshot);
     page.process(snapshot);
     page.0
 }
@@ -135,6 +136,17 @@ impl Page {
         let sum_s = distribution.sum_us() / 1e6;
         self.sample("llm_bridge_latency_seconds_sum", &[("stage", stage)], sum_s);
         self.sample("llm_bridge_latency_seconds_count", &[("stage", stage)], distribution.count());
+    }
+
+    fn slow_rounds(&mut self, snapshot: &Snapshot) {
+        const NAME: &str = "llm_bridge_slow_rounds_total";
+        if snapshot.slow_rounds.is_empty() {
+            return;
+        }
+        self.family(NAME, "counter", "Rounds of a thread over 20 ms, by the step that took the longest.");
+        for slow in &snapshot.slow_rounds {
+            self.sample(NAME, &[("thread", &slow.thread), ("step", slow.step)], slow.count);
+        }
     }
 
     /// The names and meanings that every Prometheus client library uses for a process.

@@ -10,6 +10,7 @@ use super::counters::Reading;
 use super::health::{Lease, LinkReport};
 use super::latency::{Distribution, Stage};
 use super::process::Process;
+use super::rounds::SlowRounds;
 use crate::queue;
 
 /// The state of a daemon at a moment. Its JSON form has one member for every field; members are added
@@ -22,6 +23,7 @@ use crate::queue;
 ///  "counters":{"entries_read":120},"gauges":{"connections_open":3},
 ///  "queues":[{"name":"transform-0","depth":0,"depth_max":7,"capacity":64,"refused":0}],
 ///  "latency_us":{"end_to_end":{"count":120,"p50":310,"p90":480,"p99":900,"p999":1200,"max":1400,"mean":330.5}},
+///  "slow_rounds":[{"thread":"deliver-0","step":"hearing clients","count":2,"longest_ms":31}],
 ///  "process":{"rss_bytes":9437184,"open_fds":40,"max_fds":65536,"cpu_s":1.25,"threads":["reader-0"]}}
 /// ```
 ///
@@ -57,6 +59,8 @@ pub struct Snapshot {
     /// How long the stages take.
     #[serde(serialize_with = "summaries")]
     pub latency_us: Vec<(Stage, Distribution)>,
+    /// Rounds of threads that took longer than [`SLOW_ROUND`](super::SLOW_ROUND), by what they did.
+    pub slow_rounds: Vec<SlowRounds>,
     /// Bytes held for others: the sum of those in queues and of the gauges in bytes.
     pub held_bytes: u64,
     /// Numbers about the process from the system.
@@ -153,13 +157,13 @@ mod tests {
         assert_eq!(
             names(&stats),
             "counters draining gauges held_bytes instance latency_us lease not_ready process queues ready redis \
-             started_at_s uptime_s version"
+             slow_rounds started_at_s uptime_s version"
         );
         assert_eq!(names(&stats["redis"]["reader-0"]), "detail since_s up");
         assert_eq!(names(&stats["queues"][0]), "capacity depth depth_max name refused");
         assert_eq!(
             names(&stats["latency_us"]),
-            "encoded_to_written end_to_end produced_to_read read_to_encoded replay"
+            "delivery_round encoded_to_written end_to_end produced_to_read read_to_encoded replay"
         );
         assert_eq!(names(&stats["latency_us"]["end_to_end"]), "count max mean p50 p90 p99 p999");
         assert_eq!(names(&stats["process"]), "cpu_s max_fds open_fds rss_bytes threads");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Lease, Registry, Stage};
+use super::{Lease, Registry, Round, SLOW_ROUND, Stage};
 use crate::queue;
 
 /// A registry that is ready, with values of every kind and names that need care.
@@ -19,6 +19,7 @@ pub(super) fn sample() -> Registry {
         let (sender, _receiver) = queue::bounded::<u8>(name, 4);
         registry.register_queue(sender.gauge());
     }
+    registry.note_round(Round { lasted: SLOW_ROUND, step: "hearing clients" });
     registry.health().set_lease(Lease::Held);
     registry.health().redis_works("reader-0");
     registry.health().redis_works("watcher");

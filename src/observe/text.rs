@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::latency::{Distribution, Stage};
+use super::rounds::SLOW_ROUND;
 use super::snapshot::Snapshot;
 
 /// The percentiles of the tables.
@@ -40,6 +41,13 @@ fn write_page(page: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
         let numbers = [all.count, all.p50, all.p90, all.p99, all.p999, all.max];
         let numbers = numbers.map(|number| format!("{number:>10}")).concat();
         writeln!(page, "  {:<18}{numbers}{:>10.1}", stage.name(), all.mean)?;
+    }
+    if !snapshot.slow_rounds.is_empty() {
+        writeln!(page, "\nrounds over {} ms, by the step that took the longest", SLOW_ROUND.as_millis())?;
+    }
+    for slow in &snapshot.slow_rounds {
+        let (thread, step) = (plain(&slow.thread), slow.step);
+        writeln!(page, "  {thread:<18}{step:<24}{:>8}  longest {} ms", slow.count, slow.longest_ms)?;
     }
     let head = ["depth", "max", "capacity", "refused", "bytes"].map(|name| format!("{name:>10}")).concat();
     writeln!(page, "\n{:<30}{head}", "queues")?;
@@ -96,6 +104,7 @@ fn write_table(page: &mut String, stage: Stage, distribution: &Distribution) -> 
 
 #[cfg(test)]
 mod tests {
+    use crate::observe::Stage;
     use crate::observe::testing::sample;
 
     #[test]
@@ -122,7 +131,7 @@ mod tests {
     fn the_tables_can_be_read_back() {
         let page = sample().render_histograms();
         let blocks: Vec<_> = page.split_terminator("\n\n").collect();
-        assert_eq!(blocks.len(), 5);
+        assert_eq!(blocks.len(), Stage::ALL.len());
         let block =
             blocks.iter().find(|block| block.starts_with("stage end_to_end count 4 mean_us ")).unwrap();
         let rows: Vec<(f64, u64)> = block
@@ -138,7 +147,7 @@ mod tests {
         assert!(rows.last().unwrap().1.abs_diff(45_000) <= 450);
         assert_eq!(
             blocks.iter().filter(|block| block.lines().count() == 2).count(),
-            4,
+            Stage::ALL.len() - 1,
             "stages without values"
         );
     }

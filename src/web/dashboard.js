@@ -7,6 +7,7 @@ const STAGES = {
   encoded_to_written: "encoded → written",
   end_to_end: "end to end",
   replay: "replay",
+  delivery_round: "delivery round",
 };
 const $ = (id) => document.getElementById(id);
 const trend = [];
