@@ -42,7 +42,7 @@ pub use key_pattern::{KeyPattern, PatternError};
 pub(crate) use merge::piece_continues;
 pub use merge::{FRAME_TEXT_BYTES_MAX, merge};
 pub use name::{DEFAULT_MODEL, NameError, Naming, StreamName};
-pub use native::{Decoded, Event};
+pub use native::{Decoded, Event, LABEL_BYTES_MAX};
 pub use outline::{Call, OUTLINE_BYTES_MAX, Outline, Piece};
 pub(crate) use parts::name_of;
 pub use parts::{Choice, Ids, Part, Parts, Told, Waiting};

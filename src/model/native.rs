@@ -4,6 +4,9 @@
 //! unescaped. Frames carry the same characters on, so that text is never unescaped and escaped again;
 //! concatenating escaped pieces gives the escaped concatenation.
 
+/// The longest id of a generation or a call, and the longest name of a tool, in bytes: they are repeated in many frames.
+pub const LABEL_BYTES_MAX: usize = 1024;
+
 /// One thing that a producer said. String slices marked *escaped* are JSON string content without
 /// its quotes; slices marked *JSON* are whole JSON values, byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@
 
 use serde_json::value::RawValue;
 
-use super::value::ID_BYTES_MAX;
 use super::{EVENTS_PER_ENTRY_MAX, Form};
 use crate::json;
+use crate::model::LABEL_BYTES_MAX;
 
 /// How deep known members are looked into, and how many elements of each list.
 const DEPTH_MAX: usize = 6;
@@ -155,8 +155,8 @@ fn in_member(name: &str, raw: &str, path: &mut String, depth: usize) -> Option<S
         if is_known && !json::surrogates_are_paired(text) {
             return Some(format!("{path} has a lone surrogate"));
         }
-        if SHORT.contains(&name) && json::unescape(text).is_none_or(|text| text.len() > ID_BYTES_MAX) {
-            return Some(format!("{path} is longer than {ID_BYTES_MAX} bytes"));
+        if SHORT.contains(&name) && json::unescape(text).is_none_or(|text| text.len() > LABEL_BYTES_MAX) {
+            return Some(format!("{path} is longer than {LABEL_BYTES_MAX} bytes"));
         }
     }
     if !CONTAINERS.contains(&name) || depth >= DEPTH_MAX {

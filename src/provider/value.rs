@@ -2,9 +2,7 @@
 //! makes its entry malformed.
 
 use crate::json;
-
-/// The longest call id or tool name: both are repeated in many frames.
-pub(super) const ID_BYTES_MAX: usize = 1024;
+use crate::model::LABEL_BYTES_MAX;
 
 /// A string member, escaped: `Some(None)` where it is absent, `None` where it is something else or no text.
 pub(super) fn text(raw: Option<&str>) -> Option<Option<&str>> {
@@ -37,10 +35,10 @@ pub(super) fn tool_name(raw: Option<&str>) -> Option<Option<&str>> {
     name.is_none_or(is_short).then_some(name)
 }
 
-/// Whether an escaped text means at most [`ID_BYTES_MAX`] bytes.
+/// Whether an escaped text means at most [`LABEL_BYTES_MAX`] bytes.
 fn is_short(escaped: &str) -> bool {
-    let meant = || json::unescape(escaped).is_some_and(|text| text.len() <= ID_BYTES_MAX);
-    escaped.len() <= ID_BYTES_MAX || escaped.len() <= 6 * ID_BYTES_MAX && meant()
+    let meant = || json::unescape(escaped).is_some_and(|text| text.len() <= LABEL_BYTES_MAX);
+    escaped.len() <= LABEL_BYTES_MAX || escaped.len() <= 6 * LABEL_BYTES_MAX && meant()
 }
 
 /// Token counts, if that is what it is.

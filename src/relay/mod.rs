@@ -36,7 +36,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::claims::Claims;
 use self::lease::Lease;
-use self::order::Order;
+use self::order::{Order, Refused};
 use self::worker::{Done, Fate, Job, Worker};
 use crate::config::Config;
 use crate::model::{Entry, EntryId};
@@ -208,7 +208,7 @@ impl Relay {
         let held = self.running.iter().map(|running| &running.order).chain(parked);
         self.parked.len() < self.settings.concurrency * PARKED_PER_ANSWER
             && self.running.len() < self.settings.concurrency
-            && held.map(|order| order.body.len()).sum::<usize>() < HELD_BYTES_MAX
+            && held.map(Order::body_bytes).sum::<usize>() < HELD_BYTES_MAX
     }
 
     /// Lets running answers come to their end, within the grace; returns how many did not.
@@ -298,10 +298,10 @@ impl Relay {
         }
         match order::read(entry, is_taken_over, self.claims.streams()) {
             Ok(order) => self.begin(order, Instant::now()),
-            Err(error) => {
+            Err(Refused { stream, error }) => {
                 warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that cannot be answered becomes a dead letter");
                 // If that fails, it is claimed again later.
-                self.claims.bury(entry, None, (error.reason(), &error.to_string()));
+                self.claims.bury(entry, stream.as_ref(), (error.reason(), &error.to_string()));
             }
         }
     }

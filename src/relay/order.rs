@@ -1,9 +1,6 @@
 //! An entry of the requests' stream → what is asked for. Pure.
 
-use crate::model::{Entry, EntryId, KeyPattern, NameError, StreamName};
-
-/// The longest id of a generation.
-const GENERATION_BYTES_MAX: usize = 256;
+use crate::model::{Entry, EntryId, Fields, KeyPattern, LABEL_BYTES_MAX, NameError, StreamName};
 
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,27 +14,54 @@ pub(super) struct Order {
     /// The id of the generation that the answer is. It is the same for whoever answers, which is how a worker finds
     /// what another one has begun.
     pub(super) generation: String,
-    /// The request's JSON body, whatever it is worth.
-    pub(super) body: String,
+    /// The request's JSON body, whatever it is worth, or why there is none.
+    pub(super) body: Result<String, FieldError>,
     /// Whether another worker may have begun to answer.
     pub(super) is_taken_over: bool,
 }
 
-/// Why an entry asks for nothing that could be answered anywhere.
+impl Order {
+    /// How many bytes its body holds.
+    pub(super) fn body_bytes(&self) -> usize {
+        self.body.as_ref().map_or(0, String::len)
+    }
+}
+
+/// Why a field says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FieldError {
+    /// It is not there.
+    #[error("the field `{0}` is missing")]
+    Missing(&'static str),
+    /// It is no text.
+    #[error("the field `{0}` is not UTF-8")]
+    NotUtf8(&'static str),
+}
+
+/// An entry that asks for nothing that could be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// The stream that it names, if it names one.
+    pub(super) stream: Option<StreamName>,
+    /// The reason.
+    pub(super) error: OrderError,
+}
+
+/// Why an entry asks for nothing that could be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OrderError {
     /// A field is not there, or not text.
-    #[error("the field `{0}` is missing, or not UTF-8")]
-    Field(&'static str),
+    #[error(transparent)]
+    Field(#[from] FieldError),
     /// Session and model are no stream's name.
     #[error(transparent)]
     Name(#[from] NameError),
     /// Nothing of it was kept.
     #[error("the entry is larger than 8 MiB")]
     TooLarge,
-    /// The id of the generation.
-    #[error("`generation` is longer than {GENERATION_BYTES_MAX} bytes")]
-    Generation,
+    /// The field that has the generation's id.
+    #[error("the field `{0}` is longer than {LABEL_BYTES_MAX} bytes")]
+    TooLong(&'static str),
 }
 
 impl OrderError {
@@ -45,29 +69,53 @@ impl OrderError {
     pub(super) const fn reason(self) -> &'static str {
         match self {
             Self::TooLarge => "too_large",
-            Self::Field(_) | Self::Name(_) | Self::Generation => "malformed",
+            Self::Field(_) | Self::Name(_) | Self::TooLong(_) => "malformed",
         }
     }
 }
 
 /// Reads an entry; `streams` is the pattern of the streams' keys.
-pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, OrderError> {
-    if entry.fields.is_too_large() {
+pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, Refused> {
+    let (name, model) = target(&entry.fields, streams).map_err(|error| Refused { stream: None, error })?;
+    match generation(entry) {
+        // A stream that can be named can be told what is wrong with the body.
+        Ok(generation) => {
+            let body = wanted(&entry.fields, "request").map(ToOwned::to_owned);
+            Ok(Order { id: entry.id, name, model, generation, body, is_taken_over })
+        }
+        Err(error) => Err(Refused { stream: Some(name), error }),
+    }
+}
+
+/// The stream for the answer, and the model that is asked.
+fn target(fields: &Fields, streams: &KeyPattern) -> Result<(StreamName, Option<String>), OrderError> {
+    if fields.is_too_large() {
         return Err(OrderError::TooLarge);
     }
-    let field = |name| entry.fields.get(name).and_then(|value| std::str::from_utf8(value).ok());
-    let wanted = |name| field(name).ok_or(OrderError::Field(name));
-    let model = if streams.has_model() { Some(wanted("model")?) } else { field("model") };
-    let name = streams.stream(wanted("session")?, model)?;
-    let chosen = field("generation").or_else(|| field("id")).filter(|id| !id.is_empty());
-    let generation = chosen.map_or_else(|| format!("relay-{}", entry.id), ToOwned::to_owned);
-    if generation.len() > GENERATION_BYTES_MAX {
-        return Err(OrderError::Generation);
+    let model = if streams.has_model() { Some(wanted(fields, "model")?) } else { text(fields, "model")? };
+    let name = streams.stream(wanted(fields, "session")?, model)?;
+    Ok((name, model.map(ToOwned::to_owned)))
+}
+
+/// The generation's id: the first of two fields that is not empty, else one of our own.
+fn generation(entry: &Entry) -> Result<String, OrderError> {
+    for field in ["generation", "id"] {
+        match text(&entry.fields, field)? {
+            None | Some("") => {}
+            Some(id) if id.len() > LABEL_BYTES_MAX => return Err(OrderError::TooLong(field)),
+            Some(id) => return Ok(id.to_owned()),
+        }
     }
-    // A stream that can be named can be told what is wrong with the body.
-    let body = field("request").unwrap_or_default().to_owned();
-    let model = model.map(ToOwned::to_owned);
-    Ok(Order { id: entry.id, name, model, generation, body, is_taken_over })
+    Ok(format!("relay-{}", entry.id))
+}
+
+fn wanted<'a>(fields: &'a Fields, name: &'static str) -> Result<&'a str, FieldError> {
+    text(fields, name)?.ok_or(FieldError::Missing(name))
+}
+
+fn text<'a>(fields: &'a Fields, name: &'static str) -> Result<Option<&'a str>, FieldError> {
+    let value = fields.get(name).map(std::str::from_utf8);
+    value.transpose().map_err(|_| FieldError::NotUtf8(name))
 }
 
 #[cfg(test)]
@@ -75,23 +123,31 @@ mod tests {
     use super::*;
     use crate::model::Fields;
 
-    fn order(fields: &[(&str, &str)]) -> Result<Order, OrderError> {
+    fn order(fields: &[(&str, &str)]) -> Result<Order, Refused> {
         order_by(&KeyPattern::of_prefix("llm"), fields)
     }
 
-    fn order_by(streams: &KeyPattern, fields: &[(&str, &str)]) -> Result<Order, OrderError> {
+    fn order_by(streams: &KeyPattern, fields: &[(&str, &str)]) -> Result<Order, Refused> {
         let pairs: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-        read(&Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(&pairs) }, false, streams)
+        order_of(streams, &pairs)
+    }
+
+    fn order_of(streams: &KeyPattern, pairs: &[(&[u8], &[u8])]) -> Result<Order, Refused> {
+        read(&Entry { id: EntryId::new(7, 1), fields: Fields::from_pairs(pairs) }, false, streams)
     }
 
     #[test]
     fn a_request_names_its_stream_and_perhaps_its_generation() {
         let plain = order(&[("session", "s"), ("model", "m:1"), ("request", "{}")]).unwrap();
         assert_eq!((plain.name.as_str(), plain.generation.as_str()), ("s/m:1", "relay-7-1"));
-        assert_eq!(plain.body, "{}");
-        let named = order(&[("session", "s"), ("model", "m"), ("id", "a"), ("generation", "g")]).unwrap();
-        assert_eq!((named.generation.as_str(), named.body.as_str()), ("g", ""));
-        assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", "a")]).unwrap().generation, "a");
+        assert_eq!(plain.body.as_deref(), Ok("{}"));
+        let id = |generation: &str, id: &str| {
+            let ids = [("session", "s"), ("model", "m"), ("id", id), ("generation", generation)];
+            order(&ids).unwrap().generation
+        };
+        assert_eq!((id("g", "a"), id("", "a"), id("", "")), ("g".into(), "a".into(), "relay-7-1".into()));
+        let longest = "x".repeat(LABEL_BYTES_MAX);
+        assert_eq!(id(&longest, ""), longest);
     }
 
     #[test]
@@ -107,13 +163,44 @@ mod tests {
 
     #[test]
     fn what_names_no_stream_is_refused() {
-        assert_eq!(order(&[("model", "m")]), Err(OrderError::Field("session")));
-        assert_eq!(order(&[("session", "s")]), Err(OrderError::Field("model")));
-        assert_eq!(order(&[("session", "a b"), ("model", "m")]), Err(OrderError::Name(NameError::Session)));
-        let nothing = Entry { id: EntryId::new(7, 1), fields: Fields::too_large(&["session"], 9 << 20) };
+        let refused = |error: OrderError| Err(Refused { stream: None, error });
+        assert_eq!(order(&[("model", "m")]), refused(FieldError::Missing("session").into()));
+        assert_eq!(order(&[("session", "s")]), refused(FieldError::Missing("model").into()));
+        assert_eq!(order(&[("session", "a b"), ("model", "m")]), refused(NameError::Session.into()));
         let streams = KeyPattern::of_prefix("llm");
-        assert_eq!(read(&nothing, false, &streams).map_err(OrderError::reason), Err("too_large"));
-        let long = "x".repeat(GENERATION_BYTES_MAX + 1);
-        assert_eq!(order(&[("session", "s"), ("model", "m"), ("id", &long)]), Err(OrderError::Generation));
+        let not_utf8 = order_of(&streams, &[(b"session", b"s"), (b"model", b"\xff")]);
+        assert_eq!(not_utf8, refused(FieldError::NotUtf8("model").into()));
+        let nothing = Entry { id: EntryId::new(7, 1), fields: Fields::too_large(&["session"], 9 << 20) };
+        assert_eq!(read(&nothing, false, &streams), refused(OrderError::TooLarge));
+    }
+
+    #[test]
+    fn a_refusal_for_another_reason_has_the_name_of_the_stream() {
+        let long = "x".repeat(LABEL_BYTES_MAX + 1).into_bytes();
+        for (field, value, error, message) in [
+            (
+                "generation",
+                &long[..],
+                OrderError::TooLong("generation"),
+                "the field `generation` is longer than 1024 bytes",
+            ),
+            ("id", &long[..], OrderError::TooLong("id"), "the field `id` is longer than 1024 bytes"),
+            ("id", b"\xff", FieldError::NotUtf8("id").into(), "the field `id` is not UTF-8"),
+        ] {
+            let fields = [(&b"session"[..], &b"s"[..]), (b"model", b"m"), (field.as_bytes(), value)];
+            let refused = order_of(&KeyPattern::of_prefix("llm"), &fields).unwrap_err();
+            assert_eq!((refused.stream.unwrap().as_str(), refused.error), ("s/m", error));
+            assert_eq!((error.to_string().as_str(), error.reason()), (message, "malformed"));
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_none_is_said_by_name() {
+        let of = |field: &[u8], value: &[u8]| {
+            let fields = [(&b"session"[..], &b"s"[..]), (b"model", b"m"), (field, value)];
+            order_of(&KeyPattern::of_prefix("llm"), &fields).unwrap().body.unwrap_err().to_string()
+        };
+        assert_eq!(of(b"enc", b"AQ=="), "the field `request` is missing");
+        assert_eq!(of(b"request", b"\xff{}"), "the field `request` is not UTF-8");
     }
 }

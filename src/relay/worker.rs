@@ -100,11 +100,11 @@ impl Worker {
             Some(AnswerProgress::Nothing) => {}
         }
         producer.name_next(order.generation.clone());
-        let request = match Request::new(&order.body, order.model.as_deref(), &self.upstream) {
+        let request = match self.request(order) {
             Ok(request) => request,
-            Err(error) => {
+            Err(message) => {
                 producer.say(Generation::start_unnumbered);
-                return end(&mut producer, &job.lease, ("bad_request", &error.to_string()));
+                return end(&mut producer, &job.lease, ("bad_request", &message));
             }
         };
         // A cancel that came after the request but before its answer began counts too.
@@ -125,6 +125,12 @@ impl Worker {
                 end(&mut producer, &job.lease, ("relay_stopped", message))
             }
         }
+    }
+
+    /// What the server is asked, or why it cannot be.
+    fn request(&self, order: &Order) -> Result<Request, String> {
+        let body = order.body.as_ref().map_err(ToString::to_string)?;
+        Request::new(body, order.model.as_deref(), &self.upstream).map_err(|error| error.to_string())
     }
 
     /// How far another worker has come with the answer; `None` when this worker has to leave it too.

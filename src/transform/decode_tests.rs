@@ -1,6 +1,6 @@
 use super::*;
-use crate::model::{EntryId, Fields};
-use crate::transform::member::{METADATA_BYTES_MAX, NAME_BYTES_MAX};
+use crate::model::{EntryId, Fields, LABEL_BYTES_MAX};
+use crate::transform::member::METADATA_BYTES_MAX;
 
 fn entry(pairs: &[(&str, &str)]) -> Entry {
     let pairs: Vec<_> = pairs.iter().map(|(f, v)| (f.as_bytes(), v.as_bytes())).collect();
@@ -47,8 +47,8 @@ fn what_is_kept_of_a_generation_is_short() {
     let call = |name: &str, text: &str| format!(r#"{{"type":"tool_call","arguments":"","{name}":"{text}"}}"#);
     let metadata =
         |bytes: usize| format!(r#"{{"type":"start","metadata":{{"a":"{}"}}}}"#, "x".repeat(bytes - 8));
-    let (long, too_long) = ("x".repeat(NAME_BYTES_MAX), "x".repeat(NAME_BYTES_MAX + 1));
-    let escaped = r"\u0078".repeat(NAME_BYTES_MAX);
+    let (long, too_long) = ("x".repeat(LABEL_BYTES_MAX), "x".repeat(LABEL_BYTES_MAX + 1));
+    let escaped = r"\u0078".repeat(LABEL_BYTES_MAX);
     for good in
         [start(&long), start(&escaped), call("id", &long), call("name", &long), metadata(METADATA_BYTES_MAX)]
     {

@@ -1,9 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Entry, EntryId};
+use crate::model::{Entry, EntryId, LABEL_BYTES_MAX};
 use crate::transform::decode::{DecodeContext, Form, told};
-use crate::transform::member::NAME_BYTES_MAX;
 
 /// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
 type Said = (Vec<String>, Option<u64>, Option<u64>);
@@ -243,7 +242,7 @@ fn numbers_are_digits_and_the_time_feeds_only_measurements() {
 
 #[test]
 fn members_of_the_wrong_kind_and_size_are_undecodable() {
-    let long = "x".repeat(NAME_BYTES_MAX + 1);
+    let long = "x".repeat(LABEL_BYTES_MAX + 1);
     let metadata = format!("{{\"a\":\"{}\"}}", "x".repeat(64 * 1024));
     for (fields, flaw) in [
         ("type=start|metadata=", Flaw::Kind(Member::Metadata)),
@@ -260,12 +259,12 @@ fn members_of_the_wrong_kind_and_size_are_undecodable() {
         assert_eq!(flat(fields), Err(flaw), "{fields}");
     }
     // The limit of an escaped name applies to its unescaped length.
-    let quotes = "\"".repeat(NAME_BYTES_MAX);
+    let quotes = "\"".repeat(LABEL_BYTES_MAX);
     check(
         flat,
         &[(
             &format!("type=start|generation={quotes}"),
-            &[&format!("start <{}> -", "\\\"".repeat(NAME_BYTES_MAX))],
+            &[&format!("start <{}> -", "\\\"".repeat(LABEL_BYTES_MAX))],
         )],
     );
     let seen = |fields: &[(&str, &[u8])]| read_with(&config::Fields::default(), fields);

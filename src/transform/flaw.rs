@@ -3,10 +3,10 @@
 
 use std::fmt::Write as _;
 
-use super::member::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
+use super::member::{METADATA_BYTES_MAX, Member};
 use crate::config;
 use crate::json;
-use crate::model::{ENTRY_BYTES_MAX, Fields, NamesShown};
+use crate::model::{ENTRY_BYTES_MAX, Fields, LABEL_BYTES_MAX, NamesShown};
 use crate::provider;
 
 /// A defect of an entry.
@@ -111,7 +111,7 @@ impl Flaw {
             Self::Missing(member) => format!("{} is missing", member.name()),
             Self::Kind(member) => format!("{} is not {}", member.name(), wanted(member)),
             Self::TooLong(member) => {
-                let bytes = if member == Member::Metadata { METADATA_BYTES_MAX } else { NAME_BYTES_MAX };
+                let bytes = if member == Member::Metadata { METADATA_BYTES_MAX } else { LABEL_BYTES_MAX };
                 format!("{} is longer than {} KiB", member.name(), bytes >> 10)
             }
             Self::Provider(form) => format!("{} is not what such a server sends", form.field()),

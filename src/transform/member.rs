@@ -2,8 +2,6 @@
 
 use crate::json;
 
-/// The longest id of a generation or a call, and the longest name of a tool.
-pub(super) const NAME_BYTES_MAX: usize = 1024;
 /// The largest `metadata` of a `start`.
 pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
 

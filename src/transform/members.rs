@@ -6,9 +6,9 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::flaw::Flaw;
-use super::member::{METADATA_BYTES_MAX, Member, NAME_BYTES_MAX};
+use super::member::{METADATA_BYTES_MAX, Member};
 use crate::json;
-use crate::model::{Decoded, Event};
+use crate::model::{Decoded, Event, LABEL_BYTES_MAX};
 
 /// The known members of an object as raw JSON values; a member that is `null` is absent.
 #[derive(Default)]
@@ -75,8 +75,8 @@ pub(super) fn custom<'a>(object: &'a str, seq: Option<&str>, ts: Option<&str>) -
 
 /// A string that is kept for as long as its generation is, in which the producer has no call to write much.
 pub(super) fn short(escaped: &str, member: Member) -> Result<&str, Flaw> {
-    let is_short = || json::unescape(escaped).is_some_and(|text| text.len() <= NAME_BYTES_MAX);
-    if escaped.len() <= NAME_BYTES_MAX || is_short() { Ok(escaped) } else { Err(Flaw::TooLong(member)) }
+    let is_short = || json::unescape(escaped).is_some_and(|text| text.len() <= LABEL_BYTES_MAX);
+    if escaped.len() <= LABEL_BYTES_MAX || is_short() { Ok(escaped) } else { Err(Flaw::TooLong(member)) }
 }
 
 /// A JSON string's escaped text.

@@ -161,11 +161,20 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
     ask(&redis, "s1", "not JSON");
     redis.connect().run::<String>(&["XADD", REQUESTS, "*", "session", "s2", "model", "m"]);
     let nameless: String = redis.connect().run(&["XADD", REQUESTS, "*", "session", "a b", "model", "m"]);
-    wait_settled(&redis, 3);
-    assert_eq!(terminals(&redis, "s1"), ["error bad_request"]);
-    assert_eq!(terminals(&redis, "s2"), ["error bad_request"]);
+    let long = "g".repeat(1025);
+    redis.connect().run::<String>(&["XADD", REQUESTS, "*", "session", "s4", "model", "m", "id", &long]);
+    let longest = "g".repeat(1024);
+    redis.connect().run::<String>(&["XADD", REQUESTS, "*", "session", "s5", "model", "m", "id", &longest]);
+    wait_settled(&redis, 5);
+    for session in ["s1", "s2", "s5"] {
+        assert_eq!(terminals(&redis, session), ["error bad_request"]);
+    }
+    let told = redis.connect().entries(&key("s2")).pop().unwrap().1;
+    let told = String::from_utf8_lossy(&told["data"]).into_owned();
+    assert!(told.contains(r#""message":"the field `request` is missing""#), "{told}");
     let letters = redis.connect().entries("llm:dlq:llm-bridge");
-    assert_eq!(letters.len(), 1);
+    assert_eq!(letters.len(), 2);
+    assert_eq!(&letters[1].1["stream"][..], b"s4/m");
     assert_eq!(letters[0].1["id"], nameless.as_bytes());
     assert_eq!(
         (&letters[0].1["stream"][..], &letters[0].1["processor"][..]),
@@ -180,8 +189,8 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
     // A stream that takes no entries.
     redis.connect().run::<()>(&["SET", "llm:stream:s3:m", "no stream"]);
     ask(&redis, "s3", BODY);
-    wait_settled(&redis, 4);
-    let letter = &redis.connect().entries("llm:dlq:llm-bridge")[1].1;
+    wait_settled(&redis, 6);
+    let letter = &redis.connect().entries("llm:dlq:llm-bridge")[2].1;
     assert_eq!((&letter["stream"][..], &letter["reason"][..]), (&b"s3/m"[..], &b"unwritable"[..]));
     assert!(!letter["message"].is_empty());
 }
