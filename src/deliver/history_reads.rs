@@ -199,7 +199,7 @@ impl HistoryReads {
 
     // ----- asking again -----
 
-    /// Redis could not be asked: the job is asked again after a pause that grows with its attempts and differs from job
+    /// The job could not be done: it is asked again after a pause that grows with its attempts and differs from job
     /// to job.
     pub(super) fn retry_later(&mut self, slot: Slot, now: Instant) {
         let Some(job) = self.jobs.get_mut(slot) else { return };

@@ -12,7 +12,7 @@ use super::http_error::HttpError;
 use super::sharing::{JobKind, begun_at, stretch};
 use super::streams::Streams;
 use super::viewer::{Ending, Wire};
-use crate::message::{Opened, ReplayOutcome, ReplayStep, Slot, StateSearch};
+use crate::message::{Opened, RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch};
 use crate::model::{After, StreamStatus};
 
 /// The least that one history read asks for.
@@ -162,7 +162,11 @@ impl Delivery {
             ReplayOutcome::Searching(search) => return self.send_job(slot, Some(ReplayStep::Search(search))),
             ReplayOutcome::Gathering(search) => return self.gather_on(slot, search, now),
             ReplayOutcome::State(document) => return self.conclude_state(slot, document, now),
-            ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
+            // A moment's wait, which concerns nobody, unless it is Redis that takes no dead letters.
+            ReplayOutcome::Deferred if !self.registry.health().is_hindered(RECORDER) => {
+                return self.reads.retry_later(slot, now);
+            }
+            ReplayOutcome::Deferred | ReplayOutcome::Unavailable => return self.postpone_job(slot, now),
             _ => {}
         }
         let Some(job) = self.reads.remove(slot) else { return };
@@ -279,6 +283,7 @@ impl Delivery {
             ReplayOutcome::Searching(_)
             | ReplayOutcome::Gathering(_)
             | ReplayOutcome::State(_)
+            | ReplayOutcome::Deferred
             | ReplayOutcome::Unavailable => {}
         }
     }

@@ -245,6 +245,8 @@ pub enum ReplayOutcome {
     NotAStream,
     /// Redis could not be asked; to be tried again.
     Unavailable,
+    /// The dead letters among what was read have no room yet; to be tried again.
+    Deferred,
     /// The search goes on with another read.
     Searching(Box<Search>),
     /// The gathering goes on with another read.

@@ -127,6 +127,13 @@ impl Health {
         self.state.lock().redis.get(role).is_some_and(|link| link.wrong.is_some())
     }
 
+    /// Whether `role` found Redis away, or refusing some of its work, when it last asked.
+    #[must_use]
+    pub fn is_hindered(&self, role: &str) -> bool {
+        let state = self.state.lock();
+        state.redis.get(role).is_some_and(|link| link.wrong.is_some() || !link.detail.is_empty())
+    }
+
     /// Forgets a role, whose thread is over.
     pub fn remove_redis(&self, role: &str) {
         self.state.lock().redis.remove(role);
@@ -236,6 +243,9 @@ mod tests {
         assert!(health.is_down("watcher") && !health.is_down("reader-0") && !health.is_down("nobody"));
         assert_eq!(health.is_ready().unwrap_err(), ["Redis cannot be reached: refused (replay-0, watcher)"]);
         assert_eq!(health.trouble(), Some("Redis cannot be reached"));
+        assert!(health.is_hindered("watcher") && !health.is_hindered("reader-0"));
+        health.redis_works_but("watcher", "something is refused");
+        assert!(health.is_hindered("watcher") && !health.is_down("watcher"));
         health.redis_works("watcher");
         health.redis_works("replay-0");
         assert_eq!(health.trouble(), None);

@@ -401,10 +401,10 @@ impl Worker {
         let mut observer = HistoryObserver { letters, remembered, ends, transform, now_us, scans };
         let outcome = match conclude(batch, clock, &mut observer) {
             // Asked again later, when there is room for the dead letters.
-            _ if observer.letters.is_full => ReplayOutcome::Unavailable,
+            _ if observer.letters.is_full => ReplayOutcome::Deferred,
             outcome => outcome,
         };
-        if shows && !matches!(outcome, ReplayOutcome::Unavailable) {
+        if shows && !matches!(outcome, ReplayOutcome::Unavailable | ReplayOutcome::Deferred) {
             self.recorder.record(Stage::Replay, now_us.saturating_sub(asked_us));
         }
         count_shown(&self.parts.registry, &outcome);

@@ -193,8 +193,9 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
     }
     let end = producer.end();
     connection.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
-    let viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
     wait_until("the stream to wait for its letters", || daemon.counter("dead_letters_deferred") > 0);
+    viewer.read_to_status("degraded");
     assert!(letters(&mut connection).is_empty());
     connection.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
     let transcript = viewer.read_all();

@@ -12,7 +12,7 @@ use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
 use crate::support::redis::RedisServer;
-use crate::support::viewer::{Kind, Viewer, target, view};
+use crate::support::viewer::{KINDS, Kind, Viewer, target, view};
 use crate::support::websocket::{Incoming, WebSocketClient};
 
 const MIB: usize = 1 << 20;
@@ -117,6 +117,31 @@ fn the_largest_entry_is_delivered_and_a_larger_one_is_named_and_passed_over() {
         assert_eq!(others.last().unwrap()["id"], json!(end));
     }
     assert!(daemon.counter("replay_reads") < 60, "it is not read again and again");
+}
+
+/// More than the queue of dead letters has room for while Redis is slow to write: the stream waits for them, and its
+/// viewers are told of no outage.
+#[test]
+fn large_ones_in_a_row_that_cannot_be_read_are_no_outage() {
+    const ENTRIES: usize = 6;
+    let redis = RedisServer::start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let malformed = "x".repeat(7 * MIB);
+    for _ in 0..ENTRIES {
+        producer.write_fields("*", &[("data", malformed.as_bytes())]);
+    }
+    let end = producer.end();
+    let daemon = Daemon::start(&redis);
+    let mut admin = redis.connect();
+    admin.run::<()>(&["CLIENT", "PAUSE", "1000", "WRITE"]);
+    for kind in KINDS {
+        let transcript = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(transcript.of_kind("skipped").count(), ENTRIES, "{:?}", transcript.outline());
+        assert_eq!(transcript.of_kind("status").count(), 0, "{kind:?}");
+        transcript.expect_finished(&end);
+    }
+    assert!(daemon.counter("dead_letters_deferred") > 0, "the queue was never full");
+    wait_until("the letters", || daemon.counter("dead_letters_written") == ENTRIES as u64);
 }
 
 /// Redis cuts the connection where a reply is larger than it may be: smaller ones are asked for.
