@@ -272,11 +272,9 @@ impl Delivery {
             ReplayOutcome::Opened(opened) => self.open(viewer, opened, now),
             ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, now),
             ReplayOutcome::StateTooLarge => {
-                let error = HttpError::unavailable(
-                    "state_too_large",
-                    "the state is larger than client.max_state; read the stream instead",
-                    60,
-                );
+                let message = "the state is larger than client.max_state; read the stream instead, with \
+                               `Accept: text/event-stream`";
+                let error = HttpError::new(406, "state_too_large", message);
                 self.answer_error(viewer, &error, now);
             }
             ReplayOutcome::Exists => self.answer_head(viewer, now),

@@ -212,7 +212,7 @@ fn the_state_of_a_large_stream_lets_others_through() {
         let reads = daemon.counter("replay_reads");
         assert_eq!(http::get(daemon.public, "/v1/streams/s2/m").status, 200);
         let meanwhile = daemon.counter("replay_reads") - reads;
-        assert_eq!(large.join().unwrap(), 503, "the state is larger than allowed");
+        assert_eq!(large.join().unwrap(), 406, "the state is larger than allowed");
         assert!(meanwhile < 55, "the small one came after {meanwhile} reads");
     });
 }
