@@ -198,10 +198,11 @@ pub(crate) fn each_member<'a>(text: &'a str, meet: impl FnMut(&str, &'a str)) ->
     deserializer.end().ok()
 }
 
-/// The elements of a text that is one JSON array, as raw values.
-pub(crate) fn elements(text: &str) -> Option<Vec<&str>> {
-    let elements: Vec<&RawValue> = serde_json::from_str(text).ok()?;
-    Some(elements.into_iter().map(RawValue::get).collect())
+/// The elements of a text that is one JSON array, as raw values with their places. One that is `null` counts as absent,
+/// but keeps its place.
+pub(crate) fn elements(text: &str) -> Option<Vec<(u64, &str)>> {
+    let elements: Vec<Option<&RawValue>> = serde_json::from_str(text).ok()?;
+    Some((0..).zip(elements).filter_map(|(place, element)| Some((place, element?.get()))).collect())
 }
 
 struct Each<F>(F);
@@ -266,7 +267,9 @@ mod tests {
         for bad in ["[]", "{", "{} x", "1", "", r#"{"a":}"#] {
             assert_eq!(members(bad, ["a"]), None, "{bad}");
         }
-        assert_eq!(elements(r#"[1, {"a":[]} ,"x"]"#), Some(vec!["1", r#"{"a":[]}"#, "\"x\""]));
+        let found = elements(r#"[1, null,{"a":[]} ,"x"]"#);
+        assert_eq!(found, Some(vec![(0, "1"), (2, r#"{"a":[]}"#), (3, "\"x\"")]));
+        assert_eq!(elements("[ null ]"), Some(Vec::new()));
         assert_eq!(elements("{}"), None);
     }
 

@@ -76,7 +76,7 @@ fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     };
     let blocks =
         content.filter(|content| content.starts_with('[')).map_or(Some(Vec::new()), json::elements)?;
-    for block in blocks {
+    for (_, block) in blocks {
         if !read_block(block, None, draft)? {
             draft.say(Event::Custom { data: block })?;
         }

@@ -86,7 +86,7 @@ pub(super) fn read<'a>(
     has_rest: bool,
 ) -> Option<()> {
     let (mut rests, mut failed) = (Vec::new(), failure.map(|failure| (failure, chunk)));
-    for choice in choices.map_or(Some(Vec::new()), json::elements)? {
+    for (_, choice) in choices.map_or(Some(Vec::new()), json::elements)? {
         let read = read_choice(choice, draft)?;
         rests.extend(read.rest);
         failed = failed.or_else(|| read.failure.map(|failure| (failure, choice)));
@@ -194,8 +194,9 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<S
     draft.say_text("refusal", index, text(refusal)?)?;
     let mut rest = if has_rest { json::rest(delta, &[&DELTA, &DELTA_FRAMING])? } else { String::new() };
     let mut rests = Vec::new();
-    for (place, call) in tool_calls.map_or(Some(Vec::new()), json::elements)?.into_iter().enumerate() {
-        rests.extend(read_call(call, (index, place), draft)?);
+    let calls = tool_calls.map_or(Some(Vec::new()), json::elements)?;
+    for (at, (_, call)) in calls.into_iter().enumerate() {
+        rests.extend(read_call(call, (index, at), draft)?);
     }
     if !rests.is_empty() {
         json::push_member(&mut rest, "tool_calls", &format!("[{}]", rests.join(",")));
@@ -213,7 +214,7 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<S
 
 /// Typed parts of content: text, thinking, which has parts itself, and others.
 fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
-    for part in json::elements(list)? {
+    for (_, part) in json::elements(list)? {
         let ([kind, plain, thinking], has_rest) =
             json::members_and_rest(part, ["type", "text", "thinking"], &["index", "closed"])?;
         match kind.and_then(json::string) {
@@ -236,7 +237,7 @@ fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft
     Some(())
 }
 
-/// Reads a piece of a tool call, the `place`th in its list; what is left of it, as a call of its own.
+/// Reads a piece of a tool call, after `at` others in its list; what is left of it, as a call of its own.
 fn read_call<'a>(call: &'a str, (choice, at): (u64, usize), draft: &mut Draft<'a>) -> Option<Option<String>> {
     let ([index, id, kind, function], mut has_rest) = json::members_and_rest(call, CALL, &[])?;
     let (index, id) = (place(index)?, call_id(id)?);

@@ -5,59 +5,127 @@
 
 use serde_json::value::RawValue;
 
-use super::{EVENTS_PER_ENTRY_MAX, Form};
+use super::{EVENTS_PER_ENTRY_MAX, Form, Malformed};
 use crate::json;
 use crate::model::LABEL_BYTES_MAX;
 
-/// How deep known members are looked into, and how many elements of each list.
-const DEPTH_MAX: usize = 6;
+/// How many elements of each list are looked into.
 const ELEMENTS_MAX: usize = 64;
 /// How lines of an event stream begin.
 const LINES: [&str; 4] = ["data:", "event:", "id:", ":"];
 
-/// Members that are texts, if they are there.
-const TEXTS: [&str; 12] = [
-    "type",
-    "text",
-    "refusal",
-    "reasoning",
-    "reasoning_content",
-    "thinking",
-    "partial_json",
-    "finish_reason",
-    "stop_reason",
-    "name",
-    "call_id",
-    "item_id",
+/// The values that a member may have. `null` may stand for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    /// A text of at most [`LABEL_BYTES_MAX`].
+    Label,
+    /// A text or a number.
+    Id,
+    /// The same, of at most [`LABEL_BYTES_MAX`].
+    CallId,
+    Number,
+    Object,
+    /// An object, or an empty list, as PHP writes it.
+    Delta,
+    List,
+    TextOrList,
+    TextOrObject,
+}
+
+/// Known members of one kind of event, by where they are, with what they are: those without which it is not read.
+type Known = &'static [(&'static str, Kind)];
+
+const CHAT: Known = &[
+    ("choices", Kind::List),
+    ("choices[]", Kind::Object),
+    ("choices[].index", Kind::Number),
+    ("choices[].finish_reason", Kind::Text),
+    ("choices[].delta", Kind::Delta),
+    ("choices[].delta.content", Kind::TextOrList),
+    ("choices[].delta.content[]", Kind::Object),
+    ("choices[].delta.content[].text", Kind::Text),
+    ("choices[].delta.content[].thinking", Kind::TextOrList),
+    ("choices[].delta.content[].thinking[]", Kind::Object),
+    ("choices[].delta.content[].thinking[].text", Kind::Text),
+    ("choices[].delta.reasoning_content", Kind::Text),
+    ("choices[].delta.reasoning", Kind::Text),
+    ("choices[].delta.refusal", Kind::Text),
+    ("choices[].delta.tool_calls", Kind::List),
+    ("choices[].delta.tool_calls[]", Kind::Object),
+    ("choices[].delta.tool_calls[].index", Kind::Number),
+    ("choices[].delta.tool_calls[].id", Kind::CallId),
+    ("choices[].delta.tool_calls[].function", Kind::Object),
+    ("choices[].delta.tool_calls[].function.name", Kind::Label),
+    ("choices[].delta.tool_calls[].function.arguments", Kind::TextOrObject),
+    ("choices[].delta.function_call", Kind::Object),
+    ("choices[].delta.function_call.name", Kind::Label),
+    ("choices[].delta.function_call.arguments", Kind::TextOrObject),
 ];
-/// Members that are texts or lists of parts; pieces, which are texts or objects.
-const CONTENT: &str = "content";
-const PIECES: [&str; 2] = ["delta", "arguments"];
-/// Members that are unsigned numbers.
-const NUMBERS: [&str; 4] = ["index", "output_index", "content_index", "summary_index"];
-/// Members that are repeated in many frames.
-const SHORT: [&str; 3] = ["id", "name", "call_id"];
-/// Members that are looked into.
-const CONTAINERS: [&str; 13] = [
-    "choices",
-    "delta",
-    "message",
-    "content",
-    "content_block",
-    "tool_calls",
-    "function",
-    "function_call",
-    "item",
-    "part",
-    "summary",
-    "response",
-    "output",
+const RESPONSES: Known = &[
+    ("type", Kind::Text),
+    ("delta", Kind::Text),
+    ("text", Kind::Text),
+    ("refusal", Kind::Text),
+    ("name", Kind::Label),
+    ("arguments", Kind::TextOrObject),
+    ("output_index", Kind::Number),
+    ("content_index", Kind::Number),
+    ("summary_index", Kind::Number),
+    ("item_id", Kind::Id),
+    ("item", Kind::Object),
+    ("item.call_id", Kind::CallId),
+    ("item.name", Kind::Label),
+    ("item.arguments", Kind::TextOrObject),
+    ("response", Kind::Object),
+    ("response.id", Kind::Id),
+    ("response.status", Kind::Text),
+    ("response.incomplete_details.reason", Kind::Text),
 ];
+const MESSAGES: Known = &[
+    ("type", Kind::Text),
+    ("index", Kind::Number),
+    ("message", Kind::Object),
+    ("message.id", Kind::Id),
+    ("message.content[]", Kind::Object),
+    ("message.content[].text", Kind::Text),
+    ("message.content[].thinking", Kind::Text),
+    ("message.content[].id", Kind::CallId),
+    ("message.content[].name", Kind::Label),
+    ("content_block", Kind::Object),
+    ("content_block.text", Kind::Text),
+    ("content_block.thinking", Kind::Text),
+    ("content_block.id", Kind::CallId),
+    ("content_block.name", Kind::Label),
+    ("delta", Kind::Object),
+    ("delta.text", Kind::Text),
+    ("delta.thinking", Kind::Text),
+    ("delta.partial_json", Kind::Text),
+    ("delta.stop_reason", Kind::Text),
+];
+
+/// Members that an event of a type cannot do without. Of an Anthropic delta, by its own type.
+const REQUIRED: [(&str, &str); 9] = [
+    ("response.output_text.delta", "delta"),
+    ("response.refusal.delta", "delta"),
+    ("response.reasoning_text.delta", "delta"),
+    ("response.reasoning_summary_text.delta", "delta"),
+    ("response.function_call_arguments.delta", "delta"),
+    ("response.output_item.added", "item"),
+    ("response.output_item.done", "item"),
+    ("content_block_start", "content_block"),
+    ("content_block_delta", "delta"),
+];
+const REQUIRED_OF_DELTA: [(&str, &str); 3] =
+    [("text_delta", "text"), ("thinking_delta", "thinking"), ("input_json_delta", "partial_json")];
 
 /// Says what is wrong with an entry that could not be read.
 #[must_use]
-pub fn defect(form: Form, bytes: &[u8]) -> String {
+pub fn defect(form: Form, bytes: &[u8], malformed: Malformed) -> String {
     let field = form.field();
+    if malformed == Malformed::TooMuch {
+        return format!("{field} says more than {EVENTS_PER_ENTRY_MAX} things at once");
+    }
     let Ok(text) = std::str::from_utf8(bytes) else { return format!("{field} is not UTF-8") };
     let text = text.trim_matches(json::BLANKS);
     if text.is_empty() {
@@ -74,13 +142,9 @@ pub fn defect(form: Form, bytes: &[u8]) -> String {
     if !text.starts_with('{') {
         return format!("{field} is {}, not an object", kind(text));
     }
-    match in_object(text, form) {
-        Some(defect) => format!("{field} is not what such a server sends: {defect}"),
-        None => format!(
-            "{field} is not what such a server sends: it says more than {EVENTS_PER_ENTRY_MAX} things, or a member is of \
-             another kind than is known"
-        ),
-    }
+    let defect = in_object(text, form);
+    let defect = defect.as_deref().unwrap_or("a member is of another kind than is known");
+    format!("{field} is not what such a server sends: {defect}")
 }
 
 /// The forms of a field, for those who wrote something else.
@@ -104,82 +168,118 @@ fn kind(raw: &str) -> &'static str {
 }
 
 fn in_object(object: &str, form: Form) -> Option<String> {
-    let [kind_of_event, choices, failure] = json::members(object, ["type", "choices", "error"])?;
+    let [kind_of_event, choices, failure, delta] =
+        json::members(object, ["type", "choices", "error", "delta"])?;
     if form == Form::Anthropic && kind_of_event.is_none() && failure.is_none() {
         return Some("type is missing".to_owned());
     }
-    if form == Form::OpenAi
-        && let Some(choices) = choices.filter(|choices| !choices.starts_with('['))
-    {
-        return Some(format!("choices is {}, not a list", kind(choices)));
-    }
-    let mut path = String::new();
-    in_members(object, &mut path, 0)
+    let known = match form {
+        Form::OpenAi if choices.is_some() => CHAT,
+        Form::OpenAi => RESPONSES,
+        Form::Anthropic => MESSAGES,
+    };
+    let found = Search { known, path: String::new(), shape: String::new() }.in_members(object);
+    let of_event = || missing(object, kind_of_event, &REQUIRED).map(|member| format!("{member} is missing"));
+    let of_delta = || {
+        let delta = delta.filter(|_| form == Form::Anthropic)?;
+        let [kind_of_delta] = json::members(delta, ["type"])?;
+        missing(delta, kind_of_delta, &REQUIRED_OF_DELTA).map(|member| format!("delta.{member} is missing"))
+    };
+    found.or_else(of_event).or_else(of_delta)
 }
 
-/// The first member of an object, or of what is in it, that is not as it should be; `path` is where the object is.
-fn in_members(object: &str, path: &mut String, depth: usize) -> Option<String> {
-    let mut found = None;
-    json::each_member(object, |name, raw| {
-        if found.is_none() && raw != "null" {
-            let len = path.len();
-            if !path.is_empty() {
-                path.push('.');
+/// The member that an object of this type cannot do without, and that is not there.
+fn missing(object: &str, kind: Option<&str>, required: &[(&str, &'static str)]) -> Option<&'static str> {
+    let kind = kind.and_then(json::string)?;
+    let (_, member) = required.iter().find(|(needs, _)| json::same(needs, kind))?;
+    let [found] = json::members(object, [*member])?;
+    found.is_none().then_some(*member)
+}
+
+/// Looks for the first member that is of another kind than is known.
+struct Search {
+    known: Known,
+    /// The value that is looked at: `choices[0].delta`.
+    path: String,
+    /// The same without places: `choices[].delta`.
+    shape: String,
+}
+
+impl Search {
+    fn in_members(&mut self, object: &str) -> Option<String> {
+        let mut found = None;
+        json::each_member(object, |name, raw| {
+            if found.is_none() && raw != "null" {
+                let dot = if self.path.is_empty() { "" } else { "." };
+                let step = format!("{dot}{name}");
+                found = self.at(&step, &step, raw);
             }
-            path.push_str(name);
-            found = in_member(name, raw, path, depth);
-            path.truncate(len);
+        });
+        found
+    }
+
+    /// Looks at a value that is one step further.
+    fn at(&mut self, step: &str, shape_step: &str, raw: &str) -> Option<String> {
+        let (path_len, shape_len) = (self.path.len(), self.shape.len());
+        self.path.push_str(step);
+        self.shape.push_str(shape_step);
+        let found = self.in_value(raw);
+        self.path.truncate(path_len);
+        self.shape.truncate(shape_len);
+        found
+    }
+
+    fn in_value(&mut self, raw: &str) -> Option<String> {
+        let known = self.known.iter().find(|(shape, _)| *shape == self.shape);
+        if let Some(flaw) = known.and_then(|(_, kind)| kind.flaw(raw)) {
+            return Some(format!("{} {flaw}", self.path));
         }
-    });
-    found
+        let rest = |shape: &&str| shape.strip_prefix(&*self.shape).and_then(|rest| rest.chars().next());
+        let has_more =
+            |mark| self.known.iter().filter_map(|(shape, _)| rest(shape)).any(|first| first == mark);
+        match raw.as_bytes().first() {
+            Some(b'{') if has_more('.') => self.in_members(raw),
+            Some(b'[') if has_more('[') => {
+                let elements = json::elements(raw).unwrap_or_default();
+                let mut elements = elements.into_iter().take(ELEMENTS_MAX);
+                elements.find_map(|(place, element)| self.at(&format!("[{place}]"), "[]", element))
+            }
+            _ => None,
+        }
+    }
 }
 
-fn in_member(name: &str, raw: &str, path: &mut String, depth: usize) -> Option<String> {
-    let is = |wanted: &str| Some(format!("{path} is {}, not {wanted}", kind(raw)));
-    let (is_text, is_object) = (raw.starts_with('"'), raw.starts_with('{'));
-    let is_list = raw.starts_with('[');
-    if TEXTS.contains(&name) && !is_text {
-        return is("a text");
-    }
-    if name == CONTENT && !is_text && !is_list {
-        return is("a text or a list");
-    }
-    if PIECES.contains(&name) && !is_text && !is_object && raw != "[]" {
-        return is("a text or an object");
-    }
-    if NUMBERS.contains(&name) && json::unsigned(raw).is_none() {
-        return Some(format!("{path} is not an unsigned number"));
-    }
-    if let Some(text) = json::string(raw) {
-        let is_known = TEXTS.contains(&name) || PIECES.contains(&name) || [CONTENT, "id"].contains(&name);
-        if is_known && !json::surrogates_are_paired(text) {
-            return Some(format!("{path} has a lone surrogate"));
-        }
-        if SHORT.contains(&name) && json::unescape(text).is_none_or(|text| text.len() > LABEL_BYTES_MAX) {
-            return Some(format!("{path} is longer than {LABEL_BYTES_MAX} bytes"));
-        }
-    }
-    if !CONTAINERS.contains(&name) || depth >= DEPTH_MAX {
-        return None;
-    }
-    if is_object {
-        return in_members(raw, path, depth + 1);
-    }
-    let elements = if is_list { json::elements(raw).unwrap_or_default() } else { Vec::new() };
-    for (place, element) in elements.into_iter().enumerate().take(ELEMENTS_MAX) {
-        let len = path.len();
-        path.push_str(&format!("[{place}]"));
-        let found = match element.starts_with('{') {
-            true => in_members(element, path, depth + 1),
-            false if name == CONTENT && element.starts_with('"') => None,
-            false => Some(format!("{path} is {}, not an object", kind(element))),
+impl Kind {
+    /// What is wrong with a value, in words that follow its name.
+    fn flaw(self, raw: &str) -> Option<String> {
+        let first = raw.as_bytes().first().copied().unwrap_or_default();
+        let is_number = first == b'-' || first.is_ascii_digit();
+        let (fits, wanted) = match self {
+            Self::Text | Self::Label => (first == b'"', "a text"),
+            Self::Id | Self::CallId => (first == b'"' || is_number, "a text or a number"),
+            Self::Number if is_number => {
+                return json::unsigned(raw).is_none().then(|| "is not an unsigned number".to_owned());
+            }
+            Self::Number => (false, "an unsigned number"),
+            Self::Object => (first == b'{', "an object"),
+            Self::Delta => (first == b'{' || raw == "[]", "an object"),
+            Self::List => (first == b'[', "a list"),
+            Self::TextOrList => (first == b'"' || first == b'[', "a text or a list"),
+            Self::TextOrObject => (first == b'"' || first == b'{', "a text or an object"),
         };
-        path.truncate(len);
-        if found.is_some() {
-            return found;
+        if !fits {
+            return Some(format!("is {}, not {wanted}", kind(raw)));
+        }
+        let is_short = |text: &str| json::unescape(text).is_some_and(|text| text.len() <= LABEL_BYTES_MAX);
+        match json::string(raw) {
+            Some(text) if !json::surrogates_are_paired(text) => Some("has a lone surrogate".to_owned()),
+            None if self != Self::CallId => None,
+            text if matches!(self, Self::Label | Self::CallId) && !is_short(text.unwrap_or(raw)) => {
+                Some(format!("is longer than {LABEL_BYTES_MAX} bytes"))
+            }
+            _ => None,
         }
     }
-    None
 }
 
 #[cfg(test)]
@@ -242,17 +342,104 @@ mod tests {
                 br#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":7}}"#,
                 "anthropic is not what such a server sends: delta.text is a number, not a text",
             ),
-            (
-                Form::OpenAi,
-                many.as_bytes(),
-                "openai is not what such a server sends: it says more than 4096 things, or a member is of another kind than is \
-                 known",
-            ),
+            (Form::OpenAi, many.as_bytes(), "openai says more than 4096 things at once"),
         ] {
             let (before, margin) = (Progress::NONE, Margin::default());
             let shown = String::from_utf8_lossy(payload);
-            assert!(read((form, payload), &before, false, &margin).is_err(), "{shown:.200}");
-            assert_eq!(defect(form, payload), expected, "{shown:.200}");
+            let malformed = read((form, payload), &before, false, &margin).unwrap_err();
+            assert_eq!(defect(form, payload, malformed), expected, "{shown:.200}");
         }
+    }
+
+    /// Each payload is malformed, and the words say where.
+    fn check(form: Form, cases: &[(&str, &str)]) {
+        for (payload, expected) in cases {
+            let (before, margin) = (Progress::NONE, Margin::default());
+            let malformed = read((form, payload.as_bytes()), &before, false, &margin).unwrap_err();
+            let said = defect(form, payload.as_bytes(), malformed);
+            assert_eq!(said.split_once(": ").map(|(_, said)| said), Some(*expected), "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_member_of_a_chat_that_is_of_another_kind_is_named() {
+        check(
+            Form::OpenAi,
+            &[
+                (r#"{"choices":[7]}"#, "choices[0] is a number, not an object"),
+                (
+                    r#"{"choices":[{"stop_reason":5,"delta":[1]}]}"#,
+                    "choices[0].delta is a list, not an object",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"content":true}}]}"#,
+                    "choices[0].delta.content is a truth value, not a text or a list",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"content":[null,"x"]}}]}"#,
+                    "choices[0].delta.content[1] is a text, not an object",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":1}]}]}}]}"#,
+                    "choices[0].delta.content[0].thinking[0].text is a number, not a text",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"tool_calls":{}}}]}"#,
+                    "choices[0].delta.tool_calls is an object, not a list",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}"#,
+                    "choices[0].delta.tool_calls[0].index is a text, not an unsigned number",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"tool_calls":[{"id":{}}]}}]}"#,
+                    "choices[0].delta.tool_calls[0].id is an object, not a text or a number",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"tool_calls":[{"function":"f"}]}}]}"#,
+                    "choices[0].delta.tool_calls[0].function is a text, not an object",
+                ),
+                (
+                    r#"{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":[]}}]}}]}"#,
+                    "choices[0].delta.tool_calls[0].function.arguments is a list, not a text or an object",
+                ),
+                (
+                    r#"{"choices":[{"delta":{},"finish_reason":1}]}"#,
+                    "choices[0].finish_reason is a number, not a text",
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn the_member_of_an_event_that_is_missing_or_of_another_kind_is_named() {
+        check(
+            Form::OpenAi,
+            &[
+                (r#"{"type":5}"#, "type is a number, not a text"),
+                (r#"{"type":"response.output_text.delta"}"#, "delta is missing"),
+                (r#"{"type":"response.output_text.delta","delta":{}}"#, "delta is an object, not a text"),
+                (r#"{"type":"response.output_item.added","item":[]}"#, "item is a list, not an object"),
+                (r#"{"type":"response.output_item.done"}"#, "item is missing"),
+                (r#"{"type":"response.completed","response":"x"}"#, "response is a text, not an object"),
+            ],
+        );
+        check(
+            Form::Anthropic,
+            &[
+                (
+                    r#"{"type":"message_start","message":{"content":[5]}}"#,
+                    "message.content[0] is a number, not an object",
+                ),
+                (r#"{"type":"content_block_start","index":0}"#, "content_block is missing"),
+                (r#"{"type":"content_block_delta","index":0}"#, "delta is missing"),
+                (r#"{"type":"content_block_delta","delta":"x"}"#, "delta is a text, not an object"),
+                (r#"{"type":"content_block_delta","delta":{"type":"text_delta"}}"#, "delta.text is missing"),
+                (
+                    r#"{"type":"message_delta","delta":{"stop_reason":1}}"#,
+                    "delta.stop_reason is a number, not a text",
+                ),
+            ],
+        );
     }
 }

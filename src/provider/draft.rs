@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::value::{counts, quoted, text};
-use super::{EVENTS_PER_ENTRY_MAX, Margin, Said};
+use super::{EVENTS_PER_ENTRY_MAX, Malformed, Margin, Said};
 use crate::json;
 use crate::model::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 
@@ -19,11 +19,12 @@ pub(super) struct Draft<'a> {
     /// Where the next text is kept that the entry does not have.
     margin: &'a Margin,
     said: Said<'a>,
+    says_too_much: bool,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(before: &'a Progress, follows_end: bool, margin: &'a Margin) -> Self {
-        Self { before, follows_end, margin, said: Said::default() }
+        Self { before, follows_end, margin, said: Said::default(), says_too_much: false }
     }
 
     /// How many events it has come to.
@@ -50,7 +51,8 @@ impl<'a> Draft<'a> {
             said.first = Some(event);
             return Some(());
         }
-        (said.len() < EVENTS_PER_ENTRY_MAX).then(|| said.rest.push(event))
+        self.says_too_much = said.len() >= EVENTS_PER_ENTRY_MAX;
+        (!self.says_too_much).then(|| said.rest.push(event))
     }
 
     /// Text, unless it is empty.
@@ -103,9 +105,18 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// What the entry says, if it was `read` to its end.
+    pub(super) fn finish(mut self, read: Option<()>) -> Result<Said<'a>, Malformed> {
+        match read.and_then(|()| self.close()) {
+            Some(()) => Ok(self.said),
+            None if self.says_too_much => Err(Malformed::TooMuch),
+            None => Err(Malformed::Form),
+        }
+    }
+
     /// The end of the entry. Nothing waits where the generation may be over without another entry, and what would take
     /// too much room is told and forgotten.
-    pub(super) fn finish(mut self) -> Option<Said<'a>> {
+    fn close(&mut self) -> Option<()> {
         if self.progress().is_finishing() {
             self.tell_waiting()?;
         }
@@ -117,7 +128,7 @@ impl<'a> Draft<'a> {
                 parts.has_forgotten = true;
             }
         }
-        Some(self.said)
+        Some(())
     }
 }
 

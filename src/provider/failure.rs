@@ -89,7 +89,9 @@ fn sentence<'a>(raw: &'a str, names: &[&str], depth: usize) -> Option<&'a str> {
     }
     match raw.as_bytes().first()? {
         b'"' => text(Some(raw)).flatten().filter(|text| !text.is_empty()),
-        b'[' => json::elements(raw)?.into_iter().find_map(|element| sentence(element, &SENTENCES, depth - 1)),
+        b'[' => {
+            json::elements(raw)?.into_iter().find_map(|(_, element)| sentence(element, &SENTENCES, depth - 1))
+        }
         b'{' => {
             let mut found = vec![None; names.len()];
             json::each_member(raw, |key, value| {

@@ -78,10 +78,10 @@ impl<'a> Item<'a> {
         let list = |raw: Option<&'a str>| raw.filter(|raw| raw.starts_with('[')).and_then(json::elements);
         let summary = list(self.summary).unwrap_or_default();
         let content = list(self.content).unwrap_or_default();
-        let summary = (0..).zip(summary).map(|(sub, part)| (part, Some(Voice::Summary), sub));
+        let summary = summary.into_iter().map(|(sub, part)| (part, Some(Voice::Summary), sub));
         let plain = self.content.filter(|content| content.starts_with('"'));
         let plain = plain.map(|content| (content, Some(Voice::Text), 0));
-        summary.chain((0..).zip(content).map(|(sub, part)| (part, None, sub))).chain(plain).collect()
+        summary.chain(content.into_iter().map(|(sub, part)| (part, None, sub))).chain(plain).collect()
     }
 
     /// A call begins: what is known of it is told with the first piece of its arguments.
@@ -180,7 +180,7 @@ impl<'a> PartOf<'a> {
         let ([kind, _, _, annotations], has_rest) = json::members_and_rest(self.part, PART, &PART_FRAMING)?;
         let listed = annotations.filter(|list| list.starts_with('[')).and_then(json::elements);
         let mut annotations = listed.unwrap_or_default();
-        annotations.retain(|annotation| !draft.progress().has_told(annotation));
+        annotations.retain(|(_, annotation)| !draft.progress().has_told(annotation));
         if annotations.is_empty() && !has_rest {
             return Some(());
         }
@@ -194,6 +194,7 @@ impl<'a> PartOf<'a> {
         let mut part = String::new();
         json::push_member(&mut part, "type", kind.unwrap_or("null"));
         if !annotations.is_empty() {
+            let annotations: Vec<&str> = annotations.into_iter().map(|(_, annotation)| annotation).collect();
             for annotation in &annotations {
                 draft.change().note_member(annotation);
             }
@@ -230,7 +231,7 @@ pub(super) fn tell_output<'a>(
 ) -> Option<()> {
     let listed = output.filter(|output| output.starts_with('[')).and_then(json::elements).unwrap_or_default();
     let mut items = Vec::with_capacity(listed.len());
-    for (place, whole) in (0..).zip(listed) {
+    for (place, whole) in listed {
         match Item::read(whole, Some(place), draft) {
             Some(item) => items.push(item),
             // The end is not lost for what cannot be read before it.

@@ -84,10 +84,16 @@ impl Form {
     }
 }
 
-/// An entry that breaks its form in a way that would lose what it says, or goes beyond a bound.
+/// Why an entry is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not what a provider sends")]
-pub struct Malformed;
+pub enum Malformed {
+    /// It breaks its form in a way that would lose what it says.
+    #[error("not what a provider sends")]
+    Form,
+    /// It says more than [`EVENTS_PER_ENTRY_MAX`] things.
+    #[error("more than {EVENTS_PER_ENTRY_MAX} things in one entry")]
+    TooMuch,
+}
 
 /// The events of an entry, and the generation's progress after them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,23 +180,21 @@ pub fn read<'a>(
     follows_end: bool,
     margin: &'a Margin,
 ) -> Result<Said<'a>, Malformed> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
+    let text = std::str::from_utf8(bytes).map_err(|_| Malformed::Form)?;
     let said = |text: &'a str, margin: &'a Margin| {
         let mut draft = Draft::new(before, follows_end, margin);
-        match form {
-            Form::OpenAi => openai::read(text, &mut draft)?,
-            Form::Anthropic => anthropic::read(text, &mut draft)?,
-        }
-        draft.finish()
+        let read = match form {
+            Form::OpenAi => openai::read(text, &mut draft),
+            Form::Anthropic => anthropic::read(text, &mut draft),
+        };
+        draft.finish(read)
     };
-    said(text, margin)
-        .or_else(|| {
-            let text = json::without_nan(text)?;
-            // A margin of its own: the texts of the first attempt are in the other one.
-            let margin = margin.free();
-            said(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
-        })
-        .ok_or(Malformed)
+    said(text, margin).or_else(|malformed| {
+        let text = json::without_nan(text).ok_or(malformed)?;
+        // A margin of its own: the texts of the first attempt are in the other one.
+        let margin = margin.free();
+        said(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
+    })
 }
 
 /// The calls that were announced in a generation and are not told yet. They have to be told where it ends without

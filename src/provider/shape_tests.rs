@@ -375,6 +375,35 @@ fn what_events_say_beside_text_follows_it() {
 }
 
 #[test]
+fn an_element_that_is_null_is_absent_from_every_list() {
+    openai(&[
+        (r#"{"choices":[null,{"delta":{"content":"a","tool_calls":[null]}}]}"#, "content#0 a"),
+        (
+            r#"{"choices":[{"delta":{"tool_calls":[null,{"id":"c","function":{"name":"f","arguments":"{}"}}]}}]}"#,
+            "tool#0.0 c f {}",
+        ),
+        (
+            r#"{"choices":[{"delta":{"content":[null,{"type":"thinking","thinking":[null,{"type":"text","text":"b"}]}]}}]}"#,
+            "reasoning#0 b",
+        ),
+        (r#"{"choices":[null]}"#, ""),
+    ]);
+    let part = r#"{"type":"output_text","text":"c","annotations":[null]}"#;
+    let item = format!(r#"{{"type":"message","summary":[null],"content":[null,{part}]}}"#);
+    let done = event("output_item.done", &format!(r#""output_index":1,"item":{item}"#));
+    let end = event("completed", &format!(r#""response":{{"output":[null,{item},null]}}"#));
+    // A null keeps its place, so that the same part is known again.
+    check(Form::OpenAi, &[(&done, "content#0 c"), (&end, "end completed -")]);
+    check(
+        Form::Anthropic,
+        &[(
+            r#"{"type":"message_start","message":{"content":[null,{"type":"text","text":"d"}]}}"#,
+            "content#0 d",
+        )],
+    );
+}
+
+#[test]
 fn numbers_that_are_none_lose_no_text() {
     check(
         Form::OpenAi,

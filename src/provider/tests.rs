@@ -241,6 +241,10 @@ fn what_would_lose_text_is_malformed() {
         r#"{"type":"response.output_item.added"}"#,
     ] {
         openai(&[(payload, "malformed")]);
+        assert!(
+            !defect(Form::OpenAi, payload.as_bytes(), Malformed::Form).contains("than is known"),
+            "{payload}"
+        );
     }
     for payload in [
         "",
@@ -255,9 +259,13 @@ fn what_would_lose_text_is_malformed() {
         r#"{"type":"message_delta","delta":{"stop_reason":1}}"#,
     ] {
         anthropic(&[(payload, "malformed")]);
+        assert!(
+            !defect(Form::Anthropic, payload.as_bytes(), Malformed::Form).contains("than is known"),
+            "{payload}"
+        );
     }
     let no_text = (Form::OpenAi, &b"{\"a\":\"\xff\"}"[..]);
-    assert_eq!(read(no_text, &Progress::NONE, false, &Margin::default()), Err(Malformed));
+    assert_eq!(read(no_text, &Progress::NONE, false, &Margin::default()), Err(Malformed::Form));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::members::{Members, custom};
 use crate::config;
 use crate::json;
 use crate::model::{Decoded, Entry, Event, Fields};
-use crate::provider::{self, Margin};
+use crate::provider::{self, Malformed, Margin};
 
 /// The settings that decoding needs beside the entry. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +105,7 @@ pub(super) fn told<'a>(
             told => told,
         },
         Form::Flat => flat::read_fields(&entry.fields, &context.names, margin),
-        Form::Raw(form, _) => Err(Flaw::Provider(form)),
+        Form::Raw(form, _) => Err(Flaw::Provider(form, Malformed::Form)),
         Form::Encrypted => Err(Flaw::Encrypted),
         Form::TooLarge => Err(Flaw::TooLarge),
     }

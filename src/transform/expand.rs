@@ -61,7 +61,7 @@ impl<'a> EntryEvents<'a> {
         };
         let follows_end = state.phase.terminal().is_some();
         let read = provider::read((form, raw), before, follows_end, margin);
-        let mut said = read.map_err(|_| Flaw::Provider(form))?;
+        let mut said = read.map_err(|malformed| Flaw::Provider(form, malformed))?;
         let (progress, count) = (said.take_progress(), said.len());
         Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
     }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use crate::fuzzing::{frames, is_over, shown};
 use crate::model::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
-use crate::provider::Form;
+use crate::provider::{Form, Malformed};
 use crate::transform::test_streams::{beginning, stream};
 use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
 
@@ -105,7 +105,7 @@ fn data_wins_and_what_is_encrypted_is_not_read() {
     assert_eq!(assembler.push(&entry(1, "enc", "x"), 0), Pushed::Undecodable { flaw: Flaw::Encrypted });
     assert_eq!(
         assembler.push(&entry(2, "openai", "x"), 0),
-        Pushed::Undecodable { flaw: Flaw::Provider(Form::OpenAi) }
+        Pushed::Undecodable { flaw: Flaw::Provider(Form::OpenAi, Malformed::Form) }
     );
     assert_eq!(assembler.push(&entry(3, "x", "x"), 0), Pushed::Undecodable { flaw: Flaw::Nothing });
     assert_eq!(assembler.push(&entry(4, "openai", USAGE), 0), Pushed::Dropped(DropReason::Framing));

@@ -33,7 +33,7 @@ pub enum Flaw {
     /// A member is longer than it may be.
     TooLong(Member),
     /// It is not what this provider sends.
-    Provider(provider::Form),
+    Provider(provider::Form, provider::Malformed),
 }
 
 impl Flaw {
@@ -51,7 +51,9 @@ impl Flaw {
     #[must_use]
     pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
         let mut message = match self {
-            Self::Provider(form) => provider::defect(form, fields.get(form.field()).unwrap_or_default()),
+            Self::Provider(form, malformed) => {
+                provider::defect(form, fields.get(form.field()).unwrap_or_default(), malformed)
+            }
             _ => self.problem(),
         };
         // Writing to a String does not fail, here and below.
@@ -83,7 +85,7 @@ impl Flaw {
                     let _ = write!(message, "; plain text belongs into the field {text}");
                 }
             }
-            Self::Provider(form) => {
+            Self::Provider(form, provider::Malformed::Form) => {
                 let raw = fields.get(form.field()).unwrap_or_default();
                 if raw.trim_ascii_start().starts_with(b"{") {
                     let (field, forms) = (form.field(), provider::known_forms(form));
@@ -114,7 +116,7 @@ impl Flaw {
                 let bytes = if member == Member::Metadata { METADATA_BYTES_MAX } else { LABEL_BYTES_MAX };
                 format!("{} is longer than {} KiB", member.name(), bytes >> 10)
             }
-            Self::Provider(form) => format!("{} is not what such a server sends", form.field()),
+            Self::Provider(form, _) => format!("{} is not what such a server sends", form.field()),
         }
     }
 }
