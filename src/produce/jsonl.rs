@@ -1,10 +1,13 @@
 //! Parses lines of native objects as far as a producer needs it. Pure.
 //!
-//! A line must be one JSON object with a `type`, in UTF-8 and of at most [`LINE_BYTES_MAX`]; nothing else is checked
-//! here. Whether the members of a native type are of the right kind is the transform's business.
+//! A line must be one JSON object with a `type`, in UTF-8 and of at most [`LINE_BYTES_MAX`], and one that readers can
+//! decode: what they would skip is refused where its author can still see it.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::transform::Flaw;
+use crate::transform::decode::native;
 
 /// The longest line that is read, in bytes; an entry of that size is no token any more.
 pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -29,6 +32,9 @@ pub enum LineError {
     /// No `type`, or one that is not a string.
     #[error("`type` is missing or not a string")]
     NoType,
+    /// A member that its native type needs is missing, or one is of the wrong kind.
+    #[error("{}", _0.problem())]
+    Member(Flaw),
 }
 
 /// One native object.
@@ -75,7 +81,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 /// Reads one line, `None` for an empty one.
 ///
 /// # Errors
-/// When the line is not one JSON object with a `type`.
+/// When the line is not one JSON object with a `type`, or lacks what that type needs.
 pub fn parse(line: &[u8]) -> Result<Option<Object<'_>>, LineError> {
     if line.len() > LINE_BYTES_MAX {
         return Err(LineError::TooLong);
@@ -96,6 +102,8 @@ pub fn parse(line: &[u8]) -> Result<Option<Object<'_>>, LineError> {
         "heartbeat" => Kind::Heartbeat,
         _ => Kind::Content,
     };
+    // A type that is read by the names of flat entries may have its text in any of them.
+    native(json.as_bytes()).map_err(LineError::Member)?;
     Ok(Some(Object { json, kind, has_seq: members.seq.is_some(), has_ts: members.ts.is_some() }))
 }
 
@@ -155,6 +163,19 @@ mod tests {
             assert!(matches!(parse(bad.as_bytes()), Err(LineError::NoType)), "{bad}");
         }
         assert!(matches!(parse(b"{\"type\":\"\xFF\"}"), Err(LineError::NotUtf8)));
+        for (bad, expected) in [
+            (r#"{"type":"delta"}"#, "text is missing"),
+            (r#"{"type":"delta","text":null}"#, "text is missing"),
+            (r#"{"type":"delta","text":5}"#, "text is not a text (UTF-8, no lone surrogates)"),
+            (r#"{"type":"delta","text":"","index":-1}"#, "index is not an unsigned number"),
+            (r#"{"type":"tool_call","name":"f"}"#, "arguments is missing"),
+            (r#"{"type":"error","message":"m"}"#, "code is missing"),
+            (r#"{"type":"start","metadata":[]}"#, "metadata is not a JSON object"),
+            (r#"{"type":"end","usage":7}"#, "usage is not a JSON object"),
+            (r#"{"type":"heartbeat","seq":"0"}"#, "seq is not an unsigned number"),
+        ] {
+            assert_eq!(parse(bad.as_bytes()).unwrap_err().to_string(), expected, "{bad}");
+        }
         assert!(matches!(parse(&vec![b' '; LINE_BYTES_MAX + 1]), Err(LineError::TooLong)));
     }
 }

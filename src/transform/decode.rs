@@ -120,7 +120,10 @@ fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> R
 }
 
 /// Decodes a native object; `Ok(None)` where it is to be read by the names of flat entries.
-pub(super) fn native(data: &[u8]) -> Result<Option<Decoded<'_>>, Flaw> {
+///
+/// # Errors
+/// When it is none, or one that its type does not allow.
+pub fn native(data: &[u8]) -> Result<Option<Decoded<'_>>, Flaw> {
     let text = std::str::from_utf8(data).map_err(|_| Flaw::NotText("data"))?;
     let members = Members::parse(text).ok_or(Flaw::NotAnObject)?;
     let Some(kind) = members.get(Member::Type) else { return Ok(None) };

@@ -101,7 +101,9 @@ impl Flaw {
         message
     }
 
-    fn problem(self) -> String {
+    /// Describes the defect alone.
+    #[must_use]
+    pub fn problem(self) -> String {
         match self {
             Self::Nothing => "no field has a form that is known".to_owned(),
             Self::TooLarge => format!("the entry is larger than {} MiB", ENTRY_BYTES_MAX >> 20),

@@ -70,6 +70,8 @@ enum FeedError {
     Sse { events: u64, error: SseError },
     #[error("stdin is no event stream: {0}")]
     NoEvents(String),
+    #[error("stdin has no object: nothing came")]
+    NoObjects,
     #[error("the input ended in the middle of an answer")]
     CutOff,
     #[error("a viewer asked to stop")]
@@ -85,14 +87,14 @@ impl FeedError {
     const fn code(&self) -> &'static str {
         match self {
             Self::CutOff => "upstream_broke_off",
-            Self::Sse { .. } | Self::NoEvents(_) => "upstream_malformed",
+            Self::Sse { .. } | Self::NoEvents(_) | Self::NoObjects => "upstream_malformed",
             _ => "producer_failed",
         }
     }
 
     /// Whether viewers are told of it even where nothing has begun: they may wait for an answer that was asked for.
     const fn is_answer(&self) -> bool {
-        matches!(self, Self::NoEvents(_) | Self::Sse { events: 0, .. } | Self::Line { .. })
+        matches!(self, Self::NoEvents(_) | Self::NoObjects | Self::Sse { events: 0, .. } | Self::Line { .. })
     }
 }
 
@@ -306,7 +308,12 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                 let rest = chunks.finish();
                 self.say_text(&rest)?;
             }
-            Format::Jsonl(_) => self.say_lines(true)?,
+            Format::Jsonl(_) => {
+                self.say_lines(true)?;
+                if self.producer.generation().is_fresh() {
+                    return Err(FeedError::NoObjects);
+                }
+            }
             Format::Raw(events) => {
                 let cut = events.finish();
                 if let Some(heard) = cut.map_err(|error| self.broken_by(error))? {

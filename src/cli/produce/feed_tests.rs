@@ -55,8 +55,15 @@ fn lines_become_entries_and_a_bad_one_is_named() {
     let (entries, done) = fed(From::Jsonl, None, b"{bad\n");
     assert_eq!(entries, ["start", "error:producer_failed"]);
     assert_eq!(done.unwrap_err().to_string(), "line 1: not a JSON object: key must be a string at column 2");
-    let (entries, done) = fed(From::Jsonl, None, b"");
-    assert!(entries.is_empty() && done.is_ok());
+    let (entries, done) =
+        fed(From::Jsonl, None, b"{\"type\":\"delta\",\"text\":\"x\"}\n{\"type\":\"delta\"}\n");
+    assert_eq!(entries, ["start", "delta:x", "error:producer_failed"]);
+    assert_eq!(done.unwrap_err().to_string(), "line 2: text is missing");
+    for nothing in ["", "\n \n"] {
+        let (entries, done) = fed(From::Jsonl, None, nothing.as_bytes());
+        assert_eq!(entries, ["start", "error:upstream_malformed"]);
+        assert_eq!(done.unwrap_err().to_string(), "stdin has no object: nothing came");
+    }
 }
 
 #[test]
