@@ -80,7 +80,9 @@ fn wrong_usage_is_2() {
         &["produce", "--session", "s1"],
         &["produce", "--session", "s1", "--model", "m", "--from", "nonsense"],
         &["produce", "--session", "s1", "--model", "m", "--rate", "fast"],
+        &["produce", "--session", "s1", "--model", "m", "--set", "redis.stream_key=chat:{session}"],
         &["tail"],
+        &["tail", "http://127.0.0.1:1/v1/streams/s1/m?format=openai"],
         &["demo", "--port", "99999"],
     ] {
         let outcome = llm(arguments);

@@ -272,6 +272,12 @@ fn without_a_model_in_the_key_a_producer_need_not_name_one() {
     for kind in KINDS {
         assert_eq!(view(daemon.public, kind, "s1", "").text(), "some words");
     }
+    // One that would not be in the key is refused, and nothing is written into another stream than was asked for.
+    let other = ["--session", "s2", "--model", "m", "--set", setting];
+    let outcome = run(llm_bridge(&[&produce[..1], &other[..], &["--set", &url]].concat()), b"some words");
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("redis.stream_key has no {model}"), "{outcome:?}");
+    assert_eq!(redis.connect().run::<usize>(&["EXISTS", "llm:stream:s2"]), 0);
     // With one in the key it is needed, and the message says so.
     let outcome = run(llm_bridge(&produce), b"some words");
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -290,7 +296,8 @@ fn every_kind_of_pattern_is_written_and_read() {
         let redis = RedisServer::start();
         let setting = format!("redis.stream_key={pattern}");
         let url = format!("redis.url={}", redis.url());
-        let produce = ["produce", "--session", "s1", "--model", "m", "--set", &url, "--set", &setting];
+        let model = if pattern.contains("{model}") { "m" } else { "default" };
+        let produce = ["produce", "--session", "s1", "--model", model, "--set", &url, "--set", &setting];
         let outcome = run(llm_bridge(&produce), b"some words");
         assert_eq!(outcome.code, Some(0), "{pattern}: {}", outcome.stderr);
         assert_eq!(redis.connect().run::<usize>(&["EXISTS", key]), 1, "{pattern}");

@@ -20,7 +20,7 @@ use super::output::note;
 use super::stop::stop_flag;
 use super::upstream::UpstreamArgs;
 use super::{CliError, Shared, reachable};
-use crate::model::NameError;
+use crate::model::{DEFAULT_MODEL, KeyPattern, NameError, StreamName};
 use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};
@@ -36,7 +36,7 @@ pub(crate) struct Produce {
     /// The session id
     #[arg(long)]
     session: String,
-    /// The model id; not needed where redis.stream_key has no `{model}`
+    /// The model id. Where redis.stream_key has no `{model}`, only for the request of --url
     #[arg(long)]
     model: Option<String>,
     /// The form of stdin: text as it comes (the default), one native object a line, or the event stream of a model's
@@ -65,11 +65,7 @@ pub(crate) struct Produce {
 /// Runs `produce` until the input ends.
 pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     let config = args.shared.load()?;
-    let name = config.redis.stream_key.stream(&args.session, args.model.as_deref());
-    let name = name.map_err(|error| match error {
-        NameError::ModelMissing => CliError::Usage(format!("--model: {error}")),
-        _ => CliError::Usage(error.to_string()),
-    })?;
+    let name = stream_name(args, &config.redis.stream_key)?;
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;
     let asked = match (&args.url, &args.request) {
         (Some(url), Some(file)) => {
@@ -97,6 +93,21 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     };
     progress.finish();
     done
+}
+
+/// The stream that is asked for.
+fn stream_name(args: &Produce, streams: &KeyPattern) -> Result<StreamName, CliError> {
+    // A server may be asked for a model that keys do not have.
+    let model = args.model.as_deref().filter(|model| args.url.is_none() && *model != DEFAULT_MODEL);
+    if model.is_some() && !streams.has_model() {
+        let message =
+            "--model: redis.stream_key has no {model}, so that sessions have one stream each: leave it out";
+        return Err(CliError::Usage(message.to_owned()));
+    }
+    streams.stream(&args.session, args.model.as_deref()).map_err(|error| match error {
+        NameError::ModelMissing => CliError::Usage(format!("--model: {error}")),
+        _ => CliError::Usage(error.to_string()),
+    })
 }
 
 /// Brings what comes from stdin into the stream.

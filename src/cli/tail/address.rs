@@ -16,6 +16,9 @@ pub(crate) enum AddressError {
     /// The path leads to no stream.
     #[error("`{0}`: the path of a stream is /v1/streams/SESSION/MODEL")]
     Path(String),
+    /// Only native frames are shown.
+    #[error("`{0}`: only native frames can be shown; `format` has to go")]
+    Format(String),
 }
 
 /// One stream on one server.
@@ -51,9 +54,12 @@ impl Address {
         }
         let (mut query, mut after) = (Vec::new(), None);
         for pair in uri.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
-            match pair.strip_prefix("after=") {
-                Some(id) => after = Some(id.to_owned()),
-                None => query.push(pair.to_owned()),
+            match pair.split_once('=') {
+                Some(("after", id)) => after = Some(id.to_owned()),
+                Some(("format", format)) if format != "native" => {
+                    return Err(AddressError::Format(url.to_owned()));
+                }
+                _ => query.push(pair.to_owned()),
             }
         }
         Ok(Self { authority, path: path.to_owned(), query, after })
@@ -100,6 +106,12 @@ mod tests {
         }
         assert!(matches!(Address::parse("wss://h/v1/streams/s/m"), Err(AddressError::Scheme(_))));
         assert_eq!(Address::parse("http://h/v1/streams/s").unwrap().request(None), "ws://h:80/v1/streams/s");
+        for format in ["openai", "ai-sdk", "nonsense"] {
+            let url = format!("http://h/v1/streams/s/m?wait=1&format={format}&after=1");
+            let refused = Address::parse(&url).unwrap_err();
+            assert!(refused.to_string().ends_with("`format` has to go"), "{refused}");
+        }
+        assert!(Address::parse("http://h/v1/streams/s/m?format=native").is_ok());
         for bad in ["http://h", "http://h/v1/streams/", "http://h/s/m"] {
             assert!(matches!(Address::parse(bad), Err(AddressError::Path(_))), "{bad}");
         }
