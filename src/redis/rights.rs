@@ -204,21 +204,23 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     if found.lacks("multi") {
         return Ok(found.into());
     }
-    if is_discarded {
-        try_queued(link, &names, &mut found)?;
-    }
     // With nothing in it, a transaction that cannot be discarded does nothing either.
     let end = if is_discarded { "DISCARD" } else { "EXEC" };
     link.call_all(&[Command::new(end)])?;
+    if is_discarded {
+        try_queued(link, &names, &mut found)?;
+    }
     Ok(found.into())
 }
 
-/// Tries the commands that can be queued.
+/// Tries the commands that can be queued, each need in a transaction of its own: a cluster allows one slot in each.
 fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), RedisError> {
     for need in NEEDS {
-        if let Trial::Queued(commands) = &need.trial {
-            found.note(need, &link.call_all(&commands(names))?);
-        }
+        let Trial::Queued(commands) = &need.trial else { continue };
+        let (begin, end) = ([Command::new("MULTI")], [Command::new("DISCARD")]);
+        let transaction: Vec<Command> = begin.into_iter().chain(commands(names)).chain(end).collect();
+        let replies = link.call_all(&transaction)?;
+        found.note(need, replies.get(1..replies.len() - 1).unwrap_or_default());
     }
     Ok(())
 }

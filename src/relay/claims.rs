@@ -242,7 +242,8 @@ impl Claims {
         })
     }
 
-    /// Keeps a request that nobody can answer as a dead letter, and acknowledges it.
+    /// Keeps a request that nobody can answer as a dead letter, and acknowledges it then: in two transactions, because
+    /// the keys are in two slots of a cluster. A worker that ends in between leaves it to be kept once more.
     ///
     /// The letter names the stream that the request names, if it does, and has the reason with a message.
     pub(super) fn bury(
@@ -263,8 +264,8 @@ impl Claims {
             Err(fields) => letter.arg("fields_b64").arg(fields),
         };
         let ack = Command::new("XACK").args([&self.requests, &self.group]).id(entry.id);
-        let both = [Command::new("MULTI"), letter, ack, Command::new("EXEC")];
-        self.ask(|_, link| check(&link.call_all(&both)?)).is_some()
+        self.ask(|_, link| check(&[link.call(&letter)?])).is_some()
+            && self.ask(|_, link| check(&[link.call(&ack)?])).is_some()
     }
 
     /// The request as it was written, if it is still there. `None`: Redis cannot be asked now.
