@@ -9,7 +9,7 @@ use super::seam::{Ask, Live, Seam, Taken};
 use super::sharing::JobKind;
 use super::viewer::Ending;
 use super::viewer::{Batch, Mark, Reading, Shape, Wire};
-use crate::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot};
+use crate::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot, now_us};
 use crate::model::{
     AckWatermark, Frame, Position, StreamStatus, control_frames, merge, sse_event, websocket_text,
     with_stream,
@@ -110,7 +110,7 @@ impl Delivery {
             Ask::Attach => {
                 let (hub, Some(from)) = (viewer.hub, viewer.given().cloned()) else { return };
                 let Some(found) = self.streams.hub_mut(hub) else { return };
-                let appeared_us = found.appeared_us;
+                let appeared_us = found.appeared_us(now_us());
                 found.live = Live::Attaching;
                 found.attach += 1;
                 let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });

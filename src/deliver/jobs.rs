@@ -12,7 +12,7 @@ use super::http_error::HttpError;
 use super::sharing::{JobKind, begun_at, stretch};
 use super::streams::Streams;
 use super::viewer::{Ending, Wire};
-use crate::message::{Opened, RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch};
+use crate::message::{Opened, RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch, now_us};
 use crate::model::{After, StreamStatus};
 
 /// The least that one history read asks for.
@@ -122,7 +122,7 @@ impl Delivery {
         };
         let Some(job) = self.reads.get_mut(slot) else { return };
         job.on_time = job.viewers.len();
-        let appeared_us = self.streams.hub(job.hub).and_then(|hub| hub.appeared_us);
+        let appeared_us = self.streams.hub(job.hub).and_then(|hub| hub.appeared_us(now_us()));
         let stream = (job.stream.clone(), appeared_us);
         self.outbound.request(slot, stream, step, (count, budget_bytes));
     }

@@ -235,6 +235,12 @@ impl Hub {
         self.idle_since = None;
     }
 
+    /// When the stream was seen to come into being, at `now_us` by this host's clock. One that is waited for has not been
+    /// seen yet: a read that finds it is the first to know.
+    pub(super) fn appeared_us(&self, now_us: u64) -> Option<u64> {
+        if self.awaited { Some(now_us) } else { self.appeared_us }
+    }
+
     /// How the stream stands now, for a viewer whose read saw it with `status` when `tip` was its newest entry: live
     /// text may have gone on since, as reads are shared among viewers.
     pub(super) fn status(&self, status: StreamStatus, tip: EntryId) -> StreamStatus {
