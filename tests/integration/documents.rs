@@ -295,7 +295,7 @@ fn documents() -> Vec<(PathBuf, String)> {
             let is_ours = !["target", "node_modules", ".git"].iter().any(|name| path.ends_with(name));
             if path.is_dir() && is_ours {
                 folders.push(path);
-            } else if path.ends_with("README.md") {
+            } else if path.extension().is_some_and(|extension| extension == "md") {
                 let text = fs::read_to_string(&path).unwrap();
                 found.push((path.strip_prefix(root).unwrap().to_owned(), text));
             }
@@ -374,6 +374,29 @@ fn links_lead_somewhere() {
                 );
             }
         }
+    }
+}
+
+/// The marks of sources, such as `[c1]`, and whether each is one of the definitions at the end.
+fn marks(text: &str) -> impl Iterator<Item = (&str, bool)> {
+    let parts = text.split('[').skip(1).filter_map(|rest| rest.split_once(']'));
+    parts
+        .filter(|(mark, _)| {
+            mark.strip_prefix(|c: char| c.is_ascii_lowercase())
+                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+        })
+        .map(|(mark, rest)| (mark, rest.starts_with(": http")))
+}
+
+#[test]
+fn marks_of_sources_lead_somewhere_and_are_all_used() {
+    for (path, text) in documents() {
+        let (defined, used): (Vec<_>, Vec<_>) = marks(&text).partition(|(_, is_definition)| *is_definition);
+        let set = |marks: &[(&str, bool)]| {
+            marks.iter().map(|(mark, _)| (*mark).to_owned()).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(set(&defined).len(), defined.len(), "{} defines a mark twice", path.display());
+        assert_eq!(set(&defined), set(&used), "in {}", path.display());
     }
 }
 
