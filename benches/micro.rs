@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use llm_bridge::decode::{Assembler, DecodeContext, plain};
 use llm_bridge::deliver::outbox::{Chunk, Outbox};
 use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
 use llm_bridge::model::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
 use llm_bridge::provider::Margin;
 use llm_bridge::redis::Reply;
-use llm_bridge::transform::{Assembler, DecodeContext, plain};
 
 /// Entries of one batch.
 const BATCH: u64 = 64;

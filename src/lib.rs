@@ -52,15 +52,17 @@
 //! the memory; the daemon can be killed at any instant.
 //!
 //! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`model`],
-//! [`message`], [`queue`] and in [`daemon`], which alone knows them all.
+//! [`decode`], [`message`], [`queue`] and in [`daemon`], which alone knows them all.
 
 // In reading order: the vocabulary,
-pub mod message;
 pub mod model;
 // what is said in it, and in the words of LLM providers,
 mod json;
 pub mod provider;
 pub mod visible;
+// what entries say, and what the threads tell each other,
+pub mod decode;
+pub mod message;
 // the doors to channels, threads, stopping and the log,
 pub mod inline_stage;
 pub mod log_filter;

@@ -25,7 +25,7 @@
 //! `outbox_bytes` those that wait for clients. Everything else in the queues is a few hundred bytes a message.
 //!
 //! [`HISTORY_HELD_MAX`]: crate::model::HISTORY_HELD_MAX
-//! [`CHECKPOINT_BYTES_MAX`]: crate::model::checkpoints::CHECKPOINT_BYTES_MAX
+//! [`CHECKPOINT_BYTES_MAX`]: crate::decode::checkpoints::CHECKPOINT_BYTES_MAX
 
 /// Bytes of undecoded live entries on the way to one transform thread. A reader waits at the bound, and
 /// entries stay in Redis meanwhile: some tens of milliseconds of what one transform thread decodes.

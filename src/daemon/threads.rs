@@ -14,6 +14,8 @@ use super::capacity::{
 use super::listeners::Listeners;
 use super::{DaemonError, Fatal};
 use crate::config::Config;
+use crate::decode::checkpoints::Checkpoints;
+use crate::decode::{DecodeContext, milestone};
 use crate::deliver::budget::{Budget, Budgets};
 use crate::deliver::delivery::{DeliveryParts, INBOX, Inbound};
 use crate::deliver::outbound::OutboundQueues;
@@ -26,7 +28,6 @@ use crate::message::{
     UnderWay, WATCHER, WatcherRequest,
 };
 use crate::model::Ledger;
-use crate::model::checkpoints::Checkpoints;
 use crate::observe::{Registry, admin, stats_socket};
 use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};
@@ -36,7 +37,6 @@ use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::thread::{self, Ended, Handle};
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
-use crate::transform::{DecodeContext, milestone};
 use crate::watcher::{Identity, REQUESTS, Watcher, WatcherParts};
 
 /// When which part ends: the data order.

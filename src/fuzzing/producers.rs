@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use crate::decode::{Assembler, Seek};
 use crate::deliver::format::{Format, Translator, Transport};
 use crate::json;
 use crate::model::{
@@ -13,7 +14,6 @@ use crate::model::{
 };
 use crate::produce::sse::SseParser;
 use crate::provider::{self, EVENTS_PER_ENTRY_MAX, Form, Margin};
-use crate::transform::{Assembler, Seek};
 
 /// The byte between two entries of an input. It occurs in no JSON text.
 const SEPARATOR: u8 = 1;

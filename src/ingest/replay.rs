@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::pace::{Manner, Pace, Plan, READ_BYTES_GOAL, Seen, TRIP_BYTES_GOAL};
 use super::ranges::{Answers, Question, Understood, ask, start_of, understand};
+use crate::decode::checkpoints::{Checkpoints, Way};
 use crate::message::{ReplayBatch, ReplayRead, ReplayRequest, ReplayStep, now_us, shard};
-use crate::model::checkpoints::{Checkpoints, Way};
 use crate::model::{After, EntryId, HISTORY_HELD_MAX, LARGE_BYTES, Ledger, Position};
 use crate::observe::Registry;
 use crate::queue::{Receiver, SendError, Sender};

@@ -7,18 +7,17 @@
 pub mod record;
 mod watcher_request;
 
-use std::any::Any;
 use std::sync::Arc;
 
 use record::{Asker, EndKind, EndOutcome, Refused};
 pub use watcher_request::WatcherRequest;
 
-use crate::model::checkpoints::Checkpoint;
+use crate::decode::checkpoints::Checkpoint;
+use crate::decode::{Gathering, Seek};
 use crate::model::{
-    AckWatermark, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamState,
-    StreamStatus,
+    AckWatermark, After, Entry, EntryId, Frame, Held, Outline, Position, StreamName, StreamStatus,
 };
-pub use crate::model::{Fnv, JobRef, KeyFacts, RedisClock, Slot, now_us, shard};
+pub use crate::model::{Cursor, Fnv, JobRef, KeyFacts, RedisClock, Slot, now_us, shard};
 
 /// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
 /// to an earlier asking, or comes after the thread has let go of it, is told from what belongs to this one.
@@ -28,43 +27,6 @@ pub struct HubRef {
     pub slot: Slot,
     /// Counts the askings.
     pub attach: u64,
-}
-
-/// Where a reader of a stream stands: the position and the state that belongs to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
-    /// The position up to which everything was received.
-    pub position: Position,
-    /// The stream's state there.
-    pub state: StreamState,
-}
-
-impl Cursor {
-    /// Moves to a position with its state.
-    pub fn move_to(&mut self, position: Position, state: &StreamState) {
-        self.position = position;
-        self.state.assign(state);
-    }
-
-    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before
-    /// it.
-    #[must_use]
-    pub const fn is_terminal(&self) -> bool {
-        self.state.phase.terminal().is_some() && self.position.is_whole()
-    }
-
-    /// The position as frames are held against it: below the end that a finishing generation may come to of itself,
-    /// which has the id of an entry that was passed.
-    #[must_use]
-    pub fn before_end(&self) -> Position {
-        match self.state.finishing() {
-            // In the middle of an entry that entry is the newest, and the position is below its end.
-            Some(newest) if self.position.is_whole() && self.position.id >= newest => {
-                Position::but_end(newest)
-            }
-            _ => self.position,
-        }
-    }
 }
 
 /// The purpose of a history read.
@@ -117,7 +79,7 @@ pub struct ReplayRequest {
     pub jump: Option<Arc<Checkpoint>>,
 }
 
-/// A search through history that may take several reads; opaque to everybody but `transform`.
+/// A search through history that may take several reads.
 #[derive(Debug)]
 pub struct Search {
     /// Where the next read begins.
@@ -125,20 +87,28 @@ pub struct Search {
     /// Up to where it may go on from a checkpoint instead; `None`: it may not.
     pub target: Option<Position>,
     /// The scan, as far as it has come.
-    pub seek: Box<dyn Any + Send>,
+    pub seek: Seek,
     /// The gap that the viewers have to be told of before the frames that follow.
     pub gap: Option<HistoryGap>,
     /// The frames behind the wanted position that were made on the way, as far as the budget goes.
     pub shown: Option<Box<Shown>>,
 }
 
-/// The gathering of the JSON state, over several reads; opaque to everybody but `transform`.
+impl Search {
+    /// A search that begins at the stream's beginning.
+    #[must_use]
+    pub const fn new(seek: Seek, gap: Option<HistoryGap>) -> Self {
+        Self { from: EntryId::ZERO, target: None, seek, gap, shown: None }
+    }
+}
+
+/// The gathering of the JSON state, over several reads.
 #[derive(Debug, Default)]
 pub struct StateSearch {
     /// Where the next read begins.
     pub from: EntryId,
     /// The document's content so far; `None` before the first read.
-    pub gathered: Option<Box<dyn Any + Send>>,
+    pub gathered: Option<Box<Gathering>>,
     /// Its size in bytes, about.
     pub gathered_bytes: usize,
     /// The most bytes that the document may take.

@@ -74,17 +74,6 @@ impl Refused {
     }
 }
 
-/// The meaning of an entry for the order of generations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Milestone {
-    /// It begins a generation, or belongs to one that goes on.
-    Begins,
-    /// It ends one.
-    Ends,
-    /// It does neither.
-    Neither,
-}
-
 impl CancelRequest {
     /// Its counted size, in bytes.
     #[must_use]

@@ -6,9 +6,9 @@
 
 mod ack_watermark;
 mod after;
-pub mod checkpoints;
 mod clock;
 pub mod control_frames;
+mod cursor;
 mod encode;
 mod entry;
 mod frame;
@@ -31,6 +31,7 @@ mod wire;
 pub use ack_watermark::AckWatermark;
 pub use after::After;
 pub use clock::{RedisClock, now_us};
+pub use cursor::Cursor;
 pub(crate) use encode::{Content, Head, ToolPiece};
 pub(crate) use entry::NamesShown;
 pub use entry::{ENTRY_BYTES_MAX, Entry, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};

@@ -6,8 +6,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::transform::Flaw;
-use crate::transform::decode::native;
+use crate::decode::Flaw;
+use crate::decode::entry::native;
 
 /// The longest line that is read, in bytes; an entry of that size is no token any more.
 pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;

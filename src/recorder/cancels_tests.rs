@@ -1,7 +1,7 @@
 //! Tests of the writer of requests to cancel against a real Redis.
 
 use super::*;
-use crate::message::record::Milestone;
+use crate::decode::Milestone;
 use crate::message::{RedisClock, Slot};
 use crate::model::Entry;
 use crate::observe::Counters;

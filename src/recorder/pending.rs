@@ -7,7 +7,7 @@
 //! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a
 //! superfluous request stops nothing that should go on, a missing one leaves a Stop without effect.
 
-use crate::message::record::Milestone;
+use crate::decode::Milestone;
 use crate::model::{Entry, EntryId};
 use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
 

@@ -4,13 +4,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::expand::end_entry;
 use super::history::ReplayObserver;
 use super::silence::{Remembered, age_us};
-use super::{DecodeContext, DropReason, Flaw};
+use crate::decode::checkpoints::{Checkpoint, Checkpoints};
+use crate::decode::expand::end_entry;
+use crate::decode::{DecodeContext, DropReason, Flaw};
 use crate::message::record::{DeadLetter, EndGeneration, EndKind, Ended, Receipt};
 use crate::message::{JobRef, ReplayOutcome};
-use crate::model::checkpoints::{Checkpoint, Checkpoints};
 use crate::model::{Entry, EntryId, Frame, FrameBody, StreamName, StreamState};
 use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::Sender;

@@ -1,23 +1,16 @@
 //! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
 
-use std::any::Any;
 use std::sync::Arc;
 
-use super::expand::{Concluded, EntryEvents, is_over_before};
 use super::gaps::{beginning, check};
 use super::silence::{Known, Seen, age_us, silence_us};
-use super::{
-    Assembler, DecodeContext, DropReason, Flaw, Pushed, Scan, Seek, Snapshot, Sought, Verdict, judge, plain,
-};
+use crate::decode::checkpoints::Checkpoint;
+use crate::decode::{Assembler, DecodeContext, DropReason, Flaw, Gathering, Pushed, Seek, Sought};
 use crate::message::{
     Cursor, HistoryGap, KeyFacts, Opened, ReplayBatch, ReplayOutcome, ReplayRead, ReplayStep, Search, Shown,
     StateSearch,
 };
-use crate::model::checkpoints::Checkpoint;
-use crate::model::{
-    After, Entry, EntryId, Held, Phase, Position, Progress, StreamName, StreamState, StreamStatus,
-};
-use crate::provider::Margin;
+use crate::model::{After, Entry, EntryId, Held, Phase, Position, StreamName, StreamState, StreamStatus};
 
 /// The inputs of an outcome beside the read.
 #[derive(Clone, Debug)]
@@ -115,16 +108,9 @@ pub fn conclude(batch: ReplayBatch, clock: ReplayClock, observer: &mut impl Repl
             };
             let seek = Seek::new(found.stream.clone(), after, beginning(&found.facts));
             let seek = seek.with_context(context).with_grace(grace_ms).with_outline(outlined);
-            let search = new_search(Box::new(()), None);
-            found.search_from(seek, search, jump.as_deref(), observer)
+            found.search_from(Box::new(Search::new(seek, None)), jump.as_deref(), observer)
         }
-        ReplayStep::Search(mut search) => {
-            let seek = std::mem::replace(&mut search.seek, Box::new(()));
-            match seek.downcast::<Seek>() {
-                Ok(seek) => found.search_from(*seek, *search, jump.as_deref(), observer),
-                Err(_) => unreachable!("a search holds the seek that was put into it"),
-            }
-        }
+        ReplayStep::Search(search) => found.search_from(search, jump.as_deref(), observer),
         ReplayStep::Continue { from, .. } => found.go_on(from, observer),
         ReplayStep::State(search) => found.gather(*search, observer),
     }
@@ -148,35 +134,30 @@ impl Found {
     /// A search goes on: from the checkpoint that was read from, if that holds.
     fn search_from(
         &mut self,
-        mut seek: Seek,
-        mut search: Search,
+        mut search: Box<Search>,
         jump: Option<&Checkpoint>,
         observer: &mut impl ReplayObserver,
     ) -> ReplayOutcome {
         if search.from == EntryId::ZERO {
-            seek.begin(beginning(&self.facts));
+            search.seek.begin(beginning(&self.facts));
         }
         if let Some(point) = jump {
-            let scan = point.scan::<Scan>().filter(|_| point.holds(&self.facts, self.entries.first()));
-            observer.tried(&self.stream, point.at(), scan.is_some(), self.facts.first);
-            let Some(scan) = scan else {
+            let holds = point.holds(&self.facts, self.entries.first());
+            observer.tried(&self.stream, point.at(), holds, self.facts.first);
+            if !holds {
                 // The entries read do not continue this search's own scan: read again from where that scan stands.
-                search.target = seek.target();
-                return ReplayOutcome::Searching(Box::new(Search { seek: Box::new(seek), ..search }));
-            };
-            seek.adopt(scan);
+                search.target = search.seek.target();
+                return ReplayOutcome::Searching(search);
+            }
+            search.seek.adopt(point.scan());
             search.from = point.at();
         }
-        self.search(seek, search, observer)
+        self.search(search, observer)
     }
 
-    fn search(
-        &mut self,
-        mut seek: Seek,
-        mut search: Search,
-        observer: &mut impl ReplayObserver,
-    ) -> ReplayOutcome {
+    fn search(&mut self, mut search: Box<Search>, observer: &mut impl ReplayObserver) -> ReplayOutcome {
         let mut is_unbroken = true;
+        let seek = &mut search.seek;
         if search.from != EntryId::ZERO {
             let reached = Cursor { position: Position::whole(search.from), state: seek.state().clone() };
             // Nothing is left to know of what was trimmed between two reads of the search.
@@ -203,25 +184,19 @@ impl Found {
             }
         }
         if is_unbroken && (!had_passed || search.shown.is_some()) {
-            self.show_on_the_way(&seek, &mut search, observer);
+            self.show_on_the_way(&mut search, observer);
         }
         if !self.exhausted {
-            let from = self.entries.last().map_or(search.from, |entry| entry.id);
-            let target = seek.target();
-            return ReplayOutcome::Searching(Box::new(Search {
-                from,
-                target,
-                seek: Box::new(seek),
-                ..search
-            }));
+            search.from = self.entries.last().map_or(search.from, |entry| entry.id);
+            search.target = search.seek.target();
+            return ReplayOutcome::Searching(search);
         }
-        let sought = seek.finish(self.facts.last_generated);
-        ReplayOutcome::Opened(Box::new(self.open(sought, search, observer)))
+        ReplayOutcome::Opened(Box::new(self.open(*search, observer)))
     }
 
     /// Shows what this read has behind the wanted position, as far as the budget goes, so that nobody has to read it
     /// again. Where something was trimmed there, the read that tells of it shows what follows.
-    fn show_on_the_way(&self, seek: &Seek, search: &mut Search, observer: &mut impl ReplayObserver) {
+    fn show_on_the_way(&self, search: &mut Search, observer: &mut impl ReplayObserver) {
         match &mut search.shown {
             Some(shown) if shown.cursor.position == Position::whole(search.from) => {
                 let budget_bytes = self.budget_bytes.saturating_sub(shown.entries_bytes);
@@ -236,14 +211,16 @@ impl Found {
             // The budget was reached before.
             Some(_) => {}
             None => {
-                let passed = seek.passed().filter(|passed| check(&self.facts, passed.clone()).0.is_none());
+                let passed =
+                    search.seek.passed().filter(|passed| check(&self.facts, passed.clone()).0.is_none());
                 search.shown = passed.map(|passed| Box::new(self.show(passed, self.budget_bytes, observer)));
             }
         }
     }
 
-    fn open(&self, sought: Sought, search: Search, observer: &mut impl ReplayObserver) -> Opened {
-        let Search { from: read_from, gap, shown, .. } = search;
+    fn open(&self, search: Search, observer: &mut impl ReplayObserver) -> Opened {
+        let Search { from: read_from, gap, shown, seek, .. } = search;
+        let sought = seek.finish(self.facts.last_generated);
         let status = self.clock.status(&sought.state_at_tip, sought.tip);
         let tip = Cursor {
             position: Position::whole(sought.tip.max(self.facts.last_generated)),
@@ -291,7 +268,7 @@ impl Found {
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
             let seek = seek.with_context(self.clock.context.clone()).with_grace(self.clock.grace_ms);
             let target = seek.target();
-            return ReplayOutcome::Searching(Box::new(Search { target, ..new_search(Box::new(seek), gap) }));
+            return ReplayOutcome::Searching(Box::new(Search { target, ..Search::new(seek, gap) }));
         }
         let mut shown = self.show(start, self.budget_bytes, observer);
         shown.gap = gap;
@@ -342,21 +319,17 @@ impl Found {
         }
     }
 
-    fn begin_gathering(&self, max_bytes: usize) -> Gathering {
-        let snapshot = Snapshot::new(self.stream.clone(), max_bytes);
+    fn begin_gathering(&self, max_bytes: usize) -> Box<Gathering> {
         let ReplayClock { context, grace_ms, .. } = self.clock.clone();
-        Gathering { state: beginning(&self.facts), snapshot, newest: EntryId::ZERO, context, grace_ms }
+        let beginning = beginning(&self.facts);
+        Box::new(Gathering::new(self.stream.clone(), beginning, max_bytes, (context, grace_ms)))
     }
 
     fn gather(&mut self, search: StateSearch, observer: &mut impl ReplayObserver) -> ReplayOutcome {
         let StateSearch { from, gathered, max_bytes, .. } = search;
-        let gathered = gathered.map(|gathered| match gathered.downcast::<Gathering>() {
-            Ok(gathering) => gathering,
-            Err(_) => unreachable!("a state search holds the gathering that was put into it"),
-        });
         let mut gathering = match gathered {
             Some(gathering) => {
-                let reached = Cursor { position: Position::whole(from), state: gathering.state.clone() };
+                let reached = Cursor { position: Position::whole(from), state: gathering.state().clone() };
                 match check(&self.facts, reached).0 {
                     None => gathering,
                     // The stream has become another one. The position reached lies behind its new end.
@@ -365,83 +338,25 @@ impl Found {
                         return ReplayOutcome::Gathering(Box::new(search));
                     }
                     // The gathered entries are gone. Those read now are all that is left: begin anew with them.
-                    Some(_) => Box::new(self.begin_gathering(max_bytes)),
+                    Some(_) => self.begin_gathering(max_bytes),
                 }
             }
-            None => Box::new(self.begin_gathering(max_bytes)),
+            None => self.begin_gathering(max_bytes),
         };
         self.entries.iter().for_each(|entry| gathering.push(entry));
         if !self.exhausted {
             let from = self.entries.last().map_or(from, |entry| entry.id);
-            let gathered_bytes = gathering.snapshot.len_bytes();
+            let gathered_bytes = gathering.len_bytes();
             let search = StateSearch { from, gathered: Some(gathering), gathered_bytes, max_bytes };
             return ReplayOutcome::Gathering(Box::new(search));
         }
-        self.judge_end(&gathering.state, gathering.newest, observer);
-        let status = self.clock.status(&gathering.state, gathering.newest);
-        if self.clock.is_over(&gathering.state, gathering.newest) {
+        self.judge_end(gathering.state(), gathering.newest(), observer);
+        let status = self.clock.status(gathering.state(), gathering.newest());
+        if self.clock.is_over(gathering.state(), gathering.newest()) {
             gathering.end_finishing();
         }
-        let newest = gathering.newest.max(self.facts.last_generated);
-        gathering.snapshot.render(status, newest).map_or(ReplayOutcome::StateTooLarge, ReplayOutcome::State)
-    }
-}
-
-/// A search that begins at the stream's beginning.
-fn new_search(seek: Box<dyn Any + Send>, gap: Option<HistoryGap>) -> Search {
-    Search { from: EntryId::ZERO, target: None, seek, gap, shown: None }
-}
-
-/// The JSON state in the making.
-#[derive(Debug)]
-struct Gathering {
-    state: StreamState,
-    snapshot: Snapshot,
-    newest: EntryId,
-    context: DecodeContext,
-    grace_ms: u64,
-}
-
-impl Gathering {
-    fn push(&mut self, entry: &Entry) {
-        self.newest = entry.id;
-        if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
-            self.end_finishing();
-        }
-        let (is_simple, margin) = (self.state.progress.is_none(), Margin::default());
-        let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
-        let Some(decoded) = decoded else { return self.push_heard(entry) };
-        if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
-            self.snapshot.push(&decoded, begins);
-        }
-    }
-
-    /// Takes an entry that is more than one event that builds on nothing.
-    fn push_heard(&mut self, entry: &Entry) {
-        let (progress, margin) = (self.state.progress.clone(), Margin::default());
-        let before = Progress::known(progress.as_deref());
-        let Ok(mut heard) = EntryEvents::new(entry, &self.context, (before, &margin), &self.state) else {
-            return self.state.note_newest(entry.id);
-        };
-        let mut is_counted = false;
-        while let Some((decoded, verdict, _)) = heard.judge(&mut self.state) {
-            let Verdict::Deliver { begins, .. } = verdict else { continue };
-            if decoded.event.is_terminal() {
-                self.snapshot.finish_choices(Progress::known(progress.as_deref()));
-            }
-            // An entry may end one generation and begin the next.
-            match std::mem::replace(&mut is_counted, true) && !begins {
-                false => self.snapshot.push(&decoded, begins),
-                true => self.snapshot.push_further(&decoded),
-            }
-        }
-    }
-
-    fn end_finishing(&mut self) {
-        if let Some(concluded) = Concluded::of(&mut self.state) {
-            self.snapshot.finish_choices(&concluded.progress);
-            self.snapshot.push_further(&concluded.end());
-        }
+        let newest = gathering.newest().max(self.facts.last_generated);
+        gathering.render(status, newest).map_or(ReplayOutcome::StateTooLarge, ReplayOutcome::State)
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
+use crate::decode::test_streams::{entries, stream};
 use crate::message::{JobRef, ReplayRequest, Slot};
-use crate::transform::test_streams::{entries, stream};
 
 struct Nobody;
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::decode::native;
-use super::expand::end_entry;
-use super::order::PRODUCER_LOST;
 use super::silence::{Known, Seen, silence_us};
-use super::{Assembler, DecodeContext, Pushed};
+use crate::decode::entry::native;
+use crate::decode::expand::end_entry;
+use crate::decode::order::PRODUCER_LOST;
+use crate::decode::{Assembler, DecodeContext, Pushed};
 use crate::json;
 use crate::message::{Cursor, HubRef, LiveRef, Slot};
 use crate::model::{AckWatermark, Entry, EntryId, Event, Frame, Phase, StreamName};

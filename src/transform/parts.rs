@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::DecodeContext;
 use crate::config;
+use crate::decode::DecodeContext;
+use crate::decode::checkpoints::Checkpoints;
 use crate::message::record::{DeadLetter, EndGeneration, Receipt};
 use crate::message::{
     Control, LiveBatch, Missed, ReaderCommand, RedisClock, ReplayBatch, ToDelivery, WatcherRequest,
 };
 use crate::model::Ledger;
-use crate::model::checkpoints::Checkpoints;
 use crate::observe::Registry;
 use crate::queue::{Receiver, Sender};
 use crate::stop::Stop;

@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Pushed;
 use super::dead_letters::{DeadLetters, EndWatch, HistoryObserver, Reported, count_shown, measure};
 use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
 pub use super::parts::{DeliveryPort, WorkerParts};
 use super::silence::Remembered;
+use crate::decode::Pushed;
 use crate::inline_stage::SharedStage;
 use crate::message::record::{EndKind, EndOutcome};
 use crate::message::{

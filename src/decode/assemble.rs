@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use super::decode::{DecodeContext, plain};
+use super::entry::{DecodeContext, plain};
 use super::expand::{Concluded, EntryEvents, is_over_before, last_frame};
 use super::flaw::Flaw;
 use super::order::{DropReason, Verdict, judge, shows_skipped};
-use crate::message::Cursor;
+use crate::model::Cursor;
 use crate::model::{
     Content, Decoded, Entry, Event, FRAME_TEXT_BYTES_MAX, Frame, Head, Position, Progress, StreamName,
     StreamState, TextMark, ToolPiece, piece_continues,

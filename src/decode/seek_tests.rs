@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::decode::Assembler;
+use crate::decode::test_streams::{any_stream, beginning, entries, entry, stream};
 use crate::model::Phase;
-use crate::transform::Assembler;
-use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 
 fn seek(after: After, story: &[Entry]) -> Sought {
     let mut seek = Seek::new(stream(), after, beginning());

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::decode::entry::{DecodeContext, Form, told};
 use crate::model::{Entry, EntryId, LABEL_BYTES_MAX};
-use crate::transform::decode::{DecodeContext, Form, told};
 
 /// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
 type Said = (Vec<String>, Option<u64>, Option<u64>);

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::decode::{DecodeContext, Form, told};
+use super::entry::{DecodeContext, Form, told};
 use super::flat::Told;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
@@ -197,7 +197,7 @@ pub(super) fn is_over_before(
 }
 
 /// The entry that ends a finishing generation, as a native object, to be written where no entry of the producer's does.
-pub(super) fn end_entry(state: &StreamState) -> Option<String> {
+pub(crate) fn end_entry(state: &StreamState) -> Option<String> {
     state.finishing()?;
     let progress = state.progress.as_deref()?;
     let mut json = String::from(r#"{"type":"end""#);

@@ -8,7 +8,6 @@
 //! A checkpoint does not hold for a stream that was deleted and begun anew, or from which entries were deleted since.
 //! So it names its entry, which is read again and compared, and the stream's counters, which never go back.
 
-use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -16,9 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::key_facts::KeyFacts;
-use super::slot::JobRef;
-use super::{Entry, EntryId, Position, StreamName};
+use super::seek::Scan;
+use crate::model::{Entry, EntryId, JobRef, KeyFacts, Position, StreamName};
 
 /// The most that is kept, in bytes.
 pub const CHECKPOINT_BYTES_MAX: usize = 16 << 20;
@@ -33,7 +31,7 @@ const SCAN_PATIENCE: Duration = Duration::from_secs(1);
 const POINT_BYTES: usize = 128;
 
 /// Where a scan stood, right after an entry.
-pub struct Checkpoint {
+pub struct Checkpoint<S = Scan> {
     /// The entry.
     at: EntryId,
     /// The fingerprint of its fields.
@@ -43,25 +41,21 @@ pub struct Checkpoint {
     /// How much was scanned to get there.
     cost: u64,
     bytes: usize,
-    scan: Box<dyn Any + Send + Sync>,
+    scan: S,
 }
 
-impl fmt::Debug for Checkpoint {
+impl<S> fmt::Debug for Checkpoint<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Checkpoint").field("at", &self.at).field("cost", &self.cost).finish_non_exhaustive()
     }
 }
 
-impl Checkpoint {
+impl<S> Checkpoint<S> {
     /// A checkpoint right after `entry`, which a scan has reached at a `cost`; `bytes` is what the scan takes.
-    pub fn new<S: Any + Send + Sync>(
-        entry: &Entry,
-        facts: KeyFacts,
-        scan: S,
-        (cost, bytes): (u64, usize),
-    ) -> Self {
+    #[must_use]
+    pub fn new(entry: &Entry, facts: KeyFacts, scan: S, (cost, bytes): (u64, usize)) -> Self {
         let (at, print, bytes) = (entry.id, entry.fields.fingerprint(), bytes + POINT_BYTES);
-        Self { at, print, facts, cost, bytes, scan: Box::new(scan) }
+        Self { at, print, facts, cost, bytes, scan }
     }
 
     /// The entry after which it is.
@@ -70,10 +64,10 @@ impl Checkpoint {
         self.at
     }
 
-    /// The scan, if it is of that kind.
+    /// The scan.
     #[must_use]
-    pub fn scan<S: Any>(&self) -> Option<&S> {
-        self.scan.downcast_ref()
+    pub const fn scan(&self) -> &S {
+        &self.scan
     }
 
     /// Whether it holds for the stream as it was read now, from the checkpoint's entry on.
@@ -94,11 +88,11 @@ impl Checkpoint {
 
 /// How a scan goes on.
 #[derive(Debug)]
-pub enum Way {
+pub enum Way<S = Scan> {
     /// With the next read.
     Read,
     /// From this checkpoint on.
-    Jump(Arc<Checkpoint>),
+    Jump(Arc<Checkpoint<S>>),
     /// Not yet: another scan of the stream is about to pass there.
     Wait,
 }
@@ -113,8 +107,8 @@ struct Leader {
 
 /// The checkpoints of one stream, and the scan that others wait for.
 #[derive(Debug)]
-struct Shelf {
-    points: BTreeMap<EntryId, Arc<Checkpoint>>,
+struct Shelf<S> {
+    points: BTreeMap<EntryId, Arc<Checkpoint<S>>>,
     bytes: usize,
     /// How much lies between two checkpoints at least.
     spacing: u64,
@@ -122,15 +116,15 @@ struct Shelf {
     used: Instant,
 }
 
-impl Shelf {
+impl<S> Shelf<S> {
     fn new(now: Instant) -> Self {
         Self { points: BTreeMap::new(), bytes: 0, spacing: 0, leader: None, used: now }
     }
 
-    fn add(&mut self, point: Checkpoint) {
+    fn add(&mut self, point: Checkpoint<S>) {
         let before = self.points.range(..=point.at).next_back();
         let after = self.points.range(point.at..).next();
-        let near = |other: &Arc<Checkpoint>| other.cost.abs_diff(point.cost) < self.spacing.max(1);
+        let near = |other: &Arc<Checkpoint<S>>| other.cost.abs_diff(point.cost) < self.spacing.max(1);
         if before.into_iter().chain(after).any(|(_, other)| near(other)) {
             return;
         }
@@ -158,17 +152,23 @@ impl Shelf {
     }
 }
 
-#[derive(Debug, Default)]
-struct Shelves {
-    by_stream: HashMap<StreamName, Shelf>,
+#[derive(Debug)]
+struct Shelves<S> {
+    by_stream: HashMap<StreamName, Shelf<S>>,
     bytes: usize,
 }
 
 /// The checkpoints of all streams, shared by the threads that read and those that scan.
-#[derive(Debug, Default)]
-pub struct Checkpoints(Mutex<Shelves>);
+#[derive(Debug)]
+pub struct Checkpoints<S = Scan>(Mutex<Shelves<S>>);
 
-impl Checkpoints {
+impl<S> Default for Checkpoints<S> {
+    fn default() -> Self {
+        Self(Mutex::new(Shelves { by_stream: HashMap::new(), bytes: 0 }))
+    }
+}
+
+impl<S> Checkpoints<S> {
     /// How a job's scan of a stream goes on that stands at `from` and needs no entry before `target` for itself.
     #[must_use]
     pub fn way(
@@ -177,7 +177,7 @@ impl Checkpoints {
         job: JobRef,
         (from, target): (EntryId, Position),
         now: Instant,
-    ) -> Way {
+    ) -> Way<S> {
         let mut shelves = self.0.lock();
         let Some(shelf) = shelves.by_stream.get_mut(stream) else { return Way::Read };
         shelf.used = now;
@@ -220,7 +220,7 @@ impl Checkpoints {
     }
 
     /// Keeps a checkpoint, as far as there is room.
-    pub fn keep(&self, stream: &StreamName, point: Checkpoint, now: Instant) {
+    pub fn keep(&self, stream: &StreamName, point: Checkpoint<S>, now: Instant) {
         let mut guard = self.0.lock();
         let shelves = &mut *guard;
         let shelf = shelves.by_stream.entry(stream.clone()).or_insert_with(|| Shelf::new(now));
@@ -254,7 +254,7 @@ impl Checkpoints {
     }
 }
 
-impl Shelves {
+impl<S> Shelves<S> {
     /// Lets go of what nobody has used for long, and of more where there is too much.
     fn forget_old(&mut self, now: Instant) {
         while self.bytes > CHECKPOINT_BYTES_MAX

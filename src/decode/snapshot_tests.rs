@@ -1,9 +1,9 @@
 use super::*;
+use crate::decode::entry::{DecodeContext, plain};
+use crate::decode::order::{Verdict, judge};
+use crate::decode::test_streams::{entries, stream};
 use crate::model::StreamState;
 use crate::provider::Margin;
-use crate::transform::decode::{DecodeContext, plain};
-use crate::transform::order::{Verdict, judge};
-use crate::transform::test_streams::{entries, stream};
 
 fn snapshot(objects: &[&str], bytes_max: usize) -> Snapshot {
     let mut snapshot = Snapshot::new(stream(), bytes_max);

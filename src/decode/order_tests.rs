@@ -1,7 +1,7 @@
 //! Each table tells a stream's story entry by entry: what the producer wrote, and what becomes of it.
 
 use super::*;
-use crate::transform::decode::native;
+use crate::decode::entry::native;
 
 const START: &str = r#"{"type":"start"}"#;
 const DELTA: &str = r#"{"type":"delta","text":"x"}"#;

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
+use crate::decode::test_streams::{beginning, stream};
+use crate::decode::{Assembler, DropReason, Flaw, Pushed, Seek};
 use crate::fuzzing::{frames, is_over, shown};
 use crate::model::{After, Entry, EntryId, Fields, Frame, Phase, Position, StreamState};
 use crate::provider::{Form, Malformed};
-use crate::transform::test_streams::{beginning, stream};
-use crate::transform::{Assembler, DropReason, Flaw, Pushed, Seek};
 
 const GRACE_MS: u64 = 2_000;
 

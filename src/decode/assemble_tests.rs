@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::decode::test_streams::{any_stream, beginning, entries, entry, stream};
 use crate::model::{FrameBody, Phase, merge, websocket_text};
-use crate::transform::test_streams::{any_stream, beginning, entries, entry, stream};
 
 fn assembler() -> Assembler {
     Assembler::new(stream(), Position::ZERO, beginning())

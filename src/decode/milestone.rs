@@ -1,10 +1,20 @@
 //! The effect of a single entry on the order of generations, judged without the entries before it.
 
-use super::decode::DecodeContext;
+use super::entry::DecodeContext;
 use super::expand::EntryEvents;
-use crate::message::record::Milestone;
 use crate::model::{Entry, Phase, Progress, StreamState};
 use crate::provider::Margin;
+
+/// The meaning of an entry for the order of generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// It begins a generation, or belongs to one that goes on.
+    Begins,
+    /// It ends one.
+    Ends,
+    /// It does neither.
+    Neither,
+}
 
 /// Whether an entry, met as the first of its stream, begins or ends a generation.
 #[must_use]

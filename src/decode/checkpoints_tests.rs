@@ -1,6 +1,5 @@
-use super::super::Fields;
-use super::super::slot::Slot;
 use super::*;
+use crate::model::{Fields, Slot};
 
 fn name(n: usize) -> StreamName {
     StreamName::new(&format!("s{n}"), "m").unwrap()
@@ -28,14 +27,14 @@ fn entry(ms: u64, data: &str) -> Entry {
     Entry { id: id(ms), fields: Fields::from_pairs(&[(b"data", data.as_bytes())]) }
 }
 
-fn point(ms: u64, bytes: usize) -> Checkpoint {
+fn point(ms: u64, bytes: usize) -> Checkpoint<u64> {
     Checkpoint::new(&entry(ms, "x"), facts(ms), ms, (ms, bytes))
 }
 
 /// Where a scan goes on from, if from a checkpoint.
-fn jump(points: &Checkpoints, from: u64, target: Position, now: Instant) -> Option<u64> {
+fn jump(points: &Checkpoints<u64>, from: u64, target: Position, now: Instant) -> Option<u64> {
     match points.way(&name(0), job(0), (id(from), target), now) {
-        Way::Jump(point) => Some(*point.scan::<u64>().unwrap()),
+        Way::Jump(point) => Some(*point.scan()),
         Way::Read => None,
         Way::Wait => panic!("nobody else scans"),
     }
@@ -43,7 +42,7 @@ fn jump(points: &Checkpoints, from: u64, target: Position, now: Instant) -> Opti
 
 #[test]
 fn a_scan_goes_on_from_the_last_checkpoint_before_its_target() {
-    let (points, now) = (Checkpoints::default(), Instant::now());
+    let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     assert_eq!(jump(&points, 0, Position::whole(id(9)), now), None);
     for ms in [10, 20, 30] {
         points.keep(&name(0), point(ms, 0), now);
@@ -57,7 +56,7 @@ fn a_scan_goes_on_from_the_last_checkpoint_before_its_target() {
 
 #[test]
 fn one_scan_goes_ahead_and_the_others_wait_until_it_has_passed() {
-    let (points, now) = (Checkpoints::default(), Instant::now());
+    let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     let way = |job, from, to, now| points.way(&name(0), job, (id(from), Position::whole(id(to))), now);
     points.scanning(&name(0), job(1), id(10), now);
     points.scanning(&name(0), job(2), id(5), now);
@@ -91,7 +90,7 @@ fn a_checkpoint_holds_for_the_stream_that_it_was_made_of() {
 
 #[test]
 fn what_does_not_hold_is_dropped() {
-    let (points, now) = (Checkpoints::default(), Instant::now());
+    let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     for ms in [10, 20, 30] {
         points.keep(&name(0), point(ms, 100), now);
     }
@@ -104,7 +103,7 @@ fn what_does_not_hold_is_dropped() {
 
 #[test]
 fn what_is_kept_is_bounded_in_number_bytes_and_time() {
-    let (points, now) = (Checkpoints::default(), Instant::now());
+    let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     for ms in 1..=5 * STREAM_POINTS_MAX as u64 {
         points.keep(&name(0), point(ms, 0), now);
         assert!(points.0.lock().by_stream[&name(0)].points.len() <= STREAM_POINTS_MAX);

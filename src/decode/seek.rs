@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::decode::{DecodeContext, plain};
+use super::entry::{DecodeContext, plain};
 use super::expand::{Concluded, EntryEvents, is_over_before};
 use super::order::{PRODUCER_LOST, Verdict, judge};
-use crate::message::Cursor;
+use crate::model::Cursor;
 use crate::model::{
     After, Content, Decoded, Entry, EntryId, Event, Frame, Head, Outline, Phase, Position, Progress,
     StreamName, StreamState,

@@ -4,22 +4,22 @@ use proptest::prelude::*;
 
 use crate::model::{Entry, EntryId, Fields, StreamName, StreamState};
 
-pub(super) fn stream() -> StreamName {
+pub(crate) fn stream() -> StreamName {
     "s1/gpt-4o".parse().unwrap()
 }
 
 /// The state before the first entry of a stream that was never trimmed.
-pub(super) fn beginning() -> StreamState {
+pub(crate) fn beginning() -> StreamState {
     StreamState { ordinal: Some(0), ..StreamState::default() }
 }
 
 /// The entry `id` whose `data` is `object`.
-pub(super) fn entry(id: &str, object: &str) -> Entry {
+pub(crate) fn entry(id: &str, object: &str) -> Entry {
     Entry { id: id.parse().unwrap(), fields: Fields::from_pairs(&[(b"data", object.as_bytes())]) }
 }
 
 /// A stream that tells its objects under the ids 1-0, 2-0, …
-pub(super) fn entries<S: AsRef<str>>(objects: &[S]) -> Vec<Entry> {
+pub(crate) fn entries<S: AsRef<str>>(objects: &[S]) -> Vec<Entry> {
     (1..)
         .zip(objects)
         .map(|(ms, object)| {
@@ -31,7 +31,7 @@ pub(super) fn entries<S: AsRef<str>>(objects: &[S]) -> Vec<Entry> {
 
 /// A stream of up to 40 entries of all types, with numbers that rise, jump and fall, and here and there
 /// an undecodable entry.
-pub(super) fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
+pub(crate) fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
     let delta = (0..3_usize, 0..2_u64, "[a-c]{0,3}").prop_map(|(channel, index, text)| {
         let channel = ["content", "reasoning", "x"][channel];
         format!(r#"{{"type":"delta","text":"{text}","channel":"{channel}","index":{index}"#)

@@ -1,6 +1,6 @@
 use super::*;
+use crate::decode::member::METADATA_BYTES_MAX;
 use crate::model::{EntryId, Fields, LABEL_BYTES_MAX};
-use crate::transform::member::METADATA_BYTES_MAX;
 
 fn entry(pairs: &[(&str, &str)]) -> Entry {
     let pairs: Vec<_> = pairs.iter().map(|(f, v)| (f.as_bytes(), v.as_bytes())).collect();

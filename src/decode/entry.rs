@@ -22,7 +22,7 @@ use crate::provider::{self, Malformed, Margin};
 /// The settings that decoding needs beside the entry. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct DecodeContext {
-    pub(super) names: Arc<config::Fields>,
+    pub(crate) names: Arc<config::Fields>,
 }
 
 impl DecodeContext {
@@ -151,5 +151,5 @@ pub fn native(data: &[u8]) -> Result<Option<Decoded<'_>>, Flaw> {
 }
 
 #[cfg(test)]
-#[path = "decode_tests.rs"]
+#[path = "entry_tests.rs"]
 mod tests;
