@@ -303,4 +303,18 @@ mod tests {
         let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
         assert_eq!(len, 5);
     }
+
+    #[test]
+    fn announcements_are_capped() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let old = Command::new("XADD").args(["llm:announce", "*", "stream", "other"]);
+        link.call_all(&vec![old; 1_000 + ANNOUNCEMENTS_MAX as usize]).unwrap();
+        let mut wires = RedisWires::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
+        let records = [Record { form: Form::OpenAi, json: "{}".into() }];
+        wires.connect().unwrap().append(&Batch { records: &records, repeats_after: None }).unwrap();
+        // Redis trims whole nodes, of a hundred entries by default.
+        let kept = link.call(&Command::new("XLEN").arg("llm:announce")).unwrap().integer().unwrap();
+        assert!(kept <= i64::from(ANNOUNCEMENTS_MAX) + 100, "{kept}");
+    }
 }

@@ -232,3 +232,17 @@ fn large_entries_in_the_streams_are_of_no_consequence() {
     assert_eq!(instance.cancel("s0/m"), Ok(()));
     assert_eq!(requests(&server, "s0/m").len(), 2);
 }
+
+#[test]
+fn the_requests_of_a_stream_are_capped() {
+    let server = RedisServer::start(&[]);
+    let mut instance = Instance::new(&server, "i1");
+    let old = Command::new("XADD").args(["llm:control:s:m", "*", "type", "other"]);
+    server.link().call_all(&vec![old; 10 * CONTROL_ENTRIES_MAX as usize]).unwrap();
+    run(&server, &["XADD", "llm:stream:s:m", "*", "t", "text"]);
+    assert_eq!(instance.cancel("s/m"), Ok(()));
+    // Redis trims whole nodes, of a hundred entries by default.
+    let kept = run(&server, &["XLEN", "llm:control:s:m"]).integer().unwrap();
+    assert!(kept <= 2 * i64::from(CONTROL_ENTRIES_MAX), "{kept}");
+    assert_eq!(requests(&server, "s/m").last().unwrap().fields.get("type"), Some(&b"cancel"[..]));
+}

@@ -156,6 +156,9 @@ mod no_events;
 /// The documents: their commands and programs, run as they stand there, and their links.
 mod documents;
 
+/// The guarantees to users: each test that is named for one exists.
+mod guarantees;
+
 /// Workers that share the requests in Redis: failures, cancelling, draining, death in mid-answer.
 mod relay;
 

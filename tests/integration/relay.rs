@@ -116,6 +116,21 @@ fn requests_are_answered_as_many_at_once_as_wished() {
 }
 
 #[test]
+fn a_worker_reads_no_more_requests_than_it_has_room_for() {
+    let redis = RedisServer::start();
+    let upstream = FakeUpstream::start([partial()]);
+    let _worker = relay(&redis, &upstream, &["--concurrency", "2", "--takeover-after", "1h"]);
+    for _ in 0..12 {
+        ask(&redis, "s", BODY);
+    }
+    wait_until("the first answer to have begun", || upstream.seen().len() == 1);
+    // One is answered; four times two wait for its stream.
+    wait_until("all that there is room for", || redis.connect().pending(REQUESTS, GROUP) == 9);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(redis.connect().pending(REQUESTS, GROUP), 9);
+}
+
+#[test]
 fn answers_in_one_stream_come_one_after_another() {
     let redis = RedisServer::start();
     let slow =

@@ -2,6 +2,8 @@
 //! gets one terminal entry, however the server behaves.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -197,6 +199,28 @@ fn a_server_that_is_not_there_is_named() {
         (Some(1), vec!["start".into(), "error upstream_unreachable".into()])
     );
     assert!(outcome.stderr.contains("upstream_unreachable"), "{outcome:?}");
+}
+
+#[test]
+fn a_proxy_that_the_environment_names_is_asked() {
+    let redis = RedisServer::start();
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let url = "https://model.example/v1/chat/completions";
+    let mut command = produce(&redis, &["--url", url, "--request", "-", "--retries", "0"]);
+    command.env("HTTPS_PROXY", format!("http://{address}"));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let mut said = String::new();
+            BufReader::new(proxy.accept().unwrap().0).read_line(&mut said).unwrap();
+            said
+        });
+        let outcome = run(command, REQUEST.as_bytes());
+        // So that nobody waits for a connection that never came.
+        drop(TcpStream::connect(address));
+        assert!(asked.join().unwrap().starts_with("CONNECT model.example:443 "), "{outcome:?}");
+    });
+    assert_eq!(entries(&redis), ["start", "error upstream_unreachable"]);
 }
 
 #[test]
