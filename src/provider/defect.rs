@@ -250,7 +250,7 @@ impl Search {
 }
 
 impl Kind {
-    /// What is wrong with a value, in words that follow its name.
+    /// The fault of a value, in words that follow its name.
     fn flaw(self, raw: &str) -> Option<String> {
         let first = raw.as_bytes().first().copied().unwrap_or_default();
         let is_number = first == b'-' || first.is_ascii_digit();

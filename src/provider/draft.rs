@@ -105,7 +105,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// What the entry says, if it was `read` to its end.
+    /// The events of the entry, if it was `read` to its end.
     pub(super) fn finish(mut self, read: Option<()>) -> Result<Said<'a>, Malformed> {
         match read.and_then(|()| self.close()) {
             Some(()) => Ok(self.said),

@@ -1,4 +1,4 @@
-//! Whose a part is, where a server gives several items the same place, or one item several ids.
+//! Tells to which item a part belongs, where a server gives several items the same place, or one item several ids.
 //!
 //! Some servers count no places: all their items are at place 0, each with an id of its own. Others change the ids from
 //! event to event. So an id that a part did not have means another item only as far as something speaks for it:

@@ -57,7 +57,7 @@ use crate::model::{Event, Fields, Progress};
 /// The most events of one entry. Each becomes a frame of some hundred bytes, however few bytes it took in the entry.
 pub const EVENTS_PER_ENTRY_MAX: usize = 4096;
 
-/// Whose form an entry is in.
+/// The provider in whose form an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The field `openai`: a chat completion chunk, a Responses event, an error object or `[DONE]`.

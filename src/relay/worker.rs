@@ -127,7 +127,7 @@ impl Worker {
         }
     }
 
-    /// What the server is asked, or why it cannot be.
+    /// The request to the server, or the reason why there can be none.
     fn request(&self, order: &Order) -> Result<Request, String> {
         let body = order.body.as_ref().map_err(ToString::to_string)?;
         Request::new(body, order.model.as_deref(), &self.upstream).map_err(|error| error.to_string())

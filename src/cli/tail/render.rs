@@ -53,7 +53,7 @@ pub(crate) struct Output {
     pub(crate) note: String,
 }
 
-/// Whose text is being shown.
+/// The speaker of the text that is being shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Voice {
     Channel(u64, String),
