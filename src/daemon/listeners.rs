@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::DaemonError;
 use super::systemd::passed_sockets;
 use crate::config::Config;
+use crate::deliver::acceptor::Listener;
 use crate::observe::stats_socket::{self, SocketFile};
 
 /// Connections that the kernel keeps for us while they wait to be accepted.
@@ -18,7 +19,7 @@ const BACKLOG: i32 = 4096;
 /// All sockets, listening.
 pub(super) struct Listeners {
     /// Clients.
-    pub(super) public: TcpListener,
+    pub(super) public: Listener,
     /// Operators.
     pub(super) admin: TcpListener,
     /// `llm-bridge stats`, with the file to be removed in the end where we have made it.
@@ -32,6 +33,7 @@ impl Listeners {
     /// When an address cannot be had; the message names the setting.
     pub(super) fn open(config: &Config) -> Result<Self, DaemonError> {
         let passed = passed_sockets()?;
+        let is_passed = passed.public.is_some();
         let public = match passed.public {
             Some(socket) => socket,
             None => bind(config.listen.public, "listen.public")?,
@@ -46,6 +48,7 @@ impl Listeners {
             (None, None) => None,
         };
         public.set_nonblocking(true)?;
+        let public = Listener { socket: mio::net::TcpListener::from_std(public), is_passed };
         Ok(Self { public, admin, stats })
     }
 }

@@ -110,7 +110,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let max_connections = limits::prepare_descriptors(config.client.max_connections)?;
     let identity = Identity::claim(&config)?;
     let listeners = Listeners::open(&config)?;
-    let (public, admin) = (listeners.public.local_addr()?, listeners.admin.local_addr()?);
+    let (public, admin) = (listeners.public.socket.local_addr()?, listeners.admin.local_addr()?);
     let registry = Arc::new(Registry::new(config.service.instance.clone()));
     let (ended_sender, ended) = queue::bounded_waking("ended", threads::count(&config) + 1, signals.waker());
     let (fatal, stops) = (Fatal::new(signals.waker()), Stops::default());

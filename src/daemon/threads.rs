@@ -16,6 +16,7 @@ use super::{DaemonError, Fatal};
 use crate::config::Config;
 use crate::decode::checkpoints::Checkpoints;
 use crate::decode::{DecodeContext, milestone};
+use crate::deliver::acceptor::Listener;
 use crate::deliver::budget::{Budget, Budgets};
 use crate::deliver::delivery::{DeliveryParts, INBOX, Inbound};
 use crate::deliver::outbound::OutboundQueues;
@@ -444,7 +445,7 @@ impl Builder {
         Ok(handles)
     }
 
-    fn deliveries(&mut self, public: std::net::TcpListener) -> Result<Vec<Handle>, DaemonError> {
+    fn deliveries(&mut self, public: Listener) -> Result<Vec<Handle>, DaemonError> {
         let polls = std::mem::take(&mut self.queues.inboxes.polls);
         let inboxes = std::mem::take(&mut self.queues.inboxes.receivers);
         let histories = std::mem::take(&mut self.queues.histories.receivers);
@@ -454,7 +455,7 @@ impl Builder {
             answers: Arc::new(Budget::new(answers_bytes_max(self.shared.config.client.max_state))),
             inputs: Budget::new(INPUT_BYTES_MAX),
         });
-        let mut listener = Some(mio::net::TcpListener::from_std(public));
+        let mut listener = Some(public);
         let mut handles = Vec::new();
         let lanes = polls.into_iter().zip(inboxes.into_iter().zip(histories));
         for (index, ((poll, waker), (inbox, history))) in lanes.enumerate() {

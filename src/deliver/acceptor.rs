@@ -15,7 +15,15 @@ use crate::warn_limited;
 /// How long accepting rests when the operating system gives no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What came of accepting one connection.
+/// The public listener.
+pub struct Listener {
+    /// The socket.
+    pub socket: TcpListener,
+    /// Whether the service manager keeps it over restarts, so that connections can wait in it for the next daemon.
+    pub is_passed: bool,
+}
+
+/// The outcome of accepting one connection.
 pub(super) enum Accepted {
     /// A connection for this thread, which its load counts already.
     Here(TcpStream, SocketAddr),
@@ -29,7 +37,7 @@ pub(super) enum Accepted {
 pub(super) struct Acceptor {
     delivery: usize,
     /// For the one thread that accepts.
-    listener: Option<TcpListener>,
+    listener: Option<Listener>,
     /// The inboxes of all delivery threads.
     peers: Vec<Sender<ToDelivery>>,
     /// How many connections each delivery thread has.
@@ -42,7 +50,7 @@ impl Acceptor {
     /// The acceptor of the delivery thread with this index.
     pub(super) fn new(
         delivery: usize,
-        listener: Option<TcpListener>,
+        listener: Option<Listener>,
         (peers, loads): (Vec<Sender<ToDelivery>>, Arc<[AtomicUsize]>),
         registry: Arc<Registry>,
     ) -> Self {
@@ -59,11 +67,19 @@ impl Acceptor {
         self.accept_at
     }
 
+    /// The daemon goes down. Connections to a socket that it was passed are left there, for the next daemon.
+    pub(super) fn drain(&mut self) {
+        if self.listener.as_ref().is_some_and(|listener| listener.is_passed) {
+            self.listener = None;
+            self.accept_at = None;
+        }
+    }
+
     /// Accepts one connection and gives it to the thread that has the fewest.
     pub(super) fn accept(&mut self, now: Instant) -> Accepted {
         self.accept_at = None;
         let Some(listener) = &self.listener else { return Accepted::Nothing };
-        match listener.accept() {
+        match listener.socket.accept() {
             Ok((socket, address)) => self.place(socket, address),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Accepted::Nothing,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Accepted::Elsewhere,

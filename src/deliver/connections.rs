@@ -206,9 +206,9 @@ impl Connections {
     /// The turns of one round: how many times [`Connections::next_to_flush`] is asked.
     pub(super) const TURNS_PER_ROUND: usize = NEWEST_PER_ROUND + OLDEST_PER_ROUND;
 
-    /// Whose socket is offered its bytes in this turn of the round: first those that were touched last, then some that
-    /// wait for longest. Those beyond the round's turns come in the next one, after the input that has come meanwhile.
-    /// `Some(None)`: it has much to send and has its turn after all others; `None`: there is no more.
+    /// The socket that is offered its bytes in this turn of the round: first those that were touched last, then some
+    /// that wait for longest. Those beyond the round's turns come in the next one, after the input that has come
+    /// meanwhile. `Some(None)`: it has much to send and has its turn after all others; `None`: there is no more.
     pub(super) fn next_to_flush(&mut self, turn: usize) -> Option<Option<Slot>> {
         let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
         let slot = next?;
@@ -280,7 +280,7 @@ impl Connections {
         }
     }
 
-    /// Whose turn it is to be heard.
+    /// The connection that is heard next.
     pub(super) fn next_to_hear(&mut self) -> Option<Slot> {
         while let Some(slot) = self.backlog.take() {
             if let Some(connection) = self.table.get_mut(slot) {

@@ -141,6 +141,7 @@ impl Delivery {
     /// Tells everybody, and closes what is flushed.
     pub(super) fn drain(&mut self, now: Instant) {
         self.is_draining = true;
+        self.acceptor.drain();
         for slot in self.connections.slots() {
             let Some(connection) = self.connections.get(slot) else { continue };
             let viewers = connection.viewers();

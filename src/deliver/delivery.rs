@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use mio::net::TcpListener;
 use mio::{Interest, Poll, Token};
 use parking_lot::Mutex;
 
-use super::acceptor::Acceptor;
+use super::acceptor::{Acceptor, Listener};
 use super::admission::Admission;
 use super::budget::{Budget, Budgets};
 use super::connections::Connections;
@@ -46,7 +45,7 @@ pub struct DeliveryParts {
     /// The queues of other threads.
     pub outbound: OutboundQueues,
     /// The public listener, for the one thread that accepts.
-    pub listener: Option<TcpListener>,
+    pub listener: Option<Listener>,
     /// The inboxes of all delivery threads, to hand connections over.
     pub peers: Vec<Sender<ToDelivery>>,
     /// How many connections each delivery thread has.
@@ -117,7 +116,7 @@ impl Delivery {
         let now = Instant::now();
         let sources = poll.registry().try_clone()?;
         if let Some(listener) = &mut listener {
-            sources.register(listener, LISTENER, Interest::READABLE)?;
+            sources.register(&mut listener.socket, LISTENER, Interest::READABLE)?;
         }
         let counts = || Arc::clone(&registry);
         let delivery = Self {

@@ -11,13 +11,13 @@
 //! - The modules of the picture say what follows from what. They act on the parts of a [`delivery::Delivery`].
 //! - The parts own their state and know nothing of each other: `connections` (whose turn it is), `streams` (viewers and
 //!   hubs), `history_reads` (who shares which), [`outbound`] (messages to other threads), `admission` (policies and
-//!   limits), `acceptor` (the listener).
+//!   limits), [`acceptor`] (the listener).
 //! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
 //!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
 //!   `sharing`, `taking`, `held`, `viewer`.
 
 mod accepting;
-mod acceptor;
+pub mod acceptor;
 mod ack_tracker;
 mod admission;
 pub mod backlog;

@@ -22,7 +22,7 @@ use crate::support::patience::{PATIENCE, wait_until};
 use crate::support::ports::free_port;
 use crate::support::producer::Producer;
 use crate::support::redis::RedisServer;
-use crate::support::viewer::{KINDS, view};
+use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 /// The socket on which a service manager listens.
 struct Manager {
@@ -215,6 +215,7 @@ struct Activated {
 }
 
 fn activate(redis: &RedisServer, sockets: &[(&str, std::os::fd::BorrowedFd)], is_meant: bool) -> Activated {
+    // So much that a client which reads nothing keeps its daemon from ending before its grace is over.
     let dir = tempfile::tempdir().unwrap();
     let configured = [0; 2].map(|_| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let configured_stats = dir.path().join("stats.sock");
@@ -224,6 +225,7 @@ fn activate(redis: &RedisServer, sockets: &[(&str, std::os::fd::BorrowedFd)], is
         format!("listen.public={}", configured[0]),
         format!("listen.admin={}", configured[1]),
         format!("listen.stats_socket={}", configured_stats.display()),
+        "client.send_budget=64MiB".to_owned(),
     ] {
         arguments.extend(["--set".to_owned(), setting]);
     }
@@ -278,6 +280,43 @@ fn passed_sockets_are_used() {
         stop(activated);
         assert!(stats_path.exists(), "it is the manager's");
     }
+}
+
+#[test]
+fn who_connects_while_the_daemon_drains_waits_for_the_next_one() {
+    let redis = RedisServer::start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let first = producer.start("g1");
+    let mut big = Producer::new(&redis, "s2", "m");
+    for _ in 0..200 {
+        big.delta(&"x".repeat(128 * 1024));
+    }
+    let public = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = public.local_addr().unwrap();
+    let start = || {
+        let activated = activate(&redis, &[("public", public.as_fd())], true);
+        let admin = activated.configured[1];
+        wait_ready(activated, admin)
+    };
+    let mut daemon = start();
+    let mut unread = Viewer::open(address, Kind::Sse, "s2/m", "");
+    unread.expect_open("live");
+    let mut viewer = Viewer::open(address, Kind::WebSocket, "s1/m", "");
+    viewer.read_to(&first);
+    daemon.process.signal(libc::SIGTERM);
+    viewer.read_to_status("draining");
+    assert!(daemon.process.is_running(), "it drains for a client that reads nothing");
+    let request = b"GET /v1/streams/s1/m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let early = http::Exchange::raw(address, request).unwrap();
+    // Time in which a daemon that accepts would do so.
+    thread::sleep(Duration::from_millis(500));
+    assert!(daemon.process.is_running());
+    drop(unread);
+    assert_eq!(daemon.process.finish().code, Some(0));
+    let next = start();
+    let response = early.whole().unwrap();
+    assert_eq!((response.status, &response.json()["last_id"]), (200, &serde_json::json!(first)));
+    stop(next);
 }
 
 #[test]
