@@ -98,7 +98,9 @@ ensure chromium chromium
 if [ -n "$long" ]; then ensure pip3 python3-pip; fi
 
 # Most integration tests wait for something most of the time: with a thread a core they take twice as long.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((3 * $(nproc)))}"
+# Of many cores there are enough: each test may have a browser of its own.
+cores=$(nproc)
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((cores < 4 ? 3 * cores : cores + 8))}"
 
 step cargo fmt --check
 # A crate of its own, which is only built where it is run.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, DaemonOptions};
 use crate::support::http;
 use crate::support::patience::wait_until;
 use crate::support::producer::Producer;
@@ -142,14 +142,16 @@ fn an_end_is_found_by_looking_where_nobody_watches() {
     }
 }
 
+/// A daemon that ends nothing, and calls nobody silent, while a test runs.
+fn patient(redis: &RedisServer) -> Daemon {
+    let settings = ["stream.finish_grace=30s", "stream.stall_after=30s", "stream.abandon_after=31s"];
+    settings.into_iter().fold(Daemon::options(redis), DaemonOptions::set).start()
+}
+
 #[test]
 fn ids_behind_the_clock_hasten_no_end() {
     let redis = RedisServer::start();
-    let daemon = Daemon::options(&redis)
-        .set("stream.finish_grace=30s")
-        .set("stream.stall_after=30s")
-        .set("stream.abandon_after=31s")
-        .start();
+    let daemon = patient(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
     let behind = redis.connect().now_ms() - 3_600_000;
     let mut n = 0;
@@ -185,11 +187,7 @@ fn ids_behind_the_clock_hasten_no_end() {
 #[test]
 fn a_stream_that_was_waited_for_is_no_older_than_its_appearance() {
     let redis = RedisServer::start();
-    let daemon = Daemon::options(&redis)
-        .set("stream.finish_grace=30s")
-        .set("stream.stall_after=30s")
-        .set("stream.abandon_after=31s")
-        .start();
+    let daemon = patient(&redis);
     let behind = redis.connect().now_ms() - 3_600_000;
     for (session, first) in [("finishing", FINISHING), ("open", TEXT)] {
         let mut producer = Producer::new(&redis, session, "m");
