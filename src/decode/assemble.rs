@@ -148,7 +148,7 @@ impl Assembler {
         }
         let (is_simple, margin) = (self.state.progress.is_none(), Margin::default());
         let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
-        let Some(decoded) = decoded else { return self.push_heard(entry, read_us) };
+        let Some(decoded) = decoded else { return self.push_expanded(entry, read_us) };
         self.position = id;
         self.state.pass();
         let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
@@ -172,7 +172,7 @@ impl Assembler {
     }
 
     /// Takes an entry that is more than one event that builds on nothing.
-    fn push_heard(&mut self, entry: &Entry, read_us: u64) -> Pushed {
+    fn push_expanded(&mut self, entry: &Entry, read_us: u64) -> Pushed {
         if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.emit_end(read_us);
         }
@@ -183,7 +183,7 @@ impl Assembler {
         let before = Progress::known(progress.as_deref());
         let context = self.context.clone();
         let pushed = match EntryEvents::new(entry, &context, (before, &margin), &self.state) {
-            Ok(heard) => self.push_events(heard, received, read_us),
+            Ok(events) => self.push_events(events, received, read_us),
             Err(flaw) => {
                 let id = last_frame(entry.id, 1, &self.state);
                 if shows_skipped(&self.state) && id > received {
@@ -200,9 +200,9 @@ impl Assembler {
     }
 
     /// Takes what an entry says, and shows what was not `received` before.
-    fn push_events(&mut self, mut heard: EntryEvents<'_>, received: Position, read_us: u64) -> Pushed {
+    fn push_events(&mut self, mut events: EntryEvents<'_>, received: Position, read_us: u64) -> Pushed {
         let mut pushed = Pushed::Dropped(DropReason::Framing);
-        while let Some((decoded, verdict, id)) = heard.judge(&mut self.state) {
+        while let Some((decoded, verdict, id)) = events.judge(&mut self.state) {
             let at = At { id, seq: decoded.seq, ts_us: decoded.ts_us, read_us };
             let is_new = id > received;
             let (lost, is_delivered) = match verdict {

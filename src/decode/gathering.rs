@@ -64,21 +64,21 @@ impl Gathering {
         }
         let (is_simple, margin) = (self.state.progress.is_none(), Margin::default());
         let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
-        let Some(decoded) = decoded else { return self.push_heard(entry) };
+        let Some(decoded) = decoded else { return self.push_expanded(entry) };
         if let Verdict::Deliver { begins, .. } = judge(&mut self.state, entry.id, &decoded) {
             self.snapshot.push(&decoded, begins);
         }
     }
 
     /// Takes an entry that is more than one event that builds on nothing.
-    fn push_heard(&mut self, entry: &Entry) {
+    fn push_expanded(&mut self, entry: &Entry) {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
-        let Ok(mut heard) = EntryEvents::new(entry, &self.context, (before, &margin), &self.state) else {
+        let Ok(mut events) = EntryEvents::new(entry, &self.context, (before, &margin), &self.state) else {
             return self.state.note_newest(entry.id);
         };
         let mut is_counted = false;
-        while let Some((decoded, verdict, _)) = heard.judge(&mut self.state) {
+        while let Some((decoded, verdict, _)) = events.judge(&mut self.state) {
             let Verdict::Deliver { begins, .. } = verdict else { continue };
             if decoded.event.is_terminal() {
                 self.snapshot.finish_choices(Progress::known(progress.as_deref()));

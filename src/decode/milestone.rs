@@ -20,10 +20,10 @@ pub enum Milestone {
 #[must_use]
 pub fn milestone(entry: &Entry, context: &DecodeContext) -> Milestone {
     let (progress, margin, mut state) = (Progress::default(), Margin::default(), StreamState::default());
-    let Ok(mut heard) = EntryEvents::new(entry, context, (&progress, &margin), &state) else {
+    let Ok(mut events) = EntryEvents::new(entry, context, (&progress, &margin), &state) else {
         return Milestone::Neither;
     };
-    while heard.judge(&mut state).is_some() {}
+    while events.judge(&mut state).is_some() {}
     match state.phase {
         Phase::Idle => Milestone::Neither,
         Phase::Open => Milestone::Begins,

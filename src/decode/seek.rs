@@ -337,13 +337,14 @@ impl Seek {
         self.scan.state.pass();
         let (progress, margin) = (self.scan.state.progress.clone(), Margin::default());
         let known = Progress::known(progress.as_deref());
-        let Ok(mut heard) = EntryEvents::new(entry, &self.context, (known, &margin), &self.scan.state) else {
+        let Ok(mut events) = EntryEvents::new(entry, &self.context, (known, &margin), &self.scan.state)
+        else {
             self.scan.state.note_newest(entry.id);
             self.scan.activity = Some(entry.id);
             return;
         };
         let mut is_lost = false;
-        while let Some((decoded, verdict, position)) = heard.judge(&mut self.scan.state) {
+        while let Some((decoded, verdict, position)) = events.judge(&mut self.scan.state) {
             is_lost |= matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. });
             let Verdict::Deliver { begins, .. } = verdict else { continue };
             if begins {

@@ -7,8 +7,7 @@ use super::delivery::Delivery;
 use super::outbox::Chunk;
 use super::seam::{Ask, Live, Seam, Taken};
 use super::sharing::JobKind;
-use super::viewer::Ending;
-use super::viewer::{Batch, Mark, Reading, Shape, Wire};
+use super::viewer::{Batch, Ending, Mark, Reading, Shape, Wire};
 use crate::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot, now_us};
 use crate::model::{
     AckWatermark, Frame, Position, StreamStatus, control_frames, merge, sse_event, websocket_text,

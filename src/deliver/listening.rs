@@ -14,8 +14,7 @@ use super::deadlines::COMMENT;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
-use super::viewer::Ending;
-use super::viewer::Viewer;
+use super::viewer::{Ending, Viewer};
 use super::websocket::close;
 use crate::message::Slot;
 
@@ -25,7 +24,7 @@ const HEAD_READ_BYTES: usize = 4 * 1024;
 const READ_BYTES: usize = 16 * 1024;
 
 /// The result of taking one request or message out of a client's input.
-enum Taken {
+enum InputOutcome {
     /// A request, a message, or an end.
     One,
     /// Nothing whole; so many more bytes are wanted.
@@ -63,11 +62,11 @@ impl Delivery {
                 return false;
             }
             let wanted = match self.take_one(slot, now) {
-                Taken::One => {
+                InputOutcome::One => {
                     turn.spend_request();
                     continue;
                 }
-                Taken::Wants(bytes) => bytes.min(turn.bytes).min(buffer.len()),
+                InputOutcome::Wants(bytes) => bytes.min(turn.bytes).min(buffer.len()),
             };
             let Some(connection) = self.connections.get_mut(slot) else { return false };
             if !connection.unread || wanted == 0 {
@@ -97,41 +96,41 @@ impl Delivery {
     }
 
     /// Takes one request or message out of what was read.
-    fn take_one(&mut self, slot: Slot, now: Instant) -> Taken {
-        let Some(connection) = self.connections.get_mut(slot) else { return Taken::Wants(0) };
+    fn take_one(&mut self, slot: Slot, now: Instant) -> InputOutcome {
+        let Some(connection) = self.connections.get_mut(slot) else { return InputOutcome::Wants(0) };
         let Connection { phase, input, .. } = connection;
         match phase {
-            Phase::Head { .. } if input.is_empty() => Taken::Wants(HEAD_READ_BYTES),
+            Phase::Head { .. } if input.is_empty() => InputOutcome::Wants(HEAD_READ_BYTES),
             Phase::Head { seen, .. } => match parse_grown(input.rest(), *seen) {
                 Parsed::Partial => {
                     *seen = input.len();
-                    Taken::Wants(HEAD_READ_BYTES)
+                    InputOutcome::Wants(HEAD_READ_BYTES)
                 }
                 Parsed::Invalid(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    Taken::One
+                    InputOutcome::One
                 }
                 Parsed::Complete { head_bytes, request } => {
                     *seen = 0;
                     input.advance(head_bytes);
                     self.answer(slot, &request, now);
-                    Taken::One
+                    InputOutcome::One
                 }
             },
             Phase::Body { body, .. } => match body.take(input) {
-                Ok(None) => Taken::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
+                Ok(None) => InputOutcome::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
                 Ok(Some(body)) => {
                     self.take_cancel(slot, &body, now);
-                    Taken::One
+                    InputOutcome::One
                 }
                 Err(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    Taken::One
+                    InputOutcome::One
                 }
             },
-            Phase::WebSocket(_) if input.is_empty() => Taken::Wants(READ_BYTES),
+            Phase::WebSocket(_) if input.is_empty() => InputOutcome::Wants(READ_BYTES),
             Phase::WebSocket(websocket) => {
                 let mut rest = input.rest();
                 let before = rest.len();
@@ -146,11 +145,11 @@ impl Delivery {
                     Ok(None) => {}
                     Err(reason) => self.close_websocket(slot, reason.code, reason.reason),
                 }
-                Taken::One
+                InputOutcome::One
             }
             // Input means nothing here, except for its end.
-            Phase::Sse { .. } | Phase::Closing { .. } => Taken::Wants(READ_BYTES),
-            Phase::Asked { .. } | Phase::Cancelling { .. } => Taken::Wants(0),
+            Phase::Sse { .. } | Phase::Closing { .. } => InputOutcome::Wants(READ_BYTES),
+            Phase::Asked { .. } | Phase::Cancelling { .. } => InputOutcome::Wants(0),
         }
     }
 

@@ -14,8 +14,7 @@ use super::http_error::HttpError;
 use super::request::Request;
 use super::response::{Answer, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
-use super::viewer::Ending;
-use super::viewer::{SubscribeOptions, Viewer, Wire};
+use super::viewer::{Ending, SubscribeOptions, Viewer, Wire};
 use super::websocket::close;
 use crate::message::Slot;
 
