@@ -2,13 +2,14 @@
 //! gets one terminal entry, however the server behaves.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tempfile::TempDir;
 
 use crate::fixtures;
@@ -201,26 +202,69 @@ fn a_server_that_is_not_there_is_named() {
     assert!(outcome.stderr.contains("upstream_unreachable"), "{outcome:?}");
 }
 
-#[test]
-fn a_proxy_that_the_environment_names_is_asked() {
-    let redis = RedisServer::start();
-    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = proxy.local_addr().unwrap();
-    let url = "https://model.example/v1/chat/completions";
-    let mut command = produce(&redis, &["--url", url, "--request", "-", "--retries", "0"]);
-    command.env("HTTPS_PROXY", format!("http://{address}"));
+/// How a server treats the first connection, once something has come over it.
+#[derive(Debug, Clone, Copy)]
+enum Treats {
+    Answers(&'static str),
+    Closes,
+    Resets,
+}
+
+/// Runs `produce` while this listener treats its first connection so. Returns what came over it, and the outcome.
+fn meet(server: &TcpListener, treats: Treats, command: Command) -> (String, Outcome) {
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| {
-            let mut said = String::new();
-            BufReader::new(proxy.accept().unwrap().0).read_line(&mut said).unwrap();
-            said
+        let heard = scope.spawn(|| {
+            let mut socket = server.accept().unwrap().0;
+            let mut heard = vec![0; 4096];
+            let len = socket.read(&mut heard).unwrap();
+            heard.truncate(len);
+            match treats {
+                Treats::Answers(answer) => socket.write_all(answer.as_bytes()).unwrap(),
+                Treats::Closes => (),
+                Treats::Resets => SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap(),
+            }
+            String::from_utf8_lossy(&heard).into_owned()
         });
         let outcome = run(command, REQUEST.as_bytes());
         // So that nobody waits for a connection that never came.
-        drop(TcpStream::connect(address));
-        assert!(asked.join().unwrap().starts_with("CONNECT model.example:443 "), "{outcome:?}");
-    });
-    assert_eq!(entries(&redis), ["start", "error upstream_unreachable"]);
+        drop(TcpStream::connect(server.local_addr().unwrap()));
+        (heard.join().unwrap(), outcome)
+    })
+}
+
+#[test]
+fn a_proxy_that_the_environment_names_is_asked() {
+    let answers = ["502 Bad Gateway", "200 Connection established", "nonsense"]
+        .map(|status| format!("HTTP/1.1 {status}\r\n\r\n").leak() as &str);
+    for treats in answers.map(Treats::Answers).into_iter().chain([Treats::Closes, Treats::Resets]) {
+        let redis = RedisServer::start();
+        let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = "https://model.example/v1/chat/completions";
+        let mut command = produce(&redis, &["--url", url, "--request", "-", "--retries", "0"]);
+        command.env("HTTPS_PROXY", format!("http://{}", proxy.local_addr().unwrap()));
+        let (heard, outcome) = meet(&proxy, treats, command);
+        assert!(heard.starts_with("CONNECT "), "{treats:?}: {heard:?}, {outcome:?}");
+        assert_eq!(entries(&redis), ["start", "error upstream_unreachable"], "{treats:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_server_counts_as_connected_to_after_its_handshake() {
+    for (scheme, treats, code) in [
+        ("https", Treats::Closes, "upstream_unreachable"),
+        ("https", Treats::Resets, "upstream_unreachable"),
+        ("https", Treats::Answers("no TLS\n"), "upstream_unreachable"),
+        ("http", Treats::Closes, "upstream_broke_off"),
+        ("http", Treats::Resets, "upstream_broke_off"),
+    ] {
+        let redis = RedisServer::start();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("{scheme}://{}/v1/chat/completions", server.local_addr().unwrap());
+        let command = produce(&redis, &["--url", &url, "--request", "-", "--retries", "0"]);
+        let (_, outcome) = meet(&server, treats, command);
+        let came = entries(&redis);
+        assert_eq!(came, ["start", &format!("error {code}")], "{scheme} {treats:?}: {outcome:?}");
+    }
 }
 
 #[test]

@@ -6,9 +6,11 @@
 
 use std::io::Read as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ureq::http::Response;
+use ureq::http::{Response, Uri};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, Transport};
 use ureq::{Agent, Body, Error};
 
 use super::Upstream;
@@ -91,10 +93,11 @@ impl Call {
         let weight = Weight { bytes_max: PIECE_BYTES_MAX, weigh };
         let (sender, pieces) = queue::weighed("upstream", PIECES_MAX, weight, None);
         let (ended, reports) = queue::bounded("upstream-ended", 1);
-        let agent = upstream.agent();
+        let connected = Connected::watching(&upstream.url);
+        let agent = upstream.agent(connected.clone());
         let (ours, upstream) = (agent.clone(), upstream.clone());
         let thread = thread::spawn("upstream", &ended, move || {
-            let last = transfer(&ours, &upstream, &body, &sender);
+            let last = transfer(&ours, &upstream, &body, &sender, &connected);
             send(&sender, last);
         })?;
         Ok(Self { agent, pieces: Some(pieces), thread: CutCall { thread, _ended: reports } })
@@ -132,14 +135,20 @@ fn send(sender: &Sender<Piece>, mut piece: Piece) -> bool {
 }
 
 /// Does the whole exchange and returns its last piece.
-fn transfer(agent: &Agent, upstream: &Upstream, body: &str, sender: &Sender<Piece>) -> Piece {
+fn transfer(
+    agent: &Agent,
+    upstream: &Upstream,
+    body: &str,
+    sender: &Sender<Piece>,
+    connected: &Connected,
+) -> Piece {
     let mut request = agent.post(upstream.url.clone());
     for (name, value) in &upstream.headers {
         request = request.header(name, value);
     }
     let response = match request.send(body) {
         Ok(response) => response,
-        Err(error) => return failed(&error),
+        Err(error) => return failed(&error, connected.is_made()),
     };
     if !response.status().is_success() {
         let refusal = refusal(&response);
@@ -197,22 +206,44 @@ fn beginning(response: Response<Body>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether there was a connection at all: then the server may have begun to work.
-fn failed(error: &Error) -> Piece {
+/// Tells why no answer came. Without a connection the server cannot have begun to work.
+fn failed(error: &Error, is_connected: bool) -> Piece {
     let text = error.to_string();
-    let is_connecting = |timeout| matches!(timeout, ureq::Timeout::Connect | ureq::Timeout::Resolve);
     match error {
-        Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => Piece::Unreachable(text),
-        // A handshake that failed: no request was sent.
-        Error::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-            Piece::Unreachable(text)
-        }
-        Error::Timeout(timeout) if is_connecting(*timeout) => Piece::Unreachable(text),
-        Error::HostNotFound | Error::ConnectionFailed | Error::Tls(_) | Error::Rustls(_) => {
-            Piece::Unreachable(text)
-        }
-        Error::ConnectProxyFailed(_) | Error::InvalidProxyUrl => Piece::Unreachable(text),
+        _ if !is_connected => Piece::Unreachable(text),
         Error::Protocol(_) | Error::Http(_) | Error::LargeResponseHeader(..) => Piece::Malformed(text),
         _ => Piece::Broken(text),
+    }
+}
+
+/// The last link of the client's connectors: it notes that there is a connection to the server itself, through the
+/// proxy and with TLS where they are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Connected {
+    server: Uri,
+    is_made: Arc<AtomicBool>,
+}
+
+impl Connected {
+    /// For requests to this address.
+    fn watching(server: &Uri) -> Self {
+        Self { server: server.clone(), is_made: Arc::default() }
+    }
+
+    /// Whether there was a connection.
+    fn is_made(&self) -> bool {
+        self.is_made.load(Ordering::Relaxed)
+    }
+}
+
+impl<In: Transport> Connector<In> for Connected {
+    type Out = In;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<In>, Error> {
+        // The connection to a proxy is made by the same connectors, under the proxy's address.
+        if chained.is_some() && *details.uri == self.server {
+            self.is_made.store(true, Ordering::Relaxed);
+        }
+        Ok(chained)
     }
 }

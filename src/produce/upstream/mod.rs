@@ -7,7 +7,7 @@
 //!
 //! | code | the upstream |
 //! | --- | --- |
-//! | `upstream_unreachable` | could not be connected to |
+//! | `upstream_unreachable` | could not be connected to, its proxy and TLS included |
 //! | `upstream_refused` | answered with another status than 2xx, or still with 408, 429 or 5xx after all attempts |
 //! | `upstream_timeout` | was silent for longer than allowed |
 //! | `upstream_broke_off` | ended in the middle of the answer |
@@ -26,6 +26,8 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector as _, DefaultConnector};
 
 pub use answer::{Answer, Outcome};
 pub use request::{Request, RequestError};
@@ -217,9 +219,9 @@ impl Upstream {
     }
 
     /// A client for one request, so that cutting it cuts no other.
-    fn agent(&self) -> Agent {
+    fn agent(&self, connected: http::Connected) -> Agent {
         let roots = self.roots.clone().unwrap_or(RootCerts::WebPki);
-        Agent::config_builder()
+        let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("llm-bridge/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -228,8 +230,8 @@ impl Upstream {
             .max_redirects_will_error(false)
             .timeout_connect(Some(self.patience.connect))
             .timeout_resolve(Some(self.patience.connect))
-            .build()
-            .new_agent()
+            .build();
+        Agent::with_parts(config, DefaultConnector::default().chain(connected), DefaultResolver::default())
     }
 }
 
