@@ -2,12 +2,12 @@
 # Everything that has to hold before a change is merged: form, lints, unit, property and integration
 # tests, and the benches in their smoke size. Installs what is missing. Ends with `N passed, N failed`.
 #
-# With --long what takes hours or needs a quiet machine as well: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
+# With --long what takes longer or needs a quiet machine as well: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
 # soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 fault schedules that nobody has seen yet (or
 # LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on another server, Valkey from PyPI (or the one that
 # LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
 # which count as a test each; and the benches in their real size. It also lists the slowest tests.
-# Of some three hours on two cores the fault schedules and the benches are the most.
+# It takes about an hour and a half on two cores; the fault schedules and the benches are the most of it.
 set -euo pipefail
 
 long=
