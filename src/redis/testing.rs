@@ -43,7 +43,7 @@ impl RedisServer {
     /// Starts a server; `arguments` follow the defaults and win over them.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let named = std::env::var_os("LLM_BRIDGE_REDIS_SERVER");
-        Self::start_program(named.as_deref().unwrap_or(INSTALLED.as_ref()), arguments)
+        Self::start_program(named.as_deref().unwrap_or_else(|| INSTALLED.as_ref()), arguments)
     }
 
     /// Starts the server that is installed, whichever is named. It has TLS, which other builds may lack.
