@@ -9,6 +9,22 @@ const LINES_MAX: usize = 590;
 /// Strings that must not be left in the code.
 const LEFTOVERS: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
+/// All that lies in the top folder, beside hidden files.
+const TOP_LEVEL: [&str; 12] = [
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "benches",
+    "conf",
+    "rustfmt.toml",
+    "src",
+    "systemd",
+    "target",
+    "tests",
+];
+
 /// Where lines may be logged without a limit on how often, and how many such places each file has: what happens once
 /// in the life of a thread or process, what the operator asks for, and the limit itself.
 const UNLIMITED_LOGS: [(&str, usize); 14] = [
@@ -44,6 +60,15 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     }
     assert!(!found.is_empty(), "no sources in {folder}");
     found
+}
+
+#[test]
+fn nothing_strays_into_the_top_folder() {
+    let names = fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let stray: Vec<String> =
+        names.filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str())).collect();
+    assert!(stray.is_empty(), "{stray:?}: a server's dump, or something that belongs into a folder");
 }
 
 #[test]
