@@ -7,7 +7,7 @@
 # LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on another server, Valkey from PyPI (or the one that
 # LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
 # which count as a test each; and the benches in their real size. It also lists the slowest tests.
-# It takes about an hour and a half on two cores; the fault schedules and the benches are the most of it.
+# On two cores it takes about an hour, and some ten minutes more where nothing is built yet.
 set -euo pipefail
 
 long=

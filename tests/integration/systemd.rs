@@ -215,7 +215,6 @@ struct Activated {
 }
 
 fn activate(redis: &RedisServer, sockets: &[(&str, std::os::fd::BorrowedFd)], is_meant: bool) -> Activated {
-    // So much that a client which reads nothing keeps its daemon from ending before its grace is over.
     let dir = tempfile::tempdir().unwrap();
     let configured = [0; 2].map(|_| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let configured_stats = dir.path().join("stats.sock");
@@ -225,6 +224,7 @@ fn activate(redis: &RedisServer, sockets: &[(&str, std::os::fd::BorrowedFd)], is
         format!("listen.public={}", configured[0]),
         format!("listen.admin={}", configured[1]),
         format!("listen.stats_socket={}", configured_stats.display()),
+        // So much that a client which reads nothing keeps its daemon from ending before its grace is over.
         "client.send_budget=64MiB".to_owned(),
     ] {
         arguments.extend(["--set".to_owned(), setting]);
