@@ -1,7 +1,7 @@
 //! From an entry to what its producer said, where that needs nothing of what came before.
 //!
 //! `Form` decides in which form an entry is, once. The native form is read here, the names of flat entries in `flat`,
-//! what providers send in [`provider`], by way of `hear`.
+//! what providers send in [`provider`], by way of `expand`.
 //! Of a member that occurs twice the last one counts, as in nearly every JSON parser. Members of
 //! a custom object that every type may carry (`seq`, `ts`) count where they have the right kind, and are
 //! the producer's own affair where not.

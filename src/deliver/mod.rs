@@ -14,7 +14,7 @@
 //!   limits), [`acceptor`] (the listener).
 //! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
 //!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
-//!   `sharing`, `taking`, `held`, `viewer`.
+//!   `sharing`, `ack_tracker`, `held`, `viewer`.
 
 mod accepting;
 pub mod acceptor;
