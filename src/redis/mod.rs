@@ -20,6 +20,7 @@ mod ending;
 mod error;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
+mod group;
 mod keys;
 mod link;
 mod poll;
@@ -45,6 +46,7 @@ pub use ending::Ending;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzzing::{resp as fuzz_resp, sieve as fuzz_sieve};
+pub use group::ConsumerGroup;
 pub use keys::Keys;
 pub use link::{Link, Wanted};
 pub use reply::{Reply, Value};

@@ -1,11 +1,7 @@
 //! A relay's claims in Redis: reading new requests, taking over those of workers that are gone, and keeping its own.
 //!
-//! One consumer group shares the requests out. A request that was read is *claimed* until it is acknowledged; a
-//! claim whose time since its last renewal passes the takeover time can be taken over by anybody (`XAUTOCLAIM`).
-//! Requests are read one by one: how large one is is seen only when it comes, and Redis counts entries and no bytes.
-//! One that is too large has its id and nothing more.
-//!
-//! Beside its claim a worker takes the *lease* of the stream, so that two answers never mix in one stream.
+//! One consumer group shares the requests out ([`ConsumerGroup`]). Beside its claim a worker takes the *lease* of the
+//! stream, so that two answers never mix in one stream.
 
 use std::time::{Duration, Instant};
 
@@ -13,35 +9,25 @@ use super::order::Order;
 use crate::config;
 use crate::model::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
 use crate::observe::Trouble;
-use crate::redis::{
-    Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, Phase, RedisError, Reply, ServerErrorKind, Target, Value,
-};
+use crate::redis::{Backoff, Command, ConsumerGroup, Keys, Link, Phase, RedisError, Reply, Target};
 use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Consumers of the group that were silent for so long and claim nothing are removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// Parts of the claims that are looked at in one go; Redis takes ten of them as one part.
-const SCANS_MAX: usize = 100;
-/// Claims of one worker that are looked at: more than it can have.
-const CLAIMS_MAX: u32 = 10_000;
 
 /// The requests, as one worker sees them.
 pub(super) struct Claims {
     target: Target,
     keys: Keys,
-    requests: String,
-    group: String,
-    /// This worker in the group.
-    consumer: String,
+    /// The requests, with this worker as a consumer.
+    group: ConsumerGroup,
     valid: Duration,
     dlq_max_entries: u64,
     link: Option<Link>,
     backoff: Backoff,
     retry_at: Option<Instant>,
-    /// The id at which the search for claims of the dead goes on.
-    scanned_to: EntryId,
 }
 
 impl Claims {
@@ -50,22 +36,19 @@ impl Claims {
         let keys = Keys::of(&config.redis, &config.service.name, "");
         Self {
             target,
-            requests: keys.requests(),
-            group: keys.relay_group(),
+            group: ConsumerGroup::new(keys.requests(), keys.relay_group(), consumer),
             keys,
             backoff: Backoff::new(PAUSE_MIN, config.redis.backoff_max, u64::from(std::process::id())),
-            consumer,
             valid,
             dlq_max_entries: config.redis.dlq_max_entries,
             link: None,
             retry_at: None,
-            scanned_to: EntryId::new(0, 0),
         }
     }
 
     /// The name of the stream of requests.
     pub(super) fn requests(&self) -> &str {
-        &self.requests
+        self.group.stream()
     }
 
     /// The pattern of the streams' keys.
@@ -107,44 +90,18 @@ impl Claims {
 
     fn connect(&self) -> Result<Link, RedisError> {
         let mut link = Link::connect(&self.target, "llm-bridge-relay")?;
-        let create = Command::new("XGROUP").args(["CREATE", &self.requests, &self.group, "0", "MKSTREAM"]);
-        match link.call(&create) {
-            Err(error) if error.server_kind() != Some(ServerErrorKind::BusyGroup) => Err(error),
-            _ => Ok(link),
-        }
+        self.group.ensure(&mut link)?;
+        Ok(link)
     }
 
     /// A new request, waited for up to `block`.
     pub(super) fn read(&mut self, block: Duration) -> Option<Entry> {
-        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
-        let command = command.arg("BLOCK").number(millis(block).max(1));
-        let command = command.args(["STREAMS", &self.requests, ">"]);
-        let read = self.ask(|_, link| link.call_stream(&command, ENTRY_ROOM_BYTES))?;
-        read.into_entries().pop()
+        self.ask(|claims, link| claims.group.read(link, block)).flatten()
     }
 
-    /// Takes over a request of a worker that is gone. A call looks at a part of the claims and the next one goes on
-    /// there, so that many claims of the living hide none of the dead, and one that cannot be read holds up no other.
+    /// Takes over a request of a worker that is gone.
     pub(super) fn take_over(&mut self) -> Option<Entry> {
-        for _ in 0..SCANS_MAX {
-            let command = Command::new("XAUTOCLAIM").args([&self.requests, &self.group, &self.consumer]);
-            let command = command.number(millis(self.valid)).id(self.scanned_to);
-            let command = command.args(["COUNT", "1", "JUSTID"]);
-            let answer = self.ask(|_, link| link.call(&command)?.value())?;
-            let (next, claimed) = claimed(&answer);
-            self.scanned_to = next;
-            if let Some(id) = claimed {
-                match self.request(id)? {
-                    Some(entry) => return Some(entry),
-                    // It was deleted: there is nothing to answer.
-                    None => self.acknowledge(id),
-                };
-            }
-            if next == EntryId::new(0, 0) {
-                break;
-            }
-        }
-        None
+        self.ask(|claims, link| claims.group.take_over(link, claims.valid)).flatten()
     }
 
     /// Takes the lease of a stream; `None` when that cannot be asked now.
@@ -164,49 +121,35 @@ impl Claims {
             return Some(Vec::new());
         }
         self.ask(|claims, link| {
-            let pending = Command::new("XPENDING").args([&claims.requests, &claims.group, "-", "+"]);
-            let pending = link.call(&pending.number(CLAIMS_MAX).arg(&claims.consumer))?.value()?;
-            let ours = |id: EntryId| {
-                let ids = pending.as_array().unwrap_or_default().iter();
-                ids.filter_map(pending_id).any(|pending| pending == id)
-            };
+            let ours = claims.group.claims(link)?;
             let mut lost: Vec<EntryId> =
-                orders.iter().map(|(order, _)| order.id).filter(|id| !ours(*id)).collect();
+                orders.iter().map(|(order, _)| order.id).filter(|id| !ours.contains(id)).collect();
             for (order, has_lease) in &orders {
                 if *has_lease && !lost.contains(&order.id) && !claims.keep_lease(link, &order.name)? {
                     lost.push(order.id);
                 }
             }
-            let kept = orders.iter().filter(|(order, _)| !lost.contains(&order.id));
-            let renewals: Vec<_> = kept.map(|(order, _)| claims.claim(order.id, Duration::ZERO)).collect();
-            check(&link.call_all(&renewals)?)?;
+            let kept = orders.iter().map(|(order, _)| order.id).filter(|id| !lost.contains(id));
+            claims.group.renew(link, kept)?;
             Ok(lost)
         })
     }
 
     /// The command that takes or renews the lease of a stream, perhaps only if nobody has it.
     fn lease(&self, name: &StreamName, only_if_free: bool) -> Command {
-        let set = Command::new("SET").arg(self.keys.running(name)).arg(&self.consumer);
+        let set = Command::new("SET").arg(self.keys.running(name)).arg(self.group.consumer());
         let set = if only_if_free { set.arg("NX") } else { set };
         set.arg("PX").number(millis(self.valid))
     }
 
-    /// The command that claims what is ours already, as if it had been renewed so long ago.
-    fn claim(&self, id: EntryId, idle: Duration) -> Command {
-        let command = Command::new("XCLAIM").args([&self.requests, &self.group, &self.consumer, "0"]);
-        command.id(id).arg("IDLE").number(millis(idle)).arg("JUSTID")
-    }
-
     /// A request is done with. False: it has to be said again.
     pub(super) fn acknowledge(&mut self, id: EntryId) -> bool {
-        let ack = Command::new("XACK").args([&self.requests, &self.group]).id(id);
-        self.ask(|_, link| link.call(&ack)).is_some()
+        self.ask(|claims, link| claims.group.acknowledge(link, id)).is_some()
     }
 
     /// Another worker may answer the request at once.
     pub(super) fn hand_back(&mut self, id: EntryId) {
-        let claim = self.claim(id, self.valid * 2);
-        self.ask(|_, link| link.call(&claim));
+        self.ask(|claims, link| claims.group.hand_back(link, id, claims.valid * 2));
     }
 
     /// The stream is free for another answer.
@@ -237,7 +180,7 @@ impl Claims {
         check(&replies)?;
         Ok(match replies.last() {
             Some(holder) if holder.is_null() => Holder::Nobody,
-            Some(holder) if holder.text().ok() == Some(&self.consumer) => Holder::Us,
+            Some(holder) if holder.text().ok() == Some(self.group.consumer()) => Holder::Us,
             _ => Holder::Another,
         })
     }
@@ -252,7 +195,7 @@ impl Claims {
         stream: Option<&StreamName>,
         (reason, message): (&str, &str),
     ) -> bool {
-        let stream = stream.map_or(&*self.requests, StreamName::as_str);
+        let stream = stream.map_or(self.requests(), StreamName::as_str);
         let message = format!("{message}; fields: {}", NamesShown::of(&entry.fields));
         let letter =
             Command::new("XADD").arg(self.keys.dlq()).args(["MAXLEN", "~"]).number(self.dlq_max_entries);
@@ -263,39 +206,21 @@ impl Claims {
             Ok(fields) => letter.arg("fields").arg(fields),
             Err(fields) => letter.arg("fields_b64").arg(fields),
         };
-        let ack = Command::new("XACK").args([&self.requests, &self.group]).id(entry.id);
-        self.ask(|_, link| check(&[link.call(&letter)?])).is_some()
-            && self.ask(|_, link| check(&[link.call(&ack)?])).is_some()
+        self.ask(|_, link| link.call(&letter)).is_some() && self.acknowledge(entry.id)
     }
 
     /// The request as it was written, if it is still there. `None`: Redis cannot be asked now.
     #[allow(clippy::option_option, reason = "an entry that is gone is another answer than no answer")]
     pub(super) fn request(&mut self, id: EntryId) -> Option<Option<Entry>> {
-        let range = Command::new("XRANGE").arg(&self.requests).id(id).id(id);
-        self.ask(|_, link| link.call_range(&range, ENTRY_ROOM_BYTES)).map(|found| found.into_entries().pop())
+        self.ask(|claims, link| claims.group.entry(link, id))
     }
 
-    /// Removes consumers that are long gone, and at the end this one, so that they do not pile up. Only those that
-    /// claim nothing: with a consumer its claims would go.
+    /// Removes consumers that are long gone, and at the end this one, so that they do not pile up.
     pub(super) fn tidy(&mut self, is_end: bool) {
-        let info = Command::new("XINFO").args(["CONSUMERS", &self.requests, &self.group]);
         self.ask(|claims, link| {
-            let consumers = link.call(&info)?.value()?;
-            for consumer in consumers.as_array().unwrap_or_default() {
-                let number = |name| consumer.get(name).and_then(Value::as_int).unwrap_or(1);
-                let Some(name) = consumer.get("name").and_then(Value::as_str) else { continue };
-                let idle = Duration::from_millis(u64::try_from(number("idle")).unwrap_or(0));
-                let is_gone = if name == claims.consumer { is_end } else { idle > FORGOTTEN_AFTER };
-                if is_gone && number("pending") == 0 {
-                    link.call(&Command::new("XGROUP").args([
-                        "DELCONSUMER",
-                        &claims.requests,
-                        &claims.group,
-                        name,
-                    ]))?;
-                }
-            }
-            Ok(())
+            claims.group.remove_consumers(link, |name, idle| {
+                if name == claims.group.consumer() { is_end } else { idle > FORGOTTEN_AFTER }
+            })
         });
     }
 }
@@ -318,21 +243,6 @@ fn in_transaction(link: &mut Link, command: Command) -> Result<bool, RedisError>
 /// The first error among the replies, as one.
 fn check(replies: &[Reply]) -> Result<(), RedisError> {
     replies.iter().find_map(Reply::error).map_or(Ok(()), |error| Err(RedisError::Server(error)))
-}
-
-/// The id in a line of XPENDING: id, consumer, idle time, deliveries.
-fn pending_id(line: &Value) -> Option<EntryId> {
-    EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
-}
-
-/// Reads XAUTOCLAIM's answer: the id to go on at (`0-0`: at the beginning), the claimed ids, and (from 7.0 on) those of
-/// deleted entries. Returns the id to go on at and the first claimed id.
-fn claimed(answer: &Value) -> (EntryId, Option<EntryId>) {
-    let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
-    let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
-    let ids = part(1).and_then(Value::as_array).unwrap_or_default();
-    let claimed = ids.first().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
-    (next.unwrap_or(EntryId::new(0, 0)), claimed)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -401,33 +311,5 @@ mod tests {
         one.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(true));
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));
-    }
-
-    #[test]
-    fn a_request_that_is_too_large_has_an_id_and_hides_no_other() {
-        let server = RedisServer::start(&[]);
-        let (mut one, mut other) = (claims(&server, "one"), claims(&server, "other"));
-        let huge = vec![b'x'; 20 << 20];
-        let add = Command::new("XADD").args(["llm:requests", "*", "session", "s", "request"]).arg(&huge);
-        server.link().call(&add).unwrap();
-        request(&server);
-        let read: Vec<Entry> = (0..3).filter_map(|_| one.read(Duration::from_millis(1))).collect();
-        let are_too_large = |entries: &[Entry]| -> Vec<bool> {
-            entries.iter().map(|entry| entry.fields.is_too_large()).collect()
-        };
-        assert_eq!(are_too_large(&read), [true, false]);
-        assert!(read[0].fields.len_bytes() < 1000);
-        read.iter().for_each(|entry| one.hand_back(entry.id));
-        // A claim whose request was deleted is let go of.
-        request(&server);
-        let gone = one.read(Duration::from_millis(1)).unwrap();
-        one.hand_back(gone.id);
-        server.link().call(&Command::new("XDEL").arg("llm:requests").id(gone.id)).unwrap();
-        let taken: Vec<Entry> = (0..2).filter_map(|_| other.take_over()).collect();
-        assert_eq!(taken, read);
-        assert_eq!(other.take_over(), None);
-        let pending =
-            server.link().call(&Command::new("XPENDING").args(["llm:requests", &one.group])).unwrap();
-        assert_eq!(pending.value().unwrap().as_array().unwrap()[0].as_int(), Some(2));
     }
 }

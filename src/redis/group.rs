@@ -1,0 +1,286 @@
+//! A consumer group that shares the entries of one stream out among workers.
+//!
+//! An entry that one consumer has read is *claimed* by it until it is acknowledged. A claim whose idle time passes a
+//! limit can be taken over by any consumer (`XAUTOCLAIM`); renewing it sets the idle time back. Entries are read one by
+//! one: how large one is is seen only when it comes, and Redis counts entries and no bytes. One that is too large has
+//! its id and nothing more ([`Fields::is_too_large`](crate::model::Fields::is_too_large)).
+
+use std::time::Duration;
+
+use super::command::Command;
+use super::error::{RedisError, ServerErrorKind};
+use super::link::Link;
+use super::reply::{Reply, Value};
+use super::sieve::ENTRY_ROOM_BYTES;
+use crate::model::{Entry, EntryId};
+
+/// Parts of the claims that one search looks at; Redis takes ten claims as one part.
+const SCANS_MAX: usize = 100;
+/// Claims of one consumer that are listed: more than it can have.
+const CLAIMS_MAX: u32 = 10_000;
+
+/// A consumer group of one stream, as one of its consumers sees it.
+#[derive(Debug)]
+pub struct ConsumerGroup {
+    stream: String,
+    group: String,
+    consumer: String,
+    /// The id at which the search for idle claims goes on.
+    scanned_to: EntryId,
+}
+
+impl ConsumerGroup {
+    /// The group `group` of the stream at the key `stream`, as `consumer` sees it. Nothing is asked yet.
+    #[must_use]
+    pub const fn new(stream: String, group: String, consumer: String) -> Self {
+        Self { stream, group, consumer, scanned_to: EntryId::new(0, 0) }
+    }
+
+    /// The stream's key.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// The consumer's name.
+    #[must_use]
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+
+    /// Creates the group at the stream's beginning, and the stream where there is none. One that exists stays as it is.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn ensure(&self, link: &mut Link) -> Result<(), RedisError> {
+        let create = Command::new("XGROUP").args(["CREATE", &self.stream, &self.group, "0", "MKSTREAM"]);
+        match link.call(&create) {
+            Err(error) if error.server_kind() != Some(ServerErrorKind::BusyGroup) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Claims the next entry that no consumer has read, waited for up to `block`.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn read(&self, link: &mut Link, block: Duration) -> Result<Option<Entry>, RedisError> {
+        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
+        let command = command.arg("BLOCK").number(millis(block).max(1));
+        let command = command.args(["STREAMS", &self.stream, ">"]);
+        Ok(link.call_stream(&command, ENTRY_ROOM_BYTES)?.into_entries().pop())
+    }
+
+    /// Takes over a claim that has been idle for longer than `idle`. A search looks at a part of the claims and the next
+    /// one goes on there, so that many young claims hide no old one. A claim whose entry was deleted is acknowledged.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn take_over(&mut self, link: &mut Link, idle: Duration) -> Result<Option<Entry>, RedisError> {
+        for _ in 0..SCANS_MAX {
+            let command = Command::new("XAUTOCLAIM").args([&self.stream, &self.group, &self.consumer]);
+            let command = command.number(millis(idle)).id(self.scanned_to).args(["COUNT", "1", "JUSTID"]);
+            let (next, claimed) = auto_claimed(&link.call(&command)?.value()?);
+            self.scanned_to = next;
+            if let Some(id) = claimed {
+                match self.entry(link, id)? {
+                    Some(entry) => return Ok(Some(entry)),
+                    None => self.acknowledge(link, id)?,
+                }
+            }
+            if next == EntryId::new(0, 0) {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entries that this consumer claims.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn claims(&self, link: &mut Link) -> Result<Vec<EntryId>, RedisError> {
+        let pending = Command::new("XPENDING").args([&self.stream, &self.group, "-", "+"]);
+        let pending = link.call(&pending.number(CLAIMS_MAX).arg(&self.consumer))?.value()?;
+        Ok(pending.as_array().unwrap_or_default().iter().filter_map(pending_id).collect())
+    }
+
+    /// Renews claims: their idle time begins anew.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn renew(&self, link: &mut Link, ids: impl Iterator<Item = EntryId>) -> Result<(), RedisError> {
+        let renewals: Vec<Command> = ids.map(|id| self.claim(id, Duration::ZERO)).collect();
+        check(&link.call_all(&renewals)?)
+    }
+
+    /// Lets any consumer take over a claim of ours whose limit of idle time is at most `idle`.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn hand_back(&self, link: &mut Link, id: EntryId, idle: Duration) -> Result<(), RedisError> {
+        link.call(&self.claim(id, idle)).map(drop)
+    }
+
+    /// The command that claims an entry which is ours already, with this idle time.
+    fn claim(&self, id: EntryId, idle: Duration) -> Command {
+        let command = Command::new("XCLAIM").args([&self.stream, &self.group, &self.consumer, "0"]);
+        command.id(id).arg("IDLE").number(millis(idle)).arg("JUSTID")
+    }
+
+    /// Acknowledges an entry: it is done with, for all consumers.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn acknowledge(&self, link: &mut Link, id: EntryId) -> Result<(), RedisError> {
+        link.call(&Command::new("XACK").args([&self.stream, &self.group]).id(id)).map(drop)
+    }
+
+    /// An entry as it was written, if it is still there.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn entry(&self, link: &mut Link, id: EntryId) -> Result<Option<Entry>, RedisError> {
+        let range = Command::new("XRANGE").arg(&self.stream).id(id).id(id);
+        Ok(link.call_range(&range, ENTRY_ROOM_BYTES)?.into_entries().pop())
+    }
+
+    /// Removes the consumers that claim nothing and are `gone`, told by their name and idle time. One with claims stays:
+    /// its claims would go with it.
+    ///
+    /// # Errors
+    /// When Redis cannot be asked, or refuses.
+    pub fn remove_consumers(
+        &self,
+        link: &mut Link,
+        gone: impl Fn(&str, Duration) -> bool,
+    ) -> Result<(), RedisError> {
+        let info = Command::new("XINFO").args(["CONSUMERS", &self.stream, &self.group]);
+        let consumers = link.call(&info)?.value()?;
+        for consumer in consumers.as_array().unwrap_or_default() {
+            let number = |name| consumer.get(name).and_then(Value::as_int).unwrap_or(1);
+            let Some(name) = consumer.get("name").and_then(Value::as_str) else { continue };
+            let idle = Duration::from_millis(u64::try_from(number("idle")).unwrap_or(0));
+            if number("pending") == 0 && gone(name, idle) {
+                let arguments = ["DELCONSUMER", &self.stream, &self.group, name];
+                link.call(&Command::new("XGROUP").args(arguments))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first error among the replies, as one.
+fn check(replies: &[Reply]) -> Result<(), RedisError> {
+    replies.iter().find_map(Reply::error).map_or(Ok(()), |error| Err(RedisError::Server(error)))
+}
+
+/// The id in a line of XPENDING: id, consumer, idle time, deliveries.
+fn pending_id(line: &Value) -> Option<EntryId> {
+    EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
+}
+
+/// Reads XAUTOCLAIM's answer: the id to go on at (`0-0`: at the beginning), the claimed ids, and (from 7.0 on) those of
+/// deleted entries. Returns the id to go on at and the first claimed id.
+fn auto_claimed(answer: &Value) -> (EntryId, Option<EntryId>) {
+    let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
+    let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
+    let ids = part(1).and_then(Value::as_array).unwrap_or_default();
+    let claimed = ids.first().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
+    (next.unwrap_or(EntryId::new(0, 0)), claimed)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::testing::RedisServer;
+
+    const IDLE_MAX: Duration = Duration::from_secs(600);
+    const SHORTLY: Duration = Duration::from_millis(1);
+
+    /// A consumer of the group `g` of the stream `work`.
+    fn consumer(server: &RedisServer, name: &str) -> (ConsumerGroup, Link) {
+        let group = ConsumerGroup::new("work".to_owned(), "g".to_owned(), name.to_owned());
+        let mut link = server.link();
+        group.ensure(&mut link).unwrap();
+        (group, link)
+    }
+
+    fn add(link: &mut Link, value: impl AsRef<[u8]>) {
+        link.call(&Command::new("XADD").args(["work", "*", "field"]).arg(value)).unwrap();
+    }
+
+    #[test]
+    fn young_claims_hide_no_old_one() {
+        let server = RedisServer::start(&[]);
+        let ((one, mut link), (mut other, mut others)) =
+            (consumer(&server, "one"), consumer(&server, "other"));
+        (0..50).for_each(|_| add(&mut link, "v"));
+        let entries: Vec<Entry> = (0..50).filter_map(|_| one.read(&mut link, SHORTLY).unwrap()).collect();
+        assert_eq!(entries.len(), 50);
+        assert_eq!(one.read(&mut link, SHORTLY).unwrap(), None);
+        assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap(), None);
+        one.hand_back(&mut link, entries[44].id, IDLE_MAX * 2).unwrap();
+        assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap().as_ref(), Some(&entries[44]));
+        assert_eq!(other.claims(&mut others).unwrap(), [entries[44].id]);
+        assert_eq!(one.claims(&mut link).unwrap().len(), 49);
+        // Renewing takes a claim back from nobody.
+        one.hand_back(&mut link, entries[3].id, IDLE_MAX * 2).unwrap();
+        one.renew(&mut link, [entries[3].id].into_iter()).unwrap();
+        assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap(), None);
+        other.acknowledge(&mut others, entries[44].id).unwrap();
+        assert_eq!(other.claims(&mut others).unwrap(), []);
+    }
+
+    #[test]
+    fn consumers_with_claims_are_not_removed() {
+        let server = RedisServer::start(&[]);
+        let ((one, mut link), (other, mut others)) = (consumer(&server, "one"), consumer(&server, "other"));
+        add(&mut link, "v");
+        let entry = one.read(&mut link, SHORTLY).unwrap().unwrap();
+        assert_eq!(other.read(&mut others, SHORTLY).unwrap(), None);
+        let names = |link: &mut Link| -> Vec<String> {
+            let info = link.call(&Command::new("XINFO").args(["CONSUMERS", "work", "g"])).unwrap();
+            let consumers = info.value().unwrap();
+            let name = |consumer: &Value| consumer.get("name").and_then(Value::as_str).unwrap().to_owned();
+            consumers.as_array().unwrap().iter().map(name).collect()
+        };
+        one.remove_consumers(&mut link, |_, _| true).unwrap();
+        assert_eq!(names(&mut link), ["one"]);
+        one.acknowledge(&mut link, entry.id).unwrap();
+        one.remove_consumers(&mut link, |name, _| name != "one").unwrap();
+        assert_eq!(names(&mut link), ["one"]);
+        one.remove_consumers(&mut link, |name, idle| name == "one" && idle < IDLE_MAX).unwrap();
+        assert!(names(&mut link).is_empty());
+    }
+
+    #[test]
+    fn an_entry_that_is_too_large_has_an_id_and_hides_no_other() {
+        let server = RedisServer::start(&[]);
+        let ((one, mut link), (mut other, mut others)) =
+            (consumer(&server, "one"), consumer(&server, "other"));
+        add(&mut link, vec![b'x'; 20 << 20]);
+        add(&mut link, "v");
+        let read: Vec<Entry> = (0..3).filter_map(|_| one.read(&mut link, SHORTLY).unwrap()).collect();
+        let are_too_large: Vec<bool> = read.iter().map(|entry| entry.fields.is_too_large()).collect();
+        assert_eq!(are_too_large, [true, false]);
+        assert!(read[0].fields.len_bytes() < 1000);
+        for entry in &read {
+            one.hand_back(&mut link, entry.id, IDLE_MAX * 2).unwrap();
+        }
+        // A claim whose entry was deleted is let go of.
+        add(&mut link, "v");
+        let gone = one.read(&mut link, SHORTLY).unwrap().unwrap();
+        one.hand_back(&mut link, gone.id, IDLE_MAX * 2).unwrap();
+        link.call(&Command::new("XDEL").arg("work").id(gone.id)).unwrap();
+        let taken: Vec<Entry> =
+            (0..2).filter_map(|_| other.take_over(&mut others, IDLE_MAX).unwrap()).collect();
+        assert_eq!(taken, read);
+        assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap(), None);
+        assert_eq!(other.claims(&mut others).unwrap().len(), 2);
+    }
+}
