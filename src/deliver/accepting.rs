@@ -12,6 +12,7 @@ use super::delivery::Delivery;
 use super::http_error::HttpError;
 use crate::config::NEVER;
 use crate::message::Slot;
+use crate::security::principal::Principal;
 use crate::warn_limited;
 
 /// Connections accepted in one round.
@@ -34,15 +35,16 @@ impl Delivery {
 
     /// Takes a connection in, which its loop's load counts already.
     pub(super) fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
+        let principal = Principal::Address(address.ip());
         let refusal = if self.is_draining {
             Some(HttpError::draining())
         } else {
-            self.admission.admit(address.ip(), self.acceptor.connections_of_all(), now)
+            self.admission.admit(&principal, self.acceptor.connections_of_all(), now)
         };
         if let Err(error) = prepare(&socket, self.config.client.slow_timeout) {
             tracing::debug!(%address, %error, "a connection could not be prepared");
         }
-        let slot = match self.connections.add(socket, address, now) {
+        let slot = match self.connections.add(socket, principal, now) {
             Ok(slot) => slot,
             Err(error) => {
                 warn_limited!(%address, %error, "a connection could not be watched");
@@ -72,7 +74,7 @@ impl Delivery {
             self.acceptor.uncount();
         }
         if connection.counted {
-            self.admission.uncount(connection.address.ip());
+            self.admission.uncount(&connection.principal);
         }
     }
 

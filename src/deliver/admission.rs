@@ -1,11 +1,10 @@
 //! Admission: decides on new connections, the names and origins of requests, rates and caps.
 //!
-//! The order is the contract's: connections and the address' rate when a connection is accepted, then for each request
+//! The order is the contract's: connections and the client's rate when a connection is accepted, then for each request
 //! its `Host`, its `Origin`, its name, and the limits of the client. A connection that is refused when it is
 //! accepted is told so in answer to its first request, because only that says how: as HTTP with CORS headers, or to a
 //! browser's WebSocket by a close code. Few connections wait like that, and not for long; the others are told at once.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use crate::config::Config;
 use crate::observe::Registry;
 use crate::security::host::HostPolicy;
 use crate::security::origin::OriginPolicy;
+use crate::security::principal::Principal;
 use crate::security::rate::{Rates, RetryAfter};
 use crate::warn_limited;
 
@@ -63,13 +63,13 @@ impl Admission {
     }
 
     /// Why a new connection is not served, if it is not; `connections` counts it too.
-    pub(super) fn admit(&self, ip: IpAddr, connections: usize, now: Instant) -> Option<HttpError> {
+    pub(super) fn admit(&self, client: &Principal, connections: usize, now: Instant) -> Option<HttpError> {
         let counters = self.registry.counters();
         if connections > self.max_connections {
             counters.connections_refused_full.inc();
             return Some(HttpError::unavailable("full", OVER_CONNECTIONS, RETRY_AFTER_S));
         }
-        let refused = self.rates.lock().connect(ip, now).err()?;
+        let refused = self.rates.lock().connect(client, now).err()?;
         counters.connections_refused_rate.inc();
         Some(too_many(OVER_CONNECTS, refused.seconds()))
     }
@@ -91,43 +91,43 @@ impl Admission {
     }
 
     /// Whether the client's rates allow the request. The first request that may be served makes its connection count
-    /// for its address, which `counted` notes.
+    /// for its client, which `counted` notes.
     pub(super) fn allow(
         &self,
-        ip: IpAddr,
+        client: &Principal,
         counted: &mut bool,
         route: &Route,
         now: Instant,
     ) -> Result<(), HttpError> {
         let mut rates = self.rates.lock();
         if !*counted {
-            if !rates.open(ip) {
+            if !rates.open(client) {
                 self.registry.counters().connections_refused_rate.inc();
                 return Err(too_many(OVER_ADDRESS, u64::from(RETRY_AFTER_S)));
             }
             *counted = true;
         }
         let (rated, message) = match route {
-            Route::Stream(_) => (rates.subscribe(ip, now), OVER_SUBSCRIBES),
-            Route::Cancel(_) => (rates.cancel(ip, now), OVER_CANCELS),
+            Route::Stream(_) => (rates.subscribe(client, now), OVER_SUBSCRIBES),
+            Route::Cancel(_) => (rates.cancel(client, now), OVER_CANCELS),
             Route::Multiplex | Route::Page | Route::File(_) | Route::Preflight { .. } => (Ok(()), ""),
         };
         rated.map_err(|refused| too_many(message, refused.seconds()))
     }
 
     /// Whether the client's rate allows another request to cancel.
-    pub(super) fn allow_cancel(&self, ip: IpAddr, now: Instant) -> Result<(), RetryAfter> {
-        self.rates.lock().cancel(ip, now)
+    pub(super) fn allow_cancel(&self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
+        self.rates.lock().cancel(client, now)
     }
 
     /// Whether the client's rate allows another request for a stream.
-    pub(super) fn allow_subscribe(&self, ip: IpAddr, now: Instant) -> Result<(), RetryAfter> {
-        self.rates.lock().subscribe(ip, now)
+    pub(super) fn allow_subscribe(&self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
+        self.rates.lock().subscribe(client, now)
     }
 
-    /// A connection that counted for its address is gone.
-    pub(super) fn uncount(&self, ip: IpAddr) {
-        self.rates.lock().close(ip);
+    /// A connection that counted for its client is gone.
+    pub(super) fn uncount(&self, client: &Principal) {
+        self.rates.lock().close(client);
     }
 }
 

@@ -78,7 +78,7 @@ impl Delivery {
             let trouble = health.trouble().unwrap_or("Redis cannot serve now");
             return Err(Refused::new("redis_unreachable", trouble));
         }
-        let by = self.connections.get(slot).map(|connection| connection.address.ip().to_string());
+        let by = self.connections.get(slot).map(|connection| connection.principal.to_string());
         let asker = Asker { delivery: self.outbound.delivery(), connection: slot, about };
         let request = CancelRequest { stream, reason, by: by.unwrap_or_default(), asker, asked_at: now };
         if self.outbound.cancel(request) {

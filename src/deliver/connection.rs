@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::message::{Cursor, Slot};
 use crate::model::StreamName;
+use crate::security::principal::Principal;
 
 /// Answers that may wait for a client, or be held for it, before it is heard further.
 const ANSWERS_BYTES_MAX: usize = 32 * 1024;
@@ -111,7 +112,8 @@ pub(super) enum Viewers {
 #[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
-    pub(super) address: SocketAddr,
+    /// The client in whose name it asks.
+    pub(super) principal: Principal,
     pub(super) phase: Phase,
     /// Bytes read and not taken yet: part of a request, or messages whose turn is yet to come.
     pub(super) input: Input,
@@ -143,7 +145,7 @@ pub(super) struct Connection {
     pub(super) refusal: Option<Box<HttpError>>,
     /// Whether this connection takes one of the places for clients.
     pub(super) placed: bool,
-    /// Whether the client's address counts this connection as open.
+    /// Whether the client counts this connection as open.
     pub(super) counted: bool,
 }
 
@@ -161,10 +163,10 @@ pub(super) enum ReadOutcome {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, address: SocketAddr, now: Instant) -> Self {
+    pub(super) fn new(socket: TcpStream, principal: Principal, now: Instant) -> Self {
         Self {
             socket,
-            address,
+            principal,
             phase: Phase::Head { since: now, seen: 0 },
             input: Input::default(),
             gauged_input: 0,

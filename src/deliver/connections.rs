@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +19,7 @@ use super::timer::Timers;
 use super::viewer::Mark;
 use crate::message::Slot;
 use crate::observe::Registry;
+use crate::security::principal::Principal;
 
 /// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.
 const NEWEST_PER_ROUND: usize = 256;
@@ -84,8 +84,8 @@ impl Connections {
     ///
     /// # Errors
     /// When its socket cannot be watched; it is dropped then.
-    pub(super) fn add(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) -> io::Result<Slot> {
-        let slot = self.table.insert(Connection::new(socket, address, now));
+    pub(super) fn add(&mut self, socket: TcpStream, principal: Principal, now: Instant) -> io::Result<Slot> {
+        let slot = self.table.insert(Connection::new(socket, principal, now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         let Some(connection) = self.table.get_mut(slot) else { return Ok(slot) };
         if let Err(error) = self.sources.register(&mut connection.socket, Token(slot.index), interest) {

@@ -153,10 +153,8 @@ impl Delivery {
                     Some(stream) if is_many => stream,
                     stream => self.subscribed(slot, stream)?,
                 };
-                let Some(address) = self.connections.get(slot).map(|connection| connection.address) else {
-                    return Ok(());
-                };
-                let rated = self.admission.allow_cancel(address.ip(), now);
+                let Some(connection) = self.connections.get(slot) else { return Ok(()) };
+                let rated = self.admission.allow_cancel(&connection.principal, now);
                 rated.map_err(|refused| over_rate(OVER_CANCELS, refused.seconds()))?;
                 self.cancel_by_message(slot, (stream, reason), multiplexed, now)
             }
@@ -202,8 +200,8 @@ impl Delivery {
             );
             return Err(Refusal::new("too_many", message));
         }
-        if let Some(address) = self.connections.get(slot).map(|connection| connection.address) {
-            let rated = self.admission.allow_subscribe(address.ip(), now);
+        if let Some(connection) = self.connections.get(slot) {
+            let rated = self.admission.allow_subscribe(&connection.principal, now);
             rated.map_err(|refused| over_rate(OVER_SUBSCRIBES, refused.seconds()))?;
         }
         let stream = options.stream.clone();

@@ -145,7 +145,7 @@ impl Delivery {
 
     /// Passes an acknowledgement on; whether there was room.
     fn pass_on(&mut self, connection: Slot, stream: StreamName, said: Said, now: Instant) -> bool {
-        let by = self.connections.get(connection).map(|connection| connection.address.ip().to_string());
+        let by = self.connections.get(connection).map(|connection| connection.principal.to_string());
         let by = by.unwrap_or_default();
         let asker = Asker { delivery: self.outbound.delivery(), connection, about: Some(stream.clone()) };
         let Said { id, at_us, generation, is_once } = said;

@@ -30,8 +30,7 @@ impl Delivery {
             return Err(HttpError::draining());
         }
         if let Some(connection) = self.connections.get_mut(slot) {
-            let ip = connection.address.ip();
-            self.admission.allow(ip, &mut connection.counted, &route, now)?;
+            self.admission.allow(&connection.principal, &mut connection.counted, &route, now)?;
         }
         if self.has_too_many_jobs() {
             return Err(HttpError::unavailable("overloaded", OVERLOADED, RETRY_AFTER_S));

@@ -1,19 +1,19 @@
-//! How much one client address may ask for: token buckets for connections, subscriptions and cancel
+//! How much one client may ask for: token buckets for connections, subscriptions and cancel
 //! requests, and a cap on open connections.
 //!
-//! A bucket holds twice the rate and starts full. Memory is bounded: [`ADDRESSES_MAX`] buckets of each
+//! A bucket holds twice the rate and starts full. Memory is bounded: [`CLIENTS_MAX`] buckets of each
 //! kind, kept in two generations, of which the older one is forgotten when the younger is full; who is
-//! forgotten starts anew with a full bucket. An IPv6 address counts by its /64, which is what one
-//! customer has. Nothing here takes the time itself; several threads share one [`Rates`] in a mutex.
+//! forgotten starts anew with a full bucket. Nothing here takes the time itself; several threads share one
+//! [`Rates`] in a mutex.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use super::principal::Principal;
 use crate::config;
 
 /// The most buckets of a kind, over both generations.
-pub const ADDRESSES_MAX: usize = 65_536;
+pub const CLIENTS_MAX: usize = 65_536;
 
 /// Micro-tokens of one request: a rate of r a second then gives r of them a microsecond.
 const MICRO: u64 = 1_000_000;
@@ -32,20 +32,20 @@ impl RetryAfter {
     }
 }
 
-/// The rates and caps of all client addresses.
+/// The rates and caps of all clients.
 #[derive(Debug)]
 pub struct Rates {
     connects: Buckets,
     subscribes: Buckets,
     cancels: Buckets,
-    /// Open connections that one address may have; 0: any number.
+    /// Open connections that one client may have; 0: any number.
     per_client: u32,
-    /// Only addresses with open connections, and none where there is no cap.
-    open: HashMap<IpAddr, u32>,
+    /// Only clients with open connections, and none where there is no cap.
+    open: HashMap<Principal, u32>,
 }
 
 impl Rates {
-    /// No address has asked for anything yet.
+    /// No client has asked for anything yet.
     #[must_use]
     pub fn new(limits: &config::Limits) -> Self {
         Self {
@@ -60,59 +60,48 @@ impl Rates {
     /// Counts a new connection against its rate.
     ///
     /// # Errors
-    /// When the address is over the rate: how long until it is not.
-    pub fn connect(&mut self, address: IpAddr, now: Instant) -> Result<(), RetryAfter> {
-        self.connects.take(address, now)
+    /// When the client is over the rate: how long until it is not.
+    pub fn connect(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
+        self.connects.take(client, now)
     }
 
     /// Counts a subscription against its rate.
     ///
     /// # Errors
-    /// When the address is over the rate: how long until it is not.
-    pub fn subscribe(&mut self, address: IpAddr, now: Instant) -> Result<(), RetryAfter> {
-        self.subscribes.take(address, now)
+    /// When the client is over the rate: how long until it is not.
+    pub fn subscribe(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
+        self.subscribes.take(client, now)
     }
 
     /// Counts a cancel request against its rate.
     ///
     /// # Errors
-    /// When the address is over the rate: how long until it is not.
-    pub fn cancel(&mut self, address: IpAddr, now: Instant) -> Result<(), RetryAfter> {
-        self.cancels.take(address, now)
+    /// When the client is over the rate: how long until it is not.
+    pub fn cancel(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
+        self.cancels.take(client, now)
     }
 
-    /// Counts an open connection; `false`: the address has as many as it may, and nothing was counted.
+    /// Counts an open connection; `false`: the client has as many as it may, and nothing was counted.
     #[must_use]
-    pub fn open(&mut self, address: IpAddr) -> bool {
+    pub fn open(&mut self, client: &Principal) -> bool {
         if self.per_client == 0 {
             return true;
         }
-        let count = self.open.entry(client_of(address)).or_default();
+        let count = self.open.entry(client.counted()).or_default();
         let is_allowed = *count < self.per_client;
         *count += u32::from(is_allowed);
         is_allowed
     }
 
     /// Ends what [`Rates::open`] allowed: once for each that returned `true`.
-    pub fn close(&mut self, address: IpAddr) {
-        let address = client_of(address);
-        if let Some(count) = self.open.get_mut(&address) {
+    pub fn close(&mut self, client: &Principal) {
+        let client = client.counted();
+        if let Some(count) = self.open.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
-                self.open.remove(&address);
+                self.open.remove(&client);
             }
         }
-    }
-}
-
-/// The address that is counted as one client: an IPv4 address, or the /64 of an IPv6 address.
-fn client_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = address.to_bits() & (u128::MAX << 64);
-            IpAddr::V6(Ipv6Addr::from_bits(network))
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -126,9 +115,9 @@ struct Bucket {
 struct Buckets {
     /// Requests a second; 0: any number.
     rate: u32,
-    /// INVARIANT: each generation holds at most half of [`ADDRESSES_MAX`].
-    young: HashMap<IpAddr, Bucket>,
-    old: HashMap<IpAddr, Bucket>,
+    /// INVARIANT: each generation holds at most half of [`CLIENTS_MAX`].
+    young: HashMap<Principal, Bucket>,
+    old: HashMap<Principal, Bucket>,
 }
 
 impl Buckets {
@@ -136,12 +125,12 @@ impl Buckets {
         Self { rate, young: HashMap::new(), old: HashMap::new() }
     }
 
-    fn take(&mut self, address: IpAddr, now: Instant) -> Result<(), RetryAfter> {
+    fn take(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         if self.rate == 0 {
             return Ok(());
         }
         let (rate, burst) = (u64::from(self.rate), 2 * u64::from(self.rate) * MICRO);
-        let bucket = self.bucket(client_of(address), Bucket { micro_tokens: burst, refilled_at: now });
+        let bucket = self.bucket(client.counted(), Bucket { micro_tokens: burst, refilled_at: now });
         bucket.refill(rate, burst, now);
         if let Some(rest) = bucket.micro_tokens.checked_sub(MICRO) {
             bucket.micro_tokens = rest;
@@ -150,13 +139,14 @@ impl Buckets {
         Err(RetryAfter(Duration::from_micros((MICRO - bucket.micro_tokens).div_ceil(rate))))
     }
 
-    /// The address' bucket, now in the young generation; `full` if there was none.
-    fn bucket(&mut self, client: IpAddr, full: Bucket) -> &mut Bucket {
-        if !self.young.contains_key(&client) && self.young.len() >= ADDRESSES_MAX / 2 {
+    /// The client's bucket, now in the young generation; `full` if there was none.
+    fn bucket(&mut self, client: Principal, full: Bucket) -> &mut Bucket {
+        if !self.young.contains_key(&client) && self.young.len() >= CLIENTS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
         }
         let old = &mut self.old;
-        self.young.entry(client).or_insert_with(|| old.remove(&client).unwrap_or(full))
+        let bucket = old.remove(&client).unwrap_or(full);
+        self.young.entry(client).or_insert(bucket)
     }
 }
 
@@ -176,7 +166,7 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use proptest::prelude::*;
 
@@ -191,66 +181,57 @@ mod tests {
         }
     }
 
-    fn v4(bits: u32) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::from_bits(bits))
+    fn v4(bits: u32) -> Principal {
+        Principal::Address(IpAddr::V4(Ipv4Addr::from_bits(bits)))
     }
 
     #[test]
     fn a_burst_of_twice_the_rate_and_then_the_rate() {
         let (mut rates, start) = (Rates::new(&limits(0, 5)), Instant::now());
         for _ in 0..10 {
-            rates.connect(v4(1), start).unwrap();
+            rates.connect(&v4(1), start).unwrap();
         }
-        let refused = rates.connect(v4(1), start).unwrap_err();
+        let refused = rates.connect(&v4(1), start).unwrap_err();
         assert_eq!((refused.0, refused.seconds()), (Duration::from_millis(200), 1));
-        assert!(rates.connect(v4(1), start + Duration::from_millis(199)).is_err());
-        rates.connect(v4(1), start + Duration::from_millis(200)).unwrap();
-        rates.connect(v4(2), start).unwrap();
-        rates.subscribe(v4(1), start).unwrap();
-        rates.cancel(v4(1), start).unwrap();
+        assert!(rates.connect(&v4(1), start + Duration::from_millis(199)).is_err());
+        rates.connect(&v4(1), start + Duration::from_millis(200)).unwrap();
+        rates.connect(&v4(2), start).unwrap();
+        rates.subscribe(&v4(1), start).unwrap();
+        rates.cancel(&v4(1), start).unwrap();
     }
 
     #[test]
     fn zero_is_off() {
         let (mut rates, now) = (Rates::new(&limits(0, 0)), Instant::now());
         for _ in 0..1000 {
-            assert!(rates.connect(v4(1), now).is_ok() && rates.open(v4(1)));
+            assert!(rates.connect(&v4(1), now).is_ok() && rates.open(&v4(1)));
         }
         assert_eq!((rates.connects.young.len(), rates.open.len()), (0, 0));
-        rates.close(v4(1));
+        rates.close(&v4(1));
     }
 
     #[test]
     fn open_connections_are_capped_and_forgotten_when_closed() {
         let mut rates = Rates::new(&limits(2, 0));
-        assert!(rates.open(v4(1)) && rates.open(v4(1)) && !rates.open(v4(1)) && rates.open(v4(2)));
-        rates.close(v4(1));
-        assert!(rates.open(v4(1)) && !rates.open(v4(1)));
+        assert!(rates.open(&v4(1)) && rates.open(&v4(1)) && !rates.open(&v4(1)) && rates.open(&v4(2)));
+        rates.close(&v4(1));
+        assert!(rates.open(&v4(1)) && !rates.open(&v4(1)));
         for address in [1, 1, 2] {
-            rates.close(v4(address));
+            rates.close(&v4(address));
         }
         assert!(rates.open.is_empty());
-        rates.close(v4(3));
-    }
-
-    #[test]
-    fn a_client_is_an_ipv4_address_or_a_64() {
-        let client = |text: &str| client_of(text.parse().unwrap());
-        assert_eq!(client("2001:db8:0:1::1"), client("2001:db8:0:1:ffff::2"));
-        assert_ne!(client("2001:db8:0:1::1"), client("2001:db8:0:2::1"));
-        assert_eq!(client("::ffff:10.0.0.1"), client("10.0.0.1"));
-        assert_ne!(client("10.0.0.1"), client("10.0.0.2"));
+        rates.close(&v4(3));
     }
 
     #[test]
     fn memory_is_bounded_and_the_busy_are_remembered() {
         let (mut rates, now) = (Rates::new(&limits(0, 1)), Instant::now());
         for address in 0..200_000 {
-            rates.connect(v4(address), now).unwrap();
+            rates.connect(&v4(address), now).unwrap();
             // One that keeps coming is not forgotten, however many others come.
-            let busy = rates.connect(v4(u32::MAX), now);
+            let busy = rates.connect(&v4(u32::MAX), now);
             assert_eq!(busy.is_ok(), address < 2, "{address}");
-            assert!(rates.connects.young.len() + rates.connects.old.len() <= ADDRESSES_MAX);
+            assert!(rates.connects.young.len() + rates.connects.old.len() <= CLIENTS_MAX);
         }
     }
 
@@ -265,12 +246,12 @@ mod tests {
             let (mut now, mut taken) = (start, 0_u64);
             for pause_us in pauses_us {
                 now += Duration::from_micros(pause_us);
-                match rates.subscribe(v4(1), now) {
+                match rates.subscribe(&v4(1), now) {
                     Ok(()) => taken += 1,
                     // A client that waits for as long as it was told is let in.
                     Err(RetryAfter(wait)) => {
                         now += wait;
-                        prop_assert!(rates.subscribe(v4(1), now).is_ok());
+                        prop_assert!(rates.subscribe(&v4(1), now).is_ok());
                         taken += 1;
                     }
                 }
