@@ -10,6 +10,7 @@ use super::admission::REFUSED_WAIT;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
+use super::socket::Socket;
 use crate::config::NEVER;
 use crate::message::Slot;
 use crate::security::principal::Principal;
@@ -44,7 +45,7 @@ impl Delivery {
         if let Err(error) = prepare(&socket, self.config.client.slow_timeout) {
             tracing::debug!(%address, %error, "a connection could not be prepared");
         }
-        let slot = match self.connections.add(socket, principal, now) {
+        let slot = match self.connections.add(Socket::Plain(socket), principal, now) {
             Ok(slot) => slot,
             Err(error) => {
                 warn_limited!(%address, %error, "a connection could not be watched");

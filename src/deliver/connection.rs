@@ -2,11 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
-use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mio::net::TcpStream;
 
 use super::ack_tracker::AckTracker;
 use super::body::Body;
@@ -14,6 +12,7 @@ use super::http_error::HttpError;
 use super::input::Input;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::response::Reply;
+use super::socket::Socket;
 use super::viewer::Mark;
 use super::websocket::{Decoder, close_frame};
 use crate::message::{Cursor, Slot};
@@ -111,7 +110,7 @@ pub(super) enum Viewers {
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
 pub(super) struct Connection {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Socket,
     /// The client in whose name it asks.
     pub(super) principal: Principal,
     pub(super) phase: Phase,
@@ -163,7 +162,7 @@ pub(super) enum ReadOutcome {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, principal: Principal, now: Instant) -> Self {
+    pub(super) fn new(socket: Socket, principal: Principal, now: Instant) -> Self {
         Self {
             socket,
             principal,
@@ -218,7 +217,7 @@ impl Connection {
         };
         if outcome == WriteOutcome::Drained && matches!(self.phase, Phase::Closing { .. }) {
             // A socket that the peer has torn down meanwhile needs no more closing.
-            self.socket.shutdown(Shutdown::Write).ok();
+            self.socket.end_sending().ok();
         }
         Ok(outcome)
     }

@@ -6,7 +6,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::backlog::Backlog;
@@ -14,6 +13,7 @@ use super::budget::Budgets;
 use super::connection::{Connection, Peer, Phase, WebSocket};
 use super::http_error::HttpError;
 use super::outbox::{Chunk, WriteOutcome};
+use super::socket::Socket;
 use super::table::Table;
 use super::timer::Timers;
 use super::viewer::Mark;
@@ -84,7 +84,7 @@ impl Connections {
     ///
     /// # Errors
     /// When its socket cannot be watched; it is dropped then.
-    pub(super) fn add(&mut self, socket: TcpStream, principal: Principal, now: Instant) -> io::Result<Slot> {
+    pub(super) fn add(&mut self, socket: Socket, principal: Principal, now: Instant) -> io::Result<Slot> {
         let slot = self.table.insert(Connection::new(socket, principal, now));
         let interest = Interest::READABLE | Interest::WRITABLE;
         let Some(connection) = self.table.get_mut(slot) else { return Ok(slot) };

@@ -52,6 +52,7 @@ pub mod seam;
 mod sending;
 pub mod serve;
 mod sharing;
+mod socket;
 mod streams;
 pub mod table;
 pub mod timer;
