@@ -1,13 +1,11 @@
 //! The body of a request, as it comes: of a length that is known, or in chunks. Pure.
 //!
-//! Bounded by [`BODY_BYTES_MAX`]. Chunk extensions and trailers are passed over, within `LINE_BYTES_MAX` each.
+//! Bounded by a length that the resource allows. Chunk extensions and trailers are passed over, within `LINE_BYTES_MAX` each.
 
 use super::http_error::HttpError;
 use super::input::Input;
 use super::request::Request;
 
-/// The longest body of a cancel request, in bytes.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest line between chunks, in bytes.
 const LINE_BYTES_MAX: usize = 256;
 /// Trailer lines that are passed over.
@@ -26,6 +24,7 @@ pub enum Body {
 #[derive(Debug)]
 pub struct Chunks {
     body: Vec<u8>,
+    bytes_max: usize,
     expects: Expects,
 }
 
@@ -42,14 +41,16 @@ enum Expects {
 }
 
 impl Body {
-    /// The body of a request whose length, where it is known, was found to be allowed.
-    #[must_use]
-    pub fn of(request: &Request) -> Self {
+    /// The body of a request, of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// 413 when its head announces more.
+    pub fn of(request: &Request, bytes_max: usize) -> Result<Self, HttpError> {
         if request.is_chunked {
-            return Self::Chunked(Chunks { body: Vec::new(), expects: Expects::Size });
+            return Ok(Self::Chunked(Chunks { body: Vec::new(), bytes_max, expects: Expects::Size }));
         }
-        let bytes = request.content_length.unwrap_or(0);
-        Self::Length(usize::try_from(bytes).unwrap_or(usize::MAX).min(BODY_BYTES_MAX))
+        let bytes = usize::try_from(request.content_length.unwrap_or(0)).unwrap_or(usize::MAX);
+        if bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(Self::Length(bytes)) }
     }
 
     /// Whether nothing is to come.
@@ -126,8 +127,8 @@ impl Chunks {
                 Expects::Size => {
                     let Some(line) = line(rest, at)? else { return Ok(false) };
                     let bytes = size(line).ok_or_else(malformed)?;
-                    if self.body.len().saturating_add(bytes) > BODY_BYTES_MAX {
-                        return Err(too_large());
+                    if self.body.len().saturating_add(bytes) > self.bytes_max {
+                        return Err(too_large(self.bytes_max));
                     }
                     self.expects = if bytes == 0 { Expects::Trailer(0) } else { Expects::Data(bytes) };
                 }
@@ -168,17 +169,20 @@ fn malformed() -> HttpError {
     HttpError::bad_request("the chunks of the body are malformed")
 }
 
-fn too_large() -> HttpError {
-    HttpError::new(413, "too_large", "the body is too large")
+fn too_large(bytes_max: usize) -> HttpError {
+    HttpError::new(413, "body_too_large", format!("the body has at most {bytes_max} bytes"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::request::{Parsed, parse};
     use super::*;
+
+    const BYTES_MAX: usize = 64 * 1024;
 
     /// The body, and what is left behind it, of input that comes in pieces of that size.
     fn read(text: &str, piece: usize) -> Result<Option<(String, String)>, u16> {
-        let chunks = Chunks { body: Vec::new(), expects: Expects::Size };
+        let chunks = Chunks { body: Vec::new(), bytes_max: BYTES_MAX, expects: Expects::Size };
         let (mut body, mut input) = (Body::Chunked(chunks), Input::default());
         let mut pieces = text.as_bytes().chunks(piece);
         while let Some(piece) = pieces.next() {
@@ -221,6 +225,18 @@ mod tests {
             assert_eq!(read(text, 1000), Err(400), "{text}");
         }
         assert_eq!(read("ffffff\r\nx", 1), Err(413));
+    }
+
+    #[test]
+    fn a_length_beyond_the_bound_is_refused_at_once() {
+        let of = |len: &str| {
+            let head = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {len}\r\n\r\n");
+            let Parsed::Complete { request, .. } = parse(head.as_bytes()) else { panic!("{len}") };
+            Body::of(&request, 100).map(|body| body.wants(0, 0)).map_err(|error| (error.status, error.code))
+        };
+        assert_eq!((of("0"), of("100")), (Ok(0), Ok(100)));
+        let too_large = Err((413, "body_too_large"));
+        assert_eq!((of("101"), of("18446744073709551615")), (too_large, too_large));
     }
 
     #[test]

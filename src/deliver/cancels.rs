@@ -13,6 +13,7 @@ use super::connection::Phase;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::message::{Refusal, parse_cancel_body};
+use super::response::Reply;
 use crate::message::record::{Asker, CancelRequest, Refused};
 use crate::message::{RECORDER, Slot};
 use crate::model::StreamName;
@@ -22,19 +23,20 @@ use crate::model::control_frames;
 const CANCELS_PER_SOCKET_MAX: u32 = 64;
 
 impl Delivery {
-    /// The body of a request to cancel is there.
-    pub(super) fn take_cancel(&mut self, slot: Slot, body: &[u8], now: Instant) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let since = Phase::Head { since: now, seen: 0 };
-        let Phase::Body { stream, reply, .. } = std::mem::replace(&mut connection.phase, since) else {
-            return;
-        };
+    /// A client asks by an HTTP request, which is to be answered with `reply`.
+    pub(super) fn cancel_by_request(
+        &mut self,
+        slot: Slot,
+        stream: StreamName,
+        (body, reply): (&[u8], Reply),
+        now: Instant,
+    ) {
         let asked = parse_cancel_body(body)
             .and_then(|reason| self.cancel(slot, (stream, reason), None, now).map_err(|why| http(&why)));
         match asked {
             Ok(()) => {
                 if let Some(connection) = self.connections.get_mut(slot) {
-                    connection.phase = Phase::Cancelling { reply };
+                    connection.phase = Phase::Recording { reply };
                 }
             }
             Err(error) => self.reply_error(slot, &reply, &error, now),
@@ -92,9 +94,9 @@ impl Delivery {
         let Asker { connection: slot, about, .. } = asker;
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match &mut connection.phase {
-            Phase::Cancelling { .. } => {
+            Phase::Recording { .. } => {
                 let since = Phase::Head { since: now, seen: 0 };
-                let Phase::Cancelling { reply } = std::mem::replace(&mut connection.phase, since) else {
+                let Phase::Recording { reply } = std::mem::replace(&mut connection.phase, since) else {
                     return;
                 };
                 match outcome {

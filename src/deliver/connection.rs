@@ -21,6 +21,8 @@ use crate::security::principal::Principal;
 
 /// Answers that may wait for a client, or be held for it, before it is heard further.
 const ANSWERS_BYTES_MAX: usize = 32 * 1024;
+/// The longest body of a request to cancel, in bytes.
+pub(super) const CANCEL_BYTES_MAX: usize = 64 * 1024;
 /// How long a client may take to close its side after we have closed ours.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -29,10 +31,10 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(super) enum Phase {
     /// Receiving the head of a request; `seen` bytes of the input were looked at in vain.
     Head { since: Instant, seen: usize },
-    /// Receiving the body of a cancel request.
-    Body { since: Instant, stream: StreamName, reply: Reply, body: Body },
-    /// The request to cancel is with the recorder, which answers it in time.
-    Cancelling { reply: Reply },
+    /// Receiving the body of a request.
+    Body { since: Instant, purpose: Purpose, reply: Reply, body: Body },
+    /// The request is with the recorder, which answers it in time.
+    Recording { reply: Reply },
     /// The answer depends on a stream that is being looked up.
     Asked { viewer: Slot, reply: Reply },
     /// Sending events.
@@ -41,6 +43,22 @@ pub(super) enum Phase {
     WebSocket(Box<WebSocket>),
     /// Everything has been said: what waits is sent, then the client has until `until` to close its side.
     Closing { until: Option<Instant> },
+}
+
+/// The purpose of a request that has a body, with all that its head says of it.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// To ask the producer of a stream to stop.
+    Cancel(StreamName),
+}
+
+impl Purpose {
+    /// The longest body that such a request may have, in bytes.
+    pub(super) const fn body_bytes_max(&self) -> usize {
+        match self {
+            Self::Cancel(_) => CANCEL_BYTES_MAX,
+        }
+    }
 }
 
 /// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
@@ -240,7 +258,7 @@ impl Connection {
         match &mut self.phase {
             Phase::Sse { .. } | Phase::Closing { .. } => return,
             Phase::WebSocket(websocket) => websocket.pinged_at = None,
-            Phase::Head { .. } | Phase::Body { .. } | Phase::Asked { .. } | Phase::Cancelling { .. } => {}
+            Phase::Head { .. } | Phase::Body { .. } | Phase::Asked { .. } | Phase::Recording { .. } => {}
         }
         self.input.push(bytes);
     }
@@ -255,7 +273,7 @@ impl Connection {
     pub(super) fn must_wait(&self, send_budget: usize) -> bool {
         let answers = self.outbox.answers_cost_bytes() + self.held_bytes;
         match &self.phase {
-            Phase::Asked { .. } | Phase::Cancelling { .. } => true,
+            Phase::Asked { .. } | Phase::Recording { .. } => true,
             Phase::Sse { .. } | Phase::Closing { .. } => false,
             Phase::Head { .. } | Phase::Body { .. } => answers > ANSWERS_BYTES_MAX,
             Phase::WebSocket(websocket) => {
@@ -323,7 +341,7 @@ impl Connection {
                 Viewers::One(viewer) => vec![*viewer],
                 Viewers::Many(viewers) => viewers.values().copied().collect(),
             },
-            Phase::Head { .. } | Phase::Body { .. } | Phase::Cancelling { .. } | Phase::Closing { .. } => {
+            Phase::Head { .. } | Phase::Body { .. } | Phase::Recording { .. } | Phase::Closing { .. } => {
                 Vec::new()
             }
         }

@@ -51,7 +51,7 @@ impl Delivery {
                 }
                 Some(at)
             }
-            Phase::Asked { .. } | Phase::Cancelling { .. } => None,
+            Phase::Asked { .. } | Phase::Recording { .. } => None,
             Phase::Sse { .. } => self.keep_alive(slot, now),
             Phase::WebSocket(_) => {
                 let begun_at = self.judge_begun(slot, now);
@@ -185,10 +185,8 @@ impl Delivery {
                     }
                 }
                 // A request or answer that is under way is finished first.
-                Phase::Head { .. }
-                | Phase::Body { .. }
-                | Phase::Cancelling { .. }
-                | Phase::Closing { .. } => {}
+                Phase::Head { .. } | Phase::Body { .. } | Phase::Recording { .. } | Phase::Closing { .. } => {
+                }
             }
         }
     }

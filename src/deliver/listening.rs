@@ -121,7 +121,7 @@ impl Delivery {
             Phase::Body { body, .. } => match body.take(input) {
                 Ok(None) => InputOutcome::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
                 Ok(Some(body)) => {
-                    self.take_cancel(slot, &body, now);
+                    self.take_body(slot, &body, now);
                     InputOutcome::One
                 }
                 Err(error) => {
@@ -149,7 +149,7 @@ impl Delivery {
             }
             // Input means nothing here, except for its end.
             Phase::Sse { .. } | Phase::Closing { .. } => InputOutcome::Wants(READ_BYTES),
-            Phase::Asked { .. } | Phase::Cancelling { .. } => InputOutcome::Wants(0),
+            Phase::Asked { .. } | Phase::Recording { .. } => InputOutcome::Wants(0),
         }
     }
 
@@ -197,7 +197,7 @@ impl Delivery {
             Phase::Head { .. }
             | Phase::Body { .. }
             | Phase::Asked { .. }
-            | Phase::Cancelling { .. }
+            | Phase::Recording { .. }
             | Phase::Closing { .. } => {}
         }
         let Some(connection) = self.connections.get_mut(slot) else { return };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::body::Body;
-use super::connection::{Phase, Viewers, WebSocket};
+use super::connection::{Phase, Purpose, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::format::{Format, Translator, Transport};
 use super::http_error::HttpError;
@@ -39,16 +39,7 @@ impl Delivery {
             Ok(Route::Stream(wanted)) => self.answer_stream(slot, wanted, reply),
             Ok(Route::Multiplex) => self.upgrade(slot, request, None, now),
             Ok(Route::Cancel(stream)) => {
-                let reply = Reply { keep_alive: request.keep_alive, ..reply };
-                let body = Body::of(request);
-                let is_empty = body.is_empty();
-                let Some(connection) = self.connections.get_mut(slot) else { return };
-                connection.phase = Phase::Body { since: now, stream, reply, body };
-                if request.expects_continue && !is_empty {
-                    let mut interim = Vec::new();
-                    go_on(&mut interim);
-                    self.connections.send(slot, interim);
-                }
+                self.await_body(slot, (request, reply), Purpose::Cancel(stream), now);
             }
             Ok(Route::Page) if self.config.listen.demo_page => {
                 let answer = reply.page(&crate::web::DEMO_PAGE_POLICY, crate::web::DEMO_PAGE);
@@ -66,6 +57,41 @@ impl Delivery {
                 self.reply(slot, &reply, now, |reply, out| reply.preflight(out, methods, headers));
             }
             Err(error) => self.refuse(slot, (request, &reply), &error, now),
+        }
+    }
+
+    /// Answers the request when its body is there.
+    fn await_body(
+        &mut self,
+        slot: Slot,
+        (request, reply): (&Request, Reply),
+        purpose: Purpose,
+        now: Instant,
+    ) {
+        let body = match Body::of(request, purpose.body_bytes_max()) {
+            Ok(body) => body,
+            Err(error) => return self.refuse(slot, (request, &reply), &error, now),
+        };
+        let reply = Reply { keep_alive: request.keep_alive, ..reply };
+        let is_empty = body.is_empty();
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.phase = Phase::Body { since: now, purpose, reply, body };
+        if request.expects_continue && !is_empty {
+            let mut interim = Vec::new();
+            go_on(&mut interim);
+            self.connections.send(slot, interim);
+        }
+    }
+
+    /// The body of a request is there.
+    pub(super) fn take_body(&mut self, slot: Slot, body: &[u8], now: Instant) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let next = Phase::Head { since: now, seen: 0 };
+        let Phase::Body { purpose, reply, .. } = std::mem::replace(&mut connection.phase, next) else {
+            return;
+        };
+        match purpose {
+            Purpose::Cancel(stream) => self.cancel_by_request(slot, stream, (body, reply), now),
         }
     }
 

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::body::BODY_BYTES_MAX;
 use super::format::Format;
 use super::http_error::HttpError;
 use super::request::{Method, Request};
@@ -53,7 +52,7 @@ pub enum Route {
     Stream(StreamRequest),
     /// The WebSocket for many streams, `/v1/ws`.
     Multiplex,
-    /// Asking the producer of a stream to stop; a body of up to [`BODY_BYTES_MAX`] may follow.
+    /// Asking the producer of a stream to stop; a body may follow.
     Cancel(StreamName),
     /// The page at `/`.
     Page,
@@ -113,7 +112,7 @@ pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError
         Resource::Page => Ok(Route::Page),
         Resource::File(file) => Ok(Route::File(file)),
         Resource::Multiplex => multiplex(request),
-        Resource::Cancel(stream) => cancel(request, stream),
+        Resource::Cancel(stream) => Ok(Route::Cancel(stream)),
         Resource::Stream { stream, .. } => stream_request(request, limits, stream).map(Route::Stream),
         Resource::Server => Err(nothing_here()),
     }
@@ -208,14 +207,6 @@ fn multiplex(request: &Request) -> Result<Route, HttpError> {
         return Err(HttpError::bad_upgrade(426, "this resource speaks WebSocket only"));
     }
     Ok(Route::Multiplex)
-}
-
-fn cancel(request: &Request, stream: StreamName) -> Result<Route, HttpError> {
-    if request.content_length.is_some_and(|len| len > BODY_BYTES_MAX as u64) {
-        let message = format!("the body has at most {BODY_BYTES_MAX} bytes");
-        return Err(HttpError::new(413, "body_too_large", message));
-    }
-    Ok(Route::Cancel(stream))
 }
 
 fn stream_request(

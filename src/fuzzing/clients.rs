@@ -1,7 +1,7 @@
 //! Targets: what clients of the public listener send.
 
 use super::cut;
-use crate::deliver::body::{BODY_BYTES_MAX, Body};
+use crate::deliver::body::Body;
 use crate::deliver::http_error::HttpError;
 use crate::deliver::input::Input;
 use crate::deliver::message::{self, REASON_BYTES_MAX};
@@ -13,6 +13,8 @@ use crate::security::host::{HostPolicy, is_host};
 use crate::security::origin::{OriginDecision, OriginPolicy, is_origin};
 
 const NAMINGS: [Naming; 2] = [Naming::SessionAndModel, Naming::Session];
+/// The longest body that is allowed here, in bytes.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest message for people, in bytes.
 const WORDS_BYTES_MAX: usize = 1024;
 
@@ -80,7 +82,11 @@ fn judge(request: &Request, rest: &[u8], step: usize) {
 }
 
 fn body(request: &Request, bytes: &[u8], step: usize) -> Option<Result<Vec<u8>, HttpError>> {
-    let (mut body, mut input) = (Body::of(request), Input::default());
+    let mut input = Input::default();
+    let mut body = match Body::of(request, BODY_BYTES_MAX) {
+        Ok(body) => body,
+        Err(error) => return Some(Err(error)),
+    };
     let mut pieces = bytes.chunks(step.max(1));
     loop {
         if let Some(done) = body.take(&mut input).transpose() {

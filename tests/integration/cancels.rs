@@ -247,6 +247,20 @@ fn bodies_come_in_chunks_and_reasons_are_bounded() {
 }
 
 #[test]
+fn a_body_that_is_too_large_is_refused_in_the_same_way_however_it_comes() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let post = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\n";
+    for body in ["Content-Length: 65537\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n10001\r\n"] {
+        let mut connection = Raw::begin(daemon.public, format!("{post}{body}").as_bytes());
+        let answer = String::from_utf8(connection.rest()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{body:?}: {answer}");
+        assert!(answer.contains(r#""code":"body_too_large""#), "{body:?}: {answer}");
+        assert!(answer.contains("at most 65536 bytes"), "{body:?}: {answer}");
+    }
+}
+
+#[test]
 fn requests_behind_one_to_stop_are_answered_in_order_and_who_leaves_is_missed_by_nobody() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
