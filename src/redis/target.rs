@@ -1,7 +1,9 @@
 //! The address of Redis, the credentials for it, and its timeouts.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +13,15 @@ use rustls::pki_types::ServerName;
 
 use super::error::TargetError;
 use super::tls;
-use crate::config;
+use crate::{config, pulse};
+
+/// How long the system may take to look up a host's name: its resolver asks several servers several times.
+const LOOKUP_TIME: Duration = Duration::from_secs(60);
 
 /// A Redis that links can be made to. Cheap enough to clone for every thread.
 #[derive(Clone)]
 pub struct Target {
-    pub(super) address: Address,
+    address: Address,
     pub(super) credentials: Option<Credentials>,
     pub(super) database: u64,
     /// Whether RESP3 is not even asked for.
@@ -27,11 +32,19 @@ pub struct Target {
 
 /// Where the socket leads.
 #[derive(Clone)]
-pub(super) enum Address {
+enum Address {
     /// A host's name or address, and perhaps TLS.
     Tcp { host: String, port: u16, tls: Option<Tls> },
     /// A socket's path.
     Unix(PathBuf),
+}
+
+/// The place where the server is now.
+pub(super) enum Endpoint<'a> {
+    /// Any of these addresses, and perhaps TLS.
+    Tcp { addresses: Vec<SocketAddr>, tls: Option<&'a Tls> },
+    /// A socket's path.
+    Unix(&'a Path),
 }
 
 /// The settings of a TLS session.
@@ -94,6 +107,20 @@ impl Target {
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
         })
+    }
+
+    /// Finds out where the server is now. Asked for each connection, because names may lead elsewhere meanwhile. The
+    /// time that the system takes to look a name up is not bounded.
+    pub(super) fn resolve(&self) -> io::Result<Endpoint<'_>> {
+        match &self.address {
+            Address::Unix(path) => Ok(Endpoint::Unix(path)),
+            Address::Tcp { host, port, tls } => {
+                pulse::expect_silence(LOOKUP_TIME);
+                let addresses = (host.as_str(), *port).to_socket_addrs();
+                pulse::beat();
+                Ok(Endpoint::Tcp { addresses: addresses?.collect(), tls: tls.as_ref() })
+            }
+        }
     }
 
     /// The address for people and logs, without user and password.

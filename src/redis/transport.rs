@@ -2,7 +2,7 @@
 //! non-blocking from then on.
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,12 +11,10 @@ use bytes::{BufMut, BytesMut};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::error::RedisError;
-use super::target::{Address, Target};
+use super::target::{Endpoint, Target};
 use super::tls::TlsStream;
 use crate::pulse;
 
-/// How long the system may take to look up a host's name: its resolver asks several servers several times.
-const LOOKUP_TIME: Duration = Duration::from_secs(60);
 /// Silence after which the kernel asks whether the other side still lives.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 /// The time between two such questions.
@@ -36,11 +34,11 @@ pub(super) enum Transport {
 impl Transport {
     /// Connects to the target. Resolving the host's name is the system's and not bounded by the deadline.
     pub(super) fn connect(target: &Target, deadline: Instant) -> Result<Self, RedisError> {
-        match &target.address {
-            Address::Unix(path) => Ok(Self::Plain(connect_unix(path, deadline)?)),
-            Address::Tcp { host, port, tls: None } => Ok(Self::Plain(connect_tcp(host, *port, deadline)?)),
-            Address::Tcp { host, port, tls: Some(tls) } => {
-                let socket = connect_tcp(host, *port, deadline)?;
+        match target.resolve()? {
+            Endpoint::Unix(path) => Ok(Self::Plain(connect_unix(path, deadline)?)),
+            Endpoint::Tcp { addresses, tls: None } => Ok(Self::Plain(connect_tcp(&addresses, deadline)?)),
+            Endpoint::Tcp { addresses, tls: Some(tls) } => {
+                let socket = connect_tcp(&addresses, deadline)?;
                 let stream = TlsStream::connect(socket, &tls.config, tls.server_name.clone(), deadline)?;
                 Ok(Self::Tls(Box::new(stream)))
             }
@@ -94,11 +92,7 @@ impl Transport {
 }
 
 /// Tries every address of the host, each with its share of the time that is left.
-fn connect_tcp(host: &str, port: u16, deadline: Instant) -> Result<Socket, RedisError> {
-    pulse::expect_silence(LOOKUP_TIME);
-    let addresses = (host, port).to_socket_addrs();
-    pulse::beat();
-    let addresses: Vec<_> = addresses?.collect();
+fn connect_tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<Socket, RedisError> {
     let mut error = RedisError::Io(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
     for (tried, address) in addresses.iter().enumerate() {
         let share = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
