@@ -63,13 +63,14 @@ pub mod visible;
 // what entries say, and what the threads tell each other,
 pub mod decode;
 pub mod message;
-// the doors to channels, threads, stopping and the log,
+// the doors to channels, threads, stopping, exchanged settings and the log,
 pub mod inline_stage;
 pub mod log_filter;
 pub mod log_limit;
 pub mod pulse;
 pub mod queue;
 pub mod stop;
+pub mod swap;
 pub mod thread;
 // Redis and what is read from it,
 pub mod ingest;

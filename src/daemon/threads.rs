@@ -34,8 +34,10 @@ use crate::queue::{self, Receiver, Sender, Weight};
 use crate::recorder::{RECORDS, Recorder, RecorderParts};
 use crate::redis::{Connector, Ending, Keys, Target};
 use crate::security::host::HostPolicy;
+use crate::security::policies::Policies;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
+use crate::swap::Swap;
 use crate::thread::{self, Ended, Handle};
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
 use crate::watcher::{Identity, REQUESTS, Watcher, WatcherParts};
@@ -450,6 +452,7 @@ impl Builder {
         let inboxes = std::mem::take(&mut self.queues.inboxes.receivers);
         let histories = std::mem::take(&mut self.queues.histories.receivers);
         let loads: Arc<[AtomicUsize]> = polls.iter().map(|_| AtomicUsize::new(0)).collect();
+        let policies = Swap::new(Policies::from(&*self.shared.config));
         let rates = Arc::new(Mutex::new(Rates::new(&self.shared.config.limits)));
         let budgets = Arc::new(Budgets {
             answers: Arc::new(Budget::new(answers_bytes_max(self.shared.config.client.max_state))),
@@ -473,6 +476,7 @@ impl Builder {
                 listener: listener.take(),
                 peers: self.queues.inboxes.senders.clone(),
                 loads: Arc::clone(&loads),
+                policies: policies.reader(),
                 rates: Arc::clone(&rates),
                 budgets: Arc::clone(&budgets),
                 max_connections: self.shared.max_connections,

@@ -14,13 +14,11 @@ use super::http_error::HttpError;
 use super::request::Request;
 use super::response::AllowedOrigin;
 use super::route::Route;
-use crate::config::Config;
 use crate::observe::Registry;
-use crate::security::host::HostPolicy;
-use crate::security::origin::OriginPolicy;
+use crate::security::policies::Policies;
 use crate::security::principal::Principal;
 use crate::security::rate::{Rates, RetryAfter};
-use crate::warn_limited;
+use crate::{swap, warn_limited};
 
 /// How long a client that is refused for want of room is told to wait, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
@@ -42,8 +40,7 @@ const LOGGED_BYTES_MAX: usize = 200;
 
 /// The policies and limits by which clients are admitted.
 pub(super) struct Admission {
-    hosts: HostPolicy,
-    origins: OriginPolicy,
+    policies: swap::Reader<Policies>,
     /// The rates and caps of clients; shared by all delivery threads.
     rates: Arc<Mutex<Rates>>,
     /// How many connections all clients may have.
@@ -52,14 +49,18 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// The policies of a configuration.
+    /// These policies and limits.
     pub(super) fn new(
-        config: &Config,
+        policies: swap::Reader<Policies>,
         (rates, max_connections): (Arc<Mutex<Rates>>, usize),
         registry: Arc<Registry>,
     ) -> Self {
-        let (hosts, origins) = (host_policy(config), OriginPolicy::from(&config.listen.origins));
-        Self { hosts, origins, rates, max_connections, registry }
+        Self { policies, rates, max_connections, registry }
+    }
+
+    /// Takes policies that were exchanged. Within a round they stay the same.
+    pub(super) fn refresh(&mut self) {
+        self.policies.refresh();
     }
 
     /// Why a new connection is not served, if it is not; `connections` counts it too.
@@ -76,7 +77,7 @@ impl Admission {
 
     /// Refuses a request whose `Host` is none of this server's names, although it leads here.
     pub(super) fn check_host(&self, request: &Request) -> Result<(), HttpError> {
-        if self.hosts.allows(request.host.as_deref()) {
+        if self.policies.hosts.allows(request.host.as_deref()) {
             return Ok(());
         }
         let host = request.host.as_deref().map(shortened).unwrap_or_default();
@@ -86,7 +87,7 @@ impl Admission {
 
     /// The origins whose scripts may read the answer; the refusal if the request's is not allowed.
     pub(super) fn judge_origin(&self, request: &Request) -> Result<AllowedOrigin, HttpError> {
-        let decision = self.origins.decide(request.origin.as_deref(), request.host.as_deref());
+        let decision = self.policies.origins.decide(request.origin.as_deref(), request.host.as_deref());
         AllowedOrigin::from_decision(decision)
     }
 
@@ -129,14 +130,6 @@ impl Admission {
     pub(super) fn uncount(&self, client: &Principal) {
         self.rates.lock().close(client);
     }
-}
-
-/// The names under which requests that show no token may ask.
-fn host_policy(config: &Config) -> HostPolicy {
-    if config.auth.allow_anonymous {
-        return HostPolicy::Any;
-    }
-    HostPolicy::from(&config.listen.hosts, &config.listen.origins)
 }
 
 /// The beginning of a text, as much as the log shows.

@@ -23,8 +23,10 @@ use crate::config::Config;
 use crate::message::{Missed, ToDelivery};
 use crate::observe::{Recorder, Registry};
 use crate::queue::{Receiver, Sender};
+use crate::security::policies::Policies;
 use crate::security::rate::Rates;
 use crate::stop::Stop;
+use crate::swap;
 
 /// The token of the inbox's waker.
 pub const INBOX: Token = Token(usize::MAX);
@@ -50,6 +52,8 @@ pub struct DeliveryParts {
     pub peers: Vec<Sender<ToDelivery>>,
     /// How many connections each delivery thread has.
     pub loads: Arc<[AtomicUsize]>,
+    /// The names and origins under which requests may be made.
+    pub policies: swap::Reader<Policies>,
     /// The rates and caps of clients; shared by all delivery threads.
     pub rates: Arc<Mutex<Rates>>,
     /// The budgets of all connections of the process together; shared by all delivery threads.
@@ -112,7 +116,9 @@ impl Delivery {
     /// When the operating system gives no descriptor, or refuses to watch the listener.
     pub(super) fn new(parts: DeliveryParts) -> std::io::Result<(Self, Poll)> {
         let DeliveryParts { index, poll, inbound, outbound, mut listener, peers, loads, .. } = parts;
-        let DeliveryParts { rates, budgets, max_connections, config, registry, draining, stop, .. } = parts;
+        let DeliveryParts {
+            policies, rates, budgets, max_connections, config, registry, draining, stop, ..
+        } = parts;
         let now = Instant::now();
         let sources = poll.registry().try_clone()?;
         if let Some(listener) = &mut listener {
@@ -127,7 +133,7 @@ impl Delivery {
             inbound,
             outbound: Outbound::new(index, outbound),
             acceptor: Acceptor::new(index, listener, (peers, loads), counts()),
-            admission: Admission::new(&config, (rates, max_connections), counts()),
+            admission: Admission::new(policies, (rates, max_connections), counts()),
             config,
             recorder: registry.recorder(),
             registry,

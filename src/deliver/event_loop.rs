@@ -1,6 +1,6 @@
 //! A delivery thread: one mio loop that owns its connections. It alone calls the parts of [`Delivery`] in an order:
 //!
-//! 1. Notes what sockets are ready for. Nothing is read yet.
+//! 1. Takes settings that were exchanged, and notes what sockets are ready for. Nothing is read yet.
 //! 2. Takes messages of other threads: live frames, results of history reads, answers of the recorder. What follows for
 //!    viewers is put into their outboxes, and what is wanted of other threads is kept for step 8.
 //! 3. Tells everybody that the instance drains, once nothing is left that was read before.
@@ -58,6 +58,7 @@ impl Delivery {
     pub(super) fn round(&mut self, events: &Events) {
         let now = Instant::now();
         let mut timer = RoundTimer::begin(now);
+        self.admission.refresh();
         for event in events {
             match event.token() {
                 INBOX => {}

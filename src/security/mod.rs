@@ -5,5 +5,6 @@
 
 pub mod host;
 pub mod origin;
+pub mod policies;
 pub mod principal;
 pub mod rate;
