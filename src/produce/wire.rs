@@ -4,6 +4,10 @@
 //! right) never leaves a hole that a repetition would come too late to fill. Because a batch is there as a whole or
 //! not at all, one look behind the newest confirmed entry tells whether a repetition of it is needed; `WATCH` keeps
 //! the first sending, should it still be under way, from coming between the look and the repetition.
+//!
+//! Where a lock says who may write, each batch watches the stream, looks at the lock, and then writes. Whoever takes the
+//! lock writes an entry (a *fence*) into the stream before it reads what is there: a batch of the former holder is either
+//! in front of the fence, where it is read, or is given up. So every transaction is about one key, the stream's.
 
 use crate::config;
 use crate::model::{Entry, EntryId, StreamName};
@@ -61,8 +65,10 @@ impl RedisWires {
         })
     }
 
-    /// The same, writing only while `key` holds `holder`, whatever happens between the look and the write. When it does
-    /// not, or is set anew meanwhile, the batch counts as not written.
+    /// The same, writing only while `key` holds `holder`. When it does not, the batch counts as not written.
+    ///
+    /// Between the look at the key and the write somebody else may take the lock: it must write an entry into the
+    /// stream before it relies on what is there.
     #[must_use]
     pub fn while_held(mut self, key: String, holder: &str) -> Self {
         self.lock = Some(Lock { key, holder: holder.to_owned() });
@@ -116,7 +122,7 @@ impl Wire for RedisWire {
         {
             return Ok(last);
         }
-        self.watch_lock()?;
+        self.check_lock()?;
         let mut commands = Vec::with_capacity(batch.records.len() + 3);
         commands.push(Command::new("MULTI"));
         commands.extend(batch.records.iter().map(|record| self.wires.add(record)));
@@ -137,10 +143,11 @@ impl Wire for RedisWire {
 }
 
 impl RedisWire {
-    /// Watches the lock, so that the next transaction is given up when somebody else takes the lock before it.
-    fn watch_lock(&mut self) -> Result<(), WireError> {
+    /// Looks whether the lock is held. The stream is watched from before the look on, so that the next transaction is
+    /// given up behind the fence of somebody who takes the lock meanwhile.
+    fn check_lock(&mut self) -> Result<(), WireError> {
         let Some(lock) = &self.wires.lock else { return Ok(()) };
-        let look = [Command::new("WATCH").arg(&lock.key), Command::new("GET").arg(&lock.key)];
+        let look = [Command::new("WATCH").arg(&self.wires.key), Command::new("GET").arg(&lock.key)];
         let replies = self.link.call_all(&look).map_err(|error| failed(&error))?;
         if let Some(error) = replies.iter().find_map(Reply::error) {
             return Err(failed(&RedisError::Server(error)));
@@ -274,13 +281,15 @@ mod tests {
         let mut wire = wires.connect().unwrap();
         append(&mut wire).unwrap();
         // Taken over between the look and the write.
-        wire.watch_lock().unwrap();
+        wire.check_lock().unwrap();
         link.call(&Command::new("SET").args(["lock", "you"])).unwrap();
+        link.call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", r#"{"type":"heartbeat"}"#]))
+            .unwrap();
         let write = [Command::new("MULTI"), wires.add(&records[0]), Command::new("EXEC")];
         assert!(matches!(confirm(&wire.link.call_all(&write).unwrap()), Err(WireError::Lost(_))));
         assert!(matches!(append(&mut wire), Err(WireError::Lost(_))));
         let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
-        assert_eq!(len, 1);
+        assert_eq!(len, 2);
     }
 
     #[test]

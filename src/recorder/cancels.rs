@@ -379,20 +379,19 @@ fn request_id(executed: &Reply) -> Result<EntryId, RedisError> {
 
 /// Claims a stream whose former request is pending no more; whether nobody else has.
 fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<bool, RedisError> {
-    let look = [Command::new("WATCH").arg(marker), Command::new("GET").arg(marker)];
-    let replies = link.call_all(&look)?;
-    let is_same = match replies.get(1) {
-        Some(reply) if reply.error().is_none() && !reply.is_null() => reply.bytes()?[..] == *former,
-        _ => false,
+    let is_same = match link.watch(marker) {
+        Ok(holder) => !holder.is_null() && holder.bytes()?[..] == *former,
+        Err(RedisError::Server(_)) => false,
+        Err(error) => return Err(error),
     };
     if !is_same {
-        link.call(&Command::new("UNWATCH"))?;
+        link.unwatch()?;
         return Ok(false);
     }
-    let set = Command::new("SET").args([marker, me, "PX"]).number(millis(CLAIMED));
-    let replies = link.call_all(&[Command::new("MULTI"), set, Command::new("EXEC")])?;
-    // EXEC answers null when the marker has changed.
-    Ok(refusal(&replies)?.is_none() && !replies.last().is_some_and(Reply::is_null))
+    match link.execute(Command::new("SET").args([marker, me, "PX"]).number(millis(CLAIMED))) {
+        Err(RedisError::Server(_)) => Ok(false),
+        executed => executed,
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::answers::Answers;
 use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
-use super::{WriteContext, millis, refusal, refused};
+use super::{WriteContext, millis, refused};
 use crate::config;
 use crate::json;
 use crate::message::ToDelivery;
@@ -354,21 +354,14 @@ impl Receipts {
 
     fn raise(&self, link: &mut Link, marker: &str, id: Position) -> Result<(), RedisError> {
         for _ in 0..RACES_MAX {
-            let look = [Command::new("WATCH").arg(marker), Command::new("GET").arg(marker)];
-            let replies = link.call_all(&look)?;
-            let value = replies.get(1).map_or(Ok(Position::ZERO), position);
+            let value = link.watch(marker).and_then(|value| position(&value));
             if value.as_ref().map_or(true, |value| *value >= id) {
-                link.call(&Command::new("UNWATCH"))?;
+                link.unwatch()?;
                 return value.map(drop);
             }
             let kept = millis(MARKER_KEPT.saturating_add(self.after));
             let set = Command::new("SET").args([marker, &id.to_string(), "PX"]).number(kept);
-            let replies = link.call_all(&[Command::new("MULTI"), set, Command::new("EXEC")])?;
-            if let Some(error) = refusal(&replies)? {
-                return Err(RedisError::Server(error));
-            }
-            // EXEC answers null when the marker has changed meanwhile.
-            if !replies.last().is_some_and(Reply::is_null) {
+            if link.execute(set)? {
                 return Ok(());
             }
         }

@@ -22,6 +22,7 @@ use super::target::Target;
 use super::transport::Transport;
 
 mod buffers;
+mod guarded;
 mod opening;
 mod ranges;
 

@@ -14,6 +14,9 @@ const PAGE_MAX: usize = 500;
 /// Intended size of a page's entries, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// An entry that changes nothing for viewers.
+const HEARTBEAT: &str = r#"{"type":"heartbeat"}"#;
+
 /// How far an answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AnswerProgress {
@@ -25,8 +28,26 @@ pub(super) enum AnswerProgress {
     Whole,
 }
 
+/// Finds out how far the answer has come, for the worker that holds the stream's lease now. What the former holder was
+/// about to write is either found, or is not written any more: a heartbeat is the fence that [`crate::produce::wire`] asks
+/// for, written only if nothing has come since the look.
+pub(super) fn take_over(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
+    loop {
+        link.call(&Command::new("WATCH").arg(key))?;
+        let progress = look(link, key, order)?;
+        if progress == AnswerProgress::Whole {
+            link.unwatch()?;
+            return Ok(progress);
+        }
+        let fence = Command::new("XADD").arg(key).args(["*", Form::Native.field(), HEARTBEAT]);
+        if link.execute(fence)? {
+            return Ok(progress);
+        }
+    }
+}
+
 /// Reads what is there of the answer. Nothing of it can be older than the request.
-pub(super) fn look(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
+fn look(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     let mut reading = Reading::new(&order.generation);
     let mut from = Some(EntryId::new(order.id.ms, 0));
     let mut page = PAGE_FIRST;
@@ -121,8 +142,10 @@ impl<'a> Reading<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::order;
     use super::*;
-    use crate::model::Fields;
+    use crate::model::{Fields, KeyPattern};
+    use crate::redis::testing::RedisServer;
 
     fn progress(entries: &[(&str, &str)]) -> AnswerProgress {
         let mut reading = Reading::new("g");
@@ -149,5 +172,32 @@ mod tests {
         assert_eq!(progress(&[start, token, other]), AnswerProgress::Whole);
         assert_eq!(progress(&[start, ("anthropic", r#"{"type":"message_stop"}"#)]), AnswerProgress::Whole);
         assert_eq!(progress(&[start, ("data", "nonsense"), ("x", "y")]), AnswerProgress::Nothing);
+    }
+
+    #[test]
+    fn what_the_former_worker_was_about_to_write_is_given_up() {
+        let server = RedisServer::start(&[]);
+        let (mut ours, mut former) = (server.link(), server.link());
+        let request = [(&b"session"[..], &b"s"[..]), (b"model", b"m"), (b"generation", b"g")];
+        let request = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&request) };
+        let order = order::read(&request, true, &KeyPattern::of_prefix("llm")).unwrap();
+        let mut take_over = || take_over(&mut ours, "k", &order).unwrap();
+        let add = |json: &str| Command::new("XADD").args(["k", "*", "data", json]);
+        let watch = Command::new("WATCH").arg("k");
+        // Also where the stream does not exist yet.
+        for (expected, json) in [
+            (AnswerProgress::Nothing, r#"{"type":"start","generation":"g"}"#),
+            (AnswerProgress::Nothing, r#"{"type":"delta","text":"a"}"#),
+            (AnswerProgress::Partial, r#"{"type":"end"}"#),
+        ] {
+            former.call(&watch).unwrap();
+            assert_eq!(take_over(), expected, "{json}");
+            assert!(!former.execute(add(json)).unwrap(), "{json}");
+            former.call(&add(json)).unwrap();
+        }
+        let len = former.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap();
+        assert_eq!(take_over(), AnswerProgress::Whole);
+        let len_now = former.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap();
+        assert_eq!(len, len_now, "an answer that is whole gets nothing more");
     }
 }

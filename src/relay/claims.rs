@@ -9,7 +9,7 @@ use super::order::Order;
 use crate::config;
 use crate::model::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
 use crate::observe::Trouble;
-use crate::redis::{Backoff, Command, ConsumerGroup, Keys, Link, Phase, RedisError, Reply, Target};
+use crate::redis::{Backoff, Command, ConsumerGroup, Keys, Link, Phase, RedisError, Target};
 use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
@@ -156,8 +156,8 @@ impl Claims {
     pub(super) fn release(&mut self, name: &StreamName) {
         let key = self.keys.running(name);
         self.ask(|claims, link| match claims.holder(link, &key)? {
-            Holder::Us => in_transaction(link, Command::new("DEL").arg(&key)).map(drop),
-            Holder::Nobody | Holder::Another => link.call(&Command::new("UNWATCH")).map(drop),
+            Holder::Us => link.execute(Command::new("DEL").arg(&key)).map(drop),
+            Holder::Nobody | Holder::Another => link.unwatch(),
         });
     }
 
@@ -168,20 +168,21 @@ impl Claims {
     fn keep_lease(&self, link: &mut Link, name: &StreamName) -> Result<bool, RedisError> {
         let key = self.keys.running(name);
         if self.holder(link, &key)? == Holder::Another {
-            link.call(&Command::new("UNWATCH"))?;
+            link.unwatch()?;
             return Ok(false);
         }
-        in_transaction(link, self.lease(name, false))
+        link.execute(self.lease(name, false))
     }
 
     /// The holder of a lease's key. The key is watched (`WATCH`) from before the read on.
     fn holder(&self, link: &mut Link, key: &str) -> Result<Holder, RedisError> {
-        let replies = link.call_all(&[Command::new("WATCH").arg(key), Command::new("GET").arg(key)])?;
-        check(&replies)?;
-        Ok(match replies.last() {
-            Some(holder) if holder.is_null() => Holder::Nobody,
-            Some(holder) if holder.text().ok() == Some(self.group.consumer()) => Holder::Us,
-            _ => Holder::Another,
+        let holder = link.watch(key)?;
+        Ok(if holder.is_null() {
+            Holder::Nobody
+        } else if holder.text().ok().as_deref() == Some(self.group.consumer()) {
+            Holder::Us
+        } else {
+            Holder::Another
         })
     }
 
@@ -231,18 +232,6 @@ enum Holder {
     Nobody,
     Us,
     Another,
-}
-
-/// Runs one command as a transaction of its own; false where a key that is watched has changed meanwhile.
-fn in_transaction(link: &mut Link, command: Command) -> Result<bool, RedisError> {
-    let replies = link.call_all(&[Command::new("MULTI"), command, Command::new("EXEC")])?;
-    check(&replies)?;
-    Ok(replies.last().is_some_and(|done| !done.is_null()))
-}
-
-/// The first error among the replies, as one.
-fn check(replies: &[Reply]) -> Result<(), RedisError> {
-    replies.iter().find_map(Reply::error).map_or(Ok(()), |error| Err(RedisError::Server(error)))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -305,7 +294,7 @@ mod tests {
         let (key, mut link) = (one.keys.running(&order.name), server.link());
         assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Us);
         server.link().call(&Command::new("SET").args([key.as_str(), "other"])).unwrap();
-        assert!(!in_transaction(&mut link, one.lease(&order.name, false)).unwrap());
+        assert!(!link.execute(one.lease(&order.name, false)).unwrap());
         assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Another);
         server.link().call(&Command::new("SET").args([key.as_str(), "one"])).unwrap();
         one.release(&order.name);

@@ -139,7 +139,7 @@ impl Worker {
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
         let look = || -> Result<AnswerProgress, RedisError> {
             let mut link = Link::connect(&self.target, "llm-bridge-relay-look")?;
-            answer_progress::look(&mut link, &key, &job.order)
+            answer_progress::take_over(&mut link, &key, &job.order)
         };
         loop {
             if job.lease.must_stop() {

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::identity::Identity;
-use crate::redis::{Command, Keys, Link, RedisError, Reply};
+use crate::redis::{Command, Keys, Link, RedisError};
 
 /// How long a lease lasts when its holder is gone: the contract's figure.
 pub(super) const LEASE: Duration = Duration::from_secs(5);
@@ -157,30 +157,14 @@ fn exchange(
     command: &Command,
     allowed: impl Fn(Option<&[u8]>) -> bool,
 ) -> Result<Found, RedisError> {
-    let lease = keys.lease();
-    let look = [Command::new("WATCH").arg(&lease), Command::new("GET").arg(&lease)];
-    let replies = all_well(link.call_all(&look)?)?;
-    let holder = match replies.get(1) {
-        Some(reply) if !reply.is_null() => Some(reply.bytes()?),
-        _ => None,
-    };
+    let holder = link.watch(&keys.lease())?;
+    let holder = if holder.is_null() { None } else { Some(holder.bytes()?) };
     if !allowed(holder.as_deref()) {
-        link.call(&Command::new("UNWATCH"))?;
+        link.unwatch()?;
         let holder = holder.unwrap_or_default();
         return Ok(Found::Foreign(String::from_utf8_lossy(&holder).into_owned()));
     }
-    let write = [Command::new("MULTI"), command.clone(), Command::new("EXEC")];
-    let replies = all_well(link.call_all(&write)?)?;
-    // EXEC answers null when the watched key has changed.
-    Ok(if replies.last().is_some_and(Reply::is_null) { Found::Raced } else { Found::Ours })
-}
-
-/// The replies, unless one of them is an error.
-fn all_well(replies: Vec<Reply>) -> Result<Vec<Reply>, RedisError> {
-    match replies.iter().find_map(Reply::error) {
-        Some(error) => Err(RedisError::Server(error)),
-        None => Ok(replies),
-    }
+    Ok(if link.execute(command.clone())? { Found::Ours } else { Found::Raced })
 }
 
 #[cfg(test)]
