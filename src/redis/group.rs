@@ -7,10 +7,15 @@
 
 use std::time::Duration;
 
+use ::redis::Cmd;
+use ::redis::streams::{
+    StreamAutoClaimOptions, StreamAutoClaimReply, StreamClaimOptions, StreamInfoConsumer,
+    StreamInfoConsumersReply, StreamPendingCountReply,
+};
+
 use super::command::Command;
 use super::error::{RedisError, ServerErrorKind};
 use super::link::Link;
-use super::reply::{Reply, Value};
 use super::sieve::ENTRY_ROOM_BYTES;
 use crate::model::{Entry, EntryId};
 
@@ -53,8 +58,7 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn ensure(&self, link: &mut Link) -> Result<(), RedisError> {
-        let create = Command::new("XGROUP").args(["CREATE", &self.stream, &self.group, "0", "MKSTREAM"]);
-        match link.call(&create) {
+        match link.query::<()>(&Cmd::xgroup_create_mkstream(&self.stream, &self.group, "0")) {
             Err(error) if error.server_kind() != Some(ServerErrorKind::BusyGroup) => Err(error),
             _ => Ok(()),
         }
@@ -78,9 +82,13 @@ impl ConsumerGroup {
     /// When Redis cannot be asked, or refuses.
     pub fn take_over(&mut self, link: &mut Link, idle: Duration) -> Result<Option<Entry>, RedisError> {
         for _ in 0..SCANS_MAX {
-            let command = Command::new("XAUTOCLAIM").args([&self.stream, &self.group, &self.consumer]);
-            let command = command.number(millis(idle)).id(self.scanned_to).args(["COUNT", "1", "JUSTID"]);
-            let (next, claimed) = auto_claimed(&link.call(&command)?.value()?);
+            let options = StreamAutoClaimOptions::default().count(1).with_justid();
+            let (stream, group, consumer) = (&self.stream, &self.group, &self.consumer);
+            let from = self.scanned_to.to_string();
+            let claim = Cmd::xautoclaim_options(stream, group, consumer, millis(idle), from, options);
+            let found: StreamAutoClaimReply = link.query(&claim)?;
+            let next = entry_id(&found.next_stream_id)?;
+            let claimed = found.claimed.first().map(|claimed| entry_id(&claimed.id)).transpose()?;
             self.scanned_to = next;
             if let Some(id) = claimed {
                 match self.entry(link, id)? {
@@ -100,9 +108,10 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn claims(&self, link: &mut Link) -> Result<Vec<EntryId>, RedisError> {
-        let pending = Command::new("XPENDING").args([&self.stream, &self.group, "-", "+"]);
-        let pending = link.call(&pending.number(CLAIMS_MAX).arg(&self.consumer))?.value()?;
-        Ok(pending.as_array().unwrap_or_default().iter().filter_map(pending_id).collect())
+        let (stream, group, consumer) = (&self.stream, &self.group, &self.consumer);
+        let pending = Cmd::xpending_consumer_count(stream, group, "-", "+", CLAIMS_MAX, consumer);
+        let pending: StreamPendingCountReply = link.query(&pending)?;
+        pending.ids.iter().map(|pending| entry_id(&pending.id)).collect()
     }
 
     /// Renews claims: their idle time begins anew.
@@ -110,8 +119,7 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn renew(&self, link: &mut Link, ids: impl Iterator<Item = EntryId>) -> Result<(), RedisError> {
-        let renewals: Vec<Command> = ids.map(|id| self.claim(id, Duration::ZERO)).collect();
-        check(&link.call_all(&renewals)?)
+        link.query_all::<()>(ids.map(|id| self.claim(id, Duration::ZERO))).map(drop)
     }
 
     /// Lets any consumer take over a claim of ours whose limit of idle time is at most `idle`.
@@ -119,13 +127,14 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn hand_back(&self, link: &mut Link, id: EntryId, idle: Duration) -> Result<(), RedisError> {
-        link.call(&self.claim(id, idle)).map(drop)
+        link.query::<()>(&self.claim(id, idle))
     }
 
     /// The command that claims an entry which is ours already, with this idle time.
-    fn claim(&self, id: EntryId, idle: Duration) -> Command {
-        let command = Command::new("XCLAIM").args([&self.stream, &self.group, &self.consumer, "0"]);
-        command.id(id).arg("IDLE").number(millis(idle)).arg("JUSTID")
+    fn claim(&self, id: EntryId, idle: Duration) -> Cmd {
+        let idle = usize::try_from(idle.as_millis()).unwrap_or(usize::MAX);
+        let options = StreamClaimOptions::default().idle(idle).with_justid();
+        Cmd::xclaim_options(&self.stream, &self.group, &self.consumer, 0, &[id.to_string()], options)
     }
 
     /// Acknowledges an entry: it is done with, for all consumers.
@@ -133,7 +142,7 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn acknowledge(&self, link: &mut Link, id: EntryId) -> Result<(), RedisError> {
-        link.call(&Command::new("XACK").args([&self.stream, &self.group]).id(id)).map(drop)
+        link.query::<()>(&Cmd::xack(&self.stream, &self.group, &[id.to_string()]))
     }
 
     /// An entry as it was written, if it is still there.
@@ -155,39 +164,20 @@ impl ConsumerGroup {
         link: &mut Link,
         gone: impl Fn(&str, Duration) -> bool,
     ) -> Result<(), RedisError> {
-        let info = Command::new("XINFO").args(["CONSUMERS", &self.stream, &self.group]);
-        let consumers = link.call(&info)?.value()?;
-        for consumer in consumers.as_array().unwrap_or_default() {
-            let number = |name| consumer.get(name).and_then(Value::as_int).unwrap_or(1);
-            let Some(name) = consumer.get("name").and_then(Value::as_str) else { continue };
-            let idle = Duration::from_millis(u64::try_from(number("idle")).unwrap_or(0));
-            if number("pending") == 0 && gone(name, idle) {
-                let arguments = ["DELCONSUMER", &self.stream, &self.group, name];
-                link.call(&Command::new("XGROUP").args(arguments))?;
+        let found: StreamInfoConsumersReply = link.query(&Cmd::xinfo_consumers(&self.stream, &self.group))?;
+        for StreamInfoConsumer { name, pending, idle } in found.consumers {
+            let idle = Duration::from_millis(u64::try_from(idle).unwrap_or(0));
+            if pending == 0 && gone(&name, idle) {
+                link.query::<()>(&Cmd::xgroup_delconsumer(&self.stream, &self.group, name))?;
             }
         }
         Ok(())
     }
 }
 
-/// The first error among the replies, as one.
-fn check(replies: &[Reply]) -> Result<(), RedisError> {
-    replies.iter().find_map(Reply::error).map_or(Ok(()), |error| Err(RedisError::Server(error)))
-}
-
-/// The id in a line of XPENDING: id, consumer, idle time, deliveries.
-fn pending_id(line: &Value) -> Option<EntryId> {
-    EntryId::from_ascii(line.as_array()?.first()?.as_bytes()?)
-}
-
-/// Reads XAUTOCLAIM's answer: the id to go on at (`0-0`: at the beginning), the claimed ids, and (from 7.0 on) those of
-/// deleted entries. Returns the id to go on at and the first claimed id.
-fn auto_claimed(answer: &Value) -> (EntryId, Option<EntryId>) {
-    let part = |at: usize| answer.as_array().and_then(|parts| parts.get(at));
-    let next = part(0).and_then(Value::as_bytes).and_then(EntryId::from_ascii);
-    let ids = part(1).and_then(Value::as_array).unwrap_or_default();
-    let claimed = ids.first().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
-    (next.unwrap_or(EntryId::new(0, 0)), claimed)
+/// An id in a reply.
+fn entry_id(text: &str) -> Result<EntryId, RedisError> {
+    EntryId::from_ascii(text.as_bytes()).ok_or_else(|| RedisError::protocol("no entry id"))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -244,10 +234,8 @@ mod tests {
         let entry = one.read(&mut link, SHORTLY).unwrap().unwrap();
         assert_eq!(other.read(&mut others, SHORTLY).unwrap(), None);
         let names = |link: &mut Link| -> Vec<String> {
-            let info = link.call(&Command::new("XINFO").args(["CONSUMERS", "work", "g"])).unwrap();
-            let consumers = info.value().unwrap();
-            let name = |consumer: &Value| consumer.get("name").and_then(Value::as_str).unwrap().to_owned();
-            consumers.as_array().unwrap().iter().map(name).collect()
+            let found: StreamInfoConsumersReply = link.query(&Cmd::xinfo_consumers("work", "g")).unwrap();
+            found.consumers.into_iter().map(|consumer| consumer.name).collect()
         };
         one.remove_consumers(&mut link, |_, _| true).unwrap();
         assert_eq!(names(&mut link), ["one"]);

@@ -25,6 +25,7 @@ mod buffers;
 mod guarded;
 mod opening;
 mod ranges;
+mod typed;
 
 use buffers::{BUFFER_KEPT_BYTES, Input, Pushes};
 use opening::printable;

@@ -54,6 +54,11 @@ impl Reply {
         }
     }
 
+    /// The reply as it came.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// How many bytes the reply has, as it came.
     #[must_use]
     pub fn len_bytes(&self) -> usize {

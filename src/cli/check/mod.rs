@@ -2,13 +2,16 @@
 //!
 //! Takes no lease, writes nothing, and looks at everything before it says so: one line a finding.
 
+use std::collections::HashMap;
+
+use ::redis::{Cmd, Value, cmd, from_redis_value_ref};
 use clap::Args;
 
 use super::output::tell;
 use super::{CliError, Shared};
 use crate::config::Config;
 use crate::redis::rights::{self, Rights};
-use crate::redis::{Command, Keys, Link, RedisError, ServerErrorKind, Target, Value};
+use crate::redis::{Keys, Link, RedisError, ServerErrorKind, Target};
 
 /// The oldest version that has everything the daemon calls.
 const VERSION_MIN: (u64, u64) = (6, 0);
@@ -93,7 +96,7 @@ fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Fin
         finding(weigh(error), format!("{address}: {error}{more}"))
     };
     let mut link = Link::connect(&target, "llm-bridge-check").map_err(|error| broken(&error))?;
-    link.call(&Command::new("PING")).map_err(|error| broken(&error))?;
+    link.query::<()>(&Cmd::ping()).map_err(|error| broken(&error))?;
     findings.push(examine_version(&mut link, &address).map_err(|error| broken(&error))?);
     let rights = rights::try_all(&mut link, &keys).map_err(|error| broken(&error))?;
     findings.push(describe_rights(&rights, &keys));
@@ -113,15 +116,20 @@ fn weigh(error: &RedisError) -> Weight {
 }
 
 fn examine_version(link: &mut Link, address: &str) -> Result<Finding, RedisError> {
-    let reply = link.call_all(&[Command::new("HELLO")])?;
-    // Before version 6 there was no HELLO, and a proxy may hide it.
-    let Some(Ok(hello)) = reply.first().filter(|reply| reply.error().is_none()).map(|reply| reply.value())
-    else {
-        let text =
-            format!("{address} does not know HELLO: it is older than Redis 6, or something between hides it");
-        return Ok(finding(Weight::Unfit, text));
+    let hello: HashMap<String, Value> = match link.query(&cmd("HELLO")) {
+        Ok(hello) => hello,
+        // Before version 6 there was no HELLO, and a proxy may hide it.
+        Err(RedisError::Server(_)) => {
+            let text = format!(
+                "{address} does not know HELLO: it is older than Redis 6, or something between hides it"
+            );
+            return Ok(finding(Weight::Unfit, text));
+        }
+        Err(error) => return Err(error),
     };
-    let text_of = |name| member(&hello, name).and_then(as_text).unwrap_or_default();
+    let text_of = |name| -> String {
+        hello.get(name).and_then(|value| from_redis_value_ref(value).ok()).unwrap_or_default()
+    };
     Ok(judge_version(address, &text_of("server"), &text_of("version")))
 }
 
@@ -166,30 +174,34 @@ fn examine_tracking(link: &mut Link, keys: &Keys) -> Result<Finding, RedisError>
         let text = "no RESP3, hence no CLIENT TRACKING: new streams are noticed by polling, later";
         return Ok(finding(Weight::Warning, text));
     }
-    let command =
-        Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(keys.stream_prefix());
-    let replies = link.call_all(&[command, Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
-    Ok(match replies.first().and_then(|reply| reply.error()) {
-        None => {
+    let tracking = |words: &[&str]| cmd("CLIENT").arg("TRACKING").arg(words).take();
+    let on = tracking(&["ON", "BCAST", "PREFIX", keys.stream_prefix()]);
+    let is_on = link.query::<()>(&on).and_then(|()| link.query::<()>(&tracking(&["OFF"])));
+    Ok(match is_on {
+        Ok(()) => {
             let (streams, beginning) = (keys.streams(), keys.stream_prefix());
             let text = format!("CLIENT TRACKING tells of new entries: streams are the keys {streams}");
             let further = "; Redis tells of every changed key that begins with";
             finding(Weight::Fine, format!("{text}{further} {beginning}"))
         }
-        Some(error) => finding(
+        Err(RedisError::Server(error)) => finding(
             Weight::Warning,
             format!("CLIENT TRACKING does not work, so new streams are noticed by polling, later: {error}"),
         ),
+        Err(error) => return Err(error),
     })
 }
 
 fn examine_memory(link: &mut Link) -> Result<Finding, RedisError> {
-    let get = |name| Command::new("CONFIG").args(["GET", name]);
-    let replies = link.call_all(&[get("maxmemory"), get("maxmemory-policy")])?;
-    let values: Vec<_> =
-        replies.iter().map(|reply| reply.value().ok().and_then(|value| config_value(&value))).collect();
-    Ok(match values.as_slice() {
-        [Some(limit), Some(policy)] => judge_memory(limit, policy),
+    let get = |name| cmd("CONFIG").arg("GET").arg(name).take();
+    let found = link.query_all::<HashMap<String, String>>([get("maxmemory"), get("maxmemory-policy")]);
+    let settings: HashMap<String, String> = match found {
+        Ok(found) => found.into_iter().flatten().collect(),
+        Err(RedisError::Server(_)) => HashMap::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(match (settings.get("maxmemory"), settings.get("maxmemory-policy")) {
+        (Some(limit), Some(policy)) => judge_memory(limit, policy),
         _ => finding(
             Weight::Fine,
             "maxmemory-policy cannot be looked at (no right to CONFIG GET); it should be noeviction",
@@ -216,32 +228,6 @@ fn judge_memory(limit: &str, policy: &str) -> Finding {
     }
 }
 
-/// The value in a `CONFIG GET` of one name: a map over RESP3, a flat array over RESP2.
-fn config_value(value: &Value) -> Option<String> {
-    match value {
-        Value::Map(pairs) => as_text(&pairs.first()?.1),
-        Value::Array(items) => as_text(items.get(1)?),
-        _ => None,
-    }
-}
-
-/// A member of a map, or of a flat array of names and values.
-fn member<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    let is_name = |candidate: &Value| as_text(candidate).as_deref() == Some(name);
-    match value {
-        Value::Map(pairs) => pairs.iter().find(|(key, _)| is_name(key)).map(|(_, value)| value),
-        Value::Array(items) => items.chunks_exact(2).find(|pair| is_name(&pair[0])).map(|pair| &pair[1]),
-        _ => None,
-    }
-}
-
-fn as_text(value: &Value) -> Option<String> {
-    match value {
-        Value::Bytes(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,7 +249,7 @@ mod tests {
         let findings = examined(&server.url());
         assert_eq!(weights(&findings), [Weight::Fine; 5], "{findings:?}");
         verdict(&findings).unwrap();
-        assert_eq!(server.link().call(&Command::new("DBSIZE")).unwrap().integer().unwrap(), 0);
+        assert_eq!(server.link().query::<u64>(&cmd("DBSIZE")).unwrap(), 0);
     }
 
     #[test]
@@ -272,8 +258,7 @@ mod tests {
         let mut link = server.link();
         let mut user = |name: &str, rule: &str| {
             let rule = rule.split(' ').skip(2).collect::<Vec<_>>();
-            let command = Command::new("ACL").args(["SETUSER", name, "on", ">secret"]).args(rule);
-            link.call(&command).unwrap();
+            link.query::<()>(cmd("ACL").arg(&["SETUSER", name, "on", ">secret"]).arg(rule)).unwrap();
             format!("redis://{name}:secret@127.0.0.1:{}", server.port())
         };
         let rule = rights::acl_rule(&Keys::new("llm", "", ""));

@@ -1,0 +1,92 @@
+//! Commands and replies of the `redis` crate over a link: off the hot path they are built and read by that crate's types.
+//!
+//! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread that
+//! is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any size.
+
+use ::redis::{Cmd, FromRedisValue, parse_redis_value};
+
+use super::Link;
+use crate::redis::error::RedisError;
+use crate::redis::reply::Reply;
+
+impl Link {
+    /// Sends one command and reads its reply.
+    ///
+    /// # Errors
+    /// As [`Link::call`]; [`RedisError::Protocol`] for a reply of another kind than asked for.
+    pub fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
+        self.begin_calls()?;
+        command.write_packed_command(&mut self.output);
+        self.outstanding += 1;
+        self.flush()?;
+        read(&self.receive(self.response_timeout)?)
+    }
+
+    /// Sends several commands at once and reads all their replies.
+    ///
+    /// # Errors
+    /// As [`Link::query`]: the first error, after all replies have come.
+    pub fn query_all<T: FromRedisValue>(
+        &mut self,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<T>, RedisError> {
+        self.begin_calls()?;
+        let mut count = 0;
+        for command in commands {
+            command.write_packed_command(&mut self.output);
+            count += 1;
+        }
+        self.outstanding += count;
+        self.flush()?;
+        let replies: Result<Vec<Reply>, _> =
+            (0..count).map(|_| self.receive(self.response_timeout)).collect();
+        replies?.iter().map(read).collect()
+    }
+}
+
+fn read<T: FromRedisValue>(reply: &Reply) -> Result<T, RedisError> {
+    if let Some(error) = reply.error() {
+        return Err(RedisError::Server(error));
+    }
+    let value = parse_redis_value(reply.as_bytes());
+    let value = value.map_err(|error| RedisError::Protocol(error.to_string().into()))?;
+    T::from_redis_value(value).map_err(|error| RedisError::Protocol(error.to_string().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use ::redis::cmd;
+
+    use super::*;
+    use crate::redis::error::ServerErrorKind;
+    use crate::redis::testing::RedisServer;
+
+    #[test]
+    fn replies_have_the_types_that_were_asked_for() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        link.query::<()>(&Cmd::set("k", "v")).unwrap();
+        assert_eq!(link.query::<Option<String>>(&Cmd::get("k")).unwrap().as_deref(), Some("v"));
+        assert_eq!(link.query::<Option<String>>(&Cmd::get("none")).unwrap(), None);
+        let limit: HashMap<String, String> = link.query(cmd("CONFIG").arg("GET").arg("maxmemory")).unwrap();
+        assert_eq!(limit.get("maxmemory").map(String::as_str), Some("0"));
+        let lens: Vec<usize> = link.query_all(["k", "none"].map(Cmd::strlen)).unwrap();
+        assert_eq!(lens, [1, 0]);
+    }
+
+    #[test]
+    fn errors_are_those_of_the_link_which_goes_on() {
+        let server = RedisServer::start(&[]);
+        let mut link = server.link();
+        let wrong = link.query::<i64>(&Cmd::ping()).unwrap_err();
+        assert!(matches!(wrong, RedisError::Protocol(_)), "{wrong}");
+        link.query::<()>(&Cmd::set("k", "v")).unwrap();
+        let wrong = link.query::<usize>(&Cmd::xlen("k")).unwrap_err();
+        assert_eq!(wrong.server_kind(), Some(ServerErrorKind::WrongType));
+        let one_of = link.query_all::<usize>([Cmd::xlen("k"), Cmd::strlen("k")]).unwrap_err();
+        assert_eq!(one_of.server_kind(), Some(ServerErrorKind::WrongType));
+        assert_eq!(link.query::<usize>(&Cmd::strlen("k")).unwrap(), 1);
+    }
+}
