@@ -16,6 +16,9 @@ use llm_bridge::deliver::websocket::{Decoder, Incoming, text_frame};
 use llm_bridge::model::{Entry, EntryId, Fields, Frame, Position, StreamName, StreamState, merge};
 use llm_bridge::provider::Margin;
 use llm_bridge::redis::Reply;
+use redis::FromRedisValue as _;
+use redis::streams::StreamReadReply;
+use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 
 /// Entries of one batch.
 const BATCH: u64 = 64;
@@ -98,10 +101,14 @@ fn resp(criterion: &mut Criterion) {
         assert_eq!(read().map(|streams| streams.len() as u64).ok(), Some(streams), "{name}");
         group.throughput(Throughput::Elements(streams * entries));
         group.bench_function(BenchmarkId::new("stream_entries", name), |bencher| bencher.iter(read));
-        // The parser that ours replaces: it builds a tree with an allocation for each string and list.
-        group.bench_function(BenchmarkId::new("redis_crate", name), |bencher| {
-            bencher.iter(|| redis::parse_redis_value(black_box(&answer)));
-        });
+        // The same entries by the crate's parser: it builds a tree with an allocation for each string and list, and
+        // a map with owned names and values for each entry out of that.
+        let read = || {
+            let value = redis::parse_redis_value(black_box(&answer)).ok()?;
+            StreamReadReply::from_redis_value(value).ok()
+        };
+        assert_eq!(read().map(|read| read.keys.len() as u64), Some(streams), "{name}");
+        group.bench_function(BenchmarkId::new("redis_crate", name), |bencher| bencher.iter(read));
     }
     group.finish();
 }
@@ -259,6 +266,85 @@ fn masked(text: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A client that has sent these bytes and sends no more; it takes everything.
+struct Peer {
+    bytes: Vec<u8>,
+    read: usize,
+}
+
+impl Peer {
+    /// A server's socket of the crate towards such a client. `None`: with the crate's own buffer for reading.
+    fn socket(bytes: &[u8], read_buffer_bytes: Option<usize>) -> WebSocket<Self> {
+        let mut config = WebSocketConfig::default();
+        if let Some(bytes) = read_buffer_bytes {
+            config = config.read_buffer_size(bytes);
+        }
+        let peer = Self { bytes: bytes.to_vec(), read: 0 };
+        WebSocket::from_raw_socket(peer, Role::Server, Some(config))
+    }
+}
+
+impl io::Read for Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = &self.bytes[self.read..];
+        if rest.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        self.read += len;
+        Ok(len)
+    }
+}
+
+impl io::Write for Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(black_box(bytes).len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The process' resident memory, in bytes.
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.as_deref().and_then(|pages| pages.split(' ').nth(1)?.parse::<usize>().ok());
+    pages.expect("Linux has it") * 4096
+}
+
+/// Prints what a connection costs that has said one thing and now listens, as most do.
+fn websocket_memory(bytes: &[u8]) {
+    fn each<T>(make: impl Fn() -> T) -> usize {
+        const CONNECTIONS: usize = 1_000;
+        let before = resident_bytes();
+        let kept: Vec<T> = (0..CONNECTIONS).map(|_| make()).collect();
+        let after = resident_bytes();
+        drop(kept);
+        after.saturating_sub(before) / CONNECTIONS
+    }
+    let ours = each(|| {
+        let mut decoder = Decoder::new();
+        let message = decoder.next(&mut &bytes[..]).expect("the message is well formed");
+        assert!(message.is_some());
+        decoder
+    });
+    let crates = |read_buffer_bytes| {
+        each(|| {
+            let mut socket = Peer::socket(bytes, read_buffer_bytes);
+            let message = socket.read().expect("the message is well formed");
+            assert!(message.is_text());
+            socket
+        })
+    };
+    println!(
+        "websocket: bytes of a connection that listens: {ours}; tungstenite {}, with a read buffer of 4 KiB {}",
+        crates(None),
+        crates(Some(4096))
+    );
+}
+
 fn websocket(criterion: &mut Criterion) {
     let ack = br#"{"type":"ack","id":"1763800000040-0"}"#;
     let mut group = criterion.benchmark_group("websocket");
@@ -271,9 +357,23 @@ fn websocket(criterion: &mut Criterion) {
             let mut decoder = Decoder::new();
             bencher.iter(|| decoder.next(&mut black_box(&bytes[..])).is_ok_and(|message| message.is_some()));
         });
+        group.bench_function(format!("tungstenite_{name}"), |bencher| {
+            let mut socket = Peer::socket(&bytes, None);
+            bencher.iter(|| {
+                socket.get_mut().read = 0;
+                socket.read().is_ok_and(|message| message.is_text())
+            });
+        });
     }
     let text = native(7, TEXT);
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode_text", |bencher| bencher.iter(|| text_frame(black_box(&text))));
+    // Ours is made once for all viewers of a stream; the crate's is made for each.
+    group.bench_function("tungstenite_encode_text", |bencher| {
+        let mut socket = Peer::socket(&[], None);
+        let message = tungstenite::Message::text(text.clone());
+        bencher.iter(|| socket.send(black_box(message.clone())).is_ok());
+    });
     group.finish();
+    websocket_memory(&masked(ack));
 }
