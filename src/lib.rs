@@ -37,7 +37,7 @@
 //! - **Nobody downstream is waited for.** A delivery thread whose inbox is full is detached from the streams
 //!   concerned and fetches them from history. Replay threads and readers may wait for `transform`, which waits
 //!   for nobody.
-//! - **Any fault of a live stream sends its viewers to history**, the one road that finds out what happened.
+//! - **Any fault of a live stream sends its viewers to history**, the one way that finds out what happened.
 //!   A reader mends nothing: it reports the stream as broken and forgets it.
 //! - **Position and state cross the seam together** ([`message::Cursor`]): the id, the highest `seq`, the
 //!   generation, how many entries were passed, what a provider's entries have said that later ones build on.

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::flat::{self, Told};
+use super::flat::{self, PlainEvents};
 use super::flaw::Flaw;
 use super::member::Member;
 use super::members::{Members, custom};
@@ -94,7 +94,7 @@ pub(super) fn told<'a>(
     entry: &'a Entry,
     context: &DecodeContext,
     margin: &'a Margin,
-) -> Result<Told<'a>, Flaw> {
+) -> Result<PlainEvents<'a>, Flaw> {
     match form {
         Form::Data(data) => match of_data(data, context, margin) {
             // Numbers that are none make an object none, unless nobody reads them.
@@ -112,9 +112,9 @@ pub(super) fn told<'a>(
 }
 
 /// Decodes an object in `data`: a native one, or else a flat one.
-fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> Result<Told<'a>, Flaw> {
+fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> Result<PlainEvents<'a>, Flaw> {
     match native(data)? {
-        Some(decoded) => Ok(Told::one(decoded)),
+        Some(decoded) => Ok(PlainEvents::one(decoded)),
         None => flat::read_object(data, &context.names, margin),
     }
 }

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::entry::{DecodeContext, Form, told};
-use super::flat::Told;
+use super::flat::PlainEvents;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
 use crate::model::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
@@ -30,9 +30,9 @@ pub(super) struct EntryEvents<'a> {
 enum Events<'a> {
     /// The events of an entry in none of the providers' forms. `waiting` holds those of a provider's form that have to
     /// be told before it.
-    Told {
+    PlainEvents {
         waiting: Vec<Event<'a>>,
-        told: Told<'a>,
+        told: PlainEvents<'a>,
     },
     Raw(Said<'a>),
 }
@@ -55,7 +55,7 @@ impl<'a> EntryEvents<'a> {
                 let told = told(form, entry, context, margin)?;
                 let waiting = waiting_before(&told, before, state, id);
                 let count = waiting.len() + 1 + usize::from(told.end.is_some());
-                let events = Events::Told { waiting, told };
+                let events = Events::PlainEvents { waiting, told };
                 return Ok(Self { id, events, progress: None, judged: 0, count });
             }
         };
@@ -74,7 +74,7 @@ impl<'a> EntryEvents<'a> {
         }
         let decoded = match &self.events {
             _ if self.judged == self.count => None,
-            Events::Told { waiting, told } => match self.judged.checked_sub(waiting.len()) {
+            Events::PlainEvents { waiting, told } => match self.judged.checked_sub(waiting.len()) {
                 None => {
                     waiting.get(self.judged).map(|event| Decoded { event: *event, seq: None, ts_us: None })
                 }
@@ -96,7 +96,7 @@ impl<'a> EntryEvents<'a> {
         let seq = decoded.seq.filter(|_| !self.is_end_of_told());
         let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
-        if matches!((&self.events, verdict), (Events::Told { .. }, Verdict::Drop(_))) {
+        if matches!((&self.events, verdict), (Events::PlainEvents { .. }, Verdict::Drop(_))) {
             // A retry, or what belongs to a finished generation, is that as a whole.
             self.count = self.judged;
         }
@@ -111,18 +111,18 @@ impl<'a> EntryEvents<'a> {
 
     /// Whether the next event is the end that comes with a text.
     fn is_end_of_told(&self) -> bool {
-        matches!(&self.events, Events::Told { waiting, .. } if self.judged > waiting.len())
+        matches!(&self.events, Events::PlainEvents { waiting, .. } if self.judged > waiting.len())
     }
 
     fn is_heartbeat(&self) -> bool {
-        matches!(&self.events, Events::Told { told, .. } if matches!(told.first.event, Event::Heartbeat))
+        matches!(&self.events, Events::PlainEvents { told, .. } if matches!(told.first.event, Event::Heartbeat))
     }
 }
 
 /// The events to be told before the entry's own: those that a provider has only announced, where the entry ends the
 /// generation or begins the next one.
 fn waiting_before<'a>(
-    told: &Told<'_>,
+    told: &PlainEvents<'_>,
     before: &'a Progress,
     state: &StreamState,
     id: EntryId,
@@ -190,7 +190,7 @@ pub(super) fn is_over_before(
     let is_heartbeat = || {
         let margin = Margin::default();
         let told = told(Form::of(&entry.fields), entry, context, &margin);
-        matches!(told, Ok(Told { first: Decoded { event: Event::Heartbeat, .. }, .. }))
+        matches!(told, Ok(PlainEvents { first: Decoded { event: Event::Heartbeat, .. }, .. }))
     };
     let finishing = state.finishing().filter(|_| grace_ms > 0);
     finishing.is_some_and(|newest| entry.id.ms.saturating_sub(newest.ms) >= grace_ms) && !is_heartbeat()

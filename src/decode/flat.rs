@@ -15,13 +15,13 @@ use crate::provider::Margin;
 
 /// The events of one entry that is in none of the providers' forms: one event, or text and the end after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told<'a> {
+pub(super) struct PlainEvents<'a> {
     pub(super) first: Decoded<'a>,
     /// The event that ends the generation after `first`.
     pub(super) end: Option<Event<'a>>,
 }
 
-impl<'a> Told<'a> {
+impl<'a> PlainEvents<'a> {
     pub(super) const fn one(first: Decoded<'a>) -> Self {
         Self { first, end: None }
     }
@@ -50,7 +50,7 @@ pub(super) fn read_fields<'a>(
     fields: &'a Fields,
     names: &config::Fields,
     margin: &'a Margin,
-) -> Result<Told<'a>, Flaw> {
+) -> Result<PlainEvents<'a>, Flaw> {
     let mut loose = Loose::default();
     for (name, value) in fields.iter() {
         loose.meet(name, names, |place| *place = place.or(Some(Piece::Field(value))));
@@ -64,7 +64,7 @@ pub(super) fn read_fields<'a>(
             let data = margin.keep(fields.to_json().map_err(|_| Flaw::FieldsNotText)?.into());
             let number = |piece: Option<Piece<'_>>| piece.and_then(Piece::unsigned);
             let event = Event::Custom { data };
-            Ok(Told::one(Decoded { event, seq: number(loose.seq), ts_us: number(loose.ts) }))
+            Ok(PlainEvents::one(Decoded { event, seq: number(loose.seq), ts_us: number(loose.ts) }))
         }
     }
 }
@@ -77,7 +77,7 @@ pub(super) fn read_object<'a>(
     data: &'a [u8],
     names: &config::Fields,
     margin: &'a Margin,
-) -> Result<Told<'a>, Flaw> {
+) -> Result<PlainEvents<'a>, Flaw> {
     let text = std::str::from_utf8(data).map_err(|_| Flaw::NotText("data"))?;
     let (mut loose, mut own) = (Loose::default(), None);
     json::each_member(text, |name, value| {
@@ -104,7 +104,7 @@ pub(super) fn read_object<'a>(
                 Some(Piece::Json(raw)) => Some(raw),
                 Some(Piece::Field(_)) | None => None,
             };
-            Ok(Told::one(custom(text, number(loose.seq), number(loose.ts))))
+            Ok(PlainEvents::one(custom(text, number(loose.seq), number(loose.ts))))
         }
     }
 }
@@ -229,7 +229,7 @@ impl<'a> Loose<'a> {
     }
 
     /// Reads the members as events; `None` where they hold nothing known.
-    fn read(&self, kind: Kind, margin: &'a Margin) -> Result<Option<Told<'a>>, Flaw> {
+    fn read(&self, kind: Kind, margin: &'a Margin) -> Result<Option<PlainEvents<'a>>, Flaw> {
         let event = match kind {
             Kind::Missing | Kind::Delta | Kind::Status => match (self.ending()?, self.text()) {
                 (Some(ending), _) => return self.end(ending, margin).map(Some),
@@ -257,7 +257,7 @@ impl<'a> Loose<'a> {
             Kind::Error => self.error(margin)?.0,
             Kind::Custom => return Ok(None),
         };
-        Ok(Some(Told::one(self.decoded(event)?)))
+        Ok(Some(PlainEvents::one(self.decoded(event)?)))
     }
 
     fn decoded(&self, event: Event<'a>) -> Result<Decoded<'a>, Flaw> {
@@ -285,7 +285,7 @@ impl<'a> Loose<'a> {
     }
 
     /// The end, after the text that comes with it.
-    fn end(&self, ending: Ending, margin: &'a Margin) -> Result<Told<'a>, Flaw> {
+    fn end(&self, ending: Ending, margin: &'a Margin) -> Result<PlainEvents<'a>, Flaw> {
         let (end, is_told) = match ending {
             Ending::Failed => self.error(margin)?,
             Ending::Complete => {
@@ -300,9 +300,9 @@ impl<'a> Loose<'a> {
         match text.filter(|text| !text.is_empty()) {
             Some(text) => {
                 let first = self.decoded(self.delta(text, margin)?)?;
-                Ok(Told { first, end: Some(end) })
+                Ok(PlainEvents { first, end: Some(end) })
             }
-            None => Ok(Told::one(self.decoded(end)?)),
+            None => Ok(PlainEvents::one(self.decoded(end)?)),
         }
     }
 

@@ -11,7 +11,7 @@ fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<Said, Fl
     let pairs: Vec<_> = pairs.iter().map(|&(name, value)| (name.as_bytes(), value)).collect();
     let entry = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&pairs) };
     let (context, margin) = (DecodeContext::new(names.clone()), Margin::default());
-    let Told { first, end } = told(Form::of(&entry.fields), &entry, &context, &margin)?;
+    let PlainEvents { first, end } = told(Form::of(&entry.fields), &entry, &context, &margin)?;
     let events = std::iter::once(first.event).chain(end).map(|event| shown(&event)).collect();
     Ok((events, first.seq, first.ts_us))
 }

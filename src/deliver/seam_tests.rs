@@ -32,7 +32,7 @@ impl Piece for Span {
 enum Step {
     /// The producer writes so many entries.
     Write(u64),
-    /// The live road reads at most so many entries and makes one frame of them.
+    /// Live reading takes at most so many entries and makes one frame of them.
     ReadLive(u64),
     /// The delivery thread takes the oldest message out of its inbox.
     Receive,
@@ -40,7 +40,7 @@ enum Step {
     ReadHistory(u64),
     /// The results of history reads arrive.
     ReceiveHistory,
-    /// The live road breaks.
+    /// Live reading breaks.
     Break,
     /// The connection is full.
     Full,
@@ -78,10 +78,10 @@ struct Viewer {
     got: Vec<Span>,
 }
 
-/// A model of one stream, its live road, one delivery thread and several viewers.
+/// A model of one stream, its live reading, one delivery thread and several viewers.
 struct World {
     written: u64,
-    /// Up to where the live road has read, while it runs.
+    /// Up to where it was read live, while it runs.
     live: Option<u64>,
     inbox: std::collections::VecDeque<Message>,
     hub: Live,

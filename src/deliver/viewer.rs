@@ -210,7 +210,7 @@ pub(super) struct Hub {
     pub(super) live: Live,
     /// Counts how often live frames were asked for and let go of.
     pub(super) attach: u64,
-    /// Where the live road stands, for acknowledging: entries that give no frame count too.
+    /// Where live reading stands, for acknowledging: entries that give no frame count too.
     pub(super) passed: EntryId,
     /// Where the newest generation stands there.
     pub(super) phase: Phase,

@@ -22,8 +22,8 @@ pub(super) fn events(data: &[u8]) {
         assert!(told <= 3 * body.len(), "{told} bytes of {}", body.len());
     }
     for form in [ExpectedForm::Fixed(Form::Anthropic), ExpectedForm::FirstEvent(Form::OpenAi)] {
-        let whole = heard(form, body, body.len());
-        assert_eq!(whole, heard(form, body, step), "in steps of {step}");
+        let whole = interpreted(form, body, body.len());
+        assert_eq!(whole, interpreted(form, body, step), "in steps of {step}");
     }
 }
 
@@ -40,24 +40,24 @@ fn parsed(body: &[u8], step: usize) -> Parsed {
     Ok((events, parser.retry()))
 }
 
-/// The events heard, and the messages for a body without any: about foreign content, and about nothing heard.
-fn heard(
+/// The events results, and the messages for a body without any: about foreign content, and about nothing results.
+fn interpreted(
     form: ExpectedForm,
     body: &[u8],
     step: usize,
 ) -> (Vec<ProviderEvent>, Option<String>, Option<String>) {
     let now = Instant::now();
-    let (mut events, mut heard) = (ProviderEvents::new(form), Vec::new());
+    let (mut events, mut results) = (ProviderEvents::new(form), Vec::new());
     for piece in body.chunks(step.max(1)) {
         events.push(piece, now).expect("the body is short");
-        heard.extend(std::iter::from_fn(|| events.next()));
+        results.extend(std::iter::from_fn(|| events.next()));
     }
-    heard.extend(events.finish().expect("the body is short"));
-    let (foreign, nothing) = (events.foreign(now + LATER), events.nothing_heard());
+    results.extend(events.finish().expect("the body is short"));
+    let (foreign, nothing) = (events.foreign(now + LATER), events.came_instead());
     assert_eq!(foreign.is_some(), events.has_foreign() && events.count() == 0);
     assert_eq!(nothing.is_none(), events.count() > 0);
     for words in [&foreign, &nothing].into_iter().flatten() {
         assert!(!words.contains(visible::is_obeyed) && words.len() <= 4096, "{words}");
     }
-    (heard, foreign, nothing)
+    (results, foreign, nothing)
 }

@@ -46,7 +46,7 @@ pub use name::{DEFAULT_MODEL, NameError, Naming, StreamName};
 pub use native::{Decoded, Event, LABEL_BYTES_MAX};
 pub use outline::{Call, OUTLINE_BYTES_MAX, Outline, Piece};
 pub(crate) use parts::name_of;
-pub use parts::{Choice, Ids, Part, Parts, Told, Waiting};
+pub use parts::{Choice, Ids, Part, Parts, TextDigest, Waiting};
 pub use progress::{Newest, PROGRESS_BYTES_MAX, Progress};
 pub(crate) use progress::{PARTS_BYTES_MAX, USAGE_BYTES_MAX};
 pub use shard::{Fnv, shard};

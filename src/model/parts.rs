@@ -1,11 +1,11 @@
 //! The parts of a generation in a provider's own form: which tool calls and texts there are, under which names later
-//! events mean them, and how much of each was told.
+//! events mean them, and how much of each was emitted.
 //!
 //! A part is found by its names: hashes of what a provider calls it (an index, an id, a place in the output). A name
 //! belongs to the part that took it last. Everything here costs the same however many parts there are.
 //!
 //! Text is remembered by its length and hash alone. That is enough to tell whether a text that is given as a whole
-//! repeats what was told, goes on from it, or is another one.
+//! repeats what was emitted, goes on from it, or is another one.
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -21,27 +21,27 @@ const CHOICE_BYTES: usize = 64;
 /// The choices whose calls are followed are those below this number.
 pub(crate) const CHOICES_MAX: u64 = 1024;
 
-/// How much of a text was told, *unescaped*.
+/// How much of a text was emitted, *unescaped*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Told {
+pub struct TextDigest {
     /// Its bytes.
     pub len: usize,
     hash: u64,
 }
 
-impl Told {
+impl TextDigest {
     /// Nothing.
     pub const NONE: Self = Self { len: 0, hash: 0xcbf2_9ce4_8422_2325 };
 
     /// As much as that.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        let mut told = Self::NONE;
-        told.push(text);
-        told
+        let mut emitted = Self::NONE;
+        emitted.push(text);
+        emitted
     }
 
-    /// More was told.
+    /// More was emitted.
     pub fn push(&mut self, text: &str) {
         let mut hash = Fnv::from(self.hash);
         hash.write(text.as_bytes());
@@ -50,7 +50,7 @@ impl Told {
     }
 }
 
-impl Default for Told {
+impl Default for TextDigest {
     fn default() -> Self {
         Self::NONE
     }
@@ -83,15 +83,15 @@ pub struct Part {
     pub name: u64,
     /// Whether anything was said of the call.
     pub is_begun: bool,
-    /// How much was told of its text or arguments.
-    pub told: Told,
+    /// How much was emitted of its text or arguments.
+    pub emitted: TextDigest,
     /// In which ways its whole text was given so far, as bits.
     pub confirmed: u8,
     /// The hash of the id of the item that it is of, 0 while nobody has said one: the first where they change.
     pub item: u64,
     /// How that id came.
     pub ids: Ids,
-    /// The announcement of a call, as far as it is not told yet.
+    /// The announcement of a call, as far as it is not emitted yet.
     pub waiting: Option<Arc<Waiting>>,
     /// The names under which it can be found: by place, by id, by a further one; 0: none.
     pub(crate) names: [u64; NAMES],
@@ -189,7 +189,7 @@ impl Parts {
         self.bytes
     }
 
-    /// Whether anything that was announced is not told yet.
+    /// Whether anything that was announced is not emitted yet.
     #[must_use]
     pub const fn has_waiting(&self) -> bool {
         self.waiting > 0

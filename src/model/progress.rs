@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use super::parts::name_of;
-use super::{EntryId, Parts, Told, Trie};
+use super::{EntryId, Parts, TextDigest, Trie};
 
 /// The most bytes that are kept of one generation's parts, by [`Parts::len_bytes`]. Beyond it the oldest parts are
-/// told and forgotten.
+/// emitted and forgotten.
 pub(crate) const PARTS_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes that are kept of one generation, by [`Progress::len_bytes`].
 pub const PROGRESS_BYTES_MAX: usize = PARTS_BYTES_MAX
@@ -48,9 +48,9 @@ pub struct Progress {
     pub parts: Parts,
     /// How many tool calls have begun, in all choices.
     pub calls: u64,
-    /// How much was told on each channel whose text may be repeated as a whole.
-    pub totals: [Told; TOTALS],
-    /// The hashes of further members that were told, so that those that are repeated are not.
+    /// How much was emitted on each channel whose text may be repeated as a whole.
+    pub totals: [TextDigest; TOTALS],
+    /// The hashes of further members that were emitted, so that those that are repeated are not.
     pub(crate) told_members: Trie<()>,
     /// The newest entry that belongs to the generation, and how the stream stood there; kept once nothing more needs
     /// to come.
@@ -85,7 +85,7 @@ impl Progress {
         message: 0,
         parts: Parts::NONE,
         calls: 0,
-        totals: [Told::NONE; TOTALS],
+        totals: [TextDigest::NONE; TOTALS],
         told_members: Trie::new(),
         newest: Newest { id: EntryId::ZERO, ordinal: None, seq: None, blind: false },
     };
@@ -129,7 +129,7 @@ impl Progress {
         Some(())
     }
 
-    /// Notes a further member that is about to be told; false where it was told before.
+    /// Notes a further member that is about to be emitted; false where it was emitted before.
     pub(crate) fn note_member(&mut self, json: &str) -> bool {
         let hash = Self::member_hash(json);
         if self.told_members.get(hash).is_some() {
@@ -141,7 +141,7 @@ impl Progress {
         true
     }
 
-    /// Whether a further member was told before.
+    /// Whether a further member was emitted before.
     pub(crate) fn has_told(&self, json: &str) -> bool {
         self.told_members.get(Self::member_hash(json)).is_some()
     }

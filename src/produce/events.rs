@@ -79,8 +79,8 @@ impl ProviderEvents {
     pub fn next(&mut self) -> Option<ProviderEvent> {
         loop {
             let event = self.parser.next()?;
-            if let Some(heard) = self.hear(&event) {
-                return Some(heard);
+            if let Some(result) = self.interpret(&event) {
+                return Some(result);
             }
         }
     }
@@ -96,7 +96,7 @@ impl ProviderEvents {
         let cut = self.parser.finish()?;
         Ok(cut
             .filter(|event| raw::is_whole(&event.data) || is_error(event))
-            .and_then(|event| self.hear(&event)))
+            .and_then(|event| self.interpret(&event)))
     }
 
     /// Describes the body once it is certain that it is no event stream.
@@ -107,7 +107,7 @@ impl ProviderEvents {
 
     /// Describes a body that is over without an event; `None` where there was one.
     #[must_use]
-    pub fn nothing_heard(&self) -> Option<String> {
+    pub fn came_instead(&self) -> Option<String> {
         (self.count == 0).then(|| self.preamble.describe())
     }
 
@@ -129,7 +129,7 @@ impl ProviderEvents {
         &self.story
     }
 
-    fn hear(&mut self, event: &SseEvent) -> Option<ProviderEvent> {
+    fn interpret(&mut self, event: &SseEvent) -> Option<ProviderEvent> {
         // White space around an object means nothing, and around `[DONE]` it would make it another word.
         let payload = event.data.trim();
         // An event without data keeps a connection alive.
@@ -182,12 +182,12 @@ fn failure(payload: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn heard(expected: ExpectedForm, body: &str) -> (Vec<ProviderEvent>, ProviderEvents) {
+    fn interpreted(expected: ExpectedForm, body: &str) -> (Vec<ProviderEvent>, ProviderEvents) {
         let mut events = ProviderEvents::new(expected);
         events.push(body.as_bytes(), Instant::now()).unwrap();
-        let mut heard: Vec<ProviderEvent> = std::iter::from_fn(|| events.next()).collect();
-        heard.extend(events.finish().unwrap());
-        (heard, events)
+        let mut results: Vec<ProviderEvent> = std::iter::from_fn(|| events.next()).collect();
+        results.extend(events.finish().unwrap());
+        (results, events)
     }
 
     fn failed(code: &'static str, message: &str) -> ProviderEvent {
@@ -210,33 +210,34 @@ mod tests {
             ),
         ] {
             for end in ["\n\n", ""] {
-                let (heard, events) = heard(EITHER, &format!("event: error\ndata: {data}{end}"));
-                assert_eq!(heard, std::slice::from_ref(&expected), "{data}");
+                let (results, events) = interpreted(EITHER, &format!("event: error\ndata: {data}{end}"));
+                assert_eq!(results, std::slice::from_ref(&expected), "{data}");
                 assert_eq!(events.count(), 1);
             }
         }
         // Where the data says so itself, it is passed on as it is.
         for data in [r#"{"error":{"message":"m"}}"#, r#"{"type":"error","error":{"type":"t","message":"m"}}"#]
         {
-            let (heard, events) = heard(EITHER, &format!("event: error\ndata: {data}\n\n"));
-            let ProviderEvent::Raw(record, Meaning::Terminal) = &heard[0] else { panic!("{heard:?}") };
+            let (results, events) = interpreted(EITHER, &format!("event: error\ndata: {data}\n\n"));
+            let ProviderEvent::Raw(record, Meaning::Terminal) = &results[0] else { panic!("{results:?}") };
             assert_eq!(record.json, data);
             assert_eq!(events.story().failure().unwrap().message, "m");
         }
         let (_, events) =
-            heard(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
+            interpreted(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
         let words = &events.story().failure().unwrap().message;
         assert!(words.len() < 2_000 && !words.contains(crate::visible::is_obeyed), "{words}");
         // An error event after the end belongs to the answer that is over.
-        let (heard, _) = heard(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
-        assert_eq!(heard.len(), 1);
+        let (results, _) =
+            interpreted(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
+        assert_eq!(results.len(), 1);
     }
 
     #[test]
     fn the_first_event_tells_the_form() {
         let form = |expected, data: &str| {
-            let (heard, _) = heard(expected, &format!(": hi\n\ndata: {data}\n\ndata: {data}\n\n"));
-            let ProviderEvent::Raw(record, _) = &heard[1] else { panic!("{heard:?}") };
+            let (results, _) = interpreted(expected, &format!(": hi\n\ndata: {data}\n\ndata: {data}\n\n"));
+            let ProviderEvent::Raw(record, _) = &results[1] else { panic!("{results:?}") };
             record.form
         };
         let messages = r#"{"type":"message_start","message":{}}"#;
@@ -255,13 +256,13 @@ mod tests {
 
     #[test]
     fn a_body_without_events_is_described() {
-        let (heard, events) = heard(EITHER, r#"{"error":{"message":"no key"}}"#);
-        assert!(heard.is_empty());
+        let (results, events) = interpreted(EITHER, r#"{"error":{"message":"no key"}}"#);
+        assert!(results.is_empty());
         assert_eq!(events.foreign(Instant::now()).as_deref(), Some("no key"));
-        let (_, events) = self::heard(EITHER, ": hi\n\n");
+        let (_, events) = interpreted(EITHER, ": hi\n\n");
         assert_eq!((events.foreign(Instant::now()), events.has_foreign()), (None, false));
-        assert!(events.nothing_heard().unwrap().contains("only: : hi"));
-        let (_, events) = self::heard(EITHER, "data: [DONE]\n\n{\n");
-        assert_eq!((events.foreign(Instant::now()), events.nothing_heard()), (None, None));
+        assert!(events.came_instead().unwrap().contains("only: : hi"));
+        let (_, events) = interpreted(EITHER, "data: [DONE]\n\n{\n");
+        assert_eq!((events.foreign(Instant::now()), events.came_instead()), (None, None));
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
 }
 
 /// Begins a message. The same one may be begun twice, as by proxies that try again; another one begins anew. Content
-/// that it holds already is told.
+/// that it holds already is emitted.
 fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [message] = json::members(event, ["message"])?;
     let [name, usage, content] =
@@ -103,7 +103,7 @@ fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> 
         let arguments = input.map(|input| draft.keep(quoted(input))).unwrap_or_default();
         begin_tool(Piece { id: call_id(call)?, name: tool_name(name)?, arguments }, index, draft)?;
     } else {
-        // A block whose end was not told is over where another one takes its place.
+        // A block whose end was not announced is over where another one takes its place.
         if let Some(slot) = former {
             draft.tell_waiting_of(slot)?;
             draft.change().parts.remove(slot);

@@ -1,4 +1,4 @@
-//! Which tool call a piece belongs to, and what is told of it.
+//! Which tool call a piece belongs to, and what is emitted of it.
 //!
 //! The number that a provider writes is a hint. A call is identified by its index, else by its id, else it is the one
 //! that is going on:
@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use super::draft::{Draft, meant};
-use crate::model::{Choice, Event, PARTS_BYTES_MAX, Part, Told, Waiting, name_of};
+use crate::model::{Choice, Event, PARTS_BYTES_MAX, Part, TextDigest, Waiting, name_of};
 
 /// The kinds of names that a provider has for a call.
 const INDEX: u8 = 1;
@@ -35,7 +35,7 @@ pub(super) const BY_PLACE: usize = 0;
 pub(super) const BY_ID: usize = 1;
 pub(super) const BY_FURTHER: usize = 2;
 
-/// The most bytes that one call's announcement may keep waiting; a longer one is told at once.
+/// The most bytes that one call's announcement may keep waiting; a longer one is emitted at once.
 const WAITING_BYTES_MAX: usize = PARTS_BYTES_MAX / 8;
 
 /// One event's piece of a tool call. All strings are *escaped*.
@@ -153,15 +153,15 @@ impl<'a> Draft<'a> {
         let Some(part) = self.part(slot) else { return false };
         part.named(BY_PLACE) == 0
             || piece.name.is_none()
-            || part.told == Told::NONE
-            || part.told == Told::of(&meant(piece.arguments))
+            || part.emitted == TextDigest::NONE
+            || part.emitted == TextDigest::of(&meant(piece.arguments))
     }
 
-    /// Whether a piece says again what was told of a call as a whole.
+    /// Whether a piece says again what was emitted of a call as a whole.
     fn is_repeated(&self, slot: u64, piece: Piece<'_>) -> bool {
         let is_whole = piece.id.is_some() && piece.name.is_some() && !piece.arguments.is_empty();
-        let told = self.part(slot).filter(|part| part.named(BY_PLACE) != 0).map(|part| part.told);
-        is_whole && told == Some(Told::of(&meant(piece.arguments)))
+        let emitted = self.part(slot).filter(|part| part.named(BY_PLACE) != 0).map(|part| part.emitted);
+        is_whole && emitted == Some(TextDigest::of(&meant(piece.arguments)))
     }
 
     /// A call begins, and takes the next number of its choice.
@@ -196,7 +196,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Tells a piece of a call.
+    /// Emits a piece of a call.
     pub(super) fn say_call(&mut self, choice: u64, call: Call, piece: Piece<'a>) -> Option<()> {
         match call {
             Call::Followed(slot) => self.say_piece(slot, piece),
@@ -208,30 +208,30 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Tells a piece of a call that is followed, with what is waiting of it.
+    /// Emits a piece of a call that is followed, with what is waiting of it.
     pub(super) fn say_piece(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
         let part = self.part(slot)?;
         let (choice, call) = (part.choice, part.call);
-        let (mut told, mut rest) = (piece, None);
+        let (mut emitted, mut rest) = (piece, None);
         if let Some(waiting) = self.waiting_of(slot) {
-            told.id = told.id.or(waiting.id);
-            told.name = told.name.or(waiting.name);
+            emitted.id = emitted.id.or(waiting.id);
+            emitted.name = emitted.name.or(waiting.name);
             // Arguments that were given at once keep waiting where this piece has none.
             if piece.arguments.is_empty() && !waiting.arguments.is_empty() {
                 let arguments = waiting.arguments.into();
                 rest = Some(Arc::new(Waiting { arguments, ..Waiting::default() }));
             }
         }
-        if told.is_empty() {
+        if emitted.is_empty() {
             return Some(());
         }
         if !part.is_begun {
             self.introduce_before(slot, choice)?;
         }
-        let (id, name) = (hash_of(OWN_ID, told.id), hash_of(OWN_NAME, told.name));
-        let id_name = told.id.map(|id| id_name(choice, id));
+        let (id, name) = (hash_of(OWN_ID, emitted.id), hash_of(OWN_NAME, emitted.name));
+        let id_name = emitted.id.map(|id| id_name(choice, id));
         self.change().parts.change(slot, |part| {
-            part.told.push(&meant(piece.arguments));
+            part.emitted.push(&meant(piece.arguments));
             part.waiting = rest;
             part.is_begun = true;
             part.id = if part.id == 0 { id } else { part.id };
@@ -240,12 +240,12 @@ impl<'a> Draft<'a> {
         if let Some(name) = id_name {
             self.name_part(slot, BY_ID, name);
         }
-        let Piece { id, name, arguments } = told;
+        let Piece { id, name, arguments } = emitted;
         self.say(Event::ToolCall { index: choice, call, id, name, arguments })
     }
 
-    /// Tells the ids and names of the calls that were announced before one that is about to be told: calls are told in
-    /// the order of their numbers, by which many clients put them together.
+    /// Emits the ids and names of the calls that were announced before one that is about to be emitted. Calls are emitted
+    /// in the order of their numbers, because many clients put them together by these.
     fn introduce_before(&mut self, slot: u64, choice: u64) -> Option<()> {
         let is_earlier = |earlier: &u64| {
             *earlier < slot && self.part(*earlier).is_some_and(|part| part.choice == choice && !part.is_begun)
@@ -258,8 +258,8 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// Notes what is said of a call before its arguments: it is told with the first piece of them, or when nothing more
-    /// can come. Where it cannot wait it is told at once.
+    /// Notes what is said of a call before its arguments. It is emitted with the first piece of them, when nothing more
+    /// can come, or at once where it cannot wait.
     pub(super) fn announce(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
         let Piece { id, name, arguments } = piece;
         let owned = |text: Option<&str>| text.map(Box::from);
@@ -291,7 +291,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Tells what is waiting of a part.
+    /// Emits what is waiting of a part.
     pub(super) fn tell_waiting_of(&mut self, slot: u64) -> Option<()> {
         let Some(waiting) = self.waiting_of(slot) else { return Some(()) };
         self.say_piece(slot, Piece { id: None, name: None, ..waiting })?;
@@ -299,7 +299,7 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// Tells all that is waiting.
+    /// Emits all that is waiting.
     pub(super) fn tell_waiting(&mut self) -> Option<()> {
         for slot in self.progress().parts.waiting() {
             self.tell_waiting_of(slot)?;

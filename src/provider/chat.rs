@@ -168,7 +168,7 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
 }
 
 /// The members of a choice that were not understood, as a choice of its own; `None` where there are none. `with_text`:
-/// `text` is one of them, as no delta has told it.
+/// `text` is one of them, as no delta has emitted it.
 fn rest_of_choice(choice: &str, (index, delta): (u64, &str), with_text: bool) -> Option<String> {
     let read =
         ["index", "delta", "finish_reason", "usage", "error", if with_text { "index" } else { "text" }];

@@ -1,7 +1,7 @@
 //! The events of an entry while it is read, and the generation's progress after them.
 //!
-//! INVARIANT: announced calls are told before the generation ends, and before it is *finishing*: every terminal event
-//! goes through [`Draft::say`], and every entry through [`Draft::finish`].
+//! INVARIANT: announced calls are emitted before the generation ends, and before it is *finishing*: every terminal
+//! event goes through [`Draft::say`], and every entry through [`Draft::finish`].
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl<'a> Draft<'a> {
 
     /// An object that has no native form, put together from what was left of the entry's own.
     pub(super) fn say_rest(&mut self, object: String) -> Option<()> {
-        // A member with a lone surrogate cannot be told as text; it is passed on as an entry that has it would be.
+        // A member with a lone surrogate cannot be emitted as text; it is passed on as an entry that has it would be.
         let data = self.keep(object.into());
         self.say(Event::Custom { data })
     }
@@ -115,7 +115,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The end of the entry. Nothing waits where the generation may be over without another entry, and what would take
-    /// too much room is told and forgotten.
+    /// too much room is emitted and forgotten.
     fn close(&mut self) -> Option<()> {
         if self.progress().is_finishing() {
             self.tell_waiting()?;

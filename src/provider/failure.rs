@@ -23,7 +23,7 @@ const SENTENCES: [&str; 9] = [
     "description",
     "reason",
 ];
-/// The members of an error that are no reason to tell it as JSON.
+/// The members of an error that are no reason to emit it as JSON.
 const FRAMING: [&str; 6] = ["code", "type", "param", "status", "event_id", "request_id"];
 /// How deep a sentence is looked for.
 const DEPTH_MAX: usize = 8;

@@ -6,7 +6,7 @@
 //! - an id that was announced (`output_item.added`) is that of an item of its own;
 //! - a piece with another id is of another item, where the part's own id came with every event of it and more than
 //!   once;
-//! - a whole that contradicts what was told is of another item, unless the part's ids are known to change.
+//! - a whole that contradicts what was emitted is of another item, unless the part's ids are known to change.
 
 use super::draft::{Draft, meant};
 use super::whole::Level;
@@ -76,12 +76,12 @@ impl Draft<'_> {
         self.whose(slot).1 == Ids::Steady && self.has_other(slot, item)
     }
 
-    /// The same of a whole that contradicts what was told of the part.
+    /// The same of a whole that contradicts what was emitted of the part.
     pub(super) fn is_whole_of_other(&self, slot: u64, item: Option<&str>) -> bool {
         self.whose(slot).1 != Ids::Changing && self.has_other(slot, item)
     }
 
-    /// Whether a whole that contradicts what was told of a part is of another one in its place, as the part has been
+    /// Whether a whole that contradicts what was emitted of a part is of another one in its place, as the part has been
     /// whole in this way already.
     pub(super) fn is_after_whole(&self, slot: u64, level: Level) -> bool {
         let part = self.progress().parts.get(slot);

@@ -5,7 +5,7 @@ use super::draft::Draft;
 use super::value::{call_id, id, text, tool_name};
 use super::whole::{Level, Spot, Voice};
 use crate::json;
-use crate::model::{Event, Told};
+use crate::model::{Event, TextDigest};
 
 /// Members of an item that say nothing to a viewer.
 const ITEM_FRAMING: [&str; 4] = ["status", "role", "object", "created_at"];
@@ -14,7 +14,7 @@ const ITEM: [&str; 7] = ["type", "id", "call_id", "name", "arguments", "content"
 const PART: [&str; 4] = ["type", "text", "refusal", "annotations"];
 const PART_FRAMING: [&str; 2] = ["logprobs", "index"];
 
-/// An item, not yet told.
+/// An item, not yet emitted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item<'a> {
     whole: &'a str,
@@ -44,7 +44,7 @@ impl<'a> Item<'a> {
         Some(Self { whole, place, kind, id, call, content, summary, has_rest })
     }
 
-    /// Tells what was not told of it; `event` is the one that is about it.
+    /// Emits what was not emitted of it; `event` is the one that is about it.
     pub(super) fn tell(self, level: Level, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         match self.kind {
             Some("function_call") if level == Level::Added => self.announce(draft)?,
@@ -84,12 +84,12 @@ impl<'a> Item<'a> {
         summary.chain(content.into_iter().map(|(sub, part)| (part, None, sub))).chain(plain).collect()
     }
 
-    /// A call begins: what is known of it is told with the first piece of its arguments.
+    /// A call begins: what is known of it is emitted with the first piece of its arguments.
     fn announce(self, draft: &mut Draft<'a>) -> Option<()> {
         let mut piece = self.call;
         let slot = draft.call_of_item((self.place, self.id), &mut piece, Level::Added)?;
         let part = draft.progress().parts.get(slot)?;
-        if part.id == 0 && part.name == 0 && part.told == Told::NONE && part.waiting.is_none() {
+        if part.id == 0 && part.name == 0 && part.emitted == TextDigest::NONE && part.waiting.is_none() {
             return draft.announce(slot, piece);
         }
         let (has_id, has_name) = (part.id != 0, part.name != 0);
@@ -101,14 +101,14 @@ impl<'a> Item<'a> {
         draft.say_piece(slot, Piece { id, name, arguments: "" })
     }
 
-    /// Whether the call, as a whole, contradicts what was told of it.
+    /// Whether the call, as a whole, contradicts what was emitted of it.
     fn claim_call(self, level: Level, draft: &mut Draft<'a>) -> Option<bool> {
         let mut piece = self.call;
         let slot = draft.call_of_item((self.place, self.id), &mut piece, level)?;
         Some(draft.claim_call(slot, self.call, level)?.is_contradiction())
     }
 
-    /// Tells the members that were not understood, once.
+    /// Emits the members that were not understood, once.
     fn tell_rest(self, step: &str, draft: &mut Draft<'a>) -> Option<()> {
         if !self.has_rest {
             return Some(());
@@ -172,7 +172,7 @@ impl<'a> PartOf<'a> {
         }
     }
 
-    /// Tells the annotations and further members that were not told.
+    /// Emits the annotations and further members that were not emitted.
     fn tell_rest(self, draft: &mut Draft<'a>) -> Option<()> {
         if !self.part.starts_with('{') {
             return Some(());
@@ -213,7 +213,7 @@ impl<'a> PartOf<'a> {
     }
 }
 
-/// Tells what was not told of a part of an item's content.
+/// Emits what was not emitted of a part of an item's content.
 pub(super) fn tell_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a>) -> Option<()> {
     let Some((voice, whole)) = part.text() else { return part.pass_on(draft) };
     if draft.claim(voice, part.spot, whole, level)?.is_contradiction() {
@@ -222,7 +222,7 @@ pub(super) fn tell_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a
     part.tell_rest(draft)
 }
 
-/// Tells what was not told of the output of a response that is over. `text` is its text in one, as some servers send
+/// Emits what was not emitted of the output of a response that is over. `text` is its text in one, as some servers send
 /// it.
 pub(super) fn tell_output<'a>(
     output: Option<&'a str>,

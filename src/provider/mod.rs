@@ -7,7 +7,7 @@
 //! wrong kind, the whole entry is [`Malformed`] and changes nothing.
 //!
 //! No output of a model is dropped: content without a native form of its own follows as `custom`, and a call that was
-//! only announced is told before the end at the latest. A server's notes on its own work are no output: names, times
+//! only announced is emitted before the end at the latest. A server's notes on its own work are no output: names, times
 //! and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of filters,
 //! a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
 //!
@@ -16,18 +16,18 @@
 //! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
 //!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
 //! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see `calls`.
-//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before what is told of
-//!   a later call. Where there is none, the end of its block brings them. Arguments that were given at once count where
-//!   no piece has any.
-//! - Arguments that are an object, as some servers write them, are told as its text.
-//! - An id may be a number: it is told as it is written.
+//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before a later call.
+//!   Where there is none, the end of its block brings them. Arguments that were given at once count where no piece has
+//!   any.
+//! - Arguments that are an object, as some servers write them, are emitted as its text.
+//! - An id may be a number: it is emitted as it is written.
 //! - `NaN` and `Infinity`, which are no JSON, are `null`.
 //! - After the end of a generation, an entry that does not begin the next one is kept for it only where it can belong
 //!   to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is
 //!   not.
 //!
 //! Bounds: [`PROGRESS_BYTES_MAX`](crate::model::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
-//! parts that began first are told and forgotten, so that a later piece of one begins another call, and a whole that
+//! parts that began first are emitted and forgotten, so that a later piece of one begins another call, and a whole that
 //! repeats one is `custom`. [`EVENTS_PER_ENTRY_MAX`] for what one entry says; entries beyond are malformed, and counted
 //! as such.
 
@@ -197,7 +197,7 @@ pub fn read<'a>(
     })
 }
 
-/// The calls that were announced in a generation and are not told yet. They have to be told where it ends without
+/// The calls that were announced in a generation and are not emitted yet. They have to be emitted where it ends without
 /// another word from its provider.
 #[must_use]
 pub fn waiting(progress: &Progress) -> Vec<Event<'_>> {

@@ -1,8 +1,8 @@
 //! Events of OpenAI's Responses API.
 //!
 //! Items are known by their place in the output, or by their id where an event has no place: some servers change the
-//! ids from event to event. Whole texts, calls and items, which come again in up to four events, are told as far as
-//! they were not told: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls
+//! ids from event to event. Whole texts, calls and items, which come again in up to four events, are emitted as far as
+//! they were not emitted: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls
 //! are `custom`, and so is what is left of an item or of a part that is understood but for some members.
 
 use super::calls::{BY_FURTHER, BY_PLACE, Call, Hint, Piece, index_name, item_name};
@@ -123,7 +123,7 @@ fn say_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut
     }
     let [kind] = json::members(event, ["type"])?;
     let (kind, rest) = (kind?, json::rest(event, &[&FRAMING, &[read]])?);
-    // Members that repeat from event to event are about the whole answer: they are told once.
+    // Members that repeat from event to event are about the whole answer: they are emitted once.
     if !draft.change().note_member(&rest) {
         return Some(());
     }
@@ -226,7 +226,7 @@ impl<'a> Draft<'a> {
         Some(slot)
     }
 
-    /// A call begins of which nothing was told before.
+    /// A call begins of which nothing was emitted before.
     fn begin_call_of_item(&mut self, at: (Option<u64>, Option<&str>)) -> u64 {
         let slot = self.begin_call(0);
         self.name_call(slot, at);

@@ -1,8 +1,8 @@
 //! Texts and arguments that are given as a whole, beside the pieces or instead of them.
 //!
 //! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole
-//! alone. Of a whole, only that is told which was not told of its part before: nothing, its rest, or all. A whole that
-//! contradicts the pieces cannot be told as text any more; it is passed on as `custom`, once.
+//! alone. Only as much of a whole is emitted as its pieces did not have: nothing, its rest, or all. A whole that
+//! contradicts the pieces cannot be emitted as text any more; it is passed on as `custom`, once.
 //!
 //! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
 //! that follows the whole of a part, and a second whole of the same kind that is another one, begin another part in its
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::calls::{BY_FURTHER, BY_ID, BY_PLACE, Piece, item_name};
 use super::draft::{Draft, meant};
 use crate::json;
-use crate::model::{Part, Told, name_of};
+use crate::model::{Part, TextDigest, name_of};
 
 /// The kinds of names that a provider has for a part of the text; those of calls lie below.
 const SPOT: u8 = 16;
@@ -34,7 +34,7 @@ pub(super) enum Voice {
 impl Voice {
     pub(super) const ALL: [Self; 4] = [Self::Text, Self::Refusal, Self::Reasoning, Self::Summary];
 
-    /// The channel on which it is told.
+    /// The channel on which it is emitted.
     pub(super) const fn channel(self) -> &'static str {
         match self {
             Self::Text => "content",
@@ -101,12 +101,12 @@ impl Level {
     }
 }
 
-/// The outcome of comparing a whole with what was told of its part.
+/// The outcome of comparing a whole with what was emitted of its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// All of it is told now.
-    Told,
-    /// It is another text than what was told.
+    /// All of it is emitted now.
+    Emitted,
+    /// It is another text than what was emitted.
     Contradiction,
 }
 
@@ -118,13 +118,13 @@ impl Claim {
 
 /// Whether a call as a whole has no arguments of which there are some.
 fn says_nothing(part: &Part, piece: &Piece<'_>) -> bool {
-    piece.arguments.is_empty() || piece.arguments == "{}" && part.told != Told::NONE
+    piece.arguments.is_empty() || piece.arguments == "{}" && part.emitted != TextDigest::NONE
 }
 
-/// The rest of an escaped text after the part of it that was told; `None` where it does not begin with that part.
-fn rest_of(told: Told, whole: &str) -> Option<&str> {
-    let at = json::place_after(whole, told.len)?;
-    (Told::of(&meant(&whole[..at])) == told).then(|| &whole[at..])
+/// The rest of an escaped text after the part of it that was emitted; `None` where it does not begin with that part.
+fn rest_of(emitted: TextDigest, whole: &str) -> Option<&str> {
+    let at = json::place_after(whole, emitted.len)?;
+    (TextDigest::of(&meant(&whole[..at])) == emitted).then(|| &whole[at..])
 }
 
 impl<'a> Draft<'a> {
@@ -180,11 +180,11 @@ impl<'a> Draft<'a> {
         self.note_item(slot, spot.item);
     }
 
-    /// Tells more of a part.
+    /// Emits more of a part.
     fn tell_text(&mut self, slot: u64, voice: Voice, text: &'a str) -> Option<()> {
         let meant = meant(text);
         let progress = self.change();
-        progress.parts.change(slot, |part| part.told.push(&meant));
+        progress.parts.change(slot, |part| part.emitted.push(&meant));
         progress.totals[voice as usize].push(&meant);
         self.say_text(voice.channel(), 0, Some(text))
     }
@@ -210,7 +210,7 @@ impl<'a> Draft<'a> {
         self.tell_text(slot, voice, text)
     }
 
-    /// A whole text: tells what was not told of it.
+    /// A whole text: emits what was not emitted of it.
     pub(super) fn claim(
         &mut self,
         voice: Voice,
@@ -219,17 +219,17 @@ impl<'a> Draft<'a> {
         level: Level,
     ) -> Option<Claim> {
         if whole.is_empty() {
-            return Some(Claim::Told);
+            return Some(Claim::Emitted);
         }
         let is_open = |part: &Part| part.confirmed & level.bit() == 0;
         // One that is whole already is meant only where it is repeated.
         let is_meant =
-            |part: &Part| is_open(part) && (part.confirmed == 0 || rest_of(part.told, whole) == Some(""));
+            |part: &Part| is_open(part) && (part.confirmed == 0 || rest_of(part.emitted, whole) == Some(""));
         let known = self
             .find_text(voice, spot)
             .or_else(|| self.find_going_on(voice, spot).filter(|slot| is_meant(&self.known(*slot))));
         let part = known.map(|slot| self.known(slot));
-        let rest = part.as_ref().and_then(|part| rest_of(part.told, whole));
+        let rest = part.as_ref().and_then(|part| rest_of(part.emitted, whole));
         let is_other = |slot: u64| {
             level == Level::Added
                 || self.is_whole_of_other(slot, spot.item)
@@ -243,7 +243,7 @@ impl<'a> Draft<'a> {
             }
             (Some(slot), Some(_), None) if !is_other(slot) => {
                 self.change().parts.change(slot, |part| {
-                    part.told = Told::of(&meant(whole));
+                    part.emitted = TextDigest::of(&meant(whole));
                     part.confirmed |= level.bit();
                 });
                 return Some(Claim::Contradiction);
@@ -264,7 +264,7 @@ impl<'a> Draft<'a> {
         if self.known(slot).confirmed & level.bit() != level.bit() {
             self.change().parts.change(slot, |part| part.confirmed |= level.bit());
         }
-        Some(Claim::Told)
+        Some(Claim::Emitted)
     }
 
     /// Whether a call as a whole, which names this item, is of another call than the one that has its place.
@@ -278,31 +278,34 @@ impl<'a> Draft<'a> {
         let part = self.known(slot);
         let has_id = piece.id.is_some() && part.id != 0;
         let is_named = item.is_some_and(|item| part.named(BY_FURTHER) == item_name(item));
-        if has_id || is_named || says_nothing(&part, piece) || rest_of(part.told, piece.arguments).is_some() {
+        if has_id
+            || is_named
+            || says_nothing(&part, piece)
+            || rest_of(part.emitted, piece.arguments).is_some()
+        {
             return false;
         }
         self.is_whole_of_other(slot, item) || self.is_after_whole(slot, level)
     }
 
-    /// A call as a whole: tells what was not told of it. No arguments, or an empty object, say nothing of a call that
-    /// has some.
+    /// A call as a whole: emits the rest of it. No arguments, or an empty object, say nothing of a call that has some.
     pub(super) fn claim_call(&mut self, slot: u64, piece: Piece<'a>, level: Level) -> Option<Claim> {
         let part = self.known(slot);
         let id = piece.id.filter(|_| part.id == 0);
         let name = piece.name.filter(|_| part.name == 0);
-        let rest = rest_of(part.told, piece.arguments);
+        let rest = rest_of(part.emitted, piece.arguments);
         let claim = if says_nothing(&part, &piece) {
             self.tell_waiting_of(slot)?;
             self.say_piece(slot, Piece { id, name, arguments: "" })?;
-            Claim::Told
+            Claim::Emitted
         } else {
             self.say_piece(slot, Piece { id, name, arguments: rest.unwrap_or_default() })?;
-            if rest.is_some() { Claim::Told } else { Claim::Contradiction }
+            if rest.is_some() { Claim::Emitted } else { Claim::Contradiction }
         };
         self.change().parts.change(slot, |part| {
             part.confirmed |= level.bit();
             if claim.is_contradiction() {
-                part.told = Told::of(&meant(piece.arguments));
+                part.emitted = TextDigest::of(&meant(piece.arguments));
             }
         });
         Some(claim)
@@ -310,46 +313,47 @@ impl<'a> Draft<'a> {
 
     // ----- the whole response -----
 
-    /// The rest to be told of each text of a kind that the finished response holds; `None` for one that contradicts
-    /// what was told.
+    /// The rest to be emitted of each text of a kind that the finished response holds; `None` for one that contradicts
+    /// what was emitted.
     ///
-    /// Mostly the texts in their order are what was told, or continue it, however it was divided into parts.
+    /// Mostly the texts in their order are what was emitted, or continue it, however it was divided into parts.
     pub(super) fn plan(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
         let total = self.progress().totals[voice as usize];
-        let (mut told, mut plan) = (Told::NONE, Vec::with_capacity(wholes.len()));
+        let (mut emitted, mut plan) = (TextDigest::NONE, Vec::with_capacity(wholes.len()));
         for (_, whole) in wholes {
             let text = meant(whole);
-            // The end of the told part of this text, if all were told in this order.
-            let missing = total.len - told.len;
+            // The end of the emitted part of this text, if all were emitted in this order.
+            let missing = total.len - emitted.len;
             let at =
                 if text.len() <= missing { Some(whole.len()) } else { json::place_after(whole, missing) };
             let Some(at) = at else { return self.plan_parts(voice, wholes) };
-            told.push(&meant(&whole[..at]));
+            emitted.push(&meant(&whole[..at]));
             plan.push(Some(&whole[at..]));
         }
-        if told == total { plan } else { self.plan_parts(voice, wholes) }
+        if emitted == total { plan } else { self.plan_parts(voice, wholes) }
     }
 
-    /// The same, part by part: those that are what was told of some part say nothing, in whichever place that was.
+    /// The same, part by part: those that are what was emitted of some part say nothing, in whichever place that was.
     fn plan_parts(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
         let parts = &self.progress().parts;
         let mut left: BTreeSet<u64> = BTreeSet::new();
-        let mut by_text: BTreeMap<Told, Vec<u64>> = BTreeMap::new();
-        for (slot, part) in parts.iter().filter(|(_, part)| part.kind == voice.kind() && part.told.len > 0) {
+        let mut by_text: BTreeMap<TextDigest, Vec<u64>> = BTreeMap::new();
+        for (slot, part) in parts.iter().filter(|(_, part)| part.kind == voice.kind() && part.emitted.len > 0)
+        {
             left.insert(slot);
-            by_text.entry(part.told).or_default().push(slot);
+            by_text.entry(part.emitted).or_default().push(slot);
         }
         let mut plan: Vec<Option<Option<&str>>> = vec![None; wholes.len()];
         for is_own in [true, false] {
             for (planned, (spot, whole)) in
                 plan.iter_mut().zip(wholes).filter(|(planned, _)| planned.is_none())
             {
-                let told = Told::of(&meant(whole));
+                let emitted = TextDigest::of(&meant(whole));
                 let own = self.find_text(voice, *spot).filter(|slot| left.contains(slot));
                 let same = match is_own {
-                    true => own.filter(|slot| self.known(*slot).told == told),
+                    true => own.filter(|slot| self.known(*slot).emitted == emitted),
                     false => by_text
-                        .get(&told)
+                        .get(&emitted)
                         .and_then(|slots| slots.iter().find(|slot| left.contains(slot)).copied()),
                 };
                 if let Some(slot) = same {
@@ -361,8 +365,8 @@ impl<'a> Draft<'a> {
         let planned = plan.into_iter().zip(wholes).map(|(planned, (spot, whole))| {
             planned.unwrap_or_else(|| {
                 let own = self.find_text(voice, *spot).filter(|slot| left.contains(slot));
-                let rest = own.and_then(|slot| rest_of(self.known(slot).told, whole));
-                // It is new where whatever was told and is not found here is of other items.
+                let rest = own.and_then(|slot| rest_of(self.known(slot).emitted, whole));
+                // It is new where whatever was emitted and is not found here is of other items.
                 let is_new = || left.iter().all(|slot| self.is_whole_of_other(*slot, spot.item));
                 let says = rest.or_else(|| (!parts.has_forgotten && is_new()).then_some(*whole));
                 if let Some(slot) =
@@ -376,7 +380,7 @@ impl<'a> Draft<'a> {
         planned.collect()
     }
 
-    /// Tells a text of the response that was planned to be told.
+    /// Emits a text of the response that was planned to be emitted.
     pub(super) fn say_planned(&mut self, voice: Voice, text: &'a str) -> Option<()> {
         self.say_text(voice.channel(), 0, Some(text))
     }

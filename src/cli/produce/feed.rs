@@ -316,13 +316,13 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
             Format::Raw(events) => {
                 let cut = events.finish();
-                if let Some(heard) = cut.map_err(|error| self.broken_by(error))? {
-                    self.say_heard(heard)?;
+                if let Some(event) = cut.map_err(|error| self.broken_by(error))? {
+                    self.pass_on(event)?;
                 }
             }
         }
         if let Format::Raw(events) = &self.format
-            && let Some(came) = events.nothing_heard()
+            && let Some(came) = events.came_instead()
         {
             return Err(FeedError::NoEvents(came));
         }
@@ -343,15 +343,15 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
 
     fn say_events(&mut self) -> Result<(), FeedError> {
         while let Format::Raw(events) = &mut self.format
-            && let Some(heard) = events.next()
+            && let Some(event) = events.next()
         {
-            self.say_heard(heard)?;
+            self.pass_on(event)?;
         }
         Ok(())
     }
 
-    fn say_heard(&mut self, heard: ProviderEvent) -> Result<(), FeedError> {
-        let (record, meaning) = match heard {
+    fn pass_on(&mut self, event: ProviderEvent) -> Result<(), FeedError> {
+        let (record, meaning) = match event {
             ProviderEvent::Raw(record, meaning) => (record, meaning),
             ProviderEvent::Failed(failure) => {
                 if !self.producer.generation().is_open() {

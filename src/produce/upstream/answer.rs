@@ -52,7 +52,7 @@ enum Broken {
     /// Nothing will help.
     Failed(Failure),
     /// The upstream has said itself that it failed: the stream has its words.
-    Told(Failure),
+    Reported(Failure),
 }
 
 impl From<ProduceError> for Broken {
@@ -139,7 +139,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         let outcome = match broken {
             Broken::Stopped => return Outcome::Stopped { token_came: self.token_came },
             Broken::Unwritable(error) => return Outcome::Unwritable(error),
-            Broken::Told(failure) => return Outcome::Failed(failure),
+            Broken::Reported(failure) => return Outcome::Failed(failure),
             Broken::Cancelled => Outcome::Cancelled,
             Broken::Again { failure, .. } | Broken::Failed(failure) => {
                 self.producer.say(|generation, ts| generation.error(&failure.code, &failure.message, ts));
@@ -245,8 +245,8 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     /// The events that these bytes complete; whether the answer is over.
     fn take(&mut self, bytes: &[u8], attempt: &mut Attempt) -> Result<bool, Broken> {
         let pushed = attempt.events.push(bytes, Instant::now());
-        while let Some(heard) = attempt.events.next() {
-            if self.pass_on(heard, attempt)? {
+        while let Some(event) = attempt.events.next() {
+            if self.pass_on(event, attempt)? {
                 return Ok(true);
             }
         }
@@ -255,9 +255,9 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     }
 
     /// Passes on the result of an event; whether it was the last one.
-    fn pass_on(&mut self, heard: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
+    fn pass_on(&mut self, event: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
-        let (record, meaning) = match heard {
+        let (record, meaning) = match event {
             ProviderEvent::Failed(failure) => return Err(Broken::Failed(failure)),
             ProviderEvent::Raw(record, meaning) => (record, meaning),
         };
@@ -269,7 +269,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         match attempt.events.story().failure() {
             Some(failure) if meaning == Meaning::Terminal => {
                 self.flush()?;
-                Err(Broken::Told(failure.clone()))
+                Err(Broken::Reported(failure.clone()))
             }
             _ => Ok(meaning == Meaning::Terminal),
         }
@@ -287,15 +287,15 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Piece::Broken(reason) => Some(reason),
             Piece::Head(_) | Piece::Body(_) | Piece::End => None,
         };
-        if let Some(heard) = attempt.events.finish().ok().flatten()
-            && self.pass_on(heard, attempt)?
+        if let Some(event) = attempt.events.finish().ok().flatten()
+            && self.pass_on(event, attempt)?
         {
             return self.flush();
         }
         if let Some(reason) = attempt.events.story().finish_reason() {
             return self.end(&reason, attempt);
         }
-        match (attempt.events.nothing_heard(), broken) {
+        match (attempt.events.came_instead(), broken) {
             // An orderly end, so nothing else would come of another attempt.
             (Some(came), None) => Err(attempt.malformed(&came)),
             (Some(came), Some(_)) if attempt.events.has_foreign() => Err(attempt.malformed(&came)),
