@@ -27,26 +27,26 @@ const fn most(scenario: &'static str, what: &'static str, most: f64, value: fn(&
     Bar { scenario, what, limit: Limit::Most(most), value, beside: None }
 }
 
-/// How many times the latency of the told floor, in the same round.
-const fn told_p50(scenario: &'static str, most: f64) -> Bar {
+/// How many times the latency of the tracking floor, in the same round.
+const fn tracking_p50(scenario: &'static str, most: f64) -> Bar {
     let value: fn(&Run) -> Option<f64> = |run| Some(run.latency_ms.as_ref()?.p50);
-    let what = "p50 beside the told floor's";
-    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Told) }
+    let what = "p50 beside the tracking floor's";
+    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Tracking) }
 }
 
-const fn told_p99(scenario: &'static str, most: f64) -> Bar {
+const fn tracking_p99(scenario: &'static str, most: f64) -> Bar {
     let value: fn(&Run) -> Option<f64> = |run| Some(run.latency_ms.as_ref()?.p99);
-    let what = "p99 beside the told floor's";
-    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Told) }
+    let what = "p99 beside the tracking floor's";
+    Bar { scenario, what, limit: Limit::Most(most), value, beside: Some(Server::Tracking) }
 }
 
 const BARS: &[Bar] = &[
-    told_p50("fan1k", 1.5),
-    told_p99("fan1k", 2.0),
-    told_p50("burst", 1.5),
-    told_p99("burst", 2.0),
-    told_p50("steps", 1.2),
-    told_p99("steps", 1.2),
+    tracking_p50("fan1k", 1.5),
+    tracking_p99("fan1k", 2.0),
+    tracking_p50("burst", 1.5),
+    tracking_p99("burst", 2.0),
+    tracking_p50("steps", 1.2),
+    tracking_p99("steps", 1.2),
     most("first", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),
     most("first", "first token, p99 ms", 10.0, |run| Some(run.act_ms.as_ref()?.p99)),
     most("first-announced", "first token, p50 ms", 2.0, |run| Some(run.act_ms.as_ref()?.p50)),

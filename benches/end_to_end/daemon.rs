@@ -83,7 +83,7 @@ impl Process {
     pub(crate) fn floor(redis: SocketAddr, mode: Mode) -> Result<Self> {
         let mode = match mode {
             Mode::Blocking => "blocking",
-            Mode::Told => "told",
+            Mode::Tracking => "tracking",
         };
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--floor", mode, "--redis", &redis.to_string()]).stdout(Stdio::piped());

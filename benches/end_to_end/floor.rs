@@ -1,7 +1,7 @@
 //! The floors: what reading Redis and writing sockets costs without any feature, as processes of their
 //! own. A loop of XREAD and write: no decoding, no order check, no merging, no resuming, no limits.
 //!
-//! *Blocking* keeps one connection in XREAD BLOCK per stream. *Told* keeps one connection, learns from
+//! *Blocking* keeps one connection in XREAD BLOCK per stream. *Tracking* keeps one connection, learns from
 //! `CLIENT TRACKING ON BCAST PREFIX llm:stream:` which streams have news, and reads just those with one
 //! XREAD. Both put a WebSocket header before each entry's value and write what came together at once.
 
@@ -21,8 +21,8 @@ use crate::wire;
 pub(crate) enum Mode {
     /// One blocked connection per stream.
     Blocking,
-    /// One connection that is told which streams have news.
-    Told,
+    /// One connection, with tracking: Redis says which streams have news.
+    Tracking,
 }
 
 const LISTENER: Token = Token(0);
@@ -94,7 +94,7 @@ pub(crate) fn run(mode: Mode, redis: SocketAddr) -> Result<(), Box<dyn Error + S
         news: Vec::new(),
         request: Vec::new(),
     };
-    if mode == Mode::Told {
+    if mode == Mode::Tracking {
         floor.link("HELLO 3\r\nCLIENT TRACKING ON BCAST PREFIX llm:stream:\r\n", Link::NONE)?;
     }
     let mut events = Events::with_capacity(1_024);
@@ -110,7 +110,7 @@ pub(crate) fn run(mode: Mode, redis: SocketAddr) -> Result<(), Box<dyn Error + S
                 Token(token) => floor.client((token - FIRST) / 2)?,
             }
         }
-        if mode == Mode::Told {
+        if mode == Mode::Tracking {
             floor.ask_for_news()?;
         }
     }
@@ -202,7 +202,7 @@ impl Floor {
                 self.link("", stream)?;
                 self.ask_blocking(self.links.len() - 1)?;
             }
-            Mode::Told => self.has_news(stream),
+            Mode::Tracking => self.has_news(stream),
         }
         Ok(stream)
     }

@@ -21,7 +21,7 @@ const SMOKE_PER_SECOND: &[u32] = &[1_000];
 const SMOKE_STREAMS: &[u32] = &[10, 40];
 
 /// The servers measured. A connection to Redis per stream would be too many.
-const SERVERS: [Server; 2] = [Server::Daemon, Server::Told];
+const SERVERS: [Server; 2] = [Server::Daemon, Server::Tracking];
 /// How long each run is measured at most.
 const DURATION_MAX: Duration = Duration::from_millis(2_500);
 

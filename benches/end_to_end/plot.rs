@@ -125,7 +125,7 @@ fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Opt
     let (color, stroke) = match server {
         Server::Daemon => (BLUE, Stroke::Thick),
         Server::Blocking => (GREY, Stroke::Dashed),
-        Server::Told => (GREY, Stroke::Thin),
+        Server::Tracking => (GREY, Stroke::Thin),
         Server::Bare => (ORANGE, Stroke::Dashed),
         Server::Node => (GREEN, Stroke::Thin),
         Server::Fastapi => (VERMILION, Stroke::Thin),

@@ -59,11 +59,11 @@ const FIRST: Guest = Guest {
 };
 
 /// The servers with clients that are not peers.
-const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Told];
+const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Tracking];
 
 /// The same with the peers.
 const SERVING_AND_PEERS: &[Server] =
-    &[Server::Daemon, Server::Blocking, Server::Told, Server::Node, Server::Fastapi, Server::Nchan];
+    &[Server::Daemon, Server::Blocking, Server::Tracking, Server::Node, Server::Fastapi, Server::Nchan];
 
 const PLAIN: Scenario = Scenario {
     name: "",
@@ -144,7 +144,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 10_000,
         pace: Pace::PerSecond(10.0),
         smoke: (200, 200),
-        servers: &[Server::Daemon, Server::Told, Server::Bare],
+        servers: &[Server::Daemon, Server::Tracking, Server::Bare],
         ..PLAIN
     },
     Scenario {
@@ -251,7 +251,7 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 10_000,
         clients: 10_000,
         smoke: (100, 100),
-        servers: &[Server::Daemon, Server::Told],
+        servers: &[Server::Daemon, Server::Tracking],
         ..PLAIN
     },
 ];

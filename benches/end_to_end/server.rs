@@ -27,8 +27,8 @@ pub(crate) enum Server {
     Daemon,
     /// The floor with a blocked connection to Redis per stream
     Blocking,
-    /// The floor that is told which streams have news
-    Told,
+    /// The floor with tracking, to which Redis says which streams have news
+    Tracking,
     /// No server: a reader without clients that knows which streams have news
     Bare,
     /// The peer on Node, with ws and ioredis (needs --compare)
@@ -42,14 +42,14 @@ pub(crate) enum Server {
 impl Server {
     /// All servers.
     pub(crate) const ALL: [Self; 7] =
-        [Self::Daemon, Self::Blocking, Self::Told, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
+        [Self::Daemon, Self::Blocking, Self::Tracking, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Daemon => "daemon",
             Self::Blocking => "floor, blocking",
-            Self::Told => "floor, told",
+            Self::Tracking => "floor, tracking",
             Self::Bare => "bare reader",
             Self::Node => "Node, ws",
             Self::Fastapi => "FastAPI",
@@ -61,7 +61,7 @@ impl Server {
     pub(crate) const fn kind(self) -> Kind {
         match self {
             Self::Daemon => Kind::Daemon,
-            Self::Blocking | Self::Told => Kind::Floor,
+            Self::Blocking | Self::Tracking => Kind::Floor,
             Self::Bare => Kind::Bare,
             Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
         }
@@ -70,7 +70,7 @@ impl Server {
     /// Which peer it is.
     pub(crate) const fn peer(self) -> Option<Peer> {
         match self {
-            Self::Daemon | Self::Blocking | Self::Told | Self::Bare => None,
+            Self::Daemon | Self::Blocking | Self::Tracking | Self::Bare => None,
             Self::Node => Some(Peer::Node),
             Self::Fastapi => Some(Peer::Fastapi),
             Self::Nchan => Some(Peer::Nchan),
@@ -96,7 +96,7 @@ impl Server {
         let process = match self {
             Self::Daemon => Process::daemon(redis, settings)?,
             Self::Blocking => Process::floor(redis, Mode::Blocking)?,
-            Self::Told => Process::floor(redis, Mode::Told)?,
+            Self::Tracking => Process::floor(redis, Mode::Tracking)?,
             Self::Bare => return Ok(None),
             Self::Node => Peer::Node.start(redis)?,
             Self::Fastapi => Peer::Fastapi.start(redis)?,

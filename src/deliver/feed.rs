@@ -65,8 +65,8 @@ impl Delivery {
     /// Tells a viewer what comes before what was read for it: that its wait is over, and what is missing.
     pub(super) fn begin_shown(&mut self, slot: Slot, gap: Option<HistoryGap>) {
         self.flush_batch(slot);
-        let told = self.streams.viewer(slot).and_then(|viewer| viewer.told);
-        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = told {
+        let known = self.streams.viewer(slot).and_then(|viewer| viewer.known_status);
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = known {
             self.tell(slot, StreamStatus::Live);
         }
         if let Some(gap) = gap {
@@ -134,7 +134,7 @@ impl Delivery {
             return self.end(slot, Ending::Ended, now);
         }
         // Of a generation that is over no producer is missed, and none has come back.
-        match viewer.told {
+        match viewer.known_status {
             Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
                 self.tell(slot, if stalled && !is_over { StreamStatus::Stalled } else { StreamStatus::Live });
             }
@@ -262,8 +262,8 @@ impl Delivery {
         hub.stalled = stalled;
         for viewer in hub.viewers.clone() {
             let is_live = self.streams.seam(viewer).is_some_and(|seam| seam.is_live());
-            let told = self.streams.viewer(viewer).and_then(|viewer| viewer.told);
-            if !stalled && is_live && told == Some(StreamStatus::Stalled) {
+            let known = self.streams.viewer(viewer).and_then(|viewer| viewer.known_status);
+            if !stalled && is_live && known == Some(StreamStatus::Stalled) {
                 // Before what the producer says, also where that begins another generation.
                 self.tell(viewer, StreamStatus::Live);
             }
@@ -380,10 +380,10 @@ impl Delivery {
     /// Tells a viewer how its stream stands, unless it knows.
     pub(super) fn tell(&mut self, slot: Slot, status: StreamStatus) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        if viewer.told == Some(status) {
+        if viewer.known_status == Some(status) {
             return;
         }
-        viewer.told = Some(status);
+        viewer.known_status = Some(status);
         self.flush_batch(slot);
         self.say(slot, None, &control_frames::status(status));
     }

@@ -47,7 +47,7 @@ impl Streams {
             stage: Stage::Opening,
             opened: false,
             held: None,
-            told: None,
+            known_status: None,
             unwritten: 0,
             written: EntryId::ZERO,
             batch: None,

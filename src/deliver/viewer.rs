@@ -83,7 +83,7 @@ pub(super) struct Viewer {
     /// Answers that come after it.
     pub(super) held: Option<Box<Held>>,
     /// The state of the stream that the viewer was told last.
-    pub(super) told: Option<StreamStatus>,
+    pub(super) known_status: Option<StreamStatus>,
     /// Frames on their way to the socket.
     pub(super) unwritten: usize,
     /// The newest entry on the socket.

@@ -114,7 +114,7 @@ impl Delivery {
             return;
         }
         viewer.opened = true;
-        let was_told = viewer.told.replace(status);
+        let was_told = viewer.known_status.replace(status);
         if viewer.options.translator.is_none() {
             let json = control_frames::open(&viewer.options.stream, after, status);
             self.say(slot, None, &json);

@@ -91,7 +91,7 @@ pub struct Reader {
     /// Until when Redis is left to others.
     rests_until: Instant,
     pub(super) subscriptions: Subscriptions,
-    pub(super) told: Tracking,
+    pub(super) tracking: Tracking,
     /// Streams for which Redis refused a group, and when they are reported as broken.
     pub(super) refused: VecDeque<(Instant, Subscription)>,
     /// The commands of the trip at hand.
@@ -129,7 +129,7 @@ impl Reader {
             pacing,
             rests_until: Instant::now(),
             subscriptions: Subscriptions::default(),
-            told: Tracking::default(),
+            tracking: Tracking::default(),
             refused: VecDeque::new(),
             pipeline: Pipeline::default(),
             consumer,
@@ -188,7 +188,7 @@ impl Reader {
             // Notifications that came during a round trip are off the socket: no event will come for them.
             self.hear()?;
             let now = Instant::now();
-            if self.told.sweeps(now) {
+            if self.tracking.sweeps(now) {
                 let since = now.checked_sub(SWEPT_SILENCE).unwrap_or(now);
                 self.subscriptions.sweep(SWEEPS_PER_ROUND, since);
             }

@@ -21,10 +21,10 @@ impl Reader {
     /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
     pub(super) fn is_told(&mut self, now: Instant) -> Result<bool, RedisError> {
         let connection = self.parts.connector.generation();
-        let is_on = self.told.is_on(connection);
+        let is_on = self.tracking.is_on(connection);
         let streams = if self.parts.draining.requested() { 0 } else { self.subscriptions.len() };
-        let is_preferred = self.told.is_wanted(connection, streams, now)
-            || (0 < streams && streams < READ_ALONG_MAX && !self.can_block(now) && self.told.may_be(now));
+        let is_preferred = self.tracking.is_wanted(connection, streams, now)
+            || (0 < streams && streams < READ_ALONG_MAX && !self.can_block(now) && self.tracking.may_be(now));
         let is_wanted = is_preferred && self.parts.connector.open().is_some_and(|link| link.is_resp3());
         match (is_on, is_wanted) {
             (false, true) => {
@@ -32,15 +32,15 @@ impl Reader {
                 let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
                 if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
                     warn_limited!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
-                    self.told.rest(now);
+                    self.tracking.rest(now);
                     return Ok(false);
                 }
-                self.told.begin(connection);
+                self.tracking.begin(connection);
                 self.subscriptions.note_all_news();
             }
             (true, false) => {
                 self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
-                self.told.end();
+                self.tracking.end();
             }
             _ => {}
         }
@@ -61,7 +61,7 @@ impl Reader {
                 Some(Changed::Keys(keys)) => {
                     for key in keys {
                         let is_own = self.subscriptions.note_news(&key);
-                        self.told.count(is_own);
+                        self.tracking.count(is_own);
                     }
                 }
                 Some(Changed::Everything) => self.subscriptions.note_all_news(),

@@ -64,7 +64,7 @@ pub struct Translator {
     outline: Outline,
     opened: Opened,
     /// The id that the viewer has.
-    told: Position,
+    position: Position,
     /// The generation's name, escaped; and by what it was made.
     key: Box<str>,
     named_by: (Option<Arc<String>>, EntryId),
@@ -105,8 +105,8 @@ impl Translator {
     pub fn new(format: Format, transport: Transport, stream: StreamName, only_unfinished: bool) -> Self {
         let named_by = (None, EntryId::ZERO);
         let key = key_of(&stream, (None, EntryId::ZERO));
-        let (outline, opened, told) = (Outline::default(), Opened::default(), Position::ZERO);
-        Self { format, transport, stream, only_unfinished, outline, opened, told, key, named_by }
+        let (outline, opened, position) = (Outline::default(), Opened::default(), Position::ZERO);
+        Self { format, transport, stream, only_unfinished, outline, opened, position, key, named_by }
     }
 
     /// The format.
@@ -139,7 +139,7 @@ impl Translator {
 
     /// The viewer has everything up to `after`, where its generation had said what `outline` tells.
     pub fn begin(&mut self, after: Position, outline: Option<&Outline>) {
-        self.told = after;
+        self.position = after;
         if let Some(outline) = outline {
             self.outline.clone_from(outline);
         }
@@ -173,7 +173,7 @@ impl Translator {
             self.opened = Opened::default();
         }
         if frame.body != FrameBody::Gap {
-            self.told = frame.last;
+            self.position = frame.last;
         }
         Said { own: out.bytes, shares }
     }
@@ -181,8 +181,8 @@ impl Translator {
     /// A native frame that is for this viewer alone.
     pub fn say_notice(&mut self, id: Option<Position>, json: &[u8]) -> Vec<u8> {
         let mut out = Out::new(self.transport);
-        out.event(id, self.other(id.unwrap_or(self.told), json).as_bytes());
-        self.told = id.unwrap_or(self.told);
+        out.event(id, self.other(id.unwrap_or(self.position), json).as_bytes());
+        self.position = id.unwrap_or(self.position);
         out.bytes
     }
 
@@ -190,7 +190,7 @@ impl Translator {
     #[must_use]
     pub fn done(&self) -> Vec<u8> {
         let mut out = Out::new(self.transport);
-        out.event((self.format == Format::OpenAi).then_some(self.told), b"[DONE]");
+        out.event((self.format == Format::OpenAi).then_some(self.position), b"[DONE]");
         out.bytes
     }
 

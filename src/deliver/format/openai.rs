@@ -132,7 +132,7 @@ impl Translator {
         }
         let choices: Vec<_> = indexes.iter().map(|&index| choice(index, "", word)).collect();
         let usage = members.usage.and_then(|usage| in_openai_names(usage.get()));
-        let at = if usage.is_some() { self.told } else { frame.last };
+        let at = if usage.is_some() { self.position } else { frame.last };
         let own_word = members.finish_reason.filter(|_| reason == Reason::Other);
         let bridge = match (self.transport, own_word) {
             (Transport::Events, None) => String::new(),
@@ -164,7 +164,7 @@ impl Translator {
 
     /// Tells something of the frame that is not its last: who is cut off behind it has the frame told again.
     fn tell_before(&self, choices: &str, out: &mut Out) {
-        let at = self.told;
+        let at = self.position;
         out.event(Some(at), self.chunk(at, choices, &self.name_id(at)).as_bytes());
     }
 
