@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::ack_tracker::AckTracker;
 use super::body::Body;
+use super::close_code::CloseCode;
 use super::http_error::HttpError;
 use super::input::Input;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
@@ -318,8 +319,8 @@ impl Connection {
     }
 
     /// As [`Connection::close`], with a WebSocket close frame behind what waits.
-    pub(super) fn close_websocket(&mut self, code: u16, reason: &str) {
-        self.send(close_frame(code, reason));
+    pub(super) fn close_websocket(&mut self, code: CloseCode, reason: &str) {
+        self.send(close_frame(code.number(), reason));
         self.close();
     }
 

@@ -2,13 +2,16 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
+use super::close_code::CloseCode;
 use super::connection::{Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
 use super::viewer::{SubscribeOptions, Wire};
-use super::websocket::{Incoming, close, pong_frame};
+use super::websocket::{Incoming, close_frame, pong_frame};
 use crate::message::Slot;
 use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{StreamName, websocket_text, with_stream};
@@ -22,7 +25,10 @@ impl Delivery {
         match incoming {
             Incoming::Pong => {}
             Incoming::Ping(payload) => self.connections.send_answer(slot, pong_frame(&payload)),
-            Incoming::Close(code) => self.close_websocket(slot, code.unwrap_or(close::NORMAL), ""),
+            Incoming::Close(code) => {
+                let code = code.unwrap_or(CloseCode::Normal.number());
+                self.close_with(slot, close_frame(code, ""));
+            }
             Incoming::Text(text) => self.obey_message(slot, &text, now),
             Incoming::Binary => {
                 self.registry.counters().client_messages.inc();
@@ -31,13 +37,19 @@ impl Delivery {
         }
     }
 
-    pub(super) fn close_websocket(&mut self, slot: Slot, code: u16, reason: &str) {
+    pub(super) fn close_websocket(&mut self, slot: Slot, code: CloseCode, reason: &str) {
+        self.close_with(slot, close_frame(code.number(), reason));
+    }
+
+    /// Ends a WebSocket and its viewers with this close frame.
+    fn close_with(&mut self, slot: Slot, frame: Bytes) {
         let Some(connection) = self.connections.get(slot) else { return };
         for viewer in connection.viewers() {
             self.remove_viewer(viewer);
         }
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.close_websocket(code, reason);
+            connection.send(frame);
+            connection.close();
         }
         self.connections.touch(slot);
     }
@@ -69,7 +81,7 @@ impl Delivery {
         if is_bad(refusal) {
             websocket.bad_messages += 1;
             if websocket.bad_messages >= BAD_MESSAGES_MAX {
-                self.close_websocket(slot, close::POLICY, "too many malformed messages");
+                self.close_websocket(slot, CloseCode::Policy, "too many malformed messages");
             }
         }
     }

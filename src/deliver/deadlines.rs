@@ -5,10 +5,11 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::admission::REFUSED_WAIT;
+use super::close_code::CloseCode;
 use super::connection::{Connection, Phase, Viewers};
 use super::delivery::Delivery;
 use super::http_error::HttpError;
-use super::websocket::{close, close_frame, ping_frame};
+use super::websocket::{close_frame, ping_frame};
 use crate::message::Slot;
 use crate::model::control_frames;
 use crate::model::{StreamStatus, websocket_text};
@@ -77,7 +78,7 @@ impl Delivery {
         }
         let connection = self.connections.get_mut(slot)?;
         let frame = matches!(connection.phase, Phase::WebSocket(_))
-            .then(|| close_frame(close::SLOW, "no progress for too long"));
+            .then(|| close_frame(CloseCode::Slow.number(), "no progress for too long"));
         connection.close_slow(frame, now);
         self.connections.touch(slot);
         match self.connections.get(slot)?.phase {
@@ -198,9 +199,9 @@ impl Delivery {
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         if viewers.into_iter().any(|viewer| self.is_parting(viewer)) {
-            return self.close_websocket(slot, close::NORMAL, "ended");
+            return self.close_websocket(slot, CloseCode::Normal, "ended");
         }
-        self.close_websocket(slot, close::GOING_AWAY, "draining");
+        self.close_websocket(slot, CloseCode::GoingAway, "draining");
     }
 
     /// `open` comes first; who cannot be opened without Redis is only closed.

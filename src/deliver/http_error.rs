@@ -1,6 +1,6 @@
 //! The errors that a request can meet.
 
-use super::websocket::close;
+use super::close_code::CloseCode;
 
 /// The code of errors that concern the upgrade to WebSocket.
 pub(super) const BAD_UPGRADE: &str = "bad_upgrade";
@@ -84,11 +84,11 @@ impl HttpError {
     /// The code to close a WebSocket with, where the refusal concerns the client and not the request: a browser shows
     /// its page nothing of an HTTP answer to an upgrade.
     #[must_use]
-    pub const fn close_code(&self) -> Option<u16> {
+    pub const fn close_code(&self) -> Option<CloseCode> {
         match self.status {
-            401 => Some(close::UNAUTHORIZED),
-            403 => Some(close::FORBIDDEN),
-            429 => Some(close::TOO_MANY),
+            401 => Some(CloseCode::Unauthorized),
+            403 => Some(CloseCode::Forbidden),
+            429 => Some(CloseCode::TooMany),
             _ => None,
         }
     }

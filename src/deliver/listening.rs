@@ -9,13 +9,13 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::backlog::Measure;
+use super::close_code::CloseCode;
 use super::connection::{Connection, Peer, Phase, ReadOutcome};
 use super::deadlines::COMMENT;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
 use super::viewer::{Ending, Viewer};
-use super::websocket::close;
 use crate::message::Slot;
 
 /// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
@@ -221,7 +221,7 @@ impl Delivery {
         let Some(connection) = self.connections.get(slot) else { return };
         let message = "too much that clients have begun to send waits for its rest; try again";
         match connection.phase {
-            Phase::WebSocket(_) => self.close_websocket(slot, close::TRY_AGAIN, message),
+            Phase::WebSocket(_) => self.close_websocket(slot, CloseCode::TryAgain, message),
             _ => {
                 let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
@@ -253,7 +253,7 @@ impl Delivery {
             return Some(now + self.config.client.handshake_timeout);
         }
         self.registry.counters().handshakes_timed_out.inc();
-        self.close_websocket(slot, close::SLOW, "a message did not come to its end in time");
+        self.close_websocket(slot, CloseCode::Slow, "a message did not come to its end in time");
         None
     }
 }

@@ -24,6 +24,7 @@ pub mod backlog;
 pub mod body;
 pub mod budget;
 mod cancels;
+pub mod close_code;
 mod connection;
 mod connections;
 mod conversation;

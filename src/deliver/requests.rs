@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::body::Body;
+use super::close_code::CloseCode;
 use super::connection::{Phase, Purpose, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::format::{Format, Translator, Transport};
@@ -15,7 +16,6 @@ use super::request::Request;
 use super::response::{Answer, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
 use super::viewer::{Ending, SubscribeOptions, Viewer, Wire};
-use super::websocket::close;
 use crate::message::Slot;
 
 impl Delivery {
@@ -241,12 +241,12 @@ impl Delivery {
         self.remove_viewer(viewer);
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match (&connection.phase, ending) {
-            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(close::NORMAL, "ended"),
+            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(CloseCode::Normal, "ended"),
             (Phase::WebSocket(_), Ending::NotFound) => {
-                connection.close_websocket(close::NOT_FOUND, "there is no such stream");
+                connection.close_websocket(CloseCode::NotFound, "there is no such stream");
             }
             (Phase::WebSocket(_), Ending::NothingLeft) => {
-                connection.close_websocket(close::NOT_FOUND, "nothing is going on");
+                connection.close_websocket(CloseCode::NotFound, "nothing is going on");
             }
             _ => connection.close(),
         }

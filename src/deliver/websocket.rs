@@ -9,7 +9,9 @@ use std::io::Cursor;
 
 use bytes::Bytes;
 use tungstenite::protocol::frame::FrameHeader;
-use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+use tungstenite::protocol::frame::coding::{CloseCode as AnyCode, Control, Data, OpCode};
+
+use super::close_code::CloseCode;
 
 /// The longest message that a client may send, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -17,34 +19,6 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 const CONTROL_BYTES_MAX: usize = 125;
 /// The longest frame header.
 const HEADER_BYTES_MAX: usize = 14;
-
-/// Close codes of the contract.
-pub mod close {
-    /// The stream is over.
-    pub const NORMAL: u16 = 1000;
-    /// This instance is going down.
-    pub const GOING_AWAY: u16 = 1001;
-    /// The client broke the protocol.
-    pub const PROTOCOL: u16 = 1002;
-    /// Text that is not UTF-8.
-    pub const INVALID_TEXT: u16 = 1007;
-    /// A malformed request, or too many bad messages.
-    pub const POLICY: u16 = 1008;
-    /// A message over [`super::MESSAGE_BYTES_MAX`].
-    pub const TOO_BIG: u16 = 1009;
-    /// Overloaded, full, or Redis unreachable.
-    pub const TRY_AGAIN: u16 = 1013;
-    /// No, bad or expired token.
-    pub const UNAUTHORIZED: u16 = 4401;
-    /// The token or the origin does not allow it.
-    pub const FORBIDDEN: u16 = 4403;
-    /// There is no such stream.
-    pub const NOT_FOUND: u16 = 4404;
-    /// A slow handshake or consumer.
-    pub const SLOW: u16 = 4408;
-    /// Over a rate or a limit.
-    pub const TOO_MANY: u16 = 4429;
-}
 
 /// A frame or whole message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,21 +37,21 @@ pub enum Incoming {
 
 /// Why the connection must be closed, and with which code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {reason}")]
+#[error("{}: {reason}", code.number())]
 pub struct CloseReason {
     /// The close code.
-    pub code: u16,
+    pub code: CloseCode,
     /// A sentence for people, within what a close frame holds.
     pub reason: &'static str,
 }
 
 impl CloseReason {
     const fn protocol(reason: &'static str) -> Self {
-        Self { code: close::PROTOCOL, reason }
+        Self { code: CloseCode::Protocol, reason }
     }
 }
 
-const TOO_BIG: CloseReason = CloseReason { code: close::TOO_BIG, reason: "a message has at most 64 KiB" };
+const TOO_BIG: CloseReason = CloseReason { code: CloseCode::TooBig, reason: "a message has at most 64 KiB" };
 
 /// Where the decoder stands within its input.
 #[derive(Clone, Copy, Debug)]
@@ -273,7 +247,7 @@ impl Decoder {
             }
             Kind::Data { is_final: true } => String::from_utf8(std::mem::take(&mut self.text))
                 .map(|text| Some(Incoming::Text(text)))
-                .map_err(|_| CloseReason { code: close::INVALID_TEXT, reason: "text is UTF-8" }),
+                .map_err(|_| CloseReason { code: CloseCode::InvalidText, reason: "text is UTF-8" }),
             Kind::Ping => Ok(Some(Incoming::Ping(std::mem::take(&mut self.control)))),
             Kind::Pong => {
                 self.control = Vec::new();
@@ -333,12 +307,12 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
         [_] => Err(CloseReason::protocol("a close frame of one byte")),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
-            if !CloseCode::from(code).is_allowed() {
+            if !AnyCode::from(code).is_allowed() {
                 return Err(CloseReason::protocol("a close code that must not be sent"));
             }
             match std::str::from_utf8(reason) {
                 Ok(_) => Ok(Some(code)),
-                Err(_) => Err(CloseReason { code: close::INVALID_TEXT, reason: "text is UTF-8" }),
+                Err(_) => Err(CloseReason { code: CloseCode::InvalidText, reason: "text is UTF-8" }),
             }
         }
     }

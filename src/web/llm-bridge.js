@@ -46,7 +46,7 @@ const TIMER_MAX_MS = 2 ** 31 - 1;
 const SLEPT_MS = 2000;
 
 /** WebSocket close codes and HTTP statuses that no further attempt would change, with their error codes. */
-const FINAL_CLOSE = new Map([[1008, "refused"], [4400, "bad_request"], [4403, "forbidden"], [4404, "not_found"]]);
+const FINAL_CLOSE = new Map([[1008, "refused"], [4403, "forbidden"], [4404, "not_found"]]);
 const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"],
   [421, "misdirected"]]);
 const FULL_CLOSE = new Set([1013, 4429]);

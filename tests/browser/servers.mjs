@@ -180,7 +180,7 @@ export async function closes_mean_what_the_contract_says() {
 }
 
 export async function final_closes_are_final() {
-  const expected = new Map([[1008, "refused"], [4400, "bad_request"], [4403, "forbidden"], [4404, "not_found"], [4401, "unauthorized"]]);
+  const expected = new Map([[1008, "refused"], [4403, "forbidden"], [4404, "not_found"], [4401, "unauthorized"]]);
   const left = [...expected.keys()];
   const tab = await server({ onSocket: peer => { peer.open(); peer.close(left.shift(), "why"); } });
   for (const [, code] of expected) {

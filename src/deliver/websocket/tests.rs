@@ -64,7 +64,7 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Incoming>, Res
     (messages, Ok(()))
 }
 
-fn refused(bytes: &[u8]) -> u16 {
+fn refused(bytes: &[u8]) -> CloseCode {
     let (_, whole) = decode([bytes]);
     let (_, by_byte) = decode(bytes.chunks(1));
     assert_eq!(whole, by_byte);
@@ -127,19 +127,19 @@ fn broken_frames_close_with_1002() {
         client(FIN | CLOSE, &1006_u16.to_be_bytes()),
         client(FIN | CLOSE, &2999_u16.to_be_bytes()),
     ] {
-        assert_eq!(refused(&bytes), close::PROTOCOL, "{bytes:?}");
+        assert_eq!(refused(&bytes), CloseCode::Protocol, "{bytes:?}");
     }
 }
 
 #[test]
 fn text_is_utf8_and_what_is_binary_is_told_apart() {
-    assert_eq!(refused(&client(FIN | TEXT, b"\xff")), close::INVALID_TEXT);
-    assert_eq!(refused(&client(FIN | TEXT, b"\xed\xa0\x80")), close::INVALID_TEXT);
-    assert_eq!(refused(&client(FIN | CLOSE, b"\x03\xe8\xff")), close::INVALID_TEXT);
+    assert_eq!(refused(&client(FIN | TEXT, b"\xff")), CloseCode::InvalidText);
+    assert_eq!(refused(&client(FIN | TEXT, b"\xed\xa0\x80")), CloseCode::InvalidText);
+    assert_eq!(refused(&client(FIN | CLOSE, b"\x03\xe8\xff")), CloseCode::InvalidText);
     let fragmented =
         [client(BINARY, b"\xff"), client(FIN | CONTINUE, b"x"), client(FIN | TEXT, b"a")].concat();
     assert_eq!(decode([&fragmented[..]]), (vec![Incoming::Binary, text("a")], Ok(())));
-    assert_eq!(refused(&header(FIN | BINARY, 65_537, [0; 4])), close::TOO_BIG);
+    assert_eq!(refused(&header(FIN | BINARY, 65_537, [0; 4])), CloseCode::TooBig);
     let (messages, end) = decode([&client(FIN | CLOSE, b"")[..]]);
     assert_eq!((messages, end), (vec![Incoming::Close(None)], Ok(())));
     for code in [1001_u16, 3000, 4999] {
@@ -153,10 +153,10 @@ fn a_message_too_long_is_refused_by_its_announced_length() {
     let full = vec![b'x'; MESSAGE_BYTES_MAX];
     let (messages, end) = decode([&client(FIN | TEXT, &full)[..]]);
     assert_eq!((messages.len(), end), (1, Ok(())));
-    assert_eq!(refused(&header(FIN | TEXT, MESSAGE_BYTES_MAX + 1, [0; 4])), close::TOO_BIG);
-    assert_eq!(refused(&header(TEXT, usize::MAX, [0; 4])), close::TOO_BIG);
+    assert_eq!(refused(&header(FIN | TEXT, MESSAGE_BYTES_MAX + 1, [0; 4])), CloseCode::TooBig);
+    assert_eq!(refused(&header(TEXT, usize::MAX, [0; 4])), CloseCode::TooBig);
     let second = [client(TEXT, &full[1..]), header(FIN | CONTINUE, 2, [0; 4])].concat();
-    assert_eq!(refused(&second), close::TOO_BIG);
+    assert_eq!(refused(&second), CloseCode::TooBig);
     let second = [client(TEXT, &full[1..]), client(FIN | CONTINUE, b"y")].concat();
     assert_eq!(decode([&second[..]]).1, Ok(()));
 }
@@ -322,7 +322,7 @@ impl Server {
                     Incoming::Binary => text_frame("binary seen"),
                     Incoming::Pong => text_frame("pong seen"),
                     Incoming::Close(code) => {
-                        let answer = close_frame(code.unwrap_or(close::NORMAL), "as you wish");
+                        let answer = close_frame(code.unwrap_or(CloseCode::Normal.number()), "as you wish");
                         return self.socket.write_all(&answer).unwrap();
                     }
                 };
@@ -376,7 +376,7 @@ fn a_real_client_answers_our_ping() {
     ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut client = WebSocket::from_raw_socket(theirs, tungstenite::protocol::Role::Client, None);
     ours.write_all(&ping_frame(b"still there?")).unwrap();
-    ours.write_all(&close_frame(close::SLOW, "too slow")).unwrap();
+    ours.write_all(&close_frame(CloseCode::Slow.number(), "too slow")).unwrap();
     assert_eq!(client.read().unwrap(), Message::Ping(Bytes::from_static(b"still there?")));
     let Message::Close(Some(frame)) = client.read().unwrap() else { panic!("no close frame") };
     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (4408, "too slow"));
