@@ -84,6 +84,7 @@ mod tests {
     use super::*;
 
     const CLIENT: &str = include_str!("../web/llm-bridge.js");
+    const TYPES: &str = include_str!("../web/llm-bridge.d.ts");
     const DOCUMENT: &str = include_str!("README.md");
     const RECIPE: &str = include_str!("../web/README.md");
 
@@ -107,7 +108,13 @@ mod tests {
         let numbers: Vec<String> = CloseCode::ALL.iter().map(|code| code.number().to_string()).collect();
         for (code, number) in CloseCode::ALL.iter().zip(&numbers) {
             match code.reaction() {
-                Reaction::Fail(error) => drop(failing.insert(number.as_str(), error)),
+                Reaction::Fail(error) => {
+                    assert!(
+                        TYPES.contains(&format!("| \"{error}\"")),
+                        "{error} is no error of the client's types"
+                    );
+                    failing.insert(number.as_str(), error);
+                }
                 Reaction::ResumeLater => drop(later.insert(number.clone())),
                 Reaction::RenewToken | Reaction::Finish => {
                     assert!(CLIENT.contains(&format!("end.closeCode === {number}")), "{code:?}");

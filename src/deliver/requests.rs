@@ -7,7 +7,6 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::body::Body;
-use super::close_code::CloseCode;
 use super::connection::{Phase, Purpose, Viewers, WebSocket};
 use super::delivery::Delivery;
 use super::format::{Format, Translator, Transport};
@@ -240,13 +239,10 @@ impl Delivery {
         }
         self.remove_viewer(viewer);
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        match (&connection.phase, ending) {
-            (Phase::WebSocket(_), Ending::Ended) => connection.close_websocket(CloseCode::Normal, "ended"),
-            (Phase::WebSocket(_), Ending::NotFound) => {
-                connection.close_websocket(CloseCode::NotFound, "there is no such stream");
-            }
-            (Phase::WebSocket(_), Ending::NothingLeft) => {
-                connection.close_websocket(CloseCode::NotFound, "nothing is going on");
+        match &connection.phase {
+            Phase::WebSocket(_) => {
+                let (code, reason) = ending.close();
+                connection.close_websocket(code, reason);
             }
             _ => connection.close(),
         }

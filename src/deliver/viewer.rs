@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ack_tracker::AckTracker;
+use super::close_code::CloseCode;
 use super::format::Translator;
 use super::held::Held;
 use super::history_reads::Reader;
@@ -199,6 +200,17 @@ pub(super) enum Ending {
     NotFound,
     /// Nothing is left to tell, which is an answer of its own.
     NothingLeft,
+}
+
+impl Ending {
+    /// The code and the reason with which a WebSocket that carries this stream alone is closed.
+    pub(super) const fn close(self) -> (CloseCode, &'static str) {
+        match self {
+            Self::Ended => (CloseCode::Normal, "ended"),
+            Self::NotFound => (CloseCode::NotFound, "there is no such stream"),
+            Self::NothingLeft => (CloseCode::NotFound, "nothing is going on"),
+        }
+    }
 }
 
 /// A stream that somebody on this thread watches or waits for.
