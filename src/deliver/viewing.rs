@@ -195,6 +195,7 @@ impl Delivery {
             Stage::Opening | Stage::Reading(_) => None,
         }
     }
+
     /// The viewer's stream is over for it.
     pub(super) fn end(&mut self, slot: Slot, ending: Ending, now: Instant) {
         self.flush_batch(slot);
