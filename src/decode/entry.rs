@@ -74,22 +74,22 @@ impl<'a> Form<'a> {
 }
 
 /// Decodes an entry that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it
-/// is more, is in a provider's form or cannot be understood: `told` finds out which. `margin` is that of `told`.
+/// is more, is in a provider's form or cannot be understood: [`plain_events`] finds out which, with the same `margin`.
 #[must_use]
 pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {
-    let told = match Form::of(&entry.fields) {
+    let own = match Form::of(&entry.fields) {
         Form::Data(data) => return native(data).ok().flatten(),
         Form::Flat => flat::read_fields(&entry.fields, &context.names, margin).ok()?,
         Form::Raw(..) | Form::Encrypted | Form::TooLarge => return None,
     };
-    told.end.is_none().then_some(told.first)
+    own.end.is_none().then_some(own.first)
 }
 
 /// Decodes an entry that is in none of the providers' forms. `margin` stores texts that are not a slice of the entry.
 ///
 /// # Errors
 /// When it cannot be understood.
-pub(super) fn told<'a>(
+pub(super) fn plain_events<'a>(
     form: Form<'a>,
     entry: &'a Entry,
     context: &DecodeContext,
@@ -102,7 +102,7 @@ pub(super) fn told<'a>(
                 Some(object) => of_data(margin.keep(object.into()).as_bytes(), context, margin),
                 None => Err(Flaw::NotAnObject),
             },
-            told => told,
+            own => own,
         },
         Form::Flat => flat::read_fields(&entry.fields, &context.names, margin),
         Form::Raw(form, _) => Err(Flaw::Provider(form, Malformed::Form)),

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::entry::{DecodeContext, Form, told};
+use super::entry::{DecodeContext, Form, plain_events};
 use super::flat::PlainEvents;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
@@ -29,10 +29,10 @@ pub(super) struct EntryEvents<'a> {
 
 enum Events<'a> {
     /// The events of an entry in none of the providers' forms. `waiting` holds those of a provider's form that have to
-    /// be told before it.
-    PlainEvents {
+    /// be emitted before it.
+    Plain {
         waiting: Vec<Event<'a>>,
-        told: PlainEvents<'a>,
+        own: PlainEvents<'a>,
     },
     Raw(Said<'a>),
 }
@@ -52,10 +52,10 @@ impl<'a> EntryEvents<'a> {
         let (form, raw) = match Form::of(&entry.fields) {
             Form::Raw(form, raw) => (form, raw),
             form => {
-                let told = told(form, entry, context, margin)?;
-                let waiting = waiting_before(&told, before, state, id);
-                let count = waiting.len() + 1 + usize::from(told.end.is_some());
-                let events = Events::PlainEvents { waiting, told };
+                let own = plain_events(form, entry, context, margin)?;
+                let waiting = waiting_before(&own, before, state, id);
+                let count = waiting.len() + 1 + usize::from(own.end.is_some());
+                let events = Events::Plain { waiting, own };
                 return Ok(Self { id, events, progress: None, judged: 0, count });
             }
         };
@@ -74,12 +74,12 @@ impl<'a> EntryEvents<'a> {
         }
         let decoded = match &self.events {
             _ if self.judged == self.count => None,
-            Events::PlainEvents { waiting, told } => match self.judged.checked_sub(waiting.len()) {
+            Events::Plain { waiting, own } => match self.judged.checked_sub(waiting.len()) {
                 None => {
                     waiting.get(self.judged).map(|event| Decoded { event: *event, seq: None, ts_us: None })
                 }
-                Some(0) => Some(told.first),
-                Some(_) => told.end.map(|event| Decoded { event, ..told.first }),
+                Some(0) => Some(own.first),
+                Some(_) => own.end.map(|event| Decoded { event, ..own.first }),
             },
             Events::Raw(said) => {
                 let event = said.event(self.judged);
@@ -96,7 +96,7 @@ impl<'a> EntryEvents<'a> {
         let seq = decoded.seq.filter(|_| !self.is_end_of_told());
         let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
-        if matches!((&self.events, verdict), (Events::PlainEvents { .. }, Verdict::Drop(_))) {
+        if matches!((&self.events, verdict), (Events::Plain { .. }, Verdict::Drop(_))) {
             // A retry, or what belongs to a finished generation, is that as a whole.
             self.count = self.judged;
         }
@@ -111,24 +111,24 @@ impl<'a> EntryEvents<'a> {
 
     /// Whether the next event is the end that comes with a text.
     fn is_end_of_told(&self) -> bool {
-        matches!(&self.events, Events::PlainEvents { waiting, .. } if self.judged > waiting.len())
+        matches!(&self.events, Events::Plain { waiting, .. } if self.judged > waiting.len())
     }
 
     fn is_heartbeat(&self) -> bool {
-        matches!(&self.events, Events::PlainEvents { told, .. } if matches!(told.first.event, Event::Heartbeat))
+        matches!(&self.events, Events::Plain { own, .. } if matches!(own.first.event, Event::Heartbeat))
     }
 }
 
-/// The events to be told before the entry's own: those that a provider has only announced, where the entry ends the
+/// The events to be emitted before the entry's own: those that a provider has only announced, where the entry ends the
 /// generation or begins the next one.
 fn waiting_before<'a>(
-    told: &PlainEvents<'_>,
+    own: &PlainEvents<'_>,
     before: &'a Progress,
     state: &StreamState,
     id: EntryId,
 ) -> Vec<Event<'a>> {
-    let event = &told.first.event;
-    let takes_place = matches!(event, Event::Start { .. }) || event.is_terminal() || told.end.is_some();
+    let event = &own.first.event;
+    let takes_place = matches!(event, Event::Start { .. }) || event.is_terminal() || own.end.is_some();
     if !takes_place || !before.parts.has_waiting() {
         return Vec::new();
     }
@@ -138,7 +138,7 @@ fn waiting_before<'a>(
     for event in &waiting {
         judge(&mut after, id, &Decoded { event: *event, seq: None, ts_us: None });
     }
-    match judge(&mut after, id, &told.first) {
+    match judge(&mut after, id, &own.first) {
         Verdict::Deliver { .. } => waiting,
         Verdict::Gap { .. } | Verdict::Drop(_) => Vec::new(),
     }
@@ -189,8 +189,8 @@ pub(super) fn is_over_before(
 ) -> bool {
     let is_heartbeat = || {
         let margin = Margin::default();
-        let told = told(Form::of(&entry.fields), entry, context, &margin);
-        matches!(told, Ok(PlainEvents { first: Decoded { event: Event::Heartbeat, .. }, .. }))
+        let own = plain_events(Form::of(&entry.fields), entry, context, &margin);
+        matches!(own, Ok(PlainEvents { first: Decoded { event: Event::Heartbeat, .. }, .. }))
     };
     let finishing = state.finishing().filter(|_| grace_ms > 0);
     finishing.is_some_and(|newest| entry.id.ms.saturating_sub(newest.ms) >= grace_ms) && !is_heartbeat()

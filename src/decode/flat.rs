@@ -57,7 +57,7 @@ pub(super) fn read_fields<'a>(
     }
     let kind = loose.kind()?;
     match loose.read(kind, margin)? {
-        Some(told) => Ok(told),
+        Some(own) => Ok(own),
         None if kind == Kind::Missing => Err(Flaw::Nothing),
         None if kind == Kind::Delta => Err(Flaw::Missing(Member::Text)),
         None => {
@@ -94,9 +94,9 @@ pub(super) fn read_object<'a>(
     let kind = loose.kind()?;
     // With a `type`, only a text makes it a delta.
     let is_own = own.is_some() && kind == Kind::Delta && loose.text().is_none();
-    let told = if is_own { None } else { loose.read(kind, margin)? };
-    match told {
-        Some(told) => Ok(told),
+    let own = if is_own { None } else { loose.read(kind, margin)? };
+    match own {
+        Some(own) => Ok(own),
         None if kind == Kind::Missing => Err(Flaw::NothingInObject),
         None if kind == Kind::Delta && !is_own => Err(Flaw::Missing(Member::Text)),
         None => {

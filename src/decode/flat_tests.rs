@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::decode::entry::{DecodeContext, Form, told};
+use crate::decode::entry::{DecodeContext, Form, plain_events};
 use crate::model::{Entry, EntryId, LABEL_BYTES_MAX};
 
 /// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
@@ -11,7 +11,7 @@ fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<Said, Fl
     let pairs: Vec<_> = pairs.iter().map(|&(name, value)| (name.as_bytes(), value)).collect();
     let entry = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&pairs) };
     let (context, margin) = (DecodeContext::new(names.clone()), Margin::default());
-    let PlainEvents { first, end } = told(Form::of(&entry.fields), &entry, &context, &margin)?;
+    let PlainEvents { first, end } = plain_events(Form::of(&entry.fields), &entry, &context, &margin)?;
     let events = std::iter::once(first.event).chain(end).map(|event| shown(&event)).collect();
     Ok((events, first.seq, first.ts_us))
 }
