@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::redis::Cmd;
+
 use super::acknowledging::set_position;
 use super::reader::{COMMANDS_PER_TRIP_MAX, Reader};
 use super::subscriptions::{Key, Place, Subscription};
 use crate::message::{LiveRef, ReaderCommand};
 use crate::model::StreamName;
-use crate::redis::{Command, Keys, RedisError, Reply, ServerErrorKind};
+use crate::redis::{RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
 /// A group that could not be removed is tried again after this.
@@ -94,16 +96,12 @@ impl Reader {
     fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
         let keys = Arc::clone(&self.parts.keys);
         let mut commands = Vec::with_capacity(starts.len() * REPLIES_PER_START + 1);
-        let names = starts
-            .iter()
-            .fold(Command::new("SADD").arg(keys.groups()), |sadd, start| sadd.arg(start.stream.as_str()));
-        commands.push(names);
+        let names: Vec<&str> = starts.iter().map(|start| start.stream.as_str()).collect();
+        commands.push(Cmd::sadd(keys.groups(), names));
         for start in &starts {
-            commands.push(destroy(&keys, &start.key));
-            let create = Command::new("XGROUP").arg("CREATE").arg(&start.key).arg(keys.group());
-            commands.push(create.id(start.cursor));
-            let join = Command::new("XGROUP").arg("CREATECONSUMER").arg(&start.key).arg(keys.group());
-            commands.push(join.arg(&self.consumer));
+            commands.push(Cmd::xgroup_destroy(&start.key, keys.group()));
+            commands.push(Cmd::xgroup_create(&start.key, keys.group(), start.cursor));
+            commands.push(Cmd::xgroup_createconsumer(&start.key, keys.group(), &self.consumer));
         }
         let replies = match self.trip(&commands) {
             Ok(replies) => replies,
@@ -147,11 +145,11 @@ impl Reader {
         let expired = self.subscriptions.expired(Instant::now());
         for streams in expired.chunks(COMMANDS_PER_TRIP_MAX) {
             let keys = &self.parts.keys;
-            let commands: Vec<Command> = streams
+            let commands: Vec<Cmd> = streams
                 .iter()
                 .flat_map(|stream| {
-                    let destroy = destroy(keys, keys.stream(stream).as_bytes());
-                    [destroy, Command::new("SREM").arg(keys.groups()).arg(stream.as_str())]
+                    let destroy = Cmd::xgroup_destroy(keys.stream(stream), keys.group());
+                    [destroy, Cmd::srem(keys.groups(), stream.as_str())]
                 })
                 .collect();
             let result = self.trip(&commands);
@@ -170,8 +168,4 @@ impl Reader {
     pub(super) fn take(&mut self, place: Place) -> Option<Subscription> {
         self.subscriptions.take(place, Instant::now() + self.parts.linger)
     }
-}
-
-fn destroy(keys: &Keys, key: &[u8]) -> Command {
-    Command::new("XGROUP").arg("DESTROY").arg(key).arg(keys.group())
 }

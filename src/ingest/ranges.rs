@@ -3,10 +3,12 @@
 //! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is
 //! seen in the description, and nothing can be trimmed between the two.
 
+use ::redis::{Cmd, cmd};
+
 use super::pace::{Manner, TRIP_BYTES_MAX};
 use crate::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};
 use crate::model::{ENTRY_BYTES_MAX, Entry, EntryId, Position};
-use crate::redis::{Command, Keys, Link, RangeReply, RedisError, ServerErrorKind, StreamInfo};
+use crate::redis::{Keys, Link, RangeReply, RedisError, ServerErrorKind, StreamInfo};
 
 /// How often a read whose description changed meanwhile is repeated.
 const APART_ATTEMPTS: usize = 3;
@@ -99,14 +101,14 @@ pub(super) fn ask(link: &mut Link, keys: &Keys, questions: &[Question]) -> Resul
 fn ask_apart(link: &mut Link, keys: &Keys, question: &Question) -> Result<Answers, RedisError> {
     let key = keys.stream(&question.request.stream);
     let describe = |link: &mut Link| {
-        let nothing = Command::new("XRANGE").arg(&key).arg("+").arg("-");
+        let nothing = Cmd::xrange(&key, "+", "-");
         transaction(link, nothing, info(&key, true));
         link.flush()?;
         receive(link, 0, true)
     };
     for _ in 0..APART_ATTEMPTS {
         let before = describe(link)?;
-        transaction(link, range(question, &key), Command::new("XLEN").arg(&key));
+        transaction(link, range(question, &key), Cmd::xlen(&key));
         link.flush()?;
         let found = receive(link, TRIP_BYTES_MAX, true)?;
         let after = describe(link)?;
@@ -126,7 +128,7 @@ fn ask_while_full(
 ) -> Result<Result<RangeReply, RedisError>, RedisError> {
     let key = keys.stream(&question.request.stream);
     for _ in 0..APART_ATTEMPTS {
-        let nothing = Command::new("XRANGE").arg(&key).arg("+").arg("-");
+        let nothing = Cmd::xrange(&key, "+", "-");
         for command in [nothing, info(&key, true), range(question, &key), info(&key, true)] {
             link.push(&command);
         }
@@ -161,19 +163,22 @@ fn refusable(found: Result<RangeReply, RedisError>) -> Result<Result<RangeReply,
     }
 }
 
-fn range(question: &Question, key: &str) -> Command {
+fn range(question: &Question, key: &str) -> Cmd {
     let (start, end) = (&question.start, end_of(&question.request.step));
-    Command::new("XRANGE").arg(key).arg(start).arg(end).arg("COUNT").number(question.count)
+    Cmd::xrange_count(key, start, end, question.count)
 }
 
 /// Both forms have content that nobody wants: the first and the newest entry's, or the first entry's alone.
-fn info(key: &str, is_lean: bool) -> Command {
-    let info = Command::new("XINFO").arg("STREAM").arg(key);
-    if is_lean { info.args(["FULL", "COUNT", "1"]) } else { info }
+fn info(key: &str, is_lean: bool) -> Cmd {
+    let mut info = Cmd::xinfo_stream(key);
+    if is_lean {
+        info.arg(&["FULL", "COUNT", "1"]);
+    }
+    info
 }
 
-fn transaction(link: &mut Link, range: Command, info: Command) {
-    for command in [Command::new("MULTI"), range, info, Command::new("EXEC")] {
+fn transaction(link: &mut Link, range: Cmd, info: Cmd) {
+    for command in [cmd("MULTI"), range, info, cmd("EXEC")] {
         link.push(&command);
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ::redis::Cmd;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -28,7 +29,7 @@ use crate::model::EntryId;
 use crate::observe::Registry;
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
-use crate::redis::{Command, Connector, Keys, Pipeline, RedisError, Reply};
+use crate::redis::{Connector, Keys, Pipeline, RedisError, Reply};
 use crate::stop::Stop;
 use crate::thread;
 
@@ -287,7 +288,7 @@ impl Reader {
     // ----- waiting -----
 
     /// One round trip on the idle connection; error replies stay among the replies.
-    pub(super) fn trip(&mut self, commands: &[Command]) -> Result<Vec<Reply>, RedisError> {
+    pub(super) fn trip(&mut self, commands: &[Cmd]) -> Result<Vec<Reply>, RedisError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
+
 use super::budget::REPLY_BYTES_MAX;
 use super::reader::{Reader, STOP_CHECK};
 use super::reading::ReadEnd;
-use crate::redis::{Changed, Command, Link, RedisError, Reply, ServerErrorKind};
+use crate::redis::{Changed, Link, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
 /// So many streams are read along with the block that waits for news of them; of more, those that had news are read
@@ -29,7 +31,7 @@ impl Reader {
         match (is_on, is_wanted) {
             (false, true) => {
                 let prefix = self.parts.keys.stream_prefix();
-                let on = Command::new("CLIENT").args(["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix);
+                let on = cmd("CLIENT").arg(&["TRACKING", "ON", "BCAST", "PREFIX"]).arg(prefix).take();
                 if let Some(error) = self.trip(&[on])?.first().and_then(Reply::error) {
                     warn_limited!(%error, "CLIENT TRACKING does not work: every read asks for all streams");
                     self.tracking.rest(now);
@@ -39,7 +41,7 @@ impl Reader {
                 self.subscriptions.note_all_news();
             }
             (true, false) => {
-                self.trip(&[Command::new("CLIENT").args(["TRACKING", "OFF"])])?;
+                self.trip(&[cmd("CLIENT").arg(&["TRACKING", "OFF"]).take()])?;
                 self.tracking.end();
             }
             _ => {}
@@ -141,7 +143,7 @@ impl Reader {
     }
 
     fn look_at_wake_key(&mut self) -> Result<(), RedisError> {
-        let length = Command::new("XLEN").arg(&*self.wake_key);
+        let length = Cmd::xlen(&*self.wake_key);
         if let Some(error) = self.trip(&[length])?.first().and_then(Reply::error) {
             self.give_up_waking(&RedisError::Server(error));
         }
@@ -216,7 +218,7 @@ impl Reader {
     /// Writes the wake stream, so that the blocked read comes back. Where that fails the block ends by itself.
     fn interrupt(&mut self) {
         let wake = self.parts.keys.wake(self.parts.index);
-        let command = Command::new("XADD").arg(wake).arg("MAXLEN").arg("1").arg("*").arg("wake").arg("1");
+        let command = cmd("XADD").arg(wake).arg(&["MAXLEN", "1", "*", "wake", "1"]).take();
         let now = Instant::now();
         match self.parts.wake.ask(now, |link| link.call(&command)) {
             Ok(_) => {

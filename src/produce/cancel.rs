@@ -12,10 +12,12 @@
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
+
 use crate::config;
 use crate::model::{Entry, EntryId, StreamName};
 use crate::redis::{
-    Backoff, Command, ENTRY_ROOM_BYTES, Keys, Link, RangeReply, RedisError, Target, TargetError, Wanted,
+    Backoff, ENTRY_ROOM_BYTES, Keys, Link, RangeReply, RedisError, Target, TargetError, Wanted,
 };
 use crate::warn_limited;
 
@@ -131,8 +133,8 @@ impl CancelWatch {
     fn connect(&mut self) -> Result<Watching, RedisError> {
         let mut link = Link::connect(&self.target, "llm-bridge-cancel")?;
         if self.last.is_none() {
-            let is_written = link.call(&Command::new("EXISTS").arg(&self.stream_key))?.integer()? != 0;
-            let newest = Command::new("XREVRANGE").arg(&self.key).args(["+", "-", "COUNT", "1"]);
+            let is_written = link.query::<bool>(&Cmd::exists(&self.stream_key))?;
+            let newest = Cmd::xrevrange_count(&self.key, "+", "-", 1);
             let newest = link.call_range(&newest, ID_ROOM_BYTES)?.into_entries();
             let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
             self.last = Some(newest.unwrap_or(EntryId::ZERO));
@@ -155,14 +157,14 @@ impl CancelWatch {
     }
 
     /// The command that reads the entry after the newest one that is known, waiting for it or not.
-    fn question(&self, block: Option<Duration>) -> Command {
+    fn question(&self, block: Option<Duration>) -> Cmd {
         // How large an entry is is seen only when it comes.
-        let command = Command::new("XREAD").args(["COUNT", "1"]);
-        let command = match block {
-            Some(block) => command.arg("BLOCK").number(u64::try_from(block.as_millis()).unwrap_or(u64::MAX)),
-            None => command,
-        };
-        command.arg("STREAMS").arg(&self.key).id(self.last.unwrap_or(EntryId::new(0, 0)))
+        let mut command = cmd("XREAD");
+        command.arg(&["COUNT", "1"]);
+        if let Some(block) = block {
+            command.arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
+        }
+        command.arg("STREAMS").arg(&self.key).arg(self.last.unwrap_or(EntryId::new(0, 0))).take()
     }
 
     /// Takes an answer: remembers the newest id, and gives the first request in it.
@@ -235,7 +237,7 @@ mod tests {
     use crate::redis::testing::{RedisServer, config_for};
 
     fn cancel(server: &RedisServer, kind: &str) -> EntryId {
-        let add = Command::new("XADD").args(["llm:control:s:m", "*", "type", kind, "reason", "r", "by", "b"]);
+        let add = Cmd::xadd("llm:control:s:m", "*", &[("type", kind), ("reason", "r"), ("by", "b")]);
         server.link().call(&add).unwrap().id().unwrap()
     }
 
@@ -255,7 +257,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let earlier = cancel(&server, "cancel");
         let config = config_for(&server.url());
-        server.link().call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
+        server.link().call(&Cmd::xadd("llm:stream:s:m", "*", &[("data", "{}")])).unwrap();
         let name = "s/m".parse().unwrap();
         let mut watch = CancelWatch::new(&config, &name).unwrap();
         watch.begin();
@@ -284,7 +286,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let name = "s/m".parse().unwrap();
         let huge = || {
-            let add = Command::new("XADD").args(["llm:control:s:m", "*", "type"]).arg(vec![b'x'; 20 << 20]);
+            let add = Cmd::xadd("llm:control:s:m", "*", &[("type", vec![b'x'; 20 << 20])]);
             server.link().call(&add).unwrap();
         };
         huge();
@@ -297,7 +299,7 @@ mod tests {
         let mut late = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
         late.begin();
         assert!(late.requested(Instant::now()).is_some(), "at the first look");
-        server.link().call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
+        server.link().call(&Cmd::xadd("llm:stream:s:m", "*", &[("data", "{}")])).unwrap();
         huge();
         let mut last = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
         last.begin();
@@ -311,10 +313,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let mut watch = CancelWatch::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
         watch.begin();
-        server
-            .link()
-            .call(&Command::new("CLIENT").args(["KILL", "TYPE", "normal", "SKIPME", "yes"]))
-            .unwrap();
+        server.link().call(cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])).unwrap();
         cancel(&server, "cancel");
         wait(&mut watch);
     }

@@ -9,12 +9,14 @@
 //! lock writes an entry (a *fence*) into the stream before it reads what is there: a batch of the former holder is either
 //! in front of the fence, where it is read, or is given up. So every transaction is about one key, the stream's.
 
+use ::redis::{Cmd, cmd};
+
 use crate::config;
 use crate::model::{Entry, EntryId, StreamName};
 use crate::observe::Trouble;
 use crate::redis::{
-    Command, ENTRY_ROOM_BYTES, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target,
-    TargetError, Value,
+    ENTRY_ROOM_BYTES, Link, Phase, RedisError, Reply, ServerError, ServerErrorKind, Target, TargetError,
+    Value,
 };
 use crate::warn_limited;
 
@@ -82,18 +84,19 @@ impl RedisWires {
         self
     }
 
-    fn add(&self, record: &Record) -> Command {
-        let command = Command::new("XADD").arg(&self.key);
-        let command = match self.kept_entries {
-            Some(entries) => command.arg("MAXLEN").arg("~").number(entries),
-            None => command,
-        };
-        command.arg("*").arg(record.form.field()).arg(&record.json)
+    fn add(&self, record: &Record) -> Cmd {
+        let mut command = cmd("XADD");
+        command.arg(&self.key);
+        if let Some(entries) = self.kept_entries {
+            command.arg(&["MAXLEN", "~"]).arg(entries);
+        }
+        command.arg("*").arg(record.form.field()).arg(&record.json).take()
     }
 
-    fn announce(&self) -> Command {
-        let command = Command::new("XADD").arg(&self.announce_key).arg("MAXLEN").arg("~");
-        command.number(ANNOUNCEMENTS_MAX).arg("*").arg("stream").arg(&self.key)
+    fn announce(&self) -> Cmd {
+        let mut command = cmd("XADD");
+        command.arg(&self.announce_key).arg(&["MAXLEN", "~"]).arg(ANNOUNCEMENTS_MAX);
+        command.arg(&["*", "stream", &self.key]).take()
     }
 }
 
@@ -124,9 +127,9 @@ impl Wire for RedisWire {
         }
         self.check_lock()?;
         let mut commands = Vec::with_capacity(batch.records.len() + 3);
-        commands.push(Command::new("MULTI"));
+        commands.push(cmd("MULTI"));
         commands.extend(batch.records.iter().map(|record| self.wires.add(record)));
-        commands.push(Command::new("EXEC"));
+        commands.push(cmd("EXEC"));
         if !self.announced {
             commands.push(self.wires.announce());
         }
@@ -147,7 +150,7 @@ impl RedisWire {
     /// given up behind the fence of somebody who takes the lock meanwhile.
     fn check_lock(&mut self) -> Result<(), WireError> {
         let Some(lock) = &self.wires.lock else { return Ok(()) };
-        let look = [Command::new("WATCH").arg(&self.wires.key), Command::new("GET").arg(&lock.key)];
+        let look = [cmd("WATCH").arg(&self.wires.key).take(), Cmd::get(&lock.key)];
         let replies = self.link.call_all(&look).map_err(|error| failed(&error))?;
         if let Some(error) = replies.iter().find_map(Reply::error) {
             return Err(failed(&RedisError::Server(error)));
@@ -162,15 +165,16 @@ impl RedisWire {
     /// unnoticed between this look and the next transaction.
     fn find(&mut self, records: &[Record], after: EntryId) -> Result<Option<EntryId>, WireError> {
         let Some(from) = after.next().filter(|_| !records.is_empty()) else { return Ok(None) };
-        self.ask(&Command::new("WATCH").arg(&self.wires.key))?;
+        let watch = self.link.query::<()>(cmd("WATCH").arg(&self.wires.key));
+        watch.map_err(|error| failed(&error))?;
         let (mut left, mut page) = (records.len() + FOREIGN_ENTRIES_MAX, PAGE_FIRST);
         let mut from = Some(from);
         // How many records, from the first one on, the entries up to here end with.
         let mut matched: Vec<usize> = Vec::new();
         while let Some(id) = from.filter(|_| left > 0) {
-            let range = Command::new("XRANGE").arg(&self.wires.key).id(id).arg("+").arg("COUNT");
             let asked = page.min(left);
-            let found = self.link.call_range(&range.number(asked), ENTRY_ROOM_BYTES);
+            let range = Cmd::xrange_count(&self.wires.key, id, "+", asked);
+            let found = self.link.call_range(&range, ENTRY_ROOM_BYTES);
             let found = found.map_err(|error| failed(&error))?;
             let (count, fitting) = (found.found, found.fitting(PAGE_BYTES));
             let entries = found.into_entries();
@@ -182,7 +186,7 @@ impl RedisWire {
                     is_next
                 });
                 if matched.contains(&records.len()) {
-                    self.ask(&Command::new("UNWATCH"))?;
+                    self.link.unwatch().map_err(|error| failed(&error))?;
                     return Ok(Some(entry.id));
                 }
             }
@@ -192,10 +196,6 @@ impl RedisWire {
             page = fitting.clamp(1, page.saturating_mul(PAGE_FIRST));
         }
         Ok(None)
-    }
-
-    fn ask(&mut self, command: &Command) -> Result<Reply, WireError> {
-        self.link.call(command).map_err(|error| failed(&error))
     }
 }
 
@@ -276,19 +276,18 @@ mod tests {
         let records = [Record { form: Form::OpenAi, json: "{}".into() }];
         let append = |wire: &mut RedisWire| wire.append(&Batch { records: &records, repeats_after: None });
         assert!(matches!(append(&mut wire), Err(WireError::Lost(_))), "nobody holds it");
-        link.call(&Command::new("SET").args(["lock", "me"])).unwrap();
+        link.call(&Cmd::set("lock", "me")).unwrap();
         // A producer drops a connection on which writing has failed.
         let mut wire = wires.connect().unwrap();
         append(&mut wire).unwrap();
         // Taken over between the look and the write.
         wire.check_lock().unwrap();
-        link.call(&Command::new("SET").args(["lock", "you"])).unwrap();
-        link.call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", r#"{"type":"heartbeat"}"#]))
-            .unwrap();
-        let write = [Command::new("MULTI"), wires.add(&records[0]), Command::new("EXEC")];
+        link.call(&Cmd::set("lock", "you")).unwrap();
+        link.call(&Cmd::xadd("llm:stream:s:m", "*", &[("data", r#"{"type":"heartbeat"}"#)])).unwrap();
+        let write = [cmd("MULTI"), wires.add(&records[0]), cmd("EXEC")];
         assert!(matches!(confirm(&wire.link.call_all(&write).unwrap()), Err(WireError::Lost(_))));
         assert!(matches!(append(&mut wire), Err(WireError::Lost(_))));
-        let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
+        let len = link.query::<i64>(&Cmd::xlen("llm:stream:s:m")).unwrap();
         assert_eq!(len, 2);
     }
 
@@ -306,10 +305,10 @@ mod tests {
         assert!(second > first);
         assert_eq!(append(&[raw("{}"), raw("[DONE]")], Some(first)), second);
         let mut link = server.link();
-        link.call(&Command::new("XADD").args(["llm:stream:s:m", "*", "data", "{}"])).unwrap();
+        link.call(&Cmd::xadd("llm:stream:s:m", "*", &[("data", "{}")])).unwrap();
         let third = append(&[raw("{}")], Some(second));
         assert_eq!(append(&[raw("{}")], Some(second)), third);
-        let len = link.call(&Command::new("XLEN").arg("llm:stream:s:m")).unwrap().integer().unwrap();
+        let len = link.query::<i64>(&Cmd::xlen("llm:stream:s:m")).unwrap();
         assert_eq!(len, 5);
     }
 
@@ -317,13 +316,13 @@ mod tests {
     fn announcements_are_capped() {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
-        let old = Command::new("XADD").args(["llm:announce", "*", "stream", "other"]);
-        link.call_all(&vec![old; 1_000 + ANNOUNCEMENTS_MAX as usize]).unwrap();
+        let old = Cmd::xadd("llm:announce", "*", &[("stream", "other")]);
+        link.call_all(vec![old; 1_000 + ANNOUNCEMENTS_MAX as usize]).unwrap();
         let mut wires = RedisWires::new(&config_for(&server.url()), &"s/m".parse().unwrap()).unwrap();
         let records = [Record { form: Form::OpenAi, json: "{}".into() }];
         wires.connect().unwrap().append(&Batch { records: &records, repeats_after: None }).unwrap();
         // Redis trims whole nodes, of a hundred entries by default.
-        let kept = link.call(&Command::new("XLEN").arg("llm:announce")).unwrap().integer().unwrap();
+        let kept = link.query::<i64>(&Cmd::xlen("llm:announce")).unwrap();
         assert!(kept <= i64::from(ANNOUNCEMENTS_MAX) + 100, "{kept}");
     }
 }

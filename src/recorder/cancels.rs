@@ -11,14 +11,16 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, ExistenceCheck, cmd};
+
 use crate::message::ToDelivery;
 use crate::message::record::{Asker, CancelRequest, Refused};
 use crate::model::{EntryId, StreamName};
 use crate::queue::Receiver;
-use crate::redis::{Command, ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
+use crate::redis::{ENTRY_ROOM_BYTES, Keys, Link, RedisError, Reply};
 
 use super::answers::Answers;
-use super::once::CLAIMED;
+use super::once::{CLAIMED, expiring};
 use super::pending::{Mark, Milestones, Written};
 use super::{WriteContext, millis, refusal, refused};
 
@@ -236,10 +238,10 @@ impl Cancels {
     ) -> Result<(), RedisError> {
         for stream in streams {
             let marker = marker(context.keys, stream);
-            link.push(&Command::new("SET").args([&marker, context.me, "NX", "PX"]).number(millis(CLAIMED)));
-            link.push(&Command::new("GET").arg(&marker));
-            let newest = Command::new("XREVRANGE").arg(context.keys.stream(stream));
-            link.push(&newest.args(["+", "-", "COUNT", "1"]));
+            let if_free = expiring(CLAIMED).conditional_set(ExistenceCheck::NX);
+            link.push(&Cmd::set_options(&marker, context.me, if_free));
+            link.push(&Cmd::get(&marker));
+            link.push(&Cmd::xrevrange_count(context.keys.stream(stream), "+", "-", 1));
         }
         let timeout = link.response_timeout();
         for _ in streams {
@@ -330,12 +332,11 @@ impl Cancels {
             match refusal(replies)? {
                 None => {
                     let written = Written { request: request_id(&replies[3])?, mark };
-                    let set = Command::new("SET").args([marker, written.to_text(), "PX".to_owned()]);
-                    markers.push(set.number(millis(kept)));
+                    markers.push(Cmd::set_options(marker, written.to_text(), expiring(kept)));
                     context.counters.cancels_written.inc();
                 }
                 Some(error) => {
-                    markers.push(Command::new("DEL").arg(marker));
+                    markers.push(Cmd::del(marker));
                     let key = context.keys.control(&stream);
                     verdicts.insert(stream, Verdict::Refuse(refused(&key, &error)));
                 }
@@ -344,7 +345,7 @@ impl Cancels {
         let in_vain = verdicts
             .iter()
             .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.too_many.is_some()));
-        markers.extend(in_vain.map(|(stream, _)| Command::new("DEL").arg(marker(context.keys, stream))));
+        markers.extend(in_vain.map(|(stream, _)| Cmd::del(marker(context.keys, stream))));
         // Where this fails the claims run out by themselves, and another request may be written.
         link.call_all(&markers).map(drop)
     }
@@ -359,14 +360,15 @@ fn marker(keys: &Keys, stream: &StreamName) -> String {
 }
 
 /// The commands that put a request on the control stream and set that stream's expiry, both or neither.
-fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Duration)) -> [Command; 4] {
+fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Duration)) -> [Cmd; 4] {
     let CancelRequest { stream, reason, by, .. } = request;
     let key = keys.control(stream);
-    let add = Command::new("XADD").arg(&key).args(["MAXLEN", "~"]).number(CONTROL_ENTRIES_MAX).arg("*");
     let reason = reason.as_deref().unwrap_or_default();
-    let add = add.args(["type", "cancel", "reason", reason, "by", by, "at"]).number(at_us);
-    let expire = Command::new("PEXPIRE").arg(&key).number(millis(kept));
-    [Command::new("MULTI"), add, expire, Command::new("EXEC")]
+    let mut add = cmd("XADD");
+    add.arg(&key).arg(&["MAXLEN", "~"]).arg(CONTROL_ENTRIES_MAX).arg("*");
+    add.arg(&["type", "cancel", "reason", reason, "by", by, "at"]).arg(at_us);
+    let expire = cmd("PEXPIRE").arg(&key).arg(millis(kept)).take();
+    [cmd("MULTI"), add, expire, cmd("EXEC")]
 }
 
 /// The id of a request that was written: the first result of its transaction.
@@ -388,7 +390,7 @@ fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<b
         link.unwatch()?;
         return Ok(false);
     }
-    match link.execute(Command::new("SET").args([marker, me, "PX"]).number(millis(CLAIMED))) {
+    match link.execute(&Cmd::set_options(marker, me, expiring(CLAIMED))) {
         Err(RedisError::Server(_)) => Ok(false),
         executed => executed,
     }

@@ -79,7 +79,7 @@ impl Instance {
 }
 
 fn run(server: &RedisServer, words: &[&str]) -> Reply {
-    server.link().call(&Command::new(words[0]).args(&words[1..])).unwrap()
+    server.link().call(cmd(words[0]).arg(&words[1..])).unwrap()
 }
 
 fn requests(server: &RedisServer, stream: &str) -> Vec<Entry> {
@@ -215,7 +215,7 @@ fn large_entries_in_the_streams_are_of_no_consequence() {
     let huge = vec![b'x'; 9 << 20];
     let add_huge = |stream: &str| {
         let key = format!("llm:stream:{}", stream.replace('/', ":"));
-        server.link().call(&Command::new("XADD").args([&key, "*", "t"]).arg(&huge)).unwrap();
+        server.link().call(&Cmd::xadd(&key, "*", &[("t", &huge)])).unwrap();
     };
     for stream in &streams {
         add_huge(stream);
@@ -237,8 +237,8 @@ fn large_entries_in_the_streams_are_of_no_consequence() {
 fn the_requests_of_a_stream_are_capped() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
-    let old = Command::new("XADD").args(["llm:control:s:m", "*", "type", "other"]);
-    server.link().call_all(&vec![old; 10 * CONTROL_ENTRIES_MAX as usize]).unwrap();
+    let old = Cmd::xadd("llm:control:s:m", "*", &[("type", "other")]);
+    server.link().call_all(vec![old; 10 * CONTROL_ENTRIES_MAX as usize]).unwrap();
     run(&server, &["XADD", "llm:stream:s:m", "*", "t", "text"]);
     assert_eq!(instance.cancel("s/m"), Ok(()));
     // Redis trims whole nodes, of a hundred entries by default.

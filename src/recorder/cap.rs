@@ -3,7 +3,9 @@
 //! Redis itself says how much memory the key takes. It is asked each time that this instance has written a share of the
 //! limit, so that all instances together exceed it by no more than that share each.
 
-use crate::redis::{Command, Link, RedisError};
+use ::redis::{Cmd, cmd};
+
+use crate::redis::{Link, RedisError};
 use crate::warn_limited;
 
 /// Redis is asked when 1/`SHARE` of the limit was written.
@@ -41,17 +43,16 @@ impl Cap {
         }
         self.written = Some(0);
         for _ in 0..TRIMS_MAX {
-            let look = Command::new("MEMORY").args(["USAGE", &self.key, "SAMPLES", "0"]);
-            let replies = link.call_all(&[look, Command::new("XLEN").arg(&self.key)])?;
-            if let Some(error) = replies.iter().find_map(crate::redis::Reply::error) {
-                warn_limited!(key: self.key; key = self.key, %error, "it cannot be seen how many bytes are kept there");
-                return Ok(());
-            }
-            let [usage, length] = &replies[..] else { return Ok(()) };
-            if usage.is_null() {
-                return Ok(());
-            }
-            let (usage, length) = (usage.integer()?.unsigned_abs(), length.integer()?.unsigned_abs());
+            let look = cmd("MEMORY").arg(&["USAGE", &self.key, "SAMPLES", "0"]).take();
+            let found = match link.query_all::<Option<u64>>([look, Cmd::xlen(&self.key)]) {
+                Err(RedisError::Server(error)) => {
+                    warn_limited!(key: self.key; key = self.key, %error, "it cannot be seen how many bytes are kept there");
+                    return Ok(());
+                }
+                found => found?,
+            };
+            // There is no such key.
+            let [Some(usage), Some(length)] = found[..] else { return Ok(()) };
             let most = self.bytes_max as u64;
             if usage <= most || length <= 1 {
                 return Ok(());
@@ -59,7 +60,7 @@ impl Cap {
             // As many as fit if all are alike, and at least one less; the newest stays.
             let fitting = u128::from(length) * u128::from(most) / u128::from(usage);
             let kept = u64::try_from(fitting).unwrap_or(u64::MAX).min(length - 1).max(1);
-            link.call(&Command::new("XTRIM").args([&self.key, "MAXLEN"]).number(kept))?;
+            link.query::<()>(cmd("XTRIM").arg(&self.key).arg("MAXLEN").arg(kept))?;
         }
         Ok(())
     }
@@ -75,24 +76,22 @@ mod tests {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         let mut cap = Cap::new("k".into(), 1 << 20);
-        let usage = |link: &mut Link| {
-            let usage = link.call(&Command::new("MEMORY").args(["USAGE", "k", "SAMPLES", "0"])).unwrap();
-            usage.integer().unwrap()
-        };
+        let usage =
+            |link: &mut Link| link.query::<u64>(cmd("MEMORY").arg(&["USAGE", "k", "SAMPLES", "0"])).unwrap();
         // Large ones and small ones by turns, as the sizes of entries are.
         for n in 0..400_usize {
             let value = "x".repeat(if n % 50 < 10 { 100_000 } else { 100 });
-            link.call(&Command::new("XADD").args(["k", "*", "n", &n.to_string(), "v", &value])).unwrap();
+            link.call(&Cmd::xadd("k", "*", &[("n", n.to_string()), ("v", value.clone())])).unwrap();
             cap.wrote(&mut link, value.len()).unwrap();
             assert!(usage(&mut link) <= (1 << 20) + (1 << 20) / 4, "{n}: {}", usage(&mut link));
         }
-        let newest = Command::new("XREVRANGE").args(["k", "+", "-", "COUNT", "1"]);
+        let newest = Cmd::xrevrange_count("k", "+", "-", 1);
         let newest = link.call(&newest).unwrap().entries().unwrap();
         assert_eq!(newest[0].fields.get("n"), Some(&b"399"[..]));
         // One that is larger than all that is allowed stays as long as it is the newest.
         let value = "x".repeat(3 << 20);
-        link.call(&Command::new("XADD").args(["k", "*", "v", &value])).unwrap();
+        link.call(&Cmd::xadd("k", "*", &[("v", &value)])).unwrap();
         cap.wrote(&mut link, value.len()).unwrap();
-        assert_eq!(link.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap(), 1);
+        assert_eq!(link.query::<i64>(&Cmd::xlen("k")).unwrap(), 1);
     }
 }

@@ -6,11 +6,13 @@
 
 use std::time::Instant;
 
+use ::redis::{Cmd, cmd};
+
 use crate::message::Control;
 use crate::message::record::{EndGeneration, EndKind, EndOutcome};
 use crate::model::EntryId;
 use crate::queue::{Receiver, Sender};
-use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+use crate::redis::{Keys, Link, RedisError, Reply, ServerErrorKind};
 
 use super::WriteContext;
 
@@ -44,7 +46,7 @@ impl Ends {
             return Ok(());
         }
         let places: Vec<Option<EntryId>> = ends.iter().map(|end| place(end.newest)).collect();
-        let commands: Vec<Command> = ends
+        let commands: Vec<Cmd> = ends
             .iter()
             .zip(&places)
             .filter_map(|(end, id)| Some(command(context.keys, end, (*id)?)))
@@ -90,8 +92,8 @@ fn place(newest: EntryId) -> Option<EntryId> {
     newest.n.checked_add(1).map(|n| EntryId::new(newest.ms, n))
 }
 
-fn command(keys: &Keys, end: &EndGeneration, id: EntryId) -> Command {
-    Command::new("XADD").arg(keys.stream(&end.stream)).arg("NOMKSTREAM").id(id).arg("data").arg(&end.data)
+fn command(keys: &Keys, end: &EndGeneration, id: EntryId) -> Cmd {
+    cmd("XADD").arg(keys.stream(&end.stream)).arg("NOMKSTREAM").arg(id).arg("data").arg(&end.data).take()
 }
 
 fn outcome(end: &EndGeneration, id: EntryId, reply: &Reply) -> EndOutcome {
@@ -184,13 +186,13 @@ mod tests {
         let mut link = world.server.link();
         assert_eq!(world.end(EntryId::new(9, 0)), EndOutcome::Followed, "there is no stream");
         let key = world.keys.stream(&name());
-        link.call(&Command::new("XADD").args([key.as_str(), "9-4", "data", "{}"])).unwrap();
+        link.call(&Cmd::xadd(key.as_str(), "9-4", &[("data", "{}")])).unwrap();
         assert_eq!(world.end(EntryId::new(9, 2)), EndOutcome::Followed, "it spoke");
         let id = EntryId::new(9, 5);
         assert_eq!(world.end(EntryId::new(9, 4)), EndOutcome::Written(id));
         assert_eq!(world.end(EntryId::new(9, 4)), EndOutcome::Followed, "it is done");
         assert_eq!(world.counters.grace_ends_written.get(), 1);
-        let range = Command::new("XRANGE").args([key.as_str(), "-", "+"]);
+        let range = Cmd::xrange_all(key.as_str());
         let last = link.call(&range).unwrap().entries().unwrap().pop().unwrap();
         assert_eq!(last.id, id);
         let data = String::from_utf8(last.fields.get("data").unwrap().to_vec()).unwrap();
@@ -203,7 +205,7 @@ mod tests {
         assert_eq!(world.end(EntryId::new(9, u64::MAX)), EndOutcome::Unwritten, "no id can follow");
         let key = world.keys.stream(&name());
         let mut link = world.server.link();
-        link.call(&Command::new("SET").args([key.as_str(), "no stream"])).unwrap();
+        link.call(&Cmd::set(key.as_str(), "no stream")).unwrap();
         assert_eq!(world.end(EntryId::new(9, 4)), EndOutcome::Unwritten);
         world.ask(EntryId::new(9, 4));
         world.ends.give_up();

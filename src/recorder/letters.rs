@@ -10,9 +10,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
+
 use crate::message::record::DeadLetter;
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError};
+use crate::redis::{Keys, Link, RedisError};
 
 use super::WriteContext;
 use super::cap::Cap;
@@ -126,9 +128,8 @@ impl Letters {
                 }
             }
         }
-        let commands: Vec<Command> =
-            ours.iter().map(|(letter, _)| command(context.keys, letter, self.entries_max)).collect();
-        let replies = match link.call_all(&commands) {
+        let add = |(letter, _): &_| command(context.keys, letter, self.entries_max);
+        let replies = match link.call_all(ours.iter().map(add)) {
             Ok(replies) => replies,
             Err(error) => {
                 self.hand.extend(ours.into_iter().map(|(letter, _)| letter));
@@ -159,16 +160,17 @@ fn marker(keys: &Keys, letter: &DeadLetter) -> String {
     keys.once(&format!("dead:deliver:{}:{}", letter.stream, letter.entry.id))
 }
 
-fn command(keys: &Keys, letter: &DeadLetter, entries_max: u64) -> Command {
+fn command(keys: &Keys, letter: &DeadLetter, entries_max: u64) -> Cmd {
     let DeadLetter { stream, entry, reason, message } = letter;
-    let command = Command::new("XADD").arg(keys.dlq()).args(["MAXLEN", "~"]).number(entries_max);
-    let command = command.arg("*").arg("stream").arg(stream.as_str()).arg("id").arg(entry.id.to_string());
-    let command =
-        command.args(["reason", reason, "message", message, "processor", "deliver", "attempts", "1"]);
+    let mut command = cmd("XADD");
+    command.arg(keys.dlq()).arg(&["MAXLEN", "~"]).arg(entries_max);
+    command.arg(&["*", "stream", stream.as_str(), "id"]).arg(entry.id);
+    command.arg(&["reason", reason, "message", message, "processor", "deliver", "attempts", "1"]);
     match entry.fields.to_json() {
         Ok(fields) => command.arg("fields").arg(fields),
         Err(fields_b64) => command.arg("fields_b64").arg(fields_b64),
-    }
+    };
+    command
 }
 
 #[cfg(test)]

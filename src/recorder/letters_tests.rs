@@ -51,7 +51,7 @@ impl Instance {
 }
 
 fn letters(server: &RedisServer) -> Vec<Entry> {
-    let range = Command::new("XRANGE").args(["llm:dlq:s", "-", "+"]);
+    let range = Cmd::xrange_all("llm:dlq:s");
     server.link().call(&range).unwrap().entries().unwrap()
 }
 
@@ -81,12 +81,12 @@ fn a_claim_that_another_instance_left_behind_is_taken_over_when_it_runs_out() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let marker = "llm:once:s:dead:deliver:s/m:1:5-1";
-    server.link().call(&Command::new("SET").args([marker, "dead", "PX", "10000"])).unwrap();
+    server.link().call(cmd("SET").arg(&[marker, "dead", "PX", "10000"])).unwrap();
     instance.meet(5, &[(b"data", b"{")]);
     instance.tend();
     instance.tend();
     assert_eq!((letters(&server).len(), instance.letters.left()), (0, 1), "it is looked at again");
-    server.link().call(&Command::new("DEL").arg(marker)).unwrap();
+    server.link().call(&Cmd::del(marker)).unwrap();
     instance.tend();
     assert_eq!((letters(&server).len(), instance.letters.left()), (1, 0));
 }
@@ -95,8 +95,7 @@ fn a_claim_that_another_instance_left_behind_is_taken_over_when_it_runs_out() {
 fn what_redis_has_no_room_for_is_written_when_it_has() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
-    let config =
-        |value| server.link().call(&Command::new("CONFIG").args(["SET", "maxmemory", value])).unwrap();
+    let config = |value| server.link().call(cmd("CONFIG").arg(&["SET", "maxmemory", value])).unwrap();
     config("1");
     let mut met = 0;
     // The queue is the bound: further letters have to wait with the threads that make them.
@@ -117,7 +116,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
 fn what_an_operator_has_to_mend_is_written_when_it_is_mended() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
-    server.link().call(&Command::new("SET").args(["llm:dlq:s", "no stream"])).unwrap();
+    server.link().call(&Cmd::set("llm:dlq:s", "no stream")).unwrap();
     let mut met = 0;
     while instance.meet(met, &[(b"data", &[b'x'; 1000])]) {
         met += 1;
@@ -126,7 +125,7 @@ fn what_an_operator_has_to_mend_is_written_when_it_is_mended() {
     assert_eq!(instance.letters.left() as u64, met, "none is given up, however many wait");
     assert!(met * 1000 > (64 << 10) / 2, "the bytes of the queue are the bound: {met}");
     assert!(instance.letters.trouble().is_some_and(|trouble| trouble.contains("llm:dlq:s: WRONGTYPE")));
-    server.link().call(&Command::new("DEL").arg("llm:dlq:s")).unwrap();
+    server.link().call(&Cmd::del("llm:dlq:s")).unwrap();
     while instance.letters.left() > 0 {
         instance.tend();
     }

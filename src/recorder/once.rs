@@ -7,7 +7,9 @@
 
 use std::time::Duration;
 
-use crate::redis::{Command, Link, RedisError, Reply, ServerError, ServerErrorKind};
+use ::redis::{Cmd, ExistenceCheck, SetExpiry, SetOptions};
+
+use crate::redis::{Link, RedisError, Reply, ServerError, ServerErrorKind};
 
 use super::millis;
 
@@ -35,8 +37,9 @@ pub(super) enum Claim {
 pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec<Claim>, RedisError> {
     let mut commands = Vec::with_capacity(markers.len() * 2);
     for marker in markers {
-        commands.push(Command::new("SET").args([marker, me, "NX", "PX"]).number(millis(CLAIMED)));
-        commands.push(Command::new("GET").arg(marker));
+        let if_free = expiring(CLAIMED).conditional_set(ExistenceCheck::NX);
+        commands.push(Cmd::set_options(marker, me, if_free));
+        commands.push(Cmd::get(marker));
     }
     let replies = link.call_all(&commands)?;
     // A key of another type says nothing, and is overwritten when the thing is written.
@@ -72,13 +75,13 @@ pub(super) fn keep<'a>(
     markers: impl Iterator<Item = &'a String>,
     kept: Duration,
 ) -> Result<(), RedisError> {
-    let set =
-        |marker: &String| Command::new("SET").args([marker.as_str(), WRITTEN, "PX"]).number(millis(kept));
-    let replies = link.call_all(&markers.map(set).collect::<Vec<_>>())?;
-    match replies.iter().find_map(Reply::error) {
-        Some(error) => Err(RedisError::Server(error)),
-        None => Ok(()),
-    }
+    let set = |marker| Cmd::set_options(marker, WRITTEN, expiring(kept));
+    link.query_all::<()>(markers.map(set)).map(drop)
+}
+
+/// The options of a SET that lasts for so long.
+pub(super) fn expiring(after: Duration) -> SetOptions {
+    SetOptions::default().with_expiration(SetExpiry::PX(millis(after)))
 }
 
 #[cfg(test)]
@@ -97,14 +100,12 @@ mod tests {
         keep(&mut link, markers[..1].iter(), Duration::from_secs(60)).unwrap();
         assert_eq!(claim(&mut link, &markers, "i2").unwrap(), [Claim::Written, Claim::Ours]);
         // A foreign value under the marker does not prevent writing, and is overwritten.
-        link.call(&Command::new("LPUSH").args(["c", "x"])).unwrap();
+        link.call(&Cmd::lpush("c", "x")).unwrap();
         let foreign = ["c".to_owned()];
         assert_eq!(claim(&mut link, &foreign, "i1").unwrap(), [Claim::Ours]);
         keep(&mut link, foreign.iter(), Duration::from_secs(60)).unwrap();
         assert_eq!(claim(&mut link, &foreign, "i2").unwrap(), [Claim::Written]);
-        let ttl = |link: &mut Link, key: &str| {
-            link.call(&Command::new("PTTL").arg(key)).unwrap().integer().unwrap()
-        };
+        let ttl = |link: &mut Link, key: &str| link.query::<i64>(&Cmd::pttl(key)).unwrap();
         assert!(ttl(&mut link, "a") > 10_000 && (1..=10_000).contains(&ttl(&mut link, "b")));
     }
 }

@@ -7,9 +7,11 @@
 //! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a
 //! superfluous request stops nothing that should go on, a missing one leaves a Stop without effect.
 
+use ::redis::Cmd;
+
 use crate::decode::Milestone;
 use crate::model::{Entry, EntryId};
-use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
+use crate::redis::{ENTRY_ROOM_BYTES, Link, RedisError};
 
 /// The most entries of one look at the later entries, and the bytes that it aims at.
 const LOOK_ENTRIES_MAX: usize = 256;
@@ -56,8 +58,8 @@ impl Mark {
         }
         let (mut after, mut count) = (self.newest, 1);
         for _ in 0..LOOKS_MAX {
-            let look = Command::new("XRANGE").arg(key).arg(format!("({after}")).args(["+", "COUNT"]);
-            let found = link.call_range(&look.number(count), ENTRY_ROOM_BYTES)?;
+            let look = Cmd::xrange_count(key, format!("({after}"), "+", count);
+            let found = link.call_range(&look, ENTRY_ROOM_BYTES)?;
             let (is_full, fitting) = (found.found >= count, found.fitting(LOOK_BYTES));
             let is_cut = found.entries.len() < found.found;
             let entries = found.into_entries();
@@ -127,7 +129,7 @@ const ID_ROOM_BYTES: usize = 128;
 
 /// Whether a stream still has an entry; a key of another type has none.
 fn has_entry(link: &mut Link, key: &str, id: EntryId) -> Result<bool, RedisError> {
-    let look = Command::new("XRANGE").arg(key).id(id).id(id).args(["COUNT", "1"]);
+    let look = Cmd::xrange_count(key, id, id, 1);
     match link.call_range(&look, ID_ROOM_BYTES) {
         Ok(found) => Ok(found.found > 0),
         Err(RedisError::Server(_)) => Ok(false),
@@ -137,6 +139,8 @@ fn has_entry(link: &mut Link, key: &str, id: EntryId) -> Result<bool, RedisError
 
 #[cfg(test)]
 mod tests {
+    use ::redis::cmd;
+
     use super::*;
     use crate::redis::testing::RedisServer;
 
@@ -164,7 +168,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         let add = |id: &str, field: &str| {
-            server.link().call(&Command::new("XADD").args(["k", id, field, "x"])).unwrap();
+            server.link().call(&Cmd::xadd("k", id, &[(field, "x")])).unwrap();
         };
         add("1-0", "begin");
         let mut pending = |at: u64, is_going: bool, newest: u64| {
@@ -190,9 +194,7 @@ mod tests {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         let run = |words: &[&str]| {
-            let command = words[1..].iter().fold(Command::new("XADD"), |command, word| command.arg(*word));
-            let command = if words[0] == "XADD" { command } else { Command::new("DEL").arg(words[1]) };
-            server.link().call(&command).unwrap();
+            server.link().call(cmd(words[0]).arg(&words[1..])).unwrap();
         };
         let written = Written {
             request: EntryId::new(1, 0),

@@ -15,6 +15,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
+
 use super::answers::Answers;
 use super::cap::Cap;
 use super::once::{self, Claim};
@@ -27,7 +29,7 @@ use crate::message::record::{Acked, Ended, Receipt, Refused};
 use crate::model::{EntryId, Position, StreamName};
 use crate::observe::Counters;
 use crate::queue::Receiver;
-use crate::redis::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+use crate::redis::{Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
 /// Acknowledgements that are written in one turn.
@@ -342,8 +344,7 @@ impl Receipts {
         }
         let markers: Vec<(String, Position)> =
             highest.into_iter().map(|(stream, id)| (taken(context.keys, stream), id)).collect();
-        let look: Vec<Command> = markers.iter().map(|(marker, _)| Command::new("GET").arg(marker)).collect();
-        let replies = link.call_all(&look)?;
+        let replies = link.call_all(markers.iter().map(|(marker, _)| Cmd::get(marker)))?;
         for ((marker, id), reply) in markers.iter().zip(&replies) {
             if position(reply)? < *id {
                 self.raise(link, marker, *id)?;
@@ -359,9 +360,8 @@ impl Receipts {
                 link.unwatch()?;
                 return value.map(drop);
             }
-            let kept = millis(MARKER_KEPT.saturating_add(self.after));
-            let set = Command::new("SET").args([marker, &id.to_string(), "PX"]).number(kept);
-            if link.execute(set)? {
+            let kept = MARKER_KEPT.saturating_add(self.after);
+            if link.execute(&Cmd::set_options(marker, id.to_string(), once::expiring(kept)))? {
                 return Ok(());
             }
         }
@@ -400,7 +400,7 @@ impl Receipts {
     /// already.
     fn judge(&self, link: &mut Link, ended: &Ended, context: WriteContext<'_>) -> Result<Claim, RedisError> {
         let Ended { stream, id, generation, .. } = ended;
-        let reply = link.call(&Command::new("GET").arg(taken(context.keys, stream)))?;
+        let reply = link.call(&Cmd::get(taken(context.keys, stream)))?;
         if position(&reply)? >= Position::whole(*id) {
             return Ok(Claim::Written);
         }
@@ -422,12 +422,12 @@ impl Receipts {
         (stream, generation): (&StreamName, Option<&String>),
         [id, status, by]: [String; 3],
         at_us: u64,
-    ) -> Command {
+    ) -> Cmd {
         let generation = generation.and_then(|escaped| json::unescape(escaped)).unwrap_or_default();
-        let command =
-            Command::new("XADD").arg(keys.receipts()).args(["MAXLEN", "~"]).number(self.entries_max).arg("*");
-        let command = command.args(["stream", stream.as_str(), "id", &id, "generation", &generation]);
-        command.args(["status", &status, "by", &by, "at"]).number(at_us)
+        let mut command = cmd("XADD");
+        command.arg(keys.receipts()).arg(&["MAXLEN", "~"]).arg(self.entries_max);
+        command.arg(&["*", "stream", stream.as_str(), "id", &id, "generation", &generation]);
+        command.arg(&["status", &status, "by", &by, "at"]).arg(at_us).take()
     }
 }
 

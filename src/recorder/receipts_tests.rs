@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ::redis::cmd;
+
 use super::*;
 use crate::message::record::Asker;
 use crate::message::{RedisClock, Slot};
@@ -102,7 +104,7 @@ impl Instance {
 }
 
 fn written(server: &RedisServer) -> Vec<String> {
-    let range = Command::new("XRANGE").args(["llm:receipts:svc", "-", "+"]);
+    let range = Cmd::xrange_all("llm:receipts:svc");
     let entries = server.link().call(&range).unwrap().entries().unwrap();
     let line = |entry: &Entry| {
         let field = |name| String::from_utf8(entry.fields.get(name).unwrap().to_vec()).unwrap();
@@ -148,8 +150,8 @@ fn nothing_is_judged_before_its_time_nor_twice() {
     instance.end(100);
     instance.tend(100 + AFTER_MS).unwrap();
     assert_eq!((written(&server).len(), instance.receipts.unjudged()), (1, 0));
-    let ttl = server.link().call(&Command::new("PTTL").arg("llm:once:svc:untaken:s/m:1:100-0"));
-    assert!(ttl.unwrap().integer().unwrap() > 0);
+    let ttl = server.link().query::<i64>(&Cmd::pttl("llm:once:svc:untaken:s/m:1:100-0"));
+    assert!(ttl.unwrap() > 0);
 }
 
 #[test]
@@ -168,7 +170,7 @@ fn a_new_connection_rests_before_it_judges() {
 fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
-    let run = |words: &[&str]| drop(server.link().call(&Command::new(words[0]).args(&words[1..])).unwrap());
+    let run = |words: &[&str]| drop(server.link().call(cmd(words[0]).arg(&words[1..])).unwrap());
     let troubles: [(&[&str], &[&str], &str); 2] = [
         (&["SET", "llm:receipts:svc", "no stream"], &["DEL", "llm:receipts:svc"], "wrong_type"),
         (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "redis_refuses"),
@@ -200,7 +202,7 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
 fn what_an_operator_has_to_mend_waits_within_bytes_and_is_written_when_it_is_mended() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
-    let run = |words: &[&str]| drop(server.link().call(&Command::new(words[0]).args(&words[1..])).unwrap());
+    let run = |words: &[&str]| drop(server.link().call(cmd(words[0]).arg(&words[1..])).unwrap());
     run(&["SET", "llm:receipts:svc", "no stream"]);
     // More than are taken in hand, of clients with long names.
     let by = "x".repeat(1000);
@@ -247,7 +249,7 @@ fn who_waits_is_answered_in_time() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let marker = "llm:once:svc:acked:s/m:1:9-0:a";
-    server.link().call(&Command::new("SET").args([marker, "i2", "PX", "10000"])).unwrap();
+    server.link().call(cmd("SET").arg(&[marker, "i2", "PX", "10000"])).unwrap();
     instance.say("9-0", "a", true);
     instance.turn(0, Duration::ZERO).unwrap();
     assert_eq!(instance.answers(), [], "another instance is writing it");
@@ -257,7 +259,7 @@ fn who_waits_is_answered_in_time() {
     let Instance { receipts, counters, start, .. } = &mut instance;
     receipts.give_up(counters, *start + PATIENCE, "away");
     assert_eq!(instance.answers(), [Err("redis_unreachable")]);
-    server.link().call(&Command::new("DEL").arg(marker)).unwrap();
+    server.link().call(&Cmd::del(marker)).unwrap();
     instance.turn(0, PATIENCE * 2).unwrap();
     assert_eq!((instance.answers(), written(&server).len()), (vec![], 2), "they are written all the same");
 }
@@ -278,8 +280,8 @@ fn the_marker_is_never_lowered_however_many_raise_it() {
             });
         }
     });
-    let value = server.link().call(&Command::new("GET").arg("llm:once:svc:taken:s/m:1")).unwrap();
-    assert_eq!(value.text().unwrap(), "1000-0");
+    let value: String = server.link().query(&Cmd::get("llm:once:svc:taken:s/m:1")).unwrap();
+    assert_eq!(value, "1000-0");
     assert_eq!(written(&server).len(), 300);
 }
 

@@ -7,13 +7,12 @@
 
 use std::time::Duration;
 
-use ::redis::Cmd;
 use ::redis::streams::{
     StreamAutoClaimOptions, StreamAutoClaimReply, StreamClaimOptions, StreamInfoConsumer,
     StreamInfoConsumersReply, StreamPendingCountReply,
 };
+use ::redis::{Cmd, cmd};
 
-use super::command::Command;
 use super::error::{RedisError, ServerErrorKind};
 use super::link::Link;
 use super::sieve::ENTRY_ROOM_BYTES;
@@ -69,9 +68,9 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn read(&self, link: &mut Link, block: Duration) -> Result<Option<Entry>, RedisError> {
-        let command = Command::new("XREADGROUP").args(["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
-        let command = command.arg("BLOCK").number(millis(block).max(1));
-        let command = command.args(["STREAMS", &self.stream, ">"]);
+        let mut command = cmd("XREADGROUP");
+        command.arg(&["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
+        command.arg("BLOCK").arg(millis(block).max(1)).arg(&["STREAMS", &self.stream, ">"]);
         Ok(link.call_stream(&command, ENTRY_ROOM_BYTES)?.into_entries().pop())
     }
 
@@ -84,7 +83,7 @@ impl ConsumerGroup {
         for _ in 0..SCANS_MAX {
             let options = StreamAutoClaimOptions::default().count(1).with_justid();
             let (stream, group, consumer) = (&self.stream, &self.group, &self.consumer);
-            let from = self.scanned_to.to_string();
+            let from = self.scanned_to;
             let claim = Cmd::xautoclaim_options(stream, group, consumer, millis(idle), from, options);
             let found: StreamAutoClaimReply = link.query(&claim)?;
             let next = entry_id(&found.next_stream_id)?;
@@ -134,7 +133,7 @@ impl ConsumerGroup {
     fn claim(&self, id: EntryId, idle: Duration) -> Cmd {
         let idle = usize::try_from(idle.as_millis()).unwrap_or(usize::MAX);
         let options = StreamClaimOptions::default().idle(idle).with_justid();
-        Cmd::xclaim_options(&self.stream, &self.group, &self.consumer, 0, &[id.to_string()], options)
+        Cmd::xclaim_options(&self.stream, &self.group, &self.consumer, 0, &[id], options)
     }
 
     /// Acknowledges an entry: it is done with, for all consumers.
@@ -142,7 +141,7 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn acknowledge(&self, link: &mut Link, id: EntryId) -> Result<(), RedisError> {
-        link.query::<()>(&Cmd::xack(&self.stream, &self.group, &[id.to_string()]))
+        link.query::<()>(&Cmd::xack(&self.stream, &self.group, &[id]))
     }
 
     /// An entry as it was written, if it is still there.
@@ -150,7 +149,7 @@ impl ConsumerGroup {
     /// # Errors
     /// When Redis cannot be asked, or refuses.
     pub fn entry(&self, link: &mut Link, id: EntryId) -> Result<Option<Entry>, RedisError> {
-        let range = Command::new("XRANGE").arg(&self.stream).id(id).id(id);
+        let range = Cmd::xrange(&self.stream, id, id);
         Ok(link.call_range(&range, ENTRY_ROOM_BYTES)?.into_entries().pop())
     }
 
@@ -201,7 +200,7 @@ mod tests {
     }
 
     fn add(link: &mut Link, value: impl AsRef<[u8]>) {
-        link.call(&Command::new("XADD").args(["work", "*", "field"]).arg(value)).unwrap();
+        link.query::<()>(&Cmd::xadd("work", "*", &[("field", value.as_ref())])).unwrap();
     }
 
     #[test]
@@ -264,7 +263,7 @@ mod tests {
         add(&mut link, "v");
         let gone = one.read(&mut link, SHORTLY).unwrap().unwrap();
         one.hand_back(&mut link, gone.id, IDLE_MAX * 2).unwrap();
-        link.call(&Command::new("XDEL").arg("work").id(gone.id)).unwrap();
+        link.query::<()>(&Cmd::xdel("work", &[gone.id])).unwrap();
         let taken: Vec<Entry> =
             (0..2).filter_map(|_| other.take_over(&mut others, IDLE_MAX).unwrap()).collect();
         assert_eq!(taken, read);

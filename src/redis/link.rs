@@ -7,14 +7,17 @@
 //! Limits: one reply and its nesting as in `resp`; pushes that are set aside as in
 //! `buffers`. The output buffer holds the commands that the owner pushes between two flushes; the owner bounds them.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use super::command::{Command, Pipeline};
+use ::redis::Cmd;
+
 use super::ending::Ending;
 use super::error::RedisError;
+use super::pipeline::Pipeline;
 use super::poll::{self, Ready};
 use super::reply::Reply;
 use super::resp::Scanner;
@@ -123,8 +126,8 @@ impl Link {
     }
 
     /// Encodes a command into the output buffer. Nothing is sent yet.
-    pub fn push(&mut self, command: &Command) {
-        command.encode(&mut self.output);
+    pub fn push(&mut self, command: &Cmd) {
+        command.write_packed_command(&mut self.output);
         self.outstanding += 1;
     }
 
@@ -197,7 +200,7 @@ impl Link {
     /// # Errors
     /// [`RedisError::Server`] for an error reply, after which the link goes on; otherwise as
     /// [`Link::receive`]. Also when replies to earlier commands are outstanding.
-    pub fn call(&mut self, command: &Command) -> Result<Reply, RedisError> {
+    pub fn call(&mut self, command: &Cmd) -> Result<Reply, RedisError> {
         self.begin_calls()?;
         self.push(command);
         self.flush()?;
@@ -213,13 +216,15 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::receive`]. Also when replies to earlier commands are outstanding.
-    pub fn call_all(&mut self, commands: &[Command]) -> Result<Vec<Reply>, RedisError> {
+    pub fn call_all(
+        &mut self,
+        commands: impl IntoIterator<Item: Borrow<Cmd>>,
+    ) -> Result<Vec<Reply>, RedisError> {
         self.begin_calls()?;
         for command in commands {
-            self.push(command);
+            self.push(command.borrow());
         }
-        self.flush()?;
-        commands.iter().map(|_| self.receive(self.response_timeout)).collect()
+        self.receive_all()
     }
 
     /// As [`Link::call_all`], with a pipeline's commands.
@@ -229,8 +234,12 @@ impl Link {
     pub fn call_pipeline(&mut self, pipeline: &Pipeline) -> Result<Vec<Reply>, RedisError> {
         self.begin_calls()?;
         self.push_all(pipeline);
+        self.receive_all()
+    }
+
+    fn receive_all(&mut self) -> Result<Vec<Reply>, RedisError> {
         self.flush()?;
-        (0..pipeline.len()).map(|_| self.receive(self.response_timeout)).collect()
+        (0..self.outstanding).map(|_| self.receive(self.response_timeout)).collect()
     }
 
     /// The oldest push message that was set aside while receiving.
@@ -278,7 +287,7 @@ impl Link {
         Ok(())
     }
 
-    fn call_until(&mut self, command: &Command, deadline: Instant) -> Result<Reply, RedisError> {
+    fn call_until(&mut self, command: &Cmd, deadline: Instant) -> Result<Reply, RedisError> {
         self.push(command);
         self.flush()?;
         let reply = self.wait_for(Patience::Until(deadline), Self::try_receive)?;

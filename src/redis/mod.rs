@@ -1,12 +1,13 @@
 //! The only place that knows Redis: addresses, connections, the wire protocol, key names.
 //!
 //! A [`Link`] is one connection. It blocks in `poll(2)` where its owner wants to wait, and never where
-//! the owner waits elsewhere (mio on [`Link::raw_fd`]). Commands are encoded into its output buffer,
-//! replies are taken from it as whole [`Reply`]s: slices of the read buffer with typed views, so that
-//! reading a stream costs no copy and no allocation per string.
+//! the owner waits elsewhere (mio on [`Link::raw_fd`]). Commands are encoded into its output buffer: those of the hot
+//! path by a [`Pipeline`], all others by the `redis` crate, which builds them. Replies are taken from it as whole
+//! [`Reply`]s: slices of the read buffer with typed views, so that reading a stream costs no copy and no allocation per
+//! string. Off the hot path a reply is also read as a value of the `redis` crate's types ([`Link::query`]).
 //!
 //! ```text
-//! config::Redis ─▶ Target ─▶ Link ◀─ Command
+//! config::Redis ─▶ Target ─▶ Link ◀─ Pipeline, ::redis::Cmd
 //!                             │ transport (TCP, Unix, TLS) ─▶ resp (scanner) ─▶ Reply ─▶ streams
 //! ```
 //!
@@ -14,7 +15,6 @@
 //! the links' owners; [`Backoff`] gives them the pauses.
 
 mod backoff;
-mod command;
 mod connector;
 mod ending;
 mod error;
@@ -23,6 +23,7 @@ mod fuzzing;
 mod group;
 mod keys;
 mod link;
+mod pipeline;
 mod poll;
 mod reply;
 mod resp;
@@ -40,7 +41,6 @@ mod transport;
 mod trouble;
 
 pub use backoff::Backoff;
-pub use command::{Arguments, Command, Number, Pipeline};
 pub use connector::Connector;
 pub use ending::Ending;
 pub use error::{RedisError, ServerError, ServerErrorKind, TargetError};
@@ -49,6 +49,7 @@ pub(crate) use fuzzing::{resp as fuzz_resp, sieve as fuzz_sieve};
 pub use group::ConsumerGroup;
 pub use keys::Keys;
 pub use link::{Link, Wanted};
+pub use pipeline::{Arguments, Number, Pipeline};
 pub use reply::{Reply, Value};
 pub use shortened::SHORT_STRING_BYTES_MAX;
 pub use sieve::{ENTRY_ROOM_BYTES, RangeReply};

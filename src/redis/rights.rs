@@ -4,7 +4,10 @@
 //! sent, on the keys on which it will be used, inside a transaction that is discarded: Redis checks the rights when it
 //! queues a command, and nothing is ever run. Commands that cannot be queued are sent in a form that does nothing.
 
-use super::{Command, Keys, Link, RedisError, Reply, ServerErrorKind};
+use ::redis::streams::StreamMaxlen;
+use ::redis::{Cmd, cmd};
+
+use super::{Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::model::StreamName;
 use crate::observe::Trouble;
 
@@ -27,9 +30,9 @@ struct Need {
 /// How a right is tried.
 enum Trial {
     /// By these commands within the transaction.
-    Queued(fn(&Names) -> Vec<Command>),
+    Queued(fn(&Names) -> Vec<Cmd>),
     /// By this command, which does nothing or is refused for its arguments; a missing right is reported before those.
-    Alone(fn(&Names) -> Command),
+    Alone(fn(&Names) -> Cmd),
     /// By beginning the transaction.
     Begin,
 }
@@ -42,16 +45,8 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
-    fn on_stream(&self, command: &'static str) -> Command {
-        Command::new(command).arg(&self.stream)
-    }
-
-    fn xgroup(&self, what: &str) -> Command {
-        Command::new("XGROUP").arg(what).arg(&self.stream).arg(self.keys.group())
-    }
-
-    fn add_nothing(&self, key: &str) -> Command {
-        Command::new("XADD").arg(key).args(["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"])
+    fn add_nothing(&self, key: &str) -> Cmd {
+        cmd("XADD").arg(key).arg(&["NOMKSTREAM", "MAXLEN", "~", "1000", "*", "check", "1"]).take()
     }
 }
 
@@ -68,12 +63,12 @@ const MULTI: Need = vital("multi", Trial::Begin);
 /// The commands that the daemon and `produce` send, in the order of the rule. Those that are tried alone have arguments
 /// with which they cannot do anything.
 const NEEDS: &[Need] = &[
-    useful("ping", Trial::Alone(|_| Command::new("PING"))),
-    useful("hello", Trial::Alone(|_| Command::new("HELLO").arg("none"))),
-    useful("select", Trial::Alone(|_| Command::new("SELECT").arg("none"))),
-    useful("client|setname", Trial::Alone(|_| Command::new("CLIENT").args(["SETNAME", "no name"]))),
-    useful("client|tracking", Trial::Alone(|_| Command::new("CLIENT").args(["TRACKING", "none"]))),
-    vital("time", Trial::Queued(|_| vec![Command::new("TIME")])),
+    useful("ping", Trial::Alone(|_| Cmd::ping())),
+    useful("hello", Trial::Alone(|_| cmd("HELLO").arg("none").take())),
+    useful("select", Trial::Alone(|_| cmd("SELECT").arg("none").take())),
+    useful("client|setname", Trial::Alone(|_| Cmd::client_setname("no name"))),
+    useful("client|tracking", Trial::Alone(|_| cmd("CLIENT").arg(&["TRACKING", "none"]).take())),
+    vital("time", Trial::Queued(|_| vec![cmd("TIME")])),
     vital(
         "xadd",
         Trial::Queued(|names| {
@@ -84,69 +79,58 @@ const NEEDS: &[Need] = &[
             commands
         }),
     ),
-    vital("xlen", Trial::Queued(|names| vec![names.on_stream("XLEN")])),
+    vital("xlen", Trial::Queued(|names| vec![Cmd::xlen(&names.stream)])),
     vital(
         "xread",
         Trial::Queued(|names| {
-            vec![Command::new("XREAD").args(["COUNT", "1", "STREAMS", &names.keys.announce(), "$"])]
+            vec![cmd("XREAD").arg(&["COUNT", "1", "STREAMS", &names.keys.announce(), "$"]).take()]
         }),
     ),
-    vital("xrange", Trial::Queued(|names| vec![names.on_stream("XRANGE").args(["-", "+", "COUNT", "1"])])),
-    vital(
-        "xrevrange",
-        Trial::Queued(|names| vec![names.on_stream("XREVRANGE").args(["+", "-", "COUNT", "1"])]),
-    ),
-    useful(
-        "memory|usage",
-        Trial::Queued(|names| vec![Command::new("MEMORY").arg("USAGE").arg(&names.stream)]),
-    ),
-    useful("xtrim", Trial::Queued(|names| vec![names.on_stream("XTRIM").args(["MAXLEN", "~", "1000000"])])),
+    vital("xrange", Trial::Queued(|names| vec![Cmd::xrange_count(&names.stream, "-", "+", 1)])),
+    vital("xrevrange", Trial::Queued(|names| vec![Cmd::xrevrange_count(&names.stream, "+", "-", 1)])),
+    useful("memory|usage", Trial::Queued(|names| vec![cmd("MEMORY").arg("USAGE").arg(&names.stream).take()])),
+    useful("xtrim", Trial::Queued(|names| vec![Cmd::xtrim(&names.stream, StreamMaxlen::Approx(1_000_000))])),
     vital(
         "xinfo",
-        Trial::Queued(|names| {
-            let info = |what: &str| Command::new("XINFO").arg(what).arg(&names.stream);
-            vec![info("STREAM"), info("GROUPS")]
-        }),
+        Trial::Queued(|names| vec![Cmd::xinfo_stream(&names.stream), Cmd::xinfo_groups(&names.stream)]),
     ),
     vital(
         "xgroup",
         Trial::Queued(|names| {
-            vec![names.xgroup("CREATE").arg("$"), names.xgroup("SETID").arg("$"), names.xgroup("DESTROY")]
+            let (stream, group) = (&names.stream, names.keys.group());
+            vec![
+                Cmd::xgroup_create(stream, group, "$"),
+                Cmd::xgroup_setid(stream, group, "$"),
+                Cmd::xgroup_destroy(stream, group),
+            ]
         }),
     ),
-    vital("exists", Trial::Queued(|names| vec![names.on_stream("EXISTS")])),
+    vital("exists", Trial::Queued(|names| vec![Cmd::exists(&names.stream)])),
     vital(
         "get",
-        Trial::Queued(|names| {
-            [names.keys.lease(), names.keys.once("check")].map(|key| Command::new("GET").arg(key)).to_vec()
-        }),
+        Trial::Queued(|names| [names.keys.lease(), names.keys.once("check")].map(Cmd::get).to_vec()),
     ),
     vital(
         "set",
         Trial::Queued(|names| {
-            vec![Command::new("SET").args([&names.keys.once("check"), "1", "NX", "PX", "1"])]
+            vec![cmd("SET").arg(&[&names.keys.once("check"), "1", "NX", "PX", "1"]).take()]
         }),
     ),
-    vital("del", Trial::Queued(|names| vec![Command::new("DEL").arg(names.keys.once("check"))])),
-    vital(
-        "pexpire",
-        Trial::Queued(|names| vec![Command::new("PEXPIRE").args([&names.keys.control(&names.none), "1"])]),
-    ),
+    vital("del", Trial::Queued(|names| vec![Cmd::del(names.keys.once("check"))])),
+    vital("pexpire", Trial::Queued(|names| vec![Cmd::pexpire(names.keys.control(&names.none), 1)])),
     vital(
         "sadd",
         Trial::Queued(|names| {
-            [names.keys.groups(), names.keys.instances()]
-                .map(|key| Command::new("SADD").args([&key, "check"]))
-                .to_vec()
+            [names.keys.groups(), names.keys.instances()].map(|key| Cmd::sadd(key, "check")).to_vec()
         }),
     ),
-    vital("srem", Trial::Queued(|names| vec![Command::new("SREM").args([&names.keys.groups(), "check"])])),
-    vital("sscan", Trial::Queued(|names| vec![Command::new("SSCAN").arg(names.keys.groups()).arg("0")])),
-    vital("watch", Trial::Alone(|names| Command::new("WATCH").arg(names.keys.lease()))),
-    vital("unwatch", Trial::Alone(|_| Command::new("UNWATCH"))),
+    vital("srem", Trial::Queued(|names| vec![Cmd::srem(names.keys.groups(), "check")])),
+    vital("sscan", Trial::Queued(|names| vec![cmd("SSCAN").arg(names.keys.groups()).arg("0").take()])),
+    vital("watch", Trial::Alone(|names| cmd("WATCH").arg(names.keys.lease()).take())),
+    vital("unwatch", Trial::Alone(|_| cmd("UNWATCH"))),
     MULTI,
-    vital("exec", Trial::Alone(|_| Command::new("EXEC"))),
-    vital("discard", Trial::Alone(|_| Command::new("DISCARD"))),
+    vital("exec", Trial::Alone(|_| cmd("EXEC"))),
+    vital("discard", Trial::Alone(|_| cmd("DISCARD"))),
 ];
 
 /// The result of trying all rights.
@@ -193,20 +177,20 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     let mut found = Found::default();
     for need in NEEDS {
         if let Trial::Alone(command) = &need.trial {
-            found.note(need, &link.call_all(&[command(&names)])?);
+            found.note(need, &link.call_all([command(&names)])?);
         }
     }
     let is_discarded = !found.lacks("discard");
     if !is_discarded && found.lacks("exec") {
         return Ok(found.into());
     }
-    found.note(&MULTI, &link.call_all(&[Command::new("MULTI")])?);
+    found.note(&MULTI, &link.call_all([cmd("MULTI")])?);
     if found.lacks("multi") {
         return Ok(found.into());
     }
     // With nothing in it, a transaction that cannot be discarded does nothing either.
     let end = if is_discarded { "DISCARD" } else { "EXEC" };
-    link.call_all(&[Command::new(end)])?;
+    link.call_all([cmd(end)])?;
     if is_discarded {
         try_queued(link, &names, &mut found)?;
     }
@@ -217,9 +201,8 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
 fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), RedisError> {
     for need in NEEDS {
         let Trial::Queued(commands) = &need.trial else { continue };
-        let (begin, end) = ([Command::new("MULTI")], [Command::new("DISCARD")]);
-        let transaction: Vec<Command> = begin.into_iter().chain(commands(names)).chain(end).collect();
-        let replies = link.call_all(&transaction)?;
+        let (begin, end) = ([cmd("MULTI")], [cmd("DISCARD")]);
+        let replies = link.call_all(begin.into_iter().chain(commands(names)).chain(end))?;
         found.note(need, replies.get(1..replies.len() - 1).unwrap_or_default());
     }
     Ok(())
@@ -273,6 +256,28 @@ mod tests {
         );
     }
 
+    /// The commands that a source names: in `cmd("NAME")`, in `pipeline.command("NAME", …)`, or by a typed constructor.
+    fn commands_in(program: &str) -> impl Iterator<Item = String> {
+        let after = |start: &'static str| program.split(start).skip(1);
+        let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let named = after("cmd(\"").chain(after(".command(\"")).filter_map(|rest| rest.split('"').next());
+        let typed = after("Cmd::").filter_map(move |rest| rest.split(|c| !is_of_name(c)).next());
+        named.map(str::to_lowercase).chain(typed.map(|constructor| command_of(constructor).to_owned()))
+    }
+
+    /// The command that a typed constructor of `::redis::Cmd` builds. One that is not named here either has the command's
+    /// name, or is found because no command has its name.
+    fn command_of(constructor: &str) -> &str {
+        match constructor {
+            "set_options" => "set",
+            "xgroup_create" | "xgroup_createconsumer" | "xgroup_destroy" => "xgroup",
+            "xinfo_stream" => "xinfo",
+            "xrange_count" => "xrange",
+            "xrevrange_count" => "xrevrange",
+            other => other,
+        }
+    }
+
     /// Every command that the sources of the daemon and of `produce` send is in the list.
     #[test]
     fn nothing_is_sent_that_is_not_in_the_list() {
@@ -289,14 +294,14 @@ mod tests {
                 } else if !path.to_string_lossy().ends_with("tests.rs") {
                     let text = std::fs::read_to_string(&path).unwrap();
                     let program = text.split("#[cfg(test)]").next().unwrap();
-                    let starts = ["Command::new(\"", ".command(\""];
-                    let names = starts.iter().flat_map(|start| program.split(start).skip(1));
-                    let names = names.filter_map(|rest| rest.split('"').next());
-                    sent.extend(names.map(str::to_lowercase));
+                    sent.extend(commands_in(program));
                 }
             }
         }
-        assert!(sent.contains("xread") && sent.len() > 10, "{sent:?}");
+        assert!(
+            ["xread", "xgroup", "sadd", "set"].iter().all(|name| sent.contains(*name)) && sent.len() > 20,
+            "{sent:?}"
+        );
         let is_listed = |name: &str| NEEDS.iter().any(|need| need.command.split('|').next() == Some(name));
         let unlisted: Vec<_> = sent.iter().filter(|name| !is_listed(name)).collect();
         assert!(unlisted.is_empty(), "these commands need a place in NEEDS: {unlisted:?}");

@@ -11,9 +11,11 @@ use std::os::fd::RawFd;
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
+
 use super::poll::{self, Ready};
 use super::testing::{RedisServer, config_for};
-use super::{Command, Link, RedisError, Reply, ServerErrorKind, Target};
+use super::{Link, RedisError, Reply, ServerErrorKind, Target};
 use crate::model::EntryId;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,9 +28,9 @@ fn connect(url: &str) -> Result<Link, RedisError> {
     Link::connect(&target(url), "llm-bridge test")
 }
 
-fn command(text: &str) -> Command {
+fn command(text: &str) -> Cmd {
     let mut words = text.split(' ');
-    Command::new(words.next().unwrap()).args(words)
+    cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).take()
 }
 
 fn call(link: &mut Link, text: &str) -> Reply {
@@ -90,7 +92,7 @@ fn credentials_are_sent() {
     let port = server.port();
     let mut admin = server.link();
     call(&mut admin, "ACL SETUSER someone on >other ~* +@all");
-    admin.call(&Command::new("CONFIG").args(["SET", "requirepass", "s p/ce"])).unwrap();
+    admin.call(cmd("CONFIG").arg(&["SET", "requirepass", "s p/ce"])).unwrap();
     for protocol in ["resp2", "resp3"] {
         for (user, expected) in [(":s%20p%2Fce", "default"), ("someone:other", "someone")] {
             let mut link = connect(&format!("redis://{user}@127.0.0.1:{port}?protocol={protocol}")).unwrap();
@@ -161,9 +163,9 @@ fn a_reply_may_take_long_as_long_as_it_comes_on() {
             while read_command(&mut socket) {}
         });
         let mut link = Link::connect(&target, "x").unwrap();
-        let long = link.call(&Command::new("GET").arg("a")).unwrap();
+        let long = link.call(&Cmd::get("a")).unwrap();
         assert_eq!(long.bytes().unwrap().len(), PIECES);
-        assert!(matches!(link.call(&Command::new("GET").arg("b")), Err(RedisError::Timeout)));
+        assert!(matches!(link.call(&Cmd::get("b")), Err(RedisError::Timeout)));
     });
 }
 
@@ -172,7 +174,7 @@ fn pipelines_keep_their_order() {
     let server = RedisServer::start(&[]);
     for mut link in both(&server) {
         let replies =
-            link.call_all(&["SET a 1", "INCR a", "LPUSH a x", "GET a", "GET b"].map(command)).unwrap();
+            link.call_all(["SET a 1", "INCR a", "LPUSH a x", "GET a", "GET b"].map(command)).unwrap();
         assert_eq!(replies[0].text().unwrap(), "OK");
         assert_eq!(replies[1].integer().unwrap(), 2);
         assert_eq!(replies[2].error().unwrap().kind(), ServerErrorKind::WrongType);
@@ -181,7 +183,7 @@ fn pipelines_keep_their_order() {
         let error = link.call(&command("LPUSH a x")).unwrap_err();
         assert_eq!(error.server_kind(), Some(ServerErrorKind::WrongType));
         for n in 0..3 {
-            link.push(&Command::new("ECHO").number(n));
+            link.push(cmd("ECHO").arg(n));
         }
         assert_eq!(link.outstanding(), 3);
         link.flush().unwrap();
@@ -199,8 +201,7 @@ fn large_pipelines_do_not_lock_up() {
     let server = RedisServer::start(&[]);
     let mut link = server.link();
     let text = "x".repeat(1 << 20);
-    let commands: Vec<Command> = (0..24).map(|_| Command::new("ECHO").arg(&text)).collect();
-    let replies = link.call_all(&commands).unwrap();
+    let replies = link.call_all([0; 24].map(|_| cmd("ECHO").arg(&text).take())).unwrap();
     assert!(replies.iter().all(|reply| reply.text().unwrap() == text));
     assert_eq!(replies.len(), 24);
 }
@@ -281,13 +282,11 @@ fn replies_of_every_size_arrive() {
     let server = RedisServer::start(&[]);
     let mut link = server.link();
     let text = "0123456789".repeat(50_000);
-    let adds: Vec<Command> = (1..=8_u64)
-        .map(|n| Command::new("XADD").arg("s").id(EntryId::new(n, 0)).arg("data").arg(&text))
-        .collect();
-    link.call_all(&adds).unwrap();
+    let add = |n| Cmd::xadd("s", EntryId::new(n, 0), &[("data", &text)]);
+    link.call_all((1..=8).map(add)).unwrap();
     link.push(&command("XRANGE s - +"));
     for n in 0..1000 {
-        link.push(&Command::new("ECHO").number(n));
+        link.push(cmd("ECHO").arg(n));
     }
     link.flush().unwrap();
     let entries = link.receive(PATIENCE).unwrap().entries().unwrap();
@@ -330,7 +329,7 @@ fn pushes_between_replies_are_set_aside() {
     let server = RedisServer::start(&[]);
     let mut link = server.link();
     call(&mut link, "CLIENT TRACKING ON BCAST PREFIX a");
-    let commands: Vec<Command> = (0..50).map(|n| Command::new("SET").arg("a").number(n)).collect();
+    let commands: Vec<Cmd> = (0..50).map(|n| Cmd::set("a", n)).collect();
     for _ in 0..10 {
         let replies = link.call_all(&commands).unwrap();
         assert!(replies.iter().all(|reply| reply.text().unwrap() == "OK"));
@@ -405,7 +404,7 @@ fn tls_is_spoken_where_the_server_speaks_it() {
     let mut link = Link::connect(&Target::new(&config).unwrap(), "test").unwrap();
     assert!(link.is_resp3());
     let text = "x".repeat(1 << 20);
-    let replies = link.call_all(&[0; 8].map(|_| Command::new("ECHO").arg(&text))).unwrap();
+    let replies = link.call_all([0; 8].map(|_| cmd("ECHO").arg(&text).take())).unwrap();
     assert!(replies.iter().all(|reply| reply.text().unwrap() == text));
     call(&mut link, "CLIENT TRACKING ON BCAST PREFIX llm:");
     call(&mut server.link(), "SET llm:a 1");

@@ -1,12 +1,13 @@
 //! How far a worker that is gone has come with an answer, by what the stream itself holds.
 
+use ::redis::{Cmd, cmd};
 use serde::Deserialize;
 
 use super::order::Order;
 use crate::model::{Entry, EntryId};
 use crate::produce::raw::{Meaning, Story};
 use crate::produce::{Form, jsonl};
-use crate::redis::{Command, ENTRY_ROOM_BYTES, Link, RedisError};
+use crate::redis::{ENTRY_ROOM_BYTES, Link, RedisError};
 
 /// Entries that are read at once, at first and at most: how large they are is seen only when they are there.
 const PAGE_FIRST: usize = 8;
@@ -33,14 +34,14 @@ pub(super) enum AnswerProgress {
 /// for, written only if nothing has come since the look.
 pub(super) fn take_over(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     loop {
-        link.call(&Command::new("WATCH").arg(key))?;
+        link.query::<()>(cmd("WATCH").arg(key))?;
         let progress = look(link, key, order)?;
         if progress == AnswerProgress::Whole {
             link.unwatch()?;
             return Ok(progress);
         }
-        let fence = Command::new("XADD").arg(key).args(["*", Form::Native.field(), HEARTBEAT]);
-        if link.execute(fence)? {
+        let fence = Cmd::xadd(key, "*", &[(Form::Native.field(), HEARTBEAT)]);
+        if link.execute(&fence)? {
             return Ok(progress);
         }
     }
@@ -52,7 +53,7 @@ fn look(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, Red
     let mut from = Some(EntryId::new(order.id.ms, 0));
     let mut page = PAGE_FIRST;
     while let Some(id) = from {
-        let command = Command::new("XRANGE").arg(key).id(id).arg("+").arg("COUNT").number(page);
+        let command = Cmd::xrange_count(key, id, "+", page);
         let found = link.call_range(&command, ENTRY_ROOM_BYTES)?;
         let (count, fitting) = (found.found, found.fitting(PAGE_BYTES));
         let entries = found.into_entries();
@@ -182,8 +183,8 @@ mod tests {
         let request = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&request) };
         let order = order::read(&request, true, &KeyPattern::of_prefix("llm")).unwrap();
         let mut take_over = || take_over(&mut ours, "k", &order).unwrap();
-        let add = |json: &str| Command::new("XADD").args(["k", "*", "data", json]);
-        let watch = Command::new("WATCH").arg("k");
+        let add = |json: &str| Cmd::xadd("k", "*", &[("data", json)]);
+        let watch = cmd("WATCH").arg("k").take();
         // Also where the stream does not exist yet.
         for (expected, json) in [
             (AnswerProgress::Nothing, r#"{"type":"start","generation":"g"}"#),
@@ -192,12 +193,12 @@ mod tests {
         ] {
             former.call(&watch).unwrap();
             assert_eq!(take_over(), expected, "{json}");
-            assert!(!former.execute(add(json)).unwrap(), "{json}");
+            assert!(!former.execute(&add(json)).unwrap(), "{json}");
             former.call(&add(json)).unwrap();
         }
-        let len = former.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap();
+        let len = former.query::<i64>(&Cmd::xlen("k")).unwrap();
         assert_eq!(take_over(), AnswerProgress::Whole);
-        let len_now = former.call(&Command::new("XLEN").arg("k")).unwrap().integer().unwrap();
+        let len_now = former.query::<i64>(&Cmd::xlen("k")).unwrap();
         assert_eq!(len, len_now, "an answer that is whole gets nothing more");
     }
 }

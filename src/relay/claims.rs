@@ -5,11 +5,13 @@
 
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, ExistenceCheck, SetExpiry, SetOptions, cmd};
+
 use super::order::Order;
 use crate::config;
 use crate::model::{Entry, EntryId, KeyPattern, NamesShown, StreamName};
 use crate::observe::Trouble;
-use crate::redis::{Backoff, Command, ConsumerGroup, Keys, Link, Phase, RedisError, Target};
+use crate::redis::{Backoff, ConsumerGroup, Keys, Link, Phase, RedisError, Target};
 use crate::warn_limited;
 
 /// The pauses between two attempts to connect.
@@ -107,7 +109,7 @@ impl Claims {
     /// Takes the lease of a stream; `None` when that cannot be asked now.
     pub(super) fn take_lease(&mut self, name: &StreamName) -> Option<bool> {
         let set = self.lease(name, true);
-        self.ask(|_, link| Ok(!link.call(&set)?.is_null()))
+        self.ask(|_, link| link.query::<bool>(&set))
     }
 
     /// Renews the claims of `orders`, and the leases of those that have one. Returns the orders that another worker
@@ -136,10 +138,12 @@ impl Claims {
     }
 
     /// The command that takes or renews the lease of a stream, perhaps only if nobody has it.
-    fn lease(&self, name: &StreamName, only_if_free: bool) -> Command {
-        let set = Command::new("SET").arg(self.keys.running(name)).arg(self.group.consumer());
-        let set = if only_if_free { set.arg("NX") } else { set };
-        set.arg("PX").number(millis(self.valid))
+    fn lease(&self, name: &StreamName, only_if_free: bool) -> Cmd {
+        let mut options = SetOptions::default().with_expiration(SetExpiry::PX(millis(self.valid)));
+        if only_if_free {
+            options = options.conditional_set(ExistenceCheck::NX);
+        }
+        Cmd::set_options(self.keys.running(name), self.group.consumer(), options)
     }
 
     /// A request is done with. False: it has to be said again.
@@ -156,7 +160,7 @@ impl Claims {
     pub(super) fn release(&mut self, name: &StreamName) {
         let key = self.keys.running(name);
         self.ask(|claims, link| match claims.holder(link, &key)? {
-            Holder::Us => link.execute(Command::new("DEL").arg(&key)).map(drop),
+            Holder::Us => link.execute(&Cmd::del(&key)).map(drop),
             Holder::Nobody | Holder::Another => link.unwatch(),
         });
     }
@@ -171,7 +175,7 @@ impl Claims {
             link.unwatch()?;
             return Ok(false);
         }
-        link.execute(self.lease(name, false))
+        link.execute(&self.lease(name, false))
     }
 
     /// The holder of a lease's key. The key is watched (`WATCH`) from before the read on.
@@ -196,18 +200,17 @@ impl Claims {
         stream: Option<&StreamName>,
         (reason, message): (&str, &str),
     ) -> bool {
-        let stream = stream.map_or(self.requests(), StreamName::as_str);
+        let stream = stream.map_or_else(|| self.requests(), StreamName::as_str);
         let message = format!("{message}; fields: {}", NamesShown::of(&entry.fields));
-        let letter =
-            Command::new("XADD").arg(self.keys.dlq()).args(["MAXLEN", "~"]).number(self.dlq_max_entries);
-        let letter = letter.args(["*", "stream", stream, "id"]).arg(entry.id.to_string());
-        let letter =
-            letter.args(["reason", reason, "message", &message, "processor", "relay", "attempts", "1"]);
-        let letter = match entry.fields.to_json() {
+        let mut letter = cmd("XADD");
+        letter.arg(self.keys.dlq()).arg(&["MAXLEN", "~"]).arg(self.dlq_max_entries);
+        letter.arg(&["*", "stream", stream, "id"]).arg(entry.id);
+        letter.arg(&["reason", reason, "message", &message, "processor", "relay", "attempts", "1"]);
+        match entry.fields.to_json() {
             Ok(fields) => letter.arg("fields").arg(fields),
             Err(fields) => letter.arg("fields_b64").arg(fields),
         };
-        self.ask(|_, link| link.call(&letter)).is_some() && self.acknowledge(entry.id)
+        self.ask(|_, link| link.query::<()>(&letter)).is_some() && self.acknowledge(entry.id)
     }
 
     /// The request as it was written, if it is still there. `None`: Redis cannot be asked now.
@@ -251,7 +254,7 @@ mod tests {
     }
 
     fn request(server: &RedisServer) {
-        let add = Command::new("XADD").args(["llm:requests", "*", "session", "s", "model", "m"]);
+        let add = Cmd::xadd("llm:requests", "*", &[("session", "s"), ("model", "m")]);
         server.link().call(&add).unwrap();
     }
 
@@ -288,15 +291,15 @@ mod tests {
         other.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(false), "only its holder releases it");
         // One that ran out is taken again, unless another was faster.
-        server.link().call(&Command::new("DEL").arg("llm:running:s:m")).unwrap();
+        server.link().call(&Cmd::del("llm:running:s:m")).unwrap();
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(Vec::new()));
         // One that another takes between the look and the write stays the other's.
         let (key, mut link) = (one.keys.running(&order.name), server.link());
         assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Us);
-        server.link().call(&Command::new("SET").args([key.as_str(), "other"])).unwrap();
-        assert!(!link.execute(one.lease(&order.name, false)).unwrap());
+        server.link().call(&Cmd::set(key.as_str(), "other")).unwrap();
+        assert!(!link.execute(&one.lease(&order.name, false)).unwrap());
         assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Another);
-        server.link().call(&Command::new("SET").args([key.as_str(), "one"])).unwrap();
+        server.link().call(&Cmd::set(key.as_str(), "one")).unwrap();
         one.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(true));
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(vec![order.id]));

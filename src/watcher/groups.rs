@@ -6,9 +6,11 @@
 
 use std::collections::HashSet;
 
+use ::redis::{Cmd, cmd};
+
 use crate::info_limited;
 use crate::model::StreamName;
-use crate::redis::{Command, Keys, Link, RedisError, Value};
+use crate::redis::{Keys, Link, RedisError, Value};
 
 /// Members of a set that are looked at in one round trip, about. Others can write the sets: one whole set has no bound.
 const MEMBERS_PER_TRIP: u32 = 256;
@@ -22,7 +24,7 @@ const READERS_MAX: usize = 64;
 /// # Errors
 /// When Redis could not be asked.
 pub(super) fn enrol(link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
-    link.call(&Command::new("SADD").arg(keys.instances()).arg(keys.instance())).map(drop)
+    link.query::<()>(&Cmd::sadd(keys.instances(), keys.instance()))
 }
 
 /// Removes all groups and wake streams of an instance that does not run; how many groups there were.
@@ -34,15 +36,13 @@ pub(super) fn clean(link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
     let mut scan = Scan::of(keys.groups());
     while let Some(members) = scan.next(link)? {
         let streams: Vec<StreamName> = members.iter().filter_map(|name| name.parse().ok()).collect();
-        let destroy = |stream: &StreamName| {
-            Command::new("XGROUP").arg("DESTROY").arg(keys.stream(stream)).arg(keys.group())
-        };
+        let destroy = |stream: &StreamName| Cmd::xgroup_destroy(keys.stream(stream), keys.group());
         // A stream that is gone has no group left, and says so by an error.
-        link.call_all(&streams.iter().map(destroy).collect::<Vec<_>>())?;
+        link.call_all(streams.iter().map(destroy))?;
         found += streams.len();
     }
-    let wakes = (0..READERS_MAX).map(|reader| keys.wake(reader));
-    link.call(&Command::new("DEL").arg(keys.groups()).args(wakes))?;
+    let wakes: Vec<String> = (0..READERS_MAX).map(|reader| keys.wake(reader)).collect();
+    link.query::<()>(cmd("DEL").arg(keys.groups()).arg(wakes))?;
     Ok(found)
 }
 
@@ -65,10 +65,10 @@ impl Janitor {
         let mut scan = Scan::of(keys.instances());
         while let Some(mut others) = scan.next(link)? {
             others.retain(|other| other != keys.instance());
-            let exists = |other: &String| Command::new("EXISTS").arg(keys.of_instance(other).lease());
-            let leases = link.call_all(&others.iter().map(exists).collect::<Vec<_>>())?;
-            for (other, lease) in others.into_iter().zip(leases) {
-                if lease.integer()? != 0 {
+            let exists = |other: &String| Cmd::exists(keys.of_instance(other).lease());
+            let have_lease: Vec<bool> = link.query_all(others.iter().map(exists))?;
+            for (other, has_lease) in others.into_iter().zip(have_lease) {
+                if has_lease {
                     continue;
                 }
                 if self.missing.remove(&other) {
@@ -83,7 +83,7 @@ impl Janitor {
             // A scan may name one twice.
             missing.remove(&other);
             let groups = clean(link, &keys.of_instance(&other))?;
-            link.call(&Command::new("SREM").arg(keys.instances()).arg(&other))?;
+            link.query::<()>(&Cmd::srem(keys.instances(), &other))?;
             info_limited!(instance = other, groups, "cleaned up after an instance that is gone");
             removed += groups;
         }
@@ -107,7 +107,8 @@ impl Scan {
     /// The next portion; some of its members may have been in an earlier one.
     fn next(&mut self, link: &mut Link) -> Result<Option<Vec<String>>, RedisError> {
         let Some(cursor) = self.cursor.take() else { return Ok(None) };
-        let scan = Command::new("SSCAN").arg(&self.key).arg(cursor).arg("COUNT").number(MEMBERS_PER_TRIP);
+        let mut scan = cmd("SSCAN");
+        scan.arg(&self.key).arg(cursor).arg("COUNT").arg(MEMBERS_PER_TRIP);
         let portion = link.call_short(&scan)?.value()?;
         let Some([next, members]) = portion.as_array() else { return Err(NO_PORTION) };
         let (Some(next), Some(members)) = (next.as_bytes(), members.as_array()) else {
@@ -132,26 +133,25 @@ mod tests {
         let (ours, theirs) = (Keys::new("llm", "s", "ours"), Keys::new("llm", "s", "theirs"));
         let stream: StreamName = "a/m".parse().unwrap();
         for keys in [&ours, &theirs] {
-            let create = Command::new("XGROUP").args(["CREATE", &keys.stream(&stream), keys.group(), "0"]);
-            link.call(&create.arg("MKSTREAM")).unwrap();
-            link.call(&Command::new("SADD").args([&keys.groups(), "a/m", "gone/m", "no name"])).unwrap();
+            link.call(&Cmd::xgroup_create_mkstream(keys.stream(&stream), keys.group(), "0")).unwrap();
+            link.call(&Cmd::sadd(keys.groups(), &["a/m", "gone/m", "no name"])).unwrap();
             enrol(&mut link, keys).unwrap();
         }
         (server, link, ours, theirs)
     }
 
     fn groups(link: &mut Link) -> usize {
-        let reply = link.call(&Command::new("XINFO").args(["GROUPS", "llm:stream:a:m"])).unwrap();
+        let reply = link.call(&Cmd::xinfo_groups("llm:stream:a:m")).unwrap();
         reply.value().unwrap().as_array().unwrap().len()
     }
 
     #[test]
     fn an_instance_is_enrolled_again_after_redis_has_lost_its_data() {
         let (_server, mut link, ours, _) = world();
-        link.call(&Command::new("FLUSHALL")).unwrap();
+        link.call(&Cmd::flushall()).unwrap();
         assert_eq!(Janitor::default().look(&mut link, &ours).unwrap(), 0);
-        let enrolled = Command::new("SISMEMBER").args([&ours.instances(), ours.instance()]);
-        assert_eq!(link.call(&enrolled).unwrap().integer().unwrap(), 1);
+        let enrolled = Cmd::sismember(ours.instances(), ours.instance());
+        assert!(link.query::<bool>(&enrolled).unwrap());
     }
 
     #[test]
@@ -166,14 +166,14 @@ mod tests {
     fn only_who_is_gone_for_good_is_cleaned_up_after() {
         let (_server, mut link, ours, theirs) = world();
         let mut janitor = Janitor::default();
-        let lease = Command::new("SET").args([&theirs.lease(), "theirs"]);
+        let lease = Cmd::set(theirs.lease(), "theirs");
         link.call(&lease).unwrap();
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 0);
-        link.call(&Command::new("DEL").arg(theirs.lease())).unwrap();
+        link.call(&Cmd::del(theirs.lease())).unwrap();
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 0, "missing for the first time");
         link.call(&lease).unwrap();
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 0, "it is back");
-        link.call(&Command::new("DEL").arg(theirs.lease())).unwrap();
+        link.call(&Cmd::del(theirs.lease())).unwrap();
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 0, "missing for the first time again");
         assert_eq!(groups(&mut link), 2);
         assert_eq!(janitor.look(&mut link, &ours).unwrap(), 2);
@@ -196,10 +196,10 @@ mod tests {
         let (_server, mut link, ours, theirs) = world();
         for (key, ours) in [(theirs.groups(), "x/m"), (ours.instances(), "x")] {
             for huge in ["a", "b", "c"] {
-                link.call(&Command::new("SADD").arg(&key).arg(huge.repeat(12 << 20))).unwrap();
+                link.call(&Cmd::sadd(&key, huge.repeat(12 << 20))).unwrap();
             }
-            let many = (0..20_000).map(|n| format!("{ours}{n}"));
-            link.call(&Command::new("SADD").arg(&key).args(many)).unwrap();
+            let many: Vec<String> = (0..20_000).map(|n| format!("{ours}{n}")).collect();
+            link.call(&Cmd::sadd(&key, many)).unwrap();
         }
         let found: HashSet<String> = all(&mut link, &theirs.groups()).into_iter().collect();
         assert_eq!(found.len(), 20_003, "three of them from the beginning");
@@ -210,7 +210,7 @@ mod tests {
             janitor.look(&mut link, &ours).unwrap();
             assert!(janitor.missing.len() <= MISSING_MAX);
         }
-        let left = link.call(&Command::new("SCARD").arg(ours.instances())).unwrap().integer().unwrap();
+        let left = link.query::<i64>(&Cmd::scard(ours.instances())).unwrap();
         assert!(left < 20_000, "{left}");
     }
 }

@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, SetExpiry, SetOptions};
+
 use super::identity::Identity;
-use crate::redis::{Command, Keys, Link, RedisError};
+use crate::redis::{Keys, Link, RedisError};
 
 /// How long a lease lasts when its holder is gone: the contract's figure.
 pub(super) const LEASE: Duration = Duration::from_secs(5);
@@ -128,7 +130,7 @@ impl Lease {
     pub(super) fn release(&mut self, link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
         if self.is_held() {
             self.standing = Standing::Unknown;
-            let give_back = Command::new("DEL").arg(keys.lease());
+            let give_back = Cmd::del(keys.lease());
             exchange(link, keys, &give_back, |holder| holder == Some(self.value.as_bytes()))?;
         }
         Ok(())
@@ -142,7 +144,8 @@ fn take(
     is_dead: impl Fn(&str) -> bool,
 ) -> Result<Found, RedisError> {
     let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
-    let set = Command::new("SET").arg(keys.lease()).arg(value).arg("PX").number(lease_ms);
+    let options = SetOptions::default().with_expiration(SetExpiry::PX(lease_ms));
+    let set = Cmd::set_options(keys.lease(), value, options);
     let may_take = |holder: Option<&[u8]>| match holder {
         None => true,
         Some(holder) => holder == value.as_bytes() || std::str::from_utf8(holder).is_ok_and(&is_dead),
@@ -154,7 +157,7 @@ fn take(
 fn exchange(
     link: &mut Link,
     keys: &Keys,
-    command: &Command,
+    command: &Cmd,
     allowed: impl Fn(Option<&[u8]>) -> bool,
 ) -> Result<Found, RedisError> {
     let holder = link.watch(&keys.lease())?;
@@ -164,7 +167,7 @@ fn exchange(
         let holder = holder.unwrap_or_default();
         return Ok(Found::Foreign(String::from_utf8_lossy(&holder).into_owned()));
     }
-    Ok(if link.execute(command.clone())? { Found::Ours } else { Found::Raced })
+    Ok(if link.execute(command)? { Found::Ours } else { Found::Raced })
 }
 
 #[cfg(test)]
@@ -187,7 +190,7 @@ mod tests {
         let held = Standing::Held { renewed_at: now };
         let mut lease = Lease { value: "mine".into(), standing: held.clone(), next_at: now };
         lease.release(&mut link, &keys).unwrap();
-        let get = Command::new("GET").arg(keys.lease());
+        let get = Cmd::get(keys.lease());
         assert_eq!(link.call(&get).unwrap().text().unwrap(), "yours", "somebody else's is not given back");
         lease = Lease { value: "yours".into(), standing: held, next_at: now };
         lease.release(&mut link, &keys).unwrap();
@@ -199,14 +202,14 @@ mod tests {
         let server = RedisServer::start(&[]);
         let (mut link, mut other, keys) = (server.link(), server.link(), Keys::new("llm", "s", "i"));
         let lease = keys.lease();
-        let set = Command::new("SET").arg(&lease).arg("mine");
+        let set = Cmd::set(&lease, "mine");
         let other = std::cell::RefCell::new(&mut other);
         let overtaken = exchange(&mut link, &keys, &set, |_| {
-            other.borrow_mut().call(&Command::new("SET").arg(&lease).arg("yours")).unwrap();
+            other.borrow_mut().call(&Cmd::set(&lease, "yours")).unwrap();
             true
         });
         assert_eq!(overtaken.unwrap(), Found::Raced);
-        assert_eq!(link.call(&Command::new("GET").arg(&lease)).unwrap().text().unwrap(), "yours");
+        assert_eq!(link.call(&Cmd::get(&lease)).unwrap().text().unwrap(), "yours");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
 use mio::{Events, Poll, Token};
 
 pub use self::fatal::Fatal;
@@ -35,7 +36,7 @@ use crate::observe::{self, Registry};
 use crate::pulse;
 use crate::queue::{Receiver, SendError, Sender};
 use crate::redis::rights::{self, Rights};
-use crate::redis::{Command, Connector, Keys, RedisError, ServerError, ServerErrorKind};
+use crate::redis::{Connector, Keys, RedisError, ServerError, ServerErrorKind};
 use crate::stop::Stop;
 use crate::{error_limited, warn_limited};
 
@@ -236,10 +237,9 @@ impl Watcher {
         if names.is_empty() {
             return Ok(());
         }
-        let exists = |name: &StreamName| Command::new("EXISTS").arg(self.keys.stream(name));
-        let commands: Vec<_> = names.iter().map(exists).collect();
+        let exists = |name: &StreamName| Cmd::exists(self.keys.stream(name));
         let Some(link) = self.link.open() else { return Ok(()) };
-        let replies = link.call_all(&commands)?;
+        let replies = link.call_all(names.iter().map(exists))?;
         self.waits.looked(now.elapsed(), Instant::now());
         for (name, reply) in names.into_iter().zip(replies) {
             if reply.integer()? != 0 {
@@ -348,7 +348,7 @@ impl Watcher {
         self.registry.health().redis_works_but(WATCHER, &format!("{key}: {error}"));
         self.registry.health().set_lease_trouble(&format!("{key}: {error}; {fix}"));
         match self.link.open() {
-            Some(link) => link.call(&Command::new("UNWATCH")).map(drop),
+            Some(link) => link.unwatch(),
             None => Ok(()),
         }
     }
@@ -409,7 +409,7 @@ impl Watcher {
             return Ok(());
         }
         self.clock_at = now + CLOCK_INTERVAL;
-        let (asked_us, reply) = (now_us(), link.call(&Command::new("TIME"))?);
+        let (asked_us, reply) = (now_us(), link.call(&cmd("TIME"))?);
         let answered_us = now_us();
         if let Some(theirs) = reply.time_us() {
             let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);

@@ -10,11 +10,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use ::redis::{Cmd, cmd};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::model::{EntryId, StreamName};
-use crate::redis::{Changed, Command, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
+use crate::redis::{Changed, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
 use crate::warn_limited;
 
 /// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
@@ -230,11 +231,10 @@ impl NewsLink {
             (false, true) => {
                 self.is_on = true;
                 if link.is_resp3() {
-                    link.push(&tracking("ON").args(["BCAST", "PREFIX"]).arg(keys.stream_prefix()));
+                    link.push(tracking("ON").arg(&["BCAST", "PREFIX"]).arg(keys.stream_prefix()));
                     self.asked.push_back(Asked::TrackingOn);
                 }
-                let newest = Command::new("XREVRANGE").arg(keys.announce()).args(["+", "-", "COUNT", "1"]);
-                link.push(&newest);
+                link.push(&Cmd::xrevrange_count(keys.announce(), "+", "-", 1));
                 self.wanted = Wanted::of_range(ID_ROOM_BYTES);
                 self.asked.push_back(Asked::Newest);
                 self.answer_by = now + response_timeout;
@@ -273,14 +273,15 @@ impl NewsLink {
     }
 }
 
-fn tracking(switch: &str) -> Command {
-    Command::new("CLIENT").args(["TRACKING", switch])
+fn tracking(switch: &str) -> Cmd {
+    cmd("CLIENT").arg(&["TRACKING", switch]).take()
 }
 
-fn read_announcements(keys: &Keys, after: EntryId) -> Command {
+fn read_announcements(keys: &Keys, after: EntryId) -> Cmd {
     let block_ms = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
-    let command = Command::new("XREAD").arg("COUNT").number(ANNOUNCEMENTS_MAX).arg("BLOCK").number(block_ms);
-    command.arg("STREAMS").arg(keys.announce()).id(after)
+    let mut command = cmd("XREAD");
+    command.arg("COUNT").arg(ANNOUNCEMENTS_MAX).arg("BLOCK").arg(block_ms);
+    command.arg("STREAMS").arg(keys.announce()).arg(after).take()
 }
 
 /// The streams that a push names: `invalidate` with a list of keys, or with null after FLUSHALL.

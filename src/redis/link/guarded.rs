@@ -1,7 +1,8 @@
 //! Changing one key only if nobody has changed it since it was read: `WATCH`, a read, then a transaction.
 
+use ::redis::{Cmd, cmd};
+
 use super::Link;
-use crate::redis::command::Command;
 use crate::redis::error::RedisError;
 use crate::redis::reply::{Reply, Value};
 
@@ -12,7 +13,7 @@ impl Link {
     /// # Errors
     /// As [`Link::call`]. After [`RedisError::Server`] the key is watched all the same.
     pub fn watch(&mut self, key: &str) -> Result<Reply, RedisError> {
-        let mut replies = self.call_all(&[Command::new("WATCH").arg(key), Command::new("GET").arg(key)])?;
+        let mut replies = self.call_all([cmd("WATCH").arg(key), &mut Cmd::get(key)])?;
         match replies.iter().find_map(Reply::error) {
             Some(error) => Err(RedisError::Server(error)),
             None => replies.pop().ok_or_else(|| RedisError::Protocol("no reply to GET".into())),
@@ -24,15 +25,15 @@ impl Link {
     /// # Errors
     /// As [`Link::call`].
     pub fn unwatch(&mut self) -> Result<(), RedisError> {
-        self.call(&Command::new("UNWATCH")).map(drop)
+        self.call(&cmd("UNWATCH")).map(drop)
     }
 
     /// Runs a command in a transaction; `false`: a watched key has changed, and it was not run.
     ///
     /// # Errors
     /// As [`Link::call`], also for an error of the command itself.
-    pub fn execute(&mut self, command: Command) -> Result<bool, RedisError> {
-        let replies = self.call_all(&[Command::new("MULTI"), command, Command::new("EXEC")])?;
+    pub fn execute(&mut self, command: &Cmd) -> Result<bool, RedisError> {
+        let replies = self.call_all([&cmd("MULTI"), command, &cmd("EXEC")])?;
         // The first error tells why; EXECABORT at the end only that there was one.
         if let Some(error) = replies.iter().find_map(Reply::error) {
             return Err(RedisError::Server(error));
@@ -58,30 +59,30 @@ mod tests {
     fn a_key_that_has_changed_is_left_alone() {
         let server = RedisServer::start(&[]);
         let (mut ours, mut theirs) = (server.link(), server.link());
-        let set = |value: &str| Command::new("SET").args(["k", value]);
+        let set = |value: &str| Cmd::set("k", value);
         assert!(ours.watch("k").unwrap().is_null());
-        assert!(ours.execute(set("ours")).unwrap());
+        assert!(ours.execute(&set("ours")).unwrap());
         assert_eq!(ours.watch("k").unwrap().text().unwrap(), "ours");
         theirs.call(&set("theirs")).unwrap();
-        assert!(!ours.execute(set("ours")).unwrap());
+        assert!(!ours.execute(&set("ours")).unwrap());
         // A transaction, given up or not, ends the watching, and so does unwatch.
         assert_eq!(ours.watch("k").unwrap().text().unwrap(), "theirs");
         ours.unwatch().unwrap();
         theirs.call(&set("again")).unwrap();
-        assert!(ours.execute(set("ours")).unwrap());
+        assert!(ours.execute(&set("ours")).unwrap());
     }
 
     #[test]
     fn errors_of_each_step_are_told() {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
-        link.call(&Command::new("SADD").args(["set", "member"])).unwrap();
+        link.call(&Cmd::sadd("set", "member")).unwrap();
         let kind = |result: Result<bool, RedisError>| result.unwrap_err().server_kind();
         assert_eq!(link.watch("set").unwrap_err().server_kind(), Some(ServerErrorKind::WrongType));
         link.unwatch().unwrap();
-        let add = |key: &str| Command::new("XADD").args([key, "*", "a", "b"]);
-        assert_eq!(kind(link.execute(add("set"))), Some(ServerErrorKind::WrongType));
-        assert_eq!(kind(link.execute(Command::new("NOSUCH"))), Some(ServerErrorKind::UnknownCommand));
-        assert!(link.execute(add("stream")).unwrap());
+        let add = |key: &str| Cmd::xadd(key, "*", &[("a", "b")]);
+        assert_eq!(kind(link.execute(&add("set"))), Some(ServerErrorKind::WrongType));
+        assert_eq!(kind(link.execute(&cmd("NOSUCH"))), Some(ServerErrorKind::UnknownCommand));
+        assert!(link.execute(&add("stream")).unwrap());
     }
 }

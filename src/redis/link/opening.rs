@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use ::redis::{Cmd, cmd};
+
 use super::Link;
-use crate::redis::command::Command;
 use crate::redis::error::{RedisError, ServerError, ServerErrorKind};
 use crate::redis::target::{Credentials, Target};
 
@@ -17,11 +18,9 @@ impl Link {
         self.is_resp3 = !target.only_resp2 && self.hello(target.credentials.as_ref(), name, deadline)?;
         if !self.is_resp3 {
             if let Some(Credentials { username, password }) = &target.credentials {
-                let command = Command::new("AUTH").args(username).arg(password);
-                self.call_until(&command, deadline)?;
+                self.call_until(cmd("AUTH").arg(username).arg(password), deadline)?;
             }
-            let command = Command::new("CLIENT").arg("SETNAME").arg(name);
-            match self.call_until(&command, deadline) {
+            match self.call_until(&Cmd::client_setname(name), deadline) {
                 Ok(_) => {}
                 // The name is only for operators who look at the server.
                 Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
@@ -31,7 +30,7 @@ impl Link {
             }
         }
         if target.database != 0 {
-            self.call_until(&Command::new("SELECT").number(target.database), deadline)?;
+            self.call_until(cmd("SELECT").arg(target.database), deadline)?;
         }
         Ok(())
     }
@@ -43,11 +42,11 @@ impl Link {
         name: &str,
         deadline: Instant,
     ) -> Result<bool, RedisError> {
-        let mut command = Command::new("HELLO").number(3_u8);
+        let mut command = cmd("HELLO").arg(3).take();
         if let Some(Credentials { username, password }) = credentials {
-            command = command.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
+            command.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
         }
-        match self.call_until(&command.arg("SETNAME").arg(name), deadline) {
+        match self.call_until(command.arg("SETNAME").arg(name), deadline) {
             Ok(_) => Ok(true),
             Err(RedisError::Server(error)) if is_hello_unknown(&error) => Ok(false),
             Err(error) => Err(error),

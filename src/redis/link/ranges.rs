@@ -1,7 +1,8 @@
 //! Replies with entries, of which a link keeps only as many as it has room for ([`Sieve`](super::super::sieve)).
 
+use ::redis::Cmd;
+
 use super::{Link, Patience};
-use crate::redis::command::Command;
 use crate::redis::error::RedisError;
 use crate::redis::reply::Reply;
 use crate::redis::shortened::Shortened;
@@ -57,7 +58,7 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::call`].
-    pub fn call_range(&mut self, command: &Command, room: usize) -> Result<RangeReply, RedisError> {
+    pub fn call_range(&mut self, command: &Cmd, room: usize) -> Result<RangeReply, RedisError> {
         self.call_through(command, Sieve::of_range(room)?)
     }
 
@@ -65,11 +66,11 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::call`].
-    pub fn call_stream(&mut self, command: &Command, room: usize) -> Result<RangeReply, RedisError> {
+    pub fn call_stream(&mut self, command: &Cmd, room: usize) -> Result<RangeReply, RedisError> {
         self.call_through(command, Sieve::of_one_stream(room)?)
     }
 
-    fn call_through(&mut self, command: &Command, sieve: Sieve) -> Result<RangeReply, RedisError> {
+    fn call_through(&mut self, command: &Cmd, sieve: Sieve) -> Result<RangeReply, RedisError> {
         self.begin_calls()?;
         self.push(command);
         self.flush()?;
@@ -110,7 +111,7 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::call`].
-    pub fn call_short(&mut self, command: &Command) -> Result<Reply, RedisError> {
+    pub fn call_short(&mut self, command: &Cmd) -> Result<Reply, RedisError> {
         self.begin_calls()?;
         self.push(command);
         self.flush()?;

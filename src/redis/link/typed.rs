@@ -3,6 +3,8 @@
 //! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread that
 //! is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any size.
 
+use std::borrow::Borrow;
+
 use ::redis::{Cmd, FromRedisValue, parse_redis_value};
 
 use super::Link;
@@ -15,11 +17,7 @@ impl Link {
     /// # Errors
     /// As [`Link::call`]; [`RedisError::Protocol`] for a reply of another kind than asked for.
     pub fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
-        self.begin_calls()?;
-        command.write_packed_command(&mut self.output);
-        self.outstanding += 1;
-        self.flush()?;
-        read(&self.receive(self.response_timeout)?)
+        read(&self.call(command)?)
     }
 
     /// Sends several commands at once and reads all their replies.
@@ -28,19 +26,9 @@ impl Link {
     /// As [`Link::query`]: the first error, after all replies have come.
     pub fn query_all<T: FromRedisValue>(
         &mut self,
-        commands: impl IntoIterator<Item = Cmd>,
+        commands: impl IntoIterator<Item: Borrow<Cmd>>,
     ) -> Result<Vec<T>, RedisError> {
-        self.begin_calls()?;
-        let mut count = 0;
-        for command in commands {
-            command.write_packed_command(&mut self.output);
-            count += 1;
-        }
-        self.outstanding += count;
-        self.flush()?;
-        let replies: Result<Vec<Reply>, _> =
-            (0..count).map(|_| self.receive(self.response_timeout)).collect();
-        replies?.iter().map(read).collect()
+        self.call_all(commands)?.iter().map(read).collect()
     }
 }
 
