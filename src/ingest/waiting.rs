@@ -220,8 +220,8 @@ impl Reader {
         let wake = self.parts.keys.wake(self.parts.index);
         let command = cmd("XADD").arg(wake).arg(&["MAXLEN", "1", "*", "wake", "1"]).take();
         let now = Instant::now();
-        match self.parts.wake.ask(now, |link| link.call(&command)) {
-            Ok(_) => {
+        match self.parts.wake.ask(now, |link| link.query::<()>(&command)) {
+            Ok(()) => {
                 self.parts.registry.counters().wakeups_sent.inc();
                 self.parts.wake.works();
             }

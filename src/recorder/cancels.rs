@@ -382,7 +382,7 @@ fn request_id(executed: &Reply) -> Result<EntryId, RedisError> {
 /// Claims a stream whose former request is pending no more; whether nobody else has.
 fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<bool, RedisError> {
     let is_same = match link.watch(marker) {
-        Ok(holder) => !holder.is_null() && holder.bytes()?[..] == *former,
+        Ok(holder) => holder.as_deref() == Some(former),
         Err(RedisError::Server(_)) => false,
         Err(error) => return Err(error),
     };

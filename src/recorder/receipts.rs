@@ -346,7 +346,7 @@ impl Receipts {
             highest.into_iter().map(|(stream, id)| (taken(context.keys, stream), id)).collect();
         let replies = link.call_all(markers.iter().map(|(marker, _)| Cmd::get(marker)))?;
         for ((marker, id), reply) in markers.iter().zip(&replies) {
-            if position(reply)? < *id {
+            if known(reply)? < *id {
                 self.raise(link, marker, *id)?;
             }
         }
@@ -355,7 +355,7 @@ impl Receipts {
 
     fn raise(&self, link: &mut Link, marker: &str, id: Position) -> Result<(), RedisError> {
         for _ in 0..RACES_MAX {
-            let value = link.watch(marker).and_then(|value| position(&value));
+            let value = link.watch(marker).map(|value| value.as_deref().map_or(Position::ZERO, position));
             if value.as_ref().map_or(true, |value| *value >= id) {
                 link.unwatch()?;
                 return value.map(drop);
@@ -400,8 +400,8 @@ impl Receipts {
     /// already.
     fn judge(&self, link: &mut Link, ended: &Ended, context: WriteContext<'_>) -> Result<Claim, RedisError> {
         let Ended { stream, id, generation, .. } = ended;
-        let reply = link.call(&Cmd::get(taken(context.keys, stream)))?;
-        if position(&reply)? >= Position::whole(*id) {
+        let taken: Option<Vec<u8>> = link.query(&Cmd::get(taken(context.keys, stream)))?;
+        if taken.is_some_and(|taken| position(&taken) >= Position::whole(*id)) {
             return Ok(Claim::Written);
         }
         let marker = [context.keys.once(&format!("untaken:{stream}:{id}"))];
@@ -411,7 +411,7 @@ impl Receipts {
         }
         let words = [id.to_string(), "untaken".to_owned(), String::new()];
         let at_us = context.clock.at(context.now_us);
-        link.call(&self.receipt(context.keys, (stream, generation.as_deref()), words, at_us))?;
+        link.query::<()>(&self.receipt(context.keys, (stream, generation.as_deref()), words, at_us))?;
         once::keep(link, marker.iter(), MARKER_KEPT.saturating_add(self.after))?;
         Ok(claim)
     }
@@ -441,16 +441,20 @@ fn acked_marker(keys: &Keys, acked: &Acked) -> String {
     keys.once(&format!("acked:{}:{}:{}", acked.stream, acked.id, acked.by))
 }
 
-/// The position in a marker; zero where the marker is missing or not valid.
-fn position(reply: &Reply) -> Result<Position, RedisError> {
+/// The position in a marker; zero where the marker is missing, not valid, or no string.
+fn known(reply: &Reply) -> Result<Position, RedisError> {
     match reply.error() {
         Some(error) if error.kind() == ServerErrorKind::WrongType => return Ok(Position::ZERO),
         Some(error) => return Err(RedisError::Server(error)),
         None if reply.is_null() => return Ok(Position::ZERO),
         None => {}
     }
-    let marker = reply.bytes()?;
-    Ok(std::str::from_utf8(&marker).ok().and_then(|marker| marker.parse().ok()).unwrap_or_default())
+    Ok(position(&reply.bytes()?))
+}
+
+/// The position that a marker holds; zero where it is not valid.
+fn position(marker: &[u8]) -> Position {
+    std::str::from_utf8(marker).ok().and_then(|marker| marker.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -21,9 +21,8 @@ pub(crate) fn resp(data: &[u8]) {
     let reply = Reply::parse(Bytes::copy_from_slice(&bytes[..found.len])).expect("it is one reply");
     flat_views(&reply);
     if let Ok(value) = reply.value() {
-        let _ = (value.as_array(), value.as_bytes(), value.as_str(), value.as_int(), value.get("length"));
+        let _ = (value.as_array(), value.as_bytes(), value.as_str(), value.get("length"));
     }
-    let _ = reply.time_us();
 }
 
 fn scanned(bytes: &[u8], step: usize) -> Result<Option<Scanned>, Malformed> {

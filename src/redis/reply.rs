@@ -117,14 +117,6 @@ impl Reply {
         }
     }
 
-    /// The reply to TIME, in µs since 1970; `None` where it is none.
-    #[must_use]
-    pub fn time_us(&self) -> Option<u64> {
-        let value = self.value().ok()?;
-        let part = |index: usize| u64::try_from(value.as_array()?.get(index)?.as_int()?).ok();
-        part(0)?.checked_mul(1_000_000)?.checked_add(part(1)?)
-    }
-
     /// The reply as an entry id, as XADD gives it.
     ///
     /// # Errors
@@ -298,15 +290,6 @@ impl Value {
         std::str::from_utf8(self.as_bytes()?).ok()
     }
 
-    /// The integer that it is, also as the text of one.
-    #[must_use]
-    pub fn as_int(&self) -> Option<i64> {
-        match self {
-            Self::Int(value) => Some(*value),
-            _ => self.as_str()?.parse().ok(),
-        }
-    }
-
     /// Its elements, if it is an array.
     #[must_use]
     pub fn as_array(&self) -> Option<&[Self]> {
@@ -383,7 +366,7 @@ mod tests {
         assert_eq!(elements[0].get("a"), Some(&Value::Double(1.5)));
         assert_eq!(elements[1], Value::Bool(true));
         assert!(matches!(&elements[2], Value::Error(error) if error.message == "no"));
-        assert_eq!(elements[3].get("k").and_then(Value::as_int), Some(7));
+        assert_eq!(elements[3].get("k"), Some(&Value::Int(7)));
         assert!(Reply::parse(Bytes::from_static(b"+a\r\n+b\r\n")).is_err());
         assert!(Reply::parse(Bytes::from_static(b"+a")).is_err());
     }

@@ -256,7 +256,8 @@ mod tests {
         );
     }
 
-    /// The commands that a source names: in `cmd("NAME")`, in `pipeline.command("NAME", …)`, or by a typed constructor.
+    /// The commands that a source names: in `cmd("NAME")`, in `pipeline.command("NAME", …)`, or by a constructor of
+    /// `Cmd`.
     fn commands_in(program: &str) -> impl Iterator<Item = String> {
         let after = |start: &'static str| program.split(start).skip(1);
         let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -265,8 +266,8 @@ mod tests {
         named.map(str::to_lowercase).chain(typed.map(|constructor| command_of(constructor).to_owned()))
     }
 
-    /// The command that a typed constructor of `::redis::Cmd` builds. One that is not named here either has the command's
-    /// name, or is found because no command has its name.
+    /// The command that a constructor of `Cmd` builds. One that is not named here has its command's name, or is found
+    /// because no command has its name.
     fn command_of(constructor: &str) -> &str {
         match constructor {
             "set_options" => "set",

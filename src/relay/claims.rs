@@ -180,13 +180,10 @@ impl Claims {
 
     /// The holder of a lease's key. The key is watched (`WATCH`) from before the read on.
     fn holder(&self, link: &mut Link, key: &str) -> Result<Holder, RedisError> {
-        let holder = link.watch(key)?;
-        Ok(if holder.is_null() {
-            Holder::Nobody
-        } else if holder.text().ok().as_deref() == Some(self.group.consumer()) {
-            Holder::Us
-        } else {
-            Holder::Another
+        Ok(match link.watch(key)? {
+            None => Holder::Nobody,
+            Some(holder) if holder == self.group.consumer().as_bytes() => Holder::Us,
+            Some(_) => Holder::Another,
         })
     }
 

@@ -123,6 +123,8 @@ const NO_PORTION: RedisError = RedisError::Protocol(std::borrow::Cow::Borrowed("
 
 #[cfg(test)]
 mod tests {
+    use ::redis::streams::StreamInfoGroupsReply;
+
     use super::*;
     use crate::redis::testing::RedisServer;
 
@@ -141,8 +143,8 @@ mod tests {
     }
 
     fn groups(link: &mut Link) -> usize {
-        let reply = link.call(&Cmd::xinfo_groups("llm:stream:a:m")).unwrap();
-        reply.value().unwrap().as_array().unwrap().len()
+        let found: StreamInfoGroupsReply = link.query(&Cmd::xinfo_groups("llm:stream:a:m")).unwrap();
+        found.groups.len()
     }
 
     #[test]

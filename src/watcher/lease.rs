@@ -161,7 +161,6 @@ fn exchange(
     allowed: impl Fn(Option<&[u8]>) -> bool,
 ) -> Result<Found, RedisError> {
     let holder = link.watch(&keys.lease())?;
-    let holder = if holder.is_null() { None } else { Some(holder.bytes()?) };
     if !allowed(holder.as_deref()) {
         link.unwatch()?;
         let holder = holder.unwrap_or_default();
@@ -191,10 +190,11 @@ mod tests {
         let mut lease = Lease { value: "mine".into(), standing: held.clone(), next_at: now };
         lease.release(&mut link, &keys).unwrap();
         let get = Cmd::get(keys.lease());
-        assert_eq!(link.call(&get).unwrap().text().unwrap(), "yours", "somebody else's is not given back");
+        let left: Option<String> = link.query(&get).unwrap();
+        assert_eq!(left.as_deref(), Some("yours"), "somebody else's is not given back");
         lease = Lease { value: "yours".into(), standing: held, next_at: now };
         lease.release(&mut link, &keys).unwrap();
-        assert!(link.call(&get).unwrap().is_null());
+        assert_eq!(link.query::<Option<String>>(&get).unwrap(), None);
     }
 
     #[test]
@@ -209,7 +209,7 @@ mod tests {
             true
         });
         assert_eq!(overtaken.unwrap(), Found::Raced);
-        assert_eq!(link.call(&Cmd::get(&lease)).unwrap().text().unwrap(), "yours");
+        assert_eq!(link.query::<String>(&Cmd::get(&lease)).unwrap(), "yours");
     }
 
     #[test]

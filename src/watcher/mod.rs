@@ -409,13 +409,12 @@ impl Watcher {
             return Ok(());
         }
         self.clock_at = now + CLOCK_INTERVAL;
-        let (asked_us, reply) = (now_us(), link.call(&cmd("TIME"))?);
+        let asked_us = now_us();
+        let (seconds, and_us): (u64, u64) = link.query(&cmd("TIME"))?;
         let answered_us = now_us();
-        if let Some(theirs) = reply.time_us() {
-            let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
-            let theirs = i64::try_from(theirs).unwrap_or(i64::MAX);
-            self.clock.set_offset_us(theirs.saturating_sub(ours));
-        }
+        let ours = i64::try_from(asked_us / 2 + answered_us / 2).unwrap_or(i64::MAX);
+        let theirs = i64::try_from(seconds.saturating_mul(1_000_000).saturating_add(and_us));
+        self.clock.set_offset_us(theirs.unwrap_or(i64::MAX).saturating_sub(ours));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use ::redis::{Cmd, cmd};
 
 use super::Link;
+use super::typed::read;
 use crate::redis::error::RedisError;
 use crate::redis::reply::{Reply, Value};
 
@@ -12,12 +13,10 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::call`]. After [`RedisError::Server`] the key is watched all the same.
-    pub fn watch(&mut self, key: &str) -> Result<Reply, RedisError> {
-        let mut replies = self.call_all([cmd("WATCH").arg(key), &mut Cmd::get(key)])?;
-        match replies.iter().find_map(Reply::error) {
-            Some(error) => Err(RedisError::Server(error)),
-            None => replies.pop().ok_or_else(|| RedisError::Protocol("no reply to GET".into())),
-        }
+    pub fn watch(&mut self, key: &str) -> Result<Option<Vec<u8>>, RedisError> {
+        let replies = self.call_all([cmd("WATCH").arg(key).take(), Cmd::get(key)])?;
+        replies.first().map_or(Ok(()), read)?;
+        replies.last().map_or(Ok(None), read)
     }
 
     /// Watches nothing any more.
@@ -25,7 +24,7 @@ impl Link {
     /// # Errors
     /// As [`Link::call`].
     pub fn unwatch(&mut self) -> Result<(), RedisError> {
-        self.call(&cmd("UNWATCH")).map(drop)
+        self.query(&cmd("UNWATCH"))
     }
 
     /// Runs a command in a transaction; `false`: a watched key has changed, and it was not run.
@@ -60,13 +59,13 @@ mod tests {
         let server = RedisServer::start(&[]);
         let (mut ours, mut theirs) = (server.link(), server.link());
         let set = |value: &str| Cmd::set("k", value);
-        assert!(ours.watch("k").unwrap().is_null());
+        assert!(ours.watch("k").unwrap().is_none());
         assert!(ours.execute(&set("ours")).unwrap());
-        assert_eq!(ours.watch("k").unwrap().text().unwrap(), "ours");
+        assert_eq!(ours.watch("k").unwrap().unwrap(), b"ours");
         theirs.call(&set("theirs")).unwrap();
         assert!(!ours.execute(&set("ours")).unwrap());
         // A transaction, given up or not, ends the watching, and so does unwatch.
-        assert_eq!(ours.watch("k").unwrap().text().unwrap(), "theirs");
+        assert_eq!(ours.watch("k").unwrap().unwrap(), b"theirs");
         ours.unwatch().unwrap();
         theirs.call(&set("again")).unwrap();
         assert!(ours.execute(&set("ours")).unwrap());

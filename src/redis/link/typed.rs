@@ -1,7 +1,10 @@
-//! Commands and replies of the `redis` crate over a link: off the hot path they are built and read by that crate's types.
+//! Replies as values of the `redis` crate's types: off the hot path commands are built, and plain values read, by that
+//! crate. A [`Reply`] is kept where errors of single replies are told apart.
 //!
-//! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread that
-//! is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any size.
+//! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread
+//! that is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any
+//! size. The hot path's pipeline and parser are ours as well: the pipeline is one buffer that is used again, where the
+//! crate allocates for each command; the parser's strings are slices of what was read, where the crate's are copies.
 
 use std::borrow::Borrow;
 
@@ -32,7 +35,8 @@ impl Link {
     }
 }
 
-fn read<T: FromRedisValue>(reply: &Reply) -> Result<T, RedisError> {
+/// A reply as a value; an error reply is [`RedisError::Server`].
+pub(super) fn read<T: FromRedisValue>(reply: &Reply) -> Result<T, RedisError> {
     if let Some(error) = reply.error() {
         return Err(RedisError::Server(error));
     }
