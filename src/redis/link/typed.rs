@@ -1,5 +1,6 @@
 //! Replies as values of the `redis` crate's types: off the hot path commands are built, and plain values read, by that
-//! crate. A [`Reply`] is kept where errors of single replies are told apart.
+//! crate. A [`Reply`] is kept where errors of single replies are told apart. The `Debug` of a command shows its arguments,
+//! which may be secrets or a user's text: commands are not logged.
 //!
 //! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread
 //! that is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any
