@@ -315,6 +315,7 @@ fn resident_bytes() -> usize {
 }
 
 /// Prints what a connection costs that has said one thing and now listens, as most do.
+#[allow(clippy::print_stdout, reason = "it is the bench's result, which criterion has no measure for")]
 fn websocket_memory(bytes: &[u8]) {
     fn each<T>(make: impl Fn() -> T) -> usize {
         const CONNECTIONS: usize = 1_000;
