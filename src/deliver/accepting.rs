@@ -1,9 +1,7 @@
 //! Connections: accepted, given to the loop that has the fewest, welcomed, and removed.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use mio::net::TcpStream;
+use std::time::Instant;
 
 use super::acceptor::Accepted;
 use super::admission::REFUSED_WAIT;
@@ -11,22 +9,19 @@ use super::connection::Connection;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::socket::Socket;
-use crate::config::NEVER;
 use crate::message::Slot;
 use crate::security::principal::Principal;
 use crate::warn_limited;
 
 /// Connections accepted in one round.
 const ACCEPTS_PER_ROUND: usize = 8;
-/// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
-const PEER_GONE_AFTER: Duration = Duration::from_secs(30);
 
 impl Delivery {
     /// Accepts what is there, so many a round.
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_ROUND {
             match self.acceptor.accept(now) {
-                Accepted::Here(socket, address) => self.welcome(socket, address, now),
+                Accepted::Here(socket, address) => self.welcome(Socket::Plain(socket), address, now),
                 Accepted::Elsewhere => {}
                 Accepted::Nothing => return,
             }
@@ -35,17 +30,17 @@ impl Delivery {
     }
 
     /// Takes a connection in, which its loop's load counts already.
-    pub(super) fn welcome(&mut self, socket: TcpStream, address: SocketAddr, now: Instant) {
+    pub(super) fn welcome(&mut self, socket: Socket, address: SocketAddr, now: Instant) {
         let principal = Principal::Address(address.ip());
         let refusal = if self.is_draining {
             Some(HttpError::draining())
         } else {
             self.admission.admit(&principal, self.acceptor.connections_of_all(), now)
         };
-        if let Err(error) = prepare(&socket, self.config.client.slow_timeout) {
+        if let Err(error) = socket.prepare(self.config.client.slow_timeout) {
             tracing::debug!(%address, %error, "a connection could not be prepared");
         }
-        let slot = match self.connections.add(Socket::Plain(socket), principal, now) {
+        let slot = match self.connections.add(socket, principal, now) {
             Ok(slot) => slot,
             Err(error) => {
                 warn_limited!(%address, %error, "a connection could not be watched");
@@ -65,10 +60,10 @@ impl Delivery {
     }
 
     /// Removes a connection and its viewers.
-    pub(super) fn remove_connection(&mut self, slot: Slot) {
+    pub(super) fn remove_connection(&mut self, slot: Slot, now: Instant) {
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         for viewer in viewers {
-            self.remove_viewer(viewer);
+            self.remove_viewer(viewer, now);
         }
         let Some(connection) = self.connections.remove(slot) else { return };
         if connection.placed {
@@ -80,21 +75,9 @@ impl Delivery {
     }
 
     /// Removes the connections that end with this round.
-    pub(super) fn reap(&mut self) {
+    pub(super) fn reap(&mut self, now: Instant) {
         for slot in self.connections.take_over() {
-            self.remove_connection(slot);
+            self.remove_connection(slot, now);
         }
     }
-}
-
-/// Socket options: tokens are small and must not wait for more; a peer that has vanished is noticed, but
-/// not before a slow one would be closed for its slowness.
-fn prepare(socket: &TcpStream, slow_timeout: Duration) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(socket);
-    socket.set_keepalive(true)?;
-    if slow_timeout == NEVER {
-        return Ok(());
-    }
-    socket.set_tcp_user_timeout(Some(slow_timeout + PEER_GONE_AFTER))
 }

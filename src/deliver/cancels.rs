@@ -115,7 +115,7 @@ impl Delivery {
                         self.answer_message(slot, about.as_ref(), &control_frames::cancel_requested());
                     }
                     Err(Refused { code, message, .. }) => {
-                        self.refuse_message(slot, &Refusal::new(code, message).about(about));
+                        self.refuse_message(slot, &Refusal::new(code, message).about(about), now);
                     }
                 }
                 self.close_if_drained(slot, now);

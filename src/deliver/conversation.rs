@@ -27,25 +27,25 @@ impl Delivery {
             Incoming::Ping(payload) => self.connections.send_answer(slot, pong_frame(&payload)),
             Incoming::Close(code) => {
                 let code = code.unwrap_or(CloseCode::Normal.number());
-                self.close_with(slot, close_frame(code, ""));
+                self.close_with(slot, close_frame(code, ""), now);
             }
             Incoming::Text(text) => self.obey_message(slot, &text, now),
             Incoming::Binary => {
                 self.registry.counters().client_messages.inc();
-                self.refuse_message(slot, &Refusal::new("malformed", "messages are text"));
+                self.refuse_message(slot, &Refusal::new("malformed", "messages are text"), now);
             }
         }
     }
 
-    pub(super) fn close_websocket(&mut self, slot: Slot, code: CloseCode, reason: &str) {
-        self.close_with(slot, close_frame(code.number(), reason));
+    pub(super) fn close_websocket(&mut self, slot: Slot, (code, reason): (CloseCode, &str), now: Instant) {
+        self.close_with(slot, close_frame(code.number(), reason), now);
     }
 
     /// Ends a WebSocket and its viewers with this close frame.
-    fn close_with(&mut self, slot: Slot, frame: Bytes) {
+    fn close_with(&mut self, slot: Slot, frame: Bytes, now: Instant) {
         let Some(connection) = self.connections.get(slot) else { return };
         for viewer in connection.viewers() {
-            self.remove_viewer(viewer);
+            self.remove_viewer(viewer, now);
         }
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.send(frame);
@@ -66,11 +66,11 @@ impl Delivery {
             self.obey(slot, message, now).map_err(|refusal| refusal.about(stream))
         });
         if let Err(refusal) = result {
-            self.refuse_message(slot, &refusal);
+            self.refuse_message(slot, &refusal, now);
         }
     }
 
-    pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal) {
+    pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal, now: Instant) {
         self.registry.counters().client_messages_refused.inc();
         self.answer_message(
             slot,
@@ -81,7 +81,7 @@ impl Delivery {
         if is_bad(refusal) {
             websocket.bad_messages += 1;
             if websocket.bad_messages >= BAD_MESSAGES_MAX {
-                self.close_websocket(slot, CloseCode::Policy, "too many malformed messages");
+                self.close_websocket(slot, (CloseCode::Policy, "too many malformed messages"), now);
             }
         }
     }
@@ -189,7 +189,7 @@ impl Delivery {
             }
             ClientMessage::Unsubscribe { stream } => {
                 self.subscribed(slot, Some(stream.clone()))?;
-                self.unsubscribe(slot, &stream, Unsubscribed::Requested);
+                self.unsubscribe(slot, &stream, Unsubscribed::Requested, now);
                 Ok(())
             }
         }
@@ -254,15 +254,21 @@ impl Delivery {
     }
 
     /// A stream leaves a multiplexed connection.
-    pub(super) fn unsubscribe(&mut self, slot: Slot, stream: &StreamName, reason: Unsubscribed) {
+    pub(super) fn unsubscribe(
+        &mut self,
+        slot: Slot,
+        stream: &StreamName,
+        reason: Unsubscribed,
+        now: Instant,
+    ) {
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
             return;
         };
         let Some(viewer) = viewers.remove(stream) else { return };
         self.flush_batch(viewer);
-        self.note_parted(slot, viewer);
+        self.note_parted(slot, viewer, now);
         self.give_held(viewer);
-        self.remove_viewer(viewer);
+        self.remove_viewer(viewer, now);
         self.connections.send_answer(slot, websocket_text(&control_frames::unsubscribed(stream, reason)));
     }
 }

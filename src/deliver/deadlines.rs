@@ -74,7 +74,7 @@ impl Delivery {
         self.registry.counters().clients_slow_closed.inc();
         let connection = self.connections.get(slot)?;
         for viewer in connection.viewers() {
-            self.remove_viewer(viewer);
+            self.remove_viewer(viewer, now);
         }
         let connection = self.connections.get_mut(slot)?;
         let frame = matches!(connection.phase, Phase::WebSocket(_))
@@ -156,7 +156,7 @@ impl Delivery {
                 Phase::Sse { .. } => {
                     for viewer in viewers {
                         self.tell_draining(viewer);
-                        self.remove_viewer(viewer);
+                        self.remove_viewer(viewer, now);
                     }
                     if let Some(connection) = self.connections.get_mut(slot) {
                         connection.close();
@@ -169,7 +169,7 @@ impl Delivery {
                         if !self.is_parting(viewer) {
                             self.tell_draining(viewer);
                         }
-                        self.pass_on_last_ack(viewer);
+                        self.pass_on_last_ack(viewer, now);
                     }
                     if is_many {
                         self.connections
@@ -199,9 +199,9 @@ impl Delivery {
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         if viewers.into_iter().any(|viewer| self.is_parting(viewer)) {
-            return self.close_websocket(slot, CloseCode::Normal, "ended");
+            return self.close_websocket(slot, (CloseCode::Normal, "ended"), now);
         }
-        self.close_websocket(slot, CloseCode::GoingAway, "draining");
+        self.close_websocket(slot, (CloseCode::GoingAway, "draining"), now);
     }
 
     /// `open` comes first; who cannot be opened without Redis is only closed.

@@ -114,12 +114,11 @@ impl Delivery {
     ///
     /// # Errors
     /// When the operating system gives no descriptor, or refuses to watch the listener.
-    pub(super) fn new(parts: DeliveryParts) -> std::io::Result<(Self, Poll)> {
+    pub(super) fn new(parts: DeliveryParts, now: Instant) -> std::io::Result<(Self, Poll)> {
         let DeliveryParts { index, poll, inbound, outbound, mut listener, peers, loads, .. } = parts;
         let DeliveryParts {
             policies, rates, budgets, max_connections, config, registry, draining, stop, ..
         } = parts;
-        let now = Instant::now();
         let sources = poll.registry().try_clone()?;
         if let Some(listener) = &mut listener {
             sources.register(&mut listener.socket, LISTENER, Interest::READABLE)?;

@@ -15,16 +15,15 @@
 //!
 //! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them (`deliver_between_rounds`).
 //!
+//! The moment of a round and what is ready come as arguments: the loop runs without a clock or a poll.
+//!
 //! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held in
 //! [`super::outbound`].
 
 use std::time::{Duration, Instant};
 
-use mio::event::Event;
-use mio::{Events, Token};
-
 use super::connection::Peer;
-use super::delivery::{Delivery, INBOX, LISTENER};
+use super::delivery::Delivery;
 use crate::message::Slot;
 use crate::observe::{RoundTimer, Stage};
 
@@ -35,37 +34,43 @@ const HELD_RETRY: Duration = Duration::from_millis(2);
 /// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
 const TIMERS_PER_ROUND: usize = 64;
 
+/// A source that is ready, with its news.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ready {
+    /// Connections wait to be accepted.
+    Listener,
+    /// The socket of the connection at this index takes bytes again, or has some, or its client is going.
+    Socket { index: usize, is_readable: bool, peer: Option<Peer> },
+}
+
 impl Delivery {
     /// How long to sleep before the next round; `None` when the daemon stops, or everything is drained.
-    pub(super) fn rest(&mut self) -> Option<Duration> {
+    pub(super) fn rest(&mut self, now: Instant) -> Option<Duration> {
         if self.stop.requested() || self.is_drained() {
             return None;
         }
-        let now = Instant::now();
         self.sleeps_until = self.next_round_at(now);
         Some(self.sleeps_until.saturating_duration_since(now))
     }
 
     /// Ends every connection.
-    pub(super) fn shut(mut self) {
+    pub(super) fn shut(mut self, now: Instant) {
         for slot in self.connections.slots() {
-            self.remove_connection(slot);
+            self.remove_connection(slot, now);
         }
         self.recorder.publish();
     }
 
     /// Does what the sockets and the inbox ask for.
-    pub(super) fn round(&mut self, events: &Events) {
-        let now = Instant::now();
-        let mut timer = RoundTimer::begin(now);
+    pub(super) fn round(&mut self, ready: impl IntoIterator<Item = Ready>, now: Instant) {
+        let mut timer = RoundTimer::begin(Instant::now());
         self.admission.refresh();
-        for event in events {
-            match event.token() {
-                INBOX => {}
-                LISTENER => self.acceptor.schedule(now),
-                Token(index) => {
+        for source in ready {
+            match source {
+                Ready::Listener => self.acceptor.schedule(now),
+                Ready::Socket { index, is_readable, peer } => {
                     if let Some(slot) = self.connections.at(index) {
-                        self.attend(slot, event);
+                        self.attend(slot, is_readable, peer);
                     }
                 }
             }
@@ -89,9 +94,9 @@ impl Delivery {
         self.expire(now);
         self.flush_dirty(now);
         self.flush_bulky(now);
-        self.send_fresh_jobs();
+        self.send_fresh_jobs(now);
         self.send_held();
-        self.reap();
+        self.reap(now);
         if now.duration_since(self.ticked_at) >= TICK {
             self.ticked_at = now;
             self.report_written(now);
@@ -125,14 +130,8 @@ impl Delivery {
     // ----- sockets -----
 
     /// Notes what a socket is ready for.
-    fn attend(&mut self, slot: Slot, event: &Event) {
-        let is_over = event.is_error() || event.is_read_closed() && event.is_write_closed();
-        let peer = match (is_over, event.is_read_closed()) {
-            (true, _) => Some(Peer::Gone),
-            (false, true) => Some(Peer::Finishing),
-            (false, false) => None,
-        };
-        if event.is_readable() || peer.is_some() {
+    fn attend(&mut self, slot: Slot, is_readable: bool, peer: Option<Peer>) {
+        if is_readable {
             self.connections.notice(slot, peer);
         }
         if self.connections.get(slot).is_some_and(|connection| !connection.outbox.is_empty()) {

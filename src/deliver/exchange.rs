@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::delivery::Delivery;
 use super::jobs::is_wanted;
+use super::socket::Socket;
 use crate::error_limited;
 use crate::message::{LiveFrames, ToDelivery};
 
@@ -15,19 +16,18 @@ const WRITES_BETWEEN_ROUNDS_MAX: usize = 64;
 impl Delivery {
     /// Live frames, delivered at once on the thread that brings them, between two rounds of the loop. Refused where
     /// the inbox has something, which comes first, and where there are too many clients to write to.
-    pub(super) fn deliver_between_rounds(&mut self, news: &[LiveFrames]) -> bool {
+    pub(super) fn deliver_between_rounds(&mut self, news: &[LiveFrames], now: Instant) -> bool {
         let hubs = news.iter().filter_map(|news| self.streams.hub(news.hub.slot));
         if !self.inbound.inbox.is_empty()
             || hubs.map(|hub| hub.viewers.len()).sum::<usize>() > WRITES_BETWEEN_ROUNDS_MAX
         {
             return false;
         }
-        let now = Instant::now();
         for news in news {
             self.live(news, now);
         }
         self.flush_dirty(now);
-        self.send_fresh_jobs();
+        self.send_fresh_jobs(now);
         self.send_held();
         if self.next_round_at(now) < self.sleeps_until
             && let Err(error) = self.inbound.waker.wake()
@@ -65,7 +65,7 @@ impl Delivery {
             ToDelivery::Appeared(stream) => self.appear(&stream),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
             ToDelivery::AckAnswered(asker, id, outcome) => self.ack_answered(asker, id, outcome, now),
-            ToDelivery::Connection(socket, address) => self.welcome(socket, address, now),
+            ToDelivery::Connection(socket, address) => self.welcome(Socket::Plain(socket), address, now),
         }
     }
 

@@ -243,7 +243,7 @@ impl Delivery {
     }
 
     /// A connection has drained: as many of its paused viewers go on as there is room for.
-    pub(super) fn resume_paused(&mut self, connection: Slot) {
+    pub(super) fn resume_paused(&mut self, connection: Slot, now: Instant) {
         let budget = self.config.client.send_budget;
         while let Some(found) = self.connections.get_mut(connection)
             && !found.paused.is_empty()
@@ -253,7 +253,7 @@ impl Delivery {
             let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::resume);
             self.ask(viewer, ask);
             // Reads are sent at once, so that the next viewer sees how much room is left.
-            self.send_fresh_jobs();
+            self.send_fresh_jobs(now);
         }
     }
 

@@ -38,11 +38,10 @@ impl Delivery {
     }
 
     /// Sends the reads that this round has asked for.
-    pub(super) fn send_fresh_jobs(&mut self) {
+    pub(super) fn send_fresh_jobs(&mut self, now: Instant) {
         if !self.reads.has_fresh() {
             return;
         }
-        let now = Instant::now();
         self.reads.forget_recents(now);
         for (hub, jobs) in self.reads.take_fresh() {
             for &job in &jobs {

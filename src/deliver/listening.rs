@@ -46,7 +46,7 @@ impl Delivery {
             if is_unfinished {
                 self.connections.hear_further(slot);
             }
-            self.weigh_input(slot);
+            self.weigh_input(slot, now);
             self.watch_begun(slot, now);
         }
         self.buffer = buffer;
@@ -83,7 +83,7 @@ impl Delivery {
                 }
                 ReadOutcome::Ended => {
                     connection.unread = false;
-                    self.end_of_input(slot);
+                    self.end_of_input(slot, now);
                     return false;
                 }
                 ReadOutcome::Blocked | ReadOutcome::Broken => {
@@ -143,7 +143,7 @@ impl Delivery {
                 match result {
                     Ok(Some(incoming)) => self.heed_incoming(slot, incoming, now),
                     Ok(None) => {}
-                    Err(reason) => self.close_websocket(slot, reason.code, reason.reason),
+                    Err(reason) => self.close_websocket(slot, (reason.code, reason.reason), now),
                 }
                 InputOutcome::One
             }
@@ -180,7 +180,7 @@ impl Delivery {
 
     /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is
     /// written to at once, because the write fails if the client is gone, and not only silent.
-    fn end_of_input(&mut self, slot: Slot) {
+    fn end_of_input(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match std::mem::replace(&mut connection.peer, Peer::Finished) {
             Peer::Sending | Peer::Finishing => {}
@@ -191,7 +191,7 @@ impl Delivery {
             Phase::Sse { .. } => return self.connections.send(slot, Bytes::from_static(COMMENT)),
             Phase::WebSocket(_) => {
                 for viewer in connection.viewers() {
-                    self.remove_viewer(viewer);
+                    self.remove_viewer(viewer, now);
                 }
             }
             Phase::Head { .. }
@@ -214,14 +214,14 @@ impl Delivery {
 
     /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to
     /// come again.
-    pub(super) fn weigh_input(&mut self, slot: Slot) {
+    pub(super) fn weigh_input(&mut self, slot: Slot, now: Instant) {
         if self.connections.weigh_input(slot) {
             return;
         }
         let Some(connection) = self.connections.get(slot) else { return };
         let message = "too much that clients have begun to send waits for its rest; try again";
         match connection.phase {
-            Phase::WebSocket(_) => self.close_websocket(slot, CloseCode::TryAgain, message),
+            Phase::WebSocket(_) => self.close_websocket(slot, (CloseCode::TryAgain, message), now),
             _ => {
                 let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
@@ -253,7 +253,7 @@ impl Delivery {
             return Some(now + self.config.client.handshake_timeout);
         }
         self.registry.counters().handshakes_timed_out.inc();
-        self.close_websocket(slot, CloseCode::Slow, "a message did not come to its end in time");
+        self.close_websocket(slot, (CloseCode::Slow, "a message did not come to its end in time"), now);
         None
     }
 }

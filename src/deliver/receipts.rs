@@ -168,7 +168,7 @@ impl Delivery {
             None => self.parted_answered(slot, &stream, (id, outcome.is_ok()), now),
         };
         for id in told {
-            self.answer_ack(slot, &stream, id, &outcome);
+            self.answer_ack((slot, &stream), id, &outcome, now);
         }
         if let Some(viewer) = viewer.filter(|viewer| self.is_parting(*viewer))
             && !self.is_awaited(viewer, now)
@@ -192,11 +192,17 @@ impl Delivery {
         found.map_or_else(|| vec![id], |closed| closed.acks.answered(id, is_written, now))
     }
 
-    fn answer_ack(&mut self, slot: Slot, stream: &StreamName, id: Position, outcome: &Result<(), Refused>) {
+    fn answer_ack(
+        &mut self,
+        (slot, stream): (Slot, &StreamName),
+        id: Position,
+        outcome: &Result<(), Refused>,
+        now: Instant,
+    ) {
         match outcome {
             Ok(()) => self.answer_acked(slot, stream, id),
             Err(Refused { code, message, .. }) => {
-                self.refuse_message(slot, &Refusal::new(code, message).about(Some(stream.clone())));
+                self.refuse_message(slot, &Refusal::new(code, message).about(Some(stream.clone())), now);
             }
         }
     }
@@ -228,8 +234,8 @@ impl Delivery {
     }
 
     /// A viewer leaves: its held acknowledgement is passed on.
-    pub(super) fn pass_on_last_ack(&mut self, slot: Slot) {
-        if !self.pass_on_held(slot, Instant::now(), true) {
+    pub(super) fn pass_on_last_ack(&mut self, slot: Slot, now: Instant) {
+        if !self.pass_on_held(slot, now, true) {
             self.registry.counters().receipts_failed.inc();
         }
     }
@@ -300,8 +306,8 @@ impl Delivery {
 
     /// A stream leaves a multiplexed connection, whose client may still acknowledge it. The oldest are forgotten beyond
     /// as many as a connection may carry.
-    pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot) {
-        self.pass_on_last_ack(viewer);
+    pub(super) fn note_parted(&mut self, slot: Slot, viewer: Slot, now: Instant) {
+        self.pass_on_last_ack(viewer, now);
         let Some(viewer) = self.streams.viewer_mut(viewer) else { return };
         let Some(acks) = viewer.acks.take() else { return };
         let anchor = viewer.given().cloned().unwrap_or_default();

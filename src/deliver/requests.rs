@@ -171,7 +171,7 @@ impl Delivery {
 
     fn answer_viewer_whole(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
         let Some(slot) = self.streams.viewer(viewer).map(|viewer| viewer.connection) else { return };
-        self.remove_viewer(viewer);
+        self.remove_viewer(viewer, now);
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Phase::Asked { reply, .. } =
             std::mem::replace(&mut connection.phase, Phase::Head { since: now, seen: 0 })
@@ -237,7 +237,7 @@ impl Delivery {
                 self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
             };
         }
-        self.remove_viewer(viewer);
+        self.remove_viewer(viewer, now);
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match &connection.phase {
             Phase::WebSocket(_) => {

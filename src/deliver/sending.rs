@@ -45,7 +45,7 @@ impl Delivery {
             self.written(&mark);
         }
         self.marks = marks;
-        self.resume_paused(slot);
+        self.resume_paused(slot, now);
         if written > 0 {
             self.connections.hear_further(slot);
         }

@@ -2,10 +2,14 @@
 //! that bring live frames may deliver few of them themselves.
 
 use std::io::{self, ErrorKind};
+use std::time::Instant;
 
-use mio::Events;
+use mio::event::Event;
+use mio::{Events, Token};
 
-use super::delivery::{Delivery, DeliveryParts};
+use super::connection::Peer;
+use super::delivery::{Delivery, DeliveryParts, INBOX, LISTENER};
+use super::event_loop::Ready;
 use crate::inline_stage::SharedStage;
 use crate::message::ToDelivery;
 use crate::pulse;
@@ -20,24 +24,40 @@ const EVENTS_MAX: usize = 32;
 /// When the operating system's poll fails, which leaves nothing to be served.
 pub fn serve(parts: DeliveryParts) -> io::Result<()> {
     let inbox = parts.inbound.inbox.clone();
-    let (delivery, mut poll) = Delivery::new(parts)?;
+    let (delivery, mut poll) = Delivery::new(parts, Instant::now())?;
     let stage = SharedStage::new(delivery);
     inbox.offer_inline(BetweenRounds(stage.clone()));
     let mut events = Events::with_capacity(EVENTS_MAX);
-    while let Some(timeout) = stage.own().and_then(|mut delivery| delivery.rest()) {
+    while let Some(timeout) = stage.own().and_then(|mut delivery| delivery.rest(Instant::now())) {
         pulse::beat();
         match poll.poll(&mut events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             result => result?,
         }
         if let Some(mut delivery) = stage.own() {
-            delivery.round(&events);
+            delivery.round(events.iter().filter_map(ready), Instant::now());
         }
     }
     if let Some(delivery) = stage.end() {
-        delivery.shut();
+        delivery.shut(Instant::now());
     }
     Ok(())
+}
+
+/// The source that an event is about, and its news; `None` for the inbox, which every round looks into.
+fn ready(event: &Event) -> Option<Ready> {
+    let Token(index) = match event.token() {
+        INBOX => return None,
+        LISTENER => return Some(Ready::Listener),
+        token => token,
+    };
+    let is_over = event.is_error() || event.is_read_closed() && event.is_write_closed();
+    let peer = match (is_over, event.is_read_closed()) {
+        (true, _) => Some(Peer::Gone),
+        (false, true) => Some(Peer::Finishing),
+        (false, false) => None,
+    };
+    Some(Ready::Socket { index, is_readable: event.is_readable() || peer.is_some(), peer })
 }
 
 /// Live frames for few clients are delivered by the thread that brings them.
@@ -47,7 +67,10 @@ struct BetweenRounds(SharedStage<Delivery>);
 impl InlineStage<ToDelivery> for BetweenRounds {
     fn take(&self, message: ToDelivery) -> Result<(), ToDelivery> {
         let ToDelivery::Live { news, .. } = &message else { return Err(message) };
-        let is_done = self.0.if_free().is_some_and(|mut delivery| delivery.deliver_between_rounds(news));
+        let is_done = self
+            .0
+            .if_free()
+            .is_some_and(|mut delivery| delivery.deliver_between_rounds(news, Instant::now()));
         if is_done { Ok(()) } else { Err(message) }
     }
 }

@@ -2,10 +2,13 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+
+use crate::config::NEVER;
 
 /// A client's socket.
 #[derive(Debug)]
@@ -14,7 +17,26 @@ pub(super) enum Socket {
     Plain(TcpStream),
 }
 
+/// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
+const PEER_GONE_AFTER: Duration = Duration::from_secs(30);
+
 impl Socket {
+    /// Sets its options: tokens are small and must not wait for more; a peer that has vanished is noticed, but not before
+    /// a slow one would be closed for its slowness.
+    ///
+    /// # Errors
+    /// When the operating system refuses one.
+    pub(super) fn prepare(&self, slow_timeout: Duration) -> io::Result<()> {
+        let Self::Plain(socket) = self;
+        socket.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(socket);
+        socket.set_keepalive(true)?;
+        if slow_timeout == NEVER {
+            return Ok(());
+        }
+        socket.set_tcp_user_timeout(Some(slow_timeout + PEER_GONE_AFTER))
+    }
+
     /// Nothing more will be sent: the client reads the end of the stream after what it was sent.
     ///
     /// # Errors

@@ -27,10 +27,10 @@ impl Delivery {
     }
 
     /// A viewer goes, whatever it was doing.
-    pub(super) fn remove_viewer(&mut self, slot: Slot) {
+    pub(super) fn remove_viewer(&mut self, slot: Slot, now: Instant) {
         self.promise(slot, 0);
         self.take_held(slot);
-        self.pass_on_last_ack(slot);
+        self.pass_on_last_ack(slot, now);
         let Some((slot, hub)) = self.streams.remove_viewer(slot) else { return };
         let delivery = self.outbound.delivery();
         if hub.awaited {
@@ -210,7 +210,7 @@ impl Delivery {
                 Ending::Ended | Ending::NothingLeft => Unsubscribed::Ended,
                 Ending::NotFound => Unsubscribed::NotFound,
             };
-            return self.unsubscribe(connection, &stream, reason);
+            return self.unsubscribe(connection, &stream, reason, now);
         }
         if ending == Ending::Ended {
             self.say_done(slot);
