@@ -90,7 +90,7 @@ pub(crate) fn members_and_rest<'a, const N: usize>(
     let (mut found, mut has_rest) = ([None; N], false);
     each_member(text, |key, value| match names.iter().position(|name| *name == key) {
         Some(place) => found[place] = (value != "null").then_some(value),
-        None => has_rest |= is_told(value) && !ignored.contains(&key),
+        None => has_rest |= has_value(value) && !ignored.contains(&key),
     })?;
     Some((found, has_rest))
 }
@@ -100,7 +100,7 @@ pub(crate) fn members_and_rest<'a, const N: usize>(
 pub(crate) fn rest(text: &str, known: &[&[&str]]) -> Option<String> {
     let mut rest = String::new();
     each_member(text, |key, value| {
-        if is_told(value) && !known.iter().any(|known| known.contains(&key)) {
+        if has_value(value) && !known.iter().any(|known| known.contains(&key)) {
             push_member(&mut rest, key, value);
         }
     })?;
@@ -118,7 +118,7 @@ pub(crate) fn push_member(inside: &mut String, name: &str, value: &str) {
 }
 
 /// Whether a member says anything: some servers always write all that they know.
-pub(crate) fn is_told(raw: &str) -> bool {
+pub(crate) fn has_value(raw: &str) -> bool {
     match raw.as_bytes() {
         b"null" | b"false" | b"\"\"" => false,
         [b'[' | b'{', inside @ .., _] => {

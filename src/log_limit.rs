@@ -3,7 +3,7 @@
 //! Input and outages can repeat a problem thousands of times a second. [`warn_limited!`], [`error_limited!`] and
 //! [`info_limited!`] take what the macros of `tracing` take, and keep a limit for each place where they are written: a
 //! few lines at once ([`BURST`]), then one in [`INTERVAL`]. The next line of that place says in `left_out` how many
-//! were left out before it; where no line follows, [`tell_left_out`] says it, which the daemon's main thread calls
+//! were left out before it; where no line follows, [`log_left_out`] says it, which the daemon's main thread calls
 //! regularly. With `key: expression;` in front, for example the stream's name, the same key is told once in
 //! [`KEY_INTERVAL`], so that one noisy stream does not use up the lines of all others.
 //!
@@ -47,7 +47,7 @@ pub struct Limit {
     /// When the bucket was full or got its last token.
     refilled_at: Option<Instant>,
     /// Hashes of the keys that were told lately, oldest first.
-    told: VecDeque<(u64, Instant)>,
+    recent_keys: VecDeque<(u64, Instant)>,
     left_out: u64,
 }
 
@@ -55,30 +55,31 @@ impl Limit {
     /// A limit of which nothing is used.
     #[must_use]
     pub const fn new() -> Self {
-        Self { tokens: BURST, refilled_at: None, told: VecDeque::new(), left_out: 0 }
+        Self { tokens: BURST, refilled_at: None, recent_keys: VecDeque::new(), left_out: 0 }
     }
 
     /// Decides about one line.
     pub fn decide(&mut self, key: Option<u64>, now: Instant) -> Verdict {
         self.refill(now);
         self.forget_keys(now);
-        let is_told = key.is_some_and(|key| self.told.iter().any(|(told, _)| *told == key));
-        if is_told || self.tokens == 0 {
+        let is_recent =
+            key.is_some_and(|key| self.recent_keys.iter().any(|(recent_keys, _)| *recent_keys == key));
+        if is_recent || self.tokens == 0 {
             self.left_out = self.left_out.saturating_add(1);
             return Verdict::LeaveOut;
         }
         self.tokens -= 1;
         if let Some(key) = key {
-            if self.told.len() == KEYS_MAX {
-                self.told.pop_front();
+            if self.recent_keys.len() == KEYS_MAX {
+                self.recent_keys.pop_front();
             }
-            self.told.push_back((key, now));
+            self.recent_keys.push_back((key, now));
         }
         Verdict::Log { left_out: self.take_left_out() }
     }
 
     /// How many lines were left out and not told of, if a line may be logged now.
-    pub fn untold(&mut self, now: Instant) -> Option<u64> {
+    pub fn take_summary(&mut self, now: Instant) -> Option<u64> {
         self.refill(now);
         if self.left_out == 0 || self.tokens == 0 {
             return None;
@@ -103,8 +104,12 @@ impl Limit {
     }
 
     fn forget_keys(&mut self, now: Instant) {
-        while self.told.front().is_some_and(|(_, at)| now.saturating_duration_since(*at) >= KEY_INTERVAL) {
-            self.told.pop_front();
+        while self
+            .recent_keys
+            .front()
+            .is_some_and(|(_, at)| now.saturating_duration_since(*at) >= KEY_INTERVAL)
+        {
+            self.recent_keys.pop_front();
         }
     }
 }
@@ -154,10 +159,10 @@ impl Site {
 }
 
 /// Logs for each place how many of its lines were left out, where no further line of its own has said so.
-pub fn tell_left_out(now: Instant) {
+pub fn log_left_out(now: Instant) {
     for site in SITES.lock().iter() {
-        let untold = site.state.lock().limit.untold(now);
-        if let Some(left_out) = untold {
+        let take_summary = site.state.lock().limit.take_summary(now);
+        if let Some(left_out) = take_summary {
             tracing::warn!(
                 module = site.module,
                 line = site.line,
@@ -255,11 +260,11 @@ mod tests {
     #[test]
     fn what_was_left_out_last_is_told_once() {
         let (mut limit, start) = (Limit::new(), Instant::now());
-        assert_eq!(limit.untold(start), None);
+        assert_eq!(limit.take_summary(start), None);
         logged(&mut limit, 12, start);
-        assert_eq!(limit.untold(start), None, "a summary is a line, too");
-        assert_eq!(limit.untold(start + INTERVAL), Some(12 - u64::from(BURST)));
-        assert_eq!(limit.untold(start + INTERVAL * 2), None);
+        assert_eq!(limit.take_summary(start), None, "a summary is a line, too");
+        assert_eq!(limit.take_summary(start + INTERVAL), Some(12 - u64::from(BURST)));
+        assert_eq!(limit.take_summary(start + INTERVAL * 2), None);
     }
 
     #[test]
@@ -281,7 +286,7 @@ mod tests {
         for number in 0..100_000_u32 {
             let now = start + INTERVAL * number / 1_000;
             logged += usize::from(limit.decide(Some(key_of(&number)), now) != Verdict::LeaveOut);
-            assert!(limit.told.len() <= KEYS_MAX);
+            assert!(limit.recent_keys.len() <= KEYS_MAX);
         }
         assert!(logged <= BURST as usize + 100, "{logged}");
     }
@@ -323,7 +328,7 @@ mod tests {
                 error_limited!(%stream, "without a key");
                 info_limited!("formatted {}", id);
             }
-            tell_left_out(Instant::now() + INTERVAL);
+            log_left_out(Instant::now() + INTERVAL);
         });
         let log = String::from_utf8(log.0.lock().clone()).unwrap();
         for (text, count) in [("with a key", 1), ("without a key", 5), ("formatted 7", 5)] {

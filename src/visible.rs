@@ -11,34 +11,34 @@ use std::fmt::Write as _;
 /// Whether a terminal might obey the character instead of showing it: the C0 and C1 controls, DEL, the line separators
 /// of Unicode, and the controls that embed, override or isolate a direction of writing.
 #[must_use]
-pub fn is_obeyed(c: char) -> bool {
+pub fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The text with every such character but line feeds and tabs replaced by a symbol.
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
-    replaced(text, |c| is_obeyed(c) && !matches!(c, '\n' | '\t'))
+    replaced(text, |c| is_control(c) && !matches!(c, '\n' | '\t'))
 }
 
 /// The text as a part of one line: line feeds and tabs are replaced too.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
-    replaced(text, is_obeyed)
+    replaced(text, is_control)
 }
 
 /// One JSON value as one line that means the same: between tokens such characters become spaces, within strings `\u`
 /// escapes. (Valid JSON has the C0 controls only between tokens, and all others only within strings.)
 #[must_use]
 pub fn json(value: &str) -> Cow<'_, str> {
-    if !value.contains(is_obeyed) {
+    if !value.contains(is_control) {
         return Cow::Borrowed(value);
     }
     let mut out = String::with_capacity(value.len() + 16);
     for c in value.chars() {
         match c {
             '\t' | '\n' | '\r' => out.push(' '),
-            c if is_obeyed(c) => {
+            c if is_control(c) => {
                 // Writing to a string cannot fail.
                 write!(out, "\\u{:04x}", u32::from(c)).ok();
             }
@@ -89,11 +89,11 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_is_obeyed_is_left(any in "\\PC*|[\u{0}-\u{a0}\u{2020}-\u{2070}]{0,40}") {
-            prop_assert!(!line(&any).contains(is_obeyed));
-            prop_assert!(!text(&any).contains(|c| is_obeyed(c) && !matches!(c, '\n' | '\t')));
+            prop_assert!(!line(&any).contains(is_control));
+            prop_assert!(!text(&any).contains(|c| is_control(c) && !matches!(c, '\n' | '\t')));
             let quoted = serde_json::to_string(&any).unwrap();
             let escaped = json(&quoted);
-            prop_assert!(!escaped.contains(is_obeyed));
+            prop_assert!(!escaped.contains(is_control));
             prop_assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), any);
         }
     }

@@ -1,6 +1,6 @@
 //! The one door to stdout and stderr of the commands.
 //!
-//! Messages often quote what came from outside: a provider's code, a server's words, a name. So [`note`] and [`tell`]
+//! Messages often quote what came from outside: a provider's code, a server's words, a name. So [`note`] and [`print`]
 //! show control characters instead of passing them on, whatever the message is. A command whose output is data or made
 //! for a terminal writes it with [`write_to`] and sees to that itself.
 //!
@@ -15,14 +15,14 @@ use crate::visible;
 ///
 /// # Errors
 /// When nobody reads any more, or the device refuses.
-pub(crate) fn tell(text: &str) -> Result<(), CliError> {
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), &visible::text(text))
 }
 
 /// Writes to stdout, at once and as it is.
 ///
 /// # Errors
-/// As [`tell`].
+/// As [`print`].
 pub(crate) fn write(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), text)
 }
@@ -30,7 +30,7 @@ pub(crate) fn write(text: &str) -> Result<(), CliError> {
 /// Writes at once to what stands for stdout.
 ///
 /// # Errors
-/// As [`tell`].
+/// As [`print`].
 pub(crate) fn write_to(out: &mut dyn Write, text: &str) -> Result<(), CliError> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {

@@ -178,7 +178,7 @@ impl Main {
             self.registry.look_for_recovery(Instant::now());
             if left_out_at.elapsed() >= log_limit::INTERVAL {
                 left_out_at = Instant::now();
-                log_limit::tell_left_out(left_out_at);
+                log_limit::log_left_out(left_out_at);
             }
             let wait = if ready { look } else { look.min(Duration::from_millis(20)) };
             match self.signals.next(wait) {

@@ -36,7 +36,7 @@ fn single_frames(assembler: &mut Assembler, entries: &[Entry]) -> Vec<Arc<Frame>
 
 #[test]
 fn frames_are_what_the_contract_prints() {
-    let told = frames(&[
+    let output = frames(&[
         r#"{"seq":0,"type":"start","generation":"g1","metadata":{"a": 1}}"#,
         r#"{"type":"delta","text":"Hello ","seq":1}"#,
         r#"{"type":"delta","text":"w\u00f6r","seq":2}"#,
@@ -53,7 +53,7 @@ fn frames_are_what_the_contract_prints() {
         r#"{"type":true}"#,
     ]);
     assert_eq!(
-        told,
+        output,
         [
             r#"{"type":"start","id":"1-0","seq":0,"generation":"g1","metadata":{"a": 1}}"#,
             r#"{"type":"delta","id":"4-0","seq":3,"text":"Hello w\u00f6rld\n","count":3}"#,
@@ -71,7 +71,7 @@ fn frames_are_what_the_contract_prints() {
 
 #[test]
 fn gaps_precede_what_revealed_them() {
-    let told = frames(&[
+    let output = frames(&[
         r#"{"type":"delta","text":"a","seq":2}"#,
         r#"{"type":"delta","text":"b","seq":3}"#,
         r#"{"type":"delta","text":"c","seq":6}"#,
@@ -80,7 +80,7 @@ fn gaps_precede_what_revealed_them() {
         r#"{"type":"delta","text":"d","seq":11}"#,
     ]);
     assert_eq!(
-        told,
+        output,
         [
             r#"{"type":"gap","after":"0-0","next":"1-0","lost":2,"reason":"producer"}"#,
             r#"{"type":"delta","id":"2-0","seq":3,"text":"ab","count":2}"#,
@@ -97,7 +97,7 @@ fn gaps_precede_what_revealed_them() {
 #[test]
 fn neighbours_merge_only_within_their_kind() {
     let piece = |more: &str| format!(r#"{{"type":"tool_call","arguments":"x"{more}}}"#);
-    let told = frames(&[
+    let output = frames(&[
         piece(""),
         piece(r#","id":"a""#),
         piece(""),
@@ -112,7 +112,7 @@ fn neighbours_merge_only_within_their_kind() {
         r#"{"type":"delta","text":"x","index":1}"#.into(),
         r#"{"type":"delta","text":"x","channel":"reasoning","index":1}"#.into(),
     ]);
-    let ids: Vec<_> = told.iter().map(|json| json.split('"').nth(7).unwrap()).collect();
+    let ids: Vec<_> = output.iter().map(|json| json.split('"').nth(7).unwrap()).collect();
     assert_eq!(ids, ["1-0", "4-0", "6-0", "7-0", "8-0", "11-0", "12-0", "13-0"]);
 }
 
@@ -259,10 +259,10 @@ proptest! {
             for frame in frames {
                 prop_assert_eq!(frame.after, position);
                 position = frame.last;
-                let told: serde_json::Value = serde_json::from_slice(frame.json()).unwrap();
+                let output: serde_json::Value = serde_json::from_slice(frame.json()).unwrap();
                 let gap = matches!(frame.body, FrameBody::Gap);
-                prop_assert_eq!(told["id"].as_str().map(str::to_owned), (!gap).then(|| position.to_string()));
-                prop_assert_eq!(told["seq"].as_u64(), frame.seq);
+                prop_assert_eq!(output["id"].as_str().map(str::to_owned), (!gap).then(|| position.to_string()));
+                prop_assert_eq!(output["seq"].as_u64(), frame.seq);
                 prop_assert_eq!(frame.websocket(), websocket_text(frame.json()));
                 let single = singles.iter().find(|single| single.last == position && single.count > 0);
                 prop_assert!(gap || single.is_some_and(|single| single.state == frame.state));
@@ -305,10 +305,10 @@ proptest! {
             prop_assert_eq!(first.position(), second.position());
         }
         // A gap names the last frame's id, which the second reader has not seen.
-        let told = |frames: Vec<Arc<Frame>>| -> Vec<String> {
+        let output = |frames: Vec<Arc<Frame>>| -> Vec<String> {
             let shown = frames.iter().filter(|frame| !matches!(frame.body, FrameBody::Gap));
             json(&shown.cloned().collect::<Vec<_>>())
         };
-        prop_assert_eq!(told(first.take(0)), told(second.take(0)));
+        prop_assert_eq!(output(first.take(0)), output(second.take(0)));
     }
 }

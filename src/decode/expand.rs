@@ -15,7 +15,7 @@ use super::flat::PlainEvents;
 use super::flaw::Flaw;
 use super::order::{Verdict, judge};
 use crate::model::{Decoded, Entry, EntryId, Event, Newest, Phase, Position, Progress, StreamState};
-use crate::provider::{self, Margin, Said};
+use crate::provider::{self, Margin, PayloadEvents};
 
 /// The events of one entry, to be judged one by one.
 pub(super) struct EntryEvents<'a> {
@@ -34,7 +34,7 @@ enum Events<'a> {
         waiting: Vec<Event<'a>>,
         own: PlainEvents<'a>,
     },
-    Raw(Said<'a>),
+    Raw(PayloadEvents<'a>),
 }
 
 impl<'a> EntryEvents<'a> {
@@ -61,9 +61,9 @@ impl<'a> EntryEvents<'a> {
         };
         let follows_end = state.phase.terminal().is_some();
         let read = provider::read((form, raw), before, follows_end, margin);
-        let mut said = read.map_err(|malformed| Flaw::Provider(form, malformed))?;
-        let (progress, count) = (said.take_progress(), said.len());
-        Ok(Self { id, events: Events::Raw(said), progress, judged: 0, count })
+        let mut payload = read.map_err(|malformed| Flaw::Provider(form, malformed))?;
+        let (progress, count) = (payload.take_progress(), payload.len());
+        Ok(Self { id, events: Events::Raw(payload), progress, judged: 0, count })
     }
 
     /// Judges the next event: what it is, what becomes of it, and the position of its frame. `None` once all are
@@ -81,8 +81,8 @@ impl<'a> EntryEvents<'a> {
                 Some(0) => Some(own.first),
                 Some(_) => own.end.map(|event| Decoded { event, ..own.first }),
             },
-            Events::Raw(said) => {
-                let event = said.event(self.judged);
+            Events::Raw(payload) => {
+                let event = payload.event(self.judged);
                 event.map(|event| Decoded { event, seq: None, ts_us: None })
             }
         };
@@ -93,7 +93,7 @@ impl<'a> EntryEvents<'a> {
             return None;
         };
         // The entry's number counts once, with its first event.
-        let seq = decoded.seq.filter(|_| !self.is_end_of_told());
+        let seq = decoded.seq.filter(|_| !self.is_end_already_emitted());
         let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
         if matches!((&self.events, verdict), (Events::Plain { .. }, Verdict::Drop(_))) {
@@ -110,7 +110,7 @@ impl<'a> EntryEvents<'a> {
     }
 
     /// Whether the next event is the end that comes with a text.
-    fn is_end_of_told(&self) -> bool {
+    fn is_end_already_emitted(&self) -> bool {
         matches!(&self.events, Events::Plain { waiting, .. } if self.judged > waiting.len())
     }
 

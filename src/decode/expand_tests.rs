@@ -36,9 +36,9 @@ const HEARTBEAT: &str = r#"{"type":"heartbeat"}"#;
 fn an_entry_that_says_several_things_gives_as_many_frames() {
     let both =
         r#"{"choices":[{"delta":{"reasoning":"r","content":"c"}},{"index":1,"delta":{"content":"d"}}]}"#;
-    let told = from_the_beginning(&[entry(5, "openai", both), entry(6, "openai", "[DONE]")], 0);
+    let output = from_the_beginning(&[entry(5, "openai", both), entry(6, "openai", "[DONE]")], 0);
     assert_eq!(
-        told,
+        output,
         [
             r#"{"type":"delta","id":"5-0.1","channel":"reasoning","text":"r"}"#,
             r#"{"type":"delta","id":"5-0.2","text":"c"}"#,
@@ -76,22 +76,25 @@ fn a_retry_with_an_end_in_it_ends_nothing() {
         entry(6, "flat", "content=a|seq=2|done=1"),
         entry(7, "flat", "content=b|seq=4"),
     ];
-    let told = from_the_beginning(&story, 0);
-    assert_eq!(told.len(), 3, "{told:?}");
-    assert!(told[2].contains(r#""text":"b""#) && !told.iter().any(|frame| frame.contains("end")), "{told:?}");
+    let output = from_the_beginning(&story, 0);
+    assert_eq!(output.len(), 3, "{output:?}");
+    assert!(
+        output[2].contains(r#""text":"b""#) && !output.iter().any(|frame| frame.contains("end")),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn what_is_skipped_says_why() {
-    let told = from_the_beginning(&[entry(5, "flat", "foo=1|b\"r=2"), entry(6, "openai", "torn")], 0);
+    let output = from_the_beginning(&[entry(5, "flat", "foo=1|b\"r=2"), entry(6, "openai", "torn")], 0);
     assert!(
-        told[0].starts_with(
+        output[0].starts_with(
             r#"{"type":"skipped","id":"5-0","reason":"no_payload","message":"no field has a form that is known; fields: foo, b\"r; looked for: "#
         ),
-        "{told:?}"
+        "{output:?}"
     );
     assert_eq!(
-        told[1],
+        output[1],
         r#"{"type":"skipped","id":"6-0","reason":"malformed","message":"openai is not JSON (expected ident at line 1 column 2); fields: openai"}"#
     );
 }
@@ -114,7 +117,7 @@ fn data_wins_and_what_is_encrypted_is_not_read() {
 
 #[test]
 fn the_last_word_ends_what_is_finishing() {
-    let told = from_the_beginning(
+    let output = from_the_beginning(
         &[
             entry(1, "openai", TEXT),
             entry(2, "openai", LAST_TEXT),
@@ -126,7 +129,7 @@ fn the_last_word_ends_what_is_finishing() {
         u64::MAX,
     );
     let end = r#"{"type":"end","id":"2002-0","finish_reason":"stop","usage":{"n":1}}"#;
-    assert_eq!(told[1..], [r#"{"type":"delta","id":"2-0.1","text":"b"}"#, end]);
+    assert_eq!(output[1..], [r#"{"type":"delta","id":"2-0.1","text":"b"}"#, end]);
 }
 
 #[test]
@@ -151,9 +154,9 @@ fn what_is_finishing_ends_where_nothing_comes() {
     // A native entry meanwhile belongs to it, and so does one that cannot be read.
     for (field, value) in [("data", r#"{"type":"own"}"#), ("openai", "x")] {
         let story = [entry(1, "openai", LAST_TEXT), entry(1000, field, value)];
-        let told = from_the_beginning(&story, 3000);
-        assert!(told[1].contains(r#""id":"1000-0.1""#), "{told:?}");
-        assert_eq!(told[2], r#"{"type":"end","id":"1000-0","finish_reason":"stop"}"#);
+        let output = from_the_beginning(&story, 3000);
+        assert!(output[1].contains(r#""id":"1000-0.1""#), "{output:?}");
+        assert_eq!(output[2], r#"{"type":"end","id":"1000-0","finish_reason":"stop"}"#);
         assert_eq!(from_the_beginning(&story, 2999).len(), 2);
     }
 }
@@ -166,11 +169,11 @@ fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
         entry(5, "data", r#"{"type":"heartbeat","seq":5}"#),
         entry(2500, "data", r#"{"type":"delta","text":"n","seq":3}"#),
     ];
-    let told = from_the_beginning(&story, 0);
+    let output = from_the_beginning(&story, 0);
     let end = r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#;
     let next = r#"{"type":"delta","id":"2500-0","seq":3,"text":"n"}"#;
-    assert_eq!(told[told.len() - 3], end, "{told:?}");
-    assert_eq!(told[told.len() - 1], next, "{told:?}");
+    assert_eq!(output[output.len() - 3], end, "{output:?}");
+    assert_eq!(output[output.len() - 1], next, "{output:?}");
     // Live, the end may be told before anything follows it; whoever comes back has only the end's id.
     let mut live = assembler(Position::ZERO, beginning());
     for entry in &story[..2] {
@@ -191,7 +194,7 @@ const ANNOUNCED: &str = r#"{"type":"content_block_start","index":0,"content_bloc
 
 #[test]
 fn what_was_announced_is_told_before_what_ends_its_generation() {
-    let told =
+    let output =
         r#"{"type":"tool_call","id":"2-0.1","index":0,"call":0,"call_id":"t","name":"f","arguments":"{}"}"#;
     for (field, value, last) in [
         ("data", r#"{"type":"end","seq":0}"#, r#"{"type":"end","id":"2-0","seq":0}"#),
@@ -204,7 +207,7 @@ fn what_was_announced_is_told_before_what_ends_its_generation() {
         ("done", "1", r#"{"type":"end","id":"2-0"}"#),
     ] {
         let story = [entry(1, "anthropic", ANNOUNCED), entry(2, field, value)];
-        assert_eq!(from_the_beginning(&story, 0), [told, last], "{value}");
+        assert_eq!(from_the_beginning(&story, 0), [output, last], "{value}");
         let mut seek = Seek::new(stream(), After::Last, beginning());
         story.iter().for_each(|entry| seek.push(entry));
         let newest = match last.contains("start") {
@@ -222,9 +225,9 @@ fn what_was_announced_is_told_before_what_ends_its_generation() {
         entry(5, "data", r#"{"type":"start","generation":"g"}"#),
         entry(6, "anthropic", r#"{"type":"content_block_stop","index":0}"#),
     ];
-    let told = from_the_beginning(&story, 0);
-    assert_eq!(told.len(), 3, "{told:?}");
-    assert!(told[2].starts_with(r#"{"type":"tool_call","id":"6-0""#), "{told:?}");
+    let output = from_the_beginning(&story, 0);
+    assert_eq!(output.len(), 3, "{output:?}");
+    assert!(output[2].starts_with(r#"{"type":"tool_call","id":"6-0""#), "{output:?}");
 }
 
 #[test]
@@ -253,8 +256,8 @@ fn who_has_the_end_is_not_told_again() {
     }
     // A resume behind everything but the end is told the end.
     let sought = seek("1-0.1", 2001);
-    let told = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 2001));
-    assert_eq!(told, [r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#]);
+    let output = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 2001));
+    assert_eq!(output, [r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#]);
     // It is not over yet, wherever one stands.
     assert_eq!(seek("5-0", 2000).state_at_from.finishing(), Some(EntryId::new(1, 0)));
 }
@@ -319,18 +322,18 @@ proptest! {
     fn resuming_anywhere_gives_the_rest(entries in any_stream(), rest_ms in 0_u64..4_000) {
         let until_ms = entries.last().map_or(0, |last| last.id.ms) + rest_ms;
         let all = frames(assembler(Position::ZERO, beginning()), &entries, until_ms);
-        let told = shown(&all);
+        let output = shown(&all);
         let mut before = Position::ZERO;
         for (place, frame) in all.iter().enumerate() {
-            prop_assert!(!told[place].contains("42949672"), "{}", told[place]);
+            prop_assert!(!output[place].contains("42949672"), "{}", output[place]);
             if matches!(frame.body, crate::model::FrameBody::Gap) {
                 continue;
             }
-            prop_assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{told:?}");
+            prop_assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{output:?}");
             before = frame.last;
             let later: Vec<Entry> = entries.iter().filter(|entry| Position::whole(entry.id) > frame.last).cloned().collect();
             let by_cursor = frames(assembler(frame.last, frame.state.clone()), &later, until_ms);
-            prop_assert_eq!(&shown(&by_cursor), &told[place + 1..], "from the cursor at {}", frame.last);
+            prop_assert_eq!(&shown(&by_cursor), &output[place + 1..], "from the cursor at {}", frame.last);
             let mut seek = Seek::new(stream(), After::At(frame.last), beginning()).with_grace(GRACE_MS);
             entries.iter().for_each(|entry| seek.push(entry));
             if is_over(seek.state(), until_ms) {
@@ -339,7 +342,7 @@ proptest! {
             let sought = seek.finish(EntryId::ZERO);
             let by_search = frames(assembler(sought.from, sought.state_at_from), &later, until_ms);
             let is_over = sought.state_at_tip.phase.terminal().is_some();
-            prop_assert_eq!(&shown(&by_search), &told[place + 1..], "by a search for {}", frame.last);
+            prop_assert_eq!(&shown(&by_search), &output[place + 1..], "by a search for {}", frame.last);
             if place + 1 == all.len() && frame.is_terminal() {
                 prop_assert!(is_over);
                 prop_assert_eq!(sought.terminal.map(|frame| frame.json().to_vec()), Some(frame.json().to_vec()));

@@ -286,7 +286,7 @@ impl<'a> Loose<'a> {
 
     /// The end, after the text that comes with it.
     fn end(&self, ending: Ending, margin: &'a Margin) -> Result<PlainEvents<'a>, Flaw> {
-        let (end, is_told) = match ending {
+        let (end, is_text_used) = match ending {
             Ending::Failed => self.error(margin)?,
             Ending::Complete => {
                 let reason = self.finish_reason.map(Piece::reason).transpose()?.flatten();
@@ -295,7 +295,7 @@ impl<'a> Loose<'a> {
                 (Event::End { finish_reason, usage: self.object(self.usage, Member::Usage)? }, false)
             }
         };
-        let text = self.text().filter(|text| !is_told && !text.is_done());
+        let text = self.text().filter(|text| !is_text_used && !text.is_done());
         let text = text.map(|text| text.text(Member::Text, margin)).transpose()?;
         match text.filter(|text| !text.is_empty()) {
             Some(text) => {

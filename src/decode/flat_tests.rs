@@ -5,9 +5,9 @@ use crate::decode::entry::{DecodeContext, Form, plain_events};
 use crate::model::{Entry, EntryId, LABEL_BYTES_MAX};
 
 /// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
-type Said = (Vec<String>, Option<u64>, Option<u64>);
+type PayloadEvents = (Vec<String>, Option<u64>, Option<u64>);
 
-fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<Said, Flaw> {
+fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<PayloadEvents, Flaw> {
     let pairs: Vec<_> = pairs.iter().map(|&(name, value)| (name.as_bytes(), value)).collect();
     let entry = Entry { id: EntryId::new(1, 0), fields: Fields::from_pairs(&pairs) };
     let (context, margin) = (DecodeContext::new(names.clone()), Margin::default());
@@ -47,8 +47,8 @@ fn object(json: &str) -> Result<Vec<String>, Flaw> {
 /// Checks flat entries, or objects, against what they say.
 fn check(read: fn(&str) -> Result<Vec<String>, Flaw>, cases: &[(&str, &[&str])]) {
     for (entry, expected) in cases {
-        let said = read(entry).unwrap_or_else(|flaw| panic!("{entry}: {flaw:?}"));
-        assert_eq!(said, *expected, "{entry}");
+        let events = read(entry).unwrap_or_else(|flaw| panic!("{entry}: {flaw:?}"));
+        assert_eq!(events, *expected, "{entry}");
     }
 }
 
@@ -392,8 +392,8 @@ proptest! {
         prop_assume!(text != "[DONE]");
         let of = |pairs: &[(&str, &[u8])]| -> String {
             let events = read_with(&config::Fields::default(), pairs).unwrap().0;
-            let told = events[0].strip_prefix("delta content 0 <").unwrap().strip_suffix('>').unwrap();
-            serde_json::from_str(&format!("\"{told}\"")).unwrap()
+            let text = events[0].strip_prefix("delta content 0 <").unwrap().strip_suffix('>').unwrap();
+            serde_json::from_str(&format!("\"{text}\"")).unwrap()
         };
         prop_assert_eq!(&of(&[("content", text.as_bytes())]), &text);
         let object = serde_json::json!({ "chunk": text }).to_string();

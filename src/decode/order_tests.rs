@@ -28,7 +28,7 @@ const fn go_lost(lost: u64) -> Verdict {
     Verdict::Deliver { lost: Some(lost), begins: false }
 }
 
-const fn heard_lost(lost: u64) -> Verdict {
+const fn expanded_lost(lost: u64) -> Verdict {
     Verdict::Gap { lost, reason: DropReason::Heartbeat }
 }
 
@@ -126,12 +126,12 @@ fn heartbeats_count() {
         (&n(DELTA, 2), RETRY),
         (&n(HEARTBEAT, 1), HEARD),
         (&n(DELTA, 3), GO),
-        (&n(HEARTBEAT, 6), heard_lost(2)),
+        (&n(HEARTBEAT, 6), expanded_lost(2)),
         (&n(DELTA, 7), GO),
         (&HEARTBEAT, HEARD),
         (&n(DELTA, 8), GO),
     ]);
-    check(&[(&n(HEARTBEAT, 2), heard_lost(2)), (&n(START, 0), BEGIN), (&n(DELTA, 1), GO)]);
+    check(&[(&n(HEARTBEAT, 2), expanded_lost(2)), (&n(START, 0), BEGIN), (&n(DELTA, 1), GO)]);
 }
 
 #[test]

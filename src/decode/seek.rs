@@ -277,7 +277,7 @@ impl Seek {
         let decoded = if is_simple { plain(entry, &self.context, &margin) } else { None };
         match decoded {
             Some(decoded) => self.follow(entry.id, &decoded),
-            None => self.follow_heard(entry),
+            None => self.follow_expanded(entry),
         }
         self.scan.tip = entry.id;
     }
@@ -331,7 +331,7 @@ impl Seek {
     }
 
     /// Follows an entry that is more than one event that builds on nothing.
-    fn follow_heard(&mut self, entry: &Entry) {
+    fn follow_expanded(&mut self, entry: &Entry) {
         let before = self.scan.state.clone();
         let mut at = Position::whole(self.scan.tip);
         self.scan.state.pass();

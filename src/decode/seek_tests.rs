@@ -39,14 +39,14 @@ fn an_empty_stream_has_no_past() {
 #[test]
 fn last_is_the_newest_generations_beginning() {
     let story = entries(&STORY);
-    for (told, from, phase) in [
+    for (output, from, phase) in [
         (1, "0-0", Phase::Idle),
         (3, "0-0", Phase::Idle),
         (4, "3-0", Phase::Ended(EntryId::new(2, 0))),
         (8, "3-0", Phase::Ended(EntryId::new(2, 0))),
     ] {
-        let sought = seek(After::Last, &story[..told]);
-        assert_eq!((sought.from.to_string(), sought.state_at_from.phase), (from.into(), phase), "{told}");
+        let sought = seek(After::Last, &story[..output]);
+        assert_eq!((sought.from.to_string(), sought.state_at_from.phase), (from.into(), phase), "{output}");
     }
 }
 
@@ -65,8 +65,8 @@ fn the_tail_is_behind_everything() {
 #[test]
 fn the_terminal_frame_is_the_newest_generations() {
     let story = entries(&STORY);
-    let terminal = |told: usize| {
-        let frame = seek(After::At(Position::ZERO), &story[..told]).terminal;
+    let terminal = |output: usize| {
+        let frame = seek(After::At(Position::ZERO), &story[..output]).terminal;
         frame.map(|frame| String::from_utf8(frame.json().to_vec()).unwrap())
     };
     assert_eq!(terminal(1), None);
@@ -76,7 +76,7 @@ fn the_terminal_frame_is_the_newest_generations() {
     let lost = r#"{"type":"error","id":"6-0","code":"producer_lost","message":"m"}"#;
     assert_eq!((terminal(6).as_deref(), terminal(8).as_deref()), (Some(lost), Some(lost)));
     let activity: Vec<_> =
-        [1, 3, 6, 7, 8].map(|told| seek(After::Tail, &story[..told]).newest_activity.unwrap().ms).into();
+        [1, 3, 6, 7, 8].map(|output| seek(After::Tail, &story[..output]).newest_activity.unwrap().ms).into();
     assert_eq!(activity, [1, 3, 5, 7, 7]);
 }
 
@@ -144,11 +144,11 @@ proptest! {
         let at = at.min(story.len());
         let wanted = at.checked_sub(1).map_or(Position::ZERO, |last| Position::whole(story[last].id));
         let mut assembler = Assembler::new(stream(), Position::ZERO, beginning());
-        let mut told = Outline::default();
+        let mut output = Outline::default();
         for entry in &story[..at] {
             assembler.push(entry, 0);
             for frame in assembler.take(0) {
-                told.pass_frame(&frame, frame.text().map_or(0, <[u8]>::len));
+                output.pass_frame(&frame, frame.text().map_or(0, <[u8]>::len));
             }
         }
         let found = |after, story: &[Entry]| {
@@ -156,8 +156,8 @@ proptest! {
             story.iter().for_each(|entry| seek.push(entry));
             seek.finish(EntryId::ZERO).outline.unwrap()
         };
-        prop_assert_eq!(&found(After::At(wanted), &story), &told);
-        prop_assert_eq!(&found(After::Tail, &story[..at]), &told);
+        prop_assert_eq!(&found(After::At(wanted), &story), &output);
+        prop_assert_eq!(&found(After::Tail, &story[..at]), &output);
         let last = found(After::Last, &story);
         prop_assert!(!last.begun && last.calls.is_empty());
     }

@@ -18,7 +18,7 @@ fn snapshot(objects: &[&str], bytes_max: usize) -> Snapshot {
     snapshot
 }
 
-fn told(objects: &[&str], state: StreamStatus) -> String {
+fn output(objects: &[&str], state: StreamStatus) -> String {
     let json = snapshot(objects, 10_000).render(state, EntryId::new(9, 0)).unwrap();
     let _: serde_json::Value = serde_json::from_slice(&json).unwrap();
     String::from_utf8(json).unwrap()
@@ -27,11 +27,11 @@ fn told(objects: &[&str], state: StreamStatus) -> String {
 #[test]
 fn a_generation_is_told_whole() {
     assert_eq!(
-        told(&[], StreamStatus::Live),
+        output(&[], StreamStatus::Live),
         r#"{"stream":"s1/gpt-4o","state":"live","last_id":"9-0","entries":0,"content":""}"#
     );
     assert_eq!(
-        told(
+        output(
             &[
                 r#"{"type":"delta","text":"of another generation"}"#,
                 r#"{"type":"end","finish_reason":"length"}"#,
@@ -56,7 +56,7 @@ fn a_generation_is_told_whole() {
 #[test]
 fn errors_and_other_channels_are_told() {
     assert_eq!(
-        told(
+        output(
             &[
                 r#"{"type":"delta","channel":"refusal","text":"no"}"#,
                 r#"{"type":"delta","channel":"state","text":"s"}"#,
@@ -75,7 +75,7 @@ fn errors_and_other_channels_are_told() {
 #[test]
 fn tool_calls_have_the_shape_of_messages() {
     assert_eq!(
-        told(
+        output(
             &[
                 r#"{"type":"tool_call","id":"a","name":"f","arguments":"{\"q\":"}"#,
                 r#"{"type":"tool_call","call":5,"arguments":"x"}"#,
@@ -97,7 +97,7 @@ fn tool_calls_have_the_shape_of_messages() {
 #[test]
 fn several_choices_are_listed() {
     assert_eq!(
-        told(
+        output(
             &[
                 r#"{"type":"delta","text":"b","index":1}"#,
                 r#"{"type":"delta","text":"a"}"#,

@@ -330,7 +330,7 @@ impl Delivery {
             Wire::State | Wire::Head => return,
         };
         if let Some(translator) = &mut viewer.options.translator {
-            let said = translator.say(frame);
+            let said = translator.translate(frame);
             shape = if said.shares { Shape::Rendering(translator.form()) } else { Shape::Nothing };
             if !said.own.is_empty() {
                 self.connections.send(connection, said.own);
@@ -369,7 +369,7 @@ impl Delivery {
     pub(super) fn said(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
         let viewer = self.streams.viewer_mut(slot)?;
         match (&mut viewer.options.translator, viewer.options.wire) {
-            (Some(translator), _) => Some(translator.say_notice(id, json)),
+            (Some(translator), _) => Some(translator.translate_control(id, json)),
             (None, Wire::WebSocket) => Some(websocket_text(json)),
             (None, Wire::Multiplexed) => Some(websocket_text(&with_stream(json, &viewer.options.stream))),
             (None, Wire::Sse) => Some(sse_event(id, json)),

@@ -254,8 +254,8 @@ fn an_end_that_live_text_has_told_already_is_read_to_the_end() {
     let id = EntryId::new(9, 0);
     let mut seam: Seam<Of> = Seam::new(at(7));
     let bridge = Ask::Read { until: Some(id) };
-    let told = Live::On(Position::whole(id));
-    assert_eq!(seam.read(Position::part(id, 1), true, true, told), (Vec::new(), bridge));
+    let end_sent = Live::On(Position::whole(id));
+    assert_eq!(seam.read(Position::part(id, 1), true, true, end_sent), (Vec::new(), bridge));
     assert!(seam.bridges_to(Position::whole(id)) && !seam.bridges_to(at(10)));
     assert_eq!(seam.read_to_end(Position::ZERO), Ask::Read { until: None });
     assert_eq!((seam.bridges_to(Position::whole(id)), seam.position()), (false, Position::part(id, 1)));

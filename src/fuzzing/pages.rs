@@ -17,9 +17,9 @@ pub(super) fn events(data: &[u8]) {
     let whole = parsed(body, body.len());
     assert_eq!(whole, parsed(body, step), "in steps of {step}");
     if let Ok((events, _)) = whole {
-        let told: usize = events.iter().map(|event| event.data.len() + event.event.len()).sum();
+        let output: usize = events.iter().map(|event| event.data.len() + event.event.len()).sum();
         // A byte that is no UTF-8 becomes a character of three.
-        assert!(told <= 3 * body.len(), "{told} bytes of {}", body.len());
+        assert!(output <= 3 * body.len(), "{output} bytes of {}", body.len());
     }
     for form in [ExpectedForm::Fixed(Form::Anthropic), ExpectedForm::FirstEvent(Form::OpenAi)] {
         let whole = interpreted(form, body, body.len());
@@ -57,7 +57,7 @@ fn interpreted(
     assert_eq!(foreign.is_some(), events.has_foreign() && events.count() == 0);
     assert_eq!(nothing.is_none(), events.count() > 0);
     for words in [&foreign, &nothing].into_iter().flatten() {
-        assert!(!words.contains(visible::is_obeyed) && words.len() <= 4096, "{words}");
+        assert!(!words.contains(visible::is_control) && words.len() <= 4096, "{words}");
     }
     (results, foreign, nothing)
 }

@@ -31,16 +31,16 @@ pub(super) fn entries(data: &[u8]) {
     let until_ms =
         entries.last().map_or(0, |last| last.id.ms) + if data.len().is_multiple_of(2) { 0 } else { GRACE_MS };
     let all = frames(assembler(Position::ZERO, beginning()), &entries, until_ms);
-    let told = shown(&all);
+    let output = shown(&all);
     let mut before = Position::ZERO;
     for (place, frame) in all.iter().enumerate() {
         expect_wire(frame);
         if frame.body == FrameBody::Gap {
             continue;
         }
-        assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{told:#?}");
+        assert!(frame.last > before && frame.after < frame.last && frame.after >= before, "{output:#?}");
         before = frame.last;
-        let rest = &told[place + 1..];
+        let rest = &output[place + 1..];
         let by_cursor = frames(assembler(frame.last, frame.state.clone()), &entries, until_ms);
         assert_eq!(shown(&by_cursor), rest, "from the cursor at {}", frame.last);
         let mut seek = Seek::new(stream(), After::At(frame.last), beginning()).with_grace(GRACE_MS);
@@ -129,17 +129,18 @@ pub(crate) fn shown(frames: &[Arc<Frame>]) -> Vec<String> {
 }
 
 fn expect_wire(frame: &Frame) {
-    let told = std::str::from_utf8(frame.json()).expect("a frame is text");
+    let output = std::str::from_utf8(frame.json()).expect("a frame is text");
     let id = (frame.body != FrameBody::Gap).then(|| frame.last.to_string());
-    let [told_id] = json::members(told, ["id"]).unwrap_or_else(|| panic!("a frame is a JSON object: {told}"));
-    assert_eq!(told_id.and_then(json::string), id.as_deref(), "{told}");
+    let [frame_id] =
+        json::members(output, ["id"]).unwrap_or_else(|| panic!("a frame is a JSON object: {output}"));
+    assert_eq!(frame_id.and_then(json::string), id.as_deref(), "{output}");
     assert_eq!(frame.websocket(), websocket_text(frame.json()));
     let events = sse(frame.sse());
     let [(event_id, data)] = &events[..] else { panic!("one event a frame: {events:?}") };
-    assert!(id.is_none_or(|id| id == *event_id), "{event_id}: {told}");
+    assert!(id.is_none_or(|id| id == *event_id), "{event_id}: {output}");
     // Between tokens the ends of lines may be others.
     let on_one_line = |text: &str| text.replace(['\r', '\n'], "");
-    assert_eq!(on_one_line(data), on_one_line(told), "over server-sent events");
+    assert_eq!(on_one_line(data), on_one_line(output), "over server-sent events");
 }
 
 /// The ids and the data of events.
@@ -155,11 +156,13 @@ fn sse(bytes: &[u8]) -> Vec<(String, String)> {
 fn translate(format: Format, frames: &[Arc<Frame>]) {
     let mut translator = Translator::new(format, Transport::Events, stream(), false);
     for frame in frames {
-        let said = translator.say(frame);
-        let shared =
-            frame.rendering(translator.form()).filter(|_| said.shares).map(|rendering| &rendering.bytes[..]);
-        assert!(shared.is_some() || !said.shares, "what is shared is there");
-        for (_, data) in sse(&said.own).into_iter().chain(sse(shared.unwrap_or_default())) {
+        let translated = translator.translate(frame);
+        let shared = frame
+            .rendering(translator.form())
+            .filter(|_| translated.shares)
+            .map(|rendering| &rendering.bytes[..]);
+        assert!(shared.is_some() || !translated.shares, "what is shared is there");
+        for (_, data) in sse(&translated.own).into_iter().chain(sse(shared.unwrap_or_default())) {
             let is_json = serde_json::from_str::<IgnoredAny>(&data).is_ok();
             assert!(is_json || data == "[DONE]", "{format:?}: {data}");
         }
@@ -190,16 +193,16 @@ impl Dialogue {
     pub(crate) fn read(&mut self, form: Form, payload: &[u8]) -> bool {
         let before = std::mem::take(&mut self.progress);
         let margin = Margin::default();
-        let Ok(mut said) = provider::read((form, payload), &before, self.follows_end, &margin) else {
+        let Ok(mut translated) = provider::read((form, payload), &before, self.follows_end, &margin) else {
             self.progress = before;
             return false;
         };
-        assert!(said.len() <= EVENTS_PER_ENTRY_MAX);
-        let events: Vec<_> = said.events().collect();
+        assert!(translated.len() <= EVENTS_PER_ENTRY_MAX);
+        let events: Vec<_> = translated.events().collect();
         events.iter().for_each(expect_valid);
         let ends = events.iter().position(Event::is_terminal);
         assert!(ends.is_none_or(|place| place + 1 == events.len()), "nothing follows an end");
-        self.progress = said.take_progress().map_or_else(|| before.clone(), Arc::unwrap_or_clone);
+        self.progress = translated.take_progress().map_or_else(|| before.clone(), Arc::unwrap_or_clone);
         assert!(self.progress.len_bytes() <= PROGRESS_BYTES_MAX);
         if ends.is_some() {
             (self.progress, self.follows_end) = (Progress::NONE, true);

@@ -21,7 +21,7 @@ const REPLIES_PER_START: usize = 3;
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Reader {
-    pub(super) fn obey_commands(&mut self) -> Result<(), RedisError> {
+    pub(super) fn apply_commands(&mut self) -> Result<(), RedisError> {
         loop {
             let mut starts = Vec::new();
             while starts.len() < COMMANDS_PER_TRIP_MAX

@@ -2,7 +2,7 @@
 //!
 //! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
 //! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
-//! connection which streams have news (`told`). Either way entries are read in transactions that show whether
+//! connection which streams have news (`tracking`). Either way entries are read in transactions that show whether
 //! others were removed before them. Acknowledgements travel with the next read of their stream. How long a reader that
 //! blocks pauses between two reads is [`Pacing`]'s decision.
 //!
@@ -175,26 +175,26 @@ impl Reader {
         if !self.parts.leased.load(Ordering::Acquire) {
             self.wait(now + STOP_CHECK / 2)?;
             // Notifications of Redis must not pile up in the socket meanwhile.
-            return self.listen();
+            return self.receive_pushes();
         }
-        self.obey_commands()?;
+        self.apply_commands()?;
         self.remove_expired_groups()?;
         self.keep_connections();
-        let is_told = self.is_told(Instant::now())?;
+        let is_tracking = self.is_tracking(Instant::now())?;
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
             return self.wait(Instant::now() + STOP_CHECK);
         }
-        if is_told {
+        if is_tracking {
             // Notifications that came during a round trip are off the socket: no event will come for them.
-            self.hear()?;
+            self.note_pushes()?;
             let now = Instant::now();
             if self.tracking.sweeps(now) {
                 let since = now.checked_sub(SWEPT_SILENCE).unwrap_or(now);
                 self.subscriptions.sweep(SWEEPS_PER_ROUND, since);
             }
             if !self.subscriptions.has_news() {
-                return self.wait_to_be_told();
+                return self.wait_for_pushes();
             }
         }
         self.rest()?;
@@ -208,17 +208,17 @@ impl Reader {
         };
         // A reader that has fallen behind catches up first. One that is told reads only what has news: while Redis is
         // idle a pause would save it little, and while it is loaded a round trip takes longer and gathers more.
-        let pauses = !read.is_full && !is_told;
+        let pauses = !read.is_full && !is_tracking;
         let pause = if pauses { self.pacing.pause(read.took, read.entries) } else { Duration::ZERO };
         self.rests_until = Instant::now() + pause;
         self.acknowledge_after_reading()
     }
 
     /// Waits for news of some stream. Acknowledgements travel with reads as long as there are any.
-    fn wait_to_be_told(&mut self) -> Result<(), RedisError> {
+    fn wait_for_pushes(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         self.wait(now + STOP_CHECK)?;
-        self.listen()?;
+        self.receive_pushes()?;
         let is_quiet = now.elapsed() >= QUIET || self.is_acknowledgement_late();
         if is_quiet && !self.subscriptions.has_news() { self.acknowledge_alone() } else { Ok(()) }
     }

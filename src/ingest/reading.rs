@@ -81,7 +81,7 @@ impl Reader {
         let asked = Instant::now();
         let replies = self.converse(None)?;
         let took = asked.elapsed();
-        self.hear()?;
+        self.note_pushes()?;
         let end = self.take_in(&replies, transaction)?;
         Ok(ReadEnd { took, is_full: end.is_full || is_cut, ..end })
     }

@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 /// From so many streams on a reader is told; with half as many it blocks again.
-const TOLD_STREAMS_MIN: usize = 16;
+const TRACKED_STREAMS_MIN: usize = 16;
 /// How often some streams are looked at of which nothing was told.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// A sweep looks at one stream in so many: at all of them within two seconds, and never at many at once.
@@ -47,7 +47,7 @@ impl Tracking {
 
     /// Whether it should be, with so many streams.
     pub(super) fn is_wanted(&self, connection: u64, streams: usize, now: Instant) -> bool {
-        let enough = if self.is_on(connection) { TOLD_STREAMS_MIN / 2 } else { TOLD_STREAMS_MIN };
+        let enough = if self.is_on(connection) { TRACKED_STREAMS_MIN / 2 } else { TRACKED_STREAMS_MIN };
         streams >= enough && self.may_be(now)
     }
 
@@ -106,40 +106,40 @@ mod tests {
 
     #[test]
     fn many_streams_are_told_of_and_few_are_blocked_on() {
-        let (mut told, now) = (Tracking::default(), Instant::now());
-        assert!(!told.is_wanted(1, TOLD_STREAMS_MIN - 1, now));
-        assert!(told.is_wanted(1, TOLD_STREAMS_MIN, now));
-        told.begin(1);
-        assert!(told.is_on(1) && !told.is_on(2), "another connection is not told");
-        assert!(told.is_wanted(1, TOLD_STREAMS_MIN / 2, now));
-        assert!(!told.is_wanted(1, TOLD_STREAMS_MIN / 2 - 1, now));
-        told.rest(now);
-        assert!(!told.is_wanted(1, 1000, now));
-        assert!(told.is_wanted(1, 1000, now + REST));
+        let (mut tracking, now) = (Tracking::default(), Instant::now());
+        assert!(!tracking.is_wanted(1, TRACKED_STREAMS_MIN - 1, now));
+        assert!(tracking.is_wanted(1, TRACKED_STREAMS_MIN, now));
+        tracking.begin(1);
+        assert!(tracking.is_on(1) && !tracking.is_on(2), "another connection is not told");
+        assert!(tracking.is_wanted(1, TRACKED_STREAMS_MIN / 2, now));
+        assert!(!tracking.is_wanted(1, TRACKED_STREAMS_MIN / 2 - 1, now));
+        tracking.rest(now);
+        assert!(!tracking.is_wanted(1, 1000, now));
+        assert!(tracking.is_wanted(1, 1000, now + REST));
     }
 
     #[test]
     fn sweeps_come_at_once_and_then_in_turn() {
-        let (mut told, now) = (Tracking::default(), Instant::now());
-        told.begin(1);
-        assert!(told.sweeps(now));
-        assert!(!told.sweeps(now + SWEEP_INTERVAL / 2));
-        assert!(told.sweeps(now + SWEEP_INTERVAL));
+        let (mut tracking, now) = (Tracking::default(), Instant::now());
+        tracking.begin(1);
+        assert!(tracking.sweeps(now));
+        assert!(!tracking.sweeps(now + SWEEP_INTERVAL / 2));
+        assert!(tracking.sweeps(now + SWEEP_INTERVAL));
     }
 
     #[test]
     fn too_many_foreign_names_end_it() {
-        let (mut told, mut now) = (Tracking::default(), Instant::now());
-        told.begin(1);
-        assert!(told.sweeps(now));
+        let (mut tracking, mut now) = (Tracking::default(), Instant::now());
+        tracking.begin(1);
+        assert!(tracking.sweeps(now));
         for (own, foreign, wanted) in
             [(0, FOREIGN_MIN - 1, true), (1_000, 60_000, true), (1_000, 70_000, false)]
         {
-            (0..own).for_each(|_| told.count(true));
-            (0..foreign).for_each(|_| told.count(false));
+            (0..own).for_each(|_| tracking.count(true));
+            (0..foreign).for_each(|_| tracking.count(false));
             now += JUDGED_INTERVAL;
-            assert!(told.sweeps(now));
-            assert_eq!(told.is_wanted(1, 100, now), wanted, "{own} of {foreign}");
+            assert!(tracking.sweeps(now));
+            assert_eq!(tracking.is_wanted(1, 100, now), wanted, "{own} of {foreign}");
         }
     }
 }

@@ -21,7 +21,7 @@ const UNWAKEABLE: Duration = Duration::from_secs(10);
 
 impl Reader {
     /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
-    pub(super) fn is_told(&mut self, now: Instant) -> Result<bool, RedisError> {
+    pub(super) fn is_tracking(&mut self, now: Instant) -> Result<bool, RedisError> {
         let connection = self.parts.connector.generation();
         let is_on = self.tracking.is_on(connection);
         let streams = if self.parts.draining.requested() { 0 } else { self.subscriptions.len() };
@@ -50,14 +50,14 @@ impl Reader {
     }
 
     /// Takes what the connection has told by itself.
-    pub(super) fn listen(&mut self) -> Result<(), RedisError> {
+    pub(super) fn receive_pushes(&mut self) -> Result<(), RedisError> {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         link.try_receive()?;
-        self.hear()
+        self.note_pushes()
     }
 
     /// Notes what was told and is taken off the socket already.
-    pub(super) fn hear(&mut self) -> Result<(), RedisError> {
+    pub(super) fn note_pushes(&mut self) -> Result<(), RedisError> {
         while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
             match push.changed()? {
                 Some(Changed::Keys(keys)) => {

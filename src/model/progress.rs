@@ -51,7 +51,7 @@ pub struct Progress {
     /// How much was emitted on each channel whose text may be repeated as a whole.
     pub totals: [TextDigest; TOTALS],
     /// The hashes of further members that were emitted, so that those that are repeated are not.
-    pub(crate) told_members: Trie<()>,
+    pub(crate) emitted_members: Trie<()>,
     /// The newest entry that belongs to the generation, and how the stream stood there; kept once nothing more needs
     /// to come.
     pub newest: Newest,
@@ -86,7 +86,7 @@ impl Progress {
         parts: Parts::NONE,
         calls: 0,
         totals: [TextDigest::NONE; TOTALS],
-        told_members: Trie::new(),
+        emitted_members: Trie::new(),
         newest: Newest { id: EntryId::ZERO, ordinal: None, seq: None, blind: false },
     };
 
@@ -102,7 +102,7 @@ impl Progress {
     pub fn len_bytes(&self) -> usize {
         let reasons = self.finish_reasons.iter().map(|(_, reason)| KEPT_BYTES + reason.len()).sum::<usize>();
         let usage = self.usage.as_deref().map_or(0, str::len);
-        reasons + usage + self.told_members.len() * KEPT_BYTES + self.parts.len_bytes()
+        reasons + usage + self.emitted_members.len() * KEPT_BYTES + self.parts.len_bytes()
     }
 
     /// Why the generation ended: the first choice's word, else that of the one that said so first.
@@ -132,18 +132,18 @@ impl Progress {
     /// Notes a further member that is about to be emitted; false where it was emitted before.
     pub(crate) fn note_member(&mut self, json: &str) -> bool {
         let hash = Self::member_hash(json);
-        if self.told_members.get(hash).is_some() {
+        if self.emitted_members.get(hash).is_some() {
             return false;
         }
-        if self.told_members.len() < MEMBERS_MAX {
-            self.told_members.insert(hash, ());
+        if self.emitted_members.len() < MEMBERS_MAX {
+            self.emitted_members.insert(hash, ());
         }
         true
     }
 
     /// Whether a further member was emitted before.
-    pub(crate) fn has_told(&self, json: &str) -> bool {
-        self.told_members.get(Self::member_hash(json)).is_some()
+    pub(crate) fn has_emitted(&self, json: &str) -> bool {
+        self.emitted_members.get(Self::member_hash(json)).is_some()
     }
 
     fn member_hash(json: &str) -> u64 {

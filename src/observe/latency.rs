@@ -136,7 +136,7 @@ impl Recorder {
 
     /// Records that `stage` took `us` microseconds for each of `count` entries.
     pub fn record_many(&mut self, stage: Stage, us: u64, count: u64) {
-        self.heed_resets();
+        self.apply_resets();
         let own = self.own[stage as usize]
             .get_or_insert_with(|| Own { histogram: Box::new(histogram()), is_dirty: false });
         own.histogram.saturating_record_n(us.clamp(VALUE_US_MIN, VALUE_US_MAX), count);
@@ -151,7 +151,7 @@ impl Recorder {
         }
         let published = Arc::clone(&self.shared.0);
         let mut shared = published.histograms.lock();
-        self.heed_resets();
+        self.apply_resets();
         for (own, all) in self.own.iter_mut().zip(shared.iter_mut()) {
             let Some(own) = own.as_mut().filter(|own| own.is_dirty) else { continue };
             all.add(own.histogram.as_ref()).expect("both histograms have the same bounds");
@@ -161,7 +161,7 @@ impl Recorder {
     }
 
     /// Drops the values that were recorded before the last reset.
-    fn heed_resets(&mut self) {
+    fn apply_resets(&mut self) {
         let resets = self.shared.resets();
         if std::mem::replace(&mut self.resets, resets) == resets {
             return;

@@ -14,7 +14,7 @@ const REMINDER_MIN: Duration = Duration::from_secs(60);
 /// The longest time between two such lines.
 const REMINDER_MAX: Duration = Duration::from_secs(15 * 60);
 /// The most different problems that are logged in one outage; further ones are only counted.
-const TOLD_MAX: usize = 8;
+const LOGGED_MAX: usize = 8;
 
 /// A problem with Redis and its fix, in words for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ struct Outage {
     /// Since when no role fails.
     well_since: Option<Instant>,
     /// The problems that were logged.
-    told: Vec<Trouble>,
+    logged: Vec<Trouble>,
     remind_at: Instant,
     pause: Duration,
     /// Failures since the last line.
@@ -72,8 +72,8 @@ impl Outages {
         }
         outage.well_since = None;
         outage.failures += 1;
-        if !outage.told.contains(&trouble) && outage.told.len() < TOLD_MAX {
-            outage.told.push(trouble);
+        if !outage.logged.contains(&trouble) && outage.logged.len() < LOGGED_MAX {
+            outage.logged.push(trouble);
             outage.remind_at = now + outage.pause;
             outage.failures = 0;
             return Some(News::Wrong);
@@ -113,7 +113,7 @@ impl Outage {
             since: now,
             failing: BTreeSet::new(),
             well_since: None,
-            told: Vec::new(),
+            logged: Vec::new(),
             remind_at: now + REMINDER_MIN,
             pause: REMINDER_MIN,
             failures: 0,
@@ -131,24 +131,24 @@ mod tests {
     #[test]
     fn each_thing_is_told_once_however_many_connections_meet_it() {
         let (mut outages, start) = (Outages::default(), Instant::now());
-        let mut told = Vec::new();
+        let mut logged = Vec::new();
         for tick in 0..150 {
             let now = start + Duration::from_millis(100) * tick;
             let trouble = if tick < 100 { REFUSED } else { LOADING };
             for role in ["reader-0", "reader-1", "watcher", "replay-0"] {
-                told.extend(outages.fails(role, trouble, now));
+                logged.extend(outages.fails(role, trouble, now));
             }
         }
-        assert_eq!(told, [News::Wrong, News::Wrong]);
+        assert_eq!(logged, [News::Wrong, News::Wrong]);
     }
 
     #[test]
     fn an_outage_that_lasts_is_told_more_and_more_rarely() {
         let (mut outages, start) = (Outages::default(), Instant::now());
         let day = (0..86_400).map(|second| start + Duration::from_secs(second));
-        let told: Vec<News> = day.filter_map(|now| outages.fails("watcher", REFUSED, now)).collect();
-        assert_eq!(told[..2], [News::Wrong, News::Lasts { since: start, failures: 60 }]);
-        assert!((90..110).contains(&told.len()), "{}", told.len());
+        let logged: Vec<News> = day.filter_map(|now| outages.fails("watcher", REFUSED, now)).collect();
+        assert_eq!(logged[..2], [News::Wrong, News::Lasts { since: start, failures: 60 }]);
+        assert!((90..110).contains(&logged.len()), "{}", logged.len());
     }
 
     #[test]

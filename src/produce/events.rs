@@ -79,8 +79,8 @@ impl ProviderEvents {
     pub fn next(&mut self) -> Option<ProviderEvent> {
         loop {
             let event = self.parser.next()?;
-            if let Some(result) = self.interpret(&event) {
-                return Some(result);
+            if let Some(after) = self.interpret(&event) {
+                return Some(after);
             }
         }
     }
@@ -147,9 +147,9 @@ impl ProviderEvents {
         if !is_error(event) {
             return Some(self.raw(payload));
         }
-        let mut told = self.story.clone();
-        match told.read(payload) {
-            Meaning::Terminal if told.failure().is_some() => Some(self.raw(payload)),
+        let mut after = self.story.clone();
+        match after.read(payload) {
+            Meaning::Terminal if after.failure().is_some() => Some(self.raw(payload)),
             // A second report of a failure, or a late one: it belongs to the answer that is over.
             _ if follows_end => None,
             _ => {
@@ -172,9 +172,9 @@ fn is_error(event: &SseEvent) -> bool {
 /// Reads the failure from the data of an `error` event.
 fn failure(payload: &str) -> Failure {
     let object = payload.starts_with('{').then(|| raw::failure_in(&format!(r#"{{"error":{payload}}}"#)));
-    let (code, said) =
+    let (code, words) =
         object.flatten().map_or((None, None), |failure| (Some(failure.code), Some(failure.message)));
-    let message = said.filter(|said| !said.is_empty()).unwrap_or_else(|| own_words(payload));
+    let message = words.filter(|words| !words.is_empty()).unwrap_or_else(|| own_words(payload));
     Failure { code: code.unwrap_or_else(|| raw::PROVIDER_ERROR.into()), message: one_line(&message) }
 }
 
@@ -226,7 +226,7 @@ mod tests {
         let (_, events) =
             interpreted(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
         let words = &events.story().failure().unwrap().message;
-        assert!(words.len() < 2_000 && !words.contains(crate::visible::is_obeyed), "{words}");
+        assert!(words.len() < 2_000 && !words.contains(crate::visible::is_control), "{words}");
         // An error event after the end belongs to the answer that is over.
         let (results, _) =
             interpreted(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");

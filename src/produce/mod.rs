@@ -42,7 +42,7 @@
 //! The pause is the circuit breaker towards Redis: after a failure no call asks Redis again before it is over (50 ms,
 //! doubling to 5 s); then one attempt decides whether the next pause is longer or none.
 //!
-//! Raw events of providers ([`Producer::pass_raw`]) have no place for a `seq`. Before they are repeated, the stream is
+//! Raw events of providers ([`Producer::push_raw`]) have no place for a `seq`. Before they are repeated, the stream is
 //! searched for them, so that readers do not see a repetition either. An [`upstream`] asks a model's server by itself.
 
 mod cancel;
@@ -195,21 +195,21 @@ impl<W: Wires> Producer<W> {
     }
 
     /// Adds an entry that `compose` makes of the generation and the time (µs since 1970).
-    pub fn say(&mut self, compose: impl FnOnce(&mut Generation, u64) -> String) {
+    pub fn push(&mut self, compose: impl FnOnce(&mut Generation, u64) -> String) {
         let begun = self.generation.begun();
         let entry = compose(&mut self.generation, now_us());
         self.add([Record::native(entry)], begun);
     }
 
     /// Adds a native object from elsewhere.
-    pub fn pass_on(&mut self, object: &jsonl::Object<'_>) {
+    pub fn push_object(&mut self, object: &jsonl::Object<'_>) {
         let begun = self.generation.begun();
         let entries = self.generation.object(object, now_us());
         self.add(entries.into_iter().map(Record::native), begun);
     }
 
     /// Adds a provider's raw event, with the meaning that [`raw::Story`] found.
-    pub fn pass_raw(&mut self, record: Record, meaning: raw::Meaning) {
+    pub fn push_raw(&mut self, record: Record, meaning: raw::Meaning) {
         let begun = self.generation.begun();
         let start = self.generation.raw(meaning, now_us());
         let begins = start.is_some();
@@ -379,12 +379,12 @@ mod tests {
         let wires = Scripted::default();
         wires.0.borrow_mut().steps = [Step::Confirm, Step::WriteAndLose, Step::Lose].into();
         let mut producer = Producer::new(wires.clone());
-        producer.say(Generation::start);
+        producer.push(Generation::start);
         producer.flush(|| false).unwrap();
-        producer.say(|generation, ts| generation.text("a", ts));
-        producer.say(|generation, ts| generation.text("b", ts));
+        producer.push(|generation, ts| generation.text("a", ts));
+        producer.push(|generation, ts| generation.text("b", ts));
         producer.flush(|| false).unwrap();
-        producer.say(|generation, ts| generation.end("stop", ts));
+        producer.push(|generation, ts| generation.end("stop", ts));
         producer.flush(|| false).unwrap();
         let script = wires.0.borrow();
         assert_eq!(seqs(&script), [0, 1, 2, 1, 2, 3]);
@@ -397,9 +397,9 @@ mod tests {
         wires.0.borrow_mut().steps = [Step::WriteAndLose, Step::Confirm, Step::WriteAndLose].into();
         let mut producer = Producer::new(wires.clone());
         for _ in 0..2 {
-            producer.say(Generation::start);
-            producer.say(|generation, ts| generation.text("a", ts));
-            producer.say(|generation, ts| generation.end("stop", ts));
+            producer.push(Generation::start);
+            producer.push(|generation, ts| generation.text("a", ts));
+            producer.push(|generation, ts| generation.end("stop", ts));
         }
         producer.flush(|| false).unwrap();
         assert_eq!(seqs(&wires.0.borrow()), [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
@@ -411,7 +411,7 @@ mod tests {
         let wires = Scripted::default();
         wires.0.borrow_mut().steps = [Step::Lose, Step::Refuse].into();
         let mut producer = Producer::new(wires.clone());
-        producer.say(Generation::start);
+        producer.push(Generation::start);
         assert!(matches!(producer.flush(|| true), Err(ProduceError::Stopped)));
         assert!(matches!(producer.flush(|| false), Err(ProduceError::Refused(_))));
         producer.flush(|| false).unwrap();
@@ -425,9 +425,9 @@ mod tests {
         let mut producer = Producer::new(wires.clone());
         producer.name_next("mine");
         let raw = |json: &str| Record { form: Form::OpenAi, json: json.into() };
-        producer.pass_raw(raw("{}"), raw::Meaning::Content);
+        producer.push_raw(raw("{}"), raw::Meaning::Content);
         producer.flush(|| false).unwrap();
-        producer.pass_raw(raw("[DONE]"), raw::Meaning::Terminal);
+        producer.push_raw(raw("[DONE]"), raw::Meaning::Terminal);
         assert!(!producer.generation().is_open());
         producer.flush(|| false).unwrap();
         let script = wires.0.borrow();
@@ -444,12 +444,12 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_by_count_and_bytes() {
         let mut producer = Producer::new(Scripted::default());
-        producer.say(|generation, ts| generation.text(&"x".repeat(BATCH_BYTES_MAX), ts));
+        producer.push(|generation, ts| generation.text(&"x".repeat(BATCH_BYTES_MAX), ts));
         assert!(producer.is_full());
         producer.flush(|| false).unwrap();
         assert!(!producer.is_full());
         for _ in 0..BATCH_ENTRIES_MAX {
-            producer.say(Generation::heartbeat);
+            producer.push(Generation::heartbeat);
         }
         assert!(producer.is_full());
     }

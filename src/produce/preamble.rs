@@ -213,7 +213,7 @@ mod tests {
             pieces.push(one, now);
             pieces.push(other, now);
             prop_assert_eq!(whole.describe(), pieces.describe());
-            prop_assert!(!whole.describe().contains(crate::visible::is_obeyed));
+            prop_assert!(!whole.describe().contains(crate::visible::is_control));
         }
     }
 }

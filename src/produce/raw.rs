@@ -91,17 +91,18 @@ impl Story {
         };
         let margin = Margin::default();
         let raw = (form, payload.as_bytes());
-        let Ok(mut said) = provider::read(raw, &self.progress, self.follows_end, &margin) else {
+        let Ok(mut decoded) = provider::read(raw, &self.progress, self.follows_end, &margin) else {
             return Meaning::Framing;
         };
-        let (is_terminal, says) = (said.events().any(|event| event.is_terminal()), !said.is_empty());
-        let failure = said.events().find_map(|event| told(&event));
-        let changed = said.take_progress();
+        let (is_terminal, has_events) =
+            (decoded.events().any(|event| event.is_terminal()), !decoded.is_empty());
+        let failure = decoded.events().find_map(|event| failure_of(&event));
+        let changed = decoded.take_progress();
         // A tool call that was begun has its number, whether anything was said of it yet or not.
         let begins_call = changed.as_ref().is_some_and(|changed| changed.calls > self.progress.calls);
         let meaning = match (&changed, self.follows_end) {
             _ if is_terminal => Meaning::Terminal,
-            _ if says || begins_call => Meaning::Content,
+            _ if has_events || begins_call => Meaning::Content,
             (Some(_), true) => Meaning::Opening,
             _ => Meaning::Framing,
         };
@@ -149,7 +150,7 @@ pub(super) fn failure_in(payload: &str) -> Option<Failure> {
     story.failure
 }
 
-fn told(event: &Event<'_>) -> Option<Failure> {
+fn failure_of(event: &Event<'_>) -> Option<Failure> {
     let Event::Error { code, message } = event else { return None };
     // For messages of ours; the stream has the words as they came.
     let text = |escaped| one_line(&json::unescape(escaped).unwrap_or_default());

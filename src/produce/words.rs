@@ -17,11 +17,11 @@ const MESSAGES: [&str; 7] =
 #[must_use]
 pub(super) fn own_words(body: &str) -> String {
     let body = body.trim_start_matches('\u{feff}').trim();
-    let said = match first_value(body) {
+    let words = match first_value(body) {
         Some(value) => message(&value, DEPTH_MAX),
         None => title(body),
     };
-    one_line(said.as_deref().unwrap_or(body))
+    one_line(words.as_deref().unwrap_or(body))
 }
 
 /// The text on one line, without control characters, and bounded.
@@ -59,7 +59,7 @@ fn message(value: &Value, depth: u32) -> Option<String> {
         Value::Array(values) => values.iter().find_map(|value| message(value, depth.checked_sub(1)?)),
         Value::Object(members) => {
             let inner = |name| message(members.get(name)?, depth.checked_sub(1)?);
-            let said = MESSAGES.into_iter().find_map(inner)?;
+            let words = MESSAGES.into_iter().find_map(inner)?;
             let code = members.get("code").or_else(|| members.get("type"));
             let code = code.and_then(|code| match code {
                 Value::String(code) if !code.is_empty() => Some(code.clone()),
@@ -67,9 +67,9 @@ fn message(value: &Value, depth: u32) -> Option<String> {
                 _ => None,
             });
             // An object around an error says nothing new with its own `type`.
-            Some(match code.filter(|code| code != "error" && !said.ends_with(')')) {
-                Some(code) => format!("{said} ({code})"),
-                None => said,
+            Some(match code.filter(|code| code != "error" && !words.ends_with(')')) {
+                Some(code) => format!("{words} ({code})"),
+                None => words,
             })
         }
         _ => None,
@@ -134,7 +134,7 @@ mod tests {
         fn any_body_gives_one_bounded_line(body in "\\PC{0,200}|[<>{}\\[\\]\":,a-z\u{0}-\u{1f}]{0,80}|<title>.{0,20}") {
             let words = own_words(&body);
             prop_assert!(words.chars().count() <= CHARACTERS_MAX + 1);
-            prop_assert!(!words.contains(visible::is_obeyed));
+            prop_assert!(!words.contains(visible::is_control));
         }
     }
 }

@@ -128,8 +128,8 @@ impl Writer {
         let gauge = words.gauge();
         let thread = thread::spawn("writer", &ended, move || {
             let producer = Producer::new(wires);
-            let (linger, said_at) = (batching.linger, Instant::now());
-            let mut pen = Pen { producer, cancels, inbox, linger, said_at, shared: ours };
+            let (linger, written_at) = (batching.linger, Instant::now());
+            let mut pen = Pen { producer, cancels, inbox, linger, written_at, shared: ours };
             if let Err(error) = pen.run() {
                 tracing::error!(%error, "a stream cannot be written");
                 *pen.shared.failure.lock() = Some(error.to_string());
@@ -144,7 +144,7 @@ impl Writer {
     /// # Errors
     /// [`WriterError::Full`] or [`WriterError::Failed`].
     pub fn begin(&self, generation: Option<&str>) -> Result<(), WriterError> {
-        self.tell(Word::Begin(generation.map(ToOwned::to_owned)))
+        self.send(Word::Begin(generation.map(ToOwned::to_owned)))
     }
 
     /// More text on the `content` channel.
@@ -161,7 +161,7 @@ impl Writer {
     /// [`WriterError`].
     pub fn text_on(&self, channel: &str, text: impl Into<String>) -> Result<(), WriterError> {
         self.go_on()?;
-        self.tell(Word::Text { channel: channel.to_owned(), text: text.into() })
+        self.send(Word::Text { channel: channel.to_owned(), text: text.into() })
     }
 
     /// The generation is complete.
@@ -170,7 +170,7 @@ impl Writer {
     /// [`WriterError`].
     pub fn end(&self, finish_reason: &str, usage: Option<Map<String, Value>>) -> Result<(), WriterError> {
         self.go_on()?;
-        self.tell(Word::End { finish_reason: finish_reason.to_owned(), usage })
+        self.send(Word::End { finish_reason: finish_reason.to_owned(), usage })
     }
 
     /// The generation failed.
@@ -179,7 +179,7 @@ impl Writer {
     /// [`WriterError`].
     pub fn error(&self, code: &str, message: &str) -> Result<(), WriterError> {
         self.go_on()?;
-        self.tell(Word::Error { code: code.to_owned(), message: message.to_owned() })
+        self.send(Word::Error { code: code.to_owned(), message: message.to_owned() })
     }
 
     /// Whether a viewer asked to stop the generation that was begun last.
@@ -222,7 +222,7 @@ impl Writer {
         if self.is_cancelled() { Err(WriterError::Cancelled) } else { Ok(()) }
     }
 
-    fn tell(&self, word: Word) -> Result<(), WriterError> {
+    fn send(&self, word: Word) -> Result<(), WriterError> {
         let closed = || WriterError::Failed("the writer is over".to_owned());
         let words = self.words.as_ref().ok_or_else(closed)?;
         match words.send_timeout(word, self.room_wait) {
@@ -250,7 +250,7 @@ struct Pen<W: Wires, C: Cancels> {
     cancels: C,
     inbox: Receiver<Word>,
     linger: Duration,
-    said_at: Instant,
+    written_at: Instant,
     shared: Arc<Shared>,
 }
 
@@ -270,19 +270,19 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
     /// Gathers a batch that begins with `word`, and writes it.
     fn gather(&mut self, word: Word) -> Result<(), ProduceError> {
         let until = Instant::now() + self.linger;
-        self.say(word);
+        self.push(word);
         while !self.producer.is_full() {
             let left = until.saturating_duration_since(Instant::now());
             let is_over = self.shared.is_over.load(Ordering::Acquire);
             let word =
                 if left.is_zero() || is_over { self.inbox.try_recv() } else { self.inbox.recv_timeout(left) };
             let Some(word) = word else { break };
-            self.say(word);
+            self.push(word);
         }
         self.flush()
     }
 
-    fn say(&mut self, word: Word) {
+    fn push(&mut self, word: Word) {
         let is_cancelled = self.shared.is_cancelled.load(Ordering::Acquire);
         match word {
             Word::Begin(id) => {
@@ -290,18 +290,18 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
                 if let Some(id) = id {
                     self.producer.name_next(id);
                 }
-                self.producer.say(Generation::start);
+                self.producer.push(Generation::start);
             }
             // Queued before the caller could know of the cancel.
             _ if is_cancelled => {}
             Word::Text { channel, text } => {
-                self.producer.say(|generation, ts| generation.text_on(&channel, &text, ts));
+                self.producer.push(|generation, ts| generation.text_on(&channel, &text, ts));
             }
             Word::End { finish_reason, usage } => {
-                self.producer.say(|generation, ts| generation.end_with(&finish_reason, usage.as_ref(), ts));
+                self.producer.push(|generation, ts| generation.end_with(&finish_reason, usage.as_ref(), ts));
             }
             Word::Error { code, message } => {
-                self.producer.say(|generation, ts| generation.error(&code, &message, ts));
+                self.producer.push(|generation, ts| generation.error(&code, &message, ts));
             }
         }
     }
@@ -312,13 +312,13 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
             return Ok(());
         }
         self.shared.is_cancelled.store(true, Ordering::Release);
-        self.producer.say(|generation, ts| generation.end("cancelled", ts));
+        self.producer.push(|generation, ts| generation.end("cancelled", ts));
         self.flush()
     }
 
     fn beat(&mut self) -> Result<(), ProduceError> {
-        if self.producer.generation().is_open() && self.said_at.elapsed() >= HEARTBEAT_EVERY {
-            self.producer.say(Generation::heartbeat);
+        if self.producer.generation().is_open() && self.written_at.elapsed() >= HEARTBEAT_EVERY {
+            self.producer.push(Generation::heartbeat);
             return self.flush();
         }
         Ok(())
@@ -327,7 +327,7 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
     fn flush(&mut self) -> Result<(), ProduceError> {
         let shared = Arc::clone(&self.shared);
         self.producer.flush(|| shared.give_up.load(Ordering::Acquire))?;
-        self.said_at = Instant::now();
+        self.written_at = Instant::now();
         Ok(())
     }
 }
@@ -431,9 +431,9 @@ mod tests {
         assert!(matches!(writer.finish(Duration::from_millis(20)), Err(WriterError::Failed(_))));
     }
 
-    struct OnceTold(Arc<AtomicBool>);
+    struct OnceSent(Arc<AtomicBool>);
 
-    impl Cancels for OnceTold {
+    impl Cancels for OnceSent {
         fn requested(&mut self, _: Instant) -> Option<CancelRequest> {
             self.0.swap(false, Ordering::AcqRel).then(CancelRequest::default)
         }
@@ -446,13 +446,14 @@ mod tests {
     #[test]
     fn a_cancelled_generation_takes_no_more_and_the_next_one_does() {
         let stream = Stream::default();
-        let told = Arc::new(AtomicBool::new(false));
-        let writer = Writer::start(stream.clone(), OnceTold(Arc::clone(&told)), Batching::default()).unwrap();
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let writer =
+            Writer::start(stream.clone(), OnceSent(Arc::clone(&is_sent)), Batching::default()).unwrap();
         writer.begin(None).unwrap();
         while stream.kinds().is_empty() {
             std::thread::yield_now();
         }
-        told.store(true, Ordering::Release);
+        is_sent.store(true, Ordering::Release);
         while !writer.is_cancelled() {
             std::thread::yield_now();
         }

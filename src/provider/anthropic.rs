@@ -21,10 +21,10 @@ const STOP: [&str; 4] = ["stop_reason", "stop_sequence", "stop_details", "type"]
 pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let event = event.trim_matches(json::BLANKS);
     let [kind, index, failure] = json::members(event, ["type", "index", "error"])?;
-    let failure = failure.filter(|failure| json::is_told(failure));
+    let failure = failure.filter(|failure| json::has_value(failure));
     let Some(kind) = kind else {
         let event = error(failure?, event, draft);
-        return draft.say(event);
+        return draft.emit(event);
     };
     match &*json::unescape(json::string(kind)?)? {
         "message_start" => begin_message(event, draft)?,
@@ -32,26 +32,26 @@ pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         "content_block_delta" => read_delta(event, number(index)?, draft)?,
         "content_block_stop" => {
             if let Some(slot) = draft.progress().parts.find(index_name(0, number(index)?)) {
-                draft.tell_waiting_of(slot)?;
+                draft.emit_waiting_of(slot)?;
                 draft.change().parts.remove(slot);
             }
         }
         "message_delta" => read_message_delta(event, draft)?,
-        "message_stop" if failure.is_none() => draft.say(end(draft.before))?,
+        "message_stop" if failure.is_none() => draft.emit(end(draft.before))?,
         "message_stop" | "ping" => {}
         "error" => {
             let event = match failure {
                 Some(failure) => error(failure, event, draft),
                 None => error(event, "", draft),
             };
-            return draft.say(event);
+            return draft.emit(event);
         }
         _ if failure.is_some() => {}
-        _ => draft.say(Event::Custom { data: event })?,
+        _ => draft.emit(Event::Custom { data: event })?,
     }
     let Some(failure) = failure else { return Some(()) };
     let event = error(failure, event, draft);
-    draft.say(event)
+    draft.emit(event)
 }
 
 /// Begins a message. The same one may be begun twice, as by proxies that try again; another one begins anew. Content
@@ -64,7 +64,7 @@ fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     if message != 0 && message == draft.before.message {
         return Some(());
     }
-    draft.tell_waiting()?;
+    draft.emit_waiting()?;
     let usage = counts(usage).filter(|usage| usage.len() <= USAGE_BYTES_MAX).map(Into::into);
     let follows_end = draft.follows_end;
     let progress = draft.change();
@@ -78,7 +78,7 @@ fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         content.filter(|content| content.starts_with('[')).map_or(Some(Vec::new()), json::elements)?;
     for (_, block) in blocks {
         if !read_block(block, None, draft)? {
-            draft.say(Event::Custom { data: block })?;
+            draft.emit(Event::Custom { data: block })?;
         }
     }
     Some(())
@@ -87,7 +87,7 @@ fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
 fn begin_block<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     let [block] = json::members(event, ["content_block"])?;
     if !read_block(block?, Some(index), draft)? {
-        draft.say(Event::Custom { data: event })?;
+        draft.emit(Event::Custom { data: event })?;
     }
     Some(())
 }
@@ -105,12 +105,12 @@ fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> 
     } else {
         // A block whose end was not announced is over where another one takes its place.
         if let Some(slot) = former {
-            draft.tell_waiting_of(slot)?;
+            draft.emit_waiting_of(slot)?;
             draft.change().parts.remove(slot);
         }
         match kind_word {
-            Some("text") => draft.say_text("content", 0, text(plain)?)?,
-            Some("thinking") => draft.say_text("reasoning", 0, text(thinking)?)?,
+            Some("text") => draft.emit_text("content", 0, text(plain)?)?,
+            Some("thinking") => draft.emit_text("reasoning", 0, text(thinking)?)?,
             _ => return Some(false),
         }
     }
@@ -124,7 +124,7 @@ fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> 
             rest = format!(r#""id":{call},{rest}"#);
         }
         let index = index.unwrap_or(0);
-        draft.say_rest(format!(
+        draft.emit_rest(format!(
             r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":{kind},{rest}}}}}"#
         ))?;
     }
@@ -141,11 +141,11 @@ fn begin_tool<'a>(piece: Piece<'a>, index: Option<u64>, draft: &mut Draft<'a>) -
         return if is_waiting { draft.announce(slot, piece) } else { Some(()) };
     }
     if let Some(slot) = former {
-        draft.tell_waiting_of(slot)?;
+        draft.emit_waiting_of(slot)?;
         draft.change().parts.remove(slot);
     }
     let slot = draft.begin_call(0);
-    let Some(place) = place else { return draft.say_piece(slot, piece) };
+    let Some(place) = place else { return draft.emit_piece(slot, piece) };
     draft.name_part(slot, BY_PLACE, place);
     draft.announce(slot, piece)
 }
@@ -156,21 +156,21 @@ fn read_delta<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<(
     let ([kind, plain, thinking, piece], has_rest) =
         json::members_and_rest(delta, ["type", "text", "thinking", "partial_json"], &[])?;
     match kind.and_then(json::string) {
-        Some("text_delta") => draft.say_text("content", 0, Some(text(plain)??))?,
-        Some("thinking_delta") => draft.say_text("reasoning", 0, Some(text(thinking)??))?,
+        Some("text_delta") => draft.emit_text("content", 0, Some(text(plain)??))?,
+        Some("thinking_delta") => draft.emit_text("reasoning", 0, Some(text(thinking)??))?,
         Some("input_json_delta") => {
             let slot = draft.progress().parts.find(index_name(0, index));
             let slot =
                 slot.filter(|slot| draft.progress().parts.get(*slot).is_some_and(|part| part.kind == CALL));
-            let Some(slot) = slot else { return draft.say(Event::Custom { data: event }) };
-            draft.say_piece(slot, Piece { arguments: text(piece)??, ..Piece::default() })?;
+            let Some(slot) = slot else { return draft.emit(Event::Custom { data: event }) };
+            draft.emit_piece(slot, Piece { arguments: text(piece)??, ..Piece::default() })?;
         }
-        _ => return draft.say(Event::Custom { data: event }),
+        _ => return draft.emit(Event::Custom { data: event }),
     }
     if has_rest {
         let rest = json::rest(delta, &[&["type", "text", "thinking", "partial_json"]])?;
         let kind = kind.unwrap_or_default();
-        draft.say_rest(format!(
+        draft.emit_rest(format!(
             r#"{{"type":"content_block_delta","index":{index},"delta":{{"type":{kind},{rest}}}}}"#
         ))?;
     }
@@ -198,11 +198,11 @@ fn read_message_delta<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     }
     if let Some(reason) = reason {
         draft.change().finish(0, reason)?;
-        draft.tell_waiting()?;
+        draft.emit_waiting()?;
     }
     if let (true, Some(delta)) = (has_rest, delta) {
         let rest = json::rest(delta, &[&STOP])?;
-        draft.say_rest(format!(r#"{{"type":"message_delta","delta":{{{rest}}}}}"#))?;
+        draft.emit_rest(format!(r#"{{"type":"message_delta","delta":{{{rest}}}}}"#))?;
     }
     Some(())
 }

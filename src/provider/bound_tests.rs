@@ -7,19 +7,19 @@ use crate::model::PROGRESS_BYTES_MAX;
 #[test]
 fn what_is_kept_is_bounded() {
     let mut story = Story::default();
-    let mut told = 0;
+    let mut emitted = 0;
     for index in 0..5000 {
         let payload = format!(
             r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":"tool_use","id":"{index}","name":"{}"}}}}"#,
             "n".repeat(index % 100)
         );
-        told += story.tell(Form::Anthropic, &payload).matches("tool#").count();
+        emitted += story.emit(Form::Anthropic, &payload).matches("tool#").count();
         assert!(story.progress.len_bytes() <= PROGRESS_BYTES_MAX);
     }
     // Those for which there was no more room were told, and the others are in the end.
-    assert!((4000..5000).contains(&told), "{told}");
-    told += story.tell(Form::Anthropic, r#"{"type":"message_stop"}"#).matches("tool#").count();
-    assert_eq!(told, 5000);
+    assert!((4000..5000).contains(&emitted), "{emitted}");
+    emitted += story.emit(Form::Anthropic, r#"{"type":"message_stop"}"#).matches("tool#").count();
+    assert_eq!(emitted, 5000);
     let long = "x".repeat(PROGRESS_BYTES_MAX + 1);
     let finish = format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":"{long}"}}]}}"#);
     openai(&[(&finish, "malformed")]);
@@ -28,8 +28,8 @@ fn what_is_kept_is_bounded() {
     openai(&[(&format!(r#"{{"choices":[{}]}}"#, finished.join(",")), ""), ("[DONE]", "end x -")]);
     let deltas = vec![r#"{"delta":{"content":"x"}}"#; EVENTS_PER_ENTRY_MAX + 1];
     let chunk = |count: usize| format!(r#"{{"choices":[{}]}}"#, deltas[..count].join(","));
-    assert_ne!(Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX)), "malformed");
-    assert_eq!(Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX + 1)), "malformed");
+    assert_ne!(Story::default().emit(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX)), "malformed");
+    assert_eq!(Story::default().emit(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX + 1)), "malformed");
 }
 
 #[test]

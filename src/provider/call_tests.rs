@@ -9,8 +9,8 @@ fn chunk(calls: &str) -> String {
 }
 
 fn check_calls(story: &[(&str, &str)]) {
-    let chunks: Vec<(String, &str)> = story.iter().map(|(calls, told)| (chunk(calls), *told)).collect();
-    let story: Vec<(&str, &str)> = chunks.iter().map(|(chunk, told)| (&**chunk, *told)).collect();
+    let chunks: Vec<(String, &str)> = story.iter().map(|(calls, emitted)| (chunk(calls), *emitted)).collect();
+    let story: Vec<(&str, &str)> = chunks.iter().map(|(chunk, emitted)| (&**chunk, *emitted)).collect();
     openai(&story);
 }
 
@@ -98,14 +98,14 @@ fn ids_and_names_are_short() {
             "n".repeat(name)
         )
     };
-    let told = |calls: &str| Story::default().tell(Form::OpenAi, &chunk(calls));
-    assert_ne!(told(&of_len(1024, 1024)), "malformed");
-    assert_eq!(told(&of_len(1025, 1)), "malformed");
-    assert_eq!(told(&of_len(1, 1025)), "malformed");
+    let emitted = |calls: &str| Story::default().emit(Form::OpenAi, &chunk(calls));
+    assert_ne!(emitted(&of_len(1024, 1024)), "malformed");
+    assert_eq!(emitted(&of_len(1025, 1)), "malformed");
+    assert_eq!(emitted(&of_len(1, 1025)), "malformed");
     let escaped = format!(r#"{{"index":0,"id":"{}"}}"#, r"\u0041".repeat(1024));
-    assert_ne!(told(&escaped), "malformed", "it is what is meant that counts");
+    assert_ne!(emitted(&escaped), "malformed", "it is what is meant that counts");
     let escaped = format!(r#"{{"index":0,"id":"{}"}}"#, r"\u00e4".repeat(513));
-    assert_eq!(told(&escaped), "malformed");
+    assert_eq!(emitted(&escaped), "malformed");
     let long = "i".repeat(1025);
     for (form, payload) in [
         (
@@ -133,7 +133,7 @@ fn ids_and_names_are_short() {
             ),
         ),
     ] {
-        assert_eq!(Story::default().tell(form, &payload), "malformed");
+        assert_eq!(Story::default().emit(form, &payload), "malformed");
     }
 }
 
@@ -181,7 +181,7 @@ fn a_block_that_is_never_closed_is_told() {
 #[test]
 fn a_function_call_that_is_only_announced_is_told() {
     const ADDED: &str = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"i1","call_id":"c1","name":"f","arguments":"{\"a\":1}"}}"#;
-    let told = r#"tool#0.0 c1 f {\"a\":1}"#;
+    let emitted = r#"tool#0.0 c1 f {\"a\":1}"#;
     for (last, end) in [
         (r#"{"type":"response.completed"}"#, "end completed -"),
         (r#"{"type":"response.failed"}"#, "error provider_error -"),
@@ -189,7 +189,7 @@ fn a_function_call_that_is_only_announced_is_told() {
         (r#"{"error":"m"}"#, "error provider_error m"),
         ("[DONE]", "end - -"),
     ] {
-        openai(&[(ADDED, ""), (last, &format!("{told} | {end}"))]);
+        openai(&[(ADDED, ""), (last, &format!("{emitted} | {end}"))]);
     }
     // Another call takes its place.
     openai(&[
@@ -218,7 +218,7 @@ fn many_calls_are_told() {
     for n in 0..3000 {
         let payload =
             chunk(&format!(r#"{{"index":{n},"id":"c{n}","function":{{"name":"f","arguments":"1"}}}}"#));
-        assert_eq!(story.tell(Form::OpenAi, &payload), format!("tool#0.{n} c{n} f 1"));
+        assert_eq!(story.emit(Form::OpenAi, &payload), format!("tool#0.{n} c{n} f 1"));
     }
     let mut story = Story::default();
     for n in 0..3000 {
@@ -228,8 +228,8 @@ fn many_calls_are_told() {
             ),
             format!(r#"{{"type":"content_block_stop","index":{n}}}"#),
         );
-        assert_eq!(story.tell(Form::Anthropic, &begin), "");
-        assert_eq!(story.tell(Form::Anthropic, &stop), format!("tool#0.{n} c{n} f {{}}"));
+        assert_eq!(story.emit(Form::Anthropic, &begin), "");
+        assert_eq!(story.emit(Form::Anthropic, &stop), format!("tool#0.{n} c{n} f {{}}"));
     }
     assert!(story.progress.len_bytes() < 100, "what is over takes no room");
 }

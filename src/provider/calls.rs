@@ -197,19 +197,19 @@ impl<'a> Draft<'a> {
     }
 
     /// Emits a piece of a call.
-    pub(super) fn say_call(&mut self, choice: u64, call: Call, piece: Piece<'a>) -> Option<()> {
+    pub(super) fn emit_call(&mut self, choice: u64, call: Call, piece: Piece<'a>) -> Option<()> {
         match call {
-            Call::Followed(slot) => self.say_piece(slot, piece),
+            Call::Followed(slot) => self.emit_piece(slot, piece),
             Call::Numbered(_) if piece.is_empty() => Some(()),
             Call::Numbered(call) => {
                 let Piece { id, name, arguments } = piece;
-                self.say(Event::ToolCall { index: choice, call, id, name, arguments })
+                self.emit(Event::ToolCall { index: choice, call, id, name, arguments })
             }
         }
     }
 
     /// Emits a piece of a call that is followed, with what is waiting of it.
-    pub(super) fn say_piece(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
+    pub(super) fn emit_piece(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
         let part = self.part(slot)?;
         let (choice, call) = (part.choice, part.call);
         let (mut emitted, mut rest) = (piece, None);
@@ -241,7 +241,7 @@ impl<'a> Draft<'a> {
             self.name_part(slot, BY_ID, name);
         }
         let Piece { id, name, arguments } = emitted;
-        self.say(Event::ToolCall { index: choice, call, id, name, arguments })
+        self.emit(Event::ToolCall { index: choice, call, id, name, arguments })
     }
 
     /// Emits the ids and names of the calls that were announced before one that is about to be emitted. Calls are emitted
@@ -253,7 +253,7 @@ impl<'a> Draft<'a> {
         let earlier: Vec<u64> = self.progress().parts.waiting().into_iter().filter(is_earlier).collect();
         for earlier in earlier {
             self.change().parts.change(earlier, |part| part.is_begun = true);
-            self.say_piece(earlier, Piece::default())?;
+            self.emit_piece(earlier, Piece::default())?;
         }
         Some(())
     }
@@ -265,7 +265,7 @@ impl<'a> Draft<'a> {
         let owned = |text: Option<&str>| text.map(Box::from);
         let waiting = Waiting { id: owned(id), name: owned(name), arguments: arguments.into() };
         if self.progress().is_finishing() || waiting.len_bytes() > WAITING_BYTES_MAX {
-            return self.say_piece(slot, piece);
+            return self.emit_piece(slot, piece);
         }
         let choice = self.part(slot)?.choice;
         self.change().parts.change(slot, |part| {
@@ -292,17 +292,17 @@ impl<'a> Draft<'a> {
     }
 
     /// Emits what is waiting of a part.
-    pub(super) fn tell_waiting_of(&mut self, slot: u64) -> Option<()> {
+    pub(super) fn emit_waiting_of(&mut self, slot: u64) -> Option<()> {
         let Some(waiting) = self.waiting_of(slot) else { return Some(()) };
-        self.say_piece(slot, Piece { id: None, name: None, ..waiting })?;
+        self.emit_piece(slot, Piece { id: None, name: None, ..waiting })?;
         self.change().parts.change(slot, |part| part.waiting = None);
         Some(())
     }
 
     /// Emits all that is waiting.
-    pub(super) fn tell_waiting(&mut self) -> Option<()> {
+    pub(super) fn emit_waiting(&mut self) -> Option<()> {
         for slot in self.progress().parts.waiting() {
-            self.tell_waiting_of(slot)?;
+            self.emit_waiting_of(slot)?;
         }
         Some(())
     }

@@ -91,12 +91,12 @@ pub(super) fn read<'a>(
         rests.extend(read.rest);
         failed = failed.or_else(|| read.failure.map(|failure| (failure, choice)));
     }
-    say_rest((chunk, has_rest), &rests, draft)?;
+    emit_rest((chunk, has_rest), &rests, draft)?;
     draft.keep_usage(usage);
     match failed {
         Some((failure, beside)) => {
             let event = error(failure, beside, draft);
-            draft.say(event)
+            draft.emit(event)
         }
         None => Some(()),
     }
@@ -104,9 +104,9 @@ pub(super) fn read<'a>(
 
 /// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and
 /// flags among them never.
-fn say_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
+fn emit_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
     let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
-    let own = if own.is_empty() || draft.progress().has_told(&own) { String::new() } else { own };
+    let own = if own.is_empty() || draft.progress().has_emitted(&own) { String::new() } else { own };
     // Late members about an answer that is over begin no new one.
     let is_late = draft.follows_end && draft.is_empty();
     if rests.is_empty() && (own.is_empty() || is_late) {
@@ -116,11 +116,11 @@ fn say_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft
         draft.change().note_member(&own);
     }
     if draft.is_empty() {
-        return draft.say_rest(chunk.to_owned());
+        return draft.emit_rest(chunk.to_owned());
     }
     let comma = if own.is_empty() { "" } else { "," };
     let choices = rests.join(",");
-    draft.say_rest(format!(r#"{{"object":"chat.completion.chunk","choices":[{choices}]{comma}{own}}}"#))
+    draft.emit_rest(format!(r#"{{"object":"chat.completion.chunk","choices":[{choices}]{comma}{own}}}"#))
 }
 
 /// The members of the inside of an object that are neither numbers nor flags.
@@ -138,23 +138,23 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
     let ([index, delta, finish_reason, message, whole, usage, failure], mut has_rest) =
         json::members_and_rest(choice, CHOICE, &CHOICE_FRAMING)?;
     let index = number(index)?;
-    let said = draft.len();
+    let emitted_before = draft.len();
     let delta_rest = match delta {
         // An empty object, as PHP writes it.
         None | Some("[]") => String::new(),
         Some(delta) => read_delta(delta, index, draft)?,
     };
-    let has_said = draft.len() > said;
-    let is_told = |raw: Option<&str>| raw.is_some_and(json::is_told);
+    let has_emitted_any = draft.len() > emitted_before;
+    let has_value = |raw: Option<&str>| raw.is_some_and(json::has_value);
     // A whole answer, or one of another interface; where a delta has said something, `text` repeats it.
-    has_rest |= is_told(message) || !has_said && is_told(whole);
+    has_rest |= has_value(message) || !has_emitted_any && has_value(whole);
     let bit = 1_u64.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
     // The first entry of the next generation may come while the former's progress is gone already.
-    if has_said && draft.progress().begun & bit == 0 && bit != 0 {
+    if has_emitted_any && draft.progress().begun & bit == 0 && bit != 0 {
         draft.change().begun |= bit;
     }
     let rest = (has_rest || !delta_rest.is_empty())
-        .then(|| rest_of_choice(choice, (index, &delta_rest), !has_said))
+        .then(|| rest_of_choice(choice, (index, &delta_rest), !has_emitted_any))
         .flatten();
     if let Some(reason) = word(finish_reason)?
         && (draft.is_ours() || rest.is_some())
@@ -164,7 +164,7 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
         progress.finish(index, reason)?;
     }
     draft.keep_usage(usage);
-    Some(Choice { rest, failure: failure.filter(|failure| json::is_told(failure)) })
+    Some(Choice { rest, failure: failure.filter(|failure| json::has_value(failure)) })
 }
 
 /// The members of a choice that were not understood, as a choice of its own; `None` where there are none. `with_text`:
@@ -185,13 +185,13 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<S
     let ([content, refusal, reasoning_content, reasoning, tool_calls, function_call], has_rest) =
         json::members_and_rest(delta, DELTA, &DELTA_FRAMING)?;
     let (reasoning, also) = (text(reasoning_content)?, text(reasoning)?);
-    draft.say_text("reasoning", index, reasoning)?;
-    draft.say_text("reasoning", index, also.filter(|_| also != reasoning))?;
+    draft.emit_text("reasoning", index, reasoning)?;
+    draft.emit_text("reasoning", index, also.filter(|_| also != reasoning))?;
     match content {
         Some(list) if list.starts_with('[') => read_parts(list, "content", index, draft)?,
-        content => draft.say_text("content", index, text(content)?)?,
+        content => draft.emit_text("content", index, text(content)?)?,
     }
-    draft.say_text("refusal", index, text(refusal)?)?;
+    draft.emit_text("refusal", index, text(refusal)?)?;
     let mut rest = if has_rest { json::rest(delta, &[&DELTA, &DELTA_FRAMING])? } else { String::new() };
     let mut rests = Vec::new();
     let calls = tool_calls.map_or(Some(Vec::new()), json::elements)?;
@@ -206,7 +206,7 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<S
         let (name, arguments) = (tool_name(name)?, draft.arguments(arguments)?.unwrap_or_default());
         if name.is_some() || !arguments.is_empty() {
             let call = draft.legacy_call(index);
-            draft.say_call(index, call, Piece { id: None, name, arguments })?;
+            draft.emit_call(index, call, Piece { id: None, name, arguments })?;
         }
     }
     Some(rest)
@@ -218,20 +218,20 @@ fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft
         let ([kind, plain, thinking], has_rest) =
             json::members_and_rest(part, ["type", "text", "thinking"], &["index", "closed"])?;
         match kind.and_then(json::string) {
-            Some("text") => draft.say_text(channel, index, text(plain)?)?,
+            Some("text") => draft.emit_text(channel, index, text(plain)?)?,
             Some("thinking") if channel == "content" => match thinking {
                 Some(list) if list.starts_with('[') => read_parts(list, "reasoning", index, draft)?,
-                thinking => draft.say_text("reasoning", index, text(thinking)?)?,
+                thinking => draft.emit_text("reasoning", index, text(thinking)?)?,
             },
             _ => {
-                draft.say(Event::Custom { data: part })?;
+                draft.emit(Event::Custom { data: part })?;
                 continue;
             }
         }
         if has_rest {
             let (kind, rest) =
                 (kind.unwrap_or_default(), json::rest(part, &[&["type", "text", "thinking"]])?);
-            draft.say_rest(format!(r#"{{"type":{kind},{rest}}}"#))?;
+            draft.emit_rest(format!(r#"{{"type":{kind},{rest}}}"#))?;
         }
     }
     Some(())
@@ -251,7 +251,7 @@ fn read_call<'a>(call: &'a str, (choice, at): (u64, usize), draft: &mut Draft<'a
     }
     let hint = Hint { choice, index, begins: at > 0 };
     let followed = draft.call_of(hint, &mut piece);
-    draft.say_call(choice, followed, piece)?;
+    draft.emit_call(choice, followed, piece)?;
     if !has_rest {
         return Some(None);
     }

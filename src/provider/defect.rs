@@ -356,8 +356,8 @@ mod tests {
         for (payload, expected) in cases {
             let (before, margin) = (Progress::NONE, Margin::default());
             let malformed = read((form, payload.as_bytes()), &before, false, &margin).unwrap_err();
-            let said = defect(form, payload.as_bytes(), malformed);
-            assert_eq!(said.split_once(": ").map(|(_, said)| said), Some(*expected), "{payload}");
+            let message = defect(form, payload.as_bytes(), malformed);
+            assert_eq!(message.split_once(": ").map(|(_, defect)| defect), Some(*expected), "{payload}");
         }
     }
 

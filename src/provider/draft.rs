@@ -1,12 +1,12 @@
 //! The events of an entry while it is read, and the generation's progress after them.
 //!
 //! INVARIANT: announced calls are emitted before the generation ends, and before it is *finishing*: every terminal
-//! event goes through [`Draft::say`], and every entry through [`Draft::finish`].
+//! event goes through [`Draft::emit`], and every entry through [`Draft::finish`].
 
 use std::sync::Arc;
 
 use super::value::{counts, quoted, text};
-use super::{EVENTS_PER_ENTRY_MAX, Malformed, Margin, Said};
+use super::{EVENTS_PER_ENTRY_MAX, Malformed, Margin, PayloadEvents};
 use crate::json;
 use crate::model::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 
@@ -18,68 +18,68 @@ pub(super) struct Draft<'a> {
     pub(super) follows_end: bool,
     /// Where the next text is kept that the entry does not have.
     margin: &'a Margin,
-    said: Said<'a>,
-    says_too_much: bool,
+    events: PayloadEvents<'a>,
+    is_too_much: bool,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(before: &'a Progress, follows_end: bool, margin: &'a Margin) -> Self {
-        Self { before, follows_end, margin, said: Said::default(), says_too_much: false }
+        Self { before, follows_end, margin, events: PayloadEvents::default(), is_too_much: false }
     }
 
     /// How many events it has come to.
     pub(super) fn len(&self) -> usize {
-        self.said.len()
+        self.events.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.said.is_empty()
+        self.events.is_empty()
     }
 
     /// Whether it has ended the generation.
     pub(super) fn is_over(&self) -> bool {
-        let last = self.said.rest.last().or(self.said.first.as_ref());
+        let last = self.events.rest.last().or(self.events.first.as_ref());
         last.is_some_and(Event::is_terminal)
     }
 
-    pub(super) fn say(&mut self, event: Event<'a>) -> Option<()> {
+    pub(super) fn emit(&mut self, event: Event<'a>) -> Option<()> {
         if event.is_terminal() {
-            self.tell_waiting()?;
+            self.emit_waiting()?;
         }
-        let said = &mut self.said;
-        if said.first.is_none() {
-            said.first = Some(event);
+        let events = &mut self.events;
+        if events.first.is_none() {
+            events.first = Some(event);
             return Some(());
         }
-        self.says_too_much = said.len() >= EVENTS_PER_ENTRY_MAX;
-        (!self.says_too_much).then(|| said.rest.push(event))
+        self.is_too_much = events.len() >= EVENTS_PER_ENTRY_MAX;
+        (!self.is_too_much).then(|| events.rest.push(event))
     }
 
     /// Text, unless it is empty.
-    pub(super) fn say_text(&mut self, channel: &'a str, index: u64, text: Option<&'a str>) -> Option<()> {
+    pub(super) fn emit_text(&mut self, channel: &'a str, index: u64, text: Option<&'a str>) -> Option<()> {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Some(()) };
-        self.say(Event::Delta { text, channel, index })
+        self.emit(Event::Delta { text, channel, index })
     }
 
     /// An object that has no native form, put together from what was left of the entry's own.
-    pub(super) fn say_rest(&mut self, object: String) -> Option<()> {
+    pub(super) fn emit_rest(&mut self, object: String) -> Option<()> {
         // A member with a lone surrogate cannot be emitted as text; it is passed on as an entry that has it would be.
         let data = self.keep(object.into());
-        self.say(Event::Custom { data })
+        self.emit(Event::Custom { data })
     }
 
     /// The generation's progress with this entry so far.
     pub(super) fn progress(&self) -> &Progress {
-        self.said.progress.as_deref().unwrap_or(self.before)
+        self.events.progress.as_deref().unwrap_or(self.before)
     }
 
     pub(super) fn change(&mut self) -> &mut Progress {
-        Arc::make_mut(self.said.progress.get_or_insert_with(|| Arc::new(self.before.clone())))
+        Arc::make_mut(self.events.progress.get_or_insert_with(|| Arc::new(self.before.clone())))
     }
 
     /// Whether what the entry says beside text belongs to the generation that is going on, or to one that it begins.
     pub(super) fn is_ours(&self) -> bool {
-        !self.follows_end || !self.said.is_empty()
+        !self.follows_end || !self.events.is_empty()
     }
 
     /// Keeps token counts, unless there are none or they are a former generation's.
@@ -106,10 +106,10 @@ impl<'a> Draft<'a> {
     }
 
     /// The events of the entry, if it was `read` to its end.
-    pub(super) fn finish(mut self, read: Option<()>) -> Result<Said<'a>, Malformed> {
+    pub(super) fn finish(mut self, read: Option<()>) -> Result<PayloadEvents<'a>, Malformed> {
         match read.and_then(|()| self.close()) {
-            Some(()) => Ok(self.said),
-            None if self.says_too_much => Err(Malformed::TooMuch),
+            Some(()) => Ok(self.events),
+            None if self.is_too_much => Err(Malformed::TooMuch),
             None => Err(Malformed::Form),
         }
     }
@@ -118,11 +118,11 @@ impl<'a> Draft<'a> {
     /// too much room is emitted and forgotten.
     fn close(&mut self) -> Option<()> {
         if self.progress().is_finishing() {
-            self.tell_waiting()?;
+            self.emit_waiting()?;
         }
-        if self.said.progress.as_ref().is_some_and(|after| after.parts.len_bytes() > PARTS_BYTES_MAX) {
+        if self.events.progress.as_ref().is_some_and(|after| after.parts.len_bytes() > PARTS_BYTES_MAX) {
             while let Some(slot) = self.change().parts.oldest_beyond(PARTS_BYTES_MAX) {
-                self.tell_waiting_of(slot)?;
+                self.emit_waiting_of(slot)?;
                 let parts = &mut self.change().parts;
                 parts.remove(slot);
                 parts.has_forgotten = true;

@@ -4,7 +4,7 @@ use super::Form;
 use crate::fuzzing::{Dialogue, Numbers, PAYLOADS, mutate};
 
 /// Tells mutated payloads one after another; some are understood.
-fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
+fn emit(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
     let mut numbers = Numbers(seed | 1);
     let (mut dialogue, mut understood) = (Dialogue::default(), 0);
     for _ in 0..payloads {
@@ -19,7 +19,7 @@ fn tell(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
 fn torn_payloads_do_no_harm() {
     let seeds: Vec<Vec<u8>> = PAYLOADS.iter().map(|seed| seed.as_bytes().to_vec()).collect();
     for seed in 1..=8 {
-        tell(&seeds, seed, 4_000);
+        emit(&seeds, seed, 4_000);
     }
 }
 
@@ -51,5 +51,5 @@ fn torn_recordings_do_no_harm() {
         return;
     }
     seeds.sort();
-    tell(&seeds, 77, 20_000);
+    emit(&seeds, 77, 20_000);
 }

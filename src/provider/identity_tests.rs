@@ -84,7 +84,7 @@ impl Voice {
         event("output_item.done", &format!(r#""item":{}"#, self.item(item, text)))
     }
 
-    fn told(&self, text: &str) -> String {
+    fn emitted(&self, text: &str) -> String {
         format!("{}#0 {text}", self.channel)
     }
 }
@@ -98,7 +98,7 @@ fn completed(items: &[String]) -> String {
 }
 
 fn story(story: &[(String, String)]) {
-    openai(&story.iter().map(|(payload, told)| (&**payload, &**told)).collect::<Vec<_>>());
+    openai(&story.iter().map(|(payload, emitted)| (&**payload, &**emitted)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_whole_of_another_item_in_the_same_place_is_told() {
     for voice in &VOICES {
         for pieces in [&["One"][..], &["On", "e"]] {
             let mut begun: Vec<(String, String)> =
-                pieces.iter().map(|piece| (voice.delta("m1", piece), voice.told(piece))).collect();
+                pieces.iter().map(|piece| (voice.delta("m1", piece), voice.emitted(piece))).collect();
             let repeats = [
                 voice.done("m2", "Two"),
                 voice.part_done("m2", "Two"),
@@ -121,17 +121,17 @@ fn a_whole_of_another_item_in_the_same_place_is_told() {
                 events.push((voice.item_done("m1", "One"), nothing()));
                 events.extend(repeats[first..].iter().map(|event| (event.clone(), nothing())));
                 let place = begun.len() + 1;
-                events[place].1 = voice.told("Two");
+                events[place].1 = voice.emitted("Two");
                 let last = events.len() - 1;
                 events[last].1 =
-                    if last == place { format!("{} | {end}", voice.told("Two")) } else { end.clone() };
+                    if last == place { format!("{} | {end}", voice.emitted("Two")) } else { end.clone() };
                 story(&events);
                 // The first item is not whole before.
                 events.remove(place - 1);
                 story(&events);
             }
             // In the response it is the only one.
-            begun.push((completed(&[voice.item("m2", "Two")]), format!("{} | {end}", voice.told("Two"))));
+            begun.push((completed(&[voice.item("m2", "Two")]), format!("{} | {end}", voice.emitted("Two"))));
             story(&begun);
         }
     }
@@ -143,9 +143,9 @@ fn an_item_that_was_announced_is_another_one_whatever_it_says() {
     for text in ["One", "One and more", "Two"] {
         story(&[
             (added("m1"), String::new()),
-            (voice.delta("m1", "One"), voice.told("One")),
+            (voice.delta("m1", "One"), voice.emitted("One")),
             (added("m2"), String::new()),
-            (voice.done("m2", text), voice.told(text)),
+            (voice.done("m2", text), voice.emitted(text)),
             (voice.done("m1", "One"), String::new()),
             (voice.part_done("m2", text), String::new()),
             (completed(&[voice.item("m1", "One"), voice.item("m2", text)]), "end completed -".to_owned()),
@@ -153,11 +153,11 @@ fn an_item_that_was_announced_is_another_one_whatever_it_says() {
     }
     story(&[
         (added("m1"), String::new()),
-        (voice.delta("m1", "One"), voice.told("One")),
+        (voice.delta("m1", "One"), voice.emitted("One")),
         (added("m2"), String::new()),
-        (voice.delta("m2", "Tw"), voice.told("Tw")),
-        (voice.delta("m1", " more"), voice.told(" more")),
-        (voice.delta("m2", "o"), voice.told("o")),
+        (voice.delta("m2", "Tw"), voice.emitted("Tw")),
+        (voice.delta("m1", " more"), voice.emitted(" more")),
+        (voice.delta("m2", "o"), voice.emitted("o")),
         (voice.done("m1", "One more"), String::new()),
         (voice.item_done("m2", "Two"), String::new()),
     ]);
@@ -167,9 +167,9 @@ fn an_item_that_was_announced_is_another_one_whatever_it_says() {
 fn pieces_of_another_item_are_its_own_where_ids_are_steady() {
     let voice = &VOICES[0];
     story(&[
-        (voice.delta("m1", "O"), voice.told("O")),
-        (voice.delta("m1", "ne"), voice.told("ne")),
-        (voice.delta("m2", "Two"), voice.told("Two")),
+        (voice.delta("m1", "O"), voice.emitted("O")),
+        (voice.delta("m1", "ne"), voice.emitted("ne")),
+        (voice.delta("m2", "Two"), voice.emitted("Two")),
         (voice.done("m1", "One"), String::new()),
         (voice.done("m2", "Two"), String::new()),
         (voice.item_done("m1", "One"), String::new()),
@@ -181,9 +181,9 @@ fn pieces_of_another_item_are_its_own_where_ids_are_steady() {
 fn ids_that_change_from_event_to_event_mean_one_item() {
     let voice = &VOICES[0];
     story(&[
-        (voice.delta("a", "O"), voice.told("O")),
-        (voice.delta("b", "n"), voice.told("n")),
-        (voice.delta("c", "e"), voice.told("e")),
+        (voice.delta("a", "O"), voice.emitted("O")),
+        (voice.delta("b", "n"), voice.emitted("n")),
+        (voice.delta("c", "e"), voice.emitted("e")),
         (voice.done("d", "One"), String::new()),
         (voice.part_done("e", "One"), String::new()),
         (voice.item_done("f", "One"), String::new()),
@@ -192,8 +192,8 @@ fn ids_that_change_from_event_to_event_mean_one_item() {
     // A whole that contradicts is not told as text, nor is a later one in its place.
     let custom = "custom response.output_text.done".to_owned();
     story(&[
-        (voice.delta("a", "O"), voice.told("O")),
-        (voice.delta("b", "n"), voice.told("n")),
+        (voice.delta("a", "O"), voice.emitted("O")),
+        (voice.delta("b", "n"), voice.emitted("n")),
         (voice.done("c", "Uno"), custom.clone()),
         (voice.part_done("d", "Uno"), String::new()),
         (voice.done("b", "n"), custom),
@@ -218,25 +218,25 @@ fn call_done(item: &str, id: &str, arguments: &str) -> String {
 
 #[test]
 fn calls_in_one_place_are_told_apart() {
-    let told = |said: &str| said.to_owned();
+    let emitted = |events: &str| events.to_owned();
     let end = [
-        (call_done("i1", "c1", "1"), told("tool#0.0 c1 f ")),
-        (call_done("i2", "c2", "2"), told("tool#0.1 c2 f ")),
-        (completed(&[call("i1", "c1", "1"), call("i2", "c2", "2")]), told("end completed -")),
+        (call_done("i1", "c1", "1"), emitted("tool#0.0 c1 f ")),
+        (call_done("i2", "c2", "2"), emitted("tool#0.1 c2 f ")),
+        (completed(&[call("i1", "c1", "1"), call("i2", "c2", "2")]), emitted("end completed -")),
     ];
     for begin in [
         vec![
-            (arguments("done", "i1", "1"), told("tool#0.0 - - 1")),
-            (arguments("done", "i2", "2"), told("tool#0.1 - - 2")),
+            (arguments("done", "i1", "1"), emitted("tool#0.0 - - 1")),
+            (arguments("done", "i2", "2"), emitted("tool#0.1 - - 2")),
         ],
         vec![
-            (arguments("delta", "i1", "1"), told("tool#0.0 - - 1")),
-            (arguments("done", "i2", "2"), told("tool#0.1 - - 2")),
+            (arguments("delta", "i1", "1"), emitted("tool#0.0 - - 1")),
+            (arguments("done", "i2", "2"), emitted("tool#0.1 - - 2")),
         ],
         vec![
-            (arguments("delta", "i1", "1"), told("tool#0.0 - - 1")),
+            (arguments("delta", "i1", "1"), emitted("tool#0.0 - - 1")),
             (arguments("done", "i1", "1"), String::new()),
-            (arguments("delta", "i2", "2"), told("tool#0.1 - - 2")),
+            (arguments("delta", "i2", "2"), emitted("tool#0.1 - - 2")),
             (arguments("done", "i2", "2"), String::new()),
         ],
     ] {
@@ -244,22 +244,22 @@ fn calls_in_one_place_are_told_apart() {
     }
     // Several pieces with one id, then another id.
     story(&[
-        (arguments("delta", "i1", "1"), told("tool#0.0 - - 1")),
-        (arguments("delta", "i1", "1"), told("tool#0.0 - - 1")),
-        (arguments("delta", "i2", "2"), told("tool#0.1 - - 2")),
+        (arguments("delta", "i1", "1"), emitted("tool#0.0 - - 1")),
+        (arguments("delta", "i1", "1"), emitted("tool#0.0 - - 1")),
+        (arguments("delta", "i2", "2"), emitted("tool#0.1 - - 2")),
         (arguments("done", "i1", "11"), String::new()),
         (arguments("done", "i2", "2"), String::new()),
     ]);
     // Another id with each event: one call.
     story(&[
-        (arguments("delta", "a", "1"), told("tool#0.0 - - 1")),
-        (arguments("delta", "b", "1"), told("tool#0.0 - - 1")),
+        (arguments("delta", "a", "1"), emitted("tool#0.0 - - 1")),
+        (arguments("delta", "b", "1"), emitted("tool#0.0 - - 1")),
         (arguments("done", "c", "11"), String::new()),
-        (call_done("d", "c1", "11"), told("tool#0.0 c1 f ")),
+        (call_done("d", "c1", "11"), emitted("tool#0.0 c1 f ")),
     ]);
     // The same call, by its id, that contradicts itself is no other one.
     story(&[
-        (call_done("i1", "c1", "1"), told("tool#0.0 c1 f 1")),
-        (call_done("i1", "c1", "2"), told("custom response.output_item.done")),
+        (call_done("i1", "c1", "1"), emitted("tool#0.0 c1 f 1")),
+        (call_done("i1", "c1", "2"), emitted("custom response.output_item.done")),
     ]);
 }

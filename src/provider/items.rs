@@ -45,12 +45,12 @@ impl<'a> Item<'a> {
     }
 
     /// Emits what was not emitted of it; `event` is the one that is about it.
-    pub(super) fn tell(self, level: Level, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
+    pub(super) fn emit(self, level: Level, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         match self.kind {
             Some("function_call") if level == Level::Added => self.announce(draft)?,
             Some("function_call") => {
                 if self.claim_call(level, draft)? {
-                    draft.say(Event::Custom { data: event })?;
+                    draft.emit(Event::Custom { data: event })?;
                 }
             }
             Some("message" | "reasoning") => {
@@ -58,15 +58,15 @@ impl<'a> Item<'a> {
                     draft.announce_item(id);
                 }
                 for (part, voice, sub) in self.parts() {
-                    tell_part(PartOf { part, voice, spot: self.spot(sub), event: None }, level, draft)?;
+                    emit_part(PartOf { part, voice, spot: self.spot(sub), event: None }, level, draft)?;
                 }
             }
             _ => {
                 draft.change().note_member(self.whole);
-                return draft.say(Event::Custom { data: event });
+                return draft.emit(Event::Custom { data: event });
             }
         }
-        self.tell_rest(if level == Level::Added { "added" } else { "done" }, draft)
+        self.emit_rest(if level == Level::Added { "added" } else { "done" }, draft)
     }
 
     const fn spot(&self, sub: u64) -> Spot<'a> {
@@ -98,7 +98,7 @@ impl<'a> Item<'a> {
         if id.is_none() && name.is_none() {
             return Some(());
         }
-        draft.say_piece(slot, Piece { id, name, arguments: "" })
+        draft.emit_piece(slot, Piece { id, name, arguments: "" })
     }
 
     /// Whether the call, as a whole, contradicts what was emitted of it.
@@ -109,7 +109,7 @@ impl<'a> Item<'a> {
     }
 
     /// Emits the members that were not understood, once.
-    fn tell_rest(self, step: &str, draft: &mut Draft<'a>) -> Option<()> {
+    fn emit_rest(self, step: &str, draft: &mut Draft<'a>) -> Option<()> {
         if !self.has_rest {
             return Some(());
         }
@@ -124,7 +124,7 @@ impl<'a> Item<'a> {
                 json::push_member(&mut item, name, value);
             }
         }
-        draft.say_rest(self.event(step, &format!("{{{item},{rest}}}")))
+        draft.emit_rest(self.event(step, &format!("{{{item},{rest}}}")))
     }
 
     /// An event of the Responses API about the item.
@@ -167,20 +167,20 @@ impl<'a> PartOf<'a> {
         let is_new = draft.change().note_member(self.part);
         match self.event {
             _ if !is_new => Some(()),
-            Some(event) => draft.say(Event::Custom { data: event }),
-            None => draft.say_rest(self.event_with(self.part)),
+            Some(event) => draft.emit(Event::Custom { data: event }),
+            None => draft.emit_rest(self.event_with(self.part)),
         }
     }
 
     /// Emits the annotations and further members that were not emitted.
-    fn tell_rest(self, draft: &mut Draft<'a>) -> Option<()> {
+    fn emit_rest(self, draft: &mut Draft<'a>) -> Option<()> {
         if !self.part.starts_with('{') {
             return Some(());
         }
         let ([kind, _, _, annotations], has_rest) = json::members_and_rest(self.part, PART, &PART_FRAMING)?;
         let listed = annotations.filter(|list| list.starts_with('[')).and_then(json::elements);
         let mut annotations = listed.unwrap_or_default();
-        annotations.retain(|(_, annotation)| !draft.progress().has_told(annotation));
+        annotations.retain(|(_, annotation)| !draft.progress().has_emitted(annotation));
         if annotations.is_empty() && !has_rest {
             return Some(());
         }
@@ -201,7 +201,7 @@ impl<'a> PartOf<'a> {
             json::push_member(&mut part, "annotations", &format!("[{}]", annotations.join(",")));
         }
         let comma = if rest.is_empty() { "" } else { "," };
-        draft.say_rest(self.event_with(&format!("{{{part}{comma}{rest}}}")))
+        draft.emit_rest(self.event_with(&format!("{{{part}{comma}{rest}}}")))
     }
 
     /// An event of the Responses API about a part of this place.
@@ -214,17 +214,17 @@ impl<'a> PartOf<'a> {
 }
 
 /// Emits what was not emitted of a part of an item's content.
-pub(super) fn tell_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a>) -> Option<()> {
+pub(super) fn emit_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a>) -> Option<()> {
     let Some((voice, whole)) = part.text() else { return part.pass_on(draft) };
     if draft.claim(voice, part.spot, whole, level)?.is_contradiction() {
         return part.pass_on(draft);
     }
-    part.tell_rest(draft)
+    part.emit_rest(draft)
 }
 
 /// Emits what was not emitted of the output of a response that is over. `text` is its text in one, as some servers send
 /// it.
-pub(super) fn tell_output<'a>(
+pub(super) fn emit_output<'a>(
     output: Option<&'a str>,
     text_in_one: Option<&'a str>,
     draft: &mut Draft<'a>,
@@ -235,7 +235,7 @@ pub(super) fn tell_output<'a>(
         match Item::read(whole, Some(place), draft) {
             Some(item) => items.push(item),
             // The end is not lost for what cannot be read before it.
-            None => draft.say_rest(format!(
+            None => draft.emit_rest(format!(
                 r#"{{"type":"response.output_item.done","output_index":{place},"item":{whole}}}"#
             ))?,
         }
@@ -252,7 +252,7 @@ pub(super) fn tell_output<'a>(
     let plain = text_in_one.and_then(|plain| text(Some(plain)).flatten());
     if let Some(plain) = plain.filter(|_| texts.iter().all(|(voice, ..)| *voice != Voice::Text)) {
         let planned = draft.plan(Voice::Text, &[(Spot { place: None, item: None, sub: 0 }, plain)]);
-        draft.say_planned(Voice::Text, planned.first().copied().flatten().unwrap_or_default())?;
+        draft.emit_planned(Voice::Text, planned.first().copied().flatten().unwrap_or_default())?;
     }
     let mut plans = Voice::ALL.map(|voice| {
         let of_voice = texts.iter().filter(|(other, ..)| *other == voice);
@@ -263,9 +263,9 @@ pub(super) fn tell_output<'a>(
         match item.kind {
             Some("function_call") => {
                 if item.claim_call(Level::Response, draft)? {
-                    draft.say_rest(item.event("done", item.whole))?;
+                    draft.emit_rest(item.event("done", item.whole))?;
                 }
-                item.tell_rest("done", draft)?;
+                item.emit_rest("done", draft)?;
             }
             Some("message" | "reasoning") => {
                 for (part, voice, sub) in item.parts() {
@@ -274,16 +274,16 @@ pub(super) fn tell_output<'a>(
                         part.text().map(|(voice, _)| (voice, plans[voice as usize].next().flatten()));
                     match planned {
                         Some((voice, Some(text))) => {
-                            draft.say_planned(voice, text)?;
-                            part.tell_rest(draft)?;
+                            draft.emit_planned(voice, text)?;
+                            part.emit_rest(draft)?;
                         }
                         Some((_, None)) | None => part.pass_on(draft)?,
                     }
                 }
-                item.tell_rest("done", draft)?;
+                item.emit_rest("done", draft)?;
             }
-            _ if draft.progress().has_told(item.whole) => {}
-            _ => draft.say_rest(item.event("done", item.whole))?,
+            _ if draft.progress().has_emitted(item.whole) => {}
+            _ => draft.emit_rest(item.event("done", item.whole))?,
         }
     }
     Some(())

@@ -97,13 +97,13 @@ pub enum Malformed {
 
 /// The events of an entry, and the generation's progress after them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said<'a> {
+pub struct PayloadEvents<'a> {
     first: Option<Event<'a>>,
     rest: Vec<Event<'a>>,
     progress: Option<Arc<Progress>>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> PayloadEvents<'a> {
     /// How many events it is; none where the entry only frames others.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -179,9 +179,9 @@ pub fn read<'a>(
     before: &'a Progress,
     follows_end: bool,
     margin: &'a Margin,
-) -> Result<Said<'a>, Malformed> {
+) -> Result<PayloadEvents<'a>, Malformed> {
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed::Form)?;
-    let said = |text: &'a str, margin: &'a Margin| {
+    let read_text = |text: &'a str, margin: &'a Margin| {
         let mut draft = Draft::new(before, follows_end, margin);
         let read = match form {
             Form::OpenAi => openai::read(text, &mut draft),
@@ -189,11 +189,11 @@ pub fn read<'a>(
         };
         draft.finish(read)
     };
-    said(text, margin).or_else(|malformed| {
+    read_text(text, margin).or_else(|malformed| {
         let text = json::without_nan(text).ok_or(malformed)?;
         // A margin of its own: the texts of the first attempt are in the other one.
         let margin = margin.free();
-        said(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
+        read_text(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
     })
 }
 

@@ -12,17 +12,17 @@ const DONE: &str = "[DONE]";
 pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let text = text.trim_matches(json::BLANKS);
     if text == DONE {
-        return draft.say(end(draft.before));
+        return draft.emit(end(draft.before));
     }
     let names = ["type", "object", "choices", "error", "usage", "x_groq"];
     let ([kind, object, choices, failure, usage, groq], has_rest) =
         json::members_and_rest(text, names, &chat::CHUNK_FRAMING)?;
-    let failure = failure.filter(|failure| json::is_told(failure));
+    let failure = failure.filter(|failure| json::has_value(failure));
     if let Some(choices) = choices {
         let groq = groq.filter(|groq| groq.starts_with('{'));
         let groq = groq.and_then(|groq| json::members(groq, ["usage", "error"]));
         let [their_usage, their_failure] = groq.unwrap_or_default();
-        let their_failure = their_failure.filter(|failure| json::is_told(failure));
+        let their_failure = their_failure.filter(|failure| json::has_value(failure));
         return chat::read(
             text,
             draft,
@@ -33,7 +33,7 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let object = object.and_then(json::string);
     if object == Some("error") && failure.is_none() {
         let event = error(text, "", draft);
-        return draft.say(event);
+        return draft.emit(event);
     }
     if let Some(kind) = kind.filter(|kind| failure.is_none() || kind.starts_with("\"response.")) {
         responses::read(&json::unescape(json::string(kind)?)?, text, draft)?;
@@ -41,18 +41,18 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         return match failure.filter(|_| !draft.is_over()) {
             Some(failure) => {
                 let event = error(failure, text, draft);
-                draft.say(event)
+                draft.emit(event)
             }
             None => Some(()),
         };
     }
     if let Some(failure) = failure {
         let event = error(failure, text, draft);
-        return draft.say(event);
+        return draft.emit(event);
     }
     match object {
         // One that has nothing to say but, perhaps, what the answer took.
         Some("chat.completion.chunk") => chat::read(text, draft, (None, usage, None), has_rest),
-        _ => draft.say(Event::Custom { data: text }),
+        _ => draft.emit(Event::Custom { data: text }),
     }
 }

@@ -27,7 +27,7 @@ struct Answer {
 }
 
 /// The answer that the events of `payloads` make up, and the data of the `custom` ones.
-fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
+fn emitted(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
     let (mut progress, mut answer, mut customs) = (Progress::NONE, Answer::default(), Vec::new());
     let mut numbers: Vec<(u64, u64)> = Vec::new();
     let mut is_over = false;
@@ -35,9 +35,9 @@ fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
         assert!(!is_over, "only the last one ends it");
         let before = std::mem::take(&mut progress);
         let margin = Margin::default();
-        let mut said = read((form, payload.as_bytes()), &before, false, &margin)
+        let mut decoded = read((form, payload.as_bytes()), &before, false, &margin)
             .unwrap_or_else(|error| panic!("{error}: {payload}"));
-        for event in said.events() {
+        for event in decoded.events() {
             let text = |escaped: &str| serde_json::from_str::<String>(&format!("\"{escaped}\"")).unwrap();
             match event {
                 Event::Delta { text: piece, channel: "content", index: 0 } => answer.content += &text(piece),
@@ -53,10 +53,10 @@ fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
                             numbers.len() - 1
                         });
                     let call = &mut answer.calls[place];
-                    for (known, told) in [(&mut call.id, id), (&mut call.name, name)] {
-                        if let Some(told) = told.map(text) {
-                            assert!(known.is_empty() || *known == told, "{payload}");
-                            *known = told;
+                    for (known, emitted) in [(&mut call.id, id), (&mut call.name, name)] {
+                        if let Some(emitted) = emitted.map(text) {
+                            assert!(known.is_empty() || *known == emitted, "{payload}");
+                            *known = emitted;
                         }
                     }
                     call.arguments += &text(arguments);
@@ -66,7 +66,7 @@ fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
                 event => panic!("{event:?} of {payload}"),
             }
         }
-        progress = said.take_progress().map_or_else(|| before.clone(), std::sync::Arc::unwrap_or_clone);
+        progress = decoded.take_progress().map_or_else(|| before.clone(), std::sync::Arc::unwrap_or_clone);
         assert!(progress.len_bytes() <= PROGRESS_BYTES_MAX);
     }
     assert!(is_over);
@@ -74,7 +74,7 @@ fn told(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
 }
 
 fn check(form: Form, payloads: &[String], expected: &Answer) {
-    let (mut answer, customs) = told(form, payloads);
+    let (mut answer, customs) = emitted(form, payloads);
     answer.calls.sort_by_key(|call| call.choice);
     let shown = payloads.join("\n");
     assert_eq!((&answer.content, &answer.reasoning), (&expected.content, &expected.reasoning), "{shown}");
@@ -162,7 +162,7 @@ fn chat_pieces(
     marks: &mut Vec<String>,
 ) -> Vec<Value> {
     let index = if by_index { Some(place * 2 + 1) } else { [None, Some(0)][numbers.below(2)] };
-    let says_id_always = numbers.chance(2);
+    let repeats_id = numbers.chance(2);
     let mut pieces = numbers.cut(&call.arguments);
     if numbers.chance(3) {
         pieces.insert(0, String::new());
@@ -176,7 +176,7 @@ fn chat_pieces(
         if n == 0 {
             piece["function"]["name"] = json!(call.name);
         }
-        if n == 0 || says_id_always {
+        if n == 0 || repeats_id {
             piece["id"] = json!(call.id);
         }
         if numbers.chance(8) {
@@ -206,9 +206,9 @@ fn chat(numbers: &mut Numbers) -> (Vec<String>, Answer) {
             4 => chunk["choices"][0]["logprobs"] = json!({"content": [mark]}),
             _ => {}
         }
-        let is_told =
+        let has_value =
             ["images", "citations", "search_results"].iter().any(|name| chunk.to_string().contains(name));
-        if is_told {
+        if has_value {
             answer.marks.push(mark);
         }
         texts.push(chunk);
@@ -275,12 +275,12 @@ fn messages(numbers: &mut Numbers) -> (Vec<String>, Answer) {
     (payloads, answer)
 }
 
-/// An event with the names of its part: all, or some, as `says` tells.
-fn named(says: usize, mut event: Value, place: usize, item: &str) -> Value {
-    if says != 1 {
+/// An event with the names of its part: all, or some, as `names` tells.
+fn named(names: usize, mut event: Value, place: usize, item: &str) -> Value {
+    if names != 1 {
         event["output_index"] = json!(place);
     }
-    if says != 2 {
+    if names != 2 {
         event["item_id"] = json!(item);
     }
     event
@@ -298,10 +298,10 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
     let mut answer = Answer::default();
     let (mut events, mut output) =
         (vec![json!({"type": "response.created", "response": {"id": "r"}})], Vec::new());
-    let says_output = numbers.chance(2);
+    let has_output = numbers.chance(2);
     for number in 0..1 + numbers.below(4) {
-        let (item, is_call, says) = (format!("item{number}"), numbers.chance(2), numbers.below(3));
-        let (place, says) = if crowded { (0, 0) } else { (number, says) };
+        let (item, is_call, names) = (format!("item{number}"), numbers.chance(2), numbers.below(3));
+        let (place, names) = if crowded { (0, 0) } else { (number, names) };
         if is_call {
             let call = Call {
                 id: format!("call{number}"),
@@ -317,13 +317,13 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
             let come = if numbers.chance(2) { pieces.len() } else { numbers.below(pieces.len() + 1) };
             for piece in pieces.iter().take(come) {
                 let event = json!({"type": "response.function_call_arguments.delta", "delta": piece});
-                events.push(named(says, event, place, &item));
+                events.push(named(names, event, place, &item));
             }
-            let is_whole = says_output || come == pieces.len();
+            let is_whole = has_output || come == pieces.len();
             if repeats & 1 != 0 || !is_whole {
                 let event =
                     json!({"type": "response.function_call_arguments.done", "arguments": call.arguments});
-                events.push(named(says, event, place, &item));
+                events.push(named(names, event, place, &item));
             }
             if repeats & 2 != 0 {
                 events
@@ -346,16 +346,16 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
         let come = if numbers.chance(2) { pieces.len() } else { numbers.below(pieces.len() + 1) };
         for piece in pieces.iter().take(come) {
             let event = json!({"type": "response.output_text.delta", "content_index": 0, "delta": piece});
-            events.push(named(says, event, place, &item));
+            events.push(named(names, event, place, &item));
         }
         // The pieces of an item that was not announced could be more of this one, if that were not whole.
         if repeats & 1 != 0 || come < pieces.len() || crowded {
             let event = json!({"type": "response.output_text.done", "content_index": 0, "text": text});
-            events.push(named(says, event, place, &item));
+            events.push(named(names, event, place, &item));
         }
         if repeats & 2 != 0 {
             let event = json!({"type": "response.content_part.done", "content_index": 0, "part": part});
-            events.push(named(says, event, place, &item));
+            events.push(named(names, event, place, &item));
         }
         if repeats & 4 != 0 {
             events.push(json!({"type": "response.output_item.done", "output_index": place, "item": whole}));
@@ -363,7 +363,7 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
         output.push(whole);
         answer.content += &text;
     }
-    let output = if says_output { json!(output) } else { json!([]) };
+    let output = if has_output { json!(output) } else { json!([]) };
     events.push(json!({"type": "response.completed", "response": {"status": "completed", "output": output}}));
     (events.iter().map(|event| written(numbers, event)).collect(), answer)
 }

@@ -8,7 +8,7 @@
 use super::calls::{BY_FURTHER, BY_PLACE, Call, Hint, Piece, index_name, item_name};
 use super::draft::Draft;
 use super::failure::error;
-use super::items::{Item, PartOf, tell_output, tell_part};
+use super::items::{Item, PartOf, emit_output, emit_part};
 use super::value::{counts, id, number, place, text, tool_name, word};
 use super::whole::{Level, Spot, Voice};
 use crate::json;
@@ -64,7 +64,7 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
             if let Some(annotation) = annotation {
                 draft.change().note_member(annotation);
             }
-            draft.say(Event::Custom { data: event })
+            draft.emit(Event::Custom { data: event })
         }
         "response.created" => begin(event, draft),
         // Events that only keep a connection open say nothing either.
@@ -72,9 +72,9 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
         "response.completed" | "response.incomplete" | "response.failed" => read_end(kind, event, draft),
         "response.error" | "error" => {
             let event = error("true", event, draft);
-            draft.say(event)
+            draft.emit(event)
         }
-        _ => draft.say(Event::Custom { data: event }),
+        _ => draft.emit(Event::Custom { data: event }),
     }
 }
 
@@ -102,8 +102,8 @@ fn spot(voice: Voice, event: &str) -> Option<Spot<'_>> {
 fn read_delta<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let ([delta], has_rest) = json::members_and_rest(event, ["delta"], &FRAMING)?;
     let delta = text(delta)??;
-    draft.say_part(voice, spot(voice, event)?, delta)?;
-    say_rest_of_event(event, "delta", has_rest, draft)
+    draft.emit_spot(voice, spot(voice, event)?, delta)?;
+    emit_rest_of_event(event, "delta", has_rest, draft)
 }
 
 fn read_done<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
@@ -111,13 +111,13 @@ fn read_done<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<
     let ([whole], has_rest) = json::members_and_rest(event, [member], &FRAMING)?;
     let whole = text(whole)?.unwrap_or_default();
     if draft.claim(voice, spot(voice, event)?, whole, Level::Text)?.is_contradiction() {
-        return draft.say(Event::Custom { data: event });
+        return draft.emit(Event::Custom { data: event });
     }
-    say_rest_of_event(event, member, has_rest, draft)
+    emit_rest_of_event(event, member, has_rest, draft)
 }
 
 /// Says the members of an event that were not understood, as an event of the same type.
-fn say_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut Draft<'a>) -> Option<()> {
+fn emit_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut Draft<'a>) -> Option<()> {
     if !has_rest {
         return Some(());
     }
@@ -127,7 +127,7 @@ fn say_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut
     if !draft.change().note_member(&rest) {
         return Some(());
     }
-    draft.say_rest(format!(r#"{{"type":{kind},{rest}}}"#))
+    draft.emit_rest(format!(r#"{{"type":{kind},{rest}}}"#))
 }
 
 /// A part of the content or of a summary, empty as it begins or whole at its end.
@@ -137,7 +137,7 @@ fn read_part<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<
     let Some(part) = part else { return Some(()) };
     let sub = number(content.or(summary))?;
     let spot = Spot { place: place(output)?, item: id(item)?, sub };
-    tell_part(PartOf { part, voice: None, spot, event: Some(event) }, level, draft)
+    emit_part(PartOf { part, voice: None, spot, event: Some(event) }, level, draft)
 }
 
 /// Where in the output an event without a call's id is, and the item that it names.
@@ -168,7 +168,7 @@ fn read_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         }
         None => draft.begin_call_of_item(at),
     };
-    draft.say_piece(slot, Piece { arguments, ..Piece::default() })
+    draft.emit_piece(slot, Piece { arguments, ..Piece::default() })
 }
 
 fn read_whole_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
@@ -189,7 +189,7 @@ fn read_whole_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()>
         None => draft.begin_call_of_item(at),
     };
     if draft.claim_call(slot, piece, Level::Text)?.is_contradiction() {
-        return draft.say(Event::Custom { data: event });
+        return draft.emit(Event::Custom { data: event });
     }
     Some(())
 }
@@ -197,7 +197,7 @@ fn read_whole_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()>
 fn read_item<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<()> {
     let [output, item] = json::members(event, ["output_index", "item"])?;
     let item = Item::read(item?, place(output)?, draft)?;
-    item.tell(level, event, draft)
+    item.emit(level, event, draft)
 }
 
 impl<'a> Draft<'a> {
@@ -252,11 +252,11 @@ fn begin<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let former = draft.before.message;
     if draft.follows_end {
         if *draft.before != Progress::NONE {
-            draft.tell_waiting()?;
+            draft.emit_waiting()?;
             *draft.change() = Progress { message, ..Progress::NONE };
         }
     } else if former != 0 && message != 0 && former != message {
-        draft.tell_waiting()?;
+        draft.emit_waiting()?;
         let progress = draft.change();
         progress.parts.forget();
         progress.totals = Progress::NONE.totals;
@@ -272,15 +272,15 @@ fn read_end<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()>
     let names = ["status", "incomplete_details", "usage", "error", "output", "output_text"];
     let [status, details, usage, failure, output, text] =
         response.map_or(Some([None; 6]), |response| json::members(response, names))?;
-    tell_output(output, text, draft)?;
-    let failure = failure.filter(|failure| json::is_told(failure));
+    emit_output(output, text, draft)?;
+    let failure = failure.filter(|failure| json::has_value(failure));
     if let Some(failure) = failure {
         let event = error(failure, response.unwrap_or_default(), draft);
-        return draft.say(event);
+        return draft.emit(event);
     }
     if kind == "response.failed" {
         let event = error("true", event, draft);
-        return draft.say(event);
+        return draft.emit(event);
     }
     let [reason] = match details {
         Some(details) if details.starts_with('{') => json::members(details, ["reason"])?,
@@ -289,5 +289,5 @@ fn read_end<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Option<()>
     let otherwise = if kind == "response.completed" { "completed" } else { "incomplete" };
     let finish_reason = word(reason)?.or(word(status)?).unwrap_or(otherwise);
     let usage = counts(usage).or(draft.before.usage.as_deref());
-    draft.say(Event::End { finish_reason: Some(finish_reason), usage })
+    draft.emit(Event::End { finish_reason: Some(finish_reason), usage })
 }

@@ -5,9 +5,9 @@ use super::tests::{Story, anthropic, openai};
 
 /// Tells payloads with all that is custom, and compares.
 fn check(form: Form, story: &[(&str, &str)]) {
-    let mut told = Story::default();
+    let mut emitted = Story::default();
     for (payload, expected) in story {
-        assert_eq!(told.tell_all(form, payload), *expected, "{payload}");
+        assert_eq!(emitted.emit_all(form, payload), *expected, "{payload}");
     }
 }
 
@@ -45,13 +45,13 @@ fn a_whole_is_told_as_far_as_it_was_not() {
         {
             let mut story = Story::default();
             for piece in pieces {
-                assert_eq!(story.tell(Form::OpenAi, &delta(piece)), format!("content#0 {piece}"));
+                assert_eq!(story.emit(Form::OpenAi, &delta(piece)), format!("content#0 {piece}"));
             }
-            let mut told = Vec::new();
+            let mut emitted = Vec::new();
             for (_, whole) in (0..4).zip(wholes("Whole answer")).filter(|(n, _)| come & 1 << n != 0) {
-                told.push(story.tell(Form::OpenAi, &whole));
+                emitted.push(story.emit(Form::OpenAi, &whole));
             }
-            told.retain(|told| !told.is_empty());
+            emitted.retain(|emitted| !emitted.is_empty());
             let mut expected = if rest.is_empty() { vec![] } else { vec![format!("content#0 {rest}")] };
             match come & 8 != 0 {
                 true if come == 8 && !rest.is_empty() => {
@@ -60,7 +60,7 @@ fn a_whole_is_told_as_far_as_it_was_not() {
                 true => expected.push("end completed -".to_owned()),
                 false => {}
             }
-            assert_eq!(told, expected, "{come:b} {pieces:?}");
+            assert_eq!(emitted, expected, "{come:b} {pieces:?}");
         }
     }
 }

@@ -10,31 +10,31 @@ pub(super) struct Story {
 }
 
 impl Story {
-    pub(super) fn tell(&mut self, form: Form, payload: &str) -> String {
-        self.tell_as(form, payload, line)
+    pub(super) fn emit(&mut self, form: Form, payload: &str) -> String {
+        self.emit_as(form, payload, line)
     }
 
     /// The same, with the whole data of what is custom.
-    pub(super) fn tell_all(&mut self, form: Form, payload: &str) -> String {
-        self.tell_as(form, payload, |event| match event {
+    pub(super) fn emit_all(&mut self, form: Form, payload: &str) -> String {
+        self.emit_as(form, payload, |event| match event {
             Event::Custom { data } => format!("custom {data}"),
             event => line(event),
         })
     }
 
-    fn tell_as(&mut self, form: Form, payload: &str, line: impl Fn(&Event<'_>) -> String) -> String {
+    fn emit_as(&mut self, form: Form, payload: &str, line: impl Fn(&Event<'_>) -> String) -> String {
         let before = self.progress.clone();
         let margin = Margin::default();
-        let Ok(mut said) = read((form, payload.as_bytes()), &before, self.follows_end, &margin) else {
+        let Ok(mut decoded) = read((form, payload.as_bytes()), &before, self.follows_end, &margin) else {
             return "malformed".to_owned();
         };
-        if let Some(progress) = said.take_progress() {
+        if let Some(progress) = decoded.take_progress() {
             self.progress = Arc::unwrap_or_clone(progress);
         }
-        let lines: Vec<String> = said.events().map(|event| line(&event)).collect();
-        if said.events().any(|event| event.is_terminal()) {
+        let lines: Vec<String> = decoded.events().map(|event| line(&event)).collect();
+        if decoded.events().any(|event| event.is_terminal()) {
             *self = Self { progress: Progress::NONE, follows_end: true };
-        } else if !said.is_empty() {
+        } else if !decoded.is_empty() {
             self.follows_end = false;
         }
         lines.join(" | ")
@@ -62,11 +62,11 @@ fn line(event: &Event<'_>) -> String {
 
 /// Tells payloads and compares the lines; empty: no frame.
 fn check(form: Form, story: &[(&str, &str)]) -> Story {
-    let mut told = Story::default();
+    let mut emitted = Story::default();
     for (payload, expected) in story {
-        assert_eq!(told.tell(form, payload), *expected, "{payload}");
+        assert_eq!(emitted.emit(form, payload), *expected, "{payload}");
     }
-    told
+    emitted
 }
 
 pub(super) fn openai(story: &[(&str, &str)]) -> Story {
@@ -117,9 +117,9 @@ fn a_generation_is_finishing_once_all_its_choices_are() {
         (r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"}]}"#, ""),
     ]);
     assert!(!story.progress.is_finishing());
-    story.tell(Form::OpenAi, r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#);
+    story.emit(Form::OpenAi, r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#);
     assert!(story.progress.is_finishing());
-    assert_eq!(story.tell(Form::OpenAi, "[DONE]"), "end stop -");
+    assert_eq!(story.emit(Form::OpenAi, "[DONE]"), "end stop -");
     // Those beyond what is followed do not hold it up.
     let story = openai(&[(
         r#"{"choices":[{"index":64,"delta":{"content":"b"},"finish_reason":"stop"}]}"#,
@@ -349,8 +349,8 @@ fn arguments_may_be_objects_and_ids_numbers() {
     let chunk = |count: usize| {
         format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{}]}}}}]}}"#, calls[..count].join(","))
     };
-    let told = Story::default().tell(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX));
-    assert_eq!(told.matches("- - {}").count(), EVENTS_PER_ENTRY_MAX);
+    let emitted = Story::default().emit(Form::OpenAi, &chunk(EVENTS_PER_ENTRY_MAX));
+    assert_eq!(emitted.matches("- - {}").count(), EVENTS_PER_ENTRY_MAX);
     openai(&[(&chunk(EVENTS_PER_ENTRY_MAX + 1), "malformed")]);
 }
 

@@ -117,7 +117,7 @@ impl Claim {
 }
 
 /// Whether a call as a whole has no arguments of which there are some.
-fn says_nothing(part: &Part, piece: &Piece<'_>) -> bool {
+fn adds_nothing(part: &Part, piece: &Piece<'_>) -> bool {
     piece.arguments.is_empty() || piece.arguments == "{}" && part.emitted != TextDigest::NONE
 }
 
@@ -181,16 +181,16 @@ impl<'a> Draft<'a> {
     }
 
     /// Emits more of a part.
-    fn tell_text(&mut self, slot: u64, voice: Voice, text: &'a str) -> Option<()> {
+    fn emit_voice(&mut self, slot: u64, voice: Voice, text: &'a str) -> Option<()> {
         let meant = meant(text);
         let progress = self.change();
         progress.parts.change(slot, |part| part.emitted.push(&meant));
         progress.totals[voice as usize].push(&meant);
-        self.say_text(voice.channel(), 0, Some(text))
+        self.emit_text(voice.channel(), 0, Some(text))
     }
 
     /// A piece of a text.
-    pub(super) fn say_part(&mut self, voice: Voice, spot: Spot<'_>, text: &'a str) -> Option<()> {
+    pub(super) fn emit_spot(&mut self, voice: Voice, spot: Spot<'_>, text: &'a str) -> Option<()> {
         if text.is_empty() {
             return Some(());
         }
@@ -207,7 +207,7 @@ impl<'a> Draft<'a> {
             }
             None => self.begin_text(voice, spot),
         };
-        self.tell_text(slot, voice, text)
+        self.emit_voice(slot, voice, text)
     }
 
     /// A whole text: emits what was not emitted of it.
@@ -238,7 +238,7 @@ impl<'a> Draft<'a> {
         let slot = match (known, part, rest) {
             (Some(slot), _, Some("")) => slot,
             (Some(slot), Some(part), Some(rest)) if is_open(&part) => {
-                self.tell_text(slot, voice, rest)?;
+                self.emit_voice(slot, voice, rest)?;
                 slot
             }
             (Some(slot), Some(_), None) if !is_other(slot) => {
@@ -256,7 +256,7 @@ impl<'a> Draft<'a> {
             }
             _ => {
                 let slot = self.begin_text(voice, spot);
-                self.tell_text(slot, voice, whole)?;
+                self.emit_voice(slot, voice, whole)?;
                 slot
             }
         };
@@ -280,7 +280,7 @@ impl<'a> Draft<'a> {
         let is_named = item.is_some_and(|item| part.named(BY_FURTHER) == item_name(item));
         if has_id
             || is_named
-            || says_nothing(&part, piece)
+            || adds_nothing(&part, piece)
             || rest_of(part.emitted, piece.arguments).is_some()
         {
             return false;
@@ -294,12 +294,12 @@ impl<'a> Draft<'a> {
         let id = piece.id.filter(|_| part.id == 0);
         let name = piece.name.filter(|_| part.name == 0);
         let rest = rest_of(part.emitted, piece.arguments);
-        let claim = if says_nothing(&part, &piece) {
-            self.tell_waiting_of(slot)?;
-            self.say_piece(slot, Piece { id, name, arguments: "" })?;
+        let claim = if adds_nothing(&part, &piece) {
+            self.emit_waiting_of(slot)?;
+            self.emit_piece(slot, Piece { id, name, arguments: "" })?;
             Claim::Emitted
         } else {
-            self.say_piece(slot, Piece { id, name, arguments: rest.unwrap_or_default() })?;
+            self.emit_piece(slot, Piece { id, name, arguments: rest.unwrap_or_default() })?;
             if rest.is_some() { Claim::Emitted } else { Claim::Contradiction }
         };
         self.change().parts.change(slot, |part| {
@@ -368,20 +368,20 @@ impl<'a> Draft<'a> {
                 let rest = own.and_then(|slot| rest_of(self.known(slot).emitted, whole));
                 // It is new where whatever was emitted and is not found here is of other items.
                 let is_new = || left.iter().all(|slot| self.is_whole_of_other(*slot, spot.item));
-                let says = rest.or_else(|| (!parts.has_forgotten && is_new()).then_some(*whole));
+                let missing = rest.or_else(|| (!parts.has_forgotten && is_new()).then_some(*whole));
                 if let Some(slot) =
                     own.filter(|slot| rest.is_some() || !self.is_whole_of_other(*slot, spot.item))
                 {
                     left.remove(&slot);
                 }
-                says
+                missing
             })
         });
         planned.collect()
     }
 
     /// Emits a text of the response that was planned to be emitted.
-    pub(super) fn say_planned(&mut self, voice: Voice, text: &'a str) -> Option<()> {
-        self.say_text(voice.channel(), 0, Some(text))
+    pub(super) fn emit_planned(&mut self, voice: Voice, text: &'a str) -> Option<()> {
+        self.emit_text(voice.channel(), 0, Some(text))
     }
 }

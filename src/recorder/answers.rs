@@ -9,30 +9,30 @@ use crate::queue::{SendError, Sender};
 /// The answers to the delivery threads that are not sent yet.
 pub(super) struct Answers {
     deliveries: Vec<Sender<ToDelivery>>,
-    untold: VecDeque<(usize, ToDelivery)>,
+    unsent: VecDeque<(usize, ToDelivery)>,
 }
 
 impl Answers {
     pub(super) const fn new(deliveries: Vec<Sender<ToDelivery>>) -> Self {
-        Self { deliveries, untold: VecDeque::new() }
+        Self { deliveries, unsent: VecDeque::new() }
     }
 
     /// How many are held.
     pub(super) fn held(&self) -> usize {
-        self.untold.len()
+        self.unsent.len()
     }
 
-    pub(super) fn tell(&mut self, delivery: usize, answer: ToDelivery) {
-        self.untold.push_back((delivery, answer));
-        self.tell_again();
+    pub(super) fn send(&mut self, delivery: usize, answer: ToDelivery) {
+        self.unsent.push_back((delivery, answer));
+        self.retry();
     }
 
     /// Sends held answers, as far as there is room.
-    pub(super) fn tell_again(&mut self) {
-        while let Some((delivery, answer)) = self.untold.pop_front() {
+    pub(super) fn retry(&mut self) {
+        while let Some((delivery, answer)) = self.unsent.pop_front() {
             // A delivery thread that is gone has no clients left.
             if let Err(SendError::Full(answer)) = self.deliveries[delivery].try_send(answer) {
-                self.untold.push_front((delivery, answer));
+                self.unsent.push_front((delivery, answer));
                 return;
             }
         }

@@ -123,9 +123,9 @@ impl Cancels {
         if !self.queue.is_empty() && self.hand.is_empty() {
             return Some(now);
         }
-        let untold_at = (self.answers.held() > 0).then(|| now + Duration::from_millis(2));
+        let unsent_at = (self.answers.held() > 0).then(|| now + Duration::from_millis(2));
         let hand_at = (!self.hand.is_empty()).then(|| self.others_at.unwrap_or(now));
-        untold_at.into_iter().chain(hand_at).min()
+        unsent_at.into_iter().chain(hand_at).min()
     }
 
     /// How many control streams of names that nobody has written yet this instance keeps.
@@ -138,7 +138,7 @@ impl Cancels {
     /// # Errors
     /// When Redis could not be asked. Requests that are certainly not written stay in hand.
     pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
-        self.answers.tell_again();
+        self.answers.retry();
         self.unwritten.forget(context.now);
         if self.others_at.is_some_and(|at| at > context.now) {
             return Ok(());
@@ -169,11 +169,11 @@ impl Cancels {
             match verdict {
                 Some(Verdict::Requested) => {
                     context.counters.cancels_requested.inc();
-                    self.tell(request.asker, Ok(()));
+                    self.send(request.asker, Ok(()));
                 }
                 Some(Verdict::Refuse(refused)) => {
                     context.counters.cancels_refused.inc();
-                    self.tell(request.asker, Err(refused.clone()));
+                    self.send(request.asker, Err(refused.clone()));
                 }
                 Some(Verdict::Wait | Verdict::Write(..)) => {
                     self.others_at = Some(context.now + OTHERS_PAUSE);
@@ -187,7 +187,7 @@ impl Cancels {
 
     /// Redis is away: nobody is kept waiting for long.
     pub(super) fn give_up(&mut self, now: Instant, why: &'static str) {
-        self.answers.tell_again();
+        self.answers.retry();
         self.take_up();
         self.refuse_late(now, AWAY_PATIENCE, &Refused::new("redis_unreachable", why));
     }
@@ -205,7 +205,7 @@ impl Cancels {
         let late =
             self.hand.extract_if(.., |request| now.saturating_duration_since(request.asked_at) >= patience);
         for request in late.collect::<Vec<_>>() {
-            self.tell(request.asker, Err(refused.clone()));
+            self.send(request.asker, Err(refused.clone()));
         }
     }
 
@@ -350,8 +350,8 @@ impl Cancels {
         link.call_all(&markers).map(drop)
     }
 
-    fn tell(&mut self, asker: Asker, outcome: Result<(), Refused>) {
-        self.answers.tell(asker.delivery, ToDelivery::CancelAnswered(asker, outcome));
+    fn send(&mut self, asker: Asker, outcome: Result<(), Refused>) {
+        self.answers.send(asker.delivery, ToDelivery::CancelAnswered(asker, outcome));
     }
 }
 

@@ -149,13 +149,13 @@ impl Receipts {
 
     /// Redis is away: nobody waits for long.
     pub(super) fn give_up(&mut self, counters: &Counters, now: Instant, why: &'static str) {
-        self.answers.tell_again();
-        self.hear(ACKS_HELD_MAX, counters);
+        self.answers.retry();
+        self.take_receipts(ACKS_HELD_MAX, counters);
         self.refuse(now, PATIENCE, &Refused::new("redis_unreachable", why));
     }
 
     /// Takes from the queue until `room` acknowledgements, or [`ACKS_HELD_BYTES_MAX`], are in hand.
-    fn hear(&mut self, room: usize, counters: &Counters) {
+    fn take_receipts(&mut self, room: usize, counters: &Counters) {
         let mut bytes = self.hand_bytes();
         while self.acks.len() < room && bytes < ACKS_HELD_BYTES_MAX {
             match self.queue.try_recv() {
@@ -178,7 +178,7 @@ impl Receipts {
                 waiting.is_refused = true;
                 let Acked { asker, id, .. } = &waiting.acked;
                 let answer = ToDelivery::AckAnswered(asker.clone(), *id, Err(refused.clone()));
-                self.answers.tell(asker.delivery, answer);
+                self.answers.send(asker.delivery, answer);
             }
         }
     }
@@ -217,14 +217,14 @@ impl Receipts {
         if connection != self.connection {
             (self.connection, self.rests_until) = (connection, context.now + REST);
         }
-        self.answers.tell_again();
+        self.answers.retry();
         if !self.pause.is_over(context.now) {
-            self.hear(ACKS_HELD_MAX, context.counters);
+            self.take_receipts(ACKS_HELD_MAX, context.counters);
             let why = Refused::new("redis_refuses", self.trouble().unwrap_or_default());
             self.refuse(context.now, Duration::ZERO, &why);
             return Ok(());
         }
-        self.hear(ACKS_PER_TURN, context.counters);
+        self.take_receipts(ACKS_PER_TURN, context.counters);
         self.refuse(context.now, PATIENCE, &Refused::new("redis_timeout", "Redis does not answer in time"));
         if self.others_at.is_some_and(|at| at > context.now) {
             return Ok(());
@@ -258,7 +258,7 @@ impl Receipts {
                 Outcome::Written => {
                     if !waiting.is_refused {
                         let Acked { asker, id, .. } = waiting.acked;
-                        self.answers.tell(asker.delivery, ToDelivery::AckAnswered(asker, id, Ok(())));
+                        self.answers.send(asker.delivery, ToDelivery::AckAnswered(asker, id, Ok(())));
                     }
                 }
                 Outcome::Others => {

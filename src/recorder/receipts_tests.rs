@@ -62,10 +62,10 @@ impl Instance {
     }
 
     fn ack(&mut self, id: &str, by: &str) {
-        self.say(id, by, false);
+        self.acknowledge(id, by, false);
     }
 
-    fn say(&mut self, id: &str, by: &str, is_once: bool) {
+    fn acknowledge(&mut self, id: &str, by: &str, is_once: bool) {
         let generation = Some(Arc::new(r"g\u0031".to_owned()));
         let asker = Asker { delivery: 0, connection: Slot { index: 0, generation: 0 }, about: None };
         let (id, by, asked_at) = (id.parse().unwrap(), by.to_owned(), self.start);
@@ -178,14 +178,14 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
     for (n, (begin, end, code)) in troubles.into_iter().enumerate() {
         run(begin);
         let id = format!("{}-0", n + 7);
-        instance.say(&id, "a", true);
+        instance.acknowledge(&id, "a", true);
         instance.end(100 + n as u64);
         instance.tend(200 + AFTER_MS).unwrap();
         assert_eq!(instance.answers(), [Err(code)]);
         assert!(instance.receipts.trouble().is_some(), "{code}");
         // A client that has seen no good answer acknowledges again, and gets one receipt.
         instance.start += Duration::from_secs(60);
-        instance.say(&id, "a", true);
+        instance.acknowledge(&id, "a", true);
         run(end);
         instance.tend(200 + AFTER_MS).unwrap();
         assert_eq!(instance.answers(), [Ok(id.parse().unwrap())]);
@@ -234,9 +234,9 @@ fn one_who_says_an_end_again_gets_an_answer_and_no_second_receipt() {
     let mut instances = ["i1", "i2"].map(|name| Instance::new(&server, name));
     for _ in 0..3 {
         for instance in &mut instances {
-            instance.say("9-0", "a", true);
-            instance.say("9-0", "a", true);
-            instance.say("9-0", "b", true);
+            instance.acknowledge("9-0", "a", true);
+            instance.acknowledge("9-0", "a", true);
+            instance.acknowledge("9-0", "b", true);
             instance.tend(0).unwrap();
             assert_eq!(instance.answers(), vec![Ok("9-0".parse().unwrap()); 3]);
         }
@@ -250,7 +250,7 @@ fn who_waits_is_answered_in_time() {
     let mut instance = Instance::new(&server, "i1");
     let marker = "llm:once:svc:acked:s/m:1:9-0:a";
     server.link().call(cmd("SET").arg(&[marker, "i2", "PX", "10000"])).unwrap();
-    instance.say("9-0", "a", true);
+    instance.acknowledge("9-0", "a", true);
     instance.turn(0, Duration::ZERO).unwrap();
     assert_eq!(instance.answers(), [], "another instance is writing it");
     instance.turn(0, PATIENCE).unwrap();

@@ -251,7 +251,7 @@ impl Relay {
 
     /// Tells Redis what became of a request; false when it could not be told.
     fn settle(&mut self, order: &Order, fate: Fate) -> bool {
-        let told = match fate {
+        let is_settled = match fate {
             Fate::Answered => self.claims.acknowledge(order.id),
             Fate::Unwritable => match self.claims.request(order.id) {
                 Some(Some(entry)) => {
@@ -267,10 +267,10 @@ impl Relay {
             }
             Fate::Lost => true,
         };
-        if told {
+        if is_settled {
             self.claims.release(&order.name);
         }
-        told
+        is_settled
     }
 
     fn renew(&mut self, now: Instant) {

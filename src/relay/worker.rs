@@ -103,7 +103,7 @@ impl Worker {
         let request = match self.request(order) {
             Ok(request) => request,
             Err(message) => {
-                producer.say(Generation::start_unnumbered);
+                producer.push(Generation::start_unnumbered);
                 return end(&mut producer, &job.lease, ("bad_request", &message));
             }
         };
@@ -174,7 +174,7 @@ fn end(
     lease: &Lease,
     (code, message): (&'static str, &str),
 ) -> (Fate, String) {
-    producer.say(|generation, ts| generation.error(code, message, ts));
+    producer.push(|generation, ts| generation.error(code, message, ts));
     let until = Instant::now() + FAREWELL;
     match producer.flush(|| lease.is_lost() || (Instant::now() >= until && lease.must_stop())) {
         Ok(()) => {

@@ -78,11 +78,11 @@ impl DeadLetters<'_> {
         let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &self.context.names));
         // A copy: it may wait for long, and a slice would keep the whole reply.
         let entry = Entry { id: entry.id, fields: entry.fields.detached() };
-        let (id, told) = (entry.id, message.clone());
+        let (id, end_sent) = (entry.id, message.clone());
         let letter = DeadLetter { stream: stream.clone(), entry, reason, message: message.into() };
         if self.letters.try_send(letter).is_ok() {
             self.registry.counters().entries_undecodable.add(1);
-            warn_limited!(key: stream; %stream, %id, reason, why = told, "an entry cannot be read: it is skipped");
+            warn_limited!(key: stream; %stream, %id, reason, why = end_sent, "an entry cannot be read: it is skipped");
             return;
         }
         self.is_full = true;
@@ -165,7 +165,7 @@ impl EndWatch {
         receipts: (&Sender<Receipt>, &Registry),
     ) {
         if self.after_us.is_some() {
-            frames.iter().for_each(|frame| tell_end(frame, redis_us, receipts));
+            frames.iter().for_each(|frame| report_end(frame, redis_us, receipts));
         }
     }
 
@@ -185,13 +185,13 @@ impl EndWatch {
         for frame in frames.iter().chain(repeated) {
             let ended_us = frame.last.id.ms.saturating_mul(1000);
             if age_us(frame.last.id, redis_us).is_some_and(|age| age < after_us) {
-                tell_end(frame, ended_us, receipts);
+                report_end(frame, ended_us, receipts);
             }
         }
     }
 }
 
-fn tell_end(frame: &Frame, at_redis_us: u64, (receipts, registry): (&Sender<Receipt>, &Registry)) {
+fn report_end(frame: &Frame, at_redis_us: u64, (receipts, registry): (&Sender<Receipt>, &Registry)) {
     if !frame.is_terminal() {
         return;
     }

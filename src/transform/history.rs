@@ -44,12 +44,12 @@ impl ReplayClock {
     fn is_over(&self, state: &StreamState, newest: EntryId) -> bool {
         self.grace_ms > 0
             && state.finishing().is_some()
-            && (self.is_told(newest) || self.silence_us(newest) / 1000 >= self.grace_ms)
+            && (self.is_end_sent(newest) || self.silence_us(newest) / 1000 >= self.grace_ms)
     }
 
     /// Whether the end behind `newest` was told although no entry says it.
-    fn is_told(&self, newest: EntryId) -> bool {
-        self.known.is_some_and(|known| known.newest == newest && known.is_told)
+    fn is_end_sent(&self, newest: EntryId) -> bool {
+        self.known.is_some_and(|known| known.newest == newest && known.is_end_sent)
     }
 
     fn status(&self, state: &StreamState, newest: EntryId) -> StreamStatus {
@@ -179,7 +179,7 @@ impl Found {
         }
         if self.exhausted {
             self.judge_end(seek.state(), seek.position(), observer);
-            if self.clock.is_told(seek.position()) {
+            if self.clock.is_end_sent(seek.position()) {
                 seek.conclude();
             }
         }
@@ -296,7 +296,7 @@ impl Found {
             entries_bytes += entry.fields.len_bytes();
             entries += 1;
         }
-        if exhausted && self.clock.is_told(assembler.position().id) {
+        if exhausted && self.clock.is_end_sent(assembler.position().id) {
             assembler.conclude(self.read_us);
         }
         let frames = assembler.take(self.clock.now_us);

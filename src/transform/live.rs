@@ -44,7 +44,7 @@ pub(super) struct LiveStream {
     gave_up_us: u64,
     asked_us: u64,
     /// The entry behind which the end was told although no entry says it.
-    told: Option<EntryId>,
+    end_sent: Option<EntryId>,
 }
 
 /// After how much silence something is done, µs; 0 means never.
@@ -114,10 +114,10 @@ impl LiveStream {
         &mut self,
         entries: &[Entry],
         (read_us, now_us): (u64, u64),
-        mut told: impl FnMut(&StreamName, &Entry, Pushed),
+        mut end_sent: impl FnMut(&StreamName, &Entry, Pushed),
     ) -> Vec<Arc<Frame>> {
         for entry in entries {
-            told(&self.stream, entry, self.assembler.push(entry, read_us));
+            end_sent(&self.stream, entry, self.assembler.push(entry, read_us));
         }
         if let Some(last) = entries.last() {
             self.newest = Seeing { id: last.id, since_us: now_us, arrived: true };
@@ -142,7 +142,7 @@ impl LiveStream {
         if self.newest.id != newest || !self.assembler.conclude(now_us) {
             return Vec::new();
         }
-        self.told = Some(newest);
+        self.end_sent = Some(newest);
         self.assembler.take(now_us)
     }
 
@@ -163,7 +163,7 @@ impl LiveStream {
     /// The facts known of the newest entry at `now_us`.
     pub(super) fn known(&self, now_us: u64) -> Known {
         let Seeing { id: newest, .. } = self.newest;
-        Known { newest, seen: self.newest.at(now_us), is_told: self.told == Some(newest) }
+        Known { newest, seen: self.newest.at(now_us), is_end_sent: self.end_sent == Some(newest) }
     }
 
     /// Judges the producer's silence.
@@ -262,7 +262,7 @@ impl LiveStreams {
             finishing,
             gave_up_us: 0,
             asked_us: 0,
-            told: None,
+            end_sent: None,
         };
         let index = self.slots.insert(live);
         self.by_name.insert(stream, index);

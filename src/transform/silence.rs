@@ -56,7 +56,7 @@ pub struct Known {
     /// For how long it has been known.
     pub seen: Seen,
     /// Whether the end of its generation was told although no entry says it, because none could be written.
-    pub is_told: bool,
+    pub is_end_sent: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ struct Note {
     newest: EntryId,
     found_us: u64,
     asked_us: u64,
-    is_told: bool,
+    is_end_sent: bool,
 }
 
 /// Unfinished streams that were met in history, so that a second look finds out how long nothing has come.
@@ -80,7 +80,7 @@ impl Remembered {
     pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
         let note = self.notes.get(stream)?;
         let seen = Seen::Found(now_us.saturating_sub(note.found_us));
-        Some(Known { newest: note.newest, seen, is_told: note.is_told })
+        Some(Known { newest: note.newest, seen, is_end_sent: note.is_end_sent })
     }
 
     /// The stream's newest entry is `newest`.
@@ -99,13 +99,13 @@ impl Remembered {
     }
 
     /// The end behind `newest` could not be written and is told all the same.
-    pub fn told(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
-        self.note(stream, newest, now_us).is_told = true;
+    pub fn end_sent(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
+        self.note(stream, newest, now_us).is_end_sent = true;
     }
 
     /// The note of the stream, anew where it was about another entry. The oldest makes room.
     fn note(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> &mut Note {
-        let fresh = Note { newest, found_us: now_us, asked_us: 0, is_told: false };
+        let fresh = Note { newest, found_us: now_us, asked_us: 0, is_end_sent: false };
         if !self.notes.contains_key(stream) {
             if self.order.len() >= REMEMBERED_MAX
                 && let Some(oldest) = self.order.pop_front()
@@ -161,17 +161,17 @@ mod tests {
         assert_eq!(remembered.get(&stream, 1), None);
         remembered.met(&stream, newest, 1_000_000);
         remembered.met(&stream, newest, 3_000_000);
-        let known = Known { newest, seen: Seen::Found(2_000_000), is_told: false };
+        let known = Known { newest, seen: Seen::Found(2_000_000), is_end_sent: false };
         assert_eq!(remembered.get(&stream, 3_000_000), Some(known));
         assert!(remembered.asks(&stream, newest, 3_000_000));
         assert!(!remembered.asks(&stream, newest, 3_500_000), "it was asked just now");
         assert!(remembered.asks(&stream, newest, 4_000_000), "the answer may be lost");
-        remembered.told(&stream, newest, 4_100_000);
-        assert!(remembered.get(&stream, 5_000_000).unwrap().is_told);
+        remembered.end_sent(&stream, newest, 4_100_000);
+        assert!(remembered.get(&stream, 5_000_000).unwrap().is_end_sent);
         assert!(remembered.asks(&stream, newest, 9_000_000), "there may be room for it now");
         let next = EntryId::new(8, 0);
         remembered.met(&stream, next, 9_000_000);
-        let known = Known { newest: next, seen: Seen::Found(0), is_told: false };
+        let known = Known { newest: next, seen: Seen::Found(0), is_end_sent: false };
         assert_eq!(remembered.get(&stream, 9_000_000), Some(known));
     }
 

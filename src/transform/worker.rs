@@ -104,7 +104,7 @@ impl Worker {
     fn work(&mut self) -> Option<Instant> {
         loop {
             pulse::beat();
-            self.obey_all();
+            self.apply_controls();
             let live = self.parts.live.try_recv();
             let replay = self.parts.replay.try_recv();
             let idle = live.is_none() && replay.is_none();
@@ -123,13 +123,13 @@ impl Worker {
 
     // ----- what delivery threads ask -----
 
-    fn obey_all(&mut self) {
+    fn apply_controls(&mut self) {
         while let Some(control) = self.parts.control.try_recv() {
-            self.obey(control);
+            self.apply(control);
         }
     }
 
-    fn obey(&mut self, control: Control) {
+    fn apply(&mut self, control: Control) {
         match control {
             Control::Attach { stream, delivery, hub, from, appeared_us } => {
                 self.attach(stream, (delivery, hub), (from, appeared_us.is_some()));
@@ -170,7 +170,7 @@ impl Worker {
             stalled: found.stalled,
             watermark: Arc::clone(&found.watermark),
         };
-        if self.tell(delivery, message).is_err() {
+        if self.send(delivery, message).is_err() {
             self.miss(live, who);
         }
     }
@@ -323,7 +323,7 @@ impl Worker {
         let bytes = frames.map(|frame| frame.json().len()).sum();
         let message = ToDelivery::Live { news: parcel, bytes };
         let Err(message) = self.parts.deliveries[delivery].inbox.hand_over(message) else { return };
-        let Err(back) = self.tell(delivery, message) else { return };
+        let Err(back) = self.send(delivery, message) else { return };
         let ToDelivery::Live { news: parcel, .. } = *back else { return };
         self.parts.registry.counters().streams_demoted.add(parcel.len() as u64);
         for (frames, live) in parcel.into_iter().zip(sources) {
@@ -334,7 +334,7 @@ impl Worker {
     /// The end of a generation could not be written behind its newest entry: it is told all the same.
     fn conclude(&mut self, stream: &StreamName, newest: EntryId) {
         let now_us = now_us();
-        self.remembered.told(stream, newest, now_us);
+        self.remembered.end_sent(stream, newest, now_us);
         let Some((live, found)) = self.streams.find(stream) else { return };
         let frames = found.conclude(newest, now_us);
         if frames.is_empty() {
@@ -358,7 +358,7 @@ impl Worker {
             self.parts.registry.counters().receipts_failed.inc();
         }
         for (delivery, hub) in ended.attached {
-            if self.tell(delivery, ToDelivery::Broken { hub }).is_err() {
+            if self.send(delivery, ToDelivery::Broken { hub }).is_err() {
                 self.note_missed(delivery, |missed| missed.hubs.insert(hub));
             }
         }
@@ -409,7 +409,7 @@ impl Worker {
         }
         count_shown(&self.parts.registry, &outcome);
         self.ends.saw_history(&outcome, redis_us, (&self.parts.receipts, &self.parts.registry));
-        if let Err(back) = self.tell(job.delivery, ToDelivery::Replay(job, outcome)) {
+        if let Err(back) = self.send(job.delivery, ToDelivery::Replay(job, outcome)) {
             // The findings of a search so far are kept: started over, it might never come to its end.
             let step = match *back {
                 ToDelivery::Replay(_, ReplayOutcome::Searching(search)) => Some(ReplayStep::Search(search)),
@@ -443,7 +443,7 @@ impl Worker {
     // ----- telling -----
 
     /// Hands the message back when there is no room for it.
-    fn tell(&self, delivery: usize, message: ToDelivery) -> Result<(), Box<ToDelivery>> {
+    fn send(&self, delivery: usize, message: ToDelivery) -> Result<(), Box<ToDelivery>> {
         let port = &self.parts.deliveries[delivery];
         let queue = if matches!(message, ToDelivery::Replay(..)) { &port.history } else { &port.inbox };
         match queue.try_send(message) {
@@ -479,7 +479,7 @@ impl InlineStage<LiveBatch> for OnTheWay {
         }
         match self.0.if_free() {
             Some(mut worker) if worker.parts.live.is_empty() => {
-                worker.obey_all();
+                worker.apply_controls();
                 worker.pass_live(batch);
                 Ok(())
             }

@@ -19,7 +19,7 @@ impl Fatal {
     }
 
     /// Says why the daemon must not go on.
-    pub(super) fn say(&self, message: String) {
+    pub(super) fn report(&self, message: String) {
         self.message.lock().get_or_insert(message);
         if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "main could not be woken");

@@ -111,7 +111,7 @@ pub struct Watcher {
     is_clean: bool,
     waits: Waits,
     /// Names that are there and could not be told because an inbox was full.
-    untold: Vec<(StreamName, usize)>,
+    unsent: Vec<(StreamName, usize)>,
     clock_at: Instant,
     janitor: Janitor,
     janitor_at: Instant,
@@ -153,7 +153,7 @@ impl Watcher {
             rights_at: now,
             is_clean: false,
             waits: Waits::new(now),
-            untold: Vec::new(),
+            unsent: Vec::new(),
             clock_at: now,
             janitor: Janitor::default(),
             janitor_at: now + JANITOR_INTERVAL,
@@ -165,12 +165,12 @@ impl Watcher {
         let mut events = Events::with_capacity(8);
         while !self.stop.requested() {
             pulse::beat();
-            self.take_errands();
+            self.take_requests();
             self.tend_news();
             if let Err(error) = self.tend_redis() {
                 self.link.lost(&error, Instant::now());
             }
-            self.tell_again();
+            self.send_found();
             self.show_lease();
             let timeout = self.sleep_time(Instant::now());
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
@@ -185,13 +185,13 @@ impl Watcher {
 
     fn sleep_time(&self, now: Instant) -> Duration {
         let mut until = now + STOP_CHECK;
-        if !self.untold.is_empty() {
+        if !self.unsent.is_empty() {
             until = now + Duration::from_millis(2);
         }
         if !self.watcher_requests.is_empty() {
             until = now;
         }
-        if let Some(at) = self.waits.next_look(self.news.is_told()) {
+        if let Some(at) = self.waits.next_look(self.news.is_tracking()) {
             until = until.min(at);
         }
         // A name that is to be looked for while Redis is away must not keep the thread awake.
@@ -199,13 +199,13 @@ impl Watcher {
         until.min(self.lease.next_at().max(now)).saturating_duration_since(now).max(least)
     }
 
-    fn take_errands(&mut self) {
+    fn take_requests(&mut self) {
         for _ in 0..REQUESTS_PER_TURN {
             match self.watcher_requests.try_recv() {
                 Some(WatcherRequest::Wait { stream, delivery }) => self.waits.wait(stream, delivery),
                 Some(WatcherRequest::Forget { stream, delivery }) => {
                     self.waits.forget(&stream, delivery);
-                    self.untold.retain(|(name, who)| (name, *who) != (&stream, delivery));
+                    self.unsent.retain(|(name, who)| (name, *who) != (&stream, delivery));
                 }
                 None => return,
             }
@@ -222,7 +222,7 @@ impl Watcher {
                 News::Written(stream) => {
                     self.registry.counters().tracking_pushes.inc();
                     if self.waits.is_waited(&stream) {
-                        self.tell_found(stream);
+                        self.report_found(stream);
                     }
                 }
                 News::Begun | News::Everything => self.waits.sweep(now),
@@ -233,7 +233,7 @@ impl Watcher {
     /// Looks for names of which nobody has told.
     fn look(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
-        let names = self.waits.take_due(self.news.is_told(), now);
+        let names = self.waits.take_due(self.news.is_tracking(), now);
         if names.is_empty() {
             return Ok(());
         }
@@ -243,24 +243,24 @@ impl Watcher {
         self.waits.looked(now.elapsed(), Instant::now());
         for (name, reply) in names.into_iter().zip(replies) {
             if reply.integer()? != 0 {
-                self.tell_found(name);
+                self.report_found(name);
             }
         }
         Ok(())
     }
 
-    fn tell_found(&mut self, stream: StreamName) {
+    fn report_found(&mut self, stream: StreamName) {
         for delivery in self.waits.found(&stream) {
-            self.untold.push((stream.clone(), delivery));
+            self.unsent.push((stream.clone(), delivery));
         }
-        self.tell_again();
+        self.send_found();
     }
 
-    fn tell_again(&mut self) {
+    fn send_found(&mut self) {
         let deliveries = &self.deliveries;
-        self.untold.retain(|(stream, delivery)| {
-            let told = deliveries[*delivery].try_send(ToDelivery::Appeared(stream.clone()));
-            matches!(told, Err(SendError::Full(_)))
+        self.unsent.retain(|(stream, delivery)| {
+            let sent = deliveries[*delivery].try_send(ToDelivery::Appeared(stream.clone()));
+            matches!(sent, Err(SendError::Full(_)))
         });
     }
 
@@ -364,7 +364,7 @@ impl Watcher {
                 }
             }
             Standing::Taken { holder } => {
-                self.fatal.say(format!(
+                self.fatal.report(format!(
                     "instance {:?} is leased by another live daemon ({holder}); give service.instance another value or stop that one",
                     self.keys.instance()
                 ));

@@ -67,7 +67,7 @@ pub(super) struct NewsLink {
     wanted: Wanted,
     is_on: bool,
     /// Whether Redis pushes the names of changed keys.
-    is_told: bool,
+    is_tracking: bool,
     /// The newest announcement that was seen.
     announced: EntryId,
     answer_by: Instant,
@@ -86,7 +86,7 @@ impl NewsLink {
             asked: VecDeque::new(),
             wanted: Wanted::of_range(ID_ROOM_BYTES),
             is_on: false,
-            is_told: false,
+            is_tracking: false,
             announced: EntryId::ZERO,
             answer_by: now,
             wanted_until: now,
@@ -96,8 +96,8 @@ impl NewsLink {
     }
 
     /// Whether new keys are told of, so that looking for them is only the net.
-    pub(super) fn is_told(&self) -> bool {
-        self.is_told
+    pub(super) fn is_tracking(&self) -> bool {
+        self.is_tracking
     }
 
     /// Goes on with what there is to do; `wanted`: somebody waits for a name.
@@ -110,7 +110,7 @@ impl NewsLink {
             self.connector.lost(&error, now);
         }
         if self.connector.open().is_none() {
-            (self.is_on, self.is_told) = (false, false);
+            (self.is_on, self.is_tracking) = (false, false);
             self.asked.clear();
         }
         news
@@ -168,7 +168,7 @@ impl NewsLink {
     fn take(&mut self, reply: &Reply) {
         match self.asked.pop_front() {
             Some(Asked::TrackingOn) => {
-                self.is_told = match reply.error() {
+                self.is_tracking = match reply.error() {
                     None => true,
                     Some(error) => {
                         warn_limited!(%error, "CLIENT TRACKING does not work: new streams are noticed by polling");
@@ -249,7 +249,7 @@ impl NewsLink {
             }
             (true, false) => {
                 self.is_on = false;
-                if std::mem::take(&mut self.is_told) {
+                if std::mem::take(&mut self.is_tracking) {
                     link.push(&tracking("OFF"));
                     self.asked.push_back(Asked::TrackingOff);
                     self.answer_by = now + response_timeout;
@@ -302,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    fn told(push: &str) -> Vec<News> {
+    fn news_of(push: &str) -> Vec<News> {
         let push = Reply::parse(Bytes::copy_from_slice(push.as_bytes())).unwrap();
         let mut news = Vec::new();
         changes(&push, &Keys::new("llm", "s", "i"), &mut news).unwrap();
@@ -313,10 +313,10 @@ mod tests {
     fn pushes_name_streams() {
         let written = News::Written("a/m:1".parse().unwrap());
         assert_eq!(
-            told(">2\r\n$10\r\ninvalidate\r\n*2\r\n$16\r\nllm:stream:a:m:1\r\n$12\r\nllm:stream:b\r\n"),
+            news_of(">2\r\n$10\r\ninvalidate\r\n*2\r\n$16\r\nllm:stream:a:m:1\r\n$12\r\nllm:stream:b\r\n"),
             [written]
         );
-        assert_eq!(told(">2\r\n$10\r\ninvalidate\r\n_\r\n"), [News::Everything]);
-        assert_eq!(told(">2\r\n$7\r\nmessage\r\n_\r\n"), []);
+        assert_eq!(news_of(">2\r\n$10\r\ninvalidate\r\n_\r\n"), [News::Everything]);
+        assert_eq!(news_of(">2\r\n$7\r\nmessage\r\n_\r\n"), []);
     }
 }

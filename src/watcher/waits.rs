@@ -11,9 +11,9 @@ use crate::model::StreamName;
 pub(super) const CHECKS_PER_TRIP_MAX: usize = 256;
 
 /// A look at all names at least this often where Redis tells of new keys: the net under its word.
-const SWEEP_TOLD: Duration = Duration::from_secs(1);
+const SWEEP_TRACKED: Duration = Duration::from_secs(1);
 /// And where it does not: how late a new name is noticed.
-const SWEEP_UNTOLD: Duration = Duration::from_millis(50);
+const SWEEP_UNTRACKED: Duration = Duration::from_millis(50);
 /// The share of its time that Redis may spend on these looks: 1 in so many.
 const DUTY: u32 = 5;
 
@@ -72,18 +72,18 @@ impl Waits {
     }
 
     /// When something is to be looked for next; `None` while nobody waits.
-    pub(super) fn next_look(&self, is_told: bool) -> Option<Instant> {
+    pub(super) fn next_look(&self, is_tracking: bool) -> Option<Instant> {
         if self.is_empty() {
             return None;
         }
-        let sweep_at = self.swept_at + if is_told { SWEEP_TOLD } else { SWEEP_UNTOLD };
+        let sweep_at = self.swept_at + if is_tracking { SWEEP_TRACKED } else { SWEEP_UNTRACKED };
         let wanted = if self.due.is_empty() { sweep_at } else { self.swept_at };
         Some(wanted.max(self.rest_until))
     }
 
     /// The names to be looked for in the next round trip; none while it is not time.
-    pub(super) fn take_due(&mut self, is_told: bool, now: Instant) -> Vec<StreamName> {
-        if self.next_look(is_told).is_none_or(|at| at > now) {
+    pub(super) fn take_due(&mut self, is_tracking: bool, now: Instant) -> Vec<StreamName> {
+        if self.next_look(is_tracking).is_none_or(|at| at > now) {
             return Vec::new();
         }
         if self.due.is_empty() {
@@ -122,10 +122,10 @@ mod tests {
         waits.wait(name(1), 0);
         waits.wait(name(1), 1);
         assert_eq!(waits.take_due(true, start), [name(1), name(1)]);
-        assert_eq!(waits.next_look(true), Some(start + SWEEP_TOLD));
-        assert_eq!(waits.next_look(false), Some(start + SWEEP_UNTOLD));
+        assert_eq!(waits.next_look(true), Some(start + SWEEP_TRACKED));
+        assert_eq!(waits.next_look(false), Some(start + SWEEP_UNTRACKED));
         assert!(waits.take_due(true, start).is_empty());
-        assert_eq!(waits.take_due(true, start + SWEEP_TOLD), [name(1)]);
+        assert_eq!(waits.take_due(true, start + SWEEP_TRACKED), [name(1)]);
         assert_eq!(waits.found(&name(1)), [0, 1]);
         assert!(waits.found(&name(1)).is_empty() && waits.is_empty());
     }

@@ -233,8 +233,8 @@ fn tail_in_a_terminal_dims_reasoning_marks_calls_and_obeys_nothing() {
     assert!(shown.contains(text), "{shown:?}");
     // No frame brings a control character to the terminal: only our own dimming and line breaks are there.
     let rest = shown.replace("\x1b[2m", "").replace("\x1b[22m", "");
-    let is_obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    assert!(!rest.contains(is_obeyed), "{rest:?}");
+    let is_control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    assert!(!rest.contains(is_control), "{rest:?}");
     let last = shown.trim_end().lines().last().unwrap();
     assert!(last.contains("first token ") && last.contains("4 tokens"), "{last}");
 
@@ -282,11 +282,11 @@ fn tail_obeys_no_error_either() {
     producer.write(
         &json!({"type": "error", "code": "c\u{1b}]0;x\u{7}\n\u{9b}2J", "message": "m\u{1b}[2J\n[end: stop]"}),
     );
-    let is_obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    let is_control = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     for options in [&[][..], &["--json"], &["--color", "always"]] {
         let outcome = run(tail(&daemon, "", options), b"");
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        assert!(!outcome.stderr.contains(is_obeyed) && !outcome.stdout.contains(is_obeyed), "{outcome:?}");
+        assert!(!outcome.stderr.contains(is_control) && !outcome.stdout.contains(is_control), "{outcome:?}");
         assert!(outcome.stderr.contains("failed: c\u{241b}]0;x\u{2407}\u{240a}\u{fffd}2J\n"), "{outcome:?}");
         assert!(!outcome.stderr.lines().any(|line| line == "[end: stop]"), "{outcome:?}");
         if options == ["--json"] {

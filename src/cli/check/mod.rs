@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use ::redis::{Cmd, Value, cmd, from_redis_value_ref};
 use clap::Args;
 
-use super::output::tell;
+use super::output::print;
 use super::{CliError, Shared};
 use crate::config::Config;
 use crate::redis::rights::{self, Rights};
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Check) -> Result<(), CliError> {
             Weight::Unfit => "WRONG  ",
             Weight::Outage => "DOWN   ",
         };
-        tell(&format!("{mark} {text}\n"))?;
+        print(&format!("{mark} {text}\n"))?;
     }
     verdict(&findings)
 }

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use self::child::Child;
 use self::player::Player;
-use super::output::{note, tell};
+use super::output::{note, print};
 use super::stop::patient_stop_flag;
 use super::{CliError, Shared, reachable};
 use crate::config::Config;
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
     let stopping = patient_stop_flag()?;
     let mut stage = Stage::build(args, config)?;
     let shown = stage.wait_ready(&stopping).and_then(|ready| match ready {
-        true => stage.introduction().and_then(|text| tell(&text)).and_then(|()| stage.play(&stopping)),
+        true => stage.introduction().and_then(|text| print(&text)).and_then(|()| stage.play(&stopping)),
         false => Ok(()),
     });
     note("\nllm-bridge demo: stopping\n");

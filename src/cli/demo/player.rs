@@ -54,14 +54,14 @@ impl<W: Wires, C: Cancels> Player<W, C> {
     pub(super) fn step(&mut self, stop: impl FnMut() -> bool) -> Result<(), ProduceError> {
         if std::mem::take(&mut self.is_cancelled) {
             self.at = self.lines.len();
-            self.producer.say(|generation, ts| generation.end("cancelled", ts));
+            self.producer.push(|generation, ts| generation.end("cancelled", ts));
             return self.producer.flush(stop);
         }
         let Some(line) = self.lines.get(self.at) else { return Ok(()) };
         self.at += 1;
         // A line that is no native object cannot be in the recording: a test reads all of it.
         if let Ok(Some(object)) = jsonl::parse(line.entry.get().as_bytes()) {
-            self.producer.pass_on(&object);
+            self.producer.push_object(&object);
         }
         self.producer.flush(stop)
     }

@@ -171,15 +171,15 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         if failure.is_answer() && !self.producer.generation().is_open() {
             // Providers' events have no numbers, and what stands around them has none either.
             let is_raw = matches!(self.format, Format::Raw(_));
-            self.producer.say(if is_raw { Generation::start_unnumbered } else { Generation::start });
+            self.producer.push(if is_raw { Generation::start_unnumbered } else { Generation::start });
         }
         if self.producer.generation().is_open() && !refused {
             if is_cancelled {
                 let usage = self.story().and_then(Story::usage);
-                self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
+                self.producer.push(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
             } else {
                 let (code, message) = (failure.code(), failure.to_string());
-                self.producer.say(|generation, ts| generation.error(code, &message, ts));
+                self.producer.push(|generation, ts| generation.error(code, &message, ts));
             }
             let until = Instant::now() + FAREWELL;
             if let Err(error) = self.producer.flush(|| Instant::now() >= until) {
@@ -224,7 +224,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
     fn feed(&mut self, mut input: File) -> Result<(), FeedError> {
         let mut buffer = vec![0; READ_BYTES];
         if matches!(self.format, Format::Text(_)) {
-            self.producer.say(Generation::start);
+            self.producer.push(Generation::start);
             self.flush()?;
         }
         loop {
@@ -275,7 +275,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             return Ok(());
         }
         if self.producer.generation().is_open() {
-            self.producer.say(Generation::heartbeat);
+            self.producer.push(Generation::heartbeat);
         }
         self.written_at = Instant::now();
         self.flush()
@@ -285,16 +285,16 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         match &mut self.format {
             Format::Text(chunks) => {
                 let text = chunks.push(bytes);
-                self.say_text(&text)?;
+                self.write_text(&text)?;
             }
             Format::Jsonl(lines) => {
                 lines.push(bytes);
-                self.say_lines(false)?;
+                self.write_lines(false)?;
             }
             Format::Raw(events) => {
                 let pushed = events.push(bytes, Instant::now());
                 // Events that were complete before the stream went wrong still count.
-                self.say_events()?;
+                self.write_events()?;
                 pushed.map_err(|error| self.broken_by(error))?;
             }
         }
@@ -306,10 +306,10 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         match &mut self.format {
             Format::Text(chunks) => {
                 let rest = chunks.finish();
-                self.say_text(&rest)?;
+                self.write_text(&rest)?;
             }
             Format::Jsonl(_) => {
-                self.say_lines(true)?;
+                self.write_lines(true)?;
                 if self.producer.generation().is_fresh() {
                     return Err(FeedError::NoObjects);
                 }
@@ -317,7 +317,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             Format::Raw(events) => {
                 let cut = events.finish();
                 if let Some(event) = cut.map_err(|error| self.broken_by(error))? {
-                    self.pass_on(event)?;
+                    self.push_event(event)?;
                 }
             }
         }
@@ -331,7 +331,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
                 None => ("stop".to_owned(), None),
                 Some(story) => (story.finish_reason().ok_or(FeedError::CutOff)?, story.usage()),
             };
-            self.producer.say(|generation, ts| generation.end_with(&reason, usage.as_ref(), ts));
+            self.producer.push(|generation, ts| generation.end_with(&reason, usage.as_ref(), ts));
         }
         self.flush()
     }
@@ -341,29 +341,29 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         FeedError::Sse { events, error }
     }
 
-    fn say_events(&mut self) -> Result<(), FeedError> {
+    fn write_events(&mut self) -> Result<(), FeedError> {
         while let Format::Raw(events) = &mut self.format
             && let Some(event) = events.next()
         {
-            self.pass_on(event)?;
+            self.push_event(event)?;
         }
         Ok(())
     }
 
-    fn pass_on(&mut self, event: ProviderEvent) -> Result<(), FeedError> {
+    fn push_event(&mut self, event: ProviderEvent) -> Result<(), FeedError> {
         let (record, meaning) = match event {
             ProviderEvent::Raw(record, meaning) => (record, meaning),
             ProviderEvent::Failed(failure) => {
                 if !self.producer.generation().is_open() {
-                    self.producer.say(Generation::start_unnumbered);
+                    self.producer.push(Generation::start_unnumbered);
                 }
                 let (code, message) = (&*failure.code, &failure.message);
-                self.producer.say(|generation, ts| generation.error(code, message, ts));
+                self.producer.push(|generation, ts| generation.error(code, message, ts));
                 self.failed = Some(failure);
                 return Ok(());
             }
         };
-        self.producer.pass_raw(record, meaning);
+        self.producer.push_raw(record, meaning);
         if self.producer.is_full() {
             self.flush()?;
         }
@@ -379,27 +379,27 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
     }
 
-    fn say_text(&mut self, text: &str) -> Result<(), FeedError> {
+    fn write_text(&mut self, text: &str) -> Result<(), FeedError> {
         if self.pace.is_none() {
             if !text.is_empty() {
-                self.producer.say(|generation, ts| generation.text(text, ts));
+                self.producer.push(|generation, ts| generation.text(text, ts));
             }
             return Ok(());
         }
         for token in tokens(text) {
-            self.producer.say(|generation, ts| generation.text(token, ts));
+            self.producer.push(|generation, ts| generation.text(token, ts));
             self.paced()?;
         }
         Ok(())
     }
 
-    fn say_lines(&mut self, at_end: bool) -> Result<(), FeedError> {
+    fn write_lines(&mut self, at_end: bool) -> Result<(), FeedError> {
         while let Format::Jsonl(lines) = &mut self.format
             && let Some((number, line)) = lines.next(at_end)
         {
             let object = jsonl::parse(&line).map_err(|error| FeedError::Line { number, error })?;
             let Some(object) = object else { continue };
-            self.producer.pass_on(&object);
+            self.producer.push_object(&object);
             if self.producer.is_full() {
                 self.flush()?;
             }

@@ -125,8 +125,11 @@ fn an_input_without_an_event_is_a_failure_that_viewers_are_told_of() {
         for from in [From::Openai, From::Anthropic] {
             let (entries, done) = fed(from, None, input.as_bytes());
             assert_eq!(entries, ["start", "error:upstream_malformed"], "{input}");
-            let said = done.unwrap_err().to_string();
-            assert!(said.starts_with("stdin is no event stream: ") && said.ends_with(words), "{said}");
+            let message = done.unwrap_err().to_string();
+            assert!(
+                message.starts_with("stdin is no event stream: ") && message.ends_with(words),
+                "{message}"
+            );
         }
     }
 }

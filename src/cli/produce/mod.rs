@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     cancels.begin();
     let progress = if args.quiet { Progress::silent() } else { Progress::new(note) };
     let producer = Producer::new(Counted::new(wires, progress.clone()));
-    progress.say(&format!(
+    progress.print(&format!(
         "writing into the stream {name}; see it come: llm-bridge tail 'http://{}/v1/streams/{name}?after=last'",
         reachable(config.listen.public)
     ));
@@ -149,7 +149,7 @@ fn ask(
         Outcome::Stopped { .. } => {
             let message = "the producer was interrupted";
             if producer.generation().is_open() {
-                producer.say(|generation, ts| generation.error("producer_failed", message, ts));
+                producer.push(|generation, ts| generation.error("producer_failed", message, ts));
                 let until = Instant::now() + FAREWELL;
                 producer.flush(|| Instant::now() >= until).map_err(failed)?;
             }

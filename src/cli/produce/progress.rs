@@ -21,7 +21,7 @@ struct State {
     /// Where lines go; `None`: nowhere.
     note: Option<fn(&str)>,
     began: Instant,
-    say_at: Instant,
+    print_at: Instant,
     every: Duration,
     entries: u64,
 }
@@ -39,11 +39,11 @@ impl Progress {
 
     fn with(note: Option<fn(&str)>) -> Self {
         let began = Instant::now();
-        Self(Rc::new(RefCell::new(State { note, began, say_at: began + FIRST, every: FIRST, entries: 0 })))
+        Self(Rc::new(RefCell::new(State { note, began, print_at: began + FIRST, every: FIRST, entries: 0 })))
     }
 
     /// Says a line.
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn print(&self, text: &str) {
         if let Some(note) = self.0.borrow().note {
             note(&format!("llm-bridge produce: {text}\n"));
         }
@@ -51,16 +51,16 @@ impl Progress {
 
     /// Redis has confirmed so many entries.
     fn confirmed(&self, entries: usize, now: Instant) {
-        let told = self.0.borrow_mut().confirmed(entries, now);
-        if let Some(text) = told {
-            self.say(&text);
+        let line = self.0.borrow_mut().confirmed(entries, now);
+        if let Some(text) = line {
+            self.print(&text);
         }
     }
 
     /// Says the total.
     pub(super) fn finish(&self) {
         let text = self.0.borrow().so_far(Instant::now());
-        self.say(&text);
+        self.print(&text);
     }
 }
 
@@ -68,11 +68,11 @@ impl State {
     /// Counts confirmed entries. Returns a line if one is due.
     fn confirmed(&mut self, entries: usize, now: Instant) -> Option<String> {
         self.entries = self.entries.saturating_add(u64::try_from(entries).unwrap_or(u64::MAX));
-        if now < self.say_at {
+        if now < self.print_at {
             return None;
         }
         self.every = (self.every * 2).min(EVERY_MAX);
-        self.say_at = now + self.every;
+        self.print_at = now + self.every;
         Some(self.so_far(now))
     }
 
@@ -122,22 +122,22 @@ mod tests {
         let progress = Progress::silent();
         let mut state = progress.0.borrow_mut();
         let began = state.began;
-        let mut said = Vec::new();
+        let mut printed = Vec::new();
         for second in 1..=300 {
             if let Some(text) = state.confirmed(1, began + Duration::from_secs(second)) {
-                said.push((second, text));
+                printed.push((second, text));
             }
         }
-        let seconds: Vec<u64> = said.iter().map(|(second, _)| *second).collect();
+        let seconds: Vec<u64> = printed.iter().map(|(second, _)| *second).collect();
         assert_eq!(seconds, [5, 15, 35, 75, 135, 195, 255]);
-        assert_eq!(said[1].1, "15 entries written in 15.0 s");
+        assert_eq!(printed[1].1, "15 entries written in 15.0 s");
     }
 
     #[test]
     fn what_is_confirmed_is_counted() {
         let progress = Progress::silent();
         let mut producer = Producer::new(Counted::new(Memory::default(), progress.clone()));
-        producer.say(Generation::start);
+        producer.push(Generation::start);
         producer.flush(|| false).unwrap();
         assert_eq!(progress.0.borrow().entries, 1);
         assert!(progress.0.borrow().so_far(Instant::now()).starts_with("1 entry written in "));

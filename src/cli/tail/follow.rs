@@ -74,21 +74,21 @@ impl Follower {
     /// The next step after a close code (1005 and 1006 stand for none).
     pub(crate) fn closed(&self, code: u16, reason: &str) -> Next {
         let reason = visible::line(reason);
-        let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let words = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         match code {
             1000 => Next::Over(self.ending.clone().unwrap_or(Ending::Complete)),
             4404 if reason.is_empty() => Next::GiveUp("there is no such stream".to_owned()),
             4404 => Next::GiveUp(reason.into_owned()),
-            1008 | 1009 | 4401 | 4403 => Next::GiveUp(format!("refused with {code}{said}")),
-            _ => Next::Again { reason: format!("closed with {code}{said}"), wait: None },
+            1008 | 1009 | 4401 | 4403 => Next::GiveUp(format!("refused with {code}{words}")),
+            _ => Next::Again { reason: format!("closed with {code}{words}"), wait: None },
         }
     }
 
     /// The next step after an HTTP answer instead of an upgrade.
     pub(crate) fn refused(status: u16, body: &[u8], retry_after: Option<&str>) -> Next {
-        let said = serde_json::from_slice::<serde_json::Value>(body).ok();
-        let said = said.as_ref().and_then(|value| value["error"]["message"].as_str()).map(visible::line);
-        let text = said.map_or_else(|| format!("HTTP {status}"), |said| format!("HTTP {status}: {said}"));
+        let words = serde_json::from_slice::<serde_json::Value>(body).ok();
+        let words = words.as_ref().and_then(|value| value["error"]["message"].as_str()).map(visible::line);
+        let text = words.map_or_else(|| format!("HTTP {status}"), |words| format!("HTTP {status}: {words}"));
         match status {
             408 | 429 | 500..=599 => {
                 let seconds = retry_after.and_then(|value| value.trim().parse().ok());

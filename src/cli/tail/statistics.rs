@@ -45,13 +45,13 @@ impl Statistics {
     pub(crate) fn take(&mut self) -> Option<String> {
         let Self { start_ms, first, last_ms, tokens } = std::mem::take(self);
         let first = first?;
-        let mut said = String::new();
+        let mut text = String::new();
         if let (Some(start), Some(ms)) = (start_ms, first.ms) {
             // Of tokens that came merged only the last one's time is known.
             let word = if first.tokens == 1 { "after" } else { "within" };
-            write!(said, "first token {word} {}, ", show_ms(ms.saturating_sub(start))).ok();
+            write!(text, "first token {word} {}, ", show_ms(ms.saturating_sub(start))).ok();
         }
-        write!(said, "{tokens} {}", if tokens == 1 { "token" } else { "tokens" }).ok();
+        write!(text, "{tokens} {}", if tokens == 1 { "token" } else { "tokens" }).ok();
         // From the first token's time on, which is not one of those that took that time; else from the start.
         let since = if first.tokens == 1 { first.ms.map(|ms| (ms, 1)) } else { start_ms.map(|ms| (ms, 0)) };
         if let Some((since_ms, not_counted)) = since
@@ -59,9 +59,9 @@ impl Statistics {
         {
             let rate_tenths = (tokens - not_counted).saturating_mul(10_000) / span_ms;
             let rate = format!("{}.{}", rate_tenths / 10, rate_tenths % 10);
-            write!(said, " in {}, {rate} tokens/s", show_ms(span_ms)).ok();
+            write!(text, " in {}, {rate} tokens/s", show_ms(span_ms)).ok();
         }
-        Some(said)
+        Some(text)
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
         format!("{}-0", 1_763_800_000_000 + ms)
     }
 
-    fn said(start: Option<u64>, frames: &[(u64, u64)]) -> Option<String> {
+    fn text(start: Option<u64>, frames: &[(u64, u64)]) -> Option<String> {
         let mut statistics = Statistics::default();
         statistics.begin(start.map(at).as_deref());
         for &(ms, count) in frames {
@@ -96,15 +96,15 @@ mod tests {
 
     #[test]
     fn times_are_those_of_the_entries() {
-        let live = said(Some(0), &[(350, 1), (400, 1), (1350, 99)]);
+        let live = text(Some(0), &[(350, 1), (400, 1), (1350, 99)]);
         assert_eq!(live.unwrap(), "first token after 350 ms, 101 tokens in 1.00 s, 100.0 tokens/s");
-        let merged = said(Some(0), &[(2000, 50)]);
+        let merged = text(Some(0), &[(2000, 50)]);
         assert_eq!(merged.unwrap(), "first token within 2.00 s, 50 tokens in 2.00 s, 25.0 tokens/s");
-        let resumed = said(None, &[(0, 1), (500, 4)]);
+        let resumed = text(None, &[(0, 1), (500, 4)]);
         assert_eq!(resumed.unwrap(), "5 tokens in 500 ms, 8.0 tokens/s");
-        assert_eq!(said(None, &[(500, 4)]).unwrap(), "4 tokens");
-        assert_eq!(said(Some(0), &[(7, 1)]).unwrap(), "first token after 7 ms, 1 token");
-        assert_eq!(said(Some(0), &[]), None);
+        assert_eq!(text(None, &[(500, 4)]).unwrap(), "4 tokens");
+        assert_eq!(text(Some(0), &[(7, 1)]).unwrap(), "first token after 7 ms, 1 token");
+        assert_eq!(text(Some(0), &[]), None);
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Part {
 }
 
 impl Translator {
-    pub(super) fn say_ai_sdk(&mut self, frame: &Frame, out: &mut Out) -> bool {
+    pub(super) fn write_ai_sdk(&mut self, frame: &Frame, out: &mut Out) -> bool {
         debug_assert_eq!(self.format, Format::AiSdk, "each format has its own words");
         match &frame.body {
             FrameBody::Delta { channel, index: 0, .. } => {

@@ -45,7 +45,7 @@ pub enum Transport {
 
 /// A frame's events for one viewer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct Translated {
     /// For this viewer alone, and first.
     pub own: Vec<u8>,
     /// Whether the frame's rendering in [`Translator::form`] follows.
@@ -154,7 +154,7 @@ impl Translator {
     }
 
     /// A frame as the viewer is to be told it.
-    pub fn say(&mut self, frame: &Frame) -> Said {
+    pub fn translate(&mut self, frame: &Frame) -> Translated {
         let mut out = Out::new(self.transport);
         let starts = matches!(frame.body, FrameBody::Other) && frame.kind() == "start";
         if starts && self.outline.begun {
@@ -165,8 +165,8 @@ impl Translator {
         }
         self.name(frame);
         let shares = match self.format {
-            Format::OpenAi => self.say_openai(frame, &mut out),
-            Format::AiSdk => self.say_ai_sdk(frame, &mut out),
+            Format::OpenAi => self.write_openai(frame, &mut out),
+            Format::AiSdk => self.write_ai_sdk(frame, &mut out),
         };
         if frame.is_terminal() {
             self.outline = Outline::after_end(frame.last.id);
@@ -175,11 +175,11 @@ impl Translator {
         if frame.body != FrameBody::Gap {
             self.position = frame.last;
         }
-        Said { own: out.bytes, shares }
+        Translated { own: out.bytes, shares }
     }
 
     /// A native frame that is for this viewer alone.
-    pub fn say_notice(&mut self, id: Option<Position>, json: &[u8]) -> Vec<u8> {
+    pub fn translate_control(&mut self, id: Option<Position>, json: &[u8]) -> Vec<u8> {
         let mut out = Out::new(self.transport);
         out.event(id, self.other(id.unwrap_or(self.position), json).as_bytes());
         self.position = id.unwrap_or(self.position);

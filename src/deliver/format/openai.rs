@@ -19,7 +19,7 @@ use crate::model::{Call, Frame, FrameBody, Piece, Position};
 const CHOICES_MAX: usize = 1024;
 
 impl Translator {
-    pub(super) fn say_openai(&mut self, frame: &Frame, out: &mut Out) -> bool {
+    pub(super) fn write_openai(&mut self, frame: &Frame, out: &mut Out) -> bool {
         debug_assert_eq!(self.format, Format::OpenAi, "each format has its own words");
         match &frame.body {
             FrameBody::Delta { channel, index, .. } => {
@@ -67,7 +67,7 @@ impl Translator {
         }
         self.opened.roles.push(index);
         let role = choice(index, r#""role":"assistant","content":"""#, "null");
-        self.tell_before(&role, out);
+        self.write_before(&role, out);
         true
     }
 
@@ -110,7 +110,7 @@ impl Translator {
             }
         };
         let delta = format!(r#""tool_calls":[{{"index":{call},{introduction}}}]"#);
-        self.tell_before(&choice(*index, &delta, "null"), out);
+        self.write_before(&choice(*index, &delta, "null"), out);
     }
 
     fn finish(&mut self, frame: &Frame, out: &mut Out) -> bool {
@@ -163,7 +163,7 @@ impl Translator {
     }
 
     /// Tells something of the frame that is not its last: who is cut off behind it has the frame told again.
-    fn tell_before(&self, choices: &str, out: &mut Out) {
+    fn write_before(&self, choices: &str, out: &mut Out) {
         let at = self.position;
         out.event(Some(at), self.chunk(at, choices, &self.name_id(at)).as_bytes());
     }

@@ -47,12 +47,12 @@ fn translator(format: Format, transport: Transport) -> Translator {
 }
 
 /// The bytes that a viewer is sent for these frames, and at the end.
-fn told(translator: &mut Translator, frames: &[Arc<Frame>]) -> String {
+fn output(translator: &mut Translator, frames: &[Arc<Frame>]) -> String {
     let mut bytes = Vec::new();
     for frame in frames {
-        let said = translator.say(frame);
-        bytes.extend(said.own);
-        if said.shares {
+        let translated = translator.translate(frame);
+        bytes.extend(translated.own);
+        if translated.shares {
             bytes.extend_from_slice(&frame.rendering(translator.form()).unwrap().bytes);
         }
     }
@@ -100,7 +100,7 @@ fn openai_is_told_to_the_letter() {
         tool(5, (0, 0), false, "}"),
         end(6, Some(r#"{"input_tokens":3,"output_tokens":4}"#)),
     ];
-    let text = told(&mut translator(Format::OpenAi, Transport::Events), &frames);
+    let text = output(&mut translator(Format::OpenAi, Transport::Events), &frames);
     let choice = |delta: &str| format!(r#"{HEAD}{{"index":0,"delta":{{{delta}}},"finish_reason":null}}]}}"#);
     let expected = [
         ("0-0", choice(r#""role":"assistant","content":"""#)),
@@ -127,25 +127,28 @@ fn openai_is_told_to_the_letter() {
 fn openai_over_websocket_has_its_ids_within() {
     let frames = [delta(1, ("content", 2), "a"), end(2, None)];
     let mut translator = translator(Format::OpenAi, Transport::WebSocket);
-    let said = translator.say(&frames[0]);
+    let translated = translator.translate(&frames[0]);
     let role = format!(
         r#"{HEAD}{{"index":2,"delta":{{"role":"assistant","content":""}},"finish_reason":null}}],"llm_bridge":{{"id":"0-0"}}}}"#
     );
-    assert_eq!(said.own, websocket_text(role.as_bytes()));
+    assert_eq!(translated.own, websocket_text(role.as_bytes()));
     let text = format!(
         r#"{HEAD}{{"index":2,"delta":{{"content":"a"}},"finish_reason":null}}],"llm_bridge":{{"id":"1-0"}}}}"#
     );
     assert_eq!(*frames[0].rendering(1).unwrap().bytes, websocket_text(text.as_bytes()));
     let finish =
         format!(r#"{HEAD}{{"index":2,"delta":{{}},"finish_reason":"stop"}}],"llm_bridge":{{"id":"2-0"}}}}"#);
-    assert_eq!(translator.say(&frames[1]), Said { own: websocket_text(finish.as_bytes()), shares: false });
+    assert_eq!(
+        translator.translate(&frames[1]),
+        Translated { own: websocket_text(finish.as_bytes()), shares: false }
+    );
     assert_eq!(translator.done(), websocket_text(b"[DONE]"));
     let failed = frame(3, Content::Error { code: "c", message: None });
     let error = r#"{"error":{"message":"c","type":"server_error","param":null,"code":"c"},"llm_bridge":{"id":"3-0"}}"#;
-    assert_eq!(translator.say(&failed).own, websocket_text(error.as_bytes()));
+    assert_eq!(translator.translate(&failed).own, websocket_text(error.as_bytes()));
     let status = br#"{"type":"status","state":"live"}"#;
     let expected = r#"{"id":"chatcmpl-s/m@2-0","object":"chat.completion.chunk","created":0,"model":"m","choices":[],"llm_bridge":{"type":"status","state":"live"}}"#;
-    assert_eq!(translator.say_notice(None, status), websocket_text(expected.as_bytes()));
+    assert_eq!(translator.translate_control(None, status), websocket_text(expected.as_bytes()));
 }
 
 #[test]
@@ -160,7 +163,7 @@ fn ai_sdk_is_told_to_the_letter() {
         delta(7, ("content", 0), "b"),
         end(8, Some("{}")),
     ];
-    let text = told(&mut translator(Format::AiSdk, Transport::Events), &frames);
+    let text = output(&mut translator(Format::AiSdk, Transport::Events), &frames);
     let expected = [
         ("1-0", r#"{"type":"start","messageId":"s/m@1-0","messageMetadata":{"a":1}}"#),
         ("1-0", r#"{"type":"reasoning-start","id":"reasoning"}"#),
@@ -188,7 +191,7 @@ fn ai_sdk_is_told_to_the_letter() {
     // In the middle of the call: what came before is told again, as a client begins it empty.
     let mut late = translator(Format::AiSdk, Transport::Events);
     late.begin(at(5), Some(&outline(&frames[..5])));
-    let text = told(&mut late, &frames[5..6]);
+    let text = output(&mut late, &frames[5..6]);
     let expected = [
         ("", r#"{"type":"start","messageId":"s/m@1-0"}"#),
         ("", r#"{"type":"tool-input-start","toolCallId":"id00","toolName":"f"}"#),
@@ -203,7 +206,7 @@ fn ai_sdk_is_told_to_the_letter() {
 fn inputs_that_are_none_are_said_to_be_so() {
     let input = |arguments: &str| {
         let frames = [tool(1, (0, 0), true, arguments), end(2, None)];
-        let text = told(&mut translator(Format::AiSdk, Transport::Events), &frames);
+        let text = output(&mut translator(Format::AiSdk, Transport::Events), &frames);
         let events = events(&text);
         let (_, data) = events.iter().rev().nth(2).unwrap();
         serde_json::from_str::<Value>(data).unwrap()
@@ -221,11 +224,11 @@ fn a_name_that_comes_late_is_told_then() {
     let unnamed = tool(1, (0, 0), false, "{");
     let named = tool(2, (0, 0), true, "}");
     let frames = [unnamed, named, end(3, None)];
-    let text = told(&mut translator(Format::OpenAi, Transport::Events), &frames);
+    let text = output(&mut translator(Format::OpenAi, Transport::Events), &frames);
     let mut chat = Chat::default();
     chat.read(&text);
     assert_eq!(chat.calls[&(0, 0)], ("call-0-0".to_owned(), "f".to_owned(), "{}".to_owned()));
-    let text = told(&mut translator(Format::AiSdk, Transport::Events), &frames);
+    let text = output(&mut translator(Format::AiSdk, Transport::Events), &frames);
     let mut message = Message::default();
     message.read(&text);
     assert_eq!(message.inputs["call-0-0"], serde_json::json!({}));
@@ -240,7 +243,7 @@ fn generations_are_told_apart() {
         frame(4, Content::Start { generation: None, metadata: None }),
         frame(5, Content::Error { code: "c", message: Some("m") }),
     ];
-    let text = told(&mut translator(Format::AiSdk, Transport::Events), &frames);
+    let text = output(&mut translator(Format::AiSdk, Transport::Events), &frames);
     let kinds: Vec<Value> = events(&text)
         .iter()
         .filter_map(|(_, data)| serde_json::from_str::<Value>(data).ok())
@@ -260,7 +263,7 @@ fn generations_are_told_apart() {
         "error",
     ];
     assert_eq!(kinds, expected);
-    let text = told(&mut translator(Format::OpenAi, Transport::Events), &frames);
+    let text = output(&mut translator(Format::OpenAi, Transport::Events), &frames);
     for mark in ["0-0", "2-0", "4-0"] {
         assert!(text.contains(&format!("\"chatcmpl-s/m@{mark}\"")), "{mark}: {text}");
     }
@@ -270,12 +273,12 @@ fn generations_are_told_apart() {
 fn what_viewers_do_not_agree_on_is_their_own() {
     let shared = delta(3, ("content", 0), "b");
     let mut one = translator(Format::OpenAi, Transport::Events);
-    one.say(&delta(1, ("content", 0), "a"));
-    assert!(one.say(&shared).shares);
+    one.translate(&delta(1, ("content", 0), "a"));
+    assert!(one.translate(&shared).shares);
     let mut other = translator(Format::OpenAi, Transport::Events);
     other.begin(at(2), Some(&Outline::after_end(EntryId::new(2, 0))));
-    let said = other.say(&shared);
-    assert!(!said.shares && String::from_utf8(said.own).unwrap().contains("chatcmpl-s/m@2-0"));
+    let translated = other.translate(&shared);
+    assert!(!translated.shares && String::from_utf8(translated.own).unwrap().contains("chatcmpl-s/m@2-0"));
 }
 
 #[test]
@@ -294,7 +297,7 @@ fn words_of_all_providers_are_known() {
         assert_eq!(Reason::of(word, has_calls), reason, "{word:?}");
     }
     let cancelled = frame(1, Content::End { finish_reason: Some("cancelled"), usage: None });
-    let text = told(&mut translator(Format::OpenAi, Transport::Events), &[cancelled]);
+    let text = output(&mut translator(Format::OpenAi, Transport::Events), &[cancelled]);
     assert!(
         text.contains(r#""finish_reason":"stop"}],"llm_bridge":{"finish_reason":"cancelled"}"#),
         "{text}"
@@ -419,7 +422,7 @@ fn any_generation() -> impl Strategy<Value = Vec<Arc<Frame>>> {
         let mut named = Vec::new();
         let mut frames: Vec<_> = (1..)
             .zip(steps)
-            .map(|(ms, (said, call, text))| match said {
+            .map(|(ms, (translated, call, text))| match translated {
                 Some(about) => delta(ms, about, &text),
                 // Digits that do not begin with 0 are a number, however many follow.
                 None if named.contains(&call) => tool(ms, call, false, &text),
@@ -443,21 +446,21 @@ proptest! {
         let (before, after) = frames.split_at(cut);
         let rest = if merged { merge(after) } else { after.to_vec() };
         let (mut whole, mut parts) = (Chat::default(), Chat::default());
-        whole.read(&told(&mut translator(Format::OpenAi, Transport::Events), &frames));
-        let text = told(&mut translator(Format::OpenAi, Transport::Events), before);
+        whole.read(&output(&mut translator(Format::OpenAi, Transport::Events), &frames));
+        let text = output(&mut translator(Format::OpenAi, Transport::Events), before);
         let had = parts.read(&text);
         prop_assert_eq!(had, at(cut as u64).to_string());
         let mut late = translator(Format::OpenAi, Transport::Events);
         late.begin(at(cut as u64), Some(&outline(before)));
-        parts.read(&told(&mut late, &rest));
+        parts.read(&output(&mut late, &rest));
         prop_assert_eq!(whole, parts);
 
         let (mut whole, mut parts) = (Message::default(), Message::default());
-        whole.read(&told(&mut translator(Format::AiSdk, Transport::Events), &frames));
-        parts.read(&told(&mut translator(Format::AiSdk, Transport::Events), before));
+        whole.read(&output(&mut translator(Format::AiSdk, Transport::Events), &frames));
+        parts.read(&output(&mut translator(Format::AiSdk, Transport::Events), before));
         let mut late = translator(Format::AiSdk, Transport::Events);
         late.begin(at(cut as u64), Some(&outline(before)));
-        parts.read(&told(&mut late, &rest));
+        parts.read(&output(&mut late, &rest));
         prop_assert!(whole.finished);
         prop_assert_eq!(whole, parts);
     }
@@ -466,7 +469,7 @@ proptest! {
     #[test]
     fn cut_between_events_nothing_is_lost(frames in any_generation(), cut in 0..60_usize) {
         for format in [Format::OpenAi, Format::AiSdk] {
-            let text = told(&mut translator(format, Transport::Events), &frames);
+            let text = output(&mut translator(format, Transport::Events), &frames);
             let pieces: Vec<_> = text.split_inclusive("\n\n").collect();
             let (had, _) = pieces.split_at(cut.min(pieces.len()));
             let had = had.concat();
@@ -475,7 +478,7 @@ proptest! {
             let passed = frames.iter().take_while(|frame| frame.last <= id).count();
             let mut late = translator(format, Transport::Events);
             late.begin(id, Some(&outline(&frames[..passed])));
-            let rest = if passed == frames.len() { String::new() } else { told(&mut late, &frames[passed..]) };
+            let rest = if passed == frames.len() { String::new() } else { output(&mut late, &frames[passed..]) };
             if format == Format::OpenAi {
                 let (mut whole, mut parts) = (Chat::default(), Chat::default());
                 whole.read(&text);

@@ -196,30 +196,30 @@ fn close_reasons_are_cut_between_characters() {
 
 /// A client's messages as generated: the fragments of a text, each with pings before it, or a pong.
 #[derive(Clone, Debug)]
-enum Said {
+enum Sent {
     Text(Vec<(Vec<u8>, String)>),
     Pong(Vec<u8>),
 }
 
-fn said() -> impl Strategy<Value = Said> {
+fn messages() -> impl Strategy<Value = Sent> {
     let payload = || prop::collection::vec(any::<u8>(), 0..=125);
     let fragment = (payload(), prop_oneof![4 => "\\PC{0,40}", 1 => "[a-z\u{e9}]{100,300}"]);
     prop_oneof![
-        4 => prop::collection::vec(fragment, 1..4).prop_map(Said::Text),
-        1 => payload().prop_map(Said::Pong),
+        4 => prop::collection::vec(fragment, 1..4).prop_map(Sent::Text),
+        1 => payload().prop_map(Sent::Pong),
     ]
 }
 
 /// The messages as bytes, and as the decoder should return them.
-fn encode(said: &[Said], mask: [u8; 4]) -> (Vec<u8>, Vec<Incoming>) {
+fn encode(messages: &[Sent], mask: [u8; 4]) -> (Vec<u8>, Vec<Incoming>) {
     let (mut bytes, mut expected) = (Vec::new(), Vec::new());
-    for message in said {
+    for message in messages {
         match message {
-            Said::Pong(payload) => {
+            Sent::Pong(payload) => {
                 bytes.extend(masked(FIN | PONG, payload, mask));
                 expected.push(Incoming::Pong);
             }
-            Said::Text(fragments) => {
+            Sent::Text(fragments) => {
                 let mut whole = String::new();
                 for (number, (ping, part)) in fragments.iter().enumerate() {
                     bytes.extend(masked(FIN | PING, ping, mask));
@@ -253,11 +253,11 @@ fn cut<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
 proptest! {
     #[test]
     fn messages_are_the_same_however_they_are_cut(
-        said in prop::collection::vec(said(), 0..6),
+        messages in prop::collection::vec(messages(), 0..6),
         mask: [u8; 4],
         lengths in prop::collection::vec(1..50_usize, 1..20),
     ) {
-        let (bytes, expected) = encode(&said, mask);
+        let (bytes, expected) = encode(&messages, mask);
         prop_assert_eq!(decode(cut(&bytes, &lengths)), (expected, Ok(())));
     }
 
@@ -268,11 +268,11 @@ proptest! {
 
     #[test]
     fn damaged_frames_give_messages_or_a_reason(
-        said in prop::collection::vec(said(), 1..4),
+        messages in prop::collection::vec(messages(), 1..4),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         lengths in prop::collection::vec(1..50_usize, 1..9),
     ) {
-        let (mut bytes, _) = encode(&said, [1, 2, 3, 4]);
+        let (mut bytes, _) = encode(&messages, [1, 2, 3, 4]);
         for (at, byte) in damage {
             let at = at.index(bytes.len());
             bytes[at] = byte;

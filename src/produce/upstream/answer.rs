@@ -73,13 +73,13 @@ struct Attempt {
     head: Head,
     events: ProviderEvents,
     /// When something came last.
-    heard_at: Instant,
+    received_at: Instant,
 }
 
 impl Attempt {
     fn new(upstream: &Upstream) -> Self {
         let events = ProviderEvents::new(upstream.form());
-        Self { head: Head::default(), events, heard_at: Instant::now() }
+        Self { head: Head::default(), events, received_at: Instant::now() }
     }
 
     /// The error for a body that is no event stream; `came` describes what it is instead.
@@ -131,7 +131,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Ok(()) => return Outcome::Ended,
             Err((broken, usage)) => {
                 if let Broken::Cancelled = broken {
-                    self.producer.say(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
+                    self.producer.push(|generation, ts| generation.end_with("cancelled", usage.as_ref(), ts));
                 }
                 broken
             }
@@ -142,7 +142,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Broken::Reported(failure) => return Outcome::Failed(failure),
             Broken::Cancelled => Outcome::Cancelled,
             Broken::Again { failure, .. } | Broken::Failed(failure) => {
-                self.producer.say(|generation, ts| generation.error(&failure.code, &failure.message, ts));
+                self.producer.push(|generation, ts| generation.error(&failure.code, &failure.message, ts));
                 Outcome::Failed(failure)
             }
         };
@@ -156,7 +156,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
     /// Asks as often as it may help. An error comes with the token counts so far.
     fn attempts(&mut self, request: &Request) -> Result<(), (Broken, Option<Map<String, Value>>)> {
-        self.producer.say(Generation::start_unnumbered);
+        self.producer.push(Generation::start_unnumbered);
         self.flush().map_err(|broken| (broken, None))?;
         let mut retries = Retries::new(self.upstream.patience.retries, now_us());
         loop {
@@ -185,7 +185,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         self.look_around()?;
         let call = Call::begin(self.upstream, request.body.clone())
             .map_err(|error| Broken::Failed(failure("producer_failed", format!("no thread: {error}"))))?;
-        attempt.heard_at = Instant::now();
+        attempt.received_at = Instant::now();
         let done = self.follow(&call, attempt);
         self.cut.push(call.cut());
         done
@@ -220,7 +220,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
                     false
                 }
                 Piece::Body(bytes) => {
-                    attempt.heard_at = Instant::now();
+                    attempt.received_at = Instant::now();
                     self.take(&bytes, attempt)?
                 }
                 other => return self.finish(other, attempt),
@@ -236,7 +236,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     fn check_patience(&self, attempt: &Attempt) -> Result<(), Broken> {
         let patience = self.upstream.patience;
         let allowed = if attempt.events.count() > 0 { patience.silence } else { patience.first };
-        if attempt.heard_at.elapsed() < allowed {
+        if attempt.received_at.elapsed() < allowed {
             return Ok(());
         }
         Err(Broken::Failed(failure("upstream_timeout", format!("the upstream was silent for {allowed:?}"))))
@@ -246,7 +246,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     fn take(&mut self, bytes: &[u8], attempt: &mut Attempt) -> Result<bool, Broken> {
         let pushed = attempt.events.push(bytes, Instant::now());
         while let Some(event) = attempt.events.next() {
-            if self.pass_on(event, attempt)? {
+            if self.push_event(event, attempt)? {
                 return Ok(true);
             }
         }
@@ -255,14 +255,14 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     }
 
     /// Passes on the result of an event; whether it was the last one.
-    fn pass_on(&mut self, event: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
+    fn push_event(&mut self, event: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
         let (record, meaning) = match event {
             ProviderEvent::Failed(failure) => return Err(Broken::Failed(failure)),
             ProviderEvent::Raw(record, meaning) => (record, meaning),
         };
         self.token_came |= matches!(meaning, Meaning::Content | Meaning::Terminal);
-        self.producer.pass_raw(record, meaning);
+        self.producer.push_raw(record, meaning);
         if self.producer.is_full() {
             self.flush()?;
         }
@@ -288,7 +288,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             Piece::Head(_) | Piece::Body(_) | Piece::End => None,
         };
         if let Some(event) = attempt.events.finish().ok().flatten()
-            && self.pass_on(event, attempt)?
+            && self.push_event(event, attempt)?
         {
             return self.flush();
         }
@@ -313,7 +313,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
     /// Writes the end that the upstream left unsaid.
     fn end(&mut self, reason: &str, attempt: &Attempt) -> Result<(), Broken> {
         let usage = attempt.events.story().usage();
-        self.producer.say(|generation, ts| generation.end_with(reason, usage.as_ref(), ts));
+        self.producer.push(|generation, ts| generation.end_with(reason, usage.as_ref(), ts));
         self.flush()
     }
 
@@ -337,7 +337,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             return Err(Broken::Cancelled);
         }
         if self.written_at.elapsed() >= self.upstream.patience.heartbeat {
-            self.producer.say(Generation::heartbeat);
+            self.producer.push(Generation::heartbeat);
             self.flush()?;
         }
         Ok(())
@@ -360,12 +360,12 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
 /// Whether another attempt may help after such an answer.
 fn judge(refusal: &Refusal) -> Broken {
-    let said = match own_words(&refusal.body) {
-        said if said.is_empty() => "no reason given".to_owned(),
-        said => said,
+    let words = match own_words(&refusal.body) {
+        words if words.is_empty() => "no reason given".to_owned(),
+        words => words,
     };
     let status = refusal.status;
-    let failure = failure("upstream_refused", format!("the upstream answered {status}: {said}"));
+    let failure = failure("upstream_refused", format!("the upstream answered {status}: {words}"));
     if matches!(status, 408 | 429 | 500..) {
         let now = Duration::from_micros(now_us());
         let retry_after = refusal.retry_after.as_deref().and_then(|value| retry_after(value, now));

@@ -101,10 +101,10 @@ mod tests {
     #[test]
     fn a_server_is_obeyed_within_reason() {
         let mut retries = Retries::new(5, 7);
-        let told = Duration::from_secs(3);
-        let pause = retries.next(Some(told)).unwrap();
-        assert!(pause >= told && pause <= told + STEP_MIN);
-        assert_eq!(retries.next(Some(RETRY_AFTER_MAX + told)), None);
+        let asked = Duration::from_secs(3);
+        let pause = retries.next(Some(asked)).unwrap();
+        assert!(pause >= asked && pause <= asked + STEP_MIN);
+        assert_eq!(retries.next(Some(RETRY_AFTER_MAX + asked)), None);
     }
 
     #[test]

@@ -40,18 +40,18 @@ impl Worker {
             }
         }
         forsaken.into_iter().for_each(|live| self.end_unwatched(live));
-        self.tell_silent();
+        self.report_silent();
     }
 
     /// Tells the viewers of some silent streams, unless they are silent no more: of many at once a share, so that
     /// nobody's live text waits behind all these notices.
-    fn tell_silent(&mut self) {
+    fn report_silent(&mut self) {
         let share = (self.silent.len() / SILENT_TICKS).max(SILENT_PER_TICK_MIN);
         for _ in 0..share {
             let Some(live) = self.silent.pop_front() else { return };
             let Some(found) = self.streams.get(live).filter(|found| found.stalled) else { continue };
             let attached = found.attached.clone();
-            self.tell_stalled(live, &attached, true);
+            self.report_stalled(live, &attached, true);
         }
     }
 
@@ -66,9 +66,9 @@ impl Worker {
         micros(self.parts.stream.finish_grace) / 1000
     }
 
-    fn tell_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
+    fn report_stalled(&mut self, live: LiveRef, attached: &[(usize, HubRef)], stalled: bool) {
         for &(delivery, hub) in attached {
-            if self.tell(delivery, ToDelivery::Stalled { hub, stalled }).is_err() {
+            if self.send(delivery, ToDelivery::Stalled { hub, stalled }).is_err() {
                 self.miss(live, (delivery, hub));
             }
         }
@@ -80,7 +80,7 @@ impl Worker {
             && std::mem::take(&mut found.stalled)
         {
             let attached = found.attached.clone();
-            self.tell_stalled(live, &attached, false);
+            self.report_stalled(live, &attached, false);
         }
     }
 }
