@@ -1,10 +1,10 @@
-//! How a reader acknowledges what is written: it sets the position of a stream's group to the newest entry that is on
-//! all sockets, or handed to history.
+//! How a reader acknowledges entries: it sets the position of a stream's group to the newest entry that has been
+//! written to every socket or handed over to history.
 //!
-//! Every read of a stream does that on the way, for what was written by then ([`reading`](super::reading)). For the
-//! streams that are not read again soon the acknowledgements are gathered, and go out spread over a third of the time
-//! in which they are gathered. They travel with reads that block; other reads would be answered later for them, so they
-//! follow these in a trip of their own.
+//! Each read of a stream carries the acknowledgement for what was written by then ([`reading`](super::reading)). For
+//! streams that are not read again soon, acknowledgements are collected for [`ACK_INTERVAL`] and sent over
+//! [`ACK_SPREAD`]. They travel with blocking reads; they would delay the reply to any other read, so after such a
+//! read they get a round trip of their own.
 
 use std::time::{Duration, Instant};
 
@@ -12,23 +12,24 @@ use super::reader::Reader;
 use crate::model::EntryId;
 use crate::redis::{Keys, Pipeline, RedisError, Reply};
 
-/// Acknowledgements are gathered this long.
+/// How long acknowledgements are collected.
 const ACK_INTERVAL: Duration = Duration::from_millis(600);
-/// They go out within so long, by and by.
+/// The time over which collected acknowledgements are spread.
 const ACK_SPREAD: Duration = Duration::from_millis(200);
-/// Streams that are acknowledged in one trip while others are read.
+/// The most streams that one round trip acknowledges while others are read.
 const STREAMS_PER_TRIP: usize = 32;
-/// Streams that are acknowledged in one trip while nothing is read.
+/// The most streams that one round trip acknowledges while nothing is read.
 const STREAMS_ALONE: usize = 128;
 
 impl Reader {
-    /// Begins a trip that blocks, with its share of what is to be acknowledged: nobody waits for what it will read.
+    /// Begins a round trip that blocks and adds this trip's share of the acknowledgements. They delay nobody, because
+    /// the trip waits for new entries anyway.
     pub(super) fn begin_blocking(&mut self) {
         let now = Instant::now();
         self.begin_trip(self.share(now).min(STREAMS_PER_TRIP), now);
     }
 
-    /// Sends acknowledgements that no read took along, once reads are passed on, a good number at once.
+    /// Sends the acknowledgements that no read has carried, after the entries read have been passed on.
     pub(super) fn acknowledge_after_reading(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         let elapsed = now.duration_since(self.acked_at);
@@ -42,7 +43,7 @@ impl Reader {
         self.make_acknowledging_trip()
     }
 
-    /// How many streams should have been acknowledged by now and were not.
+    /// How many streams are overdue for their acknowledgement.
     fn share(&self, now: Instant) -> usize {
         let elapsed = now.duration_since(self.acked_at).min(ACK_SPREAD).as_micros();
         let due = self.to_acknowledge as u128 * elapsed / ACK_SPREAD.as_micros();
@@ -50,7 +51,7 @@ impl Reader {
         usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(looked_at)
     }
 
-    /// Begins a trip that acknowledges at most so many streams.
+    /// Begins a round trip that acknowledges at most `streams_max` streams.
     fn begin_trip(&mut self, streams_max: usize, now: Instant) {
         let Self { parts, pipeline, subscriptions, acknowledging, .. } = self;
         pipeline.clear();
@@ -68,15 +69,15 @@ impl Reader {
         }
     }
 
-    /// Makes a trip that only acknowledges.
+    /// Makes a round trip that only acknowledges.
     fn make_acknowledging_trip(&mut self) -> Result<(), RedisError> {
         let replies = self.make_trip()?;
         self.note_acknowledged(&replies);
         Ok(())
     }
 
-    /// Notes which groups stand where they were set to. A full Redis refuses that: it is tried again with the next
-    /// round.
+    /// Records which groups have moved to the position that was set. A Redis that is out of memory refuses; the next
+    /// round tries again.
     pub(super) fn note_acknowledged(&mut self, replies: &[Reply]) {
         for (&(place, position), reply) in self.acknowledging.iter().zip(replies) {
             if reply.error().is_none() && self.subscriptions.acknowledged(place, position) {
@@ -85,7 +86,7 @@ impl Reader {
         }
     }
 
-    /// Whether no read has taken along for long what was to be acknowledged.
+    /// Whether acknowledgements have waited too long for a read to carry them.
     pub(super) fn is_acknowledgement_late(&self) -> bool {
         self.acked_at.elapsed() >= ACK_INTERVAL + ACK_SPREAD
     }
@@ -102,7 +103,7 @@ impl Reader {
     }
 
     pub(super) fn acknowledge_last(&mut self) -> Result<(), RedisError> {
-        // The connection was closed where it was waiting for news.
+        // The connection was closed while it waited for news.
         if self.parts.connector.link(Instant::now()).is_none() {
             return Err(RedisError::Closed);
         }
@@ -111,7 +112,7 @@ impl Reader {
     }
 }
 
-/// Sets the position of the group of one stream. Fails where the stream was begun anew, without a group.
+/// Sets the position of one stream's group. This fails if the stream was recreated, because then it has no group.
 pub(super) fn set_position(pipeline: &mut Pipeline, keys: &Keys, key: &[u8], position: EntryId) {
     pipeline.command("XGROUP", 4).arg("SETID").arg(key).arg(keys.group()).id(position);
 }

@@ -1,38 +1,40 @@
 //! How much one read asks for, in bytes. Pure.
 //!
-//! Redis counts entries and no bytes, so a read is bounded by the expected size of entries: learnt of each stream from
-//! what was read of it, and a guess as long as nothing was. The limit of a read begins small, doubles when reads come
-//! back full, and is halved when a reply was too large, cut off or late: then it stays below that for a while, and
-//! when that happens again, streams of unknown size are taken for large ones. One entry is always asked for, however
-//! large.
+//! Redis counts entries, not bytes, so a read is bounded by the expected size of an entry: learned per stream from
+//! what was read, and a guess until then. The byte limit of a read starts small, doubles when a read comes back full,
+//! and is halved when a reply was too large, cut off or late; it then stays below that level for a while. After a
+//! second failure, streams of unknown entry size are assumed to have large entries. One entry is always requested,
+//! however large it is.
 
 use std::time::{Duration, Instant};
 
-/// The limit of a read in the beginning.
+/// The initial limit of a read.
 const START_BYTES: usize = 1 << 20;
 /// The highest limit of a read.
 const MAX_BYTES: usize = 8 << 20;
-/// A reply beyond this is given up: a stream was thought much smaller than it is.
+/// A reply larger than this is abandoned: the entries are much larger than expected.
 pub(super) const REPLY_BYTES_MAX: usize = 32 << 20;
 /// The lowest limit of a read; a single entry may be larger.
 const MIN_BYTES: usize = 4 << 10;
-/// After so long without failure a little more is tried.
+/// The limit may rise above its ceiling again after this long without a failure.
 const CEILING_RAISED: Duration = Duration::from_secs(300);
-/// How long a failure is remembered, and how long streams of unknown size are taken for large ones after a second one.
+/// How long a failure is remembered, and how long streams of unknown entry size are assumed to have large entries
+/// after a second failure.
 const WARY: Duration = Duration::from_secs(60);
-/// Assumed size of an entry before any of its stream was read.
+/// Assumed size of an entry before any entry of its stream was read.
 const GUESS_BYTES: usize = 64 << 10;
-/// The same after repeated failures.
+/// The assumed size after repeated failures.
 const WARY_GUESS_BYTES: usize = 1 << 20;
-/// Entries above this size are large: such a stream is read and counted in ways that move no entry twice.
+/// Entries above this size are large: such a stream is read and counted in ways that transfer no entry twice.
 const LARGE_BYTES: usize = 16 << 10;
 
-/// The size of a stream's entries in bytes, as far as it is known.
+/// The size of a stream's entries in bytes, if it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Size(Option<usize>);
 
 impl Size {
-    /// Entries were read of which the largest took so much: a larger one counts at once, smaller ones by and by.
+    /// Records a read whose largest entry took `largest` bytes. A larger size applies at once, a smaller one
+    /// gradually.
     pub(super) fn note(&mut self, largest: usize) {
         let before = self.0.unwrap_or(0);
         self.0 = Some(largest.max((before * 7 + largest) / 8));
@@ -76,13 +78,13 @@ impl Budget {
         size.0.unwrap_or(guess).max(1)
     }
 
-    /// Whether reads have failed lately, perhaps because of what they asked for. A single one proves nothing: Redis may
-    /// have been started anew.
+    /// Whether reads have failed recently, perhaps because they asked for too much. A single failure proves nothing:
+    /// Redis may have restarted.
     pub(super) fn is_wary(&self, now: Instant) -> bool {
         self.wary_until.is_some_and(|until| now < until)
     }
 
-    /// A read has come back, and brought as much as it was allowed to.
+    /// Records that a read returned as much as it was allowed to.
     pub(super) fn was_full(&mut self, now: Instant) {
         if self.failed_at.is_some_and(|at| now.duration_since(at) >= CEILING_RAISED) {
             self.ceiling = (self.ceiling * 2).min(MAX_BYTES);
@@ -91,7 +93,7 @@ impl Budget {
         self.bytes = (self.bytes * 2).min(self.ceiling);
     }
 
-    /// A reply was too large, late, or cut off.
+    /// Records that a reply was too large, late, or cut off.
     pub(super) fn failed(&mut self, now: Instant) {
         self.bytes = (self.bytes / 2).max(MIN_BYTES);
         self.ceiling = self.bytes;
@@ -102,17 +104,18 @@ impl Budget {
     }
 }
 
-/// Streams that are read by one command, and how many entries of each.
+/// Streams that one command reads, and how many entries of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Share<T> {
     pub(super) streams: Vec<T>,
     pub(super) count: usize,
-    /// Whether `count` is less than would be asked for if entries took nothing.
+    /// Whether `count` is lower than it would be without the byte limit.
     pub(super) is_bounded_by_bytes: bool,
 }
 
-/// Divides streams, each with the size of its entries, into commands that together bring at most `bytes`, with at most
-/// `count_max` entries of each stream. Streams that find no room are handed back; the first one always finds some.
+/// Divides streams, each with the size of its entries, into commands that together bring at most `bytes`, with at
+/// most `count_max` entries per stream. Returns the streams for which there is no room; the first stream always has
+/// room.
 pub(super) fn divide<T>(
     streams: impl IntoIterator<Item = (T, usize)>,
     bytes: usize,
@@ -134,7 +137,7 @@ pub(super) fn divide<T>(
             small.push(stream);
         }
     }
-    // Every stream has room for one entry of each; what is left is divided in proportion.
+    // There is room for one entry of each stream; the remainder is divided in proportion.
     let each = (bytes / taken.max(1)).clamp(1, count_max);
     let mut shares = Vec::new();
     if !small.is_empty() {
@@ -204,7 +207,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// The commands never ask for more than is allowed, unless for a single entry, and no stream is forgotten.
+        /// The commands never ask for more than is allowed, except for a single entry, and no stream is forgotten.
         #[test]
         fn what_is_asked_for_stays_within_the_bytes(
             sizes in proptest::collection::vec(1_usize..3_000_000, 1..60),

@@ -1,4 +1,4 @@
-//! Which streams a reader reads: what it is told to start and stop, and the consumer groups that this takes.
+//! Which streams a reader reads: it starts and stops them by command and maintains their consumer groups.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use crate::model::StreamName;
 use crate::redis::{RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
-/// A group that could not be removed is tried again after this.
+/// How long to wait before trying again to remove a group.
 const REMOVE_RETRY: Duration = Duration::from_secs(5);
-/// The replies to what starts a stream.
+/// The number of replies to the commands that start a stream.
 const REPLIES_PER_START: usize = 3;
-/// A stream for which Redis refuses a consumer group is tried again after this.
+/// How long to wait before retrying a stream for which Redis refused a consumer group.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Reader {
@@ -53,8 +53,8 @@ impl Reader {
         }
     }
 
-    /// Without a connection nothing can be started: the viewers are told so by history, which they are sent back to
-    /// after a while.
+    /// Without a connection no stream can be started. The viewers are sent back to history after a while, and history
+    /// reports the outage to them.
     pub(super) fn refuse_starts(&mut self, now: Instant) {
         while let Some(command) = self.parts.commands.try_recv() {
             match command {
@@ -70,13 +70,14 @@ impl Reader {
         }
     }
 
-    /// A stream with its key.
+    /// A stream with its key in Redis.
     fn named(&self, stream: StreamName) -> (StreamName, Key) {
         let key = self.parts.keys.stream(&stream).into_bytes().into();
         (stream, key)
     }
 
-    /// Stops a stream. Its unacknowledged entries have been handed to history, so that its group is set to the cursor.
+    /// Stops a stream. Its unacknowledged entries have been handed over to history, so the group is set to the
+    /// cursor.
     fn stop_stream(&mut self, stream: &StreamName, live: LiveRef) -> Result<(), RedisError> {
         self.refused.retain(|(_, start)| !start.is(stream, live));
         let key = self.parts.keys.stream(stream);
@@ -91,8 +92,9 @@ impl Reader {
         self.make_trip().map(drop)
     }
 
-    /// Makes the group of each stream at its seam, with this reader as its consumer, anew where there is one: what a
-    /// former reading left was handed to history. A stream whose key is gone is broken.
+    /// Creates the group of each stream at its seam, with this reader as its consumer. An existing group is replaced:
+    /// entries that an earlier subscription left unacknowledged were handed over to history. A stream whose key is
+    /// gone is broken.
     fn start_streams(&mut self, starts: Vec<Subscription>) -> Result<(), (RedisError, Vec<Subscription>)> {
         let keys = Arc::clone(&self.parts.keys);
         let mut commands = Vec::with_capacity(starts.len() * REPLIES_PER_START + 1);
@@ -113,7 +115,8 @@ impl Reader {
         }
         let now = Instant::now();
         let mut broken = Vec::new();
-        // The first reply is SADD's; of those for each stream, CREATE's tells whether all is well.
+        // The first reply is SADD's. Of the replies for each stream, the one to CREATE shows whether the stream has
+        // started.
         for (start, replies) in starts.into_iter().zip(replies[1..].chunks(REPLIES_PER_START)) {
             let Some(error) = replies[1].error() else {
                 self.subscriptions.insert(start);
@@ -124,7 +127,7 @@ impl Reader {
             if error.kind() == ServerErrorKind::NoSuchKey {
                 broken.push(start);
             } else {
-                // Trying again at once would not help: history is there to be read, and a group is not to be had.
+                // An immediate retry would not help: history can be read, but a group cannot be created.
                 warn_limited!(key: start.stream; stream = %start.stream, %error, "Redis refuses a consumer group");
                 self.refused.push_back((now + REFUSED_PAUSE, start));
             }
@@ -133,7 +136,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Streams for which no group was to be had are tried again after a while, from history on.
+    /// Retries streams for which no group could be created, beginning with history.
     pub(super) fn retry_refused(&mut self) {
         let now = Instant::now();
         let due = self.refused.iter().take_while(|(at, _)| *at <= now).count();

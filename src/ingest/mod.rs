@@ -1,8 +1,8 @@
 //! From Redis into the daemon: live streams by consumer group, history by range.
 //!
-//! A [`reader`] owns the streams that hash to it and carries only what is new; the replay threads carry
-//! what is old. Neither decodes: entries go to `transform` as they lie in Redis' reply. Neither decides who
-//! gets an entry, or remembers anything that Redis could tell again.
+//! A [`reader`] owns the streams that hash to it and carries only new entries; the replay threads carry old ones.
+//! Neither decodes: entries go to `transform` as they are in Redis' reply. Neither decides which viewers get an
+//! entry, and neither remembers anything that can be read from Redis again.
 
 mod acknowledging;
 pub mod budget;

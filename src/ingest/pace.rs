@@ -1,60 +1,60 @@
 //! How many entries a history read asks for. Pure.
 //!
-//! Bytes are what counts, and XRANGE counts entries: how large they are is known of a stream only once some were read.
-//! So the first read of a stream is small, the next ones grow with what is learnt, of the stream and of all streams of
-//! the thread, up to a goal in bytes.
+//! The goal is a number of bytes, but XRANGE counts entries, and the size of a stream's entries is known only after
+//! some were read. So the first read of a stream is small, and later reads grow with what is learned about the stream
+//! and about all streams of the thread, up to the goal in bytes.
 //!
-//! Redis may cut the connection within a reply (`client-output-buffer-limit`), or a reply may stop coming. Which of
-//! several reads was to blame cannot be told from that, so each is asked alone next; one that fails alone is asked with
-//! half as many entries, down to one; then with less about the stream in the same reply; then with nothing else in the
-//! reply. A manner that works is kept for a while. If none works, reads from this place of the stream are refused for a
-//! while: its other readers go on.
+//! Redis may cut the connection within a reply (`client-output-buffer-limit`), or a reply may stall. That does not
+//! show which of several reads was the cause, so each read is retried alone. A read that fails alone is retried with
+//! half as many entries, down to one; then with a shorter description of the stream in the reply; then with nothing
+//! else in the reply. A manner that works is kept for a while. If none works, reads from this position of the stream
+//! are refused for a while; other viewers of the stream are not affected.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::model::{ENTRY_BYTES_MAX, StreamName};
 
-/// Bytes that the entries of a read should take.
+/// The byte goal of one read.
 pub(super) const READ_BYTES_GOAL: usize = 1 << 20;
-/// Bytes that the reads of a round trip should take together.
+/// The byte goal of all reads in a round trip.
 pub(super) const TRIP_BYTES_GOAL: usize = 4 << 20;
-/// Bytes that the reads of a round trip may take together; an entry of the largest size passes alone.
+/// The byte limit of all reads in a round trip. An entry of the largest allowed size fits if it is read alone.
 pub(super) const TRIP_BYTES_MAX: usize = ENTRY_BYTES_MAX + (64 << 10);
-/// Requests that share a round trip.
+/// The most requests that share a round trip.
 const REQUESTS_PER_TRIP_MAX: usize = 16;
-/// Entries that these should find together: Redis serves nobody else while it executes a pipeline, and so many entries
-/// take it a quarter of a millisecond.
+/// The goal for the number of entries found in a round trip. Redis serves nobody else while it executes a pipeline,
+/// and this many entries take it a quarter of a millisecond.
 const TRIP_ENTRIES_GOAL: usize = 500;
 
-/// Bytes that the first read of a stream should take, if its entries are like those of others.
+/// The byte goal of the first read of a stream, based on the entry size of other streams.
 const START_BYTES_GOAL: usize = 64 << 10;
-/// Entries that the first read of a stream asks for.
+/// The number of entries that the first read of a stream requests.
 const START_COUNT: std::ops::RangeInclusive<usize> = 4..=32;
-/// Assumed size of an entry before any was seen, in bytes.
+/// Assumed size of an entry before any was read, in bytes.
 const ENTRY_BYTES_GUESS: usize = 16 << 10;
-/// How much larger the next read may be than one that was filled.
+/// The factor by which a read may be larger than a read before it that came back full.
 const GROWTH: usize = 8;
-/// How long what has failed is not tried again.
+/// How long a read size or manner that failed is avoided.
 const CAUTION_FOR: Duration = Duration::from_secs(60);
-/// How long a read that fails in every manner is not tried again, at first and at most.
+/// How long a read that fails in every manner is refused, initially and at most.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const REFUSED_FOR_MAX: Duration = Duration::from_secs(30);
-/// Streams that are remembered.
+/// The most streams that are remembered.
 const STREAMS_MAX: usize = 8192;
 /// How long a stream is remembered at least, while there is room.
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 
-/// How a read is asked for; each is heavier for us and lighter for the reply than the one before.
+/// How a read is sent. Each manner costs the daemon more than the one before and makes the reply smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Manner {
     /// In one round trip with others.
     Together,
     /// In a round trip of its own.
     Alone,
-    /// With the content of one entry less in what is said of the stream.
+    /// With a description of the stream that contains one entry less.
     Lean,
-    /// With nothing but the entry in the reply; the stream is described before and after.
+    /// With nothing but the entries in the reply; the stream is described before and after.
     Apart,
 }
 
@@ -69,25 +69,25 @@ impl Manner {
     }
 }
 
-/// The read to make.
+/// A planned read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// So many entries at most.
+    /// The most entries to request.
     pub(super) count: usize,
-    /// In this manner.
+    /// How the read is sent.
     pub(super) manner: Manner,
-    /// Bytes that this is expected to bring.
+    /// The expected size of the result in bytes.
     pub(super) expected_bytes: usize,
 }
 
 /// The size of a read's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// Entries asked for.
+    /// Entries requested.
     pub(super) asked: usize,
     /// Entries in the reply.
     pub(super) found: usize,
-    /// Entries that there was room for.
+    /// Entries that fit into the budget.
     pub(super) kept: usize,
     /// Bytes that the reply's entries took.
     pub(super) bytes: u64,
@@ -96,12 +96,12 @@ pub(super) struct Seen {
 /// The size of a stream's entries, and how they can be read.
 #[derive(Clone, Debug)]
 struct Known {
-    /// Expected size of an entry, in bytes: a guess until some were read; then larger ones count at once, smaller ones
-    /// by and by.
+    /// Expected size of an entry, in bytes: a guess until entries were read. After that a larger size applies at
+    /// once, a smaller one gradually.
     entry_bytes: usize,
-    /// Whether entries were read.
+    /// Whether entries of the stream were read.
     is_read: bool,
-    /// The most entries that the next read may ask for.
+    /// The most entries that the next read may request.
     count_max: usize,
     manner: Manner,
     ceiling: Option<Ceiling>,
@@ -109,14 +109,14 @@ struct Known {
     used_at: Instant,
 }
 
-/// So many entries were too many.
+/// A number of entries that was too large.
 #[derive(Clone, Copy, Debug)]
 struct Ceiling {
     count: usize,
     until: Instant,
 }
 
-/// Where a stream cannot be read.
+/// A position from which a stream cannot be read.
 #[derive(Clone, Debug)]
 struct Refused {
     start: String,
@@ -124,28 +124,28 @@ struct Refused {
     pause: Duration,
 }
 
-/// The experience of a replay thread with its reads.
+/// What a replay thread has learned from its reads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     streams: HashMap<StreamName, Known>,
-    /// Bytes that an entry of any stream took lately.
+    /// The recent size of an entry of any stream, in bytes.
     entry_bytes: Option<usize>,
-    /// Entries of a read lately.
+    /// The recent number of entries per read.
     entries: usize,
 }
 
-/// Larger ones count at once, smaller ones by and by.
+/// A smoothed value: a larger one applies at once, a smaller one gradually.
 fn smoothed(before: usize, seen: usize) -> usize {
     seen.max((before * 7 + seen) / 8)
 }
 
 impl Pace {
-    /// How many requests make a round trip.
+    /// How many requests to put into one round trip.
     pub(super) fn requests_per_trip(&self) -> usize {
         (TRIP_ENTRIES_GOAL / self.entries.max(1)).clamp(1, REQUESTS_PER_TRIP_MAX)
     }
 
-    /// Plans a read of a stream for a request of at most so many entries, of so many bytes together.
+    /// Plans a read of a stream for a request of at most `count` entries and `bytes` bytes.
     pub(super) fn plan(&mut self, stream: &StreamName, (count, bytes): (usize, usize), now: Instant) -> Plan {
         let known = self.known(stream, now);
         if known.ceiling.is_some_and(|ceiling| ceiling.until <= now) {
@@ -179,7 +179,7 @@ impl Pace {
         known
     }
 
-    /// A read has found something.
+    /// Records the result of a read.
     pub(super) fn found(&mut self, stream: &StreamName, seen: Seen, now: Instant) {
         let entry_bytes = usize::try_from(seen.bytes).unwrap_or(usize::MAX).checked_div(seen.found);
         let known = self.known(stream, now);
@@ -204,8 +204,8 @@ impl Pace {
         }
     }
 
-    /// The connection was lost, or nothing came any more, while so many entries of the stream were awaited. `false`:
-    /// there is no other manner in which they could be asked for.
+    /// Records that the connection was lost or stalled while up to `count` entries of the stream were awaited.
+    /// Returns `false` if no other manner of reading is left.
     pub(super) fn failed(&mut self, stream: &StreamName, count: usize, now: Instant) -> bool {
         let known = self.known(stream, now);
         if known.manner == Manner::Together {
@@ -226,14 +226,14 @@ impl Pace {
         }
     }
 
-    /// Other reads in the same round trip left no room for the stream's first entry.
+    /// Records that other reads in the same round trip left no room for the stream's first entry.
     pub(super) fn starved(&mut self, stream: &StreamName, now: Instant) {
         let known = self.known(stream, now);
         known.manner = known.manner.max(Manner::Alone);
         known.count_max = 1;
     }
 
-    /// The stream cannot be read from `start` on, in no manner.
+    /// Records that the stream cannot be read from `start` on in any manner.
     pub(super) fn refuse(&mut self, stream: &StreamName, start: &str, now: Instant) {
         let known = self.known(stream, now);
         let before = known.refused.take().filter(|refused| refused.start == start);
@@ -241,7 +241,7 @@ impl Pace {
         known.refused = Some(Refused { start: start.to_owned(), until: now + pause, pause });
     }
 
-    /// Whether the stream is not to be read from `start` on for now.
+    /// Whether reads of the stream from `start` on are refused at present.
     pub(super) fn is_refused(&self, stream: &StreamName, start: &str, now: Instant) -> bool {
         let refused = self.streams.get(stream).and_then(|known| known.refused.as_ref());
         refused.is_some_and(|refused| refused.start == start && refused.until > now)
@@ -262,7 +262,7 @@ mod tests {
         Seen { asked, found: asked, kept: asked, bytes: asked as u64 * entry_bytes }
     }
 
-    /// Reads a stream of such entries a few times; how many entries each read asked for.
+    /// Reads a stream of such entries a few times and returns how many entries each read requested.
     fn reads(pace: &mut Pace, stream: &StreamName, entry_bytes: u64, now: Instant) -> Vec<usize> {
         let read = |_| {
             let plan = pace.plan(stream, WANTED, now);

@@ -1,21 +1,20 @@
-//! How long a reader that blocks on its streams lingers between two reads. Pure.
+//! How long a reader that blocks on its streams pauses between two reads. Pure.
 //!
-//! One blocking XREAD over many keys costs Redis O(keys) at every wake-up. Unpaced, a thousand live
-//! streams make Redis do little else than parse the same command again. So a reader keeps a *duty
-//! cycle*: after a read that took Redis `cost`, it lets `cost × (100 / duty − 1)` pass, takes all
-//! that has come in one read that does not block, and blocks only when there was nothing. With few
-//! streams a read costs some tens of microseconds and nobody notices the pause; with many, batches grow by
-//! themselves.
+//! One blocking XREAD over many keys costs Redis O(keys) at every wake-up. Without pauses, a thousand live streams
+//! make Redis spend most of its time parsing the same command. So a reader keeps a *duty cycle*: after a read that
+//! took Redis `cost`, it pauses for `cost × (100 / duty − 1)`, then reads everything that has arrived in one
+//! non-blocking read, and blocks only if there was nothing. With few streams a read costs some tens of microseconds
+//! and the pause is not noticeable; with many streams batches grow.
 //!
-//! The cost is what the reader can see: the round trip of its reads that do not block, smoothed so that one
-//! slow answer does not slow down the next ones.
+//! The cost is what the reader can measure: the round-trip time of its non-blocking reads, smoothed so that one slow
+//! reply does not delay the following reads.
 
 use std::time::Duration;
 
 /// The weight of the newest cost is 1 in this many.
 const SMOOTHING: u32 = 4;
 
-/// The policy's memory.
+/// The state of the pacing policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacing {
     duty_percent: u32,
@@ -30,7 +29,7 @@ impl Pacing {
         Self { duty_percent: duty_percent.clamp(1, 100), linger_max, cost: Duration::ZERO }
     }
 
-    /// How long to pause after a read that took `cost`, zero where that is not known, and brought so many entries.
+    /// How long to pause after a read that took `cost` (zero if unknown) and returned `entries` entries.
     #[must_use]
     pub fn pause(&mut self, cost: Duration, entries: usize) -> Duration {
         if !cost.is_zero() {

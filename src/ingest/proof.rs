@@ -1,14 +1,14 @@
-//! Whether a read of a stream has brought everything that was added since the cursor. Pure.
+//! Decides whether a read of a stream has returned everything that was added since the cursor. Pure.
 //!
-//! A read is a transaction: the stream is counted, and what follows the cursor is read. Nobody else's command comes
-//! between, and where the group stands plays no part, so what is left to find out is whether entries behind the cursor
-//! were trimmed away before the read.
+//! A read is a transaction: it counts the stream and reads what follows the cursor. No other command runs in between,
+//! and the position of the group does not matter, so the only open question is whether entries after the cursor were
+//! trimmed before the read.
 //!
-//! Trimming takes the oldest entries first. So a stream that is longer than what was read of it still has entries at or
-//! below the cursor, and has lost nothing behind it ([`Count::Length`]). Where that does not say so, because all that
-//! was read before is trimmed or because the read did not reach the end, the read counts for nothing and is made once
-//! more together with what Redis knows of the stream ([`Count::Info`], [`Count::Groups`]): its oldest entry, and how
-//! many entries were ever removed, against how many there were up to the cursor.
+//! Trimming removes the oldest entries first. So a stream that is longer than the result of the read still has
+//! entries at or below the cursor and has lost nothing after it ([`Count::Length`]). If the length does not prove
+//! that, because everything read earlier is trimmed or because the read did not reach the end, the read is discarded
+//! and repeated together with Redis' description of the stream ([`Count::Info`], [`Count::Groups`]): its oldest
+//! entry, and how many entries were ever removed, to be compared with how many there were up to the cursor.
 
 use crate::model::EntryId;
 use crate::redis::StreamInfo;
@@ -19,27 +19,27 @@ pub(super) enum Method {
     /// By XLEN.
     #[default]
     Length,
-    /// By XINFO STREAM, whose reply has the stream's oldest and newest entry.
+    /// By XINFO STREAM, whose reply contains the stream's oldest and newest entry.
     Info,
-    /// By XINFO GROUPS, which has no entries in its reply: what a group lags behind that stands here or there. For
-    /// streams whose entries may be large.
+    /// By XINFO GROUPS, whose reply contains no entries: the stream is counted by how far the group lags behind at
+    /// different positions. For streams whose entries may be large.
     Groups,
 }
 
 /// The count that a transaction took of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Count {
-    /// How many entries there are.
+    /// The number of entries.
     Length(u64),
-    /// Everything that XINFO STREAM tells.
+    /// The reply to XINFO STREAM.
     Info(Box<StreamInfo>),
-    /// Derived from how far groups lag behind.
+    /// Derived from how far the group lags behind.
     Groups {
-        /// How many entries there are.
+        /// The number of entries.
         length: u64,
-        /// How many were ever added, where Redis knows.
+        /// How many entries were ever added, if Redis knows.
         added: Option<u64>,
-        /// Whether some at or below the cursor are known to be left.
+        /// Whether some entries at or below the cursor are known to be left.
         has_read_ones: bool,
     },
 }
@@ -47,26 +47,26 @@ pub(super) enum Count {
 /// The size of a read's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Brought {
-    /// So many entries.
+    /// The number of entries.
     pub(super) entries: u64,
     /// Whether there may be more.
     pub(super) is_full: bool,
 }
 
-/// Whether the read has brought everything.
+/// Whether the read has returned everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is all that was added since the cursor, as far as the read goes. How many entries were ever added up to its
-    /// end, where that is known.
+    /// The result is everything that was added since the cursor, up to the end of the read. With the number of
+    /// entries ever added up to there, if it is known.
     Whole(Option<u64>),
-    /// That cannot be told by this method.
+    /// This method of counting cannot tell.
     Unproven,
-    /// Entries behind the cursor are gone, or that cannot be told at all.
+    /// Entries after the cursor are gone, or no method can tell.
     Lost,
 }
 
 impl Count {
-    /// How many entries there were right before the read.
+    /// How many entries the stream had right before the read.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Length(length) | Self::Groups { length, .. } => *length,
@@ -74,7 +74,7 @@ impl Count {
         }
     }
 
-    /// Judges a read that began at `cursor`, up to which `ordinal` entries had ever been added.
+    /// Judges a read that began at `cursor`; `ordinal` entries had ever been added up to there.
     pub(super) fn judge(&self, (cursor, ordinal): (EntryId, Option<u64>), brought: Brought) -> Verdict {
         let length = self.length();
         let has_read_ones = !brought.is_full && length > brought.entries;
@@ -92,7 +92,7 @@ impl Count {
                     Some(first) if first <= cursor => true,
                     None if info.last_generated_id <= cursor => true,
                     None => false,
-                    // All that was read is removed. Before Redis 7 it is not known whether anything else is.
+                    // Everything that was read is removed. Before Redis 7 it is not known whether more entries are.
                     Some(_) if removed.is_none() => cursor == EntryId::ZERO,
                     Some(_) => removed == passed,
                 };
@@ -103,7 +103,7 @@ impl Count {
                 match (removed, passed) {
                     _ if has_read_ones || *has_some => Verdict::Whole(after(*added)),
                     (Some(removed), Some(passed)) if removed == passed => Verdict::Whole(after(*added)),
-                    // Single entries that were deleted keep Redis from telling whether some are left.
+                    // Single entries were deleted, so Redis cannot tell whether entries that were read are left.
                     (None, _) => Verdict::Unproven,
                     _ if brought.is_full => Verdict::Unproven,
                     _ => Verdict::Lost,
@@ -202,8 +202,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Entries are added and trimmed at random between two reads: a read that misses some is never called whole,
-        /// and XINFO STREAM never calls a read lost that misses none.
+        /// Adds and trims entries at random between two reads. A read that misses entries is never judged whole, and
+        /// XINFO STREAM never judges a read as lost that misses none.
         #[test]
         fn nothing_that_was_trimmed_unread_is_called_whole(
             passed in 0_u64..20,
@@ -224,7 +224,7 @@ mod tests {
             let by_info = info(first, total, length, Some(total)).judge(at, brought);
             let expected = if lost { Verdict::Lost } else { Verdict::Whole(Some(passed + entries)) };
             proptest::prop_assert_eq!(by_info, expected);
-            // A group is said to lag behind an empty stream by nothing.
+            // Redis reports that a group lags behind an empty stream by nothing.
             let by_groups = groups(length, (length > 0).then_some(total), removed < passed).judge(at, brought);
             if lost || length == 0 {
                 proptest::prop_assert!(matches!(by_groups, Verdict::Lost | Verdict::Unproven), "{:?}", by_groups);

@@ -1,7 +1,7 @@
-//! The commands that a replay thread sends to Redis, and how it understands the replies.
+//! The commands that a replay thread sends to Redis, and how it reads the replies.
 //!
-//! A stream's entries and its description come out of one transaction of one key: what was trimmed before the read is
-//! seen in the description, and nothing can be trimmed between the two.
+//! A stream's entries and its description come from one transaction on one key: what was trimmed before the read
+//! shows in the description, and nothing can be trimmed in between.
 
 use ::redis::{Cmd, cmd};
 
@@ -10,37 +10,37 @@ use crate::message::{KeyFacts, ReplayRead, ReplayRequest, ReplayStep};
 use crate::model::{ENTRY_BYTES_MAX, Entry, EntryId, Position};
 use crate::redis::{Keys, Link, RangeReply, RedisError, ServerErrorKind, StreamInfo};
 
-/// How often a read whose description changed meanwhile is repeated.
+/// How often a read is repeated whose stream was trimmed meanwhile.
 const APART_ATTEMPTS: usize = 3;
 /// Commands of a transaction before its EXEC, MULTI included.
 const COMMANDS: usize = 3;
 
-/// A request with what is asked of Redis for it.
+/// A request with the range to read for it.
 #[derive(Debug)]
 pub(super) struct Question {
     pub(super) request: ReplayRequest,
     /// Where the range begins.
     pub(super) start: String,
-    /// The most entries.
+    /// The most entries to return.
     pub(super) count: usize,
     pub(super) manner: Manner,
 }
 
 /// The replies of one round trip.
 pub(super) struct Answers {
-    /// For each question, in their order.
+    /// One for each question, in the same order.
     pub(super) ranges: Vec<Result<RangeReply, RedisError>>,
 }
 
 /// Where the range of a request begins.
 pub(super) fn start_of(request: &ReplayRequest) -> String {
     if let Some(checkpoint) = &request.jump {
-        // Its entry is read again, to know it by.
+        // The checkpoint's entry is read again, to verify it.
         return checkpoint.at().to_string();
     }
     match &request.step {
         ReplayStep::Open { .. } => "-".into(),
-        // Nothing follows the end of all ids: only whether the stream is there is of interest.
+        // Nothing follows the highest id: the read only shows whether the stream exists.
         ReplayStep::Probe => "+".into(),
         ReplayStep::Search(search) => beyond(Position::whole(search.from)),
         ReplayStep::State(search) => beyond(Position::whole(search.from)),
@@ -48,7 +48,7 @@ pub(super) fn start_of(request: &ReplayRequest) -> String {
     }
 }
 
-/// Where it ends.
+/// Where the range of a request ends.
 fn end_of(step: &ReplayStep) -> String {
     match step {
         ReplayStep::Continue { until: Some(until), .. } => until.to_string(),
@@ -57,18 +57,18 @@ fn end_of(step: &ReplayStep) -> String {
     }
 }
 
-/// The start of a range that leaves out what `position` covers. An entry of which only some frames were
-/// received is read again.
+/// The start of a range that leaves out everything `position` covers. An entry is read again if the viewer has
+/// received only some of its frames.
 fn beyond(position: Position) -> String {
     match position {
         Position::ZERO => "-".into(),
-        // Behind the end of all ids nothing can be asked for: the last entry is read again, and passed over.
+        // Nothing can be requested after the highest id: the last entry is read again and skipped.
         Position { id, .. } if position.covers_entry() && id != EntryId::MAX => format!("({id}"),
         Position { id, .. } => id.to_string(),
     }
 }
 
-/// Asks for all ranges in one round trip.
+/// Reads all ranges in one round trip.
 pub(super) fn ask(link: &mut Link, keys: &Keys, questions: &[Question]) -> Result<Answers, RedisError> {
     if let [question] = questions
         && question.manner == Manner::Apart
@@ -96,8 +96,8 @@ pub(super) fn ask(link: &mut Link, keys: &Keys, questions: &[Question]) -> Resul
     Ok(Answers { ranges })
 }
 
-/// Asks for a range with nothing else in the reply, and for the stream's description before and after: as long as
-/// nothing was removed in between, that is as good as at once.
+/// Reads a range with nothing else in the reply, and the stream's description before and after. If nothing was
+/// removed in between, the result is as good as that of one transaction.
 fn ask_apart(link: &mut Link, keys: &Keys, question: &Question) -> Result<Answers, RedisError> {
     let key = keys.stream(&question.request.stream);
     let describe = |link: &mut Link| {
@@ -120,7 +120,7 @@ fn ask_apart(link: &mut Link, keys: &Keys, question: &Question) -> Result<Answer
     Ok(Answers { ranges: vec![Err(CHANGED)] })
 }
 
-/// The same without transactions: a Redis that is full queues none, and carries out what only reads.
+/// Reads the range without transactions: a Redis that is out of memory queues no commands but still executes reads.
 fn ask_while_full(
     link: &mut Link,
     keys: &Keys,
@@ -145,7 +145,7 @@ fn ask_while_full(
 const CHANGED: RedisError =
     RedisError::Protocol(std::borrow::Cow::Borrowed("the stream was trimmed at each attempt to read it"));
 
-/// The stream's first entry, and how many were ever removed.
+/// The stream's first entry, and how many entries were ever removed.
 fn removed(described: &Result<RangeReply, RedisError>) -> Option<(Option<EntryId>, Option<u64>)> {
     match described {
         Ok(RangeReply { info: Ok(Some(info)), .. }) => {
@@ -155,7 +155,7 @@ fn removed(described: &Result<RangeReply, RedisError>) -> Option<(Option<EntryId
     }
 }
 
-/// Takes the server's refusal apart from what ends the connection.
+/// Separates errors of the server from errors that end the connection.
 fn refusable(found: Result<RangeReply, RedisError>) -> Result<Result<RangeReply, RedisError>, RedisError> {
     match found {
         Err(error @ RedisError::Server(_)) => Ok(Err(error)),
@@ -168,7 +168,8 @@ fn range(question: &Question, key: &str) -> Cmd {
     Cmd::xrange_count(key, start, end, question.count)
 }
 
-/// Both forms have content that nobody wants: the first and the newest entry's, or the first entry's alone.
+/// Both commands return content that is not needed: that of the first and the newest entry, or that of the first
+/// entry alone.
 fn info(key: &str, is_lean: bool) -> Cmd {
     let mut info = Cmd::xinfo_stream(key);
     if is_lean {
@@ -196,14 +197,14 @@ fn receive(
     }
     match (link.receive_range(room, is_full), refused) {
         (Ok(found), _) => Ok(Ok(found)),
-        // The refused command's error says more than the transaction's.
+        // The error of the refused command is more specific than that of the transaction.
         (Err(RedisError::Server(_)), Some(refused)) => Ok(Err(RedisError::Server(refused))),
         (Err(error @ RedisError::Server(_)), None) => Ok(Err(error)),
         (Err(error), _) => Err(error),
     }
 }
 
-/// A reply as it was understood.
+/// A parsed reply.
 #[derive(Debug)]
 pub(super) enum Understood {
     /// An answer.
@@ -212,7 +213,7 @@ pub(super) enum Understood {
     Starved,
 }
 
-/// Turns the reply to a question into the answer to its request.
+/// Converts the reply to a question into the answer to its request.
 pub(super) fn understand(question: &Question, found: RangeReply) -> Result<Understood, RedisError> {
     let RangeReply { mut entries, found: count, first, info, .. } = found;
     let info = match info {
@@ -247,7 +248,7 @@ const NOT_DESCRIBED: RedisError =
     RedisError::Protocol(std::borrow::Cow::Borrowed("a range without its stream"));
 const NO_ENTRY: RedisError = RedisError::Protocol(std::borrow::Cow::Borrowed("an entry without id"));
 
-/// Whether the read came to the end of the stream, or of the range that was asked for.
+/// Whether the read reached the end of the stream, or of the requested range.
 fn is_exhausted(entries: &[Entry], found: usize, (asked, until): (usize, Option<EntryId>)) -> bool {
     let reached = until.is_some() && entries.last().map(|entry| entry.id) >= until;
     reached || (found < asked && entries.len() == found)

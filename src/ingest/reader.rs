@@ -1,14 +1,14 @@
-//! A reader thread: carries what is new on the streams that hash to it.
+//! A reader thread: carries new entries of the streams that hash to it.
 //!
-//! With few streams one connection waits in a read that blocks on all of them and on the reader's wake stream; a
-//! second connection exists to write that wake stream when a command comes in meanwhile. With many, Redis tells the
-//! connection which streams have news (`tracking`). Either way entries are read in transactions that show whether
-//! others were removed before them. Acknowledgements travel with the next read of their stream. How long a reader that
-//! blocks pauses between two reads is [`Pacing`]'s decision.
+//! With few streams, one connection blocks in a read of all of them and of the reader's wake stream; a second
+//! connection writes to that wake stream when a command arrives. With many streams, Redis pushes the names of those
+//! that have news (`tracking`). Either way, entries are read in transactions that show whether other entries were
+//! removed before them. Acknowledgements travel with the next read of their stream. [`Pacing`] decides how long a
+//! blocking reader pauses between two reads.
 //!
-//! INVARIANT: the group's position is not the truth, the subscription's cursor is: reads begin there.
-//! If anything is wrong with a stream or with Redis, the reader does not repair it: it reports the stream as broken
-//! and forgets it. Its viewers find out from history what happened and start it again at an exact id.
+//! INVARIANT: reads begin at the subscription's cursor, never at the group's position. If anything is wrong with a
+//! stream or with Redis, the reader does not repair it: it reports the stream as broken and forgets it. The stream's
+//! viewers learn from history what happened and start it again at an exact id.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,50 +38,50 @@ const LINK: Token = Token(0);
 /// The token of the command queue's waker.
 pub const COMMANDS: Token = Token(1);
 
-/// The longest block while something waits for its acknowledgement, so that it goes out within a second.
+/// The longest block while acknowledgements are pending, so that they are sent within a second.
 const BLOCK_WITH_UNACKED: Duration = Duration::from_millis(500);
-/// The longest block otherwise; bounds how late a dead connection is noticed.
+/// The longest block otherwise; bounds how late a dead connection is detected.
 const BLOCK_IDLE: Duration = Duration::from_secs(1);
-/// How long one wait lasts at most, so that stopping is noticed.
+/// The longest single wait, so that a stop is noticed.
 pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
-/// A wait of so long without news is a time in which nothing is read.
+/// A wait of this length without news means that the streams are quiet.
 const QUIET: Duration = Duration::from_millis(20);
 /// The resolution of epoll's timeout.
 const EPOLL_TICK: Duration = Duration::from_millis(1);
-/// How often connections that are not in use are looked after.
+/// How often idle connections are checked.
 const KEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// Streams per command where one command per stream is sent.
+/// The most streams in a round trip that sends one command per stream.
 pub(super) const COMMANDS_PER_TRIP_MAX: usize = 256;
 
 /// The connections, queues and settings that a reader is built from.
 pub struct ReaderParts {
-    /// Which reader it is.
+    /// The index of the reader.
     pub index: usize,
-    /// Its connection for reading.
+    /// The connection for reading.
     pub connector: Connector,
-    /// Its connection for interrupting itself.
+    /// The connection that interrupts a blocking read.
     pub wake: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// Its poll, in which `commands` wakes it as [`COMMANDS`].
+    /// The reader's poll, in which `commands` wakes it as [`COMMANDS`].
     pub poll: Poll,
-    /// Streams that it is to start and stop reading.
+    /// Commands to start and stop reading streams.
     pub commands: Receiver<ReaderCommand>,
-    /// Where entries go, by shard.
+    /// The transform threads that receive the entries, by shard.
     pub transforms: Vec<Sender<LiveBatch>>,
-    /// How it reads.
+    /// The delivery settings.
     pub delivery: config::Delivery,
-    /// How long the group of a stream without viewers stays.
+    /// How long the group of a stream without viewers is kept.
     pub linger: Duration,
     /// Whether this instance's id is leased: before that, no group is touched.
     pub leased: Arc<AtomicBool>,
-    /// Given up when nothing more will be read.
+    /// Dropped when nothing more will be read.
     pub under_way: Option<UnderWay>,
     /// Set when the daemon drains: nothing new is read, acknowledgements still go out.
     pub draining: Stop,
-    /// When to end.
+    /// Set when the thread is to end.
     pub stop: Stop,
-    /// Where to count.
+    /// The metrics.
     pub registry: Arc<Registry>,
 }
 
@@ -89,31 +89,31 @@ pub struct ReaderParts {
 pub struct Reader {
     pub(super) parts: ReaderParts,
     pub(super) pacing: Pacing,
-    /// Until when Redis is left to others.
+    /// The pause before the next read lasts until then.
     rests_until: Instant,
     pub(super) subscriptions: Subscriptions,
     pub(super) tracking: Tracking,
     /// Streams for which Redis refused a group, and when they are reported as broken.
     pub(super) refused: VecDeque<(Instant, Subscription)>,
-    /// The commands of the trip at hand.
+    /// The commands of the current round trip.
     pub(super) pipeline: Pipeline,
-    /// The consumer in the group that it is.
+    /// The reader's name as a consumer of its groups.
     pub(super) consumer: String,
-    /// The key of its wake stream.
+    /// The key of the wake stream.
     pub(super) wake_key: Key,
-    /// The newest entry that was read of it on the present connection.
+    /// The newest entry of the wake stream that was read on the current connection.
     pub(super) wake_cursor: EntryId,
-    /// Until when it is not to be relied on.
+    /// Until when the wake stream is not relied on.
     pub(super) unwakeable_until: Option<Instant>,
     /// The limit of a read, in bytes.
     pub(super) budget: Budget,
     pub(super) acked_at: Instant,
-    /// Streams that were to be acknowledged then.
+    /// How many streams had to be acknowledged at `acked_at`.
     pub(super) to_acknowledge: usize,
-    /// The streams that the trip at hand acknowledges, with the position of each, in the order of the commands.
+    /// The streams that the current round trip acknowledges, with the position of each, in the order of the commands.
     pub(super) acknowledging: Vec<(Place, EntryId)>,
     pub(super) kept_at: Option<Instant>,
-    /// The connection that is in the poll.
+    /// The generation of the connection that is registered in the poll.
     pub(super) registered: u64,
     pub(super) events: Events,
 }
@@ -174,7 +174,7 @@ impl Reader {
         }
         if !self.parts.leased.load(Ordering::Acquire) {
             self.wait(now + STOP_CHECK / 2)?;
-            // Notifications of Redis must not pile up in the socket meanwhile.
+            // Pushes of Redis must not pile up in the socket meanwhile.
             return self.receive_pushes();
         }
         self.apply_commands()?;
@@ -186,7 +186,8 @@ impl Reader {
             return self.wait(Instant::now() + STOP_CHECK);
         }
         if is_tracking {
-            // Notifications that came during a round trip are off the socket: no event will come for them.
+            // Pushes that arrived during a round trip are already off the socket, so the poll reports no event for
+            // them.
             self.note_pushes()?;
             let now = Instant::now();
             if self.tracking.sweeps(now) {
@@ -206,15 +207,16 @@ impl Reader {
             }
             self.block(self.block_max())?
         };
-        // A reader that has fallen behind catches up first. One that is told reads only what has news: while Redis is
-        // idle a pause would save it little, and while it is loaded a round trip takes longer and gathers more.
+        // A reader that has fallen behind catches up first. A tracking reader reads only streams with news: while
+        // Redis is idle, a pause would save little, and while Redis is loaded, a round trip takes longer and collects
+        // more.
         let pauses = !read.is_full && !is_tracking;
         let pause = if pauses { self.pacing.pause(read.took, read.entries) } else { Duration::ZERO };
         self.rests_until = Instant::now() + pause;
         self.acknowledge_after_reading()
     }
 
-    /// Waits for news of some stream. Acknowledgements travel with reads as long as there are any.
+    /// Waits until Redis reports news of a stream. Acknowledgements travel with reads while there are any.
     fn wait_for_pushes(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         self.wait(now + STOP_CHECK)?;
@@ -223,12 +225,12 @@ impl Reader {
         if is_quiet && !self.subscriptions.has_news() { self.acknowledge_alone() } else { Ok(()) }
     }
 
-    /// Leaves Redis to others for as long as was decided after the last read.
+    /// Pauses until the time that was decided after the last read.
     fn rest(&mut self) -> Result<(), RedisError> {
         if Instant::now() < self.rests_until { self.linger(self.rests_until) } else { Ok(()) }
     }
 
-    /// Connections that are not used for a while are looked after, so that the next use finds them well.
+    /// Checks connections that are idle, so that they work when they are needed next.
     fn keep_connections(&mut self) {
         let now = Instant::now();
         if self.kept_at.is_some_and(|at| now.duration_since(at) < KEEP_INTERVAL) {
@@ -245,7 +247,7 @@ impl Reader {
         if self.subscriptions.has_unacked() { BLOCK_WITH_UNACKED } else { BLOCK_IDLE }
     }
 
-    /// Redis is gone, or does not do as it should: every stream goes back to history.
+    /// The connection to Redis is lost or faulty: every stream goes back to history.
     fn lose(&mut self, error: &RedisError) {
         self.parts.connector.lost(error, Instant::now());
         self.wake_cursor = EntryId::ZERO;
@@ -263,8 +265,8 @@ impl Reader {
         self.hand_over(news);
     }
 
-    /// Passes news on to the transform threads. Waiting for room here is what slows reading down when
-    /// decoding falls behind; entries meanwhile stay in Redis.
+    /// Passes news on to the transform threads. If decoding falls behind, this waits for room, which slows reading
+    /// down; the entries stay in Redis meanwhile.
     pub(super) fn hand_over(&mut self, news: Vec<(usize, LiveNews)>) {
         let read_us = now_us();
         let mut batches: Vec<Vec<LiveNews>> = self.parts.transforms.iter().map(|_| Vec::new()).collect();
@@ -287,7 +289,7 @@ impl Reader {
 
     // ----- waiting -----
 
-    /// One round trip on the idle connection; error replies stay among the replies.
+    /// One round trip on the idle connection; error replies are among the returned replies.
     pub(super) fn trip(&mut self, commands: &[Cmd]) -> Result<Vec<Reply>, RedisError> {
         if commands.is_empty() {
             return Ok(Vec::new());
@@ -296,7 +298,7 @@ impl Reader {
         link.call_all(commands)
     }
 
-    /// The same with the pipeline's commands.
+    /// One round trip with the pipeline's commands.
     pub(super) fn make_trip(&mut self) -> Result<Vec<Reply>, RedisError> {
         if self.pipeline.is_empty() {
             return Ok(Vec::new());
@@ -305,10 +307,10 @@ impl Reader {
         link.call_pipeline(&self.pipeline)
     }
 
-    /// Lets time pass until `until`, or until a command comes.
+    /// Waits until `until`, or until a command arrives.
     fn linger(&mut self, until: Instant) -> Result<(), RedisError> {
         let pause = until.saturating_duration_since(Instant::now());
-        // epoll waits in whole milliseconds and rounds up: the rest of the pause is too fine for it.
+        // epoll waits in whole milliseconds and rounds up, so it cannot wait for the rest of the pause.
         if pause >= EPOLL_TICK {
             self.wait(until - Duration::from_nanos(u64::from(pause.subsec_nanos()) % 1_000_000))?;
             if !self.parts.commands.is_empty() {
@@ -319,7 +321,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Sleeps until the connection has something, a command comes, or `until`.
+    /// Sleeps until the connection is readable, a command arrives, or `until`.
     pub(super) fn wait(&mut self, until: Instant) -> Result<(), RedisError> {
         self.register_link()?;
         let timeout = until.saturating_duration_since(Instant::now());
@@ -330,7 +332,7 @@ impl Reader {
         }
     }
 
-    /// A new connection joins the poll; a former one left it when it was closed.
+    /// Registers a new connection in the poll; the former one left it when it was closed.
     fn register_link(&mut self) -> Result<(), RedisError> {
         let generation = self.parts.connector.generation();
         if generation != self.registered

@@ -1,12 +1,14 @@
-//! How a reader reads: in transactions that touch the group of each stream, count the stream, and read what follows
-//! its cursor, so that it is known of every entry that is passed on whether another one was removed before it
-//! ([`proof`](super::proof)). A stream that has lost entries is broken: history tells what was lost.
+//! How a reader reads: in transactions that set the position of each stream's group, count the stream, and read what
+//! follows the cursor. The count shows whether another entry was removed before those read ([`proof`](super::proof)).
+//! A stream that has lost entries is broken: history reports to the viewers what was lost.
 //!
-//! Entries are read by XREAD from the cursor on, not by XREADGROUP from where the group stands: other hands on the
-//! group take nothing away, and Redis keeps no list of entries that are pending for some milliseconds (measured:
-//! with it, 16 instead of 10 µs of Redis' time a token). The group says what the instance has done: its position is the
-//! newest entry that is on all sockets ([`acknowledging`](super::acknowledging)), so it lags behind by what is not. And
-//! it is the stream's mark: a stream that was deleted and begun anew has no group, which setting the position finds.
+//! Entries are read by XREAD from the cursor on, not by XREADGROUP from the group's position. So other clients that
+//! use the group take no entries away, and Redis keeps no list of entries that are pending for some milliseconds
+//! (measured: XREADGROUP takes 16 instead of 10 µs of Redis' time per token). The group shows the progress of the
+//! instance: its position is the newest entry that has been written to every socket
+//! ([`acknowledging`](super::acknowledging)), so it lags behind by what has not been written. The group also marks
+//! the stream: a stream that was deleted and recreated has no group, which the command that sets the position
+//! detects.
 //!
 //! A read is bounded in bytes ([`budget`](super::budget)) and in entries.
 
@@ -22,20 +24,20 @@ use crate::model::{Entry, EntryId};
 use crate::redis::{RedisError, Reply, Results, ServerError, ServerErrorKind, StreamEntries};
 use crate::warn_limited;
 
-/// Entries that one trip should read or acknowledge at most: some milliseconds of Redis' time, in which nobody else
-/// is served. Where more is waiting, the next trip follows at once.
+/// The most entries that one round trip reads or acknowledges: some milliseconds of Redis' time, in which it serves
+/// nobody else. If more is waiting, the next round trip follows at once.
 pub(super) const ENTRIES_PER_TRIP: usize = 4096;
-/// Entries of one stream that are asked for at least, where their size allows.
+/// The least number of entries requested of one stream, if their size allows it.
 const COUNT_MIN: usize = 16;
-/// Streams with news that are read at once, so that nobody else waits long for Redis.
+/// The most streams that are read at once, so that others do not wait long for Redis.
 const KEYS_PER_READ_MAX: usize = 256;
 
 /// The outcome of a read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReadEnd {
-    /// Entries that came.
+    /// The number of entries read.
     pub(super) entries: usize,
-    /// Whether some stream had more than one read brings, more streams had news, or some have to be read again.
+    /// Whether a stream had more than one read returns, more streams had news, or some have to be read again.
     pub(super) is_full: bool,
     /// How long Redis took to answer.
     pub(super) took: Duration,
@@ -46,7 +48,7 @@ pub(super) struct ReadEnd {
 struct Asked {
     place: Place,
     method: Method,
-    /// Where its group is set to stand.
+    /// The position to which its group is set.
     position: EntryId,
 }
 
@@ -54,9 +56,9 @@ struct Asked {
 #[derive(Debug)]
 pub(super) struct Transaction {
     shares: Vec<Share<Asked>>,
-    /// Whether streams with news had no room.
+    /// Whether streams with news did not fit.
     is_cut: bool,
-    /// Where its replies begin.
+    /// The index of its first reply.
     begins_at: usize,
 }
 
@@ -86,8 +88,8 @@ impl Reader {
         Ok(ReadEnd { took, is_full: end.is_full || is_cut, ..end })
     }
 
-    /// Adds the transaction that reads these streams to the trip. Streams that find no room are put back among those
-    /// with news.
+    /// Adds the transaction that reads these streams to the round trip. Streams that do not fit are put back among
+    /// those with news.
     pub(super) fn add_transaction(&mut self, places: Vec<Place>) -> Transaction {
         let now = Instant::now();
         let share = (ENTRIES_PER_TRIP / places.len().max(1)).max(COUNT_MIN);
@@ -113,7 +115,7 @@ impl Reader {
         Transaction { shares, is_cut, begins_at }
     }
 
-    /// Adds what counts a stream, and acknowledges what is written of it.
+    /// Adds the commands that count a stream and acknowledge what was written of it.
     fn add_count(&mut self, Asked { place, method, position }: Asked) {
         let Self { parts, pipeline, subscriptions, .. } = self;
         let Some(found) = subscriptions.get(place) else { return };
@@ -149,7 +151,7 @@ impl Reader {
         }
     }
 
-    /// Passes on what a transaction has brought. There are no replies when the daemon stops meanwhile.
+    /// Passes on the results of a transaction. There are no replies if the daemon stops meanwhile.
     pub(super) fn take_in(
         &mut self,
         replies: &[Reply],
@@ -160,7 +162,7 @@ impl Reader {
         counters.reads.add(1);
         counters.bytes_read.add(executed.len_bytes() as u64);
         if let Some(error) = executed.error() {
-            // A command that was refused when it was queued makes EXEC fail; its own reply has the cause.
+            // EXEC fails if a command was refused when it was queued; the reply to that command has the cause.
             let cause = replies.iter().skip(transaction.begins_at).find_map(Reply::error);
             return Err(RedisError::Server(cause.unwrap_or(error)));
         }
@@ -170,7 +172,7 @@ impl Reader {
         for share in &transaction.shares {
             let found = self.understand(share, &mut results, &mut gone)?;
             if found.is_empty() {
-                // Something is wrong with one of them, and so none was read.
+                // Something is wrong with one of these streams, so none was read.
                 again.extend(share.streams.iter().map(|asked| asked.place));
             }
             is_bounded |= share.is_bounded_by_bytes && found.iter().any(|fresh| fresh.is_full);
@@ -200,8 +202,8 @@ impl Reader {
         Ok(ReadEnd { is_full: end.is_full || transaction.is_cut || is_again, ..end })
     }
 
-    /// Takes the results of one XREAD and of the counts before it. Streams without their group are added to `gone`;
-    /// where one of them is no stream at all, nothing was read.
+    /// Takes the results of one XREAD and of the counts before it. Adds streams that have lost their group to `gone`;
+    /// if one of the keys is not a stream, nothing was read.
     fn understand(
         &self,
         share: &Share<Asked>,
@@ -220,7 +222,7 @@ impl Reader {
         };
         let mut fresh = Vec::with_capacity(counts.len());
         for (asked, count) in counts {
-            // Redis answers in the order in which it was asked.
+            // Redis replies in the order of the request.
             let is_its = |read: &StreamEntries| {
                 self.subscriptions.get(asked.place).is_some_and(|found| *found.key == *read.key)
             };
@@ -234,7 +236,7 @@ impl Reader {
         Ok(fresh)
     }
 
-    /// Passes on what was read and is whole.
+    /// Passes on the reads that are whole.
     fn pass_on(&mut self, fresh: Vec<Fresh>, mut broken: Vec<Subscription>) -> ReadEnd {
         let now = Instant::now();
         let mut news = Vec::with_capacity(fresh.len());
@@ -277,7 +279,7 @@ impl Reader {
     }
 }
 
-/// The results of what counts one stream; an error where it has no group to read by.
+/// The results of the commands that count one stream; the inner error means that it has no group to read by.
 fn read_count(
     method: Method,
     group: &str,
@@ -306,7 +308,7 @@ fn read_count(
     }
 }
 
-/// The group's lag after its position was set; `None` also where Redis does not report lags, as before Redis 7.
+/// The group's lag after its position was set; `None` also where Redis does not report lags (before Redis 7).
 fn read_lag(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, RedisError> {
     let set = results.done();
     let lag = results.lag_of(group);
@@ -316,12 +318,13 @@ fn read_lag(group: &str, results: &mut Results<'_>) -> Result<Option<u64>, Redis
     }
 }
 
-/// Derives the count from the lag of a group that stands at the end with nothing read, at the beginning, and at the
-/// cursor.
+/// Derives the count from the group's lag at three positions: at the end with nothing read, at the beginning, and at
+/// the cursor.
 ///
-/// At the end it lags by all that was ever added, or by 0 where that cannot be told, as when the newest entry was
-/// deleted. At the beginning it lags by what is there, if no single entry was deleted among that. Then it lags by as
-/// much at the cursor where that lies before the first entry, and by less, or by nobody knows how much, further on.
+/// At the end, the lag is the number of entries ever added, or 0 if Redis cannot tell, for example because the newest
+/// entry was deleted. At the beginning, it is the number of entries in the stream, unless single entries were deleted
+/// among them. At the cursor, it is that same number if the cursor lies before the first entry, and smaller or
+/// unknown otherwise.
 fn understand_lags(
     (at_end, at_beginning, at_cursor): (Option<u64>, Option<u64>, Option<u64>),
     length: u64,

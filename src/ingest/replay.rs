@@ -1,12 +1,12 @@
 //! A replay thread: reads history by XRANGE for late, resumed and slow clients.
 //!
-//! Requests of several jobs share a round trip. Each asks for so many entries as probably fit into a bounded number of
-//! bytes (`pace`), and what comes beyond that is not kept. So a long history is many small reads between
-//! which others get their turn, and live reading, which has its own threads and connections, is never delayed.
+//! Requests of several jobs share a round trip. Each asks for as many entries as are likely to fit into a bounded
+//! number of bytes (`pace`); whatever exceeds that is dropped and read again. So a long history is read in many small
+//! reads that take turns with others, and live reading, which has its own threads and connections, is never delayed.
 //!
-//! Redis being away is an answer like any other ([`ReplayRead::Unavailable`]): who asked decides when to ask again. A
-//! connection that is lost while replies come is made again at once, and each request is asked alone: only the one to
-//! blame is unavailable then.
+//! An unreachable Redis is an answer like any other ([`ReplayRead::Unavailable`]): the requester decides when to ask
+//! again. If the connection is lost while replies arrive, it is opened again at once and each request is sent alone,
+//! so that only the request that caused the loss is reported as unavailable.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,17 +23,17 @@ use crate::redis::{Connector, Keys, RangeReply, RedisError};
 use crate::stop::Stop;
 use crate::{pulse, warn_limited};
 
-/// How often a waiting thread looks whether the daemon stops.
+/// How often a waiting thread checks whether the daemon stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
-/// How often requests that wait are looked through.
+/// How often waiting requests are checked.
 const WAITING_CHECK: Duration = Duration::from_millis(2);
-/// Large entries are read only while there is room for them. Clients that read nothing may take up all of it: then
-/// others get a large entry after this time, up to a bound that is never passed.
+/// Large entries are read only while there is room for them. Clients that do not read may occupy all of it; then
+/// others get a large entry after this time, up to a bound that is never exceeded.
 const LARGE_PATIENCE: Duration = Duration::from_secs(1);
 const HELD_PARTS_MAX: usize = 4;
 
-/// Whether a read may be made while so much is held.
+/// Whether a read may be made while `held` bytes are held.
 fn may_be_read(held: usize, plan: Plan, waited: Duration) -> bool {
     let is_small = plan.expected_bytes / plan.count.max(1) <= LARGE_BYTES;
     let room = if waited < LARGE_PATIENCE { HISTORY_HELD_MAX } else { HELD_PARTS_MAX * HISTORY_HELD_MAX };
@@ -42,21 +42,21 @@ fn may_be_read(held: usize, plan: Plan, waited: Duration) -> bool {
 
 /// The connection, queues and shared state that a replay thread is built from.
 pub struct ReplayParts {
-    /// Makes its connection.
+    /// Opens its connection.
     pub connector: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
     /// The requests of all delivery threads.
     pub requests: Receiver<ReplayRequest>,
-    /// Where the answers are decoded, by shard.
+    /// The transform threads that decode the answers, by shard.
     pub transforms: Vec<Sender<ReplayBatch>>,
-    /// Counts the bytes that are read and not sent yet.
+    /// Counts the bytes that were read and not sent yet.
     pub ledger: Arc<Ledger>,
     /// Where scans of long histories stood.
     pub checkpoints: Arc<Checkpoints>,
-    /// Where to count.
+    /// The metrics.
     pub registry: Arc<Registry>,
-    /// When to end.
+    /// Set when the thread is to end.
     pub stop: Stop,
 }
 
@@ -64,9 +64,9 @@ pub struct ReplayParts {
 pub struct Replay {
     parts: ReplayParts,
     pace: Pace,
-    /// Requests whose time has not come, the oldest first: at most one for each viewer.
+    /// Requests that wait for their turn, the oldest first: at most one for each viewer.
     waiting: VecDeque<Waiting>,
-    /// When they were looked through last.
+    /// When the waiting requests were last checked.
     looked_at: Instant,
 }
 
@@ -80,20 +80,20 @@ struct Waiting {
 #[derive(Default)]
 struct Trip {
     questions: Vec<Question>,
-    /// Bytes that they are expected to bring.
+    /// The number of bytes that they are expected to return.
     expected: usize,
 }
 
-/// Why a round trip brought nothing.
+/// Why a round trip returned nothing.
 enum Failure {
-    /// The connection was lost, or nothing came any more, while replies were awaited.
+    /// The connection was lost or stalled while replies were awaited.
     Cut(RedisError),
-    /// Redis cannot be asked now.
+    /// Redis cannot be reached at present.
     Outage,
 }
 
 impl Replay {
-    /// A thread that has not asked yet.
+    /// A thread that has not read anything yet.
     #[must_use]
     pub fn new(parts: ReplayParts) -> Self {
         Self { parts, pace: Pace::default(), waiting: VecDeque::new(), looked_at: Instant::now() }
@@ -123,7 +123,7 @@ impl Replay {
         trip.questions.len() < self.pace.requests_per_trip() && trip.expected < TRIP_BYTES_GOAL
     }
 
-    /// Adds the requests that were waiting and whose time has come.
+    /// Adds the waiting requests that can be served now.
     fn gather_waiting(&mut self, trip: &mut Trip, now: Instant) {
         if self.waiting.is_empty() || now.duration_since(self.looked_at) < WAITING_CHECK {
             return;
@@ -131,7 +131,7 @@ impl Replay {
         self.looked_at = now;
         for _ in 0..self.waiting.len() {
             if !self.has_room(trip) {
-                // Those that were not looked at come first next time.
+                // The requests that were not checked come first next time.
                 return;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -156,7 +156,7 @@ impl Replay {
         }
     }
 
-    /// Makes a request part of the round trip, unless something has to come first.
+    /// Adds a request to the round trip, unless it has to wait.
     fn admit(&mut self, mut waiting: Waiting, trip: &mut Trip, now: Instant) -> Option<Waiting> {
         let request = &mut waiting.request;
         match self.way(request, now) {
@@ -176,7 +176,7 @@ impl Replay {
         None
     }
 
-    /// Where a scan goes on.
+    /// Where a scan continues.
     fn way(&self, request: &ReplayRequest, now: Instant) -> Way {
         const END: Position = Position::whole(EntryId::MAX);
         let (from, target) = match &request.step {
@@ -226,7 +226,7 @@ impl Replay {
         }
     }
 
-    /// Serves what can be asked in one round trip; hands back what is to be asked alone.
+    /// Serves questions in one round trip; returns those that have to be sent alone.
     fn serve_together(&mut self, questions: Vec<Question>) -> Vec<Question> {
         match self.ask(&questions) {
             Ok(answers) => self.conclude_all(questions, answers),
@@ -246,7 +246,7 @@ impl Replay {
         }
     }
 
-    /// Serves one request in round trips of its own, with ever less in a reply until it comes.
+    /// Serves one request in round trips of its own, with smaller and smaller replies until one arrives.
     fn serve_alone(&mut self, request: ReplayRequest) {
         let mut request = request;
         loop {
@@ -275,7 +275,7 @@ impl Replay {
         }
     }
 
-    /// Makes a round trip, and does what its failure asks for.
+    /// Makes a round trip and handles its failure.
     fn ask(&mut self, questions: &[Question]) -> Result<Answers, Failure> {
         let now = Instant::now();
         let connector = &mut self.parts.connector;
@@ -293,7 +293,7 @@ impl Replay {
                 Ok(answers)
             }
             Err(Some(error @ (RedisError::Closed | RedisError::Io(_) | RedisError::Protocol(_)))) => {
-                // Whether Redis itself is away is found by connecting again.
+                // Opening a new connection shows whether Redis itself is down.
                 connector.close();
                 Err(Failure::Cut(error))
             }
@@ -310,7 +310,7 @@ impl Replay {
         }
     }
 
-    /// Hands all answers on; gives back the questions that have to be asked alone.
+    /// Passes on all answers; returns the questions that have to be sent alone.
     fn conclude_all(&mut self, questions: Vec<Question>, answers: Answers) -> Vec<Question> {
         let mut starved = Vec::new();
         let mut ranges = answers.ranges.into_iter();
@@ -344,7 +344,7 @@ impl Replay {
         self.pace.found(&question.request.stream, seen, Instant::now());
     }
 
-    /// Counts what was read and hands it on.
+    /// Counts the result of a read and passes it on.
     fn conclude(&self, question: Question, read: ReplayRead) {
         let counters = self.parts.registry.counters();
         counters.replay_reads.add(1);
@@ -356,7 +356,7 @@ impl Replay {
         self.hand_over(batch);
     }
 
-    /// Waits for room: `transform` never waits for a replay thread, so room comes.
+    /// Waits for room: `transform` never waits for a replay thread, so there will be room.
     fn hand_over(&self, batch: ReplayBatch) {
         let transform = &self.parts.transforms[shard(&batch.request.stream, self.parts.transforms.len())];
         let mut batch = batch;

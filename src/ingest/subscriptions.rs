@@ -1,5 +1,5 @@
-//! The streams of one reader: which it reads, from where, which have news, and what it still has to acknowledge.
-//! No I/O.
+//! The streams of one reader: which it reads, from which position, which have news, and what it still has to
+//! acknowledge. No I/O.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use crate::config::Ack;
 use crate::message::LiveRef;
 use crate::model::{AckWatermark, Entry, EntryId, StreamName};
 
-/// A stream from which entries were removed is counted exactly again after so long: single entries that were deleted
-/// unread would make its count of what it has passed too low.
+/// How soon a stream from which entries were removed is counted exactly again: single entries that were deleted
+/// unread would make its count of passed entries too low.
 const RECOUNTED: Duration = Duration::from_secs(1);
 
 /// A stream's key in Redis.
 pub(super) type Key = Arc<[u8]>;
 
-/// One stream that is read.
+/// One stream that the reader reads.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) stream: StreamName,
@@ -29,21 +29,21 @@ pub(super) struct Subscription {
     pub(super) transform: usize,
     /// The newest entry that was passed on.
     pub(super) cursor: EntryId,
-    /// How many entries were ever added up to the cursor, where that is known.
+    /// How many entries were ever added up to the cursor, if that is known.
     pub(super) ordinal: Option<u64>,
     pub(super) watermark: Arc<AckWatermark>,
-    /// The position of the group in Redis, as far as nobody else moves it.
+    /// The position of the group in Redis, provided that nobody else moves it.
     acknowledged: EntryId,
-    /// The size of its entries, as far as it is known.
+    /// The size of its entries, if it is known.
     pub(super) size: Size,
-    /// How the next read counts it.
+    /// How the next read counts the stream.
     method: Method,
-    /// How many entries there were when everything was read.
+    /// How many entries the stream had when everything was read.
     length: Option<u64>,
     counted_at: Option<Instant>,
-    /// Whether it is among the streams with news.
+    /// Whether the stream is in the list of those with news.
     has_news: bool,
-    /// Whether it is among the streams with something unacknowledged.
+    /// Whether the stream is in the list of those with pending acknowledgements.
     is_pending: bool,
     read_at: Instant,
 }
@@ -75,18 +75,18 @@ impl Subscription {
         }
     }
 
-    /// Whether it is what was started as `live` of `stream`. Each transform thread counts its own streams, so that
-    /// only both together are a name.
+    /// Whether this is the subscription that was started as `live` of `stream`. Each transform thread numbers its own
+    /// streams, so only both together identify one.
     pub(super) fn is(&self, stream: &StreamName, live: LiveRef) -> bool {
         self.live == live && self.stream == *stream
     }
 
-    /// How the next read counts it.
+    /// How the next read counts the stream.
     pub(super) fn method(&self) -> Method {
         self.method
     }
 
-    /// Judges what a read has brought, and decides how the next one counts.
+    /// Judges the result of a read, and decides how the next read counts the stream.
     pub(super) fn judge(&mut self, count: &Count, brought: Brought, now: Instant) -> Verdict {
         match count.judge((self.cursor, self.ordinal), brought) {
             Verdict::Whole(ordinal) => {
@@ -94,7 +94,7 @@ impl Subscription {
                 Verdict::Whole(ordinal)
             }
             Verdict::Unproven => match self.method {
-                // An empty stream has no entries that XINFO STREAM could send along.
+                // XINFO STREAM of an empty stream transfers no entries.
                 _ if self.size.is_small() || count.length() == 0 => self.count_again(Method::Info),
                 Method::Length => self.count_again(Method::Groups),
                 Method::Groups if !self.size.is_large() => self.count_again(Method::Info),
@@ -140,25 +140,25 @@ impl Subscription {
         }
     }
 
-    /// Where its group is to stand now.
+    /// The position to which its group should be set now.
     pub(super) fn position(&self, ack: Ack) -> EntryId {
         match ack {
             Ack::None => self.cursor,
             Ack::Written => {
-                // Without anybody attached, everything was handed to history.
+                // If no delivery thread is attached, everything was handed over to history.
                 let written = self.watermark.everybody().unwrap_or(self.cursor);
                 written.min(self.cursor).max(self.acknowledged)
             }
         }
     }
 
-    /// Whether its group stands where it was read to.
+    /// Whether its group has reached the cursor.
     pub(super) fn is_acknowledged(&self) -> bool {
         self.acknowledged >= self.cursor
     }
 }
 
-/// A stream's place among a reader's streams, until it is taken out.
+/// The index of a stream among a reader's streams, until the stream is removed.
 pub(super) type Place = usize;
 
 /// All streams of a reader.
@@ -166,12 +166,12 @@ pub(super) type Place = usize;
 pub(super) struct Subscriptions {
     all: Slab<Subscription>,
     by_key: HashMap<Key, Place>,
-    /// Streams with news, in the order in which these came; some of them may have been taken out since.
+    /// Streams with news, oldest news first; some of them may have been removed since.
     news: VecDeque<Place>,
-    /// Streams with something unacknowledged, in the order in which they are looked at; some may have been taken
-    /// out since.
+    /// Streams with pending acknowledgements, in the order in which they are checked; some may have been removed
+    /// since.
     pending: VecDeque<(Place, LiveRef)>,
-    /// How many of them are still to be looked at.
+    /// How many of them are still to be checked.
     to_acknowledge: usize,
     /// The place at which the next sweep begins.
     sweep_at: Place,
@@ -187,18 +187,18 @@ impl Subscriptions {
         if let Some(former) = self.by_key.insert(key, place) {
             self.all.remove(former);
         }
-        // No notification tells of entries that came after its seam and before now.
+        // No push reports entries that arrived after its seam and before now.
         self.note(place);
     }
 
-    /// A stream has news; whether it is one of these.
+    /// Records that a stream has news. Returns whether it is one of the reader's streams.
     pub(super) fn note_news(&mut self, key: &[u8]) -> bool {
         let Some(&place) = self.by_key.get(key) else { return false };
         self.note(place);
         true
     }
 
-    /// The stream at a place has news.
+    /// Records that the stream at a place has news.
     pub(super) fn note(&mut self, place: Place) {
         if let Some(found) = self.all.get_mut(place)
             && !std::mem::replace(&mut found.has_news, true)
@@ -207,7 +207,7 @@ impl Subscriptions {
         }
     }
 
-    /// Every stream may have news.
+    /// Records that every stream may have news.
     pub(super) fn note_all_news(&mut self) {
         for (place, found) in &mut self.all {
             if !std::mem::replace(&mut found.has_news, true) {
@@ -216,7 +216,8 @@ impl Subscriptions {
         }
     }
 
-    /// The next share of the streams, one in `shares`, may have news as far as they have not been read since `since`.
+    /// Marks the next share of the streams, one in `shares`, as possibly having news, except those read since
+    /// `since`.
     pub(super) fn sweep(&mut self, shares: usize, since: Instant) {
         let places = self.all.capacity();
         let from = if self.sweep_at < places { self.sweep_at } else { 0 };
@@ -228,7 +229,7 @@ impl Subscriptions {
         }
     }
 
-    /// Streams that were taken out of those with news and could not be read yet have news before all others.
+    /// Puts back streams that could not be read yet: they come before all others with news.
     pub(super) fn put_back(&mut self, places: impl DoubleEndedIterator<Item = Place>) {
         for place in places.rev() {
             if let Some(found) = self.all.get_mut(place)
@@ -243,13 +244,13 @@ impl Subscriptions {
         !self.news.is_empty()
     }
 
-    /// Takes out the streams that have had news for longest, at most `max`.
+    /// Removes and returns at most `max` streams from the list of those with news, oldest news first.
     pub(super) fn take_news(&mut self, max: usize) -> Vec<Place> {
         let mut places = Vec::with_capacity(max.min(self.news.len()));
         while places.len() < max
             && let Some(place) = self.news.pop_front()
         {
-            // A place that was taken out and given anew is among the news a second time.
+            // A place that was freed and reused is in the list of news twice.
             if self.all.get_mut(place).is_some_and(|found| std::mem::take(&mut found.has_news)) {
                 places.push(place);
             }
@@ -257,7 +258,7 @@ impl Subscriptions {
         places
     }
 
-    /// Takes a stream out if it is still the one that was started as `live`; its group lingers.
+    /// Removes a stream if it is still the one that was started as `live`; its group is kept for a while.
     pub(super) fn remove(
         &mut self,
         key: &[u8],
@@ -268,7 +269,7 @@ impl Subscriptions {
         (self.all.get(place)?.live == live).then(|| self.take(place, linger_until))?
     }
 
-    /// Takes the stream at a place out; its group lingers.
+    /// Removes the stream at a place; its group is kept for a while.
     pub(super) fn take(&mut self, place: Place, linger_until: Instant) -> Option<Subscription> {
         let subscription = self.all.try_remove(place)?;
         self.by_key.remove(&subscription.key);
@@ -276,7 +277,7 @@ impl Subscriptions {
         Some(subscription)
     }
 
-    /// Takes all streams out; their groups linger.
+    /// Removes all streams; their groups are kept for a while.
     pub(super) fn remove_all(&mut self, linger_until: Instant) -> Vec<Subscription> {
         self.news.clear();
         self.by_key.clear();
@@ -298,14 +299,15 @@ impl Subscriptions {
         due
     }
 
-    /// A group that could not be removed is tried again at `at`, unless its stream is read again.
+    /// Schedules a group that could not be removed for another attempt at `at`, unless its stream is read again.
     pub(super) fn linger(&mut self, stream: StreamName, key: &[u8], at: Instant) {
         if !self.by_key.contains_key(key) {
             self.lingering.insert(stream, at);
         }
     }
 
-    /// Takes a batch of a stream in, if there is anything; where it goes. Entries at or below the cursor are dropped.
+    /// Takes a batch of a stream in and returns the transform thread it goes to, if there is anything to pass on.
+    /// Entries at or below the cursor are dropped.
     pub(super) fn advance(
         &mut self,
         place: Place,
@@ -320,25 +322,25 @@ impl Subscriptions {
         Some((found.transform, found.live))
     }
 
-    /// The group of the stream at a place stands at `position` now; whether it stood elsewhere.
+    /// Records that the group of the stream at a place is at `position` now. Returns whether it was elsewhere before.
     pub(super) fn acknowledged(&mut self, place: Place, position: EntryId) -> bool {
         let before =
             self.all.get_mut(place).map(|found| std::mem::replace(&mut found.acknowledged, position));
         before.is_some_and(|before| before != position)
     }
 
-    /// Every stream with something unacknowledged is to be looked at once from here on; how many there are.
+    /// Schedules one check of every stream with pending acknowledgements. Returns how many there are.
     pub(super) fn begin_acknowledging(&mut self) -> usize {
         self.to_acknowledge = self.pending.len();
         self.to_acknowledge
     }
 
-    /// How many streams are left to be looked at.
+    /// How many streams are left to be checked.
     pub(super) fn acknowledgements_left(&self) -> usize {
         self.to_acknowledge
     }
 
-    /// Whether streams are left to be looked at.
+    /// Whether streams are left to be checked.
     pub(super) fn is_acknowledging(&self) -> bool {
         self.to_acknowledge > 0
     }
@@ -348,8 +350,8 @@ impl Subscriptions {
         !self.pending.is_empty()
     }
 
-    /// The next stream whose group is to stand elsewhere, among those that are to be looked at, and where. It stays
-    /// among them until Redis has said that its group [stands there](Self::acknowledged).
+    /// The next stream among those to be checked whose group has to move, and its new position. The stream stays in
+    /// the list until Redis has confirmed [the position](Self::acknowledged).
     pub(super) fn next_acknowledgement(&mut self, ack: Ack) -> Option<(Place, EntryId)> {
         while self.to_acknowledge > 0
             && let Some((place, live)) = self.pending.pop_front()

@@ -79,7 +79,7 @@ fn news_are_taken_once_and_in_turn() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let places = ["a", "b", "c"].map(|key| inserted(&mut all, key, now));
-    assert!(all.has_news(), "what came before a stream was started was told to nobody");
+    assert!(all.has_news(), "no push reports entries from before the start");
     assert_eq!(all.take_news(9), places);
     assert!(all.note_news(b"b") && all.note_news(b"a") && all.note_news(b"b") && !all.note_news(b"x"));
     assert_eq!(all.take_news(1), [places[1]]);
@@ -169,7 +169,7 @@ fn what_is_not_written_is_not_acknowledged() {
         found.map(|position| all.acknowledged(a, position));
         assert!(all.has_unacked() && !all.is_acknowledging());
     }
-    // A thread that joins further back takes nothing back.
+    // A delivery thread that attaches further back does not move the position back.
     all.all[a].watermark.attach(1, EntryId::new(1, 0));
     assert_eq!(all.all[a].position(Ack::Written), EntryId::new(2, 0));
     assert_eq!(all.all[a].position(Ack::None), EntryId::new(3, 0), "as far as was read");

@@ -1,36 +1,37 @@
-//! Whether a reader is told which of its streams have news, or blocks on all of them. Pure.
+//! Decides whether a reader lets Redis push which of its streams have news, or blocks on all of them. Pure.
 //!
-//! Redis itself tells (`CLIENT TRACKING ON BCAST`): the names of all changed keys under the streams' prefix,
-//! once for each turn of its event loop. Blocking costs Redis by the streams that are read, being told by those
-//! that are written; it takes one more round trip. So a reader with few streams blocks and one with many is told.
+//! With `CLIENT TRACKING ON BCAST`, Redis pushes the names of all changed keys under the streams' prefix, once per
+//! turn of its event loop. The cost of blocking grows with the number of streams that are read, the cost of tracking
+//! with the number of writes, and tracking takes one more round trip. So a reader with few streams blocks, and a
+//! reader with many tracks.
 //!
-//! A notification is only a hint: a sweep over the silent streams finds news that were not told, and dead connections.
-//! Other instances' streams are told too. Where those outweigh the reader's own by far, it goes back to
-//! blocking for a while.
+//! A push is only a hint: a sweep over the silent streams finds news that were not pushed, and dead connections.
+//! Redis also pushes the names of other instances' streams. If they outnumber the reader's own by far, the reader
+//! blocks for a while instead.
 
 use std::time::{Duration, Instant};
 
-/// From so many streams on a reader is told; with half as many it blocks again.
+/// The number of streams from which a reader tracks; with half as many it blocks again.
 const TRACKED_STREAMS_MIN: usize = 16;
-/// How often some streams are looked at of which nothing was told.
+/// How often a share of the silent streams is checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-/// A sweep looks at one stream in so many: at all of them within two seconds, and never at many at once.
+/// A sweep checks one stream in this many: all of them within two seconds, and never many at once.
 pub(super) const SWEEPS_PER_ROUND: usize = 10;
-/// A stream that was read so lately is passed over: whatever comes will be told, or found by a later sweep.
+/// A sweep skips a stream that was read within this time: a push or a later sweep will find its news.
 pub(super) const SWEPT_SILENCE: Duration = Duration::from_secs(2);
-/// How often what was told is judged.
+/// How often the share of foreign names is judged.
 const JUDGED_INTERVAL: Duration = Duration::from_secs(2);
-/// Foreign names for each own one that are too many,
+/// The number of foreign names per own name that is too high,
 const FOREIGN_PER_OWN_MAX: u64 = 64;
-/// where they are at least so many between two judgements.
+/// provided that there were this many between two judgements.
 const FOREIGN_MIN: u64 = 10_000;
-/// How long a reader blocks that was told too much, or was refused to be told.
+/// How long a reader blocks after it received too many foreign names, or after Redis refused tracking.
 const REST: Duration = Duration::from_secs(60);
 
-/// On which connection a reader is told, and how many own and foreign names it was told.
+/// The connection on which a reader tracks, and how many own and foreign names were pushed.
 #[derive(Debug, Default)]
 pub(super) struct Tracking {
-    /// The connection on which it is told.
+    /// The connection on which tracking is on.
     connection: Option<u64>,
     rest_until: Option<Instant>,
     swept_at: Option<Instant>,
@@ -40,38 +41,38 @@ pub(super) struct Tracking {
 }
 
 impl Tracking {
-    /// Whether the reader is told on this connection.
+    /// Whether tracking is on for this connection.
     pub(super) fn is_on(&self, connection: u64) -> bool {
         self.connection == Some(connection)
     }
 
-    /// Whether it should be, with so many streams.
+    /// Whether it should be on, with this many streams.
     pub(super) fn is_wanted(&self, connection: u64, streams: usize, now: Instant) -> bool {
         let enough = if self.is_on(connection) { TRACKED_STREAMS_MIN / 2 } else { TRACKED_STREAMS_MIN };
         streams >= enough && self.may_be(now)
     }
 
-    /// Whether it may be, however few its streams are.
+    /// Whether it may be on, however few streams there are.
     pub(super) fn may_be(&self, now: Instant) -> bool {
         self.rest_until.is_none_or(|until| until <= now)
     }
 
-    /// It is told from now on, but not of earlier changes.
+    /// Tracking is on from now on; earlier changes were not pushed.
     pub(super) fn begin(&mut self, connection: u64) {
         *self = Self { connection: Some(connection), ..Self::default() };
     }
 
-    /// It is told no more.
+    /// Tracking is off.
     pub(super) fn end(&mut self) {
         self.connection = None;
     }
 
-    /// It cannot be told, or is told too much.
+    /// Turns tracking off for a while: Redis refuses it, or pushes too many foreign names.
     pub(super) fn rest(&mut self, now: Instant) {
         self.rest_until = Some(now + REST);
     }
 
-    /// A name was told.
+    /// Counts a name that was pushed.
     pub(super) fn count(&mut self, is_own: bool) {
         let counter = if is_own { &mut self.own } else { &mut self.foreign };
         *counter += 1;
@@ -87,7 +88,7 @@ impl Tracking {
         is_due
     }
 
-    /// Judges what was told since the last time.
+    /// Judges the names that were pushed since the last judgement.
     fn judge(&mut self, now: Instant) {
         if now.duration_since(*self.judged_at.get_or_insert(now)) < JUDGED_INTERVAL {
             return;
@@ -110,7 +111,7 @@ mod tests {
         assert!(!tracking.is_wanted(1, TRACKED_STREAMS_MIN - 1, now));
         assert!(tracking.is_wanted(1, TRACKED_STREAMS_MIN, now));
         tracking.begin(1);
-        assert!(tracking.is_on(1) && !tracking.is_on(2), "another connection is not told");
+        assert!(tracking.is_on(1) && !tracking.is_on(2), "another connection is not tracked");
         assert!(tracking.is_wanted(1, TRACKED_STREAMS_MIN / 2, now));
         assert!(!tracking.is_wanted(1, TRACKED_STREAMS_MIN / 2 - 1, now));
         tracking.rest(now);

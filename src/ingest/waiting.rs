@@ -1,4 +1,4 @@
-//! How a reader learns which streams have news: told by Redis, or woken from a read that blocks.
+//! How a reader learns which streams have news: Redis pushes their names, or wakes the reader from a blocking read.
 
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,17 @@ use super::reading::ReadEnd;
 use crate::redis::{Changed, Link, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
-/// So many streams are read along with the block that waits for news of them; of more, those that had news are read
-/// afterwards.
+/// Up to this many streams are read together with the blocking read that waits for news; of more streams, those with
+/// news are read afterwards.
 const READ_ALONG_MAX: usize = 16;
-/// How often a reader looks that can neither be told nor woken.
+/// How often a reader polls that can neither track nor be woken.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A wake stream that was of no use is tried again after this.
+/// How long to wait before trying a wake stream again that did not work.
 const UNWAKEABLE: Duration = Duration::from_secs(10);
 
 impl Reader {
-    /// Whether the reader is told which streams have news on the present connection. That begins and ends here.
+    /// Whether Redis pushes news of streams on the current connection. Turns tracking on and off.
     pub(super) fn is_tracking(&mut self, now: Instant) -> Result<bool, RedisError> {
         let connection = self.parts.connector.generation();
         let is_on = self.tracking.is_on(connection);
@@ -49,14 +49,14 @@ impl Reader {
         Ok(is_wanted)
     }
 
-    /// Takes what the connection has told by itself.
+    /// Receives the pushes on the connection.
     pub(super) fn receive_pushes(&mut self) -> Result<(), RedisError> {
         let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
         link.try_receive()?;
         self.note_pushes()
     }
 
-    /// Notes what was told and is taken off the socket already.
+    /// Records the pushes that are already off the socket.
     pub(super) fn note_pushes(&mut self) -> Result<(), RedisError> {
         while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {
             match push.changed()? {
@@ -73,15 +73,15 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether it can wait in a read that blocks: not where nothing could wake it, and not where that would have
-    /// large entries sent twice.
+    /// Whether the reader can wait in a blocking read: not if nothing could wake it, and not if large entries would
+    /// be sent twice.
     fn can_block(&self, now: Instant) -> bool {
         let can_be_woken = self.unwakeable_until.is_none_or(|until| until <= now);
         can_be_woken && !self.subscriptions.has_large() && !self.budget.is_wary(now)
     }
 
-    /// Waits for news of any stream or a command, in a read that blocks. Its reply only says that there are news: the
-    /// streams are read by the transaction behind it, which Redis works off in the same turn.
+    /// Waits for news of any stream or for a command in a blocking read. Its reply only shows that there are news:
+    /// the transaction behind it, which Redis executes in the same turn, reads the streams.
     pub(super) fn block(&mut self, block: Duration) -> Result<ReadEnd, RedisError> {
         let now = Instant::now();
         if !self.can_block(now) {
@@ -104,7 +104,7 @@ impl Reader {
         }
     }
 
-    /// Adds the read that blocks. It reads beside the group, so that nothing is taken out of it.
+    /// Adds the blocking read. It does not use the group, so it consumes nothing from it.
     fn add_block(&mut self, block: Duration) {
         let Self { pipeline, subscriptions, wake_key, wake_cursor, .. } = self;
         let mut command = pipeline.command("XREAD", 5 + 2 * (subscriptions.len() + 1));
@@ -120,11 +120,11 @@ impl Reader {
         }
     }
 
-    /// A read that blocks has come back.
+    /// Handles the reply to a blocking read.
     fn note_woken(&mut self, reply: &Reply, notes_news: bool) -> Result<(), RedisError> {
         if let Some(error) = reply.error() {
             return match error.kind() {
-                // It does not say which key it is. Those of streams are found by reading them.
+                // The error does not name the key. If it is a stream's, reading the streams finds it.
                 ServerErrorKind::WrongType => {
                     self.subscriptions.note_all_news();
                     self.look_at_wake_key()
@@ -150,15 +150,15 @@ impl Reader {
         Ok(())
     }
 
-    /// The wake stream is of no use for a while: the reader has itself told, or looks for itself.
+    /// Stops using the wake stream for a while: the reader tracks, or polls.
     fn give_up_waking(&mut self, error: &RedisError) {
         let key = self.parts.keys.wake(self.parts.index);
         warn_limited!(%error, key, "a reader cannot be woken by its stream and finds new viewers later; delete the key");
         self.unwakeable_until = Some(Instant::now() + UNWAKEABLE);
     }
 
-    /// Makes the trip and waits for all replies, interrupting the block when a command comes in. None are returned
-    /// when the daemon stops meanwhile.
+    /// Makes the round trip and waits for all replies, interrupting the blocking read when a command arrives. Returns
+    /// no replies if the daemon stops meanwhile.
     pub(super) fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
         let replies = self.exchange(block);
         if replies.as_ref().is_err_and(|error| !matches!(error, RedisError::Server(_))) {
@@ -177,7 +177,7 @@ impl Reader {
         let mut woken = block.is_none();
         let mut read_ahead = 0;
         let mut replies = Vec::with_capacity(self.pipeline.len());
-        // Looking at once would be in vain: Redis has yet to be woken.
+        // An immediate check would find nothing: Redis has yet to wake.
         if may_sleep && block.is_none() {
             self.wait(Instant::now() + STOP_CHECK)?;
         }
@@ -194,7 +194,7 @@ impl Reader {
             if link.read_ahead_bytes() > REPLY_BYTES_MAX {
                 return Err(RedisError::TooLarge(REPLY_BYTES_MAX));
             }
-            // A large reply may take its time as long as it is under way.
+            // A large reply may take longer as long as it makes progress.
             if replies.len() > had || link.read_ahead_bytes() != read_ahead {
                 read_ahead = link.read_ahead_bytes();
                 deadline = deadline.max(now + timeout);
@@ -207,7 +207,7 @@ impl Reader {
                 self.interrupt();
             }
             if self.parts.stop.requested() {
-                // The replies will not be waited for: the connection is of no more use.
+                // Nobody will wait for the replies, so the connection cannot be used any more.
                 self.parts.connector.close();
                 return Ok(Vec::new());
             }
@@ -215,7 +215,7 @@ impl Reader {
         }
     }
 
-    /// Writes the wake stream, so that the blocked read comes back. Where that fails the block ends by itself.
+    /// Writes to the wake stream, so that the blocking read returns. If that fails, the block times out.
     fn interrupt(&mut self) {
         let wake = self.parts.keys.wake(self.parts.index);
         let command = cmd("XADD").arg(wake).arg(&["MAXLEN", "1", "*", "wake", "1"]).take();
