@@ -1,18 +1,18 @@
-//! State that one thread owns, and on which another may do that thread's work while it sleeps.
+//! State that one thread owns and that another thread may work on while the owner sleeps.
 //!
-//! Waking a sleeping thread costs more than a few tokens' work: a system call, an interrupt to another core and a
-//! cold cache. So a thread that has little to hand on takes a turn at the next stage itself, if that stage is free,
-//! through its queue's [`InlineStage`](crate::queue::InlineStage); else it sends as usual.
+//! Waking a sleeping thread costs more than processing a few tokens: a system call, an interrupt to another core and
+//! a cold cache. So a thread with little to hand on runs the next stage itself if that stage is free, through its
+//! queue's [`InlineStage`](crate::queue::InlineStage); otherwise it sends to the queue.
 //!
-//! INVARIANT: only the owner waits for its turn. Everybody else takes it if it is free or goes another way, so
-//! that turns within turns cannot block one another.
+//! INVARIANT: only the owner waits for its turn. Every other thread takes the turn if it is free and uses the queue
+//! if not, so nested turns cannot block one another.
 
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-/// The state; clones share it.
+/// The shared state; clones share it.
 pub struct SharedStage<S>(Arc<Mutex<Option<S>>>);
 
 impl<S> fmt::Debug for SharedStage<S> {
@@ -27,29 +27,29 @@ impl<S> Clone for SharedStage<S> {
     }
 }
 
-/// Lasts as long as a turn.
+/// Exclusive access to the state for the duration of a turn.
 pub type Turn<'a, S> = MappedMutexGuard<'a, S>;
 
 impl<S> SharedStage<S> {
-    /// Shares out a state.
+    /// Makes a state shareable.
     #[must_use]
     pub fn new(state: S) -> Self {
         Self(Arc::new(Mutex::new(Some(state))))
     }
 
-    /// The owner's turn, waited for; `None` once it is over.
+    /// Waits for the owner's turn; `None` once the stage has ended.
     #[must_use]
     pub fn own(&self) -> Option<Turn<'_, S>> {
         MutexGuard::try_map(self.0.lock(), Option::as_mut).ok()
     }
 
-    /// Somebody else's turn, unless it is not free now or over.
+    /// Takes a turn for another thread, unless the stage is busy or has ended.
     #[must_use]
     pub fn if_free(&self) -> Option<Turn<'_, S>> {
         MutexGuard::try_map(self.0.try_lock()?, Option::as_mut).ok()
     }
 
-    /// Ends it: nobody has a turn any more, and the owner has its state back.
+    /// Ends the stage and returns the state to the owner: nobody gets a turn any more.
     #[must_use]
     pub fn end(&self) -> Option<S> {
         self.0.lock().take()

@@ -1,4 +1,4 @@
-//! A transform thread's findings that concern other threads: dead letters, and the ends of generations.
+//! The findings of a transform thread that concern other threads: dead letters, and the ends of generations.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::observe::{Recorder, Registry, Stage};
 use crate::queue::Sender;
 use crate::warn_limited;
 
-/// Dead letters that are remembered as reported, so that several viewers of a stream report one.
+/// How many dead letters are remembered as reported, so that several viewers of a stream report one only once.
 const REPORTED_MAX: usize = 4096;
 
-/// Dead letters that were reported a short while ago.
+/// Dead letters that were reported recently.
 #[derive(Default)]
 pub(super) struct Reported {
     known: HashSet<(StreamName, EntryId)>,
@@ -27,7 +27,7 @@ pub(super) struct Reported {
 }
 
 impl Reported {
-    /// Whether it was not reported yet; it is from now on.
+    /// Records a dead letter as reported. Returns whether it is new.
     fn insert(&mut self, stream: &StreamName, id: EntryId) -> bool {
         let key = (stream.clone(), id);
         if !self.known.insert(key.clone()) {
@@ -47,13 +47,14 @@ impl Reported {
     }
 }
 
-/// Counts what is not delivered, and reports dead letters.
+/// Counts entries that are not delivered, and reports dead letters.
 pub(super) struct DeadLetters<'a> {
     pub(super) registry: &'a Registry,
     pub(super) letters: &'a Sender<DeadLetter>,
     pub(super) reported: &'a mut Reported,
     pub(super) context: &'a DecodeContext,
-    /// Whether a dead letter found no room. Then what was read must not be passed on: it is read again later.
+    /// Whether there was no room for a dead letter. Then the entries read must not be passed on: they are read again
+    /// later.
     pub(super) is_full: bool,
 }
 
@@ -76,7 +77,7 @@ impl DeadLetters<'_> {
             return;
         }
         let (reason, message) = (flaw.reason(), flaw.message(&entry.fields, &self.context.names));
-        // A copy: it may wait for long, and a slice would keep the whole reply.
+        // A copy, because the letter may wait for long and a slice would keep the whole reply in memory.
         let entry = Entry { id: entry.id, fields: entry.fields.detached() };
         let (id, end_sent) = (entry.id, message.clone());
         let letter = DeadLetter { stream: stream.clone(), entry, reason, message: message.into() };
@@ -92,16 +93,16 @@ impl DeadLetters<'_> {
     }
 }
 
-/// The same for history, and asks for the ends that no entry says.
+/// Counts and reports the same for history reads, and requests ends for generations that no entry ends.
 pub(super) struct HistoryObserver<'a> {
     pub(super) letters: DeadLetters<'a>,
     pub(super) remembered: &'a mut Remembered,
     pub(super) ends: &'a Sender<EndGeneration>,
-    /// The transform thread that is to be answered.
+    /// The transform thread that gets the answer.
     pub(super) transform: usize,
     /// Now, µs since 1970 by this host's clock.
     pub(super) now_us: u64,
-    /// Where scans leave checkpoints, and whose scan it is.
+    /// The store of scan checkpoints, and the job whose scan this is.
     pub(super) scans: (&'a Checkpoints, JobRef),
 }
 
@@ -124,7 +125,7 @@ impl ReplayObserver for HistoryObserver<'_> {
         }
         let Some(data) = end_entry(state) else { return };
         let (stream, kind, transform) = (stream.clone(), EndKind::Grace, self.transform);
-        // With no room for it, the next look asks again.
+        // If there is no room, the next check asks again.
         let _ = self.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
     }
 
@@ -149,15 +150,15 @@ impl ReplayObserver for HistoryObserver<'_> {
     }
 }
 
-/// Tells of generations that are over, so that it can be judged whether anybody has acknowledged them.
+/// Reports generations that are over to the recorder, which judges whether a client has acknowledged them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EndWatch {
-    /// In which time after the end that has to be, µs; `None`: nobody has to.
+    /// How long after the end a client has to acknowledge it, in µs; `None`: no client has to.
     pub(super) after_us: Option<u64>,
 }
 
 impl EndWatch {
-    /// Frames that came live: whatever their ids say, they end now.
+    /// Reports the ends among live frames: they end now, whatever their ids say.
     pub(super) fn saw_live(
         self,
         frames: &[Arc<Frame>],
@@ -169,7 +170,7 @@ impl EndWatch {
         }
     }
 
-    /// Frames from history: what ended so long ago that it was to be acknowledged before is old, and nobody's matter.
+    /// Reports the ends among frames from history. Skips a generation whose deadline for acknowledgement is over.
     pub(super) fn saw_history(
         self,
         outcome: &ReplayOutcome,

@@ -1,16 +1,16 @@
-//! Whether a reader of history has missed something: what was trimmed, a stream begun anew, an older end of it
-//! after a failover. Pure.
+//! Whether a reader of history has missed something: trimmed entries, a stream that was recreated, or an older end of
+//! it after a failover. Pure.
 //!
-//! Redis does not keep what it removed, so this is read off the stream's counters: how many entries
-//! were ever added and how many are left tell how many lay before the oldest one, and a reader that knows
-//! how many it has passed itself (`ordinal`) knows whether those are the same. Without the counters (before
-//! Redis 7) the ids alone have to do.
+//! Redis does not keep what it removed, so this is derived from the stream's counters. How many entries were ever
+//! added and how many are left show how many lay before the oldest one. A reader that counts the entries it has
+//! passed (`ordinal`) can tell whether it has passed all of those. Before Redis 7 there are no counters, and only the
+//! ids can be compared.
 
 use crate::message::{Cursor, HistoryGap, KeyFacts};
 use crate::model::{EntryId, Position, StreamState};
 
-/// How many entries were added before the oldest one that is left, where that can be told: not when
-/// single entries were deleted behind it, because those are missing from the count too.
+/// How many entries were added before the oldest one that is left, if that is known. It is not known if single
+/// entries were deleted after the oldest one, because the counters then count them as well.
 #[must_use]
 pub fn before_first(facts: &KeyFacts) -> Option<u64> {
     let removed = facts.added?.checked_sub(facts.length)?;
@@ -26,7 +26,7 @@ pub fn beginning(facts: &KeyFacts) -> StreamState {
     StreamState { blind: ordinal.is_some_and(|removed| removed > 0), ordinal, ..StreamState::default() }
 }
 
-/// The gap in front of a reader that stands at `cursor`, if any, and the cursor from which it reads on.
+/// The gap that a reader at `cursor` has to report, if any, and the cursor from which it continues.
 #[must_use]
 pub fn check(facts: &KeyFacts, cursor: Cursor) -> (Option<HistoryGap>, Cursor) {
     let after = cursor.position;
@@ -47,7 +47,7 @@ fn check_before_first(facts: &KeyFacts, cursor: Cursor, first: EntryId) -> (Opti
     let untouched = removed == Some(0) && facts.max_deleted.is_none();
     let fresh = Cursor { position: after, state: beginning(facts) };
     if untouched {
-        // Nothing lies before the first entry: a new viewer has everything, any other saw another stream.
+        // Nothing was removed before the first entry: a new viewer has everything, any other has seen another stream.
         let gap = (after != Position::ZERO).then_some(HistoryGap::Recreated { after, next: first });
         return (gap, fresh);
     }
@@ -57,13 +57,13 @@ fn check_before_first(facts: &KeyFacts, cursor: Cursor, first: EntryId) -> (Opti
         (Some(gone), _) if after == Position::ZERO => (Some(trimmed(Some(gone))), fresh),
         (Some(gone), Some(passed)) if gone == passed => (None, cursor),
         (Some(gone), Some(passed)) => (Some(trimmed(gone.checked_sub(passed))), blind),
-        // A single entry deleted behind the first is nothing that a new viewer could miss.
+        // A new viewer cannot miss a single entry that was deleted behind the first one.
         (None, _) if after == Position::ZERO && removed.is_none_or(|removed| removed <= 1) => (None, fresh),
         _ => (Some(trimmed(None)), blind),
     }
 }
 
-/// Nothing is left of the stream but its newest id.
+/// The check of an empty stream, of which only the newest id is left.
 fn check_empty(facts: &KeyFacts, cursor: Cursor) -> (Option<HistoryGap>, Cursor) {
     let after = cursor.position;
     if after.id == facts.last_generated && after.covers_entry() {
@@ -117,9 +117,9 @@ mod tests {
         let (gap, cursor) = check(&facts(6, 9, 4, 9), at(3, Some(3)));
         let (after, next) = (at(3, None).position, Some(EntryId::new(6, 0)));
         assert_eq!(gap, Some(HistoryGap::Trimmed { after, next, id: None, lost: Some(2) }));
-        // The removed entries may have been the end of a generation and the beginning of the next.
+        // The removed entries may include the end of a generation and the beginning of the next one.
         assert_eq!(cursor.state, StreamState { blind: true, ordinal: Some(5), ..StreamState::default() });
-        // Trimmed up to what it has: nothing is lost.
+        // The stream was trimmed up to the reader's position: nothing is lost.
         assert_eq!(check(&facts(4, 9, 6, 9), at(3, Some(3))).0, None);
         // Without an ordinal, the number of lost entries is unknown.
         let gap = check(&facts(4, 9, 6, 9), at(3, None)).0;
@@ -135,7 +135,7 @@ mod tests {
         let after = at(3, None).position;
         assert_eq!(gap, Some(HistoryGap::Recreated { after, next: EntryId::new(4, 0) }));
         assert_eq!(cursor.state, StreamState { ordinal: Some(0), ..StreamState::default() });
-        // Without counters it cannot be told.
+        // Without counters the two cannot be distinguished.
         let old = KeyFacts { added: None, ..facts(4, 9, 6, 6) };
         assert!(matches!(check(&old, at(3, None)).0, Some(HistoryGap::Trimmed { lost: None, .. })));
     }

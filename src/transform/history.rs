@@ -1,4 +1,4 @@
-//! From a history read to its outcome: searching, opening, showing, the JSON state. Pure.
+//! Turns a history read into its outcome: search, opening, frames, or the JSON state. Pure.
 
 use std::sync::Arc;
 
@@ -12,27 +12,27 @@ use crate::message::{
 };
 use crate::model::{After, Entry, EntryId, Held, Phase, Position, StreamName, StreamState, StreamStatus};
 
-/// The inputs of an outcome beside the read.
+/// What the outcome depends on besides the read.
 #[derive(Clone, Debug)]
 pub struct ReplayClock {
     /// Now, µs since 1970 by this host's clock.
     pub now_us: u64,
-    /// Now by Redis' clock.
+    /// Now, µs since 1970 by Redis' clock.
     pub redis_us: u64,
-    /// Silence after which a producer counts as stalled, µs; 0: never.
+    /// After how much silence a producer counts as stalled, µs; 0: never.
     pub stall_after_us: u64,
-    /// After which time a finishing generation is over, ms; 0: never.
+    /// After how much silence a finishing generation is over, ms; 0: never.
     pub grace_ms: u64,
     /// The settings that decoding needs beside the entries.
     pub context: DecodeContext,
-    /// As [`ReplayRequest::appeared_us`](crate::message::ReplayRequest::appeared_us).
+    /// See [`ReplayRequest::appeared_us`](crate::message::ReplayRequest::appeared_us).
     pub appeared_us: Option<u64>,
-    /// The facts known of the stream's newest entry beside those that the read finds.
+    /// What the daemon knows of the stream's newest entry besides the read.
     pub known: Option<Known>,
 }
 
 impl ReplayClock {
-    /// For how long `newest` has been the newest entry, µs.
+    /// How long `newest` has been the newest entry, µs.
     fn silence_us(&self, newest: EntryId) -> u64 {
         let known = self.known.filter(|known| known.newest == newest);
         let silence_us = silence_us(newest, self.redis_us, known.map_or(Seen::Found(0), |known| known.seen));
@@ -40,14 +40,15 @@ impl ReplayClock {
         self.appeared_us.map_or(silence_us, |at| silence_us.min(self.now_us.saturating_sub(at)))
     }
 
-    /// Whether a generation whose stream ends at `newest` is over because nothing has followed for so long.
+    /// Whether the generation at the end of a stream whose newest entry is `newest` is over because no entry has
+    /// followed.
     fn is_over(&self, state: &StreamState, newest: EntryId) -> bool {
         self.grace_ms > 0
             && state.finishing().is_some()
             && (self.is_end_sent(newest) || self.silence_us(newest) / 1000 >= self.grace_ms)
     }
 
-    /// Whether the end behind `newest` was told although no entry says it.
+    /// Whether the end after `newest` was sent to viewers although no entry contains it.
     fn is_end_sent(&self, newest: EntryId) -> bool {
         self.known.is_some_and(|known| known.newest == newest && known.is_end_sent)
     }
@@ -67,21 +68,21 @@ impl ReplayClock {
     }
 }
 
-/// Is told the findings of a read that concern others: drops, dead letters, ends, and how far scans have come.
+/// Receives the findings of a read that concern other threads: drops, dead letters, ends, and the progress of scans.
 pub trait ReplayObserver {
     /// An entry is not delivered.
     fn dropped(&mut self, stream: &StreamName, reason: DropReason);
-    /// An entry could not be understood.
+    /// An entry could not be decoded.
     fn undecodable(&mut self, stream: &StreamName, entry: &Entry, flaw: Flaw);
-    /// The stream ends at `newest` with a generation that has no end, and that entry's id is no clock.
+    /// The stream ends at `newest` with a generation that has no end, and the entry's id cannot be used as a clock.
     fn unfinished(&mut self, stream: &StreamName, newest: EntryId);
-    /// A finishing generation is over and no entry says so: `newest` is the stream's newest.
+    /// A finishing generation is over and no entry says so: `newest` is the newest entry of the stream.
     fn over(&mut self, stream: &StreamName, newest: EntryId, state: &StreamState);
-    /// A scan can be gone on with from here.
+    /// A later scan can continue from here.
     fn reached(&mut self, _stream: &StreamName, _checkpoint: Checkpoint) {}
-    /// A checkpoint holds, or does not; `first` is the stream's oldest entry.
+    /// A checkpoint is valid, or is not; `first` is the stream's oldest entry.
     fn tried(&mut self, _stream: &StreamName, _checkpoint: EntryId, _holds: bool, _first: Option<EntryId>) {}
-    /// A long scan has come so far; `None`: to its end.
+    /// A long scan has come this far; `None`: it is complete.
     fn scanned(&mut self, _stream: &StreamName, _at: Option<EntryId>) {}
 }
 
@@ -116,7 +117,7 @@ pub fn conclude(batch: ReplayBatch, clock: ReplayClock, observer: &mut impl Repl
     }
 }
 
-/// One read and what it is read for.
+/// One read and the request that it serves.
 struct Found {
     stream: StreamName,
     facts: KeyFacts,
@@ -124,14 +125,15 @@ struct Found {
     exhausted: bool,
     read_us: u64,
     budget_bytes: usize,
-    /// Whether frames are to be divisible: the beginning of an answer, which others may want from another entry on.
+    /// Whether to record text marks, by which frames can be divided: at the beginning of an answer, which other
+    /// viewers may want from another entry on.
     marks: bool,
     clock: ReplayClock,
     held: Option<Held>,
 }
 
 impl Found {
-    /// A search goes on: from the checkpoint that was read from, if that holds.
+    /// Continues a search, from the checkpoint if it was read from and is valid.
     fn search_from(
         &mut self,
         mut search: Box<Search>,
@@ -160,7 +162,7 @@ impl Found {
         let seek = &mut search.seek;
         if search.from != EntryId::ZERO {
             let reached = Cursor { position: Position::whole(search.from), state: seek.state().clone() };
-            // Nothing is left to know of what was trimmed between two reads of the search.
+            // It cannot be known any more what was trimmed between two reads of the search.
             if let (Some(_), beyond) = check(&self.facts, reached) {
                 seek.skip_to(self.facts.first, beyond.state);
                 is_unbroken = false;
@@ -194,8 +196,8 @@ impl Found {
         ReplayOutcome::Opened(Box::new(self.open(*search, observer)))
     }
 
-    /// Shows what this read has behind the wanted position, as far as the budget goes, so that nobody has to read it
-    /// again. Where something was trimmed there, the read that tells of it shows what follows.
+    /// Turns the entries that this read has after the wanted position into frames, up to the budget, so that they
+    /// need not be read again. If something was trimmed there, the read that reports it sends what follows.
     fn show_on_the_way(&self, search: &mut Search, observer: &mut impl ReplayObserver) {
         match &mut search.shown {
             Some(shown) if shown.cursor.position == Position::whole(search.from) => {
@@ -208,7 +210,7 @@ impl Found {
                     shown.entries += more.entries;
                 }
             }
-            // The budget was reached before.
+            // The budget was used up before.
             Some(_) => {}
             None => {
                 let passed =
@@ -230,9 +232,9 @@ impl Found {
         let checked = check(&self.facts, wanted.clone());
         let has_gap = gap.is_some() || checked.0.is_some();
         let (found_gap, start) = match checked {
-            // Nothing of what lies behind the newest id is there: reading goes on after that.
+            // Everything up to the newest id is gone: reading continues after it.
             (gap @ Some(HistoryGap::Failover { .. }), _) => (gap, tip),
-            // The read that shows what follows the gap tells it, as it is then, and once.
+            // The read that sends what follows the gap reports it, once, with the facts of that time.
             _ if read_from != EntryId::ZERO => (None, wanted),
             other => other,
         };
@@ -263,7 +265,7 @@ impl Found {
     fn go_on(&mut self, from: Cursor, observer: &mut impl ReplayObserver) -> ReplayOutcome {
         let (gap, start) = check(&self.facts, from);
         if let Some(HistoryGap::Failover { newest, .. }) = gap {
-            // The state at the older end is not the viewers': it has to be found.
+            // The state at the older end is not the viewers' state, so a search has to find it.
             let after = After::At(Position::whole(newest));
             let seek = Seek::new(self.stream.clone(), after, beginning(&self.facts));
             let seek = seek.with_context(self.clock.context.clone()).with_grace(self.clock.grace_ms);
@@ -275,7 +277,7 @@ impl Found {
         ReplayOutcome::Shown(Box::new(shown))
     }
 
-    /// Frames of the entries after `start`, until they reach the budget; at least one entry's.
+    /// Frames of the entries after `start`, up to the budget; at least those of one entry.
     fn show(&self, start: Cursor, budget_bytes: usize, observer: &mut impl ReplayObserver) -> Shown {
         let assembler = Assembler::new(self.stream.clone(), start.position, start.state);
         let ReplayClock { context, grace_ms, .. } = &self.clock;
@@ -307,7 +309,7 @@ impl Found {
         Shown { gap: None, frames, cursor, exhausted, entries_bytes, entries }
     }
 
-    /// Says where the stream ends without the end of its generation: that has to be written, or waited for.
+    /// Reports a stream that ends without the end of its generation: the end has to be written or waited for.
     fn judge_end(&self, state: &StreamState, newest: EntryId, observer: &mut impl ReplayObserver) {
         if state.phase.terminal().is_some() || newest == EntryId::ZERO {
             return;
@@ -332,12 +334,12 @@ impl Found {
                 let reached = Cursor { position: Position::whole(from), state: gathering.state().clone() };
                 match check(&self.facts, reached).0 {
                     None => gathering,
-                    // The stream has become another one. The position reached lies behind its new end.
+                    // The stream was replaced by an older copy. The position reached lies after its new end.
                     Some(HistoryGap::Failover { .. }) => {
                         let search = StateSearch { max_bytes, ..StateSearch::default() };
                         return ReplayOutcome::Gathering(Box::new(search));
                     }
-                    // The gathered entries are gone. Those read now are all that is left: begin anew with them.
+                    // The gathered entries were removed. Those read now are all that is left: start over with them.
                     Some(_) => self.begin_gathering(max_bytes),
                 }
             }

@@ -123,7 +123,7 @@ fn behind_an_older_end_that_is_finished_nothing_is_left_but_the_end() {
 
 #[test]
 fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follows() {
-    // The first read sees 1-0 to 4-0 of nine entries, the second one after 1-0 to 6-0 were trimmed.
+    // The first read sees 1-0 to 4-0 of nine entries; before the second one 1-0 to 6-0 were trimmed.
     let after = After::At(Position::whole(id(2)));
     let (facts, mut entries) = world(9, 0);
     entries.truncate(4);
@@ -157,7 +157,7 @@ fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follow
     assert_eq!(shown.gap, Some(gap));
 }
 
-/// The state of a stream of which the first read saw four entries of nine, and the second one `left`.
+/// The state of a stream of which the first read found four entries of nine, and the second one `left`.
 fn gather_in_two(left: (KeyFacts, Vec<Entry>)) -> ReplayOutcome {
     let (facts, mut entries) = world(9, 0);
     entries.truncate(4);
@@ -192,7 +192,7 @@ fn content(outcome: ReplayOutcome) -> String {
 fn a_state_is_never_put_together_around_a_hole() {
     let (facts, entries) = world(9, 0);
     assert_eq!(content(gather_in_two((facts, entries[4..].to_vec()))), "x".repeat(8));
-    // 5-0 and 6-0 were trimmed before they were read: what is left is what a new reader finds.
+    // 5-0 and 6-0 were trimmed before they were read: the result is what a new reader finds.
     assert_eq!(content(gather_in_two(world(9, 6))), "xx");
     let older = KeyFacts { last_generated: id(2), length: 2, added: Some(2), ..facts };
     let ReplayOutcome::Gathering(anew) = gather_in_two((older, Vec::new())) else {
@@ -201,7 +201,7 @@ fn a_state_is_never_put_together_around_a_hole() {
     assert!(anew.from == EntryId::ZERO && anew.gathered.is_none());
 }
 
-/// A world, and the ids of the entries of it that one read brings.
+/// A stream, and the ids of the entries that one read returns.
 type Part = ((KeyFacts, Vec<Entry>), std::ops::Range<u64>);
 
 /// A search for `after` that reads `parts` one after the other.
@@ -254,7 +254,8 @@ fn a_search_shows_what_it_has_met_each_entry_once() {
 
 #[test]
 fn a_search_shows_nothing_from_where_it_did_not_see_the_beginning() {
-    // Before the second read, which passes the wanted entry, what it was to go on from was trimmed.
+    // The entries from which the search would continue were trimmed before the second read, which passes the wanted
+    // entry.
     let parts = [(world(12, 0), 1..4), (world(12, 6), 7..10), (world(12, 6), 10..13)];
     let opened = search_in_parts(8, &parts);
     let left = (opened.shown.frames.len(), opened.shown.exhausted, opened.shown.cursor.position);

@@ -1,5 +1,5 @@
-//! The live streams of one transform thread: who gets their frames, whether their producers speak, and whether those
-//! that are finishing are over. No I/O.
+//! The live streams of one transform thread: which delivery threads get their frames, whether their producers are
+//! silent, and whether finishing generations are over. No I/O.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,56 +15,56 @@ use crate::json;
 use crate::message::{Cursor, HubRef, LiveRef, Slot};
 use crate::model::{AckWatermark, Entry, EntryId, Event, Frame, Phase, StreamName};
 
-/// A stream that was given up is judged again after so long, in case nothing came of it.
+/// How soon a stream whose producer was given up is judged again, in case the end could not be written.
 const GIVE_UP_AGAIN_US: u64 = 5_000_000;
-/// Whether a finishing generation is over is asked again after so long, in case the answer got lost or something came
+/// How soon the end of a finishing generation is requested again, in case the answer was lost or an entry arrived
 /// meanwhile that does not count.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
-/// A producer whose entries the daemon has only found in history is listened to for so long before it is given up: ids
-/// may lag behind the clock, and its next entry shows that.
+/// How long the daemon reads a stream live before it gives up a producer whose entries it has only found in history:
+/// the ids may lag behind the clock, and the producer's next entry shows that.
 const LISTENED_US: u64 = 2_000_000;
 
 /// One stream.
 pub(super) struct LiveStream {
     pub(super) stream: StreamName,
     pub(super) assembler: Assembler,
-    /// The delivery threads, each with its own name for the stream.
+    /// The delivery threads, each with its own reference to the stream.
     pub(super) attached: Vec<(usize, HubRef)>,
     pub(super) watermark: Arc<AckWatermark>,
     pub(super) stalled: bool,
-    /// Whether it is read on, for its end, although nobody is attached.
+    /// Whether the stream is still read to see its end, although no viewer is attached.
     pub(super) is_end_watched: bool,
     /// The index of the reader that reads it.
     pub(super) reader: usize,
     generation: u64,
     newest: Seeing,
-    /// The newest entry that belongs to a finishing generation: the newest one, or heartbeats have followed.
+    /// The newest entry that belongs to a finishing generation. Only heartbeats may follow it.
     finishing: Seeing,
     gave_up_us: u64,
     asked_us: u64,
-    /// The entry behind which the end was told although no entry says it.
+    /// The entry after which viewers were sent an end that is not in the stream.
     end_sent: Option<EntryId>,
 }
 
-/// After how much silence something is done, µs; 0 means never.
+/// After how much silence something happens, µs; 0 means never.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// A producer counts as stalled.
+    /// The producer counts as stalled.
     pub(super) stall_us: u64,
-    /// A producer is given up.
+    /// The producer is given up.
     pub(super) abandon_us: u64,
-    /// A finishing generation is over.
+    /// The finishing generation is over.
     pub(super) grace_us: u64,
 }
 
-/// An entry, and since when this daemon has known it, µs by this host's clock.
+/// An entry, and since when the daemon has known it, µs by this host's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seeing {
     id: EntryId,
     since_us: u64,
-    /// Whether the daemon saw it come: it was read live, or its stream has appeared while it was waited for. Else it
-    /// was found, and may have been there for long.
+    /// Whether the daemon saw the entry arrive: it was read live, or its stream appeared while the daemon waited for
+    /// it. Otherwise the entry was found in history and may be much older.
     arrived: bool,
 }
 
@@ -74,7 +74,7 @@ impl Seeing {
         if self.arrived { Seen::Arrived(observed) } else { Seen::Found(observed) }
     }
 
-    /// Whether the daemon has read the stream live for so long.
+    /// Whether the daemon has read the stream live for `listened_us`.
     const fn is_listened_to(self, now_us: u64, listened_us: u64) -> bool {
         self.arrived || now_us.saturating_sub(self.since_us) >= listened_us
     }
@@ -84,32 +84,34 @@ impl Seeing {
     }
 }
 
-/// The result of a look at a silent producer.
+/// The result of a check of a silent producer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// Nothing to tell.
+    /// Nothing to report.
     Unchanged,
-    /// It has just fallen silent.
+    /// The producer has just become silent.
     Stalled,
-    /// Its generation is over: this entry is to be written behind its newest one.
+    /// The generation is over: this entry has to be written after its newest one.
     Over(EntryId, String),
-    /// It has been silent too long.
+    /// The producer has been silent for too long.
     GiveUp(EntryId),
 }
 
-/// When the viewers of a silent stream are told that its producer is back.
+/// When to tell the viewers of a silent stream that its producer is active again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waking {
-    /// Before anything that has come.
+    /// Before the frames of the new entries.
     First,
-    /// The same if anything is shown: the generation is over, and what only belongs to it brings nobody back.
+    /// Before the frames of the new entries, if there are any: the generation is over, and entries that only belong
+    /// to it do not mean that the producer is active.
     WithFrames,
-    /// Behind what has come, if that is more than an end: the daemon has ended the generation for its producer.
+    /// After the frames of the new entries, if there is more than an end: the daemon has ended the generation for its
+    /// producer.
     AfterEnd,
 }
 
 impl LiveStream {
-    /// Takes entries in and hands out the frames they make.
+    /// Takes entries in and returns their frames.
     pub(super) fn push(
         &mut self,
         entries: &[Entry],
@@ -131,14 +133,14 @@ impl LiveStream {
         self.assembler.take(now_us)
     }
 
-    /// Whether a generation is going on.
+    /// Whether a generation is open.
     pub(super) fn is_unfinished(&self) -> bool {
         self.assembler.state().phase == Phase::Open
     }
 
-    /// No end can be written behind `newest`: the frame that says it all the same.
+    /// Ends the generation for the viewers when no end can be written after `newest`. Returns the frame.
     pub(super) fn conclude(&mut self, newest: EntryId, now_us: u64) -> Vec<Arc<Frame>> {
-        // An entry that has been read meanwhile decides by itself.
+        // An entry that was read meanwhile decides.
         if self.newest.id != newest || !self.assembler.conclude(now_us) {
             return Vec::new();
         }
@@ -146,7 +148,7 @@ impl LiveStream {
         self.assembler.take(now_us)
     }
 
-    /// When the viewers of a stream that is silent are told that its producer is back, which these entries may say.
+    /// When to tell the viewers of a silent stream that these entries show that its producer is active again.
     pub(super) fn waking(&self, entries: &[Entry]) -> Waking {
         let state = self.assembler.state();
         if !self.stalled {
@@ -160,7 +162,7 @@ impl LiveStream {
         if data.is_some_and(is_ours) { Waking::AfterEnd } else { Waking::First }
     }
 
-    /// The facts known of the newest entry at `now_us`.
+    /// What is known of the newest entry at `now_us`.
     pub(super) fn known(&self, now_us: u64) -> Known {
         let Seeing { id: newest, .. } = self.newest;
         Known { newest, seen: self.newest.at(now_us), is_end_sent: self.end_sent == Some(newest) }
@@ -201,7 +203,7 @@ impl LiveStream {
     }
 }
 
-/// Whether an object says that a producer was given up.
+/// Whether an object reports that a producer was given up.
 fn is_given_up(data: &[u8]) -> bool {
     let decoded = native(data).ok().flatten();
     decoded.is_some_and(
@@ -219,7 +221,7 @@ pub(super) struct LiveStreams {
 }
 
 impl LiveStreams {
-    /// No streams; `context` is what decoding their entries depends on.
+    /// No streams; `context` holds the settings for decoding their entries.
     pub(super) fn new(context: DecodeContext) -> Self {
         Self { context, ..Self::default() }
     }
@@ -230,13 +232,13 @@ impl LiveStreams {
         Some((Slot { index, generation: live.generation }, live))
     }
 
-    /// The stream that was started as `live`, unless it was ended since.
+    /// The stream that was started as `live`, unless it has ended since.
     pub(super) fn get(&mut self, live: LiveRef) -> Option<&mut LiveStream> {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    /// Starts a stream at `from`, and whether the daemon saw it come into being. The moment, and the grace of finishing
-    /// generations in ms.
+    /// Starts a stream at `from`, with the flag whether the daemon saw it appear. The last argument is the time and
+    /// the grace of finishing generations in ms.
     pub(super) fn start(
         &mut self,
         stream: StreamName,

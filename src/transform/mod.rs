@@ -1,5 +1,5 @@
-//! The transform threads: they have the state of live streams, turn what is read into frames by [`crate::decode`], and
-//! hand these to the delivery threads.
+//! The transform threads: they hold the state of live streams, turn entries into frames by [`crate::decode`], and
+//! pass the frames to the delivery threads.
 
 mod dead_letters;
 pub mod gaps;

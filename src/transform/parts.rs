@@ -1,4 +1,4 @@
-//! The parts given to a transform thread: the ends of its queues, and the state it shares with other threads.
+//! What a transform thread is built from: the ends of its queues, and the state that it shares with other threads.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::observe::Registry;
 use crate::queue::{Receiver, Sender};
 use crate::stop::Stop;
 
-/// One delivery thread as seen from here.
+/// One delivery thread as the transform threads see it.
 #[derive(Clone)]
 pub struct DeliveryPort {
     /// Its inbox.
     pub inbox: Sender<ToDelivery>,
-    /// Its queue for the outcomes of its history reads.
+    /// The queue for the outcomes of its history reads.
     pub history: Sender<ToDelivery>,
-    /// The messages that its inbox had no room for; it fetches them here.
+    /// The messages for which its inbox had no room; it fetches them here.
     pub missed: Arc<Mutex<Missed>>,
-    /// Wakes it.
+    /// Wakes the thread.
     pub waker: Arc<mio::Waker>,
 }
 
-/// The parts given to a transform thread.
+/// What a transform thread is built from.
 pub struct WorkerParts {
     /// Requests of delivery threads, and answers of the recorder.
     pub control: Receiver<Control>,
@@ -37,9 +37,9 @@ pub struct WorkerParts {
     pub live: Receiver<LiveBatch>,
     /// History reads from the replay threads.
     pub replay: Receiver<ReplayBatch>,
-    /// Which transform thread it is.
+    /// The index of the transform thread.
     pub index: usize,
-    /// How many there are.
+    /// How many transform threads there are.
     pub transforms: usize,
     /// The readers, by shard.
     pub readers: Vec<Sender<ReaderCommand>>,
@@ -47,24 +47,24 @@ pub struct WorkerParts {
     pub deliveries: Vec<DeliveryPort>,
     /// Requests to the watcher to look for a stream.
     pub watcher_requests: Sender<WatcherRequest>,
-    /// Ends of generations that nobody else writes.
+    /// Requests to the recorder to end generations that have no end.
     pub ends: Sender<EndGeneration>,
-    /// Entries that could not be understood.
+    /// Entries that could not be decoded.
     pub letters: Sender<DeadLetter>,
-    /// Generations that are over and yet to be acknowledged.
+    /// Generations that have ended and are yet to be acknowledged.
     pub receipts: Sender<Receipt>,
-    /// The bytes that were read from history and are not sent yet.
+    /// Counts the bytes that were read from history and not sent yet.
     pub ledger: Arc<Ledger>,
     /// Where scans of long histories stood.
     pub checkpoints: Arc<Checkpoints>,
-    /// Redis' time.
+    /// Redis' clock.
     pub clock: Arc<RedisClock>,
-    /// How producers are judged.
+    /// When producers count as silent or lost.
     pub stream: config::Stream,
     /// The settings that decoding needs beside the entries.
     pub context: DecodeContext,
-    /// Where to count.
+    /// The metrics.
     pub registry: Arc<Registry>,
-    /// When to end.
+    /// Set when the thread is to end.
     pub stop: Stop,
 }

@@ -1,32 +1,32 @@
-//! For how long a stream's newest entry has been the newest. Pure.
+//! How long a stream's newest entry has been the newest. Pure.
 //!
-//! Redis forms ids from its clock, so Redis' time less an id's tells how old an entry is, even to a viewer that comes
-//! days later. Ids are no clock where a producer chooses them, after Redis' clock was set back (`XADD *` then goes on
-//! from the newest id), and after a failover to a server whose clock lags. So the difference counts only where it is
-//! possible: not for an id that lies ahead, nor beyond the time since this daemon saw the entry arrive. Everywhere
-//! else the daemon's own observation counts.
+//! Redis derives ids from its clock, so Redis' time minus an id is the age of an entry, even for a viewer that comes
+//! days later. An id is not a usable clock if the producer chose it, after Redis' clock was set back (`XADD *` then
+//! continues from the newest id), or after a failover to a server whose clock lags. So the age from the id counts
+//! only if it is possible: not if the id lies ahead of the clock, nor if it exceeds the time since this daemon saw
+//! the entry arrive. In all other cases the daemon's own observation counts.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::model::{EntryId, StreamName};
 
-/// Ids below this are no clock: 2001-09-09, years before the first Redis.
+/// Ids below this cannot come from a clock: 2001-09-09, years before the first Redis.
 const CLOCK_MS_MIN: u64 = 1_000_000_000_000;
-/// Streams without live viewers that are remembered.
+/// How many streams without live viewers are remembered.
 const REMEMBERED_MAX: usize = 4096;
-/// The same request is not made again for so long, in case the answer was lost.
+/// How soon a request is repeated, in case the answer was lost.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
-/// For how long this daemon has known an entry to be the newest, µs.
+/// How long this daemon has known an entry to be the newest, µs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// It arrived so long ago: it was read live.
+    /// The entry was read live this long ago.
     Arrived(u64),
-    /// It was found in history so long ago, and may have been there for much longer.
+    /// The entry was found in history this long ago, and may be much older.
     Found(u64),
 }
 
-/// For how long `newest` has been the newest entry when it is `redis_us` by Redis' clock, µs.
+/// How long `newest` has been the newest entry at `redis_us` by Redis' clock, µs.
 #[must_use]
 pub const fn silence_us(newest: EntryId, redis_us: u64, seen: Seen) -> u64 {
     match (seen, age_us(newest, redis_us)) {
@@ -36,7 +36,7 @@ pub const fn silence_us(newest: EntryId, redis_us: u64, seen: Seen) -> u64 {
     }
 }
 
-/// How long ago an entry was written, µs; `None` where its id is no clock.
+/// How long ago an entry was written, µs; `None` if its id is not a usable clock.
 #[must_use]
 pub const fn age_us(id: EntryId, redis_us: u64) -> Option<u64> {
     if id.ms < CLOCK_MS_MIN {
@@ -48,14 +48,15 @@ pub const fn age_us(id: EntryId, redis_us: u64) -> Option<u64> {
     }
 }
 
-/// The facts known of a stream's newest entry that Redis does not tell.
+/// What is known of a stream's newest entry beyond what Redis reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The entry.
     pub newest: EntryId,
     /// For how long it has been known.
     pub seen: Seen,
-    /// Whether the end of its generation was told although no entry says it, because none could be written.
+    /// Whether the end of its generation was sent to viewers although no entry contains it, because none could be
+    /// written.
     pub is_end_sent: bool,
 }
 
@@ -67,7 +68,7 @@ struct Note {
     is_end_sent: bool,
 }
 
-/// Unfinished streams that were met in history, so that a second look finds out how long nothing has come.
+/// Unfinished streams that were found in history, so that a second look shows how long they have been silent.
 #[derive(Debug, Default)]
 pub struct Remembered {
     notes: HashMap<StreamName, Note>,
@@ -75,7 +76,7 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    /// The facts known of the stream at `now_us` by this host's clock.
+    /// What is known of the stream at `now_us` by this host's clock.
     #[must_use]
     pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
         let note = self.notes.get(stream)?;
@@ -83,12 +84,12 @@ impl Remembered {
         Some(Known { newest: note.newest, seen, is_end_sent: note.is_end_sent })
     }
 
-    /// The stream's newest entry is `newest`.
+    /// Records that the stream's newest entry is `newest`.
     pub fn met(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
         self.note(stream, newest, now_us);
     }
 
-    /// Whether it is time to ask for the end of the generation whose newest entry is `newest`; it counts as asked then.
+    /// Whether to request the end of the generation whose newest entry is `newest`; records the request.
     pub fn asks(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> bool {
         let note = self.note(stream, newest, now_us);
         let is_due = now_us >= note.asked_us.saturating_add(ASK_AGAIN_US);
@@ -98,12 +99,13 @@ impl Remembered {
         is_due
     }
 
-    /// The end behind `newest` could not be written and is told all the same.
+    /// Records that the end after `newest` could not be written but was sent to viewers.
     pub fn end_sent(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
         self.note(stream, newest, now_us).is_end_sent = true;
     }
 
-    /// The note of the stream, anew where it was about another entry. The oldest makes room.
+    /// The note of the stream, replaced if it was about another entry. The oldest note is dropped when there is no
+    /// room.
     fn note(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> &mut Note {
         let fresh = Note { newest, found_us: now_us, asked_us: 0, is_end_sent: false };
         if !self.notes.contains_key(stream) {

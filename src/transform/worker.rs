@@ -1,11 +1,11 @@
 //! A transform thread: decodes, judges, merges and encodes the streams that hash to it.
 //!
-//! Three queues come in, taken in this order: what delivery threads ask, live batches, history reads.
-//! Of history one batch is taken for each live one, so that a storm of resumes does not delay live text.
+//! It takes from three queues, in this order: requests of delivery threads, live batches, history reads. It takes one
+//! history read for each live batch, so that many simultaneous resumes do not delay live text.
 //!
-//! INVARIANT: the thread never waits for anybody downstream or for a reader. A delivery thread whose inbox
-//! is full is detached from the streams concerned and finds them in [`Missed`]; commands for a
-//! reader whose queue is full are held here, at most one start and one stop for each stream that it reads.
+//! INVARIANT: the thread never waits for a delivery thread or a reader. A delivery thread whose inbox is full is
+//! detached from the streams concerned and finds them in [`Missed`]. Commands for a reader whose queue is full are
+//! held here, at most one start and one stop per stream.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ use crate::{error_limited, pulse};
 
 mod silent;
 
-/// How often silent producers are looked for and measurements published.
+/// How often silent producers are checked and measurements published.
 const TICK: Duration = Duration::from_millis(200);
-/// Live streams of the daemon for each reader that takes part. Measured with 200 and 1,000 streams beside two
-/// readers: one reader took a fifth less CPU for each token, with a lower 99th percentile.
+/// Live streams of the daemon per reader in use. Measured with 200 and 1,000 streams and two readers: a single reader
+/// took a fifth less CPU per token, with a lower 99th percentile.
 const STREAMS_PER_READER: usize = 2048;
-/// Larger batches are left to the transform thread, so that the reader reads on meanwhile.
+/// Larger batches are left to the transform thread, so that the reader can continue reading.
 const ENTRIES_ON_THE_WAY_MAX: usize = 64;
-/// Streams that are read on although nobody watches them any more, to see the end of an answer; of more, the ends are
-/// not seen.
+/// How many streams without viewers are still read to see the end of an answer; the ends of further ones are not
+/// seen.
 const END_WATCHES_MAX: usize = 4096;
 
 /// A running transform thread.
@@ -46,17 +46,17 @@ pub struct Worker {
     parts: WorkerParts,
     recorder: Recorder,
     streams: LiveStreams,
-    /// Commands for which a reader had no room, by reader.
+    /// Commands for which a reader's queue had no room, by reader.
     held: Vec<VecDeque<ReaderCommand>>,
     reported: Reported,
     ends: EndWatch,
-    /// Unfinished streams that were met in history.
+    /// Unfinished streams that were found in history.
     remembered: Remembered,
-    /// How many streams are read on to see the end of an answer whose viewers have left.
+    /// How many streams are still read only to see the end of an answer whose viewers have left.
     end_watches: usize,
-    /// Streams that have fallen silent, whose viewers are yet to be told.
+    /// Streams that have become silent and whose viewers have not been told yet.
     silent: VecDeque<LiveRef>,
-    /// How many streams the gauge knows of.
+    /// The number of streams that the gauge shows.
     counted: i64,
     ticked_at: Instant,
 }
@@ -96,11 +96,11 @@ impl Worker {
         while let Some(until) = stage.own().and_then(|mut worker| worker.work()) {
             sleep_until(until);
         }
-        // Nobody works in its stead any more: what is sent now finds the queue closed.
+        // No other thread works on the stage from here on: messages sent now find the queue closed.
         drop(stage.end());
     }
 
-    /// Works until the queues are empty; until when there is nothing to do then, unless the daemon stops.
+    /// Works until the queues are empty. Returns when there is work again at the latest; `None` if the daemon stops.
     fn work(&mut self) -> Option<Instant> {
         loop {
             pulse::beat();
@@ -121,7 +121,7 @@ impl Worker {
         }
     }
 
-    // ----- what delivery threads ask -----
+    // ----- requests of delivery threads -----
 
     fn apply_controls(&mut self) {
         while let Some(control) = self.parts.control.try_recv() {
@@ -149,7 +149,7 @@ impl Worker {
         }
     }
 
-    /// `from`: where live begins if nobody is attached yet, and whether the daemon saw the stream come into being.
+    /// `from`: where live begins if no delivery thread is attached yet, and whether the daemon saw the stream appear.
     fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: (Cursor, bool)) {
         let now_us = now_us();
         let live = match self.streams.find(&stream) {
@@ -182,7 +182,7 @@ impl Worker {
         let live = self.streams.start(stream.clone(), reader, from, moment);
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let Some(found) = self.streams.get(live) else { return live };
-        // Nobody is attached yet: who comes is told how it stands. Giving up is left to the next tick.
+        // Nobody is attached yet: the new viewers get the current status. The next tick decides about giving up.
         found.judge_silence((now_us, redis_us), Limits { abandon_us: 0, grace_us: 0, ..limits });
         let watermark = Arc::clone(&found.watermark);
         let transform = self.parts.index;
@@ -190,14 +190,14 @@ impl Worker {
         live
     }
 
-    /// The reader of a new live stream, by hash. Further readers take part as streams become many: each costs
-    /// wake-ups, and with few streams one reader has time for all of them.
+    /// Chooses the reader of a new live stream, by hash. More readers are used as streams become many: each costs
+    /// wake-ups, and with few streams one reader has enough time for all of them.
     fn choose_reader(&self, stream: &StreamName) -> usize {
         let streams = self.streams.len() * self.parts.transforms;
         shard(stream, (1 + streams / STREAMS_PER_READER).min(self.parts.readers.len()))
     }
 
-    /// A delivery thread gets no more frames of a stream; the last one's leaving ends it.
+    /// Detaches a delivery thread from a stream. If it was the last one, the stream ends.
     fn detach(&mut self, live: LiveRef, (delivery, hub): (usize, HubRef)) {
         let Some(found) = self.streams.get(live) else { return };
         found.attached.retain(|&who| who != (delivery, hub));
@@ -217,7 +217,7 @@ impl Worker {
         }
     }
 
-    /// Ends a stream that nobody watches.
+    /// Ends a stream that no viewer watches.
     fn end_unwatched(&mut self, live: LiveRef) {
         if let Some(LiveStream { stream, reader, .. }) = self.end_stream(live) {
             self.command(reader, ReaderCommand::Stop { stream, live });
@@ -235,7 +235,7 @@ impl Worker {
         if let ReaderCommand::Stop { live, .. } = &command
             && let Some(start) = held.iter().position(|held| held.starts(*live))
         {
-            // The reader has never heard of it.
+            // The reader has not received the start command.
             held.remove(start);
             return;
         }
@@ -256,7 +256,7 @@ impl Worker {
 
     // ----- live -----
 
-    /// The batch counts as under way until its frames are sent on.
+    /// The batch counts as under way until its frames are sent.
     fn pass_live(&mut self, batch: LiveBatch) {
         let _under_way = batch.under_way;
         let now_us = now_us();
@@ -331,7 +331,7 @@ impl Worker {
         }
     }
 
-    /// The end of a generation could not be written behind its newest entry: it is told all the same.
+    /// Sends the end of a generation that could not be written after its newest entry.
     fn conclude(&mut self, stream: &StreamName, newest: EntryId) {
         let now_us = now_us();
         self.remembered.end_sent(stream, newest, now_us);
@@ -364,8 +364,8 @@ impl Worker {
         }
     }
 
-    /// Sends a stream's viewers to history, where they wait until there is room for its dead letters: what was read is
-    /// not passed on.
+    /// Sends a stream's viewers to history, where they wait until there is room for the stream's dead letters. The
+    /// entries read are not passed on.
     fn end_early(&mut self, live: LiveRef) {
         if let Some((stream, reader)) =
             self.streams.get(live).map(|found| (found.stream.clone(), found.reader))
@@ -400,7 +400,7 @@ impl Worker {
         let scans = (&*parts.checkpoints, job);
         let mut observer = HistoryObserver { letters, remembered, ends, transform, now_us, scans };
         let outcome = match conclude(batch, clock, &mut observer) {
-            // Asked again later, when there is room for the dead letters.
+            // The delivery thread asks again later, when there is room for the dead letters.
             _ if observer.letters.is_full => ReplayOutcome::Deferred,
             outcome => outcome,
         };
@@ -410,7 +410,7 @@ impl Worker {
         count_shown(&self.parts.registry, &outcome);
         self.ends.saw_history(&outcome, redis_us, (&self.parts.receipts, &self.parts.registry));
         if let Err(back) = self.send(job.delivery, ToDelivery::Replay(job, outcome)) {
-            // The findings of a search so far are kept: started over, it might never come to its end.
+            // The search keeps its findings so far: started over, it might never complete.
             let step = match *back {
                 ToDelivery::Replay(_, ReplayOutcome::Searching(search)) => Some(ReplayStep::Search(search)),
                 ToDelivery::Replay(_, ReplayOutcome::Gathering(search)) => Some(ReplayStep::State(search)),
@@ -420,7 +420,7 @@ impl Worker {
         }
     }
 
-    // ----- what is due by the clock -----
+    // ----- timers -----
 
     fn tick(&mut self) {
         let now = Instant::now();
@@ -440,20 +440,20 @@ impl Worker {
         gauges.checkpoint_bytes.set(signed(self.parts.checkpoints.len_bytes()));
     }
 
-    // ----- telling -----
+    // ----- sending -----
 
-    /// Hands the message back when there is no room for it.
+    /// Sends a message; returns it if there is no room for it.
     fn send(&self, delivery: usize, message: ToDelivery) -> Result<(), Box<ToDelivery>> {
         let port = &self.parts.deliveries[delivery];
         let queue = if matches!(message, ToDelivery::Replay(..)) { &port.history } else { &port.inbox };
         match queue.try_send(message) {
-            // A delivery thread that is gone needs nothing: the daemon stops.
+            // A delivery thread that has ended needs no message: the daemon stops.
             Ok(()) | Err(SendError::Closed(_)) => Ok(()),
             Err(SendError::Full(message)) => Err(Box::new(message)),
         }
     }
 
-    /// A delivery thread could not be told something about a live stream: it is detached and finds out.
+    /// Detaches a delivery thread that could not be sent a message about a live stream; it finds out from [`Missed`].
     fn miss(&mut self, live: LiveRef, (delivery, hub): (usize, HubRef)) {
         self.detach(live, (delivery, hub));
         self.note_missed(delivery, |missed| missed.hubs.insert(hub));
@@ -468,7 +468,7 @@ impl Worker {
     }
 }
 
-/// Small live batches are worked on by the reader that brings them.
+/// Small live batches are processed by the reader that brings them.
 #[derive(Debug)]
 struct OnTheWay(SharedStage<Worker>);
 

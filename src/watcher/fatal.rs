@@ -1,4 +1,4 @@
-//! The watcher's message to `main` that the daemon must not go on.
+//! The watcher's message to `main` that the daemon has to stop.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ impl Fatal {
         Self { message: Arc::default(), waker }
     }
 
-    /// Says why the daemon must not go on.
+    /// Reports why the daemon has to stop.
     pub(super) fn report(&self, message: String) {
         self.message.lock().get_or_insert(message);
         if let Err(error) = self.waker.wake() {

@@ -1,8 +1,8 @@
-//! Consumer groups of those who died: an instance that comes back removes what its former self left, and all
-//! instances look now and again whether another one is gone for good.
+//! Consumer groups of instances that are gone: an instance that restarts removes the groups of its former process,
+//! and all instances check from time to time whether another one is gone for good.
 //!
-//! An instance is gone for good when its lease was missing at two looks. One that was only cut off from Redis
-//! meanwhile loses nothing: its readers find their groups missing and start them at their known positions.
+//! An instance is gone for good if its lease was missing at two checks. An instance that was only cut off from Redis
+//! loses nothing: its readers find their groups missing and create them again at their known positions.
 
 use std::collections::HashSet;
 
@@ -12,14 +12,15 @@ use crate::info_limited;
 use crate::model::StreamName;
 use crate::redis::{Keys, Link, RedisError, Value};
 
-/// Members of a set that are looked at in one round trip, about. Others can write the sets: one whole set has no bound.
+/// About how many members of a set one round trip returns. Others can write to the sets, so the size of a set has no
+/// bound.
 const MEMBERS_PER_TRIP: u32 = 256;
-/// Instances whose lease is missing that are remembered to the next look; more are found by later ones.
+/// How many instances without a lease are remembered until the next check; later checks find more.
 const MISSING_MAX: usize = 4096;
-/// Readers that an instance can have had, each with a wake stream.
+/// The highest possible number of readers of an instance, each with a wake stream.
 const READERS_MAX: usize = 64;
 
-/// Says that the instance exists, so that others clean up after it when it is gone.
+/// Enters the instance in the set of instances, so that others clean up after it when it is gone.
 ///
 /// # Errors
 /// When Redis could not be asked.
@@ -27,7 +28,7 @@ pub(super) fn enrol(link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
     link.query::<()>(&Cmd::sadd(keys.instances(), keys.instance()))
 }
 
-/// Removes all groups and wake streams of an instance that does not run; how many groups there were.
+/// Removes all groups and wake streams of an instance that does not run. Returns how many groups there were.
 ///
 /// # Errors
 /// When Redis could not be asked.
@@ -37,7 +38,7 @@ pub(super) fn clean(link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
     while let Some(members) = scan.next(link)? {
         let streams: Vec<StreamName> = members.iter().filter_map(|name| name.parse().ok()).collect();
         let destroy = |stream: &StreamName| Cmd::xgroup_destroy(keys.stream(stream), keys.group());
-        // A stream that is gone has no group left, and says so by an error.
+        // A stream that is gone has no group left, and Redis replies with an error.
         link.call_all(streams.iter().map(destroy))?;
         found += streams.len();
     }
@@ -46,15 +47,15 @@ pub(super) fn clean(link: &mut Link, keys: &Keys) -> Result<usize, RedisError> {
     Ok(found)
 }
 
-/// Looks after other instances.
+/// Checks other instances.
 #[derive(Debug, Default)]
 pub(super) struct Janitor {
-    /// Those whose lease was missing at the last look.
+    /// Those whose lease was missing at the last check.
     missing: HashSet<String>,
 }
 
 impl Janitor {
-    /// Cleans up after instances whose lease was missing twice; how many groups were removed.
+    /// Cleans up after instances whose lease was missing twice. Returns how many groups were removed.
     ///
     /// # Errors
     /// When Redis could not be asked.
@@ -80,7 +81,7 @@ impl Janitor {
         }
         let mut removed = 0;
         for other in gone {
-            // A scan may name one twice.
+            // A scan may return a member twice.
             missing.remove(&other);
             let groups = clean(link, &keys.of_instance(&other))?;
             link.query::<()>(&Cmd::srem(keys.instances(), &other))?;
@@ -92,10 +93,10 @@ impl Janitor {
     }
 }
 
-/// The members of a set, portion by portion. Those that are no text, or too long for a name, are none of ours.
+/// The members of a set, in portions. Skips members that are not text or too long to be a name.
 struct Scan {
     key: String,
-    /// Where the next portion begins; `None`: there is none.
+    /// The position of the next portion; `None`: there is none.
     cursor: Option<Vec<u8>>,
 }
 
@@ -104,7 +105,7 @@ impl Scan {
         Self { key, cursor: Some(b"0".to_vec()) }
     }
 
-    /// The next portion; some of its members may have been in an earlier one.
+    /// The next portion; it may repeat members of an earlier one.
     fn next(&mut self, link: &mut Link) -> Result<Option<Vec<String>>, RedisError> {
         let Some(cursor) = self.cursor.take() else { return Ok(None) };
         let mut scan = cmd("SSCAN");
@@ -192,7 +193,7 @@ mod tests {
         members
     }
 
-    /// The sets are read in portions, without what is too long to be a name.
+    /// The sets are read in portions, without members that are too long to be a name.
     #[test]
     fn whatever_others_have_put_into_the_sets_what_is_ours_is_found() {
         let (_server, mut link, ours, theirs) = world();

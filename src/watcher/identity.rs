@@ -1,12 +1,12 @@
-//! The identity of this daemon on its host, and the proof that it lives.
+//! The identity of this daemon on its host, and the proof that it is alive.
 //!
-//! A process holds an abstract Unix socket that is named after its instance. The kernel lets go of the name
-//! when the process dies, however it dies; so on one host, a process that can bind the name knows that
-//! nobody has it. The lease in Redis carries that name: a daemon that finds the lease can ask the kernel whether its
-//! holder is dead.
+//! A process holds an abstract Unix socket that is named after its instance. The kernel releases the name when the
+//! process dies, however it dies, so a process that can bind the name knows that no other process on this host has
+//! it. The lease in Redis contains the name, so a daemon that finds the lease can ask the kernel whether its holder
+//! is dead.
 //!
-//! Abstract names belong to a network namespace. [`Identity`] therefore says where its name counts:
-//! boot and namespace. Where these cannot be read, nothing can be proved and a lease has to run out.
+//! Abstract names belong to a network namespace. [`Identity`] therefore contains the scope of its name: boot and
+//! namespace. If these cannot be read, nothing can be proved and the lease has to expire.
 
 use std::hash::Hasher;
 use std::io;
@@ -24,7 +24,7 @@ const SEPARATOR: char = '|';
 /// Another daemon of this host has the instance id.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// It runs.
+    /// The other daemon runs.
     #[error(
         "another llm-bridge of service {service:?} runs as instance {instance:?} on this host; give service.instance another value or stop that one"
     )]
@@ -34,12 +34,12 @@ pub enum ClaimError {
         /// `service.instance`.
         instance: String,
     },
-    /// The operating system does not let us find out.
+    /// The operating system refuses the check.
     #[error("the operating system refuses a socket that proves that this instance is alive: {0}")]
     System(#[from] io::Error),
 }
 
-/// This process as an instance. The name is held until the last clone is gone.
+/// This process as an instance. The name is held until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Identity {
     name: String,
@@ -50,7 +50,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Takes the name of this instance on this host.
+    /// Claims the name of this instance on this host.
     ///
     /// # Errors
     /// When another process has it.
@@ -82,12 +82,12 @@ impl Identity {
         else {
             return false;
         };
-        // Our own name is ours alone: its holder before us is gone.
+        // This process holds its own name, so a former holder is dead.
         self.place.as_deref() == Some(place) && (name == self.name || bind(name).is_ok())
     }
 }
 
-/// The name under which a daemon is alive: readable, and different wherever the lease is another one.
+/// The name that a live daemon holds: readable, and different wherever the lease is a different one.
 fn name(config: &Config) -> String {
     let (redis, mut hash) = (config.redis.masked_url(), Fnv::default());
     for part in [&redis, &config.redis.prefix, &config.service.name, &config.service.instance] {
@@ -101,7 +101,7 @@ fn bind(name: &str) -> io::Result<UnixListener> {
     UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
-/// Where an abstract name counts: this boot of this machine, this network namespace.
+/// The scope of an abstract name: this boot of this machine, this network namespace.
 fn place() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = std::fs::read_link("/proc/self/ns/net").ok()?;

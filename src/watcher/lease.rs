@@ -1,8 +1,9 @@
-//! The lease of the instance id in Redis: at most one daemon has it, wherever it runs.
+//! The lease of the instance id in Redis: at most one daemon holds it, on whatever host.
 //!
-//! The key holds who has it and expires by itself. Taking, renewing and giving back compare before they
-//! write, under WATCH, so that nobody's lease is overwritten unseen. A lease is taken at once when there is
-//! none, when it is ours, or when its holder is known to be dead ([`Identity::is_dead`]); else it has to run out.
+//! The key contains the holder and expires. Taking, renewing and releasing the lease compare before they write, under
+//! WATCH, so that no daemon overwrites another's lease unseen. A daemon takes the lease at once if there is none, if
+//! the lease is its own, or if the holder is known to be dead ([`Identity::is_dead`]); otherwise the lease has to
+//! expire.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +12,25 @@ use ::redis::{Cmd, SetExpiry, SetOptions};
 use super::identity::Identity;
 use crate::redis::{Keys, Link, RedisError};
 
-/// How long a lease lasts when its holder is gone: the contract's figure.
+/// How long a lease lasts after its holder is gone, as the contract states.
 pub(super) const LEASE: Duration = Duration::from_secs(5);
-/// How often it is renewed: two renewals may fail before it runs out.
+/// How often the lease is renewed: two renewals may fail before it expires.
 const RENEWAL: Duration = Duration::from_millis(1500);
-/// How often a lease that somebody else has is looked at.
+/// How often another daemon's lease is checked.
 const LOOK: Duration = Duration::from_millis(200);
-/// Somebody's lease that is still there after this was renewed: its holder lives.
+/// If another daemon's lease is still there after this time, it was renewed, so its holder is alive.
 const PATIENCE: Duration = Duration::from_millis(6500);
 
 /// The state of the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It could not be asked for yet, or was not renewed for so long that somebody may have taken it.
+    /// Redis could not be asked yet, or the lease was not renewed for so long that another daemon may have taken it.
     Unknown,
-    /// It is ours, and was at this moment.
+    /// The lease is ours since `renewed_at` at the latest.
     Held { renewed_at: Instant },
-    /// Somebody has it who may be dead.
+    /// Another daemon holds the lease and may be dead.
     Foreign { since: Instant },
-    /// Somebody has it who lives. There is no way back.
+    /// A live daemon holds the lease. This state is final.
     Taken { holder: String },
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Lease {
 enum Found {
     Ours,
     Foreign(String),
-    /// The key changed while we looked.
+    /// The key changed during the check.
     Raced,
 }
 
@@ -63,18 +64,18 @@ impl Lease {
         matches!(self.standing, Standing::Held { .. })
     }
 
-    /// When it is to be looked at again.
+    /// When the lease is due to be checked again.
     pub(super) fn next_at(&self) -> Instant {
         self.next_at
     }
 
-    /// It is not looked at again before that.
+    /// Postpones the next check to `at`.
     pub(super) const fn rest_until(&mut self, at: Instant) {
         self.next_at = at;
     }
 
-    /// The key holds something that is no lease, so that nobody can take it: one that is ours stays so. It is looked at
-    /// again at `next_at`.
+    /// The key holds something that is not a lease, so nobody can take it. A lease that is ours remains ours. The
+    /// next check is at `next_at`.
     pub(super) fn refused(&mut self, asked_at: Instant, next_at: Instant) {
         if let Standing::Held { renewed_at } = &mut self.standing {
             *renewed_at = asked_at;
@@ -82,7 +83,7 @@ impl Lease {
         self.next_at = next_at;
     }
 
-    /// Time passes without Redis: a lease that was not renewed in time may be somebody else's.
+    /// Accounts for time without Redis: a lease that was not renewed in time may belong to another daemon.
     pub(super) fn age(&mut self, now: Instant) {
         if let Standing::Held { renewed_at } = self.standing
             && now.duration_since(renewed_at) >= LEASE
@@ -95,7 +96,7 @@ impl Lease {
     /// Takes or renews the lease.
     ///
     /// # Errors
-    /// When Redis could not be asked.
+    /// If Redis could not be asked.
     pub(super) fn settle(
         &mut self,
         link: &mut Link,
@@ -123,10 +124,10 @@ impl Lease {
         };
     }
 
-    /// Gives the lease back if it is ours.
+    /// Releases the lease if it is ours.
     ///
     /// # Errors
-    /// When Redis could not be asked; the lease then runs out.
+    /// If Redis could not be asked; the lease then expires.
     pub(super) fn release(&mut self, link: &mut Link, keys: &Keys) -> Result<(), RedisError> {
         if self.is_held() {
             self.standing = Standing::Unknown;
@@ -153,7 +154,7 @@ fn take(
     exchange(link, keys, &set, may_take)
 }
 
-/// Runs `command` if `allowed` says so of the present holder, and nobody changes the lease meanwhile.
+/// Runs `command` if `allowed` accepts the present holder and nobody changes the lease meanwhile.
 fn exchange(
     link: &mut Link,
     keys: &Keys,
@@ -224,7 +225,7 @@ mod tests {
         lease.learn(Found::Raced, start + LEASE);
         lease.learn(foreign(), start + PATIENCE);
         assert_eq!(lease.standing, Standing::Taken { holder: "yours".into() });
-        // One that runs out is ours.
+        // A lease that expires can be taken.
         lease.standing = Standing::Foreign { since: start };
         lease.learn(Found::Ours, start + LEASE);
         assert!(lease.is_held());
@@ -258,7 +259,7 @@ mod tests {
         lease.standing = Standing::Held { renewed_at: start };
         lease.age(start + LEASE);
         assert_eq!(lease.standing, Standing::Unknown);
-        // Then somebody may have taken it in good faith, and has to be waited for.
+        // Then another daemon may have taken it legitimately, and has to be waited for.
         lease.learn(Found::Foreign("yours".into()), start + LEASE);
         assert!(matches!(lease.standing, Standing::Foreign { .. }));
     }

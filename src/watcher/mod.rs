@@ -1,12 +1,12 @@
-//! The watcher thread: what concerns the instance as a whole.
+//! The watcher thread: everything that concerns the instance as a whole.
 //!
-//! It holds the instance's lease (`lease`, `identity`) and cleans up after the dead (`groups`); it learns
-//! which names come into being that somebody waits for, by Redis' own word (`news`) and by looking
-//! (`waits`), and it knows Redis' clock. The recorder writes everything for
-//! others, so that nothing here waits for a write but the lease and what belongs to it.
+//! It holds the instance's lease (`lease`, `identity`) and cleans up after instances that are gone (`groups`). It
+//! detects that a stream appears for which viewers wait, by Redis' pushes (`news`) and by polling (`waits`), and it
+//! measures Redis' clock. The recorder does all other writing, so the watcher waits only for writes that belong to
+//! the lease.
 //!
-//! Two connections: one is told things and is never waited for, the other is asked. Commands on the second
-//! wait for their answer, which delays nothing but what is done here.
+//! It has two connections. One receives pushes and is never waited for; the other sends commands and waits for the
+//! replies, which delays nothing outside this thread.
 //!
 //! INVARIANT: no reader touches a consumer group unless the lease is held.
 
@@ -40,37 +40,37 @@ use crate::redis::{Connector, Keys, RedisError, ServerError, ServerErrorKind};
 use crate::stop::Stop;
 use crate::{error_limited, warn_limited};
 
-/// The token of the waker of requests in the watcher's poll.
+/// The token by which requests wake the watcher's poll.
 pub const REQUESTS: Token = Token(1);
 /// The token of the connection for news.
 const NEWS: Token = Token(0);
 
-/// The role under which health says whether the ACL allows what the daemon does.
+/// The role under which health reports whether the ACL allows what the daemon does.
 const RIGHTS: &str = "rights";
-/// How long one wait lasts at most, so that stopping is noticed.
+/// The longest single wait, so that a stop is noticed.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-/// Requests taken before the watcher looks at anything else.
+/// How many requests are taken before the watcher does anything else.
 const REQUESTS_PER_TURN: usize = 1024;
-/// How often rights are looked at while some are missing.
+/// How often rights are checked while some are missing.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the lease is left alone after Redis refused it.
 const LEASE_REFUSED_REST: Duration = Duration::from_secs(1);
 /// How often Redis is asked for its time.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
-/// How often other instances are looked after.
+/// How often other instances are checked.
 const JANITOR_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Connections, queues and shared state of the watcher.
 pub struct WatcherParts {
-    /// The connection that is told things.
+    /// The connection for pushes.
     pub push: Connector,
-    /// The connection that is asked.
+    /// The connection for commands.
     pub link: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// Its poll, in which `watcher_requests` wakes it as [`REQUESTS`].
+    /// The watcher's poll, in which `watcher_requests` wakes it as [`REQUESTS`].
     pub poll: Poll,
-    /// Its inbox.
+    /// The watcher's inbox.
     pub watcher_requests: Receiver<WatcherRequest>,
     /// The delivery threads that wait for names.
     pub deliveries: Vec<Sender<ToDelivery>>,
@@ -80,11 +80,11 @@ pub struct WatcherParts {
     pub leased: Arc<AtomicBool>,
     /// The identity of this instance.
     pub identity: Identity,
-    /// Its message that the daemon must not go on.
+    /// The watcher's message that the daemon has to stop.
     pub fatal: Fatal,
     /// The metrics.
     pub registry: Arc<Registry>,
-    /// When to end.
+    /// Set when the thread is to end.
     pub stop: Stop,
 }
 
@@ -104,13 +104,13 @@ pub struct Watcher {
     stop: Stop,
 
     lease: Lease,
-    /// The connection on which everything was found to be allowed.
+    /// The connection on which all rights were found to be granted.
     allowed_on: u64,
     rights_at: Instant,
-    /// Whether what a former self of this instance left was removed.
+    /// Whether the groups of this instance's former process were removed.
     is_clean: bool,
     waits: Waits,
-    /// Names that are there and could not be told because an inbox was full.
+    /// Streams that appeared and could not be reported because an inbox was full.
     unsent: Vec<(StreamName, usize)>,
     clock_at: Instant,
     janitor: Janitor,
@@ -160,7 +160,7 @@ impl Watcher {
         }
     }
 
-    /// Watches until the daemon stops, then gives the lease back.
+    /// Watches until the daemon stops, then releases the lease.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(8);
         while !self.stop.requested() {
@@ -194,7 +194,7 @@ impl Watcher {
         if let Some(at) = self.waits.next_look(self.news.is_tracking()) {
             until = until.min(at);
         }
-        // A name that is to be looked for while Redis is away must not keep the thread awake.
+        // A check that is due while Redis is down must not keep the thread awake.
         let least = if self.link.is_open() { Duration::ZERO } else { Duration::from_millis(20) };
         until.min(self.lease.next_at().max(now)).saturating_duration_since(now).max(least)
     }
@@ -212,7 +212,7 @@ impl Watcher {
         }
     }
 
-    // ----- names that are waited for -----
+    // ----- streams that are waited for -----
 
     fn tend_news(&mut self) {
         let now = Instant::now();
@@ -230,7 +230,7 @@ impl Watcher {
         }
     }
 
-    /// Looks for names of which nobody has told.
+    /// Polls for the names that are due.
     fn look(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
         let names = self.waits.take_due(self.news.is_tracking(), now);
@@ -264,7 +264,7 @@ impl Watcher {
         });
     }
 
-    // ----- what is asked of Redis -----
+    // ----- commands to Redis -----
 
     fn tend_redis(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
@@ -290,8 +290,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Looks on each new connection whether the ACL allows what the daemon does: as long as it does not, the
-    /// daemon is not ready.
+    /// Checks on each new connection whether the ACL allows what the daemon does; while it does not, the daemon is
+    /// not ready.
     fn tend_rights(&mut self, now: Instant) -> Result<(), RedisError> {
         let generation = self.link.generation();
         let Some(link) = self.link.open() else { return Ok(()) };
@@ -301,7 +301,7 @@ impl Watcher {
         self.rights_at = now + RIGHTS_INTERVAL;
         match rights::try_all(link, &self.keys)? {
             Rights::Tried(missing) => {
-                // Missing rights that the daemon can do without are left to `check` to report.
+                // `check` reports missing rights that the daemon can do without.
                 let vital: Vec<String> =
                     missing.into_iter().filter(|right| right.is_vital).map(|right| right.what).collect();
                 if vital.is_empty() {
@@ -311,7 +311,7 @@ impl Watcher {
                     self.registry.redis_fails(RIGHTS, rights::MISSING, &vital.join(", "), now);
                 }
             }
-            // Then the lease, which needs them too, is not to be had either.
+            // The lease needs these rights too, so it cannot be acquired either.
             Rights::Down(_) => {}
         }
         Ok(())
@@ -341,7 +341,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// A key holds something else: only what needs the lease is without it, and the connection is well.
+    /// A key holds something else: only what needs the lease is affected, and the connection works.
     fn refuse_lease(&mut self, key: &str, error: &ServerError) -> Result<(), RedisError> {
         let fix = "something else wrote there: see what it is (TYPE), and delete it";
         error_limited!(key: key; key, %error, fix, "Redis refuses the lease of the instance id");
@@ -375,7 +375,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Removes what the instance's former self has left.
+    /// Removes what the instance's former process has left.
     fn clean(&mut self) -> Result<(), RedisError> {
         let Some(link) = self.link.open() else { return Ok(()) };
         let removed = groups::clean(link, &self.keys)?;
@@ -391,7 +391,7 @@ impl Watcher {
         self.registry.health().set_lease_trouble("");
     }
 
-    /// Tells the readers and the world how it stands with the lease.
+    /// Publishes the state of the lease to the readers, to health and to systemd.
     fn show_lease(&mut self) {
         self.lease.age(Instant::now());
         let is_held = self.lease.is_held() && self.is_clean;
@@ -418,7 +418,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Gives the lease back.
+    /// Releases the lease.
     fn end(&mut self) {
         let result = match self.link.link(Instant::now()) {
             Some(link) => self.lease.release(link, &self.keys),

@@ -1,11 +1,11 @@
-//! News that Redis pushes or announces: keys that change, and streams that their producers announce.
+//! News of streams: keys that Redis reports as changed, and streams that their producers announce.
 //!
-//! One connection both gets the pushes of `CLIENT TRACKING … BCAST` and sits in a blocking XREAD of the
-//! announce stream; pushes arrive without ending the block. Both are on only while somebody waits for a
-//! name, because Redis pushes the name of every stream that is written.
+//! One connection both receives the pushes of `CLIENT TRACKING … BCAST` and blocks in an XREAD of the announce
+//! stream; pushes arrive without ending the block. Both are on only while viewers wait for a stream, because Redis
+//! pushes the name of every stream that is written.
 //!
-//! INVARIANT: news are a hint. The looks of [`super::waits`] find everything that news miss. [`News::Begun`] asks for
-//! such a look, because changes before it were not told.
+//! INVARIANT: news are only a hint. The polls of [`super::waits`] find everything that news miss. [`News::Begun`]
+//! asks for such a poll, because earlier changes were not pushed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -18,30 +18,30 @@ use crate::model::{EntryId, StreamName};
 use crate::redis::{Changed, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
 use crate::warn_limited;
 
-/// How long one read of the announce stream blocks: how late it is noticed that nobody waits any more.
+/// How long one read of the announce stream blocks, which bounds how late the watcher turns news off.
 const BLOCK: Duration = Duration::from_secs(1);
-/// Announcements taken by one read. Redis counts them and not their bytes, and others can write them.
+/// How many announcements one read takes. Redis counts them, not their bytes, and others can write them.
 const ANNOUNCEMENTS_MAX: u32 = 64;
-/// The most that is kept of them, in bytes; and the room for one id.
+/// The most bytes of announcements that are kept; and the room for one id.
 const ANNOUNCEMENTS_BYTES_MAX: usize = 256 << 10;
 const ID_ROOM_BYTES: usize = 128;
 /// How long the announce stream is left alone after Redis refused to read it.
 const REFUSED_REST: Duration = Duration::from_secs(10);
-/// News stay on for so long after the last name was waited for.
+/// How long news stay on after the last wait for a name.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// One piece of news.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// Changes are told from now on.
+    /// Changes are pushed from now on.
     Begun,
-    /// The key of a stream was written, or announced.
+    /// A stream's key was written, or a producer announced it.
     Written(StreamName),
-    /// So much has changed that no names are told.
+    /// So much has changed that Redis does not name the keys.
     Everything,
 }
 
-/// The command that a reply will answer.
+/// The command that the next reply answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     TrackingOn,
@@ -60,15 +60,15 @@ enum Received {
 pub(super) struct NewsLink {
     connector: Connector,
     token: Token,
-    /// The connection that is in the poll.
+    /// The connection that is registered in the poll.
     registered: u64,
     asked: VecDeque<Asked>,
-    /// The reply with entries that comes next, as far as it has come.
+    /// The next reply with entries, as far as it has arrived.
     wanted: Wanted,
     is_on: bool,
     /// Whether Redis pushes the names of changed keys.
     is_tracking: bool,
-    /// The newest announcement that was seen.
+    /// The newest announcement that was read.
     announced: EntryId,
     answer_by: Instant,
     wanted_until: Instant,
@@ -95,12 +95,12 @@ impl NewsLink {
         }
     }
 
-    /// Whether new keys are told of, so that looking for them is only the net.
+    /// Whether Redis pushes new keys, so that polling is only the fallback.
     pub(super) fn is_tracking(&self) -> bool {
         self.is_tracking
     }
 
-    /// Goes on with what there is to do; `wanted`: somebody waits for a name.
+    /// Does what is due; `wanted`: a viewer waits for a name.
     pub(super) fn tend(&mut self, registry: &Registry, keys: &Keys, wanted: bool, now: Instant) -> Vec<News> {
         if wanted {
             self.wanted_until = now + LINGER;
@@ -137,7 +137,7 @@ impl NewsLink {
         self.register(registry)
     }
 
-    /// Takes what has come.
+    /// Receives replies and pushes.
     fn receive(&mut self, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
         loop {
             let Some(link) = self.connector.open() else { return Ok(()) };
@@ -207,7 +207,7 @@ impl NewsLink {
         Ok(())
     }
 
-    /// Redis refuses to read the announce stream. Names are found all the same, by its pushes and by looking.
+    /// Handles Redis' refusal to read the announce stream. Pushes and polling still find names.
     fn refused(&mut self, keys: &Keys, error: ServerError) -> Result<(), RedisError> {
         if error.kind().is_outage() {
             return Err(RedisError::Server(error));
@@ -218,7 +218,7 @@ impl NewsLink {
         Ok(())
     }
 
-    /// Asks for what is wanted next, one thing at a time.
+    /// Sends the next command, one at a time.
     fn ask(&mut self, keys: &Keys, now: Instant) -> Result<(), RedisError> {
         if !self.asked.is_empty() {
             return if now >= self.answer_by { Err(RedisError::Timeout) } else { Ok(()) };
@@ -259,7 +259,7 @@ impl NewsLink {
         link.flush()
     }
 
-    /// A new connection joins the poll; a former one left it when it was closed.
+    /// Registers a new connection in the poll; the former one left it when it was closed.
     fn register(&mut self, registry: &Registry) -> Result<(), RedisError> {
         let generation = self.connector.generation();
         if generation != self.registered
@@ -284,7 +284,7 @@ fn read_announcements(keys: &Keys, after: EntryId) -> Cmd {
     command.arg("STREAMS").arg(keys.announce()).arg(after).take()
 }
 
-/// The streams that a push names: `invalidate` with a list of keys, or with null after FLUSHALL.
+/// Adds the streams that a push names: `invalidate` with a list of keys, or with null after FLUSHALL.
 fn changes(push: &Reply, keys: &Keys, news: &mut Vec<News>) -> Result<(), RedisError> {
     match push.changed()? {
         Some(Changed::Keys(changed)) => {

@@ -1,30 +1,31 @@
-//! The names that nobody has written yet and somebody waits for. Pure.
+//! The streams that do not exist yet and for which viewers wait. Pure.
 //!
-//! Bounded by its askers: each delivery thread waits for a name at most once, however many of its viewers do.
+//! The number of waits is bounded: each delivery thread waits for a name at most once, however many of its viewers
+//! do.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::StreamName;
 
-/// Names looked for in one round trip.
+/// How many names one round trip checks.
 pub(super) const CHECKS_PER_TRIP_MAX: usize = 256;
 
-/// A look at all names at least this often where Redis tells of new keys: the net under its word.
+/// All names are checked at least this often if Redis pushes new keys, as a fallback.
 const SWEEP_TRACKED: Duration = Duration::from_secs(1);
-/// And where it does not: how late a new name is noticed.
+/// How often all names are checked if it does not: this bounds how late a new stream is detected.
 const SWEEP_UNTRACKED: Duration = Duration::from_millis(50);
-/// The share of its time that Redis may spend on these looks: 1 in so many.
+/// The share of its time that Redis may spend on these checks: 1 in this many.
 const DUTY: u32 = 5;
 
-/// The delivery threads that wait for each name, and the names to be looked for.
+/// The delivery threads that wait for each name, and the names to be checked.
 #[derive(Debug)]
 pub(super) struct Waits {
     by_stream: HashMap<StreamName, Vec<usize>>,
-    /// Names to be looked for, in this order.
+    /// Names to be checked, in this order.
     due: VecDeque<StreamName>,
     swept_at: Instant,
-    /// No look before this, so that many names do not become Redis' main occupation.
+    /// No check before this time, so that many names do not overload Redis.
     rest_until: Instant,
 }
 
@@ -33,7 +34,7 @@ impl Waits {
         Self { by_stream: HashMap::new(), due: VecDeque::new(), swept_at: now, rest_until: now }
     }
 
-    /// A delivery thread waits for a name, which may have come into being just before: it is looked for.
+    /// A delivery thread waits for a name. The stream may have appeared just before, so it is checked.
     pub(super) fn wait(&mut self, stream: StreamName, delivery: usize) {
         let waiting = self.by_stream.entry(stream.clone()).or_default();
         if !waiting.contains(&delivery) {
@@ -42,7 +43,7 @@ impl Waits {
         self.due.push_front(stream);
     }
 
-    /// A delivery thread waits for a name no more.
+    /// A delivery thread does not wait for a name any more.
     pub(super) fn forget(&mut self, stream: &StreamName, delivery: usize) {
         if let Some(waiting) = self.by_stream.get_mut(stream) {
             waiting.retain(|&who| who != delivery);
@@ -52,7 +53,7 @@ impl Waits {
         }
     }
 
-    /// The name is there. Removes and returns the delivery threads that waited for it.
+    /// The stream exists. Removes and returns the delivery threads that waited for it.
     pub(super) fn found(&mut self, stream: &StreamName) -> Vec<usize> {
         self.by_stream.remove(stream).unwrap_or_default()
     }
@@ -65,13 +66,13 @@ impl Waits {
         self.by_stream.is_empty()
     }
 
-    /// Every name is to be looked for now: something may have been missed.
+    /// Schedules a check of every name now: news may have missed something.
     pub(super) fn sweep(&mut self, now: Instant) {
         self.swept_at = now;
         self.due = self.by_stream.keys().cloned().collect();
     }
 
-    /// When something is to be looked for next; `None` while nobody waits.
+    /// When the next check is due; `None` if nobody waits.
     pub(super) fn next_look(&self, is_tracking: bool) -> Option<Instant> {
         if self.is_empty() {
             return None;
@@ -81,7 +82,7 @@ impl Waits {
         Some(wanted.max(self.rest_until))
     }
 
-    /// The names to be looked for in the next round trip; none while it is not time.
+    /// The names to check in the next round trip; none before the check is due.
     pub(super) fn take_due(&mut self, is_tracking: bool, now: Instant) -> Vec<StreamName> {
         if self.next_look(is_tracking).is_none_or(|at| at > now) {
             return Vec::new();
@@ -100,7 +101,7 @@ impl Waits {
         names
     }
 
-    /// A round trip of looks took `cost`.
+    /// Records that a round trip of checks took `cost`.
     pub(super) fn looked(&mut self, cost: Duration, now: Instant) {
         self.rest_until = now + cost * (DUTY - 1);
     }

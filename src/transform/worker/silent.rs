@@ -1,4 +1,4 @@
-//! Producers that are silent: their viewers are told, and generations are ended that no producer ends.
+//! Silent producers: reports them to the viewers, and ends generations that no producer ends.
 
 use super::{Worker, micros};
 use crate::config;
@@ -6,9 +6,9 @@ use crate::message::record::{EndGeneration, EndKind};
 use crate::message::{HubRef, LiveRef, ToDelivery, now_us};
 use crate::transform::live::{Limits, Silence};
 
-/// Streams found silent whose viewers are told in one tick, at least; of more, one in [`SILENT_TICKS`].
+/// How many silent streams are reported in one tick at least; of many streams, one in [`SILENT_TICKS`].
 const SILENT_PER_TICK_MIN: usize = 16;
-/// Ticks in which all viewers of many streams that fall silent together are told.
+/// The number of ticks over which many streams that become silent together are reported.
 const SILENT_TICKS: usize = 8;
 /// The entry that ends the generation of a producer that is given up.
 const PRODUCER_LOST: &str = r#"{"type":"error","code":"producer_lost","message":"the producer has been silent for too long and was given up"}"#;
@@ -25,16 +25,16 @@ impl Worker {
                 Silence::Stalled => self.silent.push_back(live),
                 Silence::Over(newest, data) => {
                     let (stream, transform) = (found.stream.clone(), self.parts.index);
-                    // With no room for it, it is asked again.
+                    // If there is no room, the request is repeated.
                     let kind = EndKind::Grace;
                     let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
                 }
-                // Only who is watched is given up: what nobody watches any more has no end then.
+                // Only producers of streams with viewers are given up: a stream without viewers gets no end then.
                 Silence::GiveUp(_) if found.is_end_watched => forsaken.push(live),
                 Silence::GiveUp(newest) => {
                     let (stream, transform) = (found.stream.clone(), self.parts.index);
                     let (data, kind) = (PRODUCER_LOST.to_owned(), EndKind::ProducerLost);
-                    // With no room for it, the producer is judged again later.
+                    // If there is no room, the producer is judged again later.
                     let _ = self.parts.ends.try_send(EndGeneration { stream, newest, data, kind, transform });
                 }
             }
@@ -43,8 +43,8 @@ impl Worker {
         self.report_silent();
     }
 
-    /// Tells the viewers of some silent streams, unless they are silent no more: of many at once a share, so that
-    /// nobody's live text waits behind all these notices.
+    /// Reports some silent streams to their viewers, unless the producers are active again. Of many streams it
+    /// reports a share per tick, so that these frames do not delay live text.
     fn report_silent(&mut self) {
         let share = (self.silent.len() / SILENT_TICKS).max(SILENT_PER_TICK_MIN);
         for _ in 0..share {
@@ -61,7 +61,7 @@ impl Worker {
         Limits { stall_us, abandon_us, grace_us: micros(finish_grace) }
     }
 
-    /// After which time a finishing generation is over, in ms.
+    /// After how much silence a finishing generation is over, in ms.
     pub(super) fn grace_ms(&self) -> u64 {
         micros(self.parts.stream.finish_grace) / 1000
     }
@@ -74,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// The stream's producer speaks again after it was silent.
+    /// Reports that a stream's producer is active again after it was silent.
     pub(super) fn wake_up(&mut self, live: LiveRef) {
         if let Some(found) = self.streams.get(live)
             && std::mem::take(&mut found.stalled)
