@@ -1,8 +1,8 @@
-//! The messages between threads that are about streams.
+//! The messages about streams that threads send to each other.
 //!
-//! The modules on both sides of a queue know these types and not each other: `deliver` asks for
-//! history ([`ReplayRequest`]) and for live text ([`Control`]); `ingest` hands over what it has read
-//! ([`LiveBatch`], [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
+//! The modules on both sides of a queue know these types and not each other: `deliver` requests history
+//! ([`ReplayRequest`]) and live text ([`Control`]); `ingest` passes on what it has read ([`LiveBatch`],
+//! [`ReplayBatch`]); `transform` answers with frames ([`ToDelivery`]).
 
 pub mod record;
 mod watcher_request;
@@ -19,41 +19,42 @@ use crate::model::{
 };
 pub use crate::model::{Cursor, Fnv, JobRef, KeyFacts, RedisClock, Slot, now_us, shard};
 
-/// A stream as a delivery thread knows it, for as long as one asking for its live frames lasts: what belongs
-/// to an earlier asking, or comes after the thread has let go of it, is told from what belongs to this one.
+/// A stream as a delivery thread knows it, for the duration of one attachment. It distinguishes messages that belong
+/// to this attachment from those of an earlier one, or from those that arrive after the thread has dropped the
+/// stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HubRef {
     /// The delivery thread's table entry for the stream.
     pub slot: Slot,
-    /// Counts the askings.
+    /// Counts the attachments.
     pub attach: u64,
 }
 
 /// The purpose of a history read.
 #[derive(Debug)]
 pub enum ReplayStep {
-    /// Find where `after` points and show what follows, `state` only once it has been reached.
+    /// Find the position of `after` and return what follows; `state` is known only once it has been reached.
     Open {
-        /// From where on.
+        /// The position after which the viewers want the stream.
         after: After,
-        /// Whether nobody has named that: it was chosen to lie before what is wanted. Where the stream begins later,
-        /// its beginning will do.
+        /// Whether the daemon chose the position, somewhere before what is wanted. If the stream begins later, its
+        /// beginning is used instead.
         early: bool,
-        /// Whether the outline of what comes before is wanted.
+        /// Whether the outline of what comes before is needed.
         outlined: bool,
     },
-    /// Go on with a search that one read could not finish.
+    /// Continue a search that one read could not finish.
     Search(Box<Search>),
-    /// Show what follows a known cursor.
+    /// Return what follows a known cursor.
     Continue {
-        /// Where the viewers stand.
+        /// The position of the viewers.
         from: Cursor,
-        /// Read no further than this entry; `None`: to the newest.
+        /// Read no further than this entry; `None`: to the newest one.
         until: Option<EntryId>,
     },
     /// Assemble the newest generation as one JSON document.
     State(Box<StateSearch>),
-    /// Only whether the stream exists.
+    /// Find out whether the stream exists.
     Probe,
 }
 
@@ -62,20 +63,20 @@ pub enum ReplayStep {
 pub struct ReplayRequest {
     /// The stream.
     pub stream: StreamName,
-    /// The job that asks.
+    /// The job that makes the request.
     pub job: JobRef,
-    /// The purpose.
+    /// What the read is for.
     pub step: ReplayStep,
-    /// At most so many entries are read.
+    /// The most entries to read.
     pub count: usize,
-    /// Frames are made until they reach so many bytes.
+    /// Frames are created until they reach this many bytes.
     pub budget_bytes: usize,
-    /// When it was asked, µs since 1970 by this host's clock.
+    /// The time of the request, µs since 1970 by this host's clock.
     pub asked_us: u64,
-    /// When the stream was seen to come into being, by the same clock: none of its entries is older, whatever their ids
-    /// say. `None`: it was there before, as far as is known.
+    /// When the daemon saw the stream appear, by the same clock: none of its entries is older, whatever their ids
+    /// suggest. `None`: it existed before, as far as is known.
     pub appeared_us: Option<u64>,
-    /// Where the step's scan goes on instead, if the checkpoint holds: its entry is the first one that is read.
+    /// The checkpoint from which the scan continues, if it is valid: its entry is the first one to be read.
     pub jump: Option<Arc<Checkpoint>>,
 }
 
@@ -84,34 +85,34 @@ pub struct ReplayRequest {
 pub struct Search {
     /// Where the next read begins.
     pub from: EntryId,
-    /// Up to where it may go on from a checkpoint instead; `None`: it may not.
+    /// The latest position of a checkpoint from which the search may continue; `None`: it may not use one.
     pub target: Option<Position>,
-    /// The scan, as far as it has come.
+    /// The scan so far.
     pub seek: Seek,
-    /// The gap that the viewers have to be told of before the frames that follow.
+    /// The gap to report to the viewers before the frames that follow.
     pub gap: Option<HistoryGap>,
-    /// The frames behind the wanted position that were made on the way, as far as the budget goes.
+    /// The frames after the wanted position that were created on the way, within the budget.
     pub shown: Option<Box<Shown>>,
 }
 
 impl Search {
-    /// A search that begins at the stream's beginning.
+    /// A search that starts at the stream's beginning.
     #[must_use]
     pub const fn new(seek: Seek, gap: Option<HistoryGap>) -> Self {
         Self { from: EntryId::ZERO, target: None, seek, gap, shown: None }
     }
 }
 
-/// The gathering of the JSON state, over several reads.
+/// The assembly of the JSON state, over several reads.
 #[derive(Debug, Default)]
 pub struct StateSearch {
     /// Where the next read begins.
     pub from: EntryId,
-    /// The document's content so far; `None` before the first read.
+    /// The content of the document so far; `None` before the first read.
     pub gathered: Option<Box<Gathering>>,
-    /// Its size in bytes, about.
+    /// Its approximate size in bytes.
     pub gathered_bytes: usize,
-    /// The most bytes that the document may take.
+    /// The most bytes that the document may have.
     pub max_bytes: usize,
 }
 
@@ -120,18 +121,18 @@ pub struct StateSearch {
 pub enum ReplayRead {
     /// The key exists.
     Found {
-        /// The key as it was just before the entries were read.
+        /// The facts about the key, read just before the entries.
         facts: KeyFacts,
         /// The entries after the step's position, in order.
         entries: Vec<Entry>,
-        /// Whether the read came to the end of the stream, or of the range that was asked for.
+        /// Whether the read reached the end of the stream, or of the requested range.
         exhausted: bool,
     },
-    /// There is no such key.
+    /// The key does not exist.
     Missing,
-    /// Redis could not be asked.
+    /// Redis could not be reached.
     Unavailable,
-    /// The key is there and is no stream.
+    /// The key exists and is not a stream.
     WrongType,
 }
 
@@ -144,7 +145,7 @@ pub struct ReplayBatch {
     pub read: ReplayRead,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
-    /// Its entries in the sum of what is held.
+    /// Counts the bytes of its entries while it is held.
     pub held: Option<Held>,
 }
 
@@ -159,32 +160,32 @@ impl ReplayBatch {
     }
 }
 
-/// Entries that were removed before the viewers could get them, or a history that is another one.
+/// Entries that were removed before the viewers could get them, or a history that was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HistoryGap {
     /// Entries between `after` and `next` were trimmed.
     Trimmed {
         /// The viewers' position.
         after: Position,
-        /// The oldest entry that is left; `None` when nothing is.
+        /// The oldest entry that is left; `None` if none is.
         next: Option<EntryId>,
-        /// The stream's newest id where nothing is left: what the viewers now have.
+        /// The stream's newest id if no entry is left: the viewers' new position.
         id: Option<EntryId>,
-        /// How many, where that can be known.
+        /// How many entries, if that is known.
         lost: Option<u64>,
     },
-    /// The stream was deleted and begun anew.
+    /// The stream was deleted and recreated.
     Recreated {
         /// The viewers' position.
         after: Position,
         /// Its first entry.
         next: EntryId,
     },
-    /// Redis came back with an older end of the stream.
+    /// Redis came back with an older copy of the stream.
     Failover {
         /// The viewers' position.
         after: Position,
-        /// The newest id that is there.
+        /// The newest id in that copy.
         newest: EntryId,
     },
 }
@@ -194,40 +195,40 @@ pub enum HistoryGap {
 pub struct Shown {
     /// The gap before the frames, if there is one.
     pub gap: Option<HistoryGap>,
-    /// In order.
+    /// The frames, in order.
     pub frames: Vec<Arc<Frame>>,
-    /// Where the viewers stand after them.
+    /// The position of the viewers after them.
     pub cursor: Cursor,
-    /// Whether that was the end of the stream (or of the range asked for) when it was read.
+    /// Whether the end of the stream (or of the requested range) was reached when it was read.
     pub exhausted: bool,
-    /// How many bytes the entries took, for sizing the next read.
+    /// The size of the entries in bytes, from which the size of the next read follows.
     pub entries_bytes: usize,
-    /// How many entries there were.
+    /// The number of entries.
     pub entries: usize,
 }
 
 /// The outcome of a [`ReplayRequest`].
 #[derive(Debug)]
 pub enum ReplayOutcome {
-    /// There is no such key.
+    /// The key does not exist.
     Missing,
-    /// The key is there and is no stream: waiting for it would not help.
+    /// The key exists and is not a stream: waiting would not help.
     NotAStream,
-    /// Redis could not be asked; to be tried again.
+    /// Redis could not be reached; try again.
     Unavailable,
-    /// The dead letters among what was read have no room yet; to be tried again.
+    /// There is no room yet for the dead letters among the entries read; try again.
     Deferred,
-    /// The search goes on with another read.
+    /// The search needs another read.
     Searching(Box<Search>),
-    /// The gathering goes on with another read.
+    /// The assembly needs another read.
     Gathering(Box<StateSearch>),
-    /// `after` was found; this is the beginning of what follows.
+    /// `after` was found; with the beginning of what follows.
     Opened(Box<Opened>),
     /// More of what follows.
     Shown(Box<Shown>),
     /// The JSON document.
     State(Vec<u8>),
-    /// The JSON document would be larger than allowed.
+    /// The JSON document would exceed its limit.
     StateTooLarge,
     /// The stream exists.
     Exists,
@@ -238,24 +239,24 @@ pub enum ReplayOutcome {
 pub struct Opened {
     /// `after`, resolved.
     pub after: Position,
-    /// How the stream stood at its newest entry.
+    /// The status of the stream at its newest entry.
     pub status: StreamStatus,
-    /// That entry.
+    /// The newest entry.
     pub tip: EntryId,
-    /// Whether `after` is at or behind the end of a finished stream, so that nothing is left to tell but the gap, if
-    /// there is one (an older end of the stream), and that end.
+    /// Whether `after` is at or after the end of a finished stream, so that nothing is left to send but the gap, if
+    /// there is one (an older copy of the stream), and that end.
     pub nothing_left: bool,
-    /// The newest generation's stored terminal frame, where it is finished.
+    /// The stored terminal frame of the newest generation, if that is finished.
     pub terminal: Option<Arc<Frame>>,
-    /// The outline of the generation up to `after`, where it was wanted.
+    /// The outline of the generation up to `after`, if it was requested.
     pub outline: Option<Arc<Outline>>,
-    /// Where the first frames begin; not `after` where that could not be had.
+    /// Where the first frames begin; differs from `after` if entries are missing there.
     pub from: Position,
     /// The first frames.
     pub shown: Shown,
 }
 
-/// A live stream's place in its transform thread.
+/// The index of a live stream in its transform thread.
 pub type LiveRef = Slot;
 
 /// Messages to a transform thread: requests of delivery threads, and answers of the recorder.
@@ -267,20 +268,20 @@ pub enum Control {
         stream: StreamName,
         /// The delivery thread.
         delivery: usize,
-        /// The stream there.
+        /// The delivery thread's reference to the stream.
         hub: HubRef,
-        /// Where live begins if nobody else is attached yet.
+        /// Where live begins if no other delivery thread is attached yet.
         from: Cursor,
-        /// As [`ReplayRequest::appeared_us`].
+        /// See [`ReplayRequest::appeared_us`].
         appeared_us: Option<u64>,
     },
-    /// Send them no more.
+    /// Send the stream's live frames no longer.
     Detach {
         /// The stream.
         stream: StreamName,
         /// The delivery thread.
         delivery: usize,
-        /// The stream there.
+        /// The delivery thread's reference to the stream.
         hub: HubRef,
     },
     /// The answer to [`EndGeneration`](record::EndGeneration).
@@ -303,28 +304,28 @@ pub enum ReaderCommand {
     Start {
         /// The stream.
         stream: StreamName,
-        /// Where its entries go.
+        /// The stream's reference in the transform thread.
         live: LiveRef,
         /// The transform thread.
         transform: usize,
-        /// The seam.
+        /// The seam: the id after which live reading begins.
         after: EntryId,
-        /// How many entries were ever added up to the seam, where it is known.
+        /// How many entries were ever added up to the seam, if that is known.
         ordinal: Option<u64>,
         /// How far each delivery thread has written.
         watermark: Arc<AckWatermark>,
     },
-    /// Read it no more.
+    /// Stop reading a stream.
     Stop {
         /// The stream.
         stream: StreamName,
-        /// The place that was given when it was started.
+        /// The reference with which it was started.
         live: LiveRef,
     },
 }
 
 impl ReaderCommand {
-    /// Whether it starts what `wanted` names.
+    /// Whether this command starts `wanted`.
     #[must_use]
     pub fn starts(&self, wanted: LiveRef) -> bool {
         matches!(self, Self::Start { live, .. } if *live == wanted)
@@ -334,18 +335,18 @@ impl ReaderCommand {
 /// A batch of live entries, from a reader to a transform thread.
 #[derive(Debug)]
 pub struct LiveBatch {
-    /// Each stream with news.
+    /// The news, by stream.
     pub streams: Vec<LiveNews>,
     /// The size of their entries, in bytes.
     pub bytes: usize,
     /// When it was read, µs since 1970 by this host's clock.
     pub read_us: u64,
-    /// Held for as long as the batch is under way, until delivery threads have its frames.
+    /// Held until delivery threads have the frames of the batch.
     pub under_way: Option<UnderWay>,
 }
 
 impl LiveBatch {
-    /// How many entries it has.
+    /// The number of its entries.
     #[must_use]
     pub fn len(&self) -> usize {
         let entries = self.streams.iter().map(|news| match news {
@@ -355,15 +356,15 @@ impl LiveBatch {
         entries.sum()
     }
 
-    /// Whether it has none.
+    /// Whether it has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A count of what keeps live entries coming: one reference for each reader that still reads, and one for each batch
-/// that is under way. A daemon that shuts down waits until only its own reference is left.
+/// Counts what keeps live entries coming: one reference for each reader that still reads, and one for each batch
+/// under way. A daemon that shuts down waits until only its own reference is left.
 pub type UnderWay = Arc<()>;
 
 /// News of one stream.
@@ -371,19 +372,19 @@ pub type UnderWay = Arc<()>;
 pub enum LiveNews {
     /// New entries, in order.
     Entries(LiveRef, Vec<Entry>),
-    /// The stream cannot be read on from its cursor: its key or group is gone, entries were removed, or
-    /// Redis was away. Viewers find out from history what happened.
+    /// The stream cannot be read from its cursor any more: its key or group is gone, entries were removed, or Redis
+    /// was down. Viewers learn from history what happened.
     Broken(LiveRef),
 }
 
 /// Live frames of one stream for one delivery thread.
 #[derive(Debug)]
 pub struct LiveFrames {
-    /// The stream there.
+    /// The delivery thread's reference to the stream.
     pub hub: HubRef,
-    /// In order.
+    /// The frames, in order.
     pub frames: Vec<Arc<Frame>>,
-    /// The newest entry that was read, whether it gave a frame or not.
+    /// The newest entry that was read, whether it produced a frame or not.
     pub passed: EntryId,
 }
 
@@ -392,37 +393,37 @@ pub struct LiveFrames {
 pub enum ToDelivery {
     /// Live frames of some streams.
     Live {
-        /// By stream.
+        /// The frames, by stream.
         news: Vec<LiveFrames>,
         /// The size of the frames, in bytes.
         bytes: usize,
     },
-    /// Live frames of a stream come from here on.
+    /// The delivery thread is attached: live frames follow.
     Attached {
-        /// The stream there.
+        /// The delivery thread's reference to the stream.
         hub: HubRef,
-        /// Where live stands now.
+        /// The position of live reading now.
         cursor: Cursor,
         /// Whether the producer is silent.
         stalled: bool,
-        /// Where to say what has been written.
+        /// Records how far the thread has written.
         watermark: Arc<AckWatermark>,
     },
-    /// No more live frames come: see [`LiveNews::Broken`].
+    /// No more live frames follow: see [`LiveNews::Broken`].
     Broken {
-        /// The stream there.
+        /// The delivery thread's reference to the stream.
         hub: HubRef,
     },
-    /// The producer has fallen silent, or speaks again.
+    /// The producer has become silent, or is active again.
     Stalled {
-        /// The stream there.
+        /// The delivery thread's reference to the stream.
         hub: HubRef,
-        /// Which of the two.
+        /// Whether it is silent.
         stalled: bool,
     },
     /// The outcome of a history read.
     Replay(JobRef, ReplayOutcome),
-    /// A stream that was waited for is there.
+    /// A stream that the thread waited for exists.
     Appeared(StreamName),
     /// The answer to a request to cancel.
     CancelAnswered(Asker, Result<(), Refused>),
@@ -447,17 +448,17 @@ impl ToDelivery {
     }
 }
 
-/// The messages that a transform thread could not deliver because a delivery thread's inbox was full. Bounded by the
+/// Messages that a transform thread could not send because a delivery thread's inbox was full. Bounded by the
 /// delivery thread's own tables: each hub and each job appears at most once.
 #[derive(Debug, Default)]
 pub struct Missed {
-    /// Hubs that are detached: their viewers go on from history.
+    /// Hubs that were detached: their viewers continue from history.
     pub hubs: std::collections::BTreeSet<HubRef>,
-    /// Jobs whose outcome was lost: they are asked again, a search from where it is.
+    /// Jobs whose outcome was lost: they are requested again, a search from where it stopped.
     pub jobs: std::collections::BTreeMap<Slot, Option<ReplayStep>>,
 }
 
-/// The name of the watcher's connection, by which its health is known.
+/// The name under which health reports the watcher's connection.
 pub const WATCHER: &str = "watcher";
-/// The name of the recorder's connection, by which its health is known.
+/// The name under which health reports the recorder's connection.
 pub const RECORDER: &str = "recorder";

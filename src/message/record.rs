@@ -1,29 +1,29 @@
 //! Messages to the recorder, which writes to Redis for the other threads.
 //!
 //! Each kind has a queue of its own, bounded in bytes, so that a flood of one never displaces another. The recorder
-//! takes them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
+//! processes them in the order of their importance: requests to cancel, ends of generations, dead letters, receipts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::{Entry, EntryId, Position, Slot, StreamName};
 
-/// The counted size of a message beside its texts and bytes, in bytes: the message itself, its place in the queue, and
-/// the allocations behind it.
+/// The counted size of a message besides its texts and bytes, in bytes: the message itself, its slot in the queue,
+/// and the allocations.
 const MESSAGE_BYTES: usize = 256;
 
-/// A client wants the generation to stop.
+/// A client requests that the generation stops.
 #[derive(Debug)]
 pub struct CancelRequest {
     /// The stream.
     pub stream: StreamName,
-    /// The client's words.
+    /// The reason that the client gave.
     pub reason: Option<String>,
-    /// The client's address, as the producer is told.
+    /// The client's address, as the producer sees it.
     pub by: String,
-    /// The connection that is answered.
+    /// The connection that gets the answer.
     pub asker: Asker,
-    /// When that was.
+    /// The time of the request.
     pub asked_at: Instant,
 }
 
@@ -34,39 +34,39 @@ pub struct Asker {
     pub delivery: usize,
     /// The connection there.
     pub connection: Slot,
-    /// The stream that the answer names, on a connection that carries many.
+    /// The stream to name in the answer, on a connection with many streams.
     pub about: Option<StreamName>,
 }
 
-/// Why something is not written, in words for the client.
+/// Why something was not written, as a message for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// A short word for programs.
+    /// A short code for programs.
     pub code: &'static str,
     /// A sentence for people.
     pub message: String,
-    /// When to ask again, where the client, or all together, have asked too often.
+    /// When to ask again, if this client or all clients together have sent too many requests.
     pub too_many: Option<Duration>,
 }
 
 impl Refused {
-    /// Redis is the reason.
+    /// A refusal that Redis causes.
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), too_many: None }
     }
 
-    /// Too much was asked; there is room again after `wait`.
+    /// A refusal of too many requests; there is room again after `wait`.
     #[must_use]
     pub fn too_many(message: impl Into<String>, wait: Duration) -> Self {
         let mut refused = Self { code: "too_many", message: message.into(), too_many: Some(wait) };
-        // A frame of a WebSocket has no other place for it.
+        // A WebSocket frame has no other place for it.
         refused.message =
             format!("{}; try again in {} s", refused.message, refused.retry_after_s().unwrap_or(1));
         refused
     }
 
-    /// When to ask again, in whole seconds and not too early.
+    /// When to ask again, in whole seconds, rounded up.
     #[must_use]
     pub fn retry_after_s(&self) -> Option<u32> {
         let seconds = |wait: Duration| wait.as_millis().div_ceil(1000).max(1);
@@ -83,11 +83,11 @@ impl CancelRequest {
     }
 }
 
-/// A generation is to be ended by an entry right after `newest`, if that is still the stream's newest entry. Of all
-/// instances that ask for it exactly one succeeds.
+/// A request to end a generation by an entry right after `newest`, if that is still the stream's newest entry. Of all
+/// instances that request it, exactly one succeeds.
 ///
-/// The transform thread is answered by [`Control::EndAnswered`](super::Control). The answer gets lost when
-/// that thread's queue is full: then it asks again, and learns that something has followed.
+/// The answer to the transform thread is [`Control::EndAnswered`](super::Control). It is lost if that thread's queue
+/// is full: the thread then asks again, and learns that another entry has followed.
 #[derive(Debug)]
 pub struct EndGeneration {
     /// The stream.
@@ -98,7 +98,7 @@ pub struct EndGeneration {
     pub data: String,
     /// Why the generation is ended.
     pub kind: EndKind,
-    /// The transform thread to be answered.
+    /// The transform thread that gets the answer.
     pub transform: usize,
 }
 
@@ -110,10 +110,10 @@ impl EndGeneration {
     }
 }
 
-/// Why a generation is ended by the daemon.
+/// Why the daemon ends a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndKind {
-    /// Its finish reason has come, and nothing after it for `stream.finish_grace`.
+    /// Its finish reason was read, and nothing has followed for `stream.finish_grace`.
     Grace,
     /// Its producer has been silent for `stream.abandon_after`.
     ProducerLost,
@@ -122,11 +122,11 @@ pub enum EndKind {
 /// The outcome of an [`EndGeneration`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndOutcome {
-    /// It is in the stream, with this id.
+    /// The entry is in the stream, with this id.
     Written(EntryId),
     /// `newest` is not the newest entry any more, or the stream is gone: nothing was written.
     Followed,
-    /// Redis is away, or refuses it. Where Redis gave no answer at all it may have been written all the same.
+    /// Redis is down, or refuses the write. If Redis did not reply, the entry may have been written.
     Unwritten,
 }
 
@@ -137,7 +137,7 @@ pub struct DeadLetter {
     pub stream: StreamName,
     /// The entry.
     pub entry: Entry,
-    /// Why, in a word.
+    /// The reason as a code.
     pub reason: &'static str,
     /// The defect, and the names of the fields.
     pub message: Box<str>,
@@ -151,34 +151,34 @@ impl DeadLetter {
     }
 }
 
-/// A message that a receipt may follow from.
+/// A message from which a receipt may follow.
 #[derive(Debug)]
 pub enum Receipt {
-    /// A client has everything of a stream up to here.
+    /// A client has received everything of a stream up to a position.
     Acked(Acked),
-    /// A generation that this instance watched is over.
+    /// A generation that this instance delivered is over.
     Ended(Ended),
 }
 
-/// A client has everything of a stream up to `id`.
+/// A client has received everything of a stream up to `id`.
 #[derive(Clone, Debug)]
 pub struct Acked {
     /// The stream.
     pub stream: StreamName,
-    /// The position up to which it has everything.
+    /// The position up to which the client has everything.
     pub id: Position,
-    /// The id of the generation to which that belongs, escaped, where it has one.
+    /// The escaped id of the generation at that position, if it has one.
     pub generation: Option<Arc<String>>,
     /// The client's address.
     pub by: String,
-    /// When, µs since 1970 by this host's clock.
+    /// The time, µs since 1970 by this host's clock.
     pub at_us: u64,
-    /// Whether a repetition gets no second receipt: the acknowledgement reaches the end of a generation, or names what
-    /// the client had before it connected.
+    /// Whether a repetition gets no second receipt: the acknowledgement covers the end of a generation, or a position
+    /// that the client had before it connected.
     pub is_once: bool,
-    /// The connection that is answered.
+    /// The connection that gets the answer.
     pub asker: Asker,
-    /// When that was asked.
+    /// The time of the acknowledgement.
     pub asked_at: Instant,
 }
 
@@ -189,9 +189,9 @@ pub struct Ended {
     pub stream: StreamName,
     /// The terminal entry.
     pub id: EntryId,
-    /// The generation's id, escaped, where it has one.
+    /// The escaped id of the generation, if it has one.
     pub generation: Option<Arc<String>>,
-    /// When that was, µs since 1970 by Redis' clock.
+    /// The time of the end, µs since 1970 by Redis' clock.
     pub at_redis_us: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Answers to clients, on their way to the delivery threads. Answers for which a thread's queue has no room are held;
-//! there are never more than requests.
+//! Answers to clients on their way to the delivery threads. Answers for which a thread's queue has no room are held
+//! here; there are never more than requests.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ impl Answers {
         Self { deliveries, unsent: VecDeque::new() }
     }
 
-    /// How many are held.
+    /// How many answers are held.
     pub(super) fn held(&self) -> usize {
         self.unsent.len()
     }
@@ -27,10 +27,10 @@ impl Answers {
         self.retry();
     }
 
-    /// Sends held answers, as far as there is room.
+    /// Sends held answers as far as there is room.
     pub(super) fn retry(&mut self) {
         while let Some((delivery, answer)) = self.unsent.pop_front() {
-            // A delivery thread that is gone has no clients left.
+            // A delivery thread that has ended has no clients left.
             if let Err(SendError::Full(answer)) = self.deliveries[delivery].try_send(answer) {
                 self.unsent.push_front((delivery, answer));
                 return;

@@ -1,12 +1,12 @@
-//! Requests to the producers to stop.
+//! Requests that ask producers to stop.
 //!
-//! A client is answered when its request is on the control stream, or is not going to be. A refused request is not
-//! written later. Only where Redis gave no answer at all it may have been written, and the client's answer says so. One
-//! request is pending for each generation over all instances (`pending`): further ones are answered alike and add
-//! nothing.
+//! A client gets its answer when its request is on the control stream, or when it is certain that the request will
+//! not be written. A refused request is not written later. Only if Redis did not reply at all may it have been
+//! written, and the client's answer says so. At most one request per generation is pending over all instances
+//! (`pending`): further requests get the same answer and write nothing.
 //!
-//! Names that nobody has written yet can be cancelled too. Their requests live for a minute, and the instance keeps a
-//! bounded number of them, so that nobody fills Redis with names.
+//! Streams that do not exist yet can be cancelled too. Such a request expires after a minute, and the instance keeps
+//! a bounded number of them, so that nobody can fill Redis with names.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -24,36 +24,36 @@ use super::once::{CLAIMED, expiring};
 use super::pending::{Mark, Milestones, Written};
 use super::{WriteContext, millis, refusal, refused};
 
-/// Requests in hand.
+/// The most requests in hand.
 const CANCELS_MAX: usize = 256;
-/// Streams that are served in one turn, and in one round trip: Redis sends their newest entries whole.
+/// The most streams served in one turn and in one round trip: Redis sends their newest entries whole.
 const STREAMS_PER_TURN: usize = 64;
 const STREAMS_PER_TRIP: usize = 8;
-/// Requests to one producer that are kept, about.
+/// About how many requests to one producer are kept.
 const CONTROL_ENTRIES_MAX: u32 = 100;
-/// How long they are kept, and how long where nobody has written the stream yet.
+/// How long requests are kept, and how long if the stream does not exist yet.
 const KEPT: Duration = Duration::from_secs(3600);
 const UNWRITTEN_KEPT: Duration = Duration::from_secs(60);
-/// Control streams of names that nobody has written yet.
+/// The most control streams of streams that do not exist yet.
 const UNWRITTEN_MAX: usize = 10_000;
-/// How long a request may wait for Redis to come back, and for anything else.
+/// How long a request may wait for Redis to come back, and how long for anything else.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(4);
-/// When a stream that another instance has claimed is looked at again.
+/// How soon a stream that another instance has claimed is checked again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(20);
 
-/// Writes what its queue holds.
+/// Writes the requests in its queue.
 pub(super) struct Cancels {
     queue: Receiver<CancelRequest>,
     answers: Answers,
     milestones: Box<Milestones>,
     hand: Vec<CancelRequest>,
-    /// When those in hand that another instance has claimed are looked at again.
+    /// When the requests in hand that another instance has claimed are checked again.
     others_at: Option<Instant>,
     unwritten: Unwritten,
 }
 
-/// Names that nobody had written when they were cancelled, by the time at which that is forgotten.
+/// Streams that did not exist when they were cancelled, ordered by the time at which they are forgotten.
 #[derive(Debug, Default)]
 struct Unwritten {
     names: HashSet<StreamName>,
@@ -69,10 +69,10 @@ impl Unwritten {
         }
     }
 
-    /// Takes a name, if there is room for it.
+    /// Adds a name if there is room for it.
     ///
     /// # Errors
-    /// How long it takes until there is.
+    /// The time until there is room.
     fn take(&mut self, name: &StreamName, now: Instant) -> Result<(), Duration> {
         if self.names.contains(name) {
             return Ok(());
@@ -89,16 +89,17 @@ impl Unwritten {
 
 /// The decision about the requests for a stream.
 enum Verdict {
-    /// They are on the control stream.
+    /// A request is on the control stream.
     Requested,
-    /// One is to be written: where the stream stands, and how long the request is kept.
+    /// A request has to be written: the position of the stream, and how long the request is kept.
     Write(Mark, Duration),
-    /// Another instance is about to write one.
+    /// Another instance is writing a request.
     Wait,
     Refuse(Refused),
 }
 
-/// Redis' replies when a stream is claimed. Of its newest entry, which may be large, only the meaning is kept.
+/// Redis' replies when a stream is claimed. Only the meaning of its newest entry is kept, because the entry may be
+/// large.
 struct Look {
     set: Reply,
     get: Reply,
@@ -118,7 +119,7 @@ impl Cancels {
         }
     }
 
-    /// When there is something to do.
+    /// When there is work to do.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         if !self.queue.is_empty() && self.hand.is_empty() {
             return Some(now);
@@ -128,15 +129,15 @@ impl Cancels {
         unsent_at.into_iter().chain(hand_at).min()
     }
 
-    /// How many control streams of names that nobody has written yet this instance keeps.
+    /// How many control streams of streams that do not exist yet this instance keeps.
     pub(super) fn unwritten(&self) -> usize {
         self.unwritten.names.len()
     }
 
-    /// Writes some requests and answers the clients that asked.
+    /// Writes some requests and answers the clients that sent them.
     ///
     /// # Errors
-    /// When Redis could not be asked. Requests that are certainly not written stay in hand.
+    /// If Redis does not reply. Requests that are certainly not written stay in hand.
     pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         self.answers.retry();
         self.unwritten.forget(context.now);
@@ -185,7 +186,7 @@ impl Cancels {
         result
     }
 
-    /// Redis is away: nobody is kept waiting for long.
+    /// Answers clients that would wait too long while Redis is down.
     pub(super) fn give_up(&mut self, now: Instant, why: &'static str) {
         self.answers.retry();
         self.take_up();
@@ -248,7 +249,8 @@ impl Cancels {
             let (set, get) = (link.receive(timeout)?, link.receive(timeout)?);
             let newest = match link.receive_bare_range(ENTRY_ROOM_BYTES) {
                 Ok(found) => Some(found.into_entries()),
-                // A key of another type is no stream: nobody writes text there, but the name is not free either.
+                // A key of another type is not a stream: no producer writes text there, but the name is not free
+                // either.
                 Err(RedisError::Server(_)) => None,
                 Err(error) => return Err(error),
             };
@@ -299,7 +301,7 @@ impl Cancels {
         Ok(Verdict::Write(mark, UNWRITTEN_KEPT))
     }
 
-    /// Writes a request to every stream that wants one, and lets go of those that were claimed in vain.
+    /// Writes a request to every stream that needs one, and releases the claims of the others.
     fn write(
         &mut self,
         link: &mut Link,
@@ -312,7 +314,7 @@ impl Cancels {
             let Some(Verdict::Write(mark, kept)) = verdicts.get(&request.stream) else { continue };
             let (stream, mark, kept) = (request.stream.clone(), *mark, *kept);
             commands.extend(transaction(context.keys, request, (at_us, kept)));
-            // Further requests for the stream are answered with this one.
+            // This request also answers further ones for the stream.
             verdicts.insert(stream.clone(), Verdict::Requested);
             written.push((stream, mark, kept));
         }
@@ -346,7 +348,7 @@ impl Cancels {
             .iter()
             .filter(|(_, verdict)| matches!(verdict, Verdict::Refuse(refused) if refused.too_many.is_some()));
         markers.extend(in_vain.map(|(stream, _)| Cmd::del(marker(context.keys, stream))));
-        // Where this fails the claims run out by themselves, and another request may be written.
+        // If this fails, the claims expire, and another request may be written.
         link.call_all(&markers).map(drop)
     }
 
@@ -359,7 +361,7 @@ fn marker(keys: &Keys, stream: &StreamName) -> String {
     keys.once(&format!("cancel:{stream}"))
 }
 
-/// The commands that put a request on the control stream and set that stream's expiry, both or neither.
+/// The commands that write a request to the control stream and set that stream's expiry, both or neither.
 fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Duration)) -> [Cmd; 4] {
     let CancelRequest { stream, reason, by, .. } = request;
     let key = keys.control(stream);
@@ -371,7 +373,7 @@ fn transaction(keys: &Keys, request: &CancelRequest, (at_us, kept): (u64, Durati
     [cmd("MULTI"), add, expire, cmd("EXEC")]
 }
 
-/// The id of a request that was written: the first result of its transaction.
+/// The id of a written request: the first result of its transaction.
 fn request_id(executed: &Reply) -> Result<EntryId, RedisError> {
     let value = executed.value()?;
     let first = value.as_array().and_then(|results| results.first());
@@ -379,7 +381,7 @@ fn request_id(executed: &Reply) -> Result<EntryId, RedisError> {
     id.ok_or_else(|| RedisError::Protocol("an XADD without an id".into()))
 }
 
-/// Claims a stream whose former request is pending no more; whether nobody else has.
+/// Claims a stream whose former request is no longer pending. Returns whether the claim succeeded.
 fn take_over(link: &mut Link, marker: &str, former: &[u8], me: &str) -> Result<bool, RedisError> {
     let is_same = match link.watch(marker) {
         Ok(holder) => holder.as_deref() == Some(former),

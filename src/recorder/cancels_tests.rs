@@ -146,7 +146,7 @@ fn names_that_nobody_has_written_are_kept_for_a_minute_and_are_bounded() {
     assert_eq!(keys, 2 * UNWRITTEN_MAX as i64, "a refused name leaves nothing behind");
     run(&server, &["XADD", "llm:stream:new:m", "*", "t", "text"]);
     assert_eq!(instance.cancel("new/m"), Ok(()), "one that is written is none of them");
-    // There is room when the oldest is forgotten, not earlier.
+    // There is room when the oldest one is forgotten, not earlier.
     let (first, _) = instance.cancels.unwritten.order[0];
     let mut wait_of = |at: Instant| {
         instance.now = at - OTHERS_PAUSE;
@@ -223,7 +223,7 @@ fn large_entries_in_the_streams_are_of_no_consequence() {
     }
     instance.turn();
     assert_eq!(instance.answers(), vec![Ok(()); streams.len()]);
-    // The entries after such large ones are seen as well.
+    // Entries that follow such large ones are read as well.
     run(&server, &["XADD", "llm:stream:s0:m", "*", "t", "other"]);
     (0..4).for_each(|_| add_huge("s0/m"));
     assert_eq!(instance.cancel("s0/m"), Ok(()));

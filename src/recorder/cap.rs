@@ -1,24 +1,25 @@
-//! Keeps a stream of the daemon's own below a number of bytes, beside the number of its entries that every XADD keeps.
+//! Keeps one of the daemon's own streams below a number of bytes, in addition to the limit on entries that every XADD
+//! sets.
 //!
-//! Redis itself says how much memory the key takes. It is asked each time that this instance has written a share of the
-//! limit, so that all instances together exceed it by no more than that share each.
+//! Redis reports how much memory the key takes. This instance asks each time it has written a share of the limit, so
+//! all instances together exceed the limit by no more than that share each.
 
 use ::redis::{Cmd, cmd};
 
 use crate::redis::{Link, RedisError};
 use crate::warn_limited;
 
-/// Redis is asked when 1/`SHARE` of the limit was written.
+/// Redis is asked after 1/`SHARE` of the limit was written.
 const SHARE: usize = 16;
-/// Times that the stream is made shorter at one look.
+/// How often the stream is trimmed at most per check.
 const TRIMS_MAX: usize = 8;
 
-/// The bound of one stream.
+/// The limit of one stream.
 #[derive(Debug)]
 pub(super) struct Cap {
     key: String,
     bytes_max: usize,
-    /// Bytes written since the last look; `None`: it was never looked.
+    /// Bytes written since the last check; `None`: before the first check.
     written: Option<usize>,
 }
 
@@ -27,7 +28,8 @@ impl Cap {
         Self { key, bytes_max, written: None }
     }
 
-    /// Entries of so many bytes were added: the oldest ones go if it is time to look and there is too much.
+    /// Records that entries of `bytes` bytes were added. Removes the oldest entries if a check is due and the limit
+    /// is exceeded.
     ///
     /// # Errors
     /// When Redis could not be asked.
@@ -51,13 +53,13 @@ impl Cap {
                 }
                 found => found?,
             };
-            // There is no such key.
+            // The key does not exist.
             let [Some(usage), Some(length)] = found[..] else { return Ok(()) };
             let most = self.bytes_max as u64;
             if usage <= most || length <= 1 {
                 return Ok(());
             }
-            // As many as fit if all are alike, and at least one less; the newest stays.
+            // As many entries as would fit if all had the same size, and at least one less; the newest one stays.
             let fitting = u128::from(length) * u128::from(most) / u128::from(usage);
             let kept = u64::try_from(fitting).unwrap_or(u64::MAX).min(length - 1).max(1);
             link.query::<()>(cmd("XTRIM").arg(&self.key).arg("MAXLEN").arg(kept))?;
@@ -78,7 +80,7 @@ mod tests {
         let mut cap = Cap::new("k".into(), 1 << 20);
         let usage =
             |link: &mut Link| link.query::<u64>(cmd("MEMORY").arg(&["USAGE", "k", "SAMPLES", "0"])).unwrap();
-        // Large ones and small ones by turns, as the sizes of entries are.
+        // Large and small entries alternate.
         for n in 0..400_usize {
             let value = "x".repeat(if n % 50 < 10 { 100_000 } else { 100 });
             link.call(&Cmd::xadd("k", "*", &[("n", n.to_string()), ("v", value.clone())])).unwrap();
@@ -88,7 +90,7 @@ mod tests {
         let newest = Cmd::xrevrange_count("k", "+", "-", 1);
         let newest = link.call(&newest).unwrap().entries().unwrap();
         assert_eq!(newest[0].fields.get("n"), Some(&b"399"[..]));
-        // One that is larger than all that is allowed stays as long as it is the newest.
+        // An entry that exceeds the whole limit stays as long as it is the newest.
         let value = "x".repeat(3 << 20);
         link.call(&Cmd::xadd("k", "*", &[("v", &value)])).unwrap();
         cap.wrote(&mut link, value.len()).unwrap();

@@ -1,8 +1,8 @@
-//! Ends of generations that nobody else writes: after a grace, and of producers that are given up.
+//! Ends of generations that no producer writes: after the grace period, and for producers that were given up.
 //!
-//! The entry gets the id right after the newest one, so that Redis itself refuses it where anything has followed:
-//! exactly one of all that try succeeds. Nothing is kept for later: a transform thread whose end could not be written
-//! asks again if the end is still right.
+//! The entry gets the id right after the newest one, so Redis refuses it if anything has followed: of all instances
+//! that try, exactly one succeeds. Nothing is kept for later: a transform thread whose end could not be written asks
+//! again if the end is still needed.
 
 use std::time::Instant;
 
@@ -16,10 +16,10 @@ use crate::redis::{Keys, Link, RedisError, Reply, ServerErrorKind};
 
 use super::WriteContext;
 
-/// Ends written in one round trip.
+/// The most ends written in one round trip.
 const ENDS_PER_TRIP: usize = 64;
 
-/// Writes what its queue holds.
+/// Writes the ends in its queue.
 pub(super) struct Ends {
     queue: Receiver<EndGeneration>,
     transforms: Vec<Sender<Control>>,
@@ -30,15 +30,15 @@ impl Ends {
         Self { queue, transforms }
     }
 
-    /// When there is something to write.
+    /// When there is an end to write.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         (!self.queue.is_empty()).then_some(now)
     }
 
-    /// Writes some and answers the transform threads that asked.
+    /// Writes some ends and answers the transform threads that requested them.
     ///
     /// # Errors
-    /// When Redis could not be asked.
+    /// If Redis does not reply.
     pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         let ends: Vec<EndGeneration> =
             std::iter::from_fn(|| self.queue.try_recv()).take(ENDS_PER_TRIP).collect();
@@ -73,7 +73,7 @@ impl Ends {
         Ok(())
     }
 
-    /// Redis is away: nobody is kept waiting.
+    /// Answers the transform threads while Redis is down.
     pub(super) fn give_up(&self) {
         while let Some(end) = self.queue.try_recv() {
             self.answer(end, EndOutcome::Unwritten);
@@ -87,7 +87,7 @@ impl Ends {
     }
 }
 
-/// The id right after an entry; `None` at the end of the id space of its millisecond, where there is none.
+/// The id right after an entry; `None` if the entry has the last id of its millisecond.
 fn place(newest: EntryId) -> Option<EntryId> {
     newest.n.checked_add(1).map(|n| EntryId::new(newest.ms, n))
 }
@@ -100,7 +100,7 @@ fn outcome(end: &EndGeneration, id: EntryId, reply: &Reply) -> EndOutcome {
     match reply.error() {
         None if reply.is_null() => EndOutcome::Followed,
         None => EndOutcome::Written(id),
-        // Somebody has written meanwhile: the id is not above the newest any more.
+        // Another entry was written meanwhile: the id is not above the newest one any more.
         Some(error)
             if error.kind() == ServerErrorKind::Other && error.message.contains("equal or smaller") =>
         {

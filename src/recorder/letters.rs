@@ -1,11 +1,11 @@
-//! Dead letters: copies of entries that could not be processed, one for each entry however many instances meet it.
+//! Dead letters: copies of entries that could not be processed, one per entry however many instances read it.
 //!
-//! None is left out because there are many, because Redis is away or full, or because it refuses them for a reason that
-//! an operator has to mend (a key of another type, a missing right). Where the queue has no room, the entries that were
-//! read are not passed on: a live stream's viewers go to history, and history waits until there is room. Streams
-//! without entries that cannot be read go on. A letter in the queue lies in memory only. When the daemon dies, the next
-//! reader of the stream meets the entry again, because the group's position is not the truth, and writes the letter
-//! then.
+//! No letter is dropped because there are many, because Redis is down or out of memory, or because Redis refuses them
+//! for a reason that an operator has to fix (a key of another type, a missing right). If the queue has no room, the
+//! entries read are not passed on: a live stream's viewers go to history, and history waits until there is room.
+//! Streams without unreadable entries continue. A letter in the queue exists in memory only. If the daemon dies, the
+//! next reader of the stream reads the entry again, because it does not start from the group's position, and writes
+//! the letter then.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -21,20 +21,20 @@ use super::cap::Cap;
 use super::once::{self, Claim};
 use super::pause::Pause;
 
-/// Letters in hand, beside those in the queue: in number, and in bytes unless it is one.
+/// The most letters in hand, in addition to those in the queue: by number, and by bytes unless there is only one.
 const LETTERS_PER_TRIP: usize = 64;
 const TRIP_BYTES: usize = 1 << 20;
-/// How long an entry that is met again is known to have its letter.
+/// How long a marker shows that the letter of an entry was written.
 const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// When a letter that another instance has claimed is looked at again.
+/// How soon a letter that another instance has claimed is checked again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(500);
 
-/// Writes what its queue holds.
+/// Writes the letters in its queue.
 pub(super) struct Letters {
     queue: Receiver<DeadLetter>,
     hand: VecDeque<DeadLetter>,
     hand_bytes: usize,
-    /// Letters that another instance has claimed; they are looked at again at this time.
+    /// Letters that another instance has claimed; they are checked again at this time.
     others: VecDeque<DeadLetter>,
     others_at: Instant,
     pause: Pause,
@@ -56,12 +56,12 @@ impl Letters {
         }
     }
 
-    /// The reason why Redis refuses dead letters, if it does.
+    /// Why Redis refuses dead letters, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.pause.trouble()
     }
 
-    /// When there is something to write.
+    /// When there is a letter to write.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         if !(self.hand.is_empty() && self.queue.is_empty()) {
             return Some(self.pause.next(now));
@@ -69,20 +69,20 @@ impl Letters {
         (!self.others.is_empty()).then(|| self.pause.next(now).max(self.others_at))
     }
 
-    /// The bytes of those in hand.
+    /// The bytes of the letters in hand.
     pub(super) const fn hand_bytes(&self) -> usize {
         self.hand_bytes
     }
 
-    /// How many are not written yet.
+    /// How many letters are not written yet.
     pub(super) fn left(&self) -> usize {
         self.hand.len() + self.others.len() + self.queue.len()
     }
 
-    /// Writes some.
+    /// Writes some letters.
     ///
     /// # Errors
-    /// When Redis could not be asked. Letters that are not known to be written stay in hand.
+    /// If Redis does not reply. Letters that are not known to be written stay in hand.
     pub(super) fn tend(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         if !self.pause.is_over(context.now) {
             return Ok(());
@@ -100,7 +100,7 @@ impl Letters {
         Ok(())
     }
 
-    /// Fills the hand.
+    /// Takes letters from the queue.
     fn take_up(&mut self, now: Instant) {
         if self.others_at <= now {
             self.hand.append(&mut self.others);

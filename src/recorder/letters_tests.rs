@@ -98,7 +98,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
     let config = |value| server.link().call(cmd("CONFIG").arg(&["SET", "maxmemory", value])).unwrap();
     config("1");
     let mut met = 0;
-    // The queue is the bound: further letters have to wait with the threads that make them.
+    // The queue is the limit: further letters have to wait in the threads that create them.
     while instance.meet(met, &[(b"data", &[b'x'; 1000])]) {
         met += 1;
         instance.tend();

@@ -1,18 +1,18 @@
-//! The recorder thread: everything that is written down in Redis for others, on a connection of its own.
+//! The recorder thread: writes everything that Redis keeps for others, on a connection of its own.
 //!
-//! Requests to cancel (`cancels`), ends of generations that nobody else writes (`ends`), dead letters (`letters`), and
-//! receipts of what clients have received (`receipts`). Each has a queue of its own, weighed in bytes, and a writer that
-//! empties it. A turn gives every writer one batch in the order of importance: a request to cancel waits for at most one
-//! batch of each other kind, and a flood of them keeps no dead letter waiting for longer than one of its own batches
-//! takes.
+//! It writes requests to cancel (`cancels`), ends of generations that no producer writes (`ends`), dead letters
+//! (`letters`), and receipts of what clients have received (`receipts`). Each kind has a queue of its own, bounded in
+//! bytes, and a writer that empties it. A turn runs every writer once, in the order of importance: a request to
+//! cancel waits for at most one batch of each other kind, and a flood of requests delays a dead letter by no more
+//! than one batch.
 //!
-//! Redis may be away, full or misconfigured, and a key may be of another type. Then clients that wait are told so; dead
-//! letters and receipts stay in their queues, whose bounds push back on the threads that fill them, and are written
-//! when Redis takes them again. A writer that Redis refuses rests by itself (`pause`): a key of the wrong type stops
-//! one writer, not the others.
+//! Redis may be down, out of memory or misconfigured, and a key may have another type. Then waiting clients get an
+//! error; dead letters and receipts stay in their queues, whose limits push back on the threads that fill them, and
+//! are written when Redis accepts them again. A writer that Redis refuses pauses on its own (`pause`): a key of the
+//! wrong type stops one writer, not the others.
 //!
-//! INVARIANT: every transaction touches one key, so that all of it works in a cluster. Where two keys have to agree,
-//! the order of the writes is such that a crash in between repeats something rather than losing it (`once`).
+//! INVARIANT: every transaction touches one key, so that all of it works in a cluster. If two keys have to agree, the
+//! order of the writes is such that a crash in between repeats something rather than losing it (`once`).
 
 mod answers;
 mod cancels;
@@ -46,45 +46,45 @@ use crate::queue::{Receiver, Sender};
 use crate::redis::{Connector, Keys, Phase, RedisError, Reply, ServerError, ServerErrorKind, Value};
 use crate::stop::Stop;
 
-/// The token of the queues' waker in the recorder's poll.
+/// The token by which the queues wake the recorder's poll.
 pub const RECORDS: Token = Token(0);
 
-/// How long one wait lasts at most, so that stopping is noticed.
+/// The longest single wait, so that a stop is noticed.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-/// The least wait while Redis is away.
+/// The shortest wait while Redis is down.
 const AWAY_CHECK: Duration = Duration::from_millis(20);
 
-/// The recorder's connection, queues and settings.
+/// What a recorder is built from.
 pub struct RecorderParts {
-    /// Its connection.
+    /// The connection.
     pub link: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// Its poll, in which the queues wake it as [`RECORDS`].
+    /// The recorder's poll, in which the queues wake it as [`RECORDS`].
     pub poll: Poll,
     /// Requests to cancel.
     pub cancels: Receiver<CancelRequest>,
-    /// Generations to be ended.
+    /// Generations to end.
     pub ends: Receiver<EndGeneration>,
     /// Entries that could not be processed.
     pub letters: Receiver<DeadLetter>,
-    /// Acknowledgements of clients, and ends that clients are to acknowledge.
+    /// Acknowledgements of clients, and ends that clients have to acknowledge.
     pub receipts: Receiver<Receipt>,
-    /// The delivery threads, which are told the outcome of a [`CancelRequest`] or an acknowledgement.
+    /// The delivery threads, which get the outcome of a [`CancelRequest`] or an acknowledgement.
     pub deliveries: Vec<Sender<ToDelivery>>,
-    /// Tells beginnings and ends of generations.
+    /// Detects beginnings and ends of generations.
     pub milestones: Box<dyn Fn(&Entry) -> Milestone + Send>,
-    /// The transform threads, which are told the outcome of an [`EndGeneration`].
+    /// The transform threads, which get the outcome of an [`EndGeneration`].
     pub transforms: Vec<Sender<Control>>,
     /// The clock of Redis.
     pub clock: Arc<RedisClock>,
-    /// How much is kept.
+    /// The limits on what is kept in Redis.
     pub redis: config::Redis,
     /// When generations are judged.
     pub stream: config::Stream,
-    /// Where to count.
+    /// The metrics.
     pub registry: Arc<Registry>,
-    /// When to end.
+    /// Set when the thread is to end.
     pub stop: Stop,
 }
 
@@ -103,7 +103,7 @@ pub struct Recorder {
     me: String,
 }
 
-/// The context that every writer is given in a turn.
+/// What every writer gets in a turn.
 #[derive(Clone, Copy)]
 struct WriteContext<'a> {
     keys: &'a Keys,
@@ -112,7 +112,7 @@ struct WriteContext<'a> {
     /// Now by this host's clock, µs since 1970.
     now_us: u64,
     now: Instant,
-    /// The name of this process, different from that of every other one and of earlier runs of this instance.
+    /// The name of this process, which differs from that of any other process and of earlier runs of this instance.
     me: &'a str,
 }
 
@@ -145,7 +145,7 @@ impl Recorder {
         }
     }
 
-    /// Writes until the daemon stops, and then the rest.
+    /// Writes until the daemon stops, and then writes what is left.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(8);
         while !self.stop.requested() {
@@ -198,8 +198,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Publishes the gauges, and the writers that Redis refuses. The connection is well, so a refusal is no reason to
-    /// send clients elsewhere.
+    /// Publishes the gauges, and the writers that Redis refuses. The connection itself works, so a refusal is no
+    /// reason to send clients to another instance.
     fn show(&self) {
         let gauges = self.registry.gauges();
         gauges.cancels_unwritten.set(signed(self.cancels.unwritten()));
@@ -219,7 +219,7 @@ impl Recorder {
         until.saturating_duration_since(now).max(least)
     }
 
-    /// Writes the rest at shutdown, without waiting for Redis to come back.
+    /// Writes what is left at shutdown, without waiting for Redis to come back.
     fn end(&mut self) {
         loop {
             pulse::beat();
@@ -252,7 +252,7 @@ impl Recorder {
     }
 }
 
-/// Why a transaction did not do all that it should: it was not run, or a command in it failed.
+/// Why a transaction did not do everything: it was not run, or a command in it failed.
 fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
     if let Some(error) = replies.iter().find_map(Reply::error) {
         return Ok(Some(error));
@@ -264,7 +264,7 @@ fn refusal(replies: &[Reply]) -> Result<Option<ServerError>, RedisError> {
     }))
 }
 
-/// Why Redis does not take something for the key, in words for a client.
+/// Why Redis refuses a write to the key, as a message for a client.
 fn refused(key: &str, error: &ServerError) -> Refused {
     if error.kind() == ServerErrorKind::WrongType {
         return Refused::new("wrong_type", format!("the key {key} holds no stream: delete or rename it"));

@@ -1,9 +1,9 @@
-//! Writes a thing once, however many instances meet it.
+//! Writes a thing once, however many instances try to.
 //!
-//! A marker is *claimed* for a few seconds before the thing is written, and *kept* for long afterwards. An instance
-//! that dies in between leaves a claim that runs out: then another one writes, so nothing is lost; where it died
-//! between writing and keeping, the thing is there twice. An instance that finds another's claim comes back later to
-//! see what became of it. Each step touches one key of each thing, and no transaction is needed.
+//! An instance *claims* a marker for a few seconds before it writes the thing, and *keeps* the marker for a long time
+//! afterwards. If the instance dies before it writes, its claim expires and another instance writes, so nothing is
+//! lost; if it dies between writing and keeping, the thing is written twice. An instance that finds another's claim
+//! checks later what became of it. Each step touches one key per thing, and needs no transaction.
 
 use std::time::Duration;
 
@@ -21,19 +21,19 @@ const WRITTEN: &str = "written";
 /// The result of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// The thing is ours to write.
+    /// This instance has to write the thing.
     Ours,
-    /// It is written.
+    /// The thing is written.
     Written,
-    /// Another instance is about to write it, or has died over it.
+    /// Another instance is writing the thing, or died before it did.
     Others,
 }
 
 /// Claims things by the names of their markers; `me` names this process.
 ///
 /// # Errors
-/// When Redis could not be asked, or refuses: things that were claimed meanwhile stay claimed until the claim expires,
-/// and are still ours when they are claimed again.
+/// If Redis does not reply or refuses: things that were claimed meanwhile stay claimed until the claim expires, and
+/// this process can claim them again.
 pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec<Claim>, RedisError> {
     let mut commands = Vec::with_capacity(markers.len() * 2);
     for marker in markers {
@@ -42,7 +42,7 @@ pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec
         commands.push(Cmd::get(marker));
     }
     let replies = link.call_all(&commands)?;
-    // A key of another type says nothing, and is overwritten when the thing is written.
+    // A key of another type shows nothing, and is overwritten when the thing is written.
     let is_foreign = |error: &ServerError| error.kind() == ServerErrorKind::WrongType;
     if let Some(error) = replies.iter().filter_map(Reply::error).find(|error| !is_foreign(error)) {
         return Err(RedisError::Server(error));
@@ -53,7 +53,7 @@ pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec
             return Ok(Claim::Ours);
         }
         if holder.is_null() {
-            // It ran out between the two commands.
+            // The claim expired between the two commands.
             return Ok(Claim::Others);
         }
         let holder = holder.bytes()?;
@@ -66,10 +66,10 @@ pub(super) fn claim(link: &mut Link, markers: &[String], me: &str) -> Result<Vec
     replies.chunks_exact(2).map(found).collect()
 }
 
-/// The things are written: their markers say so for as long as `kept`.
+/// Marks things as written, for as long as `kept`.
 ///
 /// # Errors
-/// When Redis could not be asked, or refuses.
+/// If Redis does not reply or refuses.
 pub(super) fn keep<'a>(
     link: &mut Link,
     markers: impl Iterator<Item = &'a String>,
@@ -79,7 +79,7 @@ pub(super) fn keep<'a>(
     link.query_all::<()>(markers.map(set)).map(drop)
 }
 
-/// The options of a SET that lasts for so long.
+/// The options of a SET that expires.
 pub(super) fn expiring(after: Duration) -> SetOptions {
     SetOptions::default().with_expiration(SetExpiry::PX(millis(after)))
 }

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crate::redis::{Backoff, Phase, RedisError, ServerError};
 use crate::{error_limited, info_limited};
 
-/// The pauses between two attempts.
+/// The shortest and the longest pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// When a writer may try again, and the error that keeps it from writing.
+/// When a writer may try again, and the error that prevents writing.
 #[derive(Debug)]
 pub(super) struct Pause {
     what: &'static str,
@@ -19,7 +19,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    /// `what` is written by this writer, in words for the log.
+    /// `what` names the things that the writer writes, for the log.
     pub(super) const fn new(what: &'static str) -> Self {
         Self { what, backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX, 1), until: None, trouble: None }
     }
@@ -29,12 +29,12 @@ impl Pause {
         self.until.is_none_or(|until| until <= now)
     }
 
-    /// When it may, at the earliest.
+    /// When the writer may write at the earliest.
     pub(super) fn next(&self, now: Instant) -> Instant {
         self.until.map_or(now, |until| until.max(now))
     }
 
-    /// Redis refuses to write to `key`.
+    /// Records that Redis refuses to write to `key`.
     pub(super) fn refused(&mut self, key: &str, error: ServerError, now: Instant) {
         self.until = Some(now + self.backoff.next());
         let trouble = format!("{key}: {error}");
@@ -44,7 +44,7 @@ impl Pause {
         self.trouble = Some(trouble);
     }
 
-    /// Redis takes them.
+    /// Records that Redis accepts writes.
     pub(super) fn works(&mut self) {
         if self.until.take().is_some() {
             self.backoff.reset();
@@ -53,7 +53,7 @@ impl Pause {
         }
     }
 
-    /// The reason why Redis refuses its writes, if it does.
+    /// Why Redis refuses its writes, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.as_ref().map(|trouble| format!("{} wait: {trouble}", self.what))
     }

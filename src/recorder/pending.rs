@@ -1,11 +1,11 @@
-//! Decides which requests to cancel are pending: one for each generation, over all instances.
+//! Decides which requests to cancel are pending: one per generation, over all instances.
 //!
-//! A marker holds the stream's newest entry at the time of the last request, and the request's place on the control
-//! stream. The request is meant for the generation that was going on then. It is pending as long as it is on the
-//! control stream and all later entries show that the generation has not ended, or, where none was going on, that none
-//! has begun. So all later entries must be there: a stream that was trimmed beyond the mark, or deleted and begun anew,
-//! proves nothing. Producers need not heed a request from before they began, so in doubt another one is written: a
-//! superfluous request stops nothing that should go on, a missing one leaves a Stop without effect.
+//! A marker holds the stream's newest entry at the time of the last request, and the id of the request on the control
+//! stream. The request applies to the generation that was open then. It is pending as long as it is on the control
+//! stream and all later entries show that the generation has not ended or, if none was open, that none has begun. So
+//! all later entries have to exist: a stream that was trimmed past the mark, or deleted and recreated, proves
+//! nothing. In doubt, another request is written: a superfluous request stops nothing that should continue, because
+//! producers may ignore requests from before their generation, while a missing request makes Stop ineffective.
 
 use ::redis::Cmd;
 
@@ -13,28 +13,28 @@ use crate::decode::Milestone;
 use crate::model::{Entry, EntryId};
 use crate::redis::{ENTRY_ROOM_BYTES, Link, RedisError};
 
-/// The most entries of one look at the later entries, and the bytes that it aims at.
+/// The most entries that one look at the later entries reads, and the number of bytes that it aims at.
 const LOOK_ENTRIES_MAX: usize = 256;
 const LOOK_BYTES: usize = 1 << 20;
-/// How much larger a look may be than the one before.
+/// The factor by which a look may be larger than the one before.
 const LOOK_GROWTH: usize = 16;
-/// Looks before a request counts as no longer pending.
+/// How many looks are made before a request counts as no longer pending.
 const LOOKS_MAX: usize = 16;
 
-/// Tells beginnings and ends of generations.
+/// Detects beginnings and ends of generations.
 pub(super) type Milestones = dyn Fn(&Entry) -> Milestone + Send;
 
-/// Where a stream stood when a request was written.
+/// The position of a stream when a request was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// Its newest entry; 0-0 where nobody had written anything.
+    /// Its newest entry; 0-0 if the stream did not exist.
     pub(super) newest: EntryId,
-    /// Whether a generation is known to have been going on.
+    /// Whether a generation is known to have been open.
     pub(super) is_going: bool,
 }
 
 impl Mark {
-    /// Where a stream stands whose newest entry this is.
+    /// The position of a stream with this newest entry.
     pub(super) fn at(newest: Option<&Entry>, milestones: &Milestones) -> Self {
         newest.map_or_else(Self::default, |entry| Self {
             newest: entry.id,
@@ -42,7 +42,7 @@ impl Mark {
         })
     }
 
-    /// Whether the stream `key`, whose newest entry is `newest`, has gone on from here without another generation.
+    /// Whether the stream `key`, whose newest entry is `newest`, has continued from here without another generation.
     fn is_gone_on(
         self,
         newest: EntryId,
@@ -50,7 +50,7 @@ impl Mark {
         milestones: &Milestones,
     ) -> Result<bool, RedisError> {
         if newest <= self.newest {
-            // Below it: the stream was deleted, or its end was.
+            // The newest entry is older than the mark: the stream was deleted, or its last entries were.
             return Ok(newest == self.newest);
         }
         if !has_entry(link, key, self.newest)? {
@@ -82,20 +82,20 @@ impl Mark {
 /// A request that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Its entry on the control stream.
+    /// The id of its entry on the control stream.
     pub(super) request: EntryId,
-    /// Where the stream stood.
+    /// The position of the stream.
     pub(super) mark: Mark,
 }
 
 impl Written {
-    /// As it is kept in the marker.
+    /// The value of the marker.
     pub(super) fn to_text(self) -> String {
         let Self { request, mark: Mark { newest, is_going } } = self;
         format!("{newest} {} {request}", if is_going { "going" } else { "idle" })
     }
 
-    /// Reads it back; `None`: the marker is another instance's claim.
+    /// Parses the value of a marker; `None`: the marker is another instance's claim.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(text).ok()?.split(' ');
         let newest = words.next()?.parse().ok()?;
@@ -108,10 +108,10 @@ impl Written {
         Some(Self { request, mark: Mark { newest, is_going } })
     }
 
-    /// Whether it is still pending in the stream, whose newest entry is `newest`.
+    /// Whether the request is still pending in the stream, whose newest entry is `newest`.
     ///
     /// # Errors
-    /// When Redis could not be asked.
+    /// If Redis does not reply.
     pub(super) fn is_pending(
         self,
         newest: EntryId,
@@ -124,7 +124,7 @@ impl Written {
     }
 }
 
-/// Room for an entry of which only the id is asked, in bytes: its fields are left out.
+/// Room for an entry of which only the id is needed, in bytes: its fields are dropped.
 const ID_ROOM_BYTES: usize = 128;
 
 /// Whether a stream still has an entry; a key of another type has none.

@@ -1,16 +1,16 @@
-//! Receipts: the acknowledgements of clients, and the generations that nobody acknowledged in time.
+//! Receipts: the acknowledgements of clients, and the generations that no client acknowledged in time.
 //!
 //! Markers in Redis make instances agree. `taken:{stream}` holds the highest id that a client has acknowledged. It is
-//! raised *before* the receipt is written, and the client is answered after both: so an instance that judges a
-//! generation after a client was answered knows of it. An `untaken`, and an acknowledgement of an end by a client, are
-//! written once ([`once`]): a client that has seen no answer may repeat it. Other acknowledgements are written at least
-//! once.
+//! raised *before* the receipt is written, and the client gets its answer after both, so an instance that judges a
+//! generation after that answer knows of the acknowledgement. An `untaken` receipt, and a client's acknowledgement of
+//! an end, are written once ([`once`]): a client that has got no answer may repeat it. Other acknowledgements are
+//! written at least once.
 //!
-//! A client is answered in time. Where Redis does not take the receipt by then the answer says so; the receipt is kept,
-//! and written when Redis takes it.
+//! A client gets an answer in time. If Redis has not accepted the receipt by then, the answer says so; the receipt is
+//! kept, and written when Redis accepts it.
 //!
-//! Generations that are not judged yet are held in memory: an instance that ends forgets them. Other instances that
-//! watched them still judge them, and so does one that delivers the end again in time.
+//! Generations that are not judged yet are held in memory, so an instance that stops forgets them. Other instances
+//! that watched them still judge them, and so does an instance that delivers the end again in time.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -32,31 +32,31 @@ use crate::queue::Receiver;
 use crate::redis::{Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::warn_limited;
 
-/// Acknowledgements that are written in one turn.
+/// The most acknowledgements written in one turn.
 const ACKS_PER_TURN: usize = 64;
-/// Acknowledgements in hand while Redis does not take them, so that waiting clients can be answered: in number, and in
-/// bytes.
+/// The most acknowledgements in hand while Redis does not accept them, so that waiting clients can be answered: by
+/// number, and by bytes.
 const ACKS_HELD_MAX: usize = 32_768;
 const ACKS_HELD_BYTES_MAX: usize = 10 << 20;
-/// Generations that are held until they are judged: some 10 MB.
+/// The most generations held until they are judged: about 10 MB.
 const ENDED_MAX: usize = 65_536;
-/// Generations that are judged in one turn.
+/// The most generations judged in one turn.
 const JUDGED_PER_TURN: usize = 16;
-/// How often a marker that others change meanwhile is tried again at once.
+/// How often a marker that others change meanwhile is retried at once.
 const RACES_MAX: usize = 8;
-/// How long markers are kept, beyond the time in which generations are judged.
+/// How long markers are kept after the time in which generations are judged.
 const MARKER_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How long an acknowledgement of an end is remembered: a client that has seen no answer repeats it within that time.
+/// How long an acknowledgement of an end is remembered: a client that got no answer repeats it within this time.
 const ACKED_KEPT: Duration = Duration::from_secs(3600);
 /// How long a client waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// The pause before an acknowledgement that another instance is writing is looked at again.
+/// How soon an acknowledgement that another instance is writing is checked again.
 const OTHERS_PAUSE: Duration = Duration::from_millis(500);
-/// Nothing is judged for so long after a connection was made: after an outage, acknowledgements that clients sent to
-/// other instances meanwhile have to be written first.
+/// Nothing is judged for this long after a connection was opened: after an outage, acknowledgements that clients sent
+/// to other instances meanwhile have to be written first.
 const REST: Duration = Duration::from_secs(3);
 
-/// Writes what its queue holds.
+/// Writes the receipts in its queue.
 pub(super) struct Receipts {
     queue: Receiver<Receipt>,
     answers: Answers,
@@ -65,9 +65,10 @@ pub(super) struct Receipts {
     entries_max: u64,
     cap: Cap,
     acks: VecDeque<Waiting>,
-    /// When acknowledgements that another instance is writing are looked at again.
+    /// When acknowledgements that another instance is writing are checked again.
     others_at: Option<Instant>,
-    /// By the time at which it is judged, µs by Redis' clock; the number keeps those of one moment apart.
+    /// Ordered by the time at which they are judged, µs by Redis' clock; the number distinguishes those with the same
+    /// time.
     ended: BTreeMap<(u64, u64), Ended>,
     known: HashSet<(StreamName, EntryId)>,
     number: u64,
@@ -79,18 +80,18 @@ pub(super) struct Receipts {
 /// An acknowledgement that is not written yet.
 struct Waiting {
     acked: Acked,
-    /// Whether the client was told that it is not.
+    /// Whether the client got the answer that it is not written.
     is_refused: bool,
 }
 
 /// The outcome of writing an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// Its receipt is there.
+    /// Its receipt is written.
     Written,
     /// Another instance is writing it.
     Others,
-    /// It is yet to be written.
+    /// It is not written yet.
     Unwritten,
 }
 
@@ -118,12 +119,12 @@ impl Receipts {
         }
     }
 
-    /// The reason why Redis refuses receipts, if it does.
+    /// Why Redis refuses receipts, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.pause.trouble()
     }
 
-    /// When there is something to write; generations are judged now and again.
+    /// When there is a receipt to write or a generation to judge.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         if self.answers.held() > 0 {
             return Some(now + Duration::from_millis(2));
@@ -142,19 +143,19 @@ impl Receipts {
         self.acks.iter().map(|waiting| waiting.acked.len_bytes()).sum()
     }
 
-    /// How many generations are yet to be judged.
+    /// How many generations are not judged yet.
     pub(super) fn unjudged(&self) -> usize {
         self.ended.len()
     }
 
-    /// Redis is away: nobody waits for long.
+    /// Answers the waiting clients while Redis is down.
     pub(super) fn give_up(&mut self, counters: &Counters, now: Instant, why: &'static str) {
         self.answers.retry();
         self.take_receipts(ACKS_HELD_MAX, counters);
         self.refuse(now, PATIENCE, &Refused::new("redis_unreachable", why));
     }
 
-    /// Takes from the queue until `room` acknowledgements, or [`ACKS_HELD_BYTES_MAX`], are in hand.
+    /// Takes receipts from the queue until `room` acknowledgements, or [`ACKS_HELD_BYTES_MAX`], are in hand.
     fn take_receipts(&mut self, room: usize, counters: &Counters) {
         let mut bytes = self.hand_bytes();
         while self.acks.len() < room && bytes < ACKS_HELD_BYTES_MAX {
@@ -169,7 +170,7 @@ impl Receipts {
         }
     }
 
-    /// Tells the clients that have waited for `patience` that their receipts are not written yet.
+    /// Answers the clients that have waited for `patience` that their receipts are not written yet.
     fn refuse(&mut self, now: Instant, patience: Duration, why: &Refused) {
         let message = format!("{}; the receipt is written as soon as that has changed", why.message);
         let refused = Refused { message, ..why.clone() };
@@ -183,7 +184,7 @@ impl Receipts {
         }
     }
 
-    /// Notes that a generation is over; further reports of the same end are ignored.
+    /// Records that a generation is over; ignores further reports of the same end.
     fn note_ended(&mut self, ended: Ended, counters: &Counters) {
         if self.after.is_zero() {
             return;
@@ -207,7 +208,7 @@ impl Receipts {
     /// Writes acknowledgements, and judges generations that are due, on this connection.
     ///
     /// # Errors
-    /// When Redis could not be asked: the acknowledgements that were not written are kept.
+    /// If Redis does not reply: acknowledgements that were not written are kept.
     pub(super) fn tend(
         &mut self,
         link: &mut Link,
@@ -330,7 +331,7 @@ impl Receipts {
         refused.map_or(Ok(()), |error| Err(RedisError::Server(error)))
     }
 
-    /// Raises the markers of the highest ids that were acknowledged, each in a transaction of its own.
+    /// Raises the markers of the highest acknowledged ids, each in a transaction of its own.
     fn raise_taken(
         &self,
         link: &mut Link,
@@ -365,11 +366,11 @@ impl Receipts {
                 return Ok(());
             }
         }
-        // Others raise it all the time: the connection is made anew, and it is tried again.
+        // Other instances raise it all the time: the connection is reopened, and the attempt repeated.
         Err(RedisError::Timeout)
     }
 
-    // ----- generations that nobody acknowledged -----
+    // ----- generations that no client acknowledged -----
 
     fn judge_due(&mut self, link: &mut Link, context: WriteContext<'_>) -> Result<(), RedisError> {
         if context.now < self.rests_until || !(self.acks.is_empty() && self.queue.is_empty()) {
@@ -431,7 +432,7 @@ impl Receipts {
     }
 }
 
-/// The marker with the highest id that was acknowledged.
+/// The marker with the highest acknowledged id.
 fn taken(keys: &Keys, stream: &StreamName) -> String {
     keys.once(&format!("taken:{stream}"))
 }
@@ -441,7 +442,7 @@ fn acked_marker(keys: &Keys, acked: &Acked) -> String {
     keys.once(&format!("acked:{}:{}:{}", acked.stream, acked.id, acked.by))
 }
 
-/// The position in a marker; zero where the marker is missing, not valid, or no string.
+/// The position in a marker; zero if the marker is missing, not valid, or not a string.
 fn known(reply: &Reply) -> Result<Position, RedisError> {
     match reply.error() {
         Some(error) if error.kind() == ServerErrorKind::WrongType => return Ok(Position::ZERO),
@@ -452,7 +453,7 @@ fn known(reply: &Reply) -> Result<Position, RedisError> {
     Ok(position(&reply.bytes()?))
 }
 
-/// The position that a marker holds; zero where it is not valid.
+/// The position that a marker holds; zero if it is not valid.
 fn position(marker: &[u8]) -> Position {
     std::str::from_utf8(marker).ok().and_then(|marker| marker.parse().ok()).unwrap_or_default()
 }

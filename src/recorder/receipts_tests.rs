@@ -87,7 +87,7 @@ impl Instance {
         self.sender.try_send(Receipt::Ended(ended)).unwrap();
     }
 
-    /// A turn at this time; it has been connected for long.
+    /// A turn at this time, on a connection that was opened long before.
     fn tend(&mut self, now_ms: u64) -> Result<(), RedisError> {
         for after in [Duration::ZERO, REST] {
             self.turn(now_ms * 1000, after)?;
@@ -95,7 +95,7 @@ impl Instance {
         Ok(())
     }
 
-    /// A turn `after` the connection was made.
+    /// A turn `after` the connection was opened.
     fn turn(&mut self, now_us: u64, after: Duration) -> Result<(), RedisError> {
         let Self { receipts, link, keys, clock, counters, start, name, .. } = self;
         let context = WriteContext { keys, clock, counters, now_us, now: *start + after, me: name };
@@ -125,7 +125,7 @@ fn what_is_acknowledged_is_written_and_judged_no_more() {
     }
     one.ack("50-0", "a");
     one.ack("100-0", "b");
-    // In the middle of an entry it is not all of it.
+    // A position in the middle of an entry does not cover the entry.
     one.ack("200-0.1", "a");
     one.tend(300).unwrap();
     other.ack("70-0", "c");
@@ -183,7 +183,7 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
         instance.tend(200 + AFTER_MS).unwrap();
         assert_eq!(instance.answers(), [Err(code)]);
         assert!(instance.receipts.trouble().is_some(), "{code}");
-        // A client that has seen no good answer acknowledges again, and gets one receipt.
+        // A client that got no positive answer acknowledges again, and gets one receipt.
         instance.start += Duration::from_secs(60);
         instance.acknowledge(&id, "a", true);
         run(end);
@@ -204,7 +204,7 @@ fn what_an_operator_has_to_mend_waits_within_bytes_and_is_written_when_it_is_men
     let mut instance = Instance::new(&server, "i1");
     let run = |words: &[&str]| drop(server.link().call(cmd(words[0]).arg(&words[1..])).unwrap());
     run(&["SET", "llm:receipts:svc", "no stream"]);
-    // More than are taken in hand, of clients with long names.
+    // More than one turn takes, from clients with long names.
     let by = "x".repeat(1000);
     let count = ACKS_HELD_BYTES_MAX / 1000 + 100;
     for _ in 0..count {
@@ -274,7 +274,7 @@ fn the_marker_is_never_lowered_however_many_raise_it() {
                 let mut instance = Instance::new(server, name);
                 for n in 0..100_u64 {
                     instance.ack(&format!("{}-0", if n % 3 == 0 { 1000 - n } else { 1 + n }), "a");
-                    // One that is overtaken again and again is tried again.
+                    // A transaction that is overtaken is tried again.
                     while instance.turn(0, Duration::ZERO).is_err() {}
                 }
             });

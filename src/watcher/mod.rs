@@ -391,7 +391,7 @@ impl Watcher {
         self.registry.health().set_lease_trouble("");
     }
 
-    /// Publishes the state of the lease to the readers, to health and to systemd.
+    /// Publishes the state of the lease to the readers and to health.
     fn show_lease(&mut self) {
         self.lease.age(Instant::now());
         let is_held = self.lease.is_held() && self.is_clean;
