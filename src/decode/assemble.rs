@@ -1,6 +1,6 @@
-//! Frames out of entries: one assembler follows one stream and merges what lies next to each other.
+//! Turns entries into frames: one assembler follows one stream and merges adjacent entries.
 //!
-//! Its buffers are bounded by what is pushed between two calls of [`Assembler::take`], that is by a batch.
+//! Its buffers are bounded by what is pushed between two calls of [`Assembler::take`], which is one batch.
 
 use std::sync::Arc;
 
@@ -18,16 +18,17 @@ use crate::provider::Margin;
 /// The result of pushing an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It is in a frame, or will be.
+    /// The entry is in a frame, or will be.
     Accepted,
-    /// It is not delivered.
+    /// The entry is not delivered.
     Dropped(DropReason),
-    /// It could not be understood: a dead letter, and a `skipped` frame unless it follows a terminal entry.
+    /// The entry could not be decoded: it becomes a dead letter, and a `skipped` frame unless it follows a terminal
+    /// entry.
     Undecodable {
         /// Why.
         flaw: Flaw,
     },
-    /// It lies at or below the position, and was ignored.
+    /// The entry lies at or below the position, and was ignored.
     Old,
 }
 
@@ -40,22 +41,22 @@ pub struct Assembler {
     state: StreamState,
     /// Where the last frame, pending included, ended, and the state there.
     framed: Cursor,
-    /// The text frame that the next entry may continue. In memory that was used just now, and not among what lies
-    /// cold between two batches of the stream.
+    /// The text frame that the next entry may continue. It is boxed to keep it off the cold memory between two
+    /// batches of a stream.
     pending: Option<Box<Pending>>,
     /// Complete frames, in order.
     made: Vec<Arc<Frame>>,
-    /// The channel that was named last, so that its name is not allocated for every frame.
+    /// The last channel name, so that it is not allocated for every frame.
     channel: Option<Arc<str>>,
-    /// Whether frames are to say where they can be divided.
+    /// Whether frames record where they can be divided.
     marks: bool,
-    /// The state before the entry at hand, while that is one in a provider's form.
+    /// The state before the current entry, if that is in a provider's form.
     before: Option<Box<StreamState>>,
     context: DecodeContext,
     grace_ms: u64,
 }
 
-/// A text frame in the making.
+/// A text frame under construction.
 #[derive(Debug)]
 struct Pending {
     /// The head of the frame, as of the last entry in it.
@@ -77,7 +78,7 @@ impl Pending {
     }
 }
 
-/// The entry at hand, beside what it says.
+/// The current entry, besides its content.
 #[derive(Clone, Copy)]
 struct At {
     id: Position,
@@ -86,11 +87,11 @@ struct At {
     read_us: u64,
 }
 
-/// How much room for text a frame begins with.
+/// The initial capacity for a frame's text, in bytes.
 const TEXT_BYTES_MIN: usize = 64;
 
 impl Assembler {
-    /// An assembler that goes on after `position`, where the stream's state is `state`.
+    /// An assembler that continues after `position`, where the stream's state is `state`.
     #[must_use]
     pub fn new(stream: StreamName, position: Position, state: StreamState) -> Self {
         let mut framed = Cursor { position, state: state.clone() };
@@ -100,35 +101,35 @@ impl Assembler {
         Self { stream, position, state, framed, pending, made, channel, marks, before, context, grace_ms }
     }
 
-    /// The same, whose frames can be divided between any two entries ([`Frame::rest_after`]).
+    /// An assembler whose frames can be divided between any two entries ([`Frame::rest_after`]).
     #[must_use]
     pub const fn marking(mut self) -> Self {
         self.marks = true;
         self
     }
 
-    /// With the time after which a finishing generation is over, in ms; 0 (as without this): never.
+    /// Sets after how many ms of silence a finishing generation is over; 0 (the default): never.
     #[must_use]
     pub const fn with_grace(mut self, grace_ms: u64) -> Self {
         self.grace_ms = grace_ms;
         self
     }
 
-    /// With what decoding depends on beside the entries.
+    /// Sets the context for decoding.
     #[must_use]
     pub fn with_context(mut self, context: DecodeContext) -> Self {
         self.context = context;
         self
     }
 
-    /// The position after the last pushed entry. It may be ahead of the last frame's, where entries that
-    /// are not delivered followed.
+    /// The position after the last pushed entry. It may be ahead of the last frame's, if entries followed that are
+    /// not delivered.
     #[must_use]
     pub const fn position(&self) -> Position {
         self.position
     }
 
-    /// Where the last frame ended that was handed out or is pending.
+    /// The end of the last frame that was returned or is pending.
     #[must_use]
     pub fn framed(&self) -> Position {
         self.pending.as_ref().map_or(self.framed.position, |pending| pending.head.last)
@@ -171,7 +172,7 @@ impl Assembler {
         }
     }
 
-    /// Takes an entry that is more than one event that builds on nothing.
+    /// Takes an entry that has several events or depends on earlier entries.
     fn push_expanded(&mut self, entry: &Entry, read_us: u64) -> Pushed {
         if is_over_before(&self.state, entry, &self.context, self.grace_ms) {
             self.emit_end(read_us);
@@ -199,7 +200,7 @@ impl Assembler {
         pushed
     }
 
-    /// Takes what an entry says, and shows what was not `received` before.
+    /// Takes an entry's events, and emits those that were not `received` before.
     fn push_events(&mut self, mut events: EntryEvents<'_>, received: Position, read_us: u64) -> Pushed {
         let mut pushed = Pushed::Dropped(DropReason::Framing);
         while let Some((decoded, verdict, id)) = events.judge(&mut self.state) {
@@ -232,14 +233,14 @@ impl Assembler {
         pushed
     }
 
-    /// A finishing generation is over, and no entry can be written that says so. Whether there was one.
+    /// Ends a finishing generation for which no end can be written. Returns whether there was one.
     pub fn conclude(&mut self, read_us: u64) -> bool {
         let is_finishing = self.state.finishing().is_some();
         self.emit_end(read_us);
         is_finishing
     }
 
-    /// The end that no entry has said, under the id of the generation's newest.
+    /// Emits an end that has no entry, with the id of the generation's newest entry.
     fn emit_end(&mut self, read_us: u64) {
         let Some(concluded) = Concluded::of(&mut self.state) else { return };
         self.cut();
@@ -252,7 +253,7 @@ impl Assembler {
         self.made.push(Arc::new(Frame::encode(head, Content::End { finish_reason, usage })));
     }
 
-    /// A frame boundary here: what is pending becomes a frame.
+    /// Ends the pending frame here.
     pub fn cut(&mut self) {
         let Some(pending) = self.pending.take() else { return };
         let Pending { head, body, text, marks } = *pending;
@@ -266,8 +267,8 @@ impl Assembler {
         self.made.push(Arc::new(frame));
     }
 
-    /// Cuts, and hands out all frames that were made since the last time, as encoded at `now_us` (µs since
-    /// 1970 by this host's clock).
+    /// Cuts, and returns all frames that were created since the last call, with `now_us` as the time of encoding (µs
+    /// since 1970 by this host's clock).
     pub fn take(&mut self, now_us: u64) -> Vec<Arc<Frame>> {
         self.cut();
         for frame in self.made.iter_mut().filter_map(Arc::get_mut) {
@@ -322,7 +323,7 @@ impl Assembler {
             && piece_continues([first.id.as_deref(), first.name.as_deref()], later)
     }
 
-    /// Begins a text frame with the entry at hand, which has so many bytes of text.
+    /// Begins a text frame with the current entry, which has `bytes` bytes of text.
     fn begin(&mut self, at: At, body: PendingBody, bytes: usize) {
         self.cut();
         let head = self.head(at, 0);
@@ -330,8 +331,8 @@ impl Assembler {
         self.pending = Some(Box::new(Pending { head, body, text, marks: Vec::new() }));
     }
 
-    /// Adds the entry at hand to the pending text frame. Within a frame only the
-    /// counts of the state change: whatever changes more has a frame of its own.
+    /// Adds the current entry to the pending text frame. Within a frame only the counts of the state change: an entry
+    /// that changes more gets a frame of its own.
     fn append(&mut self, at: At, text: &str) {
         let Some(pending) = self.pending.as_deref_mut() else { return };
         let head = &mut pending.head;
@@ -354,7 +355,7 @@ impl Assembler {
         }
     }
 
-    /// Makes a frame of the entry at hand alone.
+    /// Makes a frame of the current entry alone.
     fn emit(&mut self, at: At, content: Content<'_>) {
         self.cut();
         let head = self.head(at, 1);
@@ -362,7 +363,7 @@ impl Assembler {
         self.made.push(Arc::new(Frame::encode(head, content)));
     }
 
-    /// Says that numbers are missing before the entry at hand. The frame moves nobody's position.
+    /// Reports that numbers are missing before the current entry. The frame moves no position.
     fn emit_gap(&mut self, at: At, lost: u64) {
         self.cut();
         let Cursor { position, state } = self.framed.clone();

@@ -179,7 +179,7 @@ fn entries_at_or_below_the_position_are_ignored() {
     assert_eq!(assembler.push(&entry("5-1", delta), 0), Pushed::Old);
     assert_eq!(assembler.push(&entry("5-2", delta), 0), Pushed::Accepted);
     assert_eq!(assembler.push(&entry("5-2", delta), 0), Pushed::Old);
-    // A position within an entry has that entry read again.
+    // After a position within an entry, that entry is read again.
     let mut assembler = Assembler::new(stream(), "5-1.3".parse().unwrap(), StreamState::default());
     assert_eq!(assembler.push(&entry("5-0", delta), 0), Pushed::Old);
     assert_eq!(assembler.push(&entry("5-1", delta), 0), Pushed::Accepted);
@@ -234,8 +234,8 @@ fn texts(frames: &[Arc<Frame>]) -> BTreeMap<String, (Vec<u8>, u32)> {
 }
 
 proptest! {
-    /// However the stream was cut into batches, merging gives the same frames as one batch, and
-    /// concatenating gives the same text.
+    /// However the stream is cut into batches, merging gives the same frames as one batch, and concatenating gives
+    /// the same text.
     #[test]
     fn cuts_do_not_matter(story in any_stream(), cuts in prop::collection::vec(any::<bool>(), 40)) {
         let singles = single_frames(&mut assembler(), &story);
@@ -254,7 +254,7 @@ proptest! {
         prop_assert_eq!(json(&merge(&singles)), json(&whole));
         for frames in [&whole, &batches, &singles, &merge(&batches), &merge(&singles)] {
             prop_assert_eq!(texts(frames), texts(&singles));
-            // Each frame begins where the one before ended, and is well formed in every form.
+            // Each frame begins where the previous one ended, and is well formed in every form.
             let mut position = Position::ZERO;
             for frame in frames {
                 prop_assert_eq!(frame.after, position);
@@ -270,7 +270,7 @@ proptest! {
         }
     }
 
-    /// Merging passes on as they are the frames that it cannot merge, and once merged changes nothing more.
+    /// Merging returns frames that it cannot merge unchanged, and merging again changes nothing.
     #[test]
     fn merging_is_stable(story in any_stream()) {
         let merged = merge(&single_frames(&mut assembler(), &story));
@@ -279,7 +279,7 @@ proptest! {
         prop_assert!(merged.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
     }
 
-    /// A resume at any frame, with the state that the frame carries, shows exactly the frames that follow.
+    /// A resume at any frame, with the frame's state, returns exactly the frames that follow.
     #[test]
     fn resuming_at_any_frame_continues_the_story(story in any_stream()) {
         let frames = single_frames(&mut assembler(), &story);
@@ -291,7 +291,7 @@ proptest! {
         }
     }
 
-    /// Two readers, one from the beginning and one that took over in the middle, come to the same.
+    /// Two readers, one from the beginning and one that took over in the middle, produce the same frames.
     #[test]
     fn taking_over_anywhere_changes_nothing(story in any_stream(), middle in 0..40_usize) {
         let (before, after) = story.split_at(middle.min(story.len()));

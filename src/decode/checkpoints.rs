@@ -1,12 +1,12 @@
-//! Where scans of long histories stood, kept for a while so that the next one need not begin at the beginning.
+//! Checkpoints of scans of long histories, kept for a while so that the next scan need not start at the beginning.
 //!
-//! A resume needs the state at its position, and that follows from all entries before it. A scan of a long stream
-//! leaves checkpoints on the way; the next scan goes on from the last one before its position. Of several jobs that
-//! want the same stream at the same time only one scans entries that were not scanned yet: the others wait for it to
-//! pass.
+//! A resume needs the state at its position, which depends on all entries before it. A scan of a long stream leaves
+//! checkpoints; the next scan continues from the last one before its position. If several jobs need the same stream
+//! at the same time, only one scans new entries: the others wait for its checkpoints.
 //!
-//! A checkpoint does not hold for a stream that was deleted and begun anew, or from which entries were deleted since.
-//! So it names its entry, which is read again and compared, and the stream's counters, which never go back.
+//! A checkpoint is not valid for a stream that was recreated, or from which entries were deleted since. So it
+//! contains the entry's id and fingerprint, which are compared with the entry when it is read again, and the stream's
+//! counters, which never decrease.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -18,27 +18,27 @@ use parking_lot::Mutex;
 use super::seek::Scan;
 use crate::model::{Entry, EntryId, JobRef, KeyFacts, Position, StreamName};
 
-/// The most that is kept, in bytes.
+/// The most bytes of all checkpoints.
 pub const CHECKPOINT_BYTES_MAX: usize = 16 << 20;
-/// The most that is kept of one stream, in bytes and in number. Of more, every second is dropped.
+/// The most checkpoints of one stream, in bytes and in number. Beyond that, every second one is dropped.
 const STREAM_BYTES_MAX: usize = 4 << 20;
 const STREAM_POINTS_MAX: usize = 1024;
-/// How long the checkpoints of a stream that nobody uses are kept.
+/// How long the checkpoints of an unused stream are kept.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 /// How long other jobs wait for a scan that makes no progress.
 const SCAN_PATIENCE: Duration = Duration::from_secs(1);
-/// The counted size of a checkpoint beside its scan, in bytes.
+/// The counted size of a checkpoint besides its scan, in bytes.
 const POINT_BYTES: usize = 128;
 
-/// Where a scan stood, right after an entry.
+/// The state of a scan right after an entry.
 pub struct Checkpoint<S = Scan> {
     /// The entry.
     at: EntryId,
     /// The fingerprint of its fields.
     print: u64,
-    /// The stream's counters when it was read.
+    /// The stream's counters when the entry was read.
     facts: KeyFacts,
-    /// How much was scanned to get there.
+    /// How much was scanned up to the entry.
     cost: u64,
     bytes: usize,
     scan: S,
@@ -51,14 +51,14 @@ impl<S> fmt::Debug for Checkpoint<S> {
 }
 
 impl<S> Checkpoint<S> {
-    /// A checkpoint right after `entry`, which a scan has reached at a `cost`; `bytes` is what the scan takes.
+    /// A checkpoint right after `entry`, which a scan has reached at a `cost`; `bytes` is the size of the scan.
     #[must_use]
     pub fn new(entry: &Entry, facts: KeyFacts, scan: S, (cost, bytes): (u64, usize)) -> Self {
         let (at, print, bytes) = (entry.id, entry.fields.fingerprint(), bytes + POINT_BYTES);
         Self { at, print, facts, cost, bytes, scan }
     }
 
-    /// The entry after which it is.
+    /// The entry that the checkpoint follows.
     #[must_use]
     pub const fn at(&self) -> EntryId {
         self.at
@@ -70,7 +70,7 @@ impl<S> Checkpoint<S> {
         &self.scan
     }
 
-    /// Whether it holds for the stream as it was read now, from the checkpoint's entry on.
+    /// Whether it is valid for the stream as it is now, read from the checkpoint's entry on.
     #[must_use]
     pub fn holds(&self, facts: &KeyFacts, first_read: Option<&Entry>) -> bool {
         let grows = |before: Option<u64>, now: Option<u64>| match (before, now) {
@@ -86,14 +86,14 @@ impl<S> Checkpoint<S> {
     }
 }
 
-/// How a scan goes on.
+/// How a scan continues.
 #[derive(Debug)]
 pub enum Way<S = Scan> {
     /// With the next read.
     Read,
-    /// From this checkpoint on.
+    /// From this checkpoint.
     Jump(Arc<Checkpoint<S>>),
-    /// Not yet: another scan of the stream is about to pass there.
+    /// Not yet: another scan of the stream is about to pass this position.
     Wait,
 }
 
@@ -110,7 +110,7 @@ struct Leader {
 struct Shelf<S> {
     points: BTreeMap<EntryId, Arc<Checkpoint<S>>>,
     bytes: usize,
-    /// How much lies between two checkpoints at least.
+    /// The least distance between two checkpoints.
     spacing: u64,
     leader: Option<Leader>,
     used: Instant,
@@ -135,7 +135,7 @@ impl<S> Shelf<S> {
         }
     }
 
-    /// Drops every second one; the newest stays.
+    /// Drops every second checkpoint; the newest one stays.
     fn thin_out(&mut self) {
         let mut keep = self.points.len().is_multiple_of(2);
         self.points.retain(|_, _| {
@@ -169,7 +169,7 @@ impl<S> Default for Checkpoints<S> {
 }
 
 impl<S> Checkpoints<S> {
-    /// How a job's scan of a stream goes on that stands at `from` and needs no entry before `target` for itself.
+    /// How a job's scan continues that has reached `from` and needs no entry before `target` itself.
     #[must_use]
     pub fn way(
         &self,
@@ -194,7 +194,7 @@ impl<S> Checkpoints<S> {
         best.map_or(Way::Read, |point| Way::Jump(Arc::clone(point)))
     }
 
-    /// A job's scan of a stream has come so far and goes on.
+    /// Records that a job's scan of a stream has reached `at` and continues.
     pub fn scanning(&self, stream: &StreamName, job: JobRef, at: EntryId, now: Instant) {
         let mut shelves = self.0.lock();
         let shelf = shelves.by_stream.entry(stream.clone()).or_insert_with(|| Shelf::new(now));
@@ -207,7 +207,7 @@ impl<S> Checkpoints<S> {
         shelf.used = now;
     }
 
-    /// A job's scan of a stream is over.
+    /// Records that a job's scan of a stream is complete.
     pub fn finished(&self, stream: &StreamName, job: JobRef) {
         let mut shelves = self.0.lock();
         let Some(shelf) = shelves.by_stream.get_mut(stream) else { return };
@@ -219,7 +219,7 @@ impl<S> Checkpoints<S> {
         }
     }
 
-    /// Keeps a checkpoint, as far as there is room.
+    /// Stores a checkpoint if there is room.
     pub fn keep(&self, stream: &StreamName, point: Checkpoint<S>, now: Instant) {
         let mut guard = self.0.lock();
         let shelves = &mut *guard;
@@ -231,15 +231,15 @@ impl<S> Checkpoints<S> {
         shelves.forget_old(now);
     }
 
-    /// A checkpoint did not hold. The others that were made before the stream changed are dropped with it. `first` is
-    /// the stream's oldest entry.
+    /// Drops a checkpoint that is not valid, and the others that were made before the stream changed. `first` is the
+    /// stream's oldest entry.
     pub fn refute(&self, stream: &StreamName, point: EntryId, first: Option<EntryId>) {
         let mut guard = self.0.lock();
         let shelves = &mut *guard;
         let Some(shelf) = shelves.by_stream.get_mut(stream) else { return };
         let before = shelf.bytes;
         match first {
-            // It was trimmed away, and those behind it were not.
+            // The checkpoint's entry was trimmed, but later ones were not.
             Some(first) if point < first => shelf.points = shelf.points.split_off(&first),
             _ => shelf.points.clear(),
         }
@@ -255,7 +255,7 @@ impl<S> Checkpoints<S> {
 }
 
 impl<S> Shelves<S> {
-    /// Lets go of what nobody has used for long, and of more where there is too much.
+    /// Drops checkpoints that were not used for long, and more if there are too many.
     fn forget_old(&mut self, now: Instant) {
         while self.bytes > CHECKPOINT_BYTES_MAX
             && let Some(oldest) =

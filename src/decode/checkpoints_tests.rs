@@ -31,7 +31,7 @@ fn point(ms: u64, bytes: usize) -> Checkpoint<u64> {
     Checkpoint::new(&entry(ms, "x"), facts(ms), ms, (ms, bytes))
 }
 
-/// Where a scan goes on from, if from a checkpoint.
+/// The checkpoint from which a scan continues, if any.
 fn jump(points: &Checkpoints<u64>, from: u64, target: Position, now: Instant) -> Option<u64> {
     match points.way(&name(0), job(0), (id(from), target), now) {
         Way::Jump(point) => Some(*point.scan()),

@@ -1,12 +1,11 @@
-//! From an entry to what its producer said, where that needs nothing of what came before.
+//! Decodes entries that do not depend on earlier entries.
 //!
-//! `Form` decides in which form an entry is, once. The native form is read here, the names of flat entries in `flat`,
-//! what providers send in [`provider`], by way of `expand`.
-//! Of a member that occurs twice the last one counts, as in nearly every JSON parser. Members of
-//! a custom object that every type may carry (`seq`, `ts`) count where they have the right kind, and are
-//! the producer's own affair where not.
+//! `Form` decides the form of an entry, once. This module reads the native form, `flat` the names of flat entries,
+//! and [`provider`] the entries of providers, by way of `expand`. If a member occurs twice, the last one counts, as
+//! in nearly every JSON parser. In a custom object, `seq` and `ts` count if they have the right type, and otherwise
+//! belong to the producer.
 //!
-//! The depth of nesting needs no limit: values are skipped without recursion.
+//! The nesting depth needs no limit: values are skipped without recursion.
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::json;
 use crate::model::{Decoded, Entry, Event, Fields};
 use crate::provider::{self, Malformed, Margin};
 
-/// The settings that decoding needs beside the entry. Cheap to clone.
+/// The settings that decoding needs besides the entry. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct DecodeContext {
     pub(crate) names: Arc<config::Fields>,
@@ -33,10 +32,10 @@ impl DecodeContext {
     }
 }
 
-/// In which form an entry is, with its bytes.
+/// The form of an entry, with its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form<'a> {
-    /// The field `data`: an object, native or read by the names of flat entries.
+    /// The field `data`: an object, native or with the names of flat entries.
     Data(&'a [u8]),
     /// A field that is named after a provider.
     Raw(provider::Form, &'a [u8]),
@@ -44,12 +43,12 @@ pub(super) enum Form<'a> {
     Encrypted,
     /// None of these: its fields are its members.
     Flat,
-    /// Larger than any entry that is read.
+    /// Larger than the limit for entries.
     TooLarge,
 }
 
 impl<'a> Form<'a> {
-    /// Decides it from the fields' names.
+    /// Decides the form from the fields' names.
     pub(super) fn of(fields: &'a Fields) -> Self {
         if fields.is_too_large() {
             return Self::TooLarge;
@@ -73,8 +72,9 @@ impl<'a> Form<'a> {
     }
 }
 
-/// Decodes an entry that is one event and builds on nothing, as nearly all native and flat ones are. `None` where it
-/// is more, is in a provider's form or cannot be understood: [`plain_events`] finds out which, with the same `margin`.
+/// Decodes an entry that is one event and depends on nothing, as nearly all native and flat ones are. `None` if it
+/// has several events, is in a provider's form or cannot be decoded: [`plain_events`] finds out which, with the same
+/// `margin`.
 #[must_use]
 pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {
     let own = match Form::of(&entry.fields) {
@@ -85,10 +85,10 @@ pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) 
     own.end.is_none().then_some(own.first)
 }
 
-/// Decodes an entry that is in none of the providers' forms. `margin` stores texts that are not a slice of the entry.
+/// Decodes an entry that is not in a provider's form. `margin` stores texts that are not a slice of the entry.
 ///
 /// # Errors
-/// When it cannot be understood.
+/// If it cannot be decoded.
 pub(super) fn plain_events<'a>(
     form: Form<'a>,
     entry: &'a Entry,
@@ -97,7 +97,7 @@ pub(super) fn plain_events<'a>(
 ) -> Result<PlainEvents<'a>, Flaw> {
     match form {
         Form::Data(data) => match of_data(data, context, margin) {
-            // Numbers that are none make an object none, unless nobody reads them.
+            // Invalid numbers make an object invalid, unless they are in members that nobody reads.
             Err(Flaw::NotAnObject) => match std::str::from_utf8(data).ok().and_then(json::without_nan) {
                 Some(object) => of_data(margin.keep(object.into()).as_bytes(), context, margin),
                 None => Err(Flaw::NotAnObject),
@@ -119,10 +119,10 @@ fn of_data<'a>(data: &'a [u8], context: &DecodeContext, margin: &'a Margin) -> R
     }
 }
 
-/// Decodes a native object; `Ok(None)` where it is to be read by the names of flat entries.
+/// Decodes a native object; `Ok(None)` if it has to be read by the names of flat entries.
 ///
 /// # Errors
-/// When it is none, or one that its type does not allow.
+/// If it is not an object, or not one that its type allows.
 pub fn native(data: &[u8]) -> Result<Option<Decoded<'_>>, Flaw> {
     let text = std::str::from_utf8(data).map_err(|_| Flaw::NotText("data"))?;
     let members = Members::parse(text).ok_or(Flaw::NotAnObject)?;

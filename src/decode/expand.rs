@@ -1,12 +1,12 @@
-//! The events that an entry carries, in whichever form, and the positions of the frames of one that carries several.
+//! The events of an entry in any form, and the positions of the frames of an entry with several events.
 //!
-//! Frames of one raw entry: all but the last carry `ms-n.k`, and their state is the one before the entry, so that
-//! a resume there has the entry read again and passes over the first k frames of it.
+//! Of the frames of one raw entry, all but the last carry `ms-n.k`, and their state is the one before the entry, so
+//! that a resume there reads the entry again and skips its first k frames.
 //!
-//! A generation that is *finishing* (its provider has said why it ended, and not yet its last word) is over where
-//! nothing but heartbeats comes for a while. The daemon then writes an `end` entry ([`end_entry`]). Where it cannot,
-//! the `end` frame has the id of the generation's newest entry. So every frame of an entry after which a generation is
-//! finishing carries `ms-n.k`: `ms-n` is kept for the end.
+//! A generation is *finishing* if its provider has given the reason for its end but has not sent its final event. It
+//! is over if nothing but heartbeats follows for a while. The daemon then writes an `end` entry ([`end_entry`]). If
+//! it cannot, the `end` frame has the id of the generation's newest entry. So every frame of an entry after which a
+//! generation is finishing carries `ms-n.k`: `ms-n` is reserved for the end.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ pub(super) struct EntryEvents<'a> {
 }
 
 enum Events<'a> {
-    /// The events of an entry in none of the providers' forms. `waiting` holds those of a provider's form that have to
-    /// be emitted before it.
+    /// The events of an entry that is not in a provider's form. `waiting` holds announced events of a provider's form
+    /// that have to be emitted before it.
     Plain {
         waiting: Vec<Event<'a>>,
         own: PlainEvents<'a>,
@@ -41,7 +41,7 @@ impl<'a> EntryEvents<'a> {
     /// Reads an entry that follows `before`, its generation's progress so far.
     ///
     /// # Errors
-    /// When it cannot be understood.
+    /// If it cannot be decoded.
     pub(super) fn new(
         entry: &'a Entry,
         context: &DecodeContext,
@@ -66,8 +66,8 @@ impl<'a> EntryEvents<'a> {
         Ok(Self { id, events: Events::Raw(payload), progress, judged: 0, count })
     }
 
-    /// Judges the next event: what it is, what becomes of it, and the position of its frame. `None` once all are
-    /// judged; `state` is then the one after the entry.
+    /// Judges the next event: the event, its verdict, and the position of its frame. `None` once all are judged;
+    /// `state` is then the one after the entry.
     pub(super) fn judge(&mut self, state: &mut StreamState) -> Option<(Decoded<'a>, Verdict, Position)> {
         if let Some(progress) = self.progress.take() {
             state.progress = Some(progress);
@@ -97,7 +97,7 @@ impl<'a> EntryEvents<'a> {
         let verdict = judge(state, self.id, &Decoded { seq, ..decoded });
         self.judged += 1;
         if matches!((&self.events, verdict), (Events::Plain { .. }, Verdict::Drop(_))) {
-            // A retry, or what belongs to a finished generation, is that as a whole.
+            // If an entry is a retry, or belongs to a finished generation, all of it does.
             self.count = self.judged;
         }
         let is_last = self.judged == self.count;
@@ -109,7 +109,7 @@ impl<'a> EntryEvents<'a> {
         Some((decoded, verdict, position))
     }
 
-    /// Whether the next event is the end that comes with a text.
+    /// Whether the next event is an end after the text of the same entry.
     fn is_end_already_emitted(&self) -> bool {
         matches!(&self.events, Events::Plain { waiting, .. } if self.judged > waiting.len())
     }
@@ -119,7 +119,7 @@ impl<'a> EntryEvents<'a> {
     }
 }
 
-/// The events to be emitted before the entry's own: those that a provider has only announced, where the entry ends the
+/// The events to be emitted before the entry's own: those that a provider has only announced, if the entry ends the
 /// generation or begins the next one.
 fn waiting_before<'a>(
     own: &PlainEvents<'_>,
@@ -144,7 +144,7 @@ fn waiting_before<'a>(
     }
 }
 
-/// The position of an entry's last frame, its `n`th, where `state` is the one after the entry.
+/// The position of an entry's last frame, its `n`th; `state` is the one after the entry.
 pub(super) fn last_frame(id: EntryId, n: usize, state: &StreamState) -> Position {
     match state.finishing() {
         Some(_) => Position::part(id, n),
@@ -152,9 +152,9 @@ pub(super) fn last_frame(id: EntryId, n: usize, state: &StreamState) -> Position
     }
 }
 
-/// The end that a generation has come to of itself.
+/// The end of a generation without an entry of its own.
 pub(super) struct Concluded {
-    /// The newest entry that belongs to it.
+    /// The newest entry of the generation.
     pub(super) id: EntryId,
     /// The stream's ordinal there.
     pub(super) ordinal: Option<u64>,
@@ -168,19 +168,18 @@ impl Concluded {
         state.finishing()?;
         let progress = state.progress.take()?;
         let Newest { id, ordinal, seq, blind } = progress.newest;
-        // A resume at the end reads the heartbeats behind it as entries after the end: they count for nothing.
+        // A resume at the end reads the heartbeats behind it as entries after the end, so they do not count.
         (state.phase, state.seq, state.blind) = (Phase::Ended(id), seq, blind);
         Some(Self { id, ordinal, progress })
     }
 
-    /// The event that no entry has said.
+    /// The end event, which no entry contains.
     pub(super) fn end(&self) -> Decoded<'_> {
         Decoded { event: provider::end(&self.progress), seq: None, ts_us: None }
     }
 }
 
-/// Whether the generation was over before an entry that follows, because that was so long in coming. A `grace_ms` of 0
-/// means never.
+/// Whether the generation was over before the next entry, because that came too late. A `grace_ms` of 0 means never.
 pub(super) fn is_over_before(
     state: &StreamState,
     entry: &Entry,
@@ -196,12 +195,12 @@ pub(super) fn is_over_before(
     finishing.is_some_and(|newest| entry.id.ms.saturating_sub(newest.ms) >= grace_ms) && !is_heartbeat()
 }
 
-/// The entry that ends a finishing generation, as a native object, to be written where no entry of the producer's does.
+/// The entry that ends a finishing generation, as a native object, to be written if no entry of the producer ends it.
 pub(crate) fn end_entry(state: &StreamState) -> Option<String> {
     state.finishing()?;
     let progress = state.progress.as_deref()?;
     let mut json = String::from(r#"{"type":"end""#);
-    // The strings are escaped as they are kept.
+    // The strings are kept escaped.
     if let Some(reason) = progress.finish_reason() {
         json.push_str(r#","finish_reason":""#);
         json.push_str(reason);

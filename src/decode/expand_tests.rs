@@ -151,7 +151,7 @@ fn what_is_finishing_ends_where_nothing_comes() {
     }
     story.push(entry(2003, "openai", TEXT));
     assert_eq!(from_the_beginning(&story, 0)[2..], [end, r#"{"type":"delta","id":"2003-0","text":"a"}"#]);
-    // A native entry meanwhile belongs to it, and so does one that cannot be read.
+    // A native entry in between belongs to it, and so does one that cannot be decoded.
     for (field, value) in [("data", r#"{"type":"own"}"#), ("openai", "x")] {
         let story = [entry(1, "openai", LAST_TEXT), entry(1000, field, value)];
         let output = from_the_beginning(&story, 3000);
@@ -161,7 +161,8 @@ fn what_is_finishing_ends_where_nothing_comes() {
     }
 }
 
-/// A heartbeat after the finish reason may have a number. It does not count, for live viewers as for those who resume.
+/// A heartbeat after the finish reason may have a number. It does not count, neither for live viewers nor for those
+/// that resume.
 #[test]
 fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
     let story = [
@@ -174,7 +175,7 @@ fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
     let next = r#"{"type":"delta","id":"2500-0","seq":3,"text":"n"}"#;
     assert_eq!(output[output.len() - 3], end, "{output:?}");
     assert_eq!(output[output.len() - 1], next, "{output:?}");
-    // Live, the end may be told before anything follows it; whoever comes back has only the end's id.
+    // A live viewer may get the end before anything follows it; a viewer that resumes has only the id of the end.
     let mut live = assembler(Position::ZERO, beginning());
     for entry in &story[..2] {
         live.push(entry, 0);
@@ -216,7 +217,7 @@ fn what_was_announced_is_told_before_what_ends_its_generation() {
         };
         assert_eq!(seek.finish(EntryId::ZERO).from, newest, "{value}");
     }
-    // An entry that ends nothing brings out nothing that waits: a text, a sign of life, a repeated start.
+    // An entry that ends nothing releases nothing that waits: a text, a heartbeat, a repeated start.
     let story = [
         entry(1, "data", r#"{"type":"start","generation":"g"}"#),
         entry(2, "anthropic", ANNOUNCED),
@@ -254,11 +255,11 @@ fn who_has_the_end_is_not_told_again() {
         assert_eq!(sought.state_at_from.phase, Phase::Ended(EntryId::new(1, 0)), "{after}");
         assert!(sought.terminal.is_some());
     }
-    // A resume behind everything but the end is told the end.
+    // A resume behind everything but the end gets the end.
     let sought = seek("1-0.1", 2001);
     let output = shown(&frames(assembler(sought.from, sought.state_at_from), &story, 2001));
     assert_eq!(output, [r#"{"type":"end","id":"1-0","finish_reason":"stop"}"#]);
-    // It is not over yet, wherever one stands.
+    // It is not over yet, for any position.
     assert_eq!(seek("5-0", 2000).state_at_from.finishing(), Some(EntryId::new(1, 0)));
 }
 
@@ -317,7 +318,7 @@ fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
-    /// Ids only grow, and whoever resumes at one, by its cursor or by a search, gets exactly the rest.
+    /// Ids only increase, and a resume at any of them, by its cursor or by a search, gets exactly the rest.
     #[test]
     fn resuming_anywhere_gives_the_rest(entries in any_stream(), rest_ms in 0_u64..4_000) {
         let until_ms = entries.last().map_or(0, |last| last.id.ms) + rest_ms;
@@ -350,7 +351,7 @@ proptest! {
         }
     }
 
-    /// A scan for any position finds the same when it goes on from any checkpoint of another scan.
+    /// A scan for any position finds the same if it continues from any checkpoint of another scan.
     #[test]
     fn a_scan_from_a_checkpoint_finds_what_a_whole_one_finds(
         entries in any_stream(),
@@ -381,7 +382,7 @@ proptest! {
         let mut whole = begin(wanted);
         entries.iter().for_each(|entry| whole.push(entry));
         let whole = finish(whole);
-        // Somebody else, who looks for something else, has left one after each entry.
+        // Another scan, with another target, has left a checkpoint after each entry.
         let mut leaving = begin(After::At(Position::whole(id(&other))));
         let mut points = Vec::new();
         for entry in &entries {
@@ -391,7 +392,7 @@ proptest! {
         let ahead = ahead.index(entries.len() + 1);
         let mut seek = begin(wanted);
         entries[..ahead].iter().for_each(|entry| seek.push(entry));
-        // As often as it may: to the furthest one.
+        // It jumps as often as it may, to the furthest checkpoint.
         let mut next = ahead;
         while next < entries.len() {
             let may = seek.target();
@@ -421,7 +422,7 @@ proptest! {
             batched.extend(assembler.take(0));
         }
         prop_assert_eq!(text(&single), text(&batched));
-        // Each begins where the one before ended, so that a viewer can go from any to live.
+        // Each begins where the previous one ended, so that a viewer can switch from any of them to live.
         for pair in batched.windows(2).filter(|pair| !matches!(pair[1].body, crate::model::FrameBody::Gap)) {
             prop_assert!(pair[1].after >= pair[0].last);
         }

@@ -1,9 +1,8 @@
-//! Entries whose members are named as people name them: flat ones, whose fields are the members, and objects in `data`
-//! that have no native type.
+//! Entries with conventional member names: flat entries, whose fields are the members, and objects in `data` without
+//! a native type.
 //!
-//! Both are gathered as [`Loose`] members and read by one set of rules. A flat field is text, so whether it holds a
-//! number, a truth or JSON is seen from what it says; a field that is there but empty is present. In an object `null`
-//! is absent.
+//! Both are collected as [`Loose`] members and read by one set of rules. A flat field is text, so its content
+//! determines whether it is a number, a boolean or JSON; an empty field is present. In an object, `null` is absent.
 
 use super::flaw::Flaw;
 use super::member::Member;
@@ -13,7 +12,7 @@ use crate::json;
 use crate::model::{Decoded, Event, Fields};
 use crate::provider::Margin;
 
-/// The events of one entry that is in none of the providers' forms: one event, or text and the end after it.
+/// The events of one entry that is not in a provider's form: one event, or text and the end after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PlainEvents<'a> {
     pub(super) first: Decoded<'a>,
@@ -27,9 +26,9 @@ impl<'a> PlainEvents<'a> {
     }
 }
 
-/// The text of an entry that says nothing but that its generation is over, as in OpenAI's streams.
+/// The text of an entry that only ends its generation, as in OpenAI's streams.
 const DONE: &str = "[DONE]";
-/// The code of an error that names none.
+/// The code of an error without one.
 const ERROR_CODE: &str = "error";
 
 /// Whether an object of this `type` is read by the names of flat entries.
@@ -45,7 +44,7 @@ fn is_end(kind: &str) -> bool {
 /// Reads a flat entry.
 ///
 /// # Errors
-/// When it cannot be understood.
+/// If it cannot be decoded.
 pub(super) fn read_fields<'a>(
     fields: &'a Fields,
     names: &config::Fields,
@@ -72,7 +71,7 @@ pub(super) fn read_fields<'a>(
 /// Reads an object that has no `type`, or one that [`is_alias`].
 ///
 /// # Errors
-/// When it cannot be understood.
+/// If it cannot be decoded.
 pub(super) fn read_object<'a>(
     data: &'a [u8],
     names: &config::Fields,
@@ -92,7 +91,7 @@ pub(super) fn read_object<'a>(
         loose.kind = [own; FIELD_NAMES_MAX];
     }
     let kind = loose.kind()?;
-    // With a `type`, only a text makes it a delta.
+    // An object with a `type` is a delta only if it has a text.
     let is_own = own.is_some() && kind == Kind::Delta && loose.text().is_none();
     let own = if is_own { None } else { loose.read(kind, margin)? };
     match own {
@@ -121,7 +120,7 @@ enum Piece<'a> {
 /// The kind of an entry, by its `type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// It has none.
+    /// There is no `type`.
     Missing,
     Delta,
     Start,
@@ -129,23 +128,23 @@ enum Kind {
     Heartbeat,
     Error,
     End,
-    /// Nothing but an end, if other members say so.
+    /// Only an end, if other members say so.
     Status,
-    /// The producer's own.
+    /// A type of the producer's own.
     Custom,
 }
 
-/// How an entry says that its generation is over.
+/// How an entry ends its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Complete,
     Failed,
 }
 
-/// The members that are known by some name.
+/// The members with known names.
 #[derive(Debug, Default)]
 struct Loose<'a> {
-    /// By the places of their names in the configuration.
+    /// By the index of their names in the configuration.
     text: [Option<Piece<'a>>; FIELD_NAMES_MAX],
     kind: [Option<Piece<'a>>; FIELD_NAMES_MAX],
     seq: Option<Piece<'a>>,
@@ -169,7 +168,7 @@ struct Loose<'a> {
 }
 
 impl<'a> Loose<'a> {
-    /// Calls `put` with each place that a member of this name has.
+    /// Calls `put` with each slot for a member of this name.
     fn meet(&mut self, name: &[u8], names: &config::Fields, put: impl Fn(&mut Option<Piece<'a>>)) {
         let place = |names: &[String]| names.iter().position(|known| known.as_bytes() == name);
         if let Some(text) = place(&names.text) {
@@ -228,7 +227,7 @@ impl<'a> Loose<'a> {
         })
     }
 
-    /// Reads the members as events; `None` where they hold nothing known.
+    /// Reads the members as events; `None` if none of them is known.
     fn read(&self, kind: Kind, margin: &'a Margin) -> Result<Option<PlainEvents<'a>>, Flaw> {
         let event = match kind {
             Kind::Missing | Kind::Delta | Kind::Status => match (self.ending()?, self.text()) {
@@ -271,7 +270,7 @@ impl<'a> Loose<'a> {
         Ok(Event::Delta { text, channel: plain_channel(channel.unwrap_or(CONTENT)), index })
     }
 
-    /// How an entry ends its generation whose `type` does not say so.
+    /// The ending of an entry whose `type` does not say so.
     fn ending(&self) -> Result<Option<Ending>, Flaw> {
         match self.status.and_then(Piece::word).as_deref() {
             Some("failed" | "error") => return Ok(Some(Ending::Failed)),
@@ -284,7 +283,7 @@ impl<'a> Loose<'a> {
         Ok(is_over.then_some(Ending::Complete))
     }
 
-    /// The end, after the text that comes with it.
+    /// The end, after the text of the same entry.
     fn end(&self, ending: Ending, margin: &'a Margin) -> Result<PlainEvents<'a>, Flaw> {
         let (end, is_text_used) = match ending {
             Ending::Failed => self.error(margin)?,
@@ -360,7 +359,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// The text, escaped, or what else is there as it is written.
+    /// The text, escaped, or else the value as it is written.
     fn any_text(self, margin: &'a Margin) -> Result<&'a str, Flaw> {
         match self {
             Self::Json(raw) if json::string(raw).is_none() => {
@@ -370,7 +369,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Its text, unescaped, where a short word is expected. `None` where it is not valid text.
+    /// The text, unescaped, if a short word is expected. `None` if it is not valid text.
     fn word(self) -> Option<std::borrow::Cow<'a, str>> {
         match self {
             Self::Field(bytes) => std::str::from_utf8(bytes).ok().map(Into::into),
@@ -396,7 +395,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Whether it is a text that says that the generation is over.
+    /// Whether it is a text that ends the generation.
     fn is_done(self) -> bool {
         match self {
             Self::Field(bytes) => bytes == DONE.as_bytes(),

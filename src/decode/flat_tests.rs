@@ -4,7 +4,7 @@ use super::*;
 use crate::decode::entry::{DecodeContext, Form, plain_events};
 use crate::model::{Entry, EntryId, LABEL_BYTES_MAX};
 
-/// The content of one entry, in a shape that outlives it: its events as they would be written in Rust, `seq` and `ts`.
+/// The content of one entry, owned: its events in debug form, `seq` and `ts`.
 type PayloadEvents = (Vec<String>, Option<u64>, Option<u64>);
 
 fn read_with(names: &config::Fields, pairs: &[(&str, &[u8])]) -> Result<PayloadEvents, Flaw> {
@@ -44,7 +44,7 @@ fn object(json: &str) -> Result<Vec<String>, Flaw> {
     read_with(&config::Fields::default(), &[("data", json.as_bytes())]).map(|(events, ..)| events)
 }
 
-/// Checks flat entries, or objects, against what they say.
+/// Checks the events of flat entries or objects.
 fn check(read: fn(&str) -> Result<Vec<String>, Flaw>, cases: &[(&str, &[&str])]) {
     for (entry, expected) in cases {
         let events = read(entry).unwrap_or_else(|flaw| panic!("{entry}: {flaw:?}"));
@@ -162,7 +162,7 @@ fn an_entry_of_text_can_end_its_generation() {
         assert_eq!(flat(no_end), Err(Flaw::Nothing), "{no_end}");
     }
     check(flat, &[("text= [DONE]", &["delta content 0 < [DONE]>"])]);
-    // Only text can end of itself.
+    // Only text can end a generation by itself.
     check(
         flat,
         &[
@@ -187,7 +187,7 @@ fn errors_have_many_forms() {
             ("status=failed", &["error error -"]),
             ("type=status|status=error|code=x|done=1", &["error x -"]),
             ("status=failed|content=t", &["error error <t>"]),
-            // A text that is not the message is what the model said.
+            // A text that is not the message belongs to the model's output.
             ("type=chunk|status=failed|content=t|message=m", &["delta content 0 <t>", "error error <m>"]),
             ("status=failed|content=[DONE]", &["error error -"]),
         ],
@@ -311,7 +311,7 @@ fn objects_without_a_native_type_are_read_by_the_same_names() {
             (r#"{"content":"[DONE]"}"#, &["end - -"]),
             (r#"{"status":"failed","error":{"message":"m"}}"#, &[r#"error error <{\"message\":\"m\"}>"#]),
             (r#"{"event":"own","text":"a"}"#, &[r#"custom {"event":"own","text":"a"}"#]),
-            // The last of two members counts, and `null` is none.
+            // The last of two members counts, and `null` means absent.
             (r#"{"text":"a","text":null,"token":"b"}"#, &["delta content 0 <b>"]),
         ],
     );
@@ -362,7 +362,7 @@ fn some_types_of_objects_are_aliases_of_native_ones() {
             ],
         );
     }
-    // Everything else with a type is native or the producer's own.
+    // Every other type is native or the producer's own.
     for own in ["text", "content", "message", "status", "metadata", "DONE"] {
         let own = format!(r#"{{"type":"{own}","text":"a","done":true}}"#);
         check(object, &[(&own, &[&format!("custom {own}")])]);
@@ -400,7 +400,7 @@ proptest! {
         prop_assert_eq!(&of(&[("data", object.as_bytes())]), &text);
     }
 
-    /// No fields cause a panic, and a message names no value.
+    /// No fields cause a panic, and a message contains no value.
     #[test]
     fn any_fields_are_read_or_refused(
         fields in prop::collection::vec(

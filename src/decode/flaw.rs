@@ -1,5 +1,5 @@
-//! Why an entry cannot be understood, in words for whoever wrote it: what is wrong, which fields were there, what was
-//! looked for. Never what the fields hold.
+//! Why an entry cannot be decoded, for the author of its producer: the defect, the fields that the entry has, and the
+//! fields that were expected. Never the fields' values.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use crate::provider;
 /// A defect of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// It has none of the forms.
+    /// It has none of the known forms.
     Nothing,
     /// It is larger than [`ENTRY_BYTES_MAX`].
     TooLarge,
@@ -20,24 +20,24 @@ pub enum Flaw {
     Encrypted,
     /// This field is not UTF-8.
     NotText(&'static str),
-    /// A flat entry of a type of its own has a field that is not UTF-8.
+    /// A flat entry with a type of the producer's own has a field that is not UTF-8.
     FieldsNotText,
     /// The field `data` is not one JSON object.
     NotAnObject,
     /// The object in `data` has neither a `type` nor a text nor an end.
     NothingInObject,
-    /// A member that its type needs is not there.
+    /// A member that its type requires is missing.
     Missing(Member),
-    /// A member is of the wrong kind.
+    /// A member has the wrong type.
     Kind(Member),
-    /// A member is longer than it may be.
+    /// A member is longer than its limit.
     TooLong(Member),
-    /// It is not what this provider sends.
+    /// It is not in the provider's form.
     Provider(provider::Form, provider::Malformed),
 }
 
 impl Flaw {
-    /// The word of the `skipped` frame and of the dead letter.
+    /// The value of `reason` in the `skipped` frame and the dead letter.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Flaw {
         }
     }
 
-    /// Describes the defect, and which fields the entry has.
+    /// Describes the defect and the entry's fields.
     #[must_use]
     pub fn message(self, fields: &Fields, names: &config::Fields) -> String {
         let mut message = match self {
@@ -123,7 +123,7 @@ impl Flaw {
     }
 }
 
-/// The kind of value that a member has to have.
+/// The type that a member must have.
 const fn wanted(member: Member) -> &'static str {
     match member {
         Member::Seq | Member::Ts | Member::Index | Member::Call => "an unsigned number",
@@ -141,7 +141,7 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// The names of an object's members, as far as it can be read.
+/// The names of an object's members, as far as it can be parsed.
 fn members_shown(object: &[u8]) -> NamesShown {
     let mut names = NamesShown::default();
     if let Ok(text) = std::str::from_utf8(object) {
@@ -174,7 +174,7 @@ mod tests {
         let message = Flaw::TooLarge.message(&Fields::from_pairs(&many), &config::Fields::default());
         assert_eq!(message.matches(&"x".repeat(64)).count(), 32);
         assert!(!message.contains(&"x".repeat(65)) && message.ends_with("… and 8 more"), "{message}");
-        // Cut within a character, and one that turns the writing around.
+        // A name that is cut within a character, and one with a character that reverses the text direction.
         let name = format!("{}ä", "y".repeat(63));
         let fields = Fields::from_pairs(&[(name.as_bytes(), b""), ("a\u{202e}b".as_bytes(), b"")]);
         let message = Flaw::TooLarge.message(&fields, &config::Fields::default());

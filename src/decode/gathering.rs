@@ -1,4 +1,4 @@
-//! The JSON state of a stream, gathered entry by entry over as many reads as it takes.
+//! The JSON state of a stream, collected entry by entry over as many reads as needed.
 
 use super::entry::{DecodeContext, plain};
 use super::expand::{Concluded, EntryEvents, is_over_before};
@@ -7,7 +7,7 @@ use super::snapshot::{Snapshot, TooLarge};
 use crate::model::{Entry, EntryId, Progress, StreamName, StreamState, StreamStatus};
 use crate::provider::Margin;
 
-/// The JSON state in the making.
+/// The JSON state under construction.
 #[derive(Debug)]
 pub struct Gathering {
     state: StreamState,
@@ -18,7 +18,7 @@ pub struct Gathering {
 }
 
 impl Gathering {
-    /// A state of which nothing is known but the stream's state at its beginning, and which may take so many bytes.
+    /// An empty state that may take `bytes_max` bytes, with the stream's state at its beginning.
     #[must_use]
     pub fn new(
         stream: StreamName,
@@ -30,7 +30,7 @@ impl Gathering {
         Self { state: beginning, snapshot, newest: EntryId::ZERO, context, grace_ms }
     }
 
-    /// The stream's state behind the newest entry.
+    /// The stream's state after the newest entry.
     #[must_use]
     pub const fn state(&self) -> &StreamState {
         &self.state
@@ -42,16 +42,16 @@ impl Gathering {
         self.newest
     }
 
-    /// The size of the document so far in bytes, about.
+    /// The approximate size of the document so far, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.snapshot.len_bytes()
     }
 
-    /// The document of a stream that stands so, and whose newest id is that.
+    /// The document of a stream with this status and this newest id.
     ///
     /// # Errors
-    /// When it is larger than it may be.
+    /// If it exceeds its limit.
     pub fn render(self, status: StreamStatus, newest: EntryId) -> Result<Vec<u8>, TooLarge> {
         self.snapshot.render(status, newest)
     }
@@ -70,7 +70,7 @@ impl Gathering {
         }
     }
 
-    /// Takes an entry that is more than one event that builds on nothing.
+    /// Takes an entry that has several events or depends on earlier entries.
     fn push_expanded(&mut self, entry: &Entry) {
         let (progress, margin) = (self.state.progress.clone(), Margin::default());
         let before = Progress::known(progress.as_deref());
@@ -91,7 +91,7 @@ impl Gathering {
         }
     }
 
-    /// The generation that is finishing is over, although no entry says so.
+    /// Ends a finishing generation, although no entry does.
     pub fn end_finishing(&mut self) {
         if let Some(concluded) = Concluded::of(&mut self.state) {
             self.snapshot.finish_choices(&concluded.progress);

@@ -1,11 +1,11 @@
-//! The members of native entries, and the bounds of those that are kept.
+//! The members of native entries, and the limits of those that are kept.
 
 use crate::json;
 
 /// The largest `metadata` of a `start`.
 pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
 
-/// The members that some native type has.
+/// The members of the native types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Member {
     /// `type`
@@ -64,13 +64,13 @@ impl Member {
         "message",
     ];
 
-    /// Its name.
+    /// The member's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
-    /// The member that a JSON string (with its quotes) names.
+    /// The member with this name; `raw` is a JSON string with its quotes.
     pub(super) fn of_key(raw: &str) -> Option<Self> {
         Some(match &*json::unescape(json::string(raw)?)? {
             "type" => Self::Type,

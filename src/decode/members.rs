@@ -1,4 +1,4 @@
-//! An object's members, read and checked one by one.
+//! Reads and checks an object's members.
 
 use std::fmt;
 
@@ -67,13 +67,13 @@ impl<'a> Members<'a> {
     }
 }
 
-/// An object of a type of the producer's own.
+/// An object with a type of the producer's own.
 pub(super) fn custom<'a>(object: &'a str, seq: Option<&str>, ts: Option<&str>) -> Decoded<'a> {
     let event = Event::Custom { data: object.trim_matches(json::BLANKS) };
     Decoded { event, seq: seq.and_then(json::unsigned), ts_us: ts.and_then(json::unsigned) }
 }
 
-/// A string that is kept for as long as its generation is, in which the producer has no call to write much.
+/// A string that is kept as long as its generation is open, so it has to be short.
 pub(super) fn short(escaped: &str, member: Member) -> Result<&str, Flaw> {
     let is_short = || json::unescape(escaped).is_some_and(|text| text.len() <= LABEL_BYTES_MAX);
     if escaped.len() <= LABEL_BYTES_MAX || is_short() { Ok(escaped) } else { Err(Flaw::TooLong(member)) }
@@ -97,7 +97,7 @@ pub(super) const fn metadata(object: &str) -> Result<&str, Flaw> {
 /// The channel of a delta that names none.
 pub(super) const CONTENT: &str = "content";
 
-/// A well-known channel's name without escapes, so that it is recognised however it was written.
+/// A well-known channel's name without escapes, so that it is recognized however it was written.
 pub(super) fn plain_channel(escaped: &str) -> &str {
     if !escaped.contains('\\') {
         return escaped;

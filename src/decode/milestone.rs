@@ -1,22 +1,22 @@
-//! The effect of a single entry on the order of generations, judged without the entries before it.
+//! What a single entry means for the order of generations, without the entries before it.
 
 use super::entry::DecodeContext;
 use super::expand::EntryEvents;
 use crate::model::{Entry, Phase, Progress, StreamState};
 use crate::provider::Margin;
 
-/// The meaning of an entry for the order of generations.
+/// What an entry means for the order of generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Milestone {
-    /// It begins a generation, or belongs to one that goes on.
+    /// It begins a generation, or belongs to an open one.
     Begins,
-    /// It ends one.
+    /// It ends a generation.
     Ends,
     /// It does neither.
     Neither,
 }
 
-/// Whether an entry, met as the first of its stream, begins or ends a generation.
+/// Whether an entry would begin or end a generation if it were the first of its stream.
 #[must_use]
 pub fn milestone(entry: &Entry, context: &DecodeContext) -> Milestone {
     let (progress, margin, mut state) = (Progress::default(), Margin::default(), StreamState::default());

@@ -1,4 +1,4 @@
-//! From raw entries to the frames that clients receive: what entries say, in which order it counts, and where a resume
+//! From raw entries to the frames that clients receive: the events of entries, their order, and where a resume
 //! begins.
 //!
 //! ```text
@@ -7,9 +7,8 @@
 //!                                        └─────seek────────▶ where a resume begins
 //! ```
 //!
-//! Pure: no I/O, no clock; the time comes in as an argument. Every token passes here, and
-//! its text is never unescaped: the characters that the producer wrote between the quotes are the
-//! characters that the viewer gets.
+//! Pure: no I/O, no clock; the time is an argument. Every token passes through here, and its text is never unescaped:
+//! the viewer gets the characters that the producer wrote between the quotes.
 
 pub mod assemble;
 pub mod checkpoints;

@@ -1,48 +1,47 @@
 //! The order of a stream's entries: generations, duplicates, gaps.
 //!
-//! A pure function over the state that crosses the seam between history and live, so that every reader
-//! who has read the same entries comes to the same verdicts, wherever it began.
+//! A pure function of the state that crosses the seam between history and live, so that all readers that have read
+//! the same entries come to the same verdicts, wherever they began.
 
 use std::sync::Arc;
 
 use crate::json;
 use crate::model::{Decoded, EntryId, Event, Phase, StreamState};
 
-/// The code of the error entry with which the daemon gives a silent producer up.
+/// The code of the `error` entry that the daemon writes when it gives up a silent producer.
 pub const PRODUCER_LOST: &str = "producer_lost";
 
 /// The verdict on an entry: delivered, a gap, or dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is delivered.
+    /// The entry is delivered.
     Deliver {
-        /// How many numbers are missing right before it, where its `seq` tells.
+        /// How many numbers are missing right before it, according to its `seq`.
         lost: Option<u64>,
         /// Whether it is the first delivered entry of its generation.
         begins: bool,
     },
-    /// It is not delivered itself, but its `seq` tells that numbers are missing before it.
+    /// The entry itself is not delivered, but its `seq` shows that numbers are missing before it.
     Gap {
-        /// How many.
+        /// How many numbers.
         lost: u64,
         /// Why the entry itself is not delivered.
         reason: DropReason,
     },
-    /// It is not delivered.
+    /// The entry is not delivered.
     Drop(DropReason),
 }
 
 /// Why an entry is not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// A sign of life only.
+    /// It is only a heartbeat.
     Heartbeat,
-    /// The producer has sent it before.
+    /// It repeats an earlier entry.
     Retry,
-    /// It follows the terminal entry of the generation that it belongs to.
+    /// It follows the terminal entry of its generation.
     Finished,
-    /// It begins the generation that is over once more: most likely another answer with the same id, all of which is
-    /// dropped.
+    /// It begins a finished generation again: most likely another answer with the same id, all of which is dropped.
     BegunAgain,
     /// It only frames others, as many of a provider's events do.
     Framing,
@@ -50,7 +49,7 @@ pub enum DropReason {
     GivenUp,
 }
 
-/// Judges the next entry of a stream and brings `state` up to it.
+/// Judges the next entry of a stream and updates `state`.
 pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Verdict {
     let seq = decoded.seq;
     if let Event::Start { generation, .. } = decoded.event {
@@ -67,7 +66,7 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
         if let Some(reason) = belongs_to_finished(state, decoded) {
             return Verdict::Drop(reason);
         }
-        // The progress since that end is the beginning of the generation that begins here.
+        // The progress since the last end belongs to the generation that begins here.
         let progress = state.progress.take();
         state.begin(Phase::Idle, None);
         state.progress = progress;
@@ -92,20 +91,19 @@ pub fn judge(state: &mut StreamState, id: EntryId, decoded: &Decoded<'_>) -> Ver
     Verdict::Deliver { lost, begins }
 }
 
-/// Whether an undecodable entry is shown as `skipped`: everything that follows a terminal entry and
-/// begins nothing belongs to the finished generation.
+/// Whether an undecodable entry is shown as `skipped`. It is not shown after a terminal entry, because it belongs to
+/// the finished generation there.
 #[must_use]
 pub const fn shows_skipped(state: &StreamState) -> bool {
     state.phase.terminal().is_none()
 }
 
-/// Whether a `start` names the generation that is going on or has just finished.
+/// Whether a `start` names the generation that is open or has just finished.
 fn is_current(state: &StreamState, generation: Option<&str>) -> bool {
     matches!((state.generation.as_deref(), generation), (Some(a), Some(b)) if json::same(a, b))
 }
 
-/// Why an entry without `start` that follows a terminal entry is dropped; `None` where it begins the
-/// next generation.
+/// Why an entry without `start` that follows a terminal entry is dropped; `None` if it begins the next generation.
 fn belongs_to_finished(state: &StreamState, decoded: &Decoded<'_>) -> Option<DropReason> {
     if !decoded.event.begins() {
         return Some(match decoded.event {
@@ -121,7 +119,7 @@ fn belongs_to_finished(state: &StreamState, decoded: &Decoded<'_>) -> Option<Dro
     }
 }
 
-/// Whether the number was there before in its generation.
+/// Whether the number occurred before in its generation.
 fn is_retry(state: &StreamState, seq: Option<u64>) -> bool {
     matches!((seq, state.seq), (Some(seq), Some(highest)) if seq <= highest)
 }
@@ -137,14 +135,14 @@ fn count(state: &mut StreamState, seq: Option<u64>, reason: DropReason) -> Verdi
     }
 }
 
-/// Raises the highest number to a higher one and returns how many were left out.
+/// Raises the highest number and returns how many numbers were skipped.
 fn advance(state: &mut StreamState, seq: Option<u64>) -> Option<u64> {
     let seq = seq?;
     debug_assert!(!is_retry(state, Some(seq)), "only higher numbers count");
     let expected = state.seq.map_or(0, |highest| highest.saturating_add(1));
     state.seq = Some(seq);
     if std::mem::take(&mut state.blind) {
-        // The entries before it were removed unseen, which viewers are told in other words.
+        // The entries before it were removed unread, which viewers learn from another frame.
         return None;
     }
     seq.checked_sub(expected).filter(|&lost| lost > 0)

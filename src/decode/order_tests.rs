@@ -1,4 +1,4 @@
-//! Each table tells a stream's story entry by entry: what the producer wrote, and what becomes of it.
+//! Each table lists a stream's entries: what the producer wrote, and the verdict on it.
 
 use super::*;
 use crate::decode::entry::native;
@@ -144,11 +144,11 @@ fn a_start_begins_anew_and_its_retry_does_not() {
         (&g1, RETRY),
         (&start(r"\u00671"), RETRY),
         (&n(DELTA, 2), GO),
-        // A repeated start that has its own number: nothing is missing after it.
+        // A repeated start with its own number: nothing is missing after it.
         (&n(&g1, 3), RETRY),
         (&n(DELTA, 4), GO),
         (&n(&g1, 7), Verdict::Gap { lost: 2, reason: DropReason::Retry }),
-        // Another one without a terminal entry before it.
+        // Another start without a terminal entry before it.
         (&n(&start("g2"), 0), BEGIN),
         (&n(DELTA, 1), GO),
         (&n(END, 2), GO),
@@ -203,7 +203,7 @@ fn what_continues_a_given_up_generation_is_dropped() {
     ]);
     check(&[(&n(DELTA, 0), BEGIN), (&LOST, GO), (&DELTA, BEGIN)]);
     check(&[(&n(DELTA, 0), BEGIN), (&LOST, GO), (&n(&start("h"), 2), begin_lost(2))]);
-    // A generation without numbers has none that could be continued.
+    // A generation without numbers cannot be continued.
     check(&[(&DELTA, BEGIN), (&LOST, GO), (&n(DELTA, 2), begin_lost(2))]);
 }
 
@@ -233,7 +233,7 @@ fn a_blind_reader_takes_the_first_number_as_it_comes() {
     let mut state = blind.clone();
     assert_eq!(judged(&mut state, &n(DELTA, 7)), BEGIN);
     assert_eq!(judged(&mut state, &n(DELTA, 7)), RETRY);
-    // A generation that begins with a start is seen whole. The place in the stream stays.
+    // A generation that begins with a start is read whole. The position in the stream remains.
     let mut state = blind;
     assert_eq!(judged(&mut state, &n(START, 2)), begin_lost(2));
     assert_eq!((state.blind, state.ordinal), (false, Some(5)));

@@ -1,7 +1,7 @@
-//! Finds the state that a resume needs from the history before it: a scan from the stream's beginning, or from a
-//! known state, that decodes and judges, and makes no frames but the newest terminal one.
+//! Finds the state that a resume needs in the history before it: a scan from the stream's beginning or from a known
+//! state. It decodes and judges entries, but creates no frame except the newest terminal one.
 //!
-//! The scan's state at an entry ([`Scan`]) can be kept, and another scan, for any position, can go on from it.
+//! The scan's state at an entry ([`Scan`]) can be stored, and another scan, for any position, can continue from it.
 
 use std::sync::Arc;
 
@@ -15,27 +15,27 @@ use crate::model::{
 };
 use crate::provider::Margin;
 
-/// How far a scan goes between two checkpoints, in entries: so much at most is decoded twice. An entry counts once more
-/// for each KiB that it has.
+/// The distance between two checkpoints, in entries: at most this many are decoded twice. An entry counts once more
+/// for each KiB.
 pub const CHECKPOINT_SPACING: u64 = 1024;
 
-/// Where a scan stands: everything that depends on the entries up to there and on nothing else, so that another scan
-/// can go on from it as if it had come there itself.
+/// The state of a scan: everything that depends only on the entries up to there, so that another scan can continue
+/// from it as if it had scanned them itself.
 #[derive(Clone, Debug)]
 pub struct Scan {
     tip: EntryId,
     state: StreamState,
-    /// Right before the newest generation's first entry.
+    /// The position right before the newest generation's first entry, and the state there.
     newest: (Position, StreamState),
-    /// The end before that.
+    /// The id of the end before that.
     newest_mark: EntryId,
-    /// Where the last delivered entry is.
+    /// The position of the last delivered entry.
     delivered: Position,
     terminal: Option<Arc<Frame>>,
     activity: Option<EntryId>,
     /// The outline of the newest generation so far.
     outline: Outline,
-    /// The newest end.
+    /// The id of the newest end.
     ended: EntryId,
     /// How much was scanned, in entries and KiB.
     cost: u64,
@@ -75,21 +75,22 @@ impl Scan {
     }
 }
 
-/// A scan in progress, and what is looked for. Entries are pushed in their order, over as many batches as it takes.
+/// A scan in progress, with its target. Entries are pushed in order, over as many batches as needed.
 #[derive(Debug)]
 pub struct Seek {
     stream: StreamName,
     after: After,
     context: DecodeContext,
     grace_ms: u64,
-    /// Whether the outline of what the generation at the wanted position had said up to there is wanted.
+    /// Whether the outline of the generation up to the wanted position is needed.
     outlined: bool,
     scan: Scan,
-    /// The state at the wanted position, from the moment at which the scan has passed it.
+    /// The state at the wanted position, once the scan has passed it.
     passed: Option<StreamState>,
     /// The outline there.
     outline_passed: Option<Outline>,
-    /// Up to where checkpoints were made, by [`Scan::cost`]; `None`: not everything was seen, so that none are.
+    /// The position up to which checkpoints were made, by [`Scan::cost`]; `None`: the scan has not read everything,
+    /// so it makes none.
     checked: Option<u64>,
 }
 
@@ -104,17 +105,17 @@ pub struct Sought {
     pub tip: EntryId,
     /// The stream's state there.
     pub state_at_tip: StreamState,
-    /// The stored terminal frame of the newest generation, if that is finished. Its `read_us` and
-    /// `encoded_us` are 0: it is not timed.
+    /// The stored terminal frame of the newest generation, if that is finished. Its `read_us` and `encoded_us` are 0:
+    /// it is not timed.
     pub terminal: Option<Arc<Frame>>,
-    /// The newest entry that is a producer's sign of life: any but a `producer_lost`.
+    /// The newest entry that the producer wrote: any entry except a `producer_lost`.
     pub newest_activity: Option<EntryId>,
-    /// The outline of the generation up to `from`, where it was asked for.
+    /// The outline of the generation up to `from`, if it was requested.
     pub outline: Option<Outline>,
 }
 
 impl Seek {
-    /// A scan from the stream's beginning, where its state is `beginning`, for where `after` is.
+    /// A scan for `after` from the stream's beginning, where the state is `beginning`.
     #[must_use]
     pub fn new(stream: StreamName, after: After, beginning: StreamState) -> Self {
         Self {
@@ -130,21 +131,21 @@ impl Seek {
         }
     }
 
-    /// With the time after which a finishing generation is over, in ms; 0 (as without this): never.
+    /// Sets after how many ms of silence a finishing generation is over; 0 (the default): never.
     #[must_use]
     pub const fn with_grace(mut self, grace_ms: u64) -> Self {
         self.grace_ms = grace_ms;
         self
     }
 
-    /// With what decoding depends on beside the entries.
+    /// Sets the context for decoding.
     #[must_use]
     pub fn with_context(mut self, context: DecodeContext) -> Self {
         self.context = context;
         self
     }
 
-    /// With the outline of what the generation at the wanted position had said, or without (as without this).
+    /// Sets whether the outline of the generation up to the wanted position is needed (default: no).
     #[must_use]
     pub const fn with_outline(mut self, outlined: bool) -> Self {
         self.outlined = outlined;
@@ -170,14 +171,14 @@ impl Seek {
         self.passed.clone().map(|state| Cursor { position, state })
     }
 
-    /// Up to where a checkpoint that is taken over must lie at most; `None`: every entry has to be seen for now.
+    /// The latest position of a checkpoint that the scan may use; `None`: it has to read every entry for now.
     #[must_use]
     pub fn target(&self) -> Option<Position> {
         const END: Position = Position::whole(EntryId::MAX);
         match (&self.passed, self.after) {
             (None, After::At(wanted)) => Some(wanted),
             (None, After::Last | After::Tail) => Some(END),
-            // The next entry may tell that the generation was over at the wanted position.
+            // The next entry may show that the generation was over at the wanted position.
             (Some(passed), _) => {
                 let newest = passed.finishing();
                 (newest.is_none() || newest != self.scan.state.finishing()).then_some(END)
@@ -185,14 +186,14 @@ impl Seek {
         }
     }
 
-    /// Nothing was scanned yet, and the stream's beginning is another one now.
+    /// Sets another beginning before anything was scanned.
     pub fn begin(&mut self, beginning: StreamState) {
         if self.scan.tip == EntryId::ZERO {
             self.scan = Scan::new(beginning);
         }
     }
 
-    /// Goes on from a checkpoint at or before [`Seek::target`].
+    /// Continues from a checkpoint at or before [`Seek::target`].
     pub fn adopt(&mut self, scan: &Scan) {
         if scan.tip > self.scan.tip {
             self.scan = scan.clone();
@@ -200,7 +201,7 @@ impl Seek {
         }
     }
 
-    /// Whether so much was scanned that others had better not do the same.
+    /// Whether the scan is so long that others should wait for its checkpoints.
     #[must_use]
     pub const fn is_long(&self) -> bool {
         self.scan.cost >= CHECKPOINT_SPACING
@@ -211,7 +212,7 @@ impl Seek {
         &self.scan
     }
 
-    /// A checkpoint, where it is time for one.
+    /// A checkpoint, if it is time for one.
     pub fn checkpoint(&mut self) -> Option<Scan> {
         let checked = self.checked?;
         if self.scan.cost < checked + CHECKPOINT_SPACING {
@@ -221,7 +222,7 @@ impl Seek {
         Some(self.scan.clone())
     }
 
-    /// Entries behind [`Seek::position`] were removed unseen: the scan goes on at `first`, where nothing but
+    /// Records that entries after [`Seek::position`] were removed unread: the scan continues at `first`, where only
     /// `state` is known.
     pub fn skip_to(&mut self, first: Option<EntryId>, state: StreamState) {
         if let After::At(wanted) = self.after
@@ -240,7 +241,7 @@ impl Seek {
         self.outline_passed = self.passed.is_some().then(Outline::default);
     }
 
-    /// Notes what was delivered in the outlines, as far as they go.
+    /// Records a delivered event in the outlines that cover it.
     fn outline_event(&mut self, at: Position, event: &Event<'_>, begins: bool) {
         let scan = &mut self.scan;
         if begins {
@@ -257,7 +258,7 @@ impl Seek {
         }
     }
 
-    /// Takes the next entry. One at or below [`Seek::position`] is ignored.
+    /// Takes the next entry. Ignores an entry at or below [`Seek::position`].
     pub fn push(&mut self, entry: &Entry) {
         if entry.id <= self.scan.tip {
             return;
@@ -282,8 +283,8 @@ impl Seek {
         self.scan.tip = entry.id;
     }
 
-    /// The end of the scan. `last_generated_id` is the stream's, which is above its newest entry where
-    /// that was deleted.
+    /// The result of the scan. `last_generated_id` is the stream's, which is above its newest entry if that was
+    /// deleted.
     #[must_use]
     pub fn finish(self, last_generated_id: EntryId) -> Sought {
         let passed = match self.after {
@@ -301,22 +302,22 @@ impl Seek {
         Sought { from, state_at_from, tip, state_at_tip, terminal, newest_activity: activity, outline }
     }
 
-    /// The state at the wanted position, which the scan is about to pass. Where nothing is left at or before
-    /// it, nobody knows how many entries came before it: those that were removed may lie on either side.
+    /// The state at the wanted position, which the scan is about to pass. If no entry is left at or before it, the
+    /// number of entries before it is unknown: those that were removed may lie on either side.
     fn state_at(&self, wanted: Position) -> StreamState {
         let Scan { state, tip, .. } = &self.scan;
         let is_known = wanted == Position::ZERO || *tip != EntryId::ZERO;
         StreamState { ordinal: state.ordinal.filter(|_| is_known), ..state.clone() }
     }
 
-    /// A finishing generation has come to its end without an entry that says so.
+    /// Ends a finishing generation, although no entry does.
     pub fn conclude(&mut self) {
         self.end_finishing();
     }
 
     fn end_finishing(&mut self) {
         let Some(concluded) = Concluded::of(&mut self.scan.state) else { return };
-        // A wanted position at or behind the id of that end has the end as well.
+        // A wanted position at or behind the id of that end includes the end.
         if let After::At(wanted) = self.after
             && wanted >= Position::whole(concluded.id)
             && let Some(passed) = &mut self.passed
@@ -330,7 +331,7 @@ impl Seek {
         self.scan.delivered = Position::whole(concluded.id);
     }
 
-    /// Follows an entry that is more than one event that builds on nothing.
+    /// Follows an entry that has several events or depends on earlier entries.
     fn follow_expanded(&mut self, entry: &Entry) {
         let before = self.scan.state.clone();
         let mut at = Position::whole(self.scan.tip);
@@ -368,7 +369,7 @@ impl Seek {
         if !matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. }) {
             self.scan.activity = Some(id);
         }
-        // Only where a generation may begin is the state before it needed.
+        // The state before the entry is needed only if a generation may begin with it.
         let may_begin = self.scan.state.phase != Phase::Open || matches!(decoded.event, Event::Start { .. });
         let before = may_begin.then(|| self.scan.state.clone());
         self.scan.state.pass();

@@ -103,8 +103,8 @@ fn undecodable_entries_are_signs_of_life() {
 }
 
 proptest! {
-    /// A seek to any entry finds the state that an assembler has there, and `last` the place from
-    /// which the newest generation is shown whole.
+    /// A seek to any entry finds the state that an assembler has there, and `last` finds the position from which the
+    /// newest generation is delivered whole.
     #[test]
     fn agrees_with_the_assembler(story in any_stream()) {
         let mut assembler = Assembler::new(stream(), Position::ZERO, beginning());
@@ -138,7 +138,7 @@ proptest! {
 }
 
 proptest! {
-    /// The outline that a scan finds is that of the frames that a viewer was given by then.
+    /// The outline that a scan finds is that of the frames that a viewer received by then.
     #[test]
     fn the_outline_is_that_of_the_frames(story in any_stream(), at in 0..40_usize) {
         let at = at.min(story.len());

@@ -1,7 +1,7 @@
 //! The state so far: the newest generation as one JSON object.
 //!
-//! Text is gathered and written as the producer escaped it. The bytes held are bounded; a generation that
-//! grows beyond the bound is refused, and its text is let go at once.
+//! Text is collected and written as the producer escaped it. The bytes held are bounded; a generation that exceeds
+//! the bound is refused, and its text is freed at once.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,17 +16,17 @@ pub struct TooLarge {
     pub bytes_max: usize,
 }
 
-/// The newest generation as gathered so far, over as many batches as it takes.
+/// The newest generation as collected so far, over as many batches as needed.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     stream: StreamName,
     bytes_max: usize,
-    /// The bytes gathered, with [`PART_BYTES`] for each part that has a place of its own.
+    /// The collected bytes, plus [`PART_BYTES`] for each choice, channel and tool call.
     bytes: usize,
     newest: Generation,
 }
 
-/// The counted size of a choice, a channel or a tool call beside its text, in bytes.
+/// The counted size of a choice, a channel or a tool call besides its text, in bytes.
 const PART_BYTES: usize = 128;
 
 #[derive(Clone, Debug, Default)]
@@ -39,16 +39,16 @@ struct Generation {
     error: Option<(String, Option<String>)>,
 }
 
-/// One choice; all strings escaped.
+/// One choice; all strings are escaped.
 #[derive(Clone, Debug, Default)]
 struct Choice {
     content: String,
     /// The texts of the other channels by name.
     channels: BTreeMap<String, String>,
     calls: Vec<Call>,
-    /// Where the newest call of each number lies in `calls`.
+    /// The index in `calls` of the newest call with each number.
     places: BTreeMap<u64, usize>,
-    /// Why it ended, where that was said of single choices.
+    /// Why it ended, if reasons were given for single choices.
     finish_reason: Option<String>,
 }
 
@@ -67,13 +67,13 @@ impl Snapshot {
         Self { stream, bytes_max, bytes: 0, newest: Generation::default() }
     }
 
-    /// The bytes gathered, about.
+    /// The approximate number of collected bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes a delivered entry; `begins` as it was judged.
+    /// Takes a delivered event; `begins` is its verdict.
     pub fn push(&mut self, decoded: &Decoded<'_>, begins: bool) {
         if begins {
             self.newest = Generation::default();
@@ -86,7 +86,7 @@ impl Snapshot {
         self.push_further(decoded);
     }
 
-    /// Takes what a delivered entry says beside what was taken of it before.
+    /// Takes a further event of the same entry.
     pub fn push_further(&mut self, decoded: &Decoded<'_>) {
         if self.is_too_large() {
             return;
@@ -98,7 +98,7 @@ impl Snapshot {
         }
     }
 
-    /// Takes why the single choices ended, of a generation that comes to its end.
+    /// Records why the single choices ended, when their generation ends.
     pub fn finish_choices(&mut self, progress: &Progress) {
         for (index, reason) in progress.finish_reasons.iter() {
             if let Some(choice) = self.newest.choices.get_mut(&index) {
@@ -111,7 +111,7 @@ impl Snapshot {
     /// The state as JSON. `last_id` is the stream's newest id.
     ///
     /// # Errors
-    /// When the newest generation is larger than the bound.
+    /// If the newest generation exceeds the bound.
     pub fn render(&self, state: StreamStatus, last_id: EntryId) -> Result<Vec<u8>, TooLarge> {
         if self.is_too_large() {
             return Err(TooLarge { bytes_max: self.bytes_max });
@@ -160,7 +160,7 @@ impl Snapshot {
 }
 
 impl Generation {
-    /// Adds what an entry says, and returns how many bytes that takes.
+    /// Adds an event, and returns how many bytes that takes.
     fn gather(&mut self, event: &Event<'_>) -> usize {
         let owned = |text: Option<&str>| text.map(str::to_owned);
         let len = |text: Option<&str>| text.map_or(0, str::len);
@@ -190,7 +190,7 @@ impl Generation {
         }
     }
 
-    /// The choice of that number, and what it costs if it is new.
+    /// The choice with that number, and its cost if it is new.
     fn choice(&mut self, index: u64) -> (&mut Choice, usize) {
         let mut new = 0;
         let choice = self.choices.entry(index).or_insert_with(|| {
@@ -215,7 +215,7 @@ impl Choice {
         PART_BYTES + channel.len() + text.len()
     }
 
-    /// A piece with another id than the call of its number has begins a call of its own.
+    /// A piece with another id than the call with its number begins a new call.
     fn add_piece(&mut self, number: u64, [id, name]: [Option<&str>; 2], arguments: &str) -> usize {
         let known = self.places.get(&number).and_then(|&place| self.calls.get_mut(place));
         let bytes = id.map_or(0, str::len) + name.map_or(0, str::len) + arguments.len();
@@ -235,8 +235,8 @@ impl Choice {
         }
     }
 
-    /// Writes the members that hold what the model said. Channels without a member of their own come
-    /// under `channels`, so that no name can hide another member.
+    /// Writes the members with the model's output. Channels without a member of their own go into `channels`, so that
+    /// no name can hide another member.
     fn render(&self, out: &mut Vec<u8>) {
         const OWN: [&str; 2] = ["reasoning", "refusal"];
         string(out, "content", Some(&self.content));
@@ -264,8 +264,8 @@ impl Choice {
 }
 
 impl Call {
-    /// Writes the call in the shape of OpenAI's messages, where its place is its number; `index` says the
-    /// number where it is another.
+    /// Writes the call in the shape of OpenAI's messages, where its place is its number; `index` is written if the
+    /// number differs.
     fn render(&self, out: &mut Vec<u8>, place: usize) {
         out.push(b'{');
         if self.number != place as u64 {
@@ -282,7 +282,7 @@ impl Call {
     }
 }
 
-/// Writes a further member, if there is one.
+/// Writes an optional member.
 fn string(out: &mut Vec<u8>, name: &str, escaped: Option<&str>) {
     if let Some(escaped) = escaped {
         write!(out, r#","{name}":"{escaped}""#).ok();

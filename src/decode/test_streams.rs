@@ -18,7 +18,7 @@ pub(crate) fn entry(id: &str, object: &str) -> Entry {
     Entry { id: id.parse().unwrap(), fields: Fields::from_pairs(&[(b"data", object.as_bytes())]) }
 }
 
-/// A stream that tells its objects under the ids 1-0, 2-0, …
+/// A stream with these objects under the ids 1-0, 2-0, …
 pub(crate) fn entries<S: AsRef<str>>(objects: &[S]) -> Vec<Entry> {
     (1..)
         .zip(objects)
@@ -29,8 +29,7 @@ pub(crate) fn entries<S: AsRef<str>>(objects: &[S]) -> Vec<Entry> {
         .collect()
 }
 
-/// A stream of up to 40 entries of all types, with numbers that rise, jump and fall, and here and there
-/// an undecodable entry.
+/// A stream of up to 40 entries of all types, with numbers that rise, jump and fall, and some undecodable entries.
 pub(crate) fn any_stream() -> impl Strategy<Value = Vec<Entry>> {
     let delta = (0..3_usize, 0..2_u64, "[a-c]{0,3}").prop_map(|(channel, index, text)| {
         let channel = ["content", "reasoning", "x"][channel];

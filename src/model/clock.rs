@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Redis' clock as an offset to this host's: readable by all, set by the watcher.
+/// Redis' clock as an offset from this host's clock. All threads read it; the watcher sets it.
 #[derive(Debug, Default)]
 pub struct RedisClock(AtomicI64);
 
@@ -13,7 +13,7 @@ impl RedisClock {
         self.0.store(offset, Ordering::Relaxed);
     }
 
-    /// Redis' time when this host's is `now_us`; both µs since 1970.
+    /// Redis' time when this host's clock shows `now_us`; both µs since 1970.
     #[must_use]
     pub fn at(&self, now_us: u64) -> u64 {
         now_us.saturating_add_signed(self.0.load(Ordering::Relaxed))

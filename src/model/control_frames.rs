@@ -1,19 +1,19 @@
-//! JSON of the frames and bodies that concern one client and are not shared: `open`, `status`, gaps
-//! that only a reader of history can see, answers to client messages, HTTP error bodies.
+//! JSON of the frames and bodies that concern one client and are not shared: `open`, `status`, gaps that only a
+//! reader of history detects, answers to client messages, HTTP error bodies.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{EntryId, Position, StreamName, StreamStatus};
 
-/// Why a subscription on a multiplexed connection is over.
+/// Why a subscription on a multiplexed connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsubscribed {
-    /// The stream ended and nothing follows.
+    /// The stream ended and nothing will follow.
     Ended,
-    /// The client asked for it.
+    /// The client unsubscribed.
     Requested,
-    /// The stream did not come into being in time.
+    /// The stream did not appear in time.
     NotFound,
     /// The token does not cover the stream.
     Forbidden,
@@ -32,21 +32,21 @@ impl Unsubscribed {
     }
 }
 
-/// `open`: the first frame about a stream, with `after` resolved.
+/// `open`: the first frame of a stream, with the resolved value of `after`.
 #[must_use]
 pub fn open(stream: &StreamName, after: Position, state: StreamStatus) -> Vec<u8> {
     format!(r#"{{"type":"open","stream":"{stream}","after":"{after}","state":"{}"}}"#, state.as_str())
         .into_bytes()
 }
 
-/// `status`: how the stream, Redis or this instance fares.
+/// `status`: the state of the stream, of Redis or of this instance.
 #[must_use]
 pub fn status(state: StreamStatus) -> Vec<u8> {
     format!(r#"{{"type":"status","state":"{}"}}"#, state.as_str()).into_bytes()
 }
 
-/// `gap`: entries after `after` were trimmed before they could be sent; `next` is the first that is
-/// still there. Where none is, both it and `id` are the stream's newest id, which the client keeps from now on.
+/// `gap`: entries after `after` were trimmed before they could be sent; `next` is the first entry that is left. If
+/// none is left, both `next` and `id` are the stream's newest id, which becomes the client's position.
 #[must_use]
 pub fn gap_trimmed(
     after: Position,
@@ -57,14 +57,14 @@ pub fn gap_trimmed(
     gap(id, after, next, lost, "trimmed")
 }
 
-/// `gap`: the stream was deleted and begun anew since `after`.
+/// `gap`: the stream was deleted and recreated after `after`.
 #[must_use]
 pub fn gap_recreated(after: Position, next: Option<EntryId>) -> Vec<u8> {
     gap(None, after, next, None, "recreated")
 }
 
-/// `gap`: Redis came back with an older end of the stream than `after`. Reading goes on after `id`, the
-/// newest that is there, which the client keeps from now on.
+/// `gap`: Redis came back with a copy of the stream that is older than `after`. Reading continues after `id`, the
+/// newest id in it, which becomes the client's position.
 #[must_use]
 pub fn gap_failover(after: Position, next: Option<EntryId>, id: EntryId) -> Vec<u8> {
     gap(Some(id), after, next, None, "failover")
@@ -100,7 +100,7 @@ pub fn pong(nonce: Option<&RawValue>) -> Vec<u8> {
     }
 }
 
-/// `acked`: what the client has is written down.
+/// `acked`: the client's acknowledgement is stored.
 #[must_use]
 pub fn acked(id: Position) -> Vec<u8> {
     format!(r#"{{"type":"acked","id":"{id}"}}"#).into_bytes()
@@ -112,7 +112,7 @@ pub fn cancel_requested() -> Vec<u8> {
     br#"{"type":"cancel_requested"}"#.to_vec()
 }
 
-/// `unsubscribed`: a subscription of a multiplexed connection is over.
+/// `unsubscribed`: a subscription of a multiplexed connection has ended.
 #[must_use]
 pub fn unsubscribed(stream: &StreamName, reason: Unsubscribed) -> Vec<u8> {
     format!(r#"{{"type":"unsubscribed","stream":"{stream}","reason":"{}"}}"#, reason.as_str()).into_bytes()
@@ -129,7 +129,7 @@ fn quoted(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len() + 2);
     match text.serialize(&mut serde_json::Serializer::new(&mut bytes)) {
         Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
-        // Writing a string into memory does not fail; an empty one keeps the frame well formed.
+        // Writing a string into memory does not fail; an empty string keeps the frame well formed.
         Err(_) => "\"\"".to_owned(),
     }
 }

@@ -1,8 +1,8 @@
-//! Where a reader of a stream stands.
+//! The position of a reader in a stream.
 
 use super::{Position, StreamState};
 
-/// Where a reader of a stream stands: the position and the state that belongs to it.
+/// A reader's position in a stream, and the stream's state there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// The position up to which everything was received.
@@ -18,19 +18,19 @@ impl Cursor {
         self.state.assign(state);
     }
 
-    /// Whether the newest generation is over there. In the middle of an entry it is not: the state is the one before
-    /// it.
+    /// Whether the newest generation has ended at this position. Within an entry it has not: the state is the one
+    /// before the entry.
     #[must_use]
     pub const fn is_terminal(&self) -> bool {
         self.state.phase.terminal().is_some() && self.position.is_whole()
     }
 
-    /// The position as frames are held against it: below the end that a finishing generation may come to of itself,
-    /// which has the id of an entry that was passed.
+    /// The position to compare frames with. It lies before the end of a finishing generation, which may come without
+    /// an entry of its own and then has the id of an entry that was passed.
     #[must_use]
     pub fn before_end(&self) -> Position {
         match self.state.finishing() {
-            // In the middle of an entry that entry is the newest, and the position is below its end.
+            // Within an entry, that entry is the newest one, and the position is before its end.
             Some(newest) if self.position.is_whole() && self.position.id >= newest => {
                 Position::but_end(newest)
             }

@@ -1,7 +1,7 @@
 //! The encoding of shared frames: JSON and WebSocket header in one buffer, written once.
 //!
-//! The JSON is put together from parts that are valid already (escaped text, whole JSON values); only the message of a
-//! `skipped` frame is escaped here. Members come in the order in which the wire contract prints them.
+//! The JSON is composed of parts that are valid already (escaped text, whole JSON values); only the message of a
+//! `skipped` frame is escaped here. Members are in the order of the wire contract.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,8 +10,8 @@ use super::wire::{push_number, push_position, put_header};
 use super::{EntryId, Frame, FrameBody, Position, Span, StreamName, StreamState};
 use crate::json;
 
-/// The content of a frame, borrowed from the entry that it is made of. Strings are escaped, except the message of
-/// `Skipped`; `metadata`, `usage` and `data` are JSON.
+/// The content of a frame, borrowed from its entry. Strings are escaped, except the message of `Skipped`; `metadata`,
+/// `usage` and `data` are JSON.
 #[derive(Clone, Debug)]
 pub(crate) enum Content<'a> {
     Start { generation: Option<&'a str>, metadata: Option<&'a str> },
@@ -24,7 +24,7 @@ pub(crate) enum Content<'a> {
     Gap { next: EntryId, lost: u64 },
 }
 
-/// Which tool call a piece belongs to, and what it says of it.
+/// The tool call that a piece belongs to, and the id and name that the piece carries.
 #[derive(Clone, Debug)]
 pub(crate) struct ToolPiece {
     pub(crate) index: u64,
@@ -33,7 +33,7 @@ pub(crate) struct ToolPiece {
     pub(crate) name: Option<Arc<str>>,
 }
 
-/// The data of a frame beside its content: the members of [`Frame`] of the same names.
+/// The data of a frame besides its content: the members of [`Frame`] with the same names.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) stream: StreamName,
@@ -47,7 +47,7 @@ pub(crate) struct Head {
     pub(crate) encoded_us: u64,
 }
 
-/// More than all member names, ids and numbers of a frame take together.
+/// More bytes than all member names, ids and numbers of a frame take together.
 const FRAMING_BYTES: usize = 192;
 
 impl Frame {
@@ -98,7 +98,7 @@ impl Frame {
 }
 
 impl Content<'_> {
-    /// The bytes of its parts of any length.
+    /// The bytes of its parts of variable length.
     fn len_bytes(&self) -> usize {
         let of = |part: Option<&str>| part.map_or(0, str::len);
         match self {
@@ -116,7 +116,7 @@ impl Content<'_> {
     }
 }
 
-/// A frame's JSON in the making, behind room for the header.
+/// A frame's JSON under construction, after room for the header.
 struct Json(Vec<u8>);
 
 impl Json {
@@ -126,7 +126,7 @@ impl Json {
         Self(bytes)
     }
 
-    /// The buffer, and where the header begins in it.
+    /// The buffer, and the index at which the header begins in it.
     fn finish(mut self) -> (Vec<u8>, usize) {
         self.raw("}");
         let header = put_header(&mut self.0);
@@ -202,7 +202,7 @@ impl Json {
         }
     }
 
-    /// Writes the text that merging concatenates, and the count behind it.
+    /// Writes the text that merging concatenates, and the count after it.
     fn text(&mut self, name: &str, text: &[u8], head: &Head) -> Span {
         self.name(name);
         self.raw("\"");

@@ -1,4 +1,4 @@
-//! Raw stream entries as they came from Redis.
+//! Raw stream entries as Redis returns them.
 
 use std::fmt::{self, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,14 +10,14 @@ use bytes::Bytes;
 use super::EntryId;
 use crate::visible;
 
-/// The most bytes that the values of an entry may have: larger ones are not read.
+/// The most bytes that the values of an entry may have: larger entries are not read.
 pub const ENTRY_BYTES_MAX: usize = 8 << 20;
-/// How many field names of an entry that is too large are kept.
+/// The most field names that are kept of an entry that is too large.
 pub const KEPT_NAMES_MAX: usize = 1024;
-/// How many bytes of such a name are kept.
+/// The most bytes that are kept of such a name.
 pub const KEPT_NAME_BYTES_MAX: usize = 80;
 
-/// One entry of a stream, undecoded. Its bytes are slices of the reply that it came in.
+/// One entry of a stream, not decoded. Its bytes are slices of Redis' reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The entry's id.
@@ -26,20 +26,19 @@ pub struct Entry {
     pub fields: Fields,
 }
 
-/// The field/value pairs of an entry, kept as they lie in the reply: a sequence of RESP bulk strings
-/// `$<len>\r\n<bytes>\r\n`, field and value alternating. So an entry costs no allocation of its own.
+/// The field/value pairs of an entry, kept as they are in the reply: a sequence of RESP bulk strings
+/// `$<len>\r\n<bytes>\r\n`, field and value alternating. So an entry needs no allocation of its own.
 ///
-/// INVARIANT: the bytes are well formed; the RESP reader, the only constructor outside tests, has
-/// walked them before.
+/// INVARIANT: the bytes are well formed; the RESP reader, the only constructor outside tests, has validated them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields {
     resp: Bytes,
-    /// Bytes of values that were not kept, because the entry is larger than [`ENTRY_BYTES_MAX`].
+    /// The bytes of values that were dropped because the entry is larger than [`ENTRY_BYTES_MAX`].
     left_out: u64,
 }
 
 impl Fields {
-    /// Fields from the well-formed bulk strings of a reply, or none when they are not well formed.
+    /// Fields from the bulk strings of a reply; `None` if they are not well formed.
     #[must_use]
     pub fn from_resp(bytes: Bytes) -> Option<Self> {
         let mut rest = &bytes[..];
@@ -52,13 +51,13 @@ impl Fields {
         strings.is_multiple_of(2).then_some(Self { resp: bytes, left_out: 0 })
     }
 
-    /// The same fields in memory of their own: what is kept must not keep the whole reply.
+    /// A copy of the fields in memory of its own, so that keeping them does not keep the whole reply.
     #[must_use]
     pub fn detached(&self) -> Self {
         Self { resp: Bytes::copy_from_slice(&self.resp), ..self.clone() }
     }
 
-    /// Fields from bytes that were walked before.
+    /// Fields from bytes that were validated before.
     ///
     /// INVARIANT: `bytes` is an even number of bulk strings `$<len>\r\n<bytes>\r\n` and nothing else.
     pub(crate) fn from_walked(bytes: Bytes) -> Self {
@@ -66,17 +65,17 @@ impl Fields {
         Self { resp: bytes, left_out: 0 }
     }
 
-    /// The fields of an entry of which nothing but some names was kept: its `bytes` are too many.
+    /// The fields of an entry that is too large: only some names are kept.
     #[must_use]
     pub fn too_large(names: &[impl AsRef<[u8]>], bytes: u64) -> Self {
         let pairs: Vec<(&[u8], &[u8])> = names.iter().map(|name| (name.as_ref(), &b""[..])).collect();
         Self { left_out: bytes, ..Self::from_pairs(&pairs) }
     }
 
-    /// Whether the entry is larger than what is delivered.
+    /// Whether the entry is larger than the limit for delivery.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
-        // Framing only adds, so that the exact sum is rarely needed.
+        // Framing only adds bytes, so the exact sum is rarely needed.
         self.left_out > 0 || (self.resp.len() > ENTRY_BYTES_MAX && self.values_bytes() > ENTRY_BYTES_MAX)
     }
 
@@ -103,7 +102,7 @@ impl Fields {
         })
     }
 
-    /// The value of the first field of that name.
+    /// The value of the first field with that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.iter().find_map(|(field, value)| (field == name.as_bytes()).then_some(value))
@@ -112,7 +111,7 @@ impl Fields {
     /// The fields as a JSON object.
     ///
     /// # Errors
-    /// Where a name or a value is not UTF-8: the same object with all names and values in base64.
+    /// If a name or a value is not UTF-8: the same object with all names and values in base64.
     pub fn to_json(&self) -> Result<String, String> {
         let object = |text: &dyn Fn(&[u8]) -> Option<String>| {
             let mut json = String::from("{");
@@ -134,7 +133,7 @@ impl Fields {
         self.iter().map(|(_, value)| value.len()).sum()
     }
 
-    /// A hash of the fields. Together with the entry's id it is enough to recognise an entry.
+    /// A hash of the fields. Together with the entry's id it identifies an entry.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -142,20 +141,20 @@ impl Fields {
         hasher.finish()
     }
 
-    /// The bytes that the fields take, framing included.
+    /// The bytes of the fields, framing included.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.resp.len()
     }
 }
 
-/// The most names of fields that are shown.
+/// The most field names in a message.
 const NAMES_SHOWN_MAX: usize = 32;
-/// The most bytes that are shown of one.
+/// The most bytes of one name in a message.
 const NAME_SHOWN_BYTES_MAX: usize = 64;
 
-/// Names that somebody else chose, in a line for people: few, short, and without characters that a terminal or a log
-/// could take for something else.
+/// Names chosen by others, for a line of a log or message: few, short, and without characters that a terminal or a
+/// log could interpret.
 #[derive(Debug, Default)]
 pub(crate) struct NamesShown {
     shown: String,
@@ -184,7 +183,7 @@ impl NamesShown {
         let is_cut = name.len() > NAME_SHOWN_BYTES_MAX;
         for chunk in name[..name.len().min(NAME_SHOWN_BYTES_MAX)].utf8_chunks() {
             self.shown.push_str(&visible::line(chunk.valid()));
-            // A character that the cut divides is left out.
+            // Drops a character that the cut divides.
             if !chunk.invalid().is_empty() && !is_cut {
                 self.shown.push(char::REPLACEMENT_CHARACTER);
             }

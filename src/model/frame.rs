@@ -1,4 +1,4 @@
-//! Frames: what clients receive, built once and shared by reference.
+//! Frames: what clients receive. A frame is built once and shared by reference.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,9 +10,9 @@ pub(crate) const HEADER_BYTES_MAX: usize = 10;
 /// The status of a stream in `open` and `status` frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamStatus {
-    /// The name has not been written yet.
+    /// The stream does not exist yet.
     Waiting,
-    /// Tokens may come at any moment.
+    /// A generation is open or may begin at any time.
     Live,
     /// The producer has been silent for `stream.stall_after`.
     Stalled,
@@ -22,12 +22,12 @@ pub enum StreamStatus {
     Failed,
     /// Redis cannot be reached.
     Degraded,
-    /// This instance is going down.
+    /// This instance is shutting down.
     Draining,
 }
 
 impl StreamStatus {
-    /// The word on the wire.
+    /// The value on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -42,19 +42,19 @@ impl StreamStatus {
     }
 }
 
-/// The place of a text in a frame's bytes.
+/// The range of a text in a frame's bytes.
 pub type Span = std::ops::Range<usize>;
 
-/// Where an entry ends within the text of a merged frame.
+/// The end of an entry within the text of a merged frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextMark {
     /// The viewer's position after the entry.
     pub last: Position,
-    /// The bytes of the frame's text, escaped, up to its end.
+    /// The length of the frame's escaped text up to the end of the entry, in bytes.
     pub bytes: usize,
 }
 
-/// The kind of a frame, with the data that later merging needs.
+/// The kind of a frame, with the data that merging needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrameBody {
     /// Text; `text` is escaped JSON string content.
@@ -63,7 +63,7 @@ pub enum FrameBody {
         channel: Option<Arc<str>>,
         /// The choice.
         index: u64,
-        /// Where the text lies in the frame's bytes, escaped.
+        /// The range of the escaped text in the frame's bytes.
         text: Span,
     },
     /// A piece of a tool call.
@@ -76,65 +76,64 @@ pub enum FrameBody {
         id: Option<Arc<str>>,
         /// The tool's name, escaped.
         name: Option<Arc<str>>,
-        /// Where the piece of the arguments' JSON text lies in the frame's bytes, escaped.
+        /// The range of the escaped piece of the arguments' JSON text in the frame's bytes.
         arguments: Span,
     },
     /// A terminal frame: `end` or `error`.
     Terminal,
-    /// A producer's gap. It precedes the entry that revealed it and moves nobody's position.
+    /// A gap in a producer's numbers. It precedes the entry that revealed it and moves no position.
     Gap,
     /// `start`, `custom`, `skipped`.
     Other,
 }
 
-/// One frame about one stream. Shared between all its viewers; each wire form is encoded at most once.
+/// One frame of a stream. All viewers of the stream share it; each wire form is encoded at most once.
 #[derive(Debug)]
 pub struct Frame {
-    /// The stream that it is about.
+    /// The stream of the frame.
     pub stream: StreamName,
     /// Its kind, with the data that merging needs.
     pub body: FrameBody,
-    /// The viewer's position before it: the `last` of the frame before, or where reading began. Entries in
-    /// between that are not covered were not to be delivered.
+    /// The viewer's position before the frame: the `last` of the previous frame, or where reading began. Entries in
+    /// between that the frame does not cover are not delivered.
     pub after: Position,
-    /// The viewer's position once it has been delivered: the frame's `id` (for a [`FrameBody::Gap`] the
-    /// same as `after`).
+    /// The viewer's position after the frame: the frame's `id` (for a [`FrameBody::Gap`] equal to `after`).
     pub last: Position,
     /// The stream's state at `last`.
     pub state: StreamState,
     /// The last covered entry's `seq`.
     pub seq: Option<u64>,
-    /// How many entries it covers.
+    /// How many entries the frame covers.
     pub count: u32,
-    /// The producer's clock of the first covered entry that carried one, µs since 1970.
+    /// The producer's timestamp of the first covered entry that has one, µs since 1970.
     pub ts_us: Option<u64>,
     /// When the newest covered entry was read from Redis, µs since 1970 by this host's clock.
     pub read_us: u64,
-    /// When it was encoded, µs since 1970 by this host's clock.
+    /// When the frame was encoded, µs since 1970 by this host's clock.
     pub encoded_us: u64,
-    /// Where its text can be divided; nothing where nobody will want to.
+    /// Where the text can be divided; empty if nobody will need that.
     pub marks: Box<[TextMark]>,
-    /// Room, and a WebSocket text frame with the JSON in it.
+    /// Free room, followed by a WebSocket text frame with the JSON.
     pub(crate) bytes: Vec<u8>,
     /// Where the WebSocket frame begins in `bytes`.
     pub(crate) start: usize,
-    /// An SSE event, encoded when the first viewer needs it.
+    /// The frame as an SSE event, encoded when the first viewer needs it.
     pub(crate) sse: OnceLock<Box<[u8]>>,
-    /// A WebSocket frame whose JSON carries `"stream"`, encoded when the first viewer needs it.
+    /// The frame as a WebSocket frame whose JSON has `"stream"`, encoded when the first viewer needs it.
     pub(crate) multiplexed: OnceLock<Box<[u8]>>,
-    /// Its renderings in other formats, each made when the first viewer needs it.
+    /// The frame's renderings in other formats, each created when the first viewer needs it.
     pub(crate) renderings: OnceLock<Box<[OnceLock<Rendering>; RENDERINGS]>>,
-    /// Its entry in the sum of what is held, where it comes from history.
+    /// Counts the frame's bytes on the ledger, if the frame comes from history.
     pub(crate) held: OnceLock<Held>,
 }
 
-/// In how many further forms a frame can be kept.
+/// How many renderings a frame can have.
 pub(crate) const RENDERINGS: usize = 4;
 
 /// A frame in another format, wire form included.
 #[derive(Debug)]
 pub struct Rendering {
-    /// The facts beside the frame that the bytes depend on. They are the same for nearly all viewers.
+    /// What the bytes depend on besides the frame. It is the same for nearly all viewers.
     pub key: Box<str>,
     /// The bytes.
     pub bytes: Box<[u8]>,
@@ -163,7 +162,7 @@ impl Frame {
         }
     }
 
-    /// The word of its `type`.
+    /// The frame's `type`.
     #[must_use]
     pub fn kind(&self) -> &str {
         let word = self.json().strip_prefix(b"{\"type\":\"").unwrap_or_default();
@@ -171,18 +170,18 @@ impl Frame {
         std::str::from_utf8(&word[..end]).unwrap_or_default()
     }
 
-    /// The rendering in the form `form`, if one is kept.
+    /// The rendering in `form`, if there is one.
     #[must_use]
     pub fn rendering(&self, form: u8) -> Option<&Rendering> {
         self.renderings.get()?.get(usize::from(form))?.get()
     }
 
-    /// The rendering in the form `form`. If none is kept yet, `render` makes it.
+    /// The rendering in `form`. `render` creates it if there is none.
     pub(crate) fn render(&self, form: u8, render: impl FnOnce() -> Rendering) -> &Rendering {
         self.renderings.get_or_init(Box::default)[usize::from(form)].get_or_init(render)
     }
 
-    /// Counts it among what was read and is not sent, until the last hold of it is let go.
+    /// Counts the frame on the ledger until its last reference is dropped.
     pub(crate) fn hold(&self, held: impl FnOnce(usize) -> Held) {
         self.held.get_or_init(|| held(self.json().len()));
     }

@@ -1,15 +1,15 @@
-//! How many bytes read from history are still held in memory: by replies that are not decoded yet, and by frames that
-//! are not sent yet, in whichever thread they are.
+//! Counts the bytes read from history that are in memory: in replies that are not decoded yet, and in frames that are
+//! not sent yet, in whichever thread they are.
 //!
-//! Each such reply and frame carries a [`Held`], which takes its bytes off the ledger when it is dropped.
+//! Each such reply and frame holds a [`Held`], which takes its bytes off the ledger when it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The most bytes read from history that replies and large frames may hold. More is read once some of them were sent.
+/// The most bytes read from history that replies and large frames may hold. Further reads wait until some were sent.
 pub const HISTORY_HELD_MAX: usize = 24 << 20;
 
-/// Entries and frames above this size are large: a merged frame of small entries never is.
+/// Entries and frames above this size are large. A merged frame of small entries never is.
 pub const LARGE_BYTES: usize = 64 << 10;
 
 /// The sums, shared by all threads that read, decode and send.
@@ -21,32 +21,32 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Bytes of entries that were read and are not decoded yet.
+    /// The bytes of entries that were read and are not decoded yet.
     #[must_use]
     pub fn replies(&self) -> usize {
         self.replies.load(Ordering::Relaxed)
     }
 
-    /// Bytes of frames made of them that are not sent yet.
+    /// The bytes of frames made of history that are not sent yet.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames.load(Ordering::Relaxed) + self.large_frames.load(Ordering::Relaxed)
     }
 
-    /// Bytes that count against [`HISTORY_HELD_MAX`]: all replies, which are decoded soon, and the large frames. Small
-    /// frames are bounded by the send budgets of their viewers, and hold up no read.
+    /// The bytes that count against [`HISTORY_HELD_MAX`]: all replies, which are decoded soon, and the large frames.
+    /// Small frames are bounded by the send budgets of their viewers, and delay no read.
     #[must_use]
     pub fn large(&self) -> usize {
         self.replies() + self.large_frames.load(Ordering::Relaxed)
     }
 
-    /// Enters entries.
+    /// Adds entries to the ledger.
     #[must_use]
     pub fn hold_reply(self: &Arc<Self>, bytes: usize) -> Held {
         Held::new(self, Kind::Reply, bytes)
     }
 
-    /// Enters a frame.
+    /// Adds a frame to the ledger.
     #[must_use]
     pub fn hold_frame(self: &Arc<Self>, bytes: usize) -> Held {
         Held::new(self, if bytes > LARGE_BYTES { Kind::LargeFrame } else { Kind::Frame }, bytes)
@@ -68,7 +68,7 @@ enum Kind {
     LargeFrame,
 }
 
-/// Bytes on the ledger, for as long as this lives.
+/// Bytes on the ledger, until this is dropped.
 #[derive(Debug)]
 pub struct Held {
     ledger: Arc<Ledger>,
@@ -82,7 +82,7 @@ impl Held {
         Self { ledger: Arc::clone(ledger), kind, bytes }
     }
 
-    /// The ledger that it is on.
+    /// The ledger that counts the bytes.
     #[must_use]
     pub const fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger

@@ -1,12 +1,12 @@
-//! Entry ids and the resume offsets made of them.
+//! Entry ids, and the resume positions that contain them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The id of a Redis stream entry: `ms-n`. Ordered as Redis orders it.
+/// The id of a Redis stream entry: `ms-n`. Its order is that of Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
-    /// Milliseconds since 1970 by Redis' clock, where Redis chose the id.
+    /// Milliseconds since 1970 by Redis' clock, if Redis chose the id.
     pub ms: u64,
     /// Sequence number within the millisecond.
     pub n: u64,
@@ -15,7 +15,7 @@ pub struct EntryId {
 impl EntryId {
     /// `0-0`: before every entry.
     pub const ZERO: Self = Self { ms: 0, n: 0 };
-    /// The highest id that Redis can hold.
+    /// The highest possible id.
     pub const MAX: Self = Self { ms: u64::MAX, n: u64::MAX };
 
     /// An id from its two numbers.
@@ -48,10 +48,10 @@ impl fmt::Display for EntryId {
     }
 }
 
-/// A resume offset: everything up to and including this point has been received.
+/// A resume position: everything up to and including this point has been received.
 ///
-/// Where one raw entry gives several frames, all but its last carry `ms-n.k` (k = 1, 2, …); the last
-/// carries `ms-n`, which covers the whole entry and so orders after every part of it.
+/// If one raw entry produces several frames, all but the last have the position `ms-n.k` (k = 1, 2, …); the last has
+/// `ms-n`, which covers the whole entry and so is ordered after all parts of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The entry.
@@ -61,10 +61,10 @@ pub struct Position {
 }
 
 impl Position {
-    /// The `part` of a position that covers its entry whole.
+    /// The `part` of a position that covers its whole entry.
     pub const WHOLE: u32 = u32::MAX;
-    /// The `part` of a position that covers all of its entry but the end of the generation, which may follow of itself
-    /// under the same id. Clients never see it.
+    /// The `part` of a position that covers its entry except for the end of the generation, which may follow under
+    /// the same id without an entry of its own. Clients never see it.
     pub const BUT_END: u32 = u32::MAX - 1;
     /// Before every entry.
     pub const ZERO: Self = Self::whole(EntryId::ZERO);
@@ -75,25 +75,25 @@ impl Position {
         Self { id, part: Self::WHOLE }
     }
 
-    /// All of an entry but the end of the generation, should that follow of itself.
+    /// The position that covers an entry except for the end of the generation, which may follow later.
     #[must_use]
     pub const fn but_end(id: EntryId) -> Self {
         Self { id, part: Self::BUT_END }
     }
 
-    /// The frame `n`, counted from 1, of an entry that gives several.
+    /// The position after frame `n`, counted from 1, of an entry with several frames.
     #[must_use]
     pub fn part(id: EntryId, n: usize) -> Self {
         Self { id, part: u32::try_from(n).unwrap_or(Self::BUT_END).min(Self::BUT_END) }
     }
 
-    /// Whether nothing of the entry itself is left to be received.
+    /// Whether the entry's own frames are all covered.
     #[must_use]
     pub const fn covers_entry(self) -> bool {
         self.part >= Self::BUT_END
     }
 
-    /// Whether the entry is covered whole.
+    /// Whether the whole entry is covered.
     #[must_use]
     pub const fn is_whole(self) -> bool {
         self.part == Self::WHOLE

@@ -1,4 +1,4 @@
-//! Which Redis keys are streams: `redis.stream_key`. Pure.
+//! The pattern by which Redis keys are recognized as streams: `redis.stream_key`. Pure.
 
 use std::fmt;
 
@@ -29,9 +29,9 @@ const OWN: [&str; 16] = [
     "work",
 ];
 
-/// The pattern of stream keys, from names to keys and back.
+/// The pattern of stream keys. It maps names to keys and back.
 ///
-/// INVARIANT: no two names have the same key, and none has one of the daemon's own.
+/// INVARIANT: no two names have the same key, and no name has one of the daemon's own keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPattern {
     /// The text that every key begins with.
@@ -49,30 +49,30 @@ enum Placeholders {
     ModelSession(String),
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a valid pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// A placeholder is missing or there twice.
+    /// A placeholder is missing or occurs twice.
     #[error("it has {{session}} once and {{model}} at most once")]
     Placeholders,
     /// It begins with a placeholder.
     #[error("it begins with literal text, by which Redis tells which keys have changed")]
     Beginning,
-    /// Nothing parts session and model.
+    /// Session and model are not separated.
     #[error("between {{session}} and {{model}} stands a character that no session has, such as `:`")]
     Between,
-    /// Some of its keys would be the daemon's own.
+    /// Some keys would be the daemon's own.
     #[error(
         "its keys are other ones than the daemon's own below redis.prefix: begin it with a word of its own"
     )]
     Own,
-    /// It is too long, or has blanks or control characters.
+    /// The pattern is too long, or has blanks or control characters.
     #[error("it has at most {PATTERN_BYTES_MAX} bytes, without blanks and control characters")]
     Text,
 }
 
 impl KeyPattern {
-    /// The pattern of those who set none: `{prefix}:stream:{session}:{model}`.
+    /// The default pattern: `{prefix}:stream:{session}:{model}`.
     #[must_use]
     pub fn of_prefix(prefix: &str) -> Self {
         Self {
@@ -82,10 +82,10 @@ impl KeyPattern {
         }
     }
 
-    /// Reads a pattern. `prefix` is that of the daemon's own keys.
+    /// Parses a pattern. `prefix` is the prefix of the daemon's own keys.
     ///
     /// # Errors
-    /// When names and keys would not belong together one to one, or to others' keys.
+    /// If names and keys would not map one to one, or if streams could have the daemon's own keys.
     pub fn parse(text: &str, prefix: &str) -> Result<Self, PatternError> {
         if text.len() > PATTERN_BYTES_MAX || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(PatternError::Text);
@@ -111,7 +111,7 @@ impl KeyPattern {
         Ok(Self { before: before.to_owned(), placeholders, after: after.to_owned() })
     }
 
-    /// The key of a stream. Where keys have no model, all of a session's names have the same.
+    /// The key of a stream. If keys have no model, all names of a session have the same key.
     #[must_use]
     pub fn key(&self, name: &StreamName) -> String {
         let (session, model) = (name.session(), name.model());
@@ -123,20 +123,20 @@ impl KeyPattern {
         }
     }
 
-    /// The stream whose key this is, if it is one.
+    /// The name of the stream with this key, if the key is a stream's.
     #[must_use]
     pub fn name(&self, key: &[u8]) -> Option<StreamName> {
         let key = std::str::from_utf8(key).ok()?;
         let rest = key.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?;
         let (session, model) = match &self.placeholders {
             Placeholders::Session => (rest, DEFAULT_MODEL),
-            // The first character that no session has is the separator's.
+            // The first character that cannot be part of a session begins the separator.
             Placeholders::SessionModel(between) => {
                 let at =
                     rest.find(|c| !is_of_session(c))?.checked_sub(between.find(|c| !is_of_session(c))?)?;
                 (rest.get(..at)?, rest.get(at..)?.strip_prefix(&**between)?)
             }
-            // And the last one here.
+            // The last such character ends the separator.
             Placeholders::ModelSession(between) => {
                 let end =
                     |text: &str| text.char_indices().rfind(|&(_, c)| !is_of_session(c)).map(|(at, _)| at);
@@ -147,10 +147,10 @@ impl KeyPattern {
         StreamName::new(session, model).ok()
     }
 
-    /// The stream into which a producer writes for this session and model. Where keys have no model it may be left out.
+    /// The stream that a producer writes for this session and model. The model may be omitted if keys have none.
     ///
     /// # Errors
-    /// When they are none, or the model is missing.
+    /// If a name is not valid, or the model is missing.
     pub fn stream(&self, session: &str, model: Option<&str>) -> Result<StreamName, NameError> {
         let name = model.map(|model| StreamName::new(session, model)).transpose()?;
         match name {
@@ -160,25 +160,25 @@ impl KeyPattern {
         }
     }
 
-    /// How streams are named where somebody asks for one.
+    /// How clients name streams.
     #[must_use]
     pub const fn naming(&self) -> Naming {
         if self.has_model() { Naming::SessionAndModel } else { Naming::Session }
     }
 
-    /// Whether keys have a model; else every stream's is [`DEFAULT_MODEL`].
+    /// Whether keys have a model; otherwise the model of every stream is [`DEFAULT_MODEL`].
     #[must_use]
     pub const fn has_model(&self) -> bool {
         !matches!(self.placeholders, Placeholders::Session)
     }
 
-    /// The text that every key begins with. Redis is asked to report changes of the keys that begin with it.
+    /// The literal text that every key begins with. Redis reports changes of the keys with this prefix.
     #[must_use]
     pub fn beginning(&self) -> &str {
         &self.before
     }
 
-    /// The keys as a glob of Redis' ACL, unless they lie below `prefix` with the daemon's own.
+    /// The keys as a glob for Redis' ACL, unless they begin with `prefix` like the daemon's own.
     #[must_use]
     pub fn acl_glob(&self, prefix: &str) -> Option<String> {
         if self.before.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(':')) {
@@ -210,16 +210,16 @@ impl Placeholders {
     }
 }
 
-/// Whether a session can have the character.
+/// Whether the character is allowed in a session.
 const fn is_of_session(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '~' | '-')
 }
 
-/// Whether a key that begins like this can be one of the daemon's own, whatever follows.
+/// Whether a key that begins with `before` can be one of the daemon's own, whatever follows.
 fn may_be_own(before: &str, prefix: &str) -> bool {
     let own = format!("{prefix}:");
     match before.strip_prefix(&*own) {
-        // The word up to the next colon is settled, or can become any that it begins.
+        // The word up to the next colon is fixed, or can become any word that it begins.
         Some(rest) => match rest.split_once(':') {
             Some((word, _)) => OWN.contains(&word),
             None => OWN.iter().any(|word| word.starts_with(rest)),
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    /// A pattern's text, right or wrong.
+    /// A pattern's text, valid or not.
     fn any_text() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
             "{session}",
@@ -390,8 +390,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
-        /// Against substitution, plainly: every name is found again by its key, no two names have one key, and no key
-        /// looks like one of the daemon's own.
+        /// Every name can be recovered from its key, no two names have the same key, and no key looks like one of the
+        /// daemon's own.
         #[test]
         fn names_and_keys_belong_together_one_to_one(
             text in any_text(),
@@ -414,7 +414,7 @@ mod tests {
             }
         }
 
-        /// And back: a key that has a name is that name's.
+        /// A key that has a name is the key of that name.
         #[test]
         fn a_key_that_has_a_name_is_its(text in any_text(), key in "(llm:|x:|s)?[a-z:{}/ä-]{0,12}") {
             let Ok(pattern) = KeyPattern::parse(&text, "llm") else { return Ok(()) };

@@ -1,16 +1,16 @@
-//! Merging of neighbouring frames: the same rules for entries on their way into a frame and for frames
-//! that are encoded already; and dividing what was merged.
+//! Merging of adjacent frames, by the same rules for entries that are being encoded and for frames that are encoded
+//! already; and division of merged frames.
 
 use std::sync::Arc;
 
 use super::{Content, Frame, FrameBody, Head, Position, ToolPiece};
 
-/// The most text of a merged frame, in escaped bytes; a single entry may carry more.
+/// The most text of a merged frame, in escaped bytes; a single entry may have more.
 pub const FRAME_TEXT_BYTES_MAX: usize = 32 * 1024;
 
-/// Merges neighbours of one stream as far as the contract allows: deltas of one channel and choice, pieces of one tool
-/// call, up to [`FRAME_TEXT_BYTES_MAX`] of text. A frame that cannot be merged is passed on unchanged. Frames are
-/// neighbours where one begins at the position at which the other ended.
+/// Merges adjacent frames of one stream as far as the contract allows: deltas of one channel and choice, and pieces
+/// of one tool call, up to [`FRAME_TEXT_BYTES_MAX`] of text. A frame that cannot be merged is returned unchanged. Two
+/// frames are adjacent if one begins at the position at which the other ends.
 #[must_use]
 pub fn merge(frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
     let mut merged = Vec::with_capacity(frames.len());
@@ -26,15 +26,15 @@ pub fn merge(frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
     merged
 }
 
-/// Whether a piece of the same tool call may be merged into one that began with `id` and `name`: it
-/// names nothing that the merged frame would not say.
+/// Whether a piece of the same tool call may be merged into a frame that began with `id` and `name`: its own id and
+/// name must be absent or the same.
 pub(crate) fn piece_continues(first: [Option<&str>; 2], later: [Option<&str>; 2]) -> bool {
     later.iter().zip(first).all(|(later, first)| later.is_none() || *later == first)
 }
 
 impl Frame {
-    /// The rest of a text frame, for a viewer at `position` that has the part before it; `None` where the frame cannot
-    /// be divided there.
+    /// The rest of a text frame, for a viewer at `position` that has received the part before it; `None` if the frame
+    /// cannot be divided there.
     #[must_use]
     pub fn rest_after(&self, position: Position) -> Option<Self> {
         let index = self.marks.binary_search_by_key(&position, |mark| mark.last).ok()?;
@@ -43,14 +43,14 @@ impl Frame {
         let head = Head { after: position, count, ..self.head() };
         let mut content = self.content(text)?;
         if let Content::ToolCall { tool, .. } = &mut content {
-            // Said by the part that the viewer has.
+            // The part that the viewer has received contains them.
             (tool.id, tool.name) = (None, None);
         }
         Some(Self::encode(head, content))
     }
 
-    /// How much of a text frame's text a viewer at `position` has, in bytes; `None` where the frame cannot be divided
-    /// there.
+    /// How many bytes of a text frame's text a viewer at `position` has received; `None` if the frame cannot be
+    /// divided there.
     #[must_use]
     pub fn text_until(&self, position: Position) -> Option<usize> {
         let index = self.marks.binary_search_by_key(&position, |mark| mark.last).ok()?;
@@ -71,7 +71,7 @@ impl Frame {
         }
     }
 
-    /// The frame's content with `text` in place of its own; `None` for a frame without text.
+    /// The frame's content with `text` in place of its own text; `None` for a frame without text.
     fn content<'a>(&self, text: &'a [u8]) -> Option<Content<'a>> {
         match &self.body {
             FrameBody::ToolCall { index, call, id, name, .. } => Some(Content::ToolCall {
@@ -86,7 +86,7 @@ impl Frame {
     }
 }
 
-/// How many frames at the front become one: at least the first alone.
+/// How many frames at the front can be merged into one: at least the first alone.
 fn group_len(frames: &[Arc<Frame>]) -> usize {
     let first = &frames[0];
     let mut text_bytes = first.text().map_or(0, <[u8]>::len);
@@ -119,7 +119,7 @@ fn continues(first: &Frame, later: &Frame) -> bool {
     }
 }
 
-/// One frame out of a run that continues its first.
+/// Merges frames that continue the first one into one frame.
 fn join(group: &[Arc<Frame>]) -> Frame {
     let (first, last) = (&group[0], &group[group.len() - 1]);
     let head = Head {

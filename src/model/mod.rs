@@ -1,8 +1,8 @@
-//! The data that crosses the seams between the modules: ids, names, raw entries, decoded events, the state that a
-//! stream's reader carries, and the frames that clients receive.
+//! The data that crosses module boundaries: ids, names, raw entries, decoded events, the state of a stream's reader,
+//! and the frames that clients receive.
 //!
-//! Everything here is plain data without I/O. `ingest` makes [`Entry`]s, `transform` turns them into
-//! [`Event`]s and [`Frame`]s, `deliver` writes frames; none of the three knows the others.
+//! Everything here is plain data without I/O. `ingest` creates [`Entry`]s, `transform` turns them into [`Event`]s and
+//! [`Frame`]s, `deliver` writes frames; none of the three depends on the others.
 
 mod ack_watermark;
 mod after;

@@ -11,51 +11,51 @@ const ID_BYTES_MAX: usize = 128;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamName {
     name: Arc<str>,
-    /// Length of the session, that is the index of the first slash.
+    /// The length of the session, which is the index of the first slash.
     session_len: usize,
 }
 
-/// Why a text is no stream name.
+/// Why a text is not a valid stream name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// There is no slash between session and model.
     #[error("a stream name is {{session}}/{{model}}")]
     Form,
-    /// The session id breaks its rule.
+    /// The session id is not valid.
     #[error("a session id is 1 to 128 of A-Z a-z 0-9 . _ ~ -, and neither `.` nor `..`")]
     Session,
-    /// The model id breaks its rule.
+    /// The model id is not valid.
     #[error(
         "a model id is 1 to 128 of A-Z a-z 0-9 . _ ~ : / @ + -, without an empty, `.` or `..` segment between slashes"
     )]
     Model,
-    /// No model is named where streams have one.
+    /// The model is missing, although streams have one.
     #[error("the model is missing: it may be left out only where redis.stream_key has no {{model}}")]
     ModelMissing,
-    /// It names a model where streams have none.
+    /// The name has a model, although streams have none.
     #[error(
         "streams have no model here, since redis.stream_key has none: ask for {{session}}, or {{session}}/{DEFAULT_MODEL}"
     )]
     NoModels,
 }
 
-/// How streams are named where somebody asks for one.
+/// How clients name streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
     /// `{session}/{model}`.
     SessionAndModel,
-    /// `{session}`, because all streams have the model [`DEFAULT_MODEL`]; it may be written too.
+    /// `{session}`, because all streams have the model [`DEFAULT_MODEL`], which may be written too.
     Session,
 }
 
-/// The model of streams whose keys have none.
+/// The model of all streams if keys have none.
 pub const DEFAULT_MODEL: &str = "default";
 
 impl Naming {
-    /// The stream that is meant.
+    /// Parses the name of a stream.
     ///
     /// # Errors
-    /// When the text is no name, or has a model where streams have none.
+    /// If the text is not a valid name, or has a model although streams have none.
     pub fn read(self, text: &str) -> Result<StreamName, NameError> {
         match (self, text.split_once('/')) {
             (Self::SessionAndModel, _) => text.parse(),
@@ -72,7 +72,7 @@ impl StreamName {
     /// A name from its two parts.
     ///
     /// # Errors
-    /// When a part breaks the rule for its characters, length or segments.
+    /// If a part has a character, length or segment that is not allowed.
     pub fn new(session: &str, model: &str) -> Result<Self, NameError> {
         if !is_session(session) {
             return Err(NameError::Session);

@@ -1,14 +1,14 @@
-//! Decoded entries: what a producer said, in one vocabulary whatever its format.
+//! Decoded entries: a producer's events, in one vocabulary for all formats.
 //!
-//! Text is held *escaped*: the characters between the quotes of a JSON string, validated but not
-//! unescaped. Frames carry the same characters on, so that text is never unescaped and escaped again;
-//! concatenating escaped pieces gives the escaped concatenation.
+//! Text is kept *escaped*: the characters between the quotes of a JSON string, validated but not unescaped. Frames
+//! contain the same characters, so text is never unescaped and escaped again, and concatenating escaped pieces gives
+//! the escaped concatenation.
 
-/// The longest id of a generation or a call, and the longest name of a tool, in bytes: they are repeated in many frames.
+/// The longest id of a generation or a call, and the longest name of a tool, in bytes: many frames repeat them.
 pub const LABEL_BYTES_MAX: usize = 1024;
 
-/// One thing that a producer said. String slices marked *escaped* are JSON string content without
-/// its quotes; slices marked *JSON* are whole JSON values, byte for byte.
+/// One event of a producer. String slices marked *escaped* are the content of a JSON string without its quotes;
+/// slices marked *JSON* are whole JSON values, byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A generation began.
@@ -22,7 +22,7 @@ pub enum Event<'a> {
     Delta {
         /// The text, escaped.
         text: &'a str,
-        /// The channel's name, escaped; `content` when the producer gave none.
+        /// The channel's name, escaped; `content` if the producer gave none.
         channel: &'a str,
         /// The choice.
         index: u64,
@@ -54,9 +54,9 @@ pub enum Event<'a> {
         /// A sentence for people, escaped.
         message: Option<&'a str>,
     },
-    /// The producer lives; not delivered.
+    /// The producer is alive; not delivered.
     Heartbeat,
-    /// Another type: the whole object, JSON.
+    /// An event of another type: the whole object, JSON.
     Custom {
         /// The object byte for byte.
         data: &'a str,
@@ -70,14 +70,14 @@ impl Event<'_> {
         matches!(self, Self::End { .. } | Self::Error { .. })
     }
 
-    /// Whether the event begins the next generation when it follows a terminal one.
+    /// Whether the event begins the next generation if it follows a terminal event.
     #[must_use]
     pub const fn begins(&self) -> bool {
         matches!(self, Self::Start { .. } | Self::Delta { .. } | Self::ToolCall { .. } | Self::Custom { .. })
     }
 }
 
-/// An event with the members that every type may carry.
+/// An event with the members that every type may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
     /// The event.

@@ -1,41 +1,40 @@
-//! An outline of what a generation has said up to some point. Encoding the next frames in another format than the
-//! native one needs it.
+//! An outline of a generation up to some point: what the encoding of later frames in another format depends on.
 
 use super::{EntryId, Event, Frame, FrameBody};
 
 /// The most bytes that an outline takes, by [`Outline::len_bytes`].
 pub const OUTLINE_BYTES_MAX: usize = 256 * 1024;
-/// The most choices, and the most tool calls, that are followed.
+/// The most choices, and the most tool calls, that are recorded.
 const PARTS_MAX: usize = 1024;
-/// The counted size of a tool call beside its strings, in bytes.
+/// The counted size of a tool call besides its strings, in bytes.
 const CALL_BYTES: usize = 64;
 
-/// The outline of a generation at some point of it. Strings are *escaped*, as in [`Event`].
+/// The outline of a generation up to some point. Strings are *escaped*, as in [`Event`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// Identifies the generation within its stream: the entry of its `start`, else the end before it.
+    /// Identifies the generation within its stream: the id of its `start` entry, or else of the end before it.
     pub mark: EntryId,
-    /// Whether anything was said.
+    /// Whether the generation has begun.
     pub begun: bool,
-    /// The choices that have said something, in the order in which they began.
+    /// The choices that have begun, in that order.
     pub choices: Vec<u64>,
-    /// Its tool calls, in the order in which they began.
+    /// The tool calls that have begun, in that order.
     pub calls: Vec<Call>,
     bytes: usize,
 }
 
-/// A tool call as far as it was said.
+/// A tool call so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The choice.
     pub index: u64,
     /// The number within the choice.
     pub call: u64,
-    /// The provider's id, where the first piece had one.
+    /// The provider's id, if the first piece had one.
     pub id: Option<Box<str>>,
-    /// The tool's name, once it was said.
+    /// The tool's name, if a piece had one.
     pub name: Option<Box<str>>,
-    /// The arguments so far; `None` once they were too long to be kept.
+    /// The arguments so far; `None` if they became too long.
     pub arguments: Option<String>,
 }
 
@@ -50,18 +49,18 @@ pub struct Piece<'a> {
     pub id: Option<&'a str>,
     /// The tool's name.
     pub name: Option<&'a str>,
-    /// More of the arguments; `None` where they are not kept.
+    /// More of the arguments; `None` if they are not kept.
     pub arguments: Option<&'a str>,
 }
 
 impl Outline {
-    /// Before the first generation that follows the end `mark`.
+    /// The outline before the first generation that follows the end `mark`.
     #[must_use]
     pub fn after_end(mark: EntryId) -> Self {
         Self { mark, ..Self::default() }
     }
 
-    /// A generation begins, by its `start` entry or without one.
+    /// Begins a generation, with or without a `start` entry.
     pub fn begin(&mut self, start: Option<EntryId>) {
         *self = Self { mark: start.unwrap_or(self.mark), begun: true, ..Self::default() };
     }
@@ -72,7 +71,7 @@ impl Outline {
         self.bytes + self.choices.len() * size_of::<u64>()
     }
 
-    /// A choice says something; `None` where there is no room to note that.
+    /// Records that a choice has begun; `None` if there is no room.
     pub fn note_choice(&mut self, index: u64) -> Option<()> {
         if self.choices.contains(&index) {
             return Some(());
@@ -80,8 +79,8 @@ impl Outline {
         (self.choices.len() < PARTS_MAX).then(|| self.choices.push(index))
     }
 
-    /// A piece of a tool call was said. Returns the call's place, or `None` where there is no room for another one. A
-    /// piece with another id than its call's begins another call under the same number.
+    /// Records a piece of a tool call. Returns the index of the call, or `None` if there is no room for another one.
+    /// A piece with another id than its call's begins another call with the same number.
     pub fn note_piece(&mut self, piece: Piece<'_>) -> Option<usize> {
         self.note_choice(piece.index)?;
         let found = self.calls.iter().rposition(|call| call.has(piece));
@@ -124,7 +123,7 @@ impl Outline {
         Some(self.calls.len() - 1)
     }
 
-    /// An event of the entry `at` was delivered, which `begins` a generation or not.
+    /// Records a delivered event of the entry `at`; `begins` if it begins a generation.
     pub(crate) fn pass_event(&mut self, at: EntryId, event: &Event<'_>, begins: bool) {
         match *event {
             Event::Start { .. } => self.begin(Some(at)),
@@ -143,7 +142,7 @@ impl Outline {
         }
     }
 
-    /// A frame was delivered, or the first `len` bytes of its text.
+    /// Records a delivered frame, or the first `len` bytes of its text.
     pub(crate) fn pass_frame(&mut self, frame: &Frame, len: usize) {
         match &frame.body {
             FrameBody::Gap => {}

@@ -1,11 +1,11 @@
-//! The parts of a generation in a provider's own form: which tool calls and texts there are, under which names later
-//! events mean them, and how much of each was emitted.
+//! The parts of a generation in a provider's own form: its tool calls and texts, the names by which later events
+//! refer to them, and how much of each was emitted.
 //!
-//! A part is found by its names: hashes of what a provider calls it (an index, an id, a place in the output). A name
-//! belongs to the part that took it last. Everything here costs the same however many parts there are.
+//! A part is found by its names: hashes of a provider's identifiers for it (an index, an id, a place in the output).
+//! A name belongs to the part that took it last. The cost of all operations is independent of the number of parts.
 //!
-//! Text is remembered by its length and hash alone. That is enough to tell whether a text that is given as a whole
-//! repeats what was emitted, goes on from it, or is another one.
+//! Of a text, only its length and hash are kept. That is enough to decide whether a complete text repeats what was
+//! emitted, continues it, or is a different one.
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -13,27 +13,27 @@ use std::sync::Arc;
 use super::Trie;
 use super::shard::Fnv;
 
-/// The counted size of a part beside its strings, in bytes: the part itself, its names, and its share of the trie nodes
-/// above them.
+/// The counted size of a part besides its strings, in bytes: the part itself, its names, and its share of the trie
+/// nodes above them.
 const PART_BYTES: usize = 256;
 /// The counted size of a choice, in bytes.
 const CHOICE_BYTES: usize = 64;
-/// The choices whose calls are followed are those below this number.
+/// The calls of choices with a number below this are followed.
 pub(crate) const CHOICES_MAX: u64 = 1024;
 
-/// How much of a text was emitted, *unescaped*.
+/// The length and hash of the emitted part of a text, *unescaped*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TextDigest {
-    /// Its bytes.
+    /// The length in bytes.
     pub len: usize,
     hash: u64,
 }
 
 impl TextDigest {
-    /// Nothing.
+    /// Nothing was emitted.
     pub const NONE: Self = Self { len: 0, hash: 0xcbf2_9ce4_8422_2325 };
 
-    /// As much as that.
+    /// The digest of a text.
     #[must_use]
     pub fn of(text: &str) -> Self {
         let mut emitted = Self::NONE;
@@ -41,7 +41,7 @@ impl TextDigest {
         emitted
     }
 
-    /// More was emitted.
+    /// Adds text that was emitted.
     pub fn push(&mut self, text: &str) {
         let mut hash = Fnv::from(self.hash);
         hash.write(text.as_bytes());
@@ -56,14 +56,14 @@ impl Default for TextDigest {
     }
 }
 
-/// The hash of a provider's name for something: of a kind of name, numbers, and an id. Never 0.
+/// The hash of a provider's name for a part: a kind of name, numbers, and an id. Never 0.
 #[must_use]
 pub(crate) fn name_of(kind: u8, numbers: [u64; 2], id: &str) -> u64 {
     let mut hash = Fnv::default();
     hash.write(&[kind]);
     numbers.iter().for_each(|number| hash.write(&number.to_le_bytes()));
     hash.write(id.as_bytes());
-    // FNV's low bits are its weaker ones, and the trie goes by them.
+    // The low bits of FNV are its weaker ones, and the trie uses them.
     let mixed = (hash.finish() ^ (hash.finish() >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ (mixed >> 29)).max(1)
 }
@@ -71,37 +71,37 @@ pub(crate) fn name_of(kind: u8, numbers: [u64; 2], id: &str) -> u64 {
 /// A tool call, or a part of the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// The kind of part, as a number to which the provider's form gives a meaning.
+    /// The kind of part, a number whose meaning depends on the provider's form.
     pub kind: u8,
-    /// The choice that it belongs to.
+    /// The choice of the part.
     pub choice: u64,
     /// The number of the call within its choice.
     pub call: u64,
-    /// The hash of the call's id, 0 while nobody has said one.
+    /// The hash of the call's id; 0 until an event has one.
     pub id: u64,
-    /// The hash of the tool's name, 0 while nobody has said one.
+    /// The hash of the tool's name; 0 until an event has one.
     pub name: u64,
-    /// Whether anything was said of the call.
+    /// Whether anything of the call was emitted.
     pub is_begun: bool,
-    /// How much was emitted of its text or arguments.
+    /// How much of its text or arguments was emitted.
     pub emitted: TextDigest,
-    /// In which ways its whole text was given so far, as bits.
+    /// The ways in which its complete text has been received, as bits.
     pub confirmed: u8,
-    /// The hash of the id of the item that it is of, 0 while nobody has said one: the first where they change.
+    /// The hash of the id of its item; 0 until an event has one. If the ids change, the first one.
     pub item: u64,
-    /// How that id came.
+    /// What was observed about the item's ids.
     pub ids: Ids,
-    /// The announcement of a call, as far as it is not emitted yet.
+    /// The announcement of a call, if it was not emitted yet.
     pub waiting: Option<Arc<Waiting>>,
-    /// The names under which it can be found: by place, by id, by a further one; 0: none.
+    /// The names by which it can be found: by place, by id, by another one; 0: none.
     pub(crate) names: [u64; NAMES],
 }
 
-/// The names that a part can have.
+/// The number of names that a part can have.
 const NAMES: usize = 3;
 
 impl Part {
-    /// Its name of that sort (by place, by id, a further one); 0: none.
+    /// The name of that sort (by place, by id, another one); 0: none.
     #[must_use]
     pub const fn named(&self, sort: usize) -> u64 {
         self.names[sort]
@@ -112,26 +112,26 @@ impl Part {
     }
 }
 
-/// How the id of a part's item came.
+/// What was observed about the ids of a part's item.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ids {
-    /// At most once.
+    /// At most one event had an id.
     #[default]
     One,
-    /// With several events, always the same.
+    /// Several events had an id, always the same one.
     Steady,
-    /// Another one too.
+    /// Events had different ids.
     Changing,
 }
 
-/// The announcement of a tool call, before any piece of its arguments. Strings are *escaped*.
+/// The announcement of a tool call before any piece of its arguments. Strings are *escaped*.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     /// The provider's id of the call.
     pub id: Option<Box<str>>,
     /// The tool's name.
     pub name: Option<Box<str>>,
-    /// Arguments that were given at once. They count where no piece has any.
+    /// Arguments in the announcement itself. They count only if no piece has any.
     pub arguments: Box<str>,
 }
 
@@ -147,31 +147,31 @@ impl Waiting {
 /// The calls of a choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// The number of the next call.
+    /// The number that the next call gets.
     pub next: u64,
-    /// The call that is going on.
+    /// The call that pieces without a name continue.
     pub current: Option<u64>,
 }
 
-/// The parts of a generation, each in a *slot* of its own: a number that is never used again.
+/// The parts of a generation, each in a *slot*: a number that is never reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     slots: Trie<Part>,
-    /// From name to slot.
+    /// Maps names to slots.
     names: Trie<u64>,
     choices: Trie<Choice>,
     next: u64,
     /// No slot below this one is in use.
     oldest: u64,
-    /// Whether parts had to be forgotten, for want of room.
+    /// Whether parts had to be dropped for lack of room.
     pub has_forgotten: bool,
-    /// How many parts have something waiting.
+    /// How many parts have an announcement waiting.
     waiting: usize,
     bytes: usize,
 }
 
 impl Parts {
-    /// None.
+    /// No parts.
     pub const NONE: Self = Self {
         slots: Trie::new(),
         names: Trie::new(),
@@ -189,13 +189,13 @@ impl Parts {
         self.bytes
     }
 
-    /// Whether anything that was announced is not emitted yet.
+    /// Whether an announcement is waiting.
     #[must_use]
     pub const fn has_waiting(&self) -> bool {
         self.waiting > 0
     }
 
-    /// The parts of which something is waiting, in the order in which they began.
+    /// The parts with an announcement waiting, in the order in which they began.
     #[must_use]
     pub fn waiting(&self) -> Vec<u64> {
         if self.waiting == 0 {
@@ -218,14 +218,14 @@ impl Parts {
         self.slots.iter()
     }
 
-    /// The part that has a name.
+    /// The part with a name.
     #[must_use]
     pub fn find(&self, name: u64) -> Option<u64> {
         let slot = *self.names.get(name)?;
         self.slots.get(slot).map(|_| slot)
     }
 
-    /// A part begins; its slot.
+    /// Adds a part and returns its slot.
     pub fn insert(&mut self, part: Part) -> u64 {
         let slot = self.next;
         self.next += 1;
@@ -245,7 +245,7 @@ impl Parts {
         self.slots.insert(slot, part);
     }
 
-    /// A part takes a name of that sort, and lets go of the one that it had.
+    /// Gives a part a name of that sort in place of the one that it had.
     pub fn take_name(&mut self, slot: u64, sort: usize, name: u64) {
         let Some(part) = self.slots.get(slot) else { return };
         let former = part.names[sort];
@@ -265,7 +265,7 @@ impl Parts {
         }
     }
 
-    /// A part is over, and nothing will be said of it again.
+    /// Removes a part about which no event will follow.
     pub fn remove(&mut self, slot: u64) {
         let Some(part) = self.slots.remove(slot) else { return };
         self.bytes -= part.len_bytes();
@@ -273,12 +273,12 @@ impl Parts {
         part.names.iter().for_each(|name| self.let_go(slot, *name));
     }
 
-    /// The part that began first, where they take more than `bytes_max`.
+    /// The oldest part, if the parts take more than `bytes_max`.
     pub fn oldest_beyond(&mut self, bytes_max: usize) -> Option<u64> {
         if self.bytes <= bytes_max || self.slots.is_empty() {
             return None;
         }
-        // Each slot is passed over once in the life of a generation.
+        // Each slot is skipped once in the life of a generation.
         while self.slots.get(self.oldest).is_none() {
             self.oldest += 1;
         }
@@ -291,7 +291,7 @@ impl Parts {
         (choice < CHOICES_MAX).then(|| self.choices.get(choice).copied().unwrap_or_default())
     }
 
-    /// Sets what is known of the calls of a choice that is followed.
+    /// Records the calls of a choice that is followed.
     pub fn set_choice(&mut self, choice: u64, calls: Choice) {
         if self.choices.get(choice).is_none() {
             self.bytes += CHOICE_BYTES;
@@ -299,7 +299,7 @@ impl Parts {
         self.choices.insert(choice, calls);
     }
 
-    /// Forgets the parts and their names, and goes on numbering the calls.
+    /// Removes the parts and their names, but continues to number the calls.
     pub fn forget(&mut self) {
         let mut choices = Trie::new();
         for (choice, calls) in self.choices.iter() {

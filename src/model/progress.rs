@@ -1,48 +1,47 @@
-//! The progress of a generation that comes in a provider's own form: facts that are kept from one entry to the next.
+//! The progress of a generation in a provider's own form: what is kept from one entry to the next.
 //!
-//! A copy is made for every entry that changes it, so all that can grow is shared between the copies.
+//! Every entry that changes it makes a copy, so the copies share everything that can grow.
 
 use std::sync::Arc;
 
 use super::parts::name_of;
 use super::{EntryId, Parts, TextDigest, Trie};
 
-/// The most bytes that are kept of one generation's parts, by [`Parts::len_bytes`]. Beyond it the oldest parts are
-/// emitted and forgotten.
+/// The most bytes kept of one generation's parts, by [`Parts::len_bytes`]. Beyond it the oldest parts are emitted and
+/// dropped.
 pub(crate) const PARTS_BYTES_MAX: usize = 256 * 1024;
-/// The most bytes that are kept of one generation, by [`Progress::len_bytes`].
+/// The most bytes kept of one generation, by [`Progress::len_bytes`].
 pub const PROGRESS_BYTES_MAX: usize = PARTS_BYTES_MAX
     + USAGE_BYTES_MAX
     + REASONS_MAX * (KEPT_BYTES + REASON_BYTES_MAX)
     + MEMBERS_MAX * KEPT_BYTES;
-/// The longest token counts that are kept.
+/// The longest token counts that are kept, in bytes.
 pub(crate) const USAGE_BYTES_MAX: usize = 8 * 1024;
-/// The longest finish reason that is kept.
+/// The longest finish reason that is kept, in bytes.
 const REASON_BYTES_MAX: usize = 1024;
-/// The most finish reasons that are kept: more choices are not followed.
+/// The most finish reasons that are kept: further choices are not followed.
 const REASONS_MAX: usize = 64;
-/// The most hashes of further members that are kept.
+/// The most hashes of additional members that are kept.
 const MEMBERS_MAX: usize = 1024;
-/// The counted size of one of these beside its strings, in bytes.
+/// The counted size of one of these besides its strings, in bytes.
 const KEPT_BYTES: usize = 64;
 
-/// The facts from a generation's entries on which later entries build. Strings are *escaped*, as in
-/// [`Event`](super::Event).
+/// What later entries of a generation depend on. Strings are *escaped*, as in [`Event`](super::Event).
 ///
-/// Part of the state that crosses the seam, and shared by all who stand at the same place.
+/// Part of the state that crosses the seam, shared by all readers at the same position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Why the choices ended, in the provider's word.
+    /// Why the choices ended, in the provider's words.
     pub finish_reasons: Trie<Arc<str>>,
-    /// The choice that was the first to say so.
+    /// The choice that ended first.
     pub(crate) first_finished: u64,
     /// Token counts, JSON.
     pub usage: Option<Arc<str>>,
-    /// The choices that have said something, as bits; those above 63 are not followed.
+    /// The choices that have begun, as bits; those above 63 are not followed.
     pub begun: u64,
     /// The choices that have ended, as bits.
     pub finished: u64,
-    /// The hash of the id of the message or response, 0 while nobody has said one.
+    /// The hash of the id of the message or response; 0 until an event has one.
     pub message: u64,
     /// Its tool calls and texts.
     pub parts: Parts,
@@ -50,24 +49,23 @@ pub struct Progress {
     pub calls: u64,
     /// How much was emitted on each channel whose text may be repeated as a whole.
     pub totals: [TextDigest; TOTALS],
-    /// The hashes of further members that were emitted, so that those that are repeated are not.
+    /// The hashes of additional members that were emitted, so that repetitions are dropped.
     pub(crate) emitted_members: Trie<()>,
-    /// The newest entry that belongs to the generation, and how the stream stood there; kept once nothing more needs
-    /// to come.
+    /// The newest entry of the generation and the stream's counters there; kept once nothing more has to follow.
     pub newest: Newest,
 }
 
-/// An entry under whose id a generation may come to its end, and the stream's state there. Heartbeats that follow it
-/// then come after the end, and are not counted.
+/// The entry under whose id a generation may end without an entry of its own, and the stream's counters there.
+/// Heartbeats after it then come after the end, and do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newest {
     /// The entry.
     pub id: EntryId,
     /// The stream's ordinal.
     pub ordinal: Option<u64>,
-    /// The highest number of the generation.
+    /// The highest `seq` of the generation.
     pub seq: Option<u64>,
-    /// Whether the next number is taken as it comes.
+    /// Whether the next `seq` is accepted as it is.
     pub blind: bool,
 }
 
@@ -75,7 +73,7 @@ pub struct Newest {
 pub(crate) const TOTALS: usize = 4;
 
 impl Progress {
-    /// Nothing said yet.
+    /// The progress before the first event.
     pub const NONE: Self = Self {
         finish_reasons: Trie::new(),
         first_finished: 0,
@@ -90,7 +88,7 @@ impl Progress {
         newest: Newest { id: EntryId::ZERO, ordinal: None, seq: None, blind: false },
     };
 
-    /// The progress that was kept, else that of a generation that has said nothing.
+    /// The kept progress, or that of a generation before its first event.
     #[must_use]
     pub fn known(kept: Option<&Self>) -> &Self {
         static NOTHING: Progress = Progress::NONE;
@@ -105,15 +103,14 @@ impl Progress {
         reasons + usage + self.emitted_members.len() * KEPT_BYTES + self.parts.len_bytes()
     }
 
-    /// Why the generation ended: the first choice's word, else that of the one that said so first.
+    /// Why the generation ended: the reason of the first choice, or else that of the choice that ended first.
     #[must_use]
     pub fn finish_reason(&self) -> Option<&str> {
         let reason = self.finish_reasons.get(0).or_else(|| self.finish_reasons.get(self.first_finished));
         reason.map(|reason| &**reason)
     }
 
-    /// A choice has said why it ended. Of more choices than can be kept that is not known; `None` where the reason is
-    /// longer than any word.
+    /// Records why a choice ended, if there is room. `None` if the reason is longer than the limit.
     pub fn finish(&mut self, index: u64, reason: &str) -> Option<()> {
         if reason.len() > REASON_BYTES_MAX {
             return None;
@@ -129,7 +126,7 @@ impl Progress {
         Some(())
     }
 
-    /// Notes a further member that is about to be emitted; false where it was emitted before.
+    /// Records an additional member that is about to be emitted; false if it was emitted before.
     pub(crate) fn note_member(&mut self, json: &str) -> bool {
         let hash = Self::member_hash(json);
         if self.emitted_members.get(hash).is_some() {
@@ -141,7 +138,7 @@ impl Progress {
         true
     }
 
-    /// Whether a further member was emitted before.
+    /// Whether an additional member was emitted before.
     pub(crate) fn has_emitted(&self, json: &str) -> bool {
         self.emitted_members.get(Self::member_hash(json)).is_some()
     }
@@ -150,7 +147,7 @@ impl Progress {
         name_of(0, [0, 0], json)
     }
 
-    /// Whether every choice that has said something has said why it ended: nothing more needs to come.
+    /// Whether every choice that has begun has also ended, so that nothing more has to follow.
     #[must_use]
     pub const fn is_finishing(&self) -> bool {
         !self.finish_reasons.is_empty() && self.begun & !self.finished == 0

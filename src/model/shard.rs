@@ -1,10 +1,11 @@
-//! Which of several threads a stream belongs to.
+//! Maps streams to threads.
 
 use std::hash::Hasher;
 
 use super::StreamName;
 
-/// FNV-1a, 64 bit (Fowler, Noll, Vo): short, the same in every build, and spreads names that differ in a digit.
+/// FNV-1a, 64 bit (Fowler, Noll, Vo): short, the same in every build, and it separates names that differ in one
+/// digit.
 #[derive(Clone, Copy, Debug)]
 pub struct Fnv(u64);
 
@@ -15,7 +16,7 @@ impl Default for Fnv {
 }
 
 impl From<u64> for Fnv {
-    /// Goes on from where another one had come to.
+    /// Continues from the result of another hasher.
     fn from(reached: u64) -> Self {
         Self(reached)
     }
@@ -32,7 +33,7 @@ impl Hasher for Fnv {
     }
 }
 
-/// Which of `count` threads a stream belongs to; stable as long as the daemon runs.
+/// The index of the thread, of `count`, that a stream belongs to; stable while the daemon runs.
 #[must_use]
 pub fn shard(stream: &StreamName, count: usize) -> usize {
     let mut hash = Fnv::default();

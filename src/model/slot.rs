@@ -1,12 +1,12 @@
-//! References to the content of a thread's table, for messages that come back to it.
+//! References to an item in a thread's table, for messages that return to that thread.
 
-/// A slot of a table together with the generation of its content, so that a message about former
-/// content is told from one about its successor.
+/// A slot of a table together with the generation of its content, so that a message about former content can be
+/// distinguished from one about its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot {
     /// The index in its owner's table.
     pub index: usize,
-    /// Differs between two contents of one index.
+    /// Differs between successive contents of one index.
     pub generation: u64,
 }
 
@@ -15,6 +15,6 @@ pub struct Slot {
 pub struct JobRef {
     /// The delivery thread.
     pub delivery: usize,
-    /// Its job.
+    /// The job in its table.
     pub slot: Slot,
 }

@@ -1,27 +1,27 @@
-//! The state that a reader of a stream needs beside its position to read on correctly.
+//! What a reader of a stream needs besides its position to continue correctly.
 
 use std::sync::Arc;
 
 use super::{EntryId, Newest, Progress};
 
-/// Where the newest generation stands.
+/// The phase of the newest generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing has been said yet.
+    /// No generation has begun.
     #[default]
     Idle,
-    /// A generation is going on.
+    /// A generation is open.
     Open,
-    /// It ended with an `end` entry, whose id this is.
+    /// It ended with the `end` entry with this id.
     Ended(EntryId),
-    /// It ended with an `error` entry of the producer's, whose id this is.
+    /// It ended with the producer's `error` entry with this id.
     Failed(EntryId),
     /// Its producer was given up: the daemon wrote the `producer_lost` entry with this id.
     Lost(EntryId),
 }
 
 impl Phase {
-    /// The id of the terminal entry, once there is one.
+    /// The id of the terminal entry, if there is one.
     #[must_use]
     pub const fn terminal(self) -> Option<EntryId> {
         match self {
@@ -31,35 +31,35 @@ impl Phase {
     }
 }
 
-/// The state of a stream right after some entry. Two readers that have read the same entries hold
-/// equal states; it crosses the seam between history and live together with the id. Cheap to clone.
+/// The state of a stream right after some entry. Two readers that have read the same entries have equal states; the
+/// state crosses the seam between history and live together with the id. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamState {
-    /// Where the newest generation stands.
+    /// The phase of the newest generation.
     pub phase: Phase,
-    /// The newest generation's id, escaped, where its `start` gave one.
+    /// The newest generation's escaped id, if its `start` gave one.
     pub generation: Option<Arc<String>>,
     /// The highest `seq` of the newest generation.
     pub seq: Option<u64>,
-    /// Whether entries before this point were removed unseen: the next `seq` is then taken as it comes
-    /// instead of being held against the last one.
+    /// Whether entries before this point were removed unread: the next `seq` is then accepted as it is instead of
+    /// being compared with the last one.
     pub blind: bool,
-    /// How many entries were ever added to the stream up to this point, where that can be known: with it
-    /// a later reader can tell whether anything in between was trimmed.
+    /// How many entries were ever added to the stream up to this point, if that is known: with it a later reader can
+    /// tell whether anything in between was trimmed.
     pub ordinal: Option<u64>,
-    /// The progress of a generation that comes in a provider's own form. Once it has ended: the progress of its
-    /// successor, from entries that come before the successor begins.
+    /// The progress of a generation in a provider's own form. Once the generation has ended: the progress of its
+    /// successor, from entries that precede the successor's beginning.
     pub progress: Option<Arc<Progress>>,
 }
 
 impl StreamState {
-    /// Another generation begins; what is known of the stream as a whole stays.
+    /// Begins another generation; what is known of the stream as a whole remains.
     pub fn begin(&mut self, phase: Phase, generation: Option<Arc<String>>) {
         *self = Self { phase, generation, ordinal: self.ordinal, ..Self::default() };
     }
 
-    /// Becomes what `other` is. The counter of a generation's name that both share, which lies elsewhere in memory,
-    /// is not touched.
+    /// Copies `other`. If both share the generation's name, its reference count, which lies elsewhere in memory, is
+    /// not touched.
     pub fn assign(&mut self, other: &Self) {
         let Self { phase, generation, seq, blind, ordinal, progress } = other;
         if self.generation.as_ref().map(Arc::as_ptr) != generation.as_ref().map(Arc::as_ptr) {
@@ -71,15 +71,15 @@ impl StreamState {
         (self.phase, self.seq, self.blind, self.ordinal) = (*phase, *seq, *blind, *ordinal);
     }
 
-    /// The newest entry of a generation to whose end nothing but the provider's last word is missing: it is over where
-    /// nothing more comes for a while.
+    /// The newest entry of a generation that lacks only the provider's final event: the generation is over if nothing
+    /// more follows for a while.
     #[must_use]
     pub fn finishing(&self) -> Option<EntryId> {
         let progress = self.progress.as_deref()?;
         (progress.is_finishing() && self.phase.terminal().is_none()).then_some(progress.newest.id)
     }
 
-    /// The entry that was just passed belongs to the generation, if that is finishing.
+    /// Records the entry that was just passed as the newest of the generation, if that is finishing.
     pub fn note_newest(&mut self, id: EntryId) {
         if self.finishing().is_some()
             && let Some(progress) = &mut self.progress
@@ -89,7 +89,7 @@ impl StreamState {
         }
     }
 
-    /// One more entry was passed, whatever it was.
+    /// Counts one more passed entry, of whatever kind.
     pub fn pass(&mut self) {
         self.ordinal = self.ordinal.map(|ordinal| ordinal.saturating_add(1));
     }
@@ -99,7 +99,7 @@ impl StreamState {
 mod tests {
     use super::*;
 
-    /// It is copied for every frame.
+    /// A state is copied for every frame.
     #[test]
     fn a_state_stays_small() {
         assert!(size_of::<StreamState>() <= 80, "{} bytes", size_of::<StreamState>());

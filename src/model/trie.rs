@@ -1,9 +1,9 @@
-//! A map whose copies share what they have in common: a copy costs a reference count, and a change the nodes on the
-//! way to one key, however large the map is.
+//! A map whose copies share their common nodes: a copy costs a reference count, and a change copies the nodes on the
+//! path to one key, however large the map is.
 //!
-//! The state of a stream is copied for every frame, and nearly every entry changes it; so what is kept of a
-//! generation must cost the same for the thousandth part as for the first. Keys are spread by their low bits,
-//! three a level; counters and hashes both fit that. The order of [`Trie::iter`] is a function of the keys alone.
+//! The state of a stream is copied for every frame, and nearly every entry changes it, so recording the thousandth
+//! part of a generation must cost the same as recording the first. Keys are distributed by their low bits, three per
+//! level, which suits both counters and hashes. The order of [`Trie::iter`] depends on the keys alone.
 
 use std::sync::Arc;
 
@@ -37,13 +37,13 @@ impl<V> Trie<V> {
         Self { root: Link::Empty, len: 0 }
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no key.
+    /// Whether there are no keys.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -87,7 +87,7 @@ impl<V: Clone> Trie<V> {
         insert(&mut self.root, (key, 0), Arc::new((key, value)));
     }
 
-    /// Removes a key; its value, if it was there.
+    /// Removes a key and returns its value, if there was one.
     pub fn remove(&mut self, key: u64) -> Option<V> {
         let value = self.get(key).cloned()?;
         self.len -= 1;
@@ -96,7 +96,7 @@ impl<V: Clone> Trie<V> {
     }
 }
 
-/// The place of what is left of a key in a branch.
+/// The index of a key's remaining bits in a branch.
 fn place(rest: u64) -> usize {
     usize::try_from(rest % FANOUT as u64).unwrap_or(0)
 }
@@ -120,8 +120,8 @@ fn insert<V: Clone>(link: &mut Link<V>, (key, depth): (u64, u32), leaf: Arc<(u64
     }
 }
 
-/// Removes a key that is there. A branch with one leaf left becomes that leaf, so that the shape depends on the
-/// keys alone.
+/// Removes an existing key. A branch with one leaf left becomes that leaf, so that the shape depends on the keys
+/// alone.
 fn remove<V: Clone>(link: &mut Link<V>, rest: u64) {
     let Link::Branch(links) = link else {
         *link = Link::Empty;
@@ -156,8 +156,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// It holds what a map of the standard library holds, its copies stay what they were, and its shape depends on
-        /// its keys alone.
+        /// The trie agrees with a map of the standard library, its copies do not change, and its shape depends on its
+        /// keys alone.
         #[test]
         fn holds_what_a_map_holds(
             steps in prop::collection::vec((any::<bool>(), prop_oneof![0..20_u64, any::<u64>(), Just(1 << 63)], 0..9_u8), 0..80),

@@ -1,7 +1,7 @@
-//! The wire forms of a frame's JSON: WebSocket text frame, SSE event, and the JSON that names its stream.
+//! The wire forms of a frame's JSON: WebSocket text frame, SSE event, and the JSON that contains the stream's name.
 //!
-//! Server frames are unmasked, so that the same bytes serve every viewer. Nothing is parsed here: the
-//! JSON was made by this crate or validated before.
+//! Server frames are unmasked, so the same bytes serve every viewer. Nothing is parsed here: this crate created the
+//! JSON or validated it before.
 
 use super::frame::HEADER_BYTES_MAX;
 use super::{Frame, FrameBody, Position, StreamName};
@@ -10,7 +10,7 @@ use super::{Frame, FrameBody, Position, StreamName};
 const FINAL_TEXT: u8 = 0x81;
 
 impl Frame {
-    /// The frame as an SSE event. Its `id:` is the frame's `id`; a producer's gap has none.
+    /// The frame as an SSE event. Its `id:` is the frame's `id`; a gap in a producer's numbers has none.
     pub fn sse(&self) -> &[u8] {
         let id = (!matches!(self.body, FrameBody::Gap)).then_some(self.last);
         self.sse.get_or_init(|| sse_event(id, self.json()).into())
@@ -33,8 +33,8 @@ pub fn websocket_text(json: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An SSE event: `id:` where there is one, and the JSON as `data:`. Line breaks between the JSON's
-/// tokens become `data:` lines of their own, which a client joins by LF: the same value.
+/// An SSE event: `id:` if there is one, and the JSON as `data:`. Line breaks between the JSON's tokens begin further
+/// `data:` lines, which a client joins by LF: the same value.
 #[must_use]
 pub fn sse_event(id: Option<Position>, json: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(json.len() + 64);
@@ -59,8 +59,8 @@ pub fn sse_event(id: Option<Position>, json: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A frame's JSON with `"stream"` behind its `type`, unless it is there already. Frames begin with
-/// their `type`, a word without escapes.
+/// A frame's JSON with `"stream"` after its `type`, unless it has that member already. Frames begin with their
+/// `type`, a word without escapes.
 #[must_use]
 pub fn with_stream(json: &[u8], stream: &StreamName) -> Vec<u8> {
     const BEGIN: &[u8] = b"{\"type\":\"";
@@ -74,8 +74,8 @@ pub fn with_stream(json: &[u8], stream: &StreamName) -> Vec<u8> {
     [head, b",\"stream\":\"", stream.as_str().as_bytes(), b"\"", rest].concat()
 }
 
-/// Writes the header into the room of [`HEADER_BYTES_MAX`] bytes that `buffer` begins with, right before
-/// the payload, and returns how many of them it takes.
+/// Writes the header into the [`HEADER_BYTES_MAX`] bytes at the start of `buffer`, right before the payload, and
+/// returns its length.
 #[allow(clippy::cast_possible_truncation, reason = "the length is matched against each width first")]
 pub(crate) fn put_header(buffer: &mut [u8]) -> usize {
     let payload = buffer.len() - HEADER_BYTES_MAX;
