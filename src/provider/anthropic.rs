@@ -1,8 +1,9 @@
 //! Events of Anthropic's Messages API.
 //!
-//! Blocks of text and thinking need no memory: their deltas say what they are. Of a tool's block is kept which call
-//! it is. The tools that Anthropic runs itself, their results, citations, signatures and redacted thinking have no
-//! native form: their events become `custom`. So does what is left of an event that is understood but for some members.
+//! Blocks of text and thinking need no state: each delta contains its type. Of a tool's block, the call that it
+//! belongs to is kept. The tools that Anthropic runs itself, their results, citations, signatures and redacted
+//! thinking have no native form: their events become `custom`. So do the members of other events that are not
+//! understood.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use super::value::{call_id, counts, id, number, quoted, text, tool_name, word};
 use crate::json;
 use crate::model::{Event, Parts, Progress, USAGE_BYTES_MAX, name_of};
 
-/// Members of a message that say nothing to a viewer, or are read here.
+/// Members of a message that viewers do not need, or that are read here.
 const BLOCK_FRAMING: [&str; 1] = ["index"];
 const STOP: [&str; 4] = ["stop_reason", "stop_sequence", "stop_details", "type"];
 
@@ -54,8 +55,8 @@ pub(super) fn read<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     draft.emit(event)
 }
 
-/// Begins a message. The same one may be begun twice, as by proxies that try again; another one begins anew. Content
-/// that it holds already is emitted.
+/// Begins a message. The same message may begin twice, for example behind a proxy that retries; a different one
+/// starts over. Content that the message already has is emitted.
 fn begin_message<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [message] = json::members(event, ["message"])?;
     let [name, usage, content] =
@@ -92,7 +93,7 @@ fn begin_block<'a>(event: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<
     Some(())
 }
 
-/// Reads a block that begins; whether it was understood. One without a place of its own is whole.
+/// Reads a block that begins, and returns whether it was understood. A block without an index is complete.
 fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> Option<bool> {
     let names = ["type", "text", "thinking", "id", "name", "input"];
     let ([kind, plain, thinking, call, name, input], has_rest) =
@@ -103,7 +104,7 @@ fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> 
         let arguments = input.map(|input| draft.keep(quoted(input))).unwrap_or_default();
         begin_tool(Piece { id: call_id(call)?, name: tool_name(name)?, arguments }, index, draft)?;
     } else {
-        // A block whose end was not announced is over where another one takes its place.
+        // A block that was not ended is over when another one takes its index.
         if let Some(slot) = former {
             draft.emit_waiting_of(slot)?;
             draft.change().parts.remove(slot);
@@ -131,7 +132,7 @@ fn read_block<'a>(block: &'a str, index: Option<u64>, draft: &mut Draft<'a>) -> 
     Some(true)
 }
 
-/// A tool's block begins. It is the one that was there where it has the same id.
+/// Begins a tool's block. If the block at this index has the same id, it is that block.
 fn begin_tool<'a>(piece: Piece<'a>, index: Option<u64>, draft: &mut Draft<'a>) -> Option<()> {
     let place = index.map(|index| index_name(0, index));
     let former = place.and_then(|place| draft.progress().parts.find(place));
@@ -207,7 +208,7 @@ fn read_message_delta<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     Some(())
 }
 
-/// One object with the members of both; what the later one says counts, unless that is nothing.
+/// One object with the members of both; the later one's values win, unless they are empty.
 fn merged(former: &str, later: &str) -> Option<String> {
     let mut members: Vec<(String, &str)> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();

@@ -84,7 +84,7 @@ fn tools_are_blocks() {
             "",
         ),
         (r#"{"type":"message_stop"}"#, r#"end tool_use {"output_tokens":7,"input_tokens":null,"c":0}"#),
-        // Late; then another.
+        // A late reason; then another message.
         (r#"{"type":"message_delta","delta":{"stop_reason":"late"}}"#, ""),
         (r#"{"type":"message_start","message":{"id":"m2","usage":{"input_tokens":6}}}"#, ""),
         (

@@ -16,7 +16,7 @@ fn what_is_kept_is_bounded() {
         emitted += story.emit(Form::Anthropic, &payload).matches("tool#").count();
         assert!(story.progress.len_bytes() <= PROGRESS_BYTES_MAX);
     }
-    // Those for which there was no more room were told, and the others are in the end.
+    // Calls for which there was no room were emitted early, and the others are emitted at the end.
     assert!((4000..5000).contains(&emitted), "{emitted}");
     emitted += story.emit(Form::Anthropic, r#"{"type":"message_stop"}"#).matches("tool#").count();
     assert_eq!(emitted, 5000);

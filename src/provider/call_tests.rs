@@ -1,4 +1,4 @@
-//! Tool calls: which pieces are one call, and when what was only announced is told.
+//! Tool calls: which pieces belong to one call, and when an announced call is emitted.
 
 use super::Form;
 use super::tests::{Story, anthropic, openai};
@@ -45,7 +45,7 @@ fn calls_are_numbered_in_the_order_in_which_they_begin() {
             r#"{"choices":[{"index":1,"delta":{"tool_calls":[{"index":4,"id":"a","function":{"name":"f","arguments":"1"}}]}},{"delta":{"tool_calls":[{"index":4,"id":"a","function":{"name":"f","arguments":"2"}}]}}]}"#,
             "tool#1.0 a f 1 | tool#0.0 a f 2",
         ),
-        // Choices beyond all reason have the provider's numbers.
+        // Choices above the limit keep the provider's numbers.
         (
             r#"{"choices":[{"index":5000,"delta":{"tool_calls":[{"index":4,"id":"a","function":{"name":"f","arguments":"1"}}]}}]}"#,
             "tool#5000.4 a f 1",
@@ -62,7 +62,7 @@ fn an_id_that_was_seen_goes_on_with_its_call() {
         (r#"{"function":{"arguments":"x"}}"#, "tool#0.0 - - x"),
         (r#"{"id":"c2","function":{"arguments":"]"}}"#, "tool#0.1 c2 - ]"),
     ]);
-    // Under another index too, where it is announced, goes on or is repeated there.
+    // An id under another index: the call is announced, continued or repeated there.
     check_calls(&[
         (r#"{"index":0,"id":"c1","function":{"name":"f","arguments":""}}"#, "tool#0.0 c1 f "),
         (r#"{"index":1,"id":"c1","function":{"name":"f","arguments":"{}"}}"#, "tool#0.0 c1 f {}"),
@@ -81,7 +81,7 @@ fn a_piece_without_index_and_id_is_of_the_call_that_is_going_on() {
         (r#"{"function":{"name":"f","arguments":"2"}}"#, "tool#0.0 - f 2"),
         (r#"{"function":{"arguments":"3"}}"#, "tool#0.0 - - 3"),
         (r#"{"function":{"name":"g","arguments":"4"}}"#, "tool#0.1 - g 4"),
-        // An index that comes later is of the call that has none.
+        // An index that comes later belongs to the call without one.
         (r#"{"index":0,"function":{"arguments":"5"}}"#, "tool#0.1 - - 5"),
         (r#"{"index":1,"function":{"arguments":"6"}}"#, "tool#0.2 - - 6"),
         (r#"{"index":0,"id":"late","function":{"arguments":"7"}}"#, "tool#0.1 late - 7"),
@@ -155,7 +155,7 @@ fn a_block_that_is_never_closed_is_told() {
     ]);
     anthropic(&[(BEGIN, ""), (r#"{"type":"error","error":{"type":"t"}}"#, "tool#0.0 t1 now {} | error t -")]);
     anthropic(&[(BEGIN, ""), (r#"{"error":{"code":7}}"#, "tool#0.0 t1 now {} | error 7 -")]);
-    // Its place is taken: by another call, a text, another message.
+    // Something else takes its index: another call, a text, another message.
     anthropic(&[
         (BEGIN, ""),
         (BEGIN_WITH_INPUT, "tool#0.0 t1 now {}"),
@@ -169,7 +169,7 @@ fn a_block_that_is_never_closed_is_told() {
         (BEGIN, ""),
         (r#"{"type":"content_block_stop","index":0}"#, "tool#0.3 t1 now {}"),
     ]);
-    // Once nothing more needs to come, nothing waits.
+    // Once nothing more has to follow, nothing waits.
     anthropic(&[
         (STOP_REASON, ""),
         (BEGIN_WITH_INPUT, r#"tool#0.0 t2 now {\"a\":1}"#),
@@ -211,7 +211,7 @@ fn a_function_call_that_is_only_announced_is_told() {
     ]);
 }
 
-/// Thousands of blocks and calls, and none is dropped; the thousandth costs what the first did.
+/// Thousands of blocks and calls: none is dropped, and the thousandth costs as much as the first.
 #[test]
 fn many_calls_are_told() {
     let mut story = Story::default();

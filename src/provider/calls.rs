@@ -1,24 +1,24 @@
 //! Which tool call a piece belongs to, and what is emitted of it.
 //!
-//! The number that a provider writes is a hint. A call is identified by its index, else by its id, else it is the one
-//! that is going on:
+//! The number that a provider writes is only a hint. A piece belongs to the call with its index, or else to the call
+//! with its id, or else to the call that is in progress:
 //!
-//! - a new id under an index that another call has begins another call, and what follows under the index is of the call
-//!   that took it last;
-//! - an id that was seen goes on with its call. Under another index too, where the piece brings no name, repeats the
-//!   arguments, or the call has none yet: some servers move a call from index to index. Otherwise it is another
-//!   call, by a server that gives all its calls the same id;
+//! - a new id under the index of another call begins another call, and later pieces with that index belong to the
+//!   call that took it last;
+//! - an id that was seen continues its call. This also holds under another index if the piece has no name, repeats
+//!   the arguments, or the call has no arguments yet: some servers move a call from index to index. Otherwise it is
+//!   another call, of a server that gives all its calls the same id;
 //! - a piece without index and id that names another tool begins another call.
 //!
-//! Frames number the calls of a choice in the order in which they begin. Those of choices from
-//! `CHOICES_MAX` on are not followed: they have the provider's numbers.
+//! Frames number the calls of a choice in the order in which they begin. Choices from `CHOICES_MAX` on are not
+//! followed: their calls keep the provider's numbers.
 
 use std::sync::Arc;
 
 use super::draft::{Draft, meant};
 use crate::model::{Choice, Event, PARTS_BYTES_MAX, Part, TextDigest, Waiting, name_of};
 
-/// The kinds of names that a provider has for a call.
+/// The kinds of names that a provider gives a call.
 const INDEX: u8 = 1;
 const ID: u8 = 2;
 const ITEM: u8 = 3;
@@ -35,10 +35,10 @@ pub(super) const BY_PLACE: usize = 0;
 pub(super) const BY_ID: usize = 1;
 pub(super) const BY_FURTHER: usize = 2;
 
-/// The most bytes that one call's announcement may keep waiting; a longer one is emitted at once.
+/// The most bytes of a call's announcement that may wait; a longer one is emitted at once.
 const WAITING_BYTES_MAX: usize = PARTS_BYTES_MAX / 8;
 
-/// One event's piece of a tool call. All strings are *escaped*.
+/// The piece of a tool call in one event. All strings are *escaped*.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Piece<'a> {
     pub(super) id: Option<&'a str>,
@@ -52,16 +52,16 @@ impl Piece<'_> {
     }
 }
 
-/// The choice and index that a provider gives for the call that a piece belongs to.
+/// The choice and index that a provider gives for the call of a piece.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hint {
     pub(super) choice: u64,
     pub(super) index: Option<u64>,
-    /// Whether the piece cannot belong to the call that is going on; decides where neither index nor id does.
+    /// Whether the piece cannot belong to the call in progress; decides if neither index nor id does.
     pub(super) begins: bool,
 }
 
-/// A call that is followed, by its slot, or one that is not, by its number.
+/// A call that is followed, with its slot, or one that is not, with its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Followed(u64),
@@ -93,8 +93,8 @@ impl<'a> Draft<'a> {
         self.progress().parts.find(name)
     }
 
-    /// The call that a piece belongs to, which begins with it or goes on. Of a piece that repeats a call under another
-    /// index the arguments are taken away.
+    /// The call that a piece begins or continues. If a piece repeats a call under another index, its arguments are
+    /// removed.
     pub(super) fn call_of(&mut self, hint: Hint, piece: &mut Piece<'_>) -> Call {
         let Hint { choice, index, begins } = hint;
         let Some(Choice { current, .. }) = self.progress().parts.choice(choice) else {
@@ -125,7 +125,7 @@ impl<'a> Draft<'a> {
         Call::Followed(slot)
     }
 
-    /// The one call of servers that know only one.
+    /// The only call of servers that support one call.
     pub(super) fn legacy_call(&mut self, choice: u64) -> Call {
         if self.progress().parts.choice(choice).is_none() {
             return Call::Numbered(0);
@@ -137,7 +137,7 @@ impl<'a> Draft<'a> {
         Call::Followed(slot)
     }
 
-    /// Whether a piece's id says that it is of another call.
+    /// Whether a piece's id shows that it belongs to another call.
     pub(super) fn has_other_id(&self, slot: u64, id: Option<&str>) -> bool {
         let own = self.part(slot).map_or(0, |part| part.id);
         own != 0 && id.is_some() && own != hash_of(OWN_ID, id)
@@ -148,7 +148,7 @@ impl<'a> Draft<'a> {
         own != 0 && name.is_some() && own != hash_of(OWN_NAME, name)
     }
 
-    /// Whether a piece whose id is a call's, but whose index is none that the call had, is of that call.
+    /// Whether a piece belongs to the call that has its id but not its index.
     fn is_moved(&self, slot: u64, piece: Piece<'_>) -> bool {
         let Some(part) = self.part(slot) else { return false };
         part.named(BY_PLACE) == 0
@@ -157,14 +157,14 @@ impl<'a> Draft<'a> {
             || part.emitted == TextDigest::of(&meant(piece.arguments))
     }
 
-    /// Whether a piece says again what was emitted of a call as a whole.
+    /// Whether a piece repeats the whole call that was emitted.
     fn is_repeated(&self, slot: u64, piece: Piece<'_>) -> bool {
         let is_whole = piece.id.is_some() && piece.name.is_some() && !piece.arguments.is_empty();
         let emitted = self.part(slot).filter(|part| part.named(BY_PLACE) != 0).map(|part| part.emitted);
         is_whole && emitted == Some(TextDigest::of(&meant(piece.arguments)))
     }
 
-    /// A call begins, and takes the next number of its choice.
+    /// Begins a call, which gets the next number of its choice.
     pub(super) fn begin_call(&mut self, choice: u64) -> u64 {
         let progress = self.change();
         progress.calls = progress.calls.saturating_add(1);
@@ -188,7 +188,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The number that frames give a call, in its choice.
+    /// The number of a call in frames, within its choice.
     pub(super) fn number_of(&self, call: Call) -> u64 {
         match call {
             Call::Numbered(number) => number,
@@ -208,7 +208,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Emits a piece of a call that is followed, with what is waiting of it.
+    /// Emits a piece of a followed call, together with its waiting announcement.
     pub(super) fn emit_piece(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
         let part = self.part(slot)?;
         let (choice, call) = (part.choice, part.call);
@@ -216,7 +216,7 @@ impl<'a> Draft<'a> {
         if let Some(waiting) = self.waiting_of(slot) {
             emitted.id = emitted.id.or(waiting.id);
             emitted.name = emitted.name.or(waiting.name);
-            // Arguments that were given at once keep waiting where this piece has none.
+            // Arguments in the announcement keep waiting if this piece has none.
             if piece.arguments.is_empty() && !waiting.arguments.is_empty() {
                 let arguments = waiting.arguments.into();
                 rest = Some(Arc::new(Waiting { arguments, ..Waiting::default() }));
@@ -244,8 +244,8 @@ impl<'a> Draft<'a> {
         self.emit(Event::ToolCall { index: choice, call, id, name, arguments })
     }
 
-    /// Emits the ids and names of the calls that were announced before one that is about to be emitted. Calls are emitted
-    /// in the order of their numbers, because many clients put them together by these.
+    /// Emits the ids and names of calls that were announced before the one about to be emitted. Calls are emitted in
+    /// the order of their numbers, because many clients assemble them by these.
     fn introduce_before(&mut self, slot: u64, choice: u64) -> Option<()> {
         let is_earlier = |earlier: &u64| {
             *earlier < slot && self.part(*earlier).is_some_and(|part| part.choice == choice && !part.is_begun)
@@ -258,8 +258,8 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// Notes what is said of a call before its arguments. It is emitted with the first piece of them, when nothing more
-    /// can come, or at once where it cannot wait.
+    /// Records the announcement of a call. It is emitted with the first piece of arguments, or when nothing more can
+    /// follow, or at once if it cannot wait.
     pub(super) fn announce(&mut self, slot: u64, piece: Piece<'a>) -> Option<()> {
         let Piece { id, name, arguments } = piece;
         let owned = |text: Option<&str>| text.map(Box::from);
@@ -279,8 +279,8 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// The piece of a part that is still waiting. Its strings are borrowed from the progress before the entry, so that
-    /// they live as long as the events.
+    /// The waiting announcement of a part. Its strings are borrowed from the progress before the entry, so they live
+    /// as long as the events.
     fn waiting_of(&self, slot: u64) -> Option<Piece<'a>> {
         let now = self.part(slot)?.waiting.as_ref()?;
         let found = self.before.parts.get(slot)?.waiting.as_deref()?;
@@ -291,7 +291,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Emits what is waiting of a part.
+    /// Emits the waiting announcement of a part.
     pub(super) fn emit_waiting_of(&mut self, slot: u64) -> Option<()> {
         let Some(waiting) = self.waiting_of(slot) else { return Some(()) };
         self.emit_piece(slot, Piece { id: None, name: None, ..waiting })?;
@@ -299,7 +299,7 @@ impl<'a> Draft<'a> {
         Some(())
     }
 
-    /// Emits all that is waiting.
+    /// Emits all waiting announcements.
     pub(super) fn emit_waiting(&mut self) -> Option<()> {
         for slot in self.progress().parts.waiting() {
             self.emit_waiting_of(slot)?;

@@ -1,13 +1,13 @@
 //! Chat completion chunks, as OpenAI, vLLM, llama.cpp, Ollama, Groq, Mistral, DeepSeek, OpenRouter and others send
 //! them.
 //!
-//! `content` may be a list of typed parts, as Mistral's; text and thinking are text, parts of other types become
-//! `custom`. Reasoning comes as `reasoning_content` or `reasoning`; servers that send both repeat the same text.
-//! Token counts and errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
+//! `content` may be a list of typed parts (Mistral): text and thinking become text, other parts become `custom`.
+//! Reasoning is in `reasoning_content` or `reasoning`; servers that send both repeat the same text. Token counts and
+//! errors may be in a choice (Moonshot, OpenRouter) or under `x_groq`.
 //!
-//! Members that are not understood follow the text as one `custom` event, a chunk of what is left: `choices` with the
-//! members of deltas, calls and choices that have no native form. In it a call has the number that its frames have.
-//! A chunk that says nothing else is passed on as it is.
+//! Members that are not understood follow the text as one `custom` event, a chunk with what is left: `choices` with
+//! the members of deltas, calls and choices that have no native form. A call in it has the number that its frames
+//! have. A chunk with nothing else is passed on unchanged.
 
 use super::calls::{Hint, Piece};
 use super::draft::Draft;
@@ -19,11 +19,11 @@ use crate::model::Event;
 /// Members of a delta that are read here.
 const DELTA: [&str; 6] =
     ["content", "refusal", "reasoning_content", "reasoning", "tool_calls", "function_call"];
-/// Members of a delta that say nothing to a viewer.
+/// Members of a delta that viewers do not need.
 const DELTA_FRAMING: [&str; 6] = ["role", "channel", "name", "logprobs", "token_id", "token_ids"];
 /// Members of a choice that are read here.
 const CHOICE: [&str; 7] = ["index", "delta", "finish_reason", "message", "text", "usage", "error"];
-/// Members of a choice about tokens, filters and samplers: the server's books, and nothing that the model said.
+/// Members of a choice about tokens, filters and samplers: the server's records, not the model's output.
 const CHOICE_FRAMING: [&str; 12] = [
     "logprobs",
     "content_filter_results",
@@ -69,7 +69,7 @@ pub(super) const CHUNK_FRAMING: [&str; 22] = [
 const CALL: [&str; 4] = ["index", "id", "type", "function"];
 const FUNCTION: [&str; 2] = ["name", "arguments"];
 
-/// The results of reading one choice, beside its events.
+/// The results of reading one choice, besides its events.
 #[derive(Default)]
 struct Choice<'a> {
     /// The members that were not understood, as a choice in JSON.
@@ -77,8 +77,8 @@ struct Choice<'a> {
     failure: Option<&'a str>,
 }
 
-/// Reads a chunk with these `choices`, or without. `usage` and `failure` are the chunk's own; `has_rest`: it has other
-/// members that say something.
+/// Reads a chunk with these `choices`, or without. `usage` and `failure` are the chunk's own; `has_rest`: it has
+/// other members with content.
 pub(super) fn read<'a>(
     chunk: &'a str,
     draft: &mut Draft<'a>,
@@ -102,12 +102,12 @@ pub(super) fn read<'a>(
     }
 }
 
-/// Says what is left of a chunk. Its own members are said once, as they are about the whole answer, and numbers and
-/// flags among them never.
+/// Emits what is left of a chunk. The chunk's own members apply to the whole answer, so they are emitted once;
+/// numbers and booleans among them are never emitted.
 fn emit_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draft<'_>) -> Option<()> {
     let own = if has_rest { words(&json::rest(chunk, &[&CHUNK, &CHUNK_FRAMING])?)? } else { String::new() };
     let own = if own.is_empty() || draft.progress().has_emitted(&own) { String::new() } else { own };
-    // Late members about an answer that is over begin no new one.
+    // Late members about an answer that is over do not begin a new one.
     let is_late = draft.follows_end && draft.is_empty();
     if rests.is_empty() && (own.is_empty() || is_late) {
         return Some(());
@@ -123,7 +123,7 @@ fn emit_rest((chunk, has_rest): (&str, bool), rests: &[String], draft: &mut Draf
     draft.emit_rest(format!(r#"{{"object":"chat.completion.chunk","choices":[{choices}]{comma}{own}}}"#))
 }
 
-/// The members of the inside of an object that are neither numbers nor flags.
+/// The members inside an object that are neither numbers nor booleans.
 fn words(inside: &str) -> Option<String> {
     let (object, mut words) = (format!("{{{inside}}}"), String::new());
     json::each_member(&object, |name, value| {
@@ -146,10 +146,10 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
     };
     let has_emitted_any = draft.len() > emitted_before;
     let has_value = |raw: Option<&str>| raw.is_some_and(json::has_value);
-    // A whole answer, or one of another interface; where a delta has said something, `text` repeats it.
+    // A whole answer, or one of another interface; if a delta had content, `text` repeats it.
     has_rest |= has_value(message) || !has_emitted_any && has_value(whole);
     let bit = 1_u64.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
-    // The first entry of the next generation may come while the former's progress is gone already.
+    // The first entry of the next generation may come after the previous progress was dropped.
     if has_emitted_any && draft.progress().begun & bit == 0 && bit != 0 {
         draft.change().begun |= bit;
     }
@@ -167,8 +167,8 @@ fn read_choice<'a>(choice: &'a str, draft: &mut Draft<'a>) -> Option<Choice<'a>>
     Some(Choice { rest, failure: failure.filter(|failure| json::has_value(failure)) })
 }
 
-/// The members of a choice that were not understood, as a choice of its own; `None` where there are none. `with_text`:
-/// `text` is one of them, as no delta has emitted it.
+/// The members of a choice that were not understood, as a choice of its own; `None` if there are none. `with_text`:
+/// `text` is one of them, because no delta has emitted it.
 fn rest_of_choice(choice: &str, (index, delta): (u64, &str), with_text: bool) -> Option<String> {
     let read =
         ["index", "delta", "finish_reason", "usage", "error", if with_text { "index" } else { "text" }];
@@ -180,7 +180,7 @@ fn rest_of_choice(choice: &str, (index, delta): (u64, &str), with_text: bool) ->
     Some(format!(r#"{{"index":{index},"delta":{{{delta}}}{comma}{own}}}"#))
 }
 
-/// Reads a delta; what is left of it, as the inside of an object.
+/// Reads a delta and returns what is left of it, as the inside of an object.
 fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<String> {
     let ([content, refusal, reasoning_content, reasoning, tool_calls, function_call], has_rest) =
         json::members_and_rest(delta, DELTA, &DELTA_FRAMING)?;
@@ -212,7 +212,7 @@ fn read_delta<'a>(delta: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<S
     Some(rest)
 }
 
-/// Typed parts of content: text, thinking, which has parts itself, and others.
+/// Reads typed parts of content: text, thinking (which has parts itself), and others.
 fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft<'a>) -> Option<()> {
     for (_, part) in json::elements(list)? {
         let ([kind, plain, thinking], has_rest) =
@@ -237,7 +237,8 @@ fn read_parts<'a>(list: &'a str, channel: &'a str, index: u64, draft: &mut Draft
     Some(())
 }
 
-/// Reads a piece of a tool call, after `at` others in its list; what is left of it, as a call of its own.
+/// Reads a piece of a tool call, preceded by `at` others in its list; returns what is left of it, as a call of its
+/// own.
 fn read_call<'a>(call: &'a str, (choice, at): (u64, usize), draft: &mut Draft<'a>) -> Option<Option<String>> {
     let ([index, id, kind, function], mut has_rest) = json::members_and_rest(call, CALL, &[])?;
     let (index, id) = (place(index)?, call_id(id)?);

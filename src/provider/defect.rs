@@ -1,7 +1,7 @@
-//! The reason why an entry is malformed, in words for its author. It is looked for only after the entry was found to be
-//! malformed.
+//! Why an entry is malformed, as a message for its author. Runs only after the entry was found to be malformed.
 //!
-//! The words say where, never what: they hold names of known members and places in lists, but no values.
+//! The message says where the defect is, never what is there: it contains names of known members and indexes, but no
+//! values.
 
 use serde_json::value::RawValue;
 
@@ -9,12 +9,12 @@ use super::{EVENTS_PER_ENTRY_MAX, Form, Malformed};
 use crate::json;
 use crate::model::LABEL_BYTES_MAX;
 
-/// How many elements of each list are looked into.
+/// The most elements of each list that are checked.
 const ELEMENTS_MAX: usize = 64;
 /// How lines of an event stream begin.
 const LINES: [&str; 4] = ["data:", "event:", "id:", ":"];
 
-/// The values that a member may have. `null` may stand for each of them.
+/// The types that a member may have. Each of them may be `null`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Text,
@@ -22,7 +22,7 @@ enum Kind {
     Label,
     /// A text or a number.
     Id,
-    /// The same, of at most [`LABEL_BYTES_MAX`].
+    /// A text or a number of at most [`LABEL_BYTES_MAX`].
     CallId,
     Number,
     Object,
@@ -33,7 +33,7 @@ enum Kind {
     TextOrObject,
 }
 
-/// Known members of one kind of event, by where they are, with what they are: those without which it is not read.
+/// Known members of one kind of event, by path, with the types without which the event cannot be read.
 type Known = &'static [(&'static str, Kind)];
 
 const CHAT: Known = &[
@@ -104,7 +104,7 @@ const MESSAGES: Known = &[
     ("delta.stop_reason", Kind::Text),
 ];
 
-/// Members that an event of a type cannot do without. Of an Anthropic delta, by its own type.
+/// Members that an event of a type requires. For an Anthropic delta, by the delta's own type.
 const REQUIRED: [(&str, &str); 9] = [
     ("response.output_text.delta", "delta"),
     ("response.refusal.delta", "delta"),
@@ -119,7 +119,7 @@ const REQUIRED: [(&str, &str); 9] = [
 const REQUIRED_OF_DELTA: [(&str, &str); 3] =
     [("text_delta", "text"), ("thinking_delta", "thinking"), ("input_json_delta", "partial_json")];
 
-/// Says what is wrong with an entry that could not be read.
+/// Describes the defect of an entry that could not be read.
 #[must_use]
 pub fn defect(form: Form, bytes: &[u8], malformed: Malformed) -> String {
     let field = form.field();
@@ -147,7 +147,7 @@ pub fn defect(form: Form, bytes: &[u8], malformed: Malformed) -> String {
     format!("{field} is not what such a server sends: {defect}")
 }
 
-/// The forms of a field, for those who wrote something else.
+/// The forms of a field, for authors who wrote something else.
 #[must_use]
 pub const fn known_forms(form: Form) -> &'static str {
     match form {
@@ -188,7 +188,7 @@ fn in_object(object: &str, form: Form) -> Option<String> {
     found.or_else(of_event).or_else(of_delta)
 }
 
-/// The member that an object of this type cannot do without, and that is not there.
+/// The member that an object of this type requires and does not have.
 fn missing(object: &str, kind: Option<&str>, required: &[(&str, &'static str)]) -> Option<&'static str> {
     let kind = kind.and_then(json::string)?;
     let (_, member) = required.iter().find(|(needs, _)| json::same(needs, kind))?;
@@ -196,12 +196,12 @@ fn missing(object: &str, kind: Option<&str>, required: &[(&str, &'static str)]) 
     found.is_none().then_some(*member)
 }
 
-/// Looks for the first member that is of another kind than is known.
+/// Searches for the first member with an unknown type.
 struct Search {
     known: Known,
-    /// The value that is looked at: `choices[0].delta`.
+    /// The path of the current value: `choices[0].delta`.
     path: String,
-    /// The same without places: `choices[].delta`.
+    /// The path without indexes: `choices[].delta`.
     shape: String,
 }
 
@@ -218,7 +218,7 @@ impl Search {
         found
     }
 
-    /// Looks at a value that is one step further.
+    /// Checks a value one step deeper.
     fn at(&mut self, step: &str, shape_step: &str, raw: &str) -> Option<String> {
         let (path_len, shape_len) = (self.path.len(), self.shape.len());
         self.path.push_str(step);
@@ -250,7 +250,7 @@ impl Search {
 }
 
 impl Kind {
-    /// The fault of a value, in words that follow its name.
+    /// The defect of a value, as text that follows its name.
     fn flaw(self, raw: &str) -> Option<String> {
         let first = raw.as_bytes().first().copied().unwrap_or_default();
         let is_number = first == b'-' || first.is_ascii_digit();
@@ -351,7 +351,7 @@ mod tests {
         }
     }
 
-    /// Each payload is malformed, and the words say where.
+    /// Each payload is malformed, and the message says where.
     fn check(form: Form, cases: &[(&str, &str)]) {
         for (payload, expected) in cases {
             let (before, margin) = (Progress::NONE, Margin::default());

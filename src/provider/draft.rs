@@ -10,13 +10,13 @@ use super::{EVENTS_PER_ENTRY_MAX, Malformed, Margin, PayloadEvents};
 use crate::json;
 use crate::model::{Event, PARTS_BYTES_MAX, Progress, USAGE_BYTES_MAX};
 
-/// The events of an entry that is being read. None of them counts before the entry is understood to its end.
+/// The events of an entry that is being read. None of them counts before the whole entry is understood.
 pub(super) struct Draft<'a> {
     /// The generation's progress before the entry. Events may borrow from it.
     pub(super) before: &'a Progress,
     /// Whether the newest generation is over.
     pub(super) follows_end: bool,
-    /// Where the next text is kept that the entry does not have.
+    /// Where the next text is stored that is not a slice of the entry.
     margin: &'a Margin,
     events: PayloadEvents<'a>,
     is_too_much: bool,
@@ -27,7 +27,7 @@ impl<'a> Draft<'a> {
         Self { before, follows_end, margin, events: PayloadEvents::default(), is_too_much: false }
     }
 
-    /// How many events it has come to.
+    /// The number of events so far.
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -36,7 +36,7 @@ impl<'a> Draft<'a> {
         self.events.is_empty()
     }
 
-    /// Whether it has ended the generation.
+    /// Whether an event has ended the generation.
     pub(super) fn is_over(&self) -> bool {
         let last = self.events.rest.last().or(self.events.first.as_ref());
         last.is_some_and(Event::is_terminal)
@@ -55,20 +55,21 @@ impl<'a> Draft<'a> {
         (!self.is_too_much).then(|| events.rest.push(event))
     }
 
-    /// Text, unless it is empty.
+    /// Emits text, unless it is empty.
     pub(super) fn emit_text(&mut self, channel: &'a str, index: u64, text: Option<&'a str>) -> Option<()> {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Some(()) };
         self.emit(Event::Delta { text, channel, index })
     }
 
-    /// An object that has no native form, put together from what was left of the entry's own.
+    /// Emits an object without a native form, assembled from what was left of the entry.
     pub(super) fn emit_rest(&mut self, object: String) -> Option<()> {
-        // A member with a lone surrogate cannot be emitted as text; it is passed on as an entry that has it would be.
+        // A member with a lone surrogate cannot be emitted as text; the object is passed on as it would be in an
+        // entry.
         let data = self.keep(object.into());
         self.emit(Event::Custom { data })
     }
 
-    /// The generation's progress with this entry so far.
+    /// The generation's progress after the events so far.
     pub(super) fn progress(&self) -> &Progress {
         self.events.progress.as_deref().unwrap_or(self.before)
     }
@@ -77,12 +78,12 @@ impl<'a> Draft<'a> {
         Arc::make_mut(self.events.progress.get_or_insert_with(|| Arc::new(self.before.clone())))
     }
 
-    /// Whether what the entry says beside text belongs to the generation that is going on, or to one that it begins.
+    /// Whether the entry's members besides text belong to the open generation, or to one that the entry begins.
     pub(super) fn is_ours(&self) -> bool {
         !self.follows_end || !self.events.is_empty()
     }
 
-    /// Keeps token counts, unless there are none or they are a former generation's.
+    /// Keeps token counts, unless there are none or they belong to the previous generation.
     pub(super) fn keep_usage(&mut self, usage: Option<&str>) {
         let Some(usage) = counts(usage).filter(|usage| usage.len() <= USAGE_BYTES_MAX) else { return };
         if self.is_ours() && self.progress().usage.as_deref() != Some(usage) {
@@ -90,14 +91,14 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Keeps a text for as long as what is said lives.
+    /// Stores a text as long as the events live.
     pub(super) fn keep(&mut self, text: Box<str>) -> &'a str {
         let here = self.margin;
         self.margin = here.next.get_or_init(Box::default);
         here.text.get_or_init(|| text)
     }
 
-    /// The arguments of a tool call: text, or an object; `Some(None)` where there are none.
+    /// The arguments of a tool call: text, or an object; `Some(None)` if there are none.
     pub(super) fn arguments(&mut self, raw: Option<&'a str>) -> Option<Option<&'a str>> {
         match raw {
             Some(object) if object.starts_with('{') => Some(Some(self.keep(quoted(object)))),
@@ -105,7 +106,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The events of the entry, if it was `read` to its end.
+    /// The events of the entry, if all of it was `read`.
     pub(super) fn finish(mut self, read: Option<()>) -> Result<PayloadEvents<'a>, Malformed> {
         match read.and_then(|()| self.close()) {
             Some(()) => Ok(self.events),
@@ -114,8 +115,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The end of the entry. Nothing waits where the generation may be over without another entry, and what would take
-    /// too much room is emitted and forgotten.
+    /// Ends the entry. No announcement may wait if the generation may be over without another entry, and what exceeds
+    /// the limit is emitted and dropped.
     fn close(&mut self) -> Option<()> {
         if self.progress().is_finishing() {
             self.emit_waiting()?;
@@ -132,7 +133,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A text as it is meant; empty where it is none.
+/// The unescaped text; empty if it is not valid.
 pub(super) fn meant(escaped: &str) -> std::borrow::Cow<'_, str> {
     json::unescape(escaped).unwrap_or_default()
 }

@@ -1,12 +1,13 @@
-//! How providers say that an answer failed: an object, a sentence, a number, a list, `true`, with the words in it or
-//! beside it. Any `error` that is not absent, empty or `false` is a failure, and some text is better than none.
+//! How providers report that an answer failed: an object, a sentence, a number, a list, or `true`, with the message
+//! in it or beside it. Any `error` that is not absent, empty or `false` is a failure, and some text is better than
+//! none.
 
 use super::Draft;
 use super::value::{id, quoted, text, word};
 use crate::json;
 use crate::model::Event;
 
-/// The code of an error to which the provider gave none.
+/// The code of an error without a code of the provider's.
 pub(crate) const PROVIDER_ERROR: &str = "provider_error";
 
 /// The members in which servers put a code beside an error.
@@ -23,15 +24,14 @@ const SENTENCES: [&str; 9] = [
     "description",
     "reason",
 ];
-/// The members of an error that are no reason to emit it as JSON.
+/// The members of an error that do not justify emitting it as JSON.
 const FRAMING: [&str; 6] = ["code", "type", "param", "status", "event_id", "request_id"];
-/// How deep a sentence is looked for.
+/// The depth up to which a sentence is searched.
 const DEPTH_MAX: usize = 8;
-/// The longest text that is taken for a code where a sentence stands beside it.
+/// The longest text that counts as a code if there is also a sentence.
 const CODE_BYTES_MAX: usize = 64;
 
-/// The failure that the value of an `error` member tells of; `beside` is the object that has the member, or is
-/// empty.
+/// The failure that the value of an `error` member describes; `beside` is the object with that member, or empty.
 pub(super) fn error<'a>(raw: &'a str, beside: &'a str, draft: &mut Draft<'a>) -> Event<'a> {
     let sentence_beside = sentence(beside, &SENTENCES[..3], DEPTH_MAX - 1);
     let code_beside = || first_of(beside, CODES, |raw| id(Some(raw)).flatten());
@@ -52,7 +52,7 @@ pub(super) fn error<'a>(raw: &'a str, beside: &'a str, draft: &mut Draft<'a>) ->
     }
 }
 
-/// The failure that an object tells of.
+/// The failure that an object describes.
 fn of_object<'a>(
     object: &'a str,
     (code_beside, sentence_beside): (Option<&'a str>, Option<&'a str>),
@@ -61,18 +61,18 @@ fn of_object<'a>(
     let code = first_of(object, ["code", "type", "status", "error_code"], |raw| id(Some(raw)).flatten());
     let message = sentence(object, &SENTENCES, DEPTH_MAX).or(sentence_beside);
     let message = message.or_else(|| {
-        let says_more = json::rest(object, &[&FRAMING]).is_some_and(|rest| !rest.is_empty());
-        says_more.then(|| draft.keep(quoted(object)))
+        let has_more = json::rest(object, &[&FRAMING]).is_some_and(|rest| !rest.is_empty());
+        has_more.then(|| draft.keep(quoted(object)))
     });
     Event::Error { code: code.or(code_beside).unwrap_or(PROVIDER_ERROR), message }
 }
 
-/// Whether a text is rather a word for programs than a sentence for people.
+/// Whether a text is a code for programs rather than a sentence for people.
 fn is_code(text: &str) -> bool {
     text.len() <= CODE_BYTES_MAX && !text.contains([' ', '\\'])
 }
 
-/// The first of the named members that is as wanted.
+/// The first of the named members whose value `wanted` accepts.
 fn first_of<'a, const N: usize>(
     object: &'a str,
     names: [&str; N],
@@ -81,8 +81,8 @@ fn first_of<'a, const N: usize>(
     json::members(object, names)?.into_iter().flatten().find_map(wanted)
 }
 
-/// A sentence in a value, however deep: a text, that of the first element that has one, or of the first of the named
-/// members.
+/// A sentence within a value, at any depth: a text, the sentence of the first element with one, or that of the first
+/// of the named members.
 fn sentence<'a>(raw: &'a str, names: &[&str], depth: usize) -> Option<&'a str> {
     if depth == 0 {
         return None;

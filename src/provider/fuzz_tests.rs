@@ -1,9 +1,9 @@
-//! Payloads torn and glued with a fixed seed: nothing panics, what is kept stays bounded, and what is said is valid.
+//! Payloads mutated with a fixed seed: nothing panics, the state stays bounded, and the events are valid.
 
 use super::Form;
 use crate::fuzzing::{Dialogue, Numbers, PAYLOADS, mutate};
 
-/// Tells mutated payloads one after another; some are understood.
+/// Reads mutated payloads one after another; some are understood.
 fn emit(seeds: &[Vec<u8>], seed: u64, payloads: usize) {
     let mut numbers = Numbers(seed | 1);
     let (mut dialogue, mut understood) = (Dialogue::default(), 0);
@@ -23,7 +23,7 @@ fn torn_payloads_do_no_harm() {
     }
 }
 
-/// Payloads of recordings, where such are at hand: see `tests/integration/fixtures.rs`.
+/// Payloads of recordings, if there are any: see `tests/integration/fixtures.rs`.
 #[test]
 fn torn_recordings_do_no_harm() {
     let folder = std::env::var_os("LLM_BRIDGE_FIXTURES").map_or_else(

@@ -1,18 +1,18 @@
-//! Tells to which item a part belongs, where a server gives several items the same place, or one item several ids.
+//! Decides to which item a part belongs if a server gives several items the same place, or one item several ids.
 //!
-//! Some servers count no places: all their items are at place 0, each with an id of its own. Others change the ids from
-//! event to event. So an id that a part did not have means another item only as far as something speaks for it:
+//! Some servers do not count places: all their items are at place 0, each with its own id. Others change the ids from
+//! event to event. So an id that a part has not had means another item only if there is evidence:
 //!
-//! - an id that was announced (`output_item.added`) is that of an item of its own;
-//! - a piece with another id is of another item, where the part's own id came with every event of it and more than
-//!   once;
-//! - a whole that contradicts what was emitted is of another item, unless the part's ids are known to change.
+//! - an id that was announced (`output_item.added`) belongs to an item of its own;
+//! - a piece with another id belongs to another item if the part's own id came with every event, and more than once;
+//! - a complete text that contradicts what was emitted belongs to another item, unless the part's ids are known to
+//!   change.
 
 use super::draft::{Draft, meant};
 use super::whole::Level;
 use crate::model::{Ids, Part, name_of};
 
-/// The kind of a [`Part`] that only says that an item was announced. Those of calls and texts lie below.
+/// The kind of a [`Part`] that only records the announcement of an item. The kinds of calls and texts are lower.
 const ITEM: u8 = 8;
 /// Domain tags of the hashes of an item's id, and of its announcement.
 const OWN_ITEM: u8 = 7;
@@ -36,7 +36,7 @@ impl Draft<'_> {
         own != 0 && item.is_some_and(|item| own != hash_of(item))
     }
 
-    /// An item begins.
+    /// Records that an item begins.
     pub(super) fn announce_item(&mut self, item: &str) {
         let name = announced(item);
         if self.progress().parts.find(name).is_none() {
@@ -46,7 +46,7 @@ impl Draft<'_> {
         }
     }
 
-    /// An event of a part names its item.
+    /// Records that an event of a part names its item.
     pub(super) fn note_item(&mut self, slot: u64, item: Option<&str>) {
         let Some(item) = item else { return };
         let (own, ids) = self.whose(slot);
@@ -65,24 +65,24 @@ impl Draft<'_> {
         }
     }
 
-    /// Whether an event that names this item is not of a part, though that has its place: whatever the event says.
+    /// Whether an event that names this item does not belong to the part, although the part has its place.
     pub(super) fn is_announced_beside(&self, slot: u64, item: Option<&str>) -> bool {
         self.has_other(slot, item)
             && item.is_some_and(|item| self.progress().parts.find(announced(item)).is_some())
     }
 
-    /// The same of a piece.
+    /// Whether a piece that names this item belongs to another part.
     pub(super) fn is_piece_of_other(&self, slot: u64, item: Option<&str>) -> bool {
         self.whose(slot).1 == Ids::Steady && self.has_other(slot, item)
     }
 
-    /// The same of a whole that contradicts what was emitted of the part.
+    /// Whether a complete text that names this item, and contradicts what was emitted, belongs to another part.
     pub(super) fn is_whole_of_other(&self, slot: u64, item: Option<&str>) -> bool {
         self.whose(slot).1 != Ids::Changing && self.has_other(slot, item)
     }
 
-    /// Whether a whole that contradicts what was emitted of a part is of another one in its place, as the part has been
-    /// whole in this way already.
+    /// Whether a complete text that contradicts what was emitted belongs to another part in the same place, because
+    /// the part was complete in this way before.
     pub(super) fn is_after_whole(&self, slot: u64, level: Level) -> bool {
         let part = self.progress().parts.get(slot);
         part.is_some_and(|part| part.ids != Ids::Changing && part.confirmed & level.bit() == level.bit())

@@ -1,4 +1,5 @@
-//! Items that a server gives one place, and ids that it changes: nothing is dropped, and nothing is told twice.
+//! Items to which a server gives the same place, and ids that it changes: nothing is dropped, and nothing is emitted
+//! twice.
 
 use super::tests::openai;
 
@@ -6,7 +7,7 @@ fn event(kind: &str, rest: &str) -> String {
     format!(r#"{{"type":"response.{kind}","output_index":0,{rest}}}"#)
 }
 
-/// How a kind of text is written.
+/// How a server writes a kind of text.
 struct Voice {
     event: &'static str,
     member: &'static str,
@@ -115,7 +116,7 @@ fn a_whole_of_another_item_in_the_same_place_is_told() {
                 completed(&[voice.item("m1", "One"), voice.item("m2", "Two")]),
             ];
             let end = "end completed -".to_owned();
-            // Whichever event is the first that has it.
+            // Whichever event is the first with the whole text.
             for first in 0..repeats.len() {
                 let mut events = begun.clone();
                 events.push((voice.item_done("m1", "One"), nothing()));
@@ -126,11 +127,11 @@ fn a_whole_of_another_item_in_the_same_place_is_told() {
                 events[last].1 =
                     if last == place { format!("{} | {end}", voice.emitted("Two")) } else { end.clone() };
                 story(&events);
-                // The first item is not whole before.
+                // The first item is not complete before.
                 events.remove(place - 1);
                 story(&events);
             }
-            // In the response it is the only one.
+            // In the response it is the only item.
             begun.push((completed(&[voice.item("m2", "Two")]), format!("{} | {end}", voice.emitted("Two"))));
             story(&begun);
         }
@@ -189,7 +190,7 @@ fn ids_that_change_from_event_to_event_mean_one_item() {
         (voice.item_done("f", "One"), String::new()),
         (completed(&[voice.item("g", "One")]), "end completed -".to_owned()),
     ]);
-    // A whole that contradicts is not told as text, nor is a later one in its place.
+    // A complete text that contradicts is not emitted as text, nor is a later one in its place.
     let custom = "custom response.output_text.done".to_owned();
     story(&[
         (voice.delta("a", "O"), voice.emitted("O")),
@@ -257,7 +258,7 @@ fn calls_in_one_place_are_told_apart() {
         (arguments("done", "c", "11"), String::new()),
         (call_done("d", "c1", "11"), emitted("tool#0.0 c1 f ")),
     ]);
-    // The same call, by its id, that contradicts itself is no other one.
+    // A call with the same id that contradicts itself is still the same call.
     story(&[
         (call_done("i1", "c1", "1"), emitted("tool#0.0 c1 f 1")),
         (call_done("i1", "c1", "2"), emitted("custom response.output_item.done")),

@@ -7,14 +7,14 @@ use super::whole::{Level, Spot, Voice};
 use crate::json;
 use crate::model::{Event, TextDigest};
 
-/// Members of an item that say nothing to a viewer.
+/// Members of an item that viewers do not need.
 const ITEM_FRAMING: [&str; 4] = ["status", "role", "object", "created_at"];
 const ITEM: [&str; 7] = ["type", "id", "call_id", "name", "arguments", "content", "summary"];
-/// Members of a part that are read here, and those that say nothing to a viewer.
+/// Members of a part that are read here, and those that viewers do not need.
 const PART: [&str; 4] = ["type", "text", "refusal", "annotations"];
 const PART_FRAMING: [&str; 2] = ["logprobs", "index"];
 
-/// An item, not yet emitted.
+/// An item that is yet to be emitted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item<'a> {
     whole: &'a str,
@@ -28,7 +28,7 @@ pub(super) struct Item<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// Reads an item that is at this place of the output.
+    /// Reads an item at this place of the output.
     pub(super) fn read(whole: &'a str, place: Option<u64>, draft: &mut Draft<'a>) -> Option<Self> {
         let ([kind, own_id, call, name, arguments, content, summary], has_rest) =
             json::members_and_rest(whole, ITEM, &ITEM_FRAMING)?;
@@ -44,7 +44,7 @@ impl<'a> Item<'a> {
         Some(Self { whole, place, kind, id, call, content, summary, has_rest })
     }
 
-    /// Emits what was not emitted of it; `event` is the one that is about it.
+    /// Emits what was not emitted of the item yet; `event` is the event about the item.
     pub(super) fn emit(self, level: Level, event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         match self.kind {
             Some("function_call") if level == Level::Added => self.announce(draft)?,
@@ -73,7 +73,7 @@ impl<'a> Item<'a> {
         Spot { place: self.place, item: self.id, sub }
     }
 
-    /// Its parts: those of the summary and those of the content, with their places in these. Content may be a text.
+    /// The item's parts: those of the summary and those of the content, with their places. Content may be a text.
     fn parts(&self) -> Vec<(&'a str, Option<Voice>, u64)> {
         let list = |raw: Option<&'a str>| raw.filter(|raw| raw.starts_with('[')).and_then(json::elements);
         let summary = list(self.summary).unwrap_or_default();
@@ -84,7 +84,7 @@ impl<'a> Item<'a> {
         summary.chain(content.into_iter().map(|(sub, part)| (part, None, sub))).chain(plain).collect()
     }
 
-    /// A call begins: what is known of it is emitted with the first piece of its arguments.
+    /// Announces a call, which is emitted with the first piece of its arguments.
     fn announce(self, draft: &mut Draft<'a>) -> Option<()> {
         let mut piece = self.call;
         let slot = draft.call_of_item((self.place, self.id), &mut piece, Level::Added)?;
@@ -101,7 +101,7 @@ impl<'a> Item<'a> {
         draft.emit_piece(slot, Piece { id, name, arguments: "" })
     }
 
-    /// Whether the call, as a whole, contradicts what was emitted of it.
+    /// Whether the complete call contradicts what was emitted of it.
     fn claim_call(self, level: Level, draft: &mut Draft<'a>) -> Option<bool> {
         let mut piece = self.call;
         let slot = draft.call_of_item((self.place, self.id), &mut piece, level)?;
@@ -127,7 +127,7 @@ impl<'a> Item<'a> {
         draft.emit_rest(self.event(step, &format!("{{{item},{rest}}}")))
     }
 
-    /// An event of the Responses API about the item.
+    /// A Responses event about the item.
     fn event(&self, step: &str, item: &str) -> String {
         let place = self.place.map(|place| format!(r#""output_index":{place},"#)).unwrap_or_default();
         format!(r#"{{"type":"response.output_item.{step}",{place}"item":{item}}}"#)
@@ -138,15 +138,15 @@ impl<'a> Item<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartOf<'a> {
     pub(super) part: &'a str,
-    /// The kind of text, where the part's place in the item determines it.
+    /// The kind of text, if the part's place in the item determines it.
     pub(super) voice: Option<Voice>,
     pub(super) spot: Spot<'a>,
-    /// The event that is about this part alone.
+    /// The event about this part alone, if there is one.
     pub(super) event: Option<&'a str>,
 }
 
 impl<'a> PartOf<'a> {
-    /// The kind of text, and the text; `None` where the part is no text.
+    /// The kind of text and the text; `None` if the part is not a text.
     fn text(self) -> Option<(Voice, &'a str)> {
         if self.part.starts_with('"') {
             return Some((self.voice?, text(Some(self.part))??));
@@ -161,8 +161,7 @@ impl<'a> PartOf<'a> {
         }
     }
 
-    /// Passes the part on as it is, in the event that is about it or in one that is put together, unless that was
-    /// done before.
+    /// Passes the part on unchanged, in its own event or in an assembled one, unless that was done before.
     fn pass_on(self, draft: &mut Draft<'a>) -> Option<()> {
         let is_new = draft.change().note_member(self.part);
         match self.event {
@@ -172,7 +171,7 @@ impl<'a> PartOf<'a> {
         }
     }
 
-    /// Emits the annotations and further members that were not emitted.
+    /// Emits the annotations and additional members that were not emitted yet.
     fn emit_rest(self, draft: &mut Draft<'a>) -> Option<()> {
         if !self.part.starts_with('{') {
             return Some(());
@@ -204,7 +203,7 @@ impl<'a> PartOf<'a> {
         draft.emit_rest(self.event_with(&format!("{{{part}{comma}{rest}}}")))
     }
 
-    /// An event of the Responses API about a part of this place.
+    /// A Responses event about a part at this place.
     fn event_with(self, part: &str) -> String {
         let Spot { place, item, sub } = self.spot;
         let place = place.map(|place| format!(r#""output_index":{place},"#)).unwrap_or_default();
@@ -213,7 +212,7 @@ impl<'a> PartOf<'a> {
     }
 }
 
-/// Emits what was not emitted of a part of an item's content.
+/// Emits what was not emitted yet of a part of an item's content.
 pub(super) fn emit_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a>) -> Option<()> {
     let Some((voice, whole)) = part.text() else { return part.pass_on(draft) };
     if draft.claim(voice, part.spot, whole, level)?.is_contradiction() {
@@ -222,8 +221,8 @@ pub(super) fn emit_part<'a>(part: PartOf<'a>, level: Level, draft: &mut Draft<'a
     part.emit_rest(draft)
 }
 
-/// Emits what was not emitted of the output of a response that is over. `text` is its text in one, as some servers send
-/// it.
+/// Emits what was not emitted yet of the output of a completed response. `text` is its text as a whole, which some
+/// servers send.
 pub(super) fn emit_output<'a>(
     output: Option<&'a str>,
     text_in_one: Option<&'a str>,
@@ -234,7 +233,7 @@ pub(super) fn emit_output<'a>(
     for (place, whole) in listed {
         match Item::read(whole, Some(place), draft) {
             Some(item) => items.push(item),
-            // The end is not lost for what cannot be read before it.
+            // Unreadable output must not prevent the end.
             None => draft.emit_rest(format!(
                 r#"{{"type":"response.output_item.done","output_index":{place},"item":{whole}}}"#
             ))?,

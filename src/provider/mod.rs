@@ -1,35 +1,34 @@
-//! From what LLM providers send to native events: chat completion chunks and Responses events of OpenAI and of the many
-//! that speak as it does, and Anthropic's Messages events.
+//! From the payloads of LLM providers to native events: chat completion chunks and Responses events of OpenAI and of
+//! compatible servers, and Anthropic's Messages events.
 //!
-//! Pure: bytes and the generation's [`Progress`] come in, events and what the progress has become come out. Text is
-//! passed on as it is escaped. Servers differ in what they add and leave out, so unknown members and events become
-//! `custom`; but where text would be lost, because a member that carries it is of the
-//! wrong kind, the whole entry is [`Malformed`] and changes nothing.
+//! Pure: the inputs are bytes and the generation's [`Progress`], the outputs are events and the new progress. Text is
+//! passed on escaped. Servers differ in what they add and omit, so unknown members and events become `custom`; but if
+//! text would be lost, because its member has the wrong type, the whole entry is [`Malformed`] and changes nothing.
 //!
-//! No output of a model is dropped: content without a native form of its own follows as `custom`, and a call that was
-//! only announced is emitted before the end at the latest. A server's notes on its own work are no output: names, times
-//! and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of filters,
-//! a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
+//! No output of a model is dropped: content without a native form follows as `custom`, and a call that was only
+//! announced is emitted before the end at the latest. A server's notes on its own work are not output: names, times
+//! and fingerprints of the chunk, padding (`obfuscation`), `service_tier`, token ids, `logprobs`, verdicts of
+//! filters, a sampler's `seed` and stop reasons beside `finish_reason`. Each form lists them in its `…FRAMING`.
 //!
-//! Decisions that the contract leaves to us:
+//! Decisions that the contract leaves open:
 //!
-//! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the
-//!   status of a Responses object, or why it is incomplete. Of several choices the first one's counts.
-//! - Tool calls are numbered in the order in which they begin, whatever number the provider gives them: see `calls`.
-//! - A tool call's id and name come with its first piece of arguments, if only an empty one, or before a later call.
-//!   Where there is none, the end of its block brings them. Arguments that were given at once count where no piece has
+//! - `finish_reason` is the provider's word: `stop`, `length`, `tool_calls`, …; Anthropic's `stop_reason`; the status
+//!   of a Responses object, or why it is incomplete. Of several choices, the first one's counts.
+//! - Tool calls are numbered in the order in which they begin, regardless of the provider's numbers: see `calls`.
+//! - A tool call's id and name come with its first piece of arguments, even an empty one, or before a later call. If
+//!   there is no piece, they come at the end of the block. Arguments in the announcement count only if no piece has
 //!   any.
-//! - Arguments that are an object, as some servers write them, are emitted as its text.
+//! - Arguments that are an object, as some servers write them, are emitted as the object's text.
 //! - An id may be a number: it is emitted as it is written.
-//! - `NaN` and `Infinity`, which are no JSON, are `null`.
-//! - After the end of a generation, an entry that does not begin the next one is kept for it only where it can belong
-//!   to nothing else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk is
-//!   not.
+//! - `NaN` and `Infinity`, which are not JSON, are read as `null`.
+//! - After the end of a generation, an entry that does not begin the next one is kept for it only if it cannot belong
+//!   to anything else (`message_start`, `response.created`, the beginnings of blocks); a late usage or finish chunk
+//!   is not.
 //!
-//! Bounds: [`PROGRESS_BYTES_MAX`](crate::model::PROGRESS_BYTES_MAX) for what is kept of a generation: beyond it the
-//! parts that began first are emitted and forgotten, so that a later piece of one begins another call, and a whole that
-//! repeats one is `custom`. [`EVENTS_PER_ENTRY_MAX`] for what one entry says; entries beyond are malformed, and counted
-//! as such.
+//! Bounds: [`PROGRESS_BYTES_MAX`](crate::model::PROGRESS_BYTES_MAX) for the state of a generation: beyond it the
+//! oldest parts are emitted and dropped, so that a later piece of one begins another call, and a complete text that
+//! repeats one is `custom`. [`EVENTS_PER_ENTRY_MAX`] for the events of one entry; entries beyond it are malformed,
+//! and counted as such.
 
 mod anthropic;
 mod calls;
@@ -54,10 +53,10 @@ pub(crate) use failure::PROVIDER_ERROR;
 use crate::json;
 use crate::model::{Event, Fields, Progress};
 
-/// The most events of one entry. Each becomes a frame of some hundred bytes, however few bytes it took in the entry.
+/// The most events of one entry. Each becomes a frame of some hundred bytes, however few bytes it takes in the entry.
 pub const EVENTS_PER_ENTRY_MAX: usize = 4096;
 
-/// The provider in whose form an entry is.
+/// The provider whose form an entry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The field `openai`: a chat completion chunk, a Responses event, an error object or `[DONE]`.
@@ -67,7 +66,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// The field that the form is named by.
+    /// The field of the form.
     #[must_use]
     pub const fn field(self) -> &'static str {
         match self {
@@ -76,7 +75,7 @@ impl Form {
         }
     }
 
-    /// The form of an entry that is not native, and its bytes.
+    /// The form and the bytes of an entry that is not native.
     #[must_use]
     pub fn of(fields: &Fields) -> Option<(Self, &[u8])> {
         let openai = fields.get("openai").map(|bytes| (Self::OpenAi, bytes));
@@ -84,13 +83,13 @@ impl Form {
     }
 }
 
-/// Why an entry is not read.
+/// Why an entry cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// It breaks its form in a way that would lose what it says.
+    /// It is not in its form, in a way that would lose content.
     #[error("not what a provider sends")]
     Form,
-    /// It says more than [`EVENTS_PER_ENTRY_MAX`] things.
+    /// It has more than [`EVENTS_PER_ENTRY_MAX`] events.
     #[error("more than {EVENTS_PER_ENTRY_MAX} things in one entry")]
     TooMuch,
 }
@@ -104,7 +103,7 @@ pub struct PayloadEvents<'a> {
 }
 
 impl<'a> PayloadEvents<'a> {
-    /// How many events it is; none where the entry only frames others.
+    /// The number of events; 0 if the entry only frames others.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.rest.len()
@@ -121,7 +120,7 @@ impl<'a> PayloadEvents<'a> {
         self.first.iter().chain(&self.rest).copied()
     }
 
-    /// The event of that place.
+    /// The event with this index.
     #[must_use]
     pub fn event(&self, place: usize) -> Option<Event<'a>> {
         match place.checked_sub(1) {
@@ -130,13 +129,13 @@ impl<'a> PayloadEvents<'a> {
         }
     }
 
-    /// The generation's progress after the entry; `None` where the entry did not change it.
+    /// The generation's progress after the entry; `None` if the entry did not change it.
     pub const fn take_progress(&mut self) -> Option<Arc<Progress>> {
         self.progress.take()
     }
 }
 
-/// Storage for texts of events that are not a slice of the entry. It lives as long as the events.
+/// Storage for texts of events that are not slices of the entry. It lives as long as the events.
 #[derive(Debug, Default)]
 pub struct Margin {
     text: OnceCell<Box<str>>,
@@ -144,12 +143,12 @@ pub struct Margin {
 }
 
 impl Margin {
-    /// Keeps a text behind those that it keeps already.
+    /// Stores a text after those that it holds already.
     pub(crate) fn keep(&self, text: Box<str>) -> &str {
         self.free().text.get_or_init(|| text)
     }
 
-    /// The first one in which nothing is kept.
+    /// The first free margin of the chain.
     fn free(&self) -> &Self {
         let mut free = self;
         while free.text.get().is_some() {
@@ -159,7 +158,7 @@ impl Margin {
     }
 }
 
-/// One after another: a long chain that dropped itself link in link would need a deep stack.
+/// Drops the chain link by link: a recursive drop of a long chain would need a deep stack.
 impl Drop for Margin {
     fn drop(&mut self) {
         let mut next = self.next.take();
@@ -173,7 +172,7 @@ impl Drop for Margin {
 /// over.
 ///
 /// # Errors
-/// When the entry is [`Malformed`].
+/// If the entry is [`Malformed`].
 pub fn read<'a>(
     (form, bytes): (Form, &'a [u8]),
     before: &'a Progress,
@@ -191,14 +190,14 @@ pub fn read<'a>(
     };
     read_text(text, margin).or_else(|malformed| {
         let text = json::without_nan(text).ok_or(malformed)?;
-        // A margin of its own: the texts of the first attempt are in the other one.
+        // The texts of the first attempt are in the first margin, so this attempt needs another one.
         let margin = margin.free();
         read_text(margin.text.get_or_init(|| text.into()), margin.next.get_or_init(Box::default))
     })
 }
 
-/// The calls that were announced in a generation and are not emitted yet. They have to be emitted where it ends without
-/// another word from its provider.
+/// The calls of a generation that were announced and not emitted yet. They have to be emitted if the generation ends
+/// without another event of its provider.
 #[must_use]
 pub fn waiting(progress: &Progress) -> Vec<Event<'_>> {
     let slots = progress.parts.waiting();
@@ -211,7 +210,7 @@ pub fn waiting(progress: &Progress) -> Vec<Event<'_>> {
     calls.collect()
 }
 
-/// The `end` that a generation comes to with what it has said so far.
+/// The `end` of a generation with this progress.
 #[must_use]
 pub fn end(progress: &Progress) -> Event<'_> {
     Event::End { finish_reason: progress.finish_reason(), usage: progress.usage.as_deref() }

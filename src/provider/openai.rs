@@ -1,4 +1,4 @@
-//! Tells apart the forms that the field `openai` may hold.
+//! Distinguishes the forms that the field `openai` may hold.
 
 use super::draft::Draft;
 use super::failure::error;
@@ -6,7 +6,7 @@ use super::{chat, end, responses};
 use crate::json;
 use crate::model::Event;
 
-/// The last word of chat completions.
+/// The final payload of chat completions.
 const DONE: &str = "[DONE]";
 
 pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
@@ -37,7 +37,7 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     }
     if let Some(kind) = kind.filter(|kind| failure.is_none() || kind.starts_with("\"response.")) {
         responses::read(&json::unescape(json::string(kind)?)?, text, draft)?;
-        // It has said what it had to say, and failed.
+        // The answer has both ended and failed.
         return match failure.filter(|_| !draft.is_over()) {
             Some(failure) => {
                 let event = error(failure, text, draft);
@@ -51,7 +51,7 @@ pub(super) fn read<'a>(text: &'a str, draft: &mut Draft<'a>) -> Option<()> {
         return draft.emit(event);
     }
     match object {
-        // One that has nothing to say but, perhaps, what the answer took.
+        // A chunk without content, except perhaps token counts.
         Some("chat.completion.chunk") => chat::read(text, draft, (None, usage, None), has_rest),
         _ => draft.emit(Event::Custom { data: text }),
     }

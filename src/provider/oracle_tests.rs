@@ -1,5 +1,5 @@
-//! Answers are made up with a fixed seed and put into any of the shapes in which servers send them; what is told is
-//! held against what was made up: every text once, every call for itself, every further member.
+//! Generates answers with a fixed seed, writes them in any of the shapes that servers use, and compares the emitted
+//! events with the answers: every text once, every call separately, every additional member.
 
 use serde_json::{Value, json};
 
@@ -22,11 +22,11 @@ struct Answer {
     content: String,
     reasoning: String,
     calls: Vec<Call>,
-    /// The further members that must not be lost.
+    /// The additional members that must not be lost.
     marks: Vec<String>,
 }
 
-/// The answer that the events of `payloads` make up, and the data of the `custom` ones.
+/// The answer that the events of `payloads` add up to, and the data of the `custom` ones.
 fn emitted(form: Form, payloads: &[String]) -> (Answer, Vec<String>) {
     let (mut progress, mut answer, mut customs) = (Progress::NONE, Answer::default(), Vec::new());
     let mut numbers: Vec<(u64, u64)> = Vec::new();
@@ -102,7 +102,7 @@ impl Numbers {
         json!({"a": self.text(), "n": self.below(100)}).to_string()
     }
 
-    /// A text in pieces, each at least a character.
+    /// A text in pieces of at least one character each.
     fn cut(&mut self, text: &str) -> Vec<String> {
         let (mut pieces, mut piece) = (Vec::new(), String::new());
         for char in text.chars() {
@@ -128,7 +128,7 @@ impl Numbers {
         calls.collect()
     }
 
-    /// Puts several sequences into one that keeps the order of each.
+    /// Merges several sequences, keeping the order of each.
     fn interleave<T>(&mut self, sequences: Vec<Vec<T>>) -> Vec<T> {
         let mut ahead: Vec<_> =
             sequences.into_iter().map(|sequence| sequence.into_iter().peekable()).collect();
@@ -144,7 +144,7 @@ impl Numbers {
     }
 }
 
-/// JSON, with what need not be escaped escaped here and there.
+/// JSON in which some characters are escaped that need not be.
 fn written(numbers: &mut Numbers, value: &Value) -> String {
     let json = value.to_string();
     if numbers.chance(2) {
@@ -154,7 +154,7 @@ fn written(numbers: &mut Numbers, value: &Value) -> String {
     }
 }
 
-/// The pieces of a call as some server writes them. `by_index`: whether the index tells calls apart.
+/// The pieces of a call as some server writes them. `by_index`: whether the index distinguishes calls.
 fn chat_pieces(
     numbers: &mut Numbers,
     call: &Call,
@@ -220,7 +220,7 @@ fn chat(numbers: &mut Numbers) -> (Vec<String>, Answer) {
         for (place, call) in calls.iter().enumerate() {
             pieces.push(chat_pieces(numbers, call, (place, by_index), &mut answer.marks));
         }
-        // Calls that take turns are told apart by their index alone, and here begin in their order.
+        // Interleaved calls are distinguished by their index alone, and begin here in their order.
         let pieces = if by_index && numbers.chance(2) {
             let firsts: Vec<Value> = pieces.iter_mut().map(|pieces| pieces.remove(0)).collect();
             [firsts, numbers.interleave(pieces)].concat()
@@ -270,12 +270,12 @@ fn messages(numbers: &mut Numbers) -> (Vec<String>, Answer) {
         payloads.push(json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}}));
     }
     payloads.push(json!({"type": "message_stop"}));
-    // Arguments that are an object are told as they are written.
+    // Arguments that are an object are emitted as they are written.
     let payloads: Vec<String> = payloads.iter().map(Value::to_string).collect();
     (payloads, answer)
 }
 
-/// An event with the names of its part: all, or some, as `names` tells.
+/// An event with all names of its part, or with some, as `names` selects.
 fn named(names: usize, mut event: Value, place: usize, item: &str) -> Value {
     if names != 1 {
         event["output_index"] = json!(place);
@@ -292,8 +292,8 @@ fn announced(place: usize, item: &str) -> Value {
     json!({"type": "response.output_item.added", "output_index": place, "item": item})
 }
 
-/// `crowded`: the server puts all items into one place and tells them apart by their ids alone, which come with every
-/// event.
+/// `crowded`: the server puts all items into one place and distinguishes them only by their ids, which every event
+/// has.
 fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
     let mut answer = Answer::default();
     let (mut events, mut output) =
@@ -337,7 +337,7 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
         if crowded && numbers.chance(2) {
             events.push(announced(place, &item));
         } else if crowded {
-            // Nothing but what it says tells such an item from the one before it.
+            // Only its text distinguishes such an item from the one before it.
             text = format!("{number}{text}");
         }
         let part = json!({"type": "output_text", "text": text, "annotations": []});
@@ -348,7 +348,7 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
             let event = json!({"type": "response.output_text.delta", "content_index": 0, "delta": piece});
             events.push(named(names, event, place, &item));
         }
-        // The pieces of an item that was not announced could be more of this one, if that were not whole.
+        // The pieces of an item that was not announced could belong to this one if it were not complete.
         if repeats & 1 != 0 || come < pieces.len() || crowded {
             let event = json!({"type": "response.output_text.done", "content_index": 0, "text": text});
             events.push(named(names, event, place, &item));

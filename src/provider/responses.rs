@@ -1,9 +1,9 @@
 //! Events of OpenAI's Responses API.
 //!
-//! Items are known by their place in the output, or by their id where an event has no place: some servers change the
-//! ids from event to event. Whole texts, calls and items, which come again in up to four events, are emitted as far as
-//! they were not emitted: see [`whole`](super::whole). Items of other kinds than messages, reasoning and function calls
-//! are `custom`, and so is what is left of an item or of a part that is understood but for some members.
+//! Items are identified by their place in the output, or by their id if an event has no place: some servers change
+//! the ids from event to event. Complete texts, calls and items are repeated in up to four events; only what was not
+//! emitted before is emitted: see [`whole`](super::whole). Items other than messages, reasoning and function calls
+//! become `custom`, and so do the members of items and parts that are not understood.
 
 use super::calls::{BY_FURTHER, BY_PLACE, Call, Hint, Piece, index_name, item_name};
 use super::draft::Draft;
@@ -14,7 +14,7 @@ use super::whole::{Level, Spot, Voice};
 use crate::json;
 use crate::model::{Event, Progress, name_of};
 
-/// Members of events about text that say nothing to a viewer.
+/// Members of events about text that viewers do not need.
 const FRAMING: [&str; 21] = [
     "type",
     "sequence_number",
@@ -67,7 +67,7 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
             draft.emit(Event::Custom { data: event })
         }
         "response.created" => begin(event, draft),
-        // Events that only keep a connection open say nothing either.
+        // Events that only keep a connection open have no content either.
         "keepalive" | "ping" | "response.queued" | "response.in_progress" => Some(()),
         "response.completed" | "response.incomplete" | "response.failed" => read_end(kind, event, draft),
         "response.error" | "error" => {
@@ -78,7 +78,7 @@ pub(super) fn read<'a>(kind: &str, event: &'a str, draft: &mut Draft<'a>) -> Opt
     }
 }
 
-/// The kind of text that an event is about, and whether it is a piece or the whole.
+/// The kind of text of an event, and the member with the piece or the whole text.
 fn voice_of(kind: &str) -> Option<(Voice, &str)> {
     let (about, step) = kind.split_once('.')?;
     let voice = match about {
@@ -91,7 +91,7 @@ fn voice_of(kind: &str) -> Option<(Voice, &str)> {
     matches!(step, "delta" | "done").then_some((voice, step))
 }
 
-/// Which part of the output an event is about.
+/// The part of the output that an event belongs to.
 fn spot(voice: Voice, event: &str) -> Option<Spot<'_>> {
     let [output, item, content, summary] =
         json::members(event, ["output_index", "item_id", "content_index", "summary_index"])?;
@@ -116,21 +116,21 @@ fn read_done<'a>(voice: Voice, event: &'a str, draft: &mut Draft<'a>) -> Option<
     emit_rest_of_event(event, member, has_rest, draft)
 }
 
-/// Says the members of an event that were not understood, as an event of the same type.
+/// Emits the members of an event that were not understood, as an event of the same type.
 fn emit_rest_of_event<'a>(event: &'a str, read: &str, has_rest: bool, draft: &mut Draft<'a>) -> Option<()> {
     if !has_rest {
         return Some(());
     }
     let [kind] = json::members(event, ["type"])?;
     let (kind, rest) = (kind?, json::rest(event, &[&FRAMING, &[read]])?);
-    // Members that repeat from event to event are about the whole answer: they are emitted once.
+    // Members that repeat from event to event apply to the whole answer: they are emitted once.
     if !draft.change().note_member(&rest) {
         return Some(());
     }
     draft.emit_rest(format!(r#"{{"type":{kind},{rest}}}"#))
 }
 
-/// A part of the content or of a summary, empty as it begins or whole at its end.
+/// Reads a part of the content or of a summary, empty when it begins or complete when it ends.
 fn read_part<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<()> {
     let [output, item, content, summary, part] =
         json::members(event, ["output_index", "item_id", "content_index", "summary_index", "part"])?;
@@ -140,13 +140,13 @@ fn read_part<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<
     emit_part(PartOf { part, voice: None, spot, event: Some(event) }, level, draft)
 }
 
-/// Where in the output an event without a call's id is, and the item that it names.
+/// The place of an event without a call's id in the output, and the item that it names.
 fn item_at(event: &str) -> Option<(Option<u64>, Option<&str>)> {
     let [output, item] = json::members(event, ["output_index", "item_id"])?;
     Some((place(output)?, id(item)?))
 }
 
-/// The call that it is about.
+/// The call at this place.
 fn call_at((output, item): (Option<u64>, Option<&str>), draft: &Draft<'_>) -> Option<u64> {
     if output.is_some() || item.is_some() {
         return draft.find_part(output.map(|output| index_name(0, output)), item.map(item_name));
@@ -159,7 +159,7 @@ fn read_arguments<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [delta] = json::members(event, ["delta"])?;
     let arguments = text(delta)??;
     let at = item_at(event)?;
-    // Nothing follows the whole of a call: what does is of another one in its place.
+    // No event follows the complete call: further ones belong to another call in its place.
     let goes_on = |slot: &u64| draft.known(*slot).confirmed == 0 && !draft.is_piece_of_other(*slot, at.1);
     let slot = match call_at(at, draft).filter(goes_on) {
         Some(slot) => {
@@ -201,7 +201,7 @@ fn read_item<'a>(event: &'a str, level: Level, draft: &mut Draft<'a>) -> Option<
 }
 
 impl<'a> Draft<'a> {
-    /// The call of an item, which it may begin.
+    /// The call of an item; it may begin here.
     pub(super) fn call_of_item(
         &mut self,
         (output, item): (Option<u64>, Option<&str>),
@@ -226,7 +226,7 @@ impl<'a> Draft<'a> {
         Some(slot)
     }
 
-    /// A call begins of which nothing was emitted before.
+    /// Begins a call of which nothing was emitted before.
     fn begin_call_of_item(&mut self, at: (Option<u64>, Option<&str>)) -> u64 {
         let slot = self.begin_call(0);
         self.name_call(slot, at);
@@ -244,7 +244,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A response begins. Another one than the one before begins anew.
+/// Begins a response. A different response starts over.
 fn begin<'a>(event: &'a str, draft: &mut Draft<'a>) -> Option<()> {
     let [response] = json::members(event, ["response"])?;
     let [name] = response.map_or(Some([None]), |response| json::members(response, ["id"]))?;

@@ -1,9 +1,9 @@
-//! Wholes beside pieces, failures of every shape, and what is said beside text.
+//! Complete texts beside pieces, failures of every shape, and members beside text.
 
 use super::Form;
 use super::tests::{Story, anthropic, openai};
 
-/// Tells payloads with all that is custom, and compares.
+/// Reads payloads and compares the events, with the data of `custom` ones.
 fn check(form: Form, story: &[(&str, &str)]) {
     let mut emitted = Story::default();
     for (payload, expected) in story {
@@ -38,7 +38,7 @@ fn wholes(text: &str) -> [String; 4] {
 
 #[test]
 fn a_whole_is_told_as_far_as_it_was_not() {
-    // Whichever of the four come, and whatever was told before.
+    // Whichever of the four events come, and whatever was emitted before.
     for come in 1..16_u8 {
         for (pieces, rest) in
             [(&[][..], "Whole answer"), (&["Whole"][..], " answer"), (&["Wh", "ole answer"][..], "")]
@@ -122,7 +122,7 @@ fn all_channels_and_calls_may_come_as_a_whole() {
 
 #[test]
 fn parts_are_told_apart() {
-    // Two parts with the same text, in one place after another or in places of their own.
+    // Two parts with the same text, one after another in one place, or in places of their own.
     let done = |at: &str, text: &str| event("output_text.done", &format!(r#"{at}"text":"{text}""#));
     openai(&[
         (&done(r#""output_index":0,"#, "a"), "content#0 a"),
@@ -130,7 +130,7 @@ fn parts_are_told_apart() {
         (&done(r#""output_index":1,"#, "a"), ""),
         (&done(r#""output_index":1,"#, "b"), "content#0 b"),
     ]);
-    // Without any names, each is the one that is going on.
+    // Without any names, each belongs to the part in progress.
     let plain = |text: &str| event("output_text.delta", &format!(r#""delta":"{text}""#));
     openai(&[
         (&plain("a"), "content#0 a"),
@@ -150,7 +150,7 @@ fn parts_are_told_apart() {
             "end completed -",
         ),
     ]);
-    // Places that differ between the events and the response, or are left out in it.
+    // Places that differ between the events and the response, or are omitted in it.
     for output in [
         r#"[{"type":"reasoning"},{"type":"message","content":[{"type":"output_text","text":"a"}]}]"#,
         r#"[{"type":"message","content":[{"type":"output_text","text":"a"}]}]"#,
@@ -163,7 +163,7 @@ fn parts_are_told_apart() {
             ),
         ]);
     }
-    // One part of three came only in the end.
+    // One part of three came only at the end.
     openai(&[
         (&event("output_text.delta", r#""output_index":0,"delta":"a""#), "content#0 a"),
         (&event("output_text.delta", r#""output_index":2,"delta":"c""#), "content#0 c"),
@@ -267,7 +267,7 @@ fn what_a_chunk_says_beside_text_follows_it() {
                 r#"{"choices":[{"delta":{"reasoning":"r","reasoning_details":[{"type":"reasoning.text","text":"r"}]}}]}"#,
                 r#"reasoning#0 r | custom {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"reasoning_details":[{"type":"reasoning.text","text":"r"}]}}]}"#,
             ),
-            // Members of calls, under the number that the frames have.
+            // Members of calls, with the number that the frames have.
             (
                 r#"{"choices":[{"index":2,"delta":{"tool_calls":[{"index":9,"id":"c","type":"function","function":{"name":"f","arguments":"1","strict":true},"extra_content":{"google":{"thought_signature":"s"}}}]},"matched_stop":5,"citations":["u"]}]}"#,
                 r#"tool#2.0 c f 1 | custom {"object":"chat.completion.chunk","choices":[{"index":2,"delta":{"tool_calls":[{"index":0,"id":"c","extra_content":{"google":{"thought_signature":"s"}},"function":{"strict":true}}]},"citations":["u"]}]}"#,
@@ -280,7 +280,7 @@ fn what_a_chunk_says_beside_text_follows_it() {
                 r#"{"choices":[{"delta":{"content":[{"type":"text","text":"x","cited":[1]}]}}]}"#,
                 r#"content#0 x | custom {"type":"text","cited":[1]}"#,
             ),
-            // The chunk's own members are about the whole answer, and told once.
+            // The chunk's own members apply to the whole answer, and are emitted once.
             (
                 r#"{"choices":[{"delta":{"content":"a"}}],"citations":["u"],"latency":5}"#,
                 r#"content#0 a | custom {"object":"chat.completion.chunk","choices":[],"citations":["u"]}"#,
@@ -392,7 +392,7 @@ fn an_element_that_is_null_is_absent_from_every_list() {
     let item = format!(r#"{{"type":"message","summary":[null],"content":[null,{part}]}}"#);
     let done = event("output_item.done", &format!(r#""output_index":1,"item":{item}"#));
     let end = event("completed", &format!(r#""response":{{"output":[null,{item},null]}}"#));
-    // A null keeps its place, so that the same part is known again.
+    // A null keeps its place, so that the same part is recognized again.
     check(Form::OpenAi, &[(&done, "content#0 c"), (&end, "end completed -")]);
     check(
         Form::Anthropic,

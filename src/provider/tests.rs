@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 
-/// A generation told in a form: each payload's events in a line.
+/// A generation in a provider's form: each payload's events in one line.
 #[derive(Default)]
 pub(super) struct Story {
     pub(super) progress: Progress,
@@ -14,7 +14,7 @@ impl Story {
         self.emit_as(form, payload, line)
     }
 
-    /// The same, with the whole data of what is custom.
+    /// The events of a payload, with the whole data of `custom` ones.
     pub(super) fn emit_all(&mut self, form: Form, payload: &str) -> String {
         self.emit_as(form, payload, |event| match event {
             Event::Custom { data } => format!("custom {data}"),
@@ -60,7 +60,7 @@ fn line(event: &Event<'_>) -> String {
     }
 }
 
-/// Tells payloads and compares the lines; empty: no frame.
+/// Reads payloads and compares the lines; empty: no frame.
 fn check(form: Form, story: &[(&str, &str)]) -> Story {
     let mut emitted = Story::default();
     for (payload, expected) in story {
@@ -101,7 +101,7 @@ fn a_chat_may_say_everything_at_once() {
             "reasoning#1 w | content#1 b | refusal#1 r | reasoning#0 v | content#0 a",
         ),
         ("[DONE]", "end stop {}"),
-        // Also where it begins the next one.
+        // The same if the chunk begins the next generation.
         (r#"{"choices":[{"delta":{"content":"c"},"finish_reason":"stop"}],"usage":{"a":1}}"#, "content#0 c"),
         ("[DONE]", r#"end stop {"a":1}"#),
     ]);
@@ -120,7 +120,7 @@ fn a_generation_is_finishing_once_all_its_choices_are() {
     story.emit(Form::OpenAi, r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#);
     assert!(story.progress.is_finishing());
     assert_eq!(story.emit(Form::OpenAi, "[DONE]"), "end stop -");
-    // Those beyond what is followed do not hold it up.
+    // Choices beyond the limit do not delay it.
     let story = openai(&[(
         r#"{"choices":[{"index":64,"delta":{"content":"b"},"finish_reason":"stop"}]}"#,
         "content#64 b",
@@ -146,7 +146,7 @@ fn tool_calls_of_a_chat_are_told_in_pieces() {
         ),
         (r#"{"choices":[{"delta":{"function_call":{"name":"h","arguments":"{}"}}}]}"#, "tool#0.2 - h {}"),
     ]);
-    // Without numbers: an id begins another call, and each place of a list is another.
+    // Without numbers: an id begins another call, and each place of a list is a call of its own.
     openai(&[
         (
             r#"{"choices":[{"delta":{"tool_calls":[{"id":"c1","function":{"name":"f","arguments":"{"}}]}}]}"#,
@@ -302,7 +302,7 @@ fn responses_are_text_reasoning_and_calls() {
             r#"{"type":"response.output_item.done","output_index":2,"item":{"type":"function_call","arguments":"{}"}}"#,
             "",
         ),
-        // Without a piece, the end brings all.
+        // Without a piece, the end brings everything.
         (
             r#"{"type":"response.function_call_arguments.done","output_index":1,"arguments":"{\"a\":1}"}"#,
             r#"tool#0.0 - - {\"a\":1}"#,
@@ -354,7 +354,7 @@ fn arguments_may_be_objects_and_ids_numbers() {
     openai(&[(&chunk(EVENTS_PER_ENTRY_MAX + 1), "malformed")]);
 }
 
-/// Where servers put what others have elsewhere, and what they write for nothing.
+/// Differences between servers: other places for members, and other ways to write nothing.
 #[test]
 fn servers_differ() {
     let done = "[DONE]";
@@ -385,7 +385,7 @@ fn servers_differ() {
         r#"{"choices":[{"delta":{"content":""},"finish_reason":"error","error":{"code":502,"message":"m"}}]}"#,
         "error 502 m",
     )]);
-    // Those who write all members that they know, PHP among them.
+    // Servers that write all members they know, some of them in PHP.
     openai(&[
         (r#"{"choices":[{"delta":{"content":"a"},"error":{}}],"error":""}"#, "content#0 a"),
         (r#"{"choices":[{"delta":[],"finish_reason":"stop"}],"error":{}}"#, ""),
@@ -407,7 +407,7 @@ fn a_message_begun_twice_begins_once() {
             r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"1"}}"#,
             "tool#0.0 c1 f 1",
         ),
-        // Another goes on in the same generation.
+        // Another message continues the same generation.
         (r#"{"type":"message_start","message":{"id":"m2"}}"#, ""),
         (
             r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c2","name":"f"}}"#,

@@ -1,16 +1,16 @@
-//! Single members of what a provider sends: texts, words, ids, numbers. `None` means that a member is of a kind that
-//! makes its entry malformed.
+//! Single members of a provider's payload: texts, words, ids, numbers. `None` means that the member's type makes the
+//! entry malformed.
 
 use crate::json;
 use crate::model::LABEL_BYTES_MAX;
 
-/// A string member, escaped: `Some(None)` where it is absent, `None` where it is something else or no text.
+/// A string member, escaped: `Some(None)` if it is absent, `None` if it is another type or not valid text.
 pub(super) fn text(raw: Option<&str>) -> Option<Option<&str>> {
     let Some(raw) = raw else { return Some(None) };
     json::string(raw).filter(|text| json::surrogates_are_paired(text)).map(Some)
 }
 
-/// A string member that says nothing where it is empty, as some servers write what they leave out.
+/// A string member that counts as absent if it is empty, because some servers write it so.
 pub(super) fn word(raw: Option<&str>) -> Option<Option<&str>> {
     Some(text(raw)?.filter(|text| !text.is_empty()))
 }
