@@ -1,12 +1,12 @@
-//! Texts and arguments that are given as a whole, beside the pieces or instead of them.
+//! Texts and arguments that are sent as a whole, in addition to the pieces or instead of them.
 //!
-//! A Responses stream says a text in pieces, and again as a whole in up to four events; some servers send the whole
-//! alone. Only as much of a whole is emitted as its pieces did not have: nothing, its rest, or all. A whole that
+//! A Responses stream sends a text in pieces, and again as a whole in up to four events; some servers send only the
+//! whole. Of a whole, only what its pieces did not contain is emitted: nothing, the rest, or everything. A whole that
 //! contradicts the pieces cannot be emitted as text any more; it is passed on as `custom`, once.
 //!
-//! A part is identified as a call is: by its place, else by its item's id, else it is the one that is going on. A piece
-//! that follows the whole of a part, and a second whole of the same kind that is another one, begin another part in its
-//! place; so does what is of another item ([`identity`](super::identity)).
+//! A part is identified like a call: by its place, or else by its item's id, or else it is the one in progress. A
+//! piece that follows the whole of a part, or a second, different whole of the same kind, begins another part in its
+//! place; so does an event of another item ([`identity`](super::identity)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::draft::{Draft, meant};
 use crate::json;
 use crate::model::{Part, TextDigest, name_of};
 
-/// The kinds of names that a provider has for a part of the text; those of calls lie below.
+/// The kinds of names that a provider gives a part of the text; those of calls are lower.
 const SPOT: u8 = 16;
 const ITEM: u8 = 32;
 const GOING_ON: u8 = 48;
@@ -34,7 +34,7 @@ pub(super) enum Voice {
 impl Voice {
     pub(super) const ALL: [Self; 4] = [Self::Text, Self::Refusal, Self::Reasoning, Self::Summary];
 
-    /// The channel on which it is emitted.
+    /// The channel of the text.
     pub(super) const fn channel(self) -> &'static str {
         match self {
             Self::Text => "content",
@@ -43,13 +43,13 @@ impl Voice {
         }
     }
 
-    /// The kind of a [`Part`] that it is; 0 is a call's.
+    /// The kind of its [`Part`]; 0 is a call's.
     const fn kind(self) -> u8 {
         self as u8 + 1
     }
 }
 
-/// Where in the output a part is.
+/// The location of a part in the output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spot<'a> {
     pub(super) place: Option<u64>,
@@ -69,15 +69,15 @@ impl Spot<'_> {
     }
 }
 
-/// The part of a kind that is going on.
+/// The part of a kind that is in progress.
 fn going_on(voice: Voice) -> u64 {
     name_of(GOING_ON + voice.kind(), [0, 0], "")
 }
 
-/// In which event a whole is given.
+/// The event that contains a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
-    /// As the part begins: pieces may follow.
+    /// When the part begins: pieces may follow.
     Added,
     /// At the end of the text or of the arguments.
     Text,
@@ -101,12 +101,12 @@ impl Level {
     }
 }
 
-/// The outcome of comparing a whole with what was emitted of its part.
+/// The result of comparing a whole with what was emitted of its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// All of it is emitted now.
     Emitted,
-    /// It is another text than what was emitted.
+    /// It differs from what was emitted.
     Contradiction,
 }
 
@@ -116,12 +116,12 @@ impl Claim {
     }
 }
 
-/// Whether a call as a whole has no arguments of which there are some.
+/// Whether a whole call has no arguments although the part has some.
 fn adds_nothing(part: &Part, piece: &Piece<'_>) -> bool {
     piece.arguments.is_empty() || piece.arguments == "{}" && part.emitted != TextDigest::NONE
 }
 
-/// The rest of an escaped text after the part of it that was emitted; `None` where it does not begin with that part.
+/// The rest of an escaped text after its emitted beginning; `None` if it does not begin with that.
 fn rest_of(emitted: TextDigest, whole: &str) -> Option<&str> {
     let at = json::place_after(whole, emitted.len)?;
     (TextDigest::of(&meant(&whole[..at])) == emitted).then(|| &whole[at..])
@@ -132,7 +132,8 @@ impl<'a> Draft<'a> {
         self.progress().parts.get(slot).cloned().unwrap_or_default()
     }
 
-    /// The part that has one of two names: the place counts before the id, unless the id's part had that place too.
+    /// The part with one of two names: the place takes precedence over the id, unless the id's part had that place
+    /// too.
     pub(super) fn find_part(&self, place: Option<u64>, id: Option<u64>) -> Option<u64> {
         let parts = &self.progress().parts;
         let by_place = place.and_then(|name| parts.find(name));
@@ -155,7 +156,7 @@ impl<'a> Draft<'a> {
         Some(slot)
     }
 
-    /// The part that is going on, where either side does not say which part it means.
+    /// The part in progress, if either side does not identify the part.
     fn find_going_on(&self, voice: Voice, spot: Spot<'_>) -> Option<u64> {
         let slot = self.progress().parts.find(going_on(voice))?;
         let nowhere = Spot { place: None, item: None, ..spot };
@@ -180,7 +181,7 @@ impl<'a> Draft<'a> {
         self.note_item(slot, spot.item);
     }
 
-    /// Emits more of a part.
+    /// Emits more text of a part.
     fn emit_voice(&mut self, slot: u64, voice: Voice, text: &'a str) -> Option<()> {
         let meant = meant(text);
         let progress = self.change();
@@ -189,7 +190,7 @@ impl<'a> Draft<'a> {
         self.emit_text(voice.channel(), 0, Some(text))
     }
 
-    /// A piece of a text.
+    /// Emits a piece of a text.
     pub(super) fn emit_spot(&mut self, voice: Voice, spot: Spot<'_>, text: &'a str) -> Option<()> {
         if text.is_empty() {
             return Some(());
@@ -210,7 +211,7 @@ impl<'a> Draft<'a> {
         self.emit_voice(slot, voice, text)
     }
 
-    /// A whole text: emits what was not emitted of it.
+    /// Emits what was not emitted yet of a whole text.
     pub(super) fn claim(
         &mut self,
         voice: Voice,
@@ -222,7 +223,7 @@ impl<'a> Draft<'a> {
             return Some(Claim::Emitted);
         }
         let is_open = |part: &Part| part.confirmed & level.bit() == 0;
-        // One that is whole already is meant only where it is repeated.
+        // A part that is complete already is meant only if the whole repeats it.
         let is_meant =
             |part: &Part| is_open(part) && (part.confirmed == 0 || rest_of(part.emitted, whole) == Some(""));
         let known = self
@@ -248,7 +249,7 @@ impl<'a> Draft<'a> {
                 });
                 return Some(Claim::Contradiction);
             }
-            // It may be one of those that were forgotten.
+            // The part may be one of those that were dropped.
             _ if self.progress().parts.has_forgotten
                 && known.is_none_or(|slot| self.is_whole_of_other(slot, spot.item)) =>
             {
@@ -267,7 +268,7 @@ impl<'a> Draft<'a> {
         Some(Claim::Emitted)
     }
 
-    /// Whether a call as a whole, which names this item, is of another call than the one that has its place.
+    /// Whether a whole call that names this item differs from the call in its place.
     pub(super) fn is_call_of_other(
         &self,
         slot: u64,
@@ -288,7 +289,7 @@ impl<'a> Draft<'a> {
         self.is_whole_of_other(slot, item) || self.is_after_whole(slot, level)
     }
 
-    /// A call as a whole: emits the rest of it. No arguments, or an empty object, say nothing of a call that has some.
+    /// Emits the rest of a whole call. No arguments, or an empty object, add nothing to a call that has some.
     pub(super) fn claim_call(&mut self, slot: u64, piece: Piece<'a>, level: Level) -> Option<Claim> {
         let part = self.known(slot);
         let id = piece.id.filter(|_| part.id == 0);
@@ -313,16 +314,16 @@ impl<'a> Draft<'a> {
 
     // ----- the whole response -----
 
-    /// The rest to be emitted of each text of a kind that the finished response holds; `None` for one that contradicts
+    /// What is to be emitted of each text of a kind in the completed response; `None` for a text that contradicts
     /// what was emitted.
     ///
-    /// Mostly the texts in their order are what was emitted, or continue it, however it was divided into parts.
+    /// Usually the texts in their order equal what was emitted, or continue it, however it was divided into parts.
     pub(super) fn plan(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
         let total = self.progress().totals[voice as usize];
         let (mut emitted, mut plan) = (TextDigest::NONE, Vec::with_capacity(wholes.len()));
         for (_, whole) in wholes {
             let text = meant(whole);
-            // The end of the emitted part of this text, if all were emitted in this order.
+            // Where the emitted part of this text ends, if all texts were emitted in this order.
             let missing = total.len - emitted.len;
             let at =
                 if text.len() <= missing { Some(whole.len()) } else { json::place_after(whole, missing) };
@@ -333,7 +334,7 @@ impl<'a> Draft<'a> {
         if emitted == total { plan } else { self.plan_parts(voice, wholes) }
     }
 
-    /// The same, part by part: those that are what was emitted of some part say nothing, in whichever place that was.
+    /// Compares part by part: a text that equals what was emitted of some part adds nothing, whatever its place.
     fn plan_parts(&self, voice: Voice, wholes: &[(Spot<'_>, &'a str)]) -> Vec<Option<&'a str>> {
         let parts = &self.progress().parts;
         let mut left: BTreeSet<u64> = BTreeSet::new();
@@ -366,7 +367,7 @@ impl<'a> Draft<'a> {
             planned.unwrap_or_else(|| {
                 let own = self.find_text(voice, *spot).filter(|slot| left.contains(slot));
                 let rest = own.and_then(|slot| rest_of(self.known(slot).emitted, whole));
-                // It is new where whatever was emitted and is not found here is of other items.
+                // It is new if the emitted parts that were not found here all belong to other items.
                 let is_new = || left.iter().all(|slot| self.is_whole_of_other(*slot, spot.item));
                 let missing = rest.or_else(|| (!parts.has_forgotten && is_new()).then_some(*whole));
                 if let Some(slot) =
@@ -380,7 +381,7 @@ impl<'a> Draft<'a> {
         planned.collect()
     }
 
-    /// Emits a text of the response that was planned to be emitted.
+    /// Emits a text of the response as planned.
     pub(super) fn emit_planned(&mut self, voice: Voice, text: &'a str) -> Option<()> {
         self.emit_text(voice.channel(), 0, Some(text))
     }

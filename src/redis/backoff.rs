@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Doubles from `base` to `max`; every pause is drawn from the upper half of its step, so that clients that lost the
-/// same server do not come back at the same moment.
+/// same server do not reconnect at the same time.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     base: Duration,
@@ -13,10 +13,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses that begin at `base` and end at `max`. Equal seeds give equal pauses.
+    /// Pauses from `base` to `max`. Equal seeds give equal pauses.
     #[must_use]
     pub const fn new(base: Duration, max: Duration, seed: u64) -> Self {
-        // A xorshift never leaves zero, so zero is no state.
+        // A xorshift never leaves zero, so the state must not be zero.
         let random = seed ^ 0x9e37_79b9_7f4a_7c15;
         Self { base, max, attempts: 0, random: if random == 0 { 1 } else { random } }
     }
@@ -44,7 +44,7 @@ impl Backoff {
         self.attempts
     }
 
-    /// Begins anew after a success.
+    /// Starts over after a success.
     pub const fn reset(&mut self) {
         self.attempts = 0;
     }

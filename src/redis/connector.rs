@@ -1,5 +1,5 @@
-//! One thread's connection to Redis over the life of the daemon: made when needed, given up when it
-//! fails, made again after a pause that grows.
+//! One thread's connection to Redis over the life of the daemon: opened when needed, closed when it fails, opened
+//! again after a pause that grows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use crate::observe::Registry;
 
 /// The first pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// After a failure, a connection on which nothing is asked counts as working when it has stood for so long.
+/// After a failure, an idle connection counts as working once it has been open for this long.
 const STANDS: Duration = Duration::from_secs(1);
 
-/// A connection that comes back.
+/// A connection that is reopened.
 pub struct Connector {
     target: Arc<Target>,
     /// Names the thread and the connection's purpose; Redis shows it in CLIENT LIST.
@@ -20,10 +20,10 @@ pub struct Connector {
     backoff: Backoff,
     link: Option<Link>,
     retry_at: Option<Instant>,
-    /// Counts the connections that were made.
+    /// Counts the connections that were opened.
     generation: u64,
     connected_at: Instant,
-    /// Whether something failed and nothing has worked since then.
+    /// Whether something has failed and nothing has worked since.
     has_failed: bool,
     response_timeout: Duration,
     registry: Arc<Registry>,
@@ -31,7 +31,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// A connector that has not tried yet.
+    /// A connector without a connection yet.
     #[must_use]
     pub fn new(
         target: Arc<Target>,
@@ -58,13 +58,13 @@ impl Connector {
         }
     }
 
-    /// The same, whose connections nobody waits on beyond the ending.
+    /// Makes the connections wait no longer than until `ending`.
     #[must_use]
     pub fn until(self, ending: Ending) -> Self {
         Self { ending, ..self }
     }
 
-    /// The connection, made now if there is none and the pause after the last failure is over.
+    /// The connection, opened now if there is none and the pause after the last failure is over.
     pub fn link(&mut self, now: Instant) -> Option<&mut Link> {
         if self.link.is_none() && self.retry_at.is_none_or(|at| at <= now) {
             match Link::connect_until(&self.target, &self.name, &self.ending) {
@@ -93,12 +93,12 @@ impl Connector {
         self.link.as_mut()
     }
 
-    /// Asks something that may be asked twice. If the connection turns out to have been closed since it was last used,
-    /// by the server or by something in between, that says nothing about Redis: then it is asked again on a new one.
+    /// Sends a question that may be repeated. If the server or a proxy has closed the connection since it was last
+    /// used, which does not mean that Redis is down, the question is repeated on a new connection.
     ///
     /// # Errors
-    /// Why it failed; the connection is kept, and the caller gives it up with [`Connector::lost`] where that helps.
-    /// `None` while there is no connection.
+    /// The error; the connection is kept, and the caller closes it with [`Connector::lost`] if that helps. `None` if
+    /// there is no connection.
     pub fn ask<T>(
         &mut self,
         now: Instant,
@@ -115,14 +115,14 @@ impl Connector {
         }
     }
 
-    /// Keeps an idle connection ready: notices that it was closed, and makes it again when it is time.
+    /// Keeps an idle connection ready: detects that it was closed, and reopens it when the pause is over.
     pub fn keep(&mut self, now: Instant) {
         if let Some(Err(error)) = self.link(now).map(Link::try_receive) {
             self.lost(&error, now);
         }
     }
 
-    /// The connection if there is one.
+    /// The connection, if there is one.
     pub fn open(&mut self) -> Option<&mut Link> {
         self.link.as_mut()
     }
@@ -133,19 +133,19 @@ impl Connector {
         self.link.is_some()
     }
 
-    /// Counts the connections: another number means another connection.
+    /// Counts the connections: a different number means a different connection.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// How long an answer may take.
+    /// How long a reply may take.
     #[must_use]
     pub fn response_timeout(&self) -> Duration {
         self.response_timeout
     }
 
-    /// The connection works: the next failure is a first one.
+    /// Records that the connection works: the next failure counts as the first.
     pub fn works(&mut self) {
         self.backoff.reset();
         if self.has_failed {
@@ -158,7 +158,7 @@ impl Connector {
         self.registry.redis_works(&self.name, now);
     }
 
-    /// Gives the connection up because of `error`; the next attempt comes after a pause.
+    /// Closes the connection because of `error`; the next attempt comes after a pause.
     pub fn lost(&mut self, error: &RedisError, now: Instant) {
         self.failed(error, Phase::Connected, now);
     }
@@ -174,7 +174,7 @@ impl Connector {
         self.registry.redis_fails(&self.name, trouble, &format!("{address}: {error}"), now);
     }
 
-    /// Closes the connection without that being a failure.
+    /// Closes the connection without counting a failure.
     pub fn close(&mut self) {
         self.link = None;
     }

@@ -1,19 +1,19 @@
-//! The moment from which on nobody waits for Redis any more, because the process is to be over.
+//! The time after which nobody waits for Redis any more, because the process has to end.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-/// The moment; clones share it. Until it is set, waits last as long as they may.
+/// The time; clones share it. Until it is set, waits are not shortened.
 #[derive(Clone, Debug, Default)]
 pub struct Ending(Arc<OnceLock<Instant>>);
 
 impl Ending {
-    /// No wait lasts beyond `at`. The first moment that is set counts.
+    /// Sets the time. Only the first call has an effect.
     pub fn set(&self, at: Instant) {
         self.0.get_or_init(|| at);
     }
 
-    /// A deadline, brought forward where it lies beyond the ending; `None`: none.
+    /// A deadline, shortened if it lies beyond the ending; `None`: no deadline.
     pub(super) fn bound(&self, deadline: Option<Instant>) -> Option<Instant> {
         let ending = self.0.get().copied();
         deadline.map_or(ending, |deadline| Some(ending.map_or(deadline, |ending| ending.min(deadline))))

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::resp::Malformed;
 use crate::visible;
 
-/// The longest error message that is kept of a reply, in bytes.
+/// The most bytes of an error message that are kept.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// Why a command or a connection failed.
@@ -17,16 +17,16 @@ pub enum RedisError {
     /// The socket failed, or a connection could not be made.
     #[error("the connection to Redis failed: {0}")]
     Io(#[source] io::Error),
-    /// There was no answer in time. The link is useless: its next reply would be the late one.
+    /// There was no reply in time. The link cannot be used any more: its next reply would be the late one.
     #[error("Redis did not answer in time")]
     Timeout,
     /// Redis closed the connection, or the link failed before.
     #[error("the connection to Redis is closed")]
     Closed,
-    /// A reply that the protocol or the command does not allow.
+    /// A reply that violates the protocol or does not fit the command.
     #[error("Redis sent an unexpected reply: {0}")]
     Protocol(Cow<'static, str>),
-    /// A reply grew beyond its reader's limit, in bytes.
+    /// A reply exceeded its reader's limit, in bytes.
     #[error("Redis sends a reply of more than {0} bytes")]
     TooLarge(usize),
     /// Redis answered with an error.
@@ -38,8 +38,8 @@ pub enum RedisError {
 }
 
 impl RedisError {
-    /// Whether the link is useless or the server cannot serve now, so that only trying again later
-    /// helps. `false`: the command was refused for a reason of its own, and the link goes on.
+    /// Whether the link is unusable or the server cannot serve now, so that only a later attempt can help. `false`:
+    /// the command itself was refused, and the link is still usable.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         match self {
@@ -85,20 +85,20 @@ impl From<Malformed> for RedisError {
 /// An error reply: `-CODE message`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ServerError {
-    /// The first word, such as `NOGROUP`; `ERR` where there is none.
+    /// The first word, such as `NOGROUP`; `ERR` if there is none.
     pub code: String,
     /// The text after the code.
     pub message: String,
 }
 
-/// On one line, without control characters: it is for logs and terminals.
+/// Shows one line without control characters, because it goes to logs and terminals.
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.code, visible::line(&self.message))
     }
 }
 
-/// The meaning of an error reply for the caller.
+/// What an error reply means for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerErrorKind {
@@ -108,7 +108,7 @@ pub enum ServerErrorKind {
     Unblocked,
     /// The group exists already.
     BusyGroup,
-    /// Redis reads its data set from disk.
+    /// Redis is reading its data set from disk.
     Loading,
     /// Redis cannot persist and refuses writes.
     MisConf,
@@ -116,13 +116,13 @@ pub enum ServerErrorKind {
     ReadOnly,
     /// A replica without its master that must not serve stale data.
     MasterDown,
-    /// Too few replicas to accept writes.
+    /// Redis has too few replicas to accept writes.
     NoReplicas,
-    /// A script or function runs for too long.
+    /// A script or function is running for too long.
     Busy,
     /// Redis has no room for another connection.
     MaxClients,
-    /// The ACL does not allow it.
+    /// The ACL does not allow the command.
     NoPerm,
     /// Not authenticated, or with wrong credentials.
     NoAuth,
@@ -130,9 +130,9 @@ pub enum ServerErrorKind {
     WrongType,
     /// The slot lives on another node.
     Moved,
-    /// The slot is on its way to another node.
+    /// The slot is being moved to another node.
     Ask,
-    /// The cluster does not serve.
+    /// The cluster cannot serve.
     ClusterDown,
     /// Keys of one command are being moved.
     TryAgain,
@@ -140,7 +140,7 @@ pub enum ServerErrorKind {
     CrossSlot,
     /// Redis is at its memory limit and refuses commands that need more.
     Oom,
-    /// The key does not exist where the command needs one.
+    /// The key does not exist, and the command needs it.
     NoSuchKey,
     /// The server does not know the command.
     UnknownCommand,
@@ -149,7 +149,7 @@ pub enum ServerErrorKind {
 }
 
 impl ServerErrorKind {
-    /// Whether the server cannot serve anyone now.
+    /// Whether the server cannot serve any client now.
     #[must_use]
     pub const fn is_outage(self) -> bool {
         matches!(
@@ -178,7 +178,7 @@ impl ServerError {
         }
     }
 
-    /// The error's meaning. For a transaction that Redis refuses as a whole (EXECABORT), that of its cause.
+    /// What the error means. For a transaction that Redis refuses as a whole (EXECABORT), what its cause means.
     #[must_use]
     pub fn kind(&self) -> ServerErrorKind {
         if self.code == "EXECABORT"
@@ -210,7 +210,7 @@ impl ServerError {
         }
     }
 
-    /// The kind of an error that shares the code `ERR` with many others.
+    /// The kind of an error with the code `ERR`, which many errors share.
     fn kind_by_message(&self) -> ServerErrorKind {
         let message = self.message.as_str();
         if message.starts_with("unknown command") {
@@ -225,7 +225,7 @@ impl ServerError {
     }
 }
 
-/// Why a configuration does not name a Redis that could be connected to. No message holds a password.
+/// Why a configuration does not describe a usable Redis address. No message contains a password.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The URL cannot be used.

@@ -1,4 +1,4 @@
-//! Targets for fuzzing: replies of Redis, whole and sieved. See [`crate::fuzzing`].
+//! Targets for fuzzing: replies of Redis, whole and through the sieve. See [`crate::fuzzing`].
 
 use bytes::{Bytes, BytesMut};
 
@@ -7,12 +7,12 @@ use super::resp::{Malformed, Scanned, Scanner};
 use super::sieve::{RangeReply, Sieve};
 use crate::fuzzing::cut;
 
-/// A reply ends at the same place however its bytes come, and no view of it panics.
+/// A reply ends at the same place however its bytes are cut, and no view of it panics.
 pub(crate) fn resp(data: &[u8]) {
     let Some((step, bytes)) = cut(data) else { return };
     let whole = scanned(bytes, bytes.len());
     assert_eq!(whole, scanned(bytes, step), "in steps of {step}");
-    // As if the scanner had let it pass: views that do not recurse must not rely on it.
+    // As if the scanner had accepted it: views that do not recurse must not rely on the scanner.
     flat_views(&Reply::from_scanned(Bytes::copy_from_slice(bytes)));
     let Ok(Some(found)) = whole else { return };
     assert!(found.len <= bytes.len(), "the reply ends within the bytes");
@@ -50,7 +50,8 @@ fn flat_views(reply: &Reply) {
     }
 }
 
-/// The sieve keeps the same of a reply however its bytes are cut, and never more than came or than it had room for.
+/// The sieve keeps the same of a reply however its bytes are cut, and never more than arrived or than it had room
+/// for.
 pub(crate) fn sieve(data: &[u8]) {
     let [high, low, form, bytes @ ..] = data else { return };
     let room = usize::from(u16::from_be_bytes([*high, *low]));
@@ -65,7 +66,7 @@ pub(crate) fn sieve(data: &[u8]) {
     }
 }
 
-/// Passes bytes through the sieve in pieces of `step`; `None` where they are no whole reply.
+/// Passes bytes through the sieve in pieces of `step`; `None` if they are not a whole reply.
 fn sifted(bytes: &[u8], (room, is_full): (usize, bool), step: usize) -> Option<Result<RangeReply, String>> {
     let (mut sieve, mut buffer) = (Sieve::new(room, is_full), BytesMut::new());
     for piece in bytes.chunks(step.max(1)) {

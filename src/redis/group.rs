@@ -1,9 +1,9 @@
-//! A consumer group that shares the entries of one stream out among workers.
+//! A consumer group that distributes the entries of one stream among workers.
 //!
-//! An entry that one consumer has read is *claimed* by it until it is acknowledged. A claim whose idle time passes a
-//! limit can be taken over by any consumer (`XAUTOCLAIM`); renewing it sets the idle time back. Entries are read one by
-//! one: how large one is is seen only when it comes, and Redis counts entries and no bytes. One that is too large has
-//! its id and nothing more ([`Fields::is_too_large`](crate::model::Fields::is_too_large)).
+//! A consumer *claims* an entry by reading it, until it acknowledges the entry. Any consumer can take over a claim
+//! whose idle time exceeds a limit (`XAUTOCLAIM`); renewing a claim resets its idle time. Entries are read one by
+//! one, because their size is known only when they arrive, and Redis counts entries, not bytes. Of an entry that is
+//! too large, only the id is returned ([`Fields::is_too_large`](crate::model::Fields::is_too_large)).
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use super::link::Link;
 use super::sieve::ENTRY_ROOM_BYTES;
 use crate::model::{Entry, EntryId};
 
-/// Parts of the claims that one search looks at; Redis takes ten claims as one part.
+/// How many parts of the claims one search checks; Redis scans ten claims per part.
 const SCANS_MAX: usize = 100;
-/// Claims of one consumer that are listed: more than it can have.
+/// The most claims of one consumer that are listed: more than it can have.
 const CLAIMS_MAX: u32 = 10_000;
 
 /// A consumer group of one stream, as one of its consumers sees it.
@@ -29,12 +29,12 @@ pub struct ConsumerGroup {
     stream: String,
     group: String,
     consumer: String,
-    /// The id at which the search for idle claims goes on.
+    /// The id at which the search for idle claims continues.
     scanned_to: EntryId,
 }
 
 impl ConsumerGroup {
-    /// The group `group` of the stream at the key `stream`, as `consumer` sees it. Nothing is asked yet.
+    /// The group `group` of the stream at the key `stream`, as `consumer` sees it. Sends no command.
     #[must_use]
     pub const fn new(stream: String, group: String, consumer: String) -> Self {
         Self { stream, group, consumer, scanned_to: EntryId::new(0, 0) }
@@ -52,10 +52,11 @@ impl ConsumerGroup {
         &self.consumer
     }
 
-    /// Creates the group at the stream's beginning, and the stream where there is none. One that exists stays as it is.
+    /// Creates the group at the stream's beginning, and the stream if it does not exist. An existing group is not
+    /// changed.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn ensure(&self, link: &mut Link) -> Result<(), RedisError> {
         match link.query::<()>(&Cmd::xgroup_create_mkstream(&self.stream, &self.group, "0")) {
             Err(error) if error.server_kind() != Some(ServerErrorKind::BusyGroup) => Err(error),
@@ -63,10 +64,10 @@ impl ConsumerGroup {
         }
     }
 
-    /// Claims the next entry that no consumer has read, waited for up to `block`.
+    /// Claims the next entry that no consumer has read; waits up to `block` for one.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn read(&self, link: &mut Link, block: Duration) -> Result<Option<Entry>, RedisError> {
         let mut command = cmd("XREADGROUP");
         command.arg(&["GROUP", &self.group, &self.consumer, "COUNT", "1"]);
@@ -74,11 +75,12 @@ impl ConsumerGroup {
         Ok(link.call_stream(&command, ENTRY_ROOM_BYTES)?.into_entries().pop())
     }
 
-    /// Takes over a claim that has been idle for longer than `idle`. A search looks at a part of the claims and the next
-    /// one goes on there, so that many young claims hide no old one. A claim whose entry was deleted is acknowledged.
+    /// Takes over a claim that has been idle for longer than `idle`. A search checks a part of the claims and the
+    /// next one continues there, so that many recent claims do not hide an old one. A claim whose entry was deleted
+    /// is acknowledged.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn take_over(&mut self, link: &mut Link, idle: Duration) -> Result<Option<Entry>, RedisError> {
         for _ in 0..SCANS_MAX {
             let options = StreamAutoClaimOptions::default().count(1).with_justid();
@@ -105,7 +107,7 @@ impl ConsumerGroup {
     /// The entries that this consumer claims.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn claims(&self, link: &mut Link) -> Result<Vec<EntryId>, RedisError> {
         let (stream, group, consumer) = (&self.stream, &self.group, &self.consumer);
         let pending = Cmd::xpending_consumer_count(stream, group, "-", "+", CLAIMS_MAX, consumer);
@@ -113,51 +115,51 @@ impl ConsumerGroup {
         pending.ids.iter().map(|pending| entry_id(&pending.id)).collect()
     }
 
-    /// Renews claims: their idle time begins anew.
+    /// Renews claims, which resets their idle time.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn renew(&self, link: &mut Link, ids: impl Iterator<Item = EntryId>) -> Result<(), RedisError> {
         link.query_all::<()>(ids.map(|id| self.claim(id, Duration::ZERO))).map(drop)
     }
 
-    /// Lets any consumer take over a claim of ours whose limit of idle time is at most `idle`.
+    /// Allows any consumer whose limit of idle time is at most `idle` to take over a claim of ours.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn hand_back(&self, link: &mut Link, id: EntryId, idle: Duration) -> Result<(), RedisError> {
         link.query::<()>(&self.claim(id, idle))
     }
 
-    /// The command that claims an entry which is ours already, with this idle time.
+    /// The command that claims one of our own entries again, with this idle time.
     fn claim(&self, id: EntryId, idle: Duration) -> Cmd {
         let idle = usize::try_from(idle.as_millis()).unwrap_or(usize::MAX);
         let options = StreamClaimOptions::default().idle(idle).with_justid();
         Cmd::xclaim_options(&self.stream, &self.group, &self.consumer, 0, &[id], options)
     }
 
-    /// Acknowledges an entry: it is done with, for all consumers.
+    /// Acknowledges an entry for all consumers.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn acknowledge(&self, link: &mut Link, id: EntryId) -> Result<(), RedisError> {
         link.query::<()>(&Cmd::xack(&self.stream, &self.group, &[id]))
     }
 
-    /// An entry as it was written, if it is still there.
+    /// An entry of the stream, if it still exists.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn entry(&self, link: &mut Link, id: EntryId) -> Result<Option<Entry>, RedisError> {
         let range = Cmd::xrange(&self.stream, id, id);
         Ok(link.call_range(&range, ENTRY_ROOM_BYTES)?.into_entries().pop())
     }
 
-    /// Removes the consumers that claim nothing and are `gone`, told by their name and idle time. One with claims stays:
-    /// its claims would go with it.
+    /// Removes the consumers that have no claims and are `gone`, judged by name and idle time. A consumer with claims
+    /// is kept, because its claims would be removed with it.
     ///
     /// # Errors
-    /// When Redis cannot be asked, or refuses.
+    /// If Redis does not reply or refuses.
     pub fn remove_consumers(
         &self,
         link: &mut Link,
@@ -217,7 +219,7 @@ mod tests {
         assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap().as_ref(), Some(&entries[44]));
         assert_eq!(other.claims(&mut others).unwrap(), [entries[44].id]);
         assert_eq!(one.claims(&mut link).unwrap().len(), 49);
-        // Renewing takes a claim back from nobody.
+        // Renewing takes no claim away from another consumer.
         one.hand_back(&mut link, entries[3].id, IDLE_MAX * 2).unwrap();
         one.renew(&mut link, [entries[3].id].into_iter()).unwrap();
         assert_eq!(other.take_over(&mut others, IDLE_MAX).unwrap(), None);
@@ -259,7 +261,7 @@ mod tests {
         for entry in &read {
             one.hand_back(&mut link, entry.id, IDLE_MAX * 2).unwrap();
         }
-        // A claim whose entry was deleted is let go of.
+        // A claim whose entry was deleted is acknowledged.
         add(&mut link, "v");
         let gone = one.read(&mut link, SHORTLY).unwrap().unwrap();
         one.hand_back(&mut link, gone.id, IDLE_MAX * 2).unwrap();

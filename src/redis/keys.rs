@@ -1,10 +1,10 @@
-//! The names of everything that lies in Redis, in one place.
+//! The names of all keys in Redis, in one place.
 
 use crate::config;
 use crate::model::{KeyPattern, StreamName};
 
-/// Key names of one instance. All but the streams', which have a pattern of their own, lie under the prefix, so that
-/// one ACL pattern covers them.
+/// Key names of one instance. All except the streams' keys, which have a pattern of their own, begin with the prefix,
+/// so one ACL pattern covers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     prefix: String,
@@ -15,7 +15,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Names under `prefix` (`llm`) for the instance `instance` of the service `service`, with the streams there too.
+    /// Names with `prefix` (`llm`) for the instance `instance` of the service `service`; the streams' keys have the
+    /// prefix too.
     #[must_use]
     pub fn new(prefix: impl Into<String>, service: impl Into<String>, instance: impl Into<String>) -> Self {
         let (prefix, service, instance) = (prefix.into(), service.into(), instance.into());
@@ -30,13 +31,13 @@ impl Keys {
         Self { streams: redis.stream_key.clone(), ..Self::new(&redis.prefix, service, instance) }
     }
 
-    /// The prefix of every key but the streams', without the colon.
+    /// The prefix of every key except the streams', without the colon.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The stream of a session and model.
+    /// The key of a stream.
     #[must_use]
     pub fn stream(&self, name: &StreamName) -> String {
         self.streams.key(name)
@@ -54,13 +55,13 @@ impl Keys {
         self.streams.beginning()
     }
 
-    /// The stream whose key this is, if it is one.
+    /// The name of the stream with this key, if the key is a stream's.
     #[must_use]
     pub fn stream_name(&self, key: &[u8]) -> Option<StreamName> {
         self.streams.name(key)
     }
 
-    /// The stream that tells of new streams.
+    /// The stream that announces new streams.
     #[must_use]
     pub fn announce(&self) -> String {
         format!("{}:announce", self.prefix)
@@ -72,7 +73,7 @@ impl Keys {
         format!("{}:control:{}:{}", self.prefix, name.session(), name.model())
     }
 
-    /// The stream of requests that relays answer.
+    /// The stream of requests for relays.
     #[must_use]
     pub fn requests(&self) -> String {
         format!("{}:requests", self.prefix)
@@ -84,7 +85,7 @@ impl Keys {
         format!("{}:relay:{}", self.prefix, self.service)
     }
 
-    /// Which relay answers in a stream at the moment.
+    /// The lease of the relay that is answering in a stream.
     #[must_use]
     pub fn running(&self, name: &StreamName) -> String {
         format!("{}:running:{}:{}", self.prefix, name.session(), name.model())
@@ -108,7 +109,7 @@ impl Keys {
         &self.group
     }
 
-    /// The consumer in the group that reader `index` is (not a key).
+    /// The name of reader `index` as a consumer of the group (not a key).
     #[must_use]
     pub fn consumer(&self, index: usize) -> String {
         format!("reader-{index}")
@@ -132,7 +133,7 @@ impl Keys {
         format!("{}:groups:{}:{}", self.prefix, self.service, self.instance)
     }
 
-    /// The set of all instances that the service ever had and whose groups may still be there.
+    /// The set of all instances of the service that ever ran and whose groups may still exist.
     #[must_use]
     pub fn instances(&self) -> String {
         format!("{}:instances:{}", self.prefix, self.service)

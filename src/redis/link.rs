@@ -1,11 +1,11 @@
-//! One connection to Redis: commands out, replies and pushes in.
+//! One connection to Redis: sends commands, receives replies and pushes.
 //!
-//! The owner chooses how to wait: [`Link::receive`] waits in `poll(2)`; [`Link::try_receive`] never
-//! waits and suits a readiness loop on [`Link::raw_fd`]. After any error but [`RedisError::Server`] the
-//! link is broken and says so ([`RedisError::Closed`]) ever after.
+//! The owner chooses how to wait: [`Link::receive`] waits in `poll(2)`; [`Link::try_receive`] never waits and suits
+//! an event loop on [`Link::raw_fd`]. After any error except [`RedisError::Server`] the link is broken and returns
+//! [`RedisError::Closed`] from then on.
 //!
-//! Limits: one reply and its nesting as in `resp`; pushes that are set aside as in
-//! `buffers`. The output buffer holds the commands that the owner pushes between two flushes; the owner bounds them.
+//! Limits: one reply and its nesting, see `resp`; pushes that are set aside, see `buffers`. The output buffer holds
+//! the commands that the owner pushes between two flushes; the owner bounds them.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -34,46 +34,46 @@ use buffers::{BUFFER_KEPT_BYTES, Input, Pushes};
 use opening::printable;
 pub use ranges::Wanted;
 
-/// How often a wait looks whether there is an ending by now.
+/// How often a wait checks whether an ending was set.
 const ENDING_LOOK: Duration = Duration::from_millis(200);
-/// Replies read ahead while commands are still being sent, in bytes.
+/// The most bytes of replies that are read while commands are still being sent.
 const READ_AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// One connection to Redis, used by one thread.
 ///
-/// Every command must have exactly one reply that is no push. SUBSCRIBE and its kin, which answer by
-/// pushes in RESP3, and `CLIENT REPLY` are therefore not for a link.
+/// Every command must have exactly one reply that is not a push. SUBSCRIBE and similar commands, which reply by
+/// pushes in RESP3, and `CLIENT REPLY` can therefore not be sent on a link.
 pub struct Link {
     transport: Transport,
     scanner: Scanner,
     input: Input,
     output: Vec<u8>,
-    /// How much of `output` is sent.
+    /// How many bytes of `output` are sent.
     sent: usize,
     outstanding: usize,
     pushes: Pushes,
     is_resp3: bool,
     is_broken: bool,
     response_timeout: Duration,
-    /// Bytes read from the socket since the connection was made, to tell a slow reply from none.
+    /// Bytes read from the socket since the connection was opened, to distinguish a slow reply from none.
     received: u64,
     ending: Ending,
 }
 
-/// How long a reply is waited for.
+/// How long to wait for a reply.
 #[derive(Clone, Copy, Debug)]
 enum Patience {
-    /// For as long as bytes keep coming: the pause between two pieces must not be longer than this.
+    /// As long as bytes keep arriving: a pause between two pieces must not exceed this.
     Progress(Duration),
-    /// Until then, even while bytes keep coming.
+    /// Until this time, even if bytes keep arriving.
     Until(Instant),
 }
 
 impl Patience {
-    /// When to give up if nothing comes; `None`: never.
+    /// When to give up if nothing arrives; `None`: never.
     fn deadline(self) -> Option<Instant> {
         match self {
-            // A deadline beyond what the clock can express is none.
+            // A deadline beyond the range of the clock is no deadline.
             Self::Progress(pause) => Instant::now().checked_add(pause),
             Self::Until(deadline) => Some(deadline),
         }
@@ -81,19 +81,18 @@ impl Patience {
 }
 
 impl Link {
-    /// Connects, authenticates, names the connection (`CLIENT LIST` shows it) and selects the database,
-    /// all within the target's connect timeout. RESP3 where the server speaks it, RESP2 elsewhere.
+    /// Connects, authenticates, names the connection (`CLIENT LIST` shows it) and selects the database, all within
+    /// the target's connect timeout. Uses RESP3 if the server supports it, otherwise RESP2.
     ///
-    /// The time does not bound the system's resolving of the host's name.
+    /// The timeout does not bound the system's lookup of the host's name.
     ///
     /// # Errors
-    /// [`RedisError::Server`] when Redis refuses the credentials or the database; otherwise why it
-    /// cannot be reached.
+    /// [`RedisError::Server`] if Redis refuses the credentials or the database; otherwise why it cannot be reached.
     pub fn connect(target: &Target, client_name: &str) -> Result<Self, RedisError> {
         Self::connect_until(target, client_name, &Ending::default())
     }
 
-    /// The same, for a connection on which nobody waits beyond the ending.
+    /// Connects; nobody waits on the connection beyond the ending.
     ///
     /// # Errors
     /// As [`Link::connect`].
@@ -119,7 +118,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Whether the connection speaks RESP3, so that pushes can come.
+    /// Whether the connection uses RESP3, so that pushes can arrive.
     #[must_use]
     pub const fn is_resp3(&self) -> bool {
         self.is_resp3
@@ -131,14 +130,14 @@ impl Link {
         self.outstanding += 1;
     }
 
-    /// Puts a pipeline's commands into the output buffer. Nothing is sent yet.
+    /// Encodes a pipeline's commands into the output buffer. Nothing is sent yet.
     pub fn push_all(&mut self, pipeline: &Pipeline) {
         self.output.extend_from_slice(pipeline.bytes());
         self.outstanding += pipeline.len();
     }
 
-    /// Sends everything that was pushed. Waits for at most the response timeout without progress, and
-    /// reads ahead meanwhile, so that neither side waits for the other.
+    /// Sends everything that was pushed. Waits at most the response timeout without progress, and reads meanwhile, so
+    /// that the two sides do not wait for each other.
     ///
     /// # Errors
     /// [`RedisError::Timeout`], or why the connection failed.
@@ -148,58 +147,58 @@ impl Link {
         self.remember_break(result)
     }
 
-    /// Whether something was read from the socket that is no whole reply yet, or was not asked for.
+    /// Whether bytes were read that are not a whole reply yet, or that no command asked for.
     #[must_use]
     pub fn has_read_ahead(&self) -> bool {
         !self.input.bytes.is_empty()
     }
 
-    /// Bytes of a reply that is not whole yet: while they grow, it is under way.
+    /// The bytes of an incomplete reply: while they grow, the reply makes progress.
     #[must_use]
     pub fn read_ahead_bytes(&self) -> usize {
         self.input.bytes.len()
     }
 
-    /// How long it may be silent while replies are awaited.
+    /// How long the server may be silent while replies are awaited.
     #[must_use]
     pub const fn response_timeout(&self) -> Duration {
         self.response_timeout
     }
 
-    /// Replies to pushed commands that have not been received yet.
+    /// The number of replies to pushed commands that have not been received yet.
     #[must_use]
     pub const fn outstanding(&self) -> usize {
         self.outstanding
     }
 
-    /// The next reply if the buffer or the socket have it; `None` only after the socket had nothing
-    /// more, so that an edge-triggered loop misses nothing. Pushes on the way are set aside.
+    /// The next reply if the buffer or the socket has it; `None` only after the socket had nothing more, so that an
+    /// edge-triggered loop misses nothing. Pushes in between are set aside.
     ///
-    /// If Redis closed the connection right after a reply, only the next call may notice it.
+    /// If Redis closed the connection right after a reply, only the next call may detect that.
     ///
     /// # Errors
-    /// [`RedisError::Closed`] at the end of the connection, or why it failed. An error reply is no error.
+    /// [`RedisError::Closed`] at the end of the connection, or why it failed. An error reply is returned as a reply.
     pub fn try_receive(&mut self) -> Result<Option<Reply>, RedisError> {
         self.check_usable()?;
         let result = self.next_reply();
         self.remember_break(result)
     }
 
-    /// The next reply, waited for with `poll(2)`. Commands that were pushed and not flushed are sent before. A long
-    /// reply may take any time, as long as more of it comes within `timeout`.
+    /// Waits for the next reply with `poll(2)`. Pushed commands that were not flushed are sent first. A long reply
+    /// may take any time, as long as more of it arrives within `timeout`.
     ///
     /// # Errors
-    /// [`RedisError::Timeout`] when nothing came for that long: the link must be dropped then. Otherwise as
+    /// [`RedisError::Timeout`] if nothing arrived for that long: the link must be dropped then. Otherwise as
     /// [`Link::try_receive`].
     pub fn receive(&mut self, timeout: Duration) -> Result<Reply, RedisError> {
         self.wait_for(Patience::Progress(timeout), Self::try_receive)
     }
 
-    /// Sends one command and waits for its reply for the response timeout.
+    /// Sends one command and waits for its reply, at most for the response timeout.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, after which the link goes on; otherwise as
-    /// [`Link::receive`]. Also when replies to earlier commands are outstanding.
+    /// [`RedisError::Server`] for an error reply, after which the link is still usable; otherwise as
+    /// [`Link::receive`]. Also if replies to earlier commands are outstanding.
     pub fn call(&mut self, command: &Cmd) -> Result<Reply, RedisError> {
         self.begin_calls()?;
         self.push(command);
@@ -211,11 +210,11 @@ impl Link {
         }
     }
 
-    /// Sends several commands at once and waits for all replies, for the response timeout without any progress. Error
-    /// replies are among them.
+    /// Sends several commands at once and waits for all replies, at most for the response timeout without any
+    /// progress. Error replies are among the returned replies.
     ///
     /// # Errors
-    /// As [`Link::receive`]. Also when replies to earlier commands are outstanding.
+    /// As [`Link::receive`]. Also if replies to earlier commands are outstanding.
     pub fn call_all(
         &mut self,
         commands: impl IntoIterator<Item: Borrow<Cmd>>,
@@ -248,7 +247,7 @@ impl Link {
         self.pushes.take().map(Reply::from_scanned)
     }
 
-    /// How many push messages were dropped because nobody took them in time.
+    /// How many push messages were dropped because the owner did not take them in time.
     #[must_use]
     pub const fn pushes_lost(&self) -> u64 {
         self.pushes.lost
@@ -259,10 +258,10 @@ impl Link {
         self.input.bytes.capacity()
     }
 
-    /// The socket's descriptor, for waiting on it beside others. It stays the link's.
+    /// The socket's descriptor, for polling it together with others. The link keeps ownership.
     ///
-    /// While replies are outstanding, wait only after [`Link::try_receive`] gave `None`: the buffer may
-    /// hold the next one already.
+    /// While replies are outstanding, wait only after [`Link::try_receive`] returned `None`: the buffer may contain
+    /// the next reply already.
     #[must_use]
     pub fn raw_fd(&self) -> RawFd {
         self.transport.raw_fd()
@@ -277,7 +276,7 @@ impl Link {
         result
     }
 
-    /// A call takes the next reply for its own, so there must be none before it.
+    /// A call takes the next reply as its own, so no earlier reply may be outstanding.
     fn begin_calls(&mut self) -> Result<(), RedisError> {
         self.check_usable()?;
         if self.outstanding > 0 {
@@ -297,7 +296,7 @@ impl Link {
         }
     }
 
-    /// Waits until `attempt` gives something.
+    /// Waits until `attempt` returns something.
     fn wait_for<T>(
         &mut self,
         patience: Patience,
@@ -347,7 +346,7 @@ impl Link {
                 self.take_trailing_pushes();
                 return Ok(Some(reply));
             }
-            // A read that has left room has taken everything.
+            // A read that did not fill the buffer has emptied the socket.
             if is_socket_empty || !self.fill()? {
                 return Ok(None);
             }
@@ -355,8 +354,8 @@ impl Link {
         }
     }
 
-    /// After the last reply, sets aside the whole pushes behind it: the owner may wait on the socket next, which is not
-    /// readable for bytes in the buffer. Anything else is left to the next call that receives.
+    /// After the last reply, sets aside the whole pushes behind it: the owner may wait on the socket next, which is
+    /// not readable for bytes in the buffer. Other bytes are left to the next call that receives.
     fn take_trailing_pushes(&mut self) {
         while self.outstanding == 0
             && let Ok(Some(scanned)) = self.scanner.scan(&self.input.bytes)
@@ -367,7 +366,7 @@ impl Link {
         }
     }
 
-    /// Reads once from the socket; `false` when it has nothing for now.
+    /// Reads once from the socket; `false` if it has nothing now.
     fn fill(&mut self) -> Result<bool, RedisError> {
         self.input.make_room();
         loop {
@@ -408,7 +407,7 @@ impl Link {
         }
     }
 
-    /// Sends as much as the socket takes; `true` when that was everything.
+    /// Sends as much as the socket accepts; `true` if that was everything.
     fn send_some(&mut self) -> Result<bool, RedisError> {
         while self.sent < self.output.len() {
             match self.transport.write(&self.output[self.sent..]) {
@@ -432,7 +431,8 @@ impl fmt::Debug for Link {
     }
 }
 
-/// The error for an unasked reply: Redis sends one before it closes, and gives the reason nowhere else.
+/// The error for a reply that no command asked for: Redis sends one before it closes the connection, and gives the
+/// reason nowhere else.
 fn unasked(reply: &Reply) -> RedisError {
     match reply.error() {
         Some(error) => RedisError::Protocol(format!("an error that no command had: {error}").into()),

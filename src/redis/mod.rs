@@ -1,18 +1,18 @@
-//! The only place that knows Redis: addresses, connections, the wire protocol, key names.
+//! The only module that knows Redis: addresses, connections, the wire protocol, key names.
 //!
-//! A [`Link`] is one connection. It blocks in `poll(2)` where its owner wants to wait, and never where
-//! the owner waits elsewhere (mio on [`Link::raw_fd`]). Commands are encoded into its output buffer: those of the hot
-//! path by a [`Pipeline`], all others by the `redis` crate, which builds them. Replies are taken from it as whole
-//! [`Reply`]s: slices of the read buffer with typed views, so that reading a stream costs no copy and no allocation per
-//! string. Off the hot path a reply is also read as a value of the `redis` crate's types ([`Link::query`]).
+//! A [`Link`] is one connection. It blocks in `poll(2)` if its owner wants to wait there, and never if the owner
+//! waits elsewhere (mio on [`Link::raw_fd`]). Commands are encoded into its output buffer: those of the hot path by a
+//! [`Pipeline`], all others by the `redis` crate, which builds them. Replies are returned as whole [`Reply`]s: slices
+//! of the read buffer with typed views, so that reading a stream costs no copy and no allocation per string. Off the
+//! hot path a reply can also be read as a value of the `redis` crate's types ([`Link::query`]).
 //!
 //! ```text
 //! config::Redis ─▶ Target ─▶ Link ◀─ Pipeline, ::redis::Cmd
 //!                             │ transport (TCP, Unix, TLS) ─▶ resp (scanner) ─▶ Reply ─▶ streams
 //! ```
 //!
-//! Left out: topology (one target, no Sentinel and no cluster redirects), pooling and retrying, which are policies of
-//! the links' owners; [`Backoff`] gives them the pauses.
+//! Left out: topology (one target, no Sentinel and no cluster redirects), and pooling and retries, which the links'
+//! owners decide; [`Backoff`] computes their pauses.
 
 mod backoff;
 mod connector;

@@ -1,4 +1,4 @@
-//! The commands of the hot path, encoded as they are built; elsewhere they are the `redis` crate's.
+//! The commands of the hot path, encoded as they are built; all others are built by the `redis` crate.
 
 use ::redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
 pub use itoa::Integer as Number;
@@ -7,11 +7,10 @@ use crate::model::EntryId;
 
 /// The longest entry id, in bytes.
 const ID_BYTES_MAX: usize = 41;
-/// The buffer that a pipeline keeps between two uses, in bytes.
+/// The buffer size up to which a pipeline keeps its buffer between two uses, in bytes.
 const PIPELINE_KEPT_BYTES: usize = 256 * 1024;
 
-/// Commands one behind the other in one buffer, which is used again: for paths on which an allocation for each
-/// command counts.
+/// Commands in one buffer that is reused: for paths on which an allocation per command matters.
 #[derive(Debug, Default)]
 pub struct Pipeline {
     bytes: Vec<u8>,
@@ -19,26 +18,26 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Begins anew. Unless it has grown very large the buffer is kept.
+    /// Removes all commands. The buffer is kept unless it has grown very large.
     pub fn clear(&mut self) {
         self.commands = 0;
         self.bytes.clear();
         self.bytes.shrink_to(PIPELINE_KEPT_BYTES);
     }
 
-    /// How many commands there are.
+    /// The number of commands.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.commands
     }
 
-    /// Whether there is no command.
+    /// Whether there are no commands.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.commands == 0
     }
 
-    /// Begins a command, which `arguments` arguments must follow.
+    /// Begins a command, which exactly `arguments` arguments must follow.
     pub fn command(&mut self, name: &str, arguments: usize) -> Arguments<'_> {
         self.commands += 1;
         head(&mut self.bytes, b'*', arguments + 1);
@@ -85,7 +84,7 @@ impl Drop for Arguments<'_> {
     }
 }
 
-/// `ms-n`, as in a pipeline.
+/// Writes `ms-n`, as a pipeline does.
 impl ToRedisArgs for EntryId {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let (text, len) = id_text(*self);
@@ -107,7 +106,7 @@ fn head(output: &mut Vec<u8>, kind: u8, count: impl Number) {
     output.extend_from_slice(b"\r\n");
 }
 
-/// An entry id as text, and how many bytes of the array it takes.
+/// An entry id as text, and its length in the array.
 fn id_text(id: EntryId) -> ([u8; ID_BYTES_MAX], usize) {
     let mut text = [0; ID_BYTES_MAX];
     let mut len = 0;

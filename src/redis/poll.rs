@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::pulse;
 
-/// How long the thread gives no sign of life while it waits.
+/// The longest wait without a beat of the thread's pulse.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// Readiness of a socket, as it is waited for and as it was found.
+/// The readiness of a socket to wait for, or as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ready {
-    /// Reading will not wait (or fails, or finds the end).
+    /// Reading will not block (or will fail, or find the end).
     pub(super) readable: bool,
-    /// Writing will not wait (or fails).
+    /// Writing will not block (or will fail).
     pub(super) writable: bool,
 }
 
@@ -24,8 +24,8 @@ impl Ready {
     pub(super) const EITHER: Self = Self { readable: true, writable: true };
 }
 
-/// Waits until the socket is ready for any of `wanted`; `None` at the deadline. No deadline: for as
-/// long as it takes.
+/// Waits until the socket is ready for any of `wanted`; `None` at the deadline. Without a deadline: as long as it
+/// takes.
 pub(super) fn wait(fd: RawFd, wanted: Ready, deadline: Option<Instant>) -> io::Result<Option<Ready>> {
     let mut events = 0;
     if wanted.readable {
@@ -45,7 +45,7 @@ pub(super) fn wait(fd: RawFd, wanted: Ready, deadline: Option<Instant>) -> io::R
         let count = unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };
         match count {
             1.. => {
-                // Errors and hang-ups show when the socket is used.
+                // Errors and hang-ups are reported when the socket is used.
                 let failed = poll.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
                 return Ok(Some(Ready {
                     readable: failed || poll.revents & libc::POLLIN != 0,

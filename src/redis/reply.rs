@@ -1,4 +1,4 @@
-//! Replies: the bytes of one, whole, and typed views of them.
+//! Replies: the bytes of one whole reply, and typed views of them.
 
 use bytes::Bytes;
 
@@ -6,18 +6,18 @@ use super::error::{RedisError, ServerError};
 use super::resp::{self, Item, Scanner};
 use crate::model::EntryId;
 
-/// The most elements that room is made for before they are read.
+/// The most elements for which memory is reserved before they are read.
 const RESERVED_ELEMENTS_MAX: usize = 1024;
 
-/// One complete reply, as it came. It is a slice of the read buffer, and so are the strings that its
-/// views hand out: keeping one of them keeps the whole piece of buffer.
+/// One complete reply. It is a slice of the read buffer, and so are the strings that its views return: keeping one of
+/// them keeps the whole piece of the buffer.
 ///
-/// INVARIANT: the bytes are exactly one well-formed reply; a `Scanner` has found its end. Views check every item all
-/// the same, so that a broken invariant is an error and no panic.
+/// INVARIANT: the bytes are exactly one well-formed reply; a `Scanner` has found its end. Views still check every
+/// item, so that a broken invariant is an error and not a panic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply(Bytes);
 
-/// A reply as a tree, for paths where copying does not matter.
+/// A reply as a tree, for paths on which copying does not matter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Nothing.
@@ -26,9 +26,9 @@ pub enum Value {
     Int(i64),
     /// A floating point number.
     Double(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// A string of any kind, also a big number's digits.
+    /// A string of any kind, or the digits of a big number.
     Bytes(Bytes),
     /// An array, a set or a push message.
     Array(Vec<Value>),
@@ -43,10 +43,10 @@ impl Reply {
         Self(bytes)
     }
 
-    /// A reply from its bytes, for tests of code that uses replies.
+    /// Creates a reply from its bytes, for tests of code that uses replies.
     ///
     /// # Errors
-    /// When the bytes are not exactly one reply.
+    /// If the bytes are not exactly one reply.
     pub fn parse(bytes: Bytes) -> Result<Self, RedisError> {
         match Scanner::default().scan(&bytes)? {
             Some(scanned) if scanned.len == bytes.len() => Ok(Self(bytes)),
@@ -54,18 +54,18 @@ impl Reply {
         }
     }
 
-    /// The reply as it came.
+    /// The bytes of the reply.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// How many bytes the reply has, as it came.
+    /// The length of the reply in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.0.len()
     }
 
-    /// The error that the reply is, if it is one.
+    /// The error, if the reply is one.
     #[must_use]
     pub fn error(&self) -> Option<ServerError> {
         match self.cursor().next() {
@@ -83,7 +83,7 @@ impl Reply {
     /// The reply as an integer.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another kind.
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another type.
     pub fn integer(&self) -> Result<i64, RedisError> {
         match self.first()? {
             Item::Integer(value) => Ok(value),
@@ -94,7 +94,7 @@ impl Reply {
     /// The reply as the bytes of a string.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another kind.
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another type.
     pub fn bytes(&self) -> Result<Bytes, RedisError> {
         match self.first()? {
             Item::Bulk(range) | Item::Simple(range) | Item::Verbatim(range) => Ok(self.0.slice(range)),
@@ -105,7 +105,7 @@ impl Reply {
     /// The reply as text.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another kind or for text that is not
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another type or for text that is not
     /// UTF-8.
     pub fn text(&self) -> Result<&str, RedisError> {
         match self.first()? {
@@ -117,7 +117,7 @@ impl Reply {
         }
     }
 
-    /// The reply as an entry id, as XADD gives it.
+    /// The reply as an entry id, as XADD returns it.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for anything else.
@@ -128,7 +128,7 @@ impl Reply {
         }
     }
 
-    /// The reply as a tree; its depth is bounded by the nesting that a reply may have. An error reply is
+    /// The reply as a tree, whose depth is bounded by the nesting limit of replies. An error reply is
     /// [`Value::Error`].
     ///
     /// # Errors
@@ -150,21 +150,21 @@ impl Reply {
 const NOT_AN_ID: RedisError = RedisError::protocol("not an entry id");
 const CUT_SHORT: RedisError = RedisError::protocol("a reply that is cut short");
 
-/// Walks over the items of a reply.
+/// Iterates over the items of a reply.
 pub(super) struct Cursor<'a> {
     bytes: &'a Bytes,
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    /// The next item as it lies there.
+    /// The next item, including attributes.
     pub(super) fn raw(&mut self) -> Result<Item, RedisError> {
         let (item, end) = resp::item(self.bytes, self.at, 0)?.ok_or(CUT_SHORT)?;
         self.at = end;
         Ok(item)
     }
 
-    /// The next item, past the attributes in front of it.
+    /// The next item, without the attributes before it.
     pub(super) fn next(&mut self) -> Result<Item, RedisError> {
         loop {
             match self.raw()? {
@@ -174,7 +174,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next item, or the error that it is.
+    /// The next item, or its error.
     pub(super) fn next_or_error(&mut self) -> Result<Item, RedisError> {
         match self.next()? {
             Item::Error(range) => Err(RedisError::Server(ServerError::parse(&self.bytes[range]))),
@@ -182,7 +182,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Passes over so many elements with all that they hold.
+    /// Skips elements with everything that they contain.
     pub(super) fn skip(&mut self, elements: usize) -> Result<(), RedisError> {
         let mut pending = elements;
         while pending > 0 {
@@ -193,12 +193,12 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Where the next item begins.
+    /// The offset of the next item.
     pub(super) const fn place(&self) -> usize {
         self.at
     }
 
-    /// Goes back to where an item begins.
+    /// Moves to the offset of an item.
     pub(super) const fn go_to(&mut self, place: usize) {
         self.at = place;
     }
@@ -228,8 +228,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Walks over so many bulk strings, all of the form `$<len>\r\n<bytes>\r\n`, and gives them as one
-    /// slice.
+    /// Reads consecutive bulk strings, all of the form `$<len>\r\n<bytes>\r\n`, and returns them as one slice.
     pub(super) fn bulks(&mut self, count: usize) -> Result<Bytes, RedisError> {
         let start = self.at;
         for _ in 0..count {
@@ -240,7 +239,7 @@ impl<'a> Cursor<'a> {
         Ok(self.bytes.slice(start..self.at))
     }
 
-    /// The next element as a tree. It recurses no deeper than the scanner let a reply nest.
+    /// The next element as a tree. Recursion is bounded by the nesting limit of the scanner.
     fn value(&mut self) -> Result<Value, RedisError> {
         Ok(match self.next()? {
             Item::Null => Value::Null,
@@ -275,7 +274,7 @@ impl<'a> Cursor<'a> {
 }
 
 impl Value {
-    /// The string that it is.
+    /// The string, if it is one.
     #[must_use]
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
@@ -284,13 +283,13 @@ impl Value {
         }
     }
 
-    /// The text that it is.
+    /// The text, if it is one.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(self.as_bytes()?).ok()
     }
 
-    /// Its elements, if it is an array.
+    /// The elements, if it is an array.
     #[must_use]
     pub fn as_array(&self) -> Option<&[Self]> {
         match self {
@@ -374,7 +373,7 @@ mod tests {
     proptest! {
         #[test]
         fn views_never_panic(text in "([-+:$*%~>|=!_#,(](-1|[0-9tf]{0,2})\r\n|\\*2\r\n\\$3\r\n1-1\r\n|[a-z]{1,3}\r\n){1,12}") {
-            // As if the scanner had let it pass: the views must stand on their own.
+            // As if the scanner had accepted it: the views must not rely on the scanner.
             let reply = Reply::from_scanned(Bytes::from(text));
             let _ = (reply.error(), reply.is_null(), reply.integer(), reply.id(), reply.bytes());
             let _ = (reply.streams(), reply.entries(), reply.stream_info());

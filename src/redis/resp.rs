@@ -1,8 +1,8 @@
-//! RESP2 and RESP3, read incrementally and without I/O.
+//! RESP2 and RESP3, parsed incrementally and without I/O.
 //!
-//! [`item`] reads one item at a place; [`Scanner`] finds where a whole reply ends in bytes that arrive
-//! piece by piece, and keeps its place, so that a big reply costs time linear in its size however it
-//! was cut. Neither copies anything.
+//! [`item`] reads one item at an offset; [`Scanner`] finds the end of a whole reply in bytes that arrive in pieces,
+//! and keeps its position, so that a large reply costs time linear in its size however it was cut. Neither copies
+//! anything.
 //!
 //! Limits: one reply [`REPLY_BYTES_MAX`], nesting [`DEPTH_MAX`], a line [`LINE_BYTES_MAX`]. Left out:
 //! streamed strings and aggregates (`$?`, `*?`), which Redis does not send.
@@ -17,17 +17,17 @@ pub(super) const DEPTH_MAX: usize = 16;
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Digits of the longest number, sign included.
 const NUMBER_BYTES_MAX: usize = 20;
-/// The smallest item, `_\r\n`: so many bytes does every announced element take at least.
+/// The size of the smallest item, `_\r\n`: every announced element takes at least this many bytes.
 const ITEM_BYTES_MIN: usize = 3;
 
-/// Bytes that are not RESP, or that break a limit.
+/// Bytes that are not RESP, or that exceed a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) &'static str);
 
 const BAD_NUMBER: Malformed = Malformed("a malformed number");
 const TOO_LARGE: Malformed = Malformed("a reply over the size limit");
 
-/// One item: a scalar, whole, or the head of an aggregate. Ranges are places in the buffer.
+/// One item: a whole scalar, or the head of an aggregate. Ranges are offsets in the buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Item {
     /// `_`, `$-1`, `*-1`.
@@ -48,18 +48,18 @@ pub(super) enum Item {
     Bulk(Range<usize>),
     /// `=`, without its format.
     Verbatim(Range<usize>),
-    /// `*`, `~`: so many elements follow.
+    /// `*`, `~`: this many elements follow.
     Array(usize),
-    /// `>`: so many elements follow.
+    /// `>`: this many elements follow.
     Push(usize),
-    /// `%`: so many pairs follow.
+    /// `%`: this many pairs follow.
     Map(usize),
-    /// `|`: so many pairs follow, and then the item that they are about.
+    /// `|`: this many pairs follow, and then the item that they describe.
     Attribute(usize),
 }
 
 impl Item {
-    /// How many elements follow that belong to the item.
+    /// How many of the following elements belong to the item.
     pub(super) const fn children(&self) -> usize {
         match self {
             Self::Array(count) | Self::Push(count) => *count,
@@ -69,9 +69,9 @@ impl Item {
     }
 }
 
-/// Reads the item that begins at `at` and the place after it; `None` while it is incomplete.
+/// Reads the item at `at` and returns the offset after it; `None` while it is incomplete.
 ///
-/// `searched`: no line that begins at `at` ends before this place, known from an earlier call.
+/// `searched`: an earlier call has shown that no line from `at` on ends before this offset.
 pub(super) fn item(buffer: &[u8], at: usize, searched: usize) -> Result<Option<(Item, usize)>, Malformed> {
     let Some(&kind) = buffer.get(at) else { return Ok(None) };
     let head = at + 1;
@@ -97,14 +97,14 @@ pub(super) fn item(buffer: &[u8], at: usize, searched: usize) -> Result<Option<(
     }
 }
 
-/// The front of the buffer, read as the head of a bulk string.
+/// The beginning of the buffer, read as the head of a bulk string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StringHead {
-    /// More bytes are needed to tell.
+    /// More bytes are needed to decide.
     Incomplete,
-    /// It is something else.
+    /// It is not a bulk string.
     Other,
-    /// A string of so many bytes, which begin at `start` and are followed by a line end.
+    /// A string of `len` bytes, which begin at `start` and are followed by a line end.
     String {
         /// Its length.
         len: usize,
@@ -113,7 +113,8 @@ pub(super) enum StringHead {
     },
 }
 
-/// Looks whether a bulk string begins at the front of the buffer, and how long it is. It need not be there yet.
+/// Checks whether a bulk string begins at the front of the buffer, and how long it is. Its bytes need not have
+/// arrived yet.
 pub(super) fn string_head(buffer: &[u8]) -> Result<StringHead, Malformed> {
     match buffer.first() {
         None => return Ok(StringHead::Incomplete),
@@ -129,7 +130,7 @@ pub(super) fn string_head(buffer: &[u8]) -> Result<StringHead, Malformed> {
     })
 }
 
-/// A string with its length in front: `$`, `!`, `=`.
+/// A string with a length prefix: `$`, `!`, `=`.
 fn string(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize)>, Malformed> {
     let Some((len, start)) = length(buffer, head)? else { return Ok(None) };
     if len == -1 && kind == b'$' {
@@ -178,7 +179,7 @@ fn aggregate(buffer: &[u8], head: usize, kind: u8) -> Result<Option<(Item, usize
     Ok(Some((item, end)))
 }
 
-/// The length of a string or aggregate: digits alone, as later readers of the reply expect, or -1 for null.
+/// The length of a string or aggregate: only digits, as later readers of the reply expect, or -1 for null.
 fn length(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
     let found = number(buffer, at)?;
     match buffer.get(at) {
@@ -188,7 +189,7 @@ fn length(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
     }
 }
 
-/// A decimal number with its line end, and the place after it.
+/// A decimal number with its line end, and the offset after it.
 fn number(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
     let (negative, digits_at) = match buffer.get(at) {
         Some(b'-') => (true, at + 1),
@@ -207,7 +208,7 @@ fn number(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
         if digit > 9 || place - at >= NUMBER_BYTES_MAX {
             return Err(BAD_NUMBER);
         }
-        // Counted downwards, because the lowest number has no positive counterpart.
+        // Counts downwards, because the lowest number has no positive counterpart.
         value =
             value.checked_mul(10).and_then(|value| value.checked_sub(i64::from(digit))).ok_or(BAD_NUMBER)?;
         place += 1;
@@ -225,7 +226,7 @@ fn number(buffer: &[u8], at: usize) -> Result<Option<(i64, usize)>, Malformed> {
     }
 }
 
-/// The text up to the line end, and the place after it.
+/// The text up to the line end, and the offset after it.
 fn line(buffer: &[u8], start: usize, searched: usize) -> Result<Option<(Range<usize>, usize)>, Malformed> {
     let from = start.max(searched).min(buffer.len());
     let Some(found) = buffer[from..].iter().position(|&b| b == b'\r') else {
@@ -245,34 +246,34 @@ fn line(buffer: &[u8], start: usize, searched: usize) -> Result<Option<(Range<us
 /// A whole reply at the beginning of the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scanned {
-    /// Its bytes.
+    /// Its length in bytes.
     pub(super) len: usize,
-    /// Whether it is a push message and answers no command.
+    /// Whether it is a push message, which answers no command.
     pub(super) is_push: bool,
 }
 
-/// Finds the end of the reply at the beginning of a growing buffer.
+/// Finds the end of the reply at the front of a growing buffer.
 ///
-/// INVARIANT: between two calls the bytes before the buffer's old end do not change, until a call
-/// returns a reply; the caller then takes its bytes off the front.
+/// INVARIANT: between two calls the existing bytes of the buffer do not change, until a call returns a reply; the
+/// caller then removes its bytes from the front.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
-    /// Where the next item begins.
+    /// The offset of the next item.
     at: usize,
-    /// No line that begins at `at` ends before this place.
+    /// No line from `at` on ends before this offset.
     searched: usize,
-    /// Elements still to come in every open aggregate.
+    /// The number of elements still to come in every open aggregate.
     open: [usize; DEPTH_MAX],
-    /// Which of the open aggregates are attributes, a bit each.
+    /// Which of the open aggregates are attributes, one bit each.
     attributes: u32,
-    /// How many aggregates are open.
+    /// The number of open aggregates.
     depth: usize,
     is_push: bool,
 }
 
 impl Scanner {
-    /// Goes on where the last call stopped; `None` while the reply is incomplete. After a reply it begins
-    /// anew; an error is the same at the next call.
+    /// Continues where the last call stopped; `None` while the reply is incomplete. After a reply it starts over;
+    /// after an error the next call returns the same error.
     pub(super) fn scan(&mut self, buffer: &[u8]) -> Result<Option<Scanned>, Malformed> {
         loop {
             let Some((item, end)) = item(buffer, self.at, self.searched)? else {
@@ -293,17 +294,18 @@ impl Scanner {
         }
     }
 
-    /// How many aggregates the next item lies in.
+    /// The number of aggregates around the next item.
     pub(super) const fn depth(&self) -> usize {
         self.depth
     }
 
-    /// How many elements are still to come in the aggregate of that depth (1: the outermost), the present one included.
+    /// The number of elements still to come in the aggregate at that depth (1: the outermost), including the current
+    /// one.
     pub(super) fn left(&self, depth: usize) -> usize {
         if depth == 0 || depth > self.depth { 0 } else { self.open[depth - 1] }
     }
 
-    /// Accounts for one item; `true` when the reply is complete with it.
+    /// Accounts for one item; `true` if the reply is complete with it.
     pub(super) fn enter(&mut self, item: &Item) -> Result<bool, Malformed> {
         if matches!(item, Item::Push(_)) {
             if self.depth > 0 {
@@ -337,7 +339,7 @@ impl Scanner {
             }
             self.depth -= 1;
             if self.attributes & (1 << self.depth) != 0 {
-                // An attribute is no element: the element that it describes comes next.
+                // An attribute is not an element: the element that it describes comes next.
                 return false;
             }
         }
@@ -423,7 +425,7 @@ mod tests {
         }
     }
 
-    /// However little a piece brings, the scanner never falls back behind the item it waits for.
+    /// However small the pieces are, the scanner never moves back before the item that it waits for.
     #[test]
     fn the_place_is_kept() {
         let reply = format!("*1000\r\n{}", "*2\r\n$3\r\nabc\r\n:12\r\n".repeat(1000));

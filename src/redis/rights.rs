@@ -1,8 +1,8 @@
-//! Tries whether the ACL gives the daemon all the rights that it needs.
+//! Tests whether the ACL grants the daemon all the rights that it needs.
 //!
-//! `NEEDS` lists every command once; the documented rule and the trials both come from it. Each command is really
-//! sent, on the keys on which it will be used, inside a transaction that is discarded: Redis checks the rights when it
-//! queues a command, and nothing is ever run. Commands that cannot be queued are sent in a form that does nothing.
+//! `NEEDS` lists every command once; the documented rule and the tests both follow from it. Each command is really
+//! sent, on the keys on which it will be used, in a transaction that is discarded: Redis checks the rights when it
+//! queues a command, and never runs it. Commands that cannot be queued are sent in a form that does nothing.
 
 use ::redis::streams::StreamMaxlen;
 use ::redis::{Cmd, cmd};
@@ -11,7 +11,7 @@ use super::{Keys, Link, RedisError, Reply, ServerErrorKind};
 use crate::model::StreamName;
 use crate::observe::Trouble;
 
-/// The trouble to report where rights are missing.
+/// The trouble to report if rights are missing.
 pub const MISSING: Trouble = Trouble {
     what: "Redis does not allow what the daemon does",
     fix: "`llm-bridge check` names the missing rights and prints the rule for ACL SETUSER",
@@ -21,23 +21,23 @@ pub const MISSING: Trouble = Trouble {
 struct Need {
     /// The command as an ACL rule names it.
     command: &'static str,
-    /// Whether the daemon cannot do its work without it.
+    /// Whether the daemon cannot work without it.
     is_vital: bool,
-    /// How it is tried.
+    /// How it is tested.
     trial: Trial,
 }
 
-/// How a right is tried.
+/// How a right is tested.
 enum Trial {
     /// By these commands within the transaction.
     Queued(fn(&Names) -> Vec<Cmd>),
-    /// By this command, which does nothing or is refused for its arguments; a missing right is reported before those.
+    /// By this command, which does nothing or is refused for its arguments; Redis reports a missing right first.
     Alone(fn(&Names) -> Cmd),
     /// By beginning the transaction.
     Begin,
 }
 
-/// The names on which commands are tried; nothing of the stream's name exists.
+/// The names on which commands are tested; no key of the stream's name exists.
 struct Names<'a> {
     keys: &'a Keys,
     none: StreamName,
@@ -60,8 +60,8 @@ const fn useful(command: &'static str, trial: Trial) -> Need {
 
 const MULTI: Need = vital("multi", Trial::Begin);
 
-/// The commands that the daemon and `produce` send, in the order of the rule. Those that are tried alone have arguments
-/// with which they cannot do anything.
+/// The commands that the daemon and `produce` send, in the order of the rule. Those that are tested alone have
+/// arguments with which they have no effect.
 const NEEDS: &[Need] = &[
     useful("ping", Trial::Alone(|_| Cmd::ping())),
     useful("hello", Trial::Alone(|_| cmd("HELLO").arg("none").take())),
@@ -133,32 +133,32 @@ const NEEDS: &[Need] = &[
     vital("discard", Trial::Alone(|_| cmd("DISCARD"))),
 ];
 
-/// The result of trying all rights.
+/// The result of testing all rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// These are missing; an empty list: everything is allowed.
+    /// These rights are missing; an empty list: everything is allowed.
     Tried(Vec<Missing>),
-    /// Redis refuses commands of every user, for this reason.
+    /// Redis refuses commands of all users, for this reason.
     Down(String),
 }
 
 /// A right that is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// The command in capitals, and the error of Redis.
+    /// The command in capitals, and Redis' error.
     pub what: String,
-    /// Whether the daemon cannot do its work without it.
+    /// Whether the daemon cannot work without it.
     pub is_vital: bool,
 }
 
-/// The rule for `ACL SETUSER` or an ACL file that gives the daemon and `produce` their rights.
+/// The rule for `ACL SETUSER` or an ACL file that grants the daemon and `produce` their rights.
 #[must_use]
 pub fn acl_rule(keys: &Keys) -> String {
     let commands: Vec<String> = NEEDS.iter().map(|need| format!("+{}", need.command)).collect();
     format!("user llm-bridge on >PASSWORD resetchannels -@all {} {}", acl_keys(keys), commands.join(" "))
 }
 
-/// The key patterns of that rule: the daemon's own keys, and the streams where these have another prefix.
+/// The key patterns of that rule: the daemon's own keys, and the streams if these have another prefix.
 #[must_use]
 pub fn acl_keys(keys: &Keys) -> String {
     let prefix = keys.prefix();
@@ -166,11 +166,11 @@ pub fn acl_keys(keys: &Keys) -> String {
     format!("~{prefix}:*{}", streams.unwrap_or_default())
 }
 
-/// Tries every right. Where a transaction cannot be begun or discarded, the commands to be queued are not tried,
+/// Tests every right. If a transaction cannot be begun or discarded, the commands to be queued are not tested,
 /// because they would be run.
 ///
 /// # Errors
-/// When the connection fails; a refusal by Redis is no error here.
+/// If the connection fails; a refusal by Redis is not an error here.
 pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     let none = StreamName::new("llm-bridge-check", "none").expect("both parts are allowed");
     let names = Names { keys, stream: keys.stream(&none), none };
@@ -188,7 +188,7 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     if found.lacks("multi") {
         return Ok(found.into());
     }
-    // With nothing in it, a transaction that cannot be discarded does nothing either.
+    // An empty transaction that cannot be discarded has no effect when it is executed.
     let end = if is_discarded { "DISCARD" } else { "EXEC" };
     link.call_all([cmd(end)])?;
     if is_discarded {
@@ -197,7 +197,8 @@ pub fn try_all(link: &mut Link, keys: &Keys) -> Result<Rights, RedisError> {
     Ok(found.into())
 }
 
-/// Tries the commands that can be queued, each need in a transaction of its own: a cluster allows one slot in each.
+/// Tests the commands that can be queued, each need in a transaction of its own, because a cluster allows only one
+/// slot per transaction.
 fn try_queued(link: &mut Link, names: &Names, found: &mut Found) -> Result<(), RedisError> {
     for need in NEEDS {
         let Trial::Queued(commands) = &need.trial else { continue };
@@ -256,8 +257,7 @@ mod tests {
         );
     }
 
-    /// The commands that a source names: in `cmd("NAME")`, in `pipeline.command("NAME", …)`, or by a constructor of
-    /// `Cmd`.
+    /// The commands in a source: in `cmd("NAME")`, in `pipeline.command("NAME", …)`, or by a constructor of `Cmd`.
     fn commands_in(program: &str) -> impl Iterator<Item = String> {
         let after = |start: &'static str| program.split(start).skip(1);
         let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -266,8 +266,8 @@ mod tests {
         named.map(str::to_lowercase).chain(typed.map(|constructor| command_of(constructor).to_owned()))
     }
 
-    /// The command that a constructor of `Cmd` builds. One that is not named here has its command's name, or is found
-    /// because no command has its name.
+    /// The command that a constructor of `Cmd` builds. A constructor that is not listed here has its command's name;
+    /// otherwise the test fails, because no command has its name.
     fn command_of(constructor: &str) -> &str {
         match constructor {
             "set_options" => "set",
@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    /// Every command that the sources of the daemon and of `produce` send is in the list.
+    /// Every command in the sources of the daemon and of `produce` is in the list.
     #[test]
     fn nothing_is_sent_that_is_not_in_the_list() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,17 +1,17 @@
-//! A reply without its long strings, read while it comes.
+//! A reply without its long strings, read as it arrives.
 //!
-//! Names are short. A key that holds names may hold anything: others can write it. So each string beyond
-//! [`SHORT_STRING_BYTES_MAX`] is read and dropped, and null stands in its place.
+//! Names are short. But a key with names may contain anything, because others can write it. So each string beyond
+//! [`SHORT_STRING_BYTES_MAX`] is read and dropped, and null takes its place.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::reply::Reply;
 use super::resp::{Item, Malformed, Scanner, StringHead, item, string_head};
 
-/// The longest string that is kept.
+/// The longest string that is kept, in bytes.
 pub const SHORT_STRING_BYTES_MAX: usize = 1024;
 
-/// The reply as far as it has come.
+/// The reply so far.
 #[derive(Debug, Default)]
 pub(super) struct Shortened {
     scanner: Scanner,
@@ -21,7 +21,7 @@ pub(super) struct Shortened {
 }
 
 impl Shortened {
-    /// Takes the bytes of the reply off the buffer's front; `true` once the reply is complete.
+    /// Takes the bytes of the reply from the front of the buffer; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         loop {
             if self.dropping > 0 {
@@ -55,7 +55,7 @@ impl Shortened {
         }
     }
 
-    /// A complete reply.
+    /// The complete reply.
     pub(super) fn finish(self) -> Reply {
         Reply::from_scanned(Bytes::from(self.kept))
     }

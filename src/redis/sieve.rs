@@ -1,12 +1,12 @@
-//! A reply with entries, read while it comes and kept only as far as there is room for it.
+//! A reply with entries, read as it arrives, of which only as much is kept as there is room for.
 //!
-//! XRANGE limits the number of entries, but their sizes are known only when they arrive. So the reply is not gathered
-//! and then looked at: each piece goes through the sieve as the socket brings it. Entries are copied until one does not
-//! fit; from there on the rest of the reply is read and dropped. The kept entries have a buffer of their own size,
-//! which pins nothing else.
+//! XRANGE limits the number of entries, but their sizes are known only when they arrive. So the reply is not
+//! collected first: each piece passes through the sieve as it is read from the socket. Entries are copied until one
+//! does not fit; from there on the rest of the reply is read and dropped. The kept entries have a buffer of their own
+//! size, which keeps nothing else in memory.
 //!
-//! The reply is the one to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, whose reply is ignored), in this
-//! order. Of the stream's description the content of the first and last entries is dropped. Or it is the reply to a
+//! The reply is that to EXEC of a transaction of XRANGE and XINFO STREAM (or XLEN, whose reply is ignored), in this
+//! order. The content of the first and last entries in the stream's description is dropped. Or it is the reply to a
 //! command that reads entries of a single stream: XRANGE, XREVRANGE, XREAD, XREADGROUP.
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,49 +17,49 @@ use super::resp::{Item, Malformed, Scanner, StringHead, item, string_head};
 use super::streams::{StreamInfo, whole_entries};
 use crate::model::{ENTRY_BYTES_MAX, Entry, EntryId, Fields, KEPT_NAME_BYTES_MAX, KEPT_NAMES_MAX};
 
-/// Room for an entry of the largest size, with its names.
+/// Room for an entry of the largest size, including its field names.
 pub const ENTRY_ROOM_BYTES: usize = ENTRY_BYTES_MAX + (64 << 10);
 
-/// The overhead that a string counts for, in addition to its bytes.
+/// The counted overhead of a string in addition to its bytes.
 const STRING_BYTES: usize = 8;
-/// The longest string that is kept of the stream's description, in bytes.
+/// The longest string of the stream's description that is kept, in bytes.
 const INFO_STRING_BYTES_MAX: usize = 256;
 /// The most bytes kept of that description: the groups, which come last and are not needed, may be many.
 const INFO_BYTES_MAX: usize = 64 * 1024;
-/// Strings above this size have exact room made for them.
+/// Strings above this size get a buffer of their exact size.
 const EXACT_ROOM_BYTES: usize = 64 * 1024;
 
-/// How deep things lie in the reply: EXEC's array, the array of entries, an entry, its fields.
+/// The nesting depths in the reply: EXEC's array, the array of entries, an entry, its fields.
 const IN_EXEC: usize = 1;
 const IN_RANGE: usize = 2;
 const IN_ENTRY: usize = 3;
 const IN_FIELDS: usize = 4;
 
-/// The kept part of a range of entries, and the description of their stream at the same moment.
+/// The kept part of a range of entries, and the description of their stream at the same time.
 #[derive(Debug)]
 pub struct RangeReply {
     /// The entries that fit, in order.
     pub entries: Vec<Entry>,
     /// How many entries the reply had.
     pub found: usize,
-    /// How many bytes of strings it had.
+    /// The number of bytes in its strings.
     pub bytes: u64,
-    /// The id, size and names of the first entry where not even that fit.
+    /// The id, size and names of the first entry if that entry does not fit.
     pub first: Option<Unfit>,
-    /// The stream's description, or why there is none; `None` where it was not asked for.
+    /// The stream's description, or why there is none; `None` if it was not requested.
     pub info: Result<Option<StreamInfo>, ServerError>,
 }
 
 impl RangeReply {
-    /// How many entries of the average size of those that were found fit into `bytes`; may be 0.
+    /// How many entries of the average size found fit into `bytes`; may be 0.
     #[must_use]
     pub fn fitting(&self, bytes: usize) -> usize {
         let each = self.bytes.checked_div(self.found as u64).unwrap_or(0).max(1);
         bytes / usize::try_from(each).unwrap_or(usize::MAX)
     }
 
-    /// The entries that were kept, or the first one with nothing but names where not even that had room. Others may
-    /// follow behind the last of them if there are fewer than were [found](Self::found).
+    /// The entries that were kept, or the first one with only its names if it did not fit. If there are fewer than
+    /// were [found](Self::found), others follow the last one.
     #[must_use]
     pub fn into_entries(self) -> Vec<Entry> {
         let first = self.first.map(Unfit::into_entry);
@@ -67,19 +67,19 @@ impl RangeReply {
     }
 }
 
-/// An entry for which there was no room.
+/// An entry that did not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
     /// Its id.
     pub id: EntryId,
-    /// How large its values are together.
+    /// The total size of its values.
     pub bytes: u64,
-    /// The beginnings of its first names.
+    /// The beginnings of its first field names.
     pub names: Vec<Vec<u8>>,
 }
 
 impl Unfit {
-    /// The entry, with nothing but names.
+    /// The entry with only its names.
     #[must_use]
     pub fn into_entry(self) -> Entry {
         Entry { id: self.id, fields: Fields::too_large(&self.names, self.bytes.max(1)) }
@@ -97,12 +97,12 @@ enum Goes {
     Nowhere,
 }
 
-/// A string of which some bytes are yet to come.
+/// A string that has not arrived completely.
 #[derive(Clone, Copy, Debug)]
 struct Partial {
     left: usize,
     goes: Goes,
-    /// How many of its bytes belong to the newest of the names.
+    /// How many of its bytes belong to the last of the names.
     name_bytes: usize,
 }
 
@@ -111,22 +111,22 @@ struct Partial {
 enum Frame {
     /// The head of EXEC's array, and the stream's description.
     Transaction,
-    /// The stream's key, which is yet to come, as XREAD tells it.
+    /// The stream's key, which has not arrived yet, as XREAD sends it.
     Named,
     /// Nothing.
     Bare,
 }
 
-/// The sieve. Takes a whole reply, over as many pieces as it comes in.
+/// The sieve. Takes a whole reply in any number of pieces.
 #[derive(Debug)]
 pub(super) struct Sieve {
     scanner: Scanner,
     frame: Frame,
-    /// Whether some of the reply has been taken.
+    /// Whether a part of the reply has been taken.
     is_begun: bool,
     string: Option<Partial>,
     room: usize,
-    /// The array of entries as far as it is kept, as it lay in the reply.
+    /// The kept part of the array of entries, in its wire form.
     range: Vec<u8>,
     /// Whether something did not fit.
     is_cut: bool,
@@ -135,14 +135,14 @@ pub(super) struct Sieve {
     first_bytes: u64,
     names: Vec<Vec<u8>>,
     info: Vec<u8>,
-    /// How deep the fields of the entries lie that the stream's description holds.
+    /// The depth of the fields of the entries in the stream's description.
     info_fields: usize,
-    /// The reply where it is no array: an error.
+    /// The reply if it is not an array: an error.
     other: Vec<u8>,
 }
 
 impl Sieve {
-    /// With room for so many bytes of entries; `is_full`: the stream is described by `XINFO STREAM … FULL`.
+    /// A sieve with `room` bytes for entries; `is_full`: the stream is described by `XINFO STREAM … FULL`.
     pub(super) fn new(room: usize, is_full: bool) -> Self {
         Self {
             info_fields: if is_full { 4 } else { 3 },
@@ -162,31 +162,32 @@ impl Sieve {
         }
     }
 
-    /// For two separate replies, to XRANGE and to the stream's description, without a transaction around them.
+    /// A sieve for two separate replies, to XRANGE and to the stream's description, without a transaction around
+    /// them.
     pub(super) fn of_two_replies(room: usize, is_full: bool) -> Result<Self, Malformed> {
         let mut sieve = Self::new(room, is_full);
         sieve.push(&mut BytesMut::from(&b"*2\r\n"[..]))?;
         Ok(sieve)
     }
 
-    /// For the reply to XRANGE or XREVRANGE.
+    /// A sieve for the reply to XRANGE or XREVRANGE.
     pub(super) fn of_range(room: usize) -> Result<Self, Malformed> {
         let sieve = Self::of_two_replies(room, false)?;
         Ok(Self { frame: Frame::Bare, is_begun: false, ..sieve })
     }
 
-    /// For the reply to XREAD or XREADGROUP of one stream.
+    /// A sieve for the reply to XREAD or XREADGROUP of one stream.
     pub(super) fn of_one_stream(room: usize) -> Result<Self, Malformed> {
         let sieve = Self::of_range(room)?;
         Ok(Self { frame: Frame::Named, ..sieve })
     }
 
-    /// Whether some of the reply has been taken.
+    /// Whether a part of the reply has been taken.
     pub(super) const fn is_begun(&self) -> bool {
         self.is_begun
     }
 
-    /// Takes the bytes of the reply off the buffer's front; `true` once the reply is complete.
+    /// Takes the bytes of the reply from the front of the buffer; `true` once the reply is complete.
     pub(super) fn push(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         if self.frame == Frame::Named {
             match stream_head(buffer)? {
@@ -236,14 +237,14 @@ impl Sieve {
         }
     }
 
-    /// Accounts for one item; `true` when the reply is complete with it.
+    /// Accounts for one item; `true` if the reply is complete with it.
     fn enter(&mut self, item: &Item) -> Result<bool, Malformed> {
         let is_complete = self.scanner.enter(item)?;
         let is_range_over = self.scanner.depth() == IN_EXEC && self.scanner.left(IN_EXEC) == 1;
         Ok(is_complete || (self.frame == Frame::Bare && is_range_over))
     }
 
-    /// Whether the next item belongs to the entries (and not to the stream's description).
+    /// Whether the next item belongs to the entries rather than to the stream's description.
     fn is_in_range(&self) -> bool {
         self.scanner.depth() >= IN_EXEC && self.scanner.left(IN_EXEC) == 2
     }
@@ -253,7 +254,7 @@ impl Sieve {
         self.scanner.depth() >= IN_ENTRY && self.scanner.left(IN_RANGE) == self.found
     }
 
-    /// An item that is no bulk string.
+    /// Handles an item that is not a bulk string.
     fn pass(&mut self, item: &Item, bytes: &[u8]) {
         match self.scanner.depth() {
             0 if matches!(item, Item::Array(_)) => {}
@@ -274,7 +275,7 @@ impl Sieve {
         }
     }
 
-    /// An item of the stream's description, without the fields of the entries in it.
+    /// Keeps an item of the stream's description, without the fields of the entries in it.
     fn keep_info(&mut self, item: &Item, bytes: &[u8], depth: usize) {
         if !self.keeps_info(depth) {
             return;
@@ -287,7 +288,7 @@ impl Sieve {
         depth <= self.info_fields && self.info.len() <= INFO_BYTES_MAX
     }
 
-    /// A bulk string begins: decides where it goes.
+    /// Begins a bulk string: decides where it goes.
     fn begin(&mut self, len: usize, head: &[u8]) {
         let depth = self.scanner.depth();
         let (goes, name_bytes) = match depth {
@@ -312,7 +313,7 @@ impl Sieve {
         self.string = Some(Partial { left: len.saturating_add(2), goes, name_bytes });
     }
 
-    /// Notes a string of the first entry; how much of it is a name that is to be shown.
+    /// Records a string of the first entry. Returns how much of it is a name to be shown.
     fn note_field(&mut self, len: usize, depth: usize) -> usize {
         if depth != IN_FIELDS || !self.is_in_first() {
             return 0;
@@ -328,7 +329,7 @@ impl Sieve {
         len.min(KEPT_NAME_BYTES_MAX)
     }
 
-    /// A string among the entries: it is kept if there is room for it and everything before it was kept.
+    /// A string among the entries is kept if there is room for it and everything before it was kept.
     fn place(&mut self, len: usize) -> Goes {
         let cost = len.saturating_add(STRING_BYTES);
         self.is_cut |= cost > self.room;
@@ -339,7 +340,7 @@ impl Sieve {
         Goes::Range
     }
 
-    /// More of a string; `true` once it is complete.
+    /// Takes more of a string; `true` once it is complete.
     fn go_on(&mut self, buffer: &mut BytesMut) -> Result<bool, Malformed> {
         let Some(partial) = &mut self.string else { return Ok(true) };
         let len = partial.left.min(buffer.len());
@@ -370,7 +371,7 @@ impl Sieve {
         if ends_well { Ok(true) } else { Err(Malformed("a string that is longer than announced")) }
     }
 
-    /// The kept part of a complete reply.
+    /// The kept part of the complete reply.
     pub(super) fn finish(mut self) -> Result<RangeReply, RedisError> {
         if !self.other.is_empty() {
             let reply = Reply::from_scanned(Bytes::from(self.other));
@@ -388,7 +389,7 @@ impl Sieve {
             Err(RedisError::Server(error)) => Err(error),
             Err(_) => Ok(Some(info.stream_info()?)),
         };
-        // Where the stream is missing or the key has another type, the description is the error that tells it.
+        // If the stream is missing or the key has another type, the description is the error that reports it.
         let (entries, unfit) = match range.error() {
             Some(error) if info.is_ok() => return Err(RedisError::Server(error)),
             Some(_) => (Vec::new(), None),
@@ -402,7 +403,7 @@ impl Sieve {
 
 /// The part of an XREAD reply before its entries.
 enum StreamHead {
-    /// More bytes are needed to tell.
+    /// More bytes are needed to decide.
     Incomplete,
     /// There are no entries. The reply ends at this offset.
     None(usize),
@@ -410,7 +411,7 @@ enum StreamHead {
     Begins(usize),
 }
 
-/// Looks for the head of a single stream: `*1 *2 key` or, in RESP3, `%1 key`.
+/// Parses the head of a single stream: `*1 *2 key` or, in RESP3, `%1 key`.
 fn stream_head(buffer: &[u8]) -> Result<StreamHead, Malformed> {
     let Some((outer, end)) = item(buffer, 0, 0)? else { return Ok(StreamHead::Incomplete) };
     let pair = match outer {

@@ -11,7 +11,7 @@ const FULL: &str = "*8\r\n+length\r\n:9\r\n$17\r\nlast-generated-id\r\n$3\r\n9-0
                     +entries\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n\
                     +groups\r\n*1\r\n*2\r\n+name\r\n$1\r\ng\r\n";
 
-/// The reply to a transaction that found entries of these field values, under the ids 1-0, 2-0, …
+/// The reply to a transaction that found entries with these field values and the ids 1-0, 2-0, …
 fn reply(values: &[Vec<u8>], info: &str) -> Vec<u8> {
     let mut reply = format!("*2\r\n*{}\r\n", values.len()).into_bytes();
     for (n, value) in values.iter().enumerate() {
@@ -118,7 +118,7 @@ fn errors_are_told_apart() {
 }
 
 proptest! {
-    /// However it is cut: the first entries are kept, as they were, and as many as fit.
+    /// However the reply is cut, the first entries are kept unchanged, and as many as fit.
     #[test]
     fn what_is_kept_is_a_beginning(
         values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..12),
@@ -151,7 +151,7 @@ proptest! {
     }
 }
 
-/// Passes a reply through this sieve in pieces of `step` bytes; it must be complete with its last byte.
+/// Passes a reply through this sieve in pieces of `step` bytes; its last byte must complete it.
 fn sifted_by(mut sieve: Sieve, bytes: &str, step: usize) -> Result<RangeReply, RedisError> {
     let mut buffer = BytesMut::new();
     let mut is_complete = false;

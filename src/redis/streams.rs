@@ -1,4 +1,4 @@
-//! Replies about streams: entries whose fields stay where they lie in the reply.
+//! Replies about streams: entries whose fields remain slices of the reply.
 
 use bytes::Bytes;
 
@@ -7,10 +7,10 @@ use super::reply::{Cursor, Reply};
 use super::resp::Item;
 use crate::model::{Entry, EntryId, Fields};
 
-/// The most elements that room is made for before they are read.
+/// The most elements for which memory is reserved before they are read.
 const RESERVED_ELEMENTS_MAX: usize = 1024;
 
-/// The entries that one read returned of one stream.
+/// The entries of one stream that a read returned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamEntries {
     /// The stream's key.
@@ -24,31 +24,31 @@ pub struct StreamEntries {
 /// A stream's description, from the reply to `XINFO STREAM`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamInfo {
-    /// How many entries there are.
+    /// The number of entries.
     pub length: u64,
-    /// The highest id that was ever given.
+    /// The highest id that was ever assigned.
     pub last_generated_id: EntryId,
     /// The oldest entry's id; `None` in an empty stream.
     pub first: Option<EntryId>,
-    /// The newest entry; `None` in an empty stream, and where it was not asked for.
+    /// The newest entry; `None` in an empty stream, or if it was not requested.
     pub last: Option<Entry>,
-    /// How many entries were ever added. From Redis 7 on.
+    /// How many entries were ever added (Redis 7 and later).
     pub entries_added: Option<u64>,
-    /// The highest id that was ever deleted or trimmed by id; `0-0` when none was. From Redis 7 on.
+    /// The highest id that was ever deleted or trimmed by id; `0-0` if none was (Redis 7 and later).
     pub max_deleted_id: Option<EntryId>,
 }
 
 /// The keys that a push of `CLIENT TRACKING` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// These.
+    /// These keys.
     Keys(Vec<Bytes>),
-    /// All of them: the database was emptied.
+    /// All keys: the database was emptied.
     Everything,
 }
 
 impl Reply {
-    /// The keys that changed, if this is a push that tells of changed keys.
+    /// The keys that changed, if this is a push about changed keys.
     ///
     /// # Errors
     /// [`RedisError::Protocol`] for an `invalidate` of another form.
@@ -66,7 +66,7 @@ impl Reply {
         Ok(Some(Changed::Keys(keys)))
     }
 
-    /// The reply of XREAD or XREADGROUP, stream by stream; null is no stream.
+    /// The reply to XREAD or XREADGROUP, stream by stream; null means no streams.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form.
@@ -74,18 +74,18 @@ impl Reply {
         streams(&mut self.cursor())
     }
 
-    /// The reply of EXEC, to be taken result by result.
+    /// The reply to EXEC, to be read result by result.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form, null included: nothing
-    /// was watched.
+    /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form, including null, because
+    /// nothing was watched.
     pub fn results(&self) -> Result<Results<'_>, RedisError> {
         let mut cursor = self.cursor();
         let left = cursor.array()?.ok_or(RedisError::protocol("a transaction that was not executed"))?;
         Ok(Results { cursor, left })
     }
 
-    /// The reply of XRANGE or XREVRANGE.
+    /// The reply to XRANGE or XREVRANGE.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error reply, [`RedisError::Protocol`] for another form.
@@ -93,7 +93,7 @@ impl Reply {
         Ok(entries(&mut self.cursor())?.0)
     }
 
-    /// The reply of `XINFO STREAM key`, with or without `FULL`; with it there is no newest entry.
+    /// The reply to `XINFO STREAM key`, with or without `FULL`; with it there is no newest entry.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error reply (`ERR no such key`), [`RedisError::Protocol`] for
@@ -103,18 +103,18 @@ impl Reply {
     }
 }
 
-/// The results of a transaction's commands, in their order. One that is an error is handed out as an error, and the
-/// next one can be taken all the same.
+/// The results of a transaction's commands, in order. A result that is an error is returned as one, and the next one
+/// can still be read.
 pub struct Results<'a> {
     cursor: Cursor<'a>,
     left: usize,
 }
 
 impl Results<'_> {
-    /// A result of which only matters whether it is an error.
+    /// A result that matters only if it is an error.
     ///
     /// # Errors
-    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] where there is no further result.
+    /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] if there is no further result.
     pub fn done(&mut self) -> Result<(), RedisError> {
         self.begin()?;
         let item = self.cursor.next_or_error()?;
@@ -135,7 +135,7 @@ impl Results<'_> {
         }
     }
 
-    /// The entries that XREADGROUP read, stream by stream.
+    /// The entries that XREAD or XREADGROUP returned, stream by stream.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -144,7 +144,7 @@ impl Results<'_> {
         streams(&mut self.cursor)
     }
 
-    /// The description that `XINFO STREAM` gave.
+    /// The reply to `XINFO STREAM`.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -153,8 +153,8 @@ impl Results<'_> {
         stream_info(&mut self.cursor)
     }
 
-    /// How many entries the group of this name lags behind, as `XINFO GROUPS` says; `None` where it does not know, as
-    /// before Redis 7.
+    /// How many entries the group with this name lags behind, according to `XINFO GROUPS`; `None` if Redis does not
+    /// know, as before Redis 7.
     ///
     /// # Errors
     /// [`RedisError::Server`] for an error, [`RedisError::Protocol`] for another form.
@@ -199,7 +199,7 @@ fn stream_info(cursor: &mut Cursor<'_>) -> Result<StreamInfo, RedisError> {
             b"entries-added" => info.entries_added = Some(count(cursor)?),
             b"max-deleted-entry-id" => info.max_deleted_id = Some(cursor.id()?),
             b"first-entry" => info.first = maybe_entry(cursor)?.map(|entry| entry.id),
-            // With FULL, which has the groups after everything else.
+            // With FULL, which returns the groups after everything else.
             b"entries" => {
                 info.first = entries(cursor)?.0.first().map(|entry| entry.id);
                 is_full = true;
@@ -241,7 +241,7 @@ fn lag_of(cursor: &mut Cursor<'_>, wanted: &str) -> Result<Option<u64>, RedisErr
     Ok(found)
 }
 
-/// The head of a map, which RESP2 gives as an array.
+/// The head of a map, which is an array in RESP2.
 fn pairs(cursor: &mut Cursor<'_>) -> Result<usize, RedisError> {
     match cursor.next_or_error()? {
         Item::Map(pairs) => Ok(pairs),
@@ -258,7 +258,7 @@ fn count(cursor: &mut Cursor<'_>) -> Result<u64, RedisError> {
     }
 }
 
-/// An array of entries, those that are deleted apart; null is none.
+/// An array of entries, with the deleted ones separate; null means none.
 fn entries(cursor: &mut Cursor<'_>) -> Result<(Vec<Entry>, Vec<EntryId>), RedisError> {
     let Some(count) = cursor.array()? else { return Ok((Vec::new(), Vec::new())) };
     let mut entries = Vec::with_capacity(count.min(RESERVED_ELEMENTS_MAX));
@@ -273,7 +273,7 @@ fn entries(cursor: &mut Cursor<'_>) -> Result<(Vec<Entry>, Vec<EntryId>), RedisE
     Ok((entries, deleted))
 }
 
-/// The entries of a range that may be cut short, and the id of the one that is, where that was left.
+/// The entries of a range that may be cut off, and the id of the incomplete entry, if that was kept.
 pub(super) fn whole_entries(
     range: &Reply,
     is_cut: bool,
@@ -306,7 +306,7 @@ fn maybe_entry(cursor: &mut Cursor<'_>) -> Result<Option<Entry>, RedisError> {
     Ok(fields.map(|fields| Entry { id, fields }))
 }
 
-/// The parts of one entry: id, fields, and any further ones that newer servers add, which are passed over.
+/// The parts of one entry: id, fields, and any further ones that newer servers add, which are skipped.
 fn entry(cursor: &mut Cursor<'_>, parts: usize) -> Result<(EntryId, Option<Fields>), RedisError> {
     let more = parts.checked_sub(2).ok_or(NOT_AN_ENTRY)?;
     let id = cursor.id()?;

@@ -15,33 +15,33 @@ use super::error::TargetError;
 use super::tls;
 use crate::{config, pulse};
 
-/// How long the system may take to look up a host's name: its resolver asks several servers several times.
+/// How long the system may take to look up a host's name: its resolver tries several servers several times.
 const LOOKUP_TIME: Duration = Duration::from_secs(60);
 
-/// A Redis that links can be made to. Cheap enough to clone for every thread.
+/// A Redis that links connect to. Cheap enough to clone for every thread.
 #[derive(Clone)]
 pub struct Target {
     address: Address,
     pub(super) credentials: Option<Credentials>,
     pub(super) database: u64,
-    /// Whether RESP3 is not even asked for.
+    /// Whether RESP3 is not even requested.
     pub(super) only_resp2: bool,
     pub(super) connect_timeout: Duration,
     pub(super) response_timeout: Duration,
 }
 
-/// Where the socket leads.
+/// The address of the server.
 #[derive(Clone)]
 enum Address {
-    /// A host's name or address, and perhaps TLS.
+    /// A host's name or address, optionally with TLS.
     Tcp { host: String, port: u16, tls: Option<Tls> },
     /// A socket's path.
     Unix(PathBuf),
 }
 
-/// The place where the server is now.
+/// The server's current address.
 pub(super) enum Endpoint<'a> {
-    /// Any of these addresses, and perhaps TLS.
+    /// Any of these addresses, optionally with TLS.
     Tcp { addresses: Vec<SocketAddr>, tls: Option<&'a Tls> },
     /// A socket's path.
     Unix(&'a Path),
@@ -54,7 +54,7 @@ pub(super) struct Tls {
     pub(super) server_name: ServerName<'static>,
 }
 
-/// The user that a connection authenticates as.
+/// The user for authentication.
 #[derive(Clone)]
 pub(super) struct Credentials {
     /// `None`: the default user.
@@ -63,14 +63,14 @@ pub(super) struct Credentials {
 }
 
 impl Target {
-    /// The target that a configuration names; reads its file of trust anchors where it has one.
+    /// Creates the target of a configuration; reads its file of trust anchors if it has one.
     ///
-    /// The URL's query takes `protocol=resp2`, for a proxy in front of Redis that speaks no RESP3.
+    /// The URL's query may contain `protocol=resp2`, for a proxy in front of Redis that does not support RESP3.
     ///
     /// # Errors
-    /// When the URL cannot be used, or its TLS cannot be set up.
+    /// If the URL cannot be used, or TLS cannot be set up.
     pub fn new(config: &config::Redis) -> Result<Self, TargetError> {
-        // The crate that parses the URL knows of TLS only when it brings its own.
+        // The crate that parses the URL supports TLS only with its own TLS features.
         let (url, is_tls) = match config.url.split_once("://") {
             Some(("rediss" | "valkeys", rest)) => (format!("redis://{rest}"), true),
             _ => (config.url.clone(), false),
@@ -109,8 +109,8 @@ impl Target {
         })
     }
 
-    /// Finds out where the server is now. Asked for each connection, because names may lead elsewhere meanwhile. The
-    /// time that the system takes to look a name up is not bounded.
+    /// Looks up the server's current address. This happens for each connection, because names may change their
+    /// address. The time that the system takes is not bounded.
     pub(super) fn resolve(&self) -> io::Result<Endpoint<'_>> {
         match &self.address {
             Address::Unix(path) => Ok(Endpoint::Unix(path)),
@@ -123,7 +123,7 @@ impl Target {
         }
     }
 
-    /// The address for people and logs, without user and password.
+    /// The address for messages and logs, without user and password.
     #[must_use]
     pub fn address(&self) -> String {
         match &self.address {
@@ -136,14 +136,14 @@ impl Target {
         }
     }
 
-    /// How long an answer may take.
+    /// How long a reply may take.
     #[must_use]
     pub const fn response_timeout(&self) -> Duration {
         self.response_timeout
     }
 }
 
-/// The error in a URL, in the words of the crate that parsed it, without that error's kind in front.
+/// The error in a URL, as the parsing crate describes it, without the kind of error.
 fn describe(error: &::redis::RedisError) -> String {
     let text = error.to_string();
     text.split_once(" - ").map_or(text.as_str(), |(message, _)| message).to_owned()

@@ -1,4 +1,4 @@
-//! A redis-server of a test's own: private, without persistence, gone with its value.
+//! A redis-server for one test: private, without persistence, killed when the value is dropped.
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Link, Target};
 use crate::config;
 
-/// How long a server may take to begin to serve.
+/// How long a server may take until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running redis-server on a free loopback port and a Unix socket.
@@ -19,10 +19,10 @@ pub(crate) struct RedisServer {
     port: u16,
 }
 
-/// The server that the system has.
+/// The installed server.
 const INSTALLED: &str = "redis-server";
 
-/// The settings for a URL, with timeouts that a busy machine can keep.
+/// The settings for a URL, with timeouts that a busy machine can meet.
 pub(crate) fn config_for(url: &str) -> config::Redis {
     config::Redis {
         url: url.to_owned(),
@@ -40,13 +40,14 @@ pub(crate) fn config_for(url: &str) -> config::Redis {
 }
 
 impl RedisServer {
-    /// Starts a server; `arguments` follow the defaults and win over them.
+    /// Starts a server; `arguments` follow the defaults and override them.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let named = std::env::var_os("LLM_BRIDGE_REDIS_SERVER");
         Self::start_program(named.as_deref().unwrap_or_else(|| INSTALLED.as_ref()), arguments)
     }
 
-    /// Starts the server that is installed, whichever is named. It has TLS, which other builds may lack.
+    /// Starts the installed server, whatever server the environment names. It supports TLS, which other builds may
+    /// not.
     pub(crate) fn start_installed(arguments: &[&str]) -> Self {
         Self::start_program(INSTALLED.as_ref(), arguments)
     }
@@ -62,7 +63,7 @@ impl RedisServer {
 
     fn try_start(program: &OsStr, arguments: &[&str]) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        // Another process may take the port in between: then the server exits, and we try again.
+        // Another process may take the port in between: then the server exits, and the test tries again.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let child = Process::new(program)
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock"])
@@ -109,7 +110,7 @@ impl RedisServer {
         Link::connect(&self.target(), "test").unwrap()
     }
 
-    /// Kills it at once, as kill -9 does.
+    /// Kills it immediately, like kill -9.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -118,7 +119,7 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // Both fail only when it is gone already.
+        // Both fail only if the process is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -50,7 +50,7 @@ fn both(server: &RedisServer) -> [Link; 2] {
     [resp2, resp3]
 }
 
-/// A server of one connection that reads one command and then says `words`, and the link's attempt.
+/// A server for one connection that reads one command and then sends `words`, and the result of the link's attempt.
 fn connect_to_imitation(words: &'static [&'static str]) -> Result<Link, RedisError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -67,7 +67,7 @@ fn connect_to_imitation(words: &'static [&'static str]) -> Result<Link, RedisErr
     })
 }
 
-/// Reads one command, which comes whole; `false` at the end.
+/// Reads one command, which arrives whole; `false` at the end.
 fn read_command(socket: &mut TcpStream) -> bool {
     socket.read(&mut [0; 4096]).unwrap() > 0
 }
@@ -159,7 +159,7 @@ fn a_reply_may_take_long_as_long_as_it_comes_on() {
                 socket.write_all(b"x").unwrap();
             }
             socket.write_all(b"\r\n").unwrap();
-            // Then silence, until the other side has had enough.
+            // Then silence, until the other side gives up.
             while read_command(&mut socket) {}
         });
         let mut link = Link::connect(&target, "x").unwrap();
@@ -195,7 +195,7 @@ fn pipelines_keep_their_order() {
     }
 }
 
-/// More than the sockets hold goes both ways at once.
+/// More than the sockets hold is sent both ways at once.
 #[test]
 fn large_pipelines_do_not_lock_up() {
     let server = RedisServer::start(&[]);
@@ -265,7 +265,7 @@ fn streams_are_read_in_both_protocols() {
         assert_eq!(exists.server_kind(), Some(ServerErrorKind::BusyGroup));
         assert!(call(&mut link, "XADD new * data x").id().unwrap() > EntryId::new(6, 0));
     }
-    // Pending lists still name an entry that was deleted.
+    // Pending lists still contain an entry that was deleted.
     call(&mut writer, "XDEL s 5-2");
     for (n, mut link) in both(&server).into_iter().enumerate() {
         let streams = call(&mut link, &format!("XREADGROUP GROUP g{n} c STREAMS s 0")).streams().unwrap();
@@ -276,7 +276,7 @@ fn streams_are_read_in_both_protocols() {
     }
 }
 
-/// Big replies arrive in many pieces, small ones many in a piece, and the buffer shrinks again.
+/// Large replies arrive in many pieces, many small ones in one piece, and the buffer shrinks again.
 #[test]
 fn replies_of_every_size_arrive() {
     let server = RedisServer::start(&[]);
@@ -333,7 +333,7 @@ fn pushes_between_replies_are_set_aside() {
     for _ in 0..10 {
         let replies = link.call_all(&commands).unwrap();
         assert!(replies.iter().all(|reply| reply.text().unwrap() == "OK"));
-        // With no reply outstanding no push hides in the buffer, so that waiting on the socket is safe.
+        // While no reply is outstanding, no push remains in the buffer, so that waiting on the socket is safe.
         while link.take_push().is_none() {
             wait_readable(link.raw_fd());
             assert_eq!(link.try_receive().unwrap(), None);

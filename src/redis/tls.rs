@@ -1,6 +1,6 @@
 //! TLS towards Redis: trust anchors, and a session over a non-blocking socket.
 //!
-//! Left out: client certificates (`tls-auth-clients yes`), which the configuration has no place for.
+//! Left out: client certificates (`tls-auth-clients yes`), for which there is no setting.
 
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
@@ -17,7 +17,7 @@ use socket2::Socket;
 use super::error::{RedisError, TargetError};
 use super::poll::{self, Ready};
 
-/// The client's side of TLS: trusting the certificates in `ca_file`, or the public authorities.
+/// The client configuration for TLS: trusts the certificates in `ca_file`, or the public authorities.
 pub(super) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TargetError> {
     let roots = match ca_file {
         Some(path) => roots_from(path)?,
@@ -54,7 +54,7 @@ pub(super) struct TlsStream {
 }
 
 impl TlsStream {
-    /// Shakes hands until the deadline.
+    /// Does the handshake until the deadline.
     pub(super) fn connect(
         socket: Socket,
         config: &Arc<ClientConfig>,
@@ -79,7 +79,7 @@ impl TlsStream {
         }
     }
 
-    /// Appends decrypted bytes and says how many; 0 at the end.
+    /// Appends decrypted bytes and returns their number; 0 at the end.
     pub(super) fn read_into(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         loop {
             match self.session.reader().fill_buf() {
@@ -95,14 +95,14 @@ impl TlsStream {
             match self.receive() {
                 Ok(true) => {}
                 Ok(false) => return Err(io::ErrorKind::WouldBlock.into()),
-                // A server that dies says no farewell: for the reader it is the end like any other.
+                // A server that dies does not close the session: for the reader it is the end like any other.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Encrypts some of the bytes and says how many.
+    /// Encrypts some of the bytes and returns their number.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send_pending()?;
         match self.session.writer().write(bytes)? {
@@ -111,7 +111,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends the encrypted bytes; `false` when the socket takes no more for now.
+    /// Sends the encrypted bytes; `false` if the socket accepts no more now.
     pub(super) fn send_pending(&mut self) -> io::Result<bool> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
@@ -124,7 +124,7 @@ impl TlsStream {
         Ok(true)
     }
 
-    /// Takes the bytes that the socket has; `false` when there are none for now.
+    /// Takes the bytes that the socket has; `false` if there are none now.
     fn receive(&mut self) -> io::Result<bool> {
         match self.session.read_tls(&mut self.socket) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -15,11 +15,11 @@ use super::target::{Endpoint, Target};
 use super::tls::TlsStream;
 use crate::pulse;
 
-/// Silence after which the kernel asks whether the other side still lives.
+/// Silence after which the kernel probes whether the other side is alive.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-/// The time between two such questions.
+/// The time between two such probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Unanswered questions after which the connection is given up.
+/// The number of unanswered probes after which the connection is closed.
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A connected, non-blocking byte stream.
@@ -32,7 +32,7 @@ pub(super) enum Transport {
 }
 
 impl Transport {
-    /// Connects to the target. Resolving the host's name is the system's and not bounded by the deadline.
+    /// Connects to the target. The system's lookup of the host's name is not bounded by the deadline.
     pub(super) fn connect(target: &Target, deadline: Instant) -> Result<Self, RedisError> {
         match target.resolve()? {
             Endpoint::Unix(path) => Ok(Self::Plain(connect_unix(path, deadline)?)),
@@ -45,13 +45,13 @@ impl Transport {
         }
     }
 
-    /// Appends the bytes that have come to the buffer's spare room (or, over TLS, beyond it) and says how many; 0 at
-    /// the end of the stream.
+    /// Appends the bytes that have arrived to the buffer's spare room (or, over TLS, beyond it) and returns their
+    /// number; 0 at the end of the stream.
     pub(super) fn read_into(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => {
-                // SAFETY: the slice is only written to, by recv(2), so that nothing in it becomes
-                // uninitialised that was initialised.
+                // SAFETY: the slice is only written to, by recv(2), so no initialised byte in it becomes
+                // uninitialised.
                 let spare = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
                 let len = socket.recv(spare)?;
                 // SAFETY: recv(2) has filled the first `len` bytes of the spare room.
@@ -62,7 +62,7 @@ impl Transport {
         }
     }
 
-    /// Accepts some of the bytes for sending and says how many.
+    /// Accepts some of the bytes for sending and returns their number.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.send_with_flags(bytes, libc::MSG_NOSIGNAL),
@@ -70,7 +70,7 @@ impl Transport {
         }
     }
 
-    /// Sends the accepted bytes that are not on the socket yet; `false` when it has no room for now.
+    /// Sends the accepted bytes that are not on the socket yet; `false` if it has no room now.
     pub(super) fn send_pending(&mut self) -> io::Result<bool> {
         match self {
             Self::Plain(_) => Ok(true),
@@ -78,7 +78,7 @@ impl Transport {
         }
     }
 
-    /// Whether a read returns all that the socket has, as far as there is room.
+    /// Whether a read returns everything that the socket has, if there is room.
     pub(super) const fn is_plain(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
@@ -91,7 +91,7 @@ impl Transport {
     }
 }
 
-/// Tries every address of the host, each with its share of the time that is left.
+/// Tries every address of the host, each with its share of the remaining time.
 fn connect_tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<Socket, RedisError> {
     let mut error = RedisError::Io(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
     for (tried, address) in addresses.iter().enumerate() {

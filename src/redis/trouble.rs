@@ -1,14 +1,14 @@
-//! Errors of Redis in words for operators: the problem, and its fix.
+//! Errors of Redis as messages for operators: the problem, and its fix.
 
 use std::io::ErrorKind;
 
 use super::{RedisError, ServerError, ServerErrorKind, rights};
 use crate::observe::Trouble;
 
-/// At which moment something failed.
+/// When something failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// While a connection was made.
+    /// While a connection was opened.
     Connecting,
     /// On a connection that had worked.
     Connected,
@@ -19,7 +19,7 @@ const fn trouble(what: &'static str, fix: &'static str) -> Trouble {
 }
 
 impl RedisError {
-    /// The error in words for people: the problem and its fix.
+    /// The error as a message: the problem and its fix.
     #[must_use]
     pub fn trouble(&self, phase: Phase) -> Trouble {
         match (self, phase) {
@@ -108,7 +108,7 @@ fn refused_by(error: &ServerError) -> Trouble {
 }
 
 impl ServerErrorKind {
-    /// The problem, in words that may be shown to clients.
+    /// The problem, as a message that clients may see.
     #[must_use]
     pub const fn what(self) -> &'static str {
         match self {

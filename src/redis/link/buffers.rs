@@ -1,19 +1,20 @@
-//! The bytes that a link has read: those of a reply that is not whole yet, and pushes until somebody takes them.
+//! The bytes that a link has read: those of an incomplete reply, and pushes until the owner takes them.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Room that every read from the socket has at least, in bytes.
+/// The least room for a read from the socket, in bytes.
 const READ_ROOM_BYTES: usize = 16 * 1024;
-/// Push messages set aside until somebody takes them.
+/// The most push messages that are set aside.
 const PUSHES_MAX: usize = 65_536;
-/// Bytes of push messages set aside.
+/// The most bytes of push messages that are set aside.
 const PUSH_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Buffers above this size are given back once they are empty.
+/// Buffers above this size are freed once they are empty.
 pub(super) const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 
-/// Bytes that were read and are no whole reply yet. It grows to the size of a reply and gives the memory back.
+/// Bytes that were read and are not a whole reply yet. It grows to the size of a reply and frees the memory
+/// afterwards.
 #[derive(Debug, Default)]
 pub(super) struct Input {
     pub(super) bytes: BytesMut,
@@ -34,7 +35,7 @@ impl Input {
         self.bytes.len() < self.bytes.capacity()
     }
 
-    /// Takes bytes off the front.
+    /// Takes bytes from the front.
     pub(super) fn take(&mut self, len: usize) -> Bytes {
         let taken = self.bytes.split_to(len).freeze();
         if self.bytes.is_empty() && self.is_large {
@@ -44,7 +45,7 @@ impl Input {
     }
 }
 
-/// Push messages in order of arrival; at the bounds the oldest go.
+/// Push messages in order of arrival; at the limits the oldest are dropped.
 #[derive(Debug, Default)]
 pub(super) struct Pushes {
     queue: VecDeque<Bytes>,

@@ -1,4 +1,4 @@
-//! Changing one key only if nobody has changed it since it was read: `WATCH`, a read, then a transaction.
+//! Changes one key only if nobody has changed it since it was read: `WATCH`, a read, then a transaction.
 
 use ::redis::{Cmd, cmd};
 
@@ -8,18 +8,18 @@ use crate::redis::error::RedisError;
 use crate::redis::reply::{Reply, Value};
 
 impl Link {
-    /// The string at a key, which is watched from before the read on. What follows is either [`Link::execute`] or
-    /// [`Link::unwatch`].
+    /// The string at a key, which is watched from before the read on. The next call must be either [`Link::execute`]
+    /// or [`Link::unwatch`].
     ///
     /// # Errors
-    /// As [`Link::call`]. After [`RedisError::Server`] the key is watched all the same.
+    /// As [`Link::call`]. After [`RedisError::Server`] the key is still watched.
     pub fn watch(&mut self, key: &str) -> Result<Option<Vec<u8>>, RedisError> {
         let replies = self.call_all([cmd("WATCH").arg(key).take(), Cmd::get(key)])?;
         replies.first().map_or(Ok(()), read)?;
         replies.last().map_or(Ok(None), read)
     }
 
-    /// Watches nothing any more.
+    /// Stops watching.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -27,13 +27,13 @@ impl Link {
         self.query(&cmd("UNWATCH"))
     }
 
-    /// Runs a command in a transaction; `false`: a watched key has changed, and it was not run.
+    /// Runs a command in a transaction; `false`: a watched key has changed, and the command was not run.
     ///
     /// # Errors
     /// As [`Link::call`], also for an error of the command itself.
     pub fn execute(&mut self, command: &Cmd) -> Result<bool, RedisError> {
         let replies = self.call_all([&cmd("MULTI"), command, &cmd("EXEC")])?;
-        // The first error tells why; EXECABORT at the end only that there was one.
+        // The first error gives the cause; EXECABORT at the end only shows that there was one.
         if let Some(error) = replies.iter().find_map(Reply::error) {
             return Err(RedisError::Server(error));
         }
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(ours.watch("k").unwrap().unwrap(), b"ours");
         theirs.call(&set("theirs")).unwrap();
         assert!(!ours.execute(&set("ours")).unwrap());
-        // A transaction, given up or not, ends the watching, and so does unwatch.
+        // A transaction ends the watching, executed or not, and so does unwatch.
         assert_eq!(ours.watch("k").unwrap().unwrap(), b"theirs");
         ours.unwatch().unwrap();
         theirs.call(&set("again")).unwrap();

@@ -22,7 +22,7 @@ impl Link {
             }
             match self.call_until(&Cmd::client_setname(name), deadline) {
                 Ok(_) => {}
-                // The name is only for operators who look at the server.
+                // The name only helps operators who look at the server.
                 Err(RedisError::Server(error)) if error.kind() != ServerErrorKind::NoAuth => {
                     tracing::debug!(%error, "the connection to Redis has no name");
                 }
@@ -35,7 +35,7 @@ impl Link {
         Ok(())
     }
 
-    /// Asks for RESP3; `false` where the server does not know it.
+    /// Requests RESP3; `false` if the server does not support it.
     fn hello(
         &mut self,
         credentials: Option<&Credentials>,
@@ -54,12 +54,12 @@ impl Link {
     }
 }
 
-/// Whether HELLO failed because the server knows no RESP3.
+/// Whether HELLO failed because the server does not support RESP3.
 fn is_hello_unknown(error: &ServerError) -> bool {
     error.kind() == ServerErrorKind::UnknownCommand || error.code == "NOPROTO"
 }
 
-/// A connection's name as Redis takes it: printable, without spaces.
+/// A connection's name in the form that Redis accepts: printable, without spaces.
 pub(super) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
 }

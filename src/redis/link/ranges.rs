@@ -8,10 +8,10 @@ use crate::redis::reply::Reply;
 use crate::redis::shortened::Shortened;
 use crate::redis::sieve::{RangeReply, Sieve};
 
-/// Room for a reply that is passed on while it comes.
+/// The size of the buffer for a reply that is passed on as it arrives.
 const SIFT_ROOM_BYTES: usize = 64 * 1024;
 
-/// The room for the entries of a reply that is received without waiting, and the part that has come.
+/// The room for the entries of a reply that is received without waiting, and the part that has arrived.
 #[derive(Debug)]
 pub struct Wanted {
     room: usize,
@@ -20,13 +20,13 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Of the reply to XREAD or XREADGROUP of one stream.
+    /// For the reply to XREAD or XREADGROUP of one stream.
     #[must_use]
     pub const fn of_stream(room: usize) -> Self {
         Self { room, is_range: false, under_way: None }
     }
 
-    /// Of the reply to XRANGE or XREVRANGE.
+    /// For the reply to XRANGE or XREVRANGE.
     #[must_use]
     pub const fn of_range(room: usize) -> Self {
         Self { room, is_range: true, under_way: None }
@@ -34,8 +34,8 @@ impl Wanted {
 }
 
 impl Link {
-    /// The reply to EXEC of a transaction of XRANGE and XINFO STREAM, of which no more than `room` bytes of entries are
-    /// kept, however many come; `is_full`: the stream is described by `FULL`. Waits like [`Link::receive`] for the
+    /// The reply to EXEC of a transaction of XRANGE and XINFO STREAM. At most `room` bytes of entries are kept,
+    /// however many arrive; `is_full`: the stream is described by `FULL`. Waits like [`Link::receive`] for the
     /// response timeout.
     ///
     /// # Errors
@@ -44,17 +44,17 @@ impl Link {
         self.receive_through(Sieve::new(room, is_full))
     }
 
-    /// The same for the two commands without a transaction around them, whose replies are of two moments.
+    /// The replies to these two commands without a transaction around them, which were executed at different times.
     ///
     /// # Errors
     /// As [`Link::receive_range`].
     pub fn receive_range_apart(&mut self, room: usize, is_full: bool) -> Result<RangeReply, RedisError> {
-        // Both replies together are one to the sieve.
+        // For the sieve, both replies together are one.
         self.outstanding = self.outstanding.saturating_sub(1);
         self.receive_through(Sieve::of_two_replies(room, is_full)?)
     }
 
-    /// Asks with XRANGE or XREVRANGE, and keeps no more than `room` bytes of entries.
+    /// Sends XRANGE or XREVRANGE, and keeps at most `room` bytes of entries.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -62,7 +62,7 @@ impl Link {
         self.call_through(command, Sieve::of_range(room)?)
     }
 
-    /// Asks with XREAD or XREADGROUP of one stream, and keeps no more than `room` bytes of entries.
+    /// Sends XREAD or XREADGROUP for one stream, and keeps at most `room` bytes of entries.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -77,7 +77,7 @@ impl Link {
         self.receive_through(sieve)
     }
 
-    /// The reply to XRANGE or XREVRANGE among others, of which no more than `room` bytes of entries are kept.
+    /// The reply to XRANGE or XREVRANGE among others. At most `room` bytes of entries are kept.
     ///
     /// # Errors
     /// As [`Link::receive`]; an error reply is [`RedisError::Server`].
@@ -85,8 +85,8 @@ impl Link {
         self.receive_through(Sieve::of_range(room)?)
     }
 
-    /// The reply to a command that reads entries of one stream, if it is there, as far as `wanted` keeps it. Does not
-    /// wait; otherwise as [`Link::try_receive`].
+    /// The reply to a command that reads entries of one stream, if it has arrived, as far as `wanted` keeps it. Does
+    /// not wait; otherwise as [`Link::try_receive`].
     ///
     /// # Errors
     /// As [`Link::try_receive`]; an error reply is [`RedisError::Server`].
@@ -107,7 +107,8 @@ impl Link {
         }
     }
 
-    /// Asks, and keeps of the reply no string that is longer than [`SHORT_STRING_BYTES_MAX`](crate::redis::SHORT_STRING_BYTES_MAX): null stands for it.
+    /// Sends a command; strings in the reply that are longer than
+    /// [`SHORT_STRING_BYTES_MAX`](crate::redis::SHORT_STRING_BYTES_MAX) are replaced by null.
     ///
     /// # Errors
     /// As [`Link::call`].
@@ -138,7 +139,7 @@ impl Link {
         self.replied()
     }
 
-    /// A reply is complete.
+    /// Records that a reply is complete.
     fn replied(&mut self) -> Result<Option<()>, RedisError> {
         let left = self.outstanding.checked_sub(1);
         self.outstanding = left.ok_or(RedisError::protocol("a reply without a command"))?;
@@ -156,7 +157,8 @@ impl Link {
         sieve.finish()
     }
 
-    /// Passes the bytes so far through the sieve; `None` while the reply is incomplete. Pushes before it are set aside.
+    /// Passes the bytes so far through the sieve; `None` while the reply is incomplete. Pushes before it are set
+    /// aside.
     fn sift(&mut self, sieve: &mut Sieve) -> Result<Option<()>, RedisError> {
         loop {
             let is_push = !sieve.is_begun() && self.input.bytes.first() == Some(&b'>');

@@ -1,11 +1,12 @@
-//! Replies as values of the `redis` crate's types: off the hot path commands are built, and plain values read, by that
-//! crate. A [`Reply`] is kept where errors of single replies are told apart. The `Debug` of a command shows its arguments,
-//! which may be secrets or a user's text: commands are not logged.
+//! Replies as values of the `redis` crate's types: off the hot path, that crate builds the commands and reads plain
+//! values. A [`Reply`] is kept where errors of single replies matter. The `Debug` form of a command shows its
+//! arguments, which may be secrets or a user's text, so commands are not logged.
 //!
-//! The connection below them stays ours. The crate's own waits for a whole reply in one blocking read, so that a thread
-//! that is to end, or whose reply only comes slowly, could not be told from one that hangs; and it keeps a reply of any
-//! size. The hot path's pipeline and parser are ours as well: the pipeline is one buffer that is used again, where the
-//! crate allocates for each command; the parser's strings are slices of what was read, where the crate's are copies.
+//! The connection below remains our own. The crate's connection waits for a whole reply in one blocking read, so a
+//! thread that has to stop, or whose reply arrives slowly, could not be distinguished from one that hangs; and it
+//! keeps a reply of any size. The hot path's pipeline and parser are our own as well: the pipeline is one buffer that
+//! is reused, while the crate allocates for each command; the parser's strings are slices of what was read, while the
+//! crate's are copies.
 
 use std::borrow::Borrow;
 
@@ -19,15 +20,15 @@ impl Link {
     /// Sends one command and reads its reply.
     ///
     /// # Errors
-    /// As [`Link::call`]; [`RedisError::Protocol`] for a reply of another kind than asked for.
+    /// As [`Link::call`]; [`RedisError::Protocol`] for a reply of another type.
     pub fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
         read(&self.call(command)?)
     }
 
-    /// Sends several commands at once and reads all their replies.
+    /// Sends several commands at once and reads all replies.
     ///
     /// # Errors
-    /// As [`Link::query`]: the first error, after all replies have come.
+    /// As [`Link::query`]: the first error, after all replies have arrived.
     pub fn query_all<T: FromRedisValue>(
         &mut self,
         commands: impl IntoIterator<Item: Borrow<Cmd>>,
