@@ -61,16 +61,21 @@ impl Delivery {
 
     /// Removes a connection and its viewers.
     pub(super) fn remove_connection(&mut self, slot: Slot, now: Instant) {
-        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        for viewer in viewers {
-            self.remove_viewer(viewer, now);
-        }
+        self.remove_viewers_of(slot, now);
         let Some(connection) = self.connections.remove(slot) else { return };
         if connection.placed {
             self.acceptor.uncount();
         }
         if connection.counted {
             self.admission.uncount(&connection.principal);
+        }
+    }
+
+    /// Removes a connection's viewers.
+    pub(super) fn remove_viewers_of(&mut self, slot: Slot, now: Instant) {
+        let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
+        for viewer in viewers {
+            self.with_views(now, |views, cx| views.remove_viewer(viewer, cx));
         }
     }
 

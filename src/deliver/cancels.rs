@@ -112,7 +112,7 @@ impl Delivery {
                 websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);
                 match outcome {
                     Ok(()) => {
-                        self.answer_message(slot, about.as_ref(), &control_frames::cancel_requested());
+                        self.answer_message(slot, about.as_ref(), &control_frames::cancel_requested(), now);
                     }
                     Err(Refused { code, message, .. }) => {
                         self.refuse_message(slot, &Refusal::new(code, message).about(about), now);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::ack_tracker::AckTracker;
 use super::body::Body;
 use super::close_code::CloseCode;
 use super::http_error::HttpError;
@@ -14,9 +13,9 @@ use super::input::Input;
 use super::outbox::{Chunk, Outbox, WriteOutcome};
 use super::response::Reply;
 use super::socket::Socket;
-use super::viewer::Mark;
+use super::viewer::{ClosedSubscription, Mark};
 use super::websocket::{Decoder, close_frame};
-use crate::message::{Cursor, Slot};
+use crate::message::Slot;
 use crate::model::StreamName;
 use crate::security::principal::Principal;
 
@@ -60,14 +59,6 @@ impl Purpose {
             Self::Cancel(_) => CANCEL_BYTES_MAX,
         }
     }
-}
-
-/// A stream that has left a multiplexed connection: its client may still acknowledge what it was given.
-#[derive(Debug)]
-pub(super) struct ClosedSubscription {
-    pub(super) stream: StreamName,
-    pub(super) acks: Box<AckTracker>,
-    pub(super) anchor: Cursor,
 }
 
 /// A WebSocket's state.
@@ -214,6 +205,17 @@ impl Connection {
     /// Adds bytes of an answer to what the client has asked or said: it is not heard further while many of these wait.
     pub(super) fn send_answer(&mut self, chunk: impl Into<Chunk<Mark>>) {
         self.outbox.push_answer(chunk.into());
+    }
+
+    /// An event stream begins: its head is sent, unless the connection has begun already.
+    pub(super) fn begin_events(&mut self, viewer: Slot, is_ui_message_stream: bool) -> bool {
+        let Phase::Asked { reply, .. } = &self.phase else { return false };
+        let mut head = Vec::new();
+        reply.sse(&mut head, is_ui_message_stream);
+        self.phase = Phase::Sse { viewer };
+        self.input.clear();
+        self.send(head);
+        true
     }
 
     /// Offers the socket what waits, up to `bytes_max`. An error means that the connection is over.

@@ -203,6 +203,42 @@ impl Connections {
         }
     }
 
+    /// The connection begins to answer its viewer's request with an event stream; `false`: it has begun already.
+    pub(super) fn begin_events(&mut self, slot: Slot, viewer: Slot, is_ui_message_stream: bool) -> bool {
+        let Some(connection) = self.table.get_mut(slot) else { return false };
+        let has_begun_now = connection.begin_events(viewer, is_ui_message_stream);
+        if has_begun_now {
+            self.touch(slot);
+        }
+        has_begun_now
+    }
+
+    /// Whether the answer to the connection's request has begun, so that its status can no longer change.
+    pub(super) fn has_begun(&self, slot: Slot) -> bool {
+        self.table.get(slot).is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
+    }
+
+    /// Whether the client has finished sending before its answer began, and so may be gone.
+    pub(super) fn may_be_gone(&self, slot: Slot) -> bool {
+        let connection = self.table.get(slot);
+        connection
+            .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
+    }
+
+    /// Answers of so many bytes are held for the connection until a stream's `open` was sent.
+    pub(super) fn hold_bytes(&mut self, slot: Slot, bytes: usize) {
+        if let Some(connection) = self.table.get_mut(slot) {
+            connection.held_bytes += bytes;
+        }
+    }
+
+    /// Answers of so many bytes are held no longer.
+    pub(super) fn release_held_bytes(&mut self, slot: Slot, bytes: usize) {
+        if let Some(connection) = self.table.get_mut(slot) {
+            connection.held_bytes -= bytes;
+        }
+    }
+
     /// The turns of one round: how many times [`Connections::next_to_flush`] is asked.
     pub(super) const TURNS_PER_ROUND: usize = NEWEST_PER_ROUND + OLDEST_PER_ROUND;
 

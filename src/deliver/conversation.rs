@@ -8,7 +8,6 @@ use super::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
 use super::close_code::CloseCode;
 use super::connection::{Viewers, WebSocket};
 use super::delivery::Delivery;
-use super::held::Held;
 use super::message::{self, ClientMessage, Refusal};
 use super::viewer::{SubscribeOptions, Wire};
 use super::websocket::{Incoming, close_frame, pong_frame};
@@ -37,16 +36,13 @@ impl Delivery {
         }
     }
 
-    pub(super) fn close_websocket(&mut self, slot: Slot, (code, reason): (CloseCode, &str), now: Instant) {
+    pub(super) fn close_websocket(&mut self, slot: Slot, code: CloseCode, reason: &str, now: Instant) {
         self.close_with(slot, close_frame(code.number(), reason), now);
     }
 
     /// Ends a WebSocket and its viewers with this close frame.
     fn close_with(&mut self, slot: Slot, frame: Bytes, now: Instant) {
-        let Some(connection) = self.connections.get(slot) else { return };
-        for viewer in connection.viewers() {
-            self.remove_viewer(viewer, now);
-        }
+        self.remove_viewers_of(slot, now);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.send(frame);
             connection.close();
@@ -72,85 +68,44 @@ impl Delivery {
 
     pub(super) fn refuse_message(&mut self, slot: Slot, refusal: &Refusal, now: Instant) {
         self.registry.counters().client_messages_refused.inc();
-        self.answer_message(
-            slot,
-            refusal.stream.as_ref(),
-            &control_frames::refused(refusal.code, &refusal.message),
-        );
+        let json = control_frames::refused(refusal.code, &refusal.message);
+        self.answer_message(slot, refusal.stream.as_ref(), &json, now);
         let Some(websocket) = self.connections.websocket(slot) else { return };
         if is_bad(refusal) {
             websocket.bad_messages += 1;
             if websocket.bad_messages >= BAD_MESSAGES_MAX {
-                self.close_websocket(slot, (CloseCode::Policy, "too many malformed messages"), now);
+                self.close_websocket(slot, CloseCode::Policy, "too many malformed messages", now);
             }
         }
     }
 
-    /// Answers in the format that the connection speaks. On a connection for many streams, `stream` is what the answer
-    /// is about. An answer about a stream that the connection carries comes after that stream's `open`.
-    pub(super) fn answer_message(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
-        let carried = match self.connections.websocket(slot).map(|websocket| &websocket.viewers) {
-            Some(Viewers::One(viewer)) => Some(*viewer),
-            Some(Viewers::Many(viewers)) => stream.and_then(|stream| viewers.get(stream)).copied(),
-            None => None,
-        };
-        if let Some(viewer) = carried
-            && self.streams.viewer(viewer).is_some_and(|viewer| !viewer.opened)
-        {
-            return self.hold_answer(viewer, json);
-        }
-        self.give_answer(slot, stream, json);
-    }
-
-    fn give_answer(&mut self, slot: Slot, stream: Option<&StreamName>, json: &[u8]) {
+    /// Answers a message. On a connection for many streams, `stream` is the one that the answer is about; an answer about
+    /// a stream that the connection carries comes after that stream's `open`.
+    pub(super) fn answer_message(
+        &mut self,
+        slot: Slot,
+        stream: Option<&StreamName>,
+        json: &[u8],
+        now: Instant,
+    ) {
         let Some(websocket) = self.connections.websocket(slot) else { return };
-        match (&websocket.viewers, stream) {
-            (Viewers::One(viewer), _) => {
-                let viewer = *viewer;
-                if let Some(bytes) = self.said(viewer, None, json) {
-                    self.connections.send_answer(slot, bytes);
-                }
-            }
-            (Viewers::Many(_), Some(stream)) => {
+        let carried = match &websocket.viewers {
+            Viewers::One(viewer) => Some(*viewer),
+            Viewers::Many(viewers) => stream.and_then(|stream| viewers.get(stream)).copied(),
+        };
+        match (carried, stream) {
+            (Some(viewer), _) => self.with_views(now, |views, cx| views.answer(viewer, json, cx)),
+            (None, Some(stream)) => {
                 self.connections.send_answer(slot, websocket_text(&with_stream(json, stream)));
             }
-            (Viewers::Many(_), None) => self.connections.send_answer(slot, websocket_text(json)),
+            (None, None) => self.connections.send_answer(slot, websocket_text(json)),
         }
-    }
-
-    fn hold_answer(&mut self, viewer: Slot, json: &[u8]) {
-        let Some(found) = self.streams.viewer_mut(viewer) else { return };
-        let (cost, slot) = (found.held.get_or_insert_default().push(json.to_vec()), found.connection);
-        if let Some(connection) = self.connections.get_mut(slot) {
-            connection.held_bytes += cost;
-        }
-    }
-
-    /// Gives what was held for a viewer whose `open` was sent, or who leaves a connection that stays.
-    pub(super) fn give_held(&mut self, viewer: Slot) {
-        let Some(held) = self.take_held(viewer) else { return };
-        let Some(found) = self.streams.viewer(viewer) else { return };
-        let (slot, stream) = (found.connection, found.options.stream.clone());
-        for json in held.into_answers() {
-            self.give_answer(slot, Some(&stream), &json);
-        }
-        self.connections.hear_further(slot);
-    }
-
-    /// Takes what was held for a viewer off its connection's account.
-    pub(super) fn take_held(&mut self, viewer: Slot) -> Option<Held> {
-        let found = self.streams.viewer_mut(viewer)?;
-        let (held, slot) = (*found.held.take()?, found.connection);
-        if let Some(connection) = self.connections.get_mut(slot) {
-            connection.held_bytes -= held.cost_bytes();
-        }
-        Some(held)
     }
 
     fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
-                self.answer_message(slot, None, &control_frames::pong(nonce.as_deref()));
+                self.answer_message(slot, None, &control_frames::pong(nonce.as_deref()), now);
                 Ok(())
             }
             ClientMessage::Ack { stream, id } => self.acknowledge(slot, stream, id, now),
@@ -197,7 +152,7 @@ impl Delivery {
 
     fn subscribe(&mut self, slot: Slot, options: SubscribeOptions, now: Instant) -> Result<(), Refusal> {
         let most = self.config.client.max_subscriptions;
-        if self.has_too_many_jobs() {
+        if self.views.has_too_many_jobs() {
             return Err(Refusal::new("overloaded", OVERLOADED));
         }
         let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
@@ -217,7 +172,7 @@ impl Delivery {
             rated.map_err(|refused| over_rate(OVER_SUBSCRIBES, refused.seconds()))?;
         }
         let stream = options.stream.clone();
-        let viewer = self.add_viewer(slot, options);
+        let viewer = self.with_views(now, |views, cx| views.add_viewer(slot, options, cx));
         if let Some(WebSocket { viewers: Viewers::Many(viewers), closed, .. }) =
             self.connections.websocket(slot)
         {
@@ -242,34 +197,14 @@ impl Delivery {
             Some(Viewers::Many(viewers)) => stream.as_ref().and_then(|stream| viewers.get(stream).copied()),
             None => None,
         };
-        let own = carried
-            .and_then(|viewer| self.streams.viewer(viewer))
-            .map(|viewer| viewer.options.stream.clone());
+        let own =
+            carried.and_then(|viewer| self.views.viewer(viewer)).map(|viewer| viewer.options.stream.clone());
         match (own, stream) {
             (Some(own), None) => Ok(own),
             (Some(own), Some(stream)) if own == stream => Ok(own),
             (_, Some(stream)) => Err(not_carried(&stream)),
             (None, None) => Err(Refusal::new("not_subscribed", "there is no stream")),
         }
-    }
-
-    /// A stream leaves a multiplexed connection.
-    pub(super) fn unsubscribe(
-        &mut self,
-        slot: Slot,
-        stream: &StreamName,
-        reason: Unsubscribed,
-        now: Instant,
-    ) {
-        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
-            return;
-        };
-        let Some(viewer) = viewers.remove(stream) else { return };
-        self.flush_batch(viewer);
-        self.note_parted(slot, viewer, now);
-        self.give_held(viewer);
-        self.remove_viewer(viewer, now);
-        self.connections.send_answer(slot, websocket_text(&control_frames::unsubscribed(stream, reason)));
     }
 }
 

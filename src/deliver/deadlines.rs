@@ -62,9 +62,8 @@ impl Delivery {
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         let mut next = [phase_at, slow_at].into_iter().flatten().min();
         for viewer in viewers {
-            for at in [self.judge_wait(viewer, now), self.judge_batch(viewer, now)].into_iter().flatten() {
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
+            let at = self.with_views(now, |views, cx| views.judge_time(viewer, cx));
+            next = [next, at].into_iter().flatten().min();
         }
         next
     }
@@ -72,10 +71,7 @@ impl Delivery {
     /// A client that takes nothing any more is closed.
     fn close_slow(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         self.registry.counters().clients_slow_closed.inc();
-        let connection = self.connections.get(slot)?;
-        for viewer in connection.viewers() {
-            self.remove_viewer(viewer, now);
-        }
+        self.remove_viewers_of(slot, now);
         let connection = self.connections.get_mut(slot)?;
         let frame = matches!(connection.phase, Phase::WebSocket(_))
             .then(|| close_frame(CloseCode::Slow.number(), "no progress for too long"));
@@ -142,6 +138,7 @@ impl Delivery {
     /// Tells everybody, and closes what is flushed.
     pub(super) fn drain(&mut self, now: Instant) {
         self.is_draining = true;
+        self.views.drain();
         self.acceptor.drain();
         for slot in self.connections.slots() {
             let Some(connection) = self.connections.get(slot) else { continue };
@@ -155,8 +152,10 @@ impl Delivery {
                 }
                 Phase::Sse { .. } => {
                     for viewer in viewers {
-                        self.tell_draining(viewer);
-                        self.remove_viewer(viewer, now);
+                        self.with_views(now, |views, cx| {
+                            views.send_draining(viewer, cx);
+                            views.remove_viewer(viewer, cx);
+                        });
                     }
                     if let Some(connection) = self.connections.get_mut(slot) {
                         connection.close();
@@ -166,10 +165,12 @@ impl Delivery {
                 Phase::WebSocket(websocket) => {
                     let is_many = matches!(websocket.viewers, Viewers::Many(_));
                     for viewer in viewers {
-                        if !self.is_parting(viewer) {
-                            self.tell_draining(viewer);
-                        }
-                        self.pass_on_last_ack(viewer, now);
+                        self.with_views(now, |views, cx| {
+                            if !views.is_parting(viewer) {
+                                views.send_draining(viewer, cx);
+                            }
+                            views.pass_on_last_ack(viewer, cx);
+                        });
                     }
                     if is_many {
                         self.connections
@@ -198,17 +199,9 @@ impl Delivery {
             return;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        if viewers.into_iter().any(|viewer| self.is_parting(viewer)) {
-            return self.close_websocket(slot, (CloseCode::Normal, "ended"), now);
+        if viewers.into_iter().any(|viewer| self.views.is_parting(viewer)) {
+            return self.close_websocket(slot, CloseCode::Normal, "ended", now);
         }
-        self.close_websocket(slot, (CloseCode::GoingAway, "draining"), now);
-    }
-
-    /// `open` comes first; who cannot be opened without Redis is only closed.
-    fn tell_draining(&mut self, viewer: Slot) {
-        self.open_unseen(viewer);
-        if self.streams.viewer(viewer).is_some_and(|viewer| viewer.opened) {
-            self.tell(viewer, StreamStatus::Draining);
-        }
+        self.close_websocket(slot, CloseCode::GoingAway, "draining", now);
     }
 }

@@ -15,10 +15,9 @@ use super::acceptor::{Acceptor, Listener};
 use super::admission::Admission;
 use super::budget::{Budget, Budgets};
 use super::connections::Connections;
-use super::history_reads::HistoryReads;
 use super::outbound::{Outbound, OutboundQueues};
-use super::streams::Streams;
 use super::viewer::Mark;
+use super::views::{Context, Views};
 use crate::config::Config;
 use crate::message::{Missed, ToDelivery};
 use crate::observe::{Recorder, Registry};
@@ -85,8 +84,7 @@ pub struct Inbound {
 /// A running delivery thread.
 pub struct Delivery {
     pub(super) connections: Connections,
-    pub(super) streams: Streams,
-    pub(super) reads: HistoryReads,
+    pub(super) views: Views,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
     pub(super) acceptor: Acceptor,
@@ -125,10 +123,9 @@ impl Delivery {
         }
         let counts = || Arc::clone(&registry);
         let delivery = Self {
+            views: Views::new(Arc::clone(&config), Arc::clone(&budgets.answers), &registry),
             answers: Arc::clone(&budgets.answers),
             connections: Connections::new(sources, budgets, counts()),
-            streams: Streams::new(counts()),
-            reads: HistoryReads::new(counts()),
             inbound,
             outbound: Outbound::new(index, outbound),
             acceptor: Acceptor::new(index, listener, (peers, loads), counts()),
@@ -145,5 +142,19 @@ impl Delivery {
             buffer: vec![0; READ_BYTES],
         };
         Ok((delivery, poll))
+    }
+
+    /// Passes something to the viewers, and carries out what follows for their connections.
+    pub(super) fn with_views<T>(
+        &mut self,
+        now: Instant,
+        call: impl FnOnce(&mut Views, &mut Context<'_>) -> T,
+    ) -> T {
+        let mut cx = Context { clients: &mut self.connections, outbound: &mut self.outbound, now };
+        let result = call(&mut self.views, &mut cx);
+        while let Some(effect) = self.views.next_effect() {
+            self.carry_out(effect, now);
+        }
+        result
     }
 }

@@ -81,7 +81,7 @@ impl Delivery {
             // The frames of all entries read before are in the clients' outboxes now.
             self.drain(now);
         }
-        self.catch_up();
+        self.catch_up(now);
         timer.step_over("taking messages", Instant::now());
         self.flush_dirty(now);
         timer.step_over("writing to sockets", Instant::now());
@@ -90,18 +90,15 @@ impl Delivery {
         }
         self.listen(now);
         timer.step_over("hearing clients", Instant::now());
-        self.retry_jobs(now);
+        self.with_views(now, |views, cx| views.retry_jobs(cx));
         self.expire(now);
         self.flush_dirty(now);
         self.flush_bulky(now);
-        self.send_fresh_jobs(now);
-        self.send_held();
+        self.send_requests(now);
         self.reap(now);
         if now.duration_since(self.ticked_at) >= TICK {
             self.ticked_at = now;
-            self.report_written(now);
-            self.pass_on_acks(now);
-            self.reads.forget_recents(now);
+            self.with_views(now, |views, cx| views.tick(cx));
             let states = i64::try_from(self.answers.used()).unwrap_or(i64::MAX);
             self.registry.gauges().state_bytes.set(states);
             self.recorder.publish();
@@ -114,13 +111,13 @@ impl Delivery {
 
     /// When there is something to do even if nothing happens.
     pub(super) fn next_round_at(&mut self, now: Instant) -> Instant {
-        if self.connections.has_work() || self.reads.has_fresh() || self.has_mail() {
+        if self.connections.has_work() || self.views.has_fresh_jobs() || self.has_mail() {
             return now;
         }
         let held = !self.outbound.is_empty();
         let deadlines = [
             self.connections.next_deadline(),
-            self.reads.next_retry(),
+            self.views.next_retry(),
             self.acceptor.next(),
             held.then(|| now + HELD_RETRY),
         ];

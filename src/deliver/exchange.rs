@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::delivery::Delivery;
-use super::jobs::is_wanted;
 use super::socket::Socket;
 use crate::error_limited;
 use crate::message::{LiveFrames, ToDelivery};
@@ -17,18 +16,12 @@ impl Delivery {
     /// Live frames, delivered at once on the thread that brings them, between two rounds of the loop. Refused where
     /// the inbox has something, which comes first, and where there are too many clients to write to.
     pub(super) fn deliver_between_rounds(&mut self, news: &[LiveFrames], now: Instant) -> bool {
-        let hubs = news.iter().filter_map(|news| self.streams.hub(news.hub.slot));
-        if !self.inbound.inbox.is_empty()
-            || hubs.map(|hub| hub.viewers.len()).sum::<usize>() > WRITES_BETWEEN_ROUNDS_MAX
-        {
+        if !self.inbound.inbox.is_empty() || self.views.audience(news) > WRITES_BETWEEN_ROUNDS_MAX {
             return false;
         }
-        for news in news {
-            self.live(news, now);
-        }
+        self.live(news, now);
         self.flush_dirty(now);
-        self.send_fresh_jobs(now);
-        self.send_held();
+        self.send_requests(now);
         if self.next_round_at(now) < self.sleeps_until
             && let Err(error) = self.inbound.waker.wake()
         {
@@ -51,36 +44,52 @@ impl Delivery {
 
     fn heed(&mut self, message: ToDelivery, now: Instant) {
         match message {
-            ToDelivery::Live { news, .. } => {
-                for news in news {
-                    self.live(&news, now);
-                }
-            }
+            ToDelivery::Live { news, .. } => self.live(&news, now),
             ToDelivery::Attached { hub, cursor, stalled, watermark } => {
-                self.attached(hub, &cursor, (stalled, watermark), now);
+                self.with_views(now, |views, cx| views.attached(hub, &cursor, (stalled, watermark), cx));
             }
-            ToDelivery::Broken { hub } => self.broken(hub),
-            ToDelivery::Stalled { hub, stalled } => self.stalled(hub, stalled, now),
-            ToDelivery::Replay(job, outcome) => self.conclude_job(job.slot, outcome, now),
-            ToDelivery::Appeared(stream) => self.appear(&stream),
+            ToDelivery::Broken { hub } => self.with_views(now, |views, cx| views.broken(hub, cx)),
+            ToDelivery::Stalled { hub, stalled } => {
+                self.with_views(now, |views, cx| views.stalled(hub, stalled, cx));
+            }
+            ToDelivery::Replay(job, outcome) => {
+                self.with_views(now, |views, cx| views.conclude_job(job.slot, outcome, cx));
+            }
+            ToDelivery::Appeared(stream) => self.with_views(now, |views, cx| views.appear(&stream, cx)),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
             ToDelivery::AckAnswered(asker, id, outcome) => self.ack_answered(asker, id, outcome, now),
             ToDelivery::Connection(socket, address) => self.welcome(Socket::Plain(socket), address, now),
         }
     }
 
-    /// Asks those jobs again whose time has come.
-    pub(super) fn retry_jobs(&mut self, now: Instant) {
-        while let Some(job) = self.reads.pop_retry(now) {
-            self.send_job(job, None);
-        }
+    fn live(&mut self, news: &[LiveFrames], now: Instant) {
+        self.with_views(now, |views, cx| {
+            for news in news {
+                views.live(news, cx);
+            }
+        });
     }
 
-    /// Sends other threads what there is for them, as far as they have room.
-    pub(super) fn send_held(&mut self) {
-        let (reads, streams) = (&self.reads, &self.streams);
-        for job in self.outbound.send(|job| is_wanted(reads, streams, job)) {
-            self.reads.remove(job);
-        }
+    /// Catches up with what did not fit into the inbox: hubs go back to history, history reads are asked again.
+    pub(super) fn catch_up(&mut self, now: Instant) {
+        let missed = std::mem::take(&mut *self.inbound.missed.lock());
+        self.with_views(now, |views, cx| {
+            for hub in missed.hubs {
+                views.broken(hub, cx);
+            }
+            for (job, step) in missed.jobs {
+                views.send_job(job, step, cx);
+            }
+        });
+    }
+
+    /// Sends other threads the requests for which they have room.
+    pub(super) fn send_requests(&mut self, now: Instant) {
+        self.with_views(now, |views, cx| {
+            views.send_fresh_jobs(cx);
+            for job in cx.outbound.send(|job| views.is_wanted(job)) {
+                views.forget_job(job);
+            }
+        });
     }
 }

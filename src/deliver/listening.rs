@@ -15,7 +15,6 @@ use super::deadlines::COMMENT;
 use super::delivery::Delivery;
 use super::http_error::HttpError;
 use super::request::{Parsed, parse_grown};
-use super::viewer::{Ending, Viewer};
 use crate::message::Slot;
 
 /// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
@@ -143,7 +142,7 @@ impl Delivery {
                 match result {
                     Ok(Some(incoming)) => self.heed_incoming(slot, incoming, now),
                     Ok(None) => {}
-                    Err(reason) => self.close_websocket(slot, (reason.code, reason.reason), now),
+                    Err(reason) => self.close_websocket(slot, reason.code, reason.reason, now),
                 }
                 InputOutcome::One
             }
@@ -162,20 +161,10 @@ impl Delivery {
             (Peer::Gone, _) => self.connections.end(slot),
             (_, Phase::Asked { viewer, .. }) => {
                 let viewer = *viewer;
-                if self.streams.viewer(viewer).is_some_and(Viewer::is_waiting) {
-                    self.end(viewer, Ending::NotFound, now);
-                }
+                self.with_views(now, |views, cx| views.end_wait(viewer, cx));
             }
             _ => {}
         }
-    }
-
-    /// Whether the viewer's client has finished sending before its answer began, and so may be gone.
-    pub(super) fn may_be_gone(&self, viewer: Slot) -> bool {
-        let connection =
-            self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
-        connection
-            .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }
 
     /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is
@@ -189,11 +178,7 @@ impl Delivery {
         }
         match connection.phase {
             Phase::Sse { .. } => return self.connections.send(slot, Bytes::from_static(COMMENT)),
-            Phase::WebSocket(_) => {
-                for viewer in connection.viewers() {
-                    self.remove_viewer(viewer, now);
-                }
-            }
+            Phase::WebSocket(_) => self.remove_viewers_of(slot, now),
             Phase::Head { .. }
             | Phase::Body { .. }
             | Phase::Asked { .. }
@@ -221,7 +206,7 @@ impl Delivery {
         let Some(connection) = self.connections.get(slot) else { return };
         let message = "too much that clients have begun to send waits for its rest; try again";
         match connection.phase {
-            Phase::WebSocket(_) => self.close_websocket(slot, (CloseCode::TryAgain, message), now),
+            Phase::WebSocket(_) => self.close_websocket(slot, CloseCode::TryAgain, message, now),
             _ => {
                 let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
@@ -253,7 +238,7 @@ impl Delivery {
             return Some(now + self.config.client.handshake_timeout);
         }
         self.registry.counters().handshakes_timed_out.inc();
-        self.close_websocket(slot, (CloseCode::Slow, "a message did not come to its end in time"), now);
+        self.close_websocket(slot, CloseCode::Slow, "a message did not come to its end in time", now);
         None
     }
 }

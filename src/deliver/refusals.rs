@@ -32,7 +32,7 @@ impl Delivery {
         if let Some(connection) = self.connections.get_mut(slot) {
             self.admission.allow(&connection.principal, &mut connection.counted, &route, now)?;
         }
-        if self.has_too_many_jobs() {
+        if self.views.has_too_many_jobs() {
             return Err(HttpError::unavailable("overloaded", OVERLOADED, RETRY_AFTER_S));
         }
         Ok(route)

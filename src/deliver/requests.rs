@@ -1,5 +1,5 @@
-//! Requests and their answers: HTTP, and the beginning and end of answers about streams. [`super::admission`] decides
-//! which requests are served at all.
+//! Requests over HTTP and the beginning of their answers. [`super::admission`] decides which requests are served at all;
+//! [`super::endings`] has the end of answers about streams.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::http_error::HttpError;
 use super::request::Request;
 use super::response::{Answer, Reply, go_on, switch_to_websocket};
 use super::route::{Representation, Route, StreamRequest};
-use super::viewer::{Ending, SubscribeOptions, Viewer, Wire};
+use super::viewer::{SubscribeOptions, Wire};
 use crate::message::Slot;
 
 impl Delivery {
@@ -35,7 +35,7 @@ impl Delivery {
             Ok(Route::Stream(wanted)) if wanted.representation == Representation::WebSocket => {
                 self.upgrade(slot, request, Some(wanted), now);
             }
-            Ok(Route::Stream(wanted)) => self.answer_stream(slot, wanted, reply),
+            Ok(Route::Stream(wanted)) => self.answer_stream(slot, wanted, reply, now),
             Ok(Route::Multiplex) => self.upgrade(slot, request, None, now),
             Ok(Route::Cancel(stream)) => {
                 self.await_body(slot, (request, reply), Purpose::Cancel(stream), now);
@@ -94,14 +94,14 @@ impl Delivery {
         }
     }
 
-    fn answer_stream(&mut self, slot: Slot, wanted: StreamRequest, reply: Reply) {
+    fn answer_stream(&mut self, slot: Slot, wanted: StreamRequest, reply: Reply, now: Instant) {
         let wire = match wanted.representation {
             Representation::WebSocket => Wire::WebSocket,
             Representation::Sse => Wire::Sse,
             Representation::State => Wire::State,
             Representation::Head => Wire::Head,
         };
-        let viewer = self.add_viewer(slot, options(wanted, wire));
+        let viewer = self.with_views(now, |views, cx| views.add_viewer(slot, options(wanted, wire), cx));
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.phase = Phase::Asked { viewer, reply };
         }
@@ -114,7 +114,10 @@ impl Delivery {
         self.connections.send(slot, head);
         self.registry.counters().websocket_opened.inc();
         let viewers = match wanted {
-            Some(wanted) => Viewers::One(self.add_viewer(slot, options(wanted, Wire::WebSocket))),
+            Some(wanted) => {
+                let options = options(wanted, Wire::WebSocket);
+                Viewers::One(self.with_views(now, |views, cx| views.add_viewer(slot, options, cx)))
+            }
             None => Viewers::Many(HashMap::new()),
         };
         if let Some(connection) = self.connections.get_mut(slot) {
@@ -156,97 +159,6 @@ impl Delivery {
     pub(super) fn reply_error(&mut self, slot: Slot, reply: &Reply, error: &HttpError, now: Instant) {
         self.registry.counters().http_errors.inc();
         self.reply(slot, reply, now, |reply, out| reply.error(out, error));
-    }
-
-    // ----- answers about streams -----
-
-    /// Answers the viewer's request with what `build` makes; the viewer is gone then.
-    fn answer_viewer(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply, &mut Vec<u8>)) {
-        self.answer_viewer_whole(viewer, now, |reply| {
-            let mut head = Vec::new();
-            build(reply, &mut head);
-            Answer { head, body: Bytes::new() }
-        });
-    }
-
-    fn answer_viewer_whole(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
-        let Some(slot) = self.streams.viewer(viewer).map(|viewer| viewer.connection) else { return };
-        self.remove_viewer(viewer, now);
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let Phase::Asked { reply, .. } =
-            std::mem::replace(&mut connection.phase, Phase::Head { since: now, seen: 0 })
-        else {
-            return;
-        };
-        self.reply_whole(slot, &reply, build(&reply), now);
-        self.connections.hear_further(slot);
-    }
-
-    pub(super) fn answer_state(&mut self, viewer: Slot, document: Bytes, now: Instant) {
-        self.answer_viewer_whole(viewer, now, |reply| reply.json(200, document));
-    }
-
-    pub(super) fn answer_head(&mut self, viewer: Slot, now: Instant) {
-        self.answer_viewer(viewer, now, |reply, out| reply.head(out, 200));
-    }
-
-    pub(super) fn answer_no_content(&mut self, viewer: Slot, now: Instant) {
-        self.answer_viewer(viewer, now, Reply::no_content);
-    }
-
-    pub(super) fn answer_error(&mut self, viewer: Slot, error: &HttpError, now: Instant) {
-        self.registry.counters().http_errors.inc();
-        self.answer_viewer(viewer, now, |reply, out| reply.error(out, error));
-    }
-
-    /// Whether the viewer's answer has begun, so that its status can no longer change.
-    pub(super) fn has_begun(&self, viewer: Slot) -> bool {
-        let connection =
-            self.streams.viewer(viewer).and_then(|viewer| self.connections.get(viewer.connection));
-        connection.is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
-    }
-
-    /// An event stream's head is sent once it is known that there is something to send.
-    pub(super) fn begin_events(&mut self, viewer: Slot, now: Instant) {
-        let Some(found) = self.streams.viewer(viewer) else { return };
-        let translator = found.options.translator.as_deref();
-        let is_ui_message_stream = translator.is_some_and(|translator| translator.format() == Format::AiSdk);
-        let slot = found.connection;
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let Phase::Asked { reply, .. } = &connection.phase else { return };
-        let mut head = Vec::new();
-        reply.sse(&mut head, is_ui_message_stream);
-        connection.phase = Phase::Sse { viewer };
-        connection.input.clear();
-        self.registry.counters().sse_opened.inc();
-        self.connections.send(slot, head);
-        self.connections.arm(slot, now + self.config.client.keepalive);
-    }
-
-    /// A connection whose one stream is over is closed.
-    pub(super) fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
-        let is_useless = self.streams.viewer(viewer).is_some_and(Viewer::wants_unfinished);
-        if !self.has_begun(viewer) && (ending == Ending::NothingLeft || is_useless) {
-            return self.answer_no_content(viewer, now);
-        }
-        if ending == Ending::NotFound && !self.has_begun(viewer) {
-            let head = self.streams.viewer(viewer).is_some_and(|viewer| viewer.options.wire == Wire::Head);
-            return if head {
-                self.answer_viewer(viewer, now, |reply, out| reply.head(out, 404));
-            } else {
-                self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
-            };
-        }
-        self.remove_viewer(viewer, now);
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        match &connection.phase {
-            Phase::WebSocket(_) => {
-                let (code, reason) = ending.close();
-                connection.close_websocket(code, reason);
-            }
-            _ => connection.close(),
-        }
-        self.connections.touch(slot);
     }
 }
 

@@ -42,10 +42,10 @@ impl Delivery {
         let now_us = now_us();
         for mark in marks.drain(..) {
             self.measure(&mark, now_us);
-            self.written(&mark);
+            self.views.written(&mark);
         }
         self.marks = marks;
-        self.resume_paused(slot, now);
+        self.with_views(now, |views, cx| views.resume_paused(slot, cx));
         if written > 0 {
             self.connections.hear_further(slot);
         }

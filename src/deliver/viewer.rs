@@ -191,6 +191,15 @@ pub(super) struct Batch {
     pub(super) due: Instant,
 }
 
+/// A stream that has left a multiplexed connection: its client may still acknowledge the frames that it was sent.
+#[derive(Debug)]
+pub(super) struct ClosedSubscription {
+    pub(super) stream: StreamName,
+    pub(super) acks: Box<AckTracker>,
+    /// The last frame that was sent, with the state there.
+    pub(super) anchor: Cursor,
+}
+
 /// Why a viewer's stream is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {

@@ -1,0 +1,135 @@
+//! The end of a viewer on its connection: whole answers, event streams and WebSockets that are over, subscriptions that
+//! leave a connection that stays.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::connection::{Phase, Viewers, WebSocket};
+use super::delivery::Delivery;
+use super::http_error::HttpError;
+use super::response::{Answer, Reply};
+use super::viewer::{Ending, Viewer, Wire};
+use super::views::{Effect, WholeAnswer};
+use crate::message::Slot;
+use crate::model::control_frames::{self, Unsubscribed};
+use crate::model::{StreamName, websocket_text};
+
+impl Delivery {
+    /// Carries out what follows from the viewers' events. A viewer that is gone meanwhile needs nothing.
+    pub(super) fn carry_out(&mut self, effect: Effect, now: Instant) {
+        match effect {
+            Effect::Ended { viewer, ending } => self.end(viewer, ending, now),
+            Effect::Answered { viewer, answer: WholeAnswer::State(document) } => {
+                self.answer_viewer(viewer, now, |reply| reply.json(200, document));
+            }
+            Effect::Answered { viewer, answer: WholeAnswer::Exists } => {
+                self.answer_viewer(viewer, now, |reply| headless(|out| reply.head(out, 200)));
+            }
+            Effect::Answered { viewer, answer: WholeAnswer::Error(error) } => {
+                self.answer_error(viewer, &error, now);
+            }
+        }
+    }
+
+    fn end(&mut self, slot: Slot, ending: Ending, now: Instant) {
+        let Some(viewer) = self.views.viewer(slot) else { return };
+        let connection = viewer.connection;
+        if viewer.options.wire == Wire::Multiplexed {
+            let stream = viewer.options.stream.clone();
+            let reason = match ending {
+                Ending::Ended | Ending::NothingLeft => Unsubscribed::Ended,
+                Ending::NotFound => Unsubscribed::NotFound,
+            };
+            return self.unsubscribe(connection, &stream, reason, now);
+        }
+        self.end_connection(connection, slot, ending, now);
+    }
+
+    // ----- answers -----
+
+    /// Answers the viewer's request with the answer that `build` makes; the viewer is gone then.
+    fn answer_viewer(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
+        let Some(slot) = self.views.viewer(viewer).map(|viewer| viewer.connection) else { return };
+        self.with_views(now, |views, cx| views.remove_viewer(viewer, cx));
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Phase::Asked { reply, .. } =
+            std::mem::replace(&mut connection.phase, Phase::Head { since: now, seen: 0 })
+        else {
+            return;
+        };
+        self.reply_whole(slot, &reply, build(&reply), now);
+        self.connections.hear_further(slot);
+    }
+
+    /// Answers the viewer's request with an error.
+    pub(super) fn answer_error(&mut self, viewer: Slot, error: &HttpError, now: Instant) {
+        self.registry.counters().http_errors.inc();
+        self.answer_viewer(viewer, now, |reply| headless(|out| reply.error(out, error)));
+    }
+
+    // ----- connections -----
+
+    /// Closes a connection whose one stream is over, or answers its request where the answer has not begun.
+    fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
+        let found = self.views.viewer(viewer);
+        let is_useless = found.is_some_and(Viewer::wants_unfinished);
+        let is_head = found.is_some_and(|viewer| viewer.options.wire == Wire::Head);
+        if !self.connections.has_begun(slot) {
+            match ending {
+                Ending::NotFound if is_head => {
+                    return self.answer_viewer(viewer, now, |reply| headless(|out| reply.head(out, 404)));
+                }
+                Ending::NotFound if !is_useless => {
+                    return self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
+                }
+                Ending::Ended if !is_useless => {}
+                Ending::NothingLeft | Ending::NotFound | Ending::Ended => {
+                    return self.answer_viewer(viewer, now, |reply| headless(|out| reply.no_content(out)));
+                }
+            }
+        }
+        self.with_views(now, |views, cx| views.remove_viewer(viewer, cx));
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        match &connection.phase {
+            Phase::WebSocket(_) => {
+                let (code, reason) = ending.close();
+                connection.close_websocket(code, reason);
+            }
+            _ => connection.close(),
+        }
+        self.connections.touch(slot);
+    }
+
+    /// A stream leaves a multiplexed connection. Streams that have left are forgotten, the oldest first, beyond as many
+    /// as a connection may carry.
+    pub(super) fn unsubscribe(
+        &mut self,
+        slot: Slot,
+        stream: &StreamName,
+        reason: Unsubscribed,
+        now: Instant,
+    ) {
+        let Some(WebSocket { viewers: Viewers::Many(viewers), .. }) = self.connections.websocket(slot) else {
+            return;
+        };
+        let Some(viewer) = viewers.remove(stream) else { return };
+        if let Some(closed) = self.with_views(now, |views, cx| views.leave(viewer, cx))
+            && let Some(websocket) = self.connections.websocket(slot)
+        {
+            let kept = websocket.closed.get_or_insert_default();
+            kept.push_back(closed);
+            if kept.len() > self.config.client.max_subscriptions {
+                kept.pop_front();
+            }
+        }
+        self.connections.send_answer(slot, websocket_text(&control_frames::unsubscribed(stream, reason)));
+    }
+}
+
+/// An answer without a body of its own: all of it is what `build` adds to the head.
+fn headless(build: impl FnOnce(&mut Vec<u8>)) -> Answer {
+    let mut head = Vec::new();
+    build(&mut head);
+    Answer { head, body: Bytes::new() }
+}

@@ -1,0 +1,195 @@
+//! A viewer's acknowledgements on their way to the recorder, and the time that its client gets for acknowledging the
+//! end.
+//!
+//! Bounded: each viewer holds one acknowledgement, and passes on one a second and one for each end of a generation. One
+//! for which the recorder's queue has no room is held on; if its viewer leaves then, it is lost, which is counted.
+
+use std::time::{Duration, Instant};
+
+use super::{Context, Views};
+use crate::deliver::ack_tracker::{Advice, Generation};
+use crate::deliver::message::Refusal;
+use crate::deliver::viewer::{Ending, Stage, Wire};
+use crate::message::record::{Acked, Asker, Receipt};
+use crate::message::{Cursor, Slot, now_us};
+use crate::model::control_frames;
+use crate::model::{Position, StreamName};
+
+/// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: a client that
+/// answers our close with its own cannot send anything any more.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// A client's acknowledgement.
+pub(in crate::deliver) struct Said {
+    pub(in crate::deliver) id: Position,
+    /// When, µs since 1970 by this host's clock.
+    pub(in crate::deliver) at_us: u64,
+    pub(in crate::deliver) generation: Generation,
+    pub(in crate::deliver) is_once: bool,
+}
+
+impl Context<'_> {
+    /// Passes an acknowledgement of a connection's client on to the recorder; whether there was room.
+    pub(in crate::deliver) fn pass_on_ack(&self, connection: Slot, stream: StreamName, said: Said) -> bool {
+        let by = self.clients.get(connection).map(|connection| connection.principal.to_string());
+        let by = by.unwrap_or_default();
+        let asker = Asker { delivery: self.outbound.delivery(), connection, about: Some(stream.clone()) };
+        let Said { id, at_us, generation, is_once } = said;
+        let acked = Acked { stream, id, generation, by, at_us, is_once, asker, asked_at: self.now };
+        self.outbound.receipt(Receipt::Acked(acked))
+    }
+}
+
+impl Views {
+    /// Takes an acknowledgement of a viewer's client. It is answered when it is written; where receipts are off, at
+    /// once.
+    pub(in crate::deliver) fn acknowledge(
+        &mut self,
+        slot: Slot,
+        id: Position,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Refusal> {
+        let Some(viewer) = self.streams.viewer(slot) else { return Ok(()) };
+        let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
+        let Some(acks) = &viewer.acks else {
+            self.answer(slot, &control_frames::acked(id), cx);
+            return Ok(());
+        };
+        let nothing = Cursor::default();
+        let given = viewer.given().unwrap_or(&nothing);
+        let (is_once, advice) = (acks.is_once(id, given), acks.judge(id, given, cx.now));
+        let (is_passed, is_new) = match advice {
+            Advice::Refuse => return Err(not_sent(id)),
+            Advice::PassOn(generation) => {
+                let said = Said { id, at_us: now_us(), generation, is_once };
+                (cx.pass_on_ack(connection, stream, said), true)
+            }
+            Advice::Hold => (false, true),
+            Advice::Ignore => (false, false),
+        };
+        let Some(acks) = self.streams.acks(slot) else { return Ok(()) };
+        let is_merged = match (is_passed, is_new) {
+            (true, _) => acks.pass(id, cx.now),
+            (false, true) => !acks.hold(id, now_us()),
+            (false, false) => true,
+        };
+        let is_written = acks.await_answer(id, cx.now);
+        if is_new && !(is_passed || is_merged) {
+            self.streams.note_unpassed_ack(slot);
+        }
+        if is_merged {
+            self.registry.counters().acks_merged.inc();
+        }
+        if is_written {
+            self.answer(slot, &control_frames::acked(id), cx);
+        }
+        Ok(())
+    }
+
+    /// The recorder has written the acknowledgement of a viewer, or not. Returns those that are answered with it.
+    pub(in crate::deliver) fn ack_answered(
+        &mut self,
+        slot: Slot,
+        (id, is_written): (Position, bool),
+        now: Instant,
+    ) -> Option<Vec<Position>> {
+        Some(self.streams.acks(slot)?.answered(id, is_written, now))
+    }
+
+    /// Whether an acknowledgement of the viewer's client is yet to be answered.
+    pub(in crate::deliver) fn owes_answers(&self, slot: Slot, now: Instant) -> bool {
+        let acks = self.streams.viewer(slot).and_then(|viewer| viewer.acks.as_ref());
+        acks.is_some_and(|acks| acks.awaits_answer(now))
+    }
+
+    /// Passes on the acknowledgements that were held for long enough.
+    pub(super) fn pass_on_acks(&mut self, cx: &mut Context<'_>) {
+        for slot in self.streams.take_unpassed_acks() {
+            if !self.pass_on_held(slot, false, cx) {
+                self.streams.note_unpassed_ack(slot);
+            }
+        }
+    }
+
+    /// A viewer leaves: its held acknowledgement is passed on.
+    pub(in crate::deliver) fn pass_on_last_ack(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        if !self.pass_on_held(slot, true, cx) {
+            self.registry.counters().receipts_failed.inc();
+        }
+    }
+
+    /// Passes on a viewer's held acknowledgement, if it is due or has to go `at_once`; whether none is held any more.
+    fn pass_on_held(&mut self, slot: Slot, at_once: bool, cx: &mut Context<'_>) -> bool {
+        let Some(viewer) = self.streams.viewer(slot) else { return true };
+        let Some(acks) = viewer.acks.as_ref().filter(|acks| acks.holds()) else { return true };
+        let nothing = Cursor::default();
+        let given = viewer.given().unwrap_or(&nothing);
+        let Some((id, at_us, generation)) = acks.due(given, cx.now, at_once) else { return false };
+        let is_once = acks.is_once(id, given);
+        let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
+        let is_passed = cx.pass_on_ack(connection, stream, Said { id, at_us, generation, is_once });
+        if is_passed && let Some(acks) = self.streams.acks(slot) {
+            acks.pass(id, cx.now);
+        }
+        is_passed
+    }
+
+    // ----- the end -----
+
+    /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
+    pub(super) fn parts_later(&mut self, slot: Slot, cx: &mut Context<'_>) -> bool {
+        let Some(viewer) = self.streams.viewer(slot) else { return false };
+        let is_single = viewer.options.wire == Wire::WebSocket;
+        let is_awaited =
+            if self.is_draining { self.owes_answers(slot, cx.now) } else { self.is_awaited(slot, cx.now) };
+        if !is_single || !is_awaited {
+            return false;
+        }
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return false };
+        let (connection, until) = (viewer.connection, cx.now + PARTING);
+        viewer.part(until);
+        cx.clients.arm(connection, until);
+        true
+    }
+
+    /// Whether the connection stays only so that the end can be acknowledged.
+    pub(in crate::deliver) fn is_parting(&self, slot: Slot) -> bool {
+        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting { .. }))
+    }
+
+    /// Whether the client may have something to acknowledge yet, or is to be answered.
+    fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
+        let Some(viewer) = self.streams.viewer(slot) else { return false };
+        let Some(acks) = &viewer.acks else { return false };
+        let nothing = Cursor::default();
+        !acks.is_complete(viewer.given().unwrap_or(&nothing)) || acks.awaits_answer(now)
+    }
+
+    /// Ends a viewer that stayed only so that its end could be acknowledged, once that is done.
+    pub(in crate::deliver) fn end_parting(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        if self.is_parting(slot) && !self.is_awaited(slot, cx.now) {
+            self.end(slot, Ending::Ended, cx);
+        }
+    }
+
+    /// Ends a viewer whose client has had its moment, which begins when the end is on the socket.
+    pub(super) fn judge_parting(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+        let viewer = self.streams.viewer_mut(slot)?;
+        let Stage::Parting { until, .. } = &mut viewer.stage else { return None };
+        // A client that is owed an answer gets it first.
+        let is_owed = viewer.acks.as_ref().is_some_and(|acks| acks.awaits_answer(cx.now));
+        if viewer.unwritten > 0 || is_owed {
+            *until = cx.now + PARTING;
+        }
+        let until = *until;
+        if until > cx.now {
+            return Some(until);
+        }
+        self.end(slot, Ending::Ended, cx);
+        None
+    }
+}
+
+pub(in crate::deliver) fn not_sent(id: Position) -> Refusal {
+    Refusal::new("not_sent", format!("{id} is above all that was sent on this connection"))
+}

@@ -1,0 +1,257 @@
+//! Feeding viewers: history as it is read, live frames as they come, and the seam between the two.
+
+use std::sync::Arc;
+
+use super::{Context, Views};
+use crate::deliver::seam::{Ask, Live, Seam, Taken};
+use crate::deliver::sharing::JobKind;
+use crate::deliver::viewer::{Ending, Reading};
+use crate::message::{Control, Cursor, HistoryGap, HubRef, LiveFrames, Shown, Slot, now_us};
+use crate::model::{AckWatermark, Frame, Position, StreamStatus};
+
+impl Views {
+    // ----- history -----
+
+    /// Gives a viewer a stretch of history that was read for it.
+    pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        if viewer.read_on().is_none() {
+            return self.flush_batch(slot, cx);
+        }
+        self.begin_shown(slot, shown.gap, cx);
+        for frame in &shown.frames {
+            self.push(slot, frame, false, cx);
+        }
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        let Some(reading) = viewer.reading_mut() else { return };
+        reading.anchor.clone_from(&shown.cursor);
+        if let Some(seen) = shown.entries_bytes.checked_div(shown.entries) {
+            viewer.entry_bytes = (viewer.entry_bytes * 3 + seen) / 4 + 1;
+        }
+        let over = shown.exhausted && !is_range && shown.cursor.is_terminal() && !viewer.options.follow;
+        if over {
+            return self.end(slot, Ending::Ended, cx);
+        }
+        let position = shown.frames.last().map_or_else(|| gap_end(shown), |frame| frame.last);
+        let room = self.room(slot, cx) >= self.config.client.send_budget / 2;
+        let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
+        let live = hub.live;
+        let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
+        // Live reading has found an end that no entry states, and that a read up to an entry cannot find.
+        let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
+        let misses_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
+        // The held frames are of the stream as it was before it was recreated.
+        let is_anew = is_range && matches!(shown.gap, Some(HistoryGap::Recreated { .. }));
+        let (held, ask) = if misses_end || is_anew {
+            (Vec::new(), seam.read_to_end(position))
+        } else {
+            seam.read(position, shown.exhausted, room, live)
+        };
+        let paused = seam.is_paused();
+        for frame in &held {
+            self.give_live(slot, frame, cx);
+        }
+        if paused {
+            self.pause(slot, cx);
+        }
+        self.ask(slot, ask, cx);
+        self.settle(slot, cx);
+    }
+
+    /// Sends a viewer what precedes a stretch of history: that its wait is over, and which entries are missing.
+    pub(super) fn begin_shown(&mut self, slot: Slot, gap: Option<HistoryGap>, cx: &mut Context<'_>) {
+        self.flush_batch(slot, cx);
+        let known = self.streams.viewer(slot).and_then(|viewer| viewer.known_status);
+        if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = known {
+            self.send_status(slot, StreamStatus::Live, cx);
+        }
+        if let Some(gap) = gap {
+            self.send_gap(slot, gap, cx);
+        }
+    }
+
+    // ----- the seam -----
+
+    /// Asks for what the viewer's seam needs next.
+    pub(super) fn ask(&mut self, slot: Slot, ask: Ask, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        match ask {
+            Ask::Nothing => {}
+            Ask::Read { until } => {
+                let Some(from) = viewer.given().cloned() else { return };
+                self.add_job(slot, &JobKind::Read { from, until }, cx);
+            }
+            Ask::Attach => {
+                let (hub, Some(from)) = (viewer.hub, viewer.given().cloned()) else { return };
+                let Some(found) = self.streams.hub_mut(hub) else { return };
+                let appeared_us = found.appeared_us(now_us());
+                found.live = Live::Attaching;
+                found.attach += 1;
+                let (stream, hub) = (found.stream.clone(), HubRef { slot: hub, attach: found.attach });
+                let delivery = cx.outbound.delivery();
+                cx.outbound.control(Control::Attach { stream, delivery, hub, from, appeared_us });
+            }
+        }
+    }
+
+    /// Ends a live viewer of a finished stream, or sends it whether the producer is stalled.
+    fn settle(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        let Some(reading) = viewer.reading().filter(|reading| reading.seam.is_live()) else { return };
+        let stalled = self.streams.hub(viewer.hub).is_some_and(|hub| hub.stalled);
+        let is_over = reading.anchor.is_terminal();
+        if is_over && !viewer.options.follow {
+            return self.end(slot, Ending::Ended, cx);
+        }
+        // A generation that is over has no producer that could be missed, or come back.
+        match viewer.known_status {
+            Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
+                let is_stalled = stalled && !is_over;
+                let status = if is_stalled { StreamStatus::Stalled } else { StreamStatus::Live };
+                self.send_status(slot, status, cx);
+            }
+            Some(StreamStatus::Live | StreamStatus::Ended | StreamStatus::Failed) if stalled && !is_over => {
+                self.send_status(slot, StreamStatus::Stalled, cx);
+            }
+            Some(StreamStatus::Stalled) if !stalled && !is_over => {
+                self.send_status(slot, StreamStatus::Live, cx);
+            }
+            _ => {}
+        }
+    }
+
+    /// A hub's live frames begin behind this cursor.
+    pub(in crate::deliver) fn attached(
+        &mut self,
+        name: HubRef,
+        cursor: &Cursor,
+        (stalled, watermark): (bool, Arc<AckWatermark>),
+        cx: &mut Context<'_>,
+    ) {
+        let Some(hub) = self.streams.hub_named(name) else { return };
+        hub.live = Live::On(cursor.position);
+        hub.passed = cursor.position.id;
+        hub.phase = cursor.state.phase;
+        hub.stalled = stalled;
+        hub.watermark = Some(watermark);
+        hub.idle_since = None;
+        let viewers = hub.viewers.clone();
+        self.streams.note_unreported(name.slot);
+        for viewer in viewers {
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
+            self.ask(viewer, ask, cx);
+            self.settle(viewer, cx);
+        }
+    }
+
+    /// The live frames of a hub have ended; its viewers go on from history.
+    pub(in crate::deliver) fn broken(&mut self, name: HubRef, cx: &mut Context<'_>) {
+        let Some(hub) = self.streams.hub_named(name) else { return };
+        hub.leave_live();
+        let viewers = hub.viewers.clone();
+        self.reads.forget_recents_of(name.slot);
+        for viewer in viewers {
+            self.flush_batch(viewer, cx);
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::broken);
+            self.ask(viewer, ask, cx);
+        }
+    }
+
+    // ----- live -----
+
+    /// Live frames of a hub have come.
+    pub(in crate::deliver) fn live(&mut self, news: &LiveFrames, cx: &mut Context<'_>) {
+        let Some(hub) = self.streams.hub_named(news.hub) else { return };
+        let Live::On(position) = hub.live else { return };
+        hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
+        hub.passed = news.passed;
+        if let Some(frame) = news.frames.last() {
+            hub.phase = frame.state.phase;
+        }
+        let viewers_len = hub.viewers.len();
+        self.reads.extend_recents(news.hub.slot, &news.frames);
+        self.streams.note_unreported(news.hub.slot);
+        // No viewer leaves its hub during this call: the effects are carried out after it.
+        for place in 0..viewers_len {
+            let viewer = self.streams.hub(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
+            let Some(viewer) = viewer else { return };
+            for frame in &news.frames {
+                self.offer_live(viewer, frame, cx);
+            }
+            self.settle(viewer, cx);
+        }
+    }
+
+    fn offer_live(&mut self, slot: Slot, frame: &Arc<Frame>, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
+        let connection = viewer.connection;
+        let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
+        let Some(connection) = cx.clients.get(connection) else { return };
+        let waiting = connection.outbox.cost_bytes() + gathered;
+        let budget = self.config.client.send_budget;
+        if seam.is_live() && waiting > 0 && waiting + frame.json().len() > budget {
+            seam.fall_back();
+            self.registry.counters().clients_fell_back.inc();
+            self.flush_batch(slot, cx);
+            return self.pause(slot, cx);
+        }
+        match seam.live(frame, budget.saturating_sub(waiting)) {
+            Taken::Deliver => self.give_live(slot, frame, cx),
+            Taken::Bridge { until } => {
+                self.flush_batch(slot, cx);
+                self.ask(slot, Ask::Read { until: Some(until) }, cx);
+            }
+            Taken::Held | Taken::Ignored => {}
+        }
+    }
+
+    /// A viewer is too far behind to be sent more now: it goes on when its connection has drained.
+    fn pause(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        let (hub, connection) = (viewer.hub, viewer.connection);
+        if let Some(connection) = cx.clients.get_mut(connection) {
+            connection.paused.push_back(slot);
+        }
+        self.streams.note_unreported(hub);
+        cx.clients.touch(connection);
+    }
+
+    /// A connection has drained: as many of its paused viewers go on as there is room for.
+    pub(in crate::deliver) fn resume_paused(&mut self, connection: Slot, cx: &mut Context<'_>) {
+        let budget = self.config.client.send_budget;
+        while let Some(found) = cx.clients.get_mut(connection)
+            && !found.paused.is_empty()
+            && found.outbox.cost_bytes() + found.promised <= budget / 2
+        {
+            let Some(viewer) = found.paused.pop_front() else { return };
+            let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::resume);
+            self.ask(viewer, ask, cx);
+            // Reads are sent at once, so that the next viewer sees how much room is left.
+            self.send_fresh_jobs(cx);
+        }
+    }
+
+    /// The producer of a hub's stream is stalled, or has come back.
+    pub(in crate::deliver) fn stalled(&mut self, name: HubRef, stalled: bool, cx: &mut Context<'_>) {
+        let Some(hub) = self.streams.hub_named(name) else { return };
+        hub.stalled = stalled;
+        for viewer in hub.viewers.clone() {
+            let is_live = self.streams.seam(viewer).is_some_and(|seam| seam.is_live());
+            let known = self.streams.viewer(viewer).and_then(|viewer| viewer.known_status);
+            if !stalled && is_live && known == Some(StreamStatus::Stalled) {
+                // Before the producer's next frame, also where that begins another generation.
+                self.send_status(viewer, StreamStatus::Live, cx);
+            }
+            self.settle(viewer, cx);
+        }
+    }
+}
+
+/// Where a read without frames has brought its viewers: a gap may end at an id of its own.
+fn gap_end(shown: &Shown) -> Position {
+    match shown.gap {
+        Some(HistoryGap::Trimmed { id: Some(id), .. }) => Position::whole(id),
+        _ => Position::ZERO,
+    }
+}

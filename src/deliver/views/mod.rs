@@ -1,0 +1,236 @@
+//! The viewers of a delivery thread's streams: where each stands in its stream, and what it is sent next.
+//!
+//! [`Views`] owns the streams, their viewers and their history reads. It keeps no socket, thread or clock: what happens
+//! is passed to it, and what follows leaves it in two ways. Bytes for clients and requests to other threads go to the
+//! [`Context`] of the call; whatever ends a viewer is an [`Effect`], which the caller carries out after the call,
+//! because it concerns the client's connection as well.
+//!
+//! Methods are of four kinds:
+//!
+//! - A client comes, goes or sends: [`Views::add_viewer`], [`Views::remove_viewer`], [`Views::leave`],
+//!   [`Views::acknowledge`].
+//! - Another thread has sent something: `live`, `attached`, `broken`, `stalled`, `conclude_job`, `appear`,
+//!   `ack_answered`.
+//! - A socket has taken bytes, or time has passed: `written`, `resume_paused`, `judge_time`, `retry_jobs`, `tick`.
+//! - After any of these: [`Views::next_effect`] until there is none, then [`Views::send_fresh_jobs`] before the loop
+//!   sleeps. These two are the only ones whose order matters.
+
+mod acks;
+mod feed;
+mod jobs;
+mod opening;
+mod output;
+
+pub(super) use acks::{Said, not_sent};
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::config::Config;
+use crate::deliver::budget::Budget;
+use crate::deliver::connections::Connections;
+use crate::deliver::history_reads::HistoryReads;
+use crate::deliver::http_error::HttpError;
+use crate::deliver::outbound::Outbound;
+use crate::deliver::seam::Live;
+use crate::deliver::sharing::JobKind;
+use crate::deliver::streams::Streams;
+use crate::deliver::viewer::{ClosedSubscription, Ending, Mark, SubscribeOptions, Viewer, Wire};
+use crate::message::{Control, HubRef, LiveFrames, Slot, WatcherRequest};
+use crate::observe::Registry;
+
+/// How long a stream that no viewer needs live is still read live.
+const LIVE_LINGER: Duration = Duration::from_secs(1);
+
+/// The surroundings of one call: where bytes and requests go, and the time.
+pub(super) struct Context<'a> {
+    /// The connections of the viewers, which take their bytes.
+    pub(super) clients: &'a mut Connections,
+    /// Requests to other threads.
+    pub(super) outbound: &'a mut Outbound,
+    pub(super) now: Instant,
+}
+
+/// The end of a viewer, to be carried out on its connection.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// The stream is over for the viewer.
+    Ended { viewer: Slot, ending: Ending },
+    /// The request of a viewer that wants one whole answer is answered.
+    Answered { viewer: Slot, answer: WholeAnswer },
+}
+
+/// The answer to a request about a stream that is no stream itself.
+#[derive(Debug)]
+pub(super) enum WholeAnswer {
+    /// The state of the stream, as one JSON document.
+    State(Bytes),
+    /// The stream exists.
+    Exists,
+    Error(HttpError),
+}
+
+/// All viewers of a delivery thread.
+pub(super) struct Views {
+    streams: Streams,
+    reads: HistoryReads,
+    /// The budget of all connections of the process together for whole answers.
+    answers: Arc<Budget>,
+    config: Arc<Config>,
+    registry: Arc<Registry>,
+    effects: VecDeque<Effect>,
+    /// Whether the instance goes down: clients get no more time to acknowledge an end.
+    is_draining: bool,
+}
+
+impl Views {
+    /// No viewers yet.
+    pub(super) fn new(config: Arc<Config>, answers: Arc<Budget>, registry: &Arc<Registry>) -> Self {
+        Self {
+            streams: Streams::new(Arc::clone(registry)),
+            reads: HistoryReads::new(Arc::clone(registry)),
+            answers,
+            config,
+            registry: Arc::clone(registry),
+            effects: VecDeque::new(),
+            is_draining: false,
+        }
+    }
+
+    /// The next effect of the calls before.
+    pub(super) fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    // ----- coming and going -----
+
+    /// A viewer comes; the start that it wants is looked for.
+    pub(super) fn add_viewer(
+        &mut self,
+        connection: Slot,
+        options: SubscribeOptions,
+        cx: &mut Context<'_>,
+    ) -> Slot {
+        let can_acknowledge = matches!(options.wire, Wire::WebSocket | Wire::Multiplexed);
+        let receipts = self.config.stream.receipts && can_acknowledge;
+        let viewer = self.streams.add_viewer(connection, options, receipts);
+        self.look_up(viewer, cx);
+        viewer
+    }
+
+    /// A viewer goes, whatever it was doing.
+    pub(super) fn remove_viewer(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        self.promise(slot, 0, cx);
+        self.take_held(slot, cx);
+        self.pass_on_last_ack(slot, cx);
+        let Some((slot, hub)) = self.streams.remove_viewer(slot) else { return };
+        let delivery = cx.outbound.delivery();
+        if hub.awaited {
+            cx.outbound.ask_watcher(WatcherRequest::Forget { stream: hub.stream.clone(), delivery });
+        }
+        if hub.live != Live::Off {
+            let hub_ref = HubRef { slot, attach: hub.attach };
+            cx.outbound.control(Control::Detach { stream: hub.stream, delivery, hub: hub_ref });
+        }
+    }
+
+    /// A viewer leaves a connection that stays. Its client gets the answers that were held for it, and may still
+    /// acknowledge the frames that it was sent.
+    pub(super) fn leave(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<ClosedSubscription> {
+        self.flush_batch(slot, cx);
+        self.pass_on_last_ack(slot, cx);
+        self.send_held(slot, cx);
+        let closed = self.streams.viewer_mut(slot).and_then(|viewer| {
+            let acks = viewer.acks.take()?;
+            let anchor = viewer.given().cloned().unwrap_or_default();
+            Some(ClosedSubscription { stream: viewer.options.stream.clone(), acks, anchor })
+        });
+        self.remove_viewer(slot, cx);
+        closed
+    }
+
+    fn look_up(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        let kind = match viewer.options.wire {
+            Wire::State => JobKind::State,
+            Wire::Head => JobKind::Probe,
+            _ => JobKind::Open(viewer.options.after),
+        };
+        self.add_job(slot, &kind, cx);
+    }
+
+    // ----- questions -----
+
+    /// A viewer, unless it is gone.
+    pub(super) fn viewer(&self, slot: Slot) -> Option<&Viewer> {
+        self.streams.viewer(slot)
+    }
+
+    /// How many viewers these live frames are for.
+    pub(super) fn audience(&self, news: &[LiveFrames]) -> usize {
+        let hubs = news.iter().filter_map(|news| self.streams.hub(news.hub.slot));
+        hubs.map(|hub| hub.viewers.len()).sum()
+    }
+
+    // ----- time -----
+
+    /// Does what is due for a viewer, and says when to look again.
+    pub(super) fn judge_time(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+        let times = [self.judge_wait(slot, cx), self.judge_batch(slot, cx)];
+        times.into_iter().flatten().min()
+    }
+
+    /// Does what is done every so often: reports positions and acknowledgements, and forgets recent answers.
+    pub(super) fn tick(&mut self, cx: &mut Context<'_>) {
+        self.report_written(cx);
+        self.pass_on_acks(cx);
+        self.reads.forget_recents(cx.now);
+    }
+
+    /// The instance goes down.
+    pub(super) fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    // ----- positions -----
+
+    /// A frame was taken by a socket.
+    pub(super) fn written(&mut self, mark: &Mark) {
+        let Some(viewer) = self.streams.viewer_mut(mark.viewer) else { return };
+        viewer.unwritten = viewer.unwritten.saturating_sub(1);
+        // An entry is written once the last of its frames is.
+        if mark.frame.last.is_whole() {
+            viewer.written = mark.frame.last.id;
+        }
+        let hub = viewer.hub;
+        self.streams.note_unreported(hub);
+    }
+
+    /// Reports how far each stream is on the sockets, and detaches from streams that no viewer needs live.
+    fn report_written(&mut self, cx: &mut Context<'_>) {
+        for slot in self.streams.take_unreported() {
+            let Some(hub) = self.streams.hub(slot) else { continue };
+            if let Some(watermark) = &hub.watermark {
+                watermark.written(cx.outbound.delivery(), self.streams.written_up_to(hub));
+            }
+            if !matches!(hub.live, Live::On(_)) {
+                continue;
+            }
+            let is_needed = self.streams.is_needed_live(hub);
+            let Some(hub) = self.streams.hub_mut(slot) else { continue };
+            if is_needed {
+                hub.idle_since = None;
+            } else if cx.now.duration_since(*hub.idle_since.get_or_insert(cx.now)) < LIVE_LINGER {
+                self.streams.note_unreported(slot);
+            } else {
+                let hub_ref = HubRef { slot, attach: hub.attach };
+                let (stream, delivery) = (hub.stream.clone(), cx.outbound.delivery());
+                hub.leave_live();
+                cx.outbound.control(Control::Detach { stream, delivery, hub: hub_ref });
+            }
+        }
+    }
+}

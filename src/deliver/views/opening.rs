@@ -1,0 +1,191 @@
+//! A viewer's beginning, its wait for a stream that does not exist, and its end.
+
+use std::time::Instant;
+
+use super::{Context, Effect, Views};
+use crate::deliver::format::Format;
+use crate::deliver::seam::Seam;
+use crate::deliver::viewer::{Ending, Reading, Stage, Wire};
+use crate::message::{Cursor, Opened, Slot, WatcherRequest, now_us};
+use crate::model::control_frames;
+use crate::model::{After, Position, StreamName, StreamStatus};
+
+impl Views {
+    // ----- opening -----
+
+    /// A viewer's start was found.
+    pub(super) fn open(&mut self, slot: Slot, opened: &Opened, cx: &mut Context<'_>) {
+        let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
+        let (follow, wire) = (viewer.options.follow, viewer.options.wire);
+        if let Some(acks) = viewer.acks.as_deref_mut() {
+            acks.note_had(opened.after);
+        }
+        let mut ends_unsaid = wire == Wire::Sse;
+        if let Some(translator) = viewer.options.translator.as_deref_mut() {
+            translator.begin(opened.after, opened.outline.as_deref());
+            ends_unsaid |= translator.format() == Format::AiSdk;
+        }
+        let status = hub.status(opened.status, opened.tip);
+        let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
+        let is_unwanted = is_finished && viewer.wants_unfinished();
+        if (opened.nothing_left || is_unwanted) && !follow {
+            // A gap is sent in any case.
+            let is_unsaid = ends_unsaid && opened.shown.gap.is_none();
+            if is_unwanted || is_unsaid && (wire == Wire::WebSocket || !self.has_begun(slot, cx)) {
+                return self.end(slot, Ending::NothingLeft, cx);
+            }
+            self.begin_events(slot, cx);
+            self.send_open(slot, opened.after, status, cx);
+            return self.repeat_end(slot, opened, cx);
+        }
+        self.begin_events(slot, cx);
+        self.send_open(slot, opened.after, status, cx);
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        if let Some(translator) = &mut viewer.options.translator {
+            translator.take_finished();
+        }
+        viewer.stage = Stage::Reading(Reading { seam: Seam::new(opened.from), anchor: Cursor::default() });
+        self.show(slot, &opened.shown, false, cx);
+    }
+
+    /// A viewer that has everything of a finished stream is sent its end again, and is done.
+    fn repeat_end(&mut self, slot: Slot, opened: &Opened, cx: &mut Context<'_>) {
+        self.begin_shown(slot, opened.shown.gap, cx);
+        if let Some(terminal) = &opened.terminal {
+            self.push(slot, terminal, false, cx);
+        }
+        if let Some(acks) = self.streams.acks(slot) {
+            acks.begin(opened.from);
+        }
+        self.end(slot, Ending::Ended, cx);
+    }
+
+    /// A viewer of a stream that cannot be read now is sent its `open`, where its start is known without reading.
+    pub(super) fn open_unseen(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer(slot) else { return };
+        if let After::At(after) = viewer.options.after {
+            self.send_open(slot, after, StreamStatus::Waiting, cx);
+        }
+    }
+
+    fn send_open(&mut self, slot: Slot, after: Position, status: StreamStatus, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        if viewer.opened {
+            return;
+        }
+        viewer.opened = true;
+        let before = viewer.known_status.replace(status);
+        if viewer.options.translator.is_none() {
+            let json = control_frames::open(&viewer.options.stream, after, status);
+            self.send_notice(slot, None, &json, cx);
+        }
+        // A client that was sent the outage is sent its end by the same frame as all others.
+        if before == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
+            self.send_notice(slot, None, &control_frames::status(status), cx);
+        }
+        self.send_held(slot, cx);
+    }
+
+    /// The instance goes down: the viewer is sent so, after its `open`. One whose `open` needs Redis gets neither.
+    pub(in crate::deliver) fn send_draining(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        self.open_unseen(slot, cx);
+        if self.streams.viewer(slot).is_some_and(|viewer| viewer.opened) {
+            self.send_status(slot, StreamStatus::Draining, cx);
+        }
+    }
+
+    // ----- waiting -----
+
+    /// The stream does not exist, or not any more.
+    pub(super) fn miss(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let Some(viewer) = self.streams.viewer_mut(slot) else { return };
+        let Some(deadline) = viewer.wait(cx.now) else { return };
+        let (hub, connection, wire) = (viewer.hub, viewer.connection, viewer.options.wire);
+        if deadline <= cx.now || cx.clients.may_be_gone(connection) {
+            return self.end(slot, Ending::NotFound, cx);
+        }
+        let after = match viewer.options.after {
+            After::At(position) => position,
+            After::Last | After::Tail => Position::ZERO,
+        };
+        match wire {
+            Wire::WebSocket | Wire::Multiplexed => {
+                self.send_open(slot, after, StreamStatus::Waiting, cx);
+                self.send_status(slot, StreamStatus::Waiting, cx);
+            }
+            Wire::Sse if self.has_begun(slot, cx) => self.send_status(slot, StreamStatus::Waiting, cx),
+            Wire::Sse | Wire::State | Wire::Head => {}
+        }
+        cx.clients.arm(connection, deadline);
+        if let Some(stream) = self.streams.begin_waiting(hub) {
+            let (stream, delivery) = (stream.clone(), cx.outbound.delivery());
+            cx.outbound.ask_watcher(WatcherRequest::Wait { stream, delivery });
+        }
+    }
+
+    /// A stream that was waited for exists.
+    pub(in crate::deliver) fn appear(&mut self, stream: &StreamName, cx: &mut Context<'_>) {
+        let Some(slot) = self.streams.hub_by_name(stream) else { return };
+        for viewer in self.streams.end_waiting(slot, now_us()) {
+            let Some(found) = self.streams.viewer_mut(viewer) else { continue };
+            let Stage::Waiting(waiting) = &mut found.stage else { continue };
+            if std::mem::replace(&mut waiting.has_appeared, true) {
+                continue;
+            }
+            match &mut waiting.reading {
+                Some(reading) => {
+                    let ask = reading.seam.read_to_end(Position::ZERO);
+                    self.ask(viewer, ask, cx);
+                }
+                None => {
+                    // A stream that was waited for is sent from its beginning.
+                    if !matches!(found.options.after, After::At(_)) {
+                        found.options.after = After::At(Position::ZERO);
+                    }
+                    if let Some(translator) = &mut found.options.translator {
+                        translator.take_finished();
+                    }
+                    self.look_up(viewer, cx);
+                }
+            }
+        }
+    }
+
+    /// A viewer's client sends nothing more, and may be gone: it does not wait for a stream that may never exist.
+    pub(in crate::deliver) fn end_wait(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        if self.streams.viewer(slot).is_some_and(|viewer| viewer.is_waiting()) {
+            self.end(slot, Ending::NotFound, cx);
+        }
+    }
+
+    /// Ends a wait whose time is over; else says when that is.
+    pub(super) fn judge_wait(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+        match &self.streams.viewer(slot)?.stage {
+            Stage::Waiting(waiting) if waiting.has_appeared => None,
+            Stage::Waiting(waiting) if waiting.until <= cx.now => {
+                self.end(slot, Ending::NotFound, cx);
+                None
+            }
+            Stage::Waiting(waiting) => Some(waiting.until),
+            Stage::Parting { .. } => self.judge_parting(slot, cx),
+            Stage::Opening | Stage::Reading(_) => None,
+        }
+    }
+
+    // ----- ending -----
+
+    /// The viewer's stream is over for it. Where its client may still acknowledge the end, its connection stays for a
+    /// moment.
+    pub(super) fn end(&mut self, slot: Slot, ending: Ending, cx: &mut Context<'_>) {
+        self.flush_batch(slot, cx);
+        if !self.is_parting(slot) {
+            if ending == Ending::Ended {
+                self.send_done(slot, cx);
+            }
+            if ending == Ending::Ended && self.parts_later(slot, cx) {
+                return;
+            }
+        }
+        self.effects.push_back(Effect::Ended { viewer: slot, ending });
+    }
+}
