@@ -132,28 +132,34 @@ fn messages(mut client: WebSocketClient) -> (Vec<String>, u16) {
     }
 }
 
+/// The same where the connection stays a moment for the acknowledgement of the end.
 #[test]
 fn over_websocket_a_message_is_an_event() {
     let redis = RedisServer::start();
-    let daemon = Daemon::start(&redis);
     write_answer(&mut Producer::new(&redis, "s1", "m"));
-    let listen = |query: &str| messages(WebSocketClient::connect(daemon.public, &target("s1/m", query)));
-    let with_id = |(id, text): (&str, String)| match text.strip_suffix('}') {
-        Some(text) if !text.contains("llm_bridge") => format!(r#"{text},"llm_bridge":{{"id":"{id}"}}}}"#),
-        _ => text,
-    };
-    let expected: Vec<_> = chunks().into_iter().map(with_id).collect();
-    assert_eq!(listen("format=openai"), (expected.clone(), 1000));
-    let last = [expected[5].clone(), expected[6].clone(), expected[7].clone()];
-    let (again, code) = listen("format=openai&after=5001-0");
-    // The role is sent again: earlier chunks of a choice are not known where only its end is sent again.
-    assert!(again[0].contains(r#""role":"assistant""#) && code == 1000, "{again:?}");
-    assert_eq!(again.last(), last.last());
+    for receipts in ["stream.receipts=false", "stream.receipts=true"] {
+        let daemon = Daemon::options(&redis).set(receipts).start();
+        let listen = |query: &str| messages(WebSocketClient::connect(daemon.public, &target("s1/m", query)));
+        let with_id = |(id, text): (&str, String)| match text.strip_suffix('}') {
+            Some(text) if !text.contains("llm_bridge") => {
+                format!(r#"{text},"llm_bridge":{{"id":"{id}"}}}}"#)
+            }
+            _ => text,
+        };
+        let expected: Vec<_> = chunks().into_iter().map(with_id).collect();
+        assert_eq!(listen("format=openai"), (expected.clone(), 1000), "{receipts}");
+        let last = [expected[5].clone(), expected[6].clone(), expected[7].clone()];
+        let (again, code) = listen("format=openai&after=5001-0");
+        // The role is sent again: earlier chunks of a choice are not known where only its end is sent again.
+        assert!(again[0].contains(r#""role":"assistant""#) && code == 1000, "{receipts}: {again:?}");
+        assert_eq!(again.last(), last.last(), "{receipts}");
 
-    let sse = get(&daemon, "format=ai-sdk&after=0").text();
-    let data: Vec<_> = sse.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-    let (told, code) = listen("format=ai-sdk&after=0");
-    assert_eq!((told.iter().map(String::as_str).collect::<Vec<_>>(), code), (data, 1000));
+        let sse = get(&daemon, "format=ai-sdk&after=0").text();
+        let data: Vec<_> = sse.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let (told, code) = listen("format=ai-sdk&after=0");
+        let told: Vec<_> = told.iter().map(String::as_str).collect();
+        assert_eq!((told, code), (data, 1000), "{receipts}");
+    }
 }
 
 #[test]
