@@ -73,7 +73,7 @@ impl<'a> Form<'a> {
 }
 
 /// Decodes an entry that is one event and depends on nothing, as nearly all native and flat ones are. `None` if it
-/// has several events, is in a provider's form or cannot be decoded: [`plain_events`] finds out which, with the same
+/// has several events, is in a provider's form or cannot be decoded: `plain_events` finds out which, with the same
 /// `margin`.
 #[must_use]
 pub fn plain<'a>(entry: &'a Entry, context: &DecodeContext, margin: &'a Margin) -> Option<Decoded<'a>> {

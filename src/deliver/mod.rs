@@ -1,56 +1,51 @@
-//! Delivery: what clients ask over HTTP and WebSocket, and how the frames reach their sockets.
+//! Delivery: requests of clients over HTTP and WebSocket, and the frames on their way to the sockets.
 //!
 //! ```text
-//!   sockets ─▶ accepting ─▶ listening ─▶ refusals ─▶ requests, conversation   deadlines: keep-alive, slow, wait, drain
-//!                                                        │    └─▶ receipts, cancels ─▶ recorder
-//!                                                        └─▶ viewing ─▶ jobs ─▶ replay threads
-//!   sockets ◀─ sending ◀─ feed ◀──────────────────────────────────────────────── transform threads
+//!                    ┌───────────── event_loop: one round after another ──────────────┐
+//!   sockets ────────▶│ accepting ─▶ listening ─▶ requests, conversation ─▶ refusals   │
+//!                    │                                │   └▶ receipts, cancels ───────┼─▶ recorder
+//!   other threads ──▶│ exchange ───────────┐          │                               │
+//!   time ───────────▶│ deadlines ────────┐ │          │                               │
+//!                    └───────────────────┼─┼──────────┼───────────────▲───────────────┘
+//!                                        ▼ ▼          ▼               │ Effect: a viewer ends
+//!                                        views: where each viewer stands, what it is sent next
+//!                                           │ bytes            │ requests
+//!   sockets ◀── sending ◀────────── connections            outbound ─▶ replay, transform, watcher
 //! ```
 //!
-//! - [`serve`] waits in one mio Poll a thread; [`event_loop`] has the rounds and their order.
-//! - The modules of the picture say what follows from what. They act on the parts of a [`delivery::Delivery`].
-//! - The parts own their state and know nothing of each other: `connections` (whose turn it is), `streams` (viewers and
-//!   hubs), `history_reads` (who shares which), [`outbound`] (messages to other threads), `admission` (policies and
-//!   limits), [`acceptor`] (the listener).
+//! - [`event_loop`] is the only code that knows all parts. Its files are the sources of events, and carry out what
+//!   follows from them; [`event_loop::serve`] waits in one mio `Poll` a thread.
+//! - `views` has the viewers of all streams. Events go in; bytes and requests go to the two parts below it; whatever
+//!   ends a viewer comes back as an effect.
+//! - The other parts own their state and know nothing of each other: `connections` (sockets, and whose turn it is),
+//!   `streams` (viewers by stream), `history_reads` (viewers by read), [`outbound`] (messages to other threads),
+//!   `admission` (policies and limits), [`acceptor`] (the listener).
 //! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
 //!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
-//!   `sharing`, `ack_tracker`, `held`, `viewer`.
+//!   [`body`], `sharing`, `ack_tracker`, `held`, `viewer`.
 
-mod accepting;
 pub mod acceptor;
 mod ack_tracker;
 mod admission;
 pub mod backlog;
 pub mod body;
 pub mod budget;
-mod cancels;
 pub mod close_code;
 mod connection;
 mod connections;
-mod conversation;
-mod deadlines;
-pub mod delivery;
-mod endings;
 pub mod event_loop;
-mod exchange;
 pub mod format;
 mod held;
 mod history_reads;
 pub mod http_error;
 pub mod input;
-mod listening;
 pub mod message;
 pub mod outbound;
 pub mod outbox;
-mod receipts;
-mod refusals;
 pub mod request;
-mod requests;
 pub mod response;
 pub mod route;
 pub mod seam;
-mod sending;
-pub mod serve;
 mod sharing;
 mod socket;
 mod streams;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::delivery::Delivery;
-use super::socket::Socket;
+use crate::deliver::socket::Socket;
 use crate::error_limited;
 use crate::message::{LiveFrames, ToDelivery};
 

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::connection::{Phase, Viewers, WebSocket};
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::response::{Answer, Reply};
-use super::viewer::{Ending, Viewer, Wire};
-use super::views::{Effect, WholeAnswer};
+use crate::deliver::connection::{Phase, Viewers, WebSocket};
+use crate::deliver::http_error::HttpError;
+use crate::deliver::response::{Answer, Reply};
+use crate::deliver::viewer::{Ending, Viewer, Wire};
+use crate::deliver::views::{Effect, WholeAnswer};
 use crate::message::Slot;
 use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{StreamName, websocket_text};

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::acceptor::Accepted;
-use super::admission::REFUSED_WAIT;
-use super::connection::Connection;
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::socket::Socket;
+use crate::deliver::acceptor::Accepted;
+use crate::deliver::admission::REFUSED_WAIT;
+use crate::deliver::connection::Connection;
+use crate::deliver::http_error::HttpError;
+use crate::deliver::socket::Socket;
 use crate::message::Slot;
 use crate::security::principal::Principal;
 use crate::warn_limited;

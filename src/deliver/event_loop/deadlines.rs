@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::admission::REFUSED_WAIT;
-use super::close_code::CloseCode;
-use super::connection::{Connection, Phase, Viewers};
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::websocket::{close_frame, ping_frame};
+use crate::deliver::admission::REFUSED_WAIT;
+use crate::deliver::close_code::CloseCode;
+use crate::deliver::connection::{Connection, Phase, Viewers};
+use crate::deliver::http_error::HttpError;
+use crate::deliver::websocket::{close_frame, ping_frame};
 use crate::message::Slot;
 use crate::model::control_frames;
 use crate::model::{StreamStatus, websocket_text};

@@ -1,4 +1,4 @@
-//! Requests over HTTP and the beginning of their answers. [`super::admission`] decides which requests are served at all;
+//! Requests over HTTP and the beginning of their answers. [`crate::deliver::admission`] decides which requests are served at all;
 //! [`super::endings`] has the end of answers about streams.
 
 use std::collections::HashMap;
@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::body::Body;
-use super::connection::{Phase, Purpose, Viewers, WebSocket};
 use super::delivery::Delivery;
-use super::format::{Format, Translator, Transport};
-use super::http_error::HttpError;
-use super::request::Request;
-use super::response::{Answer, Reply, go_on, switch_to_websocket};
-use super::route::{Representation, Route, StreamRequest};
-use super::viewer::{SubscribeOptions, Wire};
+use crate::deliver::body::Body;
+use crate::deliver::connection::{Phase, Purpose, Viewers, WebSocket};
+use crate::deliver::format::{Format, Translator, Transport};
+use crate::deliver::http_error::HttpError;
+use crate::deliver::request::Request;
+use crate::deliver::response::{Answer, Reply, go_on, switch_to_websocket};
+use crate::deliver::route::{Representation, Route, StreamRequest};
+use crate::deliver::viewer::{SubscribeOptions, Wire};
 use crate::message::Slot;
 
 impl Delivery {

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
-use super::close_code::CloseCode;
-use super::connection::{Viewers, WebSocket};
 use super::delivery::Delivery;
-use super::message::{self, ClientMessage, Refusal};
-use super::viewer::{SubscribeOptions, Wire};
-use super::websocket::{Incoming, close_frame, pong_frame};
+use crate::deliver::admission::{OVER_CANCELS, OVER_SUBSCRIBES, OVERLOADED};
+use crate::deliver::close_code::CloseCode;
+use crate::deliver::connection::{Viewers, WebSocket};
+use crate::deliver::message::{self, ClientMessage, Refusal};
+use crate::deliver::viewer::{SubscribeOptions, Wire};
+use crate::deliver::websocket::{Incoming, close_frame, pong_frame};
 use crate::message::Slot;
 use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{StreamName, websocket_text, with_stream};

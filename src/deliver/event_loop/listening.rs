@@ -1,5 +1,5 @@
 //! Hearing clients, in turns: bytes from their sockets become requests and messages, so many a round that live frames
-//! are never kept waiting. See [`super::backlog`] for whose turn it is.
+//! are never kept waiting. See [`crate::deliver::backlog`] for whose turn it is.
 //!
 //! A client that does not read its answers is not heard further: what it sends stays in its socket, until what it was
 //! answered is out. So neither requests without end nor messages without end grow anything here.
@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::backlog::Measure;
-use super::close_code::CloseCode;
-use super::connection::{Connection, Peer, Phase, ReadOutcome};
 use super::deadlines::COMMENT;
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::request::{Parsed, parse_grown};
+use crate::deliver::backlog::Measure;
+use crate::deliver::close_code::CloseCode;
+use crate::deliver::connection::{Connection, Peer, Phase, ReadOutcome};
+use crate::deliver::http_error::HttpError;
+use crate::deliver::request::{Parsed, parse_grown};
 use crate::message::Slot;
 
 /// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
@@ -208,7 +208,8 @@ impl Delivery {
         match connection.phase {
             Phase::WebSocket(_) => self.close_websocket(slot, CloseCode::TryAgain, message, now),
             _ => {
-                let error = HttpError::unavailable("overloaded", message, super::admission::RETRY_AFTER_S);
+                let error =
+                    HttpError::unavailable("overloaded", message, crate::deliver::admission::RETRY_AFTER_S);
                 self.refuse_connection(slot, &error);
             }
         }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::connections::{Connections, Flushed};
 use super::delivery::Delivery;
-use super::viewer::Mark;
+use crate::deliver::connections::{Connections, Flushed};
+use crate::deliver::viewer::Mark;
 use crate::message::{Slot, now_us};
 use crate::observe::Stage;
 

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::admission::{OVERLOADED, RETRY_AFTER_S, shortened};
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::request::Request;
-use super::response::{AllowedOrigin, Reply, switch_to_websocket};
-use super::route::{Route, RouteLimits, route};
+use crate::deliver::admission::{OVERLOADED, RETRY_AFTER_S, shortened};
+use crate::deliver::http_error::HttpError;
+use crate::deliver::request::Request;
+use crate::deliver::response::{AllowedOrigin, Reply, switch_to_websocket};
+use crate::deliver::route::{Route, RouteLimits, route};
 use crate::message::Slot;
 use crate::warn_limited;
 

@@ -7,9 +7,9 @@ use std::time::Instant;
 use mio::event::Event;
 use mio::{Events, Token};
 
-use super::connection::Peer;
+use super::Ready;
 use super::delivery::{Delivery, DeliveryParts, INBOX, LISTENER};
-use super::event_loop::Ready;
+use crate::deliver::connection::Peer;
 use crate::inline_stage::SharedStage;
 use crate::message::ToDelivery;
 use crate::pulse;

@@ -1,29 +1,45 @@
-//! A delivery thread: one mio loop that owns its connections. It alone calls the parts of [`Delivery`] in an order:
+//! The event loop of a delivery thread: the only code that knows all parts of a [`Delivery`]. The files of this module
+//! are the sources of its events. One round calls them in this order:
 //!
-//! 1. Takes settings that were exchanged, and notes what sockets are ready for. Nothing is read yet.
-//! 2. Takes messages of other threads: live frames, results of history reads, answers of the recorder. What follows for
-//!    viewers is put into their outboxes, and what is wanted of other threads is kept for step 8.
-//! 3. Tells everybody that the instance drains, once nothing is left that was read before.
-//! 4. Offers sockets what was added: live text before anything else.
-//! 5. Accepts connections.
-//! 6. Hears clients, in turns: [`super::backlog`].
-//! 7. Asks reads again whose pause is over, and does what is due by time.
-//! 8. Offers sockets the answers, then a share of what is waiting in bulk; sends history reads and other messages to the
-//!    threads that have room.
+//! 1. Takes settings that were exchanged, and notes which sockets are ready. Nothing is read yet.
+//! 2. Takes messages of other threads (`exchange`): live frames, results of history reads, answers of the recorder. The
+//!    bytes that follow are added to outboxes; requests to other threads are kept for step 8.
+//! 3. Sends everybody that the instance drains, once no entry is left that was read before (`deadlines`).
+//! 4. Offers sockets the bytes that were added, live text before anything else (`sending`).
+//! 5. Accepts connections (`accepting`).
+//! 6. Reads from clients in turns (`listening`, [`backlog`](crate::deliver::backlog)), and handles their requests and
+//!    messages.
+//! 7. Retries history reads whose pause is over, and handles deadlines.
+//! 8. Offers sockets the answers, then a share of the bytes that wait in bulk; sends history reads and other requests to
+//!    the threads that have room.
 //! 9. Removes the connections that are over, so that no index is reused within one batch of events.
 //! 10. Every 100 ms: reports positions and acknowledgements, forgets recent answers, publishes measurements.
 //!
 //! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them (`deliver_between_rounds`).
 //!
-//! The moment of a round and what is ready come as arguments: the loop runs without a clock or a poll.
+//! The time of a round and the sources that are ready are arguments, so the loop runs without a clock or a poll.
 //!
 //! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held in
-//! [`super::outbound`].
+//! [`crate::deliver::outbound`].
+
+mod accepting;
+mod cancels;
+mod conversation;
+mod deadlines;
+pub mod delivery;
+mod endings;
+mod exchange;
+mod listening;
+mod receipts;
+mod refusals;
+mod requests;
+mod sending;
+pub mod serve;
 
 use std::time::{Duration, Instant};
 
-use super::connection::Peer;
-use super::delivery::Delivery;
+use self::delivery::Delivery;
+use crate::deliver::connection::Peer;
 use crate::message::Slot;
 use crate::observe::{RoundTimer, Stage};
 

@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use super::ack_tracker::Advice;
-use super::connection::{Connection, Viewers, WebSocket};
 use super::delivery::Delivery;
-use super::message::Refusal;
-use super::viewer::ClosedSubscription;
-use super::views::{Said, not_sent};
+use crate::deliver::ack_tracker::Advice;
+use crate::deliver::connection::{Connection, Viewers, WebSocket};
+use crate::deliver::message::Refusal;
+use crate::deliver::viewer::ClosedSubscription;
+use crate::deliver::views::{Said, not_sent};
 use crate::message::record::{Asker, Refused};
 use crate::message::{Slot, now_us};
 use crate::model::control_frames;
@@ -47,7 +47,7 @@ impl Delivery {
     }
 
     /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for
-    /// it: one that comes within [`INTERVAL`](super::ack_tracker::INTERVAL) is refused unless it reaches the end of a
+    /// it: one that comes within [`INTERVAL`](crate::deliver::ack_tracker::INTERVAL) is refused unless it reaches the end of a
     /// generation.
     fn acknowledge_closed(
         &mut self,

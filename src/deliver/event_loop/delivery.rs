@@ -1,8 +1,7 @@
-//! The parts of a delivery thread, each with a state of its own: the connections, the streams with their viewers, the
-//! history reads, the messages to other threads, admission and the listener.
+//! The parts of a delivery thread, each with a state of its own: the connections, the viewers, the messages to other
+//! threads, admission and the listener.
 //!
-//! None of them knows another. The modules above make them work together, each for its own part of the work;
-//! [`event_loop`](super::event_loop) says in which order.
+//! The viewers write into connections and outbound messages; no other part knows another one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -11,14 +10,14 @@ use std::time::Instant;
 use mio::{Interest, Poll, Token};
 use parking_lot::Mutex;
 
-use super::acceptor::{Acceptor, Listener};
-use super::admission::Admission;
-use super::budget::{Budget, Budgets};
-use super::connections::Connections;
-use super::outbound::{Outbound, OutboundQueues};
-use super::viewer::Mark;
-use super::views::{Context, Views};
 use crate::config::Config;
+use crate::deliver::acceptor::{Acceptor, Listener};
+use crate::deliver::admission::Admission;
+use crate::deliver::budget::{Budget, Budgets};
+use crate::deliver::connections::Connections;
+use crate::deliver::outbound::{Outbound, OutboundQueues};
+use crate::deliver::viewer::Mark;
+use crate::deliver::views::{Context, Views};
 use crate::message::{Missed, ToDelivery};
 use crate::observe::{Recorder, Registry};
 use crate::queue::{Receiver, Sender};

@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::admission::RETRY_AFTER_S;
-use super::connection::Phase;
 use super::delivery::Delivery;
-use super::http_error::HttpError;
-use super::message::{Refusal, parse_cancel_body};
-use super::response::Reply;
+use crate::deliver::admission::RETRY_AFTER_S;
+use crate::deliver::connection::Phase;
+use crate::deliver::http_error::HttpError;
+use crate::deliver::message::{Refusal, parse_cancel_body};
+use crate::deliver::response::Reply;
 use crate::message::record::{Asker, CancelRequest, Refused};
 use crate::message::{RECORDER, Slot};
 use crate::model::StreamName;
