@@ -1,6 +1,6 @@
 // Runs one case by its folder and name. The surroundings come from the integration tests: LLM_BRIDGE_BIN, the daemon's
 // binary; LLM_BRIDGE_PORTS, the ports that are this case's alone, such as 10000..10032; BROWSER_MODULES or CLIENT_MODULES,
-// a directory with node_modules; CHROMIUM, the browser, where it is not Debian's.
+// a directory with node_modules; BROWSER_ADDRESS, where browser/browser.mjs is listening.
 
 import { cleanUp } from "./browser/harness.mjs";
 

@@ -416,10 +416,11 @@ window.bridge = bridge;
 
 let browser = null;
 
-async function startBrowser() {
+/** Connects to the browser of the test run. Each tab has a context of its own, with its own storage. */
+async function connectToBrowser() {
   const require = createRequire(path.join(process.env.BROWSER_MODULES, "package.json"));
   const { chromium } = require("playwright-core");
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+  browser = await chromium.connect(process.env.BROWSER_ADDRESS);
   later(async () => { await browser.close(); browser = null; });
 }
 
@@ -428,7 +429,7 @@ export class Tab {
   static page = PAGE;
 
   static async open(origin, query = "") {
-    if (!browser) await startBrowser();
+    if (!browser) await connectToBrowser();
     const tab = new Tab();
     tab.page = await browser.newPage();
     tab.errors = [];

@@ -4,25 +4,76 @@
 //! Needs Node, npm and Chromium, which `tests/run.sh` installs; two packages come from npm's registry, pinned
 //! by a lock file, into the target directory.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::process::{Child, Stdio};
+use std::sync::LazyLock;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::support::command::program;
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::node;
 use crate::support::redis::RedisServer;
 
-/// One browser at a time: a few of them would leave nothing of a small machine to the other tests.
-static TURN: Mutex<()> = Mutex::new(());
+/// Cases that use the browser at once: more would leave nothing of a small machine to the other tests.
+const CASES_AT_ONCE: usize = 2;
+
+/// Full while as many cases run as may.
+static TURNS: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(CASES_AT_ONCE));
 
 /// Where `node_modules` is, filled once.
 static MODULES: LazyLock<PathBuf> = LazyLock::new(|| node::install("browser"));
 
+/// One browser for all cases, started once. It ends with this process, which closes its input.
+static BROWSER: LazyLock<Browser> = LazyLock::new(Browser::start);
+
+struct Browser {
+    address: String,
+    _process: Child,
+}
+
+impl Browser {
+    fn start() -> Self {
+        let mut process = program("node")
+            .arg(node::sources("browser").join("browser.mjs"))
+            .env("BROWSER_MODULES", &*MODULES)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("node is installed; ./tests/run.sh does that");
+        let mut address = String::new();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        output.read_line(&mut address).expect("the browser prints its address");
+        Self { address: address.trim_end().to_owned(), _process: process }
+    }
+}
+
+/// A turn of a case, until it is dropped.
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        TURNS.0.send(()).unwrap();
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURNS.1.try_recv().ok();
+    }
+}
+
 /// Runs one case to its end.
 fn check(case: &str) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    node::check("browser", case, ("BROWSER_MODULES", &MODULES));
+    let _turn = Turn::take();
+    let variables =
+        [("BROWSER_MODULES", MODULES.as_os_str()), ("BROWSER_ADDRESS", OsStr::new(&BROWSER.address))];
+    node::check("browser", case, &variables);
 }
 
 /// Each case is a test of the same name.

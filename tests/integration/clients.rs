@@ -16,7 +16,7 @@ macro_rules! cases {
     ($($case:ident)*) => { $(
         #[test]
         fn $case() {
-            node::check("clients", stringify!($case), ("CLIENT_MODULES", &MODULES));
+            node::check("clients", stringify!($case), &[("CLIENT_MODULES", MODULES.as_os_str())]);
         }
     )* };
 }

@@ -2,6 +2,7 @@
 //! directory.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,15 +38,16 @@ pub(crate) fn install(folder: &str) -> PathBuf {
     directory
 }
 
-/// Runs one case of a folder to its end. A failure panics with the case's output.
-pub(crate) fn check(folder: &str, case: &str, (variable, modules): (&str, &Path)) {
+/// Runs one case of a folder to its end, with these variables in its environment. A failure panics with the case's
+/// output.
+pub(crate) fn check(folder: &str, case: &str, variables: &[(&str, &OsStr)]) {
     let ports = port_range(PORTS);
     let output = program("node")
         .arg(sources("case.mjs"))
         .args([folder, case])
         .env("LLM_BRIDGE_BIN", env!("CARGO_BIN_EXE_llm-bridge"))
         .env("LLM_BRIDGE_PORTS", format!("{}..{}", ports.start, ports.end))
-        .env(variable, modules)
+        .envs(variables.iter().copied())
         .output()
         .expect("node is installed; ./tests/run.sh does that");
     let said = [output.stdout, output.stderr].concat();
