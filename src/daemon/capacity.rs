@@ -13,7 +13,6 @@
 //! | replies and frames of large entries, anywhere | 24 MiB, 96 MiB while clients do not read | [`HISTORY_HELD_MAX`] |
 //! | JSON states, while they are put together and until they are taken | 64 MiB | [`answers_bytes_max`] |
 //! | unfinished input of clients | 64 MiB | [`INPUT_BYTES_MAX`] |
-//! | answers of a moment ago, for each delivery thread | 16 MiB | `deliver::sharing` |
 //! | checkpoints of scans | 16 MiB | [`CHECKPOINT_BYTES_MAX`] |
 //! | dead letters, receipts, ends and cancels that wait to be written | their `…_BYTES_MAX` | below |
 //! | those that the recorder holds | 1 MiB and one letter; 10 MiB of receipts while Redis refuses them | `recorder` |

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::budget::Share;
-use super::sharing::{JobKind, Recents};
+use super::sharing::JobKind;
 use super::table::Table;
-use crate::message::{Opened, Slot};
-use crate::model::{Frame, Position, StreamName};
+use crate::message::Slot;
+use crate::model::StreamName;
 use crate::observe::Registry;
 
 /// Jobs that may be under way for viewers who have left.
@@ -28,11 +28,10 @@ pub(super) struct Job {
     pub(super) stream: StreamName,
     pub(super) hub: Slot,
     pub(super) viewers: Vec<Slot>,
-    /// How many of them wanted it before it was asked last. The others may know of newer entries than the read finds.
+    /// How many of them wanted it before it was asked last; 0 before it was asked. The others may know of newer entries
+    /// than the read finds.
     pub(super) on_time: usize,
     pub(super) kind: JobKind,
-    /// Whether it reads exactly what one of them wants, which a read that begins earlier did not tell.
-    pub(super) exact: bool,
     /// Whether one of them needs the outline of what comes before.
     pub(super) outlined: bool,
     /// How often Redis could not be asked in a row.
@@ -56,29 +55,26 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     /// Whether this read is to find the outline of the generation up to the viewer's start too.
     const fn needs_outline(&self, kind: &JobKind) -> bool {
-        self.translated && matches!(kind, JobKind::Open(_))
+        self.translated && matches!(kind, JobKind::Open(_) | JobKind::Around(_))
     }
 }
 
 /// The reads of all viewers of the thread.
 pub(super) struct HistoryReads {
     jobs: Table<Job>,
-    /// Jobs that were made in this round, by hub.
-    fresh: HashMap<Slot, Vec<Slot>>,
-    /// Jobs that are under way, by hub.
-    asked: HashMap<Slot, Vec<Slot>>,
+    by_hub: HashMap<Slot, Vec<Slot>>,
+    /// Jobs that were made in this round, the first one first.
+    fresh: Vec<Slot>,
     /// Jobs to be asked again, by the time.
     retries: BTreeSet<(Instant, Slot)>,
-    recents: Recents,
     registry: Arc<Registry>,
 }
 
 impl HistoryReads {
     /// No reads yet.
     pub(super) fn new(registry: Arc<Registry>) -> Self {
-        let (fresh, asked) = (HashMap::new(), HashMap::new());
-        let (jobs, retries, recents) = (Table::default(), BTreeSet::new(), Recents::default());
-        Self { jobs, fresh, asked, retries, recents, registry }
+        let (by_hub, fresh, retries) = (HashMap::new(), Vec::new(), BTreeSet::new());
+        Self { jobs: Table::default(), by_hub, fresh, retries, registry }
     }
 
     // ----- wanting -----
@@ -89,64 +85,51 @@ impl HistoryReads {
     pub(super) fn want(&mut self, reader: Reader<'_>, kind: &JobKind, room: usize) -> Option<usize> {
         let promised = self.join_under_way(reader, kind, room);
         if promised.is_none() {
-            self.join_fresh(reader, kind);
+            self.join_fresh(reader, kind.widened());
         }
         promised
     }
 
+    /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
+    pub(super) fn want_exactly(&mut self, reader: Reader<'_>, kind: JobKind) {
+        self.join_fresh(reader, kind);
+    }
+
     fn join_under_way(&mut self, reader: Reader<'_>, kind: &JobKind, room: usize) -> Option<usize> {
-        let under_way = self.asked.get(&reader.hub)?;
         let needs_outline = reader.needs_outline(kind);
-        let fits = |job: &Job| {
-            job.kind.covers(kind)
+        let job = self.find(reader.hub, |job| {
+            job.on_time > 0
+                && job.kind.covers(kind)
                 && job.attempts == 0
                 && job.budget_bytes <= room
                 && (job.outlined || !needs_outline)
-        };
-        let shared = under_way.iter().find(|&&job| self.jobs.get(job).is_some_and(fits)).copied()?;
-        let job = self.jobs.get_mut(shared)?;
+        })?;
         job.viewers.push(reader.viewer);
         Some(job.budget_bytes)
     }
 
-    fn join_fresh(&mut self, reader: Reader<'_>, kind: &JobKind) {
-        let fresh = self.fresh.get(&reader.hub).into_iter().flatten();
-        let shared = fresh.copied().find_map(|job| {
-            let found = self.jobs.get(job)?;
-            let has_it = found.kind == *kind || found.kind.covers(kind);
-            (has_it || kind.covers(&found.kind) && !found.exact).then_some((job, has_it))
-        });
-        let Some((job, has_it)) = shared else { return self.make(reader, kind.widened(), false) };
-        let Some(job) = self.jobs.get_mut(job) else { return };
-        job.viewers.push(reader.viewer);
-        job.outlined |= reader.needs_outline(kind);
-        if !has_it {
-            job.kind = kind.widened();
-        }
-    }
-
-    /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
-    pub(super) fn want_exactly(&mut self, reader: Reader<'_>, kind: JobKind) {
-        let fresh = self.fresh.get(&reader.hub).into_iter().flatten();
-        let same = |job: &Slot| self.jobs.get(*job).is_some_and(|job| job.exact && job.kind == kind);
-        let shared = fresh.copied().find(same);
-        match shared.and_then(|job| self.jobs.get_mut(job)) {
-            Some(job) => {
-                job.viewers.push(reader.viewer);
-                job.outlined |= reader.needs_outline(&kind);
-            }
-            None => self.make(reader, kind, true),
-        }
-    }
-
-    fn make(&mut self, reader: Reader<'_>, kind: JobKind, exact: bool) {
+    fn join_fresh(&mut self, reader: Reader<'_>, kind: JobKind) {
         let outlined = reader.needs_outline(&kind);
+        if let Some(job) = self.find(reader.hub, |job| job.on_time == 0 && job.kind.merged(&kind).is_some()) {
+            job.kind = job.kind.merged(&kind).unwrap_or(kind);
+            job.viewers.push(reader.viewer);
+            job.outlined |= outlined;
+            return;
+        }
         let (stream, hub, viewers) = (reader.stream.clone(), reader.hub, vec![reader.viewer]);
-        let (on_time, attempts, share, budget_bytes) = (1, 0, None, 0);
-        let job = Job { stream, hub, viewers, on_time, kind, exact, outlined, attempts, share, budget_bytes };
+        let (on_time, attempts, share, budget_bytes) = (0, 0, None, 0);
+        let job = Job { stream, hub, viewers, on_time, kind, outlined, attempts, share, budget_bytes };
         let job = self.jobs.insert(job);
-        self.fresh.entry(hub).or_default().push(job);
+        self.by_hub.entry(hub).or_default().push(job);
+        self.fresh.push(job);
         self.registry.gauges().replay_jobs.inc();
+    }
+
+    /// The first of a hub's jobs that is such.
+    fn find(&mut self, hub: Slot, is_such: impl Fn(&Job) -> bool) -> Option<&mut Job> {
+        let jobs = self.by_hub.get(&hub)?;
+        let found = jobs.iter().find(|&&job| self.jobs.get(job).is_some_and(&is_such)).copied()?;
+        self.jobs.get_mut(found)
     }
 
     // ----- asking -----
@@ -156,16 +139,9 @@ impl HistoryReads {
         !self.fresh.is_empty()
     }
 
-    /// Takes the reads that this round has made, by hub. Each is to be asked for, and [noted](Self::note_asked).
-    pub(super) fn take_fresh(&mut self) -> HashMap<Slot, Vec<Slot>> {
+    /// Takes the reads that this round has made. Each is to be asked for: then others may join it.
+    pub(super) fn take_fresh(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.fresh)
-    }
-
-    /// Reads of a hub are under way, unless they are gone: others may join them.
-    pub(super) fn note_asked(&mut self, hub: Slot, jobs: Vec<Slot>) {
-        for job in jobs.into_iter().filter(|&job| self.jobs.get(job).is_some()) {
-            self.asked.entry(hub).or_default().push(job);
-        }
     }
 
     /// A job, unless it is gone.
@@ -182,10 +158,10 @@ impl HistoryReads {
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Job> {
         let job = self.jobs.remove(slot)?;
         self.registry.gauges().replay_jobs.dec();
-        if let Entry::Occupied(mut asked) = self.asked.entry(job.hub) {
-            asked.get_mut().retain(|&other| other != slot);
-            if asked.get().is_empty() {
-                asked.remove();
+        if let Entry::Occupied(mut jobs) = self.by_hub.entry(job.hub) {
+            jobs.get_mut().retain(|&other| other != slot);
+            if jobs.get().is_empty() {
+                jobs.remove();
             }
         }
         Some(job)
@@ -224,34 +200,6 @@ impl HistoryReads {
         self.retries.pop_first();
         Some(job)
     }
-
-    // ----- answers of a moment ago -----
-
-    /// Keeps the beginning of an answer for viewers that come next.
-    pub(super) fn keep_recent(&mut self, hub: Slot, opened: Box<Opened>, now: Instant) {
-        self.recents.add(hub, opened, now);
-    }
-
-    /// The beginning of a recent answer, for a viewer that has everything up to `after` and room for so many bytes, and
-    /// may need the outline.
-    pub(super) fn find_recent(&self, hub: Slot, after: Position, fits: (usize, bool)) -> Option<Opened> {
-        self.recents.find(hub, after, fits)
-    }
-
-    /// Adds live text to a hub's recent answers.
-    pub(super) fn extend_recents(&mut self, hub: Slot, frames: &[Arc<Frame>]) {
-        self.recents.extend(hub, frames);
-    }
-
-    /// Forgets a hub's recent answers, because they may not hold any more.
-    pub(super) fn forget_recents_of(&mut self, hub: Slot) {
-        self.recents.forget_hub(hub);
-    }
-
-    /// Forgets recent answers that are too old or too many.
-    pub(super) fn forget_recents(&mut self, now: Instant) {
-        self.recents.forget(now);
-    }
 }
 
 #[cfg(test)]
@@ -287,16 +235,13 @@ mod tests {
 
     /// Asks for the reads of a round, each with room for so many bytes; the viewers of each.
     fn ask(reads: &mut HistoryReads, budget_bytes: usize) -> Vec<(Slot, Vec<usize>)> {
-        let mut asked = Vec::new();
-        for (hub, jobs) in reads.take_fresh() {
-            for &job in &jobs {
-                let found = reads.get_mut(job).unwrap();
-                found.budget_bytes = budget_bytes;
-                asked.push((job, found.viewers.iter().map(|viewer| viewer.index).collect()));
-            }
-            reads.note_asked(hub, jobs);
-        }
-        asked
+        let fresh = reads.take_fresh();
+        let ask = |job| {
+            let found = reads.get_mut(job).unwrap();
+            (found.budget_bytes, found.on_time) = (budget_bytes, found.viewers.len());
+            (job, found.viewers.iter().map(|viewer| viewer.index).collect())
+        };
+        fresh.into_iter().map(ask).collect()
     }
 
     #[test]

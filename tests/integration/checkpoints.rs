@@ -40,8 +40,6 @@ fn resume(daemon: &Daemon, (text, last): (&str, usize), after: usize) -> u64 {
     let transcript = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={after}-0"));
     assert_eq!(transcript.text(), rest(text, after, last), "after {after}");
     transcript.expect_finished(&format!("{last}-0"));
-    // Wait until the daemon no longer shares this read with others: sharing is not under test here.
-    thread::sleep(std::time::Duration::from_millis(300));
     daemon.counter("replay_entries") - before
 }
 

@@ -15,8 +15,8 @@ use crate::support::patience::{PATIENCE, wait_until};
 use crate::support::producer::Producer;
 use crate::support::random::Random;
 use crate::support::redis::RedisServer;
-use crate::support::transcript::{Transcript, right_after};
-use crate::support::viewer::{KINDS, Kind, Viewer};
+use crate::support::transcript::{Ending, Transcript, right_after};
+use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 const SEED: u64 = 77;
 const ENTRIES: usize = 1_500;
@@ -320,5 +320,28 @@ fn those_who_share_a_read_are_each_told_what_became_of_their_own_place() {
             assert_eq!(transcript.open()["after"], after.as_str());
             assert_eq!(transcript.outline(), ["gap recreated null", "delta a", "end stop"]);
         }
+    }
+}
+
+#[test]
+fn nothing_is_given_of_a_stream_that_was_deleted() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    for (round, kind) in KINDS.into_iter().cycle().take(8).enumerate() {
+        let mut producer = Producer::new(&redis, &format!("s{round}"), "m");
+        producer.start("g");
+        producer.tokens(0..9);
+        let query = format!("after={}&wait=0", producer.ids[0]);
+        let mut viewer = Viewer::open(daemon.public, kind, &producer.stream, &query);
+        viewer.read_to(producer.ids.last().unwrap());
+        redis.connect().run::<u64>(&["DEL", &producer.key]);
+        // What was read for the first viewer a moment ago would do for the second.
+        let late = view(daemon.public, kind, &producer.stream, &query);
+        let expected = match kind {
+            Kind::WebSocket => Ending::Closed(4404),
+            Kind::Sse => Ending::Status(404),
+        };
+        assert_eq!(late.ending, Some(expected), "{:#?}", late.outline());
+        assert_eq!(late.of_kind("delta").count(), 0);
     }
 }

@@ -14,7 +14,7 @@ use crate::support::redis::{Redis, RedisServer};
 use crate::support::transcript::right_after;
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
-/// Newcomers share reads made for others a moment ago, so this is tried while such a read is fresh.
+/// Newcomers may join a read that was made for others, which knows nothing of what has come since.
 #[test]
 fn a_newcomer_is_told_the_state_of_the_moment() {
     let redis = RedisServer::start();

@@ -13,7 +13,7 @@
 //! 8. Offers sockets the answers, then a share of the bytes that wait in bulk; sends history reads and other requests to
 //!    the threads that have room.
 //! 9. Removes the connections that are over, so that no index is reused within one batch of events.
-//! 10. Every 100 ms: reports positions and acknowledgements, forgets recent answers, publishes measurements.
+//! 10. Every 100 ms: reports positions and acknowledgements, publishes measurements.
 //!
 //! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them (`deliver_between_rounds`).
 //!

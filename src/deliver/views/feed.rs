@@ -149,7 +149,6 @@ impl Views {
         let Some(hub) = self.streams.hub_named(name) else { return };
         hub.leave_live();
         let viewers = hub.viewers.clone();
-        self.reads.forget_recents_of(name.slot);
         for viewer in viewers {
             self.flush_batch(viewer, cx);
             let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::broken);
@@ -169,7 +168,6 @@ impl Views {
             hub.phase = frame.state.phase;
         }
         let viewers_len = hub.viewers.len();
-        self.reads.extend_recents(news.hub.slot, &news.frames);
         self.streams.note_unreported(news.hub.slot);
         // No viewer leaves its hub during this call: the effects are carried out after it.
         for place in 0..viewers_len {

@@ -11,7 +11,7 @@ use crate::deliver::history_reads::Job;
 use crate::deliver::http_error::HttpError;
 use crate::deliver::sharing::{JobKind, begun_at, stretch};
 use crate::deliver::viewer::{Ending, Wire};
-use crate::message::{Opened, RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch, now_us};
+use crate::message::{RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch, now_us};
 use crate::model::{After, StreamStatus};
 
 /// The least number of entries that one history read asks for.
@@ -40,48 +40,14 @@ impl Views {
 
     /// Sends the reads that were asked for since the last call.
     pub(in crate::deliver) fn send_fresh_jobs(&mut self, cx: &mut Context<'_>) {
-        if !self.reads.has_fresh() {
-            return;
-        }
-        self.reads.forget_recents(cx.now);
-        for (hub, jobs) in self.reads.take_fresh() {
-            for &job in &jobs {
-                self.answer_from_recent(job, cx);
-                self.send_job(job, None, cx);
-            }
-            self.reads.note_asked(hub, jobs);
+        for job in self.reads.take_fresh() {
+            self.send_job(job, None, cx);
         }
     }
 
     /// Whether reads were asked for that were not sent yet.
     pub(in crate::deliver) fn has_fresh_jobs(&self) -> bool {
         self.reads.has_fresh()
-    }
-
-    /// Gives those of a job's viewers who have room for it what others were sent a moment ago.
-    fn answer_from_recent(&mut self, slot: Slot, cx: &mut Context<'_>) {
-        let Some(job) = self.reads.get_mut(slot) else { return };
-        if !matches!(job.kind, JobKind::Open(_)) {
-            return;
-        }
-        let hub = job.hub;
-        let mut viewers = std::mem::take(&mut job.viewers);
-        viewers.retain(|&viewer| match self.find_recent(hub, viewer, cx) {
-            Some(opened) => {
-                self.conclude_for(viewer, &ReplayOutcome::Opened(Box::new(opened)), false, cx);
-                false
-            }
-            None => true,
-        });
-        if let Some(job) = self.reads.get_mut(slot) {
-            job.viewers = viewers;
-        }
-    }
-
-    fn find_recent(&self, hub: Slot, viewer: Slot, cx: &Context<'_>) -> Option<Opened> {
-        let options = &self.streams.viewer(viewer)?.options;
-        let After::At(after) = options.after else { return None };
-        self.reads.find_recent(hub, after, (self.room(viewer, cx), options.translator.is_some()))
     }
 
     /// Asks for a job's next read; `step` goes on with one that is under way.
@@ -130,8 +96,9 @@ impl Views {
     /// The step with which a job begins.
     fn first_step(&self, job: &Job) -> ReplayStep {
         match &job.kind {
-            JobKind::Open(after) => {
-                ReplayStep::Open { after: *after, early: !job.exact, outlined: job.outlined }
+            JobKind::Open(after) => ReplayStep::Open { after: *after, early: false, outlined: job.outlined },
+            JobKind::Around(from) => {
+                ReplayStep::Open { after: After::At(*from), early: true, outlined: job.outlined }
             }
             JobKind::Read { from, until } => ReplayStep::Continue { from: from.clone(), until: *until },
             JobKind::State => ReplayStep::State(Box::new(StateSearch {
@@ -227,9 +194,6 @@ impl Views {
         for &viewer in late {
             self.conclude_shared(viewer, &job.kind, stretch.as_ref(), cx);
         }
-        if let (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(_))) = (stretch, job.kind) {
-            self.reads.keep_recent(job.hub, opened, cx.now);
-        }
     }
 
     /// Gives a shared read's result to one of its viewers. One for which it holds nothing asks anew.
@@ -242,25 +206,21 @@ impl Views {
     ) {
         let is_range = matches!(kind, JobKind::Read { until: Some(_), .. });
         let Some(found) = self.streams.viewer(viewer) else { return };
-        let own = match kind {
-            JobKind::Open(_) => JobKind::Open(found.options.after),
-            kind => kind.clone(),
-        };
-        match (outcome, &own) {
-            // A read that begins before everything that is there begins at its beginning.
-            (Some(ReplayOutcome::Opened(opened)), JobKind::Open(After::At(after)))
-                if opened.after != *after =>
-            {
-                if let Some(opened) = begun_at(opened, *after) {
-                    let outcome = ReplayOutcome::Opened(Box::new(opened));
-                    return self.conclude_for(viewer, &outcome, is_range, cx);
-                }
+        let after = found.options.after;
+        let own = if matches!(kind, JobKind::Around(_)) { JobKind::Open(after) } else { kind.clone() };
+        let begun = match (kind, after, outcome) {
+            (JobKind::Around(_), After::At(after), Some(ReplayOutcome::Opened(opened))) => {
+                Some(begun_at(opened, after).map(|opened| ReplayOutcome::Opened(Box::new(opened))))
             }
-            (Some(outcome), _) => return self.conclude_for(viewer, outcome, is_range, cx),
-            (None, _) => {}
+            _ => None,
+        };
+        match begun.as_ref().map_or(outcome, Option::as_ref) {
+            Some(outcome) => self.conclude_for(viewer, outcome, is_range, cx),
+            None => {
+                self.promise(viewer, 0, cx);
+                self.add_exact_job(viewer, own);
+            }
         }
-        self.promise(viewer, 0, cx);
-        self.add_exact_job(viewer, own);
     }
 
     fn conclude_for(&mut self, viewer: Slot, outcome: &ReplayOutcome, is_range: bool, cx: &mut Context<'_>) {
@@ -332,12 +292,8 @@ impl Views {
             Some(share) => Charged::shared(document, share),
             None => document.into(),
         };
-        let late = job.viewers.split_off(job.on_time.min(job.viewers.len()));
         for viewer in job.viewers {
             self.answer_whole(viewer, WholeAnswer::State(document.clone()));
-        }
-        for viewer in late {
-            self.add_exact_job(viewer, JobKind::State);
         }
     }
 

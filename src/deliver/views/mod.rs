@@ -183,11 +183,10 @@ impl Views {
         times.into_iter().flatten().min()
     }
 
-    /// Does what is done every so often: reports positions and acknowledgements, and forgets recent answers.
+    /// Does what is done every so often: reports positions and acknowledgements.
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) {
         self.report_written(cx);
         self.pass_on_acks(cx);
-        self.reads.forget_recents(cx.now);
     }
 
     /// The instance goes down.
