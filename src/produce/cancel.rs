@@ -1,13 +1,13 @@
-//! Requests to stop: the control stream of one stream, watched without waiting for it.
+//! Requests to stop: watches the control stream of one stream without blocking.
 //!
-//! A [`CancelWatch`] has a connection of its own on which an `XREAD BLOCK` is always under way; looking at it costs
-//! one system call, and its descriptor can be polled beside others. Requests count from the moment on in which the
-//! watch began ([`CancelWatch::begin`]), so that one that was meant for an earlier generation stops nothing. Where
-//! nobody has written the stream yet there was none: the requests that lie there are meant for the one that begins now.
+//! A [`CancelWatch`] has a connection of its own with an `XREAD BLOCK` always in progress; checking it costs one
+//! system call, and its descriptor can be polled together with others. Requests count from the time at which the
+//! watch began ([`CancelWatch::begin`]), so that a request for an earlier generation stops nothing. If the stream
+//! does not exist yet, there was no earlier generation: requests that exist already are for the one that begins now.
 //!
-//! While Redis is away nothing is noticed, and nothing is lost: the watch goes on after the last id that it saw.
-//! Only making a connection waits: for at most `redis.connect_timeout` (not counting the look-up of the host's name),
-//! and for the replies to its first commands.
+//! While Redis is down, requests are not noticed, but none is lost: the watch continues after the last id that it
+//! read. Only opening a connection waits: at most for `redis.connect_timeout` (not counting the lookup of the host's
+//! name), and for the replies to its first commands.
 
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -23,32 +23,32 @@ use crate::warn_limited;
 
 use super::{PAUSE_MAX, PAUSE_MIN, now_us};
 
-/// How long Redis holds one question.
+/// How long Redis holds one XREAD.
 const BLOCK: Duration = Duration::from_secs(5);
 /// Room for an entry's id.
 const ID_ROOM_BYTES: usize = 128;
 /// The most entries that are read before a generation begins; further ones are read afterwards.
 const LOOKS_MAX: usize = 1024;
 
-/// Somebody wants the generation to stop.
+/// A request to stop the generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CancelRequest {
-    /// Why, in the words of the requester.
+    /// The reason that the requester gave.
     pub reason: String,
     /// The requester: a subject or an address.
     pub by: String,
 }
 
-/// Where requests to stop come from.
+/// A source of requests to stop.
 pub trait Cancels {
-    /// The request that has come since the last look, if one has. Does not wait for one.
+    /// The request that has arrived since the last check, if any. Does not wait.
     fn requested(&mut self, now: Instant) -> Option<CancelRequest>;
 
-    /// The descriptor that becomes readable when a request may have come.
+    /// The descriptor that becomes readable when a request may have arrived.
     fn raw_fd(&self) -> Option<RawFd>;
 }
 
-/// Nobody ever asks to stop.
+/// A source that never has a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoCancels;
 
@@ -62,11 +62,11 @@ impl Cancels for NoCancels {
     }
 }
 
-/// A question that is under way.
+/// An XREAD in progress.
 struct Watching {
     link: Link,
     asked_at: Instant,
-    /// The part of the answer that is kept. Of an entry that is too large to be a request, only the id is.
+    /// The part of the reply that is kept. Of an entry that is too large to be a request, only the id is kept.
     wanted: Wanted,
 }
 
@@ -77,9 +77,9 @@ pub struct CancelWatch {
     /// The key of the stream itself.
     stream_key: String,
     response_timeout: Duration,
-    /// The newest request that is known; `None`: to be found out with the next connection.
+    /// The newest known request; `None`: the next connection finds it out.
     last: Option<EntryId>,
-    /// A request that was there when the connection was made.
+    /// A request that existed when the connection was opened.
     found: Option<CancelRequest>,
     watching: Option<Watching>,
     backoff: Backoff,
@@ -90,7 +90,7 @@ impl CancelWatch {
     /// A watch that counts requests from its first connection on.
     ///
     /// # Errors
-    /// When the configuration names no Redis that could be connected to.
+    /// If the configuration does not describe a usable Redis.
     pub fn new(config: &config::Redis, name: &StreamName) -> Result<Self, TargetError> {
         Ok(Self {
             target: Target::new(config)?,
@@ -105,7 +105,7 @@ impl CancelWatch {
         })
     }
 
-    /// The same, counting also earlier requests that came after the entry `id` (of any stream: ids are Redis' time).
+    /// Also counts earlier requests that came after the entry `id` (of any stream: ids are Redis' time).
     #[must_use]
     pub const fn since(mut self, id: EntryId) -> Self {
         self.last = Some(id);
@@ -139,7 +139,7 @@ impl CancelWatch {
             let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
             self.last = Some(newest.unwrap_or(EntryId::ZERO));
         }
-        // Requests that are there already are read before a generation begins.
+        // Requests that exist already are read before a generation begins.
         for _ in 0..LOOKS_MAX {
             if self.found.is_some() {
                 break;
@@ -156,9 +156,9 @@ impl CancelWatch {
         Ok(watching)
     }
 
-    /// The command that reads the entry after the newest one that is known, waiting for it or not.
+    /// The command that reads the entry after the newest known one, blocking or not.
     fn question(&self, block: Option<Duration>) -> Cmd {
-        // How large an entry is is seen only when it comes.
+        // The size of an entry is known only when it arrives.
         let mut command = cmd("XREAD");
         command.arg(&["COUNT", "1"]);
         if let Some(block) = block {
@@ -167,7 +167,7 @@ impl CancelWatch {
         command.arg("STREAMS").arg(&self.key).arg(self.last.unwrap_or(EntryId::new(0, 0))).take()
     }
 
-    /// Takes an answer: remembers the newest id, and gives the first request in it.
+    /// Takes a reply: records the newest id, and returns the first request in it.
     fn note(&mut self, reply: RangeReply) -> Option<CancelRequest> {
         let entries = reply.into_entries();
         self.last = entries.last().map(|entry| entry.id).or(self.last);
@@ -180,7 +180,7 @@ impl CancelWatch {
         watching.link.flush()
     }
 
-    /// Takes the answer to the question under way, if it has come, and asks the next one.
+    /// Takes the reply in progress, if it has arrived, and sends the next XREAD.
     fn take(&mut self, watching: &mut Watching, now: Instant) -> Result<Option<CancelRequest>, RedisError> {
         let Some(reply) = watching.link.try_receive_entries(&mut watching.wanted)? else {
             let is_silent = now.saturating_duration_since(watching.asked_at) > BLOCK + self.response_timeout;
@@ -223,7 +223,7 @@ impl Cancels for CancelWatch {
     }
 }
 
-/// The request that an entry of the control stream is; other types are for others.
+/// The request in an entry of the control stream; entries of other types are for other readers.
 fn request(entry: &Entry) -> Option<CancelRequest> {
     let text = |name| {
         entry.fields.get(name).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
@@ -267,7 +267,7 @@ mod tests {
         cancel(&server, "cancel");
         assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
         assert_eq!(watch.requested(Instant::now()), None, "it is told once");
-        // A watch that begins at an entry sees the requests after it.
+        // A watch that begins at an entry finds the requests after it.
         let mut late = CancelWatch::new(&config, &name).unwrap().since(earlier);
         assert!(late.requested(Instant::now()).is_some(), "at the first look");
     }
@@ -295,7 +295,7 @@ mod tests {
         huge();
         cancel(&server, "cancel");
         assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
-        // The same where they lie there already, and where the newest one says from where on requests count.
+        // The same if the entries exist already, and the newest one determines from where on requests count.
         let mut late = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
         late.begin();
         assert!(late.requested(Instant::now()).is_some(), "at the first look");

@@ -1,12 +1,12 @@
 //! Cuts bytes from a pipe into pieces of text for `delta` entries. Pure.
 //!
-//! A piece never ends within a character. Bytes that are no UTF-8 become U+FFFD, as a terminal would show them: the
+//! A piece never ends within a character. Bytes that are not UTF-8 become U+FFFD, as a terminal would show them: the
 //! user declared the input to be text.
 
-/// The longest incomplete character that waits for its other bytes.
+/// The most bytes of an incomplete character that wait for the rest.
 const CHARACTER_BYTES_MAX: usize = 4;
 
-/// Joins characters that a pipe cut into two reads.
+/// Joins characters that a pipe split between two reads.
 #[derive(Debug, Default)]
 pub struct Utf8Chunks {
     /// The beginning of a character; always shorter than [`CHARACTER_BYTES_MAX`].
@@ -14,7 +14,7 @@ pub struct Utf8Chunks {
 }
 
 impl Utf8Chunks {
-    /// The text that `bytes` complete; an incomplete character at the end waits for the next call.
+    /// The text that `bytes` complete; an incomplete character at the end is kept for the next call.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut joined = std::mem::take(&mut self.cut);
         joined.extend_from_slice(bytes);
@@ -24,7 +24,7 @@ impl Utf8Chunks {
         String::from_utf8_lossy(&joined).into_owned()
     }
 
-    /// The text of the bytes that were left at the end of the input: a replacement character, or nothing.
+    /// The text of the bytes that are left at the end of the input: a replacement character, or nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.cut)).into_owned()
     }
@@ -49,8 +49,8 @@ fn incomplete_tail(bytes: &[u8]) -> usize {
     0
 }
 
-/// Splits text into pieces of about a model's token: a word with the white space before it, long words
-/// into parts. Concatenated they are the text.
+/// Splits text into pieces of about the size of a model's tokens: a word with the white space before it, long words
+/// in parts. Their concatenation is the text.
 pub fn tokens(text: &str) -> impl Iterator<Item = &str> {
     const TOKEN_CHARACTERS_MAX: usize = 8;
     let mut rest = text;

@@ -1,9 +1,9 @@
-//! Turns the body of a model server's answer into raw entries. Pure.
+//! Converts the body of a model server's answer into raw entries. Pure.
 //!
-//! The bytes are read as Server-Sent Events. Each event's data is passed on byte for byte, with its meaning for the
-//! generation. An event of the type `error` is a failure whatever its data is; where the data alone would not say so,
-//! it is reported as [`ProviderEvent::Failed`]. As long as no event has come, [`ProviderEvents::foreign`] tells what came
-//! instead.
+//! The bytes are parsed as Server-Sent Events. Each event's data is passed on byte for byte, with its meaning for the
+//! generation. An event of the type `error` is a failure whatever its data is; if the data alone does not show that,
+//! it is reported as [`ProviderEvent::Failed`]. If a body has no event, [`ProviderEvents::foreign`] describes what it
+//! is instead.
 
 use std::time::Instant;
 
@@ -13,17 +13,17 @@ use super::sse::{SseError, SseEvent, SseParser};
 use super::words::{one_line, own_words};
 use super::{Failure, Form, Record};
 
-/// The form that the events are expected in.
+/// The expected form of the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpectedForm {
     /// This form, as configured.
     Fixed(Form),
-    /// The form of the first event; this one where that event could be of either.
+    /// The form of the first event; this one if that event fits both.
     FirstEvent(Form),
 }
 
 impl ExpectedForm {
-    /// The form that is assumed while no event has come.
+    /// The form that is assumed until an event arrives.
     #[must_use]
     pub const fn likely(self) -> Form {
         match self {
@@ -37,33 +37,33 @@ impl ExpectedForm {
 pub enum ProviderEvent {
     /// An entry, and its meaning for the generation.
     Raw(Record, Meaning),
-    /// The server says that it failed, in words that the entry's form does not know.
+    /// The server failed; its message is not in the form of an entry.
     Failed(Failure),
 }
 
-/// Reads one body, piece by piece.
+/// Reads one body in pieces.
 #[derive(Debug)]
 pub struct ProviderEvents {
     parser: SseParser,
     preamble: Preamble,
     expected: ExpectedForm,
     story: Story,
-    /// Events with data so far.
+    /// The number of events with data so far.
     count: u64,
 }
 
 impl ProviderEvents {
-    /// A body of which nothing has come.
+    /// A body of which nothing has arrived.
     #[must_use]
     pub fn new(expected: ExpectedForm) -> Self {
         let story = Story::new(expected.likely());
         Self { parser: SseParser::default(), preamble: Preamble::default(), expected, story, count: 0 }
     }
 
-    /// Takes the next bytes; [`ProviderEvents::next`] gives the events that they complete.
+    /// Takes the next bytes; [`ProviderEvents::next`] returns the events that they complete.
     ///
     /// # Errors
-    /// When a line or an event is too long. The events that were complete before can still be taken.
+    /// If a line or an event is too long. The events that were complete before can still be read.
     pub fn push(&mut self, bytes: &[u8], now: Instant) -> Result<(), SseError> {
         if self.count == 0 {
             self.preamble.push(bytes, now);
@@ -74,7 +74,7 @@ impl ProviderEvents {
         self.parser.push(bytes)
     }
 
-    /// The result of the next whole event; `None` until more bytes come.
+    /// The result of the next complete event; `None` until more bytes arrive.
     #[allow(clippy::should_implement_trait, reason = "after None more may come with the next bytes")]
     pub fn next(&mut self) -> Option<ProviderEvent> {
         loop {
@@ -85,10 +85,10 @@ impl ProviderEvents {
         }
     }
 
-    /// The result of the event that the end of the body cut off, if its data is whole.
+    /// The result of an event that the end of the body cut off, if its data is complete.
     ///
     /// # Errors
-    /// When it is too long.
+    /// If it is too long.
     pub fn finish(&mut self) -> Result<Option<ProviderEvent>, SseError> {
         if self.preamble.has_foreign() {
             return Ok(None);
@@ -99,25 +99,25 @@ impl ProviderEvents {
             .and_then(|event| self.interpret(&event)))
     }
 
-    /// Describes the body once it is certain that it is no event stream.
+    /// Describes the body once it is certain that it is not an event stream.
     #[must_use]
     pub fn foreign(&self, now: Instant) -> Option<String> {
         (self.count == 0 && self.preamble.is_foreign(now)).then(|| self.preamble.describe())
     }
 
-    /// Describes a body that is over without an event; `None` where there was one.
+    /// Describes a body that ended without an event; `None` if there was one.
     #[must_use]
     pub fn came_instead(&self) -> Option<String> {
         (self.count == 0).then(|| self.preamble.describe())
     }
 
-    /// Whether something came that is no event stream.
+    /// Whether the body has content that is not an event stream.
     #[must_use]
     pub const fn has_foreign(&self) -> bool {
         self.preamble.has_foreign()
     }
 
-    /// How many events with data have come.
+    /// The number of events with data.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
@@ -130,7 +130,7 @@ impl ProviderEvents {
     }
 
     fn interpret(&mut self, event: &SseEvent) -> Option<ProviderEvent> {
-        // White space around an object means nothing, and around `[DONE]` it would make it another word.
+        // White space around an object has no meaning, and around `[DONE]` it would make it a different text.
         let payload = event.data.trim();
         // An event without data keeps a connection alive.
         if payload.is_empty() {
@@ -150,7 +150,7 @@ impl ProviderEvents {
         let mut after = self.story.clone();
         match after.read(payload) {
             Meaning::Terminal if after.failure().is_some() => Some(self.raw(payload)),
-            // A second report of a failure, or a late one: it belongs to the answer that is over.
+            // A second report of a failure, or a late one: it belongs to the answer that has ended.
             _ if follows_end => None,
             _ => {
                 self.story.end();
@@ -215,7 +215,7 @@ mod tests {
                 assert_eq!(events.count(), 1);
             }
         }
-        // Where the data says so itself, it is passed on as it is.
+        // If the data shows the failure itself, it is passed on unchanged.
         for data in [r#"{"error":{"message":"m"}}"#, r#"{"type":"error","error":{"type":"t","message":"m"}}"#]
         {
             let (results, events) = interpreted(EITHER, &format!("event: error\ndata: {data}\n\n"));
@@ -227,7 +227,7 @@ mod tests {
             interpreted(EITHER, &format!("data: {{\"error\":\"{}\\u001b\\n\"}}\n\n", "long ".repeat(9_000)));
         let words = &events.story().failure().unwrap().message;
         assert!(words.len() < 2_000 && !words.contains(crate::visible::is_control), "{words}");
-        // An error event after the end belongs to the answer that is over.
+        // An error event after the end belongs to the answer that has ended.
         let (results, _) =
             interpreted(EITHER, "data: [DONE]\n\nevent: error\ndata: late\n\nevent: error\ndata:\n\n");
         assert_eq!(results.len(), 1);

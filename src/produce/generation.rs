@@ -1,22 +1,21 @@
-//! The life of the generations that a producer writes: `start`, numbering, the terminal entry. Pure.
+//! The life of a producer's generations: `start`, numbering, the terminal entry. Pure.
 //!
-//! Every entry gets `seq` and `ts`, so that a repeated write is dropped by readers instead of seen.
-//! INVARIANT: within a generation either all numbered entries carry our `seq` or none does; input that
-//! numbers itself is passed on with its own. A generation of raw events has no numbers: they have no place for one
-//! (a member added to the object would make it another than the provider sent), and one that only its first and
-//! last entries carried would tell of gaps that are none.
+//! Every entry gets `seq` and `ts`, so that readers drop a repeated write. INVARIANT: within a generation either all
+//! numbered entries have our `seq` or none does; input with its own numbers keeps them. A generation of raw events
+//! has no numbers: a raw event has no place for one (with an added member it would not be what the provider sent),
+//! and numbers on only the first and last entries would look like gaps.
 
 use serde_json::{Map, Value, json};
 
 use super::jsonl::{Kind, Object};
 use super::raw::Meaning;
 
-/// Where the numbering stands.
+/// The state of the numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing has been written yet.
+    /// Nothing was written yet.
     Fresh,
-    /// A generation is going on.
+    /// A generation is open.
     Open { next_seq: Option<u64> },
     /// The last generation has its terminal entry.
     Closed { next_seq: Option<u64> },
@@ -26,33 +25,33 @@ enum State {
 #[derive(Debug)]
 pub struct Generation {
     state: State,
-    /// Begins the ids of all generations of this producer.
+    /// The prefix of the ids of all generations of this producer.
     id_base: String,
-    /// How many generations were begun.
+    /// The number of generations begun.
     begun: u32,
-    /// The id of the next one, where the caller has chosen it.
+    /// The id of the next generation, if the caller has chosen one.
     next_id: Option<String>,
 }
 
 impl Generation {
-    /// A producer whose generations are named after `id_base`, which has to be its own.
+    /// A producer whose generation ids begin with `id_base`, which must be unique to it.
     #[must_use]
     pub fn new(id_base: impl Into<String>) -> Self {
         Self { state: State::Fresh, id_base: id_base.into(), begun: 0, next_id: None }
     }
 
-    /// Gives the next generation that is begun here this id.
+    /// Sets the id of the next generation that begins here.
     pub fn name_next(&mut self, id: impl Into<String>) {
         self.next_id = Some(id.into());
     }
 
-    /// Whether a generation was begun and has no terminal entry yet.
+    /// Whether a generation has begun and has no terminal entry yet.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. })
     }
 
-    /// How many generations were begun.
+    /// The number of generations begun.
     #[must_use]
     pub const fn begun(&self) -> u32 {
         self.begun
@@ -74,12 +73,13 @@ impl Generation {
         self.begin(false, ts_us)
     }
 
-    /// A raw event of this meaning follows. It is preceded by a `start` of ours where it begins a generation.
+    /// Returns the `start` entry that has to precede a raw event with this meaning, if the event begins a generation.
     pub fn raw(&mut self, meaning: Meaning, ts_us: u64) -> Option<String> {
         let begins = match self.state {
             State::Fresh => true,
             State::Open { .. } => false,
-            // Other events after an end belong to the generation that has ended: the transform does the same.
+            // Other events after an end belong to the generation that has ended; the transform threads decide the
+            // same way.
             State::Closed { .. } => matches!(meaning, Meaning::Opening | Meaning::Content),
         };
         let start = begins.then(|| self.begin(false, ts_us));
@@ -112,7 +112,7 @@ impl Generation {
         self.end_with(finish_reason, None, ts_us)
     }
 
-    /// The `end` entry, with the token counts of the provider where they are known.
+    /// The `end` entry, with the provider's token counts if they are known.
     pub fn end_with(
         &mut self,
         finish_reason: &str,
@@ -135,8 +135,7 @@ impl Generation {
         entry
     }
 
-    /// A native object from elsewhere; preceded by a `start` of ours where it begins a generation
-    /// without one.
+    /// Prepares a native object from elsewhere; adds a `start` of ours if the object begins a generation without one.
     pub fn object(&mut self, object: &Object<'_>, ts_us: u64) -> Vec<String> {
         let mut entries = Vec::with_capacity(2);
         let ours = !object.has_seq;

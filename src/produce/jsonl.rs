@@ -1,7 +1,7 @@
 //! Parses lines of native objects as far as a producer needs it. Pure.
 //!
-//! A line must be one JSON object with a `type`, in UTF-8 and of at most [`LINE_BYTES_MAX`], and one that readers can
-//! decode: what they would skip is refused where its author can still see it.
+//! A line must be one JSON object with a `type`, in UTF-8 and of at most [`LINE_BYTES_MAX`], which readers can
+//! decode: an object that they would skip is refused here, where its author can see the error.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,15 +9,15 @@ use serde_json::value::RawValue;
 use crate::decode::Flaw;
 use crate::decode::entry::native;
 
-/// The longest line that is read, in bytes; an entry of that size is no token any more.
+/// The longest line that is read, in bytes; an entry of that size is not a token any more.
 pub const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The parser's message without its line number, which is always 1 and would mislead. The column stays.
+/// The parser's message without its line number, which is always 1 and would mislead. The column remains.
 fn without_line(error: &serde_json::Error) -> String {
     error.to_string().replacen("at line 1 column", "at column", 1)
 }
 
-/// Why a line is no native object. The caller knows the line's number.
+/// Why a line is not a native object. The caller knows the line's number.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// Longer than [`LINE_BYTES_MAX`].
@@ -26,13 +26,13 @@ pub enum LineError {
     /// Not UTF-8.
     #[error("not UTF-8")]
     NotUtf8,
-    /// Not JSON, or JSON that is no object.
+    /// Not JSON, or JSON that is not an object.
     #[error("not a JSON object: {}", without_line(_0))]
     NotAnObject(#[source] serde_json::Error),
     /// No `type`, or one that is not a string.
     #[error("`type` is missing or not a string")]
     NoType,
-    /// A member that its native type needs is missing, or one is of the wrong kind.
+    /// A member that its native type requires is missing, or a member has the wrong type.
     #[error("{}", _0.problem())]
     Member(Flaw),
 }
@@ -44,9 +44,9 @@ pub struct Object<'a> {
     pub json: &'a str,
     /// The meaning of its `type` for the producer.
     pub kind: Kind,
-    /// Whether it numbers itself with `seq`.
+    /// Whether it has a `seq` of its own.
     pub has_seq: bool,
-    /// Whether it carries a `ts` of its own.
+    /// Whether it has a `ts` of its own.
     pub has_ts: bool,
 }
 
@@ -55,7 +55,7 @@ pub struct Object<'a> {
 pub enum Kind {
     /// `start`: begins a generation.
     Start,
-    /// `end` or `error`: ends one.
+    /// `end` or `error`: ends a generation.
     Terminal,
     /// `heartbeat`: begins and ends nothing.
     Heartbeat,
@@ -73,15 +73,15 @@ struct Members<'a> {
     ts: Option<&'a RawValue>,
 }
 
-/// A member that is there, even as `null`: adding another of its name would make two.
+/// A member that is present, even as `null`: adding another one with its name would duplicate it.
 fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Reads one line, `None` for an empty one.
+/// Parses one line; `None` for an empty one.
 ///
 /// # Errors
-/// When the line is not one JSON object with a `type`, or lacks what that type needs.
+/// If the line is not one JSON object with a `type`, or lacks a member that the type requires.
 pub fn parse(line: &[u8]) -> Result<Option<Object<'_>>, LineError> {
     if line.len() > LINE_BYTES_MAX {
         return Err(LineError::TooLong);
@@ -102,13 +102,13 @@ pub fn parse(line: &[u8]) -> Result<Option<Object<'_>>, LineError> {
         "heartbeat" => Kind::Heartbeat,
         _ => Kind::Content,
     };
-    // A type that is read by the names of flat entries may have its text in any of them.
+    // An object with a type that is read by the names of flat entries may have its text in any of them.
     native(json.as_bytes()).map_err(LineError::Member)?;
     Ok(Some(Object { json, kind, has_seq: members.seq.is_some(), has_ts: members.ts.is_some() }))
 }
 
 impl Object<'_> {
-    /// The object with `seq` and `ts` added where it has none; the rest stays byte for byte.
+    /// The object with `seq` and `ts` added if it has none; the rest remains byte for byte.
     #[must_use]
     pub fn stamped(&self, seq: Option<u64>, ts_us: u64) -> String {
         use std::fmt::Write as _;

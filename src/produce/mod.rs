@@ -1,7 +1,7 @@
-//! Writing a stream: the library behind `llm-bridge produce`, and for other programs that write tokens.
+//! Writes a stream: the library behind `llm-bridge produce`, and for other programs that write tokens.
 //!
-//! Most programs use a [`Writer`]: it takes tokens as they come, writes them in batches beside the program, and tells
-//! when a viewer wants to stop. Its header has its bounds.
+//! Most programs use a [`Writer`]: it accepts tokens as they arrive, writes them in batches on a thread of its own,
+//! and reports when a viewer wants to stop. Its module documentation lists its bounds.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -33,17 +33,18 @@
 //! # }
 //! ```
 //!
-//! A [`Producer`] is the same without a thread: each call adds entries, and [`Producer::flush`] writes them in batches
-//! and does not return before they are confirmed. Each batch travels in one round trip and is there as a whole or not
-//! at all. When Redis goes away the batch that was not confirmed is repeated after pauses that grow; `seq` makes the
-//! repetition invisible to readers. While it waits it takes nothing new, so its memory is bounded by one batch: ask
+//! A [`Producer`] does the same without a thread: each call adds entries, and [`Producer::flush`] writes them in
+//! batches and does not return before they are confirmed. Each batch takes one round trip and is written completely
+//! or not at all. If the connection is lost, the unconfirmed batch is repeated after growing pauses; `seq` hides the
+//! repetition from readers. A producer that waits accepts nothing new, so its memory is bounded by one batch: check
 //! [`Producer::is_full`] before adding more.
 //!
-//! The pause is the circuit breaker towards Redis: after a failure no call asks Redis again before it is over (50 ms,
-//! doubling to 5 s); then one attempt decides whether the next pause is longer or none.
+//! The pause protects Redis like a circuit breaker: after a failure no call contacts Redis before the pause is over
+//! (50 ms, doubling to 5 s); then one attempt decides whether the next pause is longer or none follows.
 //!
-//! Raw events of providers ([`Producer::push_raw`]) have no place for a `seq`. Before they are repeated, the stream is
-//! searched for them, so that readers do not see a repetition either. An [`upstream`] asks a model's server by itself.
+//! Raw events of providers ([`Producer::push_raw`]) have no place for a `seq`. Before they are repeated, the stream
+//! is searched for them, so that readers do not see a repetition either. An [`upstream`] sends requests to a model's
+//! server itself.
 
 mod cancel;
 pub mod chunk;
@@ -76,18 +77,18 @@ use crate::redis::Backoff;
 use crate::visible;
 use crate::warn_limited;
 
-/// Entries after which a batch is written even if more is at hand.
+/// The number of entries after which a batch is written even if more is available.
 const BATCH_ENTRIES_MAX: usize = 256;
-/// Bytes after which a batch is written even if more is at hand.
+/// The number of bytes after which a batch is written even if more is available.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// The first pause after a lost connection.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How often a waiting producer looks whether it should stop.
+/// How often a waiting producer checks whether it has to stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Why an answer failed, as its `error` entry tells it.
+/// Why an answer failed, as in its `error` entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The entry's code.
@@ -105,10 +106,10 @@ impl std::fmt::Display for Failure {
 /// Why a batch could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The connection or the server is not well; the same batch may succeed later.
+    /// The connection or the server has a problem; the same batch may succeed later.
     #[error("{0}")]
     Lost(String),
-    /// The server will not take it, now or later.
+    /// The server refuses the batch, now and later.
     #[error("the stream cannot be written: {0}")]
     Refused(String),
 }
@@ -116,7 +117,7 @@ pub enum WireError {
 /// Why a producer gave up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProduceError {
-    /// The server will not take the entries.
+    /// The server refuses the entries.
     #[error(transparent)]
     Refused(#[from] WireError),
     /// The caller asked to stop before everything was written.
@@ -126,22 +127,22 @@ pub enum ProduceError {
 
 /// A connection that appends entries to the producer's stream.
 pub trait Wire {
-    /// Appends all entries of the batch in order, or none of them, and says which id the last one has.
+    /// Appends all entries of the batch in order, or none of them, and returns the id of the last one.
     ///
     /// # Errors
-    /// When it is not confirmed that they were appended.
+    /// If it is not confirmed that they were appended.
     fn append(&mut self, batch: &Batch<'_>) -> Result<EntryId, WireError>;
 }
 
-/// Makes connections for a producer.
+/// Opens connections for a producer.
 pub trait Wires {
     /// The type of the connections.
     type Wire: Wire;
 
-    /// A new connection.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When there is none now, or never will be.
+    /// If none can be opened now, or ever.
     fn connect(&mut self) -> Result<Self::Wire, WireError>;
 }
 
@@ -151,24 +152,24 @@ pub struct Producer<W: Wires> {
     wires: W,
     wire: Option<W::Wire>,
     backoff: Backoff,
-    /// Until when no call asks Redis again after a failure.
+    /// No call contacts Redis after a failure before this time.
     retry_at: Option<Instant>,
-    /// Entries that are not confirmed yet; at most a batch and the entries that one call adds.
+    /// Unconfirmed entries: at most a batch and the entries that one call adds.
     pending: Vec<Record>,
     pending_bytes: usize,
-    /// How many of them were sent and not confirmed: these are sent again as they were.
+    /// How many of them were sent and not confirmed: these are sent again unchanged.
     sent: Option<usize>,
-    /// The newest entry that was confirmed.
+    /// The newest confirmed entry.
     last: Option<EntryId>,
-    /// Where in `pending` batches end. One does where a generation begins: repeated as a whole behind the beginning
-    /// of the next generation, the end of the former one would pass for that one's. And one does behind the `start`
-    /// of raw entries, so that an entry is known after which they are looked for.
+    /// Where batches end in `pending`. A batch ends where a generation begins: if the end of one generation were
+    /// repeated after the beginning of the next, readers would take it for the end of that one. A batch also ends
+    /// after the `start` of raw entries, so that the id of an entry is known after which to search for them.
     cuts: VecDeque<usize>,
     generation: Generation,
 }
 
 impl<W: Wires> Producer<W> {
-    /// A producer over `wires`; it connects when it has something to write.
+    /// A producer over `wires`; it connects when there is something to write.
     pub fn new(wires: W) -> Self {
         Self {
             wires,
@@ -184,17 +185,17 @@ impl<W: Wires> Producer<W> {
         }
     }
 
-    /// The generations that were written, for a look at their state.
+    /// The state of the generations written.
     pub const fn generation(&self) -> &Generation {
         &self.generation
     }
 
-    /// Gives the generation that begins next an id of the caller's choice.
+    /// Sets the id of the next generation.
     pub fn name_next(&mut self, id: impl Into<String>) {
         self.generation.name_next(id);
     }
 
-    /// Adds an entry that `compose` makes of the generation and the time (µs since 1970).
+    /// Adds an entry that `compose` creates from the generation and the time (µs since 1970).
     pub fn push(&mut self, compose: impl FnOnce(&mut Generation, u64) -> String) {
         let begun = self.generation.begun();
         let entry = compose(&mut self.generation, now_us());
@@ -208,7 +209,7 @@ impl<W: Wires> Producer<W> {
         self.add(entries.into_iter().map(Record::native), begun);
     }
 
-    /// Adds a provider's raw event, with the meaning that [`raw::Story`] found.
+    /// Adds a provider's raw event, with the meaning that [`raw::Story`] returned.
     pub fn push_raw(&mut self, record: Record, meaning: raw::Meaning) {
         let begun = self.generation.begun();
         let start = self.generation.raw(meaning, now_us());
@@ -220,7 +221,7 @@ impl<W: Wires> Producer<W> {
         self.add([record], self.generation.begun());
     }
 
-    /// Whether a batch is full, so that [`Producer::flush`] should come before more is added.
+    /// Whether a batch is full, so that [`Producer::flush`] should be called before more is added.
     pub const fn is_full(&self) -> bool {
         self.pending.len() >= BATCH_ENTRIES_MAX || self.pending_bytes >= BATCH_BYTES_MAX
     }
@@ -230,11 +231,11 @@ impl<W: Wires> Producer<W> {
         self.pending.is_empty()
     }
 
-    /// Writes everything that was added, however often Redis has to be reconnected for it. After a failure Redis is
-    /// left alone for a pause that grows from 50 ms to 5 s, also by later calls.
+    /// Writes everything that was added, and reconnects to Redis as often as necessary. After a failure there is a
+    /// pause that grows from 50 ms to 5 s and also applies to later calls.
     ///
     /// # Errors
-    /// When Redis refuses for good, or `stop` returns true first. Entries that were not confirmed are kept.
+    /// If Redis refuses permanently, or `stop` returns true first. Unconfirmed entries are kept.
     pub fn flush(&mut self, mut stop: impl FnMut() -> bool) -> Result<(), ProduceError> {
         while !self.pending.is_empty() {
             let pause = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
@@ -270,7 +271,7 @@ impl<W: Wires> Producer<W> {
         wire.append(&Batch { records: &self.pending[..end], repeats_after })
     }
 
-    /// The batch that [`Producer::write`] wrote is there.
+    /// Records that the batch of [`Producer::write`] was written.
     fn confirm(&mut self, last: EntryId) {
         let end = self.sent.take().unwrap_or(0);
         self.last = Some(last);
@@ -281,7 +282,7 @@ impl<W: Wires> Producer<W> {
         }
     }
 
-    /// Adds entries, before which `begun` generations were begun.
+    /// Adds entries; `begun` generations had begun before.
     fn add(&mut self, records: impl IntoIterator<Item = Record>, begun: u32) {
         if self.generation.begun() != begun && !self.pending.is_empty() {
             self.cuts.push_back(self.pending.len());
@@ -293,7 +294,7 @@ impl<W: Wires> Producer<W> {
     }
 }
 
-/// Sleeps for `pause`; false when `stop` ended it.
+/// Sleeps for `pause`; false if `stop` ended the sleep.
 pub fn sleep_unless(pause: Duration, mut stop: impl FnMut() -> bool) -> bool {
     let until = Instant::now() + pause;
     loop {
@@ -334,7 +335,7 @@ mod tests {
     struct Script {
         steps: VecDeque<Step>,
         stream: Vec<Record>,
-        /// Where each batch was to be looked for.
+        /// After which entry each batch was searched for.
         looks: Vec<Option<EntryId>>,
         connects: usize,
     }
@@ -431,7 +432,7 @@ mod tests {
         assert!(!producer.generation().is_open());
         producer.flush(|| false).unwrap();
         let script = wires.0.borrow();
-        // The start, lost and repeated; the entry, written twice because this wire does not look; the end.
+        // The start, lost and repeated; the entry, written twice because this wire does not search; the end.
         assert_eq!(script.looks, [None, None, None, Some(EntryId::new(1, 0)), None]);
         assert!(
             script.stream[0].json.contains(r#""generation":"mine""#)

@@ -1,8 +1,9 @@
-//! The beginning of a body that should be an event stream, up to its first event. Describes it if it is none. Pure.
+//! The beginning of a body that should be an event stream, up to its first event. Describes the body if it is not
+//! one. Pure.
 //!
-//! Servers and proxies may answer with something else than an event stream: an error as JSON, lines of JSON, an HTML
-//! page, plain text, a compressed body. That is noticed from its first bytes, without waiting for an end that may never
-//! come; at most [`SETTLE`] later it is described in the server's own words.
+//! Servers and proxies may answer with something other than an event stream: an error as JSON, lines of JSON, an HTML
+//! page, plain text, a compressed body. The first bytes show that, without waiting for an end that may never come; at
+//! most [`SETTLE`] later the body is described with the server's own message.
 
 use std::time::{Duration, Instant};
 
@@ -10,26 +11,26 @@ use serde::de::IgnoredAny;
 
 use super::words::own_words;
 
-/// The most that is kept of a body to describe it, in bytes.
+/// The most bytes of a body that are kept to describe it.
 const BYTES_MAX: usize = 16 * 1024;
-/// How long the rest of a foreign body is waited for, so that its words are whole.
+/// How long to wait for the rest of a foreign body, so that its message is complete.
 const SETTLE: Duration = Duration::from_millis(500);
-/// The byte order mark that may come before everything.
+/// The byte order mark that may precede everything.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// The beginning of a body in which no event has come yet.
+/// The beginning of a body without an event so far.
 #[derive(Debug, Default)]
 pub(super) struct Preamble {
     bytes: Vec<u8>,
     is_longer: bool,
-    /// When it was first seen that this is no event stream.
+    /// When it became clear that the body is not an event stream.
     foreign_since: Option<Instant>,
 }
 
-/// The kind of content that a body begins with.
+/// The kind of content at the beginning of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Nothing but blanks, comments and unknown fields so far.
+    /// Only blanks, comments and unknown fields so far.
     Open,
     /// A field of an event stream.
     Events,
@@ -51,7 +52,7 @@ impl Preamble {
         }
     }
 
-    /// Whether it is certain that no event stream has begun, and enough is there to say what came instead.
+    /// Whether it is certain that no event stream has begun, and enough has arrived to describe the body.
     #[must_use]
     pub(super) fn is_foreign(&self, now: Instant) -> bool {
         self.foreign_since.is_some_and(|since| {
@@ -59,13 +60,13 @@ impl Preamble {
         })
     }
 
-    /// Whether bytes came that are no event stream, complete or not.
+    /// Whether bytes arrived that are not an event stream, complete or not.
     #[must_use]
     pub(super) const fn has_foreign(&self) -> bool {
         self.foreign_since.is_some()
     }
 
-    /// Describes the body for an error message, in the server's own words where it has any.
+    /// Describes the body for an error message, with the server's own message if it has one.
     #[must_use]
     pub(super) fn describe(&self) -> String {
         let words = || own_words(&String::from_utf8_lossy(&self.bytes));
@@ -79,7 +80,7 @@ impl Preamble {
         }
     }
 
-    /// Whether more bytes would not make the description better.
+    /// Whether more bytes would not improve the description.
     fn is_complete(&self) -> bool {
         match kind(&self.bytes) {
             Kind::Gzip | Kind::Binary => true,
@@ -92,7 +93,7 @@ impl Preamble {
     }
 }
 
-/// The bytes without a byte order mark and leading white space.
+/// The bytes without byte order mark and leading white space.
 fn trimmed(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes).trim_ascii_start()
 }
@@ -113,7 +114,7 @@ fn kind(bytes: &[u8]) -> Kind {
     for line in lines {
         match line.iter().position(|&byte| byte == b':') {
             _ if line.is_empty() => {}
-            // Comments; fields that nobody knows, which the standard passes over (so the head that `curl -i` prints).
+            // Comments, and unknown fields, which the standard ignores (such as the head that `curl -i` prints).
             Some(0) => {}
             Some(end) if is_field(&line[..end]) => return Kind::Events,
             Some(_) => {}

@@ -1,9 +1,9 @@
-//! Reads from a provider's raw events how a generation stands: whether a token came, whether it is over, and the finish
-//! reason and usage of its end where the provider sends none. Pure.
+//! Derives the state of a generation from a provider's raw events: whether viewers have seen anything, whether it has
+//! ended, and its finish reason and usage if the provider sends no end. Pure.
 //!
-//! The events themselves are passed on byte for byte. They are read here as the transform reads them, so that a
-//! producer and its viewers agree on what was seen. An event that cannot be understood is passed on too: viewers are
-//! told of it by a `skipped` frame, and the answer goes on.
+//! The events themselves are passed on byte for byte. They are decoded here as in the transform threads, so that a
+//! producer and its viewers agree on what viewers have seen. An event that cannot be decoded is passed on too:
+//! viewers get a `skipped` frame, and the answer continues.
 
 use std::sync::Arc;
 
@@ -19,11 +19,12 @@ use crate::provider::{self, Margin};
 /// The meaning of one event for its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It frames others: nobody sees it, so an answer that failed after it can be begun anew unnoticed.
+    /// It frames others and is not shown, so an answer that fails after it can be started over without anyone
+    /// noticing.
     Framing,
-    /// It frames others too, and can only belong to the answer that comes next.
+    /// It frames others too, and can only belong to the next answer.
     Opening,
-    /// Viewers see something of it, or will.
+    /// Viewers see something of it, now or later.
     Content,
     /// It ends the generation.
     Terminal,
@@ -34,14 +35,14 @@ pub enum Meaning {
 pub struct Story {
     form: Form,
     progress: Arc<Progress>,
-    /// Whether an answer has ended and no other begun.
+    /// Whether an answer has ended and no other has begun.
     follows_end: bool,
-    /// The error with which that one ended.
+    /// The error that ended the last answer.
     failure: Option<Failure>,
 }
 
 impl Story {
-    /// The story of answers in this form.
+    /// The reader for answers in this form.
     #[must_use]
     pub fn new(form: Form) -> Self {
         Self { form, progress: Arc::default(), follows_end: false, failure: None }
@@ -53,14 +54,14 @@ impl Story {
         self.form
     }
 
-    /// Why the answer ended, once nothing but its last word is missing.
+    /// Why the answer ended, once only its final event is missing.
     #[must_use]
     pub fn finish_reason(&self) -> Option<String> {
         let reason = self.progress.finish_reason().filter(|_| self.progress.is_finishing())?;
         json::unescape(reason).map(Into::into)
     }
 
-    /// The token counts, as far as they came.
+    /// The token counts so far.
     #[must_use]
     pub fn usage(&self) -> Option<Map<String, Value>> {
         serde_json::from_str(self.progress.usage.as_deref()?).ok()
@@ -72,13 +73,13 @@ impl Story {
         self.follows_end
     }
 
-    /// The error with which the last answer ended, until the next one begins.
+    /// The error that ended the last answer, until the next one begins.
     #[must_use]
     pub const fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
 
-    /// The answer is over without an event that says so.
+    /// Ends the answer without an event.
     pub fn end(&mut self) {
         *self = Self { follows_end: true, ..Self::new(self.form) };
     }
@@ -98,7 +99,7 @@ impl Story {
             (decoded.events().any(|event| event.is_terminal()), !decoded.is_empty());
         let failure = decoded.events().find_map(|event| failure_of(&event));
         let changed = decoded.take_progress();
-        // A tool call that was begun has its number, whether anything was said of it yet or not.
+        // A tool call that has begun has its number, whether anything of it was emitted yet or not.
         let begins_call = changed.as_ref().is_some_and(|changed| changed.calls > self.progress.calls);
         let meaning = match (&changed, self.follows_end) {
             _ if is_terminal => Meaning::Terminal,
@@ -124,7 +125,7 @@ impl Story {
     }
 }
 
-/// The form that a payload is in, where it can be no other.
+/// The form of a payload, if it fits only one.
 #[must_use]
 pub fn form_of(payload: &str) -> Option<Form> {
     if is_done(payload) {
@@ -143,7 +144,7 @@ pub fn form_of(payload: &str) -> Option<Form> {
     }
 }
 
-/// The error that a payload of an OpenAI-compatible server tells of.
+/// The error in a payload of an OpenAI-compatible server.
 pub(super) fn failure_in(payload: &str) -> Option<Failure> {
     let mut story = Story::new(Form::OpenAi);
     story.read(payload);
@@ -152,12 +153,12 @@ pub(super) fn failure_in(payload: &str) -> Option<Failure> {
 
 fn failure_of(event: &Event<'_>) -> Option<Failure> {
     let Event::Error { code, message } = event else { return None };
-    // For messages of ours; the stream has the words as they came.
+    // For our own messages; the stream has the original text.
     let text = |escaped| one_line(&json::unescape(escaped).unwrap_or_default());
     Some(Failure { code: text(code).into(), message: message.map(text).unwrap_or_default() })
 }
 
-/// Whether a payload is whole: an object, or the literal end of a chat.
+/// Whether a payload is complete: an object, or the literal end of a chat.
 #[must_use]
 pub fn is_whole(payload: &str) -> bool {
     let payload = payload.trim();

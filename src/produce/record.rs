@@ -1,4 +1,4 @@
-//! One entry as it is written: the field that tells its form, and its JSON.
+//! One entry to be written: the field that names its form, and its JSON.
 
 use crate::model::EntryId;
 
@@ -47,16 +47,16 @@ impl Record {
 pub struct Batch<'a> {
     /// The entries, in order.
     pub records: &'a [Record],
-    /// Set where exactly these entries were sent before and nobody knows whether they are there: the newest entry from
-    /// before them that is known to be there.
+    /// Set if these entries were sent before and it is not known whether they were written: the newest confirmed
+    /// entry before them.
     ///
-    /// Native entries may be written twice, their `seq` makes it invisible. Raw ones have no place for a `seq`,
-    /// so that they must be looked for behind this entry.
+    /// Native entries may be written twice, because `seq` hides that. Raw entries have no place for a `seq`, so they
+    /// must be searched for after this entry.
     pub repeats_after: Option<EntryId>,
 }
 
 impl Batch<'_> {
-    /// Behind which entry the batch has to be looked for before it is written.
+    /// The entry after which the batch has to be searched for before it is written.
     #[must_use]
     pub fn look_after(&self) -> Option<EntryId> {
         self.repeats_after.filter(|_| self.records.iter().any(|record| record.form != Form::Native))

@@ -1,52 +1,52 @@
-//! Parses Server-Sent Events from bytes as they come. Pure.
+//! Parses Server-Sent Events from bytes as they arrive. Pure.
 //!
-//! It reads the format of the HTML standard, however the bytes were cut: comments, `event`, `id`, `retry` and `data`
-//! over several lines, lines that end in CR LF, LF or CR, a byte order mark, bytes that are no UTF-8 (they become
-//! U+FFFD). Two things are added to the standard: a bound of the memory, and the event that the end of the stream cut
-//! off, because many servers end right behind `data: [DONE]`.
+//! It reads the format of the HTML standard, however the bytes are cut: comments, `event`, `id`, `retry` and `data`
+//! over several lines, lines that end in CR LF, LF or CR, a byte order mark, bytes that are not UTF-8 (they become
+//! U+FFFD). It adds two things to the standard: a memory bound, and access to an event that the end of the stream cut
+//! off, because many servers end right after `data: [DONE]`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// The longest line, and the most data of one event, in bytes.
 pub const EVENT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// The byte order mark that may come before everything.
+/// The byte order mark that may precede everything.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SseEvent {
-    /// Its type; empty where none was given (`message` in a browser).
+    /// Its type; empty if there was none (`message` in a browser).
     pub event: String,
-    /// The last id that was given, by this event or one before it.
+    /// The last id, from this event or an earlier one.
     pub id: String,
     /// The lines of data, joined by line feeds.
     pub data: String,
 }
 
-/// Why a stream cannot be read any further.
+/// Why a stream cannot be read further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
-    /// A line that does not end.
+    /// A line without end.
     #[error("a line longer than 8 MiB: this is no event stream")]
     LineTooLong,
-    /// An event that does not end.
+    /// An event without end.
     #[error("an event with more than 8 MiB of data")]
     EventTooLong,
 }
 
-/// Reads a stream piece by piece.
+/// Reads a stream in pieces.
 #[derive(Debug, Default)]
 pub struct SseParser {
-    /// The line that is not over yet.
+    /// The incomplete line.
     line: Vec<u8>,
-    /// Whether the line before ended in CR, so that a line feed next belongs to it.
+    /// Whether the previous line ended in CR, so that a following line feed belongs to it.
     after_cr: bool,
-    /// Whether the first line is over, so that no byte order mark can come any more.
+    /// Whether the first line is complete, so that no byte order mark can follow.
     is_begun: bool,
-    /// The type of the event that is not over yet.
+    /// The type of the incomplete event.
     event: String,
-    /// Its data, if only an empty line.
+    /// Its data, even if that is an empty line.
     data: Option<String>,
     last_id: String,
     retry: Option<Duration>,
@@ -54,10 +54,10 @@ pub struct SseParser {
 }
 
 impl SseParser {
-    /// Takes the next bytes; [`SseParser::next`] gives the events that they complete.
+    /// Takes the next bytes; [`SseParser::next`] returns the events that they complete.
     ///
     /// # Errors
-    /// When a bound is passed. Nothing can be read after that.
+    /// If a limit is exceeded. Nothing can be read after that.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
         while let Some(&first) = bytes.first() {
             if std::mem::take(&mut self.after_cr) && first == b'\n' {
@@ -80,17 +80,17 @@ impl SseParser {
         Ok(())
     }
 
-    /// The next whole event.
+    /// The next complete event.
     #[allow(clippy::should_implement_trait, reason = "after None more may come with the next bytes")]
     pub fn next(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }
 
-    /// The event that the end of the stream cut off, which the standard would throw away: its last line may be
-    /// incomplete, so that it is up to the caller whether the data is whole.
+    /// The event that the end of the stream cut off, which the standard would discard: its last line may be
+    /// incomplete, so the caller decides whether the data is complete.
     ///
     /// # Errors
-    /// When the event is too long.
+    /// If the event is too long.
     pub fn finish(&mut self) -> Result<Option<SseEvent>, SseError> {
         if !self.line.is_empty() {
             self.end_line()?;
@@ -99,7 +99,7 @@ impl SseParser {
         Ok(self.ready.pop_back())
     }
 
-    /// How long the server wishes to be left alone before a reconnection, if it ever said so.
+    /// The server's reconnection delay, if it sent one.
     #[must_use]
     pub const fn retry(&self) -> Option<Duration> {
         self.retry
@@ -125,7 +125,7 @@ impl SseParser {
         match field {
             "data" => {
                 let len = self.data.as_ref().map_or(0, String::len);
-                // Each invalid byte was replaced by a longer character, so the text may be longer than the bytes were.
+                // Each invalid byte was replaced by a longer character, so the text may be longer than the bytes.
                 if len + value.len() >= EVENT_BYTES_MAX {
                     return Err(SseError::EventTooLong);
                 }
@@ -142,7 +142,7 @@ impl SseParser {
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = value.parse().ok().map(Duration::from_millis);
             }
-            // A comment (a line that begins with a colon), or a field that nobody knows.
+            // A comment (a line that begins with a colon), or an unknown field.
             _ => {}
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::{Batch, Wire, WireError, Wires};
 use crate::model::EntryId;
 
-/// Takes every entry.
+/// Accepts every entry.
 #[derive(Clone, Default)]
 pub(crate) struct Memory(Rc<RefCell<Vec<String>>>);
 

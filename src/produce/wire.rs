@@ -1,13 +1,13 @@
 //! A producer's connection to Redis.
 //!
-//! A batch travels as one transaction, so that an error in the middle (Redis out of memory, a lost
-//! right) never leaves a hole that a repetition would come too late to fill. Because a batch is there as a whole or
-//! not at all, one look behind the newest confirmed entry tells whether a repetition of it is needed; `WATCH` keeps
-//! the first sending, should it still be under way, from coming between the look and the repetition.
+//! A batch is one transaction, so that an error in the middle (Redis out of memory, a revoked right) never leaves a
+//! hole that a repetition would fill too late. Because a batch is written completely or not at all, one look after
+//! the newest confirmed entry shows whether it has to be repeated; `WATCH` prevents the first attempt, should it
+//! still be in progress, from being executed between the look and the repetition.
 //!
-//! Where a lock says who may write, each batch watches the stream, looks at the lock, and then writes. Whoever takes the
-//! lock writes an entry (a *fence*) into the stream before it reads what is there: a batch of the former holder is either
-//! in front of the fence, where it is read, or is given up. So every transaction is about one key, the stream's.
+//! If a lock decides who may write, each batch watches the stream, checks the lock, and then writes. A new holder of
+//! the lock writes an entry (a *fence*) into the stream before it reads the stream: a batch of the former holder is
+//! either before the fence, where it is read, or is discarded. So every transaction touches one key, the stream's.
 
 use ::redis::{Cmd, cmd};
 
@@ -22,17 +22,17 @@ use crate::warn_limited;
 
 use super::{Batch, Record, Wire, WireError, Wires};
 
-/// The most entries of other writers (the daemon, a second producer) among which a batch is looked for.
+/// The most entries of other writers (the daemon, a second producer) among which a batch is searched for.
 const FOREIGN_ENTRIES_MAX: usize = 1_000;
-/// Entries in the first page of that search; the later pages have as many as take about [`PAGE_BYTES`].
+/// The number of entries in the first page of that search; later pages have as many as fit into about [`PAGE_BYTES`].
 const PAGE_FIRST: usize = 16;
 const PAGE_BYTES: usize = 1 << 20;
-/// The trouble to report where a producer's rights are missing.
+/// The trouble to report if a producer's rights are missing.
 const MISSING_RIGHTS: Trouble = Trouble {
     what: "Redis does not allow what a producer does",
     fix: "allow its user +multi +exec +xadd +xread +xrange +xrevrange +watch +unwatch on the keys of its prefix (ACL SETUSER)",
 };
-/// Announcements that are kept; listeners take them within moments.
+/// How many announcements are kept; listeners read them within moments.
 const ANNOUNCEMENTS_MAX: u32 = 10_000;
 
 /// Connections that write one stream.
@@ -56,7 +56,7 @@ impl RedisWires {
     /// Connections to the configured Redis for the stream `name`.
     ///
     /// # Errors
-    /// When the configuration names no Redis that could be connected to.
+    /// If the configuration does not describe a usable Redis.
     pub fn new(config: &config::Redis, name: &StreamName) -> Result<Self, TargetError> {
         Ok(Self {
             target: Target::new(config)?,
@@ -67,17 +67,17 @@ impl RedisWires {
         })
     }
 
-    /// The same, writing only while `key` holds `holder`. When it does not, the batch counts as not written.
+    /// Writes only while `key` holds `holder`. If it does not, the batch counts as not written.
     ///
-    /// Between the look at the key and the write somebody else may take the lock: it must write an entry into the
-    /// stream before it relies on what is there.
+    /// Another producer may take the lock between the check and the write: it must write an entry into the stream
+    /// before it relies on the stream's content.
     #[must_use]
     pub fn while_held(mut self, key: String, holder: &str) -> Self {
         self.lock = Some(Lock { key, holder: holder.to_owned() });
         self
     }
 
-    /// The same, keeping only about so many of the stream's newest entries.
+    /// Keeps only about this many of the stream's newest entries.
     #[must_use]
     pub const fn keeping(mut self, entries: u64) -> Self {
         self.kept_entries = Some(entries);
@@ -114,7 +114,7 @@ impl Wires for RedisWires {
 pub struct RedisWire {
     link: Link,
     wires: RedisWires,
-    /// Whether this connection announced the stream; announcing it again does no harm.
+    /// Whether this connection has announced the stream; announcing it again does no harm.
     announced: bool,
 }
 
@@ -136,7 +136,7 @@ impl Wire for RedisWire {
         let replies = self.link.call_all(&commands).map_err(|error| failed(&error))?;
         let (transaction, rest) = replies.split_at(batch.records.len() + 2);
         let last = confirm(transaction)?;
-        // Announcing only makes readers quicker: a producer without the right to do so goes on.
+        // Announcing only notifies readers earlier: a producer without the right to announce continues.
         if let Some(error) = rest.first().and_then(Reply::error) {
             warn_limited!(%error, key = self.wires.announce_key, "the stream could not be announced");
         }
@@ -146,8 +146,8 @@ impl Wire for RedisWire {
 }
 
 impl RedisWire {
-    /// Looks whether the lock is held. The stream is watched from before the look on, so that the next transaction is
-    /// given up behind the fence of somebody who takes the lock meanwhile.
+    /// Checks whether the lock is held. The stream is watched from before the check on, so that the next transaction
+    /// is discarded after the fence of a producer that takes the lock meanwhile.
     fn check_lock(&mut self) -> Result<(), WireError> {
         let Some(lock) = &self.wires.lock else { return Ok(()) };
         let look = [cmd("WATCH").arg(&self.wires.key).take(), Cmd::get(&lock.key)];
@@ -161,15 +161,15 @@ impl RedisWire {
         }
     }
 
-    /// The id of the batch's last entry, if it is there behind `after`. If not, nobody can write the stream
-    /// unnoticed between this look and the next transaction.
+    /// The id of the batch's last entry, if it follows `after` in the stream. If it does not, the stream is watched,
+    /// so that no other write can come unnoticed between this look and the next transaction.
     fn find(&mut self, records: &[Record], after: EntryId) -> Result<Option<EntryId>, WireError> {
         let Some(from) = after.next().filter(|_| !records.is_empty()) else { return Ok(None) };
         let watch = self.link.query::<()>(cmd("WATCH").arg(&self.wires.key));
         watch.map_err(|error| failed(&error))?;
         let (mut left, mut page) = (records.len() + FOREIGN_ENTRIES_MAX, PAGE_FIRST);
         let mut from = Some(from);
-        // How many records, from the first one on, the entries up to here end with.
+        // How many records, counted from the first one, match the entries up to here.
         let mut matched: Vec<usize> = Vec::new();
         while let Some(id) = from.filter(|_| left > 0) {
             let asked = page.min(left);
@@ -203,9 +203,9 @@ fn is_of(entry: &Entry, record: &Record) -> bool {
     entry.fields.get(record.form.field()) == Some(record.json.as_bytes())
 }
 
-/// Whether a transaction wrote everything: `OK`, `QUEUED`…, and an array of ids, the last of which is returned.
+/// Whether a transaction wrote everything: `OK`, `QUEUED`…, and an array of ids, of which the last is returned.
 fn confirm(transaction: &[Reply]) -> Result<EntryId, WireError> {
-    // The first error tells why; EXECABORT at the end only that there was one.
+    // The first error gives the cause; EXECABORT at the end only shows that there was one.
     if let Some(error) = transaction.iter().find_map(Reply::error) {
         return Err(failed(&RedisError::Server(error)));
     }
@@ -232,7 +232,7 @@ fn failed(error: &RedisError) -> WireError {
     judge(error, Phase::Connected)
 }
 
-/// Decides whether trying again can help. The text says what is wrong and how to fix it.
+/// Decides whether a later attempt can help. The text describes the problem and its fix.
 fn judge(error: &RedisError, phase: Phase) -> WireError {
     let Trouble { what, fix } = match error.server_kind() {
         Some(ServerErrorKind::NoPerm) => MISSING_RIGHTS,
@@ -277,10 +277,10 @@ mod tests {
         let append = |wire: &mut RedisWire| wire.append(&Batch { records: &records, repeats_after: None });
         assert!(matches!(append(&mut wire), Err(WireError::Lost(_))), "nobody holds it");
         link.call(&Cmd::set("lock", "me")).unwrap();
-        // A producer drops a connection on which writing has failed.
+        // A producer drops a connection on which a write has failed.
         let mut wire = wires.connect().unwrap();
         append(&mut wire).unwrap();
-        // Taken over between the look and the write.
+        // Another producer takes the lock between the check and the write.
         wire.check_lock().unwrap();
         link.call(&Cmd::set("lock", "you")).unwrap();
         link.call(&Cmd::xadd("llm:stream:s:m", "*", &[("data", r#"{"type":"heartbeat"}"#)])).unwrap();
@@ -299,7 +299,7 @@ mod tests {
         let raw = |json: &str| Record { form: Form::OpenAi, json: json.into() };
         let mut append =
             |records: &[Record], repeats_after| wire.append(&Batch { records, repeats_after }).unwrap();
-        // The same text twice: only entries behind the confirmed one count.
+        // The same text twice: only entries after the confirmed one count.
         let first = append(&[raw("{}")], None);
         let second = append(&[raw("{}"), raw("[DONE]")], Some(first));
         assert!(second > first);

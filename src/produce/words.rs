@@ -1,19 +1,19 @@
-//! Extracts one readable line from the body that a model's server sent in place of an answer. Pure.
+//! Extracts one readable line from the body that a model's server sent instead of an answer. Pure.
 
 use serde_json::Value;
 
 use crate::visible;
 
-/// The most of a server's own words that is repeated, in characters.
+/// The most characters of a server's message that are repeated.
 const CHARACTERS_MAX: usize = 500;
-/// How deep a message may lie within the body's JSON.
+/// The deepest nesting at which a message is searched in the body's JSON.
 const DEPTH_MAX: u32 = 6;
-/// The members in which servers put the message, the more telling ones first.
+/// The members in which servers put the message, the most specific first.
 const MESSAGES: [&str; 7] =
     ["message", "error", "errors", "detail", "error_message", "error_description", "msg"];
 
 /// The error text of a body: the message in its JSON, the title of its HTML page, or its beginning. One line without
-/// control characters; empty where the body says nothing.
+/// control characters; empty if there is no text.
 #[must_use]
 pub(super) fn own_words(body: &str) -> String {
     let body = body.trim_start_matches('\u{feff}').trim();
@@ -33,7 +33,7 @@ pub(super) fn one_line(text: &str) -> String {
             line.push(' ');
         }
         line.push_str(&visible::line(word));
-        // A bound of the work too: the text may have megabytes.
+        // This also bounds the work: the text may have megabytes.
         if line.len() > CHARACTERS_MAX * 4 {
             break;
         }
@@ -52,7 +52,7 @@ fn first_value(text: &str) -> Option<Value> {
     serde_json::Deserializer::from_str(text).into_iter::<Value>().next()?.ok()
 }
 
-/// The message in a value, with the error's code behind it where there is one.
+/// The message in a value, followed by the error's code if there is one.
 fn message(value: &Value, depth: u32) -> Option<String> {
     match value {
         Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
@@ -66,7 +66,7 @@ fn message(value: &Value, depth: u32) -> Option<String> {
                 Value::Number(code) => Some(code.to_string()),
                 _ => None,
             });
-            // An object around an error says nothing new with its own `type`.
+            // The `type` of an object around an error adds nothing.
             Some(match code.filter(|code| code != "error" && !words.ends_with(')')) {
                 Some(code) => format!("{words} ({code})"),
                 None => words,
@@ -81,7 +81,7 @@ fn title(text: &str) -> Option<String> {
     if !text.starts_with('<') {
         return None;
     }
-    // ASCII case only, so that places in the one text are places in the other.
+    // Changes only ASCII case, so that both texts have the same offsets.
     let lower = text.to_ascii_lowercase();
     let begin = lower.find("<title")?;
     let begin = begin + lower[begin..].find('>')? + 1;

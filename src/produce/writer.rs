@@ -1,5 +1,5 @@
-//! A producer that works beside the program that feeds it: every call goes into a bounded queue, and a thread writes
-//! the entries in batches.
+//! A producer that runs beside its program: every call goes into a bounded queue, and a thread writes the entries in
+//! batches.
 //!
 //! | bound | value | behaviour there |
 //! | --- | --- | --- |
@@ -11,9 +11,9 @@
 //! | Redis refuses | | [`WriterError::Failed`], now and ever after: another try cannot help |
 //! | silence | 10 s within a generation | a heartbeat |
 //!
-//! Every accepted entry is written at least once, in order, and seen once by every reader, because a repetition has the
-//! same `seq`. It is lost only when the program dies, or when [`Writer::finish`] is given less time than Redis needs.
-//! Every refusal of the queue is counted in its gauge ([`Writer::gauge`]).
+//! Every accepted entry is written at least once, in order, and every reader sees it once, because a repetition has
+//! the same `seq`. An entry is lost only if the program dies, or if [`Writer::finish`] gets less time than Redis
+//! needs. The queue's gauge counts every refusal ([`Writer::gauge`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,18 +28,18 @@ use crate::thread::{self, Ended, Handle};
 
 /// Silence after which a heartbeat is written.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
-/// The longest time between two looks at requests to cancel.
+/// The longest time between two checks for requests to cancel.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// How a writer gathers entries into batches.
+/// How a writer collects entries into batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batching {
     /// How long the first entry of a batch waits for others. Zero: a batch takes only entries that are in the queue
     /// already.
     pub linger: Duration,
-    /// Entries that wait to be written.
+    /// The most entries that wait to be written.
     pub queue_entries: usize,
-    /// Their bytes.
+    /// The most bytes that wait to be written.
     pub queue_bytes: usize,
     /// How long a caller waits for room.
     pub room_wait: Duration,
@@ -59,18 +59,18 @@ impl Default for Batching {
 /// Why a call was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriterError {
-    /// There was no room for too long: Redis is away, or too slow.
+    /// There was no room for too long: Redis is down, or too slow.
     #[error("the queue towards Redis stayed full; Redis is away or too slow")]
     Full,
-    /// A viewer asked to stop: the generation has its end. The next one may begin.
+    /// A viewer asked to stop: the generation has ended. The next one may begin.
     #[error("a viewer asked to stop")]
     Cancelled,
-    /// Redis refused earlier entries, or the writer is over.
+    /// Redis refused earlier entries, or the writer has ended.
     #[error("{0}")]
     Failed(String),
 }
 
-/// A call of the caller, as it is queued for the thread.
+/// A call, as it is queued for the thread.
 enum Word {
     Begin(Option<String>),
     Text { channel: String, text: String },
@@ -89,18 +89,18 @@ impl Word {
     }
 }
 
-/// The state that the caller and the thread share.
+/// The state that caller and thread share.
 #[derive(Default)]
 struct Shared {
     is_cancelled: AtomicBool,
-    /// Nothing will be added any more.
+    /// No more entries will be added.
     is_over: AtomicBool,
-    /// Nothing will be waited for any more.
+    /// The thread has to end without waiting.
     give_up: AtomicBool,
     failure: Mutex<Option<String>>,
 }
 
-/// Writes generations into one stream.
+/// Writes generations to one stream.
 pub struct Writer {
     words: Option<Sender<Word>>,
     gauge: GaugeReader,
@@ -111,10 +111,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer over `wires`, which tells its caller when `cancels` says that somebody wants to stop.
+    /// A writer over `wires`; `cancels` reports requests of viewers to stop.
     ///
     /// # Errors
-    /// When the system refuses a thread.
+    /// If the system refuses a thread.
     pub fn start<W, C>(wires: W, cancels: C, batching: Batching) -> std::io::Result<Self>
     where
         W: Wires + Send + 'static,
@@ -147,7 +147,7 @@ impl Writer {
         self.send(Word::Begin(generation.map(ToOwned::to_owned)))
     }
 
-    /// More text on the `content` channel.
+    /// Adds text on the `content` channel.
     ///
     /// # Errors
     /// [`WriterError`].
@@ -155,7 +155,7 @@ impl Writer {
         self.text_on("content", text)
     }
 
-    /// More text on a channel, such as `reasoning`.
+    /// Adds text on a channel, such as `reasoning`.
     ///
     /// # Errors
     /// [`WriterError`].
@@ -164,7 +164,7 @@ impl Writer {
         self.send(Word::Text { channel: channel.to_owned(), text: text.into() })
     }
 
-    /// The generation is complete.
+    /// Ends the generation.
     ///
     /// # Errors
     /// [`WriterError`].
@@ -173,7 +173,7 @@ impl Writer {
         self.send(Word::End { finish_reason: finish_reason.to_owned(), usage })
     }
 
-    /// The generation failed.
+    /// Ends the generation with an error.
     ///
     /// # Errors
     /// [`WriterError`].
@@ -182,13 +182,13 @@ impl Writer {
         self.send(Word::Error { code: code.to_owned(), message: message.to_owned() })
     }
 
-    /// Whether a viewer asked to stop the generation that was begun last.
+    /// Whether a viewer asked to stop the newest generation.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.shared.is_cancelled.load(Ordering::Acquire)
     }
 
-    /// The queue's state.
+    /// The state of the queue.
     #[must_use]
     pub fn gauge(&self) -> Gauge {
         self.gauge.read()
@@ -197,7 +197,7 @@ impl Writer {
     /// Waits until everything is written, for at most `patience`.
     ///
     /// # Errors
-    /// [`WriterError::Failed`] when it is not.
+    /// [`WriterError::Failed`] if it is not.
     pub fn finish(mut self, patience: Duration) -> Result<(), WriterError> {
         self.shared.is_over.store(true, Ordering::Release);
         self.words = None;
@@ -237,7 +237,7 @@ impl Writer {
     }
 }
 
-/// Gives up the entries that are not written yet, without waiting.
+/// Abandons the entries that are not written yet, without waiting.
 impl Drop for Writer {
     fn drop(&mut self) {
         self.leave();
@@ -267,7 +267,7 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
         }
     }
 
-    /// Gathers a batch that begins with `word`, and writes it.
+    /// Collects a batch that begins with `word`, and writes it.
     fn gather(&mut self, word: Word) -> Result<(), ProduceError> {
         let until = Instant::now() + self.linger;
         self.push(word);
@@ -292,7 +292,7 @@ impl<W: Wires, C: Cancels> Pen<W, C> {
                 }
                 self.producer.push(Generation::start);
             }
-            // Queued before the caller could know of the cancel.
+            // Queued before the caller could know of the cancellation.
             _ if is_cancelled => {}
             Word::Text { channel, text } => {
                 self.producer.push(|generation, ts| generation.text_on(&channel, &text, ts));
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
     use crate::model::EntryId;
 
-    /// A stream that several threads may look at, which is away until it is told otherwise.
+    /// A stream that several threads may read; it is down until a test changes that.
     #[derive(Clone, Default)]
     struct Stream {
         batches: Arc<Mutex<Vec<Vec<String>>>>,
@@ -407,7 +407,7 @@ mod tests {
         let writer = Writer::start(stream.clone(), NoCancels, batching).unwrap();
         writer.begin(None).unwrap();
         let (mut taken, mut refused) = (0, 0);
-        // The thread may still take some into its first batch.
+        // The thread may still take some entries into its first batch.
         while refused < 3 {
             match writer.text("x") {
                 Ok(()) => taken += 1,

@@ -1,4 +1,4 @@
-//! How far a worker that is gone has come with an answer, by what the stream itself holds.
+//! How far a former worker got with an answer, derived from the stream itself.
 
 use ::redis::{Cmd, cmd};
 use serde::Deserialize;
@@ -9,29 +9,29 @@ use crate::produce::raw::{Meaning, Story};
 use crate::produce::{Form, jsonl};
 use crate::redis::{ENTRY_ROOM_BYTES, Link, RedisError};
 
-/// Entries that are read at once, at first and at most: how large they are is seen only when they are there.
+/// The first and the largest number of entries read at once: their size is known only when they arrive.
 const PAGE_FIRST: usize = 8;
 const PAGE_MAX: usize = 500;
-/// Intended size of a page's entries, in bytes.
+/// The byte goal of a page's entries.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// An entry that changes nothing for viewers.
 const HEARTBEAT: &str = r#"{"type":"heartbeat"}"#;
 
-/// How far an answer has come.
+/// How far an answer has progressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AnswerProgress {
-    /// Viewers have seen nothing of it: it can be begun anew, under the same generation, unnoticed.
+    /// Viewers have seen nothing of it: it can be started over under the same generation without anyone noticing.
     Nothing,
-    /// Some of it was seen, and its end is missing.
+    /// Viewers have seen a part of it, and its end is missing.
     Partial,
-    /// It has its terminal entry, or another generation has begun behind it: there is nothing left to say.
+    /// It has its terminal entry, or another generation has begun after it: nothing more has to be written.
     Whole,
 }
 
-/// Finds out how far the answer has come, for the worker that holds the stream's lease now. What the former holder was
-/// about to write is either found, or is not written any more: a heartbeat is the fence that [`crate::produce::wire`] asks
-/// for, written only if nothing has come since the look.
+/// Finds out how far the answer has progressed, for the worker that now holds the stream's lease. A write that the
+/// former holder was about to make is either found here or is not executed any more: a heartbeat serves as the fence
+/// that [`crate::produce::wire`] requires. It is written only if no entry has followed since the look.
 pub(super) fn take_over(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     loop {
         link.query::<()>(cmd("WATCH").arg(key))?;
@@ -47,7 +47,7 @@ pub(super) fn take_over(link: &mut Link, key: &str, order: &Order) -> Result<Ans
     }
 }
 
-/// Reads what is there of the answer. Nothing of it can be older than the request.
+/// Reads the answer so far. No part of it can be older than the request.
 fn look(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     let mut reading = Reading::new(&order.generation);
     let mut from = Some(EntryId::new(order.id.ms, 0));
@@ -70,7 +70,7 @@ struct Reading<'a> {
     generation: &'a str,
     openai: Story,
     anthropic: Story,
-    /// `None`: it has not begun.
+    /// `None`: the generation has not begun.
     seen: Option<AnswerProgress>,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Forgets answers in a provider's form: a native entry has ended them.
+    /// Drops answers in a provider's form: a native entry has ended them.
     fn forget(&mut self) {
         (self.openai, self.anthropic) = (Story::new(Form::OpenAi), Story::new(Form::Anthropic));
     }
@@ -185,7 +185,7 @@ mod tests {
         let mut take_over = || take_over(&mut ours, "k", &order).unwrap();
         let add = |json: &str| Cmd::xadd("k", "*", &[("data", json)]);
         let watch = cmd("WATCH").arg("k").take();
-        // Also where the stream does not exist yet.
+        // Also if the stream does not exist yet.
         for (expected, json) in [
             (AnswerProgress::Nothing, r#"{"type":"start","generation":"g"}"#),
             (AnswerProgress::Nothing, r#"{"type":"delta","text":"a"}"#),

@@ -1,7 +1,7 @@
-//! A relay's claims in Redis: reading new requests, taking over those of workers that are gone, and keeping its own.
+//! A relay's claims in Redis: reads new requests, takes over those of workers that are gone, and keeps its own.
 //!
-//! One consumer group shares the requests out ([`ConsumerGroup`]). Beside its claim a worker takes the *lease* of the
-//! stream, so that two answers never mix in one stream.
+//! One consumer group distributes the requests ([`ConsumerGroup`]). In addition to its claim, a worker takes the
+//! *lease* of the stream, so that two answers never mix in one stream.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ use crate::observe::Trouble;
 use crate::redis::{Backoff, ConsumerGroup, Keys, Link, Phase, RedisError, Target};
 use crate::warn_limited;
 
-/// The pauses between two attempts to connect.
+/// The shortest and the longest pause between two attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Consumers of the group that were silent for so long and claim nothing are removed.
+/// Consumers of the group that were silent for this long and have no claims are removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// The requests, as one worker sees them.
+/// The requests as one worker sees them.
 pub(super) struct Claims {
     target: Target,
     keys: Keys,
@@ -33,7 +33,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// The view of the worker `consumer`, whose claims hold for `valid` without renewal.
+    /// The view of the worker `consumer`, whose claims are valid for `valid` without renewal.
     pub(super) fn new(config: &config::Config, target: Target, consumer: String, valid: Duration) -> Self {
         let keys = Keys::of(&config.redis, &config.service.name, "");
         Self {
@@ -48,7 +48,7 @@ impl Claims {
         }
     }
 
-    /// The name of the stream of requests.
+    /// The key of the stream of requests.
     pub(super) fn requests(&self) -> &str {
         self.group.stream()
     }
@@ -58,12 +58,12 @@ impl Claims {
         self.keys.streams()
     }
 
-    /// Whether Redis is left alone for a moment.
+    /// Whether the pause after a failure lasts.
     pub(super) fn is_away(&self, now: Instant) -> bool {
         self.link.is_none() && self.retry_at.is_some_and(|at| at > now)
     }
 
-    /// Asks Redis. `None`: it cannot be asked, or does not answer; it is asked again after a pause.
+    /// Runs `ask`. `None`: Redis cannot be reached or does not reply; the next attempt comes after a pause.
     fn ask<T>(&mut self, ask: impl FnOnce(&mut Self, &mut Link) -> Result<T, RedisError>) -> Option<T> {
         if self.is_away(Instant::now()) {
             return None;
@@ -96,7 +96,7 @@ impl Claims {
         Ok(link)
     }
 
-    /// A new request, waited for up to `block`.
+    /// Reads a new request; waits up to `block` for one.
     pub(super) fn read(&mut self, block: Duration) -> Option<Entry> {
         self.ask(|claims, link| claims.group.read(link, block)).flatten()
     }
@@ -106,14 +106,14 @@ impl Claims {
         self.ask(|claims, link| claims.group.take_over(link, claims.valid)).flatten()
     }
 
-    /// Takes the lease of a stream; `None` when that cannot be asked now.
+    /// Takes the lease of a stream; `None` if Redis cannot be asked now.
     pub(super) fn take_lease(&mut self, name: &StreamName) -> Option<bool> {
         let set = self.lease(name, true);
         self.ask(|_, link| link.query::<bool>(&set))
     }
 
     /// Renews the claims of `orders`, and the leases of those that have one. Returns the orders that another worker
-    /// has meanwhile; `None`: nobody knows.
+    /// has taken over meanwhile; `None` if that is unknown.
     pub(super) fn renew<'a>(
         &mut self,
         orders: impl Iterator<Item = (&'a Order, bool)>,
@@ -137,7 +137,7 @@ impl Claims {
         })
     }
 
-    /// The command that takes or renews the lease of a stream, perhaps only if nobody has it.
+    /// The command that takes or renews the lease of a stream, optionally only if it is free.
     fn lease(&self, name: &StreamName, only_if_free: bool) -> Cmd {
         let mut options = SetOptions::default().with_expiration(SetExpiry::PX(millis(self.valid)));
         if only_if_free {
@@ -146,17 +146,17 @@ impl Claims {
         Cmd::set_options(self.keys.running(name), self.group.consumer(), options)
     }
 
-    /// A request is done with. False: it has to be said again.
+    /// Acknowledges a request. Returns false if the acknowledgement has to be repeated.
     pub(super) fn acknowledge(&mut self, id: EntryId) -> bool {
         self.ask(|claims, link| claims.group.acknowledge(link, id)).is_some()
     }
 
-    /// Another worker may answer the request at once.
+    /// Allows another worker to answer the request at once.
     pub(super) fn hand_back(&mut self, id: EntryId) {
         self.ask(|claims, link| claims.group.hand_back(link, id, claims.valid * 2));
     }
 
-    /// The stream is free for another answer.
+    /// Frees the stream for another answer.
     pub(super) fn release(&mut self, name: &StreamName) {
         let key = self.keys.running(name);
         self.ask(|claims, link| match claims.holder(link, &key)? {
@@ -165,10 +165,10 @@ impl Claims {
         });
     }
 
-    /// Renews the lease of a stream, or takes it again where it ran out; false where another worker has it.
+    /// Renews the lease of a stream, or takes it again if it has expired; false if another worker has it.
     ///
-    /// This worker may be stopped between any two commands for so long that its lease runs out and another worker
-    /// takes it: then the transaction is given up, and nothing of the other's is overwritten.
+    /// This worker may be suspended between any two commands for so long that its lease expires and another worker
+    /// takes it: then the transaction is discarded, and nothing of the other's is overwritten.
     fn keep_lease(&self, link: &mut Link, name: &StreamName) -> Result<bool, RedisError> {
         let key = self.keys.running(name);
         if self.holder(link, &key)? == Holder::Another {
@@ -178,7 +178,7 @@ impl Claims {
         link.execute(&self.lease(name, false))
     }
 
-    /// The holder of a lease's key. The key is watched (`WATCH`) from before the read on.
+    /// The holder of a lease. The key is watched (`WATCH`) from before the read on.
     fn holder(&self, link: &mut Link, key: &str) -> Result<Holder, RedisError> {
         Ok(match link.watch(key)? {
             None => Holder::Nobody,
@@ -187,10 +187,11 @@ impl Claims {
         })
     }
 
-    /// Keeps a request that nobody can answer as a dead letter, and acknowledges it then: in two transactions, because
-    /// the keys are in two slots of a cluster. A worker that ends in between leaves it to be kept once more.
+    /// Stores a request that nobody can answer as a dead letter, and then acknowledges it: in two transactions,
+    /// because the keys are in two slots of a cluster. If the worker dies in between, the request is stored once
+    /// more.
     ///
-    /// The letter names the stream that the request names, if it does, and has the reason with a message.
+    /// The letter names the request's stream, if it has one, and contains the reason with a message.
     pub(super) fn bury(
         &mut self,
         entry: &Entry,
@@ -210,13 +211,13 @@ impl Claims {
         self.ask(|_, link| link.query::<()>(&letter)).is_some() && self.acknowledge(entry.id)
     }
 
-    /// The request as it was written, if it is still there. `None`: Redis cannot be asked now.
+    /// The request as it was written, if it still exists. `None`: Redis cannot be asked now.
     #[allow(clippy::option_option, reason = "an entry that is gone is another answer than no answer")]
     pub(super) fn request(&mut self, id: EntryId) -> Option<Option<Entry>> {
         self.ask(|claims, link| claims.group.entry(link, id))
     }
 
-    /// Removes consumers that are long gone, and at the end this one, so that they do not pile up.
+    /// Removes consumers that are long gone, and at the end this one, so that they do not accumulate.
     pub(super) fn tidy(&mut self, is_end: bool) {
         self.ask(|claims, link| {
             claims.group.remove_consumers(link, |name, idle| {
@@ -226,7 +227,7 @@ impl Claims {
     }
 }
 
-/// The holder of a lease, as seen by this worker.
+/// The holder of a lease, from this worker's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
     Nobody,
@@ -287,10 +288,10 @@ mod tests {
         assert_eq!(other.take_lease(&order.name), Some(false));
         other.release(&order.name);
         assert_eq!(other.take_lease(&order.name), Some(false), "only its holder releases it");
-        // One that ran out is taken again, unless another was faster.
+        // An expired lease is taken again, unless another worker was faster.
         server.link().call(&Cmd::del("llm:running:s:m")).unwrap();
         assert_eq!(one.renew([(&order, true)].into_iter()), Some(Vec::new()));
-        // One that another takes between the look and the write stays the other's.
+        // A lease that another worker takes between the look and the write remains the other's.
         let (key, mut link) = (one.keys.running(&order.name), server.link());
         assert_eq!(one.holder(&mut link, &key).unwrap(), Holder::Us);
         server.link().call(&Cmd::set(key.as_str(), "other")).unwrap();

@@ -1,14 +1,14 @@
 //! Whether a worker may still write an answer.
 //!
-//! A worker holds the claim of a request and the lease of its stream for as long as it renews both. When renewing
-//! fails (Redis is away, the process was stopped) it must write nothing until it is known whether another worker has
-//! taken over: the thread that answers waits in [`Lease::must_stop`] until the thread that renews has found out.
+//! A worker holds the claim of a request and the lease of its stream as long as it renews both. If renewal fails
+//! (Redis is down, or the process was suspended), the worker must write nothing until it knows whether another worker
+//! has taken over: the answering thread waits in [`Lease::must_stop`] until the renewing thread has found out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a thread that waits for the renewal looks for it.
+/// How often a thread that waits for the renewal checks it.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The right to write one answer; clones share it.
@@ -20,11 +20,11 @@ pub(super) struct Lease {
 #[derive(Debug)]
 struct Shared {
     since: Instant,
-    /// Until when, in ms after `since`.
+    /// When the lease expires, in ms after `since`.
     valid_ms: AtomicU64,
-    /// Another worker has it.
+    /// Another worker has the lease.
     is_lost: AtomicBool,
-    /// All work is to be left.
+    /// All answers are to be abandoned.
     halt: Arc<AtomicBool>,
 }
 
@@ -37,23 +37,23 @@ impl Lease {
         lease
     }
 
-    /// It holds for so long from `now`, the moment at which Redis was asked.
+    /// Extends the lease to `valid` after `now`, the time at which Redis was asked.
     pub(super) fn renew(&self, now: Instant, valid: Duration) {
         let until = (now.saturating_duration_since(self.shared.since) + valid).as_millis();
         self.shared.valid_ms.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Release);
     }
 
-    /// Another worker has it.
+    /// Records that another worker has the lease.
     pub(super) fn lose(&self) {
         self.shared.is_lost.store(true, Ordering::Release);
     }
 
-    /// Whether another worker has it.
+    /// Whether another worker has the lease.
     pub(super) fn is_lost(&self) -> bool {
         self.shared.is_lost.load(Ordering::Acquire)
     }
 
-    /// Whether the answer is to be left. Waits while nobody knows.
+    /// Whether to abandon the answer. Waits while that is unknown.
     pub(super) fn must_stop(&self) -> bool {
         loop {
             if self.is_lost() || self.shared.halt.load(Ordering::Acquire) {

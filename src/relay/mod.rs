@@ -1,5 +1,4 @@
-//! `llm-bridge relay`: many workers share the requests that lie in Redis, ask a model's server, and stream its
-//! answers.
+//! `llm-bridge relay`: workers share the requests in Redis, send them to a model's server, and stream its answers.
 //!
 //! ```text
 //!  XADD llm:requests ──XREADGROUP──▶ main ──jobs──▶ relay-i ──HTTP──▶ model's server
@@ -7,21 +6,22 @@
 //!        └────────── XACK ────────────┘
 //! ```
 //!
-//! The main thread owns the claims: it reads, renews, acknowledges. The threads `relay-i` own one answer at a time.
+//! The main thread owns the claims: it reads, renews, acknowledges. The threads `relay-i` handle one answer at a
+//! time.
 //!
-//! # Once
+//! # Exactly one answer
 //!
-//! A request is acknowledged when its generation has a terminal entry. When a worker dies, another one takes its
-//! claims over after the takeover time, and the stream tells it how far the answer has come: where viewers have
-//! seen nothing the request is answered anew, under the same generation; where they have seen a part of it, nobody
-//! can go on in its middle, and it ends in `relay_lost`; where it has its end there is only the acknowledgement left.
-//! A worker that lives but could not renew its claims writes nothing until it knows that they are still its own. Should
-//! it have been stopped right before a write, Redis discards the write if another worker has taken the stream since.
+//! A request is acknowledged when its generation has a terminal entry. If a worker dies, another one takes over its
+//! claims after the takeover time, and the stream shows how far the answer has progressed. If viewers have seen
+//! nothing, the request is answered again under the same generation. If they have seen a part, no worker can continue
+//! it, and the answer ends with `relay_lost`. If the answer has its end, only the acknowledgement is missing. A live
+//! worker that could not renew its claims writes nothing until it knows that they are still its own. If it was
+//! suspended right before a write, Redis discards the write if another worker has taken the stream since.
 //!
 //! # Bounds
 //!
-//! `concurrency` answers at once; requests whose stream is busy wait here, at most `PARKED_PER_ANSWER` times as many,
-//! and beyond it no new ones are read: they wait in Redis.
+//! At most `concurrency` answers run at once; requests whose stream is busy wait here, at most `PARKED_PER_ANSWER`
+//! times as many. Beyond that no new requests are read: they wait in Redis.
 
 mod answer_progress;
 mod claims;
@@ -46,53 +46,53 @@ use crate::redis::{Keys, Target, TargetError};
 use crate::thread::{self, Ended, Handle, Outcome};
 use crate::{error_limited, warn_limited};
 
-/// Requests that wait for their stream, for each answer at once.
+/// How many requests may wait for their stream, per answer that can run at once.
 const PARKED_PER_ANSWER: usize = 4;
-/// And no more are read while those that are here have bodies of so many bytes together.
+/// The most bytes of request bodies held here; beyond it no more requests are read.
 const HELD_BYTES_MAX: usize = 64 << 20;
-/// How long the main thread waits for new requests before it looks at other things.
+/// How long the main thread waits for new requests before it does other work.
 const BLOCK: Duration = Duration::from_millis(100);
-/// How often it looks whether a busy stream has become free.
+/// How often a parked request checks whether its stream is free.
 const PARKED_FOR: Duration = Duration::from_millis(250);
-/// Renewals within the time for which a claim holds.
+/// How often a claim is renewed within the time for which it is valid.
 const RENEWALS: u32 = 5;
-/// How long after the grace threads may take to leave their answers.
+/// How long threads may take after the grace to abandon their answers.
 const LEAVE: Duration = Duration::from_secs(5);
 
 /// Limits of a relay, and the server that it asks.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Answers at once.
+    /// The most answers at once.
     pub concurrency: usize,
-    /// After how long without a sign of life another worker takes over.
+    /// After how much silence another worker takes over.
     pub takeover_after: Duration,
-    /// How long answers may go on after the request to stop.
+    /// How long answers may continue after the request to stop.
     pub grace: Duration,
     /// The model's server.
     pub upstream: Upstream,
 }
 
-/// Why a relay ended other than in order.
+/// Why a relay ended with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    /// The configuration names no Redis that could be connected to.
+    /// The configuration does not describe a usable Redis.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// The system refuses threads.
+    /// The system refused to start a thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
     /// A thread panicked.
     #[error("the thread {0} failed; what it was at is taken over by others")]
     Panicked(String),
-    /// Answers did not end in time.
+    /// Answers were not abandoned in time.
     #[error("{0} answers could not be left in time; they are taken over by others")]
     Late(usize),
 }
 
-/// Answers requests until `stopping` is raised.
+/// Answers requests until `stopping` is set.
 ///
 /// # Errors
-/// When it cannot start, or not end in order.
+/// If it cannot start, or cannot stop in order.
 pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result<(), RelayError> {
     let target = Target::new(&config.redis)?;
     let (jobs, job_inbox) = queue::bounded("relay-jobs", settings.concurrency);
@@ -143,7 +143,7 @@ pub fn run(config: &Config, settings: Settings, stopping: &AtomicBool) -> Result
     }
 }
 
-/// Different for every worker: a worker that is started again does not claim what its former self had.
+/// Different for every worker: a restarted worker does not take its former claims for its own.
 fn consumer_name() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}-{}-{:x}", crate::config::hostname(), std::process::id(), since.as_micros())
@@ -162,9 +162,9 @@ struct Relay {
     jobs: Sender<Job>,
     dones: Receiver<Done>,
     running: Vec<Running>,
-    /// Requests whose stream is busy, and when that is looked at next.
+    /// Requests whose stream is busy, and when to check the stream next.
     parked: VecDeque<(Order, Instant)>,
-    /// Requests that are over and have to be acknowledged, or handed back.
+    /// Requests that are finished and have to be acknowledged, or handed back.
     settled: Vec<(Order, Fate)>,
     renewed_at: Option<Instant>,
     taken_over_at: Option<Instant>,
@@ -172,7 +172,7 @@ struct Relay {
 }
 
 impl Relay {
-    /// Works until it is told to stop; returns the name of a thread that failed.
+    /// Works until it has to stop; returns the name of a thread that failed.
     fn work(&mut self, stopping: &AtomicBool, reports: &Receiver<Ended>) -> Option<String> {
         while !stopping.load(Ordering::Relaxed) {
             if let Some(Ended { name, outcome: Outcome::Panicked }) = reports.try_recv() {
@@ -211,7 +211,7 @@ impl Relay {
             && held.map(Order::body_bytes).sum::<usize>() < HELD_BYTES_MAX
     }
 
-    /// Lets running answers come to their end, within the grace; returns how many did not.
+    /// Lets running answers finish within the grace; returns how many did not.
     fn drain(&mut self) -> usize {
         while let Some((order, _)) = self.parked.pop_front() {
             self.claims.hand_back(order.id);
@@ -228,7 +228,7 @@ impl Relay {
         self.running.len()
     }
 
-    /// Takes the news of answers, waiting so long for one, and renews what is due.
+    /// Waits up to `wait` for the end of an answer, and renews what is due.
     fn keep(&mut self, wait: Duration) {
         let mut news = self.dones.recv_timeout(wait);
         while let Some(Done { id, fate }) = news {
@@ -249,7 +249,7 @@ impl Relay {
         }
     }
 
-    /// Tells Redis what became of a request; false when it could not be told.
+    /// Reports the outcome of a request to Redis; false if that failed.
     fn settle(&mut self, order: &Order, fate: Fate) -> bool {
         let is_settled = match fate {
             Fate::Answered => self.claims.acknowledge(order.id),
@@ -291,7 +291,7 @@ impl Relay {
         self.settled.retain(|(order, _)| !lost.contains(&order.id));
     }
 
-    /// Takes a request that is this worker's now.
+    /// Accepts a request that this worker has claimed.
     fn accept(&mut self, entry: &Entry, is_taken_over: bool) {
         if self.has(entry.id) {
             return;
@@ -300,7 +300,7 @@ impl Relay {
             Ok(order) => self.begin(order, Instant::now()),
             Err(Refused { stream, error }) => {
                 warn_limited!(%error, request = %entry.id, requests = self.claims.requests(), "a request that cannot be answered becomes a dead letter");
-                // If that fails, it is claimed again later.
+                // If that fails, the request is claimed again later.
                 self.claims.bury(entry, stream.as_ref(), (error.reason(), &error.to_string()));
             }
         }
@@ -312,7 +312,7 @@ impl Relay {
             || self.parked.iter().any(|(order, _)| order.id == id)
     }
 
-    /// Begins an answer, or lets it wait for its stream.
+    /// Begins an answer, or parks it until its stream is free.
     fn begin(&mut self, order: Order, now: Instant) {
         let is_behind = self.parked.iter().any(|(other, _)| other.name == order.name);
         let is_free = self.running.len() < self.settings.concurrency;
@@ -323,14 +323,14 @@ impl Relay {
         let lease = Lease::new(now, self.settings.takeover_after, Arc::clone(&self.halt));
         let job = Job { order: order.clone(), lease: lease.clone() };
         self.running.push(Running { order, lease });
-        // There is room for one job a thread.
+        // The queue has room for one job per thread.
         if let Err(error) = self.jobs.try_send(job) {
             error_limited!(%error, "a request could not be handed to a thread");
         }
     }
 
     fn look_at_parked(&mut self, now: Instant) {
-        // Requests for one stream keep their order: only those before this one are parked again by then.
+        // Requests for one stream keep their order: by then, only those before this one are parked again.
         for (order, at) in std::mem::take(&mut self.parked) {
             if at <= now {
                 self.begin(order, now);

@@ -1,44 +1,44 @@
-//! An entry of the requests' stream → what is asked for. Pure.
+//! Parses an entry of the stream of requests. Pure.
 
 use crate::model::{Entry, EntryId, Fields, KeyPattern, LABEL_BYTES_MAX, NameError, StreamName};
 
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Order {
-    /// The entry that asked.
+    /// The entry with the request.
     pub(super) id: EntryId,
-    /// The stream into which the answer goes.
+    /// The stream for the answer.
     pub(super) name: StreamName,
-    /// The model that is asked where the body names none. The stream's name does not tell it where keys have no model.
+    /// The model for the server if the body names none. If keys have no model, the stream's name does not contain it.
     pub(super) model: Option<String>,
-    /// The id of the generation that the answer is. It is the same for whoever answers, which is how a worker finds
-    /// what another one has begun.
+    /// The id of the answer's generation. It is the same for every worker, which is how a worker finds what another
+    /// one has begun.
     pub(super) generation: String,
-    /// The request's JSON body, whatever it is worth, or why there is none.
+    /// The request's JSON body, not validated, or why there is none.
     pub(super) body: Result<String, FieldError>,
     /// Whether another worker may have begun to answer.
     pub(super) is_taken_over: bool,
 }
 
 impl Order {
-    /// How many bytes its body holds.
+    /// The size of its body in bytes.
     pub(super) fn body_bytes(&self) -> usize {
         self.body.as_ref().map_or(0, String::len)
     }
 }
 
-/// Why a field says nothing.
+/// Why a field cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FieldError {
-    /// It is not there.
+    /// It is missing.
     #[error("the field `{0}` is missing")]
     Missing(&'static str),
-    /// It is no text.
+    /// It is not text.
     #[error("the field `{0}` is not UTF-8")]
     NotUtf8(&'static str),
 }
 
-/// An entry that asks for nothing that could be answered.
+/// An entry that is not a request that can be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// The stream that it names, if it names one.
@@ -47,19 +47,19 @@ pub(super) struct Refused {
     pub(super) error: OrderError,
 }
 
-/// Why an entry asks for nothing that could be answered.
+/// Why an entry is not a request that can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OrderError {
-    /// A field is not there, or not text.
+    /// A field is missing, or not text.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// Session and model are no stream's name.
+    /// Session and model are not a valid stream name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// Nothing of it was kept.
+    /// The entry was too large to be read.
     #[error("the entry is larger than 8 MiB")]
     TooLarge,
-    /// The field that has the generation's id.
+    /// The field with the generation's id is too long.
     #[error("the field `{0}` is longer than {LABEL_BYTES_MAX} bytes")]
     TooLong(&'static str),
 }
@@ -78,7 +78,7 @@ impl OrderError {
 pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> Result<Order, Refused> {
     let (name, model) = target(&entry.fields, streams).map_err(|error| Refused { stream: None, error })?;
     match generation(entry) {
-        // A stream that can be named can be told what is wrong with the body.
+        // If the stream has a name, the defect of the body can be reported in it.
         Ok(generation) => {
             let body = wanted(&entry.fields, "request").map(ToOwned::to_owned);
             Ok(Order { id: entry.id, name, model, generation, body, is_taken_over })
@@ -87,7 +87,7 @@ pub(super) fn read(entry: &Entry, is_taken_over: bool, streams: &KeyPattern) -> 
     }
 }
 
-/// The stream for the answer, and the model that is asked.
+/// The stream for the answer, and the model for the server.
 fn target(fields: &Fields, streams: &KeyPattern) -> Result<(StreamName, Option<String>), OrderError> {
     if fields.is_too_large() {
         return Err(OrderError::TooLarge);
@@ -97,7 +97,7 @@ fn target(fields: &Fields, streams: &KeyPattern) -> Result<(StreamName, Option<S
     Ok((name, model.map(ToOwned::to_owned)))
 }
 
-/// The generation's id: the first of two fields that is not empty, else one of our own.
+/// The generation's id: the first non-empty of two fields, or else an id of our own.
 fn generation(entry: &Entry) -> Result<String, OrderError> {
     for field in ["generation", "id"] {
         match text(&entry.fields, field)? {

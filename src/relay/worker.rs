@@ -14,12 +14,12 @@ use crate::queue::{Receiver, Sender};
 use crate::redis::{Backoff, Keys, Link, RedisError, Target};
 use crate::{error_limited, warn_limited};
 
-/// How long the thread waits for work before it looks whether there will be any.
+/// How long the thread waits for work before it checks whether there will be more.
 const WAIT: Duration = Duration::from_millis(200);
-/// The pauses between attempts to look at what another worker has left.
+/// The shortest and the longest pause between attempts to read what another worker has left.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How long a thread that has to leave an answer tries to write its terminal entry.
+/// How long a thread that has to abandon an answer tries to write its terminal entry.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A request to be answered.
@@ -32,17 +32,17 @@ pub(super) struct Job {
 /// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// The stream has its terminal entry: the request is done with.
+    /// The stream has its terminal entry: the request is finished.
     Answered,
-    /// Nobody has seen anything of an answer: another worker may answer it.
+    /// No viewer has seen any of the answer: another worker may answer the request.
     Left,
-    /// Another worker has it.
+    /// Another worker has the request.
     Lost,
-    /// The stream takes no entries: there is no way to answer.
+    /// The stream accepts no entries, so it cannot be answered.
     Unwritable,
 }
 
-/// The news of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) id: EntryId,
@@ -62,7 +62,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Answers until `is_over` says that nothing will come any more.
+    /// Answers requests until `is_over` returns true.
     pub(super) fn run(&self, is_over: impl Fn() -> bool) {
         while !is_over() {
             let Some(job) = self.jobs.recv_timeout(WAIT) else { continue };
@@ -70,14 +70,14 @@ impl Worker {
             let (fate, outcome) = self.answer(&job);
             let (stream, request) = (&job.order.name, job.order.id);
             tracing::info!(%stream, %request, outcome, took = ?began.elapsed(), "done with a request");
-            // There is room for one news a request.
+            // The queue has room for one report per request.
             if let Err(error) = self.dones.try_send(Done { id: request, fate }) {
                 error_limited!(%error, %request, "the end of an answer could not be reported");
             }
         }
     }
 
-    /// Answers a request. Returns its outcome, for Redis and in words for the log.
+    /// Answers a request. Returns its outcome, and a description for the log.
     fn answer(&self, job: &Job) -> (Fate, String) {
         let order = &job.order;
         let wires = RedisWires::new(&self.redis, &order.name);
@@ -107,7 +107,7 @@ impl Worker {
                 return end(&mut producer, &job.lease, ("bad_request", &message));
             }
         };
-        // A cancel that came after the request but before its answer began counts too.
+        // A request to cancel that came after this request but before its answer began also counts.
         let mut cancels = cancels.since(order.id);
         let stop = || job.lease.must_stop();
         match Answer::new(&self.upstream, &mut producer, &mut cancels, &stop).run(&request) {
@@ -127,13 +127,13 @@ impl Worker {
         }
     }
 
-    /// The request to the server, or the reason why there can be none.
+    /// The request for the server, or why there is none.
     fn request(&self, order: &Order) -> Result<Request, String> {
         let body = order.body.as_ref().map_err(ToString::to_string)?;
         Request::new(body, order.model.as_deref(), &self.upstream).map_err(|error| error.to_string())
     }
 
-    /// How far another worker has come with the answer; `None` when this worker has to leave it too.
+    /// How far another worker has progressed with the answer; `None` if this worker has to abandon it too.
     fn look(&self, job: &Job) -> Option<AnswerProgress> {
         let key = self.redis.stream_key.key(&job.order.name);
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX, job.order.id.ms);
@@ -168,7 +168,7 @@ fn unwritable() -> (Fate, String) {
     (Fate::Unwritable, "not answered: its stream takes no entries".to_owned())
 }
 
-/// Writes the terminal entry of an answer that has no better one.
+/// Writes the terminal entry of an answer without one.
 fn end(
     producer: &mut Producer<RedisWires>,
     lease: &Lease,

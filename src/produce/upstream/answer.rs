@@ -1,8 +1,8 @@
-//! One request's answer into a stream, from `start` to a terminal entry.
+//! Writes the answer to one request into a stream, from `start` to a terminal entry.
 //!
-//! The upstream and the pause before another attempt are waited for in slices of [`SLICE`]. Between two slices it is
-//! checked whether a stop was asked for, whether a heartbeat is due, and whether a timeout has passed. Only a wait for
-//! Redis has no such checks (except for `stop`); the upstream is not read meanwhile.
+//! Waits for the upstream, and pauses before another attempt, are divided into slices of [`SLICE`]. Between two
+//! slices the thread checks whether a stop was requested, whether a heartbeat is due, and whether a timeout has
+//! passed. Only a wait for Redis has no such checks (except for `stop`); the upstream is not read meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ use crate::produce::words::own_words;
 use crate::produce::{Cancels, Failure, Generation, ProduceError, Producer, Wires, now_us};
 use crate::{info_limited, visible, warn_limited};
 
-/// The longest time between two looks around, which is the longest that a request to stop waits after it arrived.
+/// The longest time between two checks, which bounds the delay of a request to stop.
 const SLICE: Duration = Duration::from_millis(20);
-/// How long writing the last entry is tried.
+/// How long to try to write the last entry.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How an answer ended.
 #[derive(Debug)]
@@ -30,28 +30,28 @@ pub enum Outcome {
     Cancelled,
     /// With an `error` entry, or an error event of the upstream.
     Failed(Failure),
-    /// The caller asked to stop: it has no terminal entry yet.
+    /// The caller asked to stop: the answer has no terminal entry yet.
     Stopped {
-        /// Whether viewers have seen something of it.
+        /// Whether viewers have seen any of it.
         token_came: bool,
     },
-    /// Redis takes nothing: it may have no terminal entry.
+    /// Redis accepts no entries: the answer may have no terminal entry.
     Unwritable(ProduceError),
 }
 
-/// Why one attempt came to nothing.
+/// Why one attempt failed.
 enum Broken {
     Cancelled,
     Stopped,
     Unwritable(ProduceError),
-    /// Before the first token another attempt may help.
+    /// Before the first token: another attempt may help.
     Again {
         failure: Failure,
         retry_after: Option<Duration>,
     },
-    /// Nothing will help.
+    /// No other attempt will help.
     Failed(Failure),
-    /// The upstream has said itself that it failed: the stream has its words.
+    /// The upstream reported its failure itself: the stream has its message.
     Reported(Failure),
 }
 
@@ -68,11 +68,11 @@ fn failure(code: &'static str, message: impl Into<String>) -> Failure {
     Failure { code: code.into(), message: message.into() }
 }
 
-/// One request's answer as it comes.
+/// One attempt at an answer.
 struct Attempt {
     head: Head,
     events: ProviderEvents,
-    /// When something came last.
+    /// When something last arrived.
     received_at: Instant,
 }
 
@@ -82,7 +82,7 @@ impl Attempt {
         Self { head: Head::default(), events, received_at: Instant::now() }
     }
 
-    /// The error for a body that is no event stream; `came` describes what it is instead.
+    /// The error for a body that is not an event stream; `came` describes what it is instead.
     fn malformed(&self, came: &str) -> Broken {
         let kind = self.head.kind.as_deref().unwrap_or("none");
         let kind = visible::line(kind.get(..100).unwrap_or(kind));
@@ -91,7 +91,7 @@ impl Attempt {
     }
 }
 
-/// Brings an answer into a stream.
+/// Writes an answer into a stream.
 pub struct Answer<'a, W: Wires, C: Cancels> {
     upstream: &'a Upstream,
     producer: &'a mut Producer<W>,
@@ -101,12 +101,12 @@ pub struct Answer<'a, W: Wires, C: Cancels> {
     written_at: Instant,
     /// When the upstream last sent an event.
     event_at: Instant,
-    /// Threads of requests that were cut and perhaps still have to notice it.
+    /// Threads of cancelled requests that may not have ended yet.
     cut: Vec<CutCall>,
 }
 
 impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
-    /// An answer that nobody has asked for yet. `stop` is looked at all the time.
+    /// An answer without a request so far. `stop` is checked all the time.
     pub fn new(
         upstream: &'a Upstream,
         producer: &'a mut Producer<W>,
@@ -118,10 +118,10 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Self { upstream, producer, cancels, stop, token_came: false, written_at, event_at, cut }
     }
 
-    /// Asks, and does not return before the answer has its terminal entry, or somebody wants to stop.
+    /// Sends the request, and returns when the answer has its terminal entry or a stop was requested.
     pub fn run(mut self, request: &Request) -> Outcome {
         let outcome = self.ask(request);
-        // Only now: nobody waits for a connection that is still being made.
+        // Joined only now, so that nobody waits for a connection that is still being opened.
         self.cut.into_iter().for_each(CutCall::join);
         outcome
     }
@@ -154,7 +154,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    /// Asks as often as it may help. An error comes with the token counts so far.
+    /// Repeats the request as often as that may help. An error includes the token counts so far.
     fn attempts(&mut self, request: &Request) -> Result<(), (Broken, Option<Map<String, Value>>)> {
         self.producer.push(Generation::start_unnumbered);
         self.flush().map_err(|broken| (broken, None))?;
@@ -191,7 +191,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         done
     }
 
-    /// Takes the pieces of the answer, to its end.
+    /// Reads the pieces of the answer to its end.
     fn follow(&mut self, call: &Call, attempt: &mut Attempt) -> Result<(), Broken> {
         loop {
             self.look_around()?;
@@ -232,7 +232,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    /// Whether the upstream may be silent for so long.
+    /// Checks whether the upstream has been silent for too long.
     fn check_patience(&self, attempt: &Attempt) -> Result<(), Broken> {
         let patience = self.upstream.patience;
         let allowed = if attempt.events.count() > 0 { patience.silence } else { patience.first };
@@ -242,7 +242,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Err(Broken::Failed(failure("upstream_timeout", format!("the upstream was silent for {allowed:?}"))))
     }
 
-    /// The events that these bytes complete; whether the answer is over.
+    /// Handles the events that these bytes complete; returns whether the answer has ended.
     fn take(&mut self, bytes: &[u8], attempt: &mut Attempt) -> Result<bool, Broken> {
         let pushed = attempt.events.push(bytes, Instant::now());
         while let Some(event) = attempt.events.next() {
@@ -254,7 +254,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Ok(false)
     }
 
-    /// Passes on the result of an event; whether it was the last one.
+    /// Passes on the result of an event; returns whether it was the last one.
     fn push_event(&mut self, event: ProviderEvent, attempt: &Attempt) -> Result<bool, Broken> {
         self.event_at = Instant::now();
         let (record, meaning) = match event {
@@ -275,8 +275,8 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    /// Ends the attempt at its last piece: writes the end where the upstream has finished without saying so, or returns
-    /// why the attempt failed.
+    /// Ends the attempt at its last piece: writes the end if the upstream has finished without one, or returns why
+    /// the attempt failed.
     fn finish(&mut self, piece: Piece, attempt: &mut Attempt) -> Result<(), Broken> {
         let again =
             |code, message: String| Broken::Again { failure: failure(code, message), retry_after: None };
@@ -296,7 +296,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
             return self.end(&reason, attempt);
         }
         match (attempt.events.came_instead(), broken) {
-            // An orderly end, so nothing else would come of another attempt.
+            // The body ended in order, so another attempt would have the same result.
             (Some(came), None) => Err(attempt.malformed(&came)),
             (Some(came), Some(_)) if attempt.events.has_foreign() => Err(attempt.malformed(&came)),
             (Some(_), Some(reason)) => Err(again(
@@ -310,7 +310,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         }
     }
 
-    /// Writes the end that the upstream left unsaid.
+    /// Writes the end that the upstream did not send.
     fn end(&mut self, reason: &str, attempt: &Attempt) -> Result<(), Broken> {
         let usage = attempt.events.story().usage();
         self.producer.push(|generation, ts| generation.end_with(reason, usage.as_ref(), ts));
@@ -327,7 +327,7 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
         Ok(())
     }
 
-    /// Whether to go on; writes a heartbeat where one is due.
+    /// Checks whether to continue; writes a heartbeat if one is due.
     fn look_around(&mut self) -> Result<(), Broken> {
         if (self.stop)() {
             return Err(Broken::Stopped);
@@ -345,11 +345,11 @@ impl<'a, W: Wires, C: Cancels> Answer<'a, W, C> {
 
     fn flush(&mut self) -> Result<(), Broken> {
         let stop = self.stop;
-        // A stop may have been asked for since the last look: then nothing more is written.
+        // A stop may have been requested since the last check: then nothing more is written.
         if stop() {
             return Err(Broken::Stopped);
         }
-        // The upstream's keep-alive comments write nothing, so they do not put off the stream's own heartbeat.
+        // The upstream's keep-alive comments write nothing, so they do not delay the stream's own heartbeat.
         if !self.producer.is_flushed() {
             self.producer.flush(stop)?;
             self.written_at = Instant::now();

@@ -1,8 +1,8 @@
-//! One HTTP request to a model's server, on a thread of its own, so that the thread that waits for the answer can
-//! attend to other things and can cut the connection at any moment.
+//! One HTTP request to a model's server, on a thread of its own, so that the thread that waits for the answer can do
+//! other work and can close the connection at any time.
 //!
-//! The thread hands on what it reads through a bounded queue: when that is full it reads no more, and the server waits.
-//! Only resolving a name and making a connection cannot be interrupted; the connect timeout bounds both.
+//! The thread passes on what it reads through a bounded queue: if that is full, it stops reading and the server
+//! waits. Only the name lookup and the connection attempt cannot be interrupted; the connect timeout bounds both.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -17,31 +17,31 @@ use super::Upstream;
 use crate::queue::{self, Receiver, SendError, Sender, Weight};
 use crate::thread::{self, Ended, Handle};
 
-/// Pieces of a body that are read ahead.
+/// The most pieces of a body that are read ahead.
 const PIECES_MAX: usize = 256;
-/// Their bytes.
+/// The most bytes that are read ahead.
 const PIECE_BYTES_MAX: usize = 1024 * 1024;
-/// The most that is read at once.
+/// The most bytes of one read.
 const READ_BYTES: usize = 16 * 1024;
-/// The most that is read of a body that says why a request was refused.
+/// The most bytes that are read of a body that explains a refusal.
 const REFUSAL_BYTES_MAX: u64 = 16 * 1024;
-/// How long the thread waits for room before it looks whether anybody still listens.
+/// How long the thread waits for room before it checks whether the receiver still exists.
 const ROOM_WAIT: Duration = Duration::from_millis(500);
 
-/// One piece of a request's result, as the thread hands it on.
+/// One piece of a request's result.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// The head of an answer whose status is fine; its body follows.
+    /// The head of an answer with a success status; its body follows.
     Head(Head),
     /// More of the body.
     Body(Vec<u8>),
-    /// Its orderly end.
+    /// The orderly end of the body.
     End,
-    /// A status that refuses.
+    /// An error status.
     Refused(Refusal),
-    /// The answer is not HTTP, or its body is not what its head says.
+    /// The answer is not HTTP, or its body does not match its head.
     Malformed(String),
-    /// No connection could be made.
+    /// No connection could be opened.
     Unreachable(String),
     /// The connection broke.
     Broken(String),
@@ -52,11 +52,11 @@ pub(super) enum Piece {
 pub(super) struct Head {
     /// `Content-Type`.
     pub(super) kind: Option<String>,
-    /// `Content-Encoding`, unless it is one that was undone.
+    /// `Content-Encoding`, unless the client has decoded it.
     pub(super) encoding: Option<String>,
 }
 
-/// An answer whose status refuses.
+/// An answer with an error status.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -65,22 +65,22 @@ pub(super) struct Refusal {
     pub(super) body: String,
 }
 
-/// A request under way.
+/// A request in progress.
 pub(super) struct Call {
     agent: Agent,
     pieces: Option<Receiver<Piece>>,
     thread: CutCall,
 }
 
-/// The thread of a request that nobody waits for any more.
+/// The thread of a request that was abandoned.
 pub(super) struct CutCall {
     thread: Handle,
-    /// Where it reports its end; nobody but [`CutCall::join`] wants to know.
+    /// Where it reports its end; only [`CutCall::join`] uses that.
     _ended: Receiver<Ended>,
 }
 
 impl CutCall {
-    /// Waits for it.
+    /// Waits for the thread.
     pub(super) fn join(self) {
         self.thread.join();
     }
@@ -103,19 +103,19 @@ impl Call {
         Ok(Self { agent, pieces: Some(pieces), thread: CutCall { thread, _ended: reports } })
     }
 
-    /// The next piece, waiting so long for it.
+    /// The next piece; waits up to `wait` for it.
     pub(super) fn next(&self, wait: Duration) -> Option<Piece> {
         let pieces = self.pieces.as_ref()?;
         let lost = || Piece::Broken("the thread that read it ended".to_owned());
         match pieces.recv_timeout(wait) {
-            // The last piece may have come between the two looks.
+            // The last piece may have come between the two checks.
             None if self.thread.thread.is_finished() => Some(pieces.try_recv().unwrap_or_else(lost)),
             piece => piece,
         }
     }
 
-    /// Cuts the connection. The thread ends at once, unless it still resolves or connects: then within the connect
-    /// timeout.
+    /// Closes the connection. The thread ends at once, or within the connect timeout if it is still looking up the
+    /// name or connecting.
     pub(super) fn cut(mut self) -> CutCall {
         drop(self.pieces.take());
         self.agent.shutdown();
@@ -123,7 +123,7 @@ impl Call {
     }
 }
 
-/// Hands a piece on; false when nobody listens any more.
+/// Passes a piece on; false if the receiver is gone.
 fn send(sender: &Sender<Piece>, mut piece: Piece) -> bool {
     loop {
         match sender.send_timeout(piece, ROOM_WAIT) {
@@ -179,7 +179,7 @@ fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
 
 fn head(response: &Response<Body>) -> Head {
     let kind = header(response, "content-type").map(ToOwned::to_owned);
-    // The client has undone gzip, and taken the header away with it.
+    // The client has decoded gzip and removed the header.
     let encoding = header(response, "content-encoding").map(str::trim);
     let encoding =
         encoding.filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity"));
@@ -193,7 +193,7 @@ fn refusal(response: &Response<Body>) -> Refusal {
     Refusal { status: response.status().as_u16(), retry_after, body: String::new() }
 }
 
-/// Whether a body is not compressed as its head says. One that ends too early broke off.
+/// Whether a body is not compressed as its head says. A body that ends too early counts as broken off instead.
 fn is_undecodable(error: &std::io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     matches!(inner, Some(Error::Decompress(_, error)) if error.kind() != std::io::ErrorKind::UnexpectedEof)
@@ -201,12 +201,12 @@ fn is_undecodable(error: &std::io::Error) -> bool {
 
 fn beginning(response: Response<Body>) -> String {
     let mut bytes = Vec::new();
-    // An error is ignored: the part of the body that was read says more than that the connection broke.
+    // An error is ignored: the part of the body that was read is more useful than the fact that the connection broke.
     response.into_body().into_reader().take(REFUSAL_BYTES_MAX).read_to_end(&mut bytes).ok();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Tells why no answer came. Without a connection the server cannot have begun to work.
+/// Why no answer arrived. Without a connection the server cannot have begun to work.
 fn failed(error: &Error, is_connected: bool) -> Piece {
     let text = error.to_string();
     match error {
@@ -216,8 +216,8 @@ fn failed(error: &Error, is_connected: bool) -> Piece {
     }
 }
 
-/// The last link of the client's connectors: it notes that there is a connection to the server itself, through the
-/// proxy and with TLS where they are wanted.
+/// The last of the client's connectors: it records that there is a connection to the server itself, through the proxy
+/// and with TLS if they are configured.
 #[derive(Clone, Debug)]
 pub(super) struct Connected {
     server: Uri,
@@ -240,7 +240,7 @@ impl<In: Transport> Connector<In> for Connected {
     type Out = In;
 
     fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<In>, Error> {
-        // The connection to a proxy is made by the same connectors, under the proxy's address.
+        // The same connectors open the connection to a proxy, under the proxy's address.
         if chained.is_some() && *details.uri == self.server {
             self.is_made.store(true, Ordering::Relaxed);
         }

@@ -1,9 +1,9 @@
 //! A model's server: its address, the request to it, and the reading of its answer.
 //!
-//! An [`Upstream`] holds the settings that all requests have in common, a [`Request`] is one body, an [`Answer`] writes
-//! the answer into a stream: `start`, the raw events as they come, heartbeats while the model thinks, and a terminal
-//! entry in every case. Before the first token a request that failed is tried again; after it, it ends in an `error`
-//! entry.
+//! An [`Upstream`] holds the settings that all requests share, a [`Request`] is one body, an [`Answer`] writes the
+//! answer into a stream: `start`, the raw events as they arrive, heartbeats while the model thinks, and always a
+//! terminal entry. A request that fails before the first token is retried; after the first token it ends with an
+//! `error` entry.
 //!
 //! | code | the upstream |
 //! | --- | --- |
@@ -35,23 +35,23 @@ pub use request::{Request, RequestError};
 use super::Form;
 use super::events::ExpectedForm;
 
-/// The version of Anthropic's interface that is asked for.
+/// The version of Anthropic's API that is requested.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
-/// How long an upstream may take.
+/// The timeouts and retries of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// To be connected to.
+    /// To accept the connection.
     pub connect: Duration,
-    /// For its first event.
+    /// To send its first event.
     pub first: Duration,
     /// Between two pieces of its answer.
     pub silence: Duration,
-    /// After a `finish_reason` without a word more: then the answer is over, as it is for readers. 0: never.
+    /// After a `finish_reason` without a further event: then the answer is over, as it is for readers. 0: never.
     pub finish: Duration,
-    /// Before a heartbeat tells the stream that it is still waited for.
+    /// After this much silence a heartbeat is written into the stream.
     pub heartbeat: Duration,
-    /// How often a request is tried again before its first token.
+    /// How often a request is retried before its first token.
     pub retries: u32,
 }
 
@@ -100,7 +100,7 @@ pub struct Upstream {
     roots: Option<RootCerts>,
 }
 
-/// Without its headers, which carry secrets.
+/// Leaves out the headers, which contain secrets.
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").field("url", &self.url).field("form", &self.form).finish_non_exhaustive()
@@ -108,11 +108,11 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// The server behind `url`. It is asked as Anthropic's interface where the path ends in `/messages`, else as an
+    /// The server at `url`. It is used as Anthropic's API if the path ends in `/messages`, otherwise as an
     /// OpenAI-compatible one; the form of its answers is that of their first event.
     ///
     /// # Errors
-    /// When the URL cannot be used.
+    /// If the URL cannot be used.
     pub fn new(url: &str, patience: Patience) -> Result<Self, UpstreamError> {
         let unusable = || UpstreamError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| unusable())?;
@@ -124,7 +124,7 @@ impl Upstream {
         let fixed = [
             ("content-type", "application/json"),
             ("accept", "text/event-stream"),
-            // A proxy that compresses holds events back until it has enough of them.
+            // A proxy that compresses delays events until it has enough of them.
             ("accept-encoding", "identity"),
         ];
         let headers =
@@ -135,7 +135,7 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// The same, asked and read in this form whatever its path and its first event look like.
+    /// Uses this form for requests and answers, whatever the path and the first event look like.
     #[must_use]
     pub fn speaking(mut self, form: Form) -> Self {
         self.form = ExpectedForm::Fixed(form);
@@ -143,7 +143,7 @@ impl Upstream {
         self
     }
 
-    /// Anthropic's interface wants to be told its version.
+    /// Anthropic's API requires a version header.
     fn set_version(&mut self) {
         let name = HeaderName::from_static("anthropic-version");
         self.headers.retain(|(known, _)| *known != name);
@@ -152,10 +152,10 @@ impl Upstream {
         }
     }
 
-    /// The same with another header, which replaces one of the same name.
+    /// Adds another header, which replaces one with the same name.
     ///
     /// # Errors
-    /// When it is not `Name: value`.
+    /// If it is not `Name: value`.
     pub fn header(mut self, line: &str) -> Result<Self, UpstreamError> {
         // Its value may be a secret.
         let name = line.split(':').next().unwrap_or_default();
@@ -167,10 +167,10 @@ impl Upstream {
         Ok(self)
     }
 
-    /// The same with the key of an account: `Authorization: Bearer`, for Anthropic `x-api-key`.
+    /// Sets the key of an account: `Authorization: Bearer`, for Anthropic `x-api-key`.
     ///
     /// # Errors
-    /// When no header can carry it.
+    /// If a header cannot contain it.
     pub fn key(mut self, key: &str) -> Result<Self, UpstreamError> {
         let (name, value) = match self.form.likely() {
             Form::Anthropic => (HeaderName::from_static("x-api-key"), key.trim().to_owned()),
@@ -182,10 +182,10 @@ impl Upstream {
         Ok(self)
     }
 
-    /// The same, trusting the certificates in a PEM file instead of the public authorities.
+    /// Trusts the certificates in a PEM file instead of the public authorities.
     ///
     /// # Errors
-    /// When the file holds none.
+    /// If the file contains none.
     pub fn trusting(mut self, path: &Path) -> Result<Self, UpstreamError> {
         let unusable = |reason: String| UpstreamError::CaFile { path: path.display().to_string(), reason };
         let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
@@ -208,7 +208,7 @@ impl Upstream {
         self.form
     }
 
-    /// Whether it is asked for chat completions.
+    /// Whether requests are for chat completions.
     fn is_chat(&self) -> bool {
         self.url.path().trim_end_matches('/').ends_with("/chat/completions")
     }
@@ -218,14 +218,14 @@ impl Upstream {
         self.headers.push((name, value));
     }
 
-    /// A client for one request, so that cutting it cuts no other.
+    /// A client for one request, so that closing its connection affects no other request.
     fn agent(&self, connected: http::Connected) -> Agent {
         let roots = self.roots.clone().unwrap_or(RootCerts::WebPki);
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("llm-bridge/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
-            // A key is for the server that was named.
+            // A key is only for the configured server.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(self.patience.connect))

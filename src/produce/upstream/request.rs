@@ -7,13 +7,13 @@ use serde_json::value::RawValue;
 
 use super::Upstream;
 
-/// Why a text is no request.
+/// Why a text is not a request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// It is not a JSON object.
     #[error("the request is not a JSON object: {0}")]
     NotAnObject(#[from] serde_json::Error),
-    /// It has no members that a model could be asked with.
+    /// It is an empty object.
     #[error("the request is empty")]
     Empty,
 }
@@ -25,13 +25,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// Takes the user's request unchanged, except that `stream` is set to true; `model`, if given, is added where the
-    /// request has none; and a request for chat completions without `stream_options` asks for the usage, which servers
-    /// otherwise do not send with a stream. For a server that does not know `stream_options`, the request says
-    /// `"stream_options": null`.
+    /// Takes the user's request unchanged, except that `stream` is set to true; `model`, if given, is added if the
+    /// request has none; and a request for chat completions without `stream_options` asks for the usage, which
+    /// servers otherwise do not send with a stream. For a server that does not support `stream_options`, set
+    /// `"stream_options": null` in the request.
     ///
     /// # Errors
-    /// When the text is not a JSON object, or is an empty one.
+    /// If the text is not a JSON object, or is an empty one.
     pub fn new(text: &str, model: Option<&str>, upstream: &Upstream) -> Result<Self, RequestError> {
         let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text)?;
         if members.is_empty() {

@@ -1,13 +1,13 @@
-//! When a refused request is tried again. Pure.
+//! When a refused request is retried. Pure.
 //!
-//! Pauses are drawn from all of a step that doubles (full jitter), so that many who were refused at once do not come
-//! back at once; a server's `Retry-After` is the least that is waited.
+//! Pauses are drawn from the whole of a doubling step (full jitter), so that many clients that were refused together
+//! do not return together; a server's `Retry-After` is the minimum.
 
 use std::time::Duration;
 
-/// The most that a server may ask to wait; beyond it the request is given up at once.
+/// The longest wait that a server may ask for; beyond it the request fails at once.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
-/// The first step that a pause is drawn from.
+/// The first step from which a pause is drawn.
 const STEP_MIN: Duration = Duration::from_millis(500);
 /// The longest step.
 const STEP_MAX: Duration = Duration::from_secs(30);
@@ -21,10 +21,10 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    /// At most `max` repetitions. Equal seeds give equal pauses.
+    /// At most `max` retries. Equal seeds give equal pauses.
     #[must_use]
     pub(super) const fn new(max: u32, seed: u64) -> Self {
-        // A xorshift never leaves zero, so zero is no state.
+        // A xorshift never leaves zero, so the state must not be zero.
         Self { left: max, step: STEP_MIN, random: if seed == 0 { 1 } else { seed } }
     }
 
@@ -40,7 +40,7 @@ impl Retries {
         self.random ^= self.random << 17;
         let span_us = u64::try_from(self.step.as_micros()).unwrap_or(u64::MAX - 1) + 1;
         self.step = (self.step * 2).min(STEP_MAX);
-        // The jitter is added to the server's wait, so that clients that were given the same wait come back apart.
+        // The jitter is added to the server's wait, so that clients with the same wait return at different times.
         Some(least + Duration::from_micros(self.random % span_us))
     }
 }
@@ -73,7 +73,7 @@ fn http_date(text: &str) -> Option<Duration> {
     {
         return None;
     }
-    // Years that begin in March have the leap day at their end.
+    // A year that begins in March has the leap day at its end.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
     let days = days.checked_sub(719_468)?;
