@@ -1,7 +1,7 @@
-//! From what was said to what the program runs on: every key is read by its rule, then what concerns
-//! several keys is judged. All errors are gathered.
+//! From the settings as given to the final configuration: every key is read by its rule, then rules that concern
+//! several keys are checked. All errors are collected.
 //!
-//! Pure but for the secret files, which the caller's `Surroundings` read.
+//! Pure except for the secret files, which the caller's `Surroundings` read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::model::KeyPattern;
 
-/// Inputs of a configuration beside its own text.
+/// What a configuration depends on besides its own text.
 pub(super) struct Surroundings<'a> {
     /// This machine's name.
     pub(super) hostname: &'a str,
@@ -25,7 +25,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) read_secret: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
-/// The configuration that `raw` means; `errors` gets what is wrong, and the result then is of no use.
+/// The configuration that `raw` describes. Errors are added to `errors`; with an error the result is not usable.
 pub(super) fn check(raw: &Raw, around: &Surroundings<'_>, errors: &mut Vec<ConfigError>) -> Config {
     let mut checker = Checker { raw, around, errors };
     let listen = checker.listen();
@@ -52,7 +52,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    /// The value of a key; its default too where the given one is wrong, which is then noted.
+    /// The value of a key. If the given one is wrong, records the error and returns the default.
     fn take<R: Rule>(&mut self, key: &Key<R>) -> R::Out {
         let Some(setting) = self.raw.get(key.name) else { return key.rule.default() };
         match key.rule.read(setting) {
@@ -128,7 +128,7 @@ impl Checker<'_> {
         })
     }
 
-    /// The URL with the password in it; a secret file wins over what the configuration shows.
+    /// The URL with the password in it; a secret file overrides the configuration.
     fn redis_url(&mut self) -> String {
         let mut url = self.take(&keys::REDIS_URL);
         let mut source = keys::REDIS_URL.name;

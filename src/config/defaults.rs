@@ -1,9 +1,9 @@
-//! Every default and every bound, each with its reason; what a key means to an operator is in
-//! `conf/llm-bridge.toml`, which a test holds equal to this file.
+//! Every default and every bound, each with its reason. The meaning of a key for an operator is in
+//! `conf/llm-bridge.toml`, which a test compares with this file.
 //!
-//! Bounds keep typing errors out (a timeout of 30 days, a thousand threads); within them the operator
-//! decides. Lower bounds of durations are small, so that tests can be quick. Where 0 switches a limit
-//! off, `zero` says what the program uses instead; limits that bound memory cannot be switched off.
+//! Bounds keep typing errors out (a timeout of 30 days, a thousand threads); within them the operator decides. Lower
+//! bounds of durations are small, so that tests can be quick. If 0 switches a limit off, `zero` is the value that the
+//! program uses instead; limits that bound memory cannot be switched off.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::log_filter;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// The most bytes of a service's name or an instance's id: both go into the name of an abstract
-/// socket, which has 107.
+/// The most bytes of a service's name or an instance's id: both are part of the name of an abstract socket, which has
+/// at most 107.
 const IDENTIFIER_BYTES_MAX: usize = 64;
 
 const fn ms(number: u64) -> Duration {
@@ -35,7 +35,7 @@ const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// Declares keys and the list of their names, so that none can be read that is not also known.
+/// Declares keys and the list of their names, so that no key can be read that is not also known.
 macro_rules! keys {
     ($($(#[$reason:meta])* $constant:ident: $rule:ty = $name:literal, $value:expr;)*) => {
         $($(#[$reason])* pub(super) const $constant: Key<$rule> = Key { name: $name, rule: $value };)*
@@ -52,7 +52,7 @@ keys! {
     SERVICE_NAME: Text = "service.name", Text {
         default: "llm-bridge", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
     };
-    /// Empty stands for `<hostname>-<public port>`, which cannot be known here.
+    /// Empty means `<hostname>-<public port>`, which is not known here.
     SERVICE_INSTANCE: Text = "service.instance", Text {
         default: "",
         is_allowed: |text| text.is_empty() || is_identifier(text),
@@ -65,16 +65,16 @@ keys! {
     REDIS_URL: Text = "redis.url", Text {
         default: "redis://127.0.0.1:6379/0", is_allowed: |text| !text.is_empty(), allowed: "a URL",
     };
-    /// No secret file unless somebody made one.
+    /// No secret file by default.
     REDIS_URL_FILE: File = "redis.url_file", File { default: "" };
-    /// No secret file unless somebody made one.
+    /// No secret file by default.
     REDIS_PASSWORD_FILE: File = "redis.password_file", File { default: "" };
-    /// The contract's prefix of its keys. Braces would change a cluster's slots, and a colon would let
-    /// one prefix begin another's keys.
+    /// The contract's prefix of its keys. Braces would change a cluster's slots, and a colon would let one prefix be
+    /// the beginning of another's keys.
     REDIS_PREFIX: Text = "redis.prefix", Text {
         default: "llm", is_allowed: is_identifier, allowed: IDENTIFIER_ALLOWED,
     };
-    /// Empty stands for `<prefix>:stream:{session}:{model}`, which follows the prefix.
+    /// Empty means `<prefix>:stream:{session}:{model}`, which depends on the prefix.
     REDIS_STREAM_KEY: Text = "redis.stream_key", Text {
         default: "", is_allowed: |_| true, allowed: "a text with {session} in it, or \"\" for the prefix's",
     };
@@ -86,25 +86,26 @@ keys! {
     REDIS_RESPONSE_TIMEOUT: Span = "redis.response_timeout", Span {
         default: secs(5), min: ms(100), max: secs(300), zero: None,
     };
-    /// A Redis that is back is noticed within two seconds, and one that is away costs little.
+    /// A Redis that is back is detected within two seconds, and one that is down costs little.
     REDIS_BACKOFF_MAX: Span = "redis.backoff_max", Span {
         default: secs(2), min: ms(50), max: secs(300), zero: None,
     };
     /// The public trust anchors fit managed services; others name their own.
     REDIS_CA_FILE: File = "redis.ca_file", File { default: "" };
-    /// Some 10 MB of letters of 1 KB each: enough to see what a broken producer did.
+    /// About 10 MB of letters of 1 KB each: enough to see what a broken producer wrote.
     REDIS_DLQ_MAX_ENTRIES: Count<u64> = "redis.dlq_max_entries", Count {
         default: 10_000, min: 1, max: 10_000_000, zero: None,
     };
-    /// Some 20 MB: the answers of a busy day, to be read by whoever sends e-mails.
+    /// About 20 MB: the answers of a busy day, for a program that sends e-mails.
     REDIS_RECEIPTS_MAX_ENTRIES: Count<u64> = "redis.receipts_max_entries", Count {
         default: 100_000, min: 1, max: 100_000_000, zero: None,
     };
-    /// Entries may have 8 MiB each, so their number alone bounds nothing: room for a few of those, or all small ones.
+    /// Entries may have 8 MiB each, so their number alone bounds nothing: room for a few large ones, or for all small
+    /// ones.
     REDIS_DLQ_MAX_BYTES: Size = "redis.dlq_max_bytes", Size {
         default: 64 * MIB, min: 64 * KIB, max: 1024 * 1024 * MIB,
     };
-    /// Twice what the usual number of receipts takes; ids and names may be long.
+    /// Twice the size of the usual number of receipts; ids and names may be long.
     REDIS_RECEIPTS_MAX_BYTES: Size = "redis.receipts_max_bytes", Size {
         default: 64 * MIB, min: 64 * KIB, max: 1024 * 1024 * MIB,
     };
@@ -118,27 +119,27 @@ keys! {
 
     // [listen]
 
-    /// Loopback: reachable by others only once somebody decided so.
+    /// Loopback: reachable from other hosts only if the operator decides so.
     LISTEN_PUBLIC: Address = "listen.public", Address { default: loopback(8080) };
     /// Loopback, because metrics and health are not for clients.
     LISTEN_ADMIN: Address = "listen.admin", Address { default: loopback(9464) };
     /// In the directory that the systemd unit creates.
     LISTEN_STATS_SOCKET: File = "listen.stats_socket", File { default: "/run/llm-bridge/stats.sock" };
-    /// No other site reads streams unless it is named.
+    /// No other site may read streams unless it is listed.
     LISTEN_ORIGINS: Texts = "listen.origins", Texts {
         default: &[],
         max: usize::MAX,
         is_allowed: crate::security::origin::is_origin,
         allowed: "\"*\" or scheme://host[:port] without a path, such as \"https://chat.example.com\"",
     };
-    /// A local daemon has no other names; a public one is named by whoever puts a proxy before it.
+    /// A local daemon has no other names; the operator of a proxy in front of it lists the public ones.
     LISTEN_HOSTS: Texts = "listen.hosts", Texts {
         default: &[],
         max: usize::MAX,
         is_allowed: crate::security::host::is_host,
         allowed: "\"*\" or a host name without scheme and port, such as \"chat.example.com\"",
     };
-    /// A service shows no pages of its own unless asked to.
+    /// A service shows no page of its own by default.
     LISTEN_DEMO_PAGE: Flag = "listen.demo_page", Flag { default: false };
 
     // [threads]
@@ -178,19 +179,19 @@ keys! {
 
     // [client]
 
-    /// Minutes of text of one model, or a moment of a stalled network; it bounds the memory of a client.
+    /// Minutes of text of one model, or a moment on a stalled network; it bounds the memory of a client.
     CLIENT_SEND_BUDGET: Size = "client.send_budget", Size {
         default: 256 * KIB, min: 16 * KIB, max: 1024 * MIB,
     };
-    /// A phone in a tunnel comes back within a minute; after that it resumes by its last id.
+    /// A phone in a tunnel is back within a minute; after that it resumes by its last id.
     CLIENT_SLOW_TIMEOUT: Span = "client.slow_timeout", Span {
         default: secs(60), min: ms(100), max: hours(24), zero: Some(NEVER),
     };
-    /// A request head is one packet; ten seconds forgive a bad network.
+    /// A request head is one packet; ten seconds allow for a bad network.
     CLIENT_HANDSHAKE_TIMEOUT: Span = "client.handshake_timeout", Span {
         default: secs(10), min: ms(100), max: secs(600), zero: Some(NEVER),
     };
-    /// Below what the descriptors and the memory of a middling server hold; 0 leaves it to them.
+    /// Below what the descriptors and the memory of a medium server allow; 0 leaves it to them.
     CLIENT_MAX_CONNECTIONS: Count<usize> = "client.max_connections", Count {
         default: 100_000, min: 1, max: CONNECTIONS_MAX, zero: Some(CONNECTIONS_MAX),
     };
@@ -221,7 +222,7 @@ keys! {
     STREAM_ABANDON_AFTER: Span = "stream.abandon_after", Span {
         default: secs(300), min: ms(100), max: hours(7 * 24), zero: Some(Duration::ZERO),
     };
-    /// Longer than the reconnection of a viewer, so that its group need not be made anew.
+    /// Longer than the reconnection of a viewer, so that the group need not be created again.
     STREAM_LINGER: Span = "stream.linger", Span {
         default: secs(10), min: ms(1), max: hours(1), zero: Some(Duration::ZERO),
     };
@@ -229,9 +230,9 @@ keys! {
     STREAM_FINISH_GRACE: Span = "stream.finish_grace", Span {
         default: secs(2), min: ms(100), max: hours(1), zero: Some(Duration::ZERO),
     };
-    /// Off: most sites have nobody who would read them.
+    /// Off: most sites do not read receipts.
     STREAM_RECEIPTS: Flag = "stream.receipts", Flag { default: false };
-    /// Longer than a phone needs to come back; who gets an e-mail after that does not find it early.
+    /// Longer than a phone needs to reconnect; an e-mail sent after that is not too early.
     STREAM_RECEIPTS_AFTER: Span = "stream.receipts_after", Span {
         default: secs(60), min: ms(100), max: hours(7 * 24), zero: Some(Duration::ZERO),
     };
@@ -242,23 +243,23 @@ keys! {
     DELIVERY_ACK: Choice<Ack> = "delivery.ack", Choice {
         words: &[("written", Ack::Written), ("none", Ack::None)],
     };
-    /// More than a second of merging is no live text any more.
+    /// With more than a second of merging, text is not live any more.
     DELIVERY_MAX_BATCH: Span = "delivery.max_batch", Span {
         default: secs(1), min: ms(1), max: secs(10), zero: None,
     };
-    /// Two readers together then take at most half of Redis' one thread.
+    /// Two readers together then take at most half of Redis' only thread.
     DELIVERY_DUTY_PERCENT: Count<u32> = "delivery.duty_percent", Count {
         default: 25, min: 1, max: 100, zero: None,
     };
-    /// Below what an eye notices in flowing text; 0 switches pacing off.
+    /// Below what is visible in flowing text; 0 switches pacing off.
     DELIVERY_MAX_LINGER: Span = "delivery.max_linger", Span {
         default: ms(20), min: ms(1), max: secs(1), zero: Some(Duration::ZERO),
     };
-    /// Five seconds of a fast stream in one read; more only makes the reply of a read larger.
+    /// Five seconds of a fast stream in one read; more would only make the reply larger.
     DELIVERY_READ_COUNT: Count<usize> = "delivery.read_count", Count {
         default: 256, min: 1, max: 10_000, zero: None,
     };
-    /// A tenth of a millisecond of Redis, and less than one of whoever decodes it: live text waits no longer than that.
+    /// A tenth of a millisecond of Redis' time, and less than one of decoding: live text waits no longer than that.
     /// Larger reads are hardly cheaper.
     DELIVERY_REPLAY_COUNT: Count<usize> = "delivery.replay_count", Count {
         default: 250, min: 1, max: 10_000, zero: None,
@@ -283,20 +284,20 @@ keys! {
         is_allowed: |text| log_filter::parse(text).is_ok(),
         allowed: "error, warn, info, debug, trace, off, or a filter such as \"info,llm_bridge::deliver=debug\"",
     };
-    /// People read logs first; a collector can have JSON.
+    /// People read logs first; JSON is for collectors.
     LOG_FORMAT: Choice<bool> = "log.format", Choice { words: &[("text", false), ("json", true)] };
 }
 
-/// More than any process may have descriptors (`fs.nr_open` is about a million by default).
+/// More than any process can have descriptors (`fs.nr_open` is about a million by default).
 const CONNECTIONS_MAX: usize = 10_000_000;
 
-/// More threads than cores help nobody, and machines have few more than 64 to spare for this.
+/// More threads than cores do not help, and few machines have more than 64 cores for this.
 const THREADS_ONE: Count<usize> = Count { default: 1, min: 1, max: 64, zero: None };
 
-/// The fields that hold the text of a flat entry, unless the configuration names others.
+/// The fields with the text of a flat entry, unless the configuration names others.
 const TEXT_NAMES: &[&str] = &["text", "content", "token", "chunk", "delta"];
 
-/// The fields that hold the type of a flat entry, unless the configuration names others.
+/// The fields with the type of a flat entry, unless the configuration names others.
 const TYPE_NAMES: &[&str] = &["type", "event"];
 
 impl Default for Fields {
@@ -306,8 +307,8 @@ impl Default for Fields {
     }
 }
 
-/// The names of fields. Those that stand for a form of their own win over flat entries, so a text under such a name
-/// would never be found.
+/// The names of fields. A name that marks another form takes precedence over flat entries, so a text under such a
+/// name would never be found.
 const FIELD_NAMES: Texts = Texts {
     default: &[],
     max: FIELD_NAMES_MAX,
@@ -317,7 +318,7 @@ const FIELD_NAMES: Texts = Texts {
 
 const FORM_NAMES: [&str; 5] = ["data", "openai", "anthropic", "enc", "seal"];
 
-/// Off by default; above a million a second there is no limit worth the name.
+/// Off by default; a rate above a million per second is no limit.
 const RATE: Count<u32> = Count { default: 0, min: 1, max: 1_000_000, zero: Some(0) };
 
 const IDENTIFIER_ALLOWED: &str = "1 to 64 of A-Z a-z 0-9 . _ -";

@@ -6,9 +6,9 @@ use super::defaults as keys;
 use super::rule::{Key, Rule};
 use super::{Config, Redis, redis_url};
 
-/// All keys with the values that the program runs on, as TOML; passwords are masked.
+/// All keys with their effective values, as TOML; passwords are masked.
 ///
-/// But for a masked password, loading the text gives the same configuration.
+/// Except for a masked password, loading the text gives the same configuration.
 #[must_use]
 pub fn describe(config: &Config) -> String {
     let mut out = Lines::default();

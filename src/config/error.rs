@@ -1,15 +1,15 @@
-//! Errors of a configuration, in words that name the place, the key and the allowed values.
+//! Errors of a configuration; each message names the place, the key and the allowed values.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use super::setting::Origin;
 
-/// Everything that is wrong with a configuration; shown with one error a line.
+/// All errors of a configuration, displayed one per line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub(super) Vec<ConfigError>);
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
     origin: Origin,
@@ -42,7 +42,7 @@ pub(super) enum Problem {
     Conflict(String),
 }
 
-/// Existing names in place of an unknown one.
+/// Suggestions in place of an unknown name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Hint {
     #[error("did you mean {0}?")]
@@ -53,7 +53,7 @@ pub(super) enum Hint {
     Sections(Vec<&'static str>),
 }
 
-/// The wrong items of a list, each by its place and as it is written, as the subject of a sentence.
+/// The wrong items of a list, each with its position and text, as the subject of a sentence.
 fn wrong_items(items: &[(usize, String)]) -> String {
     const NAMED_MAX: usize = 5;
     let mut named: Vec<String> =
@@ -69,7 +69,7 @@ impl ConfigError {
         Self { origin, key: key.into(), problem }
     }
 
-    /// The key that is wrong, `section.key`; empty where the whole file is.
+    /// The key that is wrong, `section.key`; empty if the whole file is.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
@@ -87,7 +87,7 @@ impl fmt::Display for ConfigError {
 }
 
 impl ConfigErrors {
-    /// The errors: first what is not a configuration at all, layer by layer, then wrong values.
+    /// The errors: first those of syntax and names, layer by layer, then those of values.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()
     }

@@ -1,4 +1,4 @@
-//! Gathers the layers of a configuration: defaults, file, environment, `--set`; a later one wins.
+//! Combines the layers of a configuration: defaults, file, environment, `--set`; a later one takes precedence.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,16 +12,15 @@ use super::error::{ConfigError, ConfigErrors, Problem};
 use super::raw::Raw;
 use super::setting::Origin;
 
-/// No configuration and no secret is larger; what is, is the wrong file.
+/// The largest configuration or secret file; a larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The configuration that a file (if any), the environment and the arguments of `--set` give together.
+/// The configuration from a file (if any), the environment and the arguments of `--set`.
 ///
-/// Of the environment, only names that begin with `LLM_BRIDGE__` count; [`environment`] is this
-/// process' own.
+/// Of the environment, only names that begin with `LLM_BRIDGE__` count; [`environment`] returns this process' own.
 ///
 /// # Errors
-/// Everything that is wrong, at once: it is a matter for exit status 78.
+/// All errors at once, which lead to exit status 78.
 pub fn load(
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
@@ -34,7 +33,7 @@ pub fn load(
     if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 
-/// The keys (`section.key`) that the same sources give, whatever their values: all others have their defaults.
+/// The keys (`section.key`) that these sources set, whatever their values: all others have their defaults.
 pub(crate) fn given(
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
@@ -70,7 +69,7 @@ fn gather(
     raw
 }
 
-/// This process' environment; what is not Unicode is read as well as it goes, not skipped.
+/// This process' environment. Text that is not Unicode is converted as far as possible, not skipped.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let text = |text: OsString| text.to_string_lossy().into_owned();
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
@@ -98,7 +97,7 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// This machine's name, with what an instance id cannot hold made a dash.
+/// This machine's name, with characters that an instance id cannot have replaced by dashes.
 pub(crate) fn hostname() -> String {
     let mut buffer = [0_u8; 256];
     // SAFETY: the pointer and the length are those of `buffer`, which outlives the call.

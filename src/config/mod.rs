@@ -1,8 +1,8 @@
-//! The configuration: what the program runs on.
+//! The configuration of the program.
 //!
-//! A file, the environment and `--set` are gathered as names and values (`raw`, `setting`), checked as a whole
-//! against the rules (`rule`) and bounds (`defaults`) of every key (`check`), and become a [`Config`],
-//! whose values are typed, in range and final. Everything that is wrong is said at once.
+//! A file, the environment and `--set` are collected as names and values (`raw`, `setting`), checked as a whole
+//! against the rules (`rule`) and bounds (`defaults`) of every key (`check`), and become a [`Config`], whose values
+//! are typed, in range and final. All errors are reported at once.
 
 mod check;
 mod defaults;
@@ -32,7 +32,7 @@ pub(crate) use rule::parse_span;
 /// The value of a timeout that is switched off: ten years. It can be added to any `Instant`.
 pub const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Everything that the daemon can be told.
+/// All settings of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `[service]`
@@ -70,18 +70,18 @@ pub struct Service {
     pub instance: String,
 }
 
-/// How Redis is reached and what lies there. Shown without the password.
+/// How Redis is reached, and what is stored there. Displayed without the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Redis {
     /// `redis://`, `rediss://` or `unix://`, with the password in it.
     pub url: String,
-    /// Begins every key that the daemon reads or writes, but those of streams that have a pattern of their own.
+    /// The prefix of every key that the daemon reads or writes, except for streams with a pattern of their own.
     pub prefix: String,
     /// Which keys are streams.
     pub stream_key: KeyPattern,
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long an answer may take before the connection is given up.
+    /// How long a reply may take before the connection is closed.
     pub response_timeout: Duration,
     /// The longest pause between two attempts to connect.
     pub backoff_max: Duration,
@@ -91,9 +91,9 @@ pub struct Redis {
     pub dlq_max_entries: u64,
     /// How many receipts are kept.
     pub receipts_max_entries: u64,
-    /// How much memory of Redis dead letters take.
+    /// How much of Redis' memory dead letters may take.
     pub dlq_max_bytes: usize,
-    /// How much memory of Redis receipts take.
+    /// How much of Redis' memory receipts may take.
     pub receipts_max_bytes: usize,
 }
 
@@ -126,7 +126,7 @@ impl fmt::Debug for Redis {
 /// The most names that a member of a flat entry can have.
 pub const FIELD_NAMES_MAX: usize = 16;
 
-/// How the fields of flat entries are named; of several that an entry has, the first one here counts.
+/// The names of the fields of flat entries; if an entry has several, the first one in this list counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fields {
     /// The text.
@@ -144,9 +144,9 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// The stats socket; `None`: there is none.
     pub stats_socket: Option<PathBuf>,
-    /// Allowed origins of browsers beside the same origin; `*`: any.
+    /// Allowed origins of browsers besides the same origin; `*`: any.
     pub origins: Vec<String>,
-    /// Names of this server beside `localhost`, addresses and the hosts of `origins`; `*`: any.
+    /// Names of this server besides `localhost`, addresses and the hosts of `origins`; `*`: any.
     pub hosts: Vec<String>,
     /// Whether `/` on the public listener serves the demo page.
     pub demo_page: bool,
@@ -168,11 +168,11 @@ pub struct Threads {
 /// Access to streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
-    /// Whether a public address that is not loopback is accepted without authentication.
+    /// Whether a public address other than loopback is accepted without authentication.
     pub allow_anonymous: bool,
 }
 
-/// Rates per client address; 0 is off. Bursts reach twice the rate.
+/// Rates per client address; 0 is off. A burst may have twice the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections of one address.
@@ -188,13 +188,13 @@ pub struct Limits {
 /// Limits of one client. A timeout that is switched off is [`NEVER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Bytes of frames held for a client before it leaves live and is fed from history.
+    /// Bytes of frames held for a client before it leaves live and is served from history.
     pub send_budget: usize,
     /// How long a client may make no progress before it is closed with 4408.
     pub slow_timeout: Duration,
-    /// How long a request, a WebSocket handshake, or the rest of a message that has begun may take.
+    /// How long a request, a WebSocket handshake, or the rest of a message may take.
     pub handshake_timeout: Duration,
-    /// Open connections of all clients; switched off, more than any process has descriptors.
+    /// Open connections of all clients; if switched off, more than any process has descriptors.
     pub max_connections: usize,
     /// The longest `wait` that a client gets.
     pub max_wait: Duration,
@@ -209,25 +209,25 @@ pub struct Client {
 /// How streams are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// A producer's silence after which viewers are told `stalled`; zero: never.
+    /// A producer's silence after which viewers get the status `stalled`; zero: never.
     pub stall_after: Duration,
     /// A producer's silence after which it is given up; zero: never.
     pub abandon_after: Duration,
-    /// How long after a provider's finish reason its last word may take to come; after that the generation is over
-    /// without it. Zero: it is waited for.
+    /// How long a provider's final event may follow its finish reason; after that the generation is over without it.
+    /// Zero: the daemon waits for it.
     pub finish_grace: Duration,
-    /// How long the group of a stream that nobody watches any more is kept.
+    /// How long the group of a stream without viewers is kept.
     pub linger: Duration,
-    /// Whether it is written down what clients acknowledge, and what nobody does.
+    /// Whether receipts are written for acknowledgements of clients, and for generations without one.
     pub receipts: bool,
-    /// The time from a generation's end in which a client has to acknowledge it; zero: nobody has to.
+    /// How long after a generation's end a client has to acknowledge it; zero: no client has to.
     pub receipts_after: Duration,
 }
 
 /// When entries are acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ack {
-    /// Once they are on the sockets or handed to history.
+    /// Once they are written to the sockets or handed over to history.
     Written,
     /// Never: read with NOACK.
     None,

@@ -1,9 +1,8 @@
-//! Settings as they were given, before they are checked: every `section.key` with its value and origin.
+//! Settings as given, before they are checked: every `section.key` with its value and origin.
 //!
-//! The file, the environment and `--set` become layers of one [`Raw`]; a later layer replaces an
-//! earlier one. Keys are kept as names, not as the fields of a struct, so that one wrong key or type
-//! does not hide the next one: all of them are reported at once. Names that do not exist are refused
-//! here; values are judged in `check`.
+//! The file, the environment and `--set` become layers of one [`Raw`]; a later layer replaces an earlier one. Keys
+//! are kept as names, not as the fields of a struct, so that one wrong key or type does not hide the next one: all
+//! are reported at once. Unknown names are refused here; values are checked in `check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,25 +24,25 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// The setting of a key, if anybody gave one.
+    /// The setting of a key, if it was given.
     pub(super) fn get(&self, name: &str) -> Option<&Setting> {
         self.settings.get(name)
     }
 
-    /// The keys that somebody gave.
+    /// The keys that were given.
     pub(super) fn into_names(self) -> BTreeSet<String> {
         self.settings.into_keys().collect()
     }
 
     /// Adds the file at `path`, whose content is `text`.
     ///
-    /// A file with a syntax error adds nothing: what is read after an error is guesswork.
+    /// A file with a syntax error adds nothing, because what is parsed after an error is unreliable.
     pub(super) fn add_file(&mut self, path: &Path, text: &str, errors: &mut Vec<ConfigError>) {
         let path: Arc<Path> = path.into();
         let at = |offset: usize| Origin::File { path: Arc::clone(&path), line: Some(line_of(text, offset)) };
         let (document, faults) = DeTable::parse_recoverable(text);
         if !faults.is_empty() {
-            // One slip often upsets the parser more than once: the first complaint of a line is enough.
+            // One mistake often causes several parser errors: the first one per line is enough.
             let mut lines = BTreeSet::new();
             for fault in &faults {
                 let offset = fault.span().map_or(0, |span| span.start);
@@ -77,7 +76,7 @@ impl Raw {
         }
     }
 
-    /// Adds a variable of the environment, if its name says that it is a setting.
+    /// Adds an environment variable, if its name is that of a setting.
     pub(super) fn add_variable(&mut self, name: &str, text: &str, errors: &mut Vec<ConfigError>) {
         let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { return };
         let origin = Origin::Environment(name.to_owned());
@@ -117,7 +116,7 @@ fn value_of(value: &DeValue<'_>) -> Value {
     }
 }
 
-/// A value as it is typed into a shell: TOML where it is that, else a text.
+/// A value as typed into a shell: TOML if it parses as such, otherwise a text.
 fn typed(text: &str, origin: Origin) -> Setting {
     let value = match DeValue::parse(text) {
         Ok(value) => value_of(value.get_ref()),
@@ -136,7 +135,7 @@ fn sections() -> impl Iterator<Item = &'static str> {
 
 fn unknown(origin: Origin, name: &str) -> ConfigError {
     let key = name.split_once('.').map_or(name, |(_, key)| key);
-    // The right key in the wrong section, or in none, is the likelier slip than a typing error.
+    // The right key in the wrong section, or in none, is more likely than a typing error.
     let same_key = defaults::NAMES.iter().find(|known| known.ends_with(&format!(".{key}")));
     let near = same_key.or_else(|| nearest(name, defaults::NAMES.iter()));
     let hint = match near {
@@ -148,7 +147,7 @@ fn unknown(origin: Origin, name: &str) -> ConfigError {
     ConfigError::new(origin, name, Problem::Unknown(hint))
 }
 
-/// The keys that a section has, or the section that may be meant.
+/// The keys of a section, or the section that may be meant.
 fn keys_hint(name: &str) -> Hint {
     let Some(section) = sections().find(|section| *section == name) else { return section_hint(name) };
     let keys = defaults::NAMES.iter().filter_map(|known| known.split_once('.'));
@@ -182,7 +181,7 @@ fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a &'static str>) -
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance, in bytes. A name far longer than any key is far from all of them.
+/// The Levenshtein distance, in bytes. A name far longer than any key is far from all of them.
 fn distance(left: &str, right: &str) -> usize {
     if left.len() > 2 * right.len() + 3 {
         return left.len() - right.len();

@@ -1,8 +1,8 @@
-//! The URL of Redis: which ones are accepted, a password put into one, and taken out for showing.
+//! The URL of Redis: validation, adding a password, and masking it.
 //!
-//! The forms are those of the redis crate, which parses the URL when a connection is made; a URL that
-//! it would refuse then is refused at the start, with words for the operator. Messages never quote the
-//! URL, because it may hold the password.
+//! The forms are those of the redis crate, which parses the URL when a connection is opened; a URL that it would
+//! refuse then is refused at the start, with a message for the operator. Messages never quote the URL, because it may
+//! contain the password.
 
 /// Why a URL is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +25,7 @@ pub(super) enum UrlError {
     Database,
 }
 
-/// The URL, proven usable, with `password` in it.
+/// The validated URL, with `password` in it.
 pub(super) fn complete(text: &str, password: Option<&str>) -> Result<String, UrlError> {
     let scheme = text.split_once("://").ok_or(UrlError::Form)?.0;
     if scheme.contains("sentinel") || scheme.contains("cluster") {
@@ -55,7 +55,7 @@ pub(super) fn complete(text: &str, password: Option<&str>) -> Result<String, Url
         if is_unix {
             url.query_pairs_mut().append_pair("pass", password);
         } else {
-            // Only a URL without a host takes no password, and that was refused above.
+            // Only a URL without a host cannot have a password, and that was refused above.
             url.set_password(Some(password)).map_err(|()| UrlError::Host)?;
         }
         return Ok(url.into());

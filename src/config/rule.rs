@@ -1,4 +1,4 @@
-//! The kinds of settings: how a value is read, what is allowed, and how it is written back as TOML.
+//! The kinds of settings: how a value is read, what is allowed, and how it is written as TOML.
 //!
 //! A key is a name and a rule; the keys themselves, with their defaults and bounds, are in `defaults`.
 
@@ -30,16 +30,16 @@ pub(super) struct Key<R> {
     pub(super) rule: R,
 }
 
-/// Why a rule did not take a value.
+/// Why a rule does not accept a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It is of the wrong kind or out of range.
+    /// It has the wrong type or is out of range.
     Wrong,
-    /// It is a list, and these of its items are wrong: their places, counted from 1, and what they are.
+    /// It is a list, and these items are wrong: their positions, counted from 1, and their texts.
     Items(Vec<(usize, String)>),
-    /// It is a list of too many items: how many.
+    /// It is a list of too many items: their number.
     TooMany(usize),
-    /// It asks for something that this version cannot do.
+    /// It requires something that this version does not support.
     NotYet,
 }
 
@@ -48,17 +48,17 @@ pub(super) trait Rule {
     /// The type of the value in the program.
     type Out;
 
-    /// The value when nobody gives one.
+    /// The default value.
     fn default(&self) -> Self::Out;
-    /// The value that a setting stands for.
+    /// The value of a setting.
     fn read(&self, setting: &Setting) -> Result<Self::Out, Refusal>;
     /// The allowed values, in words.
     fn allowed(&self) -> String;
-    /// A value as TOML, such that [`Rule::read`] gives it again.
+    /// A value as TOML that [`Rule::read`] reads back.
     fn show(&self, value: &Self::Out) -> String;
 }
 
-/// A duration in a range. `zero` is what 0 stands for; `None`: 0 is not allowed.
+/// A duration in a range. `zero` is the meaning of 0; `None`: 0 is not allowed.
 #[derive(Debug)]
 pub(super) struct Span {
     pub(super) default: Duration,
@@ -75,7 +75,7 @@ pub(super) struct Size {
     pub(super) max: usize,
 }
 
-/// A whole number in a range. `zero` is what 0 stands for; `None`: 0 is not allowed.
+/// A whole number in a range. `zero` is the meaning of 0; `None`: 0 is not allowed.
 #[derive(Debug)]
 pub(super) struct Count<T> {
     pub(super) default: T,
@@ -104,7 +104,7 @@ pub(super) struct Address {
     pub(super) default: SocketAddr,
 }
 
-/// A path; the empty text means that there is none.
+/// A path; an empty text means that there is none.
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) default: &'static str,
@@ -120,13 +120,13 @@ pub(super) struct Texts {
     pub(super) allowed: &'static str,
 }
 
-/// One word of a few; the first is the default.
+/// One of a few words; the first is the default.
 #[derive(Debug)]
 pub(super) struct Choice<T: 'static> {
     pub(super) words: &'static [(&'static str, T)],
 }
 
-/// A key of the contract that this version takes only at its default.
+/// A key of the contract for which this version accepts only the default.
 #[derive(Debug)]
 pub(super) enum NotYet {
     Word(&'static str),
@@ -385,7 +385,7 @@ impl Rule for NotYet {
     }
 }
 
-/// The text of a setting; what was typed in a shell is a text even where it looks like a number.
+/// The text of a setting; a number typed into a shell can be a text too.
 fn text_of(setting: &Setting) -> Option<&str> {
     match (&setting.value, &setting.text) {
         (Value::Text(text), _) | (_, Some(text)) => Some(text),

@@ -1,21 +1,21 @@
-//! One key's value as somebody gave it, and where it comes from.
+//! The value of one key as given, and its origin.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A value as TOML knows it.
+/// A value in TOML's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Text(String),
     Integer(i64),
     Flag(bool),
     List(Vec<Value>),
-    /// A kind of value that no key takes.
+    /// A type of value that no key accepts.
     Other(&'static str),
 }
 
-/// Where a value comes from, for messages.
+/// The origin of a value, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Default,
@@ -24,11 +24,11 @@ pub(super) enum Origin {
     Argument,
 }
 
-/// One key's value.
+/// The setting of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
     pub(super) value: Value,
-    /// The value as it was typed, where a shell was the writer: `2024` may be meant as a text.
+    /// The value as typed, if it came from a shell: `2024` may be meant as a text.
     pub(super) text: Option<String>,
     pub(super) origin: Origin,
 }
@@ -45,7 +45,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// A list as it is written in a file, cut where it is long.
+/// A list as in a file, shortened if it is long.
 fn write_list(f: &mut fmt::Formatter<'_>, items: &[Value]) -> fmt::Result {
     const SHOWN_MAX: usize = 4;
     let mut shown: Vec<String> = items.iter().take(SHOWN_MAX).map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! Tests of `config`: settings that an operator can write, and the messages about them.
+//! Tests of `config`: settings that an operator may write, and the messages about them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -321,7 +321,7 @@ fn what_is_described_can_be_loaded_again() {
     let sets = ["client.slow_timeout=0", "listen.origins=[\"https://a\", \"*\"]", "stream.linger=1500ms"];
     let config = try_load("[redis]\nca_file = '/a \"b\"'", &[], &sets).unwrap();
     assert_eq!(try_load(&describe(&config), &[], &[]).unwrap(), config);
-    // Left out: secret files, whose content is in the URL, and what this version does not have.
+    // Left out: secret files, whose content is in the URL, and keys that this version does not support.
     let left_out =
         ["redis.url_file", "redis.password_file", "auth.secret_file", "auth.keys_file", "auth.query_token"];
     let mut shown = names(&describe(&config));

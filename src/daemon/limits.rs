@@ -1,13 +1,13 @@
 //! How many connections the process' descriptors allow.
 //!
-//! The soft limit of `RLIMIT_NOFILE` is 1,024 on most systems for the sake of programs that use
-//! select(2); this one does not, so it takes what the hard limit gives.
+//! The soft limit of `RLIMIT_NOFILE` is 1,024 on most systems, for programs that use select(2); this one does not, so
+//! it raises the soft limit to the hard one.
 
 use std::io;
 
-/// Descriptors that are not for clients: links to Redis (up to a few for each of 64 readers and 64
-/// replays), epoll, wakers, listeners, admin and stats connections, standard streams, and connections
-/// that are accepted only to be told 503.
+/// Descriptors that are not for clients: links to Redis (up to a few for each of 64 readers and 64 replay threads),
+/// epoll, wakers, listeners, admin and stats connections, standard streams, and connections that are accepted only to
+/// be refused with 503.
 pub const RESERVED: usize = 384;
 
 /// Why no client could be served.
@@ -16,19 +16,20 @@ pub enum LimitsError {
     /// The system call failed.
     #[error("the limit of open files cannot be read: {0}")]
     Unreadable(#[source] io::Error),
-    /// The limit does not even hold the daemon's own descriptors.
+    /// The limit does not even suffice for the daemon's own descriptors.
     #[error("the limit of open files is {limit}; at least {} are needed (LimitNOFILE=, ulimit -n)", RESERVED + 1)]
     TooLow {
-        /// The limit after raising it.
+        /// The limit after the attempt to raise it.
         limit: usize,
     },
 }
 
-/// Blocks from this size on go back to the system as soon as they are freed: replies with large entries and states.
+/// Blocks of at least this size are returned to the system as soon as they are freed: replies with large entries and
+/// states.
 const MAPPED_BYTES_MIN: libc::c_int = 256 * 1024;
 
-/// Has the allocator give the memory of large entries back. glibc takes blocks for worth keeping once it has seen
-/// them freed, of up to 32 MiB each and for each thread.
+/// Makes the allocator return the memory of large entries. Otherwise glibc keeps freed blocks of up to 32 MiB each,
+/// per thread.
 pub fn prepare_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt changes a setting of the allocator, at any time and from any thread.
@@ -40,11 +41,11 @@ pub fn prepare_memory() {
     }
 }
 
-/// Raises the limit of open files as far as allowed, and says how many connections fit: at most
-/// `max_connections`, less where descriptors are short, which is logged.
+/// Raises the limit of open files as far as allowed, and returns how many connections fit: at most `max_connections`,
+/// fewer if descriptors are short, which is logged.
 ///
 /// # Errors
-/// When not a single connection would fit.
+/// If not a single connection would fit.
 pub fn prepare_descriptors(max_connections: usize) -> Result<usize, LimitsError> {
     let limit = raise().map_err(LimitsError::Unreadable)?;
     let fitting = fitting(limit, max_connections).ok_or(LimitsError::TooLow { limit })?;
@@ -59,12 +60,12 @@ pub fn prepare_descriptors(max_connections: usize) -> Result<usize, LimitsError>
     Ok(fitting)
 }
 
-/// The connections that fit beside the daemon's own descriptors; `None`: none.
+/// The connections that fit in addition to the daemon's own descriptors; `None`: none.
 fn fitting(limit: usize, max_connections: usize) -> Option<usize> {
     limit.checked_sub(RESERVED).filter(|room| *room > 0).map(|room| room.min(max_connections))
 }
 
-/// Makes the soft limit the hard one and returns the limit that is then in force.
+/// Raises the soft limit to the hard limit and returns the limit that is then in force.
 fn raise() -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a valid `rlimit` that outlives the call, which writes to nothing else.

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::deliver::acceptor::Listener;
 use crate::observe::stats_socket::{self, SocketFile};
 
-/// Connections that the kernel keeps for us while they wait to be accepted.
+/// The most connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 4096;
 
 /// All sockets, listening.
@@ -22,15 +22,15 @@ pub(super) struct Listeners {
     pub(super) public: Listener,
     /// Operators.
     pub(super) admin: TcpListener,
-    /// `llm-bridge stats`, with the file to be removed in the end where we have made it.
+    /// `llm-bridge stats`, with the socket file to remove at the end if the daemon created it.
     pub(super) stats: Option<(UnixListener, Option<SocketFile>)>,
 }
 
 impl Listeners {
-    /// Takes what systemd passed and binds the rest.
+    /// Takes the sockets that systemd passed and binds the others.
     ///
     /// # Errors
-    /// When an address cannot be had; the message names the setting.
+    /// If an address cannot be used; the message names the setting.
     pub(super) fn open(config: &Config) -> Result<Self, DaemonError> {
         let passed = passed_sockets()?;
         let is_passed = passed.public.is_some();
@@ -53,7 +53,7 @@ impl Listeners {
     }
 }
 
-/// The stats socket, which the daemon can do without.
+/// The stats socket, without which the daemon can run.
 fn bind_stats(path: &Path) -> Option<(UnixListener, Option<SocketFile>)> {
     match stats_socket::bind(path) {
         Ok((socket, file)) => Some((socket, Some(file))),
@@ -72,7 +72,7 @@ fn bind_stats(path: &Path) -> Option<(UnixListener, Option<SocketFile>)> {
 fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, DaemonError> {
     let open = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for connections of the former process to be forgotten.
+        // A restart must not wait until the kernel has forgotten the connections of the former process.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

@@ -1,10 +1,10 @@
 //! The life of the process: start, ready, wait, drain in data order, join.
 //!
-//! `main` sleeps until a signal comes, a thread ends, or systemd's watchdog is due. A thread that ends by
-//! itself, by a panic or too early, ends the daemon in order and with a failure: never does half of it run
-//! on. Draining follows the data: readers stop reading, what they read passes through, delivery threads
-//! tell their clients, flush and close, readers send the last acknowledgements, the watcher gives the
-//! lease back. All of it within `shutdown.grace`; a second signal ends it at once.
+//! `main` sleeps until a signal arrives, a thread ends, or systemd's watchdog is due. A thread that ends by itself,
+//! by a panic or too early, ends the daemon in order and with a failure: it never continues in part. Draining follows
+//! the data: readers stop reading, their entries pass through, delivery threads notify their clients, flush and
+//! close, readers send the last acknowledgements, the watcher releases the lease. All of it happens within
+//! `shutdown.grace`; a second signal ends it at once.
 
 pub mod capacity;
 pub mod limits;
@@ -32,23 +32,24 @@ use crate::thread::{Ended, Outcome, join_finished};
 use crate::watcher::{ClaimError, Fatal, Identity};
 use crate::{error_limited, info_limited};
 
-/// How long main waits at most between two looks at everything.
+/// The longest wait of main between two checks.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often systemd's status line is renewed.
+/// How often systemd's status line is updated.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long after its start the daemon is ready even if the first attempt at Redis is not over.
+/// After this time the daemon is ready even if the first attempt at Redis is not complete.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
-/// How long readers may take to stop, and the entries they have read to pass through, when draining begins.
+/// How long readers may take to stop when draining begins, and their entries to pass through.
 const PASS_THROUGH: Duration = Duration::from_secs(1);
-/// The part of the grace kept for acknowledgements, the lease and joining once the clients are gone: a quarter of the
-/// grace within these bounds. The lower one suffices for every thread to look a few times whether it is to end.
+/// The part of the grace that is reserved for acknowledgements, the lease and joining once the clients are gone: a
+/// quarter of the grace within these bounds. The lower bound suffices for every thread to check several times whether
+/// it has to end.
 const WIND_UP: Duration = Duration::from_secs(3);
 const WIND_UP_MIN: Duration = Duration::from_millis(500);
 
-/// Why the daemon does not run, or not any more.
+/// Why the daemon does not run, or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// A socket cannot be had.
+    /// A socket cannot be used.
     #[error("{key} cannot be used: {why}")]
     Listen {
         /// The setting.
@@ -59,7 +60,7 @@ pub enum DaemonError {
     /// A socket passed by systemd cannot be used.
     #[error(transparent)]
     Passed(#[from] PassedError),
-    /// The limits of the process do not suffice.
+    /// The limits of the process are too low.
     #[error(transparent)]
     Limits(#[from] LimitsError),
     /// The address or TLS settings of Redis cannot be used.
@@ -68,13 +69,13 @@ pub enum DaemonError {
     /// Another daemon of this host has this instance id.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// Another daemon has this instance id, as Redis says.
+    /// Redis shows that another daemon has this instance id.
     #[error("{0}")]
     LeaseTaken(String),
     /// The operating system refuses something.
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
-    /// A thread ended that must not.
+    /// A thread ended that must not end.
     #[error("thread {0} ended: the daemon cannot go on without it")]
     ThreadEnded(String),
     /// A second signal came while draining.
@@ -86,7 +87,7 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// The exit status that goes with it: 78 where the configuration has to be changed, else 1.
+    /// The exit status: 78 if the configuration has to be changed, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -99,10 +100,10 @@ impl DaemonError {
     }
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it has to stop.
 ///
 /// # Errors
-/// When it cannot start, or has to end for another reason than being told to.
+/// If it cannot start, or ends for another reason than a signal.
 pub fn run(config: Config) -> Result<(), DaemonError> {
     let signals = Signals::install()?;
     let notifier = Notifier::from_environment();
@@ -131,7 +132,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     main.live(threads)
 }
 
-/// The main thread's view.
+/// The main thread's state.
 struct Main {
     config: Arc<Config>,
     registry: Arc<Registry>,
@@ -204,7 +205,7 @@ impl Main {
         }
     }
 
-    /// Tells systemd's watchdog that all is well, if every thread turns its loop.
+    /// Notifies systemd's watchdog, if every thread is making progress.
     fn feed_watchdog(&mut self) {
         let now = Instant::now();
         let news = self.vitals.look(pulse::silences(now), now);
@@ -235,15 +236,15 @@ impl Main {
         }
     }
 
-    /// Ends everything in the order of the data, all of it within `shutdown.grace`.
+    /// Ends everything in data order, within `shutdown.grace`.
     fn drain(&mut self, threads: Threads) -> Result<(), DaemonError> {
         let grace = self.config.shutdown.grace;
         let end = Instant::now() + grace;
         let wind_up = (grace / 4).clamp(WIND_UP_MIN.min(grace / 2), WIND_UP);
         let is_finished = crate::thread::Handle::is_finished;
         let Threads { deliveries, under_way, middle, readers, rest } = threads;
-        // A Redis that does not answer keeps nobody beyond the time for its part, and threads that gave it up have time
-        // left to end also where they have to wait for a processor.
+        // A Redis that does not reply delays no thread beyond the time for its part, and threads that gave up on it
+        // have time left to end even if they have to wait for a processor.
         self.stops.front_waits.set(end - wind_up * 5 / 8);
         self.stops.rest_waits.set(end - wind_up / 4);
         self.stops.reading.request();

@@ -1,9 +1,8 @@
 //! Signals, and the one wait of the main thread.
 //!
-//! A signal writes a byte into a pipe, a thread that ends wakes a [`mio::Waker`]; the main thread
-//! sleeps in one `Poll` on both, so that it acts at once without polling and without a thread of its
-//! own for signals. Signals that come while one of the same kind is not yet taken count once, as the
-//! kernel does it too. SIGPIPE is ignored by Rust's runtime.
+//! A signal writes a byte into a pipe, a thread that ends wakes a [`mio::Waker`]; the main thread sleeps in one
+//! `Poll` on both, so that it reacts at once, without polling and without a thread for signals. Signals of the same
+//! kind that arrive before one was taken count once, as in the kernel. Rust's runtime ignores SIGPIPE.
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -53,14 +52,14 @@ pub enum Signal {
     Reload,
 }
 
-/// Catches the process' signals, from its making on.
+/// Catches the process' signals from its creation on.
 #[derive(Debug)]
 pub struct Signals {
     poll: Poll,
     events: Events,
     waker: Arc<Waker>,
     delivery: SignalDelivery<UnixStream, SignalOnly>,
-    /// Taken from the pipe and not yet asked for; at most one of each signal.
+    /// Taken from the pipe and not yet returned; at most one of each signal.
     arrived: VecDeque<Signal>,
 }
 
@@ -68,7 +67,7 @@ impl Signals {
     /// Catches SIGTERM, SIGINT, SIGUSR1 and SIGHUP.
     ///
     /// # Errors
-    /// When descriptors or handlers cannot be had.
+    /// If descriptors or handlers are not available.
     pub fn install() -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
@@ -84,8 +83,8 @@ impl Signals {
         Arc::clone(&self.waker)
     }
 
-    /// The next signal, waiting up to `wait` for it; `None` when there was none, be it that the time is
-    /// up, that the waker was used, or for no reason.
+    /// Waits up to `wait` for the next signal; `None` if there was none, because the time is over, the waker was
+    /// used, or the wait ended spuriously.
     pub fn next(&mut self, wait: Duration) -> Option<Signal> {
         self.take_pending();
         if self.arrived.is_empty() {
@@ -157,7 +156,7 @@ mod tests {
         handle.join();
 
         let late = std::thread::scope(|scope| {
-            // A thread within the test's scope, so that the signal comes while the wait is on.
+            // A thread within the test's scope, so that the signal arrives during the wait.
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(50));
                 raise(SIGHUP);

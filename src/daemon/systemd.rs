@@ -1,10 +1,9 @@
 //! Messages to systemd and sockets from it: the notify protocol (`READY=1`, `STATUS=`,
 //! `WATCHDOG=1`, `STOPPING=1`) and sockets that it opened for the daemon.
 //!
-//! Without systemd, nothing here does anything. A notification that fails is logged and no more: the
-//! clients come first. The sd-notify crate words the messages and finds watchdog and sockets; sending
-//! is done here, because addresses in the abstract namespace (`@…`), which container managers use, are
-//! beyond the crate.
+//! Without systemd, this module does nothing. A notification that fails is only logged: the clients come first. The
+//! sd-notify crate formats the messages and finds watchdog and sockets; this module sends them, because the crate
+//! does not support addresses in the abstract namespace (`@…`), which container managers use.
 
 use crate::warn_limited;
 use std::ffi::OsStr;
@@ -20,26 +19,26 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use socket2::{Domain, SockRef, Type};
 
-/// How long a notification may wait for systemd to make room.
+/// How long a notification may wait for room in systemd's socket.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tells systemd how the daemon is.
+/// Notifies systemd of the daemon's state.
 #[derive(Debug)]
 pub struct Notifier {
-    /// `None`: nobody wants to know.
+    /// `None`: there is nobody to notify.
     target: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
+    /// A notifier according to `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     #[must_use]
     pub fn from_environment() -> Self {
         let address = std::env::var_os("NOTIFY_SOCKET");
         Self::new(address.as_deref(), sd_notify::watchdog_enabled())
     }
 
-    /// Sends to `address`, a path or `@` and an abstract name; `watchdog` is systemd's patience.
+    /// Sends to `address`, a path or `@` and an abstract name; `watchdog` is systemd's timeout.
     #[must_use]
     pub fn new(address: Option<&OsStr>, watchdog: Option<Duration>) -> Self {
         let open = |address: &OsStr| {
@@ -59,7 +58,7 @@ impl Notifier {
         Self { target, watchdog: watchdog.filter(|interval| !interval.is_zero()) }
     }
 
-    /// The daemon serves.
+    /// Reports that the daemon serves.
     pub fn ready(&self, status: &str) {
         self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
@@ -69,28 +68,28 @@ impl Notifier {
         self.send(&[NotifyState::Status(&one_line(text))]);
     }
 
-    /// The daemon lives: to be called at every [`Notifier::watchdog_interval`], and only while all
-    /// threads do their work.
+    /// Reports that the daemon is alive: to be called at every [`Notifier::watchdog_interval`], and only while all
+    /// threads make progress.
     pub fn watchdog(&self) {
         if self.watchdog.is_some() {
             self.send(&[NotifyState::Watchdog]);
         }
     }
 
-    /// After which time without a sign of life systemd would kill the daemon; `None`: never.
+    /// After how much silence systemd would kill the daemon; `None`: never.
     #[must_use]
     pub fn watchdog_patience(&self) -> Option<Duration> {
         self.watchdog
     }
 
-    /// How often systemd wants to hear from the daemon: half of the time after which it would kill it;
-    /// `None`: never.
+    /// How often systemd expects a notification: half of the time after which it would kill the daemon; `None`:
+    /// never.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|patience| patience / 2)
     }
 
-    /// The daemon begins to stop.
+    /// Reports that the daemon is stopping.
     pub fn stopping(&self) {
         self.send(&[NotifyState::Stopping]);
     }
@@ -109,7 +108,7 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-/// The sockets that systemd opened for the daemon. They block; a loop has to change that.
+/// The sockets that systemd opened for the daemon. They are blocking; an event loop has to change that.
 #[derive(Debug, Default)]
 pub struct Passed {
     /// Listens for clients.
@@ -126,7 +125,7 @@ pub enum PassedError {
     /// `LISTEN_FDS` and the like contradict each other or the open descriptors.
     #[error("the sockets passed by systemd cannot be taken: {0}")]
     Environment(#[from] io::Error),
-    /// The name is none of the three.
+    /// The name is none of the three names.
     #[error("a passed socket is named {name:?}; FileDescriptorName= is public, admin or stats")]
     Name {
         /// Its name.
@@ -138,12 +137,12 @@ pub enum PassedError {
         /// Their name.
         name: String,
     },
-    /// It is not the kind of socket that its name stands for.
+    /// The socket is not of the kind that its name requires.
     #[error("the passed socket {name:?} is not a listening {wanted} socket")]
     Kind {
         /// Its name.
         name: String,
-        /// The kind that its name stands for.
+        /// The kind that its name requires.
         wanted: &'static str,
     },
 }
@@ -151,23 +150,23 @@ pub enum PassedError {
 /// Takes the sockets that systemd passed, by their names in `LISTEN_FDNAMES`; a single socket without
 /// a name of its own is the public one.
 ///
-/// A second call finds nothing, because the sockets are owned by whoever got them first.
+/// A second call returns nothing, because the first one owns the sockets.
 ///
 /// # Errors
-/// When a socket has another name or is of another kind: a matter for exit status 78.
+/// If a socket has another name or is of another kind, which leads to exit status 78.
 pub fn passed_sockets() -> Result<Passed, PassedError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Passed::default());
     }
-    // Sockets that a process in between has inherited and handed on are not ours; their names may be anything.
+    // Sockets that were inherited through another process are not ours; their names may be anything.
     if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
         return Ok(Passed::default());
     }
     let sockets: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.collect();
     let owned = |(fd, name): (RawFd, String)| {
-        // SAFETY: systemd passed the open descriptor to this process, the crate has checked that it is
-        // open, and it is taken once, so that nobody else owns it.
+        // SAFETY: systemd passed the open descriptor to this process, the crate has checked that it is open, and it
+        // is taken once, so that nobody else owns it.
         (unsafe { OwnedFd::from_raw_fd(fd) }, name)
     };
     sort(sockets.into_iter().map(owned).collect())
@@ -188,8 +187,8 @@ fn sort(sockets: Vec<(OwnedFd, String)>) -> Result<Passed, PassedError> {
     Ok(passed)
 }
 
-/// Whether nobody chose the name: systemd then gives the socket unit's, and the crate `unknown` where
-/// there are no names at all.
+/// Whether nobody chose the name: systemd then uses the socket unit's name, and the crate `unknown` if there are no
+/// names at all.
 fn is_default_name(name: &str) -> bool {
     matches!(name, "" | "unknown") || name.ends_with(".socket")
 }

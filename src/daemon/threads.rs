@@ -1,4 +1,4 @@
-//! Building the threads and the queues between them. This is the one place that knows them all.
+//! Creates the threads and the queues between them. This is the only module that knows them all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -42,26 +42,26 @@ use crate::thread::{self, Ended, Handle};
 use crate::transform::worker::{DeliveryPort, Worker, WorkerParts};
 use crate::watcher::{Identity, REQUESTS, Watcher, WatcherParts};
 
-/// When which part ends: the data order.
+/// The stop signals of the parts, in data order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stops {
-    /// Readers take nothing new and go on acknowledging.
+    /// Readers stop reading and continue acknowledging.
     pub(super) reading: Stop,
-    /// Delivery threads tell their clients, flush and close, and end then.
+    /// Delivery threads notify their clients, flush and close, and then end.
     pub(super) draining: Stop,
-    /// Delivery, transform and replay threads, whatever they are at.
+    /// Delivery, transform and replay threads end at once.
     pub(super) delivering: Stop,
-    /// Readers, after their last acknowledgements.
+    /// Readers end, after their last acknowledgements.
     pub(super) acknowledging: Stop,
-    /// The watcher, recorder, admin and stats threads.
+    /// The watcher, recorder, admin and stats threads end.
     pub(super) rest: Stop,
-    /// When readers and replay threads wait no longer for Redis, and when the watcher and the recorder do not.
+    /// When readers and replay threads stop waiting for Redis, and when the watcher and the recorder do.
     pub(super) front_waits: Ending,
     pub(super) rest_waits: Ending,
 }
 
 impl Stops {
-    /// Everything, at once.
+    /// Stops everything at once.
     pub(super) fn all(&self) {
         for stop in [&self.reading, &self.draining, &self.delivering, &self.acknowledging, &self.rest] {
             stop.request();
@@ -75,23 +75,23 @@ pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     /// The metrics.
     pub(super) registry: Arc<Registry>,
-    /// Connections that fit.
+    /// The most connections that fit.
     pub(super) max_connections: usize,
     /// Where threads report their end.
     pub(super) ended: Sender<Ended>,
-    /// The watcher's message that the daemon must not go on.
+    /// The watcher's message that the daemon has to stop.
     pub(super) fatal: Fatal,
     /// The identity of this instance.
     pub(super) identity: Identity,
-    /// When to end.
+    /// The stop signals.
     pub(super) stops: Stops,
 }
 
-/// The running threads, by the order in which they end.
+/// The running threads, in the order in which they end.
 pub(super) struct Threads {
     /// Delivery threads.
     pub(super) deliveries: Vec<Handle>,
-    /// Readers hold clones while they read, and so do their batches on the way: draining waits until none is left.
+    /// Readers hold clones while they read, and so do their batches under way: draining waits until none is left.
     pub(super) under_way: UnderWay,
     /// Transform and replay threads.
     pub(super) middle: Vec<Handle>,
@@ -101,14 +101,14 @@ pub(super) struct Threads {
     pub(super) rest: Vec<Handle>,
 }
 
-/// How many threads there will be at most, main excluded.
+/// The largest number of threads, without main.
 #[must_use]
 pub(super) fn count(config: &Config) -> usize {
     let threads = &config.threads;
     threads.readers + threads.replays + threads.transforms + threads.deliveries + 4
 }
 
-/// One end of each queue for each thread of a kind.
+/// The ends of the queues to the threads of one kind.
 struct Lane<T> {
     senders: Vec<Sender<T>>,
     receivers: Vec<Receiver<T>>,
@@ -178,7 +178,7 @@ struct Queues {
     missed: Vec<Arc<Mutex<Missed>>>,
 }
 
-/// The queues into the recorder, by what it writes.
+/// The queues to the recorder, by what it writes.
 struct Records {
     cancels: Lane<CancelRequest>,
     ends: Lane<EndGeneration>,
@@ -247,7 +247,7 @@ impl Queues {
     }
 }
 
-/// Everything that starts the threads.
+/// What is needed to start the threads.
 struct Builder {
     shared: Shared,
     queues: Queues,
@@ -263,7 +263,7 @@ struct Builder {
 /// Starts all threads.
 ///
 /// # Errors
-/// When descriptors or threads cannot be had.
+/// If descriptors or threads are not available.
 pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, DaemonError> {
     let config = Arc::clone(&shared.config);
     let target = Target::new(&config.redis).map_err(|error| DaemonError::Redis(error.to_string()))?;
@@ -286,7 +286,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     let mut middle = builder.transforms()?;
     middle.extend(builder.replays()?);
     let deliveries = builder.deliveries(public)?;
-    // Those who tell of the daemon come last: what they tell of is there.
+    // The threads that report on the daemon start last, so that what they report on exists.
     let mut rest = vec![builder.watcher()?, builder.recorder()?, builder.admin(admin)?];
     rest.extend(stats.map(|stats| builder.stats(stats)).transpose()?);
     Ok(Threads { deliveries, under_way, middle, readers, rest })

@@ -1,43 +1,43 @@
-//! Whether every thread turns its loop: the condition under which systemd's watchdog is fed.
+//! Whether every thread makes progress: the condition for notifying systemd's watchdog.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::pulse::Silence;
 
-/// How long a thread may be silent where systemd watches nothing.
+/// How long a thread may be silent if systemd's watchdog is off.
 const BUDGET: Duration = Duration::from_secs(15);
-/// The least time that a thread has for a round, however impatient the watchdog is.
+/// The least time that a thread has for a round, however short the watchdog's timeout is.
 const BUDGET_MIN: Duration = Duration::from_secs(1);
 
 /// A change in a thread that has to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// It gives no sign of life.
+    /// The thread gives no sign of life.
     Stuck(Silence),
-    /// It does so again.
+    /// The thread is alive again.
     SharedStage(String),
 }
 
-/// The threads that were stuck at the last look, and for how long each was silent.
+/// The threads that were stuck at the last check, and for how long each was silent.
 #[derive(Debug)]
 pub(super) struct Vitals {
     budget: Duration,
     looked_at: Instant,
-    /// Silence counts from here on: silence while `main` itself did not run is not counted.
+    /// Silence counts from this time on: silence while `main` itself did not run does not count.
     counts_from: Instant,
     stuck: BTreeMap<String, Duration>,
 }
 
 impl Vitals {
-    /// No thread is stuck. `watchdog`: the time without a sign after which systemd would kill the process. A thread
-    /// has half of it for a round, so that the log names a stuck thread before the process is killed.
+    /// No thread is stuck. `watchdog`: the time without a notification after which systemd would kill the process. A
+    /// thread has half of it for a round, so that the log names a stuck thread before the process is killed.
     pub(super) fn new(watchdog: Option<Duration>, now: Instant) -> Self {
         let budget = watchdog.map_or(BUDGET, |patience| (patience / 2).max(BUDGET_MIN));
         Self { budget, looked_at: now, counts_from: now, stuck: BTreeMap::new() }
     }
 
-    /// Whether every thread has turned its loop lately.
+    /// Whether every thread has made progress recently.
     pub(super) fn is_well(&self) -> bool {
         self.stuck.is_empty()
     }
@@ -47,9 +47,9 @@ impl Vitals {
         self.stuck.keys().map(String::as_str)
     }
 
-    /// Looks at all threads.
+    /// Checks all threads.
     pub(super) fn look(&mut self, silences: Vec<Silence>, now: Instant) -> Vec<News> {
-        // The process was stopped as a whole, or the machine has no time for it.
+        // The process as a whole was suspended, or the machine was too busy to run it.
         if now.saturating_duration_since(self.looked_at) >= self.budget {
             self.counts_from = now;
         }

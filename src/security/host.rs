@@ -1,27 +1,27 @@
-//! Which names this server answers to: the protection against DNS rebinding.
+//! The names under which this server answers: the protection against DNS rebinding.
 //!
-//! A page of a foreign site can make its own name resolve to this machine. Its requests then carry an `Origin` and a
-//! `Host` that agree, so that they look like those of a page that came from here. Only the name gives them away: it is
-//! not one of ours. Where every request has to show a token this cannot be abused, because the page has none.
+//! A page of a foreign site can make its own name resolve to this machine. Its requests then have an `Origin` and a
+//! `Host` that agree, like those of a page from this server. Only the name shows the difference: it is not one of
+//! ours. If every request needs a token this cannot be abused, because the page has none.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::origin::{Origin, split_port};
 
-/// The host names under which a server is asked.
+/// The host names that a server accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostPolicy {
-    /// Every name: requests show a token, or the operator has said so.
+    /// Every name: requests need a token, or the operator has allowed it.
     Any,
     /// `localhost`, literal addresses, and these names, in lower case.
     Listed(Vec<String>),
 }
 
 impl HostPolicy {
-    /// The policy where requests need no token: `hosts` is `listen.hosts`, `origins` is `listen.origins`, whose hosts
-    /// count as names of this server. `*` among `hosts` allows every name.
+    /// The policy if requests need no token: `hosts` is `listen.hosts`, `origins` is `listen.origins`, whose hosts
+    /// count as names of this server. `*` in `hosts` allows every name.
     ///
-    /// Texts that are no host or no origin match nothing; the configuration refuses them.
+    /// Texts that are not a host or an origin match nothing; the configuration refuses them.
     #[must_use]
     pub fn from(hosts: &[String], origins: &[String]) -> Self {
         if hosts.iter().any(|host| host == "*") {
@@ -31,8 +31,8 @@ impl HostPolicy {
         Self::Listed(hosts.iter().map(|host| host.to_ascii_lowercase()).chain(of_origins).collect())
     }
 
-    /// Judges the host that a request names: its target's in absolute form, else its `Host` header. Port and case are
-    /// not compared. A request that names none passes: HTTP/1.0 allows that, and no browser sends it.
+    /// Checks the host of a request: that of its target in absolute form, or else its `Host` header. Port and case
+    /// are ignored. A request without a host passes: HTTP/1.0 allows that, and no browser sends it.
     #[must_use]
     pub fn allows(&self, host: Option<&str>) -> bool {
         match (self, host) {
@@ -43,13 +43,13 @@ impl HostPolicy {
     }
 }
 
-/// Whether a text can be in `listen.hosts`: `*`, or a host name without scheme and port.
+/// Whether a text is allowed in `listen.hosts`: `*`, or a host name without scheme and port.
 #[must_use]
 pub fn is_host(text: &str) -> bool {
     text == "*" || split_port(text).is_some_and(|(_, port)| port.is_none())
 }
 
-/// Whether a host is a literal IP address, as it stands in a URL. No DNS answer can point it elsewhere.
+/// Whether a host is a literal IP address, in the form of a URL. No DNS answer can redirect it.
 fn is_address(host: &str) -> bool {
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     match bracketed {

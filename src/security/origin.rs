@@ -1,14 +1,14 @@
-//! Which web pages may read streams: a browser says in `Origin` whose page asks, and WebSocket knows
-//! no other protection against foreign pages.
+//! The web pages that may read streams: browsers send the origin of the requesting page in `Origin`, and WebSocket
+//! has no other protection against foreign pages.
 //!
-//! Programs send no `Origin` and are not concerned. A page may always ask the host that it came from: Origin and Host
-//! agree; the scheme is not compared, because a proxy may end TLS. Pages of other origins are let in if they are
-//! listed. There are no wildcards but `*` alone.
+//! Programs send no `Origin` and are not affected. A page may always contact the host that it came from: Origin and
+//! Host agree; the scheme is not compared, because a proxy may end TLS. Pages of other origins are accepted if they
+//! are listed. The only wildcard is `*` alone.
 
 /// The decision on a request by its `Origin` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginDecision<'a> {
-    /// No page of another site asks: serve, without CORS headers.
+    /// The request does not come from a page of another site: serve it, without CORS headers.
     NotCrossOrigin,
     /// Serve, with this value in `Access-Control-Allow-Origin`.
     Allowed(&'a str),
@@ -19,13 +19,13 @@ pub enum OriginDecision<'a> {
 /// The configured origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginPolicy {
-    /// Pages of the host that is asked, and of these origins.
+    /// Pages of the requested host, and of these origins.
     Listed(Vec<Origin>),
     /// Every page.
     Any,
 }
 
-/// An origin in its compared form: lower case, with the port that its scheme implies.
+/// An origin in its normalized form: lower case, with the port that its scheme implies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -34,9 +34,9 @@ pub struct Origin {
 }
 
 impl OriginPolicy {
-    /// The policy of `listen.origins`, which come in addition to the same origin; `*` among them: any.
+    /// The policy of `listen.origins`, which are accepted in addition to the same origin; `*` among them: any.
     ///
-    /// Texts that are no origin match nothing; the configuration refuses them.
+    /// Texts that are not an origin match nothing; the configuration refuses them.
     #[must_use]
     pub fn from(origins: &[String]) -> Self {
         if origins.iter().any(|origin| origin == "*") {
@@ -63,14 +63,14 @@ impl OriginPolicy {
     }
 }
 
-/// Whether a text can be in `listen.origins`: `*`, or scheme, host and perhaps a port.
+/// Whether a text is allowed in `listen.origins`: `*`, or scheme, host and an optional port.
 #[must_use]
 pub fn is_origin(text: &str) -> bool {
     text == "*" || Origin::parse(text).is_some()
 }
 
 impl Origin {
-    /// An origin as browsers write it; `null`, which they send for pages without one, is none.
+    /// Parses an origin as browsers write it; `null`, which they send for pages without one, is not an origin.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let scheme = scheme.to_ascii_lowercase();
@@ -88,9 +88,9 @@ impl Origin {
         self.host
     }
 
-    /// Whether a `Host` header names this origin's host and port.
+    /// Whether a `Host` header has this origin's host and port.
     fn is_of(&self, host_header: &str) -> bool {
-        // A Host without a port means the port of the scheme that the browser used.
+        // A Host without a port means the default port of the scheme that the browser used.
         split_port(host_header).is_some_and(|(host, port)| {
             host == self.host && port.or_else(|| default_port(&self.scheme)) == self.port
         })
@@ -105,7 +105,7 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-/// The host in lower case, and the port if there is one; `None` for what is neither.
+/// The host in lower case, and the port if there is one; `None` if the text is neither.
 pub(super) fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
     let colon = match authority.rfind(']') {
         Some(end) => authority[end..].find(':').map(|at| end + at),
@@ -114,7 +114,7 @@ pub(super) fn split_port(authority: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match colon {
         Some(at) => {
             let digits = &authority[at + 1..];
-            // `u16::from_str` takes a plus sign.
+            // `u16::from_str` accepts a plus sign.
             if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
                 return None;
             }

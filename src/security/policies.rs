@@ -1,10 +1,10 @@
-//! The policies that a reload exchanges as a whole.
+//! The policies that a reload replaces as a whole.
 
 use super::host::HostPolicy;
 use super::origin::OriginPolicy;
 use crate::config::Config;
 
-/// The names and the origins under which requests may be made.
+/// The names and the origins that requests may have.
 #[derive(Debug)]
 pub struct Policies {
     /// The names of this server.
@@ -19,7 +19,7 @@ impl From<&Config> for Policies {
     }
 }
 
-/// The names under which requests that show no token may ask.
+/// The names that requests without a token may use.
 fn hosts(config: &Config) -> HostPolicy {
     if config.auth.allow_anonymous {
         return HostPolicy::Any;

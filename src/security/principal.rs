@@ -1,9 +1,9 @@
-//! The client in whose name something is asked.
+//! The client on whose behalf a request is made.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// A client, as rates and caps count it and as requests to cancel and receipts name it.
+/// A client, as rates and limits count it and as requests to cancel and receipts name it.
 ///
 /// ```
 /// use llm_bridge::security::principal::Principal;
@@ -13,13 +13,13 @@ use std::net::{IpAddr, Ipv6Addr};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
-    /// One that is known by its address alone.
+    /// A client that is known only by its address.
     Address(IpAddr),
 }
 
 impl Principal {
-    /// The client that rates and caps count this one as. An IPv6 address counts as its /64, which is what one customer
-    /// has, and an IPv4 address in an IPv6 address as itself.
+    /// The client as rates and limits count it. An IPv6 address counts as its /64, which is what one customer has,
+    /// and an IPv4 address within an IPv6 address counts as itself.
     pub(super) fn counted(&self) -> Self {
         let Self::Address(address) = self;
         Self::Address(match address.to_canonical() {

@@ -1,10 +1,9 @@
-//! How much one client may ask for: token buckets for connections, subscriptions and cancel
-//! requests, and a cap on open connections.
+//! How much one client may request: token buckets for connections, subscriptions and cancel requests, and a limit on
+//! open connections.
 //!
-//! A bucket holds twice the rate and starts full. Memory is bounded: [`CLIENTS_MAX`] buckets of each
-//! kind, kept in two generations, of which the older one is forgotten when the younger is full; who is
-//! forgotten starts anew with a full bucket. Nothing here takes the time itself; several threads share one
-//! [`Rates`] in a mutex.
+//! A bucket holds twice the rate and starts full. Memory is bounded: [`CLIENTS_MAX`] buckets of each kind, in two
+//! generations, of which the older one is dropped when the younger is full; a dropped client starts again with a full
+//! bucket. Nothing here reads the clock; several threads share one [`Rates`] in a mutex.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use crate::config;
 /// The most buckets of a kind, over both generations.
 pub const CLIENTS_MAX: usize = 65_536;
 
-/// Micro-tokens of one request: a rate of r a second then gives r of them a microsecond.
+/// Micro-tokens per request: a rate of r per second then adds r of them per microsecond.
 const MICRO: u64 = 1_000_000;
 
 /// A request came too soon.
@@ -32,20 +31,20 @@ impl RetryAfter {
     }
 }
 
-/// The rates and caps of all clients.
+/// The rates and limits of all clients.
 #[derive(Debug)]
 pub struct Rates {
     connects: Buckets,
     subscribes: Buckets,
     cancels: Buckets,
-    /// Open connections that one client may have; 0: any number.
+    /// The most open connections of one client; 0: any number.
     per_client: u32,
-    /// Only clients with open connections, and none where there is no cap.
+    /// Only clients with open connections; empty if there is no limit.
     open: HashMap<Principal, u32>,
 }
 
 impl Rates {
-    /// No client has asked for anything yet.
+    /// The state before the first request.
     #[must_use]
     pub fn new(limits: &config::Limits) -> Self {
         Self {
@@ -60,7 +59,7 @@ impl Rates {
     /// Counts a new connection against its rate.
     ///
     /// # Errors
-    /// When the client is over the rate: how long until it is not.
+    /// If the client exceeds the rate: the time until it does not.
     pub fn connect(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         self.connects.take(client, now)
     }
@@ -68,7 +67,7 @@ impl Rates {
     /// Counts a subscription against its rate.
     ///
     /// # Errors
-    /// When the client is over the rate: how long until it is not.
+    /// If the client exceeds the rate: the time until it does not.
     pub fn subscribe(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         self.subscribes.take(client, now)
     }
@@ -76,12 +75,12 @@ impl Rates {
     /// Counts a cancel request against its rate.
     ///
     /// # Errors
-    /// When the client is over the rate: how long until it is not.
+    /// If the client exceeds the rate: the time until it does not.
     pub fn cancel(&mut self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         self.cancels.take(client, now)
     }
 
-    /// Counts an open connection; `false`: the client has as many as it may, and nothing was counted.
+    /// Counts an open connection; `false`: the client has reached its limit, and nothing was counted.
     #[must_use]
     pub fn open(&mut self, client: &Principal) -> bool {
         if self.per_client == 0 {
@@ -93,7 +92,7 @@ impl Rates {
         is_allowed
     }
 
-    /// Ends what [`Rates::open`] allowed: once for each that returned `true`.
+    /// Ends a connection that [`Rates::open`] counted: once for each call that returned `true`.
     pub fn close(&mut self, client: &Principal) {
         let client = client.counted();
         if let Some(count) = self.open.get_mut(&client) {
@@ -113,7 +112,7 @@ struct Bucket {
 
 #[derive(Debug)]
 struct Buckets {
-    /// Requests a second; 0: any number.
+    /// Requests per second; 0: any number.
     rate: u32,
     /// INVARIANT: each generation holds at most half of [`CLIENTS_MAX`].
     young: HashMap<Principal, Bucket>,
@@ -139,7 +138,7 @@ impl Buckets {
         Err(RetryAfter(Duration::from_micros((MICRO - bucket.micro_tokens).div_ceil(rate))))
     }
 
-    /// The client's bucket, now in the young generation; `full` if there was none.
+    /// The client's bucket, moved to the young generation; `full` if there was none.
     fn bucket(&mut self, client: Principal, full: Bucket) -> &mut Bucket {
         if !self.young.contains_key(&client) && self.young.len() >= CLIENTS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
@@ -153,13 +152,13 @@ impl Buckets {
 impl Bucket {
     fn refill(&mut self, rate: u64, burst: u64, now: Instant) {
         let elapsed_us = now.saturating_duration_since(self.refilled_at).as_micros();
-        // Beyond two seconds every bucket is full, so a longer pause need not be multiplied.
+        // After two seconds every bucket is full, so a longer time need not be multiplied.
         let Some(elapsed_us) = u64::try_from(elapsed_us).ok().filter(|us| *us < 2 * MICRO) else {
             *self = Self { micro_tokens: burst, refilled_at: now };
             return;
         };
         self.micro_tokens = burst.min(self.micro_tokens + elapsed_us * rate);
-        // The fraction of a microsecond that was not counted stays for the next time.
+        // The fraction of a microsecond that was not counted is kept for the next time.
         self.refilled_at += Duration::from_micros(elapsed_us);
     }
 }
@@ -228,7 +227,7 @@ mod tests {
         let (mut rates, now) = (Rates::new(&limits(0, 1)), Instant::now());
         for address in 0..200_000 {
             rates.connect(&v4(address), now).unwrap();
-            // One that keeps coming is not forgotten, however many others come.
+            // A client that keeps coming is not dropped, however many others come.
             let busy = rates.connect(&v4(u32::MAX), now);
             assert_eq!(busy.is_ok(), address < 2, "{address}");
             assert!(rates.connects.young.len() + rates.connects.old.len() <= CLIENTS_MAX);
@@ -248,7 +247,7 @@ mod tests {
                 now += Duration::from_micros(pause_us);
                 match rates.subscribe(&v4(1), now) {
                     Ok(()) => taken += 1,
-                    // A client that waits for as long as it was told is let in.
+                    // A client that waits as long as it was asked to is accepted.
                     Err(RetryAfter(wait)) => {
                         now += wait;
                         prop_assert!(rates.subscribe(&v4(1), now).is_ok());

@@ -1,4 +1,4 @@
-//! The notify protocol with a socket of the test's own, sockets passed to a process, and the unit.
+//! The notify protocol with a socket of the test, sockets passed to a process, and the unit.
 
 use std::fs;
 use std::net::TcpStream;
@@ -118,7 +118,7 @@ fn unfit_sockets_are_refused() {
     }
 }
 
-/// Starts this test anew as a process that gets two sockets the way systemd passes them.
+/// Runs this test again as a process that gets two sockets the way systemd passes them.
 #[test]
 fn sockets_pass_to_a_process() {
     if std::env::var_os(ROLE).is_some() {
@@ -150,7 +150,7 @@ fn sockets_pass_to_a_process() {
     assert_eq!(fs::read_to_string(&report).unwrap(), ports.join(" "));
 }
 
-/// The unit with `binary` in the place of the installed one.
+/// The unit with `binary` in place of the installed one.
 fn unit_with(binary: &Path) -> String {
     fs::read_to_string(UNIT).unwrap().replace("/usr/bin/llm-bridge", binary.to_str().unwrap())
 }
@@ -166,7 +166,7 @@ fn systemd_accepts_the_unit() {
         .output()
         .expect("systemd-analyze is needed: install the package systemd");
     let messages = String::from_utf8_lossy(&output.stderr);
-    // Other units of the machine are not this test's concern.
+    // Other units of the machine are not part of this test.
     let ours: Vec<&str> = messages.lines().filter(|line| line.contains("llm-bridge")).collect();
     assert!(output.status.success() && ours.is_empty(), "{messages}");
 }
