@@ -216,7 +216,7 @@ impl Main {
                     silent_s = lasts.as_secs(),
                     "a thread hangs: the watchdog is not fed any more until it goes on"
                 ),
-                vitals::News::SharedStage(thread) => info_limited!(thread, "a thread that hung goes on"),
+                vitals::News::Recovered(thread) => info_limited!(thread, "a thread that hung goes on"),
             }
         }
         if !news.is_empty() {

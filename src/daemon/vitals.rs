@@ -16,7 +16,7 @@ pub(super) enum News {
     /// The thread gives no sign of life.
     Stuck(Silence),
     /// The thread is alive again.
-    SharedStage(String),
+    Recovered(String),
 }
 
 /// The threads that were stuck at the last check, and for how long each was silent.
@@ -63,7 +63,7 @@ impl Vitals {
             .map(|(thread, lasts)| News::Stuck(Silence { thread: thread.clone(), lasts: *lasts }))
             .collect();
         let back = before.into_keys().filter(|thread| !self.stuck.contains_key(thread));
-        news.extend(back.map(News::SharedStage));
+        news.extend(back.map(News::Recovered));
         news
     }
 }
@@ -92,7 +92,7 @@ mod tests {
         assert!(!vitals.is_well());
         assert_eq!(
             vitals.look(vec![silence("a", 0), silence("b", 2)], at(7)),
-            [News::SharedStage("a".into())]
+            [News::Recovered("a".into())]
         );
         assert!(vitals.is_well());
     }
