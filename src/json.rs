@@ -1,4 +1,4 @@
-//! JSON helpers for decoding beyond serde_json: strings that stay escaped, members that stay text.
+//! JSON helpers beyond serde_json: strings that remain escaped, members that remain text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,11 +16,11 @@ pub(crate) fn string(raw: &str) -> Option<&str> {
 
 /// The value of a valid JSON number that is written as an unsigned whole number.
 pub(crate) fn unsigned(raw: &str) -> Option<u64> {
-    // `parse` alone would take a sign, which JSON does not have in front of positive numbers.
+    // `parse` alone would accept a plus sign, which JSON does not allow.
     raw.parse().ok()
 }
 
-/// The text of an escaped string; `None` where it is no text because of a lone surrogate.
+/// The text of an escaped string; `None` if a lone surrogate makes it invalid.
 pub(crate) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
     if !escaped.contains('\\') {
         return Some(Cow::Borrowed(escaped));
@@ -28,7 +28,7 @@ pub(crate) fn unescape(escaped: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str(&format!("\"{escaped}\"")).ok().map(Cow::Owned)
 }
 
-/// A text as the inside of a JSON string; `None` where it is that already.
+/// A text as the inside of a JSON string; `None` if it needs no escaping.
 pub(crate) fn escape(text: &str) -> Option<Box<str>> {
     let needs_none = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
     if text.bytes().all(needs_none) {
@@ -38,13 +38,13 @@ pub(crate) fn escape(text: &str) -> Option<Box<str>> {
     Some(string(&quoted).unwrap_or_default().into())
 }
 
-/// Whether two escaped strings mean the same.
+/// Whether two escaped strings have the same meaning.
 pub(crate) fn same(a: &str, b: &str) -> bool {
     a == b || ((a.contains('\\') || b.contains('\\')) && unescape(a) == unescape(b))
 }
 
-/// Whether every surrogate in valid JSON text is one of a pair. Backslashes occur only within strings, so
-/// `text` may be the inside of a string as well as a whole value.
+/// Whether every surrogate in valid JSON text is part of a pair. Backslashes occur only within strings, so `text` may
+/// be the inside of a string as well as a whole value.
 pub(crate) fn surrogates_are_paired(text: &str) -> bool {
     let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|&b| b == b'\\') {
@@ -62,14 +62,14 @@ pub(crate) fn surrogates_are_paired(text: &str) -> bool {
     true
 }
 
-/// The UTF-16 unit that `\uXXXX` at the front stands for.
+/// The UTF-16 unit of `\uXXXX` at the front.
 fn unit(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// The named members of a text that is one JSON object, as raw values; `None` where it is none. A member that is `null`
-/// counts as absent, and of one that occurs twice the last counts.
+/// The named members of a text that is one JSON object, as raw values; `None` if it is not one. A member that is
+/// `null` counts as absent, and of one that occurs twice the last counts.
 pub(crate) fn members<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
     let mut found = [None; N];
     each_member(text, |key, value| {
@@ -80,8 +80,8 @@ pub(crate) fn members<'a, const N: usize>(text: &'a str, names: [&str; N]) -> Op
     Some(found)
 }
 
-/// The named members of a text that is one JSON object, as [`members`] finds them, and whether it has others that say
-/// something, beside the `ignored` ones.
+/// The named members of a text that is one JSON object, as in [`members`], and whether it has others with content,
+/// apart from the `ignored` ones.
 pub(crate) fn members_and_rest<'a, const N: usize>(
     text: &'a str,
     names: [&str; N],
@@ -95,8 +95,8 @@ pub(crate) fn members_and_rest<'a, const N: usize>(
     Some((found, has_rest))
 }
 
-/// The members of a text that is one JSON object which say something and are not among the `known` ones: the inside
-/// of an object of their own. Empty where there is none.
+/// The members with content of a text that is one JSON object, without the `known` ones: the inside of an object of
+/// their own. Empty if there are none.
 pub(crate) fn rest(text: &str, known: &[&[&str]]) -> Option<String> {
     let mut rest = String::new();
     each_member(text, |key, value| {
@@ -117,7 +117,7 @@ pub(crate) fn push_member(inside: &mut String, name: &str, value: &str) {
     inside.push_str(value);
 }
 
-/// Whether a member says anything: some servers always write all that they know.
+/// Whether a member has content: some servers always write all members that they know.
 pub(crate) fn has_value(raw: &str) -> bool {
     match raw.as_bytes() {
         b"null" | b"false" | b"\"\"" => false,
@@ -128,8 +128,8 @@ pub(crate) fn has_value(raw: &str) -> bool {
     }
 }
 
-/// The offset in an escaped string at which the first `len` bytes of its unescaped text end; `None` where that is
-/// beyond its end, or within a character. The string has no lone surrogates.
+/// The offset in an escaped string at which the first `len` bytes of its unescaped text end; `None` if that is beyond
+/// its end, or within a character. The string has no lone surrogates.
 pub(crate) fn place_after(escaped: &str, len: usize) -> Option<usize> {
     let bytes = escaped.as_bytes();
     let (mut at, mut left) = (0, len);
@@ -153,8 +153,8 @@ pub(crate) fn place_after(escaped: &str, len: usize) -> Option<usize> {
     escaped.is_char_boundary(at).then_some(at)
 }
 
-/// The same text with `null` in the place of every `NaN` and `Infinity`, which are no JSON but are written by some
-/// libraries; `None` where there is none of them.
+/// The text with `null` in place of every `NaN` and `Infinity`, which are not JSON but written by some libraries;
+/// `None` if there are none.
 pub(crate) fn without_nan(text: &str) -> Option<String> {
     const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let (mut out, mut kept, mut at) = (String::new(), 0, 0);
@@ -177,7 +177,7 @@ pub(crate) fn without_nan(text: &str) -> Option<String> {
     (kept > 0).then(|| out + &text[kept..])
 }
 
-/// How long the string is that begins at the front, its quotes included.
+/// The length of the string at the front, including its quotes.
 fn string_len(bytes: &[u8]) -> usize {
     let mut at = 1;
     while let Some(byte) = bytes.get(at) {
@@ -190,16 +190,16 @@ fn string_len(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Calls `meet` with the name and the raw value of every member of a text that is one JSON object; `None` where it
-/// is none.
+/// Calls `meet` with the name and the raw value of every member of a text that is one JSON object; `None` if it is
+/// not one.
 pub(crate) fn each_member<'a>(text: &'a str, meet: impl FnMut(&str, &'a str)) -> Option<()> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     deserializer.deserialize_map(Each(meet)).ok()?;
     deserializer.end().ok()
 }
 
-/// The elements of a text that is one JSON array, as raw values with their places. One that is `null` counts as absent,
-/// but keeps its place.
+/// The elements of a text that is one JSON array, as raw values with their indexes. An element that is `null` counts
+/// as absent, but keeps its index.
 pub(crate) fn elements(text: &str) -> Option<Vec<(u64, &str)>> {
     let elements: Vec<Option<&RawValue>> = serde_json::from_str(text).ok()?;
     Some((0..).zip(elements).filter_map(|(place, element)| Some((place, element?.get()))).collect())
@@ -217,7 +217,7 @@ impl<'de, F: FnMut(&str, &'de str)> Visitor<'de> for Each<F> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<&'de RawValue>()? {
             let value = map.next_value::<&'de RawValue>()?.get();
-            // A name with a lone surrogate is none that anybody asks for.
+            // Nobody asks for a name with a lone surrogate.
             if let Some(name) = string(key.get()).and_then(unescape) {
                 self.0(&name, value);
             }
@@ -318,7 +318,7 @@ mod tests {
             prop_assert_eq!(escaped.is_some(), serde_json::to_string(&text).unwrap().len() > text.len() + 2);
         }
 
-        /// A place in the escaped text is where the meaning has so many bytes.
+        /// An offset in the escaped text is found at which the unescaped text has that many bytes.
         #[test]
         fn places_are_found_in_what_is_escaped(
             pieces in prop::collection::vec(

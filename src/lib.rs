@@ -1,7 +1,7 @@
 //! llm-bridge delivers LLM tokens from Redis Streams to WebSocket and SSE clients: in order, resumable
 //! at any entry, with nothing lost.
 //!
-//! # The way of a token
+//! # The path of a token
 //!
 //! ```text
 //!  producer ──XADD──▶ Redis ─────XREAD────▶ reader-i ──▶ transform-j ──▶ deliver-k ──▶ client
@@ -25,45 +25,46 @@
 //! | `admin` | HTTP | health, metrics, dashboard | [`observe::admin`] |
 //! | `stats` | a Unix socket | | [`observe::stats_socket`] |
 //!
-//! Beside the daemon, `llm-bridge relay` is a process with threads of its own ([`relay`]), and the library's
-//! [`produce::Writer`] one for programs that write.
+//! Besides the daemon, `llm-bridge relay` is a process with threads of its own ([`relay`]), and the library's
+//! [`produce::Writer`] has one for programs that write.
 //!
-//! A small live batch is worked on to its end by the reader that brings it: it takes a turn at the transform's and the
-//! delivery thread's state while these sleep ([`inline_stage`]), because waking them would cost more than the work. Larger
-//! ones, and whatever finds the next thread at work, go through the queues, and the threads work side by side.
+//! The reader that reads a small live batch also processes it to the end: it works on the state of the transform and
+//! the delivery thread while these sleep ([`inline_stage`]), because waking them would cost more than the work.
+//! Larger batches, and those that find the next thread busy, go through the queues, and the threads work in parallel.
 //!
 //! # Invariants
 //!
-//! - **Nobody downstream is waited for.** A delivery thread whose inbox is full is detached from the streams
-//!   concerned and fetches them from history. Replay threads and readers may wait for `transform`, which waits
+//! - **No thread waits for one downstream.** A delivery thread whose inbox is full is detached from the streams
+//!   concerned and fetches them from history. Only replay threads and readers may wait for `transform`, which waits
 //!   for nobody.
-//! - **Any fault of a live stream sends its viewers to history**, the one way that finds out what happened.
-//!   A reader mends nothing: it reports the stream as broken and forgets it.
-//! - **Position and state cross the seam together** ([`message::Cursor`]): the id, the highest `seq`, the
-//!   generation, how many entries were passed, what a provider's entries have said that later ones build on.
-//! - **The cursor is the truth, the group's position is not**; the client's last id is the truth about the client.
+//! - **Any fault of a live stream sends its viewers to history**, which alone finds out what happened. A reader
+//!   repairs nothing: it reports the stream as broken and forgets it.
+//! - **Position and state cross the seam together** ([`message::Cursor`]): the id, the highest `seq`, the generation,
+//!   how many entries were passed, and the progress of a provider's generation.
+//! - **The cursor determines where a reader continues, not the group's position**; a client's position is its last
+//!   id.
 //! - **A frame is encoded once** and shared by reference, however many clients receive it.
-//! - **Every queue and buffer has a bound** ([`queue`], `daemon::capacity`, `client.send_budget`), and what
-//!   happens there is decided, counted and documented.
-//! - **A thread that ends ends the daemon**, in order. One that hangs is named in the log, and systemd's watchdog is
-//!   not fed any more ([`pulse`]).
+//! - **Every queue and buffer has a limit** ([`queue`], `daemon::capacity`, `client.send_budget`), and the behaviour
+//!   at the limit is decided, counted and documented.
+//! - **A thread that ends makes the daemon stop**, in order. A thread that hangs is named in the log, and systemd's
+//!   watchdog is no longer notified ([`pulse`]).
 //!
-//! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. Redis is
-//! the memory; the daemon can be killed at any instant.
+//! Deliberately absent: an async runtime, state on disk, and any memory of streams beyond cursors. All state is in
+//! Redis; the daemon can be killed at any time.
 //!
-//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they meet in [`model`],
-//! [`decode`], [`message`], [`queue`] and in [`daemon`], which alone knows them all.
+//! `ingest`, `transform`, `deliver`, `watcher` and `recorder` never import each other: they share [`model`],
+//! [`decode`], [`message`] and [`queue`], and only [`daemon`] knows them all.
 
 // In reading order: the vocabulary,
 pub mod model;
-// what is said in it, and in the words of LLM providers,
+// JSON, and the formats of LLM providers,
 mod json;
 pub mod provider;
 pub mod visible;
-// what entries say, and what the threads tell each other,
+// decoding of entries, and the messages between threads,
 pub mod decode;
 pub mod message;
-// the doors to channels, threads, stopping, exchanged settings and the log,
+// channels, threads, stopping, replaceable settings and the log,
 pub mod inline_stage;
 pub mod log_filter;
 pub mod log_limit;
@@ -72,12 +73,12 @@ pub mod queue;
 pub mod stop;
 pub mod swap;
 pub mod thread;
-// Redis and what is read from it,
+// Redis and what reads or writes it,
 pub mod ingest;
 pub mod recorder;
 pub mod redis;
 pub mod watcher;
-// what is made of it and how it is delivered,
+// processing and delivery,
 pub mod deliver;
 pub mod security;
 pub mod transform;
@@ -86,7 +87,7 @@ pub mod web;
 pub mod config;
 pub mod daemon;
 pub mod observe;
-// and the programs: the command line, the producer that others can use, and the worker that answers requests.
+// and the programs: the command line, the library for producers, and the relay.
 pub mod cli;
 pub mod produce;
 pub mod relay;

@@ -1,12 +1,12 @@
-//! Which lines the log shows: a level, or modules with their levels.
+//! The filter of the log: a level, or modules with their levels.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 
-/// A text that is no filter.
+/// Why a text is not a filter.
 #[derive(Debug, thiserror::Error)]
 pub enum LogFilterError {
-    /// The library cannot read it.
+    /// The library cannot parse it.
     #[error("{level:?}: {source}")]
     Malformed {
         /// The whole filter.
@@ -19,13 +19,13 @@ pub enum LogFilterError {
     UnknownLevel(String),
 }
 
-/// Reads a filter such as `info` or `warn,llm_bridge::deliver=debug`.
+/// Parses a filter such as `info` or `warn,llm_bridge::deliver=debug`.
 ///
 /// # Errors
 /// [`LogFilterError`], which names the part that is wrong.
 pub fn parse(level: &str) -> Result<EnvFilter, LogFilterError> {
-    // The library takes any other word for a module of which everything is wanted, a misspelt level too.
-    // It also takes nothing for a level.
+    // The library takes any other word for the name of a module to be logged completely, even a misspelt level, and
+    // accepts an empty level.
     let is_known =
         |part: &str| part.contains(['=', '[']) || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
     let parts: Vec<&str> = level.split(',').map(str::trim).collect();

@@ -1,13 +1,13 @@
-//! Bounds on how often one place in the code may log.
+//! Limits how often one place in the code may log.
 //!
-//! Input and outages can repeat a problem thousands of times a second. [`warn_limited!`], [`error_limited!`] and
-//! [`info_limited!`] take what the macros of `tracing` take, and keep a limit for each place where they are written: a
-//! few lines at once ([`BURST`]), then one in [`INTERVAL`]. The next line of that place says in `left_out` how many
-//! were left out before it; where no line follows, [`log_left_out`] says it, which the daemon's main thread calls
-//! regularly. With `key: expression;` in front, for example the stream's name, the same key is told once in
-//! [`KEY_INTERVAL`], so that one noisy stream does not use up the lines of all others.
+//! Input and outages can repeat a problem thousands of times per second. [`warn_limited!`], [`error_limited!`] and
+//! [`info_limited!`] accept the same arguments as the macros of `tracing`, and keep a limit for each place where they
+//! are used: a few lines at once ([`BURST`]), then one per [`INTERVAL`]. The next line of that place has in
+//! `left_out` how many were left out before it; if no line follows, [`log_left_out`], which the daemon's main thread
+//! calls regularly, logs that number. With `key: expression;` in front, for example the stream's name, the same key
+//! is logged once per [`KEY_INTERVAL`], so that one noisy stream does not use up the lines of all others.
 //!
-//! Lines of level `debug` are not limited: they are asked for.
+//! Lines of level `debug` are not limited, because they are logged only on request.
 //!
 //! [`warn_limited!`]: crate::warn_limited
 //! [`error_limited!`]: crate::error_limited
@@ -19,40 +19,40 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How many lines a place may log at once.
+/// The most lines that a place may log at once.
 pub const BURST: u32 = 5;
-/// How long it takes until a place that has used up its burst may log one more line.
+/// After how long a place that has used up its burst may log one more line.
 pub const INTERVAL: Duration = Duration::from_secs(10);
-/// How long a key that was told is left out.
+/// How long a key that was logged is left out.
 pub const KEY_INTERVAL: Duration = Duration::from_secs(60);
-/// How many keys a place remembers; the oldest is forgotten first.
+/// The most keys that a place remembers; the oldest is dropped first.
 const KEYS_MAX: usize = 64;
 
 /// Whether a line is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is logged, and says how many were left out since the last one.
+    /// It is logged, with the number of lines left out since the last one.
     Log {
-        /// How many, if any.
+        /// The number, if any.
         left_out: Option<u64>,
     },
     /// It is left out, and counted.
     LeaveOut,
 }
 
-/// The limit of one place: a token bucket, and the keys that were told lately.
+/// The limit of one place: a token bucket, and the keys that were logged recently.
 #[derive(Debug)]
 pub struct Limit {
     tokens: u32,
     /// When the bucket was full or got its last token.
     refilled_at: Option<Instant>,
-    /// Hashes of the keys that were told lately, oldest first.
+    /// Hashes of the keys that were logged recently, oldest first.
     recent_keys: VecDeque<(u64, Instant)>,
     left_out: u64,
 }
 
 impl Limit {
-    /// A limit of which nothing is used.
+    /// An unused limit.
     #[must_use]
     pub const fn new() -> Self {
         Self { tokens: BURST, refilled_at: None, recent_keys: VecDeque::new(), left_out: 0 }
@@ -78,7 +78,7 @@ impl Limit {
         Verdict::Log { left_out: self.take_left_out() }
     }
 
-    /// How many lines were left out and not told of, if a line may be logged now.
+    /// How many lines were left out and not reported yet, if a line may be logged now.
     pub fn take_summary(&mut self, now: Instant) -> Option<u64> {
         self.refill(now);
         if self.left_out == 0 || self.tokens == 0 {
@@ -120,7 +120,7 @@ impl Default for Limit {
     }
 }
 
-/// One place in the code that logs; the macros make one for each use.
+/// One place in the code that logs; the macros create one for each use.
 #[derive(Debug)]
 pub struct Site {
     module: &'static str,
@@ -131,11 +131,11 @@ pub struct Site {
 #[derive(Debug)]
 struct State {
     limit: Limit,
-    /// Whether [`SITES`] has it.
+    /// Whether it is in [`SITES`].
     is_listed: bool,
 }
 
-/// The places that have left something out at least once.
+/// The places that have left out a line at least once.
 static SITES: Mutex<Vec<&'static Site>> = Mutex::new(Vec::new());
 
 impl Site {
@@ -158,7 +158,7 @@ impl Site {
     }
 }
 
-/// Logs for each place how many of its lines were left out, where no further line of its own has said so.
+/// Logs for each place how many of its lines were left out, unless a later line of that place has reported it.
 pub fn log_left_out(now: Instant) {
     for site in SITES.lock().iter() {
         let take_summary = site.state.lock().limit.take_summary(now);
@@ -173,7 +173,7 @@ pub fn log_left_out(now: Instant) {
     }
 }
 
-/// A key for the macros.
+/// The hash of a key, for the macros.
 #[must_use]
 pub fn key_of(key: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();

@@ -1,4 +1,4 @@
-//! The program: its arguments in, its exit status out.
+//! The program: parses its arguments and returns its exit status.
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
-//! Signs of life of the program's threads, so that one that hangs is found and named.
+//! The pulse of the program's threads, by which a thread that hangs is detected and named.
 //!
-//! Every thread that [`thread::spawn`](crate::thread::spawn) starts has a pulse. [`beat`] renews it: loops call it once
-//! a round, and so do the waits in [`queue`](crate::queue) and in `redis`, which are all bounded. A call into the
-//! system that may rightly take longer, such as looking up a host's name, says so before by [`expect_silence`]. `main`
-//! reads [`silences`] and lets systemd's watchdog have its sign only while nobody is silent for too long.
+//! Every thread that [`thread::spawn`](crate::thread::spawn) starts has a pulse. [`beat`] renews it: loops call it
+//! once per round, and so do the waits in [`queue`](crate::queue) and in `redis`, which are all bounded. Code that
+//! calls into the system for a longer time, such as the lookup of a host's name, announces it by [`expect_silence`].
+//! `main` reads [`silences`] and notifies systemd's watchdog only while no thread is silent for too long.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// The instant from which times are counted: atomics hold no `Instant`.
+/// The time from which times are counted: atomics cannot hold an `Instant`.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-/// The pulses of all threads that run.
+/// The pulses of all running threads.
 static PULSES: Mutex<Vec<Arc<Pulse>>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -25,20 +25,20 @@ thread_local! {
 #[derive(Debug)]
 struct Pulse {
     thread: String,
-    /// The last sign of life, or the later moment until which none is expected; in ms since [`EPOCH`].
+    /// The last beat, or the later time until which none is expected; in ms since [`EPOCH`].
     beat_ms: AtomicU64,
 }
 
-/// For how long a thread has given no sign of life.
+/// How long a thread has not beaten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// The thread's name.
     pub thread: String,
-    /// For how long; zero while silence is expected.
+    /// The duration; zero while silence is expected.
     pub lasts: Duration,
 }
 
-/// Takes a thread off the list when it ends, by whatever way.
+/// Removes a thread from the list when it ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Living(Arc<Pulse>);
 
@@ -48,7 +48,7 @@ impl Drop for Living {
     }
 }
 
-/// Gives the calling thread a pulse for as long as the returned guard lives.
+/// Gives the calling thread a pulse until the returned guard is dropped.
 pub(crate) fn begin(thread: &str) -> Living {
     let pulse = Arc::new(Pulse { thread: thread.to_owned(), beat_ms: AtomicU64::new(ms_at(Instant::now())) });
     OWN.with_borrow_mut(|own| *own = Some(Arc::clone(&pulse)));
@@ -56,12 +56,12 @@ pub(crate) fn begin(thread: &str) -> Living {
     Living(pulse)
 }
 
-/// A sign of life of the calling thread, if it has a pulse.
+/// Renews the pulse of the calling thread, if it has one.
 pub fn beat() {
     set_own(Instant::now());
 }
 
-/// Says that the calling thread may rightly give no sign of life for so long. The next [`beat`] ends it.
+/// Announces that the calling thread may be silent for `time`. The next [`beat`] ends that.
 pub fn expect_silence(time: Duration) {
     set_own(Instant::now() + time);
 }
@@ -74,7 +74,7 @@ fn set_own(at: Instant) {
     });
 }
 
-/// For how long each thread has given no sign of life.
+/// How long each thread has been silent.
 #[must_use]
 pub fn silences(now: Instant) -> Vec<Silence> {
     let now_ms = ms_at(now);

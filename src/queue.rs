@@ -1,12 +1,12 @@
-//! The one door to channels: every queue between two threads is bounded, has a name and a gauge, and
-//! can wake a thread that sleeps in a mio `Poll`, or in [`sleep_until`] for several queues.
+//! The only way to create channels: every queue between two threads is bounded, has a name and a gauge, and can wake
+//! a thread that sleeps in a mio `Poll`, or in [`sleep_until`] for several queues.
 //!
-//! Where messages differ much in size a queue is *weighed*: beside the number of its messages their bytes
-//! have a bound. A message that is larger than the bound alone still passes when the queue is empty.
+//! If messages differ much in size, a queue is *weighed*: in addition to the number of its messages, their bytes are
+//! limited. A message that alone exceeds the limit is still accepted if the queue is empty.
 //!
-//! Senders that must never wait use [`Sender::try_send`]; what happens at the bound is then their
-//! decision, and every refusal is counted here. [`Sender::hand_over`] spares the way through the queue where the
-//! receiver's work can be done at once on the sender's thread.
+//! Senders that must never wait use [`Sender::try_send`] and decide what to do if the queue is full; every refusal is
+//! counted here. [`Sender::hand_over`] bypasses the queue if the receiver's work can be done at once on the sender's
+//! thread.
 
 use crate::{error_limited, pulse};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,23 +16,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel as channel;
 
-/// How often a sender that waits for room looks for it.
+/// How often a sender that waits for room checks the queue.
 const ROOM_CHECK: Duration = Duration::from_micros(500);
 
-/// A queue's state at a moment.
+/// The state of a queue at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gauge {
     /// The queue's name.
     pub name: String,
-    /// Messages in it now.
+    /// The number of messages in it.
     pub depth: usize,
     /// The most messages that were in it since the start.
     pub depth_max: usize,
-    /// The most messages that it takes.
+    /// The most messages that fit.
     pub capacity: usize,
-    /// Bytes of the messages in it now; 0 where they are not weighed.
+    /// The bytes of the messages in it; 0 if they are not weighed.
     pub bytes: usize,
-    /// The most bytes that it takes; `None`: messages are not weighed.
+    /// The most bytes that fit; `None`: messages are not weighed.
     pub bytes_max: Option<usize>,
     /// How often it had no room.
     pub refused: u64,
@@ -40,11 +40,11 @@ pub struct Gauge {
 
 /// Does a receiver's work on the sender's thread.
 pub trait InlineStage<T>: std::fmt::Debug + Send + Sync {
-    /// Does with the message what the receiver would do.
+    /// Handles the message as the receiver would.
     ///
     /// # Errors
-    /// Hands the message back when the receiver is at work, has messages waiting, which come first, or when the
-    /// work is too much to be done on the way.
+    /// Returns the message if the receiver is busy, has messages waiting, which come first, or if the work is too
+    /// much for the sender's thread.
     fn take(&self, message: T) -> Result<(), T>;
 }
 
@@ -83,18 +83,18 @@ impl GaugeReader {
     }
 }
 
-/// Why a message was not taken; it is handed back.
+/// Why a message was not accepted; the message is returned.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError<T> {
-    /// The queue is at its bound.
+    /// The queue is full.
     #[error("the queue is full")]
     Full(T),
-    /// Its receiver is gone: the daemon is stopping.
+    /// The receiver is gone: the daemon is stopping.
     #[error("the queue is closed")]
     Closed(T),
 }
 
-/// The sending end; clones feed the same queue.
+/// The sending end; clones send to the same queue.
 #[derive(Debug)]
 pub struct Sender<T> {
     inner: channel::Sender<T>,
@@ -133,7 +133,7 @@ impl<T> Clone for Receiver<T> {
 pub struct Weight<T> {
     /// The most bytes.
     pub bytes_max: usize,
-    /// The bytes of a message; the same before and after its way through the queue.
+    /// The bytes of a message; must return the same when the message is sent and when it is received.
     pub weigh: fn(&T) -> usize,
 }
 
@@ -156,7 +156,7 @@ pub fn bounded<T>(name: impl Into<String>, capacity: usize) -> (Sender<T>, Recei
     make(name.into(), capacity, Weight::NONE, None)
 }
 
-/// A queue whose every message wakes the `Poll` that `waker` belongs to.
+/// A queue whose messages wake the `Poll` of `waker`.
 #[must_use]
 pub fn bounded_waking<T>(
     name: impl Into<String>,
@@ -202,10 +202,10 @@ fn make<T>(
 }
 
 impl<T> Sender<T> {
-    /// Has the message's work done at once on this thread where the receiver has a [`InlineStage`] that takes it.
+    /// Handles the message at once on this thread, if the receiver offers an [`InlineStage`] that accepts it.
     ///
     /// # Errors
-    /// Hands the message back where not: it is to be sent.
+    /// Returns the message otherwise: it has to be sent.
     pub fn hand_over(&self, message: T) -> Result<(), T> {
         match self.inline.get() {
             Some(inline) => inline.take(message),
@@ -213,10 +213,10 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Takes the message if there is room, without waiting.
+    /// Adds the message if there is room, without waiting.
     ///
     /// # Errors
-    /// Hands the message back when the queue is full or closed.
+    /// Returns the message if the queue is full or closed.
     pub fn try_send(&self, message: T) -> Result<(), SendError<T>> {
         let result = self.offer(message);
         if matches!(result, Err(SendError::Full(_))) {
@@ -225,10 +225,10 @@ impl<T> Sender<T> {
         result
     }
 
-    /// Takes the message, waiting up to `wait` for room.
+    /// Adds the message; waits up to `wait` for room.
     ///
     /// # Errors
-    /// Hands the message back when the queue stayed full or is closed.
+    /// Returns the message if the queue remained full or is closed.
     pub fn send_timeout(&self, message: T, wait: Duration) -> Result<(), SendError<T>> {
         let deadline = Instant::now() + wait;
         let mut result = self.try_send(message);
@@ -262,7 +262,7 @@ impl<T> Sender<T> {
         })
     }
 
-    /// Counts the bytes in if there is room for them, or nothing else is in the queue.
+    /// Reserves the bytes if there is room for them, or the queue is empty.
     fn reserve(&self, bytes: usize) -> bool {
         let taken = self.meter.bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = taken == 0 || taken.saturating_add(bytes) <= self.meter.bytes_max;
@@ -285,7 +285,7 @@ impl<T> Sender<T> {
     fn sent(&self) {
         self.meter.depth_max.fetch_max(self.inner.len(), Ordering::Relaxed);
         if let Some(sleeper) = self.meter.sleeper.get() {
-            // A system call only while it sleeps.
+            // Makes a system call only while the thread sleeps.
             sleeper.unpark();
         }
         if let Some(waker) = &self.waker
@@ -303,7 +303,7 @@ impl<T> Receiver<T> {
         self.inner.try_recv().ok().map(|message| self.taken(message))
     }
 
-    /// The next message, waiting up to `wait` for it; `None` too when every sender is gone.
+    /// Waits up to `wait` for the next message; `None` also if every sender is gone.
     pub fn recv_timeout(&self, wait: Duration) -> Option<T> {
         pulse::beat();
         let message = self.inner.recv_timeout(wait);
@@ -311,15 +311,15 @@ impl<T> Receiver<T> {
         message.ok().map(|message| self.taken(message))
     }
 
-    /// From now on every message ends the calling thread's [`sleep_until`], also one that begins later. Only one
-    /// thread can be woken by a queue.
+    /// From now on every message ends the calling thread's [`sleep_until`], including one that begins later. A queue
+    /// can wake only one thread.
     pub fn wake_this_thread(&self) {
         let thread = std::thread::current();
         let sleeper = self.meter.sleeper.get_or_init(|| thread.clone());
         debug_assert_eq!(sleeper.id(), thread.id(), "a queue wakes one thread");
     }
 
-    /// From now on senders may have this receiver's work done on their threads. Set once.
+    /// From now on senders may run this receiver's work on their threads. Can be set once.
     pub fn offer_inline(&self, inline: impl InlineStage<T> + 'static) {
         let set = self.inline.set(Box::new(inline));
         debug_assert!(set.is_ok(), "a queue is taken from inline at one place");
@@ -330,7 +330,7 @@ impl<T> Receiver<T> {
         message
     }
 
-    /// Messages in the queue now.
+    /// The number of messages in the queue.
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.len()
@@ -343,10 +343,10 @@ impl<T> Receiver<T> {
     }
 }
 
-/// Waits until something may have come into a queue that wakes this thread ([`Receiver::wake_this_thread`]), or
-/// until `deadline`. A message that came since the last wait ends this one at once.
+/// Waits until a message may have arrived in a queue that wakes this thread ([`Receiver::wake_this_thread`]), or
+/// until `deadline`. A message that arrived since the last wait ends this one at once.
 pub fn sleep_until(deadline: Instant) {
-    // Waking up in vain costs the caller one look at empty queues.
+    // A spurious wake-up costs the caller one check of empty queues.
     pulse::beat();
     std::thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
     pulse::beat();
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(sender.gauge().read().bytes, 10);
         assert_eq!(receiver.try_recv().map(|message| message.len()), Some(6));
         assert_eq!(receiver.recv_timeout(Duration::ZERO).map(|message| message.len()), Some(4));
-        // One that is larger than the bound passes alone.
+        // A message that exceeds the limit is accepted alone.
         sender.try_send(vec![0; 99]).unwrap();
         assert_eq!(sender.gauge().read().bytes, 99);
     }

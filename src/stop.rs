@@ -1,7 +1,7 @@
-//! The one signal that tells every thread to end: a flag that is cheap to look at and can be slept on.
+//! The signal that makes every thread end: a flag that is cheap to check and can be waited for.
 //!
-//! It only ever goes from *running* to *stopping*. A thread that blocks elsewhere (in Redis, in a mio
-//! `Poll`) bounds its wait and looks at the flag afterwards; interrupting such waits is not done here.
+//! It changes only once, from *running* to *stopping*. A thread that blocks elsewhere (in Redis, in a mio `Poll`)
+//! bounds its wait and checks the flag afterwards; this module does not interrupt such waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,15 +23,15 @@ struct Shared {
 }
 
 impl Stop {
-    /// A signal that nobody has given yet.
+    /// A signal in the state *running*.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives the signal and wakes everybody who sleeps on it. Giving it again changes nothing.
+    /// Gives the signal and wakes all waiting threads. Further calls have no effect.
     pub fn request(&self) {
-        // Under the lock, so that nobody can look, find nothing and then sleep through the wake-up.
+        // Under the lock, so that no thread can check the flag and then miss the wake-up.
         let _guard = self.shared.lock.lock();
         self.shared.requested.store(true, Ordering::Release);
         self.shared.changed.notify_all();
@@ -43,7 +43,7 @@ impl Stop {
         self.shared.requested.load(Ordering::Acquire)
     }
 
-    /// Sleeps for `wait` or until the signal is given; returns whether it was given.
+    /// Waits for `wait` or until the signal is given; returns whether it was given.
     pub fn wait(&self, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
         let mut guard = self.shared.lock.lock();

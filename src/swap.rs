@@ -1,7 +1,8 @@
-//! Settings that can be exchanged while threads use them.
+//! Settings that can be replaced while threads use them.
 //!
-//! A [`Swap`] holds the current value; each thread reads it through a [`Reader`] of its own, which looks for another value
-//! where the thread says so, once a round. Within a round the value stays the same, and reading it costs nothing.
+//! A [`Swap`] holds the current value; each thread reads it through a [`Reader`] of its own, which checks for a new
+//! value when the thread asks it to, once per round. Within a round the value remains the same, and reading it costs
+//! nothing.
 //!
 //! ```
 //! use llm_bridge::swap::Swap;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// A value that can be exchanged. Clones share it.
+/// A value that can be replaced. Clones share it.
 #[derive(Debug)]
 pub struct Swap<T> {
     shared: Arc<Shared<T>>,
@@ -29,7 +30,7 @@ pub struct Swap<T> {
 #[derive(Debug)]
 struct Shared<T> {
     current: Mutex<Arc<T>>,
-    /// How many times the value was exchanged. Written under the lock, read without it.
+    /// How many times the value was replaced. Written under the lock, read without it.
     version: AtomicU64,
 }
 
@@ -42,21 +43,21 @@ pub struct Reader<T> {
 }
 
 impl<T> Swap<T> {
-    /// Holds this value.
+    /// A swap with this value.
     #[must_use]
     pub fn new(value: T) -> Self {
         let (current, version) = (Mutex::new(Arc::new(value)), AtomicU64::new(0));
         Self { shared: Arc::new(Shared { current, version }) }
     }
 
-    /// Exchanges the value. Readers see it when they look next.
+    /// Replaces the value. Readers get the new value at their next refresh.
     pub fn replace(&self, value: T) {
         let mut current = self.shared.current.lock();
         *current = Arc::new(value);
         self.shared.version.fetch_add(1, Ordering::Release);
     }
 
-    /// A view of the value as it is now.
+    /// A reader with the current value.
     #[must_use]
     pub fn reader(&self) -> Reader<T> {
         let (version, value) = self.shared.read();
@@ -78,7 +79,7 @@ impl<T> Shared<T> {
 }
 
 impl<T> Reader<T> {
-    /// Takes the value that is current now. One atomic load where it was not exchanged.
+    /// Gets the current value. One atomic load if it was not replaced.
     pub fn refresh(&mut self) {
         if self.shared.version.load(Ordering::Acquire) != self.version {
             (self.version, self.value) = self.shared.read();

@@ -1,5 +1,5 @@
-//! The one door to threads: every thread has a role and a name, can be joined, and tells the
-//! supervisor when it is over, be it by a panic or too early.
+//! The only way to start threads: every thread has a role and a name, can be joined, and reports its end to the
+//! supervisor, even if it panics or ends too early.
 //!
 //! Each has a pulse ([`pulse`]), which its loop has to renew.
 //!
@@ -22,7 +22,7 @@ pub enum Outcome {
     Panicked,
 }
 
-/// The news that a thread is over.
+/// The report that a thread has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The thread's name.
@@ -40,10 +40,10 @@ pub struct Handle {
 
 /// Starts a thread named `name` that runs `body` and then reports to `ended`.
 ///
-/// `ended` must have room for one report a thread, so that reporting never waits.
+/// `ended` must have room for one report per thread, so that reporting never waits.
 ///
 /// # Errors
-/// When the operating system refuses another thread.
+/// If the operating system refuses another thread.
 pub fn spawn(
     name: impl Into<String>,
     ended: &Sender<Ended>,
@@ -67,9 +67,9 @@ pub fn spawn(
     Ok(Handle { name, inner })
 }
 
-/// Asks the kernel not to round this thread's sleeps up by its usual 50 µs. Refused, sleeps are coarser.
+/// Asks the kernel not to round this thread's sleeps up by its usual 50 µs. If it refuses, sleeps are less precise.
 pub fn sleep_precisely() {
-    // SAFETY: PR_SET_TIMERSLACK takes one number, touches no memory and concerns the calling thread alone.
+    // SAFETY: PR_SET_TIMERSLACK takes one number, touches no memory and affects only the calling thread.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
 }
 
@@ -80,7 +80,7 @@ impl Handle {
         &self.name
     }
 
-    /// Whether the thread is over, so that joining would not wait.
+    /// Whether the thread has ended, so that joining would not wait.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.inner.is_finished()
@@ -94,7 +94,7 @@ impl Handle {
     }
 }
 
-/// Joins the threads that are over and returns the names of the others.
+/// Joins the threads that have ended and returns the names of the others.
 #[must_use]
 pub fn join_finished(handles: Vec<Handle>) -> Vec<String> {
     let (finished, running): (Vec<_>, Vec<_>) = handles.into_iter().partition(Handle::is_finished);

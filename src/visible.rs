@@ -1,34 +1,35 @@
 //! Text from outside, made safe to print. Pure.
 //!
-//! Text of a model, a server or a client may hold characters that a terminal obeys: escape sequences that move the
-//! cursor or set the title, and Unicode controls that reorder the line. Every place that prints such text passes it
-//! through here: [`line()`] for words within a line of ours, [`text`] where line ends and tabs are part of the text, and
-//! [`json`] for JSON that goes to a terminal as it came.
+//! Text of a model, a server or a client may contain characters that a terminal interprets: escape sequences that
+//! move the cursor or set the title, and Unicode controls that reorder the line. All such text is passed through this
+//! module before it is printed: [`line()`] for words within a line of ours, [`text`] if line ends and tabs are part
+//! of the text, and [`json`] for JSON that is printed on a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal might obey the character instead of showing it: the C0 and C1 controls, DEL, the line separators
-/// of Unicode, and the controls that embed, override or isolate a direction of writing.
+/// Whether a terminal might interpret the character instead of showing it: the C0 and C1 controls, DEL, the line
+/// separators of Unicode, and the controls that embed, override or isolate a text direction.
 #[must_use]
 pub fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The text with every such character but line feeds and tabs replaced by a symbol.
+/// Replaces every control character except line feeds and tabs by a symbol.
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
     replaced(text, |c| is_control(c) && !matches!(c, '\n' | '\t'))
 }
 
-/// The text as a part of one line: line feeds and tabs are replaced too.
+/// Replaces every control character by a symbol, including line feeds and tabs, for use within one line.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, is_control)
 }
 
-/// One JSON value as one line that means the same: between tokens such characters become spaces, within strings `\u`
-/// escapes. (Valid JSON has the C0 controls only between tokens, and all others only within strings.)
+/// One JSON value on one line with the same meaning: control characters between tokens become spaces, those within
+/// strings become `\u` escapes. (Valid JSON has the C0 controls only between tokens, and all others only within
+/// strings.)
 #[must_use]
 pub fn json(value: &str) -> Cow<'_, str> {
     if !value.contains(is_control) {
@@ -56,7 +57,7 @@ fn replaced(text: &str, is_hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     }
 }
 
-/// The picture of a control character; U+FFFD where there is none.
+/// The picture of a control character; U+FFFD if there is none.
 fn symbol(c: char) -> char {
     match u32::from(c) {
         0x7F => '\u{2421}',

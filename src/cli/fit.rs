@@ -1,16 +1,16 @@
-//! Fitting a page of text into a terminal, so that what is renewed every second does not scroll away.
+//! Fits a page of text into a terminal, so that a page that is updated every second does not scroll.
 
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
-    /// Lines.
+    /// The number of lines.
     pub(crate) lines: usize,
-    /// Characters a line.
+    /// The number of characters per line.
     pub(crate) columns: usize,
 }
 
 impl Size {
-    /// The size of the terminal that is standard output; `None`: it is none, or has no size.
+    /// The size of the terminal on standard output; `None` if it is not a terminal, or has no size.
     pub(crate) fn of_stdout() -> Option<Self> {
         let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the request fills the structure that it is given, which outlives the call.
@@ -20,11 +20,11 @@ impl Size {
     }
 }
 
-/// The page, cut to a size: blank lines go first, then lines that say nothing but zeros, then the last lines, of which
-/// the page then says how many there are. Long lines are cut at their ends.
+/// Cuts the page to a size: removes blank lines first, then lines with only zeros, then the last lines, whose number
+/// it then shows. Long lines are cut at their ends.
 pub(crate) fn fit(page: &str, size: Size) -> String {
     let mut lines: Vec<&str> = page.lines().collect();
-    // The cursor stands on a line of its own below.
+    // The cursor is on a line of its own below.
     let room = size.lines.saturating_sub(1).max(1);
     if lines.len() > room {
         lines.retain(|line| !line.trim().is_empty());
@@ -44,7 +44,7 @@ pub(crate) fn fit(page: &str, size: Size) -> String {
     fitted.join("\n") + "\n"
 }
 
-/// Whether a line is an indented name followed by numbers, all of which are zero; words may follow.
+/// Whether a line is an indented name followed by numbers that are all zero, and optional words.
 fn is_all_zero(line: &str) -> bool {
     let Some(rest) = line.strip_prefix("  ") else { return false };
     let numbers: Vec<f64> =

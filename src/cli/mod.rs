@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, one typed error that becomes the exit status.
+//! The command line: one file per subcommand, one typed error that becomes the exit status.
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage, 78 bad configuration.
 
@@ -25,7 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, ConfigErrors};
 use crate::daemon::DaemonError;
 
-/// Done, or asked to stop and stopped.
+/// Done, or stopped on request.
 const DONE: u8 = 0;
 /// Something outside went wrong.
 const FAILED: u8 = 1;
@@ -34,7 +34,7 @@ const USAGE: u8 = 2;
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h, on which systemd does not restart).
 const CONFIGURATION: u8 = 78;
 
-/// Why a command did not do what it should.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     /// The arguments make no sense.
@@ -43,7 +43,7 @@ pub(crate) enum CliError {
     /// The configuration is wrong.
     #[error("the configuration is wrong\n{0}")]
     Config(#[from] ConfigErrors),
-    /// `check` found what the configuration, or somebody's rights, must change.
+    /// `check` found something that the configuration, or Redis' rights, must change.
     #[error("this configuration would not work")]
     Unfit,
     /// The daemon did not start, or did not end in order.
@@ -100,18 +100,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The configuration that the arguments name.
+    /// Loads the configuration that the arguments name.
     pub(crate) fn load(&self) -> Result<Config, CliError> {
         Ok(config::load(self.config.as_deref(), config::environment(), &self.sets)?)
     }
 
-    /// The keys that they give, which have other than their default values on purpose.
+    /// The keys that the arguments, the file and the environment set.
     fn given(&self) -> BTreeSet<String> {
         config::given(self.config.as_deref(), config::environment(), &self.sets)
     }
 }
 
-/// Where a program on this machine reaches a listener with this address.
+/// The address by which a program on this machine reaches a listener.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -120,12 +120,12 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Runs the command that `arguments` (the program's name first) ask for and says how it went.
+/// Runs the command in `arguments` (which begin with the program's name) and returns its exit status.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help goes to stdout, errors to stderr; where neither can be written, the status remains.
+            // Help goes to stdout, errors to stderr; if neither can be written, the status remains.
             usage.print().ok();
             return ExitCode::from(if usage.use_stderr() { USAGE } else { DONE });
         }

@@ -1,25 +1,25 @@
-//! The one door to stdout and stderr of the commands.
+//! The only place where commands write to stdout and stderr.
 //!
-//! Messages often quote what came from outside: a provider's code, a server's words, a name. So [`note`] and [`print`]
-//! show control characters instead of passing them on, whatever the message is. A command whose output is data or made
-//! for a terminal writes it with [`write_to`] and sees to that itself.
+//! Messages often quote text from outside: a provider's code, a server's message, a name. So [`note`] and [`print`]
+//! show control characters as symbols in all messages. A command whose output is data or made for a terminal writes
+//! it with [`write_to`] and escapes it itself.
 //!
-//! A reader that went away (`llm-bridge tail … | head`) is no failure: it ends the command quietly.
+//! A reader that closed its end (`llm-bridge tail … | head`) is not a failure: the command ends quietly.
 
 use std::io::{ErrorKind, Write};
 
 use super::CliError;
 use crate::visible;
 
-/// Writes lines for people to stdout, at once.
+/// Writes lines for people to stdout, and flushes.
 ///
 /// # Errors
-/// When nobody reads any more, or the device refuses.
+/// If the reader is gone, or the device refuses.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), &visible::text(text))
 }
 
-/// Writes to stdout, at once and as it is.
+/// Writes unchanged to stdout, and flushes.
 ///
 /// # Errors
 /// As [`print`].
@@ -27,7 +27,7 @@ pub(crate) fn write(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), text)
 }
 
-/// Writes at once to what stands for stdout.
+/// Writes to stdout or its substitute, and flushes.
 ///
 /// # Errors
 /// As [`print`].
@@ -39,7 +39,7 @@ pub(crate) fn write_to(out: &mut dyn Write, text: &str) -> Result<(), CliError> 
     })
 }
 
-/// Writes lines for people to stderr, as far as it goes: there is no other place to complain.
+/// Writes lines for people to stderr. Errors are ignored: there is no other place to report them.
 pub(crate) fn note(text: &str) {
     std::io::stderr().lock().write_all(visible::text(text).as_bytes()).ok();
 }

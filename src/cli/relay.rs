@@ -1,4 +1,4 @@
-//! `llm-bridge relay`: answers requests that lie in Redis.
+//! `llm-bridge relay`: answers requests from Redis.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ enum From {
     Anthropic,
 }
 
-/// Runs `relay` until it is told to stop.
+/// Runs `relay` until it is stopped.
 pub(crate) fn run(args: &Relay) -> Result<(), CliError> {
     let config = args.shared.load()?;
     let form = args.from.map(|from| match from {

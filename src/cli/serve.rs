@@ -12,7 +12,7 @@ pub(crate) struct Serve {
     shared: Shared,
 }
 
-/// Runs `serve` until it is told to stop.
+/// Runs `serve` until it is stopped.
 pub(crate) fn run(args: &Serve) -> Result<(), CliError> {
     let config = args.shared.load()?;
     observe::logging::init(&config.log).map_err(|error| CliError::Failed(error.to_string()))?;

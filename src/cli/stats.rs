@@ -1,4 +1,4 @@
-//! `llm-bridge stats`: what a running daemon says about itself over its stats socket.
+//! `llm-bridge stats`: shows the statistics of a running daemon, read from its stats socket.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,9 +15,9 @@ use super::{CliError, Shared};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// The pause between two looks of `--watch`.
+/// The pause between two reads of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// Clears a terminal and puts the cursor into its corner.
+/// Clears a terminal and moves the cursor to its corner.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Show what a running daemon says about itself
@@ -34,7 +34,7 @@ pub(crate) struct Stats {
     shared: Shared,
 }
 
-/// The part of the statistics that is shown, and its form.
+/// The part of the statistics to show, and its format.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct Form {
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Stats) -> Result<(), CliError> {
         if !args.action.watch {
             return write(&answer);
         }
-        // One JSON text a line can be read by a program, a cleared screen only by people.
+        // A program can read one JSON text per line; a cleared screen is only for people.
         let (before, answer) = match (args.form.json, Size::of_stdout()) {
             (true, _) => ("", answer),
             (false, Some(size)) => (CLEAR, fit(&answer, size)),
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Stats) -> Result<(), CliError> {
     }
 }
 
-/// Sends one word and reads to the end.
+/// Sends one word and reads the answer to its end.
 fn ask(socket: &Path, word: &str) -> Result<String, CliError> {
     let answer = || {
         let mut stream = UnixStream::connect(socket)?;

@@ -1,8 +1,8 @@
-//! Ctrl-C, and the end of the terminal, for the commands that have something to leave in order.
+//! Handles Ctrl-C and the end of the terminal, for the commands that have to stop in order.
 //!
-//! SIGINT and SIGHUP are left alone where the process ignored them from its start: `nohup` ignores SIGHUP, and a shell
-//! without job control ignores SIGINT for a command in the background, so that a Ctrl-C reaches only the one in the
-//! foreground. SIGTERM is always obeyed, as it is meant for this process alone.
+//! SIGINT and SIGHUP remain ignored if the process started with them ignored: `nohup` ignores SIGHUP, and a shell
+//! without job control ignores SIGINT for a background command, so that a Ctrl-C reaches only the foreground command.
+//! SIGTERM is always handled, because it is meant for this process.
 
 use std::ffi::c_int;
 use std::io;
@@ -14,7 +14,7 @@ use signal_hook::flag::{register, register_conditional_shutdown};
 
 use super::{CliError, FAILED};
 
-/// A flag that the first SIGINT, SIGTERM or SIGHUP raises; a second SIGINT or SIGTERM ends the process at once.
+/// A flag that the first SIGINT, SIGTERM or SIGHUP sets; a second SIGINT or SIGTERM ends the process at once.
 ///
 /// A terminal that is closed sends SIGHUP more than once (the shell and the kernel do), and a session that systemd ends
 /// gets SIGTERM and SIGHUP: a SIGHUP is never the second one.
@@ -22,7 +22,7 @@ pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     let (flag, is_asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in signals().map_err(uncaught)? {
         if signal != SIGHUP {
-            // In this order: the one that ends the process acts on what the flag was before the signal.
+            // In this order: the handler that ends the process reads the flag as it was before the signal.
             register_conditional_shutdown(signal, FAILED.into(), Arc::clone(&is_asked)).map_err(uncaught)?;
             register(signal, Arc::clone(&is_asked)).map_err(uncaught)?;
         }
@@ -31,8 +31,8 @@ pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     Ok(flag)
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP raise, for a command that ends soon by itself and must leave nothing behind:
-/// further signals change nothing.
+/// A flag that SIGINT, SIGTERM and SIGHUP set, for a command that ends soon by itself and must clean up: further
+/// signals have no effect.
 pub(crate) fn patient_stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in signals().map_err(uncaught)? {
@@ -41,7 +41,7 @@ pub(crate) fn patient_stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     Ok(flag)
 }
 
-/// The signals to be obeyed.
+/// The signals to handle.
 fn signals() -> io::Result<Vec<c_int>> {
     let mut signals = vec![SIGTERM];
     for signal in [SIGINT, SIGHUP] {
@@ -55,7 +55,7 @@ fn signals() -> io::Result<Vec<c_int>> {
 fn is_ignored(signal: c_int) -> io::Result<bool> {
     // SAFETY: all bits zero are a valid `sigaction`, which is overwritten.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: no new action is given, and the place for the present one outlives the call.
+    // SAFETY: no new action is given, and the memory for the present one outlives the call.
     if unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) } != 0 {
         return Err(io::Error::last_os_error());
     }

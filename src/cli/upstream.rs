@@ -51,7 +51,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 }
 
 impl UpstreamArgs {
-    /// The server behind `url`, whose answers are in this form, if one was named, and over after a finish reason and
+    /// The server at `url`. Its answers are in this form, if one is given, and end after a finish reason and
     /// `finish_grace`.
     pub(super) fn upstream(
         &self,
@@ -75,7 +75,7 @@ impl UpstreamArgs {
         if let Some(key) = self.key()? {
             upstream = upstream.key(&key).map_err(usage)?;
         }
-        // Later, so that they win.
+        // Added last, so that they take precedence.
         for header in &self.headers {
             upstream = upstream.header(header).map_err(usage)?;
         }

@@ -90,10 +90,7 @@ mod tests {
         assert_eq!(vitals.stuck().collect::<Vec<_>>(), ["a"]);
         assert_eq!(vitals.look(vec![silence("a", 6), silence("b", 1)], at(6)), []);
         assert!(!vitals.is_well());
-        assert_eq!(
-            vitals.look(vec![silence("a", 0), silence("b", 2)], at(7)),
-            [News::Recovered("a".into())]
-        );
+        assert_eq!(vitals.look(vec![silence("a", 0), silence("b", 2)], at(7)), [News::Recovered("a".into())]);
         assert!(vitals.is_well());
     }
 

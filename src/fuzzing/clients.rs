@@ -1,4 +1,4 @@
-//! Targets: what clients of the public listener send.
+//! Targets: input of clients on the public listener.
 
 use super::cut;
 use crate::deliver::body::Body;
@@ -18,13 +18,13 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The longest message for people, in bytes.
 const WORDS_BYTES_MAX: usize = 1024;
 
-/// A request's head and body mean the same however they come.
+/// A request's head and body have the same meaning however they are cut.
 pub(super) fn request(data: &[u8]) {
     let Some((step, bytes)) = cut(data) else { return };
     match (request::parse(bytes), grown(bytes, step)) {
         (Parsed::Partial, Parsed::Partial) => {}
         (Parsed::Invalid(error), Parsed::Invalid(_)) => expect_words(&error),
-        // Only what comes first is judged before its head is there.
+        // Before its head is complete, only the beginning of a request is checked.
         (Parsed::Invalid(_), Parsed::Partial) if !has_head(bytes) => {}
         (
             Parsed::Complete { head_bytes, request },
@@ -38,7 +38,7 @@ pub(super) fn request(data: &[u8]) {
     }
 }
 
-/// Whether there is an empty line behind something.
+/// Whether there is an empty line after some other text.
 fn has_head(mut bytes: &[u8]) -> bool {
     while let Some(rest) = bytes.strip_prefix(b"\r\n") {
         bytes = rest;
@@ -101,7 +101,7 @@ fn expect_words(error: &HttpError) {
     assert!(!error.message.is_empty() && error.message.len() <= WORDS_BYTES_MAX, "{error}");
 }
 
-/// Frames give the same messages however they are cut, and what is held for them is bounded.
+/// Frames produce the same messages however they are cut, and what is held for them is bounded.
 pub(super) fn websocket(data: &[u8]) {
     let Some((step, bytes)) = cut(data) else { return };
     let whole = decoded(bytes, bytes.len());
@@ -129,7 +129,7 @@ fn decoded(bytes: &[u8], step: usize) -> (Vec<Incoming>, Option<CloseReason>) {
     (all, None)
 }
 
-/// A client's message is taken or refused with words.
+/// A client's message is accepted, or refused with a message.
 pub(super) fn message(data: &[u8]) {
     if let Err(error) = message::parse_cancel_body(data) {
         expect_words(&error);
@@ -164,7 +164,7 @@ const fn is_ping(message: &message::ClientMessage) -> bool {
     matches!(message, message::ClientMessage::Ping { .. })
 }
 
-/// `Origin` and `Host` of a request, and the configured names: only what is listed, our own or an address gets in.
+/// `Origin` and `Host` of a request, and the configured names: only listed names, our own and addresses are accepted.
 pub(super) fn hosts(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.split('\n');
@@ -192,7 +192,7 @@ pub(super) fn hosts(data: &[u8]) {
     }
 }
 
-/// A host that was let in is an address, our own name, or one of those that are listed.
+/// An accepted host is an address, our own name, or a listed name.
 fn expect_own(host: &str, hosts: &[String], origins: &[String]) {
     let name = without_port(host);
     let of_origins = origins.iter().filter_map(|origin| origin.split_once("://"));

@@ -1,11 +1,10 @@
-//! Doors for fuzzing: one function for each parser that takes bytes from outside. Only in builds with `--cfg fuzzing`
+//! Entry points for fuzzing: one function for each parser of input from outside. Only in builds with `--cfg fuzzing`
 //! and in unit tests.
 //!
-//! Every target takes any bytes and panics where something does not hold that must hold for all of them: no panic, no
-//! read beyond the end, bounded results; the same result however the bytes were cut; what was told can be read back;
-//! and a viewer who resumes gets exactly the rest. `tests/fuzz` runs them under libFuzzer, guided by coverage and for
-//! some time; the tests here run them on their seeds and on a few mutations, so that what they demand holds in every
-//! build.
+//! Every target accepts any bytes and panics if one of these properties is violated: no panic, no read beyond the
+//! end, bounded results; the same result however the bytes are cut; output can be read back; and a viewer that
+//! resumes gets exactly the rest. `tests/fuzz` runs them under libFuzzer, guided by coverage, for some time; the
+//! tests here run them on their seeds and on a few mutations, so that the properties are checked in every build.
 
 mod clients;
 #[cfg(test)]
@@ -21,20 +20,20 @@ pub(crate) use producers::{Dialogue, frames, is_over, shown};
 #[cfg(test)]
 pub(crate) use seeds::PAYLOADS;
 
-/// A parser, with what a fuzzer needs to begin.
+/// A parser, with what a fuzzer needs to start.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name.
     pub name: &'static str,
-    /// Takes any bytes, and panics where something does not hold.
+    /// Accepts any bytes, and panics if a property is violated.
     pub run: fn(&[u8]),
-    /// Inputs from which others are made.
+    /// Inputs from which the fuzzer creates others.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Words that inputs are made of.
+    /// Words for the fuzzer's dictionary.
     pub words: &'static [&'static str],
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 12] = [
     target("resp", crate::redis::fuzz_resp, seeds::resp, &seeds::RESP_WORDS),
     target("sieve", crate::redis::fuzz_sieve, seeds::sieve, &seeds::RESP_WORDS),
@@ -59,7 +58,7 @@ const fn target(
     Target { name, run, seeds, words }
 }
 
-/// The first byte, and the rest: many targets are told by it how to cut.
+/// The first byte and the rest: for many targets the first byte determines how to cut.
 pub(crate) fn cut(data: &[u8]) -> Option<(usize, &[u8])> {
     data.split_first().map(|(&step, bytes)| (usize::from(step) + 1, bytes))
 }
@@ -70,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a target, and says with what where it fails.
+    /// Runs a target, and prints the input if it fails.
     fn run(target: &Target, input: &[u8]) {
         if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input))) {
             eprintln!("{} fails on {:?}", target.name, String::from_utf8_lossy(input));

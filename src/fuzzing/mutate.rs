@@ -1,6 +1,6 @@
-//! Inputs torn and glued with a fixed seed, where no fuzzer is at hand.
+//! Inputs mutated with a fixed seed, for runs without a fuzzer.
 
-/// A small generator of numbers (xorshift64*), so that a failure can be met again.
+/// A small generator of numbers (xorshift64*), so that a failure can be reproduced.
 pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
@@ -13,7 +13,7 @@ impl Numbers {
     }
 }
 
-/// Pieces of JSON that a mutation inserts anywhere.
+/// Pieces of JSON that a mutation inserts.
 const TOKENS: [&str; 20] = [
     "{",
     "}",

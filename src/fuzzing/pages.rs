@@ -8,17 +8,17 @@ use crate::produce::events::{ExpectedForm, ProviderEvent, ProviderEvents};
 use crate::produce::sse::{SseError, SseEvent, SseParser};
 use crate::visible;
 
-/// Longer than anything is waited for.
+/// Longer than any wait.
 const LATER: Duration = Duration::from_secs(3600);
 
-/// A body gives the same events and the same entries however it comes.
+/// A body produces the same events and the same entries however it is cut.
 pub(super) fn events(data: &[u8]) {
     let Some((step, body)) = cut(data) else { return };
     let whole = parsed(body, body.len());
     assert_eq!(whole, parsed(body, step), "in steps of {step}");
     if let Ok((events, _)) = whole {
         let output: usize = events.iter().map(|event| event.data.len() + event.event.len()).sum();
-        // A byte that is no UTF-8 becomes a character of three.
+        // A byte that is not UTF-8 becomes a character of three.
         assert!(output <= 3 * body.len(), "{output} bytes of {}", body.len());
     }
     for form in [ExpectedForm::Fixed(Form::Anthropic), ExpectedForm::FirstEvent(Form::OpenAi)] {
@@ -27,7 +27,7 @@ pub(super) fn events(data: &[u8]) {
     }
 }
 
-/// Events, and how long to wait before one comes back.
+/// Events, and the reconnection delay.
 type Parsed = Result<(Vec<SseEvent>, Option<Duration>), SseError>;
 
 fn parsed(body: &[u8], step: usize) -> Parsed {
@@ -40,7 +40,7 @@ fn parsed(body: &[u8], step: usize) -> Parsed {
     Ok((events, parser.retry()))
 }
 
-/// The events results, and the messages for a body without any: about foreign content, and about nothing results.
+/// The results of the events, and the messages for a body without any: about foreign content, and about no content.
 fn interpreted(
     form: ExpectedForm,
     body: &[u8],

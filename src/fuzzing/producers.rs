@@ -1,4 +1,4 @@
-//! Targets: what producers write, and names and ids from anywhere.
+//! Targets: entries of producers, and names and ids from anywhere.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use crate::model::{
 use crate::produce::sse::SseParser;
 use crate::provider::{self, EVENTS_PER_ENTRY_MAX, Form, Margin};
 
-/// The byte between two entries of an input. It occurs in no JSON text.
+/// The byte between two entries of an input. No JSON text contains it.
 const SEPARATOR: u8 = 1;
-/// The most entries of an input: each is compared with what follows it.
+/// The most entries of an input, because each is compared with those that follow.
 const ENTRIES_MAX: usize = 16;
-/// How long a finishing generation is waited for.
+/// The grace of a finishing generation.
 const GRACE_MS: u64 = 2_000;
-/// The longest text of which every place is looked at.
+/// The longest text of which every offset is checked.
 const PLACES_BYTES_MAX: usize = 200;
 
-/// Entries of every form: each frame is valid in every form of the wire, ids grow, batches do not change the text, and
-/// a viewer who resumes at any frame, by its state or by a search, gets exactly the rest.
+/// Entries of every form: each frame is valid in every wire form, ids increase, batches do not change the text, and a
+/// viewer that resumes at any frame, by its state or by a search, gets exactly the rest.
 pub(super) fn entries(data: &[u8]) {
     let entries = read_entries(data);
     let until_ms =
@@ -67,7 +67,7 @@ pub(super) fn entries(data: &[u8]) {
     }
 }
 
-/// Entries out of an input: the first byte of each says its form, and in upper case that it came late.
+/// Parses entries from an input: the first byte of each is its form; upper case means that it came late.
 fn read_entries(data: &[u8]) -> Vec<Entry> {
     let mut ms = 0;
     let records = data.split(|&byte| byte == SEPARATOR).take(ENTRIES_MAX);
@@ -105,12 +105,12 @@ fn assembler(position: Position, state: StreamState) -> Assembler {
     Assembler::new(stream(), position, state).with_grace(GRACE_MS)
 }
 
-/// Whether a finishing generation is over where nothing follows up to `until_ms`.
+/// Whether a finishing generation is over if nothing follows up to `until_ms`.
 pub(crate) fn is_over(state: &StreamState, until_ms: u64) -> bool {
     state.finishing().is_some_and(|newest| until_ms.saturating_sub(newest.ms) >= GRACE_MS)
 }
 
-/// The frames of entries, pushed one by one; those before the assembler's position have none.
+/// The frames of entries, pushed one by one, without those before the assembler's position.
 pub(crate) fn frames(mut assembler: Assembler, entries: &[Entry], until_ms: u64) -> Vec<Arc<Frame>> {
     let mut frames = Vec::new();
     for entry in entries {
@@ -138,7 +138,7 @@ fn expect_wire(frame: &Frame) {
     let events = sse(frame.sse());
     let [(event_id, data)] = &events[..] else { panic!("one event a frame: {events:?}") };
     assert!(id.is_none_or(|id| id == *event_id), "{event_id}: {output}");
-    // Between tokens the ends of lines may be others.
+    // Line ends between tokens may differ.
     let on_one_line = |text: &str| text.replace(['\r', '\n'], "");
     assert_eq!(on_one_line(data), on_one_line(output), "over server-sent events");
 }
@@ -152,7 +152,7 @@ fn sse(bytes: &[u8]) -> Vec<(String, String)> {
     events
 }
 
-/// Other formats say valid JSON too.
+/// Other formats produce valid JSON too.
 fn translate(format: Format, frames: &[Arc<Frame>]) {
     let mut translator = Translator::new(format, Transport::Events, stream(), false);
     for frame in frames {
@@ -170,7 +170,7 @@ fn translate(format: Format, frames: &[Arc<Frame>]) {
     sse(&translator.done());
 }
 
-/// Payloads of providers, one after another, each behind the letter of its form.
+/// Payloads of providers, one after another, each after the letter of its form.
 pub(super) fn provider(data: &[u8]) {
     let mut dialogue = Dialogue::default();
     for record in data.split(|&byte| byte == SEPARATOR) {
@@ -213,7 +213,7 @@ impl Dialogue {
     }
 }
 
-/// An event of a provider's is made of valid strings and objects.
+/// Asserts that a provider's event consists of valid strings and objects.
 fn expect_valid(event: &Event<'_>) {
     let string = |escaped: &str| {
         serde_json::from_str::<String>(&format!("\"{escaped}\""))
@@ -268,7 +268,7 @@ pub(super) fn json(data: &[u8]) {
     strings(text);
 }
 
-/// Escaped strings: pairs of surrogates, meaning, places.
+/// Escaped strings: pairs of surrogates, meaning, offsets.
 fn strings(text: &str) {
     let escaped = json::escape(text);
     assert_eq!(json::unescape(escaped.as_deref().unwrap_or(text)).as_deref(), Some(text));
@@ -290,7 +290,7 @@ fn strings(text: &str) {
     }
 }
 
-/// Patterns of keys, keys, names and ids: what was read is written the same, and names and keys belong together.
+/// Patterns of keys, keys, names and ids: parsing and formatting round-trip, and names and keys map one to one.
 pub(super) fn names(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.split('\n');

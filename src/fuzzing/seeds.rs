@@ -1,4 +1,4 @@
-//! Seeds of the fuzz targets, and words that inputs are made of.
+//! Seeds of the fuzz targets, and words for inputs.
 
 /// Payloads of providers, of all kinds.
 pub(crate) const PAYLOADS: [&str; 25] = [
@@ -171,7 +171,7 @@ pub(super) const SSE_WORDS: [&str; 14] = [
     "\"choices\":",
 ];
 
-/// Each text behind a byte that says how to cut.
+/// Each text after a byte that determines how to cut.
 fn behind(steps: &[u8], texts: &[&str]) -> Vec<Vec<u8>> {
     let pairs = texts.iter().flat_map(|text| steps.iter().map(move |step| (*step, text)));
     pairs.map(|(step, text)| [&[step][..], text.as_bytes()].concat()).collect()
@@ -279,7 +279,7 @@ pub(super) fn admin() -> Vec<Vec<u8>> {
     behind(&[0, 9], &requests)
 }
 
-/// Payloads one after another, each with the letter of its form in front.
+/// Payloads one after another, each after the letter of its form.
 pub(super) fn provider() -> Vec<Vec<u8>> {
     let letter = |payload: &str| {
         if payload.contains(r#""type":"message_"#) || payload.contains("content_block") { 'a' } else { 'o' }
@@ -298,7 +298,7 @@ pub(super) fn entries() -> Vec<Vec<u8>> {
     [together(&records), together(&late), provider()].concat()
 }
 
-/// The records one by one, and the first of them, six at a time.
+/// The records one by one, and the first of them in groups of six.
 fn together(records: &[String]) -> Vec<Vec<u8>> {
     let alone = records.iter().map(|record| record.as_bytes().to_vec());
     alone.chain(records.chunks(6).map(|records| records.join("\u{1}").into_bytes())).collect()

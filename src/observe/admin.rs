@@ -8,10 +8,10 @@
 //! | `/stats.json` | [`super::Snapshot`] |
 //! | `/` | a page that shows it live |
 //!
-//! A request for a host that is not one of ours is 421, so that no web page reads it by DNS rebinding.
+//! A request for a host that is not one of ours gets 421, so that no web page can read it by DNS rebinding.
 //!
-//! It has no authentication and reveals no tokens and no content, but stream counts, errors and names
-//! of threads: it belongs on loopback or a private network.
+//! It has no authentication. It reveals no tokens and no content, but stream counts, errors and names of threads, so
+//! it belongs on loopback or a private network.
 
 use std::borrow::Cow;
 use std::io;
@@ -30,10 +30,10 @@ const DASHBOARD: &str = include_str!("../web/dashboard.html");
 const DASHBOARD_STYLE: &str = include_str!("../web/dashboard.css");
 const DASHBOARD_SCRIPT: &str = include_str!("../web/dashboard.js");
 
-/// Answers on `listener` to requests for one of our `hosts` until the stop signal is given.
+/// Serves requests for one of our `hosts` on `listener` until the stop signal.
 ///
 /// # Errors
-/// When the listener cannot be watched; never because of a client.
+/// If the listener fails; never because of a client.
 pub fn run(listener: TcpListener, hosts: HostPolicy, registry: Arc<Registry>, stop: Stop) -> io::Result<()> {
     http::serve(listener, &hosts, &stop, |path| page(&registry, path))
 }
@@ -68,7 +68,7 @@ mod tests {
     use std::net::{Shutdown, SocketAddr, TcpStream};
     use std::time::Duration;
 
-    /// A listener that answers until the test is over.
+    /// A listener that serves until the test ends.
     struct Running {
         address: SocketAddr,
         registry: Arc<Registry>,

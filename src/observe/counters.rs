@@ -1,8 +1,8 @@
-//! Counters (events since the start) and gauges (current values). Each is declared once with its name and its help, so
-//! that text, JSON and Prometheus list all of them and none can be forgotten.
+//! Counters (events since the start) and gauges (current values). Each is declared once with its name and its help,
+//! so that text, JSON and Prometheus list all of them.
 //!
-//! Values are relaxed atomics: each is exact, two of them read together may be an instant apart.
-//! Counters only grow, for as long as the process lives.
+//! Values are relaxed atomics: each is exact, two of them read together may differ by an instant. Counters only grow,
+//! as long as the process lives.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -11,72 +11,72 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Counts one.
+    /// Adds 1.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// Counts `n`.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// The value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// An amount that goes up and down.
+/// A value that goes up and down.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);
 
 impl Gauge {
-    /// One more.
+    /// Adds 1.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// One less.
+    /// Subtracts 1.
     pub fn dec(&self) {
         self.add(-1);
     }
 
-    /// `n` more, or less where it is negative.
+    /// Adds `n`, which may be negative.
     pub fn add(&self, n: i64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// `n` less.
+    /// Subtracts `n`.
     pub fn sub(&self, n: i64) {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
-    /// A part of it that was `before` is `after` now.
+    /// Replaces a share of `before` by one of `after`.
     pub fn change(&self, before: usize, after: usize) {
         let signed = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.add(signed(after) - signed(before));
     }
 
-    /// The amount is `n` now; for gauges with a single writer.
+    /// Sets the value; for gauges with a single writer.
     pub fn set(&self, n: i64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
-    /// The amount now.
+    /// The value.
     #[must_use]
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A counter or gauge as it was read.
+/// The value of a counter or gauge at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading<T> {
     /// Its name, without prefix and suffix.
     pub name: &'static str,
-    /// Its meaning, in a line.
+    /// Its meaning, in one line.
     pub help: &'static str,
     /// Its value.
     pub value: T,
@@ -91,7 +91,7 @@ macro_rules! declare {
         }
 
         impl $group {
-            /// All of them, in the order of their declaration.
+            /// All values, in the order of their declaration.
             #[must_use]
             pub fn read(&self) -> Vec<Reading<$number>> {
                 vec![$(Reading { name: stringify!($name), help: $help, value: self.$name.get() },)+]
@@ -119,7 +119,7 @@ declare! {
         bytes_written: "Bytes written to clients.",
         replay_reads: "Reads of history.",
         replay_entries: "Entries read from history.",
-        checkpoints_used: "Times that a scan of a long history went on from where another one had been.",
+        checkpoints_used: "Times that a scan of a long history continued from another scan's checkpoint.",
         connections_accepted: "Client connections accepted.",
         connections_refused_full: "Client connections refused because too many were open.",
         connections_refused_rate: "Client connections refused because of a rate or a limit per client.",
@@ -133,13 +133,13 @@ declare! {
         subscriptions: "Subscriptions begun.",
         clients_fell_back: "Times that a slow client left live for history.",
         clients_slow_closed: "Clients closed because they made no progress.",
-        clients_half_open_closed: "Clients closed because they had gone without a word.",
+        clients_half_open_closed: "Clients closed because they had disappeared without closing.",
         streams_demoted: "Times that a stream was sent to history because a delivery inbox was full.",
         streams_broken: "Times that a stream lost its key or its group while it was read.",
         gaps_trimmed: "Gaps of entries that were trimmed before they were read.",
-        gaps_recreated: "Gaps of streams that were deleted and begun anew.",
+        gaps_recreated: "Gaps of streams that were deleted and recreated.",
         gaps_producer: "Gaps in the numbers that producers gave.",
-        gaps_failover: "Gaps of streams that came back with an older end.",
+        gaps_failover: "Gaps of streams that came back with older content.",
         grace_ends_written: "Generations ended by an entry because nothing came after their finish reason.",
         producers_lost_written: "Generations given up because their producer was silent.",
         redis_connects: "Connections made to Redis.",
@@ -165,16 +165,16 @@ declare! {
         connections_open: "Client connections open.",
         subscriptions_open: "Subscriptions open.",
         streams_live: "Streams read live.",
-        streams_waited: "Names waited for that nobody has written yet.",
+        streams_waited: "Names of streams that do not exist yet and are waited for.",
         replay_jobs: "Reads of history under way or waiting.",
-        cancels_unwritten: "Control streams of names that nobody has written yet.",
+        cancels_unwritten: "Control streams of streams that do not exist yet.",
         history_reply_bytes: "Bytes of entries read from history that are not decoded yet.",
         history_frame_bytes: "Bytes of frames from history that are not sent yet.",
-        checkpoint_bytes: "Bytes of what is kept of scans of long histories.",
-        letters_in_hand_bytes: "Bytes of dead letters that the recorder has taken up and not written yet.",
-        receipts_in_hand_bytes: "Bytes of acknowledgements that the recorder has taken up and not written yet.",
+        checkpoint_bytes: "Bytes of the checkpoints of scans of long histories.",
+        letters_in_hand_bytes: "Bytes of dead letters that the recorder has taken from its queue and not written yet.",
+        receipts_in_hand_bytes: "Bytes of acknowledgements that the recorder has taken from its queue and not written yet.",
         outbox_bytes: "Bytes of frames held for clients.",
-        state_bytes: "Bytes of large JSON states that are put together or on their way to clients, each counted once.",
+        state_bytes: "Bytes of large JSON states that are being assembled or sent to clients, each counted once.",
         input_bytes: "Bytes held of requests and messages that clients have begun to send.",
     }
 }

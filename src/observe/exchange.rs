@@ -1,9 +1,9 @@
-//! Serving exchanges: one request and one answer on each connection, on one thread, everything bounded.
+//! Serves exchanges: one request and one answer per connection, on one thread, with limits on everything.
 //!
 //! It exists because health checks and `llm-bridge stats` must be answered when nothing else is. A connection that
-//! sends nothing, too much or too slowly, or does not take its answer, is closed at a deadline. When too many are open,
-//! one that has not asked yet gives way to the new one, so that idle connections shut nobody out. Running out of
-//! descriptors is survived.
+//! sends nothing, too much or too slowly, or does not read its answer, is closed at a deadline. If too many are open,
+//! one without a request is closed in favour of the new one, so that idle connections shut nobody out. The thread
+//! survives a lack of descriptors.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -16,11 +16,11 @@ use slab::Slab;
 use crate::stop::Stop;
 use crate::{pulse, warn_limited};
 
-/// Connections at a time.
+/// The most open connections.
 pub(super) const CONNECTIONS_MAX: usize = 64;
-/// For the client to take the end of the answer and close, too.
+/// How long the client may take to read the end of the answer and to close.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
-/// How often the stop signal and the deadlines are looked at.
+/// How often the stop signal and the deadlines are checked.
 const TICK: Duration = Duration::from_millis(100);
 
 const LISTENER: Token = Token(usize::MAX);
@@ -28,11 +28,11 @@ const LISTENER: Token = Token(usize::MAX);
 /// The reaction to the bytes that a client has sent so far.
 #[derive(Debug)]
 pub(super) enum Reaction {
-    /// More has to come.
+    /// Wait for more bytes.
     Wait,
-    /// This is the answer.
+    /// Send this answer.
     Answer(Vec<u8>),
-    /// There is no answer to it.
+    /// Close without an answer.
     Close,
 }
 
@@ -41,13 +41,13 @@ pub(super) trait Listener: Source {
     /// Its connections.
     type Stream: Stream;
 
-    /// The next connection that waits.
+    /// Accepts the next connection.
     fn accept_one(&self) -> io::Result<Self::Stream>;
 }
 
 /// A connected socket of either kind.
 pub(super) trait Stream: Source + Read + Write {
-    /// Lets the client see the end of the answer.
+    /// Shuts down writing, so that the client sees the end of the answer.
     fn end_writing(&self) -> io::Result<()>;
 }
 
@@ -79,11 +79,11 @@ impl Stream for mio::net::UnixStream {
     }
 }
 
-/// Serves until the stop signal is given. `time` is a connection's limit from its beginning to the end of the answer.
-/// `react` is given all bytes that a client has sent, and whether nothing more can come.
+/// Serves until the stop signal. `time` is a connection's limit from its beginning to the end of the answer. `react`
+/// gets all bytes that a client has sent, and whether no more can follow.
 ///
 /// # Errors
-/// When the listener cannot be watched; never because of a client.
+/// If the listener fails; never because of a client.
 pub(super) fn serve<L: Listener>(
     mut listener: L,
     stop: &Stop,
@@ -104,10 +104,10 @@ pub(super) fn serve<L: Listener>(
         for event in events.iter().filter(|event| event.token() != LISTENER) {
             server.advance(event.token().0);
         }
-        // After the events: a place in the table that becomes free must not get another connection's event.
+        // After the events: a slot that becomes free must not get another connection's event.
         let now = Instant::now();
         server.connections.retain(|_, connection| connection.is_open && now < connection.deadline);
-        // At every tick, not only when told: an accept that failed is told only once.
+        // At every tick, not only after an event: an accept that failed is reported only once.
         server.accept(&listener, now);
     }
     Ok(())
@@ -121,8 +121,7 @@ struct Server<S, R> {
 }
 
 impl<S: Stream, R: Fn(&[u8], bool) -> Reaction> Server<S, R> {
-    /// Takes the connections that wait. Those that are no longer wanted stay in the table until the
-    /// next round removes them.
+    /// Accepts the waiting connections. Those to be closed stay in the table until the next round removes them.
     fn accept(&mut self, listener: &impl Listener<Stream = S>, now: Instant) {
         for _ in 0..CONNECTIONS_MAX {
             let stream = match listener.accept_one() {
@@ -150,8 +149,7 @@ impl<S: Stream, R: Fn(&[u8], bool) -> Reaction> Server<S, R> {
         }
     }
 
-    /// Makes room: the oldest connection that has not asked yet goes first, then one that has been sent all of its
-    /// answer.
+    /// Makes room: closes the oldest connection without a request first, then one whose answer was sent completely.
     fn drop_one(&mut self) {
         let victim = self
             .connections
@@ -182,15 +180,15 @@ struct Connection<S> {
 enum State {
     /// The bytes of the request so far.
     Reading(Vec<u8>),
-    /// The answer, and how much of it is written.
+    /// The answer, and how many bytes of it are written.
     Writing(Vec<u8>, usize),
-    /// All is written; closing before the client has would cost it the end of the answer if it sent
-    /// more than was read.
+    /// All is written. If the connection were closed before the client closes it, the client would lose the end of
+    /// the answer if it sent more than was read.
     Closing,
 }
 
 impl State {
-    /// The order in which connections are closed when there are too many, the lowest first.
+    /// The order in which connections are closed if there are too many, the lowest first.
     const fn rank(&self) -> u8 {
         match self {
             Self::Reading(_) => 0,
@@ -205,7 +203,7 @@ impl<S: Stream> Connection<S> {
         Self { stream, state: State::Reading(Vec::new()), deadline, is_open: true }
     }
 
-    /// Goes on as far as the socket allows; `Ok` means that the connection is over.
+    /// Continues as far as the socket allows; `Ok` means that the connection has ended.
     fn advance(&mut self, react: &impl Fn(&[u8], bool) -> Reaction) -> io::Result<()> {
         let mut buffer = [0_u8; 2048];
         loop {

@@ -12,7 +12,7 @@ use crate::security::host::HostPolicy;
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry::new("fuzz-8080"));
 
-/// The reaction to a request does not change when more bytes come, and a request that is over is not waited for.
+/// The reaction to a request does not change when more bytes arrive, and a complete request is not waited for.
 pub(crate) fn requests(data: &[u8]) {
     let Some((step, sent)) = cut(data) else { return };
     let hosts = HostPolicy::from(&["admin.example".to_owned()], &[]);

@@ -1,7 +1,7 @@
-//! The health of the daemon: the state in which each thread last found Redis, the lease of the instance id, and whether
-//! the daemon is going down.
+//! The health of the daemon: the state in which each thread last found Redis, the lease of the instance id, and
+//! whether the daemon is shutting down.
 //!
-//! It is written when something changes and read by health checks, so a mutex is enough.
+//! It is written on changes and read by health checks, so a mutex suffices.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,12 +13,12 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lease {
-    /// Redis could not be asked yet.
+    /// Redis could not be reached yet.
     #[default]
     Unsettled,
     /// This daemon holds it.
     Held,
-    /// It ran out, or somebody else has it.
+    /// It expired, or another daemon holds it.
     Lost,
 }
 
@@ -32,17 +32,17 @@ pub struct Health {
 struct State {
     redis: BTreeMap<String, Link>,
     lease: Lease,
-    /// The reason why the lease cannot be had; empty: none is known.
+    /// Why the lease cannot be acquired; empty if no reason is known.
     lease_trouble: String,
     is_draining: bool,
     is_first_attempt_over: bool,
-    /// Threads that hang.
+    /// The names of threads that hang.
     stuck: Vec<String>,
 }
 
 #[derive(Debug)]
 struct Link {
-    /// The problem in words that may be shown to clients; `None`: it is up.
+    /// The problem as a message that clients may see; `None`: Redis works.
     wrong: Option<&'static str>,
     /// The error.
     detail: String,
@@ -52,16 +52,16 @@ struct Link {
 /// The state in which a role last found Redis.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkReport {
-    /// Whether it works.
+    /// Whether Redis works.
     pub up: bool,
-    /// The error if there is one, or the part of the role's work that Redis refuses.
+    /// The error if there is one, or what Redis refuses of the role's work.
     pub detail: String,
-    /// For how many seconds it has been so.
+    /// For how many seconds this state has lasted.
     pub since_s: f64,
 }
 
 impl State {
-    /// The problems with Redis: each once, with the roles that have met it.
+    /// The problems with Redis: each once, with the roles that have found it.
     fn redis_reasons(&self) -> Vec<String> {
         let mut found: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
         for (role, link) in &self.redis {
@@ -78,19 +78,19 @@ impl State {
 }
 
 impl Health {
-    /// Says that `role` (the thread's name, or its use of Redis) has found Redis well. The first such report, or
-    /// the first failure, ends the first attempt.
+    /// Records that `role` (the thread's name, or its use of Redis) has found Redis working. The first such report,
+    /// or the first failure, ends the first attempt.
     pub fn redis_works(&self, role: &str) {
         self.set_redis(role, None, "");
     }
 
-    /// Says that `role` has found Redis well, except for the problem in `detail`, which concerns only some of its work
-    /// and does not make the instance unready.
+    /// Records that `role` has found Redis working except for the problem in `detail`, which concerns only some of
+    /// its work and does not make the instance unready.
     pub fn redis_works_but(&self, role: &str, detail: &str) {
         self.set_redis(role, None, detail);
     }
 
-    /// Says that `role` has failed: `what` is the problem in general, `detail` the error.
+    /// Records that `role` has failed: `what` is the problem in general, `detail` the error.
     pub fn redis_fails(&self, role: &str, what: &'static str, detail: &str) {
         self.set_redis(role, Some(what), detail);
     }
@@ -115,52 +115,52 @@ impl Health {
         }
     }
 
-    /// A problem with Redis that some role has found, in words that may be shown to clients.
+    /// A problem with Redis that a role has found, as a message that clients may see.
     #[must_use]
     pub fn trouble(&self) -> Option<&'static str> {
         self.state.lock().redis.values().find_map(|link| link.wrong)
     }
 
-    /// Whether `role` found Redis away when it last asked.
+    /// Whether `role` found Redis down when it last tried.
     #[must_use]
     pub fn is_down(&self, role: &str) -> bool {
         self.state.lock().redis.get(role).is_some_and(|link| link.wrong.is_some())
     }
 
-    /// Whether `role` found Redis away, or refusing some of its work, when it last asked.
+    /// Whether `role` found Redis down, or refusing some of its work, when it last tried.
     #[must_use]
     pub fn is_hindered(&self, role: &str) -> bool {
         let state = self.state.lock();
         state.redis.get(role).is_some_and(|link| link.wrong.is_some() || !link.detail.is_empty())
     }
 
-    /// Forgets a role, whose thread is over.
+    /// Removes a role whose thread has ended.
     pub fn remove_redis(&self, role: &str) {
         self.state.lock().redis.remove(role);
     }
 
-    /// Says that the daemon is going down; there is no way back.
+    /// Records that the daemon is shutting down, which is final.
     pub fn set_draining(&self) {
         self.state.lock().is_draining = true;
     }
 
-    /// Whether the daemon is going down.
+    /// Whether the daemon is shutting down.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.state.lock().is_draining
     }
 
-    /// Says which threads hang.
+    /// Records which threads hang.
     pub fn set_stuck(&self, threads: Vec<String>) {
         self.state.lock().stuck = threads;
     }
 
-    /// Says how it stands with the lease.
+    /// Records the state of the lease.
     pub fn set_lease(&self, lease: Lease) {
         self.state.lock().lease = lease;
     }
 
-    /// Says why the lease cannot be had; empty: it can.
+    /// Records why the lease cannot be acquired; empty if it can.
     pub fn set_lease_trouble(&self, why: &str) {
         let mut state = self.state.lock();
         if state.lease_trouble != why {
@@ -168,27 +168,27 @@ impl Health {
         }
     }
 
-    /// How it stands with the lease.
+    /// The state of the lease.
     #[must_use]
     pub fn lease(&self) -> Lease {
         self.state.lock().lease
     }
 
-    /// Says that the first attempt at Redis is over, successful or not.
+    /// Records that the first attempt at Redis is complete, successful or not.
     pub fn set_first_attempt_over(&self) {
         self.state.lock().is_first_attempt_over = true;
     }
 
-    /// Whether the first attempt at Redis is over.
+    /// Whether the first attempt at Redis is complete.
     #[must_use]
     pub fn is_first_attempt_over(&self) -> bool {
         self.state.lock().is_first_attempt_over
     }
 
-    /// Whether clients should be sent here.
+    /// Whether this instance should get clients.
     ///
     /// # Errors
-    /// The reasons against it, one short sentence each.
+    /// The reasons why not, one short sentence each.
     pub fn is_ready(&self) -> Result<(), Vec<String>> {
         let state = self.state.lock();
         let mut reasons = Vec::new();

@@ -1,7 +1,7 @@
-//! A small HTTP/1.1 server for pages that take no input: GET and HEAD, one request a connection.
+//! A small HTTP/1.1 server for pages without input: GET and HEAD, one request per connection.
 //!
-//! It knows no keep-alive, no bodies, no TLS: it is for loopback and private networks. How connections are bounded is
-//! in [`super::exchange`].
+//! It supports no keep-alive, no bodies and no TLS, because it is for loopback and private networks.
+//! [`super::exchange`] limits the connections.
 
 use std::borrow::Cow;
 use std::io;
@@ -12,11 +12,11 @@ use super::exchange::{self, Reaction};
 use crate::security::host::HostPolicy;
 use crate::stop::Stop;
 
-/// Bytes of a request's head.
+/// The most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Headers of a request.
+/// The most headers of a request.
 const HEADERS_MAX: usize = 64;
-/// From the connection to the end of the answer.
+/// The time limit from the connection to the end of the answer.
 const EXCHANGE_TIME: Duration = Duration::from_secs(5);
 
 /// An answer to a GET.
@@ -33,11 +33,11 @@ impl Answer {
     }
 }
 
-/// Serves until the stop signal is given. `page` makes the answer for a path, without its query, of a request for one
-/// of our `hosts`.
+/// Serves until the stop signal. `page` returns the answer for a path without its query, in a request for one of our
+/// `hosts`.
 ///
 /// # Errors
-/// When the listener cannot be watched; never because of a client.
+/// If the listener fails; never because of a client.
 pub(super) fn serve(
     listener: TcpListener,
     hosts: &HostPolicy,
@@ -49,7 +49,7 @@ pub(super) fn serve(
     exchange::serve(listener, stop, EXCHANGE_TIME, |head, is_over| respond(head, is_over, hosts, &page))
 }
 
-/// The reaction to a request's head, as far as it has come.
+/// The reaction to a request's head, which may be incomplete.
 pub(super) fn respond(
     head: &[u8],
     is_over: bool,
@@ -79,7 +79,7 @@ fn answer(request: &httparse::Request<'_, '_>, hosts: &HostPolicy, page: &impl F
     }
     let host = match (absolute_host, header) {
         (Some(host), _) => Some(host),
-        // A host that is not UTF-8 is none of our names.
+        // A host that is not UTF-8 is not one of our names.
         (None, Some(header)) => Some(std::str::from_utf8(header.value).unwrap_or("")),
         (None, None) => None,
     };
@@ -93,7 +93,7 @@ fn answer(request: &httparse::Request<'_, '_>, hosts: &HostPolicy, page: &impl F
     }
 }
 
-/// The host of a target in absolute form, and its path.
+/// The host of a target in absolute form, and the target's path.
 fn split_target(target: &str) -> (Option<&str>, &str) {
     let Some(rest) = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")) else {
         return (None, target);

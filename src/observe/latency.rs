@@ -1,12 +1,12 @@
 //! How long entries take, stage by stage, as HDR histograms.
 //!
-//! A thread owns its [`Recorder`] and records without locks; on its tick it publishes the values since the last one, by
-//! adding them to the histograms that all threads share. So a thread that is blocked for long delays no other: its
-//! unpublished values are merely not seen yet.
+//! A thread owns its [`Recorder`] and records without locks; on its tick it publishes the values since the last tick,
+//! by adding them to the histograms that all threads share. So a thread that is blocked delays no other: its
+//! unpublished values are merely not visible yet.
 //!
 //! Values are microseconds from 1 µs to 60 s, clamped, with two significant digits: every value is within 1 % of the
-//! recorded one, at 20 KiB for a stage. A histogram is allocated when its stage is first recorded, as most threads know
-//! only one or two.
+//! recorded one, at 20 KiB per stage. A histogram is allocated when its stage is first recorded, because most threads
+//! record only one or two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ const VALUE_US_MAX: u64 = 60_000_000;
 
 const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// A part of an entry's way, or of a thread's work.
+/// A part of an entry's path, or of a thread's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Stage {
@@ -34,14 +34,14 @@ pub enum Stage {
     EncodedToWritten,
     /// From the producer's clock to the write on a client's socket, for entries that were read live.
     EndToEnd,
-    /// From the request for history to its frames.
+    /// From the request for history to the frames.
     Replay,
-    /// A round of a delivery thread's loop, while which everything else waits that the thread has to do.
+    /// A round of a delivery thread's loop, during which all its other work waits.
     DeliveryRound,
 }
 
 impl Stage {
-    /// All stages, in the order in which they are shown; a stage's place is its number.
+    /// All stages in display order; the index of a stage is its number.
     pub const ALL: [Self; 6] = [
         Self::ProducedToRead,
         Self::ReadToEncoded,
@@ -51,7 +51,7 @@ impl Stage {
         Self::DeliveryRound,
     ];
 
-    /// How the stage is called wherever it is shown.
+    /// The name of the stage in all outputs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ pub(super) struct Shared(Arc<Published>);
 #[derive(Debug)]
 struct Published {
     histograms: Mutex<Histograms>,
-    /// How often they were reset. Changes only while they are locked.
+    /// The number of resets. Changes only while the histograms are locked.
     resets: AtomicU64,
 }
 
@@ -95,7 +95,7 @@ impl Shared {
         Recorder { own: std::array::from_fn(|_| None), resets: self.resets(), shared: self.clone() }
     }
 
-    /// Begins anew, also with the values that threads have recorded and not published yet.
+    /// Clears the histograms, and drops the values that threads have recorded and not published yet.
     pub(super) fn reset(&self) {
         let mut histograms = self.0.histograms.lock();
         histograms.iter_mut().for_each(Histogram::reset);
@@ -106,7 +106,7 @@ impl Shared {
         self.0.resets.load(Ordering::Relaxed)
     }
 
-    /// The distributions published so far, copied so that rendering them holds up no thread.
+    /// A copy of the published distributions, so that rendering delays no thread.
     pub(super) fn read(&self) -> Vec<(Stage, Distribution)> {
         let histograms = self.0.histograms.lock().clone();
         Stage::ALL.into_iter().zip(histograms.into_iter().map(Distribution)).collect()
@@ -117,7 +117,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Recorder {
     own: [Option<Own>; STAGES],
-    /// How often the histograms were reset before the values in `own` were recorded.
+    /// The number of resets before the values in `own` were recorded.
     resets: u64,
     shared: Shared,
 }
@@ -143,8 +143,8 @@ impl Recorder {
         own.is_dirty |= count > 0;
     }
 
-    /// Adds the values recorded since the last time to the shared histograms. Costs nothing when there are none, and
-    /// some microseconds a stage otherwise: meant for a tick of 100 ms to 1 s.
+    /// Adds the values recorded since the last call to the shared histograms. Costs nothing if there are none, and
+    /// some microseconds per stage otherwise: meant for a tick of 100 ms to 1 s.
     pub fn publish(&mut self) {
         if !self.own.iter().flatten().any(|own| own.is_dirty) {
             return;
@@ -179,14 +179,14 @@ impl Drop for Recorder {
     }
 }
 
-/// The latencies of a stage as they were read.
+/// The latencies of a stage.
 #[derive(Clone, Debug)]
 pub struct Distribution(Histogram<u64>);
 
-/// A distribution in few numbers, in microseconds; all are 0 when nothing was recorded.
+/// A distribution in a few numbers, in microseconds; all are 0 if nothing was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// How many values.
+    /// The number of values.
     pub count: u64,
     /// The median.
     pub p50: u64,
@@ -196,20 +196,20 @@ pub struct Summary {
     pub p99: u64,
     /// 99.9 % took at most this.
     pub p999: u64,
-    /// The greatest.
+    /// The maximum.
     pub max: u64,
     /// The mean.
     pub mean: f64,
 }
 
 impl Distribution {
-    /// How many values were recorded.
+    /// The number of recorded values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The value in µs that `percentile` percent of all took at most; 0 when there are none.
+    /// The value in µs that `percentile` percent of all values do not exceed; 0 if there are none.
     #[must_use]
     pub fn at(&self, percentile: f64) -> u64 {
         self.0.value_at_percentile(percentile)
@@ -221,14 +221,14 @@ impl Distribution {
         self.0.count_between(0, us)
     }
 
-    /// All values added up, in µs, within the histogram's precision.
+    /// The sum of all values in µs, within the histogram's precision.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "a sum of estimates; 53 bits are more than its digits")]
     pub fn sum_us(&self) -> f64 {
         self.0.mean() * self.0.len() as f64
     }
 
-    /// The usual numbers.
+    /// The usual summary.
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary {

@@ -1,7 +1,7 @@
 //! The log: lines of text or JSON on standard error, filtered by level and module.
 //!
-//! Under journald lines carry no time, as the journal keeps its own; colours are for terminals only.
-//! Where it goes from standard error, and for how long it is kept, is not decided here.
+//! Under journald, lines have no time, because the journal adds its own; colours are for terminals only. Rotation and
+//! retention of the log are not handled here.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -24,14 +24,14 @@ pub enum LogError {
 /// Sends the log of this process to standard error from now on.
 ///
 /// # Errors
-/// When the filter is malformed, or when the process has a log already.
+/// If the filter is malformed, or the process has a log already.
 pub fn init(config: &config::Log) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(log_filter::parse(&config.level)?)
         .with_writer(io::stderr)
         .with_ansi(!config.json && io::stderr().is_terminal())
         .with_thread_names(true)
-        // Otherwise a standard error that was closed would turn every line of log into a panic.
+        // Otherwise a closed standard error would turn every log line into a panic.
         .log_internal_errors(false);
     let done = match (config.json, is_journal()) {
         (true, true) => builder.json().flatten_event(true).without_time().try_init(),
@@ -47,8 +47,8 @@ fn is_journal() -> bool {
     names_stream(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr)
 }
 
-/// Whether `JOURNAL_STREAM` (`device:inode`) names this very stream: children of a service inherit the
-/// variable even where their standard error goes elsewhere.
+/// Whether `JOURNAL_STREAM` (`device:inode`) names this stream: children of a service inherit the variable even if
+/// their standard error is redirected.
 fn names_stream(variable: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
     variable
         .and_then(|variable| variable.split_once(':'))

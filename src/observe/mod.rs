@@ -1,9 +1,8 @@
 //! Observability: activity, latencies and health of the daemon; for people, for programs and for Prometheus.
 //!
-//! Threads write into the [`Registry`]: counters and gauges are atomics, latencies go into a
-//! [`Recorder`] that each thread owns and publishes on its tick. Two threads read it: the
-//! [`stats_socket`] and the [`admin`] listener. Nothing here delays a token, and no reading changes the values that
-//! others read, except `reset`, which has to be asked for.
+//! Threads write into the [`Registry`]: counters and gauges are atomics, latencies go into a [`Recorder`] that each
+//! thread owns and publishes on its tick. Two threads read it: the [`stats_socket`] and the [`admin`] listener.
+//! Nothing here delays a token, and no reading changes the values that others read, except an explicit `reset`.
 //!
 //! No history is kept: a reader computes rates from two readings.
 
@@ -48,7 +47,7 @@ use crate::{info_limited, warn_limited};
 /// The version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Everything that can be seen of a daemon. Shared by all threads as an `Arc`.
+/// Everything that can be observed of a daemon. Shared by all threads as an `Arc`.
 pub struct Registry {
     instance: String,
     started: Instant,
@@ -63,7 +62,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry of the instance of that name, in which nothing has happened yet.
+    /// A registry for the instance with this name, without any values yet.
     #[must_use]
     pub fn new(instance: impl Into<String>) -> Self {
         Self {
@@ -92,19 +91,19 @@ impl Registry {
         &self.gauges
     }
 
-    /// Whether all is well.
+    /// The health of the daemon.
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Says that `role` has found Redis well.
+    /// Records that `role` has found Redis working.
     pub fn redis_works(&self, role: &str, now: Instant) {
         self.health.redis_works(role);
         self.outages.lock().works(role, now);
     }
 
-    /// Says that `role` has failed at Redis, and logs it unless it was said before.
+    /// Records that `role` has failed at Redis, and logs it unless that problem was logged before.
     pub fn redis_fails(&self, role: &str, trouble: Trouble, error: &str, now: Instant) {
         let Trouble { what, fix } = trouble;
         self.health.redis_fails(role, what, error);
@@ -119,7 +118,7 @@ impl Registry {
         }
     }
 
-    /// Logs that Redis works again, once that is certain: to be called regularly.
+    /// Logs that Redis works again, once that is certain. Must be called regularly.
     pub fn look_for_recovery(&self, now: Instant) {
         let news = self.outages.lock().settle(now);
         if let Some(News::Over { lasted }) = news {
@@ -127,7 +126,7 @@ impl Registry {
         }
     }
 
-    /// A round of the calling thread's loop is over: counted if it was slow.
+    /// Records that a round of the calling thread's loop has ended: counted if it was slow.
     pub fn note_round(&self, round: Round) {
         self.rounds.note(round);
     }
@@ -138,7 +137,7 @@ impl Registry {
         self.latencies.recorder()
     }
 
-    /// Shows a queue from now on, in place of an earlier one of its name.
+    /// Shows a queue from now on, in place of an earlier one with its name.
     pub fn register_queue(&self, queue: GaugeReader) {
         let name = queue.read().name;
         let mut queues = self.queues.lock();
@@ -146,12 +145,12 @@ impl Registry {
         queues.push(queue);
     }
 
-    /// Begins the latency histograms anew, their maxima with them. Counters are never reset.
+    /// Clears the latency histograms, including their maxima. Counters are never reset.
     pub fn reset(&self) {
         self.latencies.reset();
     }
 
-    /// Everything as it is now.
+    /// The current state.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let ready = self.health.is_ready();
@@ -180,13 +179,13 @@ impl Registry {
         }
     }
 
-    /// Everything in lines for people.
+    /// The current state as text for people.
     #[must_use]
     pub fn render_text(&self) -> String {
         text::render(&self.snapshot())
     }
 
-    /// Everything as one line of JSON; [`Snapshot`] describes it.
+    /// The current state as one line of JSON; [`Snapshot`] describes it.
     #[must_use]
     pub fn render_json(&self) -> String {
         self.snapshot().to_json()
@@ -198,7 +197,7 @@ impl Registry {
         text::histograms(&self.latencies.read())
     }
 
-    /// Everything in Prometheus' text format 0.0.4.
+    /// The current state in Prometheus' text format 0.0.4.
     #[must_use]
     pub fn render_prometheus(&self) -> String {
         prometheus::render(&self.snapshot())
@@ -211,7 +210,7 @@ impl std::fmt::Debug for Registry {
     }
 }
 
-/// Seconds with milliseconds.
+/// Seconds with millisecond precision.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }

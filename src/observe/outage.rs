@@ -1,45 +1,45 @@
-//! Log lines about outages of Redis: one account for all connections of the process.
+//! Log lines about outages of Redis: one record for all connections of the process.
 //!
-//! Every thread has connections of its own, and each notices an outage by itself, again at every attempt. The log names
-//! each problem once, with its fix; then how long the outage has lasted, more and more rarely; and when Redis works
-//! again. A short success between two failures ends nothing.
+//! Every thread has its own connections, and each detects an outage by itself, again at every attempt. The log names
+//! each problem once, with its fix; then how long the outage has lasted, with growing intervals; and when Redis works
+//! again. A short success between two failures does not end an outage.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The time without a failure after which an outage is over.
 const SETTLED: Duration = Duration::from_secs(2);
-/// The time until the log first says that the outage lasts; it doubles after each such line.
+/// The time until the log first reports that the outage continues; it doubles after each such line.
 const REMINDER_MIN: Duration = Duration::from_secs(60);
 /// The longest time between two such lines.
 const REMINDER_MAX: Duration = Duration::from_secs(15 * 60);
 /// The most different problems that are logged in one outage; further ones are only counted.
 const LOGGED_MAX: usize = 8;
 
-/// A problem with Redis and its fix, in words for people.
+/// A problem with Redis and its fix, as messages for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// The problem: a sentence without its full stop. It holds nothing that is secret.
+    /// The problem: a sentence without its full stop. It contains no secrets.
     pub what: &'static str,
-    /// The remedy for an operator.
+    /// The fix for an operator.
     pub fix: &'static str,
 }
 
-/// A line that the log should get.
+/// A line to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// A problem that this outage has not logged yet.
     Wrong,
-    /// Nothing new, but the outage lasts.
+    /// No new problem, but the outage continues.
     Lasts {
-        /// Since when.
+        /// When the outage began.
         since: Instant,
-        /// How often something failed since the last line.
+        /// The number of failures since the last line.
         failures: u64,
     },
     /// Everything works again.
     Over {
-        /// How long it took.
+        /// How long the outage lasted.
         lasted: Duration,
     },
 }
@@ -53,18 +53,18 @@ struct Outage {
     since: Instant,
     /// The roles that have failed and not succeeded since.
     failing: BTreeSet<String>,
-    /// Since when no role fails.
+    /// Since when no role has been failing.
     well_since: Option<Instant>,
     /// The problems that were logged.
     logged: Vec<Trouble>,
     remind_at: Instant,
     pause: Duration,
-    /// Failures since the last line.
+    /// The number of failures since the last line.
     failures: u64,
 }
 
 impl Outages {
-    /// `role` has failed.
+    /// Records that `role` has failed.
     pub(super) fn fails(&mut self, role: &str, trouble: Trouble, now: Instant) -> Option<News> {
         let outage = self.0.get_or_insert_with(|| Outage::new(now));
         if !outage.failing.contains(role) {
@@ -86,7 +86,7 @@ impl Outages {
         Some(News::Lasts { since: outage.since, failures: std::mem::take(&mut outage.failures) })
     }
 
-    /// `role` has succeeded.
+    /// Records that `role` has succeeded.
     pub(super) fn works(&mut self, role: &str, now: Instant) {
         if let Some(outage) = &mut self.0
             && outage.failing.remove(role)
@@ -96,7 +96,7 @@ impl Outages {
         }
     }
 
-    /// Whether it has been well for long enough to say so.
+    /// Returns the end of the outage once no role has failed for long enough.
     pub(super) fn settle(&mut self, now: Instant) -> Option<News> {
         let outage = self.0.as_ref()?;
         let well_since =

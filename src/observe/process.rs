@@ -1,17 +1,16 @@
 //! Numbers about this process from `/proc/self`.
 //!
-//! Everything is best effort: a number that cannot be read is 0 or absent, and does not keep the rest of the page from
-//! being served.
+//! Everything is best effort: a number that cannot be read is 0 or absent, and does not prevent the rest of the page.
 
 use std::fs;
 
 use serde::Serialize;
 
-/// Clock ticks a second in `/proc/self/stat`: 100 on every Linux that Rust's standard library
-/// supports, whatever the kernel's own tick is.
+/// Clock ticks per second in `/proc/self/stat`: 100 on every Linux that Rust's standard library supports, whatever
+/// the kernel's own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The process as it was seen.
+/// The state of the process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Process {
     /// Memory in RAM.
@@ -27,7 +26,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Looks.
+    /// Reads the state.
     #[must_use]
     pub fn read() -> Self {
         let text = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
@@ -52,7 +51,7 @@ fn max_fds(limits: &str) -> Option<u64> {
 }
 
 fn cpu_s(stat: &str) -> Option<f64> {
-    // The second field is the program's name in parentheses, which may itself hold both of them.
+    // The second field is the program's name in parentheses, which may itself contain parentheses.
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace().skip(11);
     let user: f64 = fields.next()?.parse().ok()?;
@@ -61,7 +60,7 @@ fn cpu_s(stat: &str) -> Option<f64> {
 }
 
 fn open_fds() -> u64 {
-    // Linux 6.2 and later says the number as the directory's size; counting 100,000 entries is slow.
+    // Linux 6.2 and later reports the number as the directory's size; counting 100,000 entries is slow.
     match fs::metadata("/proc/self/fd") {
         Ok(directory) if directory.len() > 0 => directory.len(),
         _ => fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64),
@@ -87,7 +86,7 @@ mod tests {
         let files: Vec<_> = (0..50).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         let after = Process::read();
         assert!(after.rss_bytes > 1 << 20 && after.max_fds >= after.open_fds);
-        // Other tests of the same process open and close files of their own.
+        // Other tests of the same process open and close files too.
         assert!(after.open_fds + 25 > before.open_fds + files.len() as u64, "{before:?} {after:?}");
         let own = std::thread::Builder::new().name("seen-thread".into());
         own.spawn(|| assert!(threads().contains(&"seen-thread".to_owned()))).unwrap().join().unwrap();

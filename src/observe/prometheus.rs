@@ -1,7 +1,7 @@
 //! The state of the daemon in Prometheus' text format 0.0.4.
 //!
-//! Units are those of Prometheus: seconds and bytes. Latencies are histograms with fixed buckets, so
-//! that instances can be added up; a `reset` of the latencies looks to Prometheus like a restart.
+//! Units are those of Prometheus: seconds and bytes. Latencies are histograms with fixed buckets, so that instances
+//! can be added up; to Prometheus, a `reset` of the latencies looks like a restart.
 
 use std::fmt::{Display, Write};
 
@@ -11,7 +11,7 @@ use super::snapshot::{QueueReport, Snapshot};
 /// The `Content-Type` of the format.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The upper bounds of the latency buckets: in µs, and as they are written, in seconds.
+/// The upper bounds of the latency buckets: in µs, and in seconds as they are written.
 const BUCKETS: [(u64, &str); 17] = [
     (50, "0.00005"),
     (100, "0.0001"),
@@ -32,7 +32,7 @@ const BUCKETS: [(u64, &str); 17] = [
     (30_000_000, "30"),
 ];
 
-/// The page.
+/// Renders the page.
 pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut page = Page(String::with_capacity(16 * 1024));
     page.state(snapshot);
@@ -149,7 +149,7 @@ impl Page {
         }
     }
 
-    /// The names and meanings that every Prometheus client library uses for a process.
+    /// The names and meanings that Prometheus client libraries use for a process.
     fn process(&mut self, snapshot: &Snapshot) {
         let process = &snapshot.process;
         self.single("process_cpu_seconds_total", "counter", "CPU time spent.", process.cpu_s);

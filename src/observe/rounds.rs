@@ -1,5 +1,5 @@
-//! Rounds of loops that took long, by the thread and by the step that took the longest: while a round lasts, everything
-//! else that the thread has to do waits.
+//! Slow rounds of loops, by the thread and by the step that took the longest: while a round lasts, all other work of
+//! the thread waits.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Rounds that take longer are counted by what they did: a fifth of what people notice in text that is being written.
+/// Rounds that take longer are counted, by step: a fifth of the delay that people notice in text that is being
+/// written.
 pub const SLOW_ROUND: Duration = Duration::from_millis(20);
 
 /// The slow rounds of one thread in which the same step took the longest.
@@ -17,15 +18,15 @@ pub struct SlowRounds {
     pub thread: String,
     /// The step.
     pub step: &'static str,
-    /// How many there were since the start.
+    /// The number of rounds since the start.
     pub count: u64,
-    /// How long the longest of these rounds took, as a whole, in ms.
+    /// The duration of the longest of these rounds, in ms.
     pub longest_ms: u64,
 }
 
 /// A thread's name, and a step.
 type Place = (String, &'static str);
-/// How many rounds there were, and how long the longest took.
+/// The number of rounds, and the duration of the longest.
 type Sum = (u64, Duration);
 
 /// All slow rounds.
@@ -54,10 +55,10 @@ impl Rounds {
     }
 }
 
-/// A round that is over.
+/// A completed round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
-    /// How long it took.
+    /// Its duration.
     pub lasted: Duration,
     /// The step that took the longest.
     pub step: &'static str,
@@ -72,13 +73,13 @@ pub struct RoundTimer {
 }
 
 impl RoundTimer {
-    /// The round begins.
+    /// Begins the round.
     #[must_use]
     pub const fn begin(now: Instant) -> Self {
         Self { began_at: now, step_began_at: now, longest: (Duration::ZERO, "nothing") }
     }
 
-    /// A step is over.
+    /// Ends a step.
     pub fn step_over(&mut self, step: &'static str, now: Instant) {
         let lasted = now.saturating_duration_since(self.step_began_at);
         self.step_began_at = now;
@@ -87,7 +88,7 @@ impl RoundTimer {
         }
     }
 
-    /// The round is over with its last step.
+    /// Ends the round with its last step.
     #[must_use]
     pub fn end(mut self, step: &'static str, now: Instant) -> Round {
         self.step_over(step, now);

@@ -1,5 +1,4 @@
-//! Everything that can be seen, at one moment, as plain data; and its JSON form, which other programs
-//! rely on.
+//! Everything that can be observed, at one time, as plain data; and its JSON form, which other programs rely on.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +12,8 @@ use super::process::Process;
 use super::rounds::SlowRounds;
 use crate::queue;
 
-/// The state of a daemon at a moment. Its JSON form has one member for every field; members are added
-/// over time, but none changes its meaning:
+/// The state of a daemon at one time. Its JSON form has one member per field; members are added over time, but none
+/// changes its meaning:
 ///
 /// ```json
 /// {"version":"0.1.0","instance":"host-8080","uptime_s":12.5,"started_at_s":1763800000.0,
@@ -34,15 +33,15 @@ pub struct Snapshot {
     pub version: &'static str,
     /// The instance id.
     pub instance: String,
-    /// For how many seconds the daemon has run.
+    /// How many seconds the daemon has been running.
     pub uptime_s: f64,
-    /// When it started, in seconds since 1970.
+    /// When the daemon started, in seconds since 1970.
     pub started_at_s: f64,
-    /// Whether clients should be sent here.
+    /// Whether this instance should get clients.
     pub ready: bool,
     /// The reasons why not.
     pub not_ready: Vec<String>,
-    /// Whether the daemon is going down.
+    /// Whether the daemon is shutting down.
     pub draining: bool,
     /// The lease of the instance id.
     pub lease: Lease,
@@ -56,32 +55,32 @@ pub struct Snapshot {
     pub gauges: Vec<Reading<i64>>,
     /// The queues between the threads.
     pub queues: Vec<QueueReport>,
-    /// How long the stages take.
+    /// The latencies of the stages.
     #[serde(serialize_with = "summaries")]
     pub latency_us: Vec<(Stage, Distribution)>,
-    /// Rounds of threads that took longer than [`SLOW_ROUND`](super::SLOW_ROUND), by what they did.
+    /// Rounds of threads that took longer than [`SLOW_ROUND`](super::SLOW_ROUND), by step.
     pub slow_rounds: Vec<SlowRounds>,
-    /// Bytes held for others: the sum of those in queues and of the gauges in bytes.
+    /// Bytes held: the sum of those in queues and of the gauges in bytes.
     pub held_bytes: u64,
     /// Numbers about the process from the system.
     pub process: Process,
 }
 
-/// A queue at a moment.
+/// A queue at one time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueReport {
     /// Its name.
     pub name: String,
-    /// Messages in it.
+    /// The number of messages in it.
     pub depth: usize,
     /// The most messages that were in it since the start.
     pub depth_max: usize,
-    /// The most messages that it takes.
+    /// The most messages that fit.
     pub capacity: usize,
-    /// Bytes of the messages in it; absent where they are not weighed.
+    /// The bytes of the messages in it; absent if they are not weighed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
-    /// The most bytes that it takes.
+    /// The most bytes that fit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_max: Option<usize>,
     /// How often it had no room.

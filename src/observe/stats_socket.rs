@@ -1,7 +1,7 @@
 //! The stats socket: a Unix socket that answers one line (`text`, `json`, `histograms` or `reset`)
 //! and closes.
 //!
-//! How connections are bounded is in `exchange`. The file's mode (0660) and directory decide who may ask.
+//! `exchange` limits the connections. The file's mode (0660) and directory decide who may connect.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,9 +15,9 @@ use super::Registry;
 use super::exchange::{self, Reaction};
 use crate::stop::Stop;
 
-/// Bytes of a request, its newline included.
+/// The most bytes of a request, including its newline.
 const LINE_BYTES_MAX: usize = 64;
-/// From the connection to the end of the answer.
+/// The time limit from the connection to the end of the answer.
 const EXCHANGE_TIME: Duration = Duration::from_secs(4);
 
 /// Why there is no stats socket.
@@ -26,7 +26,7 @@ pub enum BindError {
     /// Another process answers there.
     #[error("{0}: another process answers on this socket")]
     Live(PathBuf),
-    /// The file there is not ours to replace.
+    /// The file is not a socket, so it is not replaced.
     #[error("{0}: there is a file that is not a socket")]
     NotASocket(PathBuf),
     /// The system refused.
@@ -39,12 +39,11 @@ pub enum BindError {
     },
 }
 
-/// The file of a socket that [`bind`] made; dropping it removes the file, unless another daemon has
-/// put its own there.
+/// The file of a socket that [`bind`] created; dropping it removes the file, unless another daemon has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// The file itself, opened without access to it: while it is, no other file gets its inode number.
+    /// The file itself, opened without access to it: while it is open, no other file gets its inode number.
     own: fs::File,
 }
 
@@ -70,11 +69,11 @@ impl Drop for SocketFile {
     }
 }
 
-/// Listens on a socket file at `path`, for its owner and group. A missing directory is made, and a
-/// socket that nobody answers on, left behind by a process that was killed, is replaced.
+/// Listens on a socket file at `path`, for its owner and group. Creates a missing directory, and replaces a socket
+/// that was left behind by a killed process.
 ///
 /// # Errors
-/// When somebody answers there, when the file is no socket, or when the system refuses.
+/// If another process answers there, if the file is not a socket, or if the system refuses.
 pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     let failed = |source| BindError::Io { path: path.to_owned(), source };
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -95,7 +94,7 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
 
 fn is_live(path: &Path) -> io::Result<bool> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    // Without waiting: a process that is busy and has a full backlog is a live one.
+    // Without waiting: a process that is busy and has a full backlog is alive.
     socket.set_nonblocking(true)?;
     match socket.connect(&socket2::SockAddr::unix(path)?) {
         Ok(()) => Ok(true),
@@ -107,17 +106,17 @@ fn is_live(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Answers on `listener` until the stop signal is given.
+/// Serves on `listener` until the stop signal.
 ///
 /// # Errors
-/// When the listener cannot be watched; never because of a client.
+/// If the listener fails; never because of a client.
 pub fn run(listener: UnixListener, registry: Arc<Registry>, stop: Stop) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = mio::net::UnixListener::from_std(listener);
     exchange::serve(listener, &stop, EXCHANGE_TIME, |sent, is_over| react(sent, is_over, &registry))
 }
 
-/// The reaction to the bytes of a client: its line ends with a newline, or where it stops sending.
+/// The reaction to the bytes of a client: its line ends with a newline, or with the end of its data.
 pub(super) fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction {
     let end = sent.iter().position(|&byte| byte == b'\n');
     let line = &sent[..end.unwrap_or(sent.len())];
@@ -149,7 +148,7 @@ mod tests {
     use crate::observe::Stage;
     use crate::observe::testing::sample;
 
-    /// A socket in a directory of its own that answers until the test is over.
+    /// A socket in a directory of its own that serves until the test ends.
     struct Running {
         directory: tempfile::TempDir,
         registry: Arc<Registry>,
@@ -255,7 +254,7 @@ mod tests {
     fn idle_clients_shut_nobody_out() {
         let running = Running::start();
         let idle: Vec<_> = (0..3 * exchange::CONNECTIONS_MAX).map(|_| running.connect()).collect();
-        // None of them has reached its deadline yet, and each that is answered comes at once.
+        // None of them has reached its deadline yet, and each answer arrives at once.
         for _ in 0..5 {
             assert!(running.ask("text\n").starts_with("llm-bridge "));
         }

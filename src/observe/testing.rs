@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Lease, Registry, Round, SLOW_ROUND, Stage};
 use crate::queue;
 
-/// A registry that is ready, with values of every kind and names that need care.
+/// A registry that is ready, with values of every kind and names that need escaping.
 pub(super) fn sample() -> Registry {
     let registry = Registry::new("host-8080");
     registry.counters().entries_read.add(120);
@@ -29,9 +29,9 @@ pub(super) fn sample() -> Registry {
 /// The samples of a page by name and labels, as they are written.
 pub(super) type Samples = BTreeMap<String, f64>;
 
-/// Reads a page of Prometheus' text format 0.0.4 as strictly as its description allows: each family is
-/// one block with HELP and TYPE before its samples, no sample comes twice, names and labels are well
-/// formed, counters end in `_total`, histograms are complete and their buckets do not shrink.
+/// Parses a page of Prometheus' text format 0.0.4 as strictly as its description allows: each family is one block
+/// with HELP and TYPE before its samples, no sample is repeated, names and labels are well formed, counters end in
+/// `_total`, histograms are complete and their buckets do not decrease.
 pub(super) fn exposition(page: &str) -> Result<Samples, String> {
     let mut samples = Samples::new();
     let mut families = BTreeSet::new();
@@ -98,7 +98,7 @@ fn check_series(series: &str, family: &str, kind: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the quote is that ends a label's value.
+/// The index of the quote that ends a label's value.
 fn end_of_value(text: &str) -> Option<usize> {
     let mut characters = text.char_indices();
     while let Some((place, c)) = characters.next() {

@@ -1,5 +1,4 @@
-//! The state of the daemon for people: a page of text, and tables of percentiles that programs can
-//! read as well.
+//! The state of the daemon for people: a page of text, and tables of percentiles that programs can read too.
 
 use std::fmt::Write;
 
@@ -10,7 +9,7 @@ use super::snapshot::Snapshot;
 /// The percentiles of the tables.
 const PERCENTILES: [f64; 9] = [25.0, 50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 99.999, 100.0];
 
-/// The page.
+/// Renders the page.
 pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut page = String::with_capacity(4096);
     // Writing to a String cannot fail.
@@ -73,7 +72,7 @@ fn write_page(page: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
     writeln!(page, "  {:<28}{}", "threads", process.threads.join(" "))
 }
 
-/// Text from elsewhere (an error that Redis worded, a name) kept to its line and off the terminal's controls.
+/// Text from elsewhere (a message of Redis, a name) without line breaks and control characters.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,9 +1,9 @@
-//! Files for browsers that are built into the binary, so that nothing has to be installed beside it: the client as
-//! one module with its types, and the pages.
+//! Files for browsers that are built into the binary, so that they need no installation: the client as one module
+//! with its types, and the pages.
 //!
-//! Each is one self-contained file: no request leaves for another host. The client is always served, also
-//! where the demo page is off: it tells nothing that is not public, and applications import it from here,
-//! in the version that fits the daemon.
+//! Each is one self-contained file that sends no request to another host. The client is always served, even if the
+//! demo page is off: it contains nothing that is not public, and applications import it from here, in the version
+//! that fits the daemon.
 
 use std::sync::LazyLock;
 
@@ -11,16 +11,16 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::digest;
 
-/// The demo page: a stream's text as it comes, with buttons that cut the connection and resume it.
-/// HTML, UTF-8; served at `/` of the public listener where `listen.demo_page` is set.
+/// The demo page: shows a stream's text live, with buttons that cut the connection and resume it. HTML, UTF-8; served
+/// at `/` of the public listener if `listen.demo_page` is set.
 pub const DEMO_PAGE: &str = include_str!("page.html");
 
 /// The demo page's Content-Security-Policy: it allows the page's own style and script, and the client and streams of
 /// this server.
 pub static DEMO_PAGE_POLICY: LazyLock<String> = LazyLock::new(|| policy(DEMO_PAGE));
 
-/// A strict Content-Security-Policy for a page of ours: the scripts and styles that are written in it, modules and
-/// requests of its own origin, and nothing else. So text that a model wrote cannot run, whatever the page does with it.
+/// A strict Content-Security-Policy for a page of ours: its inline scripts and styles, modules and requests of its
+/// own origin, and nothing else. So text that a model wrote cannot run, whatever the page does with it.
 #[must_use]
 pub fn policy(page: &str) -> String {
     let (scripts, styles) = (hashes(page, "script"), hashes(page, "style"));
@@ -30,7 +30,7 @@ pub fn policy(page: &str) -> String {
     )
 }
 
-/// The hashes by which a policy names what stands between the tags of that name.
+/// The hashes of the content between tags with that name, for a policy.
 fn hashes(page: &str, tag: &str) -> String {
     let (begin, end) = (format!("<{tag}"), format!("</{tag}>"));
     let inside = page.split(begin.as_str()).skip(1).filter_map(|rest| {
@@ -41,10 +41,10 @@ fn hashes(page: &str, tag: &str) -> String {
     inside.map(|text| format!(" 'sha256-{}'", BASE64_STANDARD.encode(hash(text)))).collect()
 }
 
-/// A file that the public listener serves as it is.
+/// A file that the public listener serves unchanged.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WebFile {
-    /// Its path there.
+    /// Its path on the listener.
     pub path: &'static str,
     /// Its media type.
     pub content_type: &'static str,

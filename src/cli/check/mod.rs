@@ -1,6 +1,6 @@
 //! `llm-bridge check`: whether the daemon would work with this configuration, this Redis and these rights.
 //!
-//! Takes no lease, writes nothing, and looks at everything before it says so: one line a finding.
+//! Takes no lease, writes nothing, and completes all checks before it reports: one line per finding.
 
 use std::collections::HashMap;
 
@@ -13,9 +13,9 @@ use crate::config::Config;
 use crate::redis::rights::{self, Rights};
 use crate::redis::{Keys, Link, RedisError, ServerErrorKind, Target};
 
-/// The oldest version that has everything the daemon calls.
+/// The oldest version with all commands that the daemon uses.
 const VERSION_MIN: (u64, u64) = (6, 0);
-/// The oldest version that tells which entries of a stream were removed.
+/// The oldest version that reports which entries of a stream were removed.
 const VERSION_TELLS_TRIMMING: (u64, u64) = (7, 0);
 
 /// Check configuration and Redis, and say everything that is wrong
@@ -32,13 +32,13 @@ enum Weight {
     Fine,
     /// It works, but not as well as it could.
     Warning,
-    /// The configuration or somebody's rights have to change.
+    /// The configuration or Redis' rights have to change.
     Unfit,
-    /// Something is down; it may be well again without a change.
+    /// Something is down; it may recover without a change.
     Outage,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     weight: Weight,
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Check) -> Result<(), CliError> {
     verdict(&findings)
 }
 
-/// A needed change outweighs an outage.
+/// A needed change takes precedence over an outage.
 fn verdict(findings: &[Finding]) -> Result<(), CliError> {
     let any = |weight| findings.iter().any(|finding| finding.weight == weight);
     if any(Weight::Unfit) {
@@ -85,7 +85,7 @@ fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Adds what there is to say; the error is what ended the examination.
+/// Adds the findings about Redis; an error ended the examination.
 fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     let target = Target::new(&config.redis).map_err(|error| finding(Weight::Unfit, error.to_string()))?;
     let address = target.address();
@@ -105,7 +105,7 @@ fn examine_redis(config: &Config, findings: &mut Vec<Finding>) -> Result<(), Fin
     Ok(())
 }
 
-/// Whether trying again could help without a change.
+/// Whether a later attempt could help without a change.
 fn weigh(error: &RedisError) -> Weight {
     match (error, error.server_kind()) {
         (RedisError::Tls(_), _) => Weight::Unfit,
@@ -168,7 +168,7 @@ fn needed(keys: &Keys) -> String {
     format!("\n        what is needed: {}", rights::acl_rule(keys))
 }
 
-/// Without pushes, streams are still read, but a name that is waited for is noticed later.
+/// Without pushes, streams are still read, but a new stream is detected later.
 fn examine_tracking(link: &mut Link, keys: &Keys) -> Result<Finding, RedisError> {
     if !link.is_resp3() {
         let text = "no RESP3, hence no CLIENT TRACKING: new streams are noticed by polling, later";
@@ -267,7 +267,7 @@ mod tests {
         verdict(&enough).unwrap();
         let commands: Vec<&str> = rule.split(' ').filter_map(|word| word.strip_prefix('+')).collect();
         assert!(commands.len() > 25, "{commands:?}");
-        // HELLO is allowed to everybody, as AUTH is.
+        // Redis allows HELLO for everybody, like AUTH.
         for command in commands.into_iter().filter(|command| *command != "hello") {
             let others: Vec<&str> =
                 rule.split(' ').filter(|word| word.strip_prefix('+') != Some(command)).collect();

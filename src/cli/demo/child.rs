@@ -1,14 +1,14 @@
-//! Processes that end with the one who started them.
+//! Child processes that end with the process that started them.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// The pause between two looks at a process that is ending.
+/// The pause between two checks of a process that is ending.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A running process in a process group of its own, so that a Ctrl-C reaches only its parent, which
-/// then stops all of them in order.
+/// A running process in a process group of its own, so that a Ctrl-C reaches only its parent, which then stops all
+/// children in order.
 #[derive(Debug)]
 pub(super) struct Child {
     name: &'static str,
@@ -19,7 +19,7 @@ impl Child {
     /// Starts `command` without stdin and stdout; its stderr is ours.
     ///
     /// # Errors
-    /// When there is no such program, or the system refuses.
+    /// If the program does not exist, or the system refuses.
     pub(super) fn spawn(name: &'static str, command: &mut Command) -> std::io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
@@ -32,12 +32,12 @@ impl Child {
         self.name
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         self.inner.try_wait().ok().flatten()
     }
 
-    /// Asks it to end and waits for that; after `grace` it is killed.
+    /// Asks the process to end and waits; kills it after `grace`.
     pub(super) fn stop(&mut self, grace: Duration) {
         if self.ended().is_some() {
             return;
@@ -62,7 +62,7 @@ impl Drop for Child {
     }
 }
 
-/// Lets the kernel end the process should its parent die without a chance to stop it.
+/// Makes the kernel end the process if its parent dies without stopping it.
 fn end_with_parent() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.

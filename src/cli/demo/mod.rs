@@ -1,9 +1,9 @@
-//! `llm-bridge demo`: everything on one machine, private and gone afterwards.
+//! `llm-bridge demo`: everything on one machine, private, without traces afterwards.
 //!
-//! A redis-server without persistence in a temporary directory, the daemon as a child of this process
-//! (the real `serve`, nothing made for the show), and a recorded answer that is written again and again, by a producer
-//! that obeys the requests of viewers to stop. The configuration is obeyed in all but `redis.url` and
-//! `listen.demo_page`; addresses that it leaves to the defaults are free ports of the loopback interface.
+//! It runs a redis-server without persistence in a temporary directory, the daemon as a child of this process (the
+//! real `serve`), and a producer that writes a recorded answer again and again and handles viewers' requests to stop.
+//! The configuration applies except for `redis.url` and `listen.demo_page`; addresses without a setting are free
+//! ports of the loopback interface.
 
 mod child;
 mod player;
@@ -31,19 +31,19 @@ use crate::produce::{CancelWatch, Producer, RedisWires, sleep_unless};
 
 const SESSION: &str = "demo";
 const MODEL: &str = "demo-model";
-/// The prefix of keys with which no pattern has to be said.
+/// The prefix of keys if no pattern is configured.
 const DEFAULT_PREFIX: &str = "llm";
 /// How long Redis and the daemon may take until they serve.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one request for readiness may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause between two looks at something that starts.
+/// The pause between two checks of something that starts.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// How long the daemon may take to say goodbye to its viewers.
+/// How long the daemon may take to close its viewers' connections.
 const GRACE: Duration = Duration::from_secs(3);
 /// The pause between two generations.
 const INTERMISSION: Duration = Duration::from_secs(6);
-/// A port of the system's choice, for this machine alone.
+/// A port of the system's choice, on loopback.
 const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Show it: a private Redis, the daemon, a recorded LLM stream, a page to open
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), CliError> {
     shown
 }
 
-/// Everything that runs. Fields drop in this order: the daemon before its Redis, both before their files.
+/// Everything that runs. Fields are dropped in this order: the daemon before its Redis, both before their files.
 struct Stage {
     daemon: Child,
     redis: Child,
@@ -114,7 +114,7 @@ impl Stage {
         Ok(Self { daemon, redis, config, program, _directory: directory })
     }
 
-    /// Waits until the daemon serves; false when it is to stop before.
+    /// Waits until the daemon serves; false if it has to stop before.
     fn wait_ready(&mut self, stopping: &AtomicBool) -> Result<bool, CliError> {
         let until = Instant::now() + START_TIMEOUT;
         while !is_ready(self.config.listen.admin) {
@@ -138,7 +138,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The stream of the recording.
+    /// The stream for the recording.
     fn stream(&self) -> Result<StreamName, CliError> {
         let name = self.config.redis.stream_key.stream(SESSION, Some(MODEL));
         name.map_err(|error| CliError::Failed(error.to_string()))
@@ -174,7 +174,8 @@ impl Stage {
         let name = self.stream()?;
         let stream = format!("http://{public}/v1/streams/{name}");
         let (program, redis) = (self.program.display(), &self.config.redis.url);
-        // The page shows the stream of the default pattern by itself. Where keys have no model nobody has to name one.
+        // By default, the page shows the stream of the default pattern. If keys have no model, no model has to be
+        // given.
         let keys = &self.config.redis.stream_key;
         let (page, own, model) = match keys.has_model() {
             true => (String::new(), "me/echo".to_owned(), " --model echo"),
@@ -200,7 +201,7 @@ impl Stage {
     }
 }
 
-/// Waits until Redis takes connections, so that the daemon has nothing to complain of.
+/// Waits until Redis accepts connections, so that the daemon starts without errors.
 fn wait_for_redis(redis: &mut Child, socket: &Path) -> Result<(), CliError> {
     let until = Instant::now() + START_TIMEOUT;
     while UnixStream::connect(socket).is_err() {
@@ -253,7 +254,7 @@ fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
     for set in shared.sets.iter().chain(&ours) {
         command.args(["--set", set]);
     }
-    // This terminal is not the service manager's business.
+    // Variables for systemd must not reach the daemon.
     for variable in
         ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
     {
@@ -262,7 +263,7 @@ fn serve(program: &Path, shared: &Shared, config: &Config) -> Command {
     command
 }
 
-/// The address, with a port that is free at this moment where it has none.
+/// The address, with a port that is free now if it has none.
 fn claim(key: &str, address: SocketAddr) -> Result<SocketAddr, CliError> {
     let claimed = TcpListener::bind(address).and_then(|listener| listener.local_addr());
     claimed.map_err(|error| {

@@ -1,4 +1,4 @@
-//! The recorded answer and its timing, and the viewers' requests to stop it.
+//! Plays the recorded answer with its timing, and handles the viewers' requests to stop it.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 use crate::cli::CliError;
 use crate::produce::{Cancels, ProduceError, Producer, Wires, jsonl};
 
-/// One line an entry: `after_ms`, the pause before it, and `entry`, the native object.
+/// One entry per line: `after_ms`, the pause before it, and `entry`, the native object.
 const RECORDING: &str = include_str!("recording.jsonl");
 
-/// Entries that the demo's stream keeps: some 50 answers.
+/// How many entries the demo's stream keeps: about 50 answers.
 pub(super) const KEPT_ENTRIES: u64 = 20_000;
 
 #[derive(Debug, Deserialize)]
@@ -37,8 +37,7 @@ impl<W: Wires, C: Cancels> Player<W, C> {
         Ok(Self { lines, at: 0, producer, cancels, is_cancelled: false })
     }
 
-    /// Whether a viewer has asked to stop the answer that is going on. A request that comes between two answers is for
-    /// neither.
+    /// Whether a viewer has asked to stop the current answer. A request that comes between two answers has no effect.
     pub(super) fn is_asked_to_stop(&mut self) -> bool {
         let is_asked = self.cancels.requested(Instant::now()).is_some();
         self.is_cancelled |= is_asked && self.producer.generation().is_open();
@@ -50,7 +49,7 @@ impl<W: Wires, C: Cancels> Player<W, C> {
         self.lines.get(self.at).map(|line| Duration::from_millis(line.after_ms))
     }
 
-    /// Writes the next entry, or the end where a viewer has asked for it; does nothing at the end.
+    /// Writes the next entry, or the end if a viewer asked to stop; does nothing at the end.
     pub(super) fn step(&mut self, stop: impl FnMut() -> bool) -> Result<(), ProduceError> {
         if std::mem::take(&mut self.is_cancelled) {
             self.at = self.lines.len();
@@ -59,14 +58,14 @@ impl<W: Wires, C: Cancels> Player<W, C> {
         }
         let Some(line) = self.lines.get(self.at) else { return Ok(()) };
         self.at += 1;
-        // A line that is no native object cannot be in the recording: a test reads all of it.
+        // Every line of the recording is a native object: a test reads all of it.
         if let Ok(Some(object)) = jsonl::parse(line.entry.get().as_bytes()) {
             self.producer.push_object(&object);
         }
         self.producer.flush(stop)
     }
 
-    /// Back to the beginning.
+    /// Returns to the beginning.
     pub(super) const fn rewind(&mut self) {
         self.at = 0;
     }
@@ -95,7 +94,7 @@ mod tests {
         assert!(entries[count].contains("\"end\"") && entries.iter().any(|entry| entry.contains('📖')));
     }
 
-    /// Asks to stop at every look.
+    /// Asks to stop at every check.
     struct Impatient;
 
     impl Cancels for Impatient {

@@ -1,4 +1,4 @@
-//! stdin → a producer: text, native lines, or a provider's event stream.
+//! Reads stdin into a producer: text, native lines, or a provider's event stream.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,11 +19,11 @@ use crate::produce::{
     CancelRequest, Cancels, Failure, Form, Generation, ProduceError, Producer, Wires, jsonl, sleep_unless,
 };
 
-/// The most that is read from stdin at once, in bytes.
+/// The most bytes read from stdin at once.
 const READ_BYTES: usize = 16 * 1024;
-/// After how long without an entry a heartbeat is written, unless told otherwise.
+/// After how much silence a heartbeat is written, by default.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
-/// The longest wait for stdin before signals are looked at again.
+/// The longest wait for stdin before signals are checked again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// How long after the end of a pipe to wait for the signal that may have ended its writer.
 const LAST_LOOK: Duration = Duration::from_millis(50);
@@ -59,7 +59,7 @@ impl From {
     }
 }
 
-/// Why the input was not taken to its end.
+/// Why the input was not read to its end.
 #[derive(Debug, thiserror::Error)]
 enum FeedError {
     #[error("stdin broke: {0}")]
@@ -83,7 +83,7 @@ enum FeedError {
 }
 
 impl FeedError {
-    /// The code of the `error` entry that viewers see.
+    /// The code of the `error` entry that viewers get.
     const fn code(&self) -> &'static str {
         match self {
             Self::CutOff => "upstream_broke_off",
@@ -92,7 +92,7 @@ impl FeedError {
         }
     }
 
-    /// Whether viewers are told of it even where nothing has begun: they may wait for an answer that was asked for.
+    /// Whether viewers get the error even if no generation has begun: they may wait for a requested answer.
     const fn is_answer(&self) -> bool {
         matches!(self, Self::NoEvents(_) | Self::NoObjects | Self::Sse { events: 0, .. } | Self::Line { .. })
     }
@@ -105,7 +105,7 @@ enum Format {
     Raw(Box<ProviderEvents>),
 }
 
-/// From an input to a producer.
+/// Reads an input into a producer.
 pub(super) struct Feed<W: Wires, C: Cancels> {
     producer: Producer<W>,
     format: Format,
@@ -114,16 +114,16 @@ pub(super) struct Feed<W: Wires, C: Cancels> {
     stopping: Arc<AtomicBool>,
     /// Whether an answer has begun.
     has_begun: bool,
-    /// A request to stop that came before.
+    /// A request to stop that came before the first answer.
     early: Option<CancelRequest>,
     heartbeat_every: Duration,
     written_at: Instant,
-    /// The newest failure of an answer that the input itself reported.
+    /// The newest failure that the input itself reported.
     failed: Option<Failure>,
 }
 
 impl<W: Wires, C: Cancels> Feed<W, C> {
-    /// A feed of an input of this kind that nobody has read from yet.
+    /// A feed for an input of this kind, before anything was read.
     pub(super) fn new(producer: Producer<W>, from: From, cancels: C, stopping: Arc<AtomicBool>) -> Self {
         let raw = |form| Format::Raw(Box::new(ProviderEvents::new(ExpectedForm::Fixed(form))));
         let format = match from {
@@ -147,19 +147,19 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
     }
 
-    /// The same, with a heartbeat after so long without an entry.
+    /// Sets after how much silence a heartbeat is written.
     pub(super) const fn beating_every(mut self, time: Duration) -> Self {
         self.heartbeat_every = time;
         self
     }
 
-    /// The same, writing at most so many tokens (words, lines, events) a second.
+    /// Limits the rate of tokens (words, lines, events) per second.
     pub(super) fn at_rate(mut self, per_second: Option<u32>) -> Self {
         self.pace = per_second.map(Pace::new);
         self
     }
 
-    /// Takes the input to its end.
+    /// Reads the input to its end.
     pub(super) fn run(&mut self, input: File) -> Result<(), CliError> {
         let failure = match (self.feed(input), self.failed.take()) {
             (Ok(()), None) => return Ok(()),
@@ -169,7 +169,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         let refused = matches!(failure, FeedError::Produce(ProduceError::Refused(_)));
         let is_cancelled = matches!(failure, FeedError::Cancelled);
         if failure.is_answer() && !self.producer.generation().is_open() {
-            // Providers' events have no numbers, and what stands around them has none either.
+            // Events of providers have no numbers, so the entries around them have none either.
             let is_raw = matches!(self.format, Format::Raw(_));
             self.producer.push(if is_raw { Generation::start_unnumbered } else { Generation::start });
         }
@@ -197,7 +197,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
     }
 
-    /// Whether to go on.
+    /// Checks whether to continue.
     fn look_around(&mut self) -> Result<(), FeedError> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(FeedError::Interrupted);
@@ -206,11 +206,11 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         if self.producer.generation().is_open() {
             self.has_begun = true;
         } else if !self.has_begun {
-            // One that comes before the first answer is for that.
+            // A request before the first answer applies to that answer.
             self.early = request.or_else(|| self.early.take());
             return Ok(());
         }
-        // One that came between two answers is for neither.
+        // A request between two answers applies to neither.
         let request = request.or_else(|| self.early.take());
         match request.filter(|_| self.producer.generation().is_open()) {
             Some(request) => {
@@ -250,8 +250,8 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         self.finish()
     }
 
-    /// A signal to a whole pipeline may have ended the program before this one first, and a terminal that is closed
-    /// ends the input before its signal comes: then the input is not complete.
+    /// A signal to a whole pipeline may end the program before this one first, and a terminal that is closed ends the
+    /// input before its signal arrives: then the input is not complete.
     fn look_for_signal(&self, input: &File) -> Result<(), FeedError> {
         if !input.metadata().is_ok_and(|input| input.is_file()) {
             thread::sleep(LAST_LOOK);
@@ -259,7 +259,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         if self.stopping.load(Ordering::Relaxed) { Err(FeedError::Interrupted) } else { Ok(()) }
     }
 
-    /// Whether the input may still be an event stream, if it should be one.
+    /// Checks whether the input may still be an event stream, if it should be one.
     fn check_form(&self) -> Result<(), FeedError> {
         match &self.format {
             Format::Raw(events) => {
@@ -269,7 +269,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
     }
 
-    /// Says that the producer lives where the stream would not tell, whatever it is that the input sends meanwhile.
+    /// Writes a heartbeat if the stream has been silent for too long, whatever the input sends meanwhile.
     fn beat(&mut self) -> Result<(), FeedError> {
         if self.written_at.elapsed() < self.heartbeat_every {
             return Ok(());
@@ -293,7 +293,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
             Format::Raw(events) => {
                 let pushed = events.push(bytes, Instant::now());
-                // Events that were complete before the stream went wrong still count.
+                // Events that were complete before the stream became invalid still count.
                 self.write_events()?;
                 pushed.map_err(|error| self.broken_by(error))?;
             }
@@ -369,7 +369,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
         match meaning {
             Meaning::Terminal => {
-                // The answers that follow are written all the same.
+                // The answers that follow are written nevertheless.
                 let failure = self.story().and_then(Story::failure).cloned();
                 self.failed = failure.or_else(|| self.failed.take());
                 Ok(())
@@ -413,7 +413,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
         }
     }
 
-    /// Writes and waits for the next token's time, where there is a rate.
+    /// Writes, and waits for the next token's time if there is a rate.
     fn paced(&mut self) -> Result<(), FeedError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         let wait = pace.wait(Instant::now());

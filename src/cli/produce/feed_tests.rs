@@ -1,4 +1,4 @@
-//! Tests of `feed`: inputs of every kind, and what the stream holds of them.
+//! Tests of `feed`: inputs of every kind, and the entries that they produce.
 
 use std::io::Write as _;
 use std::os::fd::RawFd;
@@ -51,7 +51,7 @@ fn lines_become_entries_and_a_bad_one_is_named() {
     let (entries, done) = fed(From::Jsonl, None, b"{\"type\":\"delta\",\"text\":\"x\"}\n\noops\n");
     assert_eq!(entries, ["start", "delta:x", "error:producer_failed"]);
     assert!(done.unwrap_err().to_string().starts_with("line 3: not a JSON object"));
-    // Viewers may wait for an answer of which not even the first line can be read.
+    // Viewers may wait for an answer of which not even the first line can be parsed.
     let (entries, done) = fed(From::Jsonl, None, b"{bad\n");
     assert_eq!(entries, ["start", "error:producer_failed"]);
     assert_eq!(done.unwrap_err().to_string(), "line 1: not a JSON object: key must be a string at column 2");
@@ -153,7 +153,7 @@ fn an_error_in_the_input_is_passed_on_and_a_failure() {
     }
 }
 
-/// Asks to stop at the second look.
+/// Asks to stop at the second check.
 struct Impatient(u32);
 
 impl Cancels for Impatient {
@@ -182,13 +182,13 @@ fn a_request_before_the_first_answer_is_for_that() {
     file.write_all(&line).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
     let memory = Memory::default();
-    // At its first look nothing was read yet.
+    // At the first check nothing was read yet.
     let mut feed = Feed::new(Producer::new(memory.clone()), From::Jsonl, Impatient(1), Arc::default());
     feed.run(file).unwrap();
     assert!(memory.entries().last().unwrap().contains(r#""finish_reason":"cancelled""#));
 }
 
-/// A signal that comes after the last look at it, right before the input is read.
+/// A signal that arrives after the last check, right before the input is read.
 struct Signalled(Arc<AtomicBool>);
 
 impl Cancels for Signalled {
@@ -202,7 +202,7 @@ impl Cancels for Signalled {
     }
 }
 
-/// As where Ctrl-C ends a whole pipeline.
+/// As if Ctrl-C ended a whole pipeline.
 #[test]
 fn an_input_that_ends_with_a_signal_is_not_complete() {
     let memory = Memory::default();

@@ -1,4 +1,4 @@
-//! The input side of a feed: waiting for input, cutting it into lines, and pacing it.
+//! The input side of a feed: waits for input, splits it into lines, and limits its rate.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::produce::jsonl;
 
-/// Evenly spaced moments, so many a second.
+/// Evenly spaced times, at a rate per second.
 #[derive(Debug)]
 pub(super) struct Pace {
     step: Duration,
@@ -18,7 +18,7 @@ impl Pace {
         Self { step: Duration::from_secs(1) / per_second, next: None }
     }
 
-    /// How long to wait before the next token. Time lost to a slow input is not made up for.
+    /// How long to wait before the next token. Time lost to a slow input is not made up.
     pub(super) fn wait(&mut self, now: Instant) -> Duration {
         let next =
             self.next.map_or(now, |next| next.max(now.checked_sub(self.step).unwrap_or(now))) + self.step;
@@ -27,12 +27,12 @@ impl Pace {
     }
 }
 
-/// Bytes → lines with their numbers. A line that is not over yet is held up to the longest allowed.
+/// Splits bytes into numbered lines. An incomplete line is kept up to the longest allowed length.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     whole: VecDeque<Vec<u8>>,
     partial: Vec<u8>,
-    /// Lines handed out so far.
+    /// The number of lines returned so far.
     pub(super) number: u64,
 }
 
@@ -59,15 +59,14 @@ impl Lines {
     }
 }
 
-/// Waits until there is something to read (or the end of it); false after `wait`, for a signal, or when only
-/// `other` has something.
+/// Waits until there is input (or its end); false after `wait`, after a signal, or if only `other` is readable.
 pub(super) fn wait_readable(
     input: &impl AsFd,
     other: Option<RawFd>,
     wait: Duration,
 ) -> std::io::Result<bool> {
     let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // A negative descriptor is passed over.
+    // poll(2) ignores a negative descriptor.
     let mut polls = [poll(input.as_fd().as_raw_fd()), poll(other.unwrap_or(-1))];
     // Rounded up, so that a wait of less than a millisecond does not spin.
     let wait_ms = i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);

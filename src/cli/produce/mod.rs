@@ -1,4 +1,4 @@
-//! `llm-bridge produce`: stdin, or the answer of a model's server, into a stream.
+//! `llm-bridge produce`: writes stdin, or the answer of a model's server, into a stream.
 
 mod feed;
 mod input;
@@ -25,7 +25,7 @@ use crate::observe;
 use crate::produce::upstream::{Answer, Outcome, Request, Upstream};
 use crate::produce::{CancelWatch, Producer, RedisWires};
 
-/// The longest request that is read.
+/// The largest request that is read, in bytes.
 const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long a stopping producer tries to write its last entry.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -95,9 +95,9 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     done
 }
 
-/// The stream that is asked for.
+/// The stream to write.
 fn stream_name(args: &Produce, streams: &KeyPattern) -> Result<StreamName, CliError> {
-    // A server may be asked for a model that keys do not have.
+    // A server may be asked for a model that keys do not contain.
     let model = args.model.as_deref().filter(|model| args.url.is_none() && *model != DEFAULT_MODEL);
     if model.is_some() && !streams.has_model() {
         let message =
@@ -110,7 +110,7 @@ fn stream_name(args: &Produce, streams: &KeyPattern) -> Result<StreamName, CliEr
     })
 }
 
-/// Brings what comes from stdin into the stream.
+/// Writes stdin into the stream.
 fn feed(
     args: &Produce,
     (producer, cancels): (Producer<Counted<RedisWires>>, CancelWatch),
@@ -134,7 +134,7 @@ fn read_request(file: &Path) -> Result<String, CliError> {
     read.map_err(unusable).map(|_| text)
 }
 
-/// Brings the answer to one request into the stream.
+/// Writes the answer to one request into the stream.
 fn ask(
     upstream: &Upstream,
     request: &Request,

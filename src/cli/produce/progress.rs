@@ -1,5 +1,5 @@
-//! Progress lines of `produce` on stderr: where to watch, from time to time the number of entries written, and the
-//! total at the end.
+//! Progress lines of `produce` on stderr: where to watch, from time to time the number of entries written, and
+//! finally the total.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ const EVERY_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Progress(Rc<RefCell<State>>);
 
 struct State {
-    /// Where lines go; `None`: nowhere.
+    /// Prints a line; `None`: prints nothing.
     note: Option<fn(&str)>,
     began: Instant,
     print_at: Instant,
@@ -27,12 +27,12 @@ struct State {
 }
 
 impl Progress {
-    /// Of something that begins now.
+    /// The progress of a run that begins now.
     pub(super) fn new(note: fn(&str)) -> Self {
         Self::with(Some(note))
     }
 
-    /// The same, which says nothing.
+    /// Prints nothing.
     pub(super) fn silent() -> Self {
         Self::with(None)
     }
@@ -42,14 +42,14 @@ impl Progress {
         Self(Rc::new(RefCell::new(State { note, began, print_at: began + FIRST, every: FIRST, entries: 0 })))
     }
 
-    /// Says a line.
+    /// Prints a line.
     pub(super) fn print(&self, text: &str) {
         if let Some(note) = self.0.borrow().note {
             note(&format!("llm-bridge produce: {text}\n"));
         }
     }
 
-    /// Redis has confirmed so many entries.
+    /// Records that Redis has confirmed `entries` entries.
     fn confirmed(&self, entries: usize, now: Instant) {
         let line = self.0.borrow_mut().confirmed(entries, now);
         if let Some(text) = line {
@@ -57,7 +57,7 @@ impl Progress {
         }
     }
 
-    /// Says the total.
+    /// Prints the total.
     pub(super) fn finish(&self) {
         let text = self.0.borrow().so_far(Instant::now());
         self.print(&text);

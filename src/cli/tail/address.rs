@@ -1,4 +1,4 @@
-//! The URL that `tail` was given → where to connect and what to ask for. Pure.
+//! Parses the URL for `tail`: where to connect and what to request. Pure.
 
 use tungstenite::http::Uri;
 
@@ -8,12 +8,12 @@ pub(crate) enum AddressError {
     /// Not a URL at all.
     #[error("`{0}` is not a URL such as http://127.0.0.1:8080/v1/streams/SESSION/MODEL")]
     NotAUrl(String),
-    /// TLS is not spoken.
+    /// TLS is not supported.
     #[error(
         "`{0}`: only plain http:// and ws:// are spoken; reach a TLS proxy by a tunnel or from its inside"
     )]
     Scheme(String),
-    /// The path leads to no stream.
+    /// The path is not that of a stream.
     #[error("`{0}`: the path of a stream is /v1/streams/SESSION/MODEL")]
     Path(String),
     /// Only native frames are shown.
@@ -35,7 +35,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// Reads a `ws://` or `http://` URL.
+    /// Parses a `ws://` or `http://` URL.
     pub(crate) fn parse(url: &str) -> Result<Self, AddressError> {
         let not_a_url = || AddressError::NotAUrl(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| not_a_url())?;
@@ -48,7 +48,7 @@ impl Address {
         let authority = format!("{host}:{}", uri.port_u16().unwrap_or(80));
         let path = uri.path();
         let name = path.strip_prefix("/v1/streams/").unwrap_or("");
-        // Whether a model belongs to it is the server's to say.
+        // The server decides whether a model is required.
         if name.is_empty() {
             return Err(AddressError::Path(url.to_owned()));
         }
@@ -65,13 +65,13 @@ impl Address {
         Ok(Self { authority, path: path.to_owned(), query, after })
     }
 
-    /// Asks for the generations to come too.
+    /// Requests future generations too.
     pub(crate) fn follow(&mut self) {
         self.query.retain(|pair| !pair.starts_with("follow="));
         self.query.push("follow=1".to_owned());
     }
 
-    /// The URL of a request for what comes after `after`.
+    /// The URL of a request for what follows `after`.
     pub(crate) fn request(&self, after: Option<&str>) -> String {
         let after = after.map(|id| format!("after={}", id.replace('$', "%24")));
         let query: Vec<_> = self.query.iter().cloned().chain(after).collect();

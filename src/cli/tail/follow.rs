@@ -1,17 +1,17 @@
-//! State and decisions of a follower of one stream. Pure.
+//! The state and the decisions of a client that follows one stream. Pure.
 //!
-//! INVARIANT: `last` is the id of the newest frame that was shown, so that a request for what comes
-//! after it loses and repeats nothing.
+//! INVARIANT: `last` is the id of the newest frame that was shown, so a request for what follows it loses and repeats
+//! nothing.
 
 use std::time::Duration;
 
 use super::render::{Frame, Output, Renderer};
 use crate::visible;
 
-/// How a stream ended for its follower.
+/// How a stream ended for the follower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// With `end`, or closed in order.
+    /// With `end`, or by an orderly close.
     Complete,
     /// With an `error` frame.
     Failed(String),
@@ -20,11 +20,11 @@ pub(crate) enum Ending {
 /// The next step after a connection has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// It was no loss: this was the end.
+    /// The stream is complete.
     Over(Ending),
-    /// Connect again; where the server said how long to wait, that long at least.
+    /// Connect again, after at least the time that the server asked for.
     Again { reason: String, wait: Option<Duration> },
-    /// No other attempt would go better.
+    /// No other attempt would succeed.
     GiveUp(String),
 }
 
@@ -47,18 +47,18 @@ impl Follower {
         self.last.as_deref()
     }
 
-    /// For news that no frame brought.
+    /// For messages that come from no frame.
     pub(crate) const fn renderer(&mut self) -> &mut Renderer {
         &mut self.renderer
     }
 
-    /// Takes one frame; `None` when it was shown before (the terminal frame that a server repeats to
-    /// one who comes back after it).
+    /// Takes one frame; `None` if it was shown before (the server repeats the terminal frame to a client that resumes
+    /// after it).
     pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Option<Output> {
         let seen = frame.id.is_some() && frame.id == self.last && self.ending.is_some();
         match frame.kind.as_str() {
-            // Words such as `$` become an id here; without it the next request would skip what comes
-            // between two connections.
+            // Words such as `$` become an id here; without it, the next request would skip what arrives between two
+            // connections.
             "open" => self.last.clone_from(&frame.after),
             "end" => self.ending = Some(Ending::Complete),
             "error" => self.ending = Some(Ending::Failed(frame.code.clone().unwrap_or_default())),
@@ -71,7 +71,7 @@ impl Follower {
         (!seen).then(|| self.renderer.frame(frame))
     }
 
-    /// The next step after a close code (1005 and 1006 stand for none).
+    /// The next step after a close code (1005 and 1006 mean that there was none).
     pub(crate) fn closed(&self, code: u16, reason: &str) -> Next {
         let reason = visible::line(reason);
         let words = if reason.is_empty() { String::new() } else { format!(": {reason}") };

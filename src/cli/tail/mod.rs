@@ -1,6 +1,6 @@
-//! `llm-bridge tail`: follows a stream in the terminal and resumes by itself after any loss.
+//! `llm-bridge tail`: follows a stream in the terminal and resumes by itself after a lost connection.
 //!
-//! Speaks plain WebSocket only; TLS ends at a proxy.
+//! Supports plain WebSocket only; TLS ends at a proxy.
 
 mod address;
 mod follow;
@@ -26,8 +26,7 @@ use crate::visible;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence after which the server is asked for a sign of life; as long again without one, and the
-/// connection counts as lost.
+/// Silence after which the client sends a ping; after the same time without an answer, the connection counts as lost.
 const SILENCE: Duration = Duration::from_secs(20);
 /// The first pause before another attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -97,12 +96,12 @@ pub(crate) fn run(args: &Tail) -> Result<(), CliError> {
     }
 }
 
-/// One stream that is followed over as many connections as it takes.
+/// One stream that is followed over as many connections as needed.
 struct Session<'a> {
     address: Address,
     follower: Follower,
     json: bool,
-    /// Stdout, or what stands for it.
+    /// Stdout, or a substitute.
     out: &'a mut dyn Write,
 }
 
@@ -146,7 +145,7 @@ impl Session<'_> {
         }
     }
 
-    /// Shows frames until the connection is over.
+    /// Shows frames until the connection ends.
     fn read(&mut self, mut socket: WebSocket<TcpStream>, backoff: &mut Backoff) -> Result<Next, CliError> {
         let mut asked = false;
         loop {
@@ -157,7 +156,7 @@ impl Session<'_> {
                     self.show(text.as_str())?;
                 }
                 Ok(Message::Close(frame)) => {
-                    // The answer to the close is in tungstenite's buffer; a peer that is gone needs none.
+                    // The answer to the close is in tungstenite's buffer; a peer that is gone does not need it.
                     socket.flush().ok();
                     let (code, reason) = frame.map_or((CloseCode::Status, String::new()), |frame| {
                         (frame.code, frame.reason.to_string())
@@ -186,7 +185,7 @@ impl Session<'_> {
         };
         let Some(output) = self.follower.frame(&frame) else { return Ok(()) };
         if self.json {
-            // A program reads the same value; a terminal is not asked to obey what is in it.
+            // The value is unchanged for a program, but contains nothing that a terminal would interpret.
             return write_to(self.out, &format!("{}\n", visible::json(json)));
         }
         if !output.text.is_empty() {
@@ -262,8 +261,8 @@ mod tests {
         asked
     }
 
-    /// Follows a stream of a server that acts so, connection by connection: what was shown, what was
-    /// asked for, and how it ended.
+    /// Follows a stream of a server with this script, connection by connection. Returns what was shown, what was
+    /// requested, and how it ended.
     fn follow(acts: &[Act], json: bool) -> (String, Vec<String>, Result<Ending, CliError>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1/streams/s/m", listener.local_addr().unwrap());

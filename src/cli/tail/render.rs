@@ -1,8 +1,8 @@
-//! Frames → what a person reads: text on stdout, news about the stream on stderr. Pure.
+//! Renders frames for people: text on stdout, messages about the stream on stderr. Pure.
 //!
-//! A model's text is not trusted: on a terminal, control characters are shown instead of obeyed. A pipe gets the text
-//! byte for byte; only the separators between voices are added. All else that comes from outside (names of channels
-//! and tools, codes, messages, custom objects) is made visible everywhere, as a part of one line.
+//! A model's text is not trusted: on a terminal, control characters are shown as symbols. A pipe gets the text byte
+//! for byte; only the separators between voices are added. All other text from outside (names of channels and tools,
+//! codes, messages, custom objects) has control characters replaced everywhere, and is part of one line.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use crate::visible;
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[22m";
 
-/// A frame, as far as a reader of text needs it.
+/// The members of a frame that are shown.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Frame<'a> {
     #[serde(rename = "type")]
@@ -44,26 +44,26 @@ pub(crate) struct Frame<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// The additions of one frame to the two outputs.
+/// The output for one frame.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
     /// For stdout.
     pub(crate) text: String,
-    /// For stderr, whole lines.
+    /// For stderr, complete lines.
     pub(crate) note: String,
 }
 
-/// The speaker of the text that is being shown.
+/// The source of the text that is being shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Voice {
     Channel(u64, String),
     Tool(u64, u64),
 }
 
-/// For whom the output is made.
+/// What the output is made for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Look {
-    /// Somebody looks at it in a terminal.
+    /// A terminal.
     pub(crate) terminal: bool,
     /// Reasoning is dimmed.
     pub(crate) dims: bool,
@@ -75,7 +75,7 @@ pub(crate) struct Renderer {
     look: Look,
     statistics: Statistics,
     voice: Option<Voice>,
-    /// Whether stdout stands within a line.
+    /// Whether stdout is in the middle of a line.
     mid_line: bool,
 }
 
@@ -135,7 +135,7 @@ impl Renderer {
         out
     }
 
-    /// A line of news that no frame brought.
+    /// A message that comes from no frame.
     pub(crate) fn news(&mut self, text: &str) -> String {
         let mut out = Output::default();
         self.note(&mut out, text);
@@ -161,7 +161,7 @@ impl Renderer {
         self.write(frame.arguments.as_deref().unwrap_or(""), false, out);
     }
 
-    /// Sets another voice apart from the one before.
+    /// Separates another voice from the previous one.
     fn speak(&mut self, voice: Voice, label: &str, out: &mut String) {
         if self.voice.as_ref() == Some(&voice) {
             return;
@@ -174,7 +174,7 @@ impl Renderer {
         self.write(&visible::line(label), false, out);
     }
 
-    /// Ends what the present voice says.
+    /// Ends the text of the current voice.
     fn hush(&mut self, out: &mut String) {
         if matches!(self.voice, Some(Voice::Tool(..))) {
             out.push(')');
@@ -214,7 +214,7 @@ impl Renderer {
     }
 
     fn note(&mut self, out: &mut Output, text: &str) {
-        // On a terminal both outputs meet: a note begins on a line of its own.
+        // On a terminal both outputs mix, so a note begins on a line of its own.
         if self.look.terminal && self.mid_line {
             out.note.push('\n');
             self.mid_line = false;

@@ -1,8 +1,8 @@
-//! How fast a generation came: the time to its first token, and tokens a second. Pure.
+//! The speed of a generation: the time to its first token, and tokens per second. Pure.
 //!
-//! Measured by the ids of the entries, which are Redis' clock, not by the arrival of frames here: a repeated reading of
-//! an answer shows the time that the model took, not the daemon. Where ids are no clock, no times are shown. A token is
-//! an entry with text or with a piece of a tool call.
+//! Times are taken from the ids of the entries, which come from Redis' clock, not from the arrival of frames here:
+//! reading an answer again shows the time that the model took, not the daemon. If ids do not come from a clock, no
+//! times are shown. A token is an entry with text or with a piece of a tool call.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ const CLOCK_MS_MIN: u64 = 1_000_000_000_000;
 /// Tokens and times of one generation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Statistics {
-    /// When it began.
+    /// When the generation began.
     start_ms: Option<u64>,
     first: Option<Frame>,
     last_ms: u64,
@@ -28,12 +28,12 @@ struct Frame {
 }
 
 impl Statistics {
-    /// A generation begins with this entry.
+    /// Begins a generation with this entry.
     pub(crate) fn begin(&mut self, id: Option<&str>) {
         *self = Self { start_ms: id.and_then(time_ms), ..Self::default() };
     }
 
-    /// A frame that covers so many tokens, up to this entry.
+    /// Adds a frame with `count` tokens, up to this entry.
     pub(crate) fn add(&mut self, id: Option<&str>, count: u64) {
         let ms = id.and_then(time_ms);
         self.first.get_or_insert(Frame { ms, tokens: count });
@@ -41,18 +41,18 @@ impl Statistics {
         self.last_ms = ms.unwrap_or(self.last_ms);
     }
 
-    /// The line about the generation, once; `None` if it had no tokens.
+    /// The summary line of the generation, once; `None` if it had no tokens.
     pub(crate) fn take(&mut self) -> Option<String> {
         let Self { start_ms, first, last_ms, tokens } = std::mem::take(self);
         let first = first?;
         let mut text = String::new();
         if let (Some(start), Some(ms)) = (start_ms, first.ms) {
-            // Of tokens that came merged only the last one's time is known.
+            // Of merged tokens only the time of the last one is known.
             let word = if first.tokens == 1 { "after" } else { "within" };
             write!(text, "first token {word} {}, ", show_ms(ms.saturating_sub(start))).ok();
         }
         write!(text, "{tokens} {}", if tokens == 1 { "token" } else { "tokens" }).ok();
-        // From the first token's time on, which is not one of those that took that time; else from the start.
+        // Counts from the time of the first token, excluding that token; otherwise from the start.
         let since = if first.tokens == 1 { first.ms.map(|ms| (ms, 1)) } else { start_ms.map(|ms| (ms, 0)) };
         if let Some((since_ms, not_counted)) = since
             && let span_ms @ 1.. = last_ms.saturating_sub(since_ms)
@@ -65,7 +65,7 @@ impl Statistics {
     }
 }
 
-/// When an entry was written, ms since 1970.
+/// The time of an entry, ms since 1970.
 fn time_ms(id: &str) -> Option<u64> {
     let ms = id.split_once('-').map_or(id, |(ms, _)| ms).parse().ok()?;
     (ms >= CLOCK_MS_MIN).then_some(ms)
