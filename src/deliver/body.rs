@@ -1,6 +1,6 @@
-//! The body of a request, as it comes: of a length that is known, or in chunks. Pure.
+//! The body of a request, read as it arrives: with a known length, or in chunks. Pure.
 //!
-//! Bounded by a length that the resource allows. Chunk extensions and trailers are passed over, within `LINE_BYTES_MAX` each.
+//! The resource's limit bounds the body. Chunk extensions and trailers are ignored, within `LINE_BYTES_MAX` each.
 
 use super::http_error::HttpError;
 use super::input::Input;
@@ -8,13 +8,13 @@ use super::request::Request;
 
 /// The longest line between chunks, in bytes.
 const LINE_BYTES_MAX: usize = 256;
-/// Trailer lines that are passed over.
+/// The most trailer lines that are ignored.
 const TRAILERS_MAX: usize = 16;
 
-/// A body on its way.
+/// A body that is being received.
 #[derive(Debug)]
 pub enum Body {
-    /// So many bytes.
+    /// The remaining bytes of a body of known length.
     Length(usize),
     /// In chunks.
     Chunked(Chunks),
@@ -28,15 +28,15 @@ pub struct Chunks {
     expects: Expects,
 }
 
-/// The part of a chunked body that comes next.
+/// The next part of a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expects {
     Size,
-    /// So many bytes of a chunk.
+    /// The remaining bytes of a chunk.
     Data(usize),
-    /// The line end behind a chunk.
+    /// The line end after a chunk.
     LineEnd,
-    /// The lines behind the last chunk, of which there were so many.
+    /// The trailer lines after the last chunk, with their number so far.
     Trailer(usize),
 }
 
@@ -44,7 +44,7 @@ impl Body {
     /// The body of a request, of at most `bytes_max` bytes.
     ///
     /// # Errors
-    /// 413 when its head announces more.
+    /// 413 if its head announces more.
     pub fn of(request: &Request, bytes_max: usize) -> Result<Self, HttpError> {
         if request.is_chunked {
             return Ok(Self::Chunked(Chunks { body: Vec::new(), bytes_max, expects: Expects::Size }));
@@ -53,16 +53,16 @@ impl Body {
         if bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(Self::Length(bytes)) }
     }
 
-    /// Whether nothing is to come.
+    /// Whether nothing more has to be received.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         matches!(self, Self::Length(0))
     }
 
-    /// Takes what belongs to it off the input; the whole body once it is there.
+    /// Takes the body's bytes from the input; returns the whole body once it is complete.
     ///
     /// # Errors
-    /// 400 or 413 when it is malformed or too large: what follows cannot be told from it.
+    /// 400 or 413 if it is malformed or too large: the end of the body is then unknown.
     pub fn take(&mut self, input: &mut Input) -> Result<Option<Vec<u8>>, HttpError> {
         match self {
             Self::Length(bytes) if input.len() < *bytes => Ok(None),
@@ -75,7 +75,7 @@ impl Body {
         }
     }
 
-    /// How many bytes beside those that are there may belong to it; of one in chunks `some`.
+    /// How many more bytes, beyond `there`, may belong to the body; `some` for a chunked one.
     #[must_use]
     pub const fn wants(&self, there: usize, some: usize) -> usize {
         match self {
@@ -84,7 +84,7 @@ impl Body {
         }
     }
 
-    /// The memory that is held for what was taken.
+    /// The memory that the received part takes.
     #[must_use]
     pub const fn cost_bytes(&self) -> usize {
         match self {
@@ -102,7 +102,7 @@ impl Chunks {
         Ok(result?.then(|| std::mem::take(&mut self.body)))
     }
 
-    /// Goes on as far as the input has come; whether the body is whole.
+    /// Reads as far as the input has arrived; returns whether the body is complete.
     fn advance(&mut self, input: &[u8], at: &mut usize) -> Result<bool, HttpError> {
         loop {
             let rest = &input[*at..];
@@ -147,7 +147,7 @@ impl Chunks {
     }
 }
 
-/// A line without its end; `None`: it has not all come.
+/// A line without its end; `None` if it is incomplete.
 fn line<'a>(rest: &'a [u8], at: &mut usize) -> Result<Option<&'a [u8]>, HttpError> {
     let Some(end) = rest.iter().take(LINE_BYTES_MAX).position(|&b| b == b'\n') else {
         return if rest.len() < LINE_BYTES_MAX { Ok(None) } else { Err(malformed()) };
@@ -156,7 +156,7 @@ fn line<'a>(rest: &'a [u8], at: &mut usize) -> Result<Option<&'a [u8]>, HttpErro
     rest[..end].strip_suffix(b"\r").map(Some).ok_or_else(malformed)
 }
 
-/// A chunk's size, in front of its extensions.
+/// The size of a chunk, without extensions.
 fn size(line: &[u8]) -> Option<usize> {
     let digits = line.split(|&b| b == b';').next()?.trim_ascii_end();
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -180,7 +180,7 @@ mod tests {
 
     const BYTES_MAX: usize = 64 * 1024;
 
-    /// The body, and what is left behind it, of input that comes in pieces of that size.
+    /// Reads a body from input in pieces of that size; returns it and what follows it.
     fn read(text: &str, piece: usize) -> Result<Option<(String, String)>, u16> {
         let chunks = Chunks { body: Vec::new(), bytes_max: BYTES_MAX, expects: Expects::Size };
         let (mut body, mut input) = (Body::Chunked(chunks), Input::default());

@@ -1,10 +1,10 @@
-//! Bytes that all connections of the process may hold together for one purpose, however they are spread. Pure but for
-//! the counter, which the delivery threads share.
+//! Limits the bytes that all connections of the process together may hold for one purpose, however they are
+//! distributed. Pure except for the counter, which the delivery threads share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How much is held, and how much may be.
+/// How many bytes are held, and the limit.
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
@@ -12,20 +12,20 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing is used.
+    /// An unused budget.
     #[must_use]
     pub const fn new(bytes_max: usize) -> Self {
         Self { used: AtomicUsize::new(0), bytes_max }
     }
 
-    /// Bytes that are held now.
+    /// The bytes held now.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// A holder that had `before` bytes has `after` from now on. Having fewer is always allowed, and so is anything
-    /// for a holder who is alone. `false`: there is no room, and nothing was changed.
+    /// Changes the bytes of a holder from `before` to `after`. A decrease is always allowed, and so is anything if
+    /// there is no other holder. `false`: there is no room, and nothing was changed.
     #[must_use]
     pub fn change(&self, before: usize, after: usize) -> bool {
         let changed = |used: usize| {
@@ -37,16 +37,16 @@ impl Budget {
     }
 }
 
-/// The budgets of all connections of the process together.
+/// The budgets shared by all connections of the process.
 #[derive(Debug)]
 pub struct Budgets {
-    /// Whole answers that are larger than what a connection may have waiting: JSON states.
+    /// Whole answers that exceed a connection's send budget: JSON states.
     pub answers: Arc<Budget>,
-    /// Requests and messages that clients have begun to send and not finished.
+    /// Incomplete requests and messages of clients.
     pub inputs: Budget,
 }
 
-/// One holder's part of a [`Budget`]; given back when it is dropped.
+/// One holder's part of a [`Budget`]; returned when it is dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Budget>,
@@ -54,13 +54,13 @@ pub struct Share {
 }
 
 impl Share {
-    /// A holder of nothing yet.
+    /// A holder of nothing.
     #[must_use]
     pub const fn of(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
 
-    /// The holder has so many bytes from now on; `false`: there is no room, and it has what it had.
+    /// Sets the holder's bytes; `false`: there is no room, and nothing was changed.
     #[must_use]
     pub fn resize(&mut self, bytes: usize) -> bool {
         let fits = self.budget.change(self.bytes, bytes);
@@ -73,12 +73,12 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // Having fewer is always allowed.
+        // A decrease is always allowed.
         let _ = self.budget.change(self.bytes, 0);
     }
 }
 
-/// Bytes that are shared by reference and hold their part of a budget until the last reference is gone.
+/// Bytes that are shared by reference and count against a budget until the last reference is dropped.
 #[derive(Debug)]
 pub struct Charged {
     bytes: Vec<u8>,
@@ -86,7 +86,7 @@ pub struct Charged {
 }
 
 impl Charged {
-    /// The bytes, to be shared.
+    /// Shares the bytes.
     #[must_use]
     pub fn shared(bytes: Vec<u8>, share: Share) -> bytes::Bytes {
         bytes::Bytes::from_owner(Self { bytes, _share: share })

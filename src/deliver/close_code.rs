@@ -1,34 +1,34 @@
-//! The codes with which WebSockets are closed: the one table of them, with what each means for a client.
+//! The codes with which WebSockets are closed, in one table, with what each means for a client.
 //!
-//! The browser client acts on them (`src/web/llm-bridge.js`), and [`src/deliver/README.md`](README.md) lists them; a test
-//! holds both against this table.
+//! The browser client acts on them (`src/web/llm-bridge.js`), and [`src/deliver/README.md`](README.md) lists them; a
+//! test compares both with this table.
 
-/// The reaction of a well-made client to a close.
+/// How a client should react to a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reaction {
     /// The stream was delivered to its end.
     Finish,
     /// Connect again and resume.
     Resume,
-    /// The same, but not at once.
+    /// Connect again and resume, but not at once.
     ResumeLater,
     /// Connect again with another token, if there is one.
     RenewToken,
-    /// Give up with this error: no further attempt would change it.
+    /// Give up with this error: further attempts would fail in the same way.
     Fail(&'static str),
 }
 
-/// Makes [`CloseCode`] of the table: a code's meaning, its name, its number, the client's reaction.
+/// Generates [`CloseCode`] from the table: a code's meaning, its name, its number, the client's reaction.
 macro_rules! table {
     ($($(#[$meaning:meta])* $name:ident $number:literal => $reaction:expr;)*) => {
-        /// The reason of a close, as a number in its frame.
+        /// The reason of a close, sent as a number in the close frame.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum CloseCode {
             $($(#[$meaning])* $name,)*
         }
 
         impl CloseCode {
-            /// All of them.
+            /// All codes.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// The number in the frame.
@@ -51,9 +51,9 @@ macro_rules! table {
 }
 
 table! {
-    /// The stream is over.
+    /// The stream is complete.
     Normal 1000 => Reaction::Finish;
-    /// This instance is going down.
+    /// This instance is shutting down.
     GoingAway 1001 => Reaction::Resume;
     /// The client broke the protocol.
     Protocol 1002 => Reaction::Resume;
@@ -65,15 +65,15 @@ table! {
     TooBig 1009 => Reaction::Resume;
     /// Overloaded, full, or Redis unreachable.
     TryAgain 1013 => Reaction::ResumeLater;
-    /// No, bad or expired token.
+    /// The token is missing, invalid or expired.
     Unauthorized 4401 => Reaction::RenewToken;
-    /// The token or the origin does not allow it.
+    /// The token or the origin does not allow access.
     Forbidden 4403 => Reaction::Fail("forbidden");
-    /// There is no such stream.
+    /// The stream does not exist.
     NotFound 4404 => Reaction::Fail("not_found");
     /// A slow handshake or consumer.
     Slow 4408 => Reaction::Resume;
-    /// Over a rate or a limit.
+    /// A rate or a limit is exceeded.
     TooMany 4429 => Reaction::ResumeLater;
 }
 
@@ -88,7 +88,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("README.md");
     const RECIPE: &str = include_str!("../web/README.md");
 
-    /// The text between two others in the client's source.
+    /// The text between two strings in the client's source.
     fn between<'a>(begin: &str, end: &str) -> &'a str {
         let rest = CLIENT.split(begin).nth(1).unwrap_or_else(|| panic!("the client has no {begin}"));
         rest.split(end).next().unwrap()

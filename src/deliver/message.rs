@@ -1,8 +1,8 @@
-//! The messages of clients after the upgrade, and the body of a cancel request: JSON from the network into
-//! values that are checked and bounded.
+//! Parses client messages after the upgrade, and the body of a cancel request: JSON from the network into checked and
+//! bounded values.
 //!
-//! Unknown members are ignored, `null` counts as absent. Nesting costs no stack: serde_json walks
-//! values that are ignored or passed on raw without recursion, and refuses deep values elsewhere.
+//! Unknown members are ignored, `null` counts as absent. Nesting costs no stack: serde_json skips values that are
+//! ignored or passed on raw without recursion, and refuses deep values elsewhere.
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ pub enum ClientMessage {
     Subscribe {
         /// The stream.
         stream: StreamName,
-        /// Where to begin; by default the whole stream.
+        /// The position to begin after; by default the whole stream.
         after: After,
-        /// Whether to stay for the generations to come.
+        /// Whether to continue with later generations.
         follow: bool,
-        /// How long to wait for a name that does not exist, as asked for.
+        /// How long to wait for a stream that does not exist, as the client asked.
         wait: Option<Duration>,
-        /// Over what time frames may be merged, as asked for.
+        /// For how long frames may be merged, as the client asked.
         batch: Option<Duration>,
     },
     /// Remove a stream from a multiplexed connection.
@@ -37,36 +37,36 @@ pub enum ClientMessage {
         /// The stream.
         stream: StreamName,
     },
-    /// Ask the producer to stop.
+    /// Ask the producer of a stream to stop.
     Cancel {
-        /// The stream; always there on a multiplexed connection.
+        /// The stream; required on a multiplexed connection.
         stream: Option<StreamName>,
-        /// Why.
+        /// The reason.
         reason: Option<String>,
     },
-    /// The client has everything up to here.
+    /// Acknowledge everything up to a position.
     Ack {
-        /// The stream; always there on a multiplexed connection.
+        /// The stream; required on a multiplexed connection.
         stream: Option<StreamName>,
-        /// Up to where.
+        /// The position.
         id: Position,
     },
-    /// Asks for a pong.
+    /// Request a pong.
     Ping {
-        /// Any JSON, to be sent back.
+        /// Any JSON, to be returned.
         nonce: Option<Box<RawValue>>,
     },
 }
 
-/// Why a message is not accepted; becomes a `refused` frame.
+/// Why a message is not accepted; sent as a `refused` frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Refusal {
-    /// A short word for programs: `malformed`, `unknown_type`, `unsupported`, `bad_name` or `bad_option`.
+    /// A code for programs: `malformed`, `unknown_type`, `unsupported`, `bad_name` or `bad_option`.
     pub code: &'static str,
-    /// A sentence for people.
+    /// A message for people.
     pub message: String,
-    /// The stream that the message was about, on a connection that carries many.
+    /// The stream of the message, on a connection with many streams.
     pub stream: Option<StreamName>,
 }
 
@@ -89,7 +89,7 @@ impl Refusal {
         Self { code, message: message.into(), stream: None }
     }
 
-    /// The same, about a stream.
+    /// Adds the stream of the message.
     #[must_use]
     pub fn about(self, stream: Option<StreamName>) -> Self {
         Self { stream: stream.or(self.stream), ..self }
@@ -100,11 +100,11 @@ impl Refusal {
     }
 }
 
-/// Parses a text message. `multiplexed`: the connection is `/v1/ws`, where streams come and go and
-/// every message about one names it, as `naming` says.
+/// Parses a text message. `multiplexed`: the connection is `/v1/ws`, where streams are added and removed and every
+/// message about a stream names it, according to `naming`.
 ///
 /// # Errors
-/// The [`Refusal`] to answer with.
+/// The [`Refusal`] to send.
 pub fn parse(text: &str, multiplexed: bool, naming: Naming) -> Result<ClientMessage, Refusal> {
     let raw = RawMessage::read(text).map_err(|error| Refusal::new("malformed", error))?;
     let stream = if multiplexed { raw.stream(false, naming).ok().flatten() } else { None };
@@ -135,10 +135,10 @@ fn interpret(raw: &RawMessage<'_>, multiplexed: bool, naming: Naming) -> Result<
     }
 }
 
-/// Reads the body of a cancel request: empty, or an object that may have a `reason`.
+/// Parses the body of a cancel request: empty, or an object with an optional `reason`.
 ///
 /// # Errors
-/// 400 when it is neither.
+/// 400 if it is neither.
 pub fn parse_cancel_body(body: &[u8]) -> Result<Option<String>, HttpError> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
@@ -148,7 +148,7 @@ pub fn parse_cancel_body(body: &[u8]) -> Result<Option<String>, HttpError> {
     reason(raw.reason).map_err(|refusal| HttpError::bad_request(refusal.message))
 }
 
-/// The members that mean anything, each still raw, so that a wrong kind is refused by name.
+/// The known members, each still raw, so that one with a wrong type is refused by name.
 #[derive(Deserialize)]
 struct RawMessage<'a> {
     #[serde(borrow, rename = "type")]
@@ -173,7 +173,7 @@ struct RawMessage<'a> {
 
 impl<'a> RawMessage<'a> {
     fn read(text: &'a str) -> Result<Self, String> {
-        // serde would take an array for a struct too.
+        // serde would accept an array for a struct too.
         if !text.trim_ascii_start().starts_with('{') {
             return Err("not a JSON object".to_owned());
         }

@@ -1,19 +1,18 @@
 //! The bytes that wait for one client's socket: a queue of shared chunks.
 //!
-//! Frames are shared between clients and never copied; a partial write moves an offset. A fresh or
-//! drained outbox holds no memory worth mentioning. The bound is its owner's: see
-//! [`Outbox::len_bytes`].
+//! Frames are shared between clients and never copied; a partial write moves an offset. A new or drained outbox holds
+//! no significant memory. The owner enforces the limit: see [`Outbox::len_bytes`].
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Write};
 
 use bytes::Bytes;
 
-/// The most pieces of one vectored write.
+/// The most pieces in one vectored write.
 const PIECES_MAX: usize = 64;
 
-/// Cost of a chunk beside its bytes: its place in the queue, its mark, and the frame behind it, which may
-/// be kept for this client alone.
+/// The cost of a chunk besides its bytes: its place in the queue, its mark, and its frame, which may be kept for this
+/// client alone.
 pub const CHUNK_COST_BYTES: usize = 512;
 
 /// Bytes for the client.
@@ -21,7 +20,7 @@ pub const CHUNK_COST_BYTES: usize = 512;
 pub enum Chunk<M> {
     /// For this client alone.
     Own(Bytes),
-    /// Shared; the mark, which has them, is handed back once the last of them has been taken.
+    /// Shared; the mark, which holds the bytes, is returned once the last of them has been written.
     Marked(M),
 }
 
@@ -46,14 +45,14 @@ impl<M: AsRef<[u8]>> Chunk<M> {
     }
 }
 
-/// How a write ended.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// Everything was taken.
+    /// Everything was written.
     Drained,
-    /// The writer takes no more now.
+    /// The writer accepts no more now.
     Blocked,
-    /// As many bytes as were allowed were taken, and more wait.
+    /// The allowed number of bytes was written, and more wait.
     Paused,
 }
 
@@ -61,14 +60,14 @@ pub enum WriteOutcome {
 #[derive(Debug)]
 pub struct Outbox<M> {
     chunks: VecDeque<Chunk<M>>,
-    /// How much of the first chunk was taken. INVARIANT: at most its length; 0 when there is none.
+    /// How many bytes of the first chunk were written. INVARIANT: at most its length; 0 if there is none.
     taken: usize,
-    /// Bytes not taken yet.
+    /// The number of bytes not written yet.
     len_bytes: usize,
-    /// Cost of the answers that may still wait, in bytes: of all since no answer waited, so that it is never too
-    /// little.
+    /// The cost of the answers that may still wait, in bytes: of all answers since none waited, so that it is never
+    /// too low.
     answers_cost_bytes: usize,
-    /// Bytes that wait up to the end of the last answer.
+    /// The number of waiting bytes up to the end of the last answer.
     answers_end: usize,
 }
 
@@ -98,19 +97,19 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.answers_end = self.len_bytes;
     }
 
-    /// Cost of the answers since no answer waited, in bytes: at least that of those that wait.
+    /// The cost of the answers since none waited, in bytes: at least that of those that wait.
     #[must_use]
     pub const fn answers_cost_bytes(&self) -> usize {
         self.answers_cost_bytes
     }
 
-    /// Bytes that wait.
+    /// The number of waiting bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.len_bytes
     }
 
-    /// Bytes held for the client, including [`CHUNK_COST_BYTES`] a chunk: the measure of budgets.
+    /// The bytes held for the client, including [`CHUNK_COST_BYTES`] per chunk: the measure of budgets.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
         self.len_bytes + self.chunks.len() * CHUNK_COST_BYTES
@@ -122,11 +121,11 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.chunks.is_empty()
     }
 
-    /// Writes until everything is taken, `writer` would block, or it has taken `bytes_max`, and hands each mark to
-    /// `written` once the last byte of its chunk, and of all before it, has been taken.
+    /// Writes until everything is written, `writer` would block, or it has accepted `bytes_max`, and passes each mark
+    /// to `written` once the last byte of its chunk, and of all chunks before it, has been written.
     ///
     /// # Errors
-    /// The writer's error; [`ErrorKind::WriteZero`] when it takes nothing without saying why.
+    /// The writer's error; [`ErrorKind::WriteZero`] if it accepts nothing without an error.
     pub fn write_to(
         &mut self,
         writer: &mut impl Write,
@@ -154,7 +153,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
                 }
             }
             let result = match &pieces[..count] {
-                // Nearly always in live text, and the cheaper call.
+                // Nearly always the case in live text, and the cheaper call.
                 [single] => writer.write(single),
                 several => writer.write_vectored(several),
             };
@@ -173,14 +172,14 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         Ok(WriteOutcome::Drained)
     }
 
-    /// Drops all chunks of which the writer has taken nothing.
+    /// Drops all chunks of which nothing was written.
     pub fn drop_unstarted(&mut self) {
         self.chunks.truncate(usize::from(self.taken > 0));
         self.len_bytes = self.chunks.front().map_or(0, |first| first.bytes().len() - self.taken);
         self.answers_end = self.answers_end.min(self.len_bytes);
     }
 
-    /// Takes `len` bytes off the front, with every chunk that this completes.
+    /// Removes `len` bytes from the front, with every chunk that this completes.
     fn advance(&mut self, len: usize, written: &mut impl FnMut(M)) {
         self.len_bytes -= len;
         self.taken += len;
@@ -214,8 +213,8 @@ mod tests {
         }
     }
 
-    /// Takes as many bytes as it is told, call by call; 0 means that it would block, and odd numbers
-    /// come with an interruption before.
+    /// Accepts a given number of bytes per call; 0 means that it would block, and odd numbers are preceded by an
+    /// interruption.
     struct Stingy {
         script: Vec<usize>,
         interrupted: bool,
@@ -290,8 +289,8 @@ mod tests {
     }
 
     proptest! {
-        /// For all amounts that the writer may take: bytes out are bytes in, and a mark is reported in the very
-        /// write that took its last byte.
+        /// For all amounts that the writer may accept: bytes come out as they went in, and a mark is reported by the
+        /// write that wrote its last byte.
         #[test]
         fn bytes_and_marks_keep_their_order(
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..200),
@@ -316,7 +315,7 @@ mod tests {
                 prop_assert!(sink.got.len() - had <= bytes_max);
                 prop_assert_eq!(outbox.len_bytes(), expected.len() - sink.got.len());
                 prop_assert_eq!(outcome == WriteOutcome::Drained, outbox.is_empty());
-                // A leading empty chunk is complete as soon as its turn has come.
+                // An empty chunk at the front is complete as soon as its turn comes.
                 let complete: Vec<usize> = (0..ends.len()).filter(|&mark| ends[mark] <= sink.got.len()).collect();
                 prop_assert_eq!(&marks, &complete);
             }

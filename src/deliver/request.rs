@@ -1,10 +1,10 @@
-//! The head of an HTTP/1 request, from bytes to an owned, small value.
+//! Parses the head of an HTTP/1 request into a small, owned value.
 //!
-//! httparse checks the grammar. The rules added here keep a request from meaning two things to two
-//! readers, a proxy and us: lines end with CR LF, one `Host`, one length, no transfer coding. Bodies are not read here:
-//! the only one that anybody needs is the small one of a cancel.
+//! httparse checks the grammar. The additional rules prevent a request from having different meanings for two
+//! readers, such as a proxy and this server: lines end with CR LF, one `Host`, one length, no transfer coding. Bodies
+//! are not read here.
 //!
-//! A caller that gets a [`Parsed::Invalid`] answers it and closes: where the next request begins is unknown.
+//! A caller that gets a [`Parsed::Invalid`] responds and closes: the beginning of the next request is unknown.
 
 use std::fmt;
 
@@ -14,9 +14,9 @@ use super::http_error::HttpError;
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The most header lines of a request.
 const HEADERS_MAX: usize = 64;
-/// Empty lines in front of a request that are passed over, for clients that end a body with one.
+/// How many empty lines before a request are ignored, for clients that end a body with one.
 const BLANK_LINES_MAX: usize = 2;
-/// The WebSocket version that is spoken.
+/// The supported WebSocket version.
 const WEBSOCKET_VERSION: &str = "13";
 
 /// The result of parsing the bytes received so far.
@@ -26,16 +26,16 @@ pub enum Parsed {
     Partial,
     /// The head is complete.
     Complete {
-        /// Bytes that the head took; the body or the next request follows.
+        /// The length of the head in bytes; the body or the next request follows.
         head_bytes: usize,
         /// The request.
         request: Request,
     },
-    /// This is no acceptable request: answer and close.
+    /// The request is not acceptable: respond and close.
     Invalid(HttpError),
 }
 
-/// The methods that mean anything here.
+/// The methods with a meaning here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// `GET`
@@ -59,7 +59,7 @@ pub enum Version {
     Http11,
 }
 
-/// A well-formed offer to speak WebSocket (version 13).
+/// A well-formed request to switch to WebSocket (version 13).
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebSocketOffer {
     /// `Sec-WebSocket-Key`: 16 bytes in base64.
@@ -69,7 +69,7 @@ pub struct WebSocketOffer {
 }
 
 impl fmt::Debug for WebSocketOffer {
-    /// Subprotocols may carry tokens, so that they are not shown.
+    /// Subprotocols may contain tokens, so they are not shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebSocketOffer").finish_non_exhaustive()
     }
@@ -81,40 +81,40 @@ impl fmt::Debug for WebSocketOffer {
 pub struct Request {
     /// The method.
     pub method: Method,
-    /// The path as it came, percent-encoding included; `*` for `OPTIONS *`.
+    /// The path as received, including percent-encoding; `*` for `OPTIONS *`.
     pub path: String,
-    /// The text behind the first `?`, as it came.
+    /// The text after the first `?`, as received.
     pub query: String,
     /// The protocol version.
     pub version: Version,
     /// Whether the client is ready to send another request on this connection.
     pub keep_alive: bool,
-    /// The host that is asked: the target's in absolute form, else that of `Host`. Always there in HTTP/1.1.
+    /// The requested host: that of the target in absolute form, or else that of `Host`. Always present in HTTP/1.1.
     pub host: Option<String>,
-    /// `Origin`: a browser says which site the request comes from.
+    /// `Origin`: the site that a browser sends the request for.
     pub origin: Option<String>,
     /// `Accept`, several lines joined by commas.
     pub accept: Option<Box<str>>,
-    /// `If-None-Match`, several lines joined by commas: what the client has already.
+    /// `If-None-Match`, several lines joined by commas: what the client has in its cache.
     pub if_none_match: Option<Box<str>>,
-    /// `Last-Event-ID`: where an EventSource goes on.
+    /// `Last-Event-ID`: the position at which an EventSource continues.
     pub last_event_id: Option<Box<str>>,
     /// `Authorization`.
     pub authorization: Option<Box<str>>,
     /// `Access-Control-Request-Headers`: the names of the headers that a script wants to set, joined by commas.
     pub preflight_headers: Option<Box<str>>,
-    /// `Content-Length`; `None`: no body, or one in chunks.
+    /// `Content-Length`; `None`: no body, or a chunked one.
     pub content_length: Option<u64>,
-    /// Whether the body comes in chunks.
+    /// Whether the body is chunked.
     pub is_chunked: bool,
     /// Whether the client waits for `100 Continue` before it sends its body.
     pub expects_continue: bool,
-    /// The offer to speak WebSocket.
+    /// The request to switch to WebSocket.
     pub websocket: Option<WebSocketOffer>,
 }
 
 impl Request {
-    /// Whether another request may follow on the connection when the body of this one is left unread.
+    /// Whether another request may follow on the connection if the body of this one is not read.
     #[must_use]
     pub fn keeps_alive_unread(&self) -> bool {
         self.keep_alive && self.content_length.unwrap_or(0) == 0 && !self.is_chunked
@@ -122,7 +122,7 @@ impl Request {
 }
 
 impl fmt::Debug for Request {
-    /// Query, headers and subprotocols may carry tokens, so that they are not shown.
+    /// Query, headers and subprotocols may contain tokens, so they are not shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("method", &self.method)
@@ -138,8 +138,8 @@ pub fn parse(buffer: &[u8]) -> Parsed {
     parse_grown(buffer, 0)
 }
 
-/// As [`parse`], for a buffer whose first `seen` bytes were [`Parsed::Partial`] before. Only the rest is
-/// searched for the end of the head, so that a head that trickles in costs linear time.
+/// Like [`parse`], for a buffer whose first `seen` bytes were [`Parsed::Partial`] before. Only the rest is searched
+/// for the end of the head, so a head that arrives slowly takes linear time.
 #[must_use]
 pub fn parse_grown(buffer: &[u8], seen: usize) -> Parsed {
     let mut skipped = 0;
@@ -164,7 +164,7 @@ pub fn parse_grown(buffer: &[u8], seen: usize) -> Parsed {
     }
 }
 
-/// The length of the head with its final empty line, looking for it from `from` on.
+/// The length of the head including its final empty line, which is searched from `from` on.
 fn head_end(head: &[u8], from: usize) -> Result<Option<usize>, HttpError> {
     let mut at = from.min(head.len());
     while let Some(found) = head[at..].iter().position(|&byte| byte == b'\n') {
@@ -179,7 +179,7 @@ fn head_end(head: &[u8], from: usize) -> Result<Option<usize>, HttpError> {
     Ok(None)
 }
 
-/// Refuses what cannot become a request any more, such as a TLS handshake, without waiting for its end.
+/// Refuses input that cannot become a request any more, such as a TLS handshake, without waiting for its end.
 fn judge_beginning(head: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     match httparse::Request::new(&mut headers).parse(head) {
@@ -232,7 +232,7 @@ fn parse_head(head: &[u8]) -> Result<Request, HttpError> {
 
 /// A request target: `/path?query`, `http://authority/path?query` or `*`.
 struct Target<'a> {
-    /// Host and perhaps port, in absolute form.
+    /// The host and an optional port, in absolute form.
     authority: Option<&'a str>,
     path: &'a str,
     query: &'a str,
@@ -267,12 +267,12 @@ fn host<'a>(headers: &Headers<'a>, version: Version) -> Result<Option<&'a str>, 
     }
 }
 
-/// Whether a text may be host and port. Credentials, paths and lists are not among them.
+/// Whether a text can be host and port. Credentials, paths and lists cannot.
 fn is_authority(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic() && !b"/@?#,\\\"<>".contains(&b))
 }
 
-/// The body's length. A transfer coding beside it is refused, because proxies disagree about which of the two holds.
+/// The body's length. Refuses a transfer coding beside it, because proxies disagree about which of the two applies.
 fn content_length(headers: &Headers<'_>) -> Result<Option<u64>, HttpError> {
     let length = headers.single("content-length")?;
     match (length, headers.values("transfer-encoding").next()) {
@@ -288,7 +288,7 @@ fn content_length(headers: &Headers<'_>) -> Result<Option<u64>, HttpError> {
     }
 }
 
-/// Whether the body comes in chunks. Any other coding is refused, and every coding of a request that has no body here.
+/// Whether the body is chunked. Refuses any other coding, and every coding in a request without a body.
 fn is_chunked(headers: &Headers<'_>, method: &str, version: Version) -> Result<bool, HttpError> {
     match headers.single("transfer-encoding")? {
         None => Ok(false),
@@ -313,7 +313,7 @@ fn expects_continue(headers: &Headers<'_>, version: Version) -> Result<bool, Htt
     }
 }
 
-/// The offer to speak WebSocket, where there is one. Offers of other protocols are ignored, as HTTP wants.
+/// The request to switch to WebSocket, if there is one. Requests for other protocols are ignored, as HTTP requires.
 fn websocket_offer(
     headers: &Headers<'_>,
     method: &str,
@@ -381,7 +381,7 @@ impl<'a> Headers<'a> {
         lines.map(|header| header.value)
     }
 
-    /// The value of a header that may come once, in UTF-8.
+    /// The value of a header that may occur once, in UTF-8.
     fn single(&self, name: &'static str) -> Result<Option<&'a str>, HttpError> {
         let mut values = self.values(name);
         let Some(value) = values.next() else { return Ok(None) };
@@ -393,7 +393,7 @@ impl<'a> Headers<'a> {
         Ok(Some(text.trim_matches([' ', '\t'])))
     }
 
-    /// The elements of a comma-separated list that may go over several lines.
+    /// The elements of a comma-separated list, which may take several lines.
     fn tokens(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
         let lines = self.values(name).filter_map(|value| std::str::from_utf8(value).ok());
         lines
@@ -402,7 +402,7 @@ impl<'a> Headers<'a> {
             .filter(|t| !t.is_empty())
     }
 
-    /// The elements of a list that may be names of headers, joined by commas.
+    /// The elements of a list that are valid header names, joined by commas.
     fn names(&self, name: &'static str) -> Option<String> {
         let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         let names: Vec<&str> = self.tokens(name).filter(|name| name.bytes().all(is_name_byte)).collect();

@@ -1,8 +1,8 @@
-//! HTTP answers: the bytes of every head that is sent.
+//! HTTP responses: the bytes of every head.
 //!
-//! `Date` and `Server` are left out: nobody here needs them, and a head stays the same for all. Every
-//! answer says `Connection` in words, which is right for HTTP/1.0 and 1.1 alike. Nothing may be stored
-//! by caches, because a stream goes on; but the browser client may, if they ask each time whether it changed.
+//! `Date` and `Server` are omitted: clients do not need them, and a head remains the same for all. Every response has
+//! an explicit `Connection` header, which is correct for HTTP/1.0 and 1.1. Caches must not store a response, because
+//! streams change; they may store the browser client, but have to revalidate it each time.
 
 use bytes::Bytes;
 use tungstenite::handshake::derive_accept_key;
@@ -12,15 +12,15 @@ use super::request::{Method, Request, WebSocketOffer};
 use crate::security::origin::OriginDecision;
 use crate::web::WebFile;
 
-/// The subprotocol that is chosen when a client offers it.
+/// The subprotocol that is selected if a client offers it.
 pub const SUBPROTOCOL: &str = "llm-bridge.v1";
-/// How long a browser may remember a preflight answer, in seconds.
+/// How long a browser may cache a preflight response, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 7200;
 
-/// The origins whose scripts may read the answer (CORS).
+/// The origins whose scripts may read the response (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AllowedOrigin {
-    /// No origin is named: no browser asks, or one of the same origin.
+    /// No origin is named: the request comes from no browser, or from the same origin.
     #[default]
     Silent,
     /// Everybody may read it.
@@ -30,10 +30,10 @@ pub enum AllowedOrigin {
 }
 
 impl AllowedOrigin {
-    /// The answer's CORS headers, by the judgement of the request's `Origin`.
+    /// The response's CORS headers, from the decision about the request's `Origin`.
     ///
     /// # Errors
-    /// 403 when the origin is not allowed.
+    /// 403 if the origin is not allowed.
     pub fn from_decision(decision: OriginDecision<'_>) -> Result<Self, HttpError> {
         match decision {
             OriginDecision::NotCrossOrigin => Ok(Self::Silent),
@@ -48,41 +48,41 @@ impl AllowedOrigin {
     }
 }
 
-/// A whole answer. The body is shared, not copied: pages and states are large.
+/// A whole response. The body is shared, not copied: pages and states are large.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// The head, and a body that is small.
+    /// The head, and a small body.
     pub head: Vec<u8>,
     /// The rest of the body.
     pub body: Bytes,
 }
 
-/// How answers to one request are framed. Small enough to be kept while an answer is waited for.
+/// How responses to one request are framed. Small enough to be kept while a response is waited for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     /// Whether another request may follow on the connection.
     pub keep_alive: bool,
-    /// Whether the answer goes without its body: the request was a HEAD.
+    /// Whether the body is omitted, because the request was a HEAD.
     pub head_only: bool,
     /// The CORS headers.
     pub origin: AllowedOrigin,
 }
 
 impl Reply {
-    /// The frame for answers to `request`, whose body, if it has one, is left unread and so ends the
-    /// connection. A caller that has read the body sets `keep_alive` to the request's.
+    /// The framing of responses to `request`. If the request has a body, it is left unread, which ends the
+    /// connection. A caller that has read the body sets `keep_alive` to the request's value.
     #[must_use]
     pub fn to(request: &Request, origin: AllowedOrigin) -> Self {
         Self { keep_alive: request.keeps_alive_unread(), head_only: request.method == Method::Head, origin }
     }
 
-    /// The frame for the last answer on a connection whose request could not be understood.
+    /// The framing of the last response on a connection whose request could not be parsed.
     #[must_use]
     pub fn closing() -> Self {
         Self::default()
     }
 
-    /// 200: events follow until the connection is closed; those of the AI SDK's format are announced as such.
+    /// 200: events follow until the connection is closed; those in the AI SDK's format are announced by a header.
     pub fn sse(&self, out: &mut Vec<u8>, is_ui_message_stream: bool) {
         let mut head = Head::status(out, 200);
         head.field("Content-Type", "text/event-stream");
@@ -96,7 +96,7 @@ impl Reply {
         head.end();
     }
 
-    /// A whole JSON answer.
+    /// A whole JSON response.
     #[must_use]
     pub fn json(&self, status: u16, body: Bytes) -> Answer {
         let mut out = Vec::new();
@@ -106,7 +106,7 @@ impl Reply {
         self.answer(out, body)
     }
 
-    /// A page, which may load and run nothing but what `policy` names.
+    /// A page, which may load and run only what `policy` allows.
     #[must_use]
     pub fn page(&self, policy: &str, body: &'static str) -> Answer {
         let mut out = Vec::new();
@@ -117,7 +117,7 @@ impl Reply {
         self.answer(out, Bytes::from_static(body.as_bytes()))
     }
 
-    /// A file of the browser client, or 304 to who has it: `known` is the request's `If-None-Match`.
+    /// A file of the browser client, or 304 if the client has it: `known` is the request's `If-None-Match`.
     #[must_use]
     pub fn file(&self, file: &WebFile, known: Option<&str>) -> Answer {
         let tag = file.tag();
@@ -136,7 +136,7 @@ impl Reply {
         self.answer(out, if is_known { Bytes::new() } else { Bytes::from_static(file.text.as_bytes()) })
     }
 
-    /// An answer to HEAD: 200 or 404 and nothing else.
+    /// A response to HEAD: 200 or 404 only.
     pub fn head(&self, out: &mut Vec<u8>, status: u16) {
         let mut head = Head::status(out, status);
         head.field("Content-Type", "application/json");
@@ -146,7 +146,7 @@ impl Reply {
         head.end();
     }
 
-    /// 204: there is nothing more to send; an EventSource stops reconnecting.
+    /// 204: nothing more will be sent; an EventSource stops reconnecting.
     pub fn no_content(&self, out: &mut Vec<u8>) {
         let mut head = Head::status(out, 204);
         head.field("Cache-Control", "no-store");
@@ -178,8 +178,9 @@ impl Reply {
         }
     }
 
-    /// 204 to OPTIONS: what the resource can do and, to an allowed origin, what its scripts may ask: `headers` are
-    /// those that the preflight asks for. None of them means more to us than to a client that is no browser.
+    /// 204 to OPTIONS: the methods of the resource and, for an allowed origin, what its scripts may send: `headers`
+    /// are those that the preflight asks for. All are allowed, because any client that is not a browser can send them
+    /// too.
     pub fn preflight(&self, out: &mut Vec<u8>, methods: &'static str, headers: Option<&str>) {
         let mut head = Head::status(out, 204);
         head.field("Allow", methods);
@@ -226,12 +227,12 @@ impl Reply {
     }
 }
 
-/// Whether `If-None-Match` names the tag. A proxy that compresses makes it a weak one.
+/// Whether `If-None-Match` contains the tag. A proxy that compresses turns it into a weak one.
 fn has_tag(known: &str, tag: &str) -> bool {
     known.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag)
 }
 
-/// 101: the connection speaks WebSocket from here on.
+/// 101: the connection uses WebSocket from here on.
 pub fn switch_to_websocket(out: &mut Vec<u8>, offer: &WebSocketOffer) {
     let mut head = Head::status(out, 101);
     head.field("Upgrade", "websocket");
@@ -248,7 +249,7 @@ pub fn go_on(out: &mut Vec<u8>) {
     Head::status(out, 100).end();
 }
 
-/// A head in the making.
+/// A head under construction.
 struct Head<'a>(&'a mut Vec<u8>);
 
 impl<'a> Head<'a> {
@@ -261,7 +262,7 @@ impl<'a> Head<'a> {
         head
     }
 
-    /// Adds a line. Values are our own, or came in a header of the request, so that none breaks the line.
+    /// Adds a line. Values are our own, or come from a header of the request, so that none contains a line break.
     fn field(&mut self, name: &str, value: &str) {
         debug_assert!(!value.contains(['\r', '\n']), "a header value of one line");
         for part in [name, ": ", value, "\r\n"] {

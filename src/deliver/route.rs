@@ -1,7 +1,7 @@
-//! Routing: which resource of the public listener a request asks for, decided from the request alone.
+//! Routing: derives the resource of the public listener from the request alone.
 //!
-//! The order of judgement is path (404, 400), method (405), query (400). Whether the stream exists,
-//! whether the origin or the address may ask, is decided elsewhere.
+//! Checks come in the order path (404, 400), method (405), query (400). Whether the stream exists, and whether origin
+//! and address are allowed, is checked elsewhere.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::request::{Method, Request};
 use crate::model::{After, NameError, Naming, Position, StreamName};
 use crate::web::{self, WebFile};
 
-/// How long a name is waited for when the client does not say.
+/// How long to wait for a stream that does not exist, by default.
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
 const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
@@ -20,7 +20,7 @@ const MULTIPLEX_METHODS: &str = "GET, OPTIONS";
 const PAGE_METHODS: &str = "GET, HEAD, OPTIONS";
 const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// How streams are named, and the most that clients get of what they may choose.
+/// How streams are named, and the limits on clients' options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteLimits {
     /// The longest `wait`.
@@ -32,27 +32,27 @@ pub struct RouteLimits {
 }
 
 impl RouteLimits {
-    /// The `wait` that a client gets for the one that it asked for.
+    /// The `wait` that a client gets, given the one that it asked for.
     #[must_use]
     pub fn wait(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(WAIT_DEFAULT).min(self.max_wait)
     }
 
-    /// The merging time that a client gets for the one that it asked for.
+    /// The merging time that a client gets, given the one that it asked for.
     #[must_use]
     pub fn batch(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(Duration::ZERO).min(self.max_batch)
     }
 }
 
-/// The resource that a request asks for.
+/// The resource of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// A stream in one of its representations.
     Stream(StreamRequest),
     /// The WebSocket for many streams, `/v1/ws`.
     Multiplex,
-    /// Asking the producer of a stream to stop; a body may follow.
+    /// A request to stop a stream's producer; a body may follow.
     Cancel(StreamName),
     /// The page at `/`.
     Page,
@@ -78,31 +78,31 @@ pub enum Representation {
     Head,
 }
 
-/// A stream as one client wants it.
+/// A stream with a client's options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamRequest {
     /// The stream.
     pub stream: StreamName,
     /// The representation.
     pub representation: Representation,
-    /// Where to begin.
+    /// The position to begin after.
     pub after: After,
-    /// Whether the client said where to begin.
+    /// Whether the client gave a position.
     pub explicit_after: bool,
-    /// Whether to stay for the generations to come.
+    /// Whether to continue with later generations.
     pub follow: bool,
-    /// How long to wait for a name that does not exist.
+    /// How long to wait for a stream that does not exist.
     pub wait: Duration,
-    /// Over what time frames may be merged.
+    /// For how long frames may be merged.
     pub batch: Duration,
-    /// In which format, if not the native one.
+    /// The format, if it is not the native one.
     pub format: Option<Format>,
 }
 
-/// Decides what `request` asks for.
+/// Determines the resource and options of `request`.
 ///
 /// # Errors
-/// The answer to give instead: 400, 404, 405, 413 or 426.
+/// The error response to send instead: 400, 404, 405, 413 or 426.
 pub fn route(request: &Request, limits: &RouteLimits) -> Result<Route, HttpError> {
     match Resource::find(&request.path, request.method, limits.naming)? {
         resource if request.method == Method::Options => Ok(Route::Preflight { methods: resource.methods() }),
@@ -123,13 +123,13 @@ enum Resource {
     Page,
     File(&'static WebFile),
     Multiplex,
-    /// A stream; `is_action`: POST to the same path means something else.
+    /// A stream; `is_action`: POST to the same path is a different resource.
     Stream {
         stream: StreamName,
         is_action: bool,
     },
     Cancel(StreamName),
-    /// `*`, about which only OPTIONS may ask.
+    /// `*`, which only OPTIONS supports.
     Server,
 }
 
@@ -147,8 +147,8 @@ impl Resource {
         let Some(rest) = path.strip_prefix("/v1/streams/").filter(|rest| !rest.is_empty()) else {
             return Err(nothing_here());
         };
-        // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it. Every method but
-        // POST means the model whose name ends like that, where streams have models.
+        // `/v1/streams/s/cancel` names the model `cancel`: the action needs a whole name before it. For all methods
+        // except POST, the path is that of a model whose name ends like that, if streams have models.
         let has_models = naming == Naming::SessionAndModel;
         match rest.strip_suffix("/cancel").filter(|name| name.contains('/') || !has_models) {
             Some(name) if method == Method::Post => parse_name(name, naming).map(Self::Cancel),
@@ -183,7 +183,7 @@ fn nothing_here() -> HttpError {
     HttpError::not_found("there is nothing at this path; streams are at /v1/streams/{session}/{model}")
 }
 
-/// Reads a name from a path. Only the model may hold an encoded slash: it never separates session and model.
+/// Parses a name from a path. Only the model may contain an encoded slash: it never separates session and model.
 fn parse_name(name: &str, naming: Naming) -> Result<StreamName, HttpError> {
     let refuse = |error: NameError| match error {
         NameError::NoModels => HttpError::not_found(error.to_string()),
@@ -247,7 +247,7 @@ fn stream_request(
     })
 }
 
-/// Where an EventSource goes on; an empty id is none.
+/// The position at which an EventSource continues; an empty id means none.
 fn last_event_id(request: &Request) -> Result<Option<After>, HttpError> {
     match request.last_event_id.as_deref() {
         None | Some("") => Ok(None),
@@ -258,7 +258,7 @@ fn last_event_id(request: &Request) -> Result<Option<After>, HttpError> {
     }
 }
 
-/// Whether `Accept` names `text/event-stream` itself, with a weight above 0.
+/// Whether `Accept` contains `text/event-stream` itself, with a weight above 0.
 fn accepts_events(accept: Option<&str>) -> bool {
     accept.is_some_and(|accept| {
         accept.split(',').any(|range| {
@@ -276,7 +276,7 @@ fn is_zero_weight(parameter: &str) -> bool {
     })
 }
 
-/// A point to begin at: `0`, an id, `last` or `$`.
+/// A position: `0`, an id, `last` or `$`.
 pub(super) fn parse_after(text: &str) -> Option<After> {
     match text {
         "last" => Some(After::Last),
@@ -285,8 +285,8 @@ pub(super) fn parse_after(text: &str) -> Option<After> {
     }
 }
 
-/// A number of seconds as a duration; what is too long for one becomes the longest one. `None` below
-/// zero and for what is no number.
+/// Converts a number of seconds; a number that is too large becomes the longest duration. `None` for a negative
+/// number or one that is not a number.
 pub(super) fn duration_from_secs(seconds: f64) -> Option<Duration> {
     if seconds.is_nan() || seconds < 0.0 {
         return None;
@@ -294,7 +294,7 @@ pub(super) fn duration_from_secs(seconds: f64) -> Option<Duration> {
     Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-/// The keys that mean anything, decoded; the last of several wins.
+/// The known keys, decoded; the last of several counts.
 #[derive(Default)]
 struct Query<'a> {
     after: Option<Cow<'a, str>>,
@@ -309,7 +309,7 @@ impl<'a> Query<'a> {
         let mut read = Self::default();
         for pair in query.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // A key that cannot be decoded is an unknown one.
+            // A key that cannot be decoded is unknown.
             let Some(key) = decode(key, Plus::IsSpace) else { continue };
             let slot = match &*key {
                 "after" => &mut read.after,
@@ -368,7 +368,7 @@ fn bad_query(key: &str, form: &str) -> HttpError {
     HttpError::new(400, "bad_query", format!("the query's `{key}` must be {form}"))
 }
 
-/// A plain decimal number: digits, perhaps with a fraction; no sign, no exponent.
+/// A plain decimal number: digits with an optional fraction; no sign, no exponent.
 fn decimal(text: &str) -> Option<f64> {
     text.bytes().all(|b| b.is_ascii_digit() || b == b'.').then(|| text.parse().ok())?
 }
@@ -384,7 +384,7 @@ fn decode_path(path: &str) -> Result<Cow<'_, str>, HttpError> {
     decode(path, Plus::IsPlus).ok_or_else(|| HttpError::bad_request("the path is not valid percent-encoding"))
 }
 
-/// Undoes percent-encoding; `None` where it is malformed or gives no UTF-8.
+/// Decodes percent-encoding; `None` if it is malformed or the result is not UTF-8.
 fn decode(text: &str, plus: Plus) -> Option<Cow<'_, str>> {
     let is_encoded = |b: u8| b == b'%' || (b == b'+' && plus == Plus::IsSpace);
     if !text.bytes().any(is_encoded) {

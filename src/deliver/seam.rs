@@ -1,29 +1,28 @@
 //! The seam between history and live for one viewer of one stream. Pure.
 //!
-//! A viewer starts in history: it asks for reads until one comes to the end of the stream. Live text of
-//! the stream meanwhile stands somewhere else, ahead or behind. The viewer joins it without gap or
-//! repeat:
+//! A viewer starts in history: it requests reads until one reaches the end of the stream. Meanwhile, live text of the
+//! stream is at another position, ahead or behind. The viewer joins it without gap or repetition:
 //!
-//! - Live is behind the viewer: it joins at once and skips what it has.
-//! - Live is ahead: a *bridge*, one bounded read from the viewer's position up to live's, while
-//!   the live frames that come meanwhile are held.
-//! - A live frame that begins before the viewer's position and ends behind it (a merged one) is bridged
-//!   in the same way.
-//! - Nobody reads the stream live yet: the viewer asks for it to begin exactly at its own position.
+//! - If live is behind the viewer, it joins at once and skips what it has.
+//! - If live is ahead, a *bridge* is read: one bounded read from the viewer's position up to live's, while the live
+//!   frames that arrive meanwhile are held.
+//! - A live frame that begins before the viewer's position and ends after it (a merged one) is bridged in the same
+//!   way.
+//! - If nobody reads the stream live yet, the viewer requests it to begin exactly at its own position.
 //!
-//! INVARIANT: what [`Seam::read`] and [`Seam::live`] let through covers the stream's entries after the start
-//! position, each once, in order. At most one read is outstanding for a viewer.
+//! INVARIANT: the frames that [`Seam::read`] and [`Seam::live`] let through cover the stream's entries after the
+//! start position, each once, in order. At most one read is outstanding per viewer.
 
 use crate::model::{EntryId, Frame, Position};
 use std::sync::Arc;
 
-/// The properties of a frame that the seam needs.
+/// What the seam needs to know of a frame.
 pub trait Piece: Clone {
-    /// The viewer's position before it.
+    /// The viewer's position before the frame.
     fn after(&self) -> Position;
-    /// The viewer's position after it.
+    /// The viewer's position after the frame.
     fn last(&self) -> Position;
-    /// Cost of holding it, in bytes.
+    /// The cost of holding the frame, in bytes.
     fn len_bytes(&self) -> usize;
 }
 
@@ -41,14 +40,14 @@ impl Piece for Arc<Frame> {
     }
 }
 
-/// How the delivery thread stands with a stream's live text.
+/// The delivery thread's state for a stream's live text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Live {
-    /// It gets none.
+    /// Not requested.
     Off,
-    /// It has asked for it.
+    /// Requested.
     Attaching,
-    /// It has got everything up to this position.
+    /// Everything up to this position has arrived.
     On(Position),
 }
 
@@ -57,27 +56,27 @@ pub enum Live {
 pub enum Ask {
     /// Nothing.
     Nothing,
-    /// A read of history from its position, up to an entry or to the end.
+    /// A read of history from the viewer's position, up to an entry or to the end.
     Read {
-        /// The last entry to be read.
+        /// The last entry to read.
         until: Option<EntryId>,
     },
-    /// Live text from its position on.
+    /// Live text from the viewer's position on.
     Attach,
 }
 
-/// The fate of a live frame.
+/// What happens to a live frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It is to be delivered now.
+    /// It is delivered now.
     Deliver,
-    /// It is not for this viewer now.
+    /// It is not for this viewer at present.
     Ignored,
-    /// It is kept until the bridge is finished.
+    /// It is held until the bridge is complete.
     Held,
     /// The viewer has a part of it and needs a bridge to its end.
     Bridge {
-        /// The end.
+        /// The end of the bridge.
         until: EntryId,
     },
 }
@@ -86,17 +85,17 @@ pub enum Taken {
 enum Mode<P> {
     /// A read to the end is outstanding.
     History,
-    /// No read is outstanding until the viewer's connection has drained.
+    /// No read is outstanding, until the viewer's connection has drained.
     Paused,
-    /// Waiting for live to begin.
+    /// Live text was requested and has not begun.
     Joining,
-    /// A read up to `until` is outstanding; `held` is `None` once holding cost too much.
+    /// A read up to `until` is outstanding; `held` is `None` once holding became too expensive.
     Bridging { until: Position, held: Option<Vec<P>>, held_bytes: usize },
-    /// Gets live frames.
+    /// The viewer gets live frames.
     Live,
 }
 
-/// One viewer's way through one stream.
+/// The state of one viewer of one stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seam<P> {
     position: Position,
@@ -110,7 +109,7 @@ impl<P: Piece> Seam<P> {
         Self { position, mode: Mode::History }
     }
 
-    /// The position up to which the viewer has been given everything.
+    /// The position up to which the viewer has received everything.
     #[must_use]
     pub const fn position(&self) -> Position {
         self.position
@@ -128,7 +127,7 @@ impl<P: Piece> Seam<P> {
         matches!(self.mode, Mode::Live | Mode::Joining | Mode::Bridging { .. })
     }
 
-    /// Whether a read up to that position, or one behind it, is outstanding.
+    /// Whether a read up to that position, or a later one, is outstanding.
     #[must_use]
     pub fn bridges_to(&self, position: Position) -> bool {
         matches!(self.mode, Mode::Bridging { until, .. } if until >= position)
@@ -140,10 +139,10 @@ impl<P: Piece> Seam<P> {
         matches!(self.mode, Mode::Paused)
     }
 
-    /// The outstanding read has come back: the viewer was given everything up to `position`.
+    /// Handles the result of the outstanding read: the viewer has received everything up to `position`.
     ///
-    /// `exhausted`: the read came to its end. `room`: the connection can take more history.
-    /// Returns the held frames that are to be delivered now, and what is needed next.
+    /// `exhausted`: the read reached its end. `room`: the connection can accept more history. Returns the held frames
+    /// that are to be delivered now, and the next request.
     pub fn read(&mut self, position: Position, exhausted: bool, room: bool, live: Live) -> (Vec<P>, Ask) {
         self.position = self.position.max(position);
         match std::mem::replace(&mut self.mode, Mode::Paused) {
@@ -158,7 +157,7 @@ impl<P: Piece> Seam<P> {
             }
             Mode::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
             Mode::Bridging { until, held: Some(held), .. } => {
-                // The entry at the end may have been deleted meanwhile; nothing more is coming before it.
+                // The entry at the end may have been deleted meanwhile; nothing more will come before it.
                 self.position = self.position.max(until);
                 self.mode = Mode::Live;
                 (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
@@ -171,18 +170,18 @@ impl<P: Piece> Seam<P> {
         }
     }
 
-    /// The outstanding read has brought the viewer to `position` at least, but not where live text follows.
+    /// Handles a read that has brought the viewer to `position` at least, but not to where live text follows.
     pub fn read_to_end(&mut self, position: Position) -> Ask {
         self.position = self.position.max(position);
         self.read_on()
     }
 
-    /// Live text has begun: everything after `at` comes.
+    /// Handles the start of live text: everything after `at` follows.
     pub fn attached(&mut self, at: Position) -> Ask {
         if matches!(self.mode, Mode::Joining) { self.join(Live::On(at)) } else { Ask::Nothing }
     }
 
-    /// A live frame came. At most `room_bytes` are held.
+    /// Handles a live frame. At most `room_bytes` are held.
     pub fn live(&mut self, piece: &P, room_bytes: usize) -> Taken {
         match &mut self.mode {
             Mode::Live => self.take(piece),
@@ -206,7 +205,7 @@ impl<P: Piece> Seam<P> {
         }
     }
 
-    /// Live text has ended for this delivery thread.
+    /// Handles the end of live text for this delivery thread.
     pub fn broken(&mut self) -> Ask {
         match &mut self.mode {
             Mode::Live | Mode::Joining => self.read_on(),
@@ -218,14 +217,14 @@ impl<P: Piece> Seam<P> {
         }
     }
 
-    /// The connection cannot take more: a live viewer leaves live.
+    /// Makes a live viewer leave live, because the connection cannot accept more.
     pub fn fall_back(&mut self) {
         if matches!(self.mode, Mode::Live) {
             self.mode = Mode::Paused;
         }
     }
 
-    /// The connection has drained: a paused viewer goes on from history.
+    /// Makes a paused viewer continue from history, because the connection has drained.
     pub fn resume(&mut self) -> Ask {
         if matches!(self.mode, Mode::Paused) { self.read_on() } else { Ask::Nothing }
     }

@@ -27,16 +27,16 @@ impl Piece for Span {
     }
 }
 
-/// One event of a simulated run. They come in any order.
+/// One event of a simulated run. They may come in any order.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The producer writes so many entries.
+    /// The producer writes this many entries.
     Write(u64),
-    /// Live reading takes at most so many entries and makes one frame of them.
+    /// Live reading reads at most this many entries into one frame.
     ReadLive(u64),
-    /// The delivery thread takes the oldest message out of its inbox.
+    /// The delivery thread receives the oldest message of its inbox.
     Receive,
-    /// The outstanding history reads look at the stream, taking at most so many entries.
+    /// The outstanding history reads read the stream, at most this many entries each.
     ReadHistory(u64),
     /// The results of history reads arrive.
     ReceiveHistory,
@@ -69,7 +69,7 @@ enum Message {
     Broken,
 }
 
-/// One viewer with its outstanding read, on its way to Redis or back.
+/// One viewer with its outstanding read, which is on its way to Redis or back.
 struct Viewer {
     seam: Seam<Span>,
     asked: Option<Option<EntryId>>,
@@ -81,13 +81,13 @@ struct Viewer {
 /// A model of one stream, its live reading, one delivery thread and several viewers.
 struct World {
     written: u64,
-    /// Up to where it was read live, while it runs.
+    /// The position of live reading, while it runs.
     live: Option<u64>,
     inbox: std::collections::VecDeque<Message>,
     hub: Live,
     viewers: Vec<Viewer>,
     room_bytes: usize,
-    /// Whether connections take more history.
+    /// Whether connections accept more history.
     room: bool,
 }
 
@@ -169,7 +169,7 @@ impl World {
                 let Some(live) = &mut self.live else { return };
                 let to = self.written.min(*live + most);
                 if to > *live {
-                    // An odd end stands for an entry that is not delivered: the position moves alone.
+                    // An odd end stands for an entry that is not delivered: only the position moves.
                     let message = if to % 7 == 0 && to == *live + 1 {
                         Message::Position(to)
                     } else {
@@ -210,7 +210,7 @@ impl World {
     }
 }
 
-/// A frame with the id of an entry that was passed: the end that a generation comes to of itself.
+/// A frame with the id of an entry that was passed: an end without an entry of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Of(Position, Position);
 
@@ -239,7 +239,7 @@ fn an_end_that_no_entry_says_reaches_whoever_has_not_had_it() {
         assert_eq!(seam.live(&end, 9), taken, "{position}");
         assert_eq!(seam.position(), whole);
     }
-    // Also to whom it comes while live is being reached.
+    // Also if it arrives before the viewer has joined live.
     for live in [part, but_end] {
         let mut seam: Seam<Of> = Seam::new(at(7));
         let bridge = Ask::Read { until: Some(id) };
@@ -287,7 +287,7 @@ proptest! {
         for step in steps {
             world.step(step);
         }
-        // Then the world comes to rest, and everybody has everything.
+        // Then everything comes to rest, and every viewer has everything.
         world.written += 1;
         for _ in 0..400 {
             world.step(Step::Drained);

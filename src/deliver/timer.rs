@@ -1,15 +1,15 @@
-//! Deadlines of thousands of connections in one loop: at most one a key, cheap to move.
+//! Deadlines of thousands of connections in one loop: at most one per key, cheap to move.
 //!
-//! Most deadlines are moved further away again and again (the next keep-alive, the slow-client limit).
-//! So moving one later only notes the new time; the heap learns of it when the old time comes up.
-//! Entries of the heap that mean nothing any more are dropped when they come up, and all at once when
-//! they outnumber the others, so that the heap's size follows the number of armed keys.
+//! Most deadlines are postponed again and again (the next keep-alive, the slow-client limit). So postponing one only
+//! records the new time; the heap is updated when the old time comes. Dead entries of the heap are dropped when their
+//! time comes, and all at once when they outnumber the others, so that the heap's size follows the number of armed
+//! keys.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Dead entries that the heap may hold beside as many as there are armed keys.
+/// How many more dead entries than armed keys the heap may hold.
 const DEAD_MAX: usize = 64;
 
 /// A key's deadline, and its entry in the heap. The entry's time is never after the deadline.
@@ -20,7 +20,7 @@ struct Armed {
     entry: Entry,
 }
 
-/// An entry of the heap; the serial number tells it from older ones of the same key.
+/// An entry of the heap; the serial number distinguishes it from older ones of the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     at: Instant,
@@ -28,8 +28,8 @@ struct Entry {
     key: usize,
 }
 
-/// The deadlines of one loop. Keys are small numbers, such as those of a slab; a key's generation is
-/// handed back with its deadline, so that the owner can tell a reused key.
+/// The deadlines of one loop. Keys are small numbers, such as those of a slab; a key's generation is returned with
+/// its deadline, so that the owner can detect a reused key.
 #[derive(Debug, Default)]
 pub struct Timers {
     heap: BinaryHeap<Reverse<Entry>>,
@@ -46,7 +46,7 @@ impl Timers {
         Self::default()
     }
 
-    /// Keys that are armed.
+    /// The number of armed keys.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.armed_count
@@ -58,7 +58,7 @@ impl Timers {
         self.armed_count == 0
     }
 
-    /// Sets the deadline of `key`, in place of the one that it had.
+    /// Sets the deadline of `key`, replacing an earlier one.
     pub fn arm(&mut self, key: usize, generation: u64, at: Instant) {
         if key >= self.armed.len() {
             self.armed.resize(key + 1, None);
@@ -89,7 +89,7 @@ impl Timers {
         self.settle_top().map(|armed| armed.at)
     }
 
-    /// Takes out one deadline that is not after `now`, the earliest first: its key and generation.
+    /// Removes and returns one deadline that is not after `now`, the earliest first, as key and generation.
     pub fn pop_due(&mut self, now: Instant) -> Option<(usize, u64)> {
         let Armed { generation, at, entry } = self.settle_top()?;
         if at > now {
@@ -101,7 +101,7 @@ impl Timers {
         Some((entry.key, generation))
     }
 
-    /// Brings the earliest deadline to the top of the heap, and returns it.
+    /// Moves the earliest deadline to the top of the heap, and returns it.
     fn settle_top(&mut self) -> Option<Armed> {
         loop {
             let Reverse(top) = *self.heap.peek()?;

@@ -1,9 +1,9 @@
 //! The server's side of WebSocket (RFC 6455) as a codec without a socket.
 //!
-//! A `tungstenite::WebSocket` keeps buffers for every connection; most connections here only listen,
-//! and there are many of them. So frames are decoded straight out of the loop's read buffer: between
-//! messages a [`Decoder`] holds no memory of its own. Header grammar, opcodes and close codes are
-//! tungstenite's. Extensions are not offered, so that reserved bits are errors.
+//! A `tungstenite::WebSocket` keeps buffers for every connection; most of the many connections here only receive. So
+//! frames are decoded straight from the loop's read buffer: between messages a [`Decoder`] holds no memory of its
+//! own. Header grammar, opcodes and close codes are tungstenite's. Extensions are not offered, so reserved bits are
+//! errors.
 
 use std::io::Cursor;
 
@@ -15,23 +15,23 @@ use super::close_code::CloseCode;
 
 /// The longest message that a client may send, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// The longest payload of a control frame.
+/// The longest payload of a control frame, in bytes.
 const CONTROL_BYTES_MAX: usize = 125;
-/// The longest frame header.
+/// The longest frame header, in bytes.
 const HEADER_BYTES_MAX: usize = 14;
 
 /// A frame or whole message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// A text message, whole.
+    /// A whole text message.
     Text(String),
-    /// A binary message, whose payload nobody wants.
+    /// A binary message, whose payload is dropped.
     Binary,
-    /// A ping, to be answered with a pong of the same payload.
+    /// A ping, which requires a pong with the same payload.
     Ping(Vec<u8>),
     /// A pong.
     Pong,
-    /// The client closes, with the code that it gave. Nothing comes after it.
+    /// The client closes, with this code. Nothing follows.
     Close(Option<u16>),
 }
 
@@ -41,7 +41,7 @@ pub enum Incoming {
 pub struct CloseReason {
     /// The close code.
     pub code: CloseCode,
-    /// A sentence for people, within what a close frame holds.
+    /// A message for people that fits into a close frame.
     pub reason: &'static str,
 }
 
@@ -53,10 +53,10 @@ impl CloseReason {
 
 const TOO_BIG: CloseReason = CloseReason { code: CloseCode::TooBig, reason: "a message has at most 64 KiB" };
 
-/// Where the decoder stands within its input.
+/// The decoder's position within its input.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Within a header, of which `len` bytes are there.
+    /// Within a header, of which `len` bytes have arrived.
     Header { bytes: [u8; HEADER_BYTES_MAX], len: u8 },
     /// Within a payload.
     Payload(Payload),
@@ -72,15 +72,15 @@ impl State {
 #[derive(Clone, Copy, Debug)]
 struct Payload {
     kind: Kind,
-    /// The mask, turned so that it begins with the byte for the next payload byte.
+    /// The mask, rotated so that it begins with the byte for the next payload byte.
     mask: [u8; 4],
-    /// Bytes still to come. INVARIANT: at most [`MESSAGE_BYTES_MAX`].
+    /// The bytes still to come. INVARIANT: at most [`MESSAGE_BYTES_MAX`].
     missing: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Of a data message.
+    /// A data message.
     Data {
         is_final: bool,
     },
@@ -89,7 +89,7 @@ enum Kind {
     Close,
 }
 
-/// Turns a client's bytes into messages. Takes linear time however they are cut.
+/// Decodes a client's bytes into messages, in linear time however they are cut.
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
@@ -99,7 +99,7 @@ pub struct Decoder {
     control: Vec<u8>,
     /// Whether a fragmented message waits for its continuation.
     is_fragmented: bool,
-    /// Whether the message at hand is binary.
+    /// Whether the current message is binary.
     is_binary: bool,
 }
 
@@ -110,7 +110,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a connection; nothing is allocated.
+    /// A decoder at the beginning of a connection, without memory.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -122,29 +122,29 @@ impl Decoder {
         }
     }
 
-    /// Whether nothing has begun that has yet to come to its end.
+    /// Whether no message is incomplete.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
         !self.is_fragmented && matches!(self.state, State::Header { len: 0, .. } | State::Over)
     }
 
-    /// Whether part of a data message was received. Control frames may come in between.
+    /// Whether part of a data message has arrived. Control frames may come in between.
     #[must_use]
     pub const fn is_within_message(&self) -> bool {
         self.is_fragmented || matches!(self.state, State::Payload(Payload { kind: Kind::Data { .. }, .. }))
     }
 
-    /// The memory that is held for what has begun.
+    /// The memory that incomplete messages take.
     #[must_use]
     pub const fn cost_bytes(&self) -> usize {
         self.text.capacity() + self.control.capacity()
     }
 
-    /// Takes bytes off the front of `input` up to the end of the next message. `None`: all were taken
-    /// and more are needed. Call it until then.
+    /// Takes bytes from the front of `input` up to the end of the next message. `None`: all bytes were taken and more
+    /// are needed. Must be called until then.
     ///
     /// # Errors
-    /// The close code to send; whatever follows in the input is ignored from then on.
+    /// The close code to send; the rest of the input is ignored from then on.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, CloseReason> {
         let result = self.advance(input);
         if matches!(result, Err(_) | Ok(Some(Incoming::Close(_)))) {
@@ -187,7 +187,7 @@ impl Decoder {
         }
     }
 
-    /// Judges a complete header, before any of its payload is kept.
+    /// Checks a complete header, before any of its payload is kept.
     fn begin(&mut self, head: &[u8; HEADER_BYTES_MAX]) -> Result<Payload, CloseReason> {
         let Ok(Some((header, len))) = FrameHeader::parse(&mut Cursor::new(head)) else {
             return Err(CloseReason::protocol("unknown opcode"));
@@ -224,7 +224,7 @@ impl Decoder {
         Ok(Payload { kind, mask, missing: len })
     }
 
-    /// Checks that a data frame is what may come now.
+    /// Checks that a data frame is allowed at this point.
     fn check_sequence(&self, data: Data) -> Result<(), CloseReason> {
         match data {
             Data::Continue if self.is_fragmented => Ok(()),
@@ -237,7 +237,7 @@ impl Decoder {
         }
     }
 
-    /// Makes a message of a frame that is complete, if it completes one.
+    /// Handles a complete frame; returns a message if the frame completes one.
     fn finish(&mut self, kind: Kind) -> Result<Option<Incoming>, CloseReason> {
         match kind {
             Kind::Data { is_final: false } => Ok(None),
@@ -260,7 +260,7 @@ impl Decoder {
     }
 }
 
-/// Takes bytes of a header off the input; whether it is complete.
+/// Takes bytes of a header from the input; returns whether the header is complete.
 fn fill_header(bytes: &mut [u8; HEADER_BYTES_MAX], len: &mut u8, input: &mut &[u8]) -> bool {
     loop {
         let have = usize::from(*len);
@@ -274,7 +274,7 @@ fn fill_header(bytes: &mut [u8; HEADER_BYTES_MAX], len: &mut u8, input: &mut &[u
     }
 }
 
-/// The length of a header by its second byte.
+/// The length of a header, from its second byte.
 const fn header_len(second: u8) -> usize {
     let extended = match second & 0x7f {
         126 => 2,
@@ -286,7 +286,7 @@ const fn header_len(second: u8) -> usize {
 }
 
 impl Payload {
-    /// Moves what there is of the payload from `input` to `buffer`, unmasked.
+    /// Moves the available payload from `input` to `buffer`, unmasked.
     fn take(&mut self, input: &mut &[u8], buffer: &mut Vec<u8>) {
         let (taken, rest) = input.split_at(self.missing.min(input.len()));
         *input = rest;
@@ -334,13 +334,13 @@ pub fn close_frame(code: u16, reason: &str) -> Bytes {
     frame(OpCode::Control(Control::Close), &[&code.to_be_bytes(), &reason.as_bytes()[..len]])
 }
 
-/// A ping with at most 125 bytes of payload; what is over is left out.
+/// A ping with at most 125 bytes of payload; the rest is dropped.
 #[must_use]
 pub fn ping_frame(payload: &[u8]) -> Bytes {
     frame(OpCode::Control(Control::Ping), &[&payload[..payload.len().min(CONTROL_BYTES_MAX)]])
 }
 
-/// A pong with at most 125 bytes of payload; what is over is left out.
+/// A pong with at most 125 bytes of payload; the rest is dropped.
 #[must_use]
 pub fn pong_frame(payload: &[u8]) -> Bytes {
     frame(OpCode::Control(Control::Pong), &[&payload[..payload.len().min(CONTROL_BYTES_MAX)]])

@@ -1,12 +1,13 @@
 //! The AI SDK's UI message stream.
 //!
-//! A generation is one message, from `start` to `finish`: its first choice's content, reasoning and refusal as parts in
-//! their order, one open at a time, and its tool calls. Everything else, other choices too, is a transient data part,
-//! which no message keeps.
+//! A generation is one message, from `start` to `finish`. It consists of its first choice's content, reasoning and
+//! refusal as parts in their order, one open at a time, and its tool calls. Everything else, including other choices,
+//! is a transient data part, which messages do not keep.
 //!
-//! A tool call's input is available at the generation's end: only then is it known that no piece follows. Arguments
-//! that are no JSON, or too long to be put together here, are a `tool-input-error`. For a viewer that comes in the
-//! middle of a call it is opened anew with the arguments so far, because a client begins a call empty.
+//! A tool call's input is available at the generation's end, because only then it is known that no piece follows.
+//! Arguments that are not JSON, or too long to be assembled here, become a `tool-input-error`. For a viewer that
+//! joins in the middle of a call, the call is opened again with the arguments so far, because a client begins a call
+//! empty.
 
 use serde_json::value::RawValue;
 
@@ -120,8 +121,8 @@ impl Translator {
         }
     }
 
-    /// Notes a piece of a call, and opens the call if it was not; its id. `None` where there are too many, or while
-    /// nobody has said which tool it is.
+    /// Records a piece of a call, opens the call if necessary, and returns its id. `None` if there are too many
+    /// calls, or as long as the tool's name is unknown.
     fn open_tool(&mut self, frame: &Frame, out: &mut Out) -> Option<Box<str>> {
         let FrameBody::ToolCall { index, call, id, name, .. } = &frame.body else { return None };
         let (id, name, text) = (id.as_deref(), name.as_deref(), text_of(frame));
@@ -136,14 +137,14 @@ impl Translator {
         }
         self.ensure_started(out);
         self.close_text(out);
-        // In the order in which they began, so that a client has them in that order.
+        // In the order in which they began, so that the client has them in that order.
         for earlier in 0..=place {
             self.open_tool_at(earlier, if earlier == place { text } else { "" }, out);
         }
         Some(id)
     }
 
-    /// Opens a call with the arguments that are there, but for what `follows`.
+    /// Opens a call with the arguments so far, except for what `follows`.
     fn open_tool_at(&mut self, place: usize, follows: &str, out: &mut Out) {
         let call = &self.outline.calls[place];
         let Some(name) = call.name.as_deref() else { return };

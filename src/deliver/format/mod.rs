@@ -1,17 +1,17 @@
-//! Other formats than the native one: the events for one viewer, so that a strict client of that format accepts them.
-//! Pure.
+//! Formats other than the native one: produces the events for one viewer, in a form that a strict client of that
+//! format accepts. Pure.
 //!
-//! A frame becomes two things. Events that concern one viewer alone (a part is opened, the end of everything that was
-//! opened) are made for it; those that are the same for all, nearly every frame's text, are made once a format and kept
-//! with the frame ([`Frame::rendering`]). A viewer that comes in the middle is told which parts were opened before: its
-//! translator carries the [`Outline`] of the generation from history on.
+//! A frame has two kinds of events. Events for one viewer alone (a part is opened, everything open is ended) are
+//! created for it; events that are the same for all viewers, which is nearly every frame's text, are created once per
+//! format and stored with the frame ([`Frame::rendering`]). A viewer that joins in the middle has to know which parts
+//! were opened before: its translator starts with the [`Outline`] of the generation, which history provides.
 //!
-//! Over server-sent events the id comes with the last event that a frame gives, or with the last that says something
-//! new: a client that is cut off between two of them has the frame told again, from its openings on.
+//! Over server-sent events, the id comes with the last event of a frame, or with the last event that adds something:
+//! a client that is disconnected between two of them gets the whole frame again.
 //!
-//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::model::OUTLINE_BYTES_MAX). A choice or call beyond it
-//! is told as any frame that the format has no word for; arguments beyond it are passed on, but not put together at the
-//! end.
+//! Bounds: an outline takes at most [`OUTLINE_BYTES_MAX`](crate::model::OUTLINE_BYTES_MAX). A choice or call beyond
+//! it is sent like a frame that has no equivalent in the format; arguments beyond it are passed on, but not assembled
+//! at the end.
 
 mod ai_sdk;
 mod openai;
@@ -28,7 +28,7 @@ use crate::model::{
 /// A format other than the native one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Chat completion chunks, as OpenAI's clients read them.
+    /// Chat completion chunks, for OpenAI's clients.
     OpenAi,
     /// The AI SDK's UI message stream.
     AiSdk,
@@ -46,26 +46,26 @@ pub enum Transport {
 /// A frame's events for one viewer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Translated {
-    /// For this viewer alone, and first.
+    /// Events for this viewer alone, which come first.
     pub own: Vec<u8>,
     /// Whether the frame's rendering in [`Translator::form`] follows.
     pub shares: bool,
 }
 
-/// Translates frames for one viewer, with the state of what it has been told, as far as later frames depend on it.
+/// Translates frames for one viewer. Its state is what the viewer has received, as far as later frames depend on it.
 #[derive(Clone, Debug)]
 pub struct Translator {
     format: Format,
     transport: Transport,
     stream: StreamName,
-    /// Whether a stream whose newest generation is finished is of no use to the viewer.
+    /// Whether the viewer does not want a stream whose newest generation is finished.
     only_unfinished: bool,
-    /// The generation so far, whether the viewer was told of it on this connection or before.
+    /// The generation so far, whether the viewer received it on this connection or before.
     outline: Outline,
     opened: Opened,
-    /// The id that the viewer has.
+    /// The viewer's position.
     position: Position,
-    /// The generation's name, escaped; and by what it was made.
+    /// The generation's name, escaped; and what it was derived from.
     key: Box<str>,
     named_by: (Option<Arc<String>>, EntryId),
 }
@@ -73,23 +73,23 @@ pub struct Translator {
 /// The message, roles, text and calls that were opened on this connection.
 #[derive(Clone, Debug, Default)]
 struct Opened {
-    /// Whether the message was begun.
+    /// Whether the message has begun.
     started: bool,
-    /// The choices whose role was told.
+    /// The choices whose role was sent.
     roles: Vec<u64>,
-    /// The part whose text goes on.
+    /// The open text part.
     text: Option<ai_sdk::Part>,
-    /// By place: whether the call was opened, and then whether with its name.
+    /// By call: whether it was opened, and then whether with its name.
     calls: Vec<Option<bool>>,
 }
 
 impl Opened {
-    /// Whether the call of a place was opened, and then whether with its name.
+    /// Whether a call was opened, and then whether with its name.
     fn call(&self, place: usize) -> Option<bool> {
         self.calls.get(place).copied().flatten()
     }
 
-    /// Opens the call of a place, with its name or without.
+    /// Records that a call was opened, with its name or without.
     fn open_call(&mut self, place: usize, is_named: bool) {
         if self.calls.len() <= place {
             self.calls.resize(place + 1, None);
@@ -99,8 +99,8 @@ impl Opened {
 }
 
 impl Translator {
-    /// For a viewer that has been told nothing yet. `only_unfinished`: it has no use for a generation that is over, nor
-    /// for a name that nobody has written.
+    /// A translator for a viewer that has received nothing yet. `only_unfinished`: the viewer does not want a
+    /// finished generation, nor a stream that does not exist.
     #[must_use]
     pub fn new(format: Format, transport: Transport, stream: StreamName, only_unfinished: bool) -> Self {
         let named_by = (None, EntryId::ZERO);
@@ -115,18 +115,19 @@ impl Translator {
         self.format
     }
 
-    /// Whether the viewer has no use for what is over.
+    /// Whether the viewer does not want a finished generation.
     #[must_use]
     pub const fn only_unfinished(&self) -> bool {
         self.only_unfinished
     }
 
-    /// The viewer has waited for the stream, or was told a part of it: what it comes to is told, finished or not.
+    /// Records that the viewer has waited for the stream, or received a part of it: it gets the generation even if
+    /// that is finished.
     pub const fn take_finished(&mut self) {
         self.only_unfinished = false;
     }
 
-    /// In which of a frame's forms the shared renderings are kept.
+    /// The form under which a frame keeps the shared renderings.
     #[must_use]
     pub const fn form(&self) -> u8 {
         match (self.format, self.transport) {
@@ -137,7 +138,7 @@ impl Translator {
         }
     }
 
-    /// The viewer has everything up to `after`, where its generation had said what `outline` tells.
+    /// Sets the position that the viewer has reached, and the outline of its generation up to there.
     pub fn begin(&mut self, after: Position, outline: Option<&Outline>) {
         self.position = after;
         if let Some(outline) = outline {
@@ -145,7 +146,7 @@ impl Translator {
         }
     }
 
-    /// The stream was begun anew; what the viewer has is no part of it.
+    /// Closes what is open, because the stream was recreated and what the viewer has is not part of it.
     pub fn restart(&mut self) -> Vec<u8> {
         let mut out = Out::new(self.transport);
         self.close(&mut out);
@@ -153,7 +154,7 @@ impl Translator {
         out.bytes
     }
 
-    /// A frame as the viewer is to be told it.
+    /// Translates a frame for the viewer.
     pub fn translate(&mut self, frame: &Frame) -> Translated {
         let mut out = Out::new(self.transport);
         let starts = matches!(frame.body, FrameBody::Other) && frame.kind() == "start";
@@ -178,7 +179,7 @@ impl Translator {
         Translated { own: out.bytes, shares }
     }
 
-    /// A native frame that is for this viewer alone.
+    /// Translates a native frame for this viewer alone.
     pub fn translate_control(&mut self, id: Option<Position>, json: &[u8]) -> Vec<u8> {
         let mut out = Out::new(self.transport);
         out.event(id, self.other(id.unwrap_or(self.position), json).as_bytes());
@@ -186,7 +187,7 @@ impl Translator {
         out.bytes
     }
 
-    /// The answer is over.
+    /// The event after the end of the answer.
     #[must_use]
     pub fn done(&self) -> Vec<u8> {
         let mut out = Out::new(self.transport);
@@ -210,9 +211,9 @@ impl Translator {
         }
     }
 
-    /// A frame for which the format has no word.
+    /// A frame that has no equivalent in the format.
     fn other(&self, at: Position, native: &[u8]) -> String {
-        // Frames are JSON and so UTF-8.
+        // Frames are JSON and therefore UTF-8.
         let native = String::from_utf8_lossy(native);
         match self.format {
             Format::OpenAi => self.chunk(at, "", &format!(r#","llm_bridge":{native}"#)),
@@ -225,8 +226,8 @@ impl Translator {
         self.share(frame, key, out, || self.other(frame.last, frame.json()))
     }
 
-    /// Tells what is the same for all who know `key`: it follows, or, where others know another one, is the viewer's
-    /// own.
+    /// Handles an event that is the same for all viewers with this `key`: it is shared, or, if the stored one has
+    /// another key, created for this viewer.
     fn share(&self, frame: &Frame, key: &str, out: &mut Out, json: impl Fn() -> String) -> bool {
         let id = (frame.body != FrameBody::Gap).then_some(frame.last);
         let rendering = frame.render(self.form(), || {
@@ -242,8 +243,8 @@ impl Translator {
     }
 }
 
-/// The name by which clients tell a generation from others, escaped: its producer's, else one that no other stream's
-/// has.
+/// The name by which clients identify a generation, escaped: its producer's, or else one that is unique to the
+/// stream.
 fn key_of(stream: &StreamName, (name, mark): (Option<&String>, EntryId)) -> Box<str> {
     match name {
         Some(name) => name.as_str().into(),
@@ -275,7 +276,7 @@ impl Out {
     }
 }
 
-/// A frame's members beside its text, as JSON that is passed on unchanged.
+/// A frame's members besides its text, as JSON that is passed on unchanged.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Members<'a> {
@@ -292,30 +293,30 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    /// Frames are made here, so that they can be read here.
+    /// Frames are created by this crate, so they can be parsed.
     fn of(frame: &'a Frame) -> Self {
         serde_json::from_slice(frame.json()).unwrap_or_default()
     }
 
-    /// The text of a failure: the sentence for people, else the code.
+    /// The message of a failure, or else its code.
     fn error_text(&self) -> &str {
         self.message.or(self.code).map_or("\"\"", RawValue::get)
     }
 
-    /// Why the generation ended, as a word.
+    /// Why the generation ended.
     fn reason(&self) -> Option<&str> {
         self.finish_reason.map(|reason| reason.get().trim_matches('"'))
     }
 }
 
-/// Why a generation ended, whichever provider's word was used for it.
+/// Why a generation ended, independent of the provider's word for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
     Stop,
     Length,
     Tools,
     Filter,
-    /// A word that nobody else knows.
+    /// A word without an equivalent.
     Other,
 }
 

@@ -1,12 +1,12 @@
 //! Chat completion chunks.
 //!
-//! A choice is introduced by a chunk with its role, a tool call by one with its id, type and name, as OpenAI's own
-//! server does it; what follows carries text alone and is the same for all. Every event has its id: those before a
-//! frame's last one have the id before it.
+//! A choice begins with a chunk that has its role, a tool call with one that has its id, type and name, as OpenAI's
+//! own server sends them; later chunks contain only text and are the same for all viewers. Every event has an id:
+//! those before a frame's last one have the id before the frame.
 //!
-//! The finish reason is said of every choice of the generation. A provider's word becomes OpenAI's; where there is none
-//! that means the same it is `stop`, and the word is under `llm_bridge`. Usage comes in a chunk of its own without
-//! choices, in OpenAI's names.
+//! Every choice of the generation gets the finish reason. A provider's word is translated to OpenAI's; if none has
+//! that meaning it is `stop`, and the word is in `llm_bridge`. Usage is in a chunk of its own without choices, with
+//! OpenAI's names.
 
 use std::fmt::Write;
 
@@ -57,7 +57,7 @@ impl Translator {
         })
     }
 
-    /// Tells a choice's role, once; false where there are too many.
+    /// Sends a choice's role, once; false if there are too many choices.
     fn introduce(&mut self, index: u64, out: &mut Out) -> bool {
         if self.opened.roles.contains(&index) {
             return true;
@@ -71,7 +71,8 @@ impl Translator {
         true
     }
 
-    /// Tells what a call is, once, and its name as soon as that is known; false where there are too many.
+    /// Sends the id, type and name of a call, once, the name as soon as it is known; false if there are too many
+    /// calls.
     fn open_call(&mut self, frame: &Frame, out: &mut Out) -> bool {
         let FrameBody::ToolCall { index, call, id, name, .. } = &frame.body else { return false };
         let (id, name) = (id.as_deref(), name.as_deref());
@@ -81,8 +82,8 @@ impl Translator {
         if !self.introduce(*index, out) {
             return false;
         }
-        // A client's list of calls has no holes: those before it are opened anew too.
-        // One that is open follows those that began before it.
+        // A client's list of calls has no holes, so earlier calls are opened again too. A call that is open follows
+        // those that began before it.
         let first = if self.opened.call(place).is_some() { place } else { 0 };
         for earlier in first..=place {
             if self.outline.calls[earlier].index == *index {
@@ -162,13 +163,14 @@ impl Translator {
         false
     }
 
-    /// Tells something of the frame that is not its last: who is cut off behind it has the frame told again.
+    /// Writes an event of the frame that is not its last: a client that is disconnected after it gets the frame
+    /// again.
     fn write_before(&self, choices: &str, out: &mut Out) {
         let at = self.position;
         out.event(Some(at), self.chunk(at, choices, &self.name_id(at)).as_bytes());
     }
 
-    /// A message over WebSocket has its id within.
+    /// A message over WebSocket contains its id.
     fn name_id(&self, at: Position) -> String {
         match self.transport {
             Transport::Events => String::new(),
@@ -176,7 +178,7 @@ impl Translator {
         }
     }
 
-    /// A chunk with these choices, and what else it has.
+    /// A chunk with these choices and other members.
     pub(super) fn chunk(&self, at: Position, choices: &str, rest: &str) -> String {
         let (key, created, model) = (&self.key, at.id.ms / 1000, self.stream.model());
         format!(
@@ -189,14 +191,14 @@ fn choice(index: u64, delta: &str, reason: &str) -> String {
     format!(r#"{{"index":{index},"delta":{{{delta}}},"finish_reason":{reason}}}"#)
 }
 
-/// Token counts in OpenAI's names, where they can be told; what is no object of counts is left out.
+/// Token counts with OpenAI's names, if they can be converted; omits what is not an object of counts.
 fn in_openai_names(usage: &str) -> Option<String> {
     let counts: Map<String, Value> = serde_json::from_str(usage).ok()?;
     if counts.contains_key("prompt_tokens") || !counts.contains_key("output_tokens") {
         return Some(usage.to_owned());
     }
     let count = |name: &str| counts.get(name).and_then(Value::as_u64).unwrap_or(0);
-    // Anthropic counts what was cached beside the input, OpenAI within it.
+    // Anthropic counts cached tokens separately from the input, OpenAI as part of it.
     let cached = count("cache_read_input_tokens");
     let prompt = [count("input_tokens"), cached, count("cache_creation_input_tokens")].iter().fold(0, sum);
     let completion = count("output_tokens");

@@ -46,7 +46,7 @@ fn translator(format: Format, transport: Transport) -> Translator {
     Translator::new(format, transport, StreamName::new("s", "m").unwrap(), false)
 }
 
-/// The bytes that a viewer is sent for these frames, and at the end.
+/// The bytes sent to a viewer for these frames and at the end.
 fn output(translator: &mut Translator, frames: &[Arc<Frame>]) -> String {
     let mut bytes = Vec::new();
     for frame in frames {
@@ -60,7 +60,7 @@ fn output(translator: &mut Translator, frames: &[Arc<Frame>]) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// The outline that history finds behind these frames.
+/// The outline that history finds after these frames.
 fn outline(frames: &[Arc<Frame>]) -> Outline {
     let mut outline = Outline::default();
     for frame in frames {
@@ -188,7 +188,7 @@ fn ai_sdk_is_told_to_the_letter() {
     ];
     assert_eq!(events(&text), expected.map(|(id, data)| (id.to_owned(), data.to_owned())));
 
-    // In the middle of the call: what came before is told again, as a client begins it empty.
+    // In the middle of the call: the earlier arguments are sent again, because a client begins a call empty.
     let mut late = translator(Format::AiSdk, Transport::Events);
     late.begin(at(5), Some(&outline(&frames[..5])));
     let text = output(&mut late, &frames[5..6]);
@@ -304,7 +304,7 @@ fn words_of_all_providers_are_known() {
     );
 }
 
-/// A strict client of chat completions: its result of the chunks, over however many connections.
+/// A strict client of chat completions: assembles the chunks, over any number of connections.
 #[derive(Default, Debug, PartialEq)]
 struct Chat {
     texts: BTreeMap<(u64, String), String>,
@@ -355,7 +355,7 @@ impl Chat {
     }
 }
 
-/// A strict client of UI message streams: its result of the events, over however many connections.
+/// A strict client of UI message streams: assembles the events, over any number of connections.
 #[derive(Default, Debug, PartialEq)]
 struct Message {
     texts: BTreeMap<String, String>,
@@ -438,8 +438,8 @@ fn any_generation() -> impl Strategy<Value = Vec<Arc<Frame>>> {
 }
 
 proptest! {
-    /// However frames are merged and wherever the connection is cut, a strict client accepts what comes, and all of it
-    /// together is the whole.
+    /// However frames are merged and wherever the connection is cut, a strict client accepts all events, and together
+    /// they are complete.
     #[test]
     fn cut_anywhere_the_whole_is_the_same(frames in any_generation(), cut in 0..20_usize, merged in any::<bool>()) {
         let cut = cut.min(frames.len() - 1);
@@ -465,7 +465,7 @@ proptest! {
         prop_assert_eq!(whole, parts);
     }
 
-    /// A client that is cut off between any two events has nothing repeated and nothing lost either.
+    /// A client that is disconnected between any two events loses nothing and gets nothing twice.
     #[test]
     fn cut_between_events_nothing_is_lost(frames in any_generation(), cut in 0..60_usize) {
         for format in [Format::OpenAi, Format::AiSdk] {

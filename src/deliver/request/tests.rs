@@ -197,8 +197,8 @@ proptest! {
         let _ = trickle(&bytes, cuts);
     }
 
-    /// Near misses get deeper into the parser than noise does; a head that is accepted says of its
-    /// end the same however it came.
+    /// Near misses get deeper into the parser than noise does; the end of an accepted head does not depend on how it
+    /// arrived.
     #[test]
     fn damaged_heads_are_judged(
         damage in prop::collection::vec((0..300_usize, any::<u8>()), 1..4),

@@ -47,7 +47,7 @@ fn client(first: u8, payload: &[u8]) -> Vec<u8> {
     masked(first, payload, [7, 0, 255, 31])
 }
 
-/// Decodes input that comes in pieces, up to an error.
+/// Decodes input in pieces, up to an error.
 fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Incoming>, Result<(), CloseReason>) {
     let mut decoder = Decoder::new();
     let mut messages = Vec::new();
@@ -170,7 +170,7 @@ fn a_listener_costs_no_memory() {
     let mut input = &bytes[..];
     while decoder.next(&mut input).unwrap().is_some() {}
     assert_eq!((decoder.text.capacity(), decoder.control.capacity()), (0, 0));
-    // An announced length is not reserved before its bytes come.
+    // An announced length is not reserved before its bytes arrive.
     decoder.next(&mut &header(FIN | TEXT, 60_000, [0; 4])[..]).unwrap();
     assert_eq!(decoder.text.capacity(), 0);
 }
@@ -194,7 +194,7 @@ fn close_reasons_are_cut_between_characters() {
     assert_eq!(ping_frame(&[0; 200]).len(), 2 + 125);
 }
 
-/// A client's messages as generated: the fragments of a text, each with pings before it, or a pong.
+/// A client's generated messages: the fragments of a text, each with pings before it, or a pong.
 #[derive(Clone, Debug)]
 enum Sent {
     Text(Vec<(Vec<u8>, String)>),
@@ -236,7 +236,7 @@ fn encode(messages: &[Sent], mask: [u8; 4]) -> (Vec<u8>, Vec<Incoming>) {
     (bytes, expected)
 }
 
-/// Cuts bytes into pieces of the given lengths, over and over.
+/// Cuts bytes into pieces of the given lengths, repeatedly.
 fn cut<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     for &length in lengths.iter().cycle() {
@@ -281,8 +281,8 @@ proptest! {
     }
 }
 
-/// A client of the real library against a server of these parts, which takes the handshake, answers
-/// pings, sends each text back, and closes when it is asked to.
+/// A server made of these parts for a client of the real library: it accepts the handshake, answers pings, echoes
+/// each text, and closes on request.
 struct Server {
     socket: UnixStream,
     decoder: Decoder,
