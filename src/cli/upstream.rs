@@ -90,7 +90,7 @@ impl UpstreamArgs {
             (Some(path), _) => std::fs::read_to_string(path)
                 .map_err(|error| CliError::Usage(format!("--key-file {}: {error}", path.display())))?,
             (None, Some(name)) => std::env::var(name)
-                .map_err(|_| CliError::Usage(format!("--key-env: {name} is not set, or is no text")))?,
+                .map_err(|_| CliError::Usage(format!("--key-env: {name} is not set, or is not text")))?,
             (None, None) => return Ok(None),
         };
         match key.trim() {

@@ -85,7 +85,7 @@ impl Checker<'_> {
             instance = format!("{}-{}", self.around.hostname, listen.public.port());
             if !keys::is_identifier(&instance) {
                 let problem =
-                    format!("this host's name gives {instance:?}, which is no instance id: set one");
+                    format!("this host's name gives {instance:?}, which is not a valid instance id: set one");
                 self.refuse(keys::SERVICE_INSTANCE.name, Problem::Conflict(problem));
             }
         }

@@ -76,7 +76,7 @@ pub enum DaemonError {
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
     /// A thread ended that must not end.
-    #[error("thread {0} ended: the daemon cannot go on without it")]
+    #[error("thread {0} ended: the daemon cannot continue without it")]
     ThreadEnded(String),
     /// A second signal came while draining.
     #[error("stopped at once by a second signal")]
@@ -214,9 +214,9 @@ impl Main {
                 vitals::News::Stuck(Silence { thread, lasts }) => error_limited!(
                     thread,
                     silent_s = lasts.as_secs(),
-                    "a thread hangs: the watchdog is not fed any more until it goes on"
+                    "a thread hangs: systemd's watchdog is not notified until it continues"
                 ),
-                vitals::News::Recovered(thread) => info_limited!(thread, "a thread that hung goes on"),
+                vitals::News::Recovered(thread) => info_limited!(thread, "a thread that hung continues"),
             }
         }
         if !news.is_empty() {

@@ -89,7 +89,7 @@ fn what_is_skipped_says_why() {
     let output = from_the_beginning(&[entry(5, "flat", "foo=1|b\"r=2"), entry(6, "openai", "torn")], 0);
     assert!(
         output[0].starts_with(
-            r#"{"type":"skipped","id":"5-0","reason":"no_payload","message":"no field has a form that is known; fields: foo, b\"r; looked for: "#
+            r#"{"type":"skipped","id":"5-0","reason":"no_payload","message":"no field has a known form; fields: foo, b\"r; looked for: "#
         ),
         "{output:?}"
     );

@@ -75,14 +75,14 @@ impl Flaw {
                     let _ = write!(
                         message,
                         "; looked for: type, or a text in {} ([fields] in the configuration names others); what a provider \
-                         sent belongs into the field openai or anthropic",
+                         sent belongs in the field openai or anthropic",
                         listed(&names.text)
                     );
                 }
             }
             Self::NotAnObject => {
                 if let Some(text) = names.text.first() {
-                    let _ = write!(message, "; plain text belongs into the field {text}");
+                    let _ = write!(message, "; plain text belongs in the field {text}");
                 }
             }
             Self::Provider(form, provider::Malformed::Form) => {
@@ -105,7 +105,7 @@ impl Flaw {
     #[must_use]
     pub fn problem(self) -> String {
         match self {
-            Self::Nothing => "no field has a form that is known".to_owned(),
+            Self::Nothing => "no field has a known form".to_owned(),
             Self::TooLarge => format!("the entry is larger than {} MiB", ENTRY_BYTES_MAX >> 20),
             Self::Encrypted => "the entry is encrypted, which this version cannot read".to_owned(),
             Self::NotText(field) => format!("{field} is not UTF-8"),
@@ -161,7 +161,7 @@ mod tests {
         let message = Flaw::Nothing.message(&fields, &config::Fields::default());
         assert_eq!(
             message,
-            "no field has a form that is known; fields: foo, \"\", ␛[31m\u{fffd}; looked for: data, openai, anthropic or enc; \
+            "no field has a known form; fields: foo, \"\", ␛[31m\u{fffd}; looked for: data, openai, anthropic or enc; \
              a text in text, content, token, chunk or delta; a type in type or event; or an end in done, is_final, \
              final, finished, finish_reason or status ([fields] in the configuration names others)"
         );
@@ -193,7 +193,7 @@ mod tests {
         let message = Flaw::NotAnObject.message(&fields, &config::Fields::default());
         assert_eq!(
             message,
-            "data is not one JSON object; fields: data; plain text belongs into the field text"
+            "data is not one JSON object; fields: data; plain text belongs in the field text"
         );
         let message = Flaw::Kind(Member::Seq).message(&fields, &config::Fields::default());
         assert_eq!(message, "seq is not an unsigned number; fields: data; members of data: txt, name");

@@ -130,7 +130,7 @@ fn interpret(raw: &RawMessage<'_>, multiplexed: bool, naming: Naming) -> Result<
         }),
         "ack" => Ok(ClientMessage::Ack { stream: raw.stream(multiplexed, naming)?, id: position(raw.id)? }),
         "ping" => Ok(ClientMessage::Ping { nonce: raw.nonce.map(RawValue::to_owned) }),
-        "auth" => Err(Refusal::new("unsupported", "this server takes no tokens")),
+        "auth" => Err(Refusal::new("unsupported", "this server accepts no tokens")),
         _ => Err(Refusal::new("unknown_type", "the types are subscribe, unsubscribe, cancel, ack and ping")),
     }
 }

@@ -333,7 +333,7 @@ fn websocket_offer(
     }
     match headers.single("sec-websocket-version")? {
         Some(WEBSOCKET_VERSION) => {}
-        Some(_) => return Err(HttpError::bad_upgrade(426, "the WebSocket version spoken here is 13")),
+        Some(_) => return Err(HttpError::bad_upgrade(426, "only WebSocket version 13 is supported")),
         None => return Err(HttpError::bad_upgrade(400, "the Sec-WebSocket-Version header is missing")),
     }
     let key = headers
@@ -358,7 +358,7 @@ fn grammar_error(error: httparse::Error) -> HttpError {
     match error {
         httparse::Error::TooManyHeaders => head_too_large(),
         httparse::Error::Version => {
-            HttpError::new(505, "version_not_supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
+            HttpError::new(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are supported")
         }
         error => HttpError::bad_request(format!("the request head is malformed: {error}")),
     }
@@ -386,7 +386,7 @@ impl<'a> Headers<'a> {
         let mut values = self.values(name);
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(HttpError::bad_request(format!("the {name} header came twice")));
+            return Err(HttpError::bad_request(format!("the {name} header occurs twice")));
         }
         let text = std::str::from_utf8(value)
             .map_err(|_| HttpError::bad_request(format!("the {name} header is not UTF-8")))?;

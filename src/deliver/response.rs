@@ -40,8 +40,7 @@ impl AllowedOrigin {
             OriginDecision::Allowed("*") => Ok(Self::Any),
             OriginDecision::Allowed(origin) => Ok(Self::Exactly(origin.into())),
             OriginDecision::Forbidden => {
-                let message =
-                    "pages of this Origin may not ask here; if they should, name it in listen.origins";
+                let message = "pages of this Origin are not allowed; to allow them, add it to listen.origins";
                 Err(HttpError::new(403, HttpError::ORIGIN_NOT_ALLOWED, message))
             }
         }

@@ -200,11 +200,11 @@ fn parse_name(name: &str, naming: Naming) -> Result<StreamName, HttpError> {
 
 fn multiplex(request: &Request) -> Result<Route, HttpError> {
     if Query::read(&request.query)?.format()?.is_some() {
-        let message = "this resource speaks `native` only; a stream's own WebSocket has the other formats";
+        let message = "this resource supports only `native`; a stream's own WebSocket has the other formats";
         return Err(HttpError::new(400, "unsupported_format", message));
     }
     if request.websocket.is_none() {
-        return Err(HttpError::bad_upgrade(426, "this resource speaks WebSocket only"));
+        return Err(HttpError::bad_upgrade(426, "this resource supports only WebSocket"));
     }
     Ok(Route::Multiplex)
 }

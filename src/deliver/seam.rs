@@ -163,7 +163,7 @@ impl<P: Piece> Seam<P> {
                 (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
             }
             mode => {
-                debug_assert!(false, "a read came back that was not asked for");
+                debug_assert!(false, "a read came back that was not requested");
                 self.mode = mode;
                 (Vec::new(), Ask::Nothing)
             }

@@ -196,13 +196,15 @@ impl Decoder {
             return Err(CloseReason::protocol("reserved bits are set, but no extension was agreed on"));
         }
         let Some(mask) = header.mask else {
-            return Err(CloseReason::protocol("frames of clients are masked"));
+            return Err(CloseReason::protocol("client frames must be masked"));
         };
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let kind = match header.opcode {
             OpCode::Control(control) => {
                 if !header.is_final || len > CONTROL_BYTES_MAX {
-                    return Err(CloseReason::protocol("control frames are whole and have at most 125 bytes"));
+                    return Err(CloseReason::protocol(
+                        "control frames must be whole and at most 125 bytes long",
+                    ));
                 }
                 match control {
                     Control::Ping => Kind::Ping,
@@ -247,7 +249,7 @@ impl Decoder {
             }
             Kind::Data { is_final: true } => String::from_utf8(std::mem::take(&mut self.text))
                 .map(|text| Some(Incoming::Text(text)))
-                .map_err(|_| CloseReason { code: CloseCode::InvalidText, reason: "text is UTF-8" }),
+                .map_err(|_| CloseReason { code: CloseCode::InvalidText, reason: "text must be UTF-8" }),
             Kind::Ping => Ok(Some(Incoming::Ping(std::mem::take(&mut self.control)))),
             Kind::Pong => {
                 self.control = Vec::new();
@@ -312,7 +314,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseReason> {
             }
             match std::str::from_utf8(reason) {
                 Ok(_) => Ok(Some(code)),
-                Err(_) => Err(CloseReason { code: CloseCode::InvalidText, reason: "text is UTF-8" }),
+                Err(_) => Err(CloseReason { code: CloseCode::InvalidText, reason: "text must be UTF-8" }),
             }
         }
     }

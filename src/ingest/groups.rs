@@ -122,7 +122,7 @@ impl Reader {
                 self.subscriptions.insert(start);
                 continue;
             };
-            tracing::debug!(stream = %start.stream, %error, "no group could be made");
+            tracing::debug!(stream = %start.stream, %error, "no group could be created");
             self.subscriptions.linger(start.stream.clone(), &start.key, now + self.parts.linger);
             if error.kind() == ServerErrorKind::NoSuchKey {
                 broken.push(start);

@@ -190,7 +190,7 @@ impl Reader {
             let Some(subscription) = self.take(place) else { continue };
             let key = String::from_utf8_lossy(&subscription.key);
             if error.kind() == ServerErrorKind::WrongType {
-                warn_limited!(%key, "the key of a live stream is no stream any more");
+                warn_limited!(%key, "the key of a live stream is not a stream any more");
             } else {
                 tracing::debug!(%key, %error, "a group is gone");
             }
@@ -231,7 +231,7 @@ impl Reader {
             fresh.extend(count.map(|count| Fresh { asked, count, entries, is_full }));
         }
         if streams.next().is_some() {
-            return Err(RedisError::Protocol("streams that were not asked for, or in another order".into()));
+            return Err(RedisError::Protocol("streams that were not requested, or in another order".into()));
         }
         Ok(fresh)
     }

@@ -61,7 +61,7 @@ impl Fields {
     ///
     /// INVARIANT: `bytes` is an even number of bulk strings `$<len>\r\n<bytes>\r\n` and nothing else.
     pub(crate) fn from_walked(bytes: Bytes) -> Self {
-        debug_assert!(Self::from_resp(bytes.clone()).is_some(), "fields that nobody has walked");
+        debug_assert!(Self::from_resp(bytes.clone()).is_some(), "fields that were not validated");
         Self { resp: bytes, left_out: 0 }
     }
 

@@ -56,15 +56,13 @@ pub enum PatternError {
     #[error("it has {{session}} once and {{model}} at most once")]
     Placeholders,
     /// It begins with a placeholder.
-    #[error("it begins with literal text, by which Redis tells which keys have changed")]
+    #[error("it begins with literal text, by which Redis reports changed keys")]
     Beginning,
     /// Session and model are not separated.
     #[error("between {{session}} and {{model}} stands a character that no session has, such as `:`")]
     Between,
     /// Some keys would be the daemon's own.
-    #[error(
-        "its keys are other ones than the daemon's own below redis.prefix: begin it with a word of its own"
-    )]
+    #[error("its keys differ from the daemon's own below redis.prefix: begin it with a word of its own")]
     Own,
     /// The pattern is too long, or has blanks or control characters.
     #[error("it has at most {PATTERN_BYTES_MAX} bytes, without blanks and control characters")]

@@ -84,7 +84,7 @@ fn answer(request: &httparse::Request<'_, '_>, hosts: &HostPolicy, page: &impl F
         (None, None) => None,
     };
     if !hosts.allows(host) {
-        let message = "this server does not answer to that Host; if it should, name it in listen.hosts\n";
+        let message = "this server does not answer to that Host; to allow it, add it to listen.hosts\n";
         return Answer::error(421, message);
     }
     match request.method {

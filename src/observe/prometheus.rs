@@ -59,7 +59,7 @@ struct Page(String);
 
 impl Page {
     fn state(&mut self, snapshot: &Snapshot) {
-        self.family("llm_bridge_build_info", "gauge", "Always 1; its labels say who this is.");
+        self.family("llm_bridge_build_info", "gauge", "Always 1; its labels identify the instance.");
         let labels = [("version", snapshot.version), ("instance_id", &snapshot.instance)];
         self.sample("llm_bridge_build_info", &labels, 1);
         self.single(

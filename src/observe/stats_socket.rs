@@ -132,7 +132,7 @@ pub(super) fn react(sent: &[u8], is_over: bool, registry: &Registry) -> Reaction
         b"histograms" => registry.render_histograms(),
         b"reset" => {
             registry.reset();
-            "the latency histograms begin anew\n".to_owned()
+            "the latency histograms were reset\n".to_owned()
         }
         _ => "error: send one line: text, json, histograms or reset\n".to_owned(),
     };

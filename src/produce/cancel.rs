@@ -195,7 +195,7 @@ impl CancelWatch {
     fn lost(&mut self, error: &RedisError) {
         let pause = self.backoff.next();
         self.retry_at = Some(Instant::now() + pause);
-        warn_limited!(%error, key = self.key, ?pause, "requests to cancel cannot be seen; trying again");
+        warn_limited!(%error, key = self.key, ?pause, "requests to cancel cannot be read; trying again");
     }
 }
 

@@ -73,7 +73,7 @@ impl Preamble {
         match kind(&self.bytes) {
             Kind::Open if words().is_empty() => "nothing came".to_owned(),
             Kind::Gzip => "a gzip-compressed body came (with curl, --compressed reads it)".to_owned(),
-            Kind::Binary => "a body that is no text came".to_owned(),
+            Kind::Binary => "a body that is not text came".to_owned(),
             Kind::Open | Kind::Events => format!("no event came, only: {}", words()),
             Kind::Markup => format!("an HTML or XML page came: {}", words()),
             Kind::Json | Kind::Text => words(),
@@ -173,7 +173,7 @@ mod tests {
             ("{\n \"error\": {\"message\": \"no key\"}\n}", "no key"),
             ("\n[{\"error\":\"x\"}]", "x"),
             ("{\"response\":\"a\"}\n{\"resp", r#"{"response":"a"} {"resp"#),
-            ("\x1F", "a body that is no text came"),
+            ("\x1F", "a body that is not text came"),
         ];
         for (body, words) in at_once {
             let (preamble, now) = read(body.as_bytes());

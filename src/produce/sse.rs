@@ -28,7 +28,7 @@ pub struct SseEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
     /// A line without end.
-    #[error("a line longer than 8 MiB: this is no event stream")]
+    #[error("a line longer than 8 MiB: this is not an event stream")]
     LineTooLong,
     /// An event without end.
     #[error("an event with more than 8 MiB of data")]

@@ -211,7 +211,7 @@ fn confirm(transaction: &[Reply]) -> Result<EntryId, WireError> {
     }
     let done = transaction.last().map_or(Ok(Value::Null), Reply::value).map_err(|error| failed(&error))?;
     let Value::Array(done) = done else {
-        return Err(WireError::Lost("the transaction was given up".to_owned()));
+        return Err(WireError::Lost("the transaction was discarded".to_owned()));
     };
     let last = done.last().and_then(Value::as_bytes).and_then(EntryId::from_ascii);
     match done.into_iter().find_map(into_error) {

@@ -60,7 +60,7 @@ impl Default for Batching {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriterError {
     /// There was no room for too long: Redis is down, or too slow.
-    #[error("the queue towards Redis stayed full; Redis is away or too slow")]
+    #[error("the queue towards Redis stayed full; Redis is down or too slow")]
     Full,
     /// A viewer asked to stop: the generation has ended. The next one may begin.
     #[error("a viewer asked to stop")]
@@ -223,7 +223,7 @@ impl Writer {
     }
 
     fn send(&self, word: Word) -> Result<(), WriterError> {
-        let closed = || WriterError::Failed("the writer is over".to_owned());
+        let closed = || WriterError::Failed("the writer has ended".to_owned());
         let words = self.words.as_ref().ok_or_else(closed)?;
         match words.send_timeout(word, self.room_wait) {
             Ok(()) => Ok(()),

@@ -124,7 +124,7 @@ const REQUIRED_OF_DELTA: [(&str, &str); 3] =
 pub fn defect(form: Form, bytes: &[u8], malformed: Malformed) -> String {
     let field = form.field();
     if malformed == Malformed::TooMuch {
-        return format!("{field} says more than {EVENTS_PER_ENTRY_MAX} things at once");
+        return format!("{field} has more than {EVENTS_PER_ENTRY_MAX} events");
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return format!("{field} is not UTF-8") };
     let text = text.trim_matches(json::BLANKS);
@@ -143,7 +143,7 @@ pub fn defect(form: Form, bytes: &[u8], malformed: Malformed) -> String {
         return format!("{field} is {}, not an object", kind(text));
     }
     let defect = in_object(text, form);
-    let defect = defect.as_deref().unwrap_or("a member is of another kind than is known");
+    let defect = defect.as_deref().unwrap_or("a member has an unexpected type");
     format!("{field} is not what such a server sends: {defect}")
 }
 
@@ -342,7 +342,7 @@ mod tests {
                 br#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":7}}"#,
                 "anthropic is not what such a server sends: delta.text is a number, not a text",
             ),
-            (Form::OpenAi, many.as_bytes(), "openai says more than 4096 things at once"),
+            (Form::OpenAi, many.as_bytes(), "openai has more than 4096 events"),
         ] {
             let (before, margin) = (Progress::NONE, Margin::default());
             let shown = String::from_utf8_lossy(payload);

@@ -90,7 +90,7 @@ pub enum Malformed {
     #[error("not what a provider sends")]
     Form,
     /// It has more than [`EVENTS_PER_ENTRY_MAX`] events.
-    #[error("more than {EVENTS_PER_ENTRY_MAX} things in one entry")]
+    #[error("more than {EVENTS_PER_ENTRY_MAX} events in one entry")]
     TooMuch,
 }
 

@@ -242,7 +242,7 @@ fn what_would_lose_text_is_malformed() {
     ] {
         openai(&[(payload, "malformed")]);
         assert!(
-            !defect(Form::OpenAi, payload.as_bytes(), Malformed::Form).contains("than is known"),
+            !defect(Form::OpenAi, payload.as_bytes(), Malformed::Form).contains("unexpected type"),
             "{payload}"
         );
     }
@@ -260,7 +260,7 @@ fn what_would_lose_text_is_malformed() {
     ] {
         anthropic(&[(payload, "malformed")]);
         assert!(
-            !defect(Form::Anthropic, payload.as_bytes(), Malformed::Form).contains("than is known"),
+            !defect(Form::Anthropic, payload.as_bytes(), Malformed::Form).contains("unexpected type"),
             "{payload}"
         );
     }

@@ -293,7 +293,7 @@ impl Cancels {
         }
         if let Err(wait) = self.unwritten.take(stream, context.now) {
             let message = format!(
-                "{UNWRITTEN_MAX} names that nobody has written yet are cancelled already; each is kept for {} s",
+                "{UNWRITTEN_MAX} streams that do not exist yet are cancelled already; each request is kept for {} s",
                 UNWRITTEN_KEPT.as_secs()
             );
             return Ok(Verdict::Refuse(Refused::too_many(message, wait)));

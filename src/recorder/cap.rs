@@ -48,7 +48,7 @@ impl Cap {
             let look = cmd("MEMORY").arg(&["USAGE", &self.key, "SAMPLES", "0"]).take();
             let found = match link.query_all::<Option<u64>>([look, Cmd::xlen(&self.key)]) {
                 Err(RedisError::Server(error)) => {
-                    warn_limited!(key: self.key; key = self.key, %error, "it cannot be seen how many bytes are kept there");
+                    warn_limited!(key: self.key; key = self.key, %error, "the memory usage of the key cannot be read");
                     return Ok(());
                 }
                 found => found?,

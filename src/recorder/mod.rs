@@ -240,13 +240,13 @@ impl Recorder {
             let counters = self.registry.counters();
             counters.dead_letters_failed.add(letters as u64);
             counters.receipts_failed.add(receipts as u64);
-            tracing::warn!(letters, receipts, "dead letters and receipts are left that Redis did not take");
+            tracing::warn!(letters, receipts, "dead letters and receipts are left that Redis did not accept");
         }
         if self.receipts.unjudged() > 0 {
             let count = self.receipts.unjudged();
             tracing::info!(
                 count,
-                "answers that nobody has acknowledged yet are not judged by this instance any more"
+                "this instance stops without judging answers that were not acknowledged yet"
             );
         }
     }

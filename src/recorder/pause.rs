@@ -49,7 +49,7 @@ impl Pause {
         if self.until.take().is_some() {
             self.backoff.reset();
             self.trouble = None;
-            info_limited!("Redis takes {} again", self.what);
+            info_limited!("Redis accepts {} again", self.what);
         }
     }
 

@@ -191,7 +191,7 @@ impl Receipts {
         }
         if self.ended.len() >= ENDED_MAX {
             counters.receipts_failed.inc();
-            warn_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, "too many finished answers wait for their receipts: whether anybody took this one is not recorded");
+            warn_limited!(key: ended.stream; stream = %ended.stream, id = %ended.id, "too many finished answers wait for their receipts: this one gets no `untaken` receipt");
             return;
         }
         if self.known.insert((ended.stream.clone(), ended.id)) {

@@ -79,7 +79,7 @@ impl Target {
             TargetError::Url(error.detail().map_or_else(|| describe(&error), ToOwned::to_owned))
         })?;
         if url.contains('#') {
-            return Err(TargetError::Url("what follows a # has no meaning".to_owned()));
+            return Err(TargetError::Url("the part after # is not allowed".to_owned()));
         }
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
@@ -164,7 +164,7 @@ impl fmt::Debug for Target {
 impl Tls {
     fn new(host: &str, config: &config::Redis) -> Result<Self, TargetError> {
         let server_name = ServerName::try_from(host.to_owned())
-            .map_err(|_| TargetError::Url(format!("{host} is no name that a certificate could have")))?;
+            .map_err(|_| TargetError::Url(format!("{host} cannot be a name in a certificate")))?;
         Ok(Self { config: tls::client_config(config.ca_file.as_deref())?, server_name })
     }
 }

@@ -41,7 +41,7 @@ fn roots_from(path: &Path) -> Result<RootCertStore, TargetError> {
         roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
     }
     if roots.is_empty() {
-        return Err(unusable("it holds no certificate in PEM form".to_owned()));
+        return Err(unusable("it contains no certificate in PEM form".to_owned()));
     }
     Ok(roots)
 }

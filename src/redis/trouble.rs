@@ -38,14 +38,14 @@ impl RedisError {
             ),
             (Self::Timeout, Phase::Connected) => trouble(
                 "Redis does not answer in time",
-                "see whether Redis is suspended or busy with a slow command (SLOWLOG GET); redis.response_timeout says how long it has",
+                "see whether Redis is suspended or busy with a slow command (SLOWLOG GET); redis.response_timeout sets the limit",
             ),
             (Self::TooLarge(_), _) => trouble(
                 "Redis sends a reply that is too large",
-                "nothing, as less is asked for from now on; if it happens again and again, let producers write smaller entries",
+                "nothing, because less is requested from now on; if it happens again and again, let producers write smaller entries",
             ),
             (Self::Protocol(_), _) => trouble(
-                "what answers does not speak the protocol of Redis",
+                "the server at that address does not speak the protocol of Redis",
                 "correct redis.url: it names another service, or a port for TLS without rediss://",
             ),
             (Self::Tls(_), _) => trouble(
@@ -93,7 +93,7 @@ fn refused_by(error: &ServerError) -> Trouble {
         ServerErrorKind::Oom => "raise `maxmemory` of Redis, or trim or expire streams",
         ServerErrorKind::ClusterDown | ServerErrorKind::TryAgain => "see CLUSTER INFO",
         ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot => {
-            "let redis.url name a Redis that is no cluster: clusters are not supported in this version"
+            "let redis.url name a Redis that is not a cluster: clusters are not supported in this version"
         }
         ServerErrorKind::UnknownCommand => "use Redis 6.0 or newer, and no proxy that hides commands",
         ServerErrorKind::WrongType => {
@@ -125,7 +125,7 @@ impl ServerErrorKind {
             Self::ClusterDown | Self::TryAgain => "the cluster of Redis does not serve now",
             Self::Moved | Self::Ask | Self::CrossSlot => "Redis is a cluster",
             Self::UnknownCommand => "Redis does not know a command that is needed",
-            Self::WrongType => "a key in Redis holds something else than the daemon keeps there",
+            Self::WrongType => "a key in Redis has an unexpected type",
             _ => "Redis refuses a command",
         }
     }

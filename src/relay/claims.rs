@@ -84,7 +84,7 @@ impl Claims {
                 let pause = self.backoff.next();
                 self.retry_at = Some(Instant::now() + pause);
                 let Trouble { what, fix } = error.trouble(Phase::Connected);
-                warn_limited!(what, %error, fix, ?pause, "the requests cannot be worked on; trying again");
+                warn_limited!(what, %error, fix, ?pause, "the requests cannot be processed; trying again");
                 None
             }
         }

@@ -82,10 +82,10 @@ pub enum RelayError {
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
     /// A thread panicked.
-    #[error("the thread {0} failed; what it was at is taken over by others")]
+    #[error("the thread {0} failed; other workers take over its request")]
     Panicked(String),
     /// Answers were not abandoned in time.
-    #[error("{0} answers could not be left in time; they are taken over by others")]
+    #[error("{0} answers did not stop in time; other workers take them over")]
     Late(usize),
 }
 
@@ -255,7 +255,7 @@ impl Relay {
             Fate::Answered => self.claims.acknowledge(order.id),
             Fate::Unwritable => match self.claims.request(order.id) {
                 Some(Some(entry)) => {
-                    let why = ("unwritable", "the stream for the answer takes no entries");
+                    let why = ("unwritable", "the stream for the answer accepts no entries");
                     self.claims.bury(&entry, Some(&order.name), why)
                 }
                 Some(None) => self.claims.acknowledge(order.id),

@@ -94,7 +94,7 @@ impl Worker {
                 return (Fate::Answered, "answered before, by another worker".to_owned());
             }
             Some(AnswerProgress::Partial) => {
-                let message = "the worker that wrote this answer is gone, and nobody can go on in its middle";
+                let message = "the worker that wrote this answer is gone, and nobody can continue it";
                 return end(&mut producer, &job.lease, ("relay_lost", message));
             }
             Some(AnswerProgress::Nothing) => {}
@@ -148,7 +148,7 @@ impl Worker {
             match look() {
                 Ok(progress) => return Some(progress),
                 Err(error) => {
-                    warn_limited!(key: job.order.name; %error, stream = %job.order.name, "what another worker has left cannot be seen");
+                    warn_limited!(key: job.order.name; %error, stream = %job.order.name, "the progress of another worker cannot be read");
                     std::thread::sleep(backoff.next());
                 }
             }
@@ -165,7 +165,7 @@ fn left() -> (Fate, String) {
 }
 
 fn unwritable() -> (Fate, String) {
-    (Fate::Unwritable, "not answered: its stream takes no entries".to_owned())
+    (Fate::Unwritable, "not answered: its stream accepts no entries".to_owned())
 }
 
 /// Writes the terminal entry of an answer without one.

@@ -199,7 +199,7 @@ fn report_end(frame: &Frame, at_redis_us: u64, (receipts, registry): (&Sender<Re
     let (stream, id, generation) = (frame.stream.clone(), frame.last.id, frame.state.generation.clone());
     if receipts.try_send(Receipt::Ended(Ended { stream, id, generation, at_redis_us })).is_err() {
         registry.counters().receipts_failed.inc();
-        warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many receipts at once: it is not judged who has acknowledged this answer");
+        warn_limited!(key: frame.stream; stream = %frame.stream, %id, "too many receipts at once: this answer gets no `untaken` receipt");
     }
 }
 

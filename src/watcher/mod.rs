@@ -281,7 +281,7 @@ impl Watcher {
                 match self.janitor.look(link, &self.keys) {
                     Ok(removed) => self.registry.counters().groups_removed.add(removed as u64),
                     Err(RedisError::Server(error)) if !error.kind().is_outage() => {
-                        warn_limited!(%error, "Redis refuses to say which instances there are: none is cleaned up after");
+                        warn_limited!(%error, "Redis refuses to list the instances: none is cleaned up");
                     }
                     Err(error) => return Err(error),
                 }
@@ -343,7 +343,7 @@ impl Watcher {
 
     /// A key holds something else: only what needs the lease is affected, and the connection works.
     fn refuse_lease(&mut self, key: &str, error: &ServerError) -> Result<(), RedisError> {
-        let fix = "something else wrote there: see what it is (TYPE), and delete it";
+        let fix = "another program wrote this key: check it with TYPE, and delete it";
         error_limited!(key: key; key, %error, fix, "Redis refuses the lease of the instance id");
         self.registry.health().redis_works_but(WATCHER, &format!("{key}: {error}"));
         self.registry.health().set_lease_trouble(&format!("{key}: {error}; {fix}"));
@@ -425,7 +425,7 @@ impl Watcher {
             None => Ok(()),
         };
         if let Err(error) = result {
-            tracing::warn!(%error, "the lease could not be given back: it runs out by itself");
+            tracing::warn!(%error, "the lease could not be released: it expires by itself");
         }
         self.leased.store(false, Ordering::Release);
     }

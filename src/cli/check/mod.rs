@@ -140,7 +140,7 @@ fn judge_version(address: &str, server: &str, version: &str) -> Finding {
     if (major, minor) < VERSION_MIN {
         finding(Weight::Unfit, format!("{text}; at least 6.0 is needed"))
     } else if (major, minor) < VERSION_TELLS_TRIMMING {
-        let why = "before 7.0 it is not told which entries were trimmed, so some gaps go unnumbered";
+        let why = "before 7.0 Redis does not report which entries were trimmed, so some gaps have no number";
         finding(Weight::Warning, format!("{text}; {why}"))
     } else {
         finding(Weight::Fine, text)
@@ -180,8 +180,8 @@ fn examine_tracking(link: &mut Link, keys: &Keys) -> Result<Finding, RedisError>
     Ok(match is_on {
         Ok(()) => {
             let (streams, beginning) = (keys.streams(), keys.stream_prefix());
-            let text = format!("CLIENT TRACKING tells of new entries: streams are the keys {streams}");
-            let further = "; Redis tells of every changed key that begins with";
+            let text = format!("CLIENT TRACKING reports new entries: streams are the keys {streams}");
+            let further = "; Redis reports every changed key that begins with";
             finding(Weight::Fine, format!("{text}{further} {beginning}"))
         }
         Err(RedisError::Server(error)) => finding(
@@ -204,7 +204,7 @@ fn examine_memory(link: &mut Link) -> Result<Finding, RedisError> {
         (Some(limit), Some(policy)) => judge_memory(limit, policy),
         _ => finding(
             Weight::Fine,
-            "maxmemory-policy cannot be looked at (no right to CONFIG GET); it should be noeviction",
+            "maxmemory-policy cannot be read (no right to CONFIG GET); it should be noeviction",
         ),
     })
 }

@@ -84,7 +84,7 @@ impl Stage {
         let failed = |what: &str, error: std::io::Error| CliError::Failed(format!("{what}: {error}"));
         let given = args.shared.given();
         if given.contains("redis.url") {
-            note("llm-bridge demo: redis.url is not obeyed, as the demo brings a private Redis\n");
+            note("llm-bridge demo: redis.url is ignored, because the demo starts a private Redis\n");
         }
         let directory =
             TempDir::with_prefix("llm-bridge-demo-").map_err(|e| failed("temporary directory", e))?;

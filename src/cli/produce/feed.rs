@@ -68,7 +68,7 @@ enum FeedError {
     Line { number: u64, error: jsonl::LineError },
     #[error("after {events} events: {error}")]
     Sse { events: u64, error: SseError },
-    #[error("stdin is no event stream: {0}")]
+    #[error("stdin is not an event stream: {0}")]
     NoEvents(String),
     #[error("stdin has no object: nothing came")]
     NoObjects,
@@ -183,7 +183,7 @@ impl<W: Wires, C: Cancels> Feed<W, C> {
             }
             let until = Instant::now() + FAREWELL;
             if let Err(error) = self.producer.flush(|| Instant::now() >= until) {
-                tracing::warn!(%error, "the stream does not say how its producer ended");
+                tracing::warn!(%error, "the end could not be written to the stream");
                 return Err(CliError::Failed(failure.to_string()));
             }
         }

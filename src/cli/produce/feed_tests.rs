@@ -127,7 +127,7 @@ fn an_input_without_an_event_is_a_failure_that_viewers_are_told_of() {
             assert_eq!(entries, ["start", "error:upstream_malformed"], "{input}");
             let message = done.unwrap_err().to_string();
             assert!(
-                message.starts_with("stdin is no event stream: ") && message.ends_with(words),
+                message.starts_with("stdin is not an event stream: ") && message.ends_with(words),
                 "{message}"
             );
         }

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Produce) -> Result<(), CliError> {
     let progress = if args.quiet { Progress::silent() } else { Progress::new(note) };
     let producer = Producer::new(Counted::new(wires, progress.clone()));
     progress.print(&format!(
-        "writing into the stream {name}; see it come: llm-bridge tail 'http://{}/v1/streams/{name}?after=last'",
+        "writing into the stream {name}; watch it: llm-bridge tail 'http://{}/v1/streams/{name}?after=last'",
         reachable(config.listen.public)
     ));
     let done = match asked {

@@ -10,14 +10,14 @@ pub(crate) enum AddressError {
     NotAUrl(String),
     /// TLS is not supported.
     #[error(
-        "`{0}`: only plain http:// and ws:// are spoken; reach a TLS proxy by a tunnel or from its inside"
+        "`{0}`: only plain http:// and ws:// are supported; connect to the daemon behind the TLS proxy, or through a tunnel"
     )]
     Scheme(String),
     /// The path is not that of a stream.
     #[error("`{0}`: the path of a stream is /v1/streams/SESSION/MODEL")]
     Path(String),
     /// Only native frames are shown.
-    #[error("`{0}`: only native frames can be shown; `format` has to go")]
+    #[error("`{0}`: only native frames can be shown; remove `format`")]
     Format(String),
 }
 
@@ -109,7 +109,7 @@ mod tests {
         for format in ["openai", "ai-sdk", "nonsense"] {
             let url = format!("http://h/v1/streams/s/m?wait=1&format={format}&after=1");
             let refused = Address::parse(&url).unwrap_err();
-            assert!(refused.to_string().ends_with("`format` has to go"), "{refused}");
+            assert!(refused.to_string().ends_with("remove `format`"), "{refused}");
         }
         assert!(Address::parse("http://h/v1/streams/s/m?format=native").is_ok());
         for bad in ["http://h", "http://h/v1/streams/", "http://h/s/m"] {

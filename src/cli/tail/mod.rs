@@ -180,7 +180,7 @@ impl Session<'_> {
 
     fn show(&mut self, json: &str) -> Result<(), CliError> {
         let Ok(frame) = serde_json::from_str::<Frame<'_>>(json) else {
-            note(&self.follower.renderer().news("a frame that is none was skipped"));
+            note(&self.follower.renderer().news("an invalid frame was skipped"));
             return Ok(());
         };
         let Some(output) = self.follower.frame(&frame) else { return Ok(()) };

@@ -201,7 +201,7 @@ fn input_of(call: &Call) -> String {
         format!(r#"{{"type":"tool-input-error",{about},"input":{input},"errorText":"{why}"}}"#)
     };
     let Some(arguments) = &call.arguments else {
-        return failed("null", "the arguments are longer than this server puts together");
+        return failed("null", "the arguments are too long to be assembled");
     };
     let quoted = format!("\"{arguments}\"");
     let text: String = serde_json::from_str(&quoted).unwrap_or_default();

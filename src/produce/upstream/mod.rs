@@ -72,13 +72,13 @@ impl Default for Patience {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// The address.
-    #[error("{0:?} is no URL of the form http://HOST[:PORT]/PATH or https://…")]
+    #[error("{0:?} is not a URL of the form http://HOST[:PORT]/PATH or https://…")]
     Url(String),
     /// A header.
     #[error("a header is given as `Name: value`, in ASCII: {0:?}")]
     Header(String),
     /// The key.
-    #[error("the key holds characters that no header can carry")]
+    #[error("the key contains characters that a header cannot contain")]
     Key,
     /// The trust anchors.
     #[error("{path}: {reason}")]
@@ -196,7 +196,7 @@ impl Upstream {
             }
         }
         if certificates.is_empty() {
-            return Err(unusable("it holds no certificate in PEM form".to_owned()));
+            return Err(unusable("it contains no certificate in PEM form".to_owned()));
         }
         self.roots = Some(RootCerts::Specific(Arc::new(certificates)));
         Ok(self)
