@@ -1,5 +1,5 @@
-//! A producer that falls silent: viewers are told `stalled`, and after a longer silence the generation is
-//! given up, once however many watch it, so that all viewers agree.
+//! A producer that becomes silent: viewers get the status `stalled`, and after a longer silence the generation is
+//! given up once, however many viewers watch it, so that all viewers agree.
 
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn impatient(redis: &RedisServer) -> DaemonOptions {
     Daemon::options(redis).set("stream.stall_after=300ms").set("stream.abandon_after=700ms")
 }
 
-/// One that tells of silence early and gives up late.
+/// A daemon that reports silence early and gives up late.
 fn hopeful(redis: &RedisServer) -> DaemonOptions {
     Daemon::options(redis).set("stream.stall_after=200ms").set("stream.abandon_after=1h")
 }
@@ -29,7 +29,7 @@ fn object(fields: &std::collections::HashMap<String, Vec<u8>>) -> Value {
     serde_json::from_slice(&fields["data"]).unwrap()
 }
 
-/// The entries that say that the producer was given up: their ids, and how many there are.
+/// The entries that report that the producer was given up: their ids, and how many there are.
 fn lost_ids(redis: &mut Redis, key: &str) -> Vec<String> {
     let entries = redis.entries(key);
     let is_lost = |value: &Value| value["type"] == "error" && value["code"] == "producer_lost";
@@ -46,7 +46,7 @@ fn silence_is_told_and_so_is_its_end() {
     for viewer in &mut viewers {
         viewer.read_to_status("stalled");
     }
-    // A newcomer is told at once.
+    // A new viewer is told at once.
     for kind in KINDS {
         let mut viewer = Viewer::open(daemon.public, kind, "s1/m", "after=$");
         viewer.expect_open("stalled");
@@ -58,7 +58,7 @@ fn silence_is_told_and_so_is_its_end() {
         viewer.read_to_status("live");
         viewer.read_to_status("stalled");
     }
-    // A heartbeat is a sign of life, though nothing is delivered.
+    // A heartbeat shows that the producer is alive, although nothing is delivered.
     producer.write(&json!({"type": "heartbeat"}));
     for viewer in &mut viewers {
         viewer.read_to_status("live");
@@ -121,7 +121,7 @@ fn silence_is_told_before_it_is_given_up() {
     }
 }
 
-/// The states that a viewer was told, and the beginnings and ends of generations, in order.
+/// The states that a viewer received, and the beginnings and ends of generations, in order.
 fn states(viewer: &Viewer) -> Vec<String> {
     let state = |frame: &Frame| match frame.kind() {
         "open" | "status" => frame.value["state"].as_str().map(str::to_owned),
@@ -132,12 +132,12 @@ fn states(viewer: &Viewer) -> Vec<String> {
     viewer.transcript.frames.iter().filter_map(state).collect()
 }
 
-/// An entry that the daemon writes for a silent producer is no sign of life of the producer.
+/// An entry that the daemon writes for a silent producer does not show that the producer is alive.
 #[test]
 fn an_end_that_the_daemon_writes_brings_nobody_back() {
     let redis = RedisServer::start();
     let limits = ["stream.stall_after=500ms", "stream.abandon_after=3s", "stream.finish_grace=3s"];
-    // The second one does not write the end, it only sees it.
+    // The second daemon does not write the end, it only sees it.
     let daemons = ["i1", "i2"].map(|id| {
         let options = Daemon::options(&redis).set(&format!("service.instance={id}"));
         limits.iter().fold(options, |options, limit| options.set(limit)).start()
@@ -161,7 +161,7 @@ fn an_end_that_the_daemon_writes_brings_nobody_back() {
         let states = states(viewer);
         assert_eq!(states[states.len() - 2..], ["stalled", *end], "{states:?}");
     }
-    // The next answer's producer is not stalled, whichever clients came meanwhile.
+    // The next answer's producer is not stalled, whichever clients connected meanwhile.
     for daemon in &daemons {
         for (stream, end) in [("s1/m", "error"), ("s2/m", "end")] {
             let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, stream, "follow=1");
@@ -190,7 +190,7 @@ fn heartbeats_keep_a_generation_alive() {
         .set("stream.stall_after=300ms")
         .set(&format!("stream.abandon_after={ABANDON_MS}ms"))
         .start();
-    // A producer that was itself kept from writing for too long proves nothing: then once more.
+    // If the test's producer was itself delayed for too long, the attempt proves nothing: try again.
     for attempt in 0..10 {
         let mut producer = Producer::new(&redis, &format!("s{attempt}"), "m");
         producer.start("g1");
@@ -226,7 +226,7 @@ fn what_continues_a_given_up_generation_is_not_delivered() {
     for viewer in &mut viewers {
         viewer.read_to(&right_after(&newest));
     }
-    // It was only slow. Its generation is over all the same.
+    // The producer was only slow, but its generation is over.
     producer.delta("the answer");
     producer.write(&json!({"type": "heartbeat", "seq": 3}));
     producer.write(&entry("delta", 4, json!({"text": ", late"})));
@@ -293,7 +293,7 @@ fn only_what_is_watched_and_unfinished_is_given_up() {
     });
     assert!(lost_ids(&mut connection, &unwatched.key).is_empty(), "nobody watches it");
     assert!(lost_ids(&mut connection, &finished.key).is_empty(), "it is finished");
-    // Somebody watches: it has been silent for long enough.
+    // A viewer watches, and the producer has been silent for long enough.
     let transcript = view(daemon.public, Kind::WebSocket, "s2/m", "");
     assert_eq!(transcript.outline(), ["start g1", "error producer_lost"]);
     transcript.expect_finished(&right_after(&unwatched_newest));

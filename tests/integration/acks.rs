@@ -1,5 +1,5 @@
-//! The position of an instance's group is the newest entry on all sockets: it follows by itself, is held back by a
-//! client that does not read, and only as long; and a stream that nobody watches costs nothing.
+//! The position of an instance's group is the newest entry on all sockets: it moves by itself, a client that does not
+//! read holds it back only for a limited time, and a stream without viewers costs nothing.
 
 use std::thread;
 
@@ -42,7 +42,7 @@ fn what_is_on_sockets_is_acknowledged_even_when_the_stream_falls_silent() {
         connection.run(&["XINFO", "CONSUMERS", KEY, GROUP]);
     let names = consumers.iter().map(|consumer| redis::from_redis_value_ref(&consumer["name"]).unwrap());
     assert_eq!(names.collect::<Vec<String>>(), ["reader-0"]);
-    // One entry alone, then many: nothing follows that an acknowledgement could travel with.
+    // One entry alone, then many: no later read could carry the acknowledgement.
     for count in [1, 500] {
         let newest = producer.tokens(0..count).pop().unwrap();
         viewers.iter_mut().for_each(|viewer| viewer.read_to(&newest));
@@ -73,7 +73,7 @@ fn many_streams_are_acknowledged() {
     }
 }
 
-/// Writes much more than a connection holds that is not read; returns the newest id.
+/// Writes much more than a connection can hold unread; returns the newest id.
 fn write_much(producer: &mut Producer) -> String {
     for number in 0..BIG_ENTRIES {
         let text = format!("{number}:{}", "x".repeat(BIG_TEXT_BYTES));
@@ -106,7 +106,7 @@ fn a_client_that_does_not_read_holds_acknowledgements_back_until_it_leaves() {
     clock_viewer.read_to(&clock_first);
     let newest = write_much(&mut producer);
     expect_much(&mut reading, &newest);
-    // Another stream's later entries are read and acknowledged meanwhile, several times over.
+    // Later entries of another stream are read and acknowledged meanwhile, several times.
     for _ in 0..3 {
         let id = clock.delta("tick");
         clock_viewer.read_to(&id);
@@ -227,7 +227,7 @@ fn reading_and_waiting_create_no_keys() {
     let mut connection = redis.connect();
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.delta("one");
-    // The daemon's own keys are all there once the first stream has been watched and read.
+    // All of the daemon's own keys exist once the first stream has been watched and read.
     let mut watching = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "");
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
     let id = producer.delta("two");
@@ -250,7 +250,7 @@ fn reading_and_waiting_create_no_keys() {
         assert_eq!(http::get(daemon.public, &format!("/v1/streams/{stream}")).status, 404);
     }
     assert_eq!(foreign_keys(&mut connection), [KEY]);
-    // The daemon's own keys do not name them either, nor grow with them.
+    // The daemon's own keys do not name the streams, nor grow with them.
     let own: Vec<String> = connection.keys("*").into_iter().filter(owned).collect();
     assert!(own.iter().all(|key| !key.contains("nobody")) && own.len() <= 5, "{own:?}");
     let registered: Vec<String> = connection.run(&["SMEMBERS", "llm:groups:llm-bridge:i1"]);
@@ -279,7 +279,7 @@ fn an_acknowledgement_that_a_full_redis_refuses_is_made_when_it_has_room() {
     let refused = connection.errors("OOM");
     wait_until("Redis to refuse acknowledgements", || connection.errors("OOM") > refused + 20);
     connection.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    // Nothing more is written that could bring them along.
+    // Nothing more is written that could carry the acknowledgements.
     for (producer, id) in producers.iter().zip(&newest) {
         wait_acknowledged(&mut connection, &producer.key, id);
     }

@@ -1,5 +1,5 @@
-//! `batch_ms`: frames may be merged over a time that the client chooses. Text merged is text
-//! unchanged, and only what belongs together is merged.
+//! `batch_ms`: frames may be merged over a time that the client chooses. Merged text is unchanged, and only frames
+//! that belong together are merged.
 
 use serde_json::json;
 
@@ -21,7 +21,7 @@ fn neighbouring_deltas_become_one_frame() {
     for viewer in &mut viewers {
         viewer.expect_open("live");
     }
-    // One write, one read of the daemon each; the end of the answer does not wait.
+    // One write and one read of the daemon each; the end of the answer is not delayed.
     for number in 0..TOKENS {
         producer.delta(&token(number));
     }
@@ -33,7 +33,7 @@ fn neighbouring_deltas_become_one_frame() {
         assert_eq!(transcript.entries(), TOKENS + 1);
         transcript.expect_finished(&end);
         let deltas: Vec<_> = transcript.of_kind("delta").collect();
-        // Writing takes a small part of ten seconds, wherever in it the time begins.
+        // Writing takes a small part of ten seconds, whenever in it the period begins.
         assert!(deltas.len() < TOKENS / 10, "{} frames", deltas.len());
         let newest = deltas.last().unwrap();
         assert_eq!(newest["id"], last, "the id is the last one's");
@@ -65,7 +65,7 @@ fn the_time_is_capped_by_the_configuration() {
     }
 }
 
-/// Writes pieces of different things, several of each in a row; returns the frames that must result.
+/// Writes pieces of different kinds, several of each in a row; returns the expected frames.
 fn write_mixture(producer: &mut Producer) -> Vec<&'static str> {
     let delta = |text: &str| json!({"type": "delta", "text": text});
     let call = |call: usize, id: &str, piece: &str| {
@@ -171,7 +171,7 @@ fn viewers_of_one_stream_may_differ() {
     viewers.iter_mut().for_each(|viewer| viewer.expect_open("live"));
     for number in 0..TOKENS {
         producer.delta(&token(number));
-        // Clients that asked for no merging wait for nothing: neither for more text, nor for the others.
+        // Clients that asked for no merging wait for nothing: neither for more text, nor for others.
         if number % 10 == 0 {
             viewers[6..].iter_mut().for_each(|viewer| viewer.read_to(producer.ids.last().unwrap()));
         }

@@ -1,5 +1,5 @@
-//! The browser client: served by the daemon, and run in headless Chromium against it. The cases themselves
-//! are in `tests/browser/`, in the client's language; here each is a test of its own.
+//! The browser client: served by the daemon, and run in headless Chromium against it. The cases are in
+//! `tests/browser/`, in the client's language; here each is a test of its own.
 //!
 //! Needs Node, npm and Chromium, which `tests/run.sh` installs; two packages come from npm's registry, pinned
 //! by a lock file, into the target directory.
@@ -19,13 +19,13 @@ use crate::support::http;
 use crate::support::node;
 use crate::support::redis::RedisServer;
 
-/// Cases that use the browser at once: more would leave nothing of a small machine to the other tests.
+/// How many cases use the browser at once: more would leave too little of a small machine for the other tests.
 const CASES_AT_ONCE: usize = 2;
 
-/// Full while as many cases run as may.
+/// One item for each case that runs; full while [`CASES_AT_ONCE`] run.
 static TURNS: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(CASES_AT_ONCE));
 
-/// Where `node_modules` is, filled once.
+/// The path of `node_modules`, which is filled once.
 static MODULES: LazyLock<PathBuf> = LazyLock::new(|| node::install("browser"));
 
 /// One browser for all cases, started once. It ends with this process, which closes its input.

@@ -1,5 +1,5 @@
-//! Requests to stop: an accepted one is on the control stream, reliably; one that cannot be written is refused and not
-//! written later; and nobody fills Redis with them.
+//! Requests to stop: an accepted one is on the control stream, reliably; one that cannot be written is refused and
+//! not written later; and nobody can fill Redis with them.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ fn post(daemon: &Daemon, stream: &str, body: &str) -> Response {
     http::Exchange::raw(daemon.public, request.as_bytes()).unwrap().whole().unwrap()
 }
 
-/// The code of an error that says when to come back.
+/// The code of an error that says when to try again.
 fn refused(response: &Response, status: u16) -> String {
     let code = response.expect_error(status);
     let seconds = response.header("retry-after").map(str::parse::<u32>);
@@ -54,7 +54,7 @@ fn a_wish_to_stop_reaches_the_producer() {
     let micros = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
     let began = micros();
     let mut many = WebSocketClient::connect(daemon.public, "/v1/ws");
-    // One of each generation.
+    // One per generation.
     producer.start("g1");
     assert_eq!(post(&daemon, "s1/m", "").status, 202);
     producer.end();
@@ -67,7 +67,7 @@ fn a_wish_to_stop_reaches_the_producer() {
     assert_eq!(receive(&mut viewer), json!({"type": "cancel_requested"}));
     producer.end();
     producer.start("g4");
-    // The stream need not be subscribed to.
+    // The client need not be subscribed to the stream.
     many.send(&json!({"type": "cancel", "stream": "s1/m"}));
     assert_eq!(receive(&mut many), json!({"type": "cancel_requested", "stream": "s1/m"}));
 
@@ -83,7 +83,7 @@ fn a_wish_to_stop_reaches_the_producer() {
     }
     assert!(connection.run::<i64>(&["PTTL", CONTROL]) > 60_000, "it expires");
     assert_eq!((daemon.counter("cancels_requested"), daemon.counter("cancels_written")), (4, 4));
-    // The stream itself is the producer's: nothing is written to it.
+    // Only the producer writes to the stream itself.
     assert_eq!(length(&mut connection, "llm:stream:s1:m"), 7);
 }
 
@@ -172,7 +172,7 @@ fn what_redis_refuses_is_refused_and_never_written() {
     let entries = connection.entries(CONTROL);
     assert_eq!(entries.len(), 1, "{entries:?}");
     assert_eq!(entries[0].1["reason"], b"the last");
-    // Refusals that are nobody's fault end nothing.
+    // Refusals that the client did not cause end nothing.
     for _ in 0..20 {
         connection.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     }
@@ -185,7 +185,7 @@ fn what_redis_refuses_is_refused_and_never_written() {
     assert_eq!(receive(&mut client)["type"], "pong");
 }
 
-/// An answer of 202 can be relied on even if Redis goes away; every other client is told to come back.
+/// An answer of 202 can be relied on even if Redis goes down; every other client is told to try again.
 #[test]
 fn a_wish_to_stop_without_redis_is_refused() {
     let mut redis = RedisServer::start_durable();
@@ -296,7 +296,7 @@ fn a_request_of_another_life_of_the_stream_is_taken_for_none_of_this_one() {
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.start("g1");
     stop(&mut connection, "the first");
-    // The chat is cleared, and asked again.
+    // The chat is cleared and starts again.
     connection.run::<u64>(&["DEL", "llm:stream:s1:m"]);
     producer.start("g2");
     stop(&mut connection, "begun anew");
@@ -304,7 +304,7 @@ fn a_request_of_another_life_of_the_stream_is_taken_for_none_of_this_one() {
     producer.start("g3");
     producer.tokens(0..9);
     stop(&mut connection, "another generation");
-    // Where g3's end and g4's beginning would be is trimmed away.
+    // The end of g3 and the beginning of g4 are trimmed away.
     producer.end();
     producer.start("g4");
     producer.tokens(0..9);

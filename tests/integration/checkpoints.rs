@@ -1,5 +1,5 @@
-//! A resume in a long history costs only the entries after its position: the way there is scanned once, for all
-//! clients, and remembered.
+//! A resume in a long history costs only the entries after its position: the entries before it are scanned once for
+//! all clients, and checkpoints are kept.
 
 use std::thread;
 
@@ -34,7 +34,7 @@ fn rest(text: &str, after: usize, last: usize) -> String {
     (after + 1..last).map(|number| format!("{text}{number}.")).collect()
 }
 
-/// Resumes after an entry, and asserts the text. Returns how many entries the daemon read for it.
+/// Resumes after an entry, and checks the text. Returns how many entries the daemon read for that.
 fn resume(daemon: &Daemon, (text, last): (&str, usize), after: usize) -> u64 {
     let before = daemon.counter("replay_entries");
     let transcript = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={after}-0"));
@@ -54,7 +54,7 @@ fn who_resumes_after_another_reads_only_what_lies_behind() {
         let read = resume(&daemon, ("a", ENTRIES), after);
         assert!(read <= 3000, "{read} entries were read for a resume {} before the end", ENTRIES - after);
     }
-    // In the middle: the entries after it have to be read, those before it not.
+    // In the middle: the entries after it have to be read, those before it do not.
     let read = resume(&daemon, ("a", ENTRIES), ENTRIES / 2);
     assert!(read <= (ENTRIES / 2 + 4000) as u64, "{read} entries");
     assert!(daemon.counter("checkpoints_used") >= 4);
@@ -75,7 +75,7 @@ fn a_stream_begun_anew_is_not_taken_for_the_one_before() {
         resume(&daemon, (text, last), last - 10);
         resume(&daemon, (text, last), last / 2);
     }
-    // Trimmed: the rest is as it was.
+    // Trimmed: the rest is unchanged.
     connection.run::<()>(&["XTRIM", KEY, "MINID", "9000-0"]);
     resume(&daemon, ("a", ENTRIES - 1000), 9_500);
     resume(&daemon, ("a", ENTRIES - 1000), ENTRIES - 1500);
@@ -102,7 +102,7 @@ fn of_many_who_come_at_once_one_scans() {
     assert!(read <= (2 * ENTRIES + VIEWERS * 2500) as u64, "{read} entries were read for {VIEWERS} viewers");
 }
 
-/// The one that all wait for leaves: another goes on.
+/// The viewer whose scan all others wait for leaves: another one continues.
 #[test]
 fn who_scans_for_others_may_leave() {
     let redis = RedisServer::start();

@@ -1,8 +1,8 @@
-//! Soak and churn: clients of every kind come and go without a pause, streams begin, end and are deleted. Clients that
-//! stay get everything in order, and in the end nothing is left: no memory, descriptors, threads, groups or keys, and
-//! no errors in the log.
+//! Soak and churn: clients of every kind connect and leave without a pause, streams begin, end and are deleted.
+//! Clients that stay get everything in order, and in the end nothing is left: no memory, descriptors, threads, groups
+//! or keys, and no errors in the log.
 //!
-//! `LLM_BRIDGE_SOAK` is how many seconds that lasts: 300 in the long form, a few otherwise.
+//! `LLM_BRIDGE_SOAK` is the duration in seconds: 300 in the long form, a few otherwise.
 
 use std::env;
 use std::net::{Shutdown, SocketAddr};
@@ -24,19 +24,19 @@ use crate::support::transcript::Transcript;
 use crate::support::viewer::{KINDS, Viewer, target};
 use crate::support::websocket::WebSocketClient;
 
-/// How much more memory may be resident at the end than after the first fifth: what the allocator keeps for later differs
-/// from pause to pause. A leak of one byte in a hundred of what has passed would be more.
+/// How much more memory may be resident at the end than after the first fifth: what the allocator keeps differs from
+/// pause to pause. A leak of one byte in a hundred of the traffic would exceed this.
 const GROWTH_BYTES_MAX: u64 = 32 << 20;
-/// How long nobody is there before memory is looked at.
+/// How long to wait without clients before memory is measured.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Names of streams that each producer uses in turn.
+/// The number of stream names that each producer uses in turn.
 const NAMES: usize = 16;
-/// Threads that write streams, and for each of those that connect and leave.
+/// The number of threads that write streams, and of threads that connect and leave.
 const PRODUCERS: usize = 4;
-/// The text of an entry is now and then so long that slow viewers fall back to history.
+/// Some entries have a text so long that slow viewers fall back to history.
 const LONG_TEXT_BYTES: usize = 8 * 1024;
 
-/// How long it lasts.
+/// The duration.
 fn soak() -> Duration {
     let seconds = match env::var("LLM_BRIDGE_SOAK") {
         Ok(seconds) => seconds.parse().expect("LLM_BRIDGE_SOAK is a number of seconds"),
@@ -46,12 +46,12 @@ fn soak() -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// The name of a producer's nth stream.
+/// The session of a producer's nth stream.
 fn session(producer: usize, round: usize) -> String {
     format!("s{producer}x{}", round % NAMES)
 }
 
-/// The text of an entry, whose place it tells.
+/// The text of an entry, which contains its number.
 fn text_of(number: usize, padding: usize) -> String {
     format!("{}{}", token(number), "x".repeat(padding))
 }
@@ -83,7 +83,7 @@ impl Plan {
     }
 }
 
-/// Writes one stream after another, with viewers of their own.
+/// Writes one stream after another, each with its own viewers.
 struct Stage<'a> {
     redis: &'a RedisServer,
     public: SocketAddr,
@@ -91,7 +91,7 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// How many streams there were.
+    /// Returns the number of streams.
     fn run(&self, producer: usize, mut random: Random) -> usize {
         let mut connection = self.redis.connect();
         let mut rounds = 0;
@@ -135,7 +135,7 @@ impl Stage<'_> {
         });
     }
 
-    /// A viewer that comes at any time and stays to the end, perhaps over several connections, perhaps slowly.
+    /// A viewer that joins at any time and stays to the end, possibly over several connections, possibly slowly.
     fn stay<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
@@ -197,7 +197,7 @@ impl Stage<'_> {
     }
 }
 
-/// Reads up to so many frames, slowly if told so. True: that was the end.
+/// Reads up to `frames` frames, slowly if asked to. Returns whether the end was reached.
 fn read(viewer: &mut Viewer, frames: usize, pause_ms: usize) -> bool {
     for _ in 0..frames {
         if viewer.next().is_none() {
@@ -226,7 +226,7 @@ fn leave(viewer: Viewer, random: &mut Random) {
     }
 }
 
-/// Connects, does something, and is gone again. How often.
+/// Connects, does something, and leaves, repeatedly. Returns how often.
 fn pass_by(public: SocketAddr, is_over: &AtomicBool, mut random: Random) -> usize {
     let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {
@@ -279,12 +279,12 @@ fn visit(public: SocketAddr, stream: &str, random: &mut Random) {
     }
 }
 
-/// The stream is there, is being deleted, or has not begun.
+/// The stream exists, is being deleted, or has not begun.
 fn expect_state(status: u16) {
     assert!(matches!(status, 200 | 404), "{status}");
 }
 
-/// Lets everybody come and go for so long; how many streams and visits there were.
+/// Runs producers and clients for `time`; returns how many streams and visits there were.
 fn churn(redis: &RedisServer, daemon: &Daemon, time: Duration, random: &mut Random) -> (usize, usize) {
     let is_over = AtomicBool::new(false);
     let stage = Stage { redis, public: daemon.public, is_over: &is_over };
@@ -323,7 +323,7 @@ struct Rest {
     keys: Vec<String>,
 }
 
-/// Waits until everything is let go that was held for clients.
+/// Waits until everything that was held for clients is released.
 fn come_to_rest(redis: &RedisServer, daemon: &Daemon) -> Rest {
     let mut connection = redis.connect();
     for gauge in ["connections_open", "subscriptions_open", "streams_live", "streams_waited", "replay_jobs"] {

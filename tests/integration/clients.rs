@@ -1,5 +1,5 @@
-//! The clients of other formats, as their makers wrote them, against the daemon: OpenAI's, the AI SDK's, EventSource. The
-//! cases themselves are in `tests/clients/`, in the clients' language; here each is a test of its own.
+//! The original clients of other formats against the daemon: OpenAI's, the AI SDK's, EventSource. The cases are in
+//! `tests/clients/`, in the clients' language; here each is a test of its own.
 //!
 //! Needs Node and npm, which `tests/run.sh` installs.
 
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use crate::support::node;
 
-/// Where `node_modules` is, filled once.
+/// The path of `node_modules`, which is filled once.
 static MODULES: LazyLock<PathBuf> = LazyLock::new(|| node::install("clients"));
 
 /// Each case is a test of the same name.

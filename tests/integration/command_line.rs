@@ -1,5 +1,5 @@
-//! The command line: exit statuses, configuration and where it comes from, and the commands beside the
-//! daemon as people use them in a terminal.
+//! The command line: exit statuses, configuration and its sources, and the commands besides the daemon as people use
+//! them in a terminal.
 
 use std::fs;
 use std::net::TcpListener;
@@ -39,7 +39,7 @@ impl ConfigFile {
     }
 }
 
-/// The configuration that comes along.
+/// The configuration file in the repository.
 fn shipped_config() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("conf/llm-bridge.toml")
 }
@@ -190,7 +190,7 @@ fn the_configuration_that_comes_along_loads_as_it_is() {
     for kind in KINDS {
         view(daemon.public, kind, "s1/m", "").expect_finished(&end);
     }
-    // Every key can be given as a variable and on the command line too, with the value that is there.
+    // Every key can be given as a variable and on the command line too, with the value in the file.
     let table: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
     let (mut set, mut variables) = (vec!["check".to_owned()], llm_bridge(&["check"]));
     for (section, keys) in &table {
@@ -215,7 +215,7 @@ fn check_tells_an_outage_from_a_mistake_and_leaves_no_trace() {
     let well = llm(&["check", "--set", &redis_setting(&redis)]);
     assert_eq!(well.code, Some(0), "{well:?}");
     assert!(redis.connect().keys("*").is_empty());
-    // A daemon that runs already is no reason to fail.
+    // A running daemon is no reason to fail.
     let daemon = Daemon::options(&redis).set("service.instance=one").start();
     let beside = llm(&["check", "--set", &redis_setting(&redis), "--set", "service.instance=one"]);
     assert_eq!(beside.code, Some(0), "{beside:?}");
@@ -272,7 +272,7 @@ fn the_documented_rights_are_enough_and_fewer_are_78() {
     assert_eq!(check().code, Some(78), "{:?}", check());
 }
 
-/// A daemon that cannot deliver must not be sent clients: it ends with 78, or says what it lacks.
+/// A daemon that cannot deliver must not get clients: it exits with 78, or reports what is missing.
 #[test]
 fn a_daemon_without_rights_does_not_claim_to_be_ready() {
     let redis = RedisServer::start();
@@ -310,12 +310,12 @@ fn an_instance_id_that_is_held_is_78_and_a_port_that_is_taken_is_1() {
     view(daemon.public, Kind::Sse, "s1/m", "").expect_finished(&end);
 }
 
-/// Under `nohup`, in the background of a script and by many runners the tests ignore SIGINT; their children must not.
+/// Under `nohup`, in the background of a script and in many runners the tests ignore SIGINT; their children must not.
 #[test]
 fn commands_can_be_interrupted_however_the_tests_were_started() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
-    // SAFETY: to ignore a signal is valid; the former action, the default or the same, is put back below.
+    // SAFETY: ignoring a signal is valid; the former action, the default or the same, is restored below.
     let before = unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
     let socket = daemon.stats_socket.to_str().unwrap();
     let mut watch = Background::start(llm_bridge(&["stats", "--socket", socket, "--watch"]));

@@ -1,6 +1,6 @@
-//! Crowds that come at once, each viewer with another `after`, also inside raw entries that give several frames, while the
-//! producer writes, the answer ends of itself, or the stream is begun anew: nobody loses, repeats or reorders
-//! anything, and nobody is left waiting.
+//! Crowds that join at once, each viewer with another `after`, also within raw entries with several frames, while the
+//! producer writes, the answer ends by itself, or the stream is recreated: no viewer loses, repeats or reorders
+//! anything, and none is left waiting.
 
 use std::net::Shutdown;
 use std::sync::Mutex;
@@ -22,7 +22,7 @@ const SEED: u64 = 77;
 const ENTRIES: usize = 1_500;
 const WAVES: usize = 15;
 const CROWD: usize = 12;
-/// How many come after an end.
+/// How many viewers join after an end.
 const LATE: usize = 60;
 
 /// A piece of text: its channel, its choice, and its characters.
@@ -50,7 +50,7 @@ fn payload(pieces: &[Piece], finish: Option<&str>) -> String {
     json!({"object": "chat.completion.chunk", "choices": choices}).to_string()
 }
 
-/// The positions where viewers may begin, and the text that follows each.
+/// The positions at which viewers may begin, and the text that follows each.
 #[derive(Default)]
 struct Told {
     places: Vec<String>,
@@ -58,7 +58,7 @@ struct Told {
 }
 
 impl Told {
-    /// An entry that was written under this id. Where it leaves its generation finishing, its last frame has no id
+    /// Adds an entry that was written under this id. If it leaves its generation finishing, its last frame has no id
     /// of its own.
     fn add(&mut self, id: &str, pieces: Vec<Piece>, is_finishing: bool) {
         let count = pieces.len();
@@ -69,7 +69,7 @@ impl Told {
         }
     }
 
-    /// The characters after a place, as they have to come.
+    /// The characters that have to follow a position.
     fn after(&self, place: &str) -> Vec<String> {
         let had = self.places.iter().position(|known| known == place).map_or(0, |had| had + 1);
         assert!(had > 0 || place == "0", "{place} is a place");
@@ -90,7 +90,7 @@ fn seen(transcript: &Transcript) -> Vec<String> {
     transcript.of_kind("delta").flat_map(delta).collect()
 }
 
-/// Everything after `after`, once and in order, up to the end.
+/// Checks that everything after `after` came, once and in order, up to the end.
 fn check(transcript: &Transcript, told: &Told, after: &str, end: &str) {
     transcript.expect_finished(end);
     assert!(transcript.of_kind("gap").next().is_none(), "{after}: {:?}", transcript.outline());
@@ -169,7 +169,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
     let id = producer.write_fields("*", &[("openai", payload(&pieces, Some("stop")).as_bytes())]);
     told.add(&id, pieces, true);
     producer.write_fields("*", &[("openai", br#"{"choices":[],"usage":{"n":1}}"#)]);
-    // The end is written behind the stream's newest entry, even where that gives no frame.
+    // The end is written after the stream's newest entry, even if that has no frame.
     let end = right_after(&producer.write_fields("*", &[("data", br#"{"type":"heartbeat"}"#)]));
     let is_over = AtomicBool::new(false);
     let (done, mut sockets) = (AtomicUsize::new(0), vec![live.socket()]);
@@ -184,7 +184,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
             }
         };
         let mut viewers = vec![scope.spawn(read(live, "0".to_owned()))];
-        // Until a while after the end, so that some come at every moment of it.
+        // Until a while after the end, so that viewers join at every moment of it.
         let mut late = 0;
         for (turn, kind) in KINDS.into_iter().cycle().enumerate() {
             late += usize::from(is_over.load(Ordering::SeqCst));
@@ -197,7 +197,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
             viewers.push(scope.spawn(read(viewer, after)));
             thread::sleep(Duration::from_millis(3));
         }
-        // A viewer that is left waiting gets comments, so that its own reads would never time out.
+        // A viewer that is left waiting gets comments, so its own reads would never time out.
         let until = Instant::now() + PATIENCE;
         while done.load(Ordering::SeqCst) < viewers.len() && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
@@ -210,7 +210,7 @@ fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
     }
 }
 
-/// How often the stream is deleted and begun anew.
+/// How often the stream is deleted and recreated.
 const ROUNDS: usize = 8;
 const LENGTH: usize = 40;
 
@@ -246,7 +246,7 @@ fn a_stream_begun_anew_under_a_crowd_is_told_from_its_beginning() {
                 let data = json!({"type": "delta", "text": format!("{round}:{number} ")}).to_string();
                 let add = ["XADD", "llm:stream:s1:m", "*", "data", &data].map(String::from).to_vec();
                 if number == 0 {
-                    // Nobody finds the name without a stream.
+                    // No viewer finds the name without a stream.
                     let delete = vec!["DEL".to_owned(), "llm:stream:s1:m".to_owned()];
                     let (_, id): (usize, String) = connection.run_at_once(&[delete, add]);
                     ids.push(((round, number), id));
@@ -307,7 +307,7 @@ fn those_who_share_a_read_are_each_told_what_became_of_their_own_place() {
     let now_ms = redis.connect().now_ms();
     producer.write_fields(&format!("{now_ms}-0"), &[("data", br#"{"type":"delta","text":"a"}"#)]);
     producer.end();
-    // The read for the first viewer begins where the second wants it: a bit earlier, and before all entries.
+    // The read for the first viewer begins at the second viewer's position: slightly earlier, and before all entries.
     for _ in 0..5 {
         daemon.signal(libc::SIGSTOP);
         let places = [750, 1_000].map(|earlier| format!("{}-0", now_ms - earlier));

@@ -1,5 +1,5 @@
-//! An entry that cannot be decoded is skipped with a frame that says so, kept as one dead letter, however many
-//! readers met it, and acknowledged.
+//! An entry that cannot be decoded is skipped with a frame that reports it, stored as one dead letter however many
+//! readers read it, and acknowledged.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,7 @@ fn text<'a>(letter: &'a Letter, field: &str) -> &'a str {
     std::str::from_utf8(value).unwrap()
 }
 
-/// Asserts all but the copied fields of a letter.
+/// Checks everything except the copied fields of a letter.
 fn expect_letter(letter: &Letter, id: &str) {
     let told = (text(letter, "stream"), text(letter, "id"), text(letter, "processor"));
     assert_eq!(told, ("s1/m", id, "deliver"));
@@ -44,7 +44,7 @@ fn expect_letter(letter: &Letter, id: &str) {
     assert!(text(letter, "attempts").parse::<u64>().is_ok_and(|attempts| attempts > 0), "{letter:?}");
 }
 
-/// Asserts that the transcript tells of these entries as skipped, and of no other.
+/// Checks that the transcript reports these entries as skipped, and no others.
 fn expect_skipped(transcript: &Transcript, ids: &[&str]) {
     let skipped: Vec<&Value> = transcript.of_kind("skipped").collect();
     assert_eq!(skipped.iter().map(|frame| frame["id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
@@ -155,7 +155,7 @@ fn however_many_meet_an_entry_there_is_one_letter() {
             expect_skipped(&viewer.transcript, &bad[position.min(bad.len())..]);
         }
     }
-    // A letter of each instance comes after whatever they have written before.
+    // A letter of each instance comes after everything that they have written before.
     for (daemon, session) in daemons.iter().zip(["s8", "s9"]) {
         let mut mark = Producer::new(&redis, session, "m");
         mark.write_text("mark");
@@ -177,7 +177,7 @@ fn however_many_meet_an_entry_there_is_one_letter() {
     assert_eq!(ids, expected, "one letter for each entry");
 }
 
-/// Redis without memory takes no letters: they wait, within a bound, and none is lost.
+/// A Redis that is out of memory accepts no letters: they wait, within a limit, and none is lost.
 #[test]
 fn what_redis_has_no_room_for_is_written_when_it_has() {
     let redis = RedisServer::start();
@@ -185,7 +185,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
     let mut connection = redis.connect();
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.start("g1");
-    // More than the queue holds, and each in a reply with large neighbours.
+    // More than the queue holds, each in a reply with large neighbours.
     let large = "x".repeat(200_000);
     for _ in 0..120 {
         connection.add_entry(&producer.key, "*", &[("data", b"{"), ("other", large.as_bytes())]);
@@ -205,7 +205,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
     assert_eq!((daemon.counter("dead_letters_written"), daemon.counter("dead_letters_failed")), (120, 0));
 }
 
-/// A flood of requests to stop keeps no letter and no receipt from being written.
+/// A flood of requests to stop prevents no letter and no receipt.
 #[test]
 fn a_flood_of_cancels_loses_no_letter() {
     let redis = RedisServer::start();
@@ -264,7 +264,7 @@ fn the_letters_are_capped_by_bytes() {
     assert!(!letters(&mut connection).is_empty(), "the newest stay");
 }
 
-/// The frame, the dead letter and the log say alike what is wrong with a provider's entry.
+/// The frame, the dead letter and the log give the same reason for a provider's invalid entry.
 #[test]
 fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
     let redis = RedisServer::start();
@@ -297,13 +297,13 @@ fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
             assert!(message.contains(said), "{said} in {message}");
         }
         assert!(!message.contains("hidden"), "{message}");
-        // The log writes quotation marks and the like in its own way.
+        // The log escapes quotation marks and the like in its own way.
         let begins = said[0].split('`').next().unwrap();
         wait_until("the log to say it", || daemon.log().contains(begins));
     }
 }
 
-/// A key of another type stops only its own users, is named, and is not asked for all the time.
+/// A key of another type affects only its own users, is named, and is not accessed all the time.
 #[test]
 fn keys_of_another_type_stop_only_what_needs_them() {
     let redis = RedisServer::start();
@@ -312,7 +312,7 @@ fn keys_of_another_type_stop_only_what_needs_them() {
         connection.run::<()>(&["SET", key, "no stream"]);
     }
     let daemon = Daemon::options(&redis).set("stream.receipts=true").start();
-    // Announcements are read while somebody waits for a name.
+    // Announcements are read while a viewer waits for a name.
     let _waiting = WebSocketClient::connect(daemon.public, "/v1/streams/none/m?wait=60");
     let mut waiting = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "wait=30&follow=1");
     let mut producer = Producer::new(&redis, "s1", "m");

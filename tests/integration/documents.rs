@@ -1,5 +1,5 @@
-//! The documents: their commands and programs run word by word but for addresses, the recipes twice, because that is what
-//! people do; their links lead somewhere; and a block of code that no test runs is listed here.
+//! The documents: their commands and programs run unchanged except for addresses, the recipes twice, as people would;
+//! their links are valid; and blocks of code that no test runs are listed here.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::support::viewer::{Kind, view};
 
 const KEY: &str = "llm:stream:s1:chat";
 
-/// Where the README's commands run: a Redis, a daemon, and a directory for the files that they write.
+/// Where the README's commands run: a Redis, a daemon, and a directory for their files.
 struct Place {
     redis: RedisServer,
     daemon: Daemon,
@@ -96,7 +96,7 @@ fn the_tour_holds_word_by_word() {
         reading.current_dir(env!("CARGO_MANIFEST_DIR"));
         reading
     });
-    // It says where to watch.
+    // The output says where to watch.
     let said = String::from_utf8(said.stderr).unwrap();
     assert!(said.contains("llm-bridge tail 'http://127.0.0.1:8080/v1/streams/s2/gpt-4o"), "{said}");
     assert!(said.contains("entries written in "), "{said}");
@@ -145,7 +145,7 @@ fn recipes_that_ask_a_server_give_a_new_answer_each_time() {
     assert_eq!(anthropic.seen()[1].body["model"], "claude-sonnet-4-5");
 }
 
-/// A stand-in for Python's Redis client, with as much as the recipes need.
+/// A stand-in for Python's Redis client, with the functions that the recipes use.
 const PYTHON_CLIENT: &str = r#"
 import os, socket
 class Redis:
@@ -165,7 +165,7 @@ class Redis:
         return self.call("EXPIRE", key, seconds)
 "#;
 
-/// The same for Node's.
+/// A stand-in for Node's Redis client.
 const NODE_CLIENT: &str = r#"
 import net from "node:net";
 export default class Redis {
@@ -213,7 +213,7 @@ fn the_programs_of_the_recipes_give_a_new_answer_each_time() {
     assert_eq!(place.generations(), (4, 4, 4));
     let text = view(place.daemon.public, Kind::Sse, "s1/chat", "").text();
     assert_eq!(text, "Hello, world.abHello, world.ab");
-    // The one terminal sees them all.
+    // One terminal shows them all.
     let mut ends = 0;
     while ends < 4 {
         let frame: Value = serde_json::from_str(&watching.line().expect("it goes on")).unwrap();
@@ -252,7 +252,7 @@ fn the_worker_answers_the_request_from_the_document() {
     let upstream = FakeUpstream::start([chat(&["a"])]);
     let script = block(PRODUCERS, "## A queue of requests", "sh");
     let script = script.replace("http://127.0.0.1:8000", &format!("http://{}", upstream.address));
-    // The worker goes on until it is told to stop.
+    // The worker runs until it is stopped.
     let answered = "until redis-cli --raw XREVRANGE llm:stream:s3:llama3:8b + - COUNT 1 | grep -qF '[DONE]'; do sleep 0.05; done";
     expect_done(place.shell(&format!("{script}\n{answered}\nkill %1\nwait %1")));
     assert_eq!(view(place.daemon.public, Kind::Sse, "s3/llama3:8b", "").text(), "a");
@@ -262,7 +262,7 @@ fn the_worker_answers_the_request_from_the_document() {
 /// The longest README, in lines.
 const README_LINES_MAX: usize = 250;
 
-/// Blocks of code that no test runs as they stand, by document and first line, and why. The list may only shrink.
+/// Blocks of code that no test runs unchanged, by document and first line, and why. The list may only shrink.
 const NOT_RUN: [(&str, &str, &str); 11] = [
     (
         "README.md",
@@ -315,7 +315,7 @@ fn blocks(document: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The blocks that tests take out of a document: the calls of `block` in their sources.
+/// The blocks that tests take from a document: the calls of `block` in their sources.
 fn run_blocks() -> BTreeSet<&'static str> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration");
     let sources =
@@ -346,7 +346,7 @@ fn every_block_of_code_is_run_or_listed() {
     assert!(listed.is_empty(), "these blocks are run or gone; take them off the list: {listed:?}");
 }
 
-/// A heading as GitHub makes an anchor of it.
+/// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")

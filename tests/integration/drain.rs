@@ -1,5 +1,5 @@
-//! The end of a daemon, asked for or not: viewers are told to come back elsewhere, everything is acknowledged,
-//! and a client that comes back with its last id misses nothing.
+//! The end of a daemon, requested or not: viewers are told to reconnect elsewhere, everything is acknowledged, and a
+//! client that resumes with its last id misses nothing.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ fn instance(redis: &RedisServer, id: &str) -> DaemonOptions {
     Daemon::options(redis).set(&format!("service.instance={id}"))
 }
 
-/// Reads to the end of the connection, which was told beforehand.
+/// Reads to the end of the connection, which was announced before.
 fn expect_drained(viewer: Viewer, kind: Kind) -> Transcript {
     let transcript = viewer.read_all();
     let last = transcript.frames.last().unwrap();
@@ -96,7 +96,7 @@ fn what_is_read_while_draining_is_put_on_sockets_and_acknowledged() {
     });
 }
 
-/// Drains a daemon under its viewers; asserts that it has acknowledged all that it has read.
+/// Drains a daemon with viewers; checks that it has acknowledged everything that it has read.
 fn drain_and_look(redis: &RedisServer) {
     let mut daemon = instance(redis, "i1").start();
     let mut viewers = KINDS.map(|kind| (kind, Viewer::open(daemon.public, kind, "s1/m", "after=$&follow=1")));
@@ -109,7 +109,7 @@ fn drain_and_look(redis: &RedisServer) {
     let mut connection = redis.connect();
     if connection.groups(KEY).iter().any(|name| name == GROUP) {
         let had = transcripts.each_ref().map(|transcript| transcript.last_id());
-        // A viewer that was still reading history may have read further than the group.
+        // A viewer that was still reading history may be ahead of the group.
         let had = had.iter().flatten().map(|id| parsed_id(id)).min().unwrap();
         let positions = connection.positions(KEY);
         assert!(positions[0] >= had, "acknowledged {positions:?}, and all viewers have up to {had:?}");
@@ -134,7 +134,7 @@ fn many_subscriptions_are_drained_too() {
     daemon.expect_exit(0);
 }
 
-/// A client that asks for more than its connection holds, and reads none of it.
+/// A client that requests more than its connection holds, and reads nothing.
 fn stuck(daemon: &Daemon, producer: &mut Producer) -> Viewer {
     for _ in 0..200 {
         producer.delta(&"x".repeat(128 * 1024));
@@ -160,7 +160,7 @@ fn nobody_new_is_served_while_draining() {
     viewer.expect_open("live");
     daemon.signal(libc::SIGTERM);
     viewer.read_to_status("draining");
-    // Refused in order, or, when it is nearly gone, not even accepted.
+    // Refused in order, or, shortly before the exit, not even accepted.
     if let Ok(refused) = ask(&daemon) {
         refused.expect_error(503);
         assert!(refused.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
@@ -176,7 +176,7 @@ fn nobody_new_is_served_while_draining() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let redis = RedisServer::start();
-    // So long a grace that only the second signal can end it while this test is patient.
+    // The grace is so long that only the second signal can end the daemon during this test.
     let mut daemon = instance(&redis, "i1").set("shutdown.grace=10m").set("client.send_budget=64MiB").start();
     let mut big = Producer::new(&redis, "s1", "m");
     let _stuck = stuck(&daemon, &mut big);
@@ -270,7 +270,7 @@ fn an_idle_daemon_ends_in_order_and_its_id_is_free() {
     daemon.signal(libc::SIGTERM);
     daemon.expect_exit(0);
     assert!(redis.connect().keys(LEASE).is_empty());
-    // Somebody else may have the id at once.
+    // Another daemon may use the id at once.
     let other = instance(&redis, "i1").start();
     wait_until("its lease", || !redis.connect().keys(LEASE).is_empty());
     drop(other);
@@ -279,7 +279,7 @@ fn an_idle_daemon_ends_in_order_and_its_id_is_free() {
 #[test]
 fn a_redis_that_does_not_answer_keeps_no_daemon_from_ending_in_order() {
     let redis = RedisServer::start();
-    // Redis may take longer to answer than the daemon has to shut down.
+    // Redis may take longer to reply than the daemon has to shut down.
     let grace = ["shutdown.grace=4s", "redis.response_timeout=30s"];
     let mut daemon = grace.into_iter().fold(instance(&redis, "i1"), DaemonOptions::set).start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -287,7 +287,7 @@ fn a_redis_that_does_not_answer_keeps_no_daemon_from_ending_in_order() {
     let mut viewer = Viewer::open(daemon.public, Kind::Sse, "s1/m", "follow=1");
     viewer.read_to(&first);
     redis.suspend();
-    // History and a name that is waited for are asked for in vain.
+    // History and a name that is waited for are requested in vain.
     let _late = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s2/m", "wait_ms=30000"));
     thread::sleep(Duration::from_secs(2));
     daemon.signal(libc::SIGTERM);

@@ -1,5 +1,5 @@
-//! Producers that write invalid entries, or far too many: a readable entry arrives exactly, an unreadable one
-//! is named and kept, and nothing else is lost.
+//! Producers that write invalid entries, or far too many: a readable entry arrives exactly, an unreadable one is
+//! reported and stored, and nothing else is lost.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +99,7 @@ fn expect_each_named(transcript: &Transcript, bad: &[String]) {
     assert_eq!(transcript.entries(), 2 * bad.len() + 2);
 }
 
-/// The fields that a dead letter kept, decoded.
+/// The fields stored in a dead letter, decoded.
 fn kept_fields(letter: &BTreeMap<String, String>) -> Value {
     let fields = letter.get("fields").or_else(|| letter.get("fields_b64"));
     serde_json::from_str(fields.unwrap_or_else(|| panic!("{letter:?}"))).unwrap()
@@ -152,8 +152,8 @@ fn every_unreadable_entry_is_named_and_kept_and_no_other_is_lost() {
     }
 }
 
-/// How `fields_b64` spells names and values where one of them is no text. Written out here, so that nothing of the daemon
-/// is needed to check the daemon.
+/// How `fields_b64` encodes names and values if one of them is not text. Implemented here, so that the check does not
+/// depend on the daemon's code.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
@@ -185,7 +185,7 @@ fn duplicate_members_and_odd_spelling_are_no_reason_to_lose_anything() {
     ] {
         producer.write_text(text);
     }
-    // `data` wins over other fields, of which there may be any.
+    // `data` takes precedence over other fields, of which there may be any number.
     let many: Vec<String> = (0..1_000).map(|number| format!("field{number}")).collect();
     let mut fields: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), &b"value"[..])).collect();
     fields.insert(500, ("data", br#"{"type":"delta","text":"g"}"#));
@@ -212,7 +212,7 @@ fn an_entry_may_have_eight_mebibytes_and_not_a_byte_more() {
     for viewer in &mut live {
         viewer.read_to(&first);
     }
-    // Half of it has to be escaped, and a character is never cut.
+    // Half of it has to be escaped, and no character may be cut.
     let mut large = "\"→\\\n\u{1F9ED}".repeat(BYTES / 10);
     large.push_str(&"x".repeat(BYTES - large.len()));
     producer.write_fields("*", &[("content", large.as_bytes())]);
@@ -248,7 +248,7 @@ fn ten_thousand_tiny_entries_arrive_one_by_one() {
         assert_eq!(transcript.entries(), ENTRIES + 2);
         transcript.expect_finished(&end);
     }
-    // As many that cannot be read, each of which is named.
+    // As many entries that cannot be decoded, each of which is reported.
     let nonsense: Vec<Value> = (0..ENTRIES).map(|_| json!(7)).collect();
     let mut producer = Producer::new(&redis, "s2", "m");
     let bad = producer.write_all(&nonsense);

@@ -1,5 +1,5 @@
-//! Requests that are refused at once: for their names, ids, queries, methods or origins. All errors have
-//! the same shape.
+//! Requests that are refused at once: for their names, ids, queries, methods or origins. All errors have the same
+//! shape.
 
 use crate::support::daemon::Daemon;
 use crate::support::http::{self, Response};
@@ -12,7 +12,7 @@ use crate::support::viewer::{KINDS, Kind, view};
 
 const SSE: (&str, &str) = ("Accept", "text/event-stream");
 
-/// Asks in all three ways.
+/// Sends the request in all three ways.
 fn ask_each_way(daemon: &Daemon, target: &str) -> [Response; 3] {
     [
         http::get(daemon.public, target),
@@ -186,7 +186,7 @@ fn pages_from_elsewhere_are_refused() {
         ask(origin).expect_error(403);
         let target = "/v1/streams/s1/m";
         http::request(daemon.public, "GET", target, &[SSE, ("Origin", origin)]).expect_error(403);
-        // A browser shows its page no status of an upgrade: the WebSocket is opened, and closed with a code.
+        // A browser does not show a page the status of an upgrade: the WebSocket is opened, and closed with a code.
         for target in [target, "/v1/ws", "/v1/streams/../m", "/nothing"] {
             let mut raw = Raw::websocket_with(daemon.public, target, &[("Origin", origin)]);
             assert_eq!(raw.close_code(), Some(4403), "{target} {origin}");
@@ -236,7 +236,8 @@ fn any_origin_may_read_if_so_configured() {
     assert_eq!(http::upgrade(daemon.public, "/v1/ws", &anywhere).status, 101);
 }
 
-/// A page can make its own name lead to this machine; its Origin and Host agree then, and only the name gives it away.
+/// A page can make its own name resolve to this machine; its Origin and Host agree then, and only the name shows the
+/// difference.
 #[test]
 fn a_name_that_only_leads_here_is_misdirected() {
     let redis = RedisServer::start();
@@ -287,7 +288,7 @@ fn a_name_that_only_leads_here_is_misdirected() {
     }
 }
 
-/// Preflights allow the path's methods and the headers asked for; every answer's Content-Type is binding.
+/// Preflights allow the path's methods and the requested headers; every answer's Content-Type is binding.
 #[test]
 fn preflights_and_answers_carry_what_browsers_need() {
     let redis = RedisServer::start();

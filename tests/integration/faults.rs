@@ -1,8 +1,8 @@
-//! Seeded schedules of faults for the whole system: producers, two instances on one Redis, and viewers of
-//! every kind, of which anything may break at any time. At the end everybody must have had everything
-//! that was confirmed to a producer, once and in order, but what a `gap` has named.
+//! Seeded schedules of faults for the whole system: producers, two instances on one Redis, and viewers of every kind,
+//! of which anything may break at any time. At the end every viewer must have received everything that was confirmed
+//! to a producer, once and in order, except for what a `gap` has reported.
 //!
-//! `LLM_BRIDGE_FAULT_SEEDS=from..to` in the environment runs these seeds as well.
+//! `LLM_BRIDGE_FAULT_SEEDS=from..to` in the environment runs these seeds in addition.
 
 use std::env;
 use std::panic::{self, AssertUnwindSafe};
@@ -22,12 +22,12 @@ use crate::support::transcript::Frame;
 use crate::support::viewer::KINDS;
 
 const STREAMS: usize = 4;
-/// Viewers of each stream alone.
+/// Viewers of each single stream.
 const VIEWERS: usize = 5;
 /// Viewers of all streams at once.
 const VIEWERS_OF_ALL: usize = 2;
 const STEPS: usize = 12;
-/// Schedules that run at the same time where many were asked for: each mostly waits.
+/// How many schedules run at the same time if many were requested: each mostly waits.
 const SEEDS_AT_ONCE: usize = 3;
 /// Limits for an idle daemon after the faults: open descriptors, and resident memory.
 const DESCRIPTORS_MAX: usize = 60;
@@ -49,14 +49,14 @@ enum Fault {
     RestViewers,
 }
 
-/// A fault after a while, and perhaps another one while it lasts.
+/// A fault after a delay, and optionally another one while it lasts.
 #[derive(Clone, Debug)]
 struct Step {
     wait_ms: usize,
     fault: Fault,
     lasts_ms: usize,
     meanwhile: Option<Fault>,
-    /// Which viewers are meant, a bit each.
+    /// The affected viewers, one bit each.
     viewers: usize,
 }
 
@@ -91,7 +91,7 @@ fn draw_schedule(random: &mut Random) -> Vec<Step> {
     (0..STEPS).map(|_| draw(random)).collect()
 }
 
-/// Settings that decide which ways entries go.
+/// Draws settings that determine how entries are processed.
 fn draw_options(random: &mut Random, mut options: DaemonOptions, told: &mut Vec<String>) -> DaemonOptions {
     let choices: [(&str, &[&str]); 11] = [
         ("redis.response_timeout", &["300ms", "1s", "5s"]),
@@ -114,7 +114,7 @@ fn draw_options(random: &mut Random, mut options: DaemonOptions, told: &mut Vec<
     options
 }
 
-/// Redis and the two instances, and what has been done to them.
+/// Redis and the two instances, and the faults applied to them.
 struct System<'a> {
     world: &'a World,
     orders: &'a Orders,
@@ -161,7 +161,7 @@ impl System<'_> {
         }
     }
 
-    /// Applies a fault that happens at one moment, not over a time.
+    /// Applies a fault without a duration.
     fn strike(&mut self, fault: Fault, step: &Step) {
         let faults = self.faults;
         let meant = faults.iter().enumerate().filter(|(place, _)| step.viewers >> place & 1 == 1);
@@ -172,7 +172,7 @@ impl System<'_> {
             Fault::KillClients => self.run(&["CLIENT", "KILL", "TYPE", "normal"]),
             Fault::KillDaemon(instance) => self.replace(instance, Daemon::kill),
             Fault::TerminateDaemon(instance) => {
-                // A daemon that waits for a suspended Redis may run out of time and end with 1.
+                // A daemon that waits for a suspended Redis may run out of time and exit with 1.
                 let is_frozen = matches!(step.fault, Fault::SuspendRedis);
                 self.replace(instance, |daemon| {
                     daemon.wait_alive();
@@ -196,7 +196,7 @@ impl System<'_> {
     }
 
     fn keys(&self, pattern: &str) -> Vec<String> {
-        // A Redis that was just started may say once more that it is loading.
+        // A Redis that was just started may report once more that it is loading.
         wait_for(pattern, || self.redis.connect().try_run(&["KEYS", pattern]).ok())
     }
 
@@ -223,13 +223,13 @@ impl System<'_> {
 }
 
 impl System<'_> {
-    /// Everything that was done to it has come to an end.
+    /// Ends all faults.
     fn heal(&mut self) {
         self.told.push("all heals".into());
         self.daemons.iter_mut().for_each(Daemon::wait_ready);
     }
 
-    /// Waits for the state that must come about once all is quiet, while every stream is still watched.
+    /// Waits for the expected state once all is quiet, while every stream is still watched.
     fn expect_tidy(&self) {
         let mut connection = self.redis.connect();
         wait_until("two groups a stream, with everything acknowledged", || {
@@ -241,7 +241,8 @@ impl System<'_> {
         });
     }
 
-    /// Ends the daemons. A consumer group that stays must be on the list by which it gets removed; no log has a panic.
+    /// Stops the daemons. A consumer group that remains must be in the set by which it is removed; no log has a
+    /// panic.
     fn expect_end(&mut self) {
         for daemon in &mut self.daemons {
             wait_until("its viewers' descriptors to be closed", || {
@@ -294,7 +295,7 @@ fn spawn<'scope, T: Send + 'scope>(
     thread::Builder::new().name(name).spawn_scoped(scope, work).unwrap()
 }
 
-/// All viewers, each under way at a time of its own.
+/// All viewers, each started at a time of its own.
 fn spawn_viewers<'scope>(
     scope: &'scope Scope<'scope, '_>,
     world: &'scope World,
@@ -323,7 +324,7 @@ fn spawn_viewers<'scope>(
     handles
 }
 
-/// Lets everybody live through the schedule of a seed, and compares.
+/// Runs the schedule of a seed, and compares.
 fn check_seed(seed: u64) {
     let mut random = Random::new(seed);
     let durable = ["--appendonly", "yes", "--appendfsync", "always", "--stream-node-max-entries", "10"];
@@ -402,7 +403,7 @@ fn compare(ledgers: &[Ledger], logs: &[Log]) {
     assert!(wrong.is_empty(), "{} of {} logs are wrong:\n{}", wrong.len(), logs.len(), wrong.join("\n\n"));
 }
 
-/// A ledger of items that a trimmed stream has had: how often each was sent, and the id that was confirmed.
+/// A ledger of items of a trimmed stream: how often each was sent, and the id that was confirmed.
 fn ledger(items: &[(usize, Option<&str>)]) -> Ledger {
     let item = |(number, &(attempts, id)): (usize, &(usize, Option<&str>))| {
         let label = format!("0.{number}");
@@ -413,7 +414,7 @@ fn ledger(items: &[(usize, Option<&str>)]) -> Ledger {
     Ledger { stream: "s/m".into(), items, is_trimmed: true, is_numbered: true }
 }
 
-/// The ledger's verdict on a viewer that saw these frames.
+/// The ledger's verdict on a viewer that received these frames.
 fn judged(ledger: &Ledger, frames: &[Value]) -> Result<(), String> {
     let mut log = Log::new("viewer".into(), "s/m", &mut Random::new(1));
     log.seen = frames.iter().map(|frame| Frame::new(frame.to_string())).collect();

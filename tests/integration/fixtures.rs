@@ -1,5 +1,5 @@
-//! Recordings of real providers, where they are at hand: every viewer gets exactly the recorded text, with the
-//! recorded cuts and escapes, whether a producer writes it in the native form or passes it on as it is.
+//! Recordings of real providers, if there are any: every viewer gets exactly the recorded text, with the recorded
+//! cuts and escapes, whether a producer writes it in the native form or passes it on unchanged.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::support::redis::RedisServer;
 use crate::support::transcript::Transcript;
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
-/// A piece of text, as the provider spelled it.
+/// A piece of text, as the provider escaped it.
 #[derive(Debug)]
 struct Piece {
     channel: &'static str,
@@ -32,7 +32,7 @@ impl Piece {
     }
 }
 
-/// Where the recordings are, if they are.
+/// The directory of the recordings, if there is one.
 pub(crate) fn directory() -> Option<PathBuf> {
     let directory = env::var_os("LLM_BRIDGE_FIXTURES")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
@@ -54,7 +54,7 @@ pub(crate) fn recordings(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A member of a JSON object as it is written; `None` where it is absent or null.
+/// A member of a JSON object as it is written; `None` if it is absent or null.
 fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
     let members: BTreeMap<Cow<str>, &RawValue> = serde_json::from_str(object).ok()?;
     members.get(name).map(|value| value.get()).filter(|value| *value != "null")
@@ -112,7 +112,7 @@ fn expect_recorded(transcript: &Transcript, pieces: &[Piece], end: &str) {
     transcript.expect_finished(end);
 }
 
-/// Writes a recording while viewers watch it, and shows it to more of them afterwards.
+/// Writes a recording while viewers watch it, and lets more viewers read it afterwards.
 fn replay(redis: &RedisServer, daemon: &Daemon, number: usize, pieces: &[Piece]) {
     let mut producer = Producer::new(redis, &format!("recording{number}"), "m");
     producer.write(&json!({"type": "heartbeat"}));
@@ -129,7 +129,7 @@ fn replay(redis: &RedisServer, daemon: &Daemon, number: usize, pieces: &[Piece])
     for transcript in live.map(Viewer::read_all).into_iter().chain(history) {
         expect_recorded(&transcript, pieces, &end);
     }
-    // The heartbeat has the first id, the piece n the one after.
+    // The heartbeat has the first id, piece n the one after.
     let middle = pieces.len() / 2;
     let query = format!("after={}", producer.ids[middle]);
     for kind in KINDS {
@@ -150,17 +150,17 @@ fn recorded_answers_arrive_as_they_were_sent() {
     let daemon = Daemon::start(&redis);
     let (recordings, mut with_text) = (recordings(&directory), 0);
     for (number, recording) in recordings.iter().enumerate() {
-        // Names the culprit if what follows fails.
+        // Names the recording if the following fails.
         println!("{}", recording.display());
         let pieces = pieces(recording);
         with_text += usize::from(!pieces.is_empty());
         replay(&redis, &daemon, number, &pieces);
     }
-    // Some are nothing but an error or a tool call.
+    // Some contain only an error or a tool call.
     assert!(with_text * 2 > recordings.len(), "{with_text} of {} have any text", recordings.len());
 }
 
-/// The payloads of a recording, one for each entry, and the field that they belong into.
+/// The payloads of a recording, one per entry, and their field.
 fn payloads(recording: &Path) -> (&'static str, Vec<String>) {
     let content = fs::read_to_string(recording).unwrap();
     let is_sse = recording.extension().is_some_and(|extension| extension == "sse");
@@ -171,13 +171,13 @@ fn payloads(recording: &Path) -> (&'static str, Vec<String>) {
     (if is_anthropic { "anthropic" } else { "openai" }, payloads)
 }
 
-/// A recording's content, read without the daemon's help: text by channel, arguments by call.
+/// A recording's content, read without the daemon's code: text by channel, arguments by call.
 #[derive(Debug, Default, PartialEq)]
 struct Reading {
     content: String,
     reasoning: String,
     calls: BTreeMap<u64, String>,
-    /// How it ends, where it says so: the reason, or the code of an error.
+    /// How it ends, if it does: the reason, or the code of an error.
     end: Option<String>,
     /// The output tokens.
     output: Option<u64>,
@@ -190,7 +190,7 @@ fn add(text: &mut String, value: &Value) {
 impl Reading {
     fn of(payloads: &[String]) -> Self {
         let mut reading = Self::default();
-        // Anthropic's calls by their blocks.
+        // Anthropic's calls, by block.
         let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
         for payload in payloads.iter().filter(|payload| *payload != "[DONE]") {
             let value: Value = serde_json::from_str(payload).unwrap();
@@ -256,7 +256,7 @@ impl Reading {
     }
 }
 
-/// Recordings passed on as they are. All are written before any is waited for: those that have no last word end by
+/// Recordings passed on unchanged. All are written before any is waited for: those without a final event end by
 /// themselves.
 #[test]
 fn recorded_answers_are_understood_as_they_were_sent() {
@@ -275,7 +275,7 @@ fn recorded_answers_are_understood_as_they_were_sent() {
         producer.write(&json!({"type": "heartbeat"}));
         let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, &producer.stream, ""));
         viewers.iter_mut().for_each(|viewer| viewer.expect_open("live"));
-        // At once, so that no pause of this test's looks like the answer's end.
+        // At once, so that no pause of this test looks like the end of the answer.
         let key = format!("llm:stream:{}", producer.stream.replace('/', ":"));
         let add = |payload: &String| ["XADD", key.as_str(), "*", field, payload].map(str::to_owned).to_vec();
         let commands: Vec<Vec<String>> = payloads.iter().map(add).collect();
@@ -287,7 +287,7 @@ fn recorded_answers_are_understood_as_they_were_sent() {
         let [told, other] = viewers.map(Viewer::read_all);
         assert!(told.frames.last().unwrap().is_terminal());
         if told.of_kind("error").count() == 1 {
-            // Usage is sent only for answers that end well.
+            // Usage is sent only for answers that end successfully.
             reading.output = None;
         }
         assert_eq!(Reading::of_told(&told), reading);

@@ -1,5 +1,5 @@
-//! Streams that already exist elsewhere: entries whose members are fields of their own, under keys of their own. They
-//! are read as native entries are, in every format, from every position.
+//! Streams that already exist elsewhere: entries whose members are separate fields, under keys with another pattern.
+//! They are read like native entries, in every format, from every position.
 
 use std::io::Write as _;
 
@@ -26,7 +26,7 @@ fn add(redis: &mut Redis, key: &str, entry: &str) -> String {
     redis.add_entry(key, "*", &fields)
 }
 
-/// An answer, most of it flat, and the frames that it gives without their `id`.
+/// An answer, most of it flat, and its frames without their `id`.
 fn answer() -> [(&'static str, Vec<Value>); 9] {
     [
         (
@@ -167,7 +167,7 @@ fn errors_and_what_follows_an_end_hold_for_flat_entries() {
     for entry in [
         "content=a",
         "status=failed|error=quota",
-        // Belongs to the generation that is over; none of it is shown.
+        // Belongs to the finished generation, so nothing of it is shown.
         "type=done",
         "done=1",
         "nobody=knows",
@@ -215,7 +215,7 @@ fn what_cannot_be_read_says_what_was_there_and_what_was_looked_for() {
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains("fields: content")).unwrap();
     assert!(line.contains("stream=s1/m") && !log.contains("secret"), "{log}");
-    // However many follow in this stream, one line in a minute names them.
+    // However many follow in this stream, one log line per minute names them.
     for _ in 0..50 {
         add(&mut connection, "llm:stream:s1:m", "x=y");
     }
@@ -234,7 +234,7 @@ fn without_a_model_in_the_key_streams_are_asked_for_by_session() {
     let redis = RedisServer::start();
     let daemon = daemon_with(&redis, "llm:stream:{session}");
     let mut connection = redis.connect();
-    // Waited for, and told of by Redis.
+    // Waited for, and pushed by Redis.
     let mut live = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1", ""));
     wait_until("the viewers", || daemon.gauge("subscriptions_open") == 2);
     let mut many = WebSocketClient::connect(daemon.public, "/v1/ws");
@@ -272,13 +272,13 @@ fn without_a_model_in_the_key_a_producer_need_not_name_one() {
     for kind in KINDS {
         assert_eq!(view(daemon.public, kind, "s1", "").text(), "some words");
     }
-    // One that would not be in the key is refused, and nothing is written into another stream than was asked for.
+    // A model that would not be in the key is refused, and nothing is written into another stream.
     let other = ["--session", "s2", "--model", "m", "--set", setting];
     let outcome = run(llm_bridge(&[&produce[..1], &other[..], &["--set", &url]].concat()), b"some words");
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("redis.stream_key has no {model}"), "{outcome:?}");
     assert_eq!(redis.connect().run::<usize>(&["EXISTS", "llm:stream:s2"]), 0);
-    // With one in the key it is needed, and the message says so.
+    // With `{model}` in the key the model is required, and the message says so.
     let outcome = run(llm_bridge(&produce), b"some words");
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("--model") && outcome.stderr.contains("redis.stream_key"), "{outcome:?}");
@@ -336,7 +336,7 @@ fn a_pattern_that_would_not_do_is_refused_and_check_explains_one_that_does() {
     for part in ["~llm:* ~chat\\?*:t", "streams are the keys chat?{session}:t", "begins with chat?"] {
         assert!(outcome.stdout.contains(part), "{part} in {}", outcome.stdout);
     }
-    // The rights that it names are enough, and those of the prefix alone are not.
+    // The rights that it names suffice, and those of the prefix alone do not.
     let mut connection = redis.connect();
     let mut user = |name: &str, keys: &str| {
         let rule = format!("ACL SETUSER {name} on >secret +@all {keys}");

@@ -1,5 +1,5 @@
-//! Dozens of clients that send requests and messages without end: their cost to others, and the memory held for them.
-//! The benches measure how fast live text is beside them; here it has to come at all.
+//! Dozens of clients that send requests and messages endlessly: their cost to others, and the memory held for them.
+//! The benches measure how fast live text is meanwhile; here it only has to arrive.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,10 +15,10 @@ use crate::support::redis::RedisServer;
 use crate::support::sse::SseClient;
 use crate::support::viewer::{Kind, Viewer, target};
 
-/// How many flood at once, and the threads that they share.
+/// How many clients flood at once, and how many threads they share.
 const CLIENTS: usize = 50;
 const THREADS: usize = 5;
-/// Most memory of the daemon while clients flood it, in bytes: its own, and a little for each client.
+/// The most memory of the daemon while clients flood it, in bytes: its own, and a little for each client.
 const MEMORY_UNDER_FLOOD: u64 = 64 << 20;
 const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -26,7 +26,7 @@ fn message(value: &Value) -> Vec<u8> {
     masked(TEXT, value.to_string().as_bytes())
 }
 
-/// Sends the same again and again on each connection, as much as is taken, and reads all answers.
+/// Sends the same bytes again and again on each connection, as fast as they are accepted, and reads all answers.
 fn flood(mut raws: Vec<Raw>, bytes: &[u8], is_over: &AtomicBool) {
     let mut offsets = vec![0; raws.len()];
     while !is_over.load(Ordering::Relaxed) {
@@ -94,7 +94,7 @@ fn answers_that_nobody_reads_are_bounded_and_not_lost() {
     let bytes = REQUEST.repeat(2_000);
     let mut raws: Vec<(Raw, usize)> =
         (0..CLIENTS).map(|_| (Raw::over(connect_narrow(daemon.public)), 0)).collect();
-    // Until nothing was taken for a while: the server reads no more.
+    // Until nothing was accepted for a while: the server has stopped reading.
     let mut idle = 0;
     while idle < 200 {
         let mut sent = 0;
@@ -152,7 +152,7 @@ fn messages_whose_answers_nobody_reads_are_left_in_the_socket() {
     }
 }
 
-/// States that nobody takes are held within a budget, beyond which they are refused; small ones are not.
+/// States that clients do not read are held within a budget, beyond which they are refused; small ones are not.
 #[test]
 fn large_states_share_a_budget() {
     const STATE: usize = 6 << 20;
@@ -185,7 +185,7 @@ fn large_states_share_a_budget() {
     wait_until("their bytes to be given back", || daemon.gauge("state_bytes") == 0);
 }
 
-/// A message that has begun comes to its end in time, whatever else its client sends meanwhile.
+/// A message that has begun must be completed in time, whatever else its client sends meanwhile.
 #[test]
 fn a_message_that_does_not_end_ends_its_connection() {
     let redis = RedisServer::start();
@@ -199,7 +199,7 @@ fn a_message_that_does_not_end_ends_its_connection() {
     wait_until("what has begun to be seen", || {
         daemon.gauge("input_bytes") > 0 || daemon.counter("handshakes_timed_out") > 0
     });
-    // Signs of life between the fragments make the message no younger.
+    // Pings between the fragments do not extend the message's time.
     let mut trickling = Raw::websocket(daemon.public, "/v1/ws");
     assert!(trickling.send(&masked(0x01, b"{")));
     while trickling.send(&[masked(PONG, b""), masked(0x00, b"x")].concat()) {
@@ -211,7 +211,7 @@ fn a_message_that_does_not_end_ends_its_connection() {
     wait_until("nobody to be left", || {
         daemon.gauge("connections_open") == 0 && daemon.gauge("input_bytes") == 0
     });
-    // One that says whole messages stays.
+    // A client that sends whole messages stays connected.
     let mut slow = Raw::websocket(daemon.public, "/v1/ws");
     for _ in 0..4 {
         assert!(slow.send(&whole));
@@ -220,7 +220,7 @@ fn a_message_that_does_not_end_ends_its_connection() {
     }
 }
 
-/// A client that asks and says at once that it will say no more is answered all the same.
+/// A client that closes its sending side right after its request still gets the answer.
 #[test]
 fn who_finishes_sending_is_answered() {
     let redis = RedisServer::start();
@@ -241,7 +241,7 @@ fn who_finishes_sending_is_answered() {
         ("GET", "/llm-bridge.js", "", "200"),
         ("GET", "/nothing", "", "404"),
         ("POST", "/v1/streams/s1/m/cancel", "Content-Length: 0\r\n", "202"),
-        // The stream may be gone: one that may never come is not waited for.
+        // The stream may not exist: a name that may never appear is not waited for.
         ("GET", "/v1/streams/none/m?wait=60", "Accept: text/event-stream\r\n", "404"),
     ] {
         let mut raw = ask(method, path, headers);
@@ -258,7 +258,7 @@ fn who_finishes_sending_is_answered() {
         text.contains("HTTP/1.1 404 ") && text.contains("HTTP/1.1 200 ") && text.contains("hello"),
         "{text}"
     );
-    // An event stream goes on to its end.
+    // An event stream continues to its end.
     let mut events = ask("GET", state, "Accept: text/event-stream\r\n");
     assert!(events.head().starts_with("HTTP/1.1 200 "));
     producer.delta(" and more");
@@ -271,7 +271,8 @@ fn who_finishes_sending_is_answered() {
     wait_until("nobody to be left", || daemon.gauge("connections_open") == 0);
 }
 
-/// A client that is gone is noticed although nothing is said to it, and although others that have finished sending are not.
+/// A client that is gone is detected although nothing is sent to it, and clients that have only finished sending are
+/// kept.
 #[test]
 fn who_leaves_a_silent_event_stream_is_noticed() {
     let redis = RedisServer::start();

@@ -1,5 +1,5 @@
-//! The frame of each native entry: every member in its place, text unchanged, foreign objects byte for
-//! byte, and an entry that cannot be read named instead of passed over.
+//! The frame of each native entry: every member in its place, text unchanged, foreign objects byte for byte, and an
+//! entry that cannot be decoded is reported instead of ignored.
 
 use serde_json::{Value, json};
 
@@ -9,11 +9,11 @@ use crate::support::redis::RedisServer;
 use crate::support::transcript::Frame;
 use crate::support::viewer::{KINDS, Kind, view};
 
-/// Stands between the entries of a test, so that nothing is merged.
+/// Separates the entries of a test, so that nothing is merged.
 const SEPARATOR: &str = r#"{"type":"separator"}"#;
 
-/// Writes entries, each the fields of an XADD, and a last `end`; returns for each kind of viewer the
-/// frame of each entry, after asserting that each gave one frame with its own id.
+/// Writes entries, each as the fields of an XADD, and a final `end`; returns the frame of each entry for each kind of
+/// viewer, after checking that each entry has one frame with its own id.
 fn frames_of(entries: &[Vec<(&str, &[u8])>]) -> Vec<(Kind, Vec<Frame>)> {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
@@ -35,7 +35,7 @@ fn frames_of(entries: &[Vec<(&str, &[u8])>]) -> Vec<(Kind, Vec<Frame>)> {
     KINDS.map(frames_for).into()
 }
 
-/// Asserts which frame each `data` gives; the `id` is added here.
+/// Checks the frame of each `data`; the `id` is added here.
 fn check(expected: &[(&str, Value)]) {
     let entries: Vec<_> = expected.iter().map(|(data, _)| vec![("data", data.as_bytes())]).collect();
     for (kind, frames) in frames_of(&entries) {
@@ -47,7 +47,7 @@ fn check(expected: &[(&str, Value)]) {
     }
 }
 
-/// Asserts that each of these entries is skipped, and said so.
+/// Checks that each of these entries is skipped and reported.
 fn check_skipped(entries: &[Vec<(&str, &[u8])>]) {
     for (kind, frames) in frames_of(entries) {
         for (frame, fields) in frames.iter().zip(entries) {
@@ -132,7 +132,7 @@ fn a_heartbeat_is_not_delivered() {
     }
 }
 
-/// Any text that JSON can carry, and the pieces in which it is written.
+/// Any text that JSON can contain, in any pieces.
 #[test]
 fn text_comes_unchanged() {
     let texts = [
@@ -207,7 +207,7 @@ fn a_custom_object_comes_byte_for_byte() {
     for (kind, frames) in frames_of(&data_entries(&[with_return])) {
         let (raw, expected) = match kind {
             Kind::WebSocket => (frames[0].raw.clone(), with_return.to_owned()),
-            // Between tokens, SSE knows only one end of line.
+            // Between tokens, SSE has only one kind of line end.
             Kind::Sse => {
                 let as_lf = |text: &str| text.replace("\r\n", "\n").replace('\r', "\n");
                 (as_lf(&frames[0].raw), as_lf(with_return))

@@ -1,5 +1,5 @@
-//! Entries removed before they could be sent are named, never passed over silently: trimmed, deleted and
-//! begun anew, or lost by a Redis that came back with an older end.
+//! Entries that were removed before they could be sent are reported, never silently skipped: trimmed, lost when the
+//! stream was recreated, or lost by a Redis that came back with an older copy.
 
 use std::thread;
 
@@ -34,20 +34,19 @@ fn add_plain(number: usize) -> Vec<String> {
     command(&["XADD", KEY, "*", "data", &data])
 }
 
-/// Waits until the server makes ids that are higher than this one.
+/// Waits until the server assigns ids that are higher than this one.
 fn wait_past(redis: &mut Redis, id: &str) {
     wait_until("the next millisecond", || redis.now_ms() > id_order(id).0);
 }
 
-/// Asserts that a gap lies between these ids, for this reason.
+/// Checks that a gap lies between these ids, with this reason.
 fn expect_gap(gap: &Value, after: &str, next: &str, reason: &str) {
     let named = (&gap["after"], &gap["next"], &gap["reason"]);
     assert_eq!(named, (&json!(after), &json!(next), &json!(reason)), "{gap}");
 }
 
-/// Asserts that frames and gaps together cover the tokens `0..ids.len()` of a stream, each once and in
-/// order, and that each gap counts and names exactly the tokens that it stands for. Returns how many
-/// were missed.
+/// Checks that frames and gaps together cover the tokens `0..ids.len()` of a stream, each once and in order, and that
+/// each gap counts and names exactly its tokens. Returns how many were missed.
 fn expect_accounted(transcript: &Transcript, ids: &[String]) -> usize {
     let position = |id: &Value| ids.iter().position(|known| id == known.as_str());
     let (mut next, mut lost) = (0, 0);
@@ -107,7 +106,7 @@ fn a_resume_whose_entries_were_trimmed_is_told() {
             let gaps: Vec<&Value> = rest.of_kind("gap").collect();
             assert_eq!(gaps.len(), 1, "{kind:?} after token {position}: {gaps:?}");
             expect_gap(gaps[0], &after, &producer.ids[15], "trimmed");
-            // How many of the removed ones came after it is not always known, but never told wrongly.
+            // How many of the removed ones came after it is not always known, but never wrong.
             assert!(gaps[0]["lost"].is_null() || gaps[0]["lost"] == 14 - position, "{}", gaps[0]);
             rest.expect_finished(&end);
         }
@@ -130,7 +129,7 @@ fn what_is_trimmed_under_a_live_viewer_unseen_is_told_and_counted() {
     for viewer in &mut viewers {
         viewer.read_to(&ids[0]);
     }
-    // Nobody can have seen entries that one transaction adds and removes.
+    // Nobody can have read entries that one transaction adds and removes.
     let burst: Vec<_> = (1..1000).map(|number| add_capped(number, 10)).collect();
     ids.extend(redis.connect().run_at_once::<Vec<String>>(&burst));
     producer.write(&entry("end", 1000, json!({"finish_reason": "stop"})));
@@ -186,7 +185,7 @@ fn trimming_what_everybody_has_is_no_gap() {
         viewer.read_to(&newest);
     }
     trim(&redis, 0);
-    // A client that comes back while nothing follows its id has missed nothing. (Later on that cannot be known.)
+    // A client that resumes while nothing follows its id has missed nothing. (Later that cannot be known.)
     let query = format!("after={newest}");
     let mut resumed = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", &query));
     resumed.iter_mut().for_each(|viewer| viewer.expect_open("live"));
@@ -342,7 +341,7 @@ fn a_redis_that_comes_back_with_an_older_end_is_told() {
             transcript.expect_finished(&end);
         }
     }
-    // The id that the gap told clients to keep resumes without another gap.
+    // The id in the gap resumes without another gap.
     let kept = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={kept}"));
     assert_eq!(kept.outline(), [format!("delta {}", tokens(20..30)), "end stop".into()]);
 }
@@ -393,7 +392,7 @@ fn who_joins_while_the_stream_is_trimmed_misses_nothing_silently() {
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.tokens(0..100);
-    // Whether it has its history before the trimming or not: nothing is passed over.
+    // Whether the viewer gets its history before the trimming or not, nothing is skipped.
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "after=0");
     viewer.expect_open("live");
     trim(&redis, 10);
@@ -410,7 +409,7 @@ fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.write_fields("100-1", &[("data", br#"{"type":"delta","text":"x"}"#)]);
     producer.write_fields("100-2", &[("data", br#"{"type":"end","finish_reason":"stop"}"#)]);
-    // A heartbeat that comes late: the stream's newest id is beyond its terminal entry.
+    // A late heartbeat: the stream's newest id is beyond its terminal entry.
     for newest in ["100-2", "100-3"] {
         for kind in KINDS {
             let rest = view(daemon.public, kind, "s1/m", "after=500-0");
@@ -419,7 +418,7 @@ fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
             assert_eq!(gaps.len(), 1, "{kind:?}: {gaps:?}");
             assert_eq!((&gaps[0]["reason"], &gaps[0]["id"]), (&json!("failover"), &json!(newest)));
             rest.expect_finished("100-2");
-            // Another generation may come: who stays for it has what there is.
+            // Another generation may follow: a client that stays for it gets what there is.
             let mut stays = Viewer::open(daemon.public, kind, "s1/m", "after=500-0&follow=1");
             assert_eq!(stays.read_until("the gap", |frame| frame.kind() == "gap").id(), Some(newest));
         }

@@ -1,5 +1,5 @@
-//! Several answers in one stream: where one ends and the next begins, what belongs to none of them, and
-//! what `seq` says of repeated and missing entries. Every viewer sees the same, early or late.
+//! Several answers in one stream: where one ends and the next begins, which entries belong to none of them, and how
+//! `seq` reveals repeated and missing entries. Every viewer gets the same, early or late.
 
 use serde_json::{Value, json};
 
@@ -9,8 +9,8 @@ use crate::support::redis::RedisServer;
 use crate::support::transcript::{Ending, id_order};
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
-/// Writes these entries and asserts that viewers of each kind, who watch live and who come afterwards,
-/// all see the same: these lines. The last entry must finish the stream.
+/// Writes these entries and checks that viewers of each kind, those that watch live and those that join afterwards,
+/// all get these lines. The last entry must finish the stream.
 fn check(entries: &[Value], outline: &[&str]) {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
@@ -23,7 +23,7 @@ fn check(entries: &[Value], outline: &[&str]) {
         viewer.read_to(&first_id);
     }
     producer.write_each(others);
-    // A last entry that cannot be mistaken for one of the entries under test.
+    // A last entry that differs from all entries under test.
     let last = producer.write(&json!({"type": "start", "generation": "the-mark"}));
     for mut viewer in live {
         viewer.read_to(&last);
@@ -41,8 +41,8 @@ fn check(entries: &[Value], outline: &[&str]) {
     expect_same_after_resume(&daemon, &producer, &last, outline);
 }
 
-/// Asserts that a viewer that comes back at any entry gets nothing that was dropped before, and nothing twice:
-/// the rest is the end of the whole.
+/// Checks that a viewer that resumes at any entry gets nothing that was dropped before, and nothing twice: the rest
+/// is the end of the whole.
 fn expect_same_after_resume(daemon: &Daemon, producer: &Producer, last: &str, outline: &[&str]) {
     let mut whole = outline.join("\n");
     whole.push_str("\nstart the-mark");

@@ -1,5 +1,5 @@
-//! The guarantees and their tests: each test that `tests/guarantees.md` names exists, and no more sentences than now are
-//! without one.
+//! The guarantees and their tests: each test that `tests/guarantees.md` names exists, and the number of sentences
+//! without one does not grow.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ struct Guarantee {
     tests: Vec<String>,
 }
 
-/// The sentences of the document, each of which begins with `- `, and may go on in lines that are indented.
+/// The sentences of the document, each of which begins with `- ` and may continue in indented lines.
 fn guarantees() -> Vec<Guarantee> {
     let mut rows: Vec<String> = Vec::new();
     for line in GUARANTEES.lines() {
@@ -46,7 +46,7 @@ fn guarantees() -> Vec<Guarantee> {
 struct Tests(BTreeSet<String>);
 
 impl Tests {
-    /// Those of a file, whose modules' files are in `folder` unless they say where.
+    /// Reads those of a file, whose modules' files are in `folder` unless they specify another path.
     fn read(&mut self, file: &Path, folder: &Path, module: &str) {
         let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         self.add(&syn::parse_file(&text).unwrap().items, (file, folder), module);
@@ -77,7 +77,7 @@ impl Tests {
         self.read(&found.unwrap_or_else(|| panic!("no file of {inner}")), &below, &inner);
     }
 
-    /// Tests that macros make: those written out within `proptest!`, and those named in `cases!`.
+    /// Tests created by macros: those written within `proptest!`, and those named in `cases!`.
     fn add_generated(&mut self, item: &ItemMacro, module: &str) {
         let tokens = item.mac.tokens.to_string();
         let names: Vec<&str> = if item.mac.path.is_ident("cases") {
@@ -92,7 +92,7 @@ impl Tests {
     }
 }
 
-/// The file that `#[path = "…"]` names.
+/// The path in `#[path = "…"]`.
 fn path_of(attributes: &[Attribute]) -> Option<String> {
     attributes.iter().find_map(|attribute| match &attribute.meta {
         Meta::NameValue(pair) if pair.path.is_ident("path") => match &pair.value {

@@ -1,5 +1,5 @@
-//! Clients that break the rules, on purpose or not: for all that they send, others are served exactly,
-//! and nothing of it stays behind.
+//! Clients that violate the rules, on purpose or not: whatever they send, others are served exactly, and nothing of
+//! it stays behind.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::support::raw::{self, Raw, TEXT, masked};
 use crate::support::redis::RedisServer;
 use crate::support::viewer::{KINDS, Viewer, view};
 
-/// A daemon with its Redis, under attack.
+/// A daemon with its Redis under attack.
 struct Scene {
     redis: RedisServer,
     daemon: Daemon,
@@ -30,7 +30,7 @@ impl Scene {
         Self { redis, daemon, attacks: 0 }
     }
 
-    /// Asserts that clients that read during the attack and those that come after it get everything exactly.
+    /// Checks that clients that read during the attack and those that connect after it get everything exactly.
     fn survives<T>(&mut self, attack: impl FnOnce(&Daemon) -> T) -> T {
         self.attacks += 1;
         let mut producer = Producer::new(&self.redis, &format!("healthy{}", self.attacks), "m");
@@ -53,21 +53,21 @@ impl Scene {
     }
 }
 
-/// The status lines of the responses to these bytes, when the server has closed the connection.
+/// The status lines of the responses to these bytes, once the server has closed the connection.
 fn statuses(daemon: &Daemon, bytes: &[u8]) -> Vec<u16> {
     let mut raw = Raw::connect(daemon.public);
     raw.send(bytes);
     let answer = raw.rest();
     let text = String::from_utf8_lossy(&answer);
-    // Bodies may speak of HTTP/1.1 too, but no number follows.
+    // Bodies may contain HTTP/1.1 too, but no number follows.
     text.split("HTTP/1.1 ").filter_map(|part| part.get(..3)?.parse().ok()).collect()
 }
 
-/// Asserts that the bytes are answered with nothing but a client error, or a close.
+/// Checks that the only answer to the bytes is a client error or a close.
 fn expect_refused(daemon: &Daemon, what: &str, bytes: &[u8]) {
     let statuses = statuses(daemon, bytes);
     assert!(statuses.len() <= 1, "{what}: {statuses:?}");
-    // 505 is the right answer to a version of HTTP that is not spoken here.
+    // 505 is the right answer to an HTTP version that is not supported.
     let is_refusal = |status: &u16| matches!(status, 400..=499 | 505);
     assert!(statuses.iter().all(is_refusal), "{what}: {statuses:?}");
 }
@@ -114,7 +114,7 @@ fn a_head_may_be_16_kib_and_no_more() {
             let status = statuses(daemon, head(size).as_bytes());
             assert!(matches!(status[..], [400..=499]), "{size}: {status:?}");
         }
-        // One that never ends is not read to its end, which does not come.
+        // A head that never ends is not read endlessly.
         let mut endless = Raw::begin(daemon.public, b"GET / HTTP/1.1\r\nX: ");
         flood_until_closed(&mut endless, &[b'x'; 4096]);
         let mut endless = Raw::begin(daemon.public, b"GET / HTTP/1.1\r\n");
@@ -135,8 +135,8 @@ fn too_many_headers_are_refused() {
     });
 }
 
-/// The body of a request is measured in one way only; what could be read in two ways is refused, and
-/// nothing behind it is taken for a request.
+/// The length of a request's body is determined in one way only; what could be read in two ways is refused, and
+/// nothing after it is taken for a request.
 #[test]
 fn no_request_is_smuggled() {
     let mut scene = Scene::start(&["client.handshake_timeout=1s"]);
@@ -165,7 +165,7 @@ fn no_request_is_smuggled() {
             let request = format!("{outer}{headers}\r\n0\r\n\r\n{hidden}");
             expect_refused(daemon, &headers, request.as_bytes());
         }
-        // Chunks with sizes that are none, or that never come.
+        // Chunks with invalid sizes, or that never arrive.
         for body in ["x\r\n\r\n", "-1\r\n\r\n", "ffffffffffffffffffff\r\nx", "1;\r\nxx\r\n0\r\n\r\n", "\r\n"]
         {
             let request =
@@ -212,7 +212,7 @@ fn who_never_finishes_a_request_is_closed() {
             &format!("{chunked}5\r\n{{\"rea\r\n"),
         ];
         let mut waiting = begun.map(|begin| Raw::begin(daemon.public, begin.as_bytes()));
-        // A byte now and then makes a request no younger.
+        // A byte from time to time does not extend a request's time.
         let mut trickling = Raw::begin(daemon.public, b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nX: ");
         let began = Instant::now();
         while trickling.send(b"x") {
@@ -326,11 +326,11 @@ fn deeply_nested_messages_are_harmless() {
     });
 }
 
-/// Most memory of the process while a single client floods it, in bytes: it holds no more than one read's
-/// bytes, and answers up to the client's budget.
+/// The most memory of the process while a single client floods it, in bytes: it holds no more than one read's bytes,
+/// and answers up to the client's budget.
 const MEMORY_UNDER_FLOOD: u64 = 64 << 20;
 
-/// Sends the same again and again until the server has closed: a while after its close frame at most.
+/// Sends the same bytes again and again until the server has closed, at most for a while after its close frame.
 fn flood_until_closed(raw: &mut Raw, bytes: &[u8]) {
     let began = Instant::now();
     while raw.send(bytes) {
@@ -347,7 +347,7 @@ fn a_flood_of_bad_messages_is_cut_off() {
         for flood in [nonsense, foreign] {
             let mut raw = Raw::websocket(daemon.public, "/v1/ws");
             flood_until_closed(&mut raw, &flood);
-            // The answers and the close are read if they outlive the reset that what was not read causes.
+            // The answers and the close are read if they survive the reset that unread bytes cause.
             let mut answers = 0;
             while let Some((first, payload)) = raw.frame() {
                 match first {
@@ -389,7 +389,7 @@ fn who_floods_and_reads_no_answers_is_closed() {
 fn fragments_without_end_are_harmless() {
     let mut scene = Scene::start(&[]);
     scene.survives(|daemon| {
-        // Empty ones never reach the limit of a message, and cost nothing.
+        // Empty fragments never reach the size limit of a message, and cost nothing.
         let mut raw = Raw::websocket(daemon.public, "/v1/ws");
         let mut is_open = raw.send(&masked(0x01, b"{"));
         let batch = masked(0x00, b"").repeat(1_000);
@@ -429,7 +429,7 @@ const STATE: &str = "GET /v1/streams/live/m HTTP/1.1\r\nHost: localhost\r\n\r\n"
 const BODY: &str =
     "POST /v1/streams/live/m/cancel HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{";
 
-/// A connection in the n-th of the states that connections are in.
+/// A connection in the n-th of the possible states.
 fn connect_in_state(daemon: &Daemon, number: usize) -> Raw {
     let (address, state) = (daemon.public, number % 11);
     match state {

@@ -1,4 +1,4 @@
-//! The imports of the library, parsed: which file uses names of which other one.
+//! The imports of the library, parsed: which file uses names of which other file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree, Visibility};
 
-/// Modules that never import each other: they meet in `model`, `message`, `queue` and `daemon`.
+/// Modules that never import each other: they share `model`, `message`, `queue` and `daemon`.
 const APART: [&str; 5] = ["ingest", "transform", "deliver", "watcher", "recorder"];
 
 /// The segments of a path: `["redis", "link"]`.
 type Names = Vec<String>;
 
-/// A file of the library: its uses of names, by absolute path, and the names that it hands on.
+/// A file of the library: the names that it uses, by absolute path, and the names that it re-exports.
 #[derive(Default)]
 struct Source {
     module: Names,
@@ -34,8 +34,8 @@ impl Source {
         source
     }
 
-    /// The absolute form of a path; a path that begins with neither `crate`, `self` nor `super` is one of a child module,
-    /// or none of ours.
+    /// The absolute form of a path; a path that begins with neither `crate`, `self` nor `super` belongs to a child
+    /// module, or is not ours.
     fn absolute(&self, path: &[String]) -> Names {
         let mut module = self.module.clone();
         match path.first().map(String::as_str) {
@@ -117,7 +117,7 @@ impl<'ast> Visit<'ast> for Source {
     }
 }
 
-/// All files of the library but tests, by module.
+/// All files of the library except tests, by module.
 fn sources() -> BTreeMap<Names, Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut found, mut folders) = (BTreeMap::new(), vec![root.clone()]);
@@ -136,7 +136,7 @@ fn sources() -> BTreeMap<Names, Source> {
     found
 }
 
-/// The module in whose file a path's name is, through the modules that hand it on.
+/// The module in whose file a path's name is defined, followed through re-exports.
 fn home(sources: &BTreeMap<Names, Source>, path: &[String]) -> Option<Names> {
     let mut at = Names::new();
     for (place, name) in path.iter().enumerate() {
@@ -145,7 +145,7 @@ fn home(sources: &BTreeMap<Names, Source>, path: &[String]) -> Option<Names> {
             at = inner;
         } else if let Some(handed_on) = sources.get(&at)?.exports.get(name) {
             let rest = [&handed_on[..], &path[place + 1..]].concat();
-            // A name that is handed on from another library has no home here.
+            // A name that is re-exported from another library has no home here.
             return if rest == path { None } else { home(sources, &rest) };
         } else {
             break;
@@ -154,7 +154,8 @@ fn home(sources: &BTreeMap<Names, Source>, path: &[String]) -> Option<Names> {
     sources.contains_key(&at).then_some(at)
 }
 
-/// For each module those whose names it uses, but those around it: what is below `x/` is a part of `x.rs` or `x/mod.rs`.
+/// For each module those whose names it uses, except those around it: what is below `x/` is a part of `x.rs` or
+/// `x/mod.rs`.
 fn imports() -> BTreeMap<Names, BTreeSet<Names>> {
     let sources = sources();
     let used = |source: &Source| {

@@ -1,5 +1,5 @@
-//! Several daemons on one Redis: clients resume at any of them, each sees everything; an instance id
-//! belongs to one living daemon, and a dead one's leftovers are taken over or removed.
+//! Several daemons on one Redis: clients resume at any of them, each sees everything; an instance id belongs to one
+//! live daemon, and the leftovers of a dead one are taken over or removed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -26,7 +26,7 @@ fn holder(redis: &mut Redis) -> Option<String> {
     redis.run(&["GET", LEASE])
 }
 
-/// Asserts that a daemon gives up because of its instance id, and says so.
+/// Checks that a daemon exits because of its instance id, and says so.
 fn expect_refused(mut daemon: Daemon, id: &str) {
     daemon.expect_exit(78);
     let log = daemon.log();
@@ -43,7 +43,7 @@ fn a_client_resumes_at_another_instance() {
     let mut texts = KINDS.map(|_| String::new());
     let mut afters = KINDS.map(|_| "0".to_owned());
     for round in 0..8 {
-        // From one to the other and back, while the producer goes on.
+        // From one to the other and back, while the producer continues.
         let daemon = &daemons[round % 2];
         let mut viewers = Vec::new();
         for (kind, after) in KINDS.into_iter().zip(&afters) {
@@ -131,7 +131,7 @@ fn a_killed_daemon_takes_its_id_back_at_once() {
     daemon.kill();
     let mut connection = redis.connect();
     let dead = holder(&mut connection).expect("the dead one's lease is still there");
-    // Its lease will not run out while this test runs: only taking it over makes the next one ready.
+    // Its lease will not expire during this test: only a takeover makes the next one ready.
     connection.run::<u64>(&["PEXPIRE", LEASE, "3600000"]);
     let again = daemon.start_again();
     let held = holder(&mut connection).expect("a lease");
@@ -146,7 +146,7 @@ fn an_id_held_elsewhere_is_not_taken() {
     let redis = RedisServer::start();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        // A daemon elsewhere, as it looks from here: a lease that is renewed.
+        // From here, a daemon elsewhere looks like this: a lease that is renewed.
         scope.spawn(|| {
             let mut connection = redis.connect();
             while !is_over.load(Ordering::Relaxed) {
@@ -206,7 +206,7 @@ fn a_lease_of_another_type_takes_nothing_from_the_viewers_of_its_holder() {
     connection.run::<()>(&["DEL", LEASE]);
     connection.run::<()>(&["RPUSH", LEASE, "x"]);
     wait_until("the log to name the key", || daemon.log().contains(LEASE));
-    // A lease that is not renewed runs out in 5 s.
+    // A lease that is not renewed expires in 5 s.
     thread::sleep(Duration::from_secs(6));
     let second = producer.delta("two");
     viewer.read_to(&second);
@@ -232,7 +232,7 @@ fn groups_of_the_killed_daemon_are_removed() {
         viewer.read_to(&id);
         wait_until("the group", || connection.groups(&producer.key) == [GROUP]);
     }
-    // A group of somebody else stays.
+    // A group of another program stays.
     connection.run::<()>(&["XGROUP", "CREATE", KEY, "analytics", "0"]);
     daemon.kill();
     let _again = daemon.start_again();
@@ -252,7 +252,8 @@ fn the_old_pending_list_is_not_delivered_again() {
     viewer.read_to(&seen);
     wait_until("the group", || connection.groups(KEY) == [GROUP]);
     daemon.kill();
-    // Entries as it may have read them in its last moment: given to its consumer, on no socket, not acknowledged.
+    // Entries as it may have read them right before it died: assigned to its consumer, on no socket, not
+    // acknowledged.
     producer.tokens(10..20);
     connection.run::<redis::Value>(&[
         "XREADGROUP",

@@ -1,5 +1,5 @@
-//! Large entries: bytes decide how much is read, not counts. Up to 8 MiB they are delivered, alone if need be; above that they
-//! are named and passed over; and what Redis refuses to send disturbs nobody else.
+//! Large entries: reads are bounded by bytes, not by counts. Up to 8 MiB they are delivered, alone if necessary;
+//! above that they are reported and skipped; and what Redis refuses to send affects nobody else.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -18,12 +18,12 @@ use crate::support::websocket::{Incoming, WebSocketClient};
 const MIB: usize = 1 << 20;
 const LETTERS: &str = "llm:dlq:llm-bridge";
 
-/// The text of an entry: its number, then always the same.
+/// The text of an entry: its number, then padding.
 fn text(number: usize, bytes: usize) -> String {
     format!("{number:08}{}", "x".repeat(bytes - 8))
 }
 
-/// Reads a stream to its end. Returns how many entries with text of `bytes` there were, and the other frames.
+/// Reads a stream to its end. Returns how many entries with `bytes` bytes of text there were, and the other frames.
 fn read(daemon: &Daemon, stream: &str, bytes: usize) -> (usize, Vec<Value>) {
     let mut client = WebSocketClient::connect(daemon.public, &target(stream, ""));
     let (mut said, mut others) = (String::new(), Vec::new());
@@ -68,7 +68,7 @@ fn history_of_large_entries_is_read_in_pieces_that_fit() {
     assert!(grown <= 48 * MIB as u64, "{grown} bytes more for one viewer");
 }
 
-/// However small the other entries of the daemon's streams are: the first read of a stream has a bound in bytes.
+/// However small the other entries of the daemon's streams are, the first read of a stream is limited in bytes.
 #[test]
 fn a_stream_of_large_entries_among_small_ones_costs_no_more() {
     const ENTRIES: usize = 24;
@@ -119,8 +119,8 @@ fn the_largest_entry_is_delivered_and_a_larger_one_is_named_and_passed_over() {
     assert!(daemon.counter("replay_reads") < 60, "it is not read again and again");
 }
 
-/// More than the queue of dead letters has room for while Redis is slow to write: the stream waits for them, and its
-/// viewers are told of no outage.
+/// More than the queue of dead letters has room for while Redis writes slowly: the stream waits for them, and its
+/// viewers see no outage.
 #[test]
 fn large_ones_in_a_row_that_cannot_be_read_are_no_outage() {
     const ENTRIES: usize = 6;
@@ -144,7 +144,7 @@ fn large_ones_in_a_row_that_cannot_be_read_are_no_outage() {
     wait_until("the letters", || daemon.counter("dead_letters_written") == ENTRIES as u64);
 }
 
-/// Redis cuts the connection where a reply is larger than it may be: smaller ones are asked for.
+/// Redis cuts the connection if a reply exceeds its limit: smaller replies are requested.
 #[test]
 fn entries_come_one_by_one_where_redis_sends_no_more_at_once() {
     const BYTES: usize = 400_000;
@@ -164,7 +164,8 @@ fn entries_come_one_by_one_where_redis_sends_no_more_at_once() {
     assert!(others.iter().all(|frame| frame["type"] != "status"), "nobody is told of an outage: {others:?}");
 }
 
-/// An entry that Redis never sends: its viewers are told and wait, others do not notice, and nothing is tried in a loop.
+/// An entry that Redis never sends: its viewers are told and wait, others do not notice, and nothing is retried in a
+/// loop.
 #[test]
 fn an_entry_that_redis_refuses_to_send_disturbs_nobody_else() {
     let redis = RedisServer::start();
@@ -195,7 +196,7 @@ fn an_entry_that_redis_refuses_to_send_disturbs_nobody_else() {
     blocked.read_to(&end);
 }
 
-/// The JSON state of a large stream is gathered in turns with others'.
+/// The JSON state of a large stream is assembled in turns with others.
 #[test]
 fn the_state_of_a_large_stream_lets_others_through() {
     let redis = RedisServer::start();
@@ -217,8 +218,8 @@ fn the_state_of_a_large_stream_lets_others_through() {
     });
 }
 
-/// Many small entries that nobody can read lie among larger ones, several in each reply, while Redis is full: what waits to
-/// become a dead letter costs no more than what it says.
+/// Many small undecodable entries among larger ones, several in each reply, while Redis is out of memory: what waits
+/// to become a dead letter takes no more memory than its own size.
 #[test]
 fn letters_that_wait_keep_no_replies_while_redis_is_full() {
     const PAIRS: usize = 2400;
@@ -251,7 +252,7 @@ fn is_long() -> bool {
     std::env::var_os("LLM_BRIDGE_LONG").is_some_and(|value| value == "1")
 }
 
-/// Reads a stream's socket to the close without a look at the bytes. Returns how many there were.
+/// Reads a stream's socket to the close without parsing the bytes. Returns their number.
 fn drain(daemon: &Daemon, stream: &str) -> usize {
     let mut socket = Viewer::open(daemon.public, Kind::WebSocket, stream, "").socket();
     let (mut buffer, mut taken) = (vec![0; 256 << 10], 0);
@@ -263,7 +264,7 @@ fn drain(daemon: &Daemon, stream: &str) -> usize {
     }
 }
 
-/// Fifty viewers, of whom one reads nothing, while entries of 1 MiB pass: 48 MiB, or 1 GiB with `LLM_BRIDGE_LONG=1`.
+/// Fifty viewers, of which one reads nothing, while entries of 1 MiB pass: 48 MiB, or 1 GiB with `LLM_BRIDGE_LONG=1`.
 #[test]
 fn fifty_viewers_of_large_entries_cost_little_memory() {
     const VIEWERS: usize = 50;
@@ -286,7 +287,7 @@ fn fifty_viewers_of_large_entries_cost_little_memory() {
         producer.end();
         assert_eq!(reader.join().unwrap(), entries);
         for other in others {
-            // The close is not answered, so that the daemon ends the connection after the last frame.
+            // The close is not answered, so the daemon ends the connection after the last frame.
             assert!(other.join().unwrap() > entries * MIB);
         }
     });

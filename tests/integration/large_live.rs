@@ -1,5 +1,5 @@
-//! Large entries that come while viewers are live: each comes once and in order, alone if need be, however many Redis
-//! sends at once.
+//! Large entries that arrive while viewers are live: each arrives once and in order, alone if necessary, however many
+//! Redis sends at once.
 
 use serde_json::{Value, json};
 

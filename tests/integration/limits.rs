@@ -1,5 +1,4 @@
-//! The limits, their size, and the answers of the daemon: for connections, rates, subscriptions, the state,
-//! silence.
+//! The limits, their values, and the daemon's answers: for connections, rates, subscriptions, the state, silence.
 
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ const SSE: (&str, &str) = ("Accept", "text/event-stream");
 const NO_BODY: (&str, &str) = ("Content-Length", "0");
 const CANCEL: &str = "/v1/streams/s1/m/cancel";
 
-/// Asserts an error that says when to come back.
+/// Checks an error that says when to try again.
 fn expect_come_back(response: &Response, status: u16) {
     response.expect_error(status);
     let seconds = response.header("retry-after").map(str::parse::<u32>);
@@ -29,8 +28,8 @@ fn expect_come_back(response: &Response, status: u16) {
     assert!(names_key, "which key of the configuration is it? {message}");
 }
 
-/// Asserts that a rate of so many a second is kept: a burst of twice as many goes through, a flood does
-/// not, and after a while it goes on.
+/// Checks that a rate per second is kept: a burst of twice as many passes, a flood does not, and after a while
+/// requests pass again.
 fn expect_rate(per_second: usize, mut try_once: impl FnMut() -> bool) {
     let began = Instant::now();
     let mut accepted = 0;
@@ -121,7 +120,8 @@ fn refused_connections_are_counted() {
     }
 }
 
-/// A connection refused when it is accepted is told so in answer to its first request, so that a page can read it.
+/// A connection that was refused when it was accepted is told so in answer to its first request, so that a page can
+/// read it.
 #[test]
 fn pages_are_told_that_they_come_too_often() {
     let redis = RedisServer::start();
@@ -144,7 +144,7 @@ fn pages_are_told_that_they_come_too_often() {
         raw.send(&masked(0x88, b""));
         raw.close_code() == Some(4429)
     });
-    // One that asks nothing is told after a while.
+    // A client without a request is told after a while.
     wait_until("a silent connection to be refused", || {
         let mut raw = Raw::connect(daemon.public);
         raw.send(b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
@@ -266,7 +266,7 @@ fn a_state_that_is_too_large_is_refused_and_streamed_nevertheless() {
         producer.delta(&text);
     }
     let end = producer.end();
-    // No waiting makes it smaller: another representation is to be asked for, over the same connection.
+    // Waiting does not make it smaller: another representation has to be requested, over the same connection.
     let refusal = state();
     assert_eq!(refusal.expect_error(406), "state_too_large");
     assert!(refusal.text().contains("Accept: text/event-stream"), "{}", refusal.text());

@@ -1,4 +1,4 @@
-//! The log under floods: a few lines name each problem and its count, however much comes in.
+//! The log under floods: a few lines name each problem and its count, however much arrives.
 
 use serde_json::json;
 
@@ -8,10 +8,10 @@ use crate::support::patience::{is_long, wait_until};
 use crate::support::redis::RedisServer;
 use crate::support::viewer::{KINDS, view};
 
-/// More lines than a daemon writes about anything that keeps happening in the time of a test.
+/// More lines than a daemon writes about a repeating problem during a test.
 const LINES_MAX: usize = 60;
 
-/// A program that names every answer alike would lose all but the first, without knowing why.
+/// A program that gives every answer the same name would lose all but the first, without knowing why.
 #[test]
 fn an_answer_with_the_id_of_one_that_is_over_is_warned_of() {
     let redis = RedisServer::start();
@@ -62,9 +62,9 @@ fn complaints(log: &str) -> usize {
     log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
 }
 
-/// A daemon with many connections that all try again quickly.
+/// A daemon with many connections that all retry quickly.
 fn impatient(redis: &RedisServer) -> DaemonOptions {
-    // So many connections fit under any limit of open files, of which the log then says nothing.
+    // This many connections fit under any limit of open files, so the log has no line about it.
     let options = Daemon::options(redis).set("redis.backoff_max=50ms").set("client.max_connections=64");
     options.set("threads.readers=4").set("threads.replays=4")
 }
@@ -80,7 +80,7 @@ fn an_outage_is_told_once_for_all_connections_and_so_is_its_end() {
     wait_until("the end of the outage to be told", || daemon.log().contains("Redis works again"));
     let log = daemon.log();
     assert_eq!(log.matches("Redis works again").count(), 1, "{log}");
-    // A connection that is cut while it is made says something else than one that is refused.
+    // A connection that is cut while it is being opened is reported differently from one that is refused.
     assert!((1..=2).contains(&log.matches("Redis cannot be reached").count()), "{log}");
     assert!(log.contains("nothing listens at that address"), "the fix is named: {log}");
     assert!(complaints(&log) <= 5, "{log}");

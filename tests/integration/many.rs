@@ -1,5 +1,4 @@
-//! Many live streams: the reader is told by Redis which of them have news, and all that holds for one stream holds
-//! for each of them.
+//! Many live streams: Redis pushes to the reader which of them have news, and each behaves like a single stream.
 
 use serde_json::json;
 
@@ -39,7 +38,7 @@ impl Many {
         many
     }
 
-    /// Writes the tokens of these numbers to every stream, and sees that they arrive.
+    /// Writes the tokens of these numbers to every stream, and waits until they arrive.
     fn pass(&mut self, numbers: std::ops::Range<usize>) {
         let newest: Vec<String> = self
             .producers
@@ -61,7 +60,7 @@ impl Many {
     }
 }
 
-/// Whether the reader's connection gets the names of changed keys.
+/// Whether Redis pushes the names of changed keys to the reader's connection.
 fn is_told(redis: &mut Redis) -> bool {
     let clients: String = redis.run(&["CLIENT", "LIST"]);
     let reader = clients.lines().find(|line| line.contains(" name=reader-0 "));
@@ -82,7 +81,7 @@ fn bursts_arrive_whole_and_are_acknowledged() {
     let redis = RedisServer::start();
     let daemon = options(&redis).start();
     let mut many = Many::start(&redis, &daemon);
-    // One, several, and more than one read takes of a stream.
+    // One, several, and more than one read takes from a stream.
     many.pass(1..2);
     many.pass(2..9);
     many.pass(9..1_200);
@@ -104,7 +103,7 @@ fn what_one_stream_lost_is_named_and_the_others_go_on() {
     let mut many = Many::start(&redis, &daemon);
     let mut connection = redis.connect();
     let [trimmed, deleted] = [&many.producers[3], &many.producers[4]];
-    // Nobody can have seen entries that one transaction adds and removes.
+    // Nobody can have read entries that one transaction adds and removes.
     let mut burst: Vec<_> = (1..6).map(|number| add(trimmed, number)).collect();
     burst.push(words(&["XTRIM", &trimmed.key, "MAXLEN", "1"]));
     connection.run_at_once::<Vec<redis::Value>>(&burst);

@@ -149,7 +149,7 @@ fn ten_malformed_messages_end_it() {
     }
     client.send(&json!({"type": "ping"}));
     assert_eq!(client.receive_json()["type"], "pong");
-    // The tenth is the last one that is borne, or the first that is not.
+    // The tenth is the last one that is accepted, or the first that is not.
     for _ in 0..2 {
         client.try_send_text("nonsense");
     }

@@ -1,4 +1,4 @@
-//! The moment of an answer's end: its state as a newcomer is told it, and the end that a daemon writes down where the
+//! The end of an answer: the state that a new viewer gets at that time, and the end that a daemon writes if the
 //! producer never does.
 
 use std::thread;
@@ -14,7 +14,7 @@ use crate::support::redis::{Redis, RedisServer};
 use crate::support::transcript::right_after;
 use crate::support::viewer::{KINDS, Kind, Viewer};
 
-/// Newcomers may join a read that was made for others, which knows nothing of what has come since.
+/// New viewers may join a read that was begun for others, whose answer lacks what has been written since.
 #[test]
 fn a_newcomer_is_told_the_state_of_the_moment() {
     let redis = RedisServer::start();
@@ -142,7 +142,7 @@ fn an_end_is_found_by_looking_where_nobody_watches() {
     }
 }
 
-/// A daemon that ends nothing, and calls nobody silent, while a test runs.
+/// A daemon that ends nothing, and reports no silence, during a test.
 fn patient(redis: &RedisServer) -> Daemon {
     let settings = ["stream.finish_grace=30s", "stream.stall_after=30s", "stream.abandon_after=31s"];
     settings.into_iter().fold(Daemon::options(redis), DaemonOptions::set).start()
@@ -161,7 +161,7 @@ fn ids_behind_the_clock_hasten_no_end() {
     };
     write(TEXT);
     let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, "s1/m", ""));
-    // From here on entries are seen to arrive.
+    // From here on the daemon sees entries arrive.
     wait_until("an entry to be read live", || {
         write(TEXT);
         daemon.counter("entries_read") > 0
@@ -172,7 +172,7 @@ fn ids_behind_the_clock_hasten_no_end() {
             frame.value["text"].as_str().is_some_and(|text| text.ends_with("hi"))
         });
     }
-    // Several looks at silent streams lie between.
+    // Several checks of silent streams happen in between.
     thread::sleep(Duration::from_secs(1));
     write(USAGE);
     let end = write("[DONE]");
@@ -193,14 +193,14 @@ fn a_stream_that_was_waited_for_is_no_older_than_its_appearance() {
         let mut producer = Producer::new(&redis, session, "m");
         let stream = producer.stream.clone();
         let viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, &stream, "wait=30"));
-        // The other one may come later: it finds a stream that is waited for.
+        // The other daemon may come later: it finds a stream that is waited for.
         wait_until("the name to be waited for", || daemon.gauge("streams_waited") > 0);
         raw(&mut producer, &format!("{behind}-1"), first);
         let viewers = viewers.map(|mut viewer| {
             viewer.read_until("text", |frame| frame.kind() == "delta");
             viewer
         });
-        // Several looks at silent streams lie between.
+        // Several checks of silent streams happen in between.
         thread::sleep(Duration::from_secs(1));
         let state = http::get(daemon.public, &format!("/v1/streams/{stream}")).json();
         assert_eq!(state["state"], "live");
@@ -215,7 +215,7 @@ fn a_stream_that_was_waited_for_is_no_older_than_its_appearance() {
     }
 }
 
-/// Behind the end of all ids there is no place for another entry, nor for a read.
+/// After the highest id there is no place for another entry, nor for a read.
 #[test]
 fn the_end_of_all_ids_is_the_end_of_its_answer() {
     let redis = RedisServer::start();
@@ -236,7 +236,7 @@ fn an_end_that_cannot_be_written_is_told_all_the_same() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.finish_grace=500ms").start();
     let mut producer = Producer::new(&redis, "s1", "m");
-    // Right behind the last id of its millisecond there is no place for an end.
+    // Right after the last id of its millisecond there is no place for an end.
     let newest = format!("{}-{}", redis.connect().now_ms(), u64::MAX);
     raw(&mut producer, &newest, FINISHING);
     let mut staying = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");

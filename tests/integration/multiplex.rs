@@ -1,5 +1,5 @@
-//! One WebSocket for many streams: each frame names its stream, subscriptions come and go, and the
-//! connection stays.
+//! One WebSocket for many streams: each frame names its stream, subscriptions begin and end, and the connection
+//! stays.
 
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ impl Multiplex {
         self.0.send(&json!({"type": "unsubscribe", "stream": stream}));
     }
 
-    /// Reads until `unsubscribed` for this stream, whose reason is asserted. All frames must be about it.
+    /// Reads until `unsubscribed` for this stream, whose reason is checked. All frames must be about it.
     fn read_subscription(&mut self, stream: &str, reason: &str) -> Transcript {
         let mut transcript = Transcript::default();
         loop {
@@ -79,7 +79,7 @@ fn a_subscription_ends_and_the_connection_stays() {
         assert_eq!(transcript.text(), tokens(first..5), "{options}");
         assert_eq!(transcript.frames.last().unwrap().id(), producer.ids.last().map(String::as_str));
     }
-    // At its end the stored terminal frame is told again.
+    // At its end the stored terminal frame is sent again.
     client.subscribe("s1/a/b", json!({"after": "$"}));
     assert_eq!(client.read_subscription("s1/a/b", "ended").outline(), ["end stop"]);
     client.expect_quiet();
@@ -147,7 +147,7 @@ fn nothing_comes_after_an_unsubscription() {
     client.read_frame("s2/m", "open");
     other.delta("second");
     assert_eq!(client.read_frame("s2/m", "delta")["text"], "second");
-    // It may be subscribed again, where it was left.
+    // It may be subscribed again, from where it stopped.
     client.subscribe("s1/m", json!({"after": producer.ids[0]}));
     client.read_frame("s1/m", "open");
     assert_eq!(client.read_frame("s1/m", "delta")["text"], "two");

@@ -1,5 +1,5 @@
-//! A model's server, or what is piped into `produce`, that gives something else than an event stream: it is told at once
-//! what came, nobody is asked again, and viewers get an `error` in the server's words.
+//! A model's server, or the input of `produce`, that sends something other than an event stream: it is reported at
+//! once, the server is not asked again, and viewers get an `error` with the server's message.
 
 use std::io::Write as _;
 use std::process::Command;
@@ -23,7 +23,7 @@ fn produce(redis: &RedisServer, more: &[&str]) -> Command {
     llm_bridge(&[&arguments, more].concat())
 }
 
-/// The payloads of the stream, of whatever field.
+/// The payloads of the stream, whatever their field.
 fn payloads(redis: &RedisServer) -> Vec<String> {
     let payload = |fields: std::collections::HashMap<String, Vec<u8>>| {
         String::from_utf8(fields.into_values().next().unwrap()).unwrap()
@@ -31,7 +31,7 @@ fn payloads(redis: &RedisServer) -> Vec<String> {
     redis.connect().entries(KEY).into_iter().map(|(_, fields)| payload(fields)).collect()
 }
 
-/// Code and message of the `error` entry that is all there is behind a `start`.
+/// Code and message of the `error` entry that is the only one after a `start`.
 fn only_error(redis: &RedisServer) -> (String, String) {
     let entries: Vec<Value> =
         payloads(redis).iter().map(|payload| serde_json::from_str(payload).unwrap()).collect();
@@ -79,7 +79,7 @@ fn what_a_server_sends_instead_is_told_at_once_and_not_asked_for_again() {
         (events, b"\x1f\x8b\x08\x00", "gzip"),
     ];
     for (headers, body, words) in bodies {
-        // Also where the connection stays open: nothing else would come.
+        // Also if the connection stays open: nothing else would come.
         for end in [None, Some(Step::Hang)] {
             let redis = RedisServer::start();
             let upstream = FakeUpstream::start([answer(headers, body, end.clone())]);
@@ -112,7 +112,7 @@ fn a_connection_that_breaks_before_the_first_event_is_another_matter() {
     let upstream = FakeUpstream::start([broken, chat(&["a"])]);
     let outcome = ask(&redis, &upstream, &[]);
     assert_eq!((outcome.code, upstream.seen().len()), (Some(0), 2), "{outcome:?}");
-    // An error body that breaks off midway is an error all the same.
+    // An error body that is cut off is still an error.
     let redis = RedisServer::start();
     let broken =
         answer("Content-Length: 900\r\nContent-Type: application/json\r\n", b"{\"error\":\"bu", None);
@@ -121,7 +121,7 @@ fn a_connection_that_breaks_before_the_first_event_is_another_matter() {
     assert_eq!((only_error(&redis).0.as_str(), upstream.seen().len()), ("upstream_malformed", 1));
 }
 
-/// An answer in one gzip body, each event of which can be read when it is there.
+/// An answer in one gzip body, each event of which can be read as soon as it has arrived.
 fn compressed(events: &[String], encoding: &str) -> Vec<Step> {
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: {encoding}\r\nConnection: close\r\n\r\n"

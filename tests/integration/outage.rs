@@ -1,5 +1,5 @@
-//! Redis killed, frozen, loading, full, emptied, broken in parts: viewers keep their connections, are told,
-//! and get everything once Redis is back; a stream that is broken disturbs no other.
+//! Redis killed, suspended, loading, full, emptied, partly broken: viewers keep their connections, are told, and get
+//! everything once Redis is back; a broken stream affects no other.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,14 +22,14 @@ use crate::support::websocket::WebSocketClient;
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
 const TOKENS: usize = 2_000;
 
-/// A daemon that looks for Redis often, and whose streams all share one reader.
+/// A daemon that retries Redis often, and whose streams all share one reader.
 fn options(redis: &RedisServer) -> DaemonOptions {
     let options = Daemon::options(redis).set("service.instance=i1").set("redis.backoff_max=50ms");
     options.set("threads.readers=1")
 }
 
-/// A producer that repeats each entry until it is confirmed: tokens `0..TOKENS`, then `end`. It has written half of them
-/// at most before Redis fails.
+/// A producer that repeats each entry until it is confirmed: tokens `0..TOKENS`, then `end`. It has written at most
+/// half of them before Redis fails.
 fn write_patiently(url: &str, key: &str, written: &AtomicUsize, is_failing: &AtomicBool) -> String {
     let client = redis::Client::open(url).unwrap();
     let mut connection = None;
@@ -66,7 +66,7 @@ fn connect<'a>(
     Ok(connection.as_mut().unwrap())
 }
 
-/// Asserts that a viewer got everything once, was told of the outage and of its end, and of no gap.
+/// Checks that a viewer got everything once, was told of the outage and of its end, and of no gap.
 fn expect_survived(transcript: &Transcript, end: &str) {
     let told: Vec<&Value> = transcript.of_kind("status").map(|status| &status["state"]).collect();
     let degraded = told.iter().position(|state| *state == "degraded");
@@ -159,7 +159,7 @@ fn a_redis_that_loads_its_data_is_waited_for() {
     for number in 0..40 {
         connection.run::<()>(&["SET", &format!("ballast-{number}"), &"x".repeat(2_000)]);
     }
-    // It goes down in order, with all that it has confirmed.
+    // It shuts down in order, with everything that it has confirmed.
     let fail = |redis: &mut RedisServer| {
         let _ = redis.connect().try_run::<()>(&["SHUTDOWN", "SAVE"]);
         redis.kill();
@@ -187,7 +187,7 @@ impl Told {
         }
     }
 
-    /// Reads until both have been told this state.
+    /// Reads until both have received this state.
     fn read_to(&mut self, state: &str) {
         let is_told = |frames: &Vec<Value>| frames.last().is_some_and(|frame| frame["state"] == state);
         while !is_told(&self.frames[0]) {
@@ -273,7 +273,7 @@ fn a_redis_emptied_in_mid_stream_goes_on() {
     viewers.iter_mut().for_each(|viewer| viewer.read_to(&first));
     others.iter_mut().for_each(|viewer| viewer.read_to(&other_first));
     redis.connect().run::<()>(&["FLUSHALL"]);
-    // One producer goes on at once, the other when its viewers have been told.
+    // One producer continues at once, the other when its viewers have been told.
     producer.delta("two");
     let end = producer.end();
     for viewer in &mut others {
@@ -313,7 +313,7 @@ impl Several {
         Self { producers, viewers }
     }
 
-    /// Asserts that these streams are delivered to their end as if nothing had happened.
+    /// Checks that these streams are delivered to their end without any effect.
     fn expect_undisturbed(&mut self, numbers: &[usize]) {
         for &number in numbers {
             let (producer, viewer) = (&mut self.producers[number], &mut self.viewers[number]);
@@ -370,8 +370,8 @@ fn a_key_of_another_type_is_no_stream() {
     assert_eq!(closed.ending, Some(Ending::Closed(4404)));
 }
 
-/// Lets Redis refuse writes (`refuse`, until it has said `error`) and accept them again (`accept`), under
-/// live viewers and under those that come meanwhile.
+/// Lets Redis refuse writes (`refuse`, until it has replied `error`) and accept them again (`accept`), with live
+/// viewers and with those that connect meanwhile.
 fn check_refused_writes(
     redis: &RedisServer,
     error: &str,

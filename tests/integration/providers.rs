@@ -1,5 +1,5 @@
 //! Entries as LLM providers send them: their content arrives as native frames, live and from history, and an answer
-//! resumes at every frame, also in the middle of an entry that gives several.
+//! can be resumed at every frame, also in the middle of an entry with several.
 
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ const MESSAGES: [Payload; 13] = [
     (r#"{"type":"message_stop"}"#, &[""]),
 ];
 
-/// A frame's content, in pieces that are the same however frames were merged.
+/// A frame's content, in pieces that do not depend on how frames were merged.
 fn pieces(frame: &Frame) -> Vec<String> {
     let value = &frame.value;
     let text = |name: &str| value[name].as_str().unwrap_or_default().chars();
@@ -114,11 +114,11 @@ fn next_told(viewer: &mut Viewer) -> Frame {
     viewer.read_until("a frame", |frame| frame.id().is_some())
 }
 
-/// Writes payloads one by one while viewers watch. From each frame that they get, others resume while the answer goes on,
-/// and once it is there as a whole. Returns the transcript and the state as JSON.
+/// Writes payloads one by one while viewers watch. From each frame that they get, others resume while the answer
+/// continues, and once it is complete. Returns the transcript and the state as JSON.
 fn tell(name: &str, field: &str, payloads: &[Payload]) -> (Transcript, Value) {
     let redis = RedisServer::start();
-    // The last word is waited for, however slowly this test writes.
+    // The daemon waits for the final event, however slowly this test writes.
     let daemon = Daemon::options(&redis).set("stream.finish_grace=0").start();
     let mut producer = Producer::new(&redis, name, "m");
     let stream = producer.stream.clone();
@@ -270,12 +270,12 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
             viewers.push(viewer);
         }
     }
-    // The ids say how far they are apart, however slow this test is.
+    // The ids determine how far they are apart, however slow this test is.
     producer.write_fields(&at(now_ms, 1), &[("openai", FINISH.as_bytes())]);
     let newest = producer.write_fields(&at(now_ms, 2), &[("openai", USAGE.as_bytes())]);
     let heartbeat = producer.write_fields(&at(now_ms, 3), &[("data", br#"{"type":"heartbeat"}"#)]);
     let end = right_after(&heartbeat);
-    // Some come meanwhile, from anywhere.
+    // Some join meanwhile, from anywhere.
     for after in ["0", "$", "last", at(now_ms, 1).as_str(), newest.as_str(), at(now_ms, 3).as_str()] {
         viewers.push(Viewer::open(daemons[0].public, Kind::WebSocket, "s1/m", &format!("after={after}")));
     }
@@ -304,13 +304,13 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
             let query = format!("after={end}");
             assert_eq!(view(daemon.public, Kind::Sse, "s1/m", &query).ending, Some(Ending::Status(204)));
             assert_eq!(view(daemon.public, Kind::WebSocket, "s1/m", &query).frames[1].raw, told_end);
-            // A client that has all but the end gets the end alone.
+            // A client that has everything but the end gets only the end.
             let rest = view(daemon.public, Kind::WebSocket, "s1/m", &format!("after={}.1", at(now_ms, 1)));
             assert_eq!(rest.outline(), ["end stop"]);
         }
     };
     check();
-    // A last word that comes too late changes nothing.
+    // A final event that comes too late changes nothing.
     producer.write_fields("*", &[("openai", b"[DONE]")]);
     check();
 }

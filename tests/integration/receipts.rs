@@ -1,5 +1,5 @@
-//! Receipts: answers that clients acknowledged, and those that nobody took in time; each once, however many instances
-//! watched.
+//! Receipts: answers that clients acknowledged, and those that no client acknowledged in time; each once, however
+//! many instances watched.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -40,13 +40,14 @@ fn ack(id: &str) -> Value {
     json!({"type": "ack", "id": id})
 }
 
-/// Marks that are tried, and how long each has to be judged: longer than any `receipts_after` here.
+/// How many marks are tried, and how long each has until it is judged: longer than any `receipts_after` here.
 const MARKS_MAX: usize = 4;
 const MARK_PATIENCE: Duration = Duration::from_secs(25);
 
-/// An answer of its own that nobody takes: when its receipt is there, all that ended before was judged by this daemon.
+/// An answer that no client acknowledges: when its receipt is there, this daemon has judged everything that ended
+/// before.
 ///
-/// A daemon that comes to read the mark only when its time is over, on a busy machine or after an outage, takes it for an old
+/// A daemon that reads the mark only when its time is over, on a busy machine or after an outage, takes it for an old
 /// answer and never judges it: then another mark is needed.
 fn wait_judged(redis: &RedisServer, daemon: &Daemon, session: &str) {
     let mut connection = redis.connect();
@@ -101,7 +102,7 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "1m").start();
     let mut connection = redis.connect();
-    // A test that is kept from running for longer than the daemon waits proves nothing: then once more.
+    // If the test is delayed for longer than the daemon waits, the attempt proves nothing: try again.
     for attempt in 0..20 {
         let mut producer = Producer::new(&redis, &format!("s{attempt}"), "m");
         let first = producer.start("g1");
@@ -121,7 +122,7 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
         // A receipt that is written was answered before the close.
         assert_eq!(viewer.acked.len(), written.len(), "{written:?}");
         if was_sent && written == [format!("{end} g1 acked 127.0.0.1")] {
-            // And a client that acknowledges nothing is closed all the same.
+            // And the connection of a client that acknowledges nothing is closed too.
             let end = producer.end();
             view(daemon.public, Kind::WebSocket, &producer.stream, "after=last").expect_finished(&end);
             return;
@@ -150,7 +151,7 @@ fn what_nobody_takes_is_told_once_however_many_watch() {
     }
     let mut taker = Viewer::open(daemons[0].public, Kind::WebSocket, "s3/m", "follow=1");
     taker.expect_open("live");
-    // One ends, one fails, and of one a client of one instance says that it has it.
+    // One ends, one fails, and a client of one instance acknowledges the third.
     let ends = [producers[0].end(), producers[1].fail("upstream"), producers[2].end()];
     taker.read_to(&ends[2]);
     taker.websocket().send(&ack(&ends[2]));
@@ -168,7 +169,7 @@ fn what_nobody_takes_is_told_once_however_many_watch() {
 #[test]
 fn an_answer_whose_viewers_have_left_is_untaken() {
     let redis = RedisServer::start();
-    // An end that is met in history is judged only while it is younger than this.
+    // An end that is found in history is judged only while it is younger than this.
     let daemon = options(&redis, "5s").start();
     let mut connection = redis.connect();
     let mut left_before = Producer::new(&redis, "s1", "m");
@@ -195,14 +196,14 @@ fn an_answer_whose_viewers_have_left_is_untaken() {
     wait_judged(&redis, &daemon, "s9");
     assert_eq!(of_stream(&mut connection, "s1/m").len(), 2, "and the acknowledgement");
     assert!(of_stream(&mut connection, "s3/m").is_empty(), "nobody watched it");
-    // A stream that is over is no longer read.
+    // A finished stream is no longer read.
     wait_until("the stream to be let go of", || daemon.gauge("streams_live") == 0);
 }
 
 #[test]
 fn one_connection_acknowledges_many_streams() {
     let redis = RedisServer::start();
-    // An end that is met in history is judged only while it is younger than this.
+    // An end that is found in history is judged only while it is younger than this.
     let daemon = options(&redis, "5s").start();
     let mut connection = redis.connect();
     let mut producers = ["s1", "s2"].map(|session| Producer::new(&redis, session, "m"));
@@ -214,7 +215,7 @@ fn one_connection_acknowledges_many_streams() {
         client.send(&json!({"type": "subscribe", "stream": producer.stream}));
         while client.receive_json()["type"] != "unsubscribed" {}
     }
-    // The subscription is over, and yet the daemon knows which entries it sent.
+    // The subscription has ended, and yet the daemon knows which entries it sent.
     for _ in 0..2 {
         client.send(&json!({"type": "ack", "stream": "s1/m", "id": ends[0]}));
         assert_eq!(client.receive_json(), json!({"type": "acked", "id": ends[0], "stream": "s1/m"}));
@@ -271,7 +272,7 @@ fn signs_of_life_and_repetitions_make_no_receipts() {
     let first = producer.start("g1");
     let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "follow=1");
     viewer.read_to(&first);
-    // Many acknowledgements within a second are one, the highest; and one for the end.
+    // Many acknowledgements within a second become one, the highest; and one for the end.
     let ids: Vec<String> = producer.tokens(0..100);
     viewer.read_to(ids.last().unwrap());
     for id in ids.iter().chain(&ids) {
@@ -351,7 +352,7 @@ fn what_is_acknowledged_while_redis_is_away_is_written_when_it_is_back() {
     redis.kill();
     viewer.websocket().send(&ack(&ends[0]));
     viewer.read_to_status("degraded");
-    // The time runs out meanwhile, and again before the daemon is at Redis.
+    // The time expires meanwhile, and again before the daemon reaches Redis.
     std::thread::sleep(Duration::from_secs(3));
     redis.restart();
     daemon.wait_ready();
@@ -459,7 +460,7 @@ fn a_client_that_saw_no_answer_says_it_again_and_gets_one_receipt() {
         }
         viewer.expect_acked(&end);
         drop(viewer);
-        // And a client that comes back acknowledges an answer that it had before.
+        // And a client that reconnects acknowledges an answer that it received before.
         let mut viewer =
             Viewer::open(daemon.public, Kind::WebSocket, "s1/m", &format!("after={end}&follow=1"));
         viewer.expect_open("live");

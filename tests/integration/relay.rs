@@ -1,5 +1,5 @@
-//! Workers that share the requests that lie in Redis: whichever workers, servers or Redis fail, every
-//! request that names a stream gets one terminal entry and is acknowledged.
+//! Workers that share the requests in Redis: whichever workers, servers or Redis fail, every request that names a
+//! stream gets one terminal entry and is acknowledged.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn relay(redis: &RedisServer, upstream: &FakeUpstream, more: &[&str]) -> Backgro
     Background::start(llm_bridge(&[&arguments, takeover, more].concat()))
 }
 
-/// Asks for an answer in `{session}/m`; returns the request's id.
+/// Requests an answer in `{session}/m`; returns the request's id.
 fn ask(redis: &RedisServer, session: &str, body: &str) -> String {
     redis.connect().run(&["XADD", REQUESTS, "*", "session", session, "model", "m", "request", body])
 }
@@ -49,7 +49,7 @@ fn entries(redis: &RedisServer, session: &str) -> Vec<String> {
         let detail = ["code", "finish_reason", "generation"].iter().find_map(|name| object[*name].as_str());
         format!("{} {}", object["type"].as_str().unwrap(), detail.unwrap_or_default()).trim_end().to_owned()
     };
-    // A server that was started again says LOADING for a while, or breaks off.
+    // A server that was restarted replies LOADING for a while, or breaks off.
     let range = ["XRANGE", &key(session), "-", "+"];
     let entries: Vec<(String, HashMap<String, Vec<u8>>)> =
         wait_for("the entries", || redis.connect().try_run(&range).ok());
@@ -67,7 +67,7 @@ fn whole(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| token(text)).chain([finish(), "[DONE]".into()]).collect()
 }
 
-/// Waits until this many requests were read and nothing of them is pending.
+/// Waits until this many requests were read and none of them is pending.
 fn wait_settled(redis: &RedisServer, count: usize) {
     wait_until("all requests to be acknowledged", || {
         let mut client = redis.connect();
@@ -106,7 +106,7 @@ fn requests_are_answered_as_many_at_once_as_wished() {
         assert_eq!(entries(&redis, session), expected);
     }
     assert!(upstream.seen().iter().all(|seen| seen.body["model"] == "m" && seen.body["stream"] == true));
-    // In order it leaves nothing behind.
+    // When stopped in order it leaves nothing behind.
     worker.signal(libc::SIGTERM);
     let outcome = worker.finish();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
@@ -124,7 +124,7 @@ fn a_worker_reads_no_more_requests_than_it_has_room_for() {
         ask(&redis, "s", BODY);
     }
     wait_until("the first answer to have begun", || upstream.seen().len() == 1);
-    // One is answered; four times two wait for its stream.
+    // One is being answered; four times two wait for its stream.
     wait_until("all that there is room for", || redis.connect().pending(REQUESTS, GROUP) == 9);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(redis.connect().pending(REQUESTS, GROUP), 9);
@@ -201,7 +201,7 @@ fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
         "{message}"
     );
     assert_eq!(upstream.seen().len(), 0);
-    // A stream that takes no entries.
+    // A stream that accepts no entries.
     redis.connect().run::<()>(&["SET", "llm:stream:s3:m", "no stream"]);
     ask(&redis, "s3", BODY);
     wait_settled(&redis, 6);
@@ -301,8 +301,8 @@ fn a_worker_that_is_killed_is_replaced() {
         let end = terminals(&redis, session);
         assert_eq!(end.len(), 1, "{session}: {:?}", entries(&redis, session));
         if end[0] == "[DONE]" {
-            // The one that had begun without a token has the start of both, of the same generation, and between them
-            // the heartbeat of the worker that took it over.
+            // The answer that had begun without a token has the start entries of both workers, of the same
+            // generation, and between them the heartbeat of the worker that took it over.
             let mut seen = entries(&redis, session);
             seen.retain(|entry| entry != "heartbeat");
             let starts = seen.iter().filter(|entry| entry.starts_with("start ")).count();
@@ -333,7 +333,7 @@ fn a_worker_that_was_stopped_for_too_long_writes_nothing_more() {
     assert_eq!(terminals(&redis, "s"), ["error relay_lost"]);
     let len = entries(&redis, "s").len();
     frozen.signal(libc::SIGCONT);
-    // It knows as soon as it has asked Redis; then its upstream is let go.
+    // It knows as soon as it has asked Redis; then it drops its upstream.
     frozen.signal(libc::SIGTERM);
     assert_eq!(frozen.finish().code, Some(0));
     assert_eq!(entries(&redis, "s").len(), len);
@@ -365,7 +365,7 @@ fn what_does_not_end_within_the_grace_is_ended_or_left() {
     wait_until("the token", || entries(&redis, "s1").len() == 2);
     ask(&redis, "s2", BODY);
     wait_until("the second request", || upstream.seen().len() == 2);
-    // Waits for its stream.
+    // It waits for its stream.
     ask(&redis, "s2", BODY);
     wait_until("the third request", || redis.connect().pending(REQUESTS, GROUP) == 3);
     worker.signal(libc::SIGTERM);
@@ -373,7 +373,7 @@ fn what_does_not_end_within_the_grace_is_ended_or_left() {
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(terminals(&redis, "s1"), ["error relay_stopped"]);
     assert!(terminals(&redis, "s2").is_empty());
-    // Others need not wait until the claims run out.
+    // Others need not wait until the claims expire.
     let next = FakeUpstream::start([chat(&["b"])]);
     let _worker = relay(&redis, &next, &["--takeover-after", "1h"]);
     wait_settled(&redis, 3);

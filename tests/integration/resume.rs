@@ -1,5 +1,4 @@
-//! An answer can be resumed at every single entry, finished or not, over WebSocket and over SSE, with
-//! exactly the rest.
+//! An answer can be resumed at every entry, finished or not, over WebSocket and over SSE, with exactly the rest.
 
 use serde_json::json;
 
@@ -20,7 +19,7 @@ fn write_answer(producer: &mut Producer) -> Vec<String> {
     producer.ids.clone()
 }
 
-/// Asserts that exactly the entries after `position` of a finished answer came.
+/// Checks that exactly the entries after `position` of a finished answer arrived.
 fn expect_rest(transcript: &Transcript, ids: &[String], position: usize) {
     assert_eq!(transcript.open()["after"], ids[position].as_str());
     // Entry 0 is `start`, entry n is token n - 1, and the last one is `end`.
@@ -57,7 +56,7 @@ fn a_finished_answer_at_its_end_says_so() {
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
     let terminal = write_answer(&mut producer).last().unwrap().clone();
-    // A heartbeat that comes late: the stream's newest id is beyond its terminal entry.
+    // A late heartbeat: the stream's newest id is beyond its terminal entry.
     let newest = producer.write(&json!({"type": "heartbeat"}));
     for after in [terminal.as_str(), &newest, "$"] {
         let query = format!("after={after}");
@@ -230,7 +229,7 @@ fn resuming_over_and_over_adds_up_to_the_whole() {
     let ids = write_answer(&mut producer);
     for kind in KINDS {
         let (mut text, mut after) = (String::new(), "0".to_owned());
-        // One frame at a time: each comes back with the id of the frame before.
+        // One frame at a time: each viewer resumes with the id of the previous frame.
         while after != *ids.last().unwrap() {
             let mut viewer = Viewer::open(daemon.public, kind, "s1/m", &format!("after={after}"));
             let frame = viewer.read_until("a frame", |frame| frame.id().is_some());

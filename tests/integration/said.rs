@@ -1,5 +1,6 @@
-//! A model's output is never dropped, in whichever shape its server put it: every format has the same text, the same
-//! calls under the same numbers, the parts without a native form, and the end; also for a client that joins midway.
+//! A model's output is never dropped, whatever the shape in which its server sent it: every format has the same text,
+//! the same calls with the same numbers, the parts without a native form, and the end; also for a client that joins
+//! midway.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::support::viewer::{KINDS, Kind, Viewer, target, view};
 /// A tool call: its number, id, name and arguments.
 type Call = (u64, String, String, String);
 
-/// The answer that a client has in the end.
+/// The complete answer of a client.
 #[derive(Debug, Default, PartialEq)]
 struct Answer {
     text: String,
@@ -136,7 +137,7 @@ fn state(json: &Value) -> Answer {
     Answer { text, calls: calls.collect(), customs: Vec::new(), end }
 }
 
-/// Writes a generation while one watches, and compares the answers that all clients have in the end.
+/// Writes a generation while a viewer watches, and compares the complete answers of all clients.
 fn check(daemon: &Daemon, redis: &RedisServer, name: &str, entries: &[(&str, String)], expected: &Answer) {
     let mut producer = Producer::new(redis, name, "m");
     let stream = producer.stream.clone();
@@ -164,9 +165,8 @@ fn check(daemon: &Daemon, redis: &RedisServer, name: &str, entries: &[(&str, Str
     let without = Answer { customs: Vec::new(), text: expected.text.clone(), ..copy(expected) };
     assert_eq!(state(&json), without, "{name}, state");
 
-    // A client that goes on after any frame has the same in the end. The rest alone may differ from the frames that
-    // the live viewer was sent: how pieces are merged depends on when they are read, and a merged frame says a repeated
-    // id once.
+    // A client that resumes after any frame has the same complete answer. Its frames may differ from those of the
+    // live viewer: how pieces are merged depends on when they are read, and a merged frame has a repeated id once.
     let told: Vec<_> = live.frames.iter().filter(|frame| frame.id().is_some()).collect();
     for (place, frame) in told.iter().enumerate().filter(|(_, frame)| !frame.is_terminal()) {
         for kind in KINDS {
@@ -221,7 +221,7 @@ fn calls_are_told_apart_whatever_number_they_have() {
     let one = [call(0, "call_1", "a", r#"{"p":1}"#)];
     check(&daemon, &redis, "without-index", &without_index, &answer("", &one, &[], "end"));
 
-    // Numbers that begin anywhere, and calls that take turns.
+    // Numbers that begin anywhere, and interleaved calls.
     let numbered = openai_entries(&[
         piece(r#""index":3,"id":"x","function":{"name":"a","arguments":"{"}"#),
         piece(r#""index":1,"id":"y","function":{"name":"b","arguments":"{\"q\""}"#),
@@ -393,7 +393,7 @@ fn numbers_that_are_none_lose_no_text() {
     check(&daemon, &redis, "nan", &entries, &answer("aNaNbc", &[], &[], "end"));
 }
 
-/// Far more blocks than have room at once, none of which is closed: each is told, and nothing is refused.
+/// Far more blocks than there is room for, none of which is closed: each is emitted, and nothing is refused.
 #[test]
 fn thousands_of_blocks_are_told() {
     let redis = RedisServer::start();

@@ -1,5 +1,5 @@
-//! Where history ends and live reading begins nothing is lost and nothing comes twice, however many
-//! clients join, whenever they do, and wherever they resume, while the producer runs at full speed.
+//! Where history ends and live reading begins, nothing is lost and nothing is repeated, however many clients join,
+//! whenever they do, and wherever they resume, while the producer runs at full speed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ const SEED: u64 = 20_251;
 struct Shared {
     /// The ids written so far; the one at position n is that of token n.
     written: Mutex<Vec<String>>,
-    /// How many clients have been told that they are welcome.
+    /// How many clients have received `open`.
     joined: AtomicUsize,
 }
 
@@ -46,7 +46,7 @@ fn choose_after(random: &mut Random, written: &Mutex<Vec<String>>) -> String {
     }
 }
 
-/// Joins at a random moment, at a random place, and reads to the end.
+/// Joins at a random time, at a random position, and reads to the end.
 fn join(daemon: &Daemon, kind: Kind, random: &mut Random, shared: &Shared) -> Outcome {
     let span_ms = TOKENS * 1000 / usize::try_from(PER_SECOND).unwrap();
     thread::sleep(Duration::from_millis(u64::try_from(random.below(span_ms)).unwrap()));

@@ -1,5 +1,5 @@
-//! The operators' view: probes, stats, metrics, the dashboard, the log. The admin listener answers under any
-//! load, and its counters are right.
+//! The operators' view: probes, stats, metrics, the dashboard, the log. The admin listener answers under any load,
+//! and its counters are correct.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use crate::support::prometheus;
 use crate::support::redis::RedisServer;
 use crate::support::viewer::{KINDS, Viewer, view};
 
-/// The parts of an entry's way.
+/// The parts of an entry's path.
 const STAGES: [&str; 5] =
     ["produced_to_read", "read_to_encoded", "encoded_to_written", "end_to_end", "replay"];
 
@@ -37,7 +37,7 @@ fn micros_now() -> u64 {
     u64::try_from(since.as_micros()).unwrap()
 }
 
-/// Serves a stream to both kinds of viewers, live and from history; the entries carry the time.
+/// Serves a stream to both kinds of viewers, live and from history; the entries contain the time.
 fn serve_stream(redis: &RedisServer, daemon: &Daemon, session: &str) {
     const TOKENS: usize = 50;
     let mut producer = Producer::new(redis, session, "m");
@@ -84,7 +84,7 @@ fn what_has_happened_is_counted() {
         serve_stream(&redis, &daemon, &format!("s{round}"));
         for counter in grown {
             let before = before["counters"][counter].as_u64().unwrap_or_else(|| panic!("no {counter}"));
-            // Acknowledged is within a second; the others are counted before they are seen.
+            // Acknowledgements follow within a second; the others are counted before they are visible.
             wait_until(counter, || daemon.counter(counter) > before);
         }
     }
@@ -93,7 +93,7 @@ fn what_has_happened_is_counted() {
         let count = counters[name].as_u64().unwrap();
         assert!(count >= least, "{name}: {count} of {least}");
     };
-    // Fifty tokens and the end, in each round, went the live way.
+    // In each round, fifty tokens and the end were delivered live.
     at_least("entries_read", 3 * 51);
     assert_eq!((&counters["websocket_opened"], &counters["sse_opened"]), (&json!(6), &json!(6)));
     assert_eq!(counters["subscriptions"], 12);
@@ -130,10 +130,10 @@ fn every_stage_is_measured() {
             |name: &str| latency[name].as_u64().unwrap_or_else(|| panic!("{name} of {stage}: {latency}"));
         let percentiles = ["p50", "p90", "p99", "p999", "max"].map(value);
         assert!(percentiles.is_sorted(), "{stage}: {latency}");
-        // Nothing can have taken longer than all of it; a histogram's value may be rounded up a little.
+        // Nothing can have taken longer than the whole; a histogram's value may be rounded up slightly.
         assert!(value("max") <= most + most / 50, "{stage}: {latency}, {most} in all");
     }
-    // A producer whose clock is anywhere spoils nothing.
+    // A producer whose clock is wrong does no harm.
     let mut producer = Producer::new(&redis, "s2", "m");
     for ts in [0, 1, micros_now() * 2, u64::MAX] {
         producer.write(&json!({"type": "delta", "text": "x", "ts": ts}));
@@ -175,7 +175,7 @@ fn metrics_are_what_prometheus_reads() {
             }
         }
     }
-    // The same numbers by another way.
+    // The same numbers from another source.
     let stats = daemon.stats();
     for (name, value) in stats["counters"].as_object().unwrap() {
         assert!(after.contains_key(&format!("llm_bridge_{name}_total")), "{name}: {value}");
@@ -250,7 +250,7 @@ fn gauges_follow_who_is_there() {
     }
     viewers.truncate(2);
     wait_until("four to have left", || daemon.gauge("connections_open") == 3);
-    // The connection that asks is one of them while it is answered, and may be gone when they are counted here.
+    // The connection of this request is one of them while it is answered, and may be gone when they are counted here.
     wait_until("the open descriptors to be told", || {
         let told = daemon.stats()["process"]["open_fds"].as_u64().unwrap();
         told.abs_diff(daemon.open_descriptors() as u64) <= 1
@@ -291,7 +291,7 @@ fn the_stats_socket_bears_bad_company() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let socket = daemon.stats_socket.as_path();
-    // More than are served at a time, and none of them says anything.
+    // More than are served at a time, and none of them sends anything.
     let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(socket).unwrap()).collect();
     drop(UnixStream::connect(socket).unwrap());
     let mut long = UnixStream::connect(socket).unwrap();
@@ -336,7 +336,7 @@ fn the_stats_command_shows_what_the_socket_says() {
     assert!(nowhere.stderr.contains("--socket"), "{nowhere:?}");
 }
 
-/// Asserts that `--watch` writes no more than the terminal can show.
+/// Checks that `--watch` writes no more than the terminal can show.
 fn assert_watch_fits(socket: &str) {
     let (lines, columns) = (24, 60);
     let mut watch = program("timeout");
@@ -428,7 +428,7 @@ fn the_dashboard_needs_nothing_from_elsewhere() {
     assert_eq!(http::get(daemon.admin, "/nothing").status, 404);
     assert_eq!(http::request(daemon.admin, "POST", "/metrics", &[("Content-Length", "0")]).status, 405);
     assert_eq!(http::request(daemon.admin, "HEAD", "/healthz", &[]).status, 200);
-    // Operators' resources are not on the public listener, nor clients' on the other.
+    // Operators' resources are not on the public listener, nor clients' resources on the other one.
     for path in ["/metrics", "/stats.json", "/readyz"] {
         assert_eq!(http::get(daemon.public, path).status, 404, "{path}");
     }

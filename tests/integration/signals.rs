@@ -1,5 +1,5 @@
-//! Commands that are told to end by a signal, or whose terminal is closed, leave everything in order; signals that whoever
-//! started them wants ignored are.
+//! Commands that are ended by a signal, or whose terminal is closed, leave everything in order; signals that were
+//! ignored when they were started remain ignored.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -42,7 +42,7 @@ fn expect_interrupted(viewer: &mut Viewer) {
 fn ignoring(mut command: Command, signals: &'static [libc::c_int]) -> Command {
     let ignore = move || {
         for &signal in signals {
-            // SAFETY: to ignore a signal is a valid action.
+            // SAFETY: ignoring a signal is a valid action.
             if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
                 return Err(io::Error::last_os_error());
             }

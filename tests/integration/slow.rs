@@ -1,5 +1,5 @@
-//! A client that stops reading costs the daemon no more than its budget and nobody else anything: it
-//! gets the rest from history when it reads on, and is told to come back when it does not.
+//! A client that stops reading costs the daemon no more than its budget and does not affect others: it gets the rest
+//! from history when it continues, and is told to reconnect if it does not.
 
 use std::borrow::Cow;
 use std::thread::{self, ScopedJoinHandle};
@@ -22,23 +22,23 @@ const MIB: usize = 1024 * KIB;
 /// The text of an entry.
 const ENTRY_BYTES: usize = 256 * KIB;
 
-/// The daemon's settings here, from which the most that it may hold is computed.
+/// The daemon's settings here, from which the memory limit is computed.
 const SEND_BUDGET: usize = 256 * KIB;
 const READ_COUNT: usize = 4;
 const QUEUE_BATCHES: usize = 2;
 
-/// The program itself, its threads, its fixed tables, and what the allocator keeps for later.
+/// The program itself, its threads, its fixed tables, and what the allocator keeps.
 const PROGRAM_BYTES: usize = 64 * MIB;
 
-/// The most memory that the daemon may need with so many clients, however much passes through it:
+/// The most memory that the daemon may need with this many clients, however much passes through it:
 ///
 /// - the largest batch between two threads is one read, `READ_COUNT` entries;
-/// - batches are in three queues (live, history, delivery) of `QUEUE_BATCHES` each, and in the hands of
-///   four threads (reader, history, transform, delivery), each of which may hold one twice, as it came
-///   in and as it goes on (reply and entries, entries and frames);
-/// - a client holds its budget and, as a frame is never cut, one frame beyond it, of at most a batch.
+/// - batches are in three queues (live, history, delivery) of `QUEUE_BATCHES` each, and in four threads (reader,
+///   history, transform, delivery), each of which may hold one twice, as input and as output (reply and entries,
+///   entries and frames);
+/// - a client holds its budget and, because a frame is never cut, one frame beyond it, of at most a batch.
 ///
-/// Twice that, as a growing buffer is copied into one of double the size.
+/// Twice that, because a growing buffer is copied into one of double the size.
 fn memory_bound(clients: usize) -> u64 {
     let batch = READ_COUNT * ENTRY_BYTES;
     let pipeline = (3 * QUEUE_BATCHES + 4 * 2) * batch;
@@ -55,14 +55,14 @@ fn options(redis: &RedisServer, slow_timeout: &str) -> DaemonOptions {
         .set(&format!("delivery.queue_batches={QUEUE_BATCHES}"))
 }
 
-/// The text of the n-th entry: its number, then always the same.
+/// The text of the n-th entry: its number, then padding.
 fn text_of(number: usize) -> String {
     let mut text = format!("{number:015}:");
     text.extend(std::iter::repeat_n("abcdefghijklmnop", ENTRY_BYTES / 16 - 1));
     text
 }
 
-/// Writes so many entries and the end; returns the end's id.
+/// Writes this many entries and the end; returns the end's id.
 fn write_bulk(producer: &mut Producer, entries: usize) -> String {
     for number in 0..entries {
         producer.write_text(&format!(r#"{{"type":"delta","seq":{number},"text":"{}"}}"#, text_of(number)));
@@ -82,12 +82,12 @@ struct Frame<'a> {
     text: Option<Cow<'a, str>>,
 }
 
-/// Checks the text of one stream while it comes, and keeps none of it.
+/// Checks the text of one stream as it arrives, without keeping it.
 #[derive(Default)]
 struct Check {
-    /// How many bytes of text were right so far.
+    /// How many bytes of text were correct so far.
     position: usize,
-    /// How many frames they came in, and how many entries these cover.
+    /// In how many frames they came, and how many entries these cover.
     frames: usize,
     entries: usize,
     last_id: Option<String>,
@@ -123,7 +123,7 @@ impl Check {
         }
     }
 
-    /// Asserts that all of these entries and the end came.
+    /// Checks that all of these entries and the end arrived.
     fn expect_whole(&self, entries: usize, end: &str) {
         assert_eq!(self.position, entries * ENTRY_BYTES);
         assert_eq!(self.entries, entries + 1);
@@ -142,7 +142,7 @@ fn read_websocket(client: &mut WebSocketClient, check: &mut Check) -> Incoming {
     }
 }
 
-/// Reads events to the end of the response. False: it was cut.
+/// Reads events to the end of the response. Returns false if it was cut.
 fn read_sse(client: &mut SseClient, check: &mut Check) -> bool {
     loop {
         match client.event() {
@@ -166,7 +166,7 @@ fn open_sse(daemon: &Daemon, stream: &str) -> SseClient {
     client
 }
 
-/// A client that reads as it should, to the end.
+/// A client that reads correctly, to the end.
 fn healthy<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     mut client: WebSocketClient,
@@ -239,7 +239,7 @@ fn who_takes_nothing_is_closed_and_can_resume() {
     wait_until("both to be closed", || daemon.counter("clients_slow_closed") == 2);
     assert!(daemon.counter("clients_fell_back") >= 2);
 
-    // Frames on their way still arrive, then the close; the rest comes after the last id.
+    // Frames under way still arrive, then the close; the rest comes after the last id.
     let mut check = Check::default();
     assert_eq!(read_websocket(&mut slow_websocket, &mut check), Incoming::Closed(4408));
     assert_eq!(check.terminal_id, None, "all had room on the way: the test is too small");
@@ -315,8 +315,8 @@ fn many_slow_clients_each_hold_no_more_than_their_budget() {
     expect_memory(&daemon, CLIENTS + 1);
 }
 
-/// Small entries, and nothing configured but the budget: history must not be merged into frames that
-/// are larger than what a client may hold.
+/// Small entries, and nothing configured except the budget: history must not be merged into frames that exceed what a
+/// client may hold.
 #[test]
 fn history_for_slow_clients_is_cut_to_their_budget() {
     const ENTRIES: usize = 4_000;
@@ -337,12 +337,12 @@ fn history_for_slow_clients_is_cut_to_their_budget() {
     view(daemon.public, Kind::WebSocket, "s1/m", "").expect_finished(&end);
     wait_until("all to fall back", || daemon.counter("clients_fell_back") >= CLIENTS as u64);
 
-    // A frame may begin within the budget and end beyond it: by one budget at most, as frames are cut.
+    // A frame may begin within the budget and end beyond it: by at most one budget, because frames are cut.
     let held = CLIENTS * 2 * SEND_BUDGET;
     let outbox = daemon.gauge("outbox_bytes");
     assert!(outbox <= held as u64, "{outbox} bytes are held for clients that may hold {held}");
-    // The threads' queues hold at most the whole stream, as entries and as frames, each in a buffer of up to
-    // double the size.
+    // The threads' queues hold at most the whole stream, as entries and as frames, each in a buffer of up to double
+    // the size.
     let bound = (PROGRAM_BYTES + 4 * ENTRIES * TEXT_BYTES + held) as u64;
     let most = daemon.resident_bytes_max();
     assert!(most <= bound, "the daemon had {most} bytes, its limits add up to {bound}");

@@ -1,4 +1,4 @@
-//! The state so far as one JSON object, for requests for neither a WebSocket nor events.
+//! The state so far as one JSON object, for requests without WebSocket and events.
 
 use serde_json::{Value, json};
 

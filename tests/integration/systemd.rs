@@ -1,5 +1,5 @@
-//! The daemon as a systemd service: its notifications to the manager, sockets that the manager opens
-//! for it, and the unit that comes along.
+//! The daemon as a systemd service: its notifications to the manager, sockets that the manager opens for it, and the
+//! unit file.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -40,7 +40,7 @@ impl Manager {
         Self::new(socket, path.to_str().unwrap().to_owned(), dir)
     }
 
-    /// With a name that is in no directory, as managers of containers do.
+    /// With a name that is not in a directory, as container managers use.
     fn listen_abstract() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let name = format!("{}/notify", dir.path().display());
@@ -60,14 +60,14 @@ impl Manager {
         String::from_utf8(buffer[..length].to_vec()).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// Forgets the messages that have come.
+    /// Drops the messages that have arrived.
     fn drop_all(&self) {
         self.socket.set_nonblocking(true).unwrap();
         while self.socket.recv(&mut [0; 4096]).is_ok() {}
         self.socket.set_nonblocking(false).unwrap();
     }
 
-    /// Asserts that a line does not come for so long.
+    /// Checks that a line does not come for `time`.
     fn expect_none(&self, line: &str, time: Duration) {
         thread::sleep(time);
         self.socket.set_nonblocking(true).unwrap();
@@ -94,7 +94,7 @@ impl Manager {
 fn ready_means_listening_and_redis_tried() {
     let redis = RedisServer::start();
     for manager in [Manager::listen(), Manager::listen_abstract()] {
-        // A daemon that is ready too early says so while Redis sleeps.
+        // A daemon that is ready too early reports it while Redis is suspended.
         redis.freeze(Duration::from_millis(1500));
         let mut daemon = Daemon::options(&redis).env("NOTIFY_SOCKET", &manager.address).spawn();
         let before = manager.read_to("READY=1");
@@ -113,7 +113,7 @@ fn ready_means_listening_and_redis_tried() {
     }
 }
 
-/// An id that is held by another is found out before, so that a start that fails is seen to fail.
+/// An id that is held by another daemon is detected before, so that a failed start is visible.
 #[test]
 fn a_daemon_that_does_not_start_is_never_ready() {
     let redis = RedisServer::start();
@@ -206,7 +206,7 @@ fn no_watchdog_is_fed_that_nobody_has_asked_for() {
     }
 }
 
-/// A daemon that is started by a manager with sockets.
+/// A daemon that a manager starts with sockets.
 struct Activated {
     process: Background,
     configured: [SocketAddr; 2],
@@ -224,7 +224,7 @@ fn activate(redis: &RedisServer, sockets: &[(&str, std::os::fd::BorrowedFd)], is
         format!("listen.public={}", configured[0]),
         format!("listen.admin={}", configured[1]),
         format!("listen.stats_socket={}", configured_stats.display()),
-        // So much that a client which reads nothing keeps its daemon from ending before its grace is over.
+        // So much that a client that reads nothing prevents its daemon from exiting before its grace is over.
         "client.send_budget=64MiB".to_owned(),
     ] {
         arguments.extend(["--set".to_owned(), setting]);
@@ -262,7 +262,7 @@ fn passed_sockets_are_used() {
     let stats = UnixListener::bind(&stats_path).unwrap();
     let (public_address, admin_address) = (public.local_addr().unwrap(), admin.local_addr().unwrap());
     let named = [("public", public.as_fd()), ("admin", admin.as_fd()), ("stats", stats.as_fd())];
-    // The names say which is which, not the order; and the manager keeps its sockets over restarts.
+    // The names identify the sockets, not the order; and the manager keeps its sockets over restarts.
     for order in [[0, 1, 2], [2, 0, 1]] {
         let sockets = order.map(|number| named[number]);
         let activated = wait_ready(activate(&redis, &sockets, true), admin_address);
@@ -330,7 +330,7 @@ fn who_connects_before_the_daemon_runs_is_served() {
     let activated = activate(&redis, &[("public", public.as_fd())], true);
     let admin = activated.configured[1];
     let response = early.whole().unwrap();
-    // It may come before Redis has been asked, and is told so.
+    // The request may come before Redis was asked, and is told so.
     if response.status != 503 {
         assert_eq!((response.status, &response.json()["last_id"]), (200, &serde_json::json!(end)));
     }
@@ -380,7 +380,7 @@ fn the_unit_is_valid() {
         .expect("systemd-analyze is installed");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    // Units of the machine may be complained about, this one may not.
+    // There may be complaints about other units of the machine, but not about this one.
     assert!(!said.contains("llm-bridge"), "{said}");
 }
 

@@ -1,4 +1,4 @@
-//! The commands for a terminal beside the daemon: `produce`, `tail`, `demo`.
+//! The commands for a terminal besides the daemon: `produce`, `tail`, `demo`.
 
 use std::fs;
 use std::io::Write;
@@ -35,7 +35,7 @@ fn expect_success(outcome: &Outcome) {
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
 }
 
-/// The transcript of `s1/m`; asserts that it is the same for both kinds of viewers.
+/// The transcript of `s1/m`; checks that it is the same for both kinds of viewers.
 fn views(daemon: &Daemon) -> Transcript {
     let [one, other] = KINDS.map(|kind| view(daemon.public, kind, "s1/m", ""));
     assert_eq!(one.outline(), other.outline());
@@ -59,7 +59,7 @@ fn text_is_produced_as_it_is() {
         assert_eq!(data["seq"], number, "{data}");
         assert!(data["ts"].is_u64(), "{data}");
     }
-    // Another one into the same stream is another generation.
+    // Another run into the same stream is another generation.
     expect_success(&run(produce(&redis, &["--from", "text", "--rate", "1000"]), b"second"));
     assert_eq!(view(daemon.public, Kind::Sse, "s1/m", "after=last").text(), "second");
     let nothing = run(produce(&redis, &[]), b"");
@@ -205,7 +205,7 @@ fn tail_shows_the_text_or_the_frames() {
     }
 }
 
-/// An answer that thinks, calls a tool, and would rather be obeyed than read.
+/// An answer that thinks, calls a tool, and contains control characters.
 fn produce_unruly(redis: &RedisServer) {
     let mut producer = Producer::new(redis, "s1", "m");
     let delta = |channel: &str, text: &str| json!({"type": "delta", "channel": channel, "text": text});
@@ -231,7 +231,7 @@ fn tail_in_a_terminal_dims_reasoning_marks_calls_and_obeys_nothing() {
     assert!(shown.contains("\n\u{2192} se\u{2407}arch({\"q\":\"\u{fffd}2J\"})\n"), "{shown:?}");
     let text = "# No *Markdown* \u{241b}]0;title\u{2407}\u{2408}\u{240d}\n\ttext\u{2421}\n";
     assert!(shown.contains(text), "{shown:?}");
-    // No frame brings a control character to the terminal: only our own dimming and line breaks are there.
+    // No frame sends a control character to the terminal: only our own dimming and line breaks are there.
     let rest = shown.replace("\x1b[2m", "").replace("\x1b[22m", "");
     let is_control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     assert!(!rest.contains(is_control), "{rest:?}");
@@ -310,7 +310,7 @@ fn tail_tells_how_fast_an_answer_came() {
     let at = |ms: u64| format!("{}-0", 1_763_800_000_000 + ms);
     let mut write = |ms: u64, data: &str| producer.write_fields(&at(ms), &[("data", data.as_bytes())]);
     write(0, r#"{"type":"start","generation":"g1"}"#);
-    // It is shown as it comes, and the time of the first token is known where it was not merged with others.
+    // It is shown as it arrives, and the time of the first token is known if it was not merged with others.
     write(350, r#"{"type":"delta","text":"one\n"}"#);
     assert_eq!(process.line().as_deref(), Some("one"));
     for number in 1..=10 {
@@ -332,7 +332,7 @@ fn tail_resumes_over_a_restart_of_the_daemon() {
         producer.start("g1");
         let mut process = Background::start(tail(&daemon, "", options));
         let mut shown = Vec::new();
-        // Each stretch ends with a line break, so that a line of text shows that it has arrived.
+        // Each part ends with a line break, so that a line of text shows that it has arrived.
         for round in 0..3 {
             for number in round * 20..round * 20 + 20 {
                 producer.delta(&token(number));
@@ -342,7 +342,7 @@ fn tail_resumes_over_a_restart_of_the_daemon() {
                 shown.push(process.line().expect("it goes on"));
             }
             daemon.kill();
-            // Entries written meanwhile are there when it comes back.
+            // Entries written meanwhile are there when it reconnects.
             producer.delta(&format!("between {round}\n"));
             daemon = daemon.start_again();
         }
@@ -412,7 +412,7 @@ fn the_demos_model_can_be_stopped_and_its_address_chosen() {
     assert!(said.iter().any(|line| line.trim() == format!("http://{public}/")), "{said:?}");
     let public: SocketAddr = public.parse().unwrap();
     assert_eq!(http::get(admin.parse().unwrap(), "/healthz").status, 200);
-    // The same address is not for two, and the message says which one it was.
+    // Two programs cannot use the same address, and the message names it.
     for arguments in [["--set", &settings[0]], ["--port", &public.port().to_string()]] {
         let second = run(llm_bridge(&[&["demo"], &arguments[..]].concat()), b"");
         assert_eq!(second.code, Some(1), "{second:?}");
@@ -428,7 +428,7 @@ fn the_demos_model_can_be_stopped_and_its_address_chosen() {
     viewer.websocket().send(&json!({"type": "cancel", "reason": "the Stop button"}));
     let end = viewer.read_until("the end", |frame| frame.is_terminal());
     assert_eq!(end.value["finish_reason"], "cancelled", "{end:?}");
-    // The next answer comes all the same.
+    // The next answer still comes.
     viewer.read_until("the next answer", |frame| frame.kind() == "start");
     viewer.read_until("its text", |frame| frame.kind() == "delta");
     demo.signal(libc::SIGTERM);
@@ -459,7 +459,7 @@ fn the_demo_shows_itself_and_leaves_nothing_behind() {
                 viewer.read_until("text", |frame| frame.kind() == "delta");
             }
         }
-        // The command that it prints does what it says.
+        // The command that it prints works.
         let tail = said.iter().map(|line| line.trim()).find(|line| line.contains(" tail ")).unwrap();
         let mut shell = program("/bin/sh");
         shell.args(["-c", &format!("exec {tail} --json")]).env_clear();

@@ -1,4 +1,4 @@
-//! The names under which the daemon's threads show in `top -H` and in a core dump.
+//! The names of the daemon's threads in `top -H` and in a core dump.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use crate::support::daemon::Daemon;
 use crate::support::patience::wait_for;
 use crate::support::redis::RedisServer;
 
-/// The names, once there are so many: a thread that has just begun has none of its own yet.
+/// The names, once there are this many: a thread that has just started has no name of its own yet.
 fn names_of(daemon: &Daemon, count: usize) -> BTreeSet<String> {
     wait_for("all threads", || Some(daemon.thread_names()).filter(|names| names.len() >= count))
 }

@@ -1,4 +1,4 @@
-//! The house's rules, as far as a program can look after them.
+//! The house rules, as far as a program can check them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ const LINES_MAX: usize = 590;
 /// Strings that must not be left in the code.
 const LEFTOVERS: [&str; 5] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME"];
 
-/// All that lies in the top folder, beside hidden files.
+/// Everything in the top folder, except hidden files.
 const TOP_LEVEL: [&str; 12] = [
     "CHANGELOG.md",
     "Cargo.lock",
@@ -25,8 +25,8 @@ const TOP_LEVEL: [&str; 12] = [
     "tests",
 ];
 
-/// Where lines may be logged without a limit on how often, and how many such places each file has: what happens once
-/// in the life of a thread or process, what the operator asks for, and the limit itself.
+/// Where lines may be logged without a limit, and how many such places each file has: events that happen once in the
+/// life of a thread or process, requests of the operator, and the limit itself.
 const UNLIMITED_LOGS: [(&str, usize); 14] = [
     ("cli/produce/feed.rs", 2),
     ("daemon/limits.rs", 2),
@@ -68,7 +68,7 @@ fn nothing_strays_into_the_top_folder() {
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let stray: Vec<String> =
         names.filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str())).collect();
-    assert!(stray.is_empty(), "{stray:?}: a server's dump, or something that belongs into a folder");
+    assert!(stray.is_empty(), "{stray:?}: a server's dump, or something that belongs in a folder");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Output in formats other than the native one, to the byte: live, resumed, finished, over SSE and over WebSocket; when
+//! Output in formats other than the native one, to the byte: live, resumed, finished, over SSE and over WebSocket; if
 //! there is nothing to send; and that cuts, slowness, gaps and further generations change nothing.
 
 use std::collections::BTreeMap;
@@ -77,7 +77,7 @@ fn chunks_are_sent_to_the_letter() {
     assert_eq!(whole.header("x-vercel-ai-ui-message-stream"), None);
     assert_eq!(whole.text(), as_events(&chunks()));
 
-    // In the middle of the call: the choice and the call are opened anew.
+    // In the middle of the call: the choice and the call are opened again.
     let mut resumed = vec![
         ("3001-0", chunk(3, &choice(r#""role":"assistant","content":"""#, "null"), "")),
         ("3001-0", chunks()[3].1.replace(r#""created":2"#, r#""created":3"#)),
@@ -120,7 +120,7 @@ fn ui_messages_are_sent_to_the_letter() {
     assert_eq!(resumed, format!("{opened}{}", &expected[rest..]));
 }
 
-/// Everything that comes over WebSocket, and the close code.
+/// Everything that arrives over WebSocket, and the close code.
 fn messages(mut client: WebSocketClient) -> (Vec<String>, u16) {
     let mut messages = Vec::new();
     loop {
@@ -132,7 +132,7 @@ fn messages(mut client: WebSocketClient) -> (Vec<String>, u16) {
     }
 }
 
-/// The same where the connection stays a moment for the acknowledgement of the end.
+/// The same if the connection stays open for a moment for the acknowledgement of the end.
 #[test]
 fn over_websocket_a_message_is_an_event() {
     let redis = RedisServer::start();
@@ -150,7 +150,7 @@ fn over_websocket_a_message_is_an_event() {
         assert_eq!(listen("format=openai"), (expected.clone(), 1000), "{receipts}");
         let last = [expected[5].clone(), expected[6].clone(), expected[7].clone()];
         let (again, code) = listen("format=openai&after=5001-0");
-        // The role is sent again: earlier chunks of a choice are not known where only its end is sent again.
+        // The role is sent again: earlier chunks of a choice are unknown if only its end is sent again.
         assert!(again[0].contains(r#""role":"assistant""#) && code == 1000, "{receipts}: {again:?}");
         assert_eq!(again.last(), last.last(), "{receipts}");
 
@@ -206,7 +206,7 @@ fn nothing_that_goes_on_is_an_answer_of_its_own() {
     let daemon = Daemon::start(&redis);
     let status = |query: &str| get(&daemon, query).status;
     let code = |query: &str| messages(WebSocketClient::connect(daemon.public, &target("s1/m", query))).1;
-    // A name that nobody has written.
+    // A stream that does not exist.
     assert_eq!((status("format=ai-sdk"), code("format=ai-sdk")), (204, 4404));
     assert_eq!((status("format=ai-sdk&wait=0.05"), code("format=ai-sdk&wait=0.05")), (204, 4404));
     for query in ["format=ai-sdk&after=0", "format=ai-sdk&follow=1", "format=openai&wait=0"] {
@@ -216,7 +216,7 @@ fn nothing_that_goes_on_is_an_answer_of_its_own() {
     let known = http::request(daemon.public, "GET", &target("s1/m", "format=ai-sdk"), &last_event_id);
     assert_eq!(known.status, 404);
 
-    // A generation that is over.
+    // A finished generation.
     let mut producer = Producer::new(&redis, "s1", "m");
     write_answer(&mut producer);
     for query in ["format=ai-sdk", "format=ai-sdk&after=5001-0", "format=ai-sdk&after=$"] {
@@ -229,13 +229,13 @@ fn nothing_that_goes_on_is_an_answer_of_its_own() {
         http::request(daemon.public, "GET", &target("s1/m", "format=ai-sdk"), &[("Last-Event-ID", "3001-0")]);
     assert_eq!(known.status, 200);
 
-    // The next one goes on: from its beginning.
+    // The next one continues: from its beginning.
     producer.write(&json!({"type": "delta", "text": "next"}));
     let mut live = SseClient::open(daemon.public, &target("s1/m", "format=ai-sdk"), &[]);
     let start = live.event().unwrap().unwrap().data;
     assert_eq!(start, r#"{"type":"start","messageId":"s1/m@5001-0"}"#);
 
-    // A client that waits for a name gets the answer, also if all of it came at once.
+    // A client that waits for a stream gets the answer, even if all of it came at once.
     let mut waiting = SseClient::open(daemon.public, &target("s2/m", "format=ai-sdk&wait=60"), &[]);
     wait_until("the wait", || daemon.gauge("streams_waited") == 1);
     let mut other = Producer::new(&redis, "s2", "m");
@@ -310,7 +310,7 @@ fn a_providers_entries_resume_at_every_frame() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
-    // One entry that gives several frames, another one, and a last one.
+    // One entry with several frames, another one, and a last one.
     let first = json!({"choices": [
         {"index": 0, "delta": {"content": "a", "reasoning_content": "r", "tool_calls": [
             {"index": 0, "id": "c0", "function": {"name": "f", "arguments": "{"}},

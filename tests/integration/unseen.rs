@@ -1,4 +1,4 @@
-//! No entry that a live viewer lacks is passed over, even if someone trims the stream or meddles with the daemon's
+//! No entry that a live viewer lacks is skipped, even if another program trims the stream or uses the daemon's
 //! consumer group: entries that Redis still has are sent, and the missing ones are counted exactly.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::support::viewer::{KINDS, Kind, Viewer};
 
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
 const KEY: &str = "llm:stream:s1:m";
-/// More streams than a reader blocks on, so that Redis tells it which have news.
+/// More streams than a reader blocks on, so that Redis pushes which of them have news.
 const MANY: usize = 20;
 
 fn options(redis: &RedisServer) -> DaemonOptions {
@@ -42,7 +42,7 @@ struct Live {
     redis: RedisServer,
     daemon: Daemon,
     viewers: Vec<Viewer>,
-    /// Of other streams, which have one token each.
+    /// Viewers of other streams, which have one token each.
     _beside: Vec<Viewer>,
 }
 
@@ -101,7 +101,7 @@ fn what_is_trimmed_to_a_single_unread_entry_is_told_and_counted() {
     for (beside, numbered) in [(0, false), (0, true), (MANY, false), (MANY, true)] {
         let mut live = Live::start(beside, numbered);
         live.forget();
-        // At once after a read, again and again.
+        // Immediately after a read, again and again.
         let mut next = 3;
         for unseen in [299, 1, 17] {
             live.burst(next..next + 1, numbered, Vec::new());
@@ -199,7 +199,7 @@ fn a_stream_begun_anew_with_its_group_is_told() {
             let mut connection = live.redis.connect();
             let before = connection.now_ms();
             wait_until("the next millisecond", || connection.now_ms() > before);
-            // Nobody can have seen that the key was gone, and the group is there.
+            // Nobody can have noticed that the key was gone, and the group exists.
             let mut commands = vec![words(&["DEL", KEY])];
             commands.extend((3..13).map(|number| add(number, false)));
             commands.push(words(&["XGROUP", "CREATE", KEY, GROUP, "0"]));
@@ -300,7 +300,7 @@ fn a_stream_key_of_another_type_disturbs_no_other_stream() {
 }
 
 impl Live {
-    /// Forgets what was read, but for its beginning.
+    /// Drops what was read, except for its beginning.
     fn forget(&mut self) {
         self.viewers.iter_mut().for_each(|viewer| viewer.transcript.frames.truncate(1));
     }

@@ -1,5 +1,5 @@
-//! `produce` and the answers of models' servers: payloads are passed on byte for byte, and the generation
-//! gets one terminal entry, however the server behaves.
+//! `produce` and the answers of models' servers: payloads are passed on byte for byte, and the generation gets one
+//! terminal entry, however the server behaves.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -55,7 +55,7 @@ fn entries(redis: &RedisServer) -> Vec<String> {
         let kind = object["type"].as_str().unwrap();
         detail.map_or_else(|| kind.to_owned(), |detail| format!("{kind} {detail}"))
     };
-    // A server that was started again says LOADING for a while.
+    // A server that was restarted replies LOADING for a while.
     let entries: Vec<(String, std::collections::HashMap<String, Vec<u8>>)> =
         wait_for("the entries", || redis.connect().try_run(&["XRANGE", KEY, "-", "+"]).ok());
     entries.into_iter().map(line).collect()
@@ -67,7 +67,8 @@ fn started(payloads: &[&str]) -> Vec<String> {
     std::iter::once("start".to_owned()).chain(raw).collect()
 }
 
-/// Asks a server with these scripts; returns what `produce` said, the entries, and how many requests there were.
+/// Sends requests to a server with these scripts; returns the output of `produce`, the entries, and the number of
+/// requests.
 fn asked(scripts: Vec<Script>, more: &[&str]) -> (Outcome, Vec<String>, usize) {
     let redis = RedisServer::start();
     let upstream = FakeUpstream::start(scripts);
@@ -118,7 +119,7 @@ fn every_framing_of_a_body_is_read() {
         bytes.len()
     );
     let with_length = vec![Step::Send(length.into_bytes()), Step::Send(bytes.to_vec())];
-    // Nothing behind the last word, not even a line feed.
+    // Nothing after the final event, not even a line feed.
     let cut = vec![head(), event(&token("a")), Step::Send(b"data: [DONE]".to_vec())];
     for script in [in_chunks, to_the_close, with_length, cut] {
         let (outcome, entries, _) = asked(vec![script.clone()], &[]);
@@ -131,7 +132,7 @@ fn an_end_that_is_left_unsaid_is_written() {
     let (outcome, entries, _) = asked(vec![vec![head(), event(&token("a")), event(&finish())]], &[]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(entries.last().unwrap(), "end stop");
-    // Also where the connection stays open.
+    // Also if the connection stays open.
     let (outcome, entries, _) =
         asked(vec![vec![head(), event(&token("a")), event(&finish()), Step::Hang]], &[]);
     assert_eq!((outcome.code, entries.last().unwrap().as_str()), (Some(0), "end stop"));
@@ -146,7 +147,7 @@ fn refusals_are_tried_again_before_the_first_token() {
     assert_eq!((outcome.code, requests), (Some(0), 3), "{outcome:?}");
     assert!(began.elapsed() >= Duration::from_secs(1), "Retry-After is obeyed");
     assert_eq!(entries, started(&[&token("a"), &finish(), "[DONE]"]));
-    // Not for ever, nor for what will never pass.
+    // Not endlessly, and not for errors that will not go away.
     let (outcome, entries, requests) = asked(vec![broken], &["--retries", "1"]);
     assert_eq!((outcome.code, requests), (Some(1), 2));
     assert_eq!(entries, ["start", "error upstream_refused"]);
@@ -182,7 +183,7 @@ fn what_goes_wrong_later_ends_the_answer() {
     assert_eq!(entries, ["start", "error upstream_malformed"]);
     let error = r#"{"error":{"message":"overloaded"}}"#;
     let (outcome, entries, _) = asked(vec![vec![head(), event(&token("a")), event(error)]], &[]);
-    // The stream says in the server's words that the answer failed, and so does the exit status.
+    // The stream has the server's message about the failure, and the exit status shows it too.
     assert_eq!((outcome.code, entries), (Some(1), started(&[&token("a"), error])));
     assert!(outcome.stderr.contains("provider_error: overloaded"), "{outcome:?}");
 }
@@ -202,7 +203,7 @@ fn a_server_that_is_not_there_is_named() {
     assert!(outcome.stderr.contains("upstream_unreachable"), "{outcome:?}");
 }
 
-/// How a server treats the first connection, once a request's head, or the beginning of something else, has come.
+/// How a server treats the first connection, once a request's head, or the beginning of something else, has arrived.
 #[derive(Debug, Clone, Copy)]
 enum Treats {
     Answers(&'static str),
@@ -210,13 +211,13 @@ enum Treats {
     Resets,
 }
 
-/// Runs `produce` while this listener treats its first connection so. Returns what came over it, and the outcome.
+/// Runs `produce` while this listener treats its first connection like this. Returns what arrived, and the outcome.
 fn meet(server: &TcpListener, treats: Treats, command: Command) -> (String, Outcome) {
     std::thread::scope(|scope| {
         let heard = scope.spawn(|| {
             let mut socket = server.accept().unwrap().0;
             let (mut heard, mut piece) = (Vec::new(), [0; 4096]);
-            // A head may come in several pieces.
+            // A head may arrive in several pieces.
             let is_head = |heard: &[u8]| heard.is_empty() || heard[0].is_ascii_uppercase();
             while is_head(&heard) && !heard.ends_with(b"\r\n\r\n") && !heard.ends_with(b"}") {
                 let len = socket.read(&mut piece).unwrap();
@@ -314,7 +315,7 @@ fn a_cancelled_answer_ends_for_everybody_and_the_upstream_is_let_go() {
             viewer.read_until("the start", |frame| frame.kind() == "start");
         }
         wait_until("the token", || entries(&redis).len() == 2);
-        // A client that goes away cancels nothing.
+        // A client that disconnects cancels nothing.
         drop(Viewer::open(daemon.public, Kind::WebSocket, "s1/m", ""));
         assert_eq!(upstream.left(), 0);
         match by {
@@ -341,7 +342,7 @@ fn a_cancelled_answer_ends_for_everybody_and_the_upstream_is_let_go() {
 fn a_cancelled_input_ends_too_and_an_earlier_request_stops_nothing() {
     let redis = RedisServer::start();
     let cancel = ["XADD", "llm:control:s1:m", "*", "type", "cancel", "reason", "", "by", "me", "at", "1"];
-    // It was meant for the answer that is there already.
+    // It was meant for the answer that exists already.
     let earlier = r#"{"type":"error","code":"earlier"}"#;
     redis.connect().run::<String>(&["XADD", "llm:stream:s1:m", "*", "data", earlier]);
     redis.connect().run::<String>(&cancel);
@@ -500,7 +501,7 @@ fn recorded_answers_are_passed_on_as_they_were_sent() {
         } else {
             payloads.iter().map(|payload| format!("data: {payload}\n\n")).collect()
         };
-        // In pieces that know nothing of lines or characters.
+        // In pieces independent of lines or characters.
         let script: Script = std::iter::once(chunked_head())
             .chain(body.as_bytes().chunks(1009).map(chunk))
             .chain([chunk(b"")])

@@ -1,5 +1,4 @@
-//! A name that nobody has written yet: it is waited for, costs Redis nothing, and begins with its first
-//! entry.
+//! A stream that does not exist yet: it is waited for, costs Redis nothing, and begins with its first entry.
 
 use serde_json::json;
 
@@ -104,7 +103,7 @@ fn a_deleted_stream_is_waited_for_no_longer_than_asked() {
     assert!(redis.connect().keys("llm:stream:*").is_empty());
 }
 
-/// Lets viewers wait for a name, which a producer then writes, announced or not.
+/// Lets viewers wait for a stream, which a producer then writes, announced or not.
 fn check_noticed(redis: &RedisServer, daemon: &Daemon, session: &str, is_announced: bool) {
     let mut producer = Producer::new(redis, session, "m");
     let mut viewers = KINDS.map(|kind| Viewer::open(daemon.public, kind, &producer.stream, ""));
@@ -152,7 +151,7 @@ fn an_announcement_of_nothing_wakes_nobody() {
     ] {
         connection.add_entry("llm:announce", "*", &[(field, value.as_bytes())]);
     }
-    // A name announced after them has been noticed; the one that is only announced still is not there.
+    // A stream announced after them was noticed; the one that is only announced still does not exist.
     check_noticed(&redis, &daemon, "s2", true);
     assert_eq!(http::get(daemon.public, "/v1/streams/s1/m").status, 404);
     let end = Producer::new(&redis, "s1", "m").end();

@@ -1,4 +1,4 @@
-//! Starts the daemon with sockets that somebody else has opened, as systemd does.
+//! Starts the daemon with sockets that another process has opened, like systemd.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -9,15 +9,15 @@ use super::command::{Background, program};
 /// The first descriptor that is passed.
 const FIRST: RawFd = 3;
 
-/// Runs `llm-bridge` with these arguments, variables and named sockets. `LISTEN_PID` is its own id, or
-/// somebody else's.
+/// Runs `llm-bridge` with these arguments, variables and named sockets. `LISTEN_PID` is its own id, or another
+/// process' id.
 pub(crate) fn start(
     arguments: &[String],
     variables: &[(&str, &str)],
     sockets: &[(&str, BorrowedFd)],
     is_meant: bool,
 ) -> Background {
-    // Only the process itself can know its id, so a shell says it and becomes the daemon.
+    // Only the process itself knows its id, so a shell sets it and becomes the daemon.
     let script =
         if is_meant { "LISTEN_PID=$$ exec \"$0\" \"$@\"" } else { "LISTEN_PID=1 exec \"$0\" \"$@\"" };
     let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
@@ -32,8 +32,8 @@ pub(crate) fn start(
     Background::start(command)
 }
 
-/// Puts the descriptors to where they are expected, in their order. First out of the way, as they may be
-/// there already in another order.
+/// Moves the descriptors to the expected numbers, in order. First out of the way, because they may be there already
+/// in another order.
 fn pass(descriptors: &[RawFd]) -> io::Result<()> {
     let mut aside = [0; 8];
     for (descriptor, aside) in descriptors.iter().zip(&mut aside) {

@@ -1,4 +1,4 @@
-//! A private certificate authority, made by `openssl`, and a server's certificate that it has signed.
+//! A private certificate authority, created by `openssl`, and a server certificate that it has signed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 
-/// The authority. Its files go with it.
+/// The authority. Its files are removed with it.
 pub(crate) struct Authority {
     directory: TempDir,
 }

@@ -1,4 +1,4 @@
-//! The program's other commands: run to their end, or in the background with their output as it comes.
+//! The program's other commands: run to their end, or in the background with their output as it arrives.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,9 +11,9 @@ use std::thread::{self, JoinHandle};
 
 use super::patience::{PATIENCE, wait_for, wait_until};
 
-/// A command whose process treats signals as one that is started in a terminal, however the tests were started: under
-/// `nohup`, in the background of a script and by many runners they ignore SIGINT or SIGHUP, and a process passes the
-/// signals that it ignores or blocks on to its children.
+/// A command whose process handles signals like one started in a terminal, however the tests were started: under
+/// `nohup`, in the background of a script and in many runners they ignore SIGINT or SIGHUP, and a process passes on
+/// the signals that it ignores or blocks to its children.
 pub(crate) fn program(path: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(path);
     // SAFETY: between fork and exec only signal(2), sigemptyset(3) and sigprocmask(2) are called, which are safe there.
@@ -28,9 +28,9 @@ fn reset_signals() -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-    // SAFETY: all bits zero are a valid set, which sigemptyset(3) then makes an empty one.
+    // SAFETY: all bits zero are a valid set, which sigemptyset(3) then empties.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: both calls are given a set that outlives them, and no place for the former one.
+    // SAFETY: both calls get a set that outlives them, and no place for the former one.
     let done = unsafe {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
@@ -64,13 +64,13 @@ pub(crate) fn run(command: Command, input: &[u8]) -> Outcome {
     running.finish()
 }
 
-/// Runs a command to its end in a terminal of its own: its exit status, and all that was written there, with line ends as
-/// the command has written them.
+/// Runs a command to its end in a terminal of its own: its exit status, and everything written there, with the line
+/// ends of the command.
 pub(crate) fn run_in_terminal(command: Command) -> (Option<i32>, String) {
     run_in_terminal_of(command, (0, 0))
 }
 
-/// As `run_in_terminal`, in a terminal of so many lines and columns; 0: it does not say.
+/// Like `run_in_terminal`, in a terminal with this many lines and columns; 0: unknown.
 pub(crate) fn run_in_terminal_of(
     mut command: Command,
     (lines, columns): (u16, u16),
@@ -86,11 +86,11 @@ pub(crate) fn run_in_terminal_of(
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
     let mut process = command.spawn().unwrap();
-    // It holds the terminal's other side, without whose closing there is no end.
+    // It holds the terminal's other side, which has to be closed for the end.
     drop(command);
     let reader = spawn("terminal", move || {
         let (mut ours, mut text) = (File::from(ours), Vec::new());
-        // The end is an error: nobody is left on the other side.
+        // The end is reported as an error: nobody is left on the other side.
         let _ = ours.read_to_end(&mut text);
         String::from_utf8(text).unwrap().replace("\r\n", "\n")
     });
@@ -143,7 +143,7 @@ impl Background {
         }
     }
 
-    /// Sends it a signal, such as `libc::SIGINT`, and waits until the kernel has handed it over.
+    /// Sends it a signal, such as `libc::SIGINT`, and waits until the kernel has delivered it.
     pub(crate) fn signal(&self, signal: libc::c_int) {
         let id = libc::pid_t::try_from(self.process.id()).unwrap();
         // SAFETY: kill(2) touches no memory of ours; the child is not reaped before `self` says so.
@@ -176,7 +176,7 @@ fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'stati
     thread::Builder::new().name(name.to_owned()).spawn(body).unwrap()
 }
 
-/// Whether signals to a process, or to its first thread, are yet to be taken; not once it is over.
+/// Whether signals to a process, or to its first thread, are pending; false once it has ended.
 fn has_pending_signals(id: libc::pid_t) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let masks = status

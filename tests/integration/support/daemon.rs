@@ -1,5 +1,5 @@
-//! The daemon as a process of its own: started with settings, watched from outside, stopped in every
-//! way. When the test fails, what it wrote to its log is printed.
+//! The daemon as a process: started with settings, observed from outside, stopped in every way. If the test fails,
+//! its log is printed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ use super::patience::wait_for;
 use super::ports::free_port;
 use super::redis::RedisServer;
 
-/// How often other ports are tried when somebody else was faster.
+/// How often other ports are tried if another process was faster.
 const ATTEMPTS: usize = 5;
 
 /// The options to start a daemon with.
@@ -35,13 +35,13 @@ pub(crate) struct DaemonOptions {
 }
 
 impl DaemonOptions {
-    /// `--set section.key=value`; later ones win.
+    /// `--set section.key=value`; later ones take precedence.
     pub(crate) fn set(mut self, setting: &str) -> Self {
         self.settings.push(setting.to_owned());
         self
     }
 
-    /// `--config`; the harness sets over it where Redis is and where to listen.
+    /// `--config`; the harness overrides the address of Redis and the listeners.
     pub(crate) fn config(mut self, file: &Path) -> Self {
         self.config = Some(file.to_owned());
         self
@@ -53,12 +53,12 @@ impl DaemonOptions {
         self
     }
 
-    /// Starts it and waits until `/readyz` says yes.
+    /// Starts it and waits until `/readyz` succeeds.
     pub(crate) fn start(self) -> Daemon {
         self.start_until("/readyz")
     }
 
-    /// Starts it and waits until `/healthz` says yes, as long as Redis is away.
+    /// Starts it and waits until `/healthz` succeeds, for tests in which Redis is down.
     pub(crate) fn start_alive(self) -> Daemon {
         self.start_until("/healthz")
     }
@@ -122,11 +122,11 @@ fn gather_log(stderr: impl BufRead + Send + 'static, log: Arc<Mutex<String>>) ->
 /// A running daemon. Dropping it kills it.
 pub(crate) struct Daemon {
     options: DaemonOptions,
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) public: SocketAddr,
-    /// Where operators look.
+    /// The address for operators.
     pub(crate) admin: SocketAddr,
-    /// Where `llm-bridge stats` asks.
+    /// The path for `llm-bridge stats`.
     pub(crate) stats_socket: PathBuf,
     process: Child,
     log: Arc<Mutex<String>>,
@@ -167,7 +167,7 @@ impl Daemon {
         up
     }
 
-    /// Waits until `/readyz` says yes (again).
+    /// Waits until `/readyz` succeeds (again).
     pub(crate) fn wait_ready(&mut self) {
         assert!(self.wait_up("/readyz"), "the daemon ended:\n{}", self.log());
     }
@@ -179,8 +179,8 @@ impl Daemon {
         self.finish_log();
     }
 
-    /// Starts a new one with the same settings on the same ports: what a supervisor does after a crash.
-    /// The old process must have ended.
+    /// Starts a new one with the same settings on the same ports, like a supervisor after a crash. The old process
+    /// must have ended.
     pub(crate) fn start_again(&self) -> Daemon {
         let mut daemon = self.spawn_again();
         daemon.wait_ready();
@@ -192,7 +192,7 @@ impl Daemon {
         self.options.spawn()
     }
 
-    /// Waits until `/healthz` says yes.
+    /// Waits until `/healthz` succeeds.
     pub(crate) fn wait_alive(&mut self) {
         assert!(self.wait_up("/healthz"), "the daemon ended:\n{}", self.log());
     }
@@ -263,7 +263,7 @@ impl Daemon {
         self.memory("VmRSS:")
     }
 
-    /// The most resident memory that it ever had, in bytes: no need to look at the right moment.
+    /// The peak of its resident memory in bytes.
     pub(crate) fn resident_bytes_max(&self) -> u64 {
         self.memory("VmHWM:")
     }

@@ -1,6 +1,6 @@
-//! How many descriptors this process may have open, which on most machines is 1,024 at first.
+//! The limit of open descriptors of this process, which is 1,024 on most machines.
 
-/// Raises the limit as far as is allowed, at least to so many.
+/// Raises the limit as far as allowed, at least to `count`.
 pub(crate) fn allow_descriptors(count: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) and setrlimit(2) read and write nothing but the structure they are given.

@@ -1,15 +1,15 @@
-//! One thread of another process, held still as a debugger does it: everything else of the process runs on.
+//! Suspends one thread of another process like a debugger; the rest of the process continues.
 
 use std::fs;
 use std::ptr;
 
-/// A thread that is held. Dropping it lets it go on. Only the test's thread that made it may drop it.
+/// A suspended thread. Dropping it resumes the thread. Only the test's thread that created it may drop it.
 pub(crate) struct HeldThread {
     id: libc::pid_t,
 }
 
 impl HeldThread {
-    /// Holds the thread of that name of a child process.
+    /// Suspends the thread with that name in a child process.
     pub(crate) fn hold(process: u32, name: &str) -> Self {
         let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
         let is_it = |path: &std::path::Path| {
@@ -35,7 +35,7 @@ impl Drop for HeldThread {
 }
 
 fn request(what: libc::c_uint, id: libc::pid_t) {
-    // SAFETY: none of the requests that are made here reads or writes memory of this process.
+    // SAFETY: none of the requests made here reads or writes memory of this process.
     let done =
         unsafe { libc::ptrace(what, id, ptr::null_mut::<libc::c_void>(), ptr::null_mut::<libc::c_void>()) };
     assert_eq!(done, 0, "ptrace, which this test needs: {}", std::io::Error::last_os_error());

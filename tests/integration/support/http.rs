@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 client that sends the bytes it is given and returns the answer as it is: nothing is
-//! normalized, so that the daemon can be asked for anything.
+//! A small HTTP/1.1 client that sends the given bytes and returns the response unchanged: nothing is normalized, so
+//! that the daemon can get any request.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,7 +31,7 @@ impl Response {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    /// Asserts the status and the contract's shape of errors; returns the code.
+    /// Checks the status and the contract's shape of errors; returns the code.
     pub(crate) fn expect_error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.text());
         let body = self.json();
@@ -45,12 +45,12 @@ fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
 }
 
-/// GET without any header but Host.
+/// GET with no header except Host.
 pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     request(address, "GET", target, &[])
 }
 
-/// GET that may fail, for a server that is perhaps not there.
+/// GET that may fail, for a server that may not run.
 pub(crate) fn try_get(address: SocketAddr, target: &str) -> io::Result<Response> {
     Exchange::begin(address, "GET", target, &[])?.whole()
 }
@@ -61,7 +61,7 @@ pub(crate) fn request(address: SocketAddr, method: &str, target: &str, headers: 
     exchange.and_then(Exchange::whole).unwrap_or_else(|error| panic!("{method} {target}: {error}"))
 }
 
-/// A WebSocket handshake that is expected to be answered with something else, or whose head matters.
+/// A WebSocket handshake that is expected to fail, or whose head matters.
 pub(crate) fn upgrade(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Response {
     let mut all = vec![
         ("Connection", "Upgrade"),
@@ -73,7 +73,7 @@ pub(crate) fn upgrade(address: SocketAddr, target: &str, headers: &[(&str, &str)
     request(address, "GET", target, &all)
 }
 
-/// One request and its response, which may be read piece by piece.
+/// One request and its response, which may be read in pieces.
 pub(crate) struct Exchange {
     socket: TcpStream,
     received: Vec<u8>,
@@ -123,12 +123,12 @@ impl Exchange {
         Ok(Self { socket, received, framing: Framing::Unknown, is_head: false, status: 0, headers })
     }
 
-    /// A second hold of the socket, to cut it from elsewhere.
+    /// A second handle of the socket, to cut the connection from elsewhere.
     pub(crate) fn socket(&self) -> TcpStream {
         self.socket.try_clone().unwrap()
     }
 
-    /// Reads all that is left.
+    /// Reads everything that is left.
     pub(crate) fn whole(mut self) -> io::Result<Response> {
         self.head()?;
         let mut body = Vec::new();
@@ -138,7 +138,7 @@ impl Exchange {
         Ok(Response { status: self.status, headers: self.headers, body })
     }
 
-    /// The status, once the head is there.
+    /// The status, once the head has arrived.
     pub(crate) fn head(&mut self) -> io::Result<u16> {
         while matches!(self.framing, Framing::Unknown) {
             let end = self.received.windows(4).position(|window| window == b"\r\n\r\n");
@@ -231,7 +231,7 @@ impl Exchange {
         if self.received.is_empty() { self.receive() } else { Ok(()) }
     }
 
-    /// Waits for more bytes. An end of the connection is an error, which the framing may expect.
+    /// Waits for more bytes. The end of the connection is an error, which the framing may expect.
     fn receive(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         let deadline = Instant::now() + PATIENCE;

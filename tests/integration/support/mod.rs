@@ -1,7 +1,7 @@
-//! The set-up that all subjects share: a private redis-server, the daemon as a process, clients of each kind,
-//! a producer, and transcripts that check themselves while they grow.
+//! The setup that all subjects share: a private redis-server, the daemon as a process, clients of each kind, a
+//! producer, and transcripts that check themselves as they grow.
 //!
-//! Nothing here knows the daemon's code: it is started as a process and spoken to over its sockets.
+//! Nothing here depends on the daemon's code: it is started as a process and used over its sockets.
 
 pub(crate) mod activation;
 pub(crate) mod authority;

@@ -1,4 +1,4 @@
-//! Cases that are written for Node, with packages from npm's registry: pinned by a lock file, installed into the target
+//! Cases written for Node, with packages from npm's registry: pinned by a lock file, installed into the target
 //! directory.
 
 use std::env;
@@ -54,7 +54,7 @@ pub(crate) fn check(folder: &str, case: &str, variables: &[(&str, &OsStr)]) {
     assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&said));
 }
 
-/// Asserts that every case of a folder's files is among those that `listed` runs.
+/// Checks that `listed` runs every case in a folder's files.
 pub(crate) fn expect_all(folder: &str, files: &[&str], listed: &str) {
     for file in files {
         let text = fs::read_to_string(sources(folder).join(file)).unwrap();

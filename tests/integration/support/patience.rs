@@ -1,18 +1,18 @@
-//! How long tests wait: so generously that a loaded machine fails none of them, and never longer than
-//! until the condition holds.
+//! How long tests wait: so long that no test fails on a loaded machine, and never longer than until the condition
+//! holds.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The deadline of every wait. Only a test that fails ever takes so long.
+/// The deadline of every wait. Only a failing test takes this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether tests that have a long form run in it.
+/// Whether tests with a long form run in it.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("LLM_BRIDGE_LONG").is_some_and(|value| value == "1")
 }
 
-/// Looks until there is something, and returns it. Panics with `what` when `PATIENCE` is over.
+/// Polls until there is a value, and returns it. Panics with `what` after `PATIENCE`.
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -24,7 +24,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// Looks until it is true. Panics with `what` when `PATIENCE` is over.
+/// Polls until the condition holds. Panics with `what` after `PATIENCE`.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(what, || holds().then_some(()));
 }

@@ -1,5 +1,5 @@
-//! Free loopback ports. They lie below the range from which the kernel takes the ports of outgoing
-//! connections, so that a server which is killed finds its port free when it is started again.
+//! Free loopback ports. They lie below the range from which the kernel assigns ports of outgoing connections, so that
+//! a killed server finds its port free when it is restarted.
 
 use std::net::TcpListener;
 use std::ops::Range;
@@ -11,7 +11,7 @@ const COUNT: u32 = 22_000;
 
 static HANDED_OUT: AtomicU32 = AtomicU32::new(0);
 
-/// A port that was free a moment ago and that no other test of this process gets.
+/// A port that was free just now and that no other test of this process gets.
 pub(crate) fn free_port() -> u16 {
     for _ in 0..COUNT {
         let port = nth(HANDED_OUT.fetch_add(1, Ordering::Relaxed));
@@ -27,7 +27,7 @@ pub(crate) fn port_range(count: u16) -> Range<u16> {
     loop {
         let number = HANDED_OUT.fetch_add(count.into(), Ordering::Relaxed);
         let (first, last) = (nth(number), nth(number + u32::from(count) - 1));
-        // Beyond the last port comes the first one.
+        // After the last port comes the first one.
         if last >= first {
             return first..last + 1;
         }

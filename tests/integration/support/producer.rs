@@ -1,5 +1,5 @@
-//! Producers: one writes entries to one stream, numbered, at any pace, with text that shows its order; one
-//! writes on through outages, and keeps a ledger of the entries that Redis confirmed.
+//! Producers: one writes entries to one stream, numbered, at any rate, with text that shows its order; one continues
+//! through outages, and keeps a ledger of the entries that Redis confirmed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::random::Random;
 use super::redis::{Redis, RedisServer};
 
-/// The `finish_reason` after which nothing comes any more.
+/// The `finish_reason` after which nothing follows.
 pub(crate) const LAST: &str = "last";
 
-/// The text of the n-th token: tells its place, and is not always ASCII.
+/// The text of the n-th token: contains its number, and is not always ASCII.
 pub(crate) fn token(number: usize) -> String {
     match number % 7 {
         3 => format!("{number}é "),
@@ -67,7 +67,7 @@ impl Producer {
         id
     }
 
-    /// Writes a `data` object exactly as it is given.
+    /// Writes a `data` object unchanged.
     pub(crate) fn write_text(&mut self, data: &str) -> String {
         self.write_fields("*", &[("data", data.as_bytes())])
     }
@@ -98,7 +98,7 @@ impl Producer {
         self.write(&object)
     }
 
-    /// Begins a generation, and the count of `seq` anew.
+    /// Begins a generation, and restarts `seq`.
     pub(crate) fn start(&mut self, generation: &str) -> String {
         self.seq = 0;
         self.write_numbered("start", json!({"generation": generation}))
@@ -148,17 +148,17 @@ impl Producer {
     }
 }
 
-/// One thing that a producer has to say.
+/// One entry of a producer.
 pub(crate) struct Item {
     /// A label that no other item has: `generation.number`, or `last`.
     pub(crate) label: String,
     /// A delta's text.
     pub(crate) text: String,
-    /// Whether viewers see it: a heartbeat is not for them.
+    /// Whether viewers get it: a heartbeat is not delivered.
     pub(crate) is_shown: bool,
-    /// How often it was sent without a refusal: all but one may be there as well.
+    /// How often it was sent without a refusal: unconfirmed copies may be in the stream as well.
     pub(crate) attempts: usize,
-    /// The id that Redis confirmed, in the end.
+    /// The id that Redis finally confirmed.
     pub(crate) id: Option<String>,
     /// How often the stream had been deleted before.
     pub(crate) era: usize,
@@ -172,9 +172,9 @@ pub(crate) struct Ledger {
     pub(crate) is_numbered: bool,
 }
 
-/// The orders to the producers.
+/// The instructions for the producers.
 pub(crate) struct Orders {
-    /// How often each stream is to be begun anew.
+    /// How often each stream is to be recreated.
     pub(crate) begin_anew: Vec<AtomicUsize>,
     pub(crate) finish: AtomicBool,
 }
@@ -186,8 +186,8 @@ impl Orders {
     }
 }
 
-/// Writes one stream of generations, through all faults, until it is told to come to an end. Only one kind
-/// of stream has no `seq`, one is trimmed now and then, one has large entries.
+/// Writes one stream of generations, through all faults, until it has to stop. Only one kind of stream has no `seq`,
+/// one is trimmed from time to time, one has large entries.
 pub(crate) struct Survivor<'a> {
     is_over: &'a AtomicBool,
     orders: &'a Orders,
@@ -232,7 +232,7 @@ impl<'a> Survivor<'a> {
         self.ledger
     }
 
-    /// Writes a generation but for its end.
+    /// Writes a generation without its end.
     fn generation(&mut self, generation: usize, length: usize) {
         self.begin_anew_if_told();
         self.seq = 0;
@@ -267,7 +267,7 @@ impl<'a> Survivor<'a> {
         thread::sleep(Duration::from_millis(self.random.below(below_ms) as u64));
     }
 
-    /// Writes an entry: again until it is confirmed where a retry is known as such, else once.
+    /// Writes an entry: repeatedly until it is confirmed if retries can be recognized, otherwise once.
     fn say(&mut self, label: String, mut data: Value, is_shown: bool) {
         let kind = data["type"].as_str().unwrap();
         let is_retried = is_shown && (self.ledger.is_numbered || matches!(kind, "start" | "end" | "error"));
@@ -283,7 +283,7 @@ impl<'a> Survivor<'a> {
             item.attempts += 1;
             item.id = self.try_write(&data, max_len);
             if item.id.is_some() && is_retried && self.random.once_in(50) {
-                // As if the answer had been lost.
+                // As if the reply had been lost.
                 item.id = None;
                 self.connection = None;
             }
@@ -311,7 +311,7 @@ impl<'a> Survivor<'a> {
         self.ask(&add)
     }
 
-    /// `None`: it was refused, or nobody knows.
+    /// `None`: it was refused, or the result is unknown.
     fn ask<T: redis::FromRedisValue>(&mut self, command: &redis::Cmd) -> Option<T> {
         let patience = Duration::from_millis(150);
         if self.connection.is_none() {
@@ -331,7 +331,7 @@ impl<'a> Survivor<'a> {
         self.orders.begin_anew[self.number].load(Ordering::Relaxed) > self.era
     }
 
-    /// Deletes the stream. Later entries have higher ids: only then can the two be told apart.
+    /// Deletes the stream. Later entries have higher ids: only then can the two be distinguished.
     fn begin_anew_if_told(&mut self) {
         if !self.must_begin_anew() {
             return;

@@ -1,4 +1,4 @@
-//! Reads the Prometheus text format strictly, as its documentation says, and refuses everything else.
+//! Parses the Prometheus text format strictly, as documented, and refuses everything else.
 
 use std::collections::BTreeMap;
 

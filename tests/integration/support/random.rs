@@ -1,6 +1,6 @@
-//! Seeded randomness (SplitMix64), so that a failing choice can be made again.
+//! Seeded randomness (SplitMix64), so that a failing choice can be reproduced.
 
-/// A generator of its own for each user, so that threads do not disturb each other's sequence.
+/// Each user has a generator of its own, so that threads do not disturb each other's sequence.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -22,7 +22,7 @@ impl Random {
         usize::try_from(self.next() % bound).unwrap()
     }
 
-    /// True once in `times`, on average.
+    /// True once in `times` calls, on average.
     pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
@@ -32,7 +32,7 @@ impl Random {
         choices[self.below(choices.len())]
     }
 
-    /// A generator whose sequence has nothing to do with this one's.
+    /// A generator with an independent sequence.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.next())
     }

@@ -1,4 +1,4 @@
-//! A connection that sends any bytes and returns any answer: for requests that no proper client would send.
+//! A connection that sends any bytes and returns any answer: for requests that no correct client would send.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,10 +12,10 @@ use super::patience::PATIENCE;
 const UPGRADE: &str = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// A receive buffer that is soon full when nobody reads.
+/// A receive buffer that fills quickly if nobody reads.
 const NARROW_BYTES: usize = 64 * 1024;
 
-/// Opcodes of WebSocket frames, with the bit that says that the message ends here.
+/// Opcodes of WebSocket frames, with the bit that ends the message.
 pub(crate) const TEXT: u8 = 0x81;
 pub(crate) const CLOSE: u8 = 0x88;
 pub(crate) const PING: u8 = 0x89;
@@ -31,14 +31,14 @@ pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Its head alone, which may announce more than ever comes.
+/// Only the head of a frame, which may announce more than ever arrives.
 pub(crate) fn announced(first: u8, length: u64) -> Vec<u8> {
     let mut bytes = header(first, 0x80, length);
     bytes.extend_from_slice(&KEY);
     bytes
 }
 
-/// The same as only a server may send it.
+/// A frame as only a server may send it.
 pub(crate) fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = header(first, 0, payload.len() as u64);
     bytes.extend_from_slice(payload);
@@ -93,21 +93,21 @@ impl Raw {
         raw
     }
 
-    /// The same over a connection whose receive buffer is small.
+    /// A WebSocket over a connection with a small receive buffer.
     pub(crate) fn websocket_narrow(address: SocketAddr, target: &str) -> Self {
         let mut raw = Self::over(connect_narrow(address));
         raw.upgrade(target);
         raw
     }
 
-    /// The same, with further headers.
+    /// A WebSocket with further headers.
     pub(crate) fn websocket_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(address);
         raw.upgrade_with(target, headers);
         raw
     }
 
-    /// Asks for a WebSocket and says something before the answer can be there.
+    /// Requests a WebSocket and sends frames before the answer can arrive.
     pub(crate) fn upgrade_and_say(address: SocketAddr, target: &str, frames: &[u8]) -> Self {
         let mut bytes = format!("GET {target} HTTP/1.1\r\n{UPGRADE}").into_bytes();
         bytes.extend_from_slice(frames);
@@ -129,7 +129,7 @@ impl Raw {
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     }
 
-    /// Sends bytes. False: the server has closed.
+    /// Sends bytes. Returns false if the server has closed.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> bool {
         match self.socket.write_all(bytes) {
             Ok(()) => true,
@@ -140,7 +140,7 @@ impl Raw {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending side.
     pub(crate) fn finish_sending(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Write);
     }
@@ -155,7 +155,7 @@ impl Raw {
         }
     }
 
-    /// So many bytes of a body.
+    /// This many bytes of a body.
     pub(crate) fn body(&mut self, length: usize) -> Vec<u8> {
         while self.received.len() < length {
             assert!(self.receive(), "closed within a body");
@@ -188,7 +188,7 @@ impl Raw {
         }
     }
 
-    /// Reads all bytes that are there, and forgets them.
+    /// Reads and drops all available bytes.
     pub(crate) fn discard(&mut self) {
         self.received.clear();
         let mut buffer = [0; 64 * 1024];
@@ -197,7 +197,7 @@ impl Raw {
         self.socket.set_nonblocking(false).unwrap();
     }
 
-    /// Sends as many bytes as are taken at once. Returns their number; `None`: the server has closed.
+    /// Sends as many bytes as are accepted at once. Returns their number; `None`: the server has closed.
     pub(crate) fn send_some(&mut self, bytes: &[u8]) -> Option<usize> {
         self.socket.set_nonblocking(true).unwrap();
         let result = self.socket.write(bytes);
@@ -220,7 +220,7 @@ impl Raw {
         code
     }
 
-    /// Everything that comes until the server closes.
+    /// Everything that arrives until the server closes.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.receive() {}
         std::mem::take(&mut self.received)
@@ -231,7 +231,7 @@ impl Raw {
         socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    /// Waits for more bytes. False: the server has closed.
+    /// Waits for more bytes. Returns false if the server has closed.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 64 * 1024];
         let deadline = Instant::now() + PATIENCE;
@@ -252,7 +252,7 @@ impl Raw {
     }
 }
 
-/// Where the payload of the first frame begins and how long it is, once its header is there.
+/// The offset and length of the first frame's payload, once its header has arrived.
 fn frame_extent(bytes: &[u8]) -> Option<(usize, usize)> {
     let &[_, short, ..] = bytes else { return None };
     assert!(short < 0x80, "a server does not mask");

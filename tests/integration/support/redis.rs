@@ -1,5 +1,5 @@
-//! A private, real redis-server on a loopback port and in a directory of its own, which can be killed,
-//! started again where it was, and made to answer late.
+//! A private, real redis-server on a loopback port and in a directory of its own, which can be killed, restarted on
+//! the same port, and delayed.
 
 use std::collections::HashMap;
 use std::env;
@@ -15,7 +15,7 @@ use super::command::program;
 use super::patience::{PATIENCE, wait_for};
 use super::ports::free_port;
 
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried if another process was faster.
 const ATTEMPTS: usize = 5;
 
 /// The server's program: `LLM_BRIDGE_REDIS_SERVER` in the environment names another one than Redis' own.
@@ -44,7 +44,7 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// A server that remembers every write over `kill` and `restart`.
+    /// A server that keeps every write over `kill` and `restart`.
     pub(crate) fn start_durable() -> Self {
         Self::start_with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
@@ -66,7 +66,7 @@ impl RedisServer {
         panic!("redis-server does not start");
     }
 
-    /// Starts the process and waits until it answers. False: it ended, its port was taken.
+    /// Starts the process and waits until it replies. Returns false if it ended because its port was taken.
     fn spawn(&mut self) -> bool {
         let mut process = program(&*PROGRAM)
             .args(*DEBUG_OPTION)
@@ -86,7 +86,7 @@ impl RedisServer {
                 return Some(false);
             }
             let mut connection = self.try_connect().ok()?;
-            // Not somebody else's server on the same port, nor one that still loads its data.
+            // Not another test's server on the same port, nor one that still loads its data.
             let info: String = redis::cmd("INFO").query(&mut connection).ok()?;
             (info.contains(&own_id) && info.contains("loading:0\r\n")).then_some(true)
         });
@@ -127,7 +127,7 @@ impl RedisServer {
         assert!(self.spawn(), "port {} was taken meanwhile", self.port);
     }
 
-    /// As `restart`, with further options that stay.
+    /// Like `restart`, with further options that remain.
     pub(crate) fn restart_with(&mut self, options: &[&str]) {
         self.options.extend(options.iter().map(|option| (*option).to_owned()));
         self.restart();
@@ -150,7 +150,7 @@ impl RedisServer {
         assert_eq!(sent, 0, "signal {signal} to {id}");
     }
 
-    /// Lets every command of every client wait for so long; connections stay and are accepted.
+    /// Delays every command of every client for `time`; connections stay and are accepted.
     pub(crate) fn pause(&self, time: Duration) {
         self.connect().run::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), "ALL"]);
     }
@@ -160,7 +160,7 @@ impl RedisServer {
         self.connect().run::<()>(&["CLIENT", "UNPAUSE"]);
     }
 
-    /// Lets the server do nothing at all for so long. Returns at once.
+    /// Makes the server do nothing at all for `time`. Returns at once.
     pub(crate) fn freeze(&self, time: Duration) {
         let mut connection = self.connect();
         let seconds = time.as_secs_f64().to_string();
@@ -231,7 +231,7 @@ impl Redis {
         pipe.query(&mut self.0).unwrap()
     }
 
-    /// The server's clock in milliseconds, of which new ids are made.
+    /// The server's clock in milliseconds, from which new ids are derived.
     pub(crate) fn now_ms(&mut self) -> u64 {
         let (seconds, micros): (u64, u64) = self.run(&["TIME"]);
         seconds * 1000 + micros / 1000
@@ -251,7 +251,7 @@ impl Redis {
         groups.iter().map(|group| redis::from_redis_value_ref(&group["name"]).unwrap()).collect()
     }
 
-    /// Up to where the groups of a stream have acknowledged it, each as (ms, sequence).
+    /// The positions of the groups of a stream, each as (ms, sequence).
     pub(crate) fn positions(&mut self, key: &str) -> Vec<(u64, u64)> {
         let groups: Vec<HashMap<String, redis::Value>> =
             self.try_run(&["XINFO", "GROUPS", key]).unwrap_or_default();

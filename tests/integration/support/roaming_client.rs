@@ -1,6 +1,6 @@
-//! Viewers that lose their connection again and again and come back with their last id, at this instance
-//! or another. The frames of all their connections are one log for each stream, which is compared with the
-//! ledger of the stream's producer.
+//! Viewers that lose their connection again and again and resume with their last id, at this instance or another. The
+//! frames of all their connections form one log per stream, which is compared with the ledger of the stream's
+//! producer.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,18 +17,18 @@ use super::transcript::{Ending, Frame, Transcript, id_order};
 use super::viewer::{Kind, Viewer};
 use super::websocket::{Incoming, WebSocketClient};
 
-/// How long a viewer waits after it was not let in, or found nothing new.
+/// How long a viewer waits after it was refused, or found nothing new.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How much of a frame is shown when something is wrong.
+/// How much of a frame is shown in a failure.
 const SHOWN: usize = 160;
 
 /// The two instances that viewers move between.
 pub(crate) struct World {
     publics: [SocketAddr; 2],
-    /// How often each instance has ended, twice, and once more while it is ending.
+    /// How often each instance has ended, times two, plus one while it is ending.
     ends: [AtomicUsize; 2],
-    /// Somebody has failed, and everybody is to come to an end.
+    /// A thread has failed, and all others have to stop.
     pub(crate) is_abandoned: AtomicBool,
 }
 
@@ -53,7 +53,7 @@ impl World {
     }
 }
 
-/// A thread that panics while holding it lets all others end.
+/// A thread that panics while holding it makes all others stop.
 pub(crate) struct Together<'a>(pub(crate) &'a World);
 
 impl Drop for Together<'_> {
@@ -64,7 +64,7 @@ impl Drop for Together<'_> {
     }
 }
 
-/// How a viewer's present connection is disturbed from outside.
+/// How a viewer's current connection is disturbed from outside.
 #[derive(Default)]
 pub(crate) struct ConnectionFault(Mutex<Hold>);
 
@@ -85,7 +85,7 @@ impl ConnectionFault {
         }
     }
 
-    /// Lets the viewer read nothing for so long.
+    /// Makes the viewer read nothing for `time`.
     pub(crate) fn rest(&self, time: Duration) {
         self.0.lock().unwrap().rest = Some(time);
     }
@@ -108,7 +108,7 @@ impl ConnectionFault {
     }
 }
 
-/// The frames that one viewer got of one stream, over all of its connections.
+/// The frames of one viewer of one stream, over all of its connections.
 #[allow(clippy::struct_excessive_bools, reason = "three independent facts about one viewer")]
 pub(crate) struct Log {
     /// The viewer's name, for messages about failures.
@@ -118,7 +118,7 @@ pub(crate) struct Log {
     batch_ms: usize,
     /// The frames with an id, and between them the `open` frames and the gaps, in order.
     pub(crate) seen: Vec<Frame>,
-    /// All that came, and by which connection.
+    /// Everything that arrived, and on which connection.
     pub(crate) story: Vec<String>,
     cursor: String,
     connection: Transcript,
@@ -143,7 +143,7 @@ impl Log {
         }
     }
 
-    /// The story around the n-th frame seen.
+    /// The story around the n-th frame.
     fn around(&self, number: usize) -> String {
         let raw: Option<String> = self.seen.get(number).map(|frame| frame.raw.chars().take(SHOWN).collect());
         let line = self.story.iter().position(|line| Some(line) == raw.as_ref()).unwrap_or(self.story.len());
@@ -161,7 +161,7 @@ impl Log {
         self.is_leaving = false;
     }
 
-    /// Takes the next frame of the present connection.
+    /// Takes the next frame of the current connection.
     fn push(&mut self, frame: Frame) {
         self.story.push(frame.raw.chars().take(SHOWN).collect());
         let is_first = self.connection.last_id().is_none();
@@ -171,7 +171,7 @@ impl Log {
             assert_eq!(asked, after, "{}: asked for {}, {}", self.name, self.cursor, frame.raw);
         }
         if let Some(id) = frame.id() {
-            // A viewer that comes back at the end without following is told the end again.
+            // A viewer that resumes at the end without following gets the end again.
             let is_repeated = is_first && !self.follow && frame.is_terminal() && id == self.cursor;
             if is_repeated {
                 return;
@@ -188,7 +188,7 @@ impl Log {
         }
     }
 
-    /// Whether the connection, or the subscription, may be ended because the answer is over.
+    /// Whether the connection, or the subscription, may be ended because the answer is complete.
     fn is_over(&self) -> bool {
         let last = self.connection.frames.iter().rfind(|frame| frame.kind() != "status");
         !self.follow && last.is_some_and(Frame::is_terminal)
@@ -212,7 +212,7 @@ impl Drop for Log {
     }
 }
 
-/// A viewer that comes when all is over, and stays.
+/// A viewer that joins when all is over, and stays.
 pub(crate) fn witness(public: SocketAddr, kind: Kind, mut log: Log) -> (Viewer, Log) {
     log.follow = true;
     log.begin(usize::MAX);
@@ -224,7 +224,7 @@ pub(crate) fn witness(public: SocketAddr, kind: Kind, mut log: Log) -> (Viewer, 
     (viewer, log)
 }
 
-/// A viewer on its way.
+/// A viewer that is connected or about to connect.
 pub(crate) struct RoamingClient<'a> {
     pub(crate) world: &'a World,
     pub(crate) fault: &'a ConnectionFault,
@@ -311,7 +311,7 @@ impl RoamingClient<'_> {
         logs
     }
 
-    /// Reads until everything is there (a text) or the connection ends.
+    /// Reads until everything has arrived (a text) or the connection ends.
     fn read_all(&mut self, client: &mut WebSocketClient, instance: usize, logs: &mut [Log]) -> Incoming {
         loop {
             self.fault.rest_if_told();
@@ -363,7 +363,7 @@ impl RoamingClient<'_> {
     }
 }
 
-/// Subscribes to a stream where its log ends. False: the connection is cut.
+/// Subscribes to a stream at the end of its log. Returns false if the connection is cut.
 fn subscribe(client: &mut WebSocketClient, log: &Log) -> bool {
     let message: Value = json!({
         "type": "subscribe",
@@ -375,21 +375,21 @@ fn subscribe(client: &mut WebSocketClient, log: &Log) -> bool {
     client.try_send_text(&message.to_string())
 }
 
-/// How far a viewer's log is compared.
+/// How far a viewer's log has been compared.
 #[derive(Default)]
 struct Place {
     /// The first item that may come.
     next: usize,
     /// The gap frames since the last item.
     gaps: Vec<Frame>,
-    /// How many of those were told over former connections.
+    /// How many of those came over earlier connections.
     gaps_before: usize,
-    /// Whether nothing has come since the connection was made.
+    /// Whether nothing has arrived since the connection was opened.
     is_reopened: bool,
 }
 
 impl Ledger {
-    /// Compares a viewer's log with the ledger. The error says what is wrong with the log.
+    /// Compares a viewer's log with the ledger. The error describes the defect of the log.
     pub(crate) fn account(&self, log: &Log) -> Result<(), String> {
         let places: HashMap<&str, usize> =
             self.items.iter().enumerate().map(|(place, item)| (item.label.as_str(), place)).collect();
@@ -425,7 +425,7 @@ impl Ledger {
             if place < at.next && !self.may_come_again(place, at) {
                 return Err(format!("{label} again or late: {}", frame.raw));
             }
-            // A viewer that has seen nothing yet does not miss deleted items.
+            // A viewer that has received nothing yet does not miss deleted items.
             let seen_or_there = |left_out: &usize| at.next > 0 || self.items[*left_out].era == item.era;
             let first = (at.next..place).find(seen_or_there).unwrap_or(place);
             self.expect_named(first..place, &at.gaps)?;
@@ -438,8 +438,8 @@ impl Ledger {
         self.check_id(frame, at.next - 1)
     }
 
-    /// Whether the last item may come once more. Where its first copy was trimmed away before the viewer came back, or
-    /// with what a gap has named, nobody can know that the second one is a retry.
+    /// Whether the last item may come once more. If its first copy was trimmed away before the viewer resumed, or
+    /// together with what a gap has reported, nobody can know that the second one is a retry.
     fn may_come_again(&self, place: usize, at: &Place) -> bool {
         let is_copy_unknown = self.is_trimmed && self.items[place].attempts > 1;
         is_copy_unknown && place + 1 == at.next && (at.is_reopened || !at.gaps.is_empty())
@@ -456,7 +456,7 @@ impl Ledger {
         if !is_expected {
             return Err(format!("not to be expected: {}", gap.raw));
         }
-        // Those that follow one another from the same place count on.
+        // Those that follow one another from the same position add up.
         let same = of_connection.iter().rev().take_while(|other| other.value["after"] == gap.value["after"]);
         let lost: Option<u64> = same.map(|gap| gap.value["lost"].as_u64()).sum();
         let Some(lost) = lost.filter(|_| eras == 0) else { return Ok(()) };
@@ -476,7 +476,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Every item left out was not confirmed, is not shown, or was named by a gap.
+    /// Checks that every item left out was not confirmed, is not shown, or was reported by a gap.
     fn expect_named(&self, left_out: std::ops::Range<usize>, gaps: &[Frame]) -> Result<(), String> {
         for item in &self.items[left_out] {
             let Some(id) = item.id.as_ref().filter(|_| item.is_shown) else { continue };
@@ -491,7 +491,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// A frame has the id of its last entry, or of its first copy.
+    /// Checks that a frame has the id of its last entry, or of its first copy.
     fn check_id(&self, frame: &Frame, place: usize) -> Result<(), String> {
         let item = &self.items[place];
         let Some(id) = &item.id else { return Ok(()) };
@@ -501,7 +501,7 @@ impl Ledger {
     }
 }
 
-/// The labels that a frame stands for, with a delta's texts.
+/// The labels of a frame's entries, with a delta's texts.
 fn pieces(frame: &Frame) -> Vec<(&str, Option<&str>)> {
     let member = |name: &str| frame.value[name].as_str().unwrap_or_else(|| panic!("{}", frame.raw));
     match frame.kind() {

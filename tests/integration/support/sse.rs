@@ -1,11 +1,11 @@
-//! A Server-Sent Events client that reads as the standard says a browser does.
+//! A Server-Sent Events client that reads like a browser, as the standard requires.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 
 use super::http::Exchange;
 
-/// One line block of the response.
+/// One block of lines of the response.
 #[derive(Debug, PartialEq)]
 pub(crate) enum SseItem {
     Event(SseEvent),
@@ -13,7 +13,7 @@ pub(crate) enum SseItem {
     Comment(String),
 }
 
-/// An event as `onmessage` would see it.
+/// An event as `onmessage` would get it.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct SseEvent {
     pub(crate) id: Option<String>,
@@ -25,17 +25,17 @@ pub(crate) struct SseEvent {
 pub(crate) struct SseClient {
     exchange: Exchange,
     unread: Vec<u8>,
-    /// How much of `unread` is known to hold no end of a line: long lines come in many pieces.
+    /// How many bytes of `unread` are known to contain no line end: long lines arrive in many pieces.
     searched: usize,
 }
 
 impl SseClient {
-    /// Sends the request. The response's head, which may be held back, is read when it is needed.
+    /// Sends the request. The head of the response, which may be delayed, is read when it is needed.
     pub(crate) fn open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
         Self::try_open(address, target, headers).unwrap()
     }
 
-    /// As `open`, for a server that is perhaps not there.
+    /// Like `open`, for a server that may not run.
     pub(crate) fn try_open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> io::Result<Self> {
         let mut all = vec![("Accept", "text/event-stream")];
         all.extend_from_slice(headers);
@@ -43,12 +43,12 @@ impl SseClient {
         Ok(Self { exchange, unread: Vec::new(), searched: 0 })
     }
 
-    /// A second hold of the socket, to cut it from elsewhere.
+    /// A second handle of the socket, to cut the connection from elsewhere.
     pub(crate) fn socket(&self) -> TcpStream {
         self.exchange.socket()
     }
 
-    /// The status, once the head is there.
+    /// The status, once the head has arrived.
     pub(crate) fn status(&mut self) -> io::Result<u16> {
         let status = self.exchange.head()?;
         if status == 200 {
@@ -88,7 +88,7 @@ impl SseClient {
         if data.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// The next event, comments left out.
+    /// The next event, without comments.
     pub(crate) fn event(&mut self) -> io::Result<Option<SseEvent>> {
         loop {
             match self.item()? {
@@ -99,7 +99,7 @@ impl SseClient {
         }
     }
 
-    /// A line, however it ends: LF, CR LF or CR.
+    /// A line with any line end: LF, CR LF or CR.
     fn line(&mut self) -> io::Result<Option<String>> {
         loop {
             let found = self.unread[self.searched..].iter().position(|byte| matches!(byte, b'\n' | b'\r'));

@@ -1,5 +1,5 @@
-//! The frames that a viewer of one stream got. It checks, frame by frame, the rules for every viewer: `open`
-//! comes first and once, ids only grow, SSE's `id:` is the frame's, counts are counts.
+//! The frames of a viewer of one stream. It checks, frame by frame, the rules for every viewer: `open` comes first
+//! and once, ids only increase, SSE's `id:` is the frame's, counts are correct.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 pub(crate) struct Frame {
     /// The frame's JSON.
     pub(crate) value: Value,
-    /// The same, byte for byte as it came.
+    /// The JSON, byte for byte as it arrived.
     pub(crate) raw: String,
 }
 
@@ -52,7 +52,7 @@ impl Frame {
         }
     }
 
-    /// The line that stands for it in an outline; text is added by the transcript.
+    /// The line for it in an outline; the transcript adds text.
     fn outline(&self) -> String {
         let member = |name: &str| self.string(name).map_or(String::new(), |value| format!(" {value}"));
         match self.kind() {
@@ -80,7 +80,7 @@ pub(crate) fn right_after(id: &str) -> String {
     format!("{ms}-{}", n + 1)
 }
 
-/// An entry id in an order: `ms-n.k` stands before `ms-n`.
+/// An entry id in its order: `ms-n.k` comes before `ms-n`.
 pub(crate) fn id_order(id: &str) -> (u64, u64, u64) {
     let parse = |part: &str| part.parse().unwrap_or_else(|_| panic!("no entry id: {id:?}"));
     let (ms, rest) = id.split_once('-').unwrap_or((id, "0"));
@@ -90,7 +90,7 @@ pub(crate) fn id_order(id: &str) -> (u64, u64, u64) {
     }
 }
 
-/// How an answer came to its end.
+/// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// A WebSocket was closed with this code.
@@ -104,7 +104,8 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// Whether it is the ending that the contract has after a terminal frame: close 1000, or the end of the response.
+    /// Whether it is the ending that the contract requires after a terminal frame: close 1000, or the end of the
+    /// response.
     pub(crate) fn is_orderly(self) -> bool {
         matches!(self, Self::Closed(1000) | Self::Complete)
     }
@@ -128,7 +129,7 @@ impl Transcript {
         if let Some(id) = frame.id() {
             let before = self.last_id();
             let is_failover = |frame: &Frame| frame.value["reason"] == "failover";
-            // Where nothing follows an older end, the terminal frame at or before it comes again.
+            // If nothing follows an older end, the terminal frame at or before it comes again.
             let repeats_end = frame.is_terminal() && self.frames.last().is_some_and(is_failover);
             let grows = before.is_none_or(|before| id_order(before) < id_order(id));
             assert!(grows || is_failover(&frame) || repeats_end, "ids only grow: {}", self.shown(&frame));
@@ -177,8 +178,8 @@ impl Transcript {
         self.frames.iter().map(Frame::entries).sum()
     }
 
-    /// A line a frame (`start g1`, `delta some text`, `gap producer 3`, `end stop`), the same however
-    /// deltas were merged; without `open` and `status`.
+    /// One line per frame (`start g1`, `delta some text`, `gap producer 3`, `end stop`), independent of how deltas
+    /// were merged; without `open` and `status`.
     pub(crate) fn outline(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         let mut previous = String::new();
@@ -195,7 +196,7 @@ impl Transcript {
         lines
     }
 
-    /// Asserts that it ended in order with its only terminal frame, which has this id.
+    /// Checks that it ended in order with its only terminal frame, which has this id.
     pub(crate) fn expect_finished(&self, terminal_id: &str) {
         let last = self.frames.last().unwrap_or_else(|| panic!("nothing came, {:?}", self.ending));
         assert!(last.is_terminal(), "the last frame is {}", last.raw);

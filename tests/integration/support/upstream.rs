@@ -1,5 +1,5 @@
-//! A model's server that follows a script, over real sockets: slow, hanging, refusing, breaking off,
-//! with every framing of a body.
+//! A model's server that follows a script, over real sockets: slow, hanging, refusing, breaking off, with every
+//! framing of a body.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::patience::PATIENCE;
 
-/// How often a thread looks whether the server was dropped.
+/// How often a thread checks whether the server was dropped.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// One thing that the server does.
+/// One action of the server.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Sends these bytes.
@@ -26,9 +26,9 @@ pub(crate) enum Step {
     Pause(Duration),
     /// Waits until the test opens the gate.
     Gate,
-    /// Sends comments until then, as servers do to keep a connection alive.
+    /// Sends comments until the gate opens, as servers do to keep a connection alive.
     CommentedGate,
-    /// Says nothing until the client goes away.
+    /// Sends nothing until the client disconnects.
     Hang,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn chunked_head() -> Step {
     Step::Send(head.as_bytes().to_vec())
 }
 
-/// A chunk of an answer in chunks.
+/// A chunk of a chunked answer.
 pub(crate) fn chunk(bytes: &[u8]) -> Step {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
     chunk.extend_from_slice(bytes);
@@ -54,7 +54,7 @@ pub(crate) fn chunk(bytes: &[u8]) -> Step {
     Step::Send(chunk)
 }
 
-/// A whole answer that is no event stream.
+/// A whole answer that is not an event stream.
 pub(crate) fn refusal(status: &str, headers: &str, body: &str) -> Script {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n");
@@ -98,13 +98,13 @@ struct Shared {
     scripts: Mutex<VecDeque<Script>>,
     seen: Mutex<Vec<Seen>>,
     gate: (Mutex<usize>, Condvar),
-    /// How many clients went away in a `Hang`.
+    /// How many clients disconnected during a `Hang`.
     left: AtomicUsize,
     over: AtomicBool,
     tls: Option<Arc<ServerConfig>>,
 }
 
-/// A connection, in the open or not.
+/// A connection, plain or with TLS.
 enum Socket {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
@@ -170,12 +170,12 @@ pub(crate) struct FakeUpstream {
 }
 
 impl FakeUpstream {
-    /// A server that follows these scripts, one a request; the last one over and over.
+    /// A server that follows these scripts, one per request; it repeats the last one.
     pub(crate) fn start(scripts: impl IntoIterator<Item = Script>) -> Self {
         Self::start_with(scripts, None)
     }
 
-    /// The same over TLS.
+    /// A server over TLS.
     pub(crate) fn start_tls(scripts: impl IntoIterator<Item = Script>, tls: Arc<ServerConfig>) -> Self {
         Self::start_with(scripts, Some(tls))
     }
@@ -202,13 +202,13 @@ impl FakeUpstream {
         self.shared.seen.lock().unwrap().clone()
     }
 
-    /// Lets one `Gate` go on.
+    /// Lets one `Gate` continue.
     pub(crate) fn open_gate(&self) {
         *self.shared.gate.0.lock().unwrap() += 1;
         self.shared.gate.1.notify_one();
     }
 
-    /// How many clients went away from a `Hang`.
+    /// How many clients disconnected during a `Hang`.
     pub(crate) fn left(&self) -> usize {
         self.shared.left.load(Ordering::SeqCst)
     }
@@ -231,7 +231,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let (socket, shared) = (socket.unwrap(), Arc::clone(shared));
         let serve = move || {
-            // A client that goes away is its own affair.
+            // A client that disconnects is not an error here.
             let _ = serve(socket, &shared);
         };
         connections.push(thread::Builder::new().name("fake-answer".into()).spawn(serve).unwrap());

@@ -39,7 +39,7 @@ pub(crate) fn target(stream: &str, query: &str) -> String {
 }
 
 impl Viewer {
-    /// Connects. Of SSE only the request is sent: the response is read as it is asked for.
+    /// Connects. With SSE only the request is sent: the response is read on demand.
     pub(crate) fn open(public: SocketAddr, kind: Kind, stream: &str, query: &str) -> Self {
         let target = target(stream, query);
         let connection = match kind {
@@ -49,7 +49,7 @@ impl Viewer {
         Self { connection, transcript: Transcript::default(), acked: Vec::new() }
     }
 
-    /// As `open`, for a server that is perhaps not there, or draining.
+    /// Like `open`, for a server that may not run, or drains.
     pub(crate) fn try_open(public: SocketAddr, kind: Kind, stream: &str, query: &str) -> Option<Self> {
         let target = target(stream, query);
         let connection = match kind {
@@ -59,7 +59,7 @@ impl Viewer {
         Some(Self { connection, transcript: Transcript::default(), acked: Vec::new() })
     }
 
-    /// A second hold of the socket, to cut it from elsewhere.
+    /// A second handle of the socket, to cut the connection from elsewhere.
     pub(crate) fn socket(&self) -> TcpStream {
         match &self.connection {
             Connection::WebSocket(client) => client.socket(),
@@ -67,7 +67,7 @@ impl Viewer {
         }
     }
 
-    /// An SSE viewer that comes back as an EventSource does.
+    /// An SSE viewer that resumes like an EventSource.
     pub(crate) fn reconnect_sse(public: SocketAddr, stream: &str, query: &str, last_event_id: &str) -> Self {
         let headers = [("Last-Event-ID", last_event_id)];
         let connection = Connection::Sse(SseClient::open(public, &target(stream, query), &headers));
@@ -126,13 +126,12 @@ impl Viewer {
         }
     }
 
-    /// Reads the `open` frame; asserts the state that it tells.
+    /// Reads the `open` frame; checks its state.
     pub(crate) fn expect_open(&mut self, state: &str) {
         self.read_until("open", |frame| frame.kind() == "open");
         assert_eq!(self.transcript.open()["state"], state, "{}", self.transcript.open());
     }
 
-    /// Reads until the `status` frame with this state.
     /// Acknowledges an id over WebSocket, and waits for the answer, reading on meanwhile.
     pub(crate) fn acknowledge(&mut self, id: &str) {
         self.websocket().send(&json!({"type": "ack", "id": id}));

@@ -1,4 +1,4 @@
-//! A blocking WebSocket client: texts in and out, with deadlines and close codes.
+//! A blocking WebSocket client: sends and receives texts, with deadlines and close codes.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
@@ -40,7 +40,7 @@ impl WebSocketClient {
         Self::over(TcpStream::connect_timeout(&address, PATIENCE).unwrap(), address, target, headers)
     }
 
-    /// The handshake over a connection that is there already.
+    /// The handshake over an existing connection.
     pub(crate) fn over(
         stream: TcpStream,
         address: SocketAddr,
@@ -62,7 +62,7 @@ impl WebSocketClient {
         Self { socket, subprotocol }
     }
 
-    /// Connects, for a server that is perhaps not there, or draining.
+    /// Connects, for a server that may not run, or drains.
     pub(crate) fn try_connect(address: SocketAddr, target: &str) -> Option<Self> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
         stream.set_nodelay(true).unwrap();
@@ -78,7 +78,7 @@ impl WebSocketClient {
         }
     }
 
-    /// A second hold of the socket, to cut it from elsewhere.
+    /// A second handle of the socket, to cut the connection from elsewhere.
     pub(crate) fn socket(&self) -> TcpStream {
         self.socket.get_ref().try_clone().unwrap()
     }
@@ -103,7 +103,7 @@ impl WebSocketClient {
         self.socket.send(Message::text(text)).is_ok()
     }
 
-    /// The next thing that comes. The server's pings are answered, not shown.
+    /// Receives the next message. The server's pings are answered, not returned.
     pub(crate) fn receive(&mut self) -> Incoming {
         let deadline = Instant::now() + PATIENCE;
         loop {
