@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_an_object_says_something() {
+    fn the_rest_of_an_object_has_content() {
         let text = r#"{"a":1,"b":null,"c":"","d":[ ],"e":{ },"f":false,"g":true,"h\"":[0],"i":2}"#;
         let (found, has_rest) = members_and_rest(text, ["a", "b"], &["g", "h\"", "i"]).unwrap();
         assert_eq!((found, has_rest), ([Some("1"), None], false));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_null() {
+    fn invalid_numbers_are_null() {
         for (text, expected) in [
             (
                 r#"{"a":NaN,"b":[-Infinity, Infinity],"c":"NaN \" NaN"}"#,

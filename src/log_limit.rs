@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_to_its_burst_and_the_next_line_says_how_many_were_left_out() {
+    fn a_flood_is_cut_to_its_burst_and_the_next_line_counts_those_left_out() {
         let (mut limit, start) = (Limit::new(), Instant::now());
         assert_eq!(logged(&mut limit, 20_000, start), BURST as usize);
         assert_eq!(limit.decide(None, start + INTERVAL / 2), Verdict::LeaveOut);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_last_is_told_once() {
+    fn the_last_lines_left_out_are_reported_once() {
         let (mut limit, start) = (Limit::new(), Instant::now());
         assert_eq!(limit.take_summary(start), None);
         logged(&mut limit, 12, start);

@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_shortcut_does_not_take_is_handed_back() {
+    fn messages_that_the_inline_stage_refuses_are_returned() {
         let (sender, receiver) = bounded("s", 1);
         assert_eq!(sender.hand_over(2), Err(2), "there is none");
         let inline = Arc::new(OnlyEven(std::sync::Mutex::default()));

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_of_many_threads_come_to_the_last_value() {
+    fn readers_of_many_threads_get_the_last_value() {
         let swap = Swap::new(0_u32);
         std::thread::scope(|scope| {
             for _ in 0..4 {

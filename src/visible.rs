@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_obeyed_is_left(any in "\\PC*|[\u{0}-\u{a0}\u{2020}-\u{2070}]{0,40}") {
+        fn no_control_character_is_left(any in "\\PC*|[\u{0}-\u{a0}\u{2020}-\u{2070}]{0,40}") {
             prop_assert!(!line(&any).contains(is_control));
             prop_assert!(!text(&any).contains(|c| is_control(c) && !matches!(c, '\n' | '\t')));
             let quoted = serde_json::to_string(&any).unwrap();

@@ -68,12 +68,12 @@ mod tests {
     const PAGE: &str = "llm-bridge 1, up 3 s\n\nnow\n  connections_open    3  open connections\n  streams_live   0  none\n\nsince the start\n  entries_read   7  entries\n  gaps   0  gaps\n";
 
     #[test]
-    fn what_fits_is_left_as_it_is() {
+    fn a_page_that_fits_is_not_changed() {
         assert_eq!(fit(PAGE, Size { lines: 10, columns: 80 }), PAGE);
     }
 
     #[test]
-    fn blank_lines_and_zeros_go_before_anything_that_says_something() {
+    fn blank_lines_and_zeros_are_cut_first() {
         let fitted = fit(PAGE, Size { lines: 8, columns: 80 });
         assert!(!fitted.contains("\n\n") && fitted.contains("streams_live"), "{fitted}");
         let fitted = fit(PAGE, Size { lines: 6, columns: 80 });

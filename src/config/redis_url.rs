@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_urls_are_told_apart() {
+    fn unusable_urls_get_different_errors() {
         for (url, error) in [
             ("127.0.0.1:6379", UrlError::Form),
             ("redis://a b", UrlError::Form),

@@ -100,7 +100,7 @@ fn typed_values_need_no_quotes() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
+fn all_errors_are_reported_at_once() {
     let text = "\
 stray = 1
 [threads]
@@ -150,7 +150,7 @@ fn a_wrong_item_of_a_list_is_named() {
 }
 
 #[test]
-fn an_unknown_key_like_none_is_told_the_section_s_keys() {
+fn an_unknown_key_without_a_similar_one_gets_the_section_s_keys() {
     let errors = errors_with("[shutdown]\nwhatever = 1\n[surprise]\n", &[], &["nonsense.key=1"]);
     for words in [
         "shutdown.whatever: no such key; [shutdown] has: grace",
@@ -203,7 +203,7 @@ fn odd_toml_is_refused_not_misread() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_by_name() {
+fn unsupported_keys_are_refused_by_name() {
     for text in [
         "[auth]\nmode = \"jwt\"",
         "[auth]\nsecret_file = \"/s\"",
@@ -317,7 +317,7 @@ fn secrets_come_from_files_and_are_not_shown() {
 }
 
 #[test]
-fn what_is_described_can_be_loaded_again() {
+fn a_described_configuration_can_be_loaded_again() {
     let sets = ["client.slow_timeout=0", "listen.origins=[\"https://a\", \"*\"]", "stream.linger=1500ms"];
     let config = try_load("[redis]\nca_file = '/a \"b\"'", &[], &sets).unwrap();
     assert_eq!(try_load(&describe(&config), &[], &[]).unwrap(), config);

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_thread_is_told_once_and_again_when_it_is_back() {
+    fn a_silent_thread_is_reported_once_and_again_when_it_recovers() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut vitals = Vitals::new(Some(Duration::from_secs(10)), start);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn who_ended_is_not_stuck() {
+    fn a_thread_that_ended_is_not_stuck() {
         let start = Instant::now();
         let mut vitals = Vitals::new(Some(Duration::from_secs(2)), start);
         vitals.look(vec![silence("a", 0)], start + Duration::from_millis(900));

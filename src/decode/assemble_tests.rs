@@ -186,7 +186,7 @@ fn entries_at_or_below_the_position_are_ignored() {
 }
 
 #[test]
-fn undecodable_entries_are_told_also_where_they_are_not_shown() {
+fn undecodable_entries_are_reported_even_if_they_are_not_shown() {
     let mut assembler = assembler();
     let malformed = Pushed::Undecodable { flaw: Flaw::NotAnObject };
     assert_eq!(assembler.push(&entry("1", "?"), 0), malformed);

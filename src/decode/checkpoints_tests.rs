@@ -41,7 +41,7 @@ fn jump(points: &Checkpoints<u64>, from: u64, target: Position, now: Instant) ->
 }
 
 #[test]
-fn a_scan_goes_on_from_the_last_checkpoint_before_its_target() {
+fn a_scan_continues_from_the_last_checkpoint_before_its_target() {
     let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     assert_eq!(jump(&points, 0, Position::whole(id(9)), now), None);
     for ms in [10, 20, 30] {
@@ -89,7 +89,7 @@ fn a_checkpoint_holds_for_the_stream_that_it_was_made_of() {
 }
 
 #[test]
-fn what_does_not_hold_is_dropped() {
+fn invalid_checkpoints_are_dropped() {
     let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     for ms in [10, 20, 30] {
         points.keep(&name(0), point(ms, 100), now);
@@ -102,7 +102,7 @@ fn what_does_not_hold_is_dropped() {
 }
 
 #[test]
-fn what_is_kept_is_bounded_in_number_bytes_and_time() {
+fn kept_checkpoints_are_bounded_in_number_bytes_and_time() {
     let (points, now) = (Checkpoints::<u64>::default(), Instant::now());
     for ms in 1..=5 * STREAM_POINTS_MAX as u64 {
         points.keep(&name(0), point(ms, 0), now);

@@ -42,7 +42,7 @@ fn an_entry_may_have_eight_mebibytes() {
 }
 
 #[test]
-fn what_is_kept_of_a_generation_is_short() {
+fn kept_names_of_a_generation_are_short() {
     let start = |generation: &str| format!(r#"{{"type":"start","generation":"{generation}"}}"#);
     let call = |name: &str, text: &str| format!(r#"{{"type":"tool_call","arguments":"","{name}":"{text}"}}"#);
     let metadata =

@@ -33,7 +33,7 @@ const LAST_TEXT: &str = r#"{"choices":[{"delta":{"content":"b"},"finish_reason":
 const HEARTBEAT: &str = r#"{"type":"heartbeat"}"#;
 
 #[test]
-fn an_entry_that_says_several_things_gives_as_many_frames() {
+fn an_entry_with_several_events_has_as_many_frames() {
     let both =
         r#"{"choices":[{"delta":{"reasoning":"r","content":"c"}},{"index":1,"delta":{"content":"d"}}]}"#;
     let output = from_the_beginning(&[entry(5, "openai", both), entry(6, "openai", "[DONE]")], 0);
@@ -85,7 +85,7 @@ fn a_retry_with_an_end_in_it_ends_nothing() {
 }
 
 #[test]
-fn what_is_skipped_says_why() {
+fn skipped_entries_say_why() {
     let output = from_the_beginning(&[entry(5, "flat", "foo=1|b\"r=2"), entry(6, "openai", "torn")], 0);
     assert!(
         output[0].starts_with(
@@ -133,7 +133,7 @@ fn the_last_word_ends_what_is_finishing() {
 }
 
 #[test]
-fn what_is_finishing_ends_where_nothing_comes() {
+fn a_finishing_generation_ends_if_nothing_follows() {
     let end = r#"{"type":"end","id":"3-0","finish_reason":"stop","usage":{"n":1}}"#;
     let mut story = vec![
         entry(1, "openai", TEXT),
@@ -164,7 +164,7 @@ fn what_is_finishing_ends_where_nothing_comes() {
 /// A heartbeat after the finish reason may have a number. It does not count, neither for live viewers nor for those
 /// that resume.
 #[test]
-fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
+fn a_number_after_the_end_does_not_count_for_the_generation() {
     let story = [
         entry(1, "openai", LAST_TEXT),
         entry(5, "data", r#"{"type":"heartbeat","seq":5}"#),
@@ -194,7 +194,7 @@ fn a_number_that_came_after_what_ended_it_is_none_of_the_generations() {
 const ANNOUNCED: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
 
 #[test]
-fn what_was_announced_is_told_before_what_ends_its_generation() {
+fn announced_calls_are_emitted_before_the_end_of_their_generation() {
     let output =
         r#"{"type":"tool_call","id":"2-0.1","index":0,"call":0,"call_id":"t","name":"f","arguments":"{}"}"#;
     for (field, value, last) in [
@@ -239,7 +239,7 @@ fn without_grace_the_last_word_is_waited_for() {
 }
 
 #[test]
-fn who_has_the_end_is_not_told_again() {
+fn a_viewer_with_the_end_does_not_get_it_again() {
     let story = [entry(1, "openai", LAST_TEXT), entry(5, "data", HEARTBEAT)];
     let seek = |after: &str, until_ms| {
         let after = After::At(after.parse().unwrap());

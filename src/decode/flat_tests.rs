@@ -196,7 +196,7 @@ fn errors_have_many_forms() {
 }
 
 #[test]
-fn what_has_another_type_is_an_object_of_strings() {
+fn an_entry_of_another_type_is_an_object_of_strings() {
     check(
         flat,
         &[

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_says_what_was_there_and_what_was_looked_for() {
+    fn a_message_names_the_fields_found_and_those_expected() {
         let fields = Fields::from_pairs(&[(b"foo", b"secret"), (b"", b"x"), (b"\x1b[31m\xff", b"y")]);
         let message = Flaw::Nothing.message(&fields, &config::Fields::default());
         assert_eq!(

@@ -37,7 +37,7 @@ mod tests {
     use crate::model::{EntryId, Fields};
 
     #[test]
-    fn beginnings_and_ends_are_told_from_what_is_neither() {
+    fn beginnings_and_ends_are_distinguished_from_other_entries() {
         for (field, value, expected) in [
             ("data", r#"{"type":"delta","text":"end"}"#, Milestone::Begins),
             ("data", r#"{"type":"start"}"#, Milestone::Begins),

@@ -135,7 +135,7 @@ fn heartbeats_count() {
 }
 
 #[test]
-fn a_start_begins_anew_and_its_retry_does_not() {
+fn a_start_begins_a_generation_and_its_retry_does_not() {
     let g1 = start("g1");
     let state = check(&[
         (&n(&g1, 0), BEGIN),
@@ -162,7 +162,7 @@ fn a_start_begins_anew_and_its_retry_does_not() {
 }
 
 #[test]
-fn without_a_start_the_number_tells_the_generation() {
+fn without_a_start_the_number_determines_the_generation() {
     for terminal in [END, ERROR] {
         let ended = |next: String, verdict| {
             check(&[
@@ -185,7 +185,7 @@ fn without_a_start_the_number_tells_the_generation() {
 }
 
 #[test]
-fn what_continues_a_given_up_generation_is_dropped() {
+fn entries_of_a_given_up_generation_are_dropped() {
     check(&[
         (&n(&start("g"), 0), BEGIN),
         (&n(DELTA, 1), GO),

@@ -25,7 +25,7 @@ fn output(objects: &[&str], state: StreamStatus) -> String {
 }
 
 #[test]
-fn a_generation_is_told_whole() {
+fn a_generation_is_rendered_whole() {
     assert_eq!(
         output(&[], StreamStatus::Live),
         r#"{"stream":"s1/gpt-4o","state":"live","last_id":"9-0","entries":0,"content":""}"#
@@ -54,7 +54,7 @@ fn a_generation_is_told_whole() {
 }
 
 #[test]
-fn errors_and_other_channels_are_told() {
+fn errors_and_other_channels_are_rendered() {
     assert_eq!(
         output(
             &[

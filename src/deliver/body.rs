@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_is_refused() {
+    fn malformed_chunks_are_refused() {
         let long = format!("1;{}\r\nx\r\n0\r\n\r\n", "x".repeat(LINE_BYTES_MAX));
         let trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(TRAILERS_MAX + 1));
         for text in [

@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_held_is_the_sum_and_within_the_bound(
+        fn held_bytes_are_the_sum_and_within_the_limit(
             steps in prop::collection::vec((0_usize..4, 0_usize..60), 0..200),
         ) {
             let budget = Arc::new(Budget::new(100));

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_browser_client_reacts_as_the_table_says() {
+    fn the_browser_client_reacts_according_to_the_table() {
         let words = |text: &str| -> Vec<String> {
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
             text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()

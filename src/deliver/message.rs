@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_malformed() {
+    fn other_texts_are_malformed_messages() {
         for text in [
             "",
             "x",

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_upgrade_is_told_the_version() {
+    fn a_wrong_upgrade_gets_the_supported_version() {
         let text = written(|out| Reply::closing().error(out, &HttpError::bad_upgrade(426, "13 it is")));
         assert!(text.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{text}");
         assert!(text.contains("\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"), "{text}");
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_origins_are_told_so() {
+    fn allowed_origins_get_their_header() {
         let origin = AllowedOrigin::from_decision(OriginDecision::Allowed("https://a.example")).unwrap();
         let reply = Reply { origin, ..Reply::default() };
         let text = written(|out| reply.sse(out, false));

@@ -227,7 +227,7 @@ impl Piece for Of {
 }
 
 #[test]
-fn an_end_that_no_entry_says_reaches_whoever_has_not_had_it() {
+fn an_end_without_an_entry_reaches_viewers_that_lack_it() {
     let id = EntryId::new(9, 0);
     let (part, but_end, whole) = (Position::part(id, 1), Position::but_end(id), Position::whole(id));
     let end = Of(but_end, whole);
@@ -250,7 +250,7 @@ fn an_end_that_no_entry_says_reaches_whoever_has_not_had_it() {
 }
 
 #[test]
-fn an_end_that_live_text_has_told_already_is_read_to_the_end() {
+fn an_end_that_live_text_has_sent_already_is_read_to_the_end() {
     let id = EntryId::new(9, 0);
     let mut seam: Seam<Of> = Seam::new(at(7));
     let bridge = Ask::Read { until: Some(id) };

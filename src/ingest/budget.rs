@@ -209,7 +209,7 @@ mod tests {
     proptest::proptest! {
         /// The commands never ask for more than is allowed, except for a single entry, and no stream is forgotten.
         #[test]
-        fn what_is_asked_for_stays_within_the_bytes(
+        fn requests_stay_within_the_bytes(
             sizes in proptest::collection::vec(1_usize..3_000_000, 1..60),
             bytes in 1_usize..10_000_000,
             count_max in 1_usize..300,

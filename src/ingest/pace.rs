@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_fit_is_asked_for_in_smaller_pieces() {
+    fn entries_that_did_not_fit_are_requested_in_smaller_reads() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         reads(&mut pace, &name(0), 100, now);
         pace.found(&name(0), Seen { asked: 250, found: 250, kept: 8, bytes: 250 << 20 }, now);

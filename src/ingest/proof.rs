@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_groups_lag_behind_tells_it_too() {
+    fn the_lag_of_groups_shows_it_too() {
         let at = (id(5), Some(3));
         assert_eq!(groups(2, Some(5), false).judge(at, brought(2)), Verdict::Whole(Some(5)));
         assert_eq!(groups(2, Some(6), false).judge(at, brought(2)), Verdict::Lost);

@@ -29,7 +29,7 @@ fn groups(length: u64, added: Option<u64>) -> Count {
 }
 
 #[test]
-fn a_stream_is_counted_exactly_where_its_length_says_nothing() {
+fn a_stream_is_counted_exactly_if_its_length_proves_nothing() {
     let now = Instant::now();
     let mut known = subscription(5, Some(3), now);
     known.size.note(100);
@@ -105,7 +105,7 @@ fn a_stream_that_is_started_again_takes_the_place_of_its_former_self() {
 }
 
 #[test]
-fn sweeps_come_to_every_silent_stream() {
+fn sweeps_reach_every_silent_stream() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let places: Vec<_> = (0..7).map(|key| inserted(&mut all, &key.to_string(), now)).collect();
@@ -156,7 +156,7 @@ fn every_stream_is_acknowledged_in_turn() {
 }
 
 #[test]
-fn what_is_not_written_is_not_acknowledged() {
+fn unwritten_entries_are_not_acknowledged() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let a = inserted(&mut all, "a", now);
@@ -179,7 +179,7 @@ fn what_is_not_written_is_not_acknowledged() {
 }
 
 #[test]
-fn what_a_read_has_acknowledged_is_not_acknowledged_again() {
+fn acknowledgements_sent_with_a_read_are_not_repeated() {
     let now = Instant::now();
     let mut all = Subscriptions::default();
     let a = inserted(&mut all, "a", now);
@@ -191,7 +191,7 @@ fn what_a_read_has_acknowledged_is_not_acknowledged_again() {
 }
 
 #[test]
-fn the_same_place_of_two_transform_threads_is_told_apart_by_its_stream() {
+fn the_same_place_of_two_transform_threads_is_distinguished_by_its_stream() {
     let one = subscription(1, None, Instant::now());
     let other: StreamName = "other/m".parse().unwrap();
     assert!(one.is(&one.stream.clone(), one.live) && !one.is(&other, one.live));

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_streams_are_told_of_and_few_are_blocked_on() {
+    fn many_streams_are_tracked_and_few_are_blocked_on() {
         let (mut tracking, now) = (Tracking::default(), Instant::now());
         assert!(!tracking.is_wanted(1, TRACKED_STREAMS_MIN - 1, now));
         assert!(tracking.is_wanted(1, TRACKED_STREAMS_MIN, now));

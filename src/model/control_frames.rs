@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_are_what_the_contract_prints() {
+    fn control_frames_are_as_in_the_contract() {
         let stream: StreamName = "s1/gpt-4o".parse().unwrap();
         let (id, after) = (EntryId::new(7, 1), Position::whole(EntryId::new(5, 0)));
         for (json, expected) in [

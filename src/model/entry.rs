@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_above_the_limit_are_told_from_those_at_it() {
+    fn entries_above_the_limit_are_distinguished_from_those_at_it() {
         let value = vec![b'x'; ENTRY_BYTES_MAX];
         assert!(!Fields::from_pairs(&[(b"data", &value)]).is_too_large());
         assert!(Fields::from_pairs(&[(b"data", &value), (b"more", b"1")]).is_too_large());
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_kept_in_base64() {
+    fn fields_that_are_not_text_are_stored_in_base64() {
         let fields = Fields::from_pairs(&[(b"data", b"\xff\x00"), (b"n", b"1")]);
         assert_eq!(fields.to_json().unwrap_err(), r#"{"ZGF0YQ==":"/wA=","bg==":"MQ=="}"#);
         assert_eq!(Fields::default().to_json().unwrap(), "{}");

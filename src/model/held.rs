@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_summed_until_it_is_let_go() {
+    fn held_bytes_are_summed_until_they_are_dropped() {
         let ledger = Arc::new(Ledger::default());
         let reply = ledger.hold_reply(10);
         let frame = Arc::new(ledger.hold_frame(7));

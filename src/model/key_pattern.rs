@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_made_as_the_pattern_says() {
+    fn keys_follow_the_pattern() {
         for (text, stream, key) in [
             ("llm:stream:{session}:{model}", "s1/llama3:8b", "llm:stream:s1:llama3:8b"),
             ("llm:stream:{session}", "s1/default", "llm:stream:s1"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_of_a_stream_has_no_name() {
+    fn keys_of_other_kinds_have_no_stream_name() {
         let with_model = KeyPattern::of_prefix("llm");
         for key in [
             "llm:announce",

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn kept_state_is_bounded() {
         let mut outline = Outline::default();
         let long = "x".repeat(OUTLINE_BYTES_MAX / 2);
         outline.note_piece(piece(0, None, &long));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_what_the_next_generation_is_told_by() {
+    fn an_end_identifies_the_next_generation() {
         let mut outline = Outline::default();
         let text = Event::Delta { text: "", channel: "content", index: 3 };
         outline.pass_event(EntryId::new(1, 0), &text, true);

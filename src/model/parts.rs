@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_and_what_it_takes_is_counted() {
+    fn waiting_announcements_and_their_size_are_counted() {
         let mut parts = Parts::default();
         let waiting = Waiting { arguments: "{}".into(), ..Waiting::default() };
         let slots: Vec<u64> = (0..9)

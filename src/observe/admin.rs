@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_says_what_is_not_well() {
+    fn readiness_names_the_problems() {
         let running = Running::start();
         let (status, _, body) = running.get("/readyz");
         assert_eq!((status, body.as_str()), (200, "{\"not_ready\":[],\"ready\":true}\n"));

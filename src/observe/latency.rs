@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_threads_publish_adds_up_once() {
+    fn published_values_are_added_once() {
         let shared = Shared::new();
         let (mut one, mut two) = (shared.recorder(), shared.recorder());
         for us in 1..=100 {

@@ -129,7 +129,7 @@ mod tests {
     const LOADING: Trouble = Trouble { what: "Redis loads its data", fix: "wait" };
 
     #[test]
-    fn each_thing_is_told_once_however_many_connections_meet_it() {
+    fn each_problem_is_logged_once_however_many_connections_have_it() {
         let (mut outages, start) = (Outages::default(), Instant::now());
         let mut logged = Vec::new();
         for tick in 0..150 {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_that_lasts_is_told_more_and_more_rarely() {
+    fn an_outage_that_lasts_is_logged_less_and_less_often() {
         let (mut outages, start) = (Outages::default(), Instant::now());
         let day = (0..86_400).map(|second| start + Duration::from_secs(second));
         let logged: Vec<News> = day.filter_map(|now| outages.fails("watcher", REFUSED, now)).collect();

@@ -208,7 +208,7 @@ mod tests {
         let stats: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(stats["instance"], "host-8080");
         assert!(running.ask("histograms\n").starts_with("stage produced_to_read count 0"));
-        assert!(running.ask("reset\n").contains("anew"));
+        assert!(running.ask("reset\n").contains("were reset"));
         let end_to_end =
             |running: &Running| running.registry.snapshot().latency_us[Stage::EndToEnd as usize].1.count();
         assert_eq!(end_to_end(&running), 0);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_told_what_there_is() {
+    fn anything_else_gets_the_list_of_commands() {
         let running = Running::start();
         for line in ["\n", "JSON\n", "\u{0}\u{7f}\n", "text json\n"] {
             assert!(running.ask(line).starts_with("error: send one line: text"), "{line:?}");

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_tells_the_form() {
+    fn the_first_event_determines_the_form() {
         let form = |expected, data: &str| {
             let (results, _) = interpreted(expected, &format!(": hi\n\ndata: {data}\n\ndata: {data}\n\n"));
             let ProviderEvent::Raw(record, _) = &results[1] else { panic!("{results:?}") };

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_are_told_apart_and_stamped() {
+    fn objects_are_classified_and_stamped() {
         let cases = [
             (r#"{"type":"start","metadata":{"seq":1}}"#, Kind::Start),
             (r#" {"type":"delta","text":"a}"} "#, Kind::Content),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn lines_without_an_object_are_refused() {
         assert!(parse(b"  \r\n").unwrap().is_none());
         for bad in ["[1]", "7", "{", "{}x", r#"{"type":"delta"} {"type":"end"}"#, "\u{1}"] {
             assert!(matches!(parse(bad.as_bytes()), Err(LineError::NotAnObject(_))), "{bad}");

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_confirmed_is_repeated_with_its_numbers() {
+    fn unconfirmed_entries_are_repeated_with_their_numbers() {
         let wires = Scripted::default();
         wires.0.borrow_mut().steps = [Step::Confirm, Step::WriteAndLose, Step::Lose].into();
         let mut producer = Producer::new(wires.clone());

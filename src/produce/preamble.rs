@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_without_an_event_is_described() {
+    fn a_body_without_an_event_is_described() {
         assert_eq!(read(b" \n").0.describe(), "nothing came");
         assert_eq!(read(b": ping\n\n").0.describe(), "no event came, only: : ping");
         assert_eq!(read(b"Error: no such model").0.describe(), "no event came, only: Error: no such model");

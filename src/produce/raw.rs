@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opens_the_next_answer_is_told_from_what_comes_late() {
+    fn openings_of_the_next_answer_are_distinguished_from_late_events() {
         use Meaning::{Content, Framing, Opening, Terminal};
         let (_, seen) = meanings(
             Form::Anthropic,
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_payload_is_told_from_a_whole_one() {
+    fn a_cut_payload_is_distinguished_from_a_whole_one() {
         assert!(is_whole("[DONE]") && is_whole(r#"{"a":1}"#));
         assert!(!is_whole(r#"{"a":1"#) && !is_whole("[DON") && !is_whole("7"));
     }

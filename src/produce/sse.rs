@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read_as_the_standard_says() {
+    fn fields_are_parsed_as_the_standard_requires() {
         assert_eq!(data("data: YHOO\ndata: +2\ndata: 10\n\n"), ["YHOO\n+2\n10"]);
         assert_eq!(data(": comment\n\ndata: a\nid: 1\n\ndata:b\nid\n\ndata:  c\n\n"), ["a", "b", " c"]);
         assert_eq!(data("data\n\ndata\ndata\n\ndata:"), ["", "\n"]);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_end_cuts_off_is_handed_out_apart() {
+    fn an_event_cut_off_by_the_end_is_returned_separately() {
         let cut = |text: &str| read([text.as_bytes()]).1.map(|event| event.data);
         assert_eq!(cut("data: a\n\ndata: [DONE]"), Some("[DONE]".into()));
         assert_eq!(cut("data: [DONE]\r"), Some("[DONE]".into()));

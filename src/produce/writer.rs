@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_within_the_linger_is_one_batch() {
+    fn entries_within_the_linger_are_one_batch() {
         let stream = Stream::default();
         let batching = Batching { linger: Duration::from_secs(600), ..Batching::default() };
         let writer = Writer::start(stream.clone(), NoCancels, batching).unwrap();
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_bound_the_caller_waits_and_is_told() {
+    fn at_the_limit_the_caller_waits_and_gets_an_error() {
         let stream = Stream::away();
         let batching =
             Batching { queue_entries: 4, room_wait: Duration::from_millis(1), ..Batching::default() };
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_in_time_is_said() {
+    fn entries_that_cannot_be_written_in_time_are_an_error() {
         let writer = Writer::start(Stream::away(), NoCancels, Batching::default()).unwrap();
         writer.begin(None).unwrap();
         assert!(matches!(writer.finish(Duration::from_millis(20)), Err(WriterError::Failed(_))));
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_generation_takes_no_more_and_the_next_one_does() {
+    fn a_cancelled_generation_accepts_no_more_and_the_next_one_does() {
         let stream = Stream::default();
         let is_sent = Arc::new(AtomicBool::new(false));
         let writer =

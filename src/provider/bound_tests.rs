@@ -5,7 +5,7 @@ use super::{EVENTS_PER_ENTRY_MAX, Form, Margin};
 use crate::model::PROGRESS_BYTES_MAX;
 
 #[test]
-fn what_is_kept_is_bounded() {
+fn kept_state_is_bounded() {
     let mut story = Story::default();
     let mut emitted = 0;
     for index in 0..5000 {
@@ -33,7 +33,7 @@ fn what_is_kept_is_bounded() {
 }
 
 #[test]
-fn a_margin_of_any_length_is_let_go_of_without_a_deep_stack() {
+fn a_margin_of_any_length_is_dropped_without_a_deep_stack() {
     let first = Margin::default();
     let mut last = &first;
     for _ in 0..1_000_000 {

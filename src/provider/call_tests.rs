@@ -54,7 +54,7 @@ fn calls_are_numbered_in_the_order_in_which_they_begin() {
 }
 
 #[test]
-fn an_id_that_was_seen_goes_on_with_its_call() {
+fn an_id_that_was_seen_continues_its_call() {
     check_calls(&[
         (r#"{"id":"c1","function":{"name":"a","arguments":"{\"p\""}}"#, r#"tool#0.0 c1 a {\"p\""#),
         (r#"{"id":"c2","function":{"name":"b","arguments":"["}}"#, "tool#0.1 c2 b ["),
@@ -142,7 +142,7 @@ const BEGIN_WITH_INPUT: &str = r#"{"type":"content_block_start","index":0,"conte
 const STOP_REASON: &str = r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"}}"#;
 
 #[test]
-fn a_block_that_is_never_closed_is_told() {
+fn a_block_that_is_never_closed_is_emitted() {
     anthropic(&[
         (r#"{"type":"message_start","message":{"id":"m1"}}"#, ""),
         (BEGIN, ""),
@@ -179,7 +179,7 @@ fn a_block_that_is_never_closed_is_told() {
 }
 
 #[test]
-fn a_function_call_that_is_only_announced_is_told() {
+fn a_function_call_that_is_only_announced_is_emitted() {
     const ADDED: &str = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"i1","call_id":"c1","name":"f","arguments":"{\"a\":1}"}}"#;
     let emitted = r#"tool#0.0 c1 f {\"a\":1}"#;
     for (last, end) in [
@@ -213,7 +213,7 @@ fn a_function_call_that_is_only_announced_is_told() {
 
 /// Thousands of blocks and calls: none is dropped, and the thousandth costs as much as the first.
 #[test]
-fn many_calls_are_told() {
+fn many_calls_are_emitted() {
     let mut story = Story::default();
     for n in 0..3000 {
         let payload =

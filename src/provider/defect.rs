@@ -289,7 +289,7 @@ mod tests {
     use crate::model::Progress;
 
     #[test]
-    fn what_is_wrong_is_named_and_where() {
+    fn the_defect_and_its_place_are_named() {
         let lone = r#"{"choices":[{"delta":{"content":"\ud800"}}]}"#;
         let long =
             format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{{"id":"{}"}}]}}}}]}}"#, "x".repeat(1025));

@@ -103,7 +103,7 @@ fn story(story: &[(String, String)]) {
 }
 
 #[test]
-fn a_whole_of_another_item_in_the_same_place_is_told() {
+fn a_whole_of_another_item_in_the_same_place_is_emitted() {
     let nothing = String::new;
     for voice in &VOICES {
         for pieces in [&["One"][..], &["On", "e"]] {
@@ -139,7 +139,7 @@ fn a_whole_of_another_item_in_the_same_place_is_told() {
 }
 
 #[test]
-fn an_item_that_was_announced_is_another_one_whatever_it_says() {
+fn an_announced_item_is_a_separate_one_whatever_its_text() {
     let voice = &VOICES[0];
     for text in ["One", "One and more", "Two"] {
         story(&[
@@ -218,7 +218,7 @@ fn call_done(item: &str, id: &str, arguments: &str) -> String {
 }
 
 #[test]
-fn calls_in_one_place_are_told_apart() {
+fn calls_in_one_place_are_distinguished() {
     let emitted = |events: &str| events.to_owned();
     let end = [
         (call_done("i1", "c1", "1"), emitted("tool#0.0 c1 f ")),

@@ -369,7 +369,7 @@ fn response(numbers: &mut Numbers, crowded: bool) -> (Vec<String>, Answer) {
 }
 
 #[test]
-fn nothing_is_dropped_and_nothing_is_told_twice() {
+fn nothing_is_dropped_and_nothing_is_emitted_twice() {
     let mut numbers = Numbers(0x5eed_0009);
     for _ in 0..500 {
         let (payloads, answer) = chat(&mut numbers);

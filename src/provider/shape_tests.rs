@@ -37,7 +37,7 @@ fn wholes(text: &str) -> [String; 4] {
 }
 
 #[test]
-fn a_whole_is_told_as_far_as_it_was_not() {
+fn of_a_whole_only_the_missing_part_is_emitted() {
     // Whichever of the four events come, and whatever was emitted before.
     for come in 1..16_u8 {
         for (pieces, rest) in
@@ -66,7 +66,7 @@ fn a_whole_is_told_as_far_as_it_was_not() {
 }
 
 #[test]
-fn escapes_do_not_matter_for_what_was_told() {
+fn escapes_do_not_matter_for_what_was_emitted() {
     openai(&[
         (&delta("\u{e4}\\n"), "content#0 \u{e4}\\n"),
         (&wholes("\\u00e4\\u000a\\ud83d\\ude00x")[0], "content#0 \\ud83d\\ude00x"),
@@ -121,7 +121,7 @@ fn all_channels_and_calls_may_come_as_a_whole() {
 }
 
 #[test]
-fn parts_are_told_apart() {
+fn parts_are_distinguished() {
     // Two parts with the same text, one after another in one place, or in places of their own.
     let done = |at: &str, text: &str| event("output_text.done", &format!(r#"{at}"text":"{text}""#));
     openai(&[
@@ -190,7 +190,7 @@ fn a_whole_that_contradicts_is_passed_on_once() {
 }
 
 #[test]
-fn another_response_begins_anew() {
+fn a_different_response_starts_over() {
     openai(&[
         (r#"{"type":"response.created","response":{"id":"r1"}}"#, ""),
         (&delta("a"), "content#0 a"),
@@ -248,7 +248,7 @@ fn any_error_is_a_failure() {
 }
 
 #[test]
-fn what_a_chunk_says_beside_text_follows_it() {
+fn other_members_of_a_chunk_follow_its_text() {
     let image = r#""images":[{"type":"image_url","image_url":{"url":"data:,"}}]"#;
     let alone = format!(r#"{{"choices":[{{"delta":{{"content":"",{image}}}}}]}}"#);
     check(
@@ -305,7 +305,7 @@ fn what_a_chunk_says_beside_text_follows_it() {
 }
 
 #[test]
-fn what_events_say_beside_text_follows_it() {
+fn other_members_of_events_follow_their_text() {
     check(
         Form::OpenAi,
         &[
@@ -404,7 +404,7 @@ fn an_element_that_is_null_is_absent_from_every_list() {
 }
 
 #[test]
-fn numbers_that_are_none_lose_no_text() {
+fn invalid_numbers_lose_no_text() {
     check(
         Form::OpenAi,
         &[

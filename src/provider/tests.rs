@@ -129,7 +129,7 @@ fn a_generation_is_finishing_once_all_its_choices_are() {
 }
 
 #[test]
-fn tool_calls_of_a_chat_are_told_in_pieces() {
+fn tool_calls_of_a_chat_are_emitted_in_pieces() {
     openai(&[
         (
             r#"{"choices":[{"delta":{"content":null,"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"f","arguments":""}}]}}]}"#,
@@ -165,7 +165,7 @@ fn tool_calls_of_a_chat_are_told_in_pieces() {
 }
 
 #[test]
-fn what_a_chat_has_no_native_form_for_is_custom() {
+fn parts_of_a_chat_without_a_native_form_are_custom() {
     openai(&[
         (r#"{"choices":[{"delta":{"role":"assistant","audio":{"data":"x"}}}],"type":"t"}"#, "custom t"),
         (r#"{"choices":[{"delta":{"content":"a","reasoning_details":[{}]}}]}"#, "content#0 a | custom -"),
@@ -213,7 +213,7 @@ fn errors_end_whatever_shape_they_have() {
 }
 
 #[test]
-fn what_would_lose_text_is_malformed() {
+fn entries_that_would_lose_text_are_malformed() {
     for payload in [
         "",
         "[]",

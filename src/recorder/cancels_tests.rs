@@ -165,7 +165,7 @@ fn names_that_nobody_has_written_are_kept_for_a_minute_and_are_bounded() {
 }
 
 #[test]
-fn what_redis_refuses_is_refused_and_not_written_later() {
+fn requests_that_redis_refuses_are_not_written_later() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     run(&server, &["XADD", "llm:stream:s:m", "*", "t", "text"]);
@@ -185,7 +185,7 @@ fn what_redis_refuses_is_refused_and_not_written_later() {
 }
 
 #[test]
-fn who_waits_for_another_instance_or_for_redis_is_answered_in_time() {
+fn requests_that_wait_for_an_instance_or_redis_are_answered_in_time() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     run(&server, &["XADD", "llm:stream:s:m", "*", "t", "text"]);

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_answered_so() {
+    fn an_end_that_cannot_be_written_is_answered_as_unwritten() {
         let mut world = World::new();
         assert_eq!(world.end(EntryId::new(9, u64::MAX)), EndOutcome::Unwritten, "no id can follow");
         let key = world.keys.stream(&name());

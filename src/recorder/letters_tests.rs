@@ -92,7 +92,7 @@ fn a_claim_that_another_instance_left_behind_is_taken_over_when_it_runs_out() {
 }
 
 #[test]
-fn what_redis_has_no_room_for_is_written_when_it_has() {
+fn letters_are_written_once_redis_has_memory_again() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let config = |value| server.link().call(cmd("CONFIG").arg(&["SET", "maxmemory", value])).unwrap();
@@ -113,7 +113,7 @@ fn what_redis_has_no_room_for_is_written_when_it_has() {
 }
 
 #[test]
-fn what_an_operator_has_to_mend_is_written_when_it_is_mended() {
+fn letters_are_written_once_an_operator_has_fixed_the_key() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     server.link().call(&Cmd::set("llm:dlq:s", "no stream")).unwrap();

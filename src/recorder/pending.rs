@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_beginning_of_another_generation_may_be_gone_no_request_is_pending() {
+    fn no_request_is_pending_if_another_beginning_may_have_been_trimmed() {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         let run = |words: &[&str]| {

@@ -116,7 +116,7 @@ fn written(server: &RedisServer) -> Vec<String> {
 const AFTER_MS: u64 = 60_000;
 
 #[test]
-fn what_is_acknowledged_is_written_and_judged_no_more() {
+fn acknowledged_answers_are_written_and_not_judged() {
     let server = RedisServer::start(&[]);
     let (mut one, mut other) = (Instance::new(&server, "i1"), Instance::new(&server, "i2"));
     for instance in [&mut one, &mut other] {
@@ -167,7 +167,7 @@ fn a_new_connection_rests_before_it_judges() {
 }
 
 #[test]
-fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
+fn refused_receipts_are_reported_at_once_and_written_later() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let run = |words: &[&str]| drop(server.link().call(cmd(words[0]).arg(&words[1..])).unwrap());
@@ -199,7 +199,7 @@ fn what_is_refused_is_told_at_once_and_written_when_it_can_be() {
 }
 
 #[test]
-fn what_an_operator_has_to_mend_waits_within_bytes_and_is_written_when_it_is_mended() {
+fn receipts_wait_within_a_limit_until_an_operator_has_fixed_the_key() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let run = |words: &[&str]| drop(server.link().call(cmd(words[0]).arg(&words[1..])).unwrap());
@@ -229,7 +229,7 @@ fn what_an_operator_has_to_mend_waits_within_bytes_and_is_written_when_it_is_men
 }
 
 #[test]
-fn one_who_says_an_end_again_gets_an_answer_and_no_second_receipt() {
+fn a_repeated_acknowledgement_of_an_end_gets_an_answer_and_no_second_receipt() {
     let server = RedisServer::start(&[]);
     let mut instances = ["i1", "i2"].map(|name| Instance::new(&server, name));
     for _ in 0..3 {
@@ -245,7 +245,7 @@ fn one_who_says_an_end_again_gets_an_answer_and_no_second_receipt() {
 }
 
 #[test]
-fn who_waits_is_answered_in_time() {
+fn waiting_clients_are_answered_in_time() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     let marker = "llm:once:svc:acked:s/m:1:9-0:a";
@@ -286,7 +286,7 @@ fn the_marker_is_never_lowered_however_many_raise_it() {
 }
 
 #[test]
-fn what_is_held_is_bounded() {
+fn held_letters_are_bounded() {
     let server = RedisServer::start(&[]);
     let mut instance = Instance::new(&server, "i1");
     (0..=ENDED_MAX as u64).for_each(|ms| instance.end(ms));

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn outages_are_told_from_refusals() {
+    fn outages_are_distinguished_from_refusals() {
         let server = |text: &str| RedisError::Server(ServerError::parse(text.as_bytes()));
         for outage in ["LOADING x", "MISCONF x", "READONLY x", "MASTERDOWN x", "CLUSTERDOWN x"] {
             assert!(server(outage).is_outage(), "{outage}");

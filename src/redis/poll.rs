@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readiness_and_deadlines_are_told() {
+    fn readiness_and_deadlines_are_reported() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let fd = ours.as_raw_fd();
         let start = Instant::now();

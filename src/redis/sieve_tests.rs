@@ -62,7 +62,7 @@ fn everything_is_kept_where_there_is_room() {
 }
 
 #[test]
-fn what_does_not_fit_is_passed_over_and_measured() {
+fn entries_that_do_not_fit_are_skipped_and_measured() {
     let values = [vec![b'a'; 100], vec![b'b'; 100], vec![b'c'; 1]];
     let found = sifted(&reply(&values, INFO), 200, 11).unwrap();
     assert_eq!(found.entries.iter().map(value).collect::<Vec<_>>(), &values[..1], "nothing behind the cut");
@@ -106,7 +106,7 @@ fn the_content_of_the_first_and_last_entry_is_not_kept() {
 }
 
 #[test]
-fn errors_are_told_apart() {
+fn errors_are_distinguished() {
     let missing = sifted(b"*2\r\n*0\r\n-ERR no such key\r\n", 10, 3).unwrap();
     assert!(missing.info.is_err() && missing.entries.is_empty());
     let wrong = sifted(b"*2\r\n-WRONGTYPE x\r\n-WRONGTYPE x\r\n", 10, 3).unwrap();
@@ -120,7 +120,7 @@ fn errors_are_told_apart() {
 proptest! {
     /// However the reply is cut, the first entries are kept unchanged, and as many as fit.
     #[test]
-    fn what_is_kept_is_a_beginning(
+    fn the_kept_part_is_a_prefix(
         values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..12),
         room in 0_usize..600,
         step in 1_usize..50,

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_redis_refuses_is_not_called_unreachable() {
+    fn refusals_are_not_reported_as_unreachable() {
         for text in [
             "OOM x",
             "READONLY x",

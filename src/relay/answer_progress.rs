@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_tells_how_far_an_answer_has_come() {
+    fn the_stream_shows_how_far_an_answer_has_progressed() {
         let start = ("data", r#"{"type":"start","generation":"g"}"#);
         let other = ("data", r#"{"type":"start","generation":"h"}"#);
         let token = ("openai", r#"{"choices":[{"delta":{"content":"a"}}]}"#);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_former_worker_was_about_to_write_is_given_up() {
+    fn a_pending_write_of_the_former_worker_is_discarded() {
         let server = RedisServer::start(&[]);
         let (mut ours, mut former) = (server.link(), server.link());
         let request = [(&b"session"[..], &b"s"[..]), (b"model", b"m"), (b"generation", b"g")];

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_stream_is_refused() {
+    fn requests_without_a_stream_are_refused() {
         let refused = |error: OrderError| Err(Refused { stream: None, error });
         assert_eq!(order(&[("model", "m")]), refused(FieldError::Missing("session").into()));
         assert_eq!(order(&[("session", "s")]), refused(FieldError::Missing("model").into()));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_none_is_said_by_name() {
+    fn an_unusable_body_is_reported_by_field_name() {
         let of = |field: &[u8], value: &[u8]| {
             let fields = [(&b"session"[..], &b"s"[..]), (b"model", b"m"), (field, value)];
             order_of(&KeyPattern::of_prefix("llm"), &fields).unwrap().body.unwrap_err().to_string()

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_listed() {
+    fn valid_list_items_are_accepted() {
         for text in ["*", "a", "chat.example.com", "[::1]", "10.0.0.1"] {
             assert!(is_host(text), "{text}");
         }

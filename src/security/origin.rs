@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_listed() {
+    fn valid_list_items_are_accepted() {
         for text in ["*", "https://a", "http://[::1]:80", "chrome-extension://abcdef"] {
             assert!(is_origin(text), "{text}");
         }

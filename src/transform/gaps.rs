@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_viewer_is_told_what_was_trimmed() {
+    fn a_new_viewer_gets_a_gap_for_trimmed_entries() {
         let (gap, cursor) = check(&facts(4, 9, 6, 9), Cursor::default());
         let next = Some(EntryId::new(4, 0));
         assert_eq!(gap, Some(HistoryGap::Trimmed { after: Position::ZERO, next, id: None, lost: Some(3) }));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn who_counts_knows_what_was_lost() {
+    fn a_reader_that_counts_knows_how_many_were_lost() {
         let (gap, cursor) = check(&facts(6, 9, 4, 9), at(3, Some(3)));
         let (after, next) = (at(3, None).position, Some(EntryId::new(6, 0)));
         assert_eq!(gap, Some(HistoryGap::Trimmed { after, next, id: None, lost: Some(2) }));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_begun_anew_is_told_from_a_trimmed_one() {
+    fn a_recreated_stream_is_distinguished_from_a_trimmed_one() {
         let (gap, cursor) = check(&facts(4, 9, 6, 6), at(3, Some(3)));
         let after = at(3, None).position;
         assert_eq!(gap, Some(HistoryGap::Recreated { after, next: EntryId::new(4, 0) }));

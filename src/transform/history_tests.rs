@@ -69,7 +69,7 @@ fn open(after: u64, world: (KeyFacts, Vec<Entry>)) -> Opened {
 }
 
 #[test]
-fn a_resume_behind_what_was_trimmed_is_told_of_it() {
+fn a_resume_before_trimmed_entries_gets_a_gap() {
     for after in [1, 3] {
         let opened = open(after, world(9, 5));
         let gap = HistoryGap::Trimmed {
@@ -86,14 +86,14 @@ fn a_resume_behind_what_was_trimmed_is_told_of_it() {
 }
 
 #[test]
-fn a_new_viewer_is_told_how_much_was_trimmed() {
+fn a_new_viewer_gets_a_gap_with_the_number_trimmed() {
     let opened = open(0, world(9, 5));
     assert!(matches!(opened.shown.gap, Some(HistoryGap::Trimmed { lost: Some(5), .. })));
     assert_eq!(open(0, world(9, 0)).shown.gap, None);
 }
 
 #[test]
-fn an_older_end_is_told_even_where_nothing_else_is_left_to_tell() {
+fn an_older_end_is_reported_even_if_nothing_else_is_left() {
     let state = StreamState::default();
     let from = Cursor { position: Position::whole(id(12)), state };
     let ReplayOutcome::Searching(search) =
@@ -122,7 +122,7 @@ fn behind_an_older_end_that_is_finished_nothing_is_left_but_the_end() {
 }
 
 #[test]
-fn what_is_trimmed_between_two_reads_of_a_search_is_told_by_the_read_that_follows() {
+fn entries_trimmed_between_two_reads_of_a_search_are_reported_by_the_next_read() {
     // The first read sees 1-0 to 4-0 of nine entries; before the second one 1-0 to 6-0 were trimmed.
     let after = After::At(Position::whole(id(2)));
     let (facts, mut entries) = world(9, 0);

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_follows_the_clock_tells_its_age() {
+    fn an_id_that_follows_the_clock_shows_its_age() {
         assert_eq!(silence_us(written(3_000), NOW_US, Seen::Found(0)), 3_000_000);
         assert_eq!(silence_us(written(3_000), NOW_US, Seen::Arrived(2_990_000)), 2_990_000);
         let days = 40 * 24 * 3600 * 1000;
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_met_is_remembered_until_something_comes() {
+    fn unfinished_streams_are_remembered_until_an_entry_follows() {
         let (mut remembered, stream) = (Remembered::default(), StreamName::new("s", "m").unwrap());
         let newest = EntryId::new(7, 0);
         assert_eq!(remembered.get(&stream, 1), None);

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_gone_for_good_is_cleaned_up_after() {
+    fn only_instances_that_are_gone_for_good_are_cleaned_up() {
         let (_server, mut link, ours, theirs) = world();
         let mut janitor = Janitor::default();
         let lease = Cmd::set(theirs.lease(), "theirs");
@@ -195,7 +195,7 @@ mod tests {
 
     /// The sets are read in portions, without members that are too long to be a name.
     #[test]
-    fn whatever_others_have_put_into_the_sets_what_is_ours_is_found() {
+    fn own_members_are_found_whatever_others_put_into_the_sets() {
         let (_server, mut link, ours, theirs) = world();
         for (key, ours) in [(theirs.groups(), "x/m"), (ours.instances(), "x")] {
             for huge in ["a", "b", "c"] {

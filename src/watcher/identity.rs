@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn death_is_told_from_life_and_from_not_knowing() {
+    fn dead_live_and_unknown_holders_are_distinguished() {
         let (ours, other) =
             (Identity::claim(&config("ours")).unwrap(), Identity::claim(&config("other")).unwrap());
         let lease = other.lease();

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_overtaken_while_looking_writes_nothing() {
+    fn an_overtaken_instance_writes_nothing() {
         let server = RedisServer::start(&[]);
         let (mut link, mut other, keys) = (server.link(), server.link(), Keys::new("llm", "s", "i"));
         let lease = keys.lease();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_renewed_is_held_no_more() {
+    fn a_lease_that_is_not_renewed_is_lost() {
         let start = Instant::now();
         let standing = Standing::Held { renewed_at: start };
         let mut lease = Lease { value: "mine".into(), standing, next_at: start };

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_forgets_is_not_told() {
+    fn a_delivery_thread_that_stopped_waiting_is_not_notified() {
         let mut waits = Waits::new(Instant::now());
         waits.wait(name(1), 0);
         waits.wait(name(1), 3);

@@ -37,7 +37,7 @@ fn lost_ids(redis: &mut Redis, key: &str) -> Vec<String> {
 }
 
 #[test]
-fn silence_is_told_and_so_is_its_end() {
+fn silence_and_its_end_are_reported() {
     let redis = RedisServer::start();
     let daemon = hopeful(&redis).start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -73,7 +73,7 @@ fn silence_is_told_and_so_is_its_end() {
 }
 
 #[test]
-fn a_producer_given_up_is_told_once_and_to_all() {
+fn all_viewers_are_told_once_that_a_producer_was_given_up() {
     let redis = RedisServer::start();
     let daemons = ["i1", "i2"].map(|id| impatient(&redis).set(&format!("service.instance={id}")).start());
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -107,7 +107,7 @@ fn a_producer_given_up_is_told_once_and_to_all() {
 }
 
 #[test]
-fn silence_is_told_before_it_is_given_up() {
+fn silence_is_reported_before_the_producer_is_given_up() {
     let redis = RedisServer::start();
     let daemon =
         Daemon::options(&redis).set("stream.stall_after=200ms").set("stream.abandon_after=2s").start();
@@ -216,7 +216,7 @@ fn heartbeats_keep_a_generation_alive() {
 }
 
 #[test]
-fn what_continues_a_given_up_generation_is_not_delivered() {
+fn entries_of_a_given_up_generation_are_not_delivered() {
     let redis = RedisServer::start();
     let daemon = impatient(&redis).start();
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -29,7 +29,7 @@ fn wait_acknowledged(redis: &mut Redis, key: &str, id: &str) {
 }
 
 #[test]
-fn what_is_on_sockets_is_acknowledged_even_when_the_stream_falls_silent() {
+fn written_entries_are_acknowledged_even_if_the_stream_becomes_silent() {
     let redis = RedisServer::start();
     let daemon = options(&redis).start();
     let mut connection = redis.connect();

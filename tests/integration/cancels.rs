@@ -47,7 +47,7 @@ fn receive(client: &mut WebSocketClient) -> Value {
 }
 
 #[test]
-fn a_wish_to_stop_reaches_the_producer() {
+fn a_request_to_stop_reaches_the_producer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -88,7 +88,7 @@ fn a_wish_to_stop_reaches_the_producer() {
 }
 
 #[test]
-fn who_is_answered_finds_the_request_there() {
+fn an_accepted_request_is_on_the_control_stream() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
@@ -146,7 +146,7 @@ fn a_name_that_nobody_has_written_can_be_cancelled_for_a_minute() {
 }
 
 #[test]
-fn what_redis_refuses_is_refused_and_never_written() {
+fn cancels_that_redis_refuses_are_never_written() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
@@ -187,7 +187,7 @@ fn what_redis_refuses_is_refused_and_never_written() {
 
 /// An answer of 202 can be relied on even if Redis goes down; every other client is told to try again.
 #[test]
-fn a_wish_to_stop_without_redis_is_refused() {
+fn a_request_to_stop_without_redis_is_refused() {
     let mut redis = RedisServer::start_durable();
     let daemon = Daemon::start(&redis);
     Producer::new(&redis, "s1", "m").delta("x");
@@ -261,7 +261,7 @@ fn a_body_that_is_too_large_is_refused_in_the_same_way_however_it_comes() {
 }
 
 #[test]
-fn requests_behind_one_to_stop_are_answered_in_order_and_who_leaves_is_missed_by_nobody() {
+fn requests_after_one_to_stop_are_answered_in_order_and_a_client_may_leave() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     Producer::new(&redis, "s1", "m").delta("x");

@@ -44,7 +44,7 @@ fn resume(daemon: &Daemon, (text, last): (&str, usize), after: usize) -> u64 {
 }
 
 #[test]
-fn who_resumes_after_another_reads_only_what_lies_behind() {
+fn a_second_resume_reads_only_later_entries() {
     let redis = RedisServer::start();
     write(&mut redis.connect(), "g", "a", ENTRIES);
     let daemon = Daemon::start(&redis);
@@ -82,7 +82,7 @@ fn a_stream_begun_anew_is_not_taken_for_the_one_before() {
 }
 
 #[test]
-fn of_many_who_come_at_once_one_scans() {
+fn of_many_viewers_that_join_at_once_one_scans() {
     const VIEWERS: usize = 30;
     let redis = RedisServer::start();
     write(&mut redis.connect(), "g", "a", ENTRIES);
@@ -104,7 +104,7 @@ fn of_many_who_come_at_once_one_scans() {
 
 /// The viewer whose scan all others wait for leaves: another one continues.
 #[test]
-fn who_scans_for_others_may_leave() {
+fn a_viewer_that_scans_for_others_may_leave() {
     let redis = RedisServer::start();
     write(&mut redis.connect(), "g", "a", ENTRIES);
     let daemon = Daemon::start(&redis);

@@ -341,7 +341,7 @@ fn come_to_rest(redis: &RedisServer, daemon: &Daemon) -> Rest {
 }
 
 #[test]
-fn who_comes_and_goes_leaves_nothing_behind() {
+fn clients_that_come_and_go_leave_nothing_behind() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis)
         .set("service.instance=i1")

@@ -146,7 +146,7 @@ fn a_configuration_that_cannot_be_read_is_78() {
 }
 
 #[test]
-fn what_anybody_could_read_is_not_opened_by_accident() {
+fn streams_are_not_opened_to_everybody_by_accident() {
     let redis = RedisServer::start();
     let public = format!("listen.public=0.0.0.0:{}", free_port());
     let settings = ["--set", &redis_setting(&redis), "--set", &public];
@@ -210,7 +210,7 @@ fn the_configuration_that_comes_along_loads_as_it_is() {
 }
 
 #[test]
-fn check_tells_an_outage_from_a_mistake_and_leaves_no_trace() {
+fn check_distinguishes_an_outage_from_a_mistake_and_leaves_no_trace() {
     let redis = RedisServer::start();
     let well = llm(&["check", "--set", &redis_setting(&redis)]);
     assert_eq!(well.code, Some(0), "{well:?}");

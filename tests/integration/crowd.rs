@@ -151,7 +151,7 @@ fn a_crowd_resumes_inside_entries_while_they_are_written() {
 }
 
 #[test]
-fn whoever_comes_while_an_answer_ends_of_itself_hears_of_its_end() {
+fn viewers_that_join_while_an_answer_ends_by_itself_get_its_end() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.finish_grace=350ms").start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -300,7 +300,7 @@ fn a_stream_begun_anew_under_a_crowd_is_told_from_its_beginning() {
 }
 
 #[test]
-fn those_who_share_a_read_are_each_told_what_became_of_their_own_place() {
+fn viewers_that_share_a_read_each_get_the_gap_of_their_own_position() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -108,7 +108,7 @@ fn fields_that_are_no_text_are_kept_byte_for_byte() {
 }
 
 #[test]
-fn what_follows_the_end_is_kept_without_a_word_to_viewers() {
+fn undecodable_entries_after_the_end_are_stored_and_not_shown() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
@@ -179,7 +179,7 @@ fn however_many_meet_an_entry_there_is_one_letter() {
 
 /// A Redis that is out of memory accepts no letters: they wait, within a limit, and none is lost.
 #[test]
-fn what_redis_has_no_room_for_is_written_when_it_has() {
+fn letters_are_written_once_redis_has_memory_again() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
@@ -266,7 +266,7 @@ fn the_letters_are_capped_by_bytes() {
 
 /// The frame, the dead letter and the log give the same reason for a provider's invalid entry.
 #[test]
-fn what_is_wrong_with_a_providers_entry_is_said_everywhere() {
+fn the_defect_of_a_provider_s_entry_is_reported_everywhere() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();

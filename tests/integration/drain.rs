@@ -77,7 +77,7 @@ fn a_drained_daemon_leaves_nothing_undone() {
 }
 
 #[test]
-fn what_is_read_while_draining_is_put_on_sockets_and_acknowledged() {
+fn entries_read_while_draining_are_written_and_acknowledged() {
     const ROUNDS: usize = 5;
     let redis = RedisServer::start();
     let is_over = AtomicBool::new(false);

@@ -122,7 +122,7 @@ fn other_paths_and_methods_are_refused() {
 }
 
 #[test]
-fn what_is_not_http_is_a_bad_request() {
+fn other_protocols_are_bad_requests() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     for bytes in ["nonsense\r\n\r\n", "GET  HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nno colon\r\n\r\n"] {

@@ -81,7 +81,7 @@ fn bare(frames: &[crate::support::transcript::Frame]) -> Vec<Value> {
 }
 
 #[test]
-fn flat_entries_are_told_as_native_ones_live_and_later_from_every_position() {
+fn flat_entries_are_delivered_like_native_ones_live_and_later_from_every_position() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut connection = redis.connect();
@@ -194,7 +194,7 @@ fn errors_and_what_follows_an_end_hold_for_flat_entries() {
 }
 
 #[test]
-fn what_cannot_be_read_says_what_was_there_and_what_was_looked_for() {
+fn an_undecodable_entry_names_the_fields_found_and_those_expected() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set(r#"fields.text=["tok"]"#).start();
     let mut connection = redis.connect();

@@ -44,7 +44,7 @@ fn flood(mut raws: Vec<Raw>, bytes: &[u8], is_over: &AtomicBool) {
 }
 
 #[test]
-fn live_text_goes_on_beside_floods() {
+fn live_text_continues_during_floods() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.receipts=true").start();
     Producer::new(&redis, "victim", "m").delta("x");
@@ -222,7 +222,7 @@ fn a_message_that_does_not_end_ends_its_connection() {
 
 /// A client that closes its sending side right after its request still gets the answer.
 #[test]
-fn who_finishes_sending_is_answered() {
+fn clients_that_close_their_sending_side_get_the_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -274,7 +274,7 @@ fn who_finishes_sending_is_answered() {
 /// A client that is gone is detected although nothing is sent to it, and clients that have only finished sending are
 /// kept.
 #[test]
-fn who_leaves_a_silent_event_stream_is_noticed() {
+fn a_client_that_leaves_a_silent_event_stream_is_detected() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("client.keepalive=10m").start();
     Producer::new(&redis, "s1", "m").delta("hello");

@@ -120,7 +120,7 @@ fn a_resume_whose_entries_were_trimmed_is_told() {
 }
 
 #[test]
-fn what_is_trimmed_under_a_live_viewer_unseen_is_told_and_counted() {
+fn entries_trimmed_before_a_live_viewer_got_them_are_a_counted_gap() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -387,7 +387,7 @@ fn the_newest_entry_deleted_is_no_older_end() {
 }
 
 #[test]
-fn who_joins_while_the_stream_is_trimmed_misses_nothing_silently() {
+fn a_viewer_that_joins_during_trimming_misses_nothing_silently() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -403,7 +403,7 @@ fn who_joins_while_the_stream_is_trimmed_misses_nothing_silently() {
 }
 
 #[test]
-fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
+fn a_viewer_beyond_an_older_end_gets_the_end_of_a_finished_stream() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

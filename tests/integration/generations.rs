@@ -92,7 +92,7 @@ fn generations_follow_one_another() {
 }
 
 #[test]
-fn what_follows_the_end_belongs_to_it() {
+fn entries_after_the_end_belong_to_it() {
     check(
         &[
             delta("one"),
@@ -291,7 +291,7 @@ fn the_newest_generation_needs_no_start() {
 }
 
 #[test]
-fn who_follows_stays_for_the_generations_to_come() {
+fn followers_stay_for_later_generations() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -195,7 +195,7 @@ fn a_cancel_request_with_a_bad_body_is_refused() {
 }
 
 #[test]
-fn who_never_finishes_a_request_is_closed() {
+fn clients_that_never_finish_a_request_are_closed() {
     let mut scene = Scene::start(&["client.handshake_timeout=300ms"]);
     let before = scene.daemon.counter("handshakes_timed_out");
     let post = "POST /v1/streams/s1/m/cancel HTTP/1.1\r\nHost: localhost\r\n";
@@ -363,7 +363,7 @@ fn a_flood_of_bad_messages_is_cut_off() {
 }
 
 #[test]
-fn who_floods_and_reads_no_answers_is_closed() {
+fn clients_that_flood_without_reading_are_closed() {
     let mut scene = Scene::start(&["client.slow_timeout=1s"]);
     Producer::new(&scene.redis, "s1", "m").delta(&"x".repeat(4_000));
     let ping = json!({"type": "ping", "nonce": "x".repeat(200)}).to_string();
@@ -457,7 +457,7 @@ fn connect_in_state(daemon: &Daemon, number: usize) -> Raw {
 }
 
 #[test]
-fn thousands_who_leave_at_once_leave_nothing_behind() {
+fn thousands_of_clients_that_leave_at_once_leave_nothing_behind() {
     const CONNECTIONS: usize = 2_002;
     const ROUNDS: usize = 3;
     const SLACK_BYTES: u64 = 8 << 20;

@@ -64,7 +64,7 @@ fn refused(frame: &Value) -> bool {
 }
 
 #[test]
-fn more_connections_than_configured_are_told_to_come_back() {
+fn more_connections_than_configured_are_told_to_retry() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("client.max_connections=3").start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -123,7 +123,7 @@ fn refused_connections_are_counted() {
 /// A connection that was refused when it was accepted is told so in answer to its first request, so that a page can
 /// read it.
 #[test]
-fn pages_are_told_that_they_come_too_often() {
+fn pages_get_the_refusal_for_too_many_connections() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis)
         .set("limits.connects_per_second=1")
@@ -316,7 +316,7 @@ fn silence_is_filled_with_comments_and_pings() {
 }
 
 #[test]
-fn who_answers_no_ping_is_closed() {
+fn clients_that_answer_no_ping_are_closed() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("client.keepalive=200ms").start();
     Producer::new(&redis, "s1", "m").delta("x");

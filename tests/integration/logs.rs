@@ -70,7 +70,7 @@ fn impatient(redis: &RedisServer) -> DaemonOptions {
 }
 
 #[test]
-fn an_outage_is_told_once_for_all_connections_and_so_is_its_end() {
+fn an_outage_and_its_end_are_logged_once_for_all_connections() {
     let mut redis = RedisServer::start();
     let mut daemon = impatient(&redis).start();
     redis.kill();

@@ -97,7 +97,7 @@ fn bursts_arrive_whole_and_are_acknowledged() {
 }
 
 #[test]
-fn what_one_stream_lost_is_named_and_the_others_go_on() {
+fn a_gap_in_one_stream_does_not_affect_others() {
     let redis = RedisServer::start();
     let daemon = options(&redis).start();
     let mut many = Many::start(&redis, &daemon);
@@ -147,7 +147,7 @@ fn what_one_stream_lost_is_named_and_the_others_go_on() {
 }
 
 #[test]
-fn a_reader_of_few_streams_is_told_no_more() {
+fn a_reader_of_few_streams_stops_tracking() {
     let redis = RedisServer::start();
     let daemon = options(&redis).set("stream.linger=10ms").start();
     let mut many = Many::start(&redis, &daemon);

@@ -107,7 +107,7 @@ fn the_subprotocol_is_chosen_if_offered() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_and_ends_nothing() {
+fn unknown_messages_are_refused_and_end_nothing() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -16,7 +16,7 @@ use crate::support::viewer::{KINDS, Kind, Viewer};
 
 /// New viewers may join a read that was begun for others, whose answer lacks what has been written since.
 #[test]
-fn a_newcomer_is_told_the_state_of_the_moment() {
+fn a_new_viewer_gets_the_current_state() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     for round in 0..10 {
@@ -66,7 +66,7 @@ fn raw(producer: &mut Producer, id: &str, object: &str) -> String {
 }
 
 #[test]
-fn an_end_that_only_time_tells_is_written_down_once_and_all_agree() {
+fn an_end_after_a_timeout_is_written_once_and_all_agree() {
     let redis = RedisServer::start();
     let daemons = ["i1", "i2"].map(|id| {
         Daemon::options(&redis)
@@ -232,7 +232,7 @@ fn the_end_of_all_ids_is_the_end_of_its_answer() {
 }
 
 #[test]
-fn an_end_that_cannot_be_written_is_told_all_the_same() {
+fn an_end_that_cannot_be_written_is_sent_nevertheless() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.finish_grace=500ms").start();
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -183,7 +183,7 @@ fn a_name_that_does_not_exist_is_waited_for() {
 }
 
 #[test]
-fn what_cannot_be_subscribed_is_refused_and_ends_nothing() {
+fn refused_subscriptions_end_nothing() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -215,7 +215,7 @@ fn what_cannot_be_subscribed_is_refused_and_ends_nothing() {
 }
 
 #[test]
-fn who_follows_is_not_unsubscribed_at_an_end() {
+fn followers_are_not_unsubscribed_at_an_end() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -53,7 +53,7 @@ fn ask(redis: &RedisServer, upstream: &FakeUpstream, more: &[&str]) -> Outcome {
 }
 
 #[test]
-fn what_a_server_sends_instead_is_told_at_once_and_not_asked_for_again() {
+fn a_body_other_than_an_event_stream_is_reported_at_once_and_not_retried() {
     let events = "Content-Type: text/event-stream\r\n";
     let json = "Content-Type: application/json\r\n";
     let bodies: [(&str, &[u8], &str); 8] = [
@@ -177,7 +177,7 @@ fn a_compressed_answer_is_read_as_it_comes() {
 }
 
 #[test]
-fn the_first_event_tells_whose_answer_it_is() {
+fn the_first_event_determines_the_provider() {
     let messages = [
         r#"{"type":"message_start","message":{"usage":{"input_tokens":1}}}"#,
         r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}"#,
@@ -205,7 +205,7 @@ fn the_first_event_tells_whose_answer_it_is() {
 }
 
 #[test]
-fn an_error_event_ends_the_answer_whatever_it_says() {
+fn an_error_event_ends_the_answer_whatever_its_content() {
     for (data, code, words) in [
         ("no room", "provider_error", "no room"),
         (r#"{"message":"boom","code":"overloaded"}"#, "overloaded", "boom"),
@@ -225,7 +225,7 @@ fn an_error_event_ends_the_answer_whatever_it_says() {
 }
 
 #[test]
-fn what_is_piped_in_instead_of_events_is_a_failure_too() {
+fn piped_input_without_events_is_a_failure_too() {
     for from in ["openai", "anthropic"] {
         for (input, words) in [
             (NO_KEY, "Incorrect API key (invalid_api_key)"),
@@ -252,7 +252,7 @@ fn what_is_piped_in_instead_of_events_is_a_failure_too() {
 }
 
 #[test]
-fn a_relay_tells_it_too() {
+fn a_relay_reports_it_too() {
     let redis = RedisServer::start();
     let upstream = FakeUpstream::start([refusal("200 OK", "", NO_KEY)]);
     let (setting, url) = (format!("redis.url={}", redis.url()), upstream.chat_url());

@@ -435,7 +435,7 @@ fn a_redis_without_memory_is_survived() {
 }
 
 #[test]
-fn what_a_full_redis_holds_is_read_all_the_same() {
+fn a_redis_that_is_out_of_memory_is_still_read() {
     let redis = RedisServer::start();
     let daemon = options(&redis).start();
     let mut early = Producer::new(&redis, "s1", "m");

@@ -172,7 +172,7 @@ fn tell(name: &str, field: &str, payloads: &[Payload]) -> (Transcript, Value) {
 }
 
 #[test]
-fn a_chat_is_told_as_it_was_streamed() {
+fn a_chat_is_delivered_as_it_was_streamed() {
     let (told, state) = tell("chat", "openai", &CHAT);
     let arguments = r#"{"a":1}"#;
     assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hä 😀!Bye", "hm…"));
@@ -195,7 +195,7 @@ fn a_chat_is_told_as_it_was_streamed() {
 }
 
 #[test]
-fn a_response_is_told_as_it_was_streamed() {
+fn a_response_is_delivered_as_it_was_streamed() {
     let (told, state) = tell("response", "openai", &RESPONSES);
     assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hi", "hm"));
     assert_eq!(told.of_kind("custom").count(), 1);
@@ -208,7 +208,7 @@ fn a_response_is_told_as_it_was_streamed() {
 }
 
 #[test]
-fn a_message_is_told_as_it_was_streamed() {
+fn a_message_is_delivered_as_it_was_streamed() {
     let (told, state) = tell("message", "anthropic", &MESSAGES);
     assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hi", "hm"));
     let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": r#"{"a":1}"#}});
@@ -316,7 +316,7 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
 }
 
 #[test]
-fn what_follows_an_end_that_nobody_wrote_is_the_next_answer() {
+fn entries_after_an_unwritten_end_are_the_next_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

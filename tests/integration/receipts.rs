@@ -74,7 +74,7 @@ fn of_stream(redis: &mut Redis, stream: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_client_has_is_written_down() {
+fn acknowledgements_are_written() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "5s").start();
     let mut connection = redis.connect();
@@ -133,7 +133,7 @@ fn the_end_can_be_acknowledged_before_the_connection_is_closed() {
 }
 
 #[test]
-fn what_nobody_takes_is_told_once_however_many_watch() {
+fn an_unacknowledged_answer_has_one_receipt_however_many_watch() {
     let redis = RedisServer::start();
     let daemons = ["i1", "i2"].map(|id| options(&redis, "5s").set(&format!("service.instance={id}")).start());
     let mut connection = redis.connect();
@@ -241,7 +241,7 @@ fn one_connection_acknowledges_many_streams() {
 }
 
 #[test]
-fn who_comes_back_acknowledges_what_it_had_before() {
+fn a_returning_client_acknowledges_earlier_frames() {
     let redis = RedisServer::start();
     let daemons = ["i1", "i2"].map(|id| options(&redis, "5s").set(&format!("service.instance={id}")).start());
     let mut connection = redis.connect();
@@ -297,7 +297,7 @@ fn signs_of_life_and_repetitions_make_no_receipts() {
 }
 
 #[test]
-fn old_answers_are_not_judged_by_who_reads_them_again() {
+fn old_answers_are_not_judged_when_they_are_read_again() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "1s").start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -336,7 +336,7 @@ fn a_daemon_that_ends_in_between_forgets_unless_somebody_comes_back() {
 }
 
 #[test]
-fn what_is_acknowledged_while_redis_is_away_is_written_when_it_is_back() {
+fn acknowledgements_during_an_outage_are_written_afterwards() {
     let mut redis = RedisServer::start_durable();
     let mut daemon = options(&redis, "3s").start();
     let mut taken = Producer::new(&redis, "s1", "m");
@@ -367,7 +367,7 @@ fn what_is_acknowledged_while_redis_is_away_is_written_when_it_is_back() {
 }
 
 #[test]
-fn what_was_not_sent_is_refused_and_malformed_words_count_among_the_ten() {
+fn acknowledgements_of_unsent_ids_are_refused_and_malformed_ones_count() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "1m").start();
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -442,7 +442,7 @@ fn the_receipts_are_capped() {
 }
 
 #[test]
-fn a_client_that_saw_no_answer_says_it_again_and_gets_one_receipt() {
+fn a_client_that_got_no_answer_repeats_its_acknowledgement_and_gets_one_receipt() {
     let redis = RedisServer::start();
     let daemons = ["i1", "i2"].map(|id| options(&redis, "1m").set(&format!("service.instance={id}")).start());
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -472,7 +472,7 @@ fn a_client_that_saw_no_answer_says_it_again_and_gets_one_receipt() {
 }
 
 #[test]
-fn what_redis_refuses_is_said_and_written_when_there_is_room_again() {
+fn receipts_that_redis_refuses_are_reported_and_written_later() {
     let redis = RedisServer::start();
     let daemon = options(&redis, "1m").start();
     let mut connection = redis.connect();

@@ -88,7 +88,7 @@ fn partial() -> Script {
 }
 
 #[test]
-fn requests_are_answered_as_many_at_once_as_wished() {
+fn requests_are_answered_up_to_the_configured_concurrency() {
     let redis = RedisServer::start();
     let gated = vec![head(), event(&token("a")), Step::Gate, event(&finish()), event("[DONE]")];
     let upstream = FakeUpstream::start([gated]);
@@ -169,7 +169,7 @@ fn answers_in_one_stream_come_one_after_another() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_said_in_the_stream_or_kept_as_a_dead_letter() {
+fn unanswerable_requests_are_reported_in_the_stream_or_as_dead_letters() {
     let redis = RedisServer::start();
     let upstream = FakeUpstream::start([chat(&["a"])]);
     let _worker = relay(&redis, &upstream, &[]);
@@ -357,7 +357,7 @@ fn draining_ends_what_runs_and_leaves_the_rest_to_others() {
 }
 
 #[test]
-fn what_does_not_end_within_the_grace_is_ended_or_left() {
+fn answers_that_exceed_the_grace_are_ended_or_handed_back() {
     let redis = RedisServer::start();
     let upstream = FakeUpstream::start([partial(), vec![Step::Hang]]);
     let worker = relay(&redis, &upstream, &["--set", "shutdown.grace=200ms", "--takeover-after", "1h"]);

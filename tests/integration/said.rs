@@ -194,7 +194,7 @@ fn openai_entries(payloads: &[String]) -> Vec<(&'static str, String)> {
 const DONE: &str = "[DONE]";
 
 #[test]
-fn calls_are_told_apart_whatever_number_they_have() {
+fn calls_are_distinguished_whatever_their_number() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let piece = |rest: &str| chunk(&format!(r#""tool_calls":[{{{rest}}}]"#), "null");
@@ -235,7 +235,7 @@ fn calls_are_told_apart_whatever_number_they_have() {
 }
 
 #[test]
-fn a_call_that_was_only_announced_is_told_however_it_ends() {
+fn a_call_that_was_only_announced_is_delivered_however_it_ends() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let begin = |input: &str| {
@@ -280,7 +280,7 @@ fn a_call_that_was_only_announced_is_told_however_it_ends() {
 
 /// A tool call announced in one generation belongs to it even if only the next one's `start` ends it.
 #[test]
-fn the_next_start_finds_nothing_untold() {
+fn nothing_is_pending_at_the_next_start() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -311,7 +311,7 @@ fn the_next_start_finds_nothing_untold() {
 }
 
 #[test]
-fn a_text_that_comes_only_as_a_whole_is_told_once() {
+fn a_text_that_comes_only_as_a_whole_is_delivered_once() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let created = r#"{"type":"response.created","response":{"id":"r1","status":"in_progress"}}"#;
@@ -351,7 +351,7 @@ fn any_error_is_a_failure() {
 }
 
 #[test]
-fn what_is_said_beside_text_follows_it() {
+fn other_content_follows_the_text() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let images = r#"[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]"#;
@@ -380,7 +380,7 @@ fn what_is_said_beside_text_follows_it() {
 }
 
 #[test]
-fn numbers_that_are_none_lose_no_text() {
+fn invalid_numbers_lose_no_text() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut entries = openai_entries(&[
@@ -395,7 +395,7 @@ fn numbers_that_are_none_lose_no_text() {
 
 /// Far more blocks than there is room for, none of which is closed: each is emitted, and nothing is refused.
 #[test]
-fn thousands_of_blocks_are_told() {
+fn thousands_of_blocks_are_delivered() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

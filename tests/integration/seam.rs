@@ -67,7 +67,7 @@ fn join(daemon: &Daemon, kind: Kind, random: &mut Random, shared: &Shared) -> Ou
 }
 
 #[test]
-fn clients_that_join_at_random_moments_get_everything_once() {
+fn clients_that_join_at_random_times_get_everything_once() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let shared = Shared::default();

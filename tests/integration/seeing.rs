@@ -61,7 +61,7 @@ fn latency_count(stats: &Value, stage: &str) -> u64 {
 }
 
 #[test]
-fn what_has_happened_is_counted() {
+fn events_are_counted() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let grown = [
@@ -306,7 +306,7 @@ fn the_stats_socket_bears_bad_company() {
 }
 
 #[test]
-fn the_stats_command_shows_what_the_socket_says() {
+fn the_stats_command_shows_the_socket_s_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     serve_stream(&redis, &daemon, "s1");

@@ -79,7 +79,7 @@ fn start_in_session(mut command: Command) -> (Child, File) {
 }
 
 #[test]
-fn an_answer_whose_producer_is_hung_up_ends_as_interrupted() {
+fn an_answer_ends_as_interrupted_if_the_terminal_of_its_producer_closes() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     // A terminal that is closed sends it twice: from the shell and from the kernel.

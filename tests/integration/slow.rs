@@ -221,7 +221,7 @@ fn two_hundred_megabytes_pass_a_client_that_does_not_read() {
 }
 
 #[test]
-fn who_takes_nothing_is_closed_and_can_resume() {
+fn clients_that_read_nothing_are_closed_and_can_resume() {
     const ENTRIES: usize = 64;
     let redis = RedisServer::start();
     let daemon = options(&redis, "500ms").start();

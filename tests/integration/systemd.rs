@@ -283,7 +283,7 @@ fn passed_sockets_are_used() {
 }
 
 #[test]
-fn who_connects_while_the_daemon_drains_waits_for_the_next_one() {
+fn clients_that_connect_while_the_daemon_drains_wait_for_the_next_one() {
     let redis = RedisServer::start();
     let mut producer = Producer::new(&redis, "s1", "m");
     let first = producer.start("g1");
@@ -320,7 +320,7 @@ fn who_connects_while_the_daemon_drains_waits_for_the_next_one() {
 }
 
 #[test]
-fn who_connects_before_the_daemon_runs_is_served() {
+fn clients_that_connect_before_the_daemon_runs_are_served() {
     let redis = RedisServer::start();
     let end = Producer::new(&redis, "s1", "m").end();
     let public = TcpListener::bind("127.0.0.1:0").unwrap();

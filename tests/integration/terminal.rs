@@ -147,7 +147,7 @@ fn an_input_that_breaks_ends_the_answer_as_failed() {
 }
 
 #[test]
-fn what_is_produced_while_redis_is_away_is_not_lost() {
+fn output_during_an_outage_is_not_lost() {
     let mut redis = RedisServer::start_durable();
     redis.kill();
     let mut process = Background::start(produce(&redis, &[]));
@@ -221,7 +221,7 @@ fn produce_unruly(redis: &RedisServer) {
 }
 
 #[test]
-fn tail_in_a_terminal_dims_reasoning_marks_calls_and_obeys_nothing() {
+fn tail_in_a_terminal_dims_reasoning_marks_calls_and_shows_control_characters() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     produce_unruly(&redis);
@@ -273,7 +273,7 @@ fn tail_in_a_pipe_passes_the_text_on_without_colours() {
 }
 
 #[test]
-fn tail_obeys_no_error_either() {
+fn tail_shows_control_characters_in_errors_too() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -302,7 +302,7 @@ fn tail_obeys_no_error_either() {
 }
 
 #[test]
-fn tail_tells_how_fast_an_answer_came() {
+fn tail_shows_the_speed_of_an_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -368,7 +368,7 @@ fn tail_resumes_over_a_restart_of_the_daemon() {
 }
 
 #[test]
-fn tail_stays_for_the_next_answer_if_told_to() {
+fn tail_stays_for_the_next_answer_with_follow() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -83,7 +83,7 @@ fn files_stay_within_what_one_can_keep_in_mind() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_has_a_header() {
     for (path, text) in ["src", "tests", "benches"].iter().flat_map(|folder| sources(folder)) {
         let is_apart = path.to_string_lossy().ends_with("tests.rs");
         assert!(is_apart || text.starts_with("//! "), "{} has no header", path.display());

@@ -163,7 +163,7 @@ fn over_websocket_a_message_is_an_event() {
 }
 
 #[test]
-fn who_stands_behind_the_older_end_of_a_finished_stream_is_given_its_end() {
+fn a_viewer_beyond_an_older_end_gets_the_end_of_a_finished_stream() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     write_answer(&mut Producer::new(&redis, "s1", "m"));
@@ -250,7 +250,7 @@ fn read_all(client: &mut SseClient) -> Vec<SseEvent> {
 }
 
 #[test]
-fn who_follows_is_told_of_no_end_between_generations() {
+fn followers_get_no_ended_status_between_generations() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");
@@ -438,7 +438,7 @@ fn a_crowd_of_both_kinds_that_comes_back_gets_the_rest() {
 }
 
 #[test]
-fn gaps_are_told_in_the_format() {
+fn gaps_are_sent_in_the_format() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let mut producer = Producer::new(&redis, "s1", "m");

@@ -97,7 +97,7 @@ impl Live {
 }
 
 #[test]
-fn what_is_trimmed_to_a_single_unread_entry_is_told_and_counted() {
+fn a_stream_trimmed_to_one_unread_entry_has_a_counted_gap() {
     for (beside, numbered) in [(0, false), (0, true), (MANY, false), (MANY, true)] {
         let mut live = Live::start(beside, numbered);
         live.forget();
@@ -118,7 +118,7 @@ fn what_is_trimmed_to_a_single_unread_entry_is_told_and_counted() {
 }
 
 #[test]
-fn what_was_told_once_is_not_counted_again() {
+fn reported_entries_are_not_counted_again() {
     for (beside, numbered) in [(0, false), (0, true), (MANY, true)] {
         let mut live = Live::start(beside, numbered);
         live.forget();
@@ -145,7 +145,7 @@ fn count_tokens(text: &str) -> usize {
 }
 
 #[test]
-fn what_is_trimmed_to_nothing_is_told_at_once() {
+fn a_stream_trimmed_to_nothing_has_an_immediate_gap() {
     for beside in [0, MANY] {
         let mut live = Live::start(beside, false);
         live.forget();
@@ -161,7 +161,7 @@ fn what_is_trimmed_to_nothing_is_told_at_once() {
 }
 
 #[test]
-fn what_another_hand_takes_from_the_group_comes_all_the_same() {
+fn entries_that_another_client_takes_from_the_group_are_delivered() {
     let steal = || words(&["XREADGROUP", "GROUP", GROUP, "thief", "COUNT", "100", "STREAMS", KEY, ">"]);
     let meddling: [(&str, Vec<Vec<String>>); 5] = [
         ("a second consumer", vec![steal()]),

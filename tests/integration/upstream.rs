@@ -161,7 +161,7 @@ fn refusals_are_tried_again_before_the_first_token() {
 }
 
 #[test]
-fn what_goes_wrong_later_ends_the_answer() {
+fn later_failures_end_the_answer() {
     let broke_off = vec![head(), event(&token("a")), Step::Send(b"data: {\"cho".to_vec())];
     let mid_chunk = vec![
         chunked_head(),
@@ -302,7 +302,7 @@ enum By {
 }
 
 #[test]
-fn a_cancelled_answer_ends_for_everybody_and_the_upstream_is_let_go() {
+fn a_cancelled_answer_ends_for_all_viewers_and_the_upstream_is_dropped() {
     for by in [By::Post, By::WebSocket] {
         let redis = RedisServer::start();
         let daemon = Daemon::start(&redis);

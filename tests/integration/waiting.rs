@@ -12,7 +12,7 @@ use crate::support::transcript::Ending;
 use crate::support::viewer::{KINDS, Kind, Viewer, view};
 
 #[test]
-fn who_waits_gets_everything_from_the_beginning() {
+fn waiting_viewers_get_everything_from_the_beginning() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     let queries = ["", "after=$", "after=last", "after=0", "follow=0&wait=60"];

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_daemon_is_told_what_the_demo_needs_last() {
+    fn the_demo_s_settings_come_last() {
         let config = Config::defaults();
         let shared =
             Shared { config: Some("a.toml".into()), sets: vec!["redis.url=redis://elsewhere".into()] };
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_redis_is_told_with_what_helps() {
+    fn a_missing_redis_is_reported_with_its_fix() {
         let error = Child::spawn("redis-server", &mut Command::new("/nonexistent/redis-server")).unwrap_err();
         assert!(no_redis(error).to_string().contains("apt-get install redis-server"));
     }

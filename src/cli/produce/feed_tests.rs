@@ -110,7 +110,7 @@ fn event_streams_are_passed_on_and_ended_where_they_do_not_end() {
 }
 
 #[test]
-fn an_input_without_an_event_is_a_failure_that_viewers_are_told_of() {
+fn an_input_without_an_event_is_a_failure_that_viewers_get() {
     for (input, words) in [
         ("", "nothing came"),
         (": ping\n\n", "no event came, only: : ping"),

@@ -118,7 +118,7 @@ mod tests {
     use crate::produce::{Generation, Producer};
 
     #[test]
-    fn it_is_said_more_and_more_rarely() {
+    fn progress_lines_become_less_and_less_frequent() {
         let progress = Progress::silent();
         let mut state = progress.0.borrow_mut();
         let began = state.began;
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_confirmed_is_counted() {
+    fn confirmed_entries_are_counted() {
         let progress = Progress::silent();
         let mut producer = Producer::new(Counted::new(Memory::default(), progress.clone()));
         producer.push(Generation::start);

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn endings_are_told_apart() {
+    fn endings_are_distinguished() {
         let (_, _, ending) = follow(&[Act::Close(&[OPEN, ERROR], 1000)], false);
         assert_eq!(ending.unwrap(), Ending::Failed("c".to_owned()));
         let (_, _, ending) = follow(&[Act::Close(&[], 4404)], false);

@@ -80,7 +80,7 @@ fn sorted(sockets: Vec<(OwnedFd, &str)>) -> Result<Passed, PassedError> {
 }
 
 #[test]
-fn sockets_are_told_apart_by_name() {
+fn sockets_are_distinguished_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let (public, admin) = (listener(), listener());
     let addresses = (public.local_addr().unwrap(), admin.local_addr().unwrap());

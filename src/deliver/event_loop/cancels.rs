@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_many_says_when_there_is_room_again() {
+    fn too_many_says_when_to_try_again() {
         let error = http(&Refused::too_many("full", Duration::from_millis(41_200)));
         assert_eq!((error.status, error.retry_after), (429, Some(42)));
         assert_eq!(error.message, "full; try again in 42 s");

@@ -91,7 +91,7 @@ const HEAD: &str =
     r#"{"id":"chatcmpl-s/m@0-0","object":"chat.completion.chunk","created":0,"model":"m","choices":["#;
 
 #[test]
-fn openai_is_told_to_the_letter() {
+fn openai_events_are_exact() {
     let frames = [
         delta(1, ("content", 0), "a\\n"),
         delta(2, ("reasoning", 0), "b"),
@@ -152,7 +152,7 @@ fn openai_over_websocket_has_its_ids_within() {
 }
 
 #[test]
-fn ai_sdk_is_told_to_the_letter() {
+fn ai_sdk_events_are_exact() {
     let frames = [
         frame(1, Content::Start { generation: Some("g"), metadata: Some(r#"{"a":1}"#) }),
         delta(2, ("reasoning", 0), "r"),
@@ -203,7 +203,7 @@ fn ai_sdk_is_told_to_the_letter() {
 }
 
 #[test]
-fn inputs_that_are_none_are_said_to_be_so() {
+fn invalid_inputs_are_reported_as_errors() {
     let input = |arguments: &str| {
         let frames = [tool(1, (0, 0), true, arguments), end(2, None)];
         let text = output(&mut translator(Format::AiSdk, Transport::Events), &frames);
@@ -220,7 +220,7 @@ fn inputs_that_are_none_are_said_to_be_so() {
 }
 
 #[test]
-fn a_name_that_comes_late_is_told_then() {
+fn a_name_that_comes_late_is_sent_then() {
     let unnamed = tool(1, (0, 0), false, "{");
     let named = tool(2, (0, 0), true, "}");
     let frames = [unnamed, named, end(3, None)];
@@ -235,7 +235,7 @@ fn a_name_that_comes_late_is_told_then() {
 }
 
 #[test]
-fn generations_are_told_apart() {
+fn generations_are_distinguished() {
     let frames = [
         delta(1, ("content", 0), "a"),
         end(2, None),
@@ -270,7 +270,7 @@ fn generations_are_told_apart() {
 }
 
 #[test]
-fn what_viewers_do_not_agree_on_is_their_own() {
+fn events_that_differ_between_viewers_are_not_shared() {
     let shared = delta(3, ("content", 0), "b");
     let mut one = translator(Format::OpenAi, Transport::Events);
     one.translate(&delta(1, ("content", 0), "a"));

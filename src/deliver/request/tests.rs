@@ -93,7 +93,7 @@ fn targets_have_three_forms() {
 }
 
 #[test]
-fn what_two_readers_could_read_differently_is_refused() {
+fn ambiguous_requests_are_refused() {
     for (lines, status) in [
         ("", 400),
         ("Host: h\r\nHost: h\r\n", 400),
@@ -166,7 +166,7 @@ fn offers_of_websocket_are_whole_or_refused() {
 }
 
 #[test]
-fn what_follows_a_request_stays() {
+fn bytes_after_a_request_remain() {
     let head = "\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n";
     let bytes = format!("{head}body\n\nGET /");
     let Parsed::Complete { head_bytes, .. } = parse(bytes.as_bytes()) else { panic!() };

@@ -38,7 +38,7 @@ fn at(ms: u64, n: u64) -> After {
 }
 
 #[test]
-fn where_streams_have_no_model_the_session_is_the_name() {
+fn without_models_the_session_is_the_stream_s_name() {
     let limits = RouteLimits { naming: Naming::Session, ..LIMITS };
     let routed = |line: &str| {
         let head = format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -132,7 +132,7 @@ fn broken_frames_close_with_1002() {
 }
 
 #[test]
-fn text_is_utf8_and_what_is_binary_is_told_apart() {
+fn text_must_be_utf8_and_binary_messages_are_distinguished() {
     assert_eq!(refused(&client(FIN | TEXT, b"\xff")), CloseCode::InvalidText);
     assert_eq!(refused(&client(FIN | TEXT, b"\xed\xa0\x80")), CloseCode::InvalidText);
     assert_eq!(refused(&client(FIN | CLOSE, b"\x03\xe8\xff")), CloseCode::InvalidText);

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_tells_the_interface() {
+    fn the_path_determines_the_api() {
         let upstream = |url| Upstream::new(url, Patience::default());
         let chat = upstream("http://localhost:1/v1/chat/completions").unwrap();
         assert!(chat.is_chat() && chat.form() == ExpectedForm::FirstEvent(Form::OpenAi));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_obeyed_within_reason() {
+    fn a_server_s_retry_after_is_respected_up_to_a_limit() {
         let mut retries = Retries::new(5, 7);
         let asked = Duration::from_secs(3);
         let pause = retries.next(Some(asked)).unwrap();

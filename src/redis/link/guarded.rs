@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_each_step_are_told() {
+    fn errors_of_each_step_are_returned() {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         link.call(&Cmd::sadd("set", "member")).unwrap();

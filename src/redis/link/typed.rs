@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_those_of_the_link_which_goes_on() {
+    fn errors_are_those_of_the_link_which_remains_usable() {
         let server = RedisServer::start(&[]);
         let mut link = server.link();
         let wrong = link.query::<i64>(&Cmd::ping()).unwrap_err();
