@@ -266,7 +266,7 @@ const README_LINES_MAX: usize = 250;
 const NOT_RUN: [(&str, &str, &str); 11] = [
     (
         "README.md",
-        "./conf/demo.sh      # builds it, two minutes on two cores, and shows it: prints a URL to open",
+        "./conf/demo.sh      # builds it (two minutes on two cores) and starts a demo: prints a URL to open",
         "builds",
     ),
     ("README.md", "export PATH=\"$PWD/target/demo:$PATH\"", "serves on ports of its own until it is stopped"),
