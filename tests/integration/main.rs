@@ -28,6 +28,7 @@ mod formats;
 mod clients;
 
 /// Output in formats other than the native one, to the byte, and when there is nothing to send.
+mod transactions;
 mod translations;
 
 /// Entries as LLM providers send them: delivered as native frames, resumed anywhere, ended alike for all.
