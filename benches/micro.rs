@@ -1,7 +1,7 @@
-//! The steps on a token's way, each alone: the cost of each in nanoseconds per entry or frame.
+//! The steps that a token passes through, each measured alone, in nanoseconds per entry or frame.
 //!
-//! `cargo bench --bench micro` measures; with `-- --test` each runs once, as a smoke test. The whole way,
-//! with sockets and Redis in it, is measured by `end_to_end`.
+//! `cargo bench --bench micro` measures; with `-- --test` each step runs once, as a smoke test. `end_to_end` measures
+//! the whole path, with sockets and Redis.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -20,7 +20,7 @@ use redis::FromRedisValue as _;
 use redis::streams::StreamReadReply;
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 
-/// Entries of one batch.
+/// How many entries a batch has.
 const BATCH: u64 = 64;
 /// The text of a measured token: 35 bytes, as in `end_to_end`.
 const TEXT: &str = "the quick brown fox jumps over them";
@@ -42,7 +42,7 @@ fn entry(number: u64, data: &str) -> Entry {
     Entry { id: EntryId::new(1_763_800_000_000, number), fields }
 }
 
-/// The same said with fields.
+/// The same entry, with fields.
 fn flat(number: u64) -> Entry {
     let seq = number.to_string();
     let fields: [(&[u8], &[u8]); 4] = [
@@ -73,7 +73,7 @@ fn frames() -> Vec<Arc<Frame>> {
     assembler.take(2)
 }
 
-/// The answer of an XREADGROUP: `streams` streams with `entries` new entries each.
+/// The reply to an XREADGROUP: `streams` streams with `entries` new entries each.
 fn answer(streams: u64, entries: u64) -> Bytes {
     let mut answer = format!("*{streams}\r\n");
     for stream in 0..streams {
@@ -101,8 +101,8 @@ fn resp(criterion: &mut Criterion) {
         assert_eq!(read().map(|streams| streams.len() as u64).ok(), Some(streams), "{name}");
         group.throughput(Throughput::Elements(streams * entries));
         group.bench_function(BenchmarkId::new("stream_entries", name), |bencher| bencher.iter(read));
-        // The same entries by the crate's parser: it builds a tree with an allocation for each string and list, and
-        // a map with owned names and values for each entry out of that.
+        // The same entries parsed by the crate: it builds a tree with an allocation for each string and list, and
+        // from that a map with owned names and values for each entry.
         let read = || {
             let value = redis::parse_redis_value(black_box(&answer)).ok()?;
             StreamReadReply::from_redis_value(value).ok()
@@ -176,14 +176,14 @@ fn assembling(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Gives a frame the form of one kind of client; returns its bytes.
+/// Formats a frame for one kind of client and returns the length in bytes.
 type Form = fn(&Frame) -> usize;
 
 fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     group.throughput(Throughput::Elements(BATCH));
     let forms: [(&str, Form); 3] = [
-        // Made with the frame itself: what is measured is sharing it.
+        // This form is made together with the frame, so only sharing it is measured.
         ("websocket_shared", |frame| frame.websocket().len()),
         ("sse", |frame| frame.sse().len()),
         ("multiplexed", |frame| frame.multiplexed().len()),
@@ -200,7 +200,7 @@ fn encoding(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Takes everything at once, as a socket with room does.
+/// Accepts everything at once, like a socket with room.
 struct Sink;
 
 impl io::Write for Sink {
@@ -217,7 +217,7 @@ impl io::Write for Sink {
     }
 }
 
-/// A frame on its way to a client.
+/// A frame queued for a client.
 struct Shared(Arc<Frame>);
 
 impl AsRef<[u8]> for Shared {
@@ -249,7 +249,7 @@ fn delivering(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A client's text message: masked, as every client's frame is.
+/// A client's text message, masked as all frames of clients are.
 fn masked(text: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut frame = vec![0x81];
@@ -266,14 +266,14 @@ fn masked(text: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A client that has sent these bytes and sends no more; it takes everything.
+/// A client that has sent these bytes and sends no more; it accepts everything.
 struct Peer {
     bytes: Vec<u8>,
     read: usize,
 }
 
 impl Peer {
-    /// A server's socket of the crate towards such a client. `None`: with the crate's own buffer for reading.
+    /// The crate's server socket for such a client. `None`: with the crate's default read buffer.
     fn socket(bytes: &[u8], read_buffer_bytes: Option<usize>) -> WebSocket<Self> {
         let mut config = WebSocketConfig::default();
         if let Some(bytes) = read_buffer_bytes {
@@ -314,7 +314,7 @@ fn resident_bytes() -> usize {
     pages.expect("Linux has it") * 4096
 }
 
-/// Prints what a connection costs that has said one thing and now listens, as most do.
+/// Prints the memory of a connection that has sent one message and then only receives, as most do.
 #[allow(clippy::print_stdout, reason = "it is the bench's result, which criterion has no measure for")]
 fn websocket_memory(bytes: &[u8]) {
     fn each<T>(make: impl Fn() -> T) -> usize {
@@ -369,7 +369,7 @@ fn websocket(criterion: &mut Criterion) {
     let text = native(7, TEXT);
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode_text", |bencher| bencher.iter(|| text_frame(black_box(&text))));
-    // Ours is made once for all viewers of a stream; the crate's is made for each.
+    // The daemon's form is made once for all viewers of a stream; the crate's is made for each viewer.
     group.bench_function("tungstenite_encode_text", |bencher| {
         let mut socket = Peer::socket(&[], None);
         let message = tungstenite::Message::text(text.clone());

@@ -1,10 +1,10 @@
-//! The bare reader: the least cost for Redis of a reader of many streams. It has no clients and needs no
-//! telling: it shares a process with the producer and so knows which streams have news.
+//! The bare reader: the lowest cost to Redis of a reader of many streams. It has no clients, and it shares a process
+//! with the producer, so it knows which streams have new entries without asking Redis.
 //!
-//! It reads exactly those with one XREADGROUP, and acknowledges in the same round trip what the one before
-//! brought, one XACK per stream (with delivery.ack=none: NOACK and no XACK). Between two
-//! reads it leaves Redis to others for three times as long as the last ones took: rarer reads, which take more at once,
-//! would cost Redis less.
+//! It reads exactly those streams with one XREADGROUP and, in the same round trip, acknowledges the entries of the
+//! previous read, with one XACK per stream (with delivery.ack=none: NOACK and no XACK). Between two reads it pauses
+//! for three times as long as the last reads took: less frequent reads, which return more entries at once, would cost
+//! Redis less.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -20,18 +20,18 @@ use crate::stage::Result;
 use crate::token::now_us;
 use crate::wire;
 
-/// The share of Redis' time that it takes, and its longest pause.
+/// The share of Redis' time that the reader uses, and its longest pause.
 const DUTY_PERCENT: u32 = 25;
 const LINGER_MAX: Duration = Duration::from_millis(20);
-/// How long it sleeps when nothing has news.
+/// How long the reader sleeps when no stream has new entries.
 const LOOK: Duration = Duration::from_millis(1);
-/// Streams whose groups are created in one trip.
+/// How many groups are created in one round trip.
 const GROUPS_PER_TRIP: usize = 500;
 
 struct Stream {
     key: String,
     judge: Judge,
-    /// Ids to acknowledge, as arguments of a command.
+    /// The ids to acknowledge, as arguments of a command.
     unacked: Vec<u8>,
     unacked_count: usize,
 }
@@ -42,7 +42,7 @@ struct Bare<'a> {
     shared: &'a Shared,
     streams: Vec<Stream>,
     by_key: HashMap<Vec<u8>, usize>,
-    /// The streams that the last read was about.
+    /// The streams that the last read requested.
     read: Vec<usize>,
     out: Vec<u8>,
     /// The bytes received and not yet parsed are `used..filled`; the rest is free.
@@ -83,7 +83,7 @@ pub(crate) fn run(redis: SocketAddr, acks: bool, plan: &Plan, shared: &Shared) -
         seen: Seen::new()?,
     };
     bare.create_groups()?;
-    // In the clients' words: all are there, and all have begun.
+    // Reported as clients do: all are connected, and all have received something.
     shared.connected.store(plan.clients, Ordering::Release);
     bare.read_all(plan)?;
     Ok(bare.seen)
@@ -144,7 +144,7 @@ impl Bare<'_> {
         Ok(())
     }
 
-    /// Acknowledges the entries of the last trip and reads the streams with news.
+    /// Acknowledges the entries of the previous round trip and reads the streams with new entries.
     fn trip(&mut self) -> Result<()> {
         self.out.clear();
         for stream in self.streams.iter_mut().filter(|stream| stream.unacked_count > 0) {

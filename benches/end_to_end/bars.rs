@@ -1,5 +1,5 @@
-//! The bars: the daemon's targets, and whether it met them in the median of the rounds. They are for the full
-//! size on a machine that has nothing else to do, and say nothing about correctness.
+//! The bars: the daemon's targets, and whether the median of the rounds met them. They apply to the full size on an
+//! otherwise idle machine, and are no test of correctness.
 
 use std::fmt::Write;
 
@@ -7,13 +7,13 @@ use crate::report::{Report, median};
 use crate::run::Run;
 use crate::server::{Kind, Server};
 
-/// One thing to reach in one scenario.
+/// A target for one value of one scenario.
 struct Bar {
     scenario: &'static str,
     what: &'static str,
     limit: Limit,
     value: fn(&Run) -> Option<f64>,
-    /// Where a value is held against another server's in the same round, whose.
+    /// The server whose value in the same round the daemon's is divided by, if any.
     beside: Option<Server>,
 }
 
@@ -27,7 +27,7 @@ const fn most(scenario: &'static str, what: &'static str, most: f64, value: fn(&
     Bar { scenario, what, limit: Limit::Most(most), value, beside: None }
 }
 
-/// How many times the latency of the tracking floor, in the same round.
+/// A limit on the p50, as a multiple of the tracking floor's in the same round.
 const fn tracking_p50(scenario: &'static str, most: f64) -> Bar {
     let value: fn(&Run) -> Option<f64> = |run| Some(run.latency_ms.as_ref()?.p50);
     let what = "p50 beside the tracking floor's";
@@ -75,7 +75,7 @@ const BARS: &[Bar] = &[
     most("idle", "percent of a core", 2.0, |run| Some(run.server_cpu_percent)),
     most("idle-sse", "bytes a connection", 2048.0, |run| run.idle_bytes),
     most("idle-sse", "percent of a core", 2.0, |run| Some(run.server_cpu_percent)),
-    // Two measurements of the same differ by that much.
+    // Two measurements of the same load differ by that much.
     most("idle-fan1", "fan1's p99 beside its own alone", 1.2, Run::p99_to_alone),
 ];
 

@@ -1,5 +1,5 @@
-//! Runs of two loads. The first one is measured alone, and then once more while a second one, its guest, acts
-//! (see `Act`).
+//! Runs of two loads. The first load is measured alone, and then again while a second load, the guest, does what the
+//! scenario tests (see `Act`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,22 +15,23 @@ use crate::stage::{Load, Result, Stage, Window};
 /// The guest's behaviour while the first load is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// All its clients come back at once and want what they have missed. The time that is measured ends when the last
-    /// one has everything that has been written.
+    /// All its clients reconnect at once and request what they missed. The measurement ends when the last one has
+    /// everything written so far.
     Storm,
-    /// All its clients come back at once, near the end of a very long stream. The time that is measured ends when the last
-    /// one has everything that has been written.
+    /// All its clients reconnect at once, near the end of a very long stream. The measurement ends when the last one
+    /// has everything written so far.
     Million,
-    /// Its clients read slowly and are far behind. In the end they read on, and have to have everything in order.
+    /// Its clients read slowly and are far behind. At the end they read at full speed and must get everything in
+    /// order.
     Slow,
-    /// Its clients wait for streams that nobody has written, and get the first token of each.
+    /// Its clients wait for streams that do not exist yet, and get the first token of each.
     First,
-    /// It is there and silent.
+    /// It is connected, and nothing is sent.
     Idle,
 }
 
 impl Act {
-    /// The meaning of its measured times, if it has any.
+    /// What its measured times mean, if it has any.
     pub(crate) const fn times(self) -> Option<&'static str> {
         match self {
             Self::Storm | Self::Million => Some("ms until live again"),
@@ -40,16 +41,16 @@ impl Act {
     }
 }
 
-/// A load beside another one.
+/// A load that runs beside the first one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guest {
     /// Its behaviour while the first load is measured.
     pub(crate) act: Act,
-    /// How many streams it has, none of them the first load's.
+    /// The number of its streams; none of them belongs to the first load.
     pub(crate) streams: usize,
-    /// How many clients.
+    /// The number of its clients.
     pub(crate) clients: usize,
-    /// How fast tokens come.
+    /// How fast tokens are written.
     pub(crate) pace: Pace,
     /// How many tokens each stream gets while the clients are away or slow.
     pub(crate) backlog: u64,
@@ -74,12 +75,12 @@ impl Guest {
     }
 }
 
-/// How long everything rests before it is measured.
+/// How long both loads run without changes before the measurement begins.
 const REST: Duration = Duration::from_millis(500);
 /// The same in the smoke size.
 const REST_SMOKE: Duration = Duration::from_millis(20);
 
-/// Two loads under way.
+/// Two running loads.
 struct Pair<'a> {
     stage: &'a Stage,
     plan: &'a Plan,
@@ -90,19 +91,19 @@ struct Pair<'a> {
     rest: Duration,
 }
 
-/// The guest's result, and the measurements taken while it was there.
+/// The guest's result, and the measurements made while it was connected.
 struct Visit {
     window: Window,
-    /// Before and after it was measured.
+    /// The counters before and after the measurement.
     counted: [Counted; 2],
-    /// How many tokens its clients had not received by then.
+    /// How many tokens its clients had not received by the end of the measurement.
     outstanding: u64,
     seen: Seen,
     /// Growth of the server's private memory.
     bytes: u64,
 }
 
-/// The daemon's counters; all zero for a server that has none.
+/// The daemon's counters; all zero for a server without counters.
 #[derive(Clone, Copy, Default)]
 struct Counted {
     history_reads: u64,
@@ -153,7 +154,7 @@ impl Pair<'_> {
         })
     }
 
-    /// Measures the first load alone, and has the guest come and go.
+    /// Measures the first load alone, then runs the guest from its start to its end.
     fn receive(&self) -> Result<Visit> {
         settle_in(self.plan, self.shared)?;
         self.shared.alone.begin();
@@ -171,7 +172,7 @@ impl Pair<'_> {
         })
     }
 
-    /// Brings the guest to where its act begins, and measures that.
+    /// Brings the guest to the point where its act begins, and measures the act.
     fn perform(&self) -> Result<(Window, [Counted; 2], u64)> {
         let (guest, clients) = (self.guest, self.guest_plan.clients);
         if self.act != Act::Million {
@@ -209,7 +210,7 @@ impl Pair<'_> {
         Ok((window, [before, Counted::read(self.stage)?], self.outstanding()))
     }
 
-    /// All its clients have received something, and the producer follows its schedule.
+    /// Waits until all of the guest's clients have received something, and lets the producer follow its schedule.
     fn guest_begins(&self) -> Result<()> {
         self.guest.until(|guest| guest.started.load(Ordering::Acquire) == self.guest_plan.clients)?;
         self.guest.go.store(true, Ordering::Release);

@@ -1,9 +1,9 @@
 //! The clients: one epoll loop over all WebSocket connections, the same code for the daemon, the
 //! floors and the peers.
 //!
-//! It reads just enough of WebSocket and of the frames to find the tokens in them, judges the place and
-//! the age of every token, and answers pings. It neither masks nor verifies: its cost is taken from the
-//! same two cores that the server under test runs on.
+//! It parses only as much of WebSocket and of the frames as it needs to find the tokens, checks the position and the
+//! age of every token, and answers pings. It neither masks nor verifies, because it uses the same two cores as the
+//! server under test.
 
 mod returning;
 mod slow;
@@ -26,9 +26,9 @@ use crate::wire;
 
 /// Handshakes under way at once.
 const HANDSHAKES_MAX: usize = 128;
-/// How long the loop sleeps at most, so that it sees what the conductor wants.
+/// The longest sleep of the loop, so that it notices requests of the conductor.
 const LOOK: Duration = Duration::from_millis(10);
-/// Without any progress for that long the outstanding tokens are lost.
+/// Tokens that are still outstanding after this long without progress count as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +41,15 @@ enum Stage {
 
 struct Client {
     socket: TcpStream,
-    /// Which of the plan's streams it reads.
+    /// The index of the stream that it reads, in the plan.
     stream: usize,
     stage: Stage,
     judge: Judge,
-    /// The last id that it has, where it needs it.
+    /// The id of the last entry that it received; kept only if it is needed.
     last_id: String,
-    /// It has come back, but has not all that had been written by then.
+    /// It has reconnected, but has not yet received everything written before that.
     behind: bool,
-    /// The beginning of a frame whose rest has not come.
+    /// The beginning of a frame that is not complete yet.
     partial: Vec<u8>,
 }
 
@@ -60,14 +60,14 @@ struct Clients<'a> {
     shared: &'a Shared,
     clients: Vec<Client>,
     handshakes: usize,
-    /// The clients' state when they left.
+    /// The clients' state at the time when they left.
     left: Option<Vec<Left>>,
-    /// When slow clients have read last.
-    sipped_at: Option<Instant>,
+    /// When slow clients last read.
+    share_read_at: Option<Instant>,
     seen: Seen,
 }
 
-/// Connects all clients and reads until every one has all that its stream holds, or nothing more comes.
+/// Connects all clients and reads until each has everything that its stream holds, or until nothing more arrives.
 pub(crate) fn run(
     server: SocketAddr,
     plan: &Plan,
@@ -81,7 +81,7 @@ pub(crate) fn run(
         clients: Vec::with_capacity(plan.clients),
         handshakes: 0,
         left: None,
-        sipped_at: None,
+        share_read_at: None,
         seen: Seen::new()?,
     };
     clients.read_all()?;
@@ -96,7 +96,7 @@ impl Clients<'_> {
         let mut progress = None;
         let mut cpu = MeasuredCpu::default();
         while !self.shared.failed() {
-            self.leave_if_told();
+            self.leave_if_requested();
             self.come_late();
             self.connect_more()?;
             match self.poll.poll(&mut events, Some(LOOK)) {
@@ -107,7 +107,7 @@ impl Clients<'_> {
             for event in &events {
                 self.ready(event.token().0, &mut input)?;
             }
-            self.sip(&mut input)?;
+            self.read_share(&mut input)?;
             self.shared.delivered.store(self.seen.received, Ordering::Release);
             cpu.look(self.shared)?;
             self.seen.cpu = cpu.used();
@@ -126,7 +126,7 @@ impl Clients<'_> {
         Ok(())
     }
 
-    /// Whether every client has all that its stream holds.
+    /// Whether every client has everything that its stream holds.
     fn complete(&self, totals: &[u64]) -> bool {
         let has_all = |client: &Client| client.judge.lost(totals[client.stream]) == 0;
         self.clients.len() == self.plan.clients && self.clients.iter().all(has_all)
@@ -174,7 +174,7 @@ impl Clients<'_> {
         let client = &mut self.clients[index];
         if client.stage == Stage::Connecting {
             client.socket.set_nodelay(true)?;
-            // Ports of one run are free for the next one at once.
+            // Frees the ports at once, for the next run.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
             let number = self.plan.first_stream + client.stream;
             let request = wire::request(self.plan.transport, number, &client.last_id, self.server);
@@ -188,13 +188,13 @@ impl Clients<'_> {
         if self.is_slow() { Ok(()) } else { self.read(index, input) }
     }
 
-    /// Reads all that is there.
+    /// Reads everything available.
     fn read(&mut self, index: usize, input: &mut [u8]) -> io::Result<()> {
         while self.read_once(index, input)? {}
         Ok(())
     }
 
-    /// Reads as much as `input` takes; whether there may be more.
+    /// Reads up to `input.len()` bytes. Returns whether more may be available.
     fn read_once(&mut self, index: usize, input: &mut [u8]) -> io::Result<bool> {
         if self.clients[index].stage == Stage::Closed {
             return Ok(false);
@@ -203,7 +203,7 @@ impl Clients<'_> {
             Ok(0) => self.close(index, "the server closed a connection"),
             Ok(n) => {
                 self.received(index, &input[..n]);
-                self.see_whether_caught_up(index);
+                self.check_caught_up(index);
                 return Ok(n == input.len());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -218,7 +218,7 @@ impl Clients<'_> {
         self.shared.fail(why);
     }
 
-    /// Takes bytes of one connection apart, frame by frame.
+    /// Splits the bytes of one connection into frames.
     fn received(&mut self, index: usize, bytes: &[u8]) {
         let now = now_us();
         let mut partial = std::mem::take(&mut self.clients[index].partial);
@@ -231,13 +231,13 @@ impl Clients<'_> {
             partial.drain(..used);
         }
         if partial.is_empty() {
-            // Ten thousand idle clients hold no buffers.
+            // Frees the buffer, so that ten thousand idle clients hold none.
             partial = Vec::new();
         }
         self.clients[index].partial = partial;
     }
 
-    /// Reads the whole frames at the front of `bytes`; returns how many bytes they were.
+    /// Parses the complete frames at the start of `bytes`. Returns their length in bytes.
     fn frames(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
         let mut used = 0;
         if self.clients[index].stage == Stage::Upgrading {

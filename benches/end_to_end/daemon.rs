@@ -1,7 +1,7 @@
-//! The processes of a run: a private redis-server, the daemon, a floor or a peer; what they use, from the
-//! kernel.
+//! The processes of a run: a private redis-server, and the daemon, a floor or a peer; and the resources that they
+//! use, as the kernel reports them.
 //!
-//! Each ends when its handle is dropped, and with the bench itself however that ends.
+//! Each process ends when its handle is dropped, and also when the bench itself ends, for whatever reason.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,15 +14,15 @@ use crate::floor::Mode;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// How long a process may take to answer.
+/// How long a process may take to start.
 const START: Duration = Duration::from_secs(20);
 
-/// A process that serves on a port.
+/// A process that listens on a port.
 pub(crate) struct Process {
     child: Child,
-    /// Where it serves.
+    /// The address on which it listens.
     pub(crate) address: SocketAddr,
-    /// Where it tells its counters.
+    /// The address at which its counters can be read.
     admin: Option<SocketAddr>,
     /// Its private files.
     _files: tempfile::TempDir,
@@ -31,11 +31,11 @@ pub(crate) struct Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let children = self.children().unwrap_or_default();
-        // These fail only when a process is over, which is what is wanted.
+        // These fail only if the process has ended already, which is the aim.
         self.child.kill().ok();
         self.child.wait().ok();
         for child in children {
-            // SAFETY: kill is a plain system call; the process was this one's child a moment ago.
+            // SAFETY: kill is a plain system call; the process was a child of this one a moment ago.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
     }
@@ -55,7 +55,7 @@ impl Process {
         Ok(process)
     }
 
-    /// The daemon, as it comes but for `settings`.
+    /// The daemon with its default configuration, changed by `settings`.
     pub(crate) fn daemon(redis: SocketAddr, settings: &[String]) -> Result<Self> {
         let (files, address, admin) = (tempfile::tempdir()?, free_address()?, free_address()?);
         let mut command = Command::new(env!("CARGO_BIN_EXE_llm-bridge"));
@@ -79,7 +79,7 @@ impl Process {
         Ok(process)
     }
 
-    /// A floor.
+    /// A floor process.
     pub(crate) fn floor(redis: SocketAddr, mode: Mode) -> Result<Self> {
         let mode = match mode {
             Mode::Blocking => "blocking",
@@ -100,7 +100,7 @@ impl Process {
 
     /// A peer that the command starts on `address`.
     pub(crate) fn peer(command: &mut Command, address: SocketAddr, files: tempfile::TempDir) -> Result<Self> {
-        // Killed, nginx would leave its workers behind.
+        // If nginx were killed, its workers would keep running.
         let child = spawn(command.stdout(Stdio::null()), libc::SIGTERM)?;
         let mut process = Self { child, address, admin: None, _files: files };
         process.wait_until(|| {
@@ -123,7 +123,7 @@ impl Process {
         Ok(())
     }
 
-    /// One of its counters so far; 0 where it has none.
+    /// The present value of one of its counters; 0 if it has none.
     pub(crate) fn counter(&self, name: &str) -> Result<u64> {
         let Some(admin) = self.admin else { return Ok(0) };
         let mut socket = TcpStream::connect(admin)?;
@@ -136,26 +136,26 @@ impl Process {
         Ok(value.ok_or_else(|| format!("the daemon does not count {name}"))?.parse()?)
     }
 
-    /// The processes that it has started.
+    /// The processes that this one has started.
     fn children(&self) -> Result<Vec<i32>> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         Ok(children.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
     }
 
-    /// It and the processes that it has started.
+    /// This process and those that it has started.
     fn all(&self) -> Result<Vec<i32>> {
         let mut all = self.children()?;
         all.push(i32::try_from(self.child.id())?);
         Ok(all)
     }
 
-    /// Processor time of all threads so far, in the resolution of the scheduler.
+    /// Processor time of all threads so far, with the scheduler's resolution.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         self.all()?.into_iter().map(process_cpu).sum()
     }
 
-    /// Memory of its own, in bytes: pages that were written and are shared with nobody.
+    /// The process' private memory, in bytes: pages that it wrote and does not share.
     pub(crate) fn private_bytes(&self) -> Result<u64> {
         self.all()?.into_iter().map(private_bytes).sum()
     }
@@ -192,7 +192,7 @@ fn read_clock(clock: libc::clockid_t) -> io::Result<Duration> {
     Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).map_err(io::Error::other)?))
 }
 
-/// Starts a process that the kernel ends with `signal` when the thread that started it is gone.
+/// Starts a process that the kernel ends with `signal` when the thread that started it ends.
 fn spawn(command: &mut Command, signal: libc::c_int) -> io::Result<Child> {
     // SAFETY: prctl is a plain system call, allowed between fork and exec; it touches no memory.
     unsafe {
@@ -204,12 +204,12 @@ fn spawn(command: &mut Command, signal: libc::c_int) -> io::Result<Child> {
     command.stdin(Stdio::null()).spawn()
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address on which nothing listens at the moment.
 pub(crate) fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
-/// Sends a request and reads the first piece of the answer.
+/// Sends a request and reads the first part of the response.
 fn ask(address: SocketAddr, request: &str) -> io::Result<String> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;

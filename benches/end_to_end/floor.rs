@@ -1,9 +1,9 @@
-//! The floors: what reading Redis and writing sockets costs without any feature, as processes of their
-//! own. A loop of XREAD and write: no decoding, no order check, no merging, no resuming, no limits.
+//! The floors: the cost of reading Redis and writing sockets without any feature, measured in processes of their own.
+//! Each is a loop of XREAD and write: no decoding, no order check, no merging, no resuming, no limits.
 //!
-//! *Blocking* keeps one connection in XREAD BLOCK per stream. *Tracking* keeps one connection, learns from
-//! `CLIENT TRACKING ON BCAST PREFIX llm:stream:` which streams have news, and reads just those with one
-//! XREAD. Both put a WebSocket header before each entry's value and write what came together at once.
+//! *Blocking* keeps one connection in XREAD BLOCK per stream. *Tracking* keeps one connection, learns from `CLIENT
+//! TRACKING ON BCAST PREFIX llm:stream:` which streams have new entries, and reads just those with one XREAD. Both
+//! put a WebSocket header before each entry's value, and write the frames that are ready with one call.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,12 +16,12 @@ use mio::{Events, Interest, Poll, Token};
 use crate::resp::{Item, Reader};
 use crate::wire;
 
-/// Which way a floor reads.
+/// How a floor reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Mode {
     /// One blocked connection per stream.
     Blocking,
-    /// One connection, with tracking: Redis says which streams have news.
+    /// One connection, with tracking: Redis reports which streams have new entries.
     Tracking,
 }
 
@@ -39,7 +39,7 @@ struct Link {
     reader: Reader,
     /// An XREAD is under way.
     asked: bool,
-    /// The stream that the entries belong to that come next.
+    /// The stream to which the next entries belong.
     stream: usize,
 }
 
@@ -53,13 +53,13 @@ struct Stream {
     last_id: Vec<u8>,
     clients: Vec<usize>,
     frames: Vec<u8>,
-    /// It is among the streams with news.
+    /// It has new entries.
     news: bool,
 }
 
 struct Client {
     socket: TcpStream,
-    /// It has been upgraded to the frames of a stream.
+    /// It has been upgraded to WebSocket and is subscribed to a stream.
     open: bool,
     /// Bytes that the socket has not accepted yet.
     pending: Vec<u8>,
@@ -77,7 +77,7 @@ struct Floor {
     request: Vec<u8>,
 }
 
-/// Serves until the process is ended.
+/// Serves until the process is killed.
 pub(crate) fn run(mode: Mode, redis: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
     let poll = Poll::new()?;
@@ -106,18 +106,18 @@ pub(crate) fn run(mode: Mode, redis: SocketAddr) -> Result<(), Box<dyn Error + S
         for event in &events {
             match event.token() {
                 LISTENER => floor.accept(&listener)?,
-                Token(token) if token % 2 == 1 => floor.answered((token - FIRST) / 2)?,
+                Token(token) if token % 2 == 1 => floor.read_redis((token - FIRST) / 2)?,
                 Token(token) => floor.client((token - FIRST) / 2)?,
             }
         }
         if mode == Mode::Tracking {
-            floor.ask_for_news()?;
+            floor.request_news()?;
         }
     }
 }
 
 impl Floor {
-    /// Opens a connection to Redis, on which `hello` is answered by something that ends with `+OK`.
+    /// Opens a connection to Redis and sends `hello`, whose reply must end with `+OK`.
     fn link(&mut self, hello: &str, stream: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut socket = std::net::TcpStream::connect(self.redis)?;
         socket.set_nodelay(true)?;
@@ -162,7 +162,7 @@ impl Floor {
         }
     }
 
-    /// A client's socket can be read or written.
+    /// Handles a client's socket that is readable or writable.
     fn client(&mut self, index: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         let client = &mut self.clients[index];
         if !client.pending.is_empty() {
@@ -170,7 +170,7 @@ impl Floor {
             client.pending.drain(..written);
         }
         let mut input = [0; 2_048];
-        // Nothing to read, or a client that is gone: both need nothing here.
+        // No data, or the client has disconnected: neither needs handling.
         let n = client.socket.read(&mut input).unwrap_or(0);
         if n == 0 || client.open {
             return Ok(());
@@ -189,7 +189,7 @@ impl Floor {
         Ok(())
     }
 
-    /// The index of the stream with that key, which is read from its beginning if it is a new one.
+    /// The index of the stream with this key. A new stream is read from its beginning.
     fn stream(&mut self, key: String) -> Result<usize, Box<dyn Error + Send + Sync>> {
         if let Some(&stream) = self.by_key.get(key.as_bytes()) {
             return Ok(stream);
@@ -222,8 +222,8 @@ impl Floor {
         write_whole(&mut self.links[link].socket, &self.request)
     }
 
-    /// Reads the streams with news, unless a read is under way.
-    fn ask_for_news(&mut self) -> io::Result<()> {
+    /// Requests the streams with new entries, unless a read is in progress.
+    fn request_news(&mut self) -> io::Result<()> {
         if self.news.is_empty() || self.links[0].asked {
             return Ok(());
         }
@@ -241,8 +241,8 @@ impl Floor {
         write_whole(&mut self.links[0].socket, &self.request)
     }
 
-    /// A connection to Redis can be read.
-    fn answered(&mut self, index: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
+    /// Handles a connection to Redis that is readable.
+    fn read_redis(&mut self, index: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         loop {
             let link = &mut self.links[index];
             link.input.copy_within(link.used..link.filled, 0);
@@ -264,7 +264,7 @@ impl Floor {
         }
     }
 
-    /// Passes on everything that a connection to Redis has brought.
+    /// Passes on all complete items received on a connection to Redis.
     fn take(&mut self, index: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         let link = &mut self.links[index];
         let (input, filled, mut used) = (std::mem::take(&mut link.input), link.filled, link.used);
@@ -307,7 +307,7 @@ impl Floor {
         Ok(())
     }
 
-    /// Writes what has come together for a stream to all its clients, with one call each.
+    /// Writes the collected frames of a stream to all its clients, with one call each.
     fn write_frames(&mut self, stream: usize) {
         let stream = &mut self.streams[stream];
         if stream.frames.is_empty() {
@@ -347,7 +347,7 @@ fn write_some(socket: &mut TcpStream, bytes: &[u8]) -> usize {
     }
 }
 
-/// Writes a request to Redis, which always has room for one.
+/// Writes a request to Redis; the socket always has room for one.
 fn write_whole(socket: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match socket.write(bytes) {

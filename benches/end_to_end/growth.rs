@@ -1,6 +1,6 @@
-//! The scenario `growth`: the cost of a token as the load grows, over a grid of tokens a second and streams
-//! with one client each. The more tokens there are, the more of them share the cost of a read and of a wake-up,
-//! so the cost per token should fall or stay.
+//! The scenario `growth`: the cost of a token as the load grows, over a grid of tokens a second and numbers of
+//! streams, with one client each. The more tokens there are, the more of them share the cost of a read and of a
+//! wake-up, so the cost per token should fall or stay the same.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -20,12 +20,12 @@ const STREAMS: &[u32] = &[100, 1_000, 10_000];
 const SMOKE_PER_SECOND: &[u32] = &[1_000];
 const SMOKE_STREAMS: &[u32] = &[10, 40];
 
-/// The servers measured. A connection to Redis per stream would be too many.
+/// The servers measured. The blocking floor is left out, because it would need too many connections to Redis.
 const SERVERS: [Server; 2] = [Server::Daemon, Server::Tracking];
 /// How long each run is measured at most.
 const DURATION_MAX: Duration = Duration::from_millis(2_500);
 
-/// One run at one place of the grid.
+/// One run at one point of the grid.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cell {
     per_second: u32,
@@ -33,33 +33,33 @@ pub(crate) struct Cell {
     run: Run,
 }
 
-/// All that was measured.
+/// All measurements.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Growth {
     cells: Vec<Cell>,
 }
 
-/// The process whose cost per token is meant.
+/// The process whose cost per token is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cost {
-    /// That of the daemon or the floor.
+    /// The daemon or the floor.
     Server,
-    /// That of Redis.
+    /// Redis.
     Redis,
 }
 
-/// The cost per token of one server over so many streams, by tokens a second.
+/// The cost per token of one server with a given number of streams, by tokens a second.
 pub(crate) struct Line {
     /// The server measured.
     pub(crate) server: Server,
-    /// How many streams.
+    /// The number of streams.
     pub(crate) streams: u32,
     /// Tokens a second, and µs per token.
     pub(crate) points: Vec<(u32, f64)>,
 }
 
-/// Measures the grid for those of `servers` that take part, as `one` runs a scenario.
+/// Measures the grid for those of `servers` that support it; `one` runs a scenario.
 pub(crate) fn measure(
     servers: &[Server],
     rounds: usize,
@@ -122,7 +122,7 @@ impl Growth {
         median(self.cells.iter().filter(here).filter_map(of).collect())
     }
 
-    /// The table, in Markdown; empty when nothing was measured.
+    /// The table, in Markdown; empty if nothing was measured.
     pub(crate) fn table(&self) -> String {
         let mut table = String::new();
         for (cost, whose) in [(Cost::Server, "server"), (Cost::Redis, "Redis")] {

@@ -1,61 +1,61 @@
-//! Judges every token: it came once and in order, or was lost, repeated or reordered. Pure.
+//! Judges every token: whether it arrived once and in order, or was lost, repeated or reordered. Pure.
 
 use std::collections::BTreeSet;
 
 use crate::token::Token;
 
-/// Missing tokens that one client remembers, to tell a late one from a repeated one.
+/// How many missing tokens are remembered for a client, to distinguish a late token from a repeated one.
 const MISSING_MAX: u64 = 100_000;
 
-/// How one token came.
+/// How one token arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Came {
-    /// As the next one.
+    /// In order.
     InOrder,
-    /// After this many that were skipped.
+    /// In order, after this many missing ones.
     Early(u64),
-    /// After a later one.
+    /// After a later token.
     Late,
-    /// For another time.
+    /// A second time.
     Again,
-    /// To a client of another stream.
+    /// At a client of another stream.
     Astray,
 }
 
-/// The tokens of its stream that a client has.
+/// The tokens of its stream that a client has received.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
     stream: u64,
-    /// The number of the token that comes next.
+    /// The number of the next token.
     next: u64,
-    /// Tokens below `next` that have not come.
+    /// Tokens below `next` that have not arrived.
     missing: BTreeSet<u64>,
-    /// Missing tokens that are too many to remember.
+    /// How many more tokens are missing than can be remembered.
     forgotten: u64,
 }
 
 impl Judge {
-    /// Of a client that has nothing yet.
+    /// For a client that has received nothing yet.
     pub(crate) fn new(stream: u64) -> Self {
         Self { stream, ..Self::default() }
     }
 
-    /// Of a client that has everything before a token.
+    /// For a client that has received everything before a token.
     pub(crate) fn at(stream: u64, next: u64) -> Self {
         Self { stream, next, ..Self::default() }
     }
 
-    /// Whether anything has come.
+    /// Whether anything has arrived.
     pub(crate) const fn has_begun(&self) -> bool {
         self.next > 0
     }
 
-    /// The number of the token that comes next.
+    /// The number of the next token.
     pub(crate) const fn next(&self) -> u64 {
         self.next
     }
 
-    /// Takes a token.
+    /// Records a token.
     pub(crate) fn take(&mut self, token: Token) -> Came {
         if token.stream != self.stream {
             return Came::Astray;
@@ -74,13 +74,13 @@ impl Judge {
         if self.missing.remove(&token.number) { Came::Late } else { Came::Again }
     }
 
-    /// How many of the stream's `total` tokens have not come.
+    /// How many of the stream's `total` tokens have not arrived.
     pub(crate) fn lost(&self, total: u64) -> u64 {
         total.saturating_sub(self.next) + self.missing.len() as u64 + self.forgotten
     }
 }
 
-/// Whether the judge finds every fault that it is for. A bench that could not fail would prove nothing.
+/// Whether the judge detects every kind of fault. A bench that cannot fail would prove nothing.
 pub(crate) fn judges_well() -> bool {
     let mut judge = Judge::new(3);
     let came: Vec<_> = [(3, 0), (3, 1), (3, 1), (3, 4), (3, 2), (4, 5)]

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::daemon::thread_cpu;
 use crate::token::now_us;
 
-/// The longest time that a histogram tells from longer ones, µs.
+/// The longest time that a histogram records exactly, µs.
 pub(crate) const LATENESS_US_MAX: u64 = 60_000_000;
 
 /// How fast tokens are written.
@@ -18,7 +18,8 @@ pub(crate) const LATENESS_US_MAX: u64 = 60_000_000;
 pub(crate) enum Pace {
     /// Tokens a second into each stream.
     PerSecond(f64),
-    /// The same written in steps, as by model servers, which emit a token for each sequence of a batch at once.
+    /// As with `PerSecond`, but in steps, as model servers write: they emit a token for each sequence of a batch at
+    /// once.
     Steps {
         /// Tokens a second into each stream.
         per_second: f64,
@@ -27,47 +28,47 @@ pub(crate) enum Pace {
     },
     /// As fast as Redis takes them.
     Flood,
-    /// Not at all, but for one token per stream at the beginning and one at the end.
+    /// No tokens except one per stream at the beginning and one at the end.
     Quiet,
-    /// Not at all: so many are in each stream before the clients come.
+    /// No tokens during the run: this many are in each stream before the clients connect.
     Stored(u64),
-    /// One token per stream and nothing before it: streams come into being one after another in the time that is
-    /// measured.
+    /// One token per stream and nothing before it: the streams are created one after another during the measured
+    /// time.
     Births {
-        /// Whether the producer writes to the stream of announcements too.
+        /// Whether the producer announces the streams too.
         announced: bool,
     },
 }
 
-/// How frames travel.
+/// How frames are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// One message a frame.
+    /// One message per frame.
     WebSocket,
-    /// One event a frame.
+    /// One event per frame.
     Sse,
 }
 
 /// The behaviour of a load's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// They stay and read what comes.
+    /// They stay connected and read what arrives.
     Staying,
-    /// They leave without a word, and come back all at once by the last ids that they have.
+    /// They disconnect without a closing frame, and all reconnect at once with the last ids that they received.
     Returning,
-    /// They were there before and come back all at once, when their streams are long: each has nearly everything.
+    /// They all connect at once to long streams, as if they had received nearly everything in an earlier connection.
     Late,
-    /// From when they are to leave until they may come back they read slowly.
+    /// They read slowly from the time when they are to leave until the time when they may come back.
     Slow,
 }
 
-/// How often waiting threads look whether the run failed.
+/// How often waiting threads check whether the run failed.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// One load.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// The number of its first stream: loads that run together have streams of their own.
+    /// The number of its first stream: loads that run together use different streams.
     pub(crate) first_stream: usize,
     /// How many streams there are.
     pub(crate) streams: usize,
@@ -77,17 +78,17 @@ pub(crate) struct Plan {
     pub(crate) transport: Transport,
     /// Their behaviour.
     pub(crate) manner: Manner,
-    /// How fast tokens come.
+    /// How fast tokens are written.
     pub(crate) pace: Pace,
-    /// How many tokens each stream gets at once before that pace, while the clients are away or slow.
+    /// How many tokens each stream gets at once, before that pace, while the clients are away or slow.
     pub(crate) backlog: u64,
-    /// How long the load runs before it is measured.
+    /// How long the load runs before the measurement.
     pub(crate) warm_up: Duration,
-    /// How long it is measured.
+    /// How long the measurement takes.
     pub(crate) duration: Duration,
 }
 
-/// A time span; tokens written in it count.
+/// A time span; only tokens written in it count.
 #[derive(Debug)]
 pub(crate) struct Span {
     from_us: AtomicU64,
@@ -109,7 +110,7 @@ impl Span {
     /// Ends the span: tokens written from now on do not count. Only the first call has an effect.
     pub(crate) fn end(&self) {
         let (set, read) = (Ordering::AcqRel, Ordering::Acquire);
-        // Fails where it has ended already, which is as good.
+        // Fails if the span has ended already, which has the same effect.
         self.to_us.compare_exchange(Self::NEVER, now_us(), set, read).ok();
     }
 
@@ -130,29 +131,29 @@ impl Span {
 /// The state that the producer, the clients and the conductor of a load share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Clients whose connection is upgraded.
+    /// How many clients have an upgraded connection.
     pub(crate) connected: AtomicUsize,
-    /// Clients that have received something.
+    /// How many clients have received something.
     pub(crate) started: AtomicUsize,
     /// Tokens received by all clients.
     pub(crate) delivered: AtomicU64,
-    /// Clients that have come back and have all that had been written by then.
+    /// How many clients have reconnected and received everything written before that.
     pub(crate) caught_up: AtomicUsize,
-    /// Clients may leave or be slow, where that is their manner.
+    /// Set when clients may leave or become slow, if that is their manner.
     pub(crate) leave: AtomicBool,
-    /// They may come back, or read as fast as they can.
+    /// Set when they may come back, or read at full speed.
     pub(crate) back: AtomicBool,
-    /// The tokens that must be there before the clients come (back) have been written.
+    /// Set when the tokens that must exist before the clients connect or reconnect have been written.
     pub(crate) stored: AtomicBool,
-    /// The producer may follow its schedule, and clients of stored tokens may come.
+    /// Set when the producer may follow its schedule, and clients of stored tokens may connect.
     pub(crate) go: AtomicBool,
     /// How many tokens of each stream have been written.
     pub(crate) written: Vec<AtomicU64>,
-    /// The time that is measured.
+    /// The measured time.
     pub(crate) measured: Span,
-    /// The time for which the load is measured before another one comes beside it.
+    /// The time in which the load is measured alone, before another one starts.
     pub(crate) alone: Span,
-    /// How many tokens each stream holds in the end, once that is known.
+    /// How many tokens each stream holds at the end, once this is known.
     pub(crate) totals: OnceLock<Vec<u64>>,
     stop: AtomicBool,
     problem: Arc<Mutex<Option<String>>>,
@@ -162,7 +163,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The state at the start of a run that is given up after `limit`, or once it is `interrupted`.
+    /// The state at the start of a run that ends early after `limit`, or when `interrupted` is set.
     pub(crate) fn new(streams: usize, limit: Duration, interrupted: Arc<AtomicBool>) -> Self {
         Self {
             connected: AtomicUsize::new(0),
@@ -185,14 +186,14 @@ impl Shared {
         }
     }
 
-    /// The state of another load of the same run: a failure of one fails both.
+    /// The state of another load in the same run: if one fails, both fail.
     pub(crate) fn beside(&self, streams: usize) -> Self {
         let limit = self.deadline.saturating_duration_since(Instant::now());
         let beside = Self::new(streams, limit, Arc::clone(&self.interrupted));
         Self { problem: Arc::clone(&self.problem), ..beside }
     }
 
-    /// The producer has to stop; tokens written from now on do not count.
+    /// Requests the producer to stop; tokens written from now on do not count.
     pub(crate) fn stop(&self) {
         self.measured.end();
         self.stop.store(true, Ordering::Release);
@@ -203,12 +204,12 @@ impl Shared {
         self.stop.load(Ordering::Acquire) || self.failed()
     }
 
-    /// Ends the run with a reason; the first one is kept.
+    /// Ends the run with a reason; only the first reason is kept.
     pub(crate) fn fail(&self, why: impl Into<String>) {
         self.problem.lock().get_or_insert_with(|| why.into());
     }
 
-    /// Why the run ended early, if it did.
+    /// The reason why the run ended early, if it did.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.interrupted.load(Ordering::Acquire) {
             self.fail("interrupted");
@@ -216,12 +217,12 @@ impl Shared {
         self.problem.lock().clone()
     }
 
-    /// Whether the run has to end early.
+    /// Whether the run has failed.
     pub(crate) fn failed(&self) -> bool {
         self.interrupted.load(Ordering::Acquire) || self.problem.lock().is_some()
     }
 
-    /// Lets time pass, less when the run fails.
+    /// Waits for `time`, or until the run fails.
     pub(crate) fn pass(&self, time: Duration) {
         let end = Instant::now() + time;
         while !self.failed() && Instant::now() < end {
@@ -229,17 +230,17 @@ impl Shared {
         }
     }
 
-    /// From now on, clients wait this long for missing tokens; those that come later count as lost.
+    /// Sets how long clients still wait for missing tokens; later ones count as lost.
     pub(crate) fn give_up_after(&self, time: Duration) {
         self.give_up_at.get_or_init(|| Instant::now() + time);
     }
 
-    /// Whether that time is over.
+    /// Whether that time has passed.
     pub(crate) fn is_overdue(&self) -> bool {
         self.give_up_at.get().is_some_and(|at| Instant::now() > *at)
     }
 
-    /// Waits until `done`; false when the run failed or took too long before.
+    /// Waits until `done`. Returns false if the run failed or took too long first.
     pub(crate) fn wait_for(&self, done: impl Fn() -> bool) -> bool {
         while !done() {
             if self.failed() {
@@ -258,7 +259,7 @@ impl Shared {
         true
     }
 
-    /// Waits until `done`, or says why that cannot be waited for.
+    /// Waits until `done`, or returns the reason why the run failed.
     pub(crate) fn until(&self, done: impl Fn(&Self) -> bool) -> Result<(), String> {
         if self.wait_for(|| done(self)) { Ok(()) } else { Err(self.problem().unwrap_or_default()) }
     }
@@ -272,7 +273,7 @@ pub(crate) struct MeasuredCpu {
 }
 
 impl MeasuredCpu {
-    /// Sees whether the measured time has begun or ended; called by the thread, often.
+    /// Checks whether the measured time has begun or ended. The measured thread calls this often.
     pub(crate) fn look(&mut self, shared: &Shared) -> std::io::Result<()> {
         match self.from {
             None if shared.measured.has_begun() => self.from = Some(thread_cpu()?),

@@ -1,28 +1,28 @@
-//! The whole way measured on one machine: redis-server, the daemon (or a floor), a producer and clients.
+//! Measures the whole path on one machine: redis-server, the daemon (or a floor), a producer and clients.
 //!
 //! ```text
 //! producer ──XADD──▶ redis-server ◀──XREAD(GROUP)── daemon | floor ──WebSocket──▶ clients
 //! └ thread of the bench ┘  private process            private process       └ thread of the bench
 //! ```
 //!
-//! Every scenario runs against the daemon and against those floors (see `floor`) that can take part, in
-//! alternation, each run with a fresh Redis; ratios are taken within a round and reported as medians over the rounds.
-//! Where it is about what Redis spends, a reader without clients (see `bare`) takes part. Latency is from just before
-//! the write of a token's XADD to the client's read. Every token is judged: lost, repeated and reordered must be 0,
-//! or the exit status is 1; so it is for clients that are cut off and come back, and for slow ones, which are
-//! released in the end and read on until they have everything.
+//! Every scenario runs against the daemon and against those floors (see `floor`) that support it, in alternation,
+//! each run with a fresh Redis; ratios are computed within a round and reported as medians over the rounds. Scenarios
+//! that measure Redis' cost also run a reader without clients (see `bare`). Latency is the time from just before a
+//! token's XADD is written to the client's read. Every token is judged: if any was lost, repeated or reordered, the
+//! exit status is 1. This includes clients that are disconnected and reconnect, and slow ones, which read at full
+//! speed at the end until they have everything.
 //!
-//! Some runs hold two loads (see `beside`): the first is measured alone and then once more while the second does what
-//! the scenario is about, which the columns `act` measure. The daemon's targets are listed in `bars`; whether they
+//! Some runs have two loads (see `beside`): the first is measured alone, and then again while the second does what
+//! the scenario tests; the columns `act` measure the second. The daemon's targets are listed in `bars`; whether they
 //! were met is printed after the table and does not change the exit status.
 //!
-//! With `--compare`, peers that others would use instead (see `peers`) are installed and run in the same
-//! alternation. Tokens that they lose do not fail the bench.
+//! With `--compare`, alternatives to the daemon (see `peers`) are installed and run in the same alternation. Tokens
+//! that they lose do not fail the bench.
 //!
-//! The scenario `growth` is of another kind: a grid of loads (see `growth`). `--svg` draws what was seen.
+//! The scenario `growth` is different: a grid of loads (see `growth`). `--svg` writes plots of the results.
 //!
-//! `cargo bench --bench end_to_end -- --help` lists what can be chosen. Without `--bench`, which
-//! `cargo bench` adds, it runs in its smoke size, so that `cargo test --all-targets` stays quick.
+//! `cargo bench --bench end_to_end -- --help` lists the options. Without `--bench`, which `cargo bench` adds, it runs
+//! in its smoke size, so that `cargo test --all-targets` stays fast.
 
 mod bare;
 mod bars;
@@ -171,7 +171,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     Ok(report.is_correct() && !settings.interrupted.load(Ordering::Acquire))
 }
 
-/// One run. A peer that fails is not the end of the others.
+/// Performs one run. If a peer fails, the others still run.
 fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> Result<Run, String> {
     scenario.run(server, round, settings).or_else(|error| {
         if server.kind() == Kind::Peer && !settings.interrupted.load(Ordering::Acquire) {
@@ -181,7 +181,7 @@ fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Setting
     })
 }
 
-/// The servers to run: the chosen ones, but for the peers that cannot be installed.
+/// The servers to run: the chosen ones, without the peers that cannot be installed.
 fn servers(args: &Args) -> Result<Vec<Server>, String> {
     let mut servers = Server::ALL.to_vec();
     servers.retain(|server| args.servers.is_empty() || args.servers.contains(server));
@@ -201,8 +201,8 @@ fn servers(args: &Args) -> Result<Vec<Server>, String> {
     Ok(servers)
 }
 
-/// A flag that the first SIGINT or SIGTERM sets, so that processes and files are cleared away; the second
-/// ends the bench, and the kernel its processes.
+/// A flag that the first SIGINT or SIGTERM sets, so that processes and files are removed; the second one ends the
+/// bench at once, and the kernel ends its processes.
 fn interruption() -> std::io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -225,7 +225,7 @@ fn is_chosen(scenario: &str, only: &[String]) -> bool {
     only.is_empty() || only.iter().any(|name| name == scenario)
 }
 
-/// The servers that can take part, in the order of a round: each round begins with another one.
+/// The servers that support the scenario, in the order of a round; each round begins with a different one.
 fn order(round: usize, servers: &[Server], can: &[Server]) -> Vec<Server> {
     let mut servers: Vec<_> = servers.iter().copied().filter(|server| can.contains(server)).collect();
     let first = round % servers.len().max(1);

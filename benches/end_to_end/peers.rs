@@ -1,11 +1,11 @@
-//! The peers: what others would use instead of the daemon, installed from registries under the target
-//! directory when asked for, never into the checkout. Their sources and configuration are in `benches/peers`.
+//! The peers: alternatives to the daemon, installed from registries on request, under the target directory and never
+//! into the checkout. Their sources and configuration are in `benches/peers`.
 //!
-//! *Node* (ws, ioredis) and *FastAPI* (uvicorn, redis-py) read the same streams of Redis as the daemon, each
-//! in one process with one connection in XREAD BLOCK over all of them. *nchan* keeps streams of its own in
-//! Redis and reads no others'; its users publish to it by HTTP, so the producer does that instead of XADD
-//! (see `publisher`), and what Redis does for nchan counts as the cost of Redis. As it answers each token, a
-//! flood comes only as fast as it takes them.
+//! *Node* (ws, ioredis) and *FastAPI* (uvicorn, redis-py) read the same streams of Redis as the daemon, each in one
+//! process with one connection in XREAD BLOCK over all of them. *nchan* keeps streams of its own in Redis and reads
+//! no others; applications publish to it by HTTP, so the producer does that instead of XADD (see `publisher`), and
+//! the work of Redis for nchan counts as the cost of Redis. nchan answers each token, so a flood is only as fast as
+//! nchan accepts tokens.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
@@ -17,7 +17,7 @@ use crate::daemon::{Process, free_address};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Which peer.
+/// A peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// ws and ioredis.
@@ -37,12 +37,12 @@ impl Peer {
         }
     }
 
-    /// Where it is installed.
+    /// The directory in which it is installed.
     fn dir(self) -> PathBuf {
         root().join(self.name())
     }
 
-    /// Installs it unless that is done; the error says in words why it cannot be had.
+    /// Installs it unless it is installed already. The error is the reason why it cannot be installed.
     pub(crate) fn install(self) -> std::result::Result<(), String> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/install.sh");
         let mut command = Command::new("bash");
@@ -64,7 +64,7 @@ impl Peer {
         }
     }
 
-    /// Starts it on a Redis.
+    /// Starts it with the given Redis.
     pub(crate) fn start(self, redis: SocketAddr) -> Result<Process> {
         let (files, address) = (tempfile::tempdir()?, free_address()?);
         let mut command = match self {
@@ -77,7 +77,7 @@ impl Peer {
     }
 }
 
-/// Beside the other things of the target directory.
+/// The directory of the peers, in the target directory.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers")
 }

@@ -1,7 +1,7 @@
-//! Plots as SVG: the percentiles of each scenario's latency and, apart, of what its act measured, a line a server;
-//! and what a token costs as the load grows, a line a number of streams.
+//! Plots as SVG: the percentiles of each scenario's latency and, separately, of what its act measured, with a line
+//! per server; and the cost of a token as the load grows, with a line per number of streams.
 //!
-//! Logarithms are taken here, so that every axis is a linear one with marks of its own.
+//! The plots compute logarithms themselves, so that every axis is linear with marks of its own.
 
 use std::error::Error;
 use std::ops::Range;
@@ -25,7 +25,7 @@ const SIZE: (u32, u32) = (960, 480);
 const LEGEND_WIDTH: u32 = 230;
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
-/// Colours that the colour-blind can tell apart too (Okabe and Ito).
+/// Colours that colour-blind readers can distinguish too (Okabe and Ito).
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
 const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
 const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
@@ -33,7 +33,7 @@ const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
 const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
 const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
-/// A percentile lies at the number of its nines, so that each further nine takes the same room.
+/// A percentile is plotted at the number of its nines, so that each further nine takes the same space.
 const PERCENTILES: [(f64, &str); 5] =
     [(0.301, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.0, "p99.99")];
 
@@ -41,7 +41,7 @@ const PERCENTILES: [(f64, &str); 5] =
 struct Axis {
     title: &'static str,
     range: Range<f64>,
-    /// The positions and texts of marks.
+    /// The positions and labels of the marks.
     marks: Vec<(f64, String)>,
 }
 
@@ -59,7 +59,7 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-/// Draws all that a report holds into a directory.
+/// Draws everything in a report, into a directory.
 pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     for scenario in scenarios::ALL {
@@ -77,7 +77,7 @@ pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Draws how long tokens took in a scenario that ran, and apart from that what its act measured.
+/// Draws the latency of a scenario that ran and, separately, what its act measured.
 fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<()> {
     let name = scenario.name;
     let curve = |server: Server, of| curve(&report.of(name, server.name()), server, of);
@@ -113,7 +113,7 @@ fn draw_percentiles(
     draw(path, title, (x, logarithmic(y, curves)), curves)
 }
 
-/// The percentiles of some times of all rounds.
+/// The percentiles of a time, over all rounds.
 fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Option<Curve> {
     let mut histograms = runs.iter().filter_map(|run| of(run)).map(|times| &times.us);
     let mut all = histograms.next()?.clone();
@@ -135,7 +135,7 @@ fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Opt
     (points.len() > 1).then_some(Curve { name, color, stroke, points })
 }
 
-/// The logarithm of the latency in ms by nines, up to the last that so many tokens can tell.
+/// The logarithm of the latency in ms by nines, up to the last percentile that this many tokens determine.
 fn percentiles(us: &Histogram<u64>) -> Vec<(f64, f64)> {
     if us.len() < 10 {
         return Vec::new();
@@ -168,7 +168,7 @@ fn costs(growth: &Growth, cost: Cost) -> Vec<Curve> {
     lines.into_iter().map(curve).filter(|curve| curve.points.len() > 1).collect()
 }
 
-/// Tokens a second, with a mark for each that was measured.
+/// An axis of tokens a second, with a mark for each measured rate.
 fn rates(curves: &[Curve]) -> Axis {
     let longest = curves.iter().max_by_key(|curve| curve.points.len());
     let at: Vec<_> = longest.iter().flat_map(|curve| &curve.points).map(|(x, _)| *x).collect();
@@ -177,7 +177,7 @@ fn rates(curves: &[Curve]) -> Axis {
     Axis { title: "tokens a second, over all streams", range: from..to, marks }
 }
 
-/// From 0 in round steps.
+/// A linear axis from 0, in round steps.
 fn linear(title: &'static str, curves: &[Curve]) -> Axis {
     let max = values(curves).fold(1e-3, f64::max);
     let step = round_numbers(-3..6).find(|step| max / step <= 6.0).unwrap_or(max);
@@ -186,7 +186,7 @@ fn linear(title: &'static str, curves: &[Curve]) -> Axis {
     Axis { title, range, marks }
 }
 
-/// Values that are logarithms, between round numbers.
+/// A logarithmic axis, between round numbers.
 fn logarithmic(title: &'static str, curves: &[Curve]) -> Axis {
     let (min, max) = (values(curves).fold(f64::MAX, f64::min), values(curves).fold(f64::MIN, f64::max));
     let from = round_numbers(-4..6).map(f64::log10).take_while(|mark| *mark < min).last().unwrap_or(min);
@@ -207,7 +207,7 @@ fn round_numbers(powers: Range<i32>) -> impl Iterator<Item = f64> {
     powers.flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power)))
 }
 
-/// A number without the last digits, in which sums and products of tenths err, its thousands set apart.
+/// Formats a number without its last digits, which are rounding errors of tenths, and with grouped thousands.
 fn grouped(value: f64) -> String {
     let value = (value * 1e6).round() / 1e6;
     match value {
@@ -218,8 +218,8 @@ fn grouped(value: f64) -> String {
 
 fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Result<()> {
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(said)?;
-    let root = root.titled(title, ("sans-serif", 15).into_font().color(&INK)).map_err(said)?;
+    root.fill(&WHITE).map_err(boxed)?;
+    let root = root.titled(title, ("sans-serif", 15).into_font().color(&INK)).map_err(boxed)?;
     let (left, right) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
     let (titles, marks) = ((x.title, y.title), (x.marks.len(), y.marks.len()));
     let mut chart = ChartBuilder::on(&left)
@@ -228,7 +228,7 @@ fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Res
         .x_label_area_size(48)
         .y_label_area_size(64)
         .build_cartesian_2d(x, y)
-        .map_err(said)?;
+        .map_err(boxed)?;
     chart
         .configure_mesh()
         .max_light_lines(0)
@@ -241,20 +241,20 @@ fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Res
         .x_desc(titles.0)
         .y_desc(titles.1)
         .draw()
-        .map_err(said)?;
-    // The first one lies on top.
+        .map_err(boxed)?;
+    // The first curve is drawn last, on top.
     for curve in curves.iter().rev() {
         let points = curve.points.iter().copied();
         match curve.stroke {
             Stroke::Dashed => chart.draw_series(DashedLineSeries::new(points, 7, 4, curve.style())),
             Stroke::Thick | Stroke::Thin => chart.draw_series(LineSeries::new(points, curve.style())),
         }
-        .map_err(said)?;
+        .map_err(boxed)?;
     }
     for (place, curve) in (0..).zip(curves) {
         legend(&right, place, curve)?;
     }
-    root.present().map_err(said)
+    root.present().map_err(boxed)
 }
 
 /// A curve's line in the legend.
@@ -268,10 +268,10 @@ where
         if curve.stroke == Stroke::Dashed { &[(0, 7), (11, 18), (22, 28)] } else { &[(0, 28)] };
     for (start, end) in pieces {
         let ends = [(from + start, y), (from + end, y)];
-        area.draw(&PathElement::new(ends, curve.style())).map_err(said)?;
+        area.draw(&PathElement::new(ends, curve.style())).map_err(boxed)?;
     }
     let text = ("sans-serif", 14).into_font().color(&INK);
-    area.draw(&Text::new(curve.name.clone(), (from + 36, y - 8), text)).map_err(said)
+    area.draw(&Text::new(curve.name.clone(), (from + 36, y - 8), text)).map_err(boxed)
 }
 
 impl Ranged for Axis {
@@ -305,7 +305,7 @@ impl Curve {
     }
 }
 
-/// The library's errors cannot cross threads.
-fn said(error: impl std::fmt::Display) -> Box<dyn Error + Send + Sync> {
+/// Converts an error of the library, which is not `Send`, to its text.
+fn boxed(error: impl std::fmt::Display) -> Box<dyn Error + Send + Sync> {
     error.to_string().into()
 }

@@ -1,8 +1,7 @@
 //! The producer: pipelined XADDs over one plain connection, on an open-loop schedule.
 //!
-//! A token carries the time just before the write of its XADD. How late that write was against the
-//! schedule is measured apart, so that a generator that falls behind is seen and does not pass for a
-//! fast server.
+//! A token contains the time just before its XADD was written. How late that write was relative to the schedule is
+//! measured separately, so that a producer that falls behind is detected and is not mistaken for a fast server.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -17,23 +16,23 @@ use crate::publisher::Publisher;
 use crate::token::{Token, now_us};
 use crate::wire::{self, stored_id};
 
-/// Answers that may be outstanding before the producer reads some, on a schedule.
+/// How many replies may be outstanding before the producer reads some, on a schedule.
 const OUTSTANDING_PACED: usize = 256;
-/// Answers that may be outstanding when it writes as fast as it goes.
+/// How many replies may be outstanding when it writes as fast as possible.
 const OUTSTANDING_FLOOD: usize = 1_024;
-/// Tokens of each stream that one write of the flood carries.
+/// How many tokens of each stream one write of the flood contains.
 const FLOOD_ROUNDS: usize = 4;
-/// Tokens due within one tick are written together, as by producers that share a machine. Finer ticks
-/// would mostly measure how often the bench itself wakes up.
+/// Tokens due within one tick are written together, as producers on one machine would. Shorter ticks would mostly
+/// measure how often the bench itself wakes up.
 const TICK: Duration = Duration::from_millis(1);
-/// How often the producer looks whether it has to stop while it waits.
+/// How often the producer, while it waits, checks whether it has to stop.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The producer's part of a run's result.
 pub(crate) struct Produced {
     /// How many tokens each stream got.
     pub(crate) totals: Vec<u64>,
-    /// How late each write was against its schedule, µs.
+    /// How late each write was relative to its schedule, µs.
     pub(crate) late_us: Histogram<u64>,
     /// Processor time of the producer's thread within the measured window.
     pub(crate) cpu: Duration,
@@ -41,25 +40,25 @@ pub(crate) struct Produced {
 
 struct Producer<'a> {
     redis: TcpStream,
-    /// Takes the tokens in place of Redis.
+    /// Receives the tokens instead of Redis, if set.
     publisher: Option<Publisher>,
     shared: &'a Shared,
     first_stream: usize,
-    /// Everything of a stream's XADD up to its id.
+    /// Each stream's XADD up to the id.
     heads: Vec<Vec<u8>>,
-    /// Whether tokens get the ids that clients that were there before know ([`stored_id`]).
+    /// Whether tokens get predictable ids ([`stored_id`]), from which late clients resume.
     known_ids: bool,
     totals: Vec<u64>,
     out: Vec<u8>,
     input: Vec<u8>,
-    /// The streams of the tokens that are to be written.
+    /// The streams of the tokens that have not been written yet.
     unwritten: Vec<usize>,
     outstanding: usize,
     at_line_start: bool,
 }
 
-/// Writes one token into every stream once all clients are connected, then follows the plan until it is
-/// told to stop. A server that tokens are published to gets them in place of Redis.
+/// Writes one token into every stream once all clients are connected, then follows the plan until it is requested to
+/// stop. A server to which tokens are published gets them instead of Redis.
 pub(crate) fn run(
     redis: SocketAddr,
     publish_to: Option<SocketAddr>,
@@ -90,7 +89,7 @@ pub(crate) fn run(
         Pace::Stored(entries) => producer.store(entries)?,
         Pace::Births { .. } => {}
         _ if plan.manner == Manner::Late => {}
-        // Over SSE the answer to a request begins when there is a stream.
+        // Over SSE the response to a request begins only once the stream exists.
         _ if plan.transport == Transport::Sse => producer.round()?,
         _ => {
             if shared.wait_for(|| shared.connected.load(Ordering::Acquire) == plan.clients) {
@@ -120,14 +119,14 @@ pub(crate) fn run(
     Ok(Produced { totals: producer.totals, late_us, cpu: cpu.used() })
 }
 
-/// For the stream whose name on the wire is `bench-{number}/m`.
+/// The head of the XADD for the stream named `bench-{number}/m`.
 fn head(number: usize) -> Vec<u8> {
     let key = format!("llm:stream:bench-{number}:m");
     format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n", key.len()).into_bytes()
 }
 
 impl Producer<'_> {
-    /// `rate` tokens a second for each stream, spread evenly over each period in ticks.
+    /// Writes `rate` tokens a second into each stream, spread evenly over each period in ticks.
     fn scheduled(
         &mut self,
         (rate, tick): (f64, Duration),
@@ -171,7 +170,7 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// One stream after another within the time, and all that are left once it is over.
+    /// Creates one stream after another within the time, and the remaining ones at its end.
     fn births(&mut self, announced: bool, time: Duration) -> Result<(), Box<dyn Error + Send + Sync>> {
         let streams = self.totals.len();
         let (from, pause) = (Instant::now(), time / u32::try_from(streams)?);
@@ -199,7 +198,7 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Silence, and at its end one token for each stream, which proves that the clients still live.
+    /// Writes nothing, and at the end one token into each stream, to prove that the clients are still connected.
     fn quiet(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         while !self.shared.stopped() {
             std::thread::sleep(LOOK);
@@ -207,7 +206,7 @@ impl Producer<'_> {
         self.round()
     }
 
-    /// So many tokens into each stream, as fast as it goes.
+    /// Writes this many tokens into each stream, as fast as possible.
     fn store(&mut self, entries: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
         for _ in 0..entries {
             if self.shared.failed() {
@@ -220,13 +219,13 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// One token for each stream.
+    /// Writes one token into each stream and waits for the replies.
     fn round(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         self.fill()?;
         self.finish()
     }
 
-    /// One token for each stream, of which some may not be written yet.
+    /// Appends one token for each stream; some may remain unwritten.
     fn fill(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         for stream in 0..self.totals.len() {
             self.token(stream, now_us(), wall_us())?;
@@ -239,7 +238,7 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Writes all pending tokens and waits for all answers.
+    /// Writes all pending tokens and waits for all replies.
     fn finish(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         self.write()?;
         self.settle(0)
@@ -288,7 +287,7 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Reads answers until at most `limit` are outstanding.
+    /// Reads replies until at most `limit` are outstanding.
     fn settle(&mut self, limit: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         if let Some(publisher) = &mut self.publisher {
             return publisher.settle(limit);
@@ -315,8 +314,8 @@ fn wall_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Asks the kernel not to round this thread's sleeps up by its usual 50 µs. Refused, sleeps are coarser.
+/// Asks the kernel not to round this thread's sleeps up by its usual 50 µs. If it refuses, sleeps are less precise.
 fn precise_sleep() {
-    // SAFETY: PR_SET_TIMERSLACK takes one number, touches no memory and concerns the calling thread alone.
+    // SAFETY: PR_SET_TIMERSLACK takes one number, accesses no memory and affects only the calling thread.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000) };
 }

@@ -1,12 +1,12 @@
-//! The way of tokens to nchan: pipelined HTTP POSTs over a few kept connections, each stream always on the
-//! same one, so that its order stays.
+//! Publishes tokens to nchan: pipelined HTTP POSTs over a few persistent connections. Each stream always uses the
+//! same connection, which keeps its order.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// nginx takes the requests of a connection one after another, so one connection would be slow.
+/// nginx handles the requests of a connection one after another, so one connection would be slow.
 const CONNECTIONS: usize = 16;
 
 struct Connection {
@@ -23,7 +23,7 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Connects.
+    /// Connects to the server.
     pub(crate) fn new(server: SocketAddr) -> io::Result<Self> {
         let connect = |_| {
             let socket = TcpStream::connect(server)?;
@@ -48,12 +48,12 @@ impl Publisher {
         Ok(())
     }
 
-    /// Bytes that are to be written.
+    /// How many bytes have not been written yet.
     pub(crate) fn unwritten(&self) -> usize {
         self.connections.iter().map(|connection| connection.out.len()).sum()
     }
 
-    /// Writes them.
+    /// Writes those bytes.
     pub(crate) fn write(&mut self) -> io::Result<()> {
         for connection in &mut self.connections {
             connection.socket.write_all(&connection.out)?;
@@ -62,7 +62,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Reads answers until at most `limit` are outstanding.
+    /// Reads responses until at most `limit` are outstanding.
     pub(crate) fn settle(&mut self, limit: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut outstanding: usize = self.connections.iter().map(|connection| connection.outstanding).sum();
         while outstanding > limit {
@@ -74,7 +74,7 @@ impl Publisher {
 }
 
 impl Connection {
-    /// Reads at least one byte; returns how many answers became complete.
+    /// Reads at least one byte. Returns how many responses were completed.
     fn read(&mut self, chunk: &mut [u8]) -> Result<usize, Box<dyn Error + Send + Sync>> {
         let n = self.socket.read(chunk)?;
         if n == 0 {
@@ -92,7 +92,7 @@ impl Connection {
     }
 }
 
-/// The length of the answer at the front; `None` while it is not whole.
+/// The length of the response at the start of `input`; `None` while it is incomplete.
 fn answer(input: &[u8]) -> Result<Option<usize>, Box<dyn Error + Send + Sync>> {
     let Some(head) = input.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&input[..head])?;

@@ -7,7 +7,7 @@ use crate::growth::Growth;
 use crate::run::Run;
 use crate::server::{Kind, Server};
 
-/// A thread of the load generator above that share of a core may have limited the result.
+/// If a thread of the load generator uses more than this share of a core, it may have limited the result.
 const GENERATOR_PERCENT_MAX: f64 = 90.0;
 
 /// The kinds of server that the daemon is compared with, and the name of each ratio.
@@ -21,7 +21,7 @@ const RATIOS: [(Kind, &str); 3] = [
 struct Column {
     title: &'static str,
     decimals: usize,
-    /// Whether more is better.
+    /// Whether a higher value is better.
     more_is_better: bool,
     value: fn(&Run) -> Option<f64>,
 }
@@ -67,7 +67,7 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// Takes the costs per token as the load grows.
+    /// Sets the costs per token as the load grows.
     pub(crate) fn set_growth(&mut self, growth: Growth) {
         self.growth = growth;
     }
@@ -76,7 +76,7 @@ impl Report {
         self.runs.iter().chain(self.growth.runs())
     }
 
-    /// Whether there were runs and every one was correct. Peers are not under test.
+    /// Whether there were runs and every one was correct. Peers are ignored, as they are not under test.
     pub(crate) fn is_correct(&self) -> bool {
         let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, run.server);
         self.all_runs().next().is_some() && self.all_runs().all(is_fine)
@@ -92,7 +92,7 @@ impl Report {
         self.runs.iter().filter(|run| run.scenario == scenario && run.server == server).collect()
     }
 
-    /// The runs of a scenario against servers of that kind.
+    /// The runs of a scenario against servers of the given kind.
     pub(crate) fn runs_of(&self, scenario: &str, kind: Kind) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, run.server))
     }
@@ -104,10 +104,10 @@ impl Report {
         names
     }
 
-    /// The median over the rounds of the daemon's value divided by the best one of that kind of server in the
-    /// same round.
+    /// The median over the rounds of the daemon's value divided by the best value among the servers of that kind in
+    /// the same round.
     fn ratio(&self, scenario: &str, column: &Column, to: Kind) -> Option<f64> {
-        // Without clients only Redis has done the same.
+        // The bare reader has no clients, so only the work of Redis is comparable.
         if to == Kind::Bare && !column.title.starts_with("redis") {
             return None;
         }

@@ -1,5 +1,5 @@
-//! Just enough of RESP for the floors: XREAD's answers and invalidation pushes, taken entry by entry as
-//! they come, so that an answer of any length is walked once.
+//! Just enough of RESP for the floors: XREAD's replies and invalidation pushes, parsed entry by entry as they arrive,
+//! so that a reply of any length is parsed only once.
 
 /// An item that the floor parses from Redis's output.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,31 +13,31 @@ pub(crate) enum Item<'a> {
         /// The value of its first field.
         value: &'a [u8],
     },
-    /// The answer was empty.
+    /// The reply was empty.
     ReplyEnd,
-    /// A command of another kind has been done.
+    /// The reply to another command.
     Done,
-    /// A key with news.
+    /// A key with new entries.
     News(&'a [u8]),
 }
 
-/// Where in an answer the reader is.
+/// The reader's position in a reply.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
-    /// Each stream of an answer is a pair with a header of its own (RESP2), not an entry of a map.
+    /// Each stream of a reply is a pair with a header of its own (RESP2), not an entry of a map.
     pairs: bool,
     streams: usize,
     entries: usize,
     news: usize,
 }
 
-/// Redis said something that the floor does not expect.
+/// Redis sent something that the floor does not expect.
 #[derive(Debug, thiserror::Error)]
 #[error("unexpected answer of Redis: {0}")]
 pub(crate) struct Unexpected(String);
 
 impl Reader {
-    /// The next item at `bytes[*at..]`, which moves on; `None` when its bytes are not all there.
+    /// Returns the next item at `bytes[*at..]` and advances `at`; `None` if its bytes are incomplete.
     pub(crate) fn next<'a>(
         &mut self,
         bytes: &'a [u8],
@@ -55,7 +55,7 @@ impl Reader {
             self.stream(&mut cursor)
         } else {
             match self.top(&mut cursor)? {
-                // An answer or a push began: its items come next.
+                // A reply or a push began: its items follow.
                 Top::Begun => {
                     *at = cursor.at;
                     return self.next(bytes, at);
@@ -71,7 +71,7 @@ impl Reader {
         Ok(item)
     }
 
-    /// Whether the item just taken was the last of its stream, or of the answer.
+    /// Whether the last item was the last of its stream, and whether it was the last of the reply.
     pub(crate) fn ends(&self) -> (bool, bool) {
         (self.entries == 0, self.entries == 0 && self.streams == 0)
     }
@@ -137,7 +137,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A line `<kind><number>`; no number for nil.
+    /// Parses a line `<kind><number>`; the number is `None` for nil.
     fn header(&mut self) -> Option<(u8, Option<usize>)> {
         let rest = &self.bytes[self.at..];
         let &kind = rest.first()?;

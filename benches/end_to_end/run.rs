@@ -19,13 +19,13 @@ pub(crate) struct Latency {
     pub(crate) p99_9: f64,
     /// None took longer.
     pub(crate) max: f64,
-    /// All of them, in microseconds.
+    /// All times, in microseconds.
     #[serde(skip)]
     pub(crate) us: Histogram<u64>,
 }
 
 impl Latency {
-    /// The percentiles of a histogram of microseconds, if there is anything in it.
+    /// The percentiles of a histogram of microseconds; `None` if it is empty.
     pub(crate) fn of(us: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| us.value_at_quantile(quantile) as f64 / 1e3;
         (!us.is_empty()).then(|| Self {
@@ -50,9 +50,9 @@ pub(crate) struct Run {
     pub(crate) round: usize,
     /// Tokens delivered within the measured time.
     pub(crate) delivered: u64,
-    /// The same, a second.
+    /// Tokens delivered a second within the measured time.
     pub(crate) delivered_per_second: f64,
-    /// How many tokens a frame carried on average.
+    /// The average number of tokens per frame.
     pub(crate) tokens_per_frame: f64,
     /// Latency of the tokens written within the measured time.
     pub(crate) latency_ms: Option<Latency>,
@@ -68,34 +68,34 @@ pub(crate) struct Run {
     pub(crate) producer_cpu_percent: f64,
     /// Processor time of the clients, in percent of a core.
     pub(crate) clients_cpu_percent: f64,
-    /// How late the producer's writes were against their schedule.
+    /// How late the producer's writes were relative to their schedule.
     pub(crate) producer_late_ms_p99: f64,
-    /// The same of a second load's clients.
+    /// Processor time of a second load's clients, in percent of a core.
     pub(crate) guest_clients_cpu_percent: f64,
-    /// Latency of the same load before a second one came beside it.
+    /// Latency of the same load before a second one started.
     pub(crate) alone_ms: Option<Latency>,
-    /// The scenario's own times, where they are not the latency of tokens: see `Act::times`.
+    /// The scenario's own times, if it measures something other than the latency of tokens: see `Act::times`.
     pub(crate) act_ms: Option<Latency>,
     /// How many reads of history there were.
     pub(crate) history_reads: Option<u64>,
     /// Entries read from history for each entry that was missed, however many clients missed it.
     pub(crate) history_per_missed: Option<f64>,
-    /// How often slow clients left live for history, as the daemon counts it.
+    /// How often slow clients changed from live to history, by the daemon's counter.
     pub(crate) slow_fell_back: Option<u64>,
-    /// How many tokens a slow client was behind in the end of the measured time, on average.
+    /// How many tokens a slow client was behind at the end of the measured time, on average.
     pub(crate) slow_behind: Option<f64>,
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
-    /// Tokens that never came.
+    /// Tokens that never arrived.
     pub(crate) lost: u64,
-    /// Tokens that came twice.
+    /// Tokens that arrived twice.
     pub(crate) repeated: u64,
-    /// Tokens that came after a later one.
+    /// Tokens that arrived after a later one.
     pub(crate) reordered: u64,
-    /// Whether the server fell behind the producer: the lost tokens were still coming when the run was given
-    /// up, or the producer could not keep its schedule.
+    /// Whether the server fell behind the producer: lost tokens were still arriving when the run ended, or the
+    /// producer could not keep its schedule.
     pub(crate) behind: bool,
-    /// Other problems, in words.
+    /// Descriptions of other problems.
     pub(crate) problems: Vec<String>,
 }
 
@@ -105,17 +105,17 @@ impl Run {
         Self { scenario, server, round, problems: vec![why], ..Self::default() }
     }
 
-    /// Whether every token came once and in order, and nothing else was wrong.
+    /// Whether every token arrived once and in order, and there was no other problem.
     pub(crate) fn is_correct(&self) -> bool {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
     }
 
-    /// The ratio of the p99 to that before another load came.
+    /// The p99 divided by that of the load alone.
     pub(crate) fn p99_to_alone(&self) -> Option<f64> {
         Some(self.latency_ms.as_ref()?.p99 / self.alone_ms.as_ref()?.p99)
     }
 
-    /// The run in a line, as progress.
+    /// A line about the run, to show progress.
     pub(crate) fn line(&self) -> String {
         let mut line = format!(
             "{} | {} | round {}: {:.0}/s, lost {}, repeated {}, reordered {}",

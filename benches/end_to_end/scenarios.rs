@@ -10,13 +10,13 @@ use crate::run::Run;
 use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
 
-/// How long connecting, warming up and draining may take together, beside the measured time.
+/// The maximum time for connecting, warming up and draining together, in addition to the measured time.
 pub(crate) const OVERHEAD: Duration = Duration::from_secs(90);
 
-/// How long silence is measured at least, where it is about the daemon: two intervals of client.keepalive, so
-/// that each connection is kept alive twice.
+/// The minimum time for which idle connections are measured, if the daemon is the subject: two intervals of
+/// client.keepalive, so that each connection gets two keepalives.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
-/// The smoke size stores this many times fewer tokens.
+/// The smoke size stores fewer tokens, by this factor.
 const STORED_PER_SMOKE: u64 = 40;
 
 /// A load with a name.
@@ -24,7 +24,7 @@ const STORED_PER_SMOKE: u64 = 40;
 pub(crate) struct Scenario {
     /// The name on the command line and in reports.
     pub(crate) name: &'static str,
-    /// Its load in words, for titles and progress.
+    /// A description of its load, for titles and progress.
     pub(crate) what: &'static str,
     streams: usize,
     clients: usize,
@@ -32,13 +32,13 @@ pub(crate) struct Scenario {
     pace: Pace,
     /// Streams and clients of the smoke size.
     smoke: (usize, usize),
-    /// A second load that comes once the first has been measured alone.
+    /// A second load that starts once the first has been measured alone.
     guest: Option<Guest>,
-    /// The servers that can take part.
+    /// The servers that support the scenario.
     pub(crate) servers: &'static [Server],
 }
 
-/// The load that a guest of another scenario runs beside.
+/// The load that guests of other scenarios run beside.
 const FAN1: Scenario = Scenario {
     name: "fan1",
     what: "200 streams x 1 client, 50/s each",
@@ -61,7 +61,7 @@ const FIRST: Guest = Guest {
 /// The servers with clients that are not peers.
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Tracking];
 
-/// The same with the peers.
+/// Those servers and the peers.
 const SERVING_AND_PEERS: &[Server] =
     &[Server::Daemon, Server::Blocking, Server::Tracking, Server::Node, Server::Fastapi, Server::Nchan];
 
@@ -77,7 +77,7 @@ const PLAIN: Scenario = Scenario {
     servers: SERVING,
 };
 
-/// Of those in which tokens are read as they come.
+/// The base of scenarios in which tokens are read as they arrive.
 const LIVE: Scenario = Scenario { servers: SERVING_AND_PEERS, ..PLAIN };
 
 /// Every scenario.
@@ -172,7 +172,7 @@ pub(crate) const ALL: &[Scenario] = &[
             backlog: 2_000,
             smoke: (10, 40, 50),
         }),
-        // The floors do not know how to resume.
+        // The floors cannot resume.
         servers: &[Server::Daemon],
         ..FAN1
     },
@@ -187,7 +187,7 @@ pub(crate) const ALL: &[Scenario] = &[
             backlog: 1_000_000,
             smoke: (1, 10, 5_000),
         }),
-        // The floors do not know how to resume.
+        // The floors cannot resume.
         servers: &[Server::Daemon],
         ..FAN1
     },
@@ -203,11 +203,11 @@ pub(crate) const ALL: &[Scenario] = &[
             streams: 10,
             clients: 100,
             pace: Pace::PerSecond(20.0),
-            // More than the kernel and client.send_budget hold for a client.
+            // More than the kernel and client.send_budget buffer for a client.
             backlog: 20_000,
             smoke: (2, 8, 500),
         }),
-        // The floors have no bound for what they hold for a client.
+        // The floors do not bound what they buffer for a client.
         servers: &[Server::Daemon],
         ..PLAIN
     },
@@ -227,7 +227,7 @@ pub(crate) const ALL: &[Scenario] = &[
         clients: 18_000,
         transport: Transport::Sse,
         smoke: (10, 100),
-        // The floors speak WebSocket alone.
+        // The floors support WebSocket only.
         servers: &[Server::Daemon],
         ..PLAIN
     },
@@ -256,7 +256,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
 ];
 
-/// How every run is done.
+/// Settings of all runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Small sizes; only correctness counts.
@@ -265,7 +265,7 @@ pub(crate) struct Settings {
     pub(crate) duration: Duration,
     /// Set when the bench has to end.
     pub(crate) interrupted: Arc<AtomicBool>,
-    /// `--set` of the daemon.
+    /// The daemon's `--set` options.
     pub(crate) daemon: Vec<String>,
 }
 
@@ -275,7 +275,7 @@ impl Scenario {
         self.guest.map(|guest| guest.act)
     }
 
-    /// One client for each of `streams`, which get `per_second` tokens in all.
+    /// A scenario with one client for each of `streams`, which get `per_second` tokens in all.
     pub(crate) fn even(name: &'static str, streams: u32, per_second: u32) -> Self {
         let size = streams as usize;
         let pace = Pace::PerSecond(f64::from(per_second) / f64::from(streams));
@@ -303,7 +303,7 @@ impl Scenario {
         }
     }
 
-    /// One run against one server, each with a Redis of its own.
+    /// Performs one run against one server, with a Redis of its own.
     pub(crate) fn run(&self, server: Server, round: usize, settings: &Settings) -> Result<Run> {
         let plan = self.plan(server, settings);
         let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
@@ -335,7 +335,7 @@ impl Scenario {
     }
 }
 
-/// Leads a load to where it can be measured: connected, started, warm.
+/// Runs a load until it can be measured: connected, started and warmed up.
 pub(crate) fn settle_in(plan: &Plan, shared: &Shared) -> Result<()> {
     shared.until(|shared| shared.connected.load(Ordering::Acquire) == plan.clients)?;
     shared.until(|shared| shared.started.load(Ordering::Acquire) == plan.clients)?;
@@ -353,7 +353,7 @@ fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
     })
 }
 
-/// Waits until everything is stored and measures from the clients' connecting until they have all of it.
+/// Waits until everything is stored, then measures from the time when the clients connect until they have all of it.
 fn replay(entries: u64, plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
     shared.until(|shared| shared.stored.load(Ordering::Acquire))?;
     let all = entries * plan.clients as u64;

@@ -1,4 +1,4 @@
-//! The readers' observations: latencies, and counts of received, lost, repeated and reordered tokens.
+//! The clients' observations: latencies, and counts of received, lost, repeated and reordered tokens.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use crate::judge::Came;
 use crate::load::{LATENESS_US_MAX, Shared};
 use crate::token::Token;
 
-/// Surprises that are kept in words.
+/// How many unexpected events are described.
 const SURPRISES_MAX: usize = 5;
 
-/// The observations of all clients of a load together.
+/// The combined observations of all clients of a load.
 pub(crate) struct Seen {
-    /// From the producer's write to the client's read, µs, of the tokens that count.
+    /// From the producer's write to the client's read, µs, of the tokens written in the measured time.
     pub(crate) latency_us: Histogram<u64>,
-    /// The same while the load was alone.
+    /// The same, while the load ran alone.
     pub(crate) alone_us: Histogram<u64>,
-    /// From the moment when clients may come back until one has all that has been written by then, µs.
+    /// From the time when clients may reconnect until one has everything written before that, µs.
     pub(crate) back_us: Histogram<u64>,
     /// Tokens received.
     pub(crate) received: u64,
-    /// Tokens that the streams hold and a client never got.
+    /// Tokens that the streams hold and that a client never received.
     pub(crate) lost: u64,
-    /// Tokens that came twice.
+    /// Tokens that arrived twice.
     pub(crate) repeated: u64,
-    /// Tokens that came after a later one.
+    /// Tokens that arrived after a later one.
     pub(crate) reordered: u64,
-    /// Whether tokens were still coming when they had to be there.
+    /// Whether tokens were still arriving when the run ended.
     pub(crate) behind: bool,
-    /// Frames with text in them.
+    /// Frames that contain text.
     pub(crate) frames: u64,
-    /// The first few things received that a healthy server never sends, in words.
+    /// Descriptions of the first few things received that a healthy server never sends.
     pub(crate) surprises: Vec<String>,
     /// Processor time of the clients' thread within the measured time.
     pub(crate) cpu: Duration,
@@ -41,7 +41,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Of clients that have seen nothing yet.
+    /// For clients that have received nothing yet.
     pub(crate) fn new() -> Result<Self, hdrhistogram::CreationError> {
         let histogram = Histogram::new_with_max(LATENESS_US_MAX, 3)?;
         Ok(Self {
@@ -61,12 +61,12 @@ impl Seen {
         })
     }
 
-    /// Takes note of which times count; called often.
+    /// Updates which times count. Called often.
     pub(crate) fn look(&mut self, shared: &Shared) {
         (self.measured, self.alone) = (shared.measured.us(), shared.alone.us());
     }
 
-    /// Counts a token as its judge saw it.
+    /// Counts a token by the judge's result.
     pub(crate) fn take(&mut self, came: Came, token: Token, now: u64) {
         match came {
             Came::InOrder | Came::Early(_) => {}

@@ -12,11 +12,11 @@ use crate::peers::Peer;
 pub(crate) enum Kind {
     /// The server under test.
     Daemon,
-    /// A minimal server, which shows the least cost.
+    /// A minimal server, which shows the lowest possible cost.
     Floor,
-    /// A reader without clients, which shows the cost of Redis alone.
+    /// A reader without clients, which shows the cost to Redis alone.
     Bare,
-    /// A server that others would use instead.
+    /// An alternative to the daemon.
     Peer,
 }
 
@@ -67,7 +67,7 @@ impl Server {
         }
     }
 
-    /// Which peer it is.
+    /// The peer, if it is one.
     pub(crate) const fn peer(self) -> Option<Peer> {
         match self {
             Self::Daemon | Self::Blocking | Self::Tracking | Self::Bare => None,
@@ -77,17 +77,17 @@ impl Server {
         }
     }
 
-    /// Whether tokens are published to it instead of being added to streams.
+    /// Whether tokens are published to it by HTTP instead of being added to streams.
     pub(crate) const fn is_published_to(self) -> bool {
         matches!(self, Self::Nchan)
     }
 
-    /// Whether a report's name is the one of a server of this kind.
+    /// Whether `name` is the name of a server of this kind.
     pub(crate) fn is_a(kind: Kind, name: &str) -> bool {
         Self::ALL.iter().any(|server| server.kind() == kind && server.name() == name)
     }
 
-    /// Starts it on a Redis, if it is a process; `settings` are those of the daemon.
+    /// Starts its process, if it has one, with the given Redis; `settings` are the daemon's.
     pub(crate) fn start(
         self,
         redis: SocketAddr,

@@ -1,4 +1,4 @@
-//! The set-up of every run: the processes, a load with its two threads, and the meter that is read at the start and
+//! The environment of every run: the processes, a load with its two threads, and the measurements at the start and
 //! the end of the measured time.
 
 use std::error::Error;
@@ -16,31 +16,32 @@ use crate::run::{Latency, Run, per, percent};
 use crate::seen::Seen;
 use crate::server::{Kind, Server};
 
-/// Errors are reported, not handled.
+/// Errors are reported only, so their types do not matter.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Wait after the start, so that the memory a process allocates then is not counted as its connections'.
+/// How long to wait after the start, so that memory allocated at the start is not counted for the connections.
 const REST: Duration = Duration::from_millis(300);
-/// The same, where only correctness counts.
+/// The same for the smoke size, in which only correctness counts.
 const REST_SMOKE: Duration = Duration::from_millis(10);
 
-/// How long a peer may take to deliver what has been written when the producer stops. One that falls behind
-/// would take minutes.
+/// How long a peer may take to deliver everything after the producer has stopped. A peer that falls behind would take
+/// minutes.
 const PEER_DRAIN: Duration = Duration::from_secs(5);
-/// A server that tokens are published to slows the producer down when it falls behind: then it is late.
+/// A server to which tokens are published delays the producer when it falls behind. Above this lateness it counts as
+/// behind.
 const PUBLISHED_LATE_MS_MAX: f64 = 100.0;
 
-/// The processes of a run. They end in the order of the fields: Redis outlives its readers.
+/// The processes of a run. They end in the order of the fields: Redis ends after its readers.
 pub(crate) struct Stage {
     /// The kind of server.
     who: Server,
-    /// Its process, unless there are no clients and a thread of the bench reads Redis.
+    /// Its process; `None` if there are no clients and a thread of the bench reads Redis.
     pub(crate) server: Option<Process>,
-    /// A Redis of its own.
+    /// The run's own Redis.
     pub(crate) redis: Process,
-    /// The server's private memory before it served anybody.
+    /// The server's private memory before any client connected.
     pub(crate) empty_bytes: u64,
-    /// Whether the daemon is to acknowledge what it delivers.
+    /// Whether the daemon acknowledges the entries that it delivers.
     acks: bool,
 }
 
@@ -61,7 +62,7 @@ impl Stage {
         self.server.as_ref().map_or(Ok(0), Process::private_bytes)
     }
 
-    /// Where tokens are published to instead of being added to streams.
+    /// The address to which tokens are published, if they are not added to streams.
     fn publish_to(&self) -> Option<SocketAddr> {
         self.server.as_ref().filter(|_| self.who.is_published_to()).map(|server| server.address)
     }
@@ -71,7 +72,7 @@ impl Stage {
     }
 }
 
-/// A load under way: a thread that writes and a thread of clients, or of the bare reader in their place.
+/// A running load: a thread that writes, and a thread of clients or of the bare reader instead.
 pub(crate) struct Load<'scope> {
     stage: &'scope Stage,
     shared: &'scope Shared,
@@ -80,7 +81,7 @@ pub(crate) struct Load<'scope> {
 }
 
 impl<'scope> Load<'scope> {
-    /// Begins to connect the clients; `shared` decides what follows.
+    /// Starts to connect the clients; `shared` controls what happens next.
     pub(crate) fn begin(
         scope: &'scope Scope<'scope, '_>,
         stage: &'scope Stage,
@@ -101,7 +102,7 @@ impl<'scope> Load<'scope> {
         Ok(Self { stage, shared, readers, producer })
     }
 
-    /// Stops writing, lets the clients read all that is there, and returns the results.
+    /// Stops writing, lets the clients read everything available, and returns the results.
     pub(crate) fn end(self) -> Result<(Seen, Produced)> {
         self.shared.stop();
         let produced = self.producer.join().map_err(|_| "the producer panicked")??;
@@ -127,7 +128,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Measures a load while `pass` lets time pass.
+    /// Measures a load while `pass` runs.
     pub(crate) fn around<E: Into<Box<dyn Error + Send + Sync>>>(
         stage: &Stage,
         shared: &Shared,

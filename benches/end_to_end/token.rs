@@ -1,5 +1,5 @@
-//! The token that travels: 35 bytes of text that say which stream, which place in it, and when it was
-//! written, so that a client can judge every one of them, however they were merged into frames.
+//! The token that is measured: 35 bytes of text that contain its stream, its position in the stream, and the time of
+//! writing, so that a client can judge every token, however tokens were merged into frames.
 //!
 //! `[sssss:qqqqqqqq:tttttttttttttttt]~~`: stream, number within the stream from 0, µs on the bench's clock.
 
@@ -13,19 +13,19 @@ const STREAM: std::ops::Range<usize> = 1..6;
 const NUMBER: std::ops::Range<usize> = 7..15;
 const TIME: std::ops::Range<usize> = 16..32;
 
-/// One token, read back.
+/// A parsed token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     /// The stream's index.
     pub(crate) stream: u64,
-    /// Its place in the stream.
+    /// Its position in the stream.
     pub(crate) number: u64,
     /// When its XADD was written, µs on the bench's clock.
     pub(crate) at_us: u64,
 }
 
 impl Token {
-    /// The token's text.
+    /// Formats the token.
     pub(crate) fn text(self) -> [u8; LEN] {
         let mut text = *b"[00000:00000000:0000000000000000]~~";
         digits(&mut text[STREAM], self.stream);
@@ -34,7 +34,7 @@ impl Token {
         text
     }
 
-    /// Reads a token back; `None` when the bytes are none.
+    /// Parses a token; `None` if the bytes are not one.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let framed = text.len() == LEN
             && text[0] == b'['
@@ -52,14 +52,14 @@ impl Token {
     }
 }
 
-/// Microseconds since the bench's first look at its clock.
+/// Microseconds since the first call.
 pub(crate) fn now_us() -> u64 {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     let elapsed = EPOCH.get_or_init(Instant::now).elapsed();
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Writes `value` right-aligned over zeros.
+/// Writes `value` right-aligned, padded with zeros.
 fn digits(out: &mut [u8], mut value: u64) {
     for digit in out.iter_mut().rev() {
         *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
@@ -67,7 +67,7 @@ fn digits(out: &mut [u8], mut value: u64) {
     }
 }
 
-/// Reads a decimal number.
+/// Parses a decimal number.
 pub(crate) fn number(text: &[u8]) -> Option<u64> {
     text.iter().try_fold(0_u64, |value, &digit| {
         let digit = digit.wrapping_sub(b'0');

@@ -1,5 +1,5 @@
-//! Just enough of WebSocket and of the daemon's frames for the clients: requests, frame headers, and the
-//! tokens in a frame; and an argument of a Redis command. Pure.
+//! Just enough of WebSocket and of the daemon's frames for the clients: requests, frame headers, and the tokens in a
+//! frame; and arguments of Redis commands. Pure.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::load::Transport;
 use crate::token::{self, Token};
 
-/// A client's request for a stream, under the name that the producer writes to.
+/// A client's request for a stream, by the name that the producer uses.
 pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: SocketAddr) -> String {
     let wants = match transport {
         Transport::WebSocket => {
@@ -21,7 +21,7 @@ pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: 
     )
 }
 
-/// How the answer begins that grants it.
+/// How the response to an accepted request begins.
 pub(crate) const fn granted(transport: Transport) -> &'static [u8] {
     match transport {
         Transport::WebSocket => b"HTTP/1.1 101 ",
@@ -29,13 +29,13 @@ pub(crate) const fn granted(transport: Transport) -> &'static [u8] {
     }
 }
 
-/// The first line of bytes received over SSE, and its length with its end; `None` while it is incomplete.
+/// The first line of bytes received over SSE, and its length including the line end; `None` while it is incomplete.
 pub(crate) fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
     Some((&bytes[..end], end + 1))
 }
 
-/// The first byte of a frame and where its payload lies; `None` while it is not whole.
+/// The first byte of a frame and the range of its payload; `None` while the frame is incomplete.
 pub(crate) fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (&first, &short) = (bytes.first()?, bytes.get(1)?);
     let (from, len) = match short {
@@ -61,7 +61,7 @@ pub(crate) fn is_delta(json: &[u8]) -> bool {
     json.starts_with(b"{\"type\":\"delta\"")
 }
 
-/// Whether a frame says how things are, which it may at any time.
+/// Whether a frame describes the state of the stream or the connection; such frames may come at any time.
 pub(crate) fn is_notice(json: &[u8]) -> bool {
     json.starts_with(b"{\"type\":\"open\"") || json.starts_with(b"{\"type\":\"status\"")
 }
@@ -74,7 +74,8 @@ pub(crate) fn id(json: &[u8]) -> Option<&str> {
     std::str::from_utf8(&json[at..at + len]).ok()
 }
 
-/// Gives `take` the tokens in a frame's text; whether the text was made of tokens, as many as the frame says.
+/// Calls `take` with the tokens in a frame's text. Returns whether the text consists of tokens, as many as `count`
+/// says.
 pub(crate) fn tokens(json: &[u8], mut take: impl FnMut(Token)) -> bool {
     const TEXT: &[u8] = b"\"text\":\"";
     let Some(at) = json.windows(TEXT.len()).position(|window| window == TEXT) else { return false };
@@ -88,7 +89,7 @@ pub(crate) fn tokens(json: &[u8], mut take: impl FnMut(Token)) -> bool {
     tokens > 0 && text.first() == Some(&b'"') && count_fits(&text[1..], tokens)
 }
 
-/// Whether a frame's `count`, if it has one, is how many tokens were in it.
+/// Whether a frame's `count`, if it has one, is the number of its tokens.
 fn count_fits(rest: &[u8], tokens: u64) -> bool {
     const COUNT: &[u8] = b"\"count\":";
     match rest.windows(COUNT.len()).position(|window| window == COUNT) {
@@ -101,7 +102,7 @@ fn count_fits(rest: &[u8], tokens: u64) -> bool {
     }
 }
 
-/// An argument of a Redis command.
+/// Appends an argument of a Redis command.
 pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
     write!(out, "${}\r\n", text.len())?;
     out.extend_from_slice(text);
@@ -109,7 +110,7 @@ pub(crate) fn bulk(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The id of a stored token, which clients that were there before know.
+/// The id of a stored token, which late clients can compute.
 pub(crate) fn stored_id(number: u64) -> String {
     format!("{}-0", number + 1)
 }

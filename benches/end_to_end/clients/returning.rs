@@ -1,7 +1,8 @@
-//! Clients that leave and come back: all connections end at once and without a word, as in a network that
-//! fails; all clients come back at once, each by the last id that it has.
+//! Clients that leave and come back: all connections are closed at once without a closing frame, as when a network
+//! fails, and all clients reconnect at once with the last id that each has received.
 //!
-//! Late ones were there before the bench, and nearly to the end of what is stored now.
+//! Late clients are simulated: they reconnect as if they had received nearly all of the stored tokens in an earlier
+//! connection.
 
 use std::sync::atomic::Ordering;
 
@@ -11,9 +12,9 @@ use crate::load::Manner;
 use crate::token::now_us;
 use crate::wire::{self, stored_id};
 
-/// How many of the stored tokens the late client that has most of them has not.
+/// How many of the stored tokens the late client with the most of them lacks.
 const LATE_BEHIND: u64 = 100;
-/// How many more each of the others has not: so that hardly two of them want the same.
+/// How many more tokens each further late client lacks, so that hardly any two request the same position.
 const LATE_APART: u64 = 10;
 
 /// The state that a client keeps while it is away.
@@ -24,8 +25,8 @@ pub(super) struct Left {
 }
 
 impl Clients<'_> {
-    /// Ends all connections once that is wanted.
-    pub(super) fn leave_if_told(&mut self) {
+    /// Closes all connections once the conductor requests it.
+    pub(super) fn leave_if_requested(&mut self) {
         let leaves = self.plan.manner == Manner::Returning && self.shared.leave.load(Ordering::Acquire);
         if !leaves || self.left.is_some() {
             return;
@@ -36,7 +37,7 @@ impl Clients<'_> {
         self.shared.connected.store(0, Ordering::Release);
     }
 
-    /// Gives late clients the state of clients that were there before, once they may come.
+    /// Gives late clients the state of clients that received most of the stream, once they may connect.
     pub(super) fn come_late(&mut self) {
         let comes = self.plan.manner == Manner::Late && self.shared.back.load(Ordering::Acquire);
         if !comes || self.left.is_some() {
@@ -51,13 +52,13 @@ impl Clients<'_> {
         self.left = Some(left.collect());
     }
 
-    /// Whether the clients have left and may not yet come back.
+    /// Whether the clients have left and may not reconnect yet.
     pub(super) fn is_away(&self) -> bool {
         let was_there = self.left.is_some() || self.plan.manner == Manner::Late;
         was_there && !self.shared.back.load(Ordering::Acquire)
     }
 
-    /// Keeps the id of a frame for the request by which the client comes back.
+    /// Keeps the id of a frame for the request with which the client reconnects.
     pub(super) fn keep_id(&mut self, index: usize, json: &[u8]) {
         if self.plan.manner != Manner::Returning || self.left.is_some() {
             return;
@@ -69,8 +70,8 @@ impl Clients<'_> {
         }
     }
 
-    /// Notes when a client that came back has everything that has been written.
-    pub(super) fn see_whether_caught_up(&mut self, index: usize) {
+    /// Records when a client that reconnected has everything written before that.
+    pub(super) fn check_caught_up(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.behind && client.judge.next() >= self.shared.written[client.stream].load(Ordering::Acquire)
         {

@@ -1,6 +1,6 @@
 //! Clients that read slowly: little at a time, into a small receive buffer, so that the server's socket is full most
-//! of the time. Before they are told to be slow and after they are released they read like others, so that in
-//! the end each has all that its stream holds and is judged like everybody.
+//! of the time. Before the conductor makes them slow, and after it releases them, they read like others, so that in
+//! the end each has everything that its stream holds and is judged like the others.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,11 +20,11 @@ const SIPS_PER_SECOND: u32 = 4;
 /// Its receive buffer; the kernel makes it as small as it can.
 const RECEIVE_BUFFER_BYTES: usize = 1024;
 
-/// The largest segment, as on an Ethernet: by loopback's 64 KiB the server's kernel alone would hold megabytes for
-/// each client.
+/// The largest segment, as on an Ethernet: with loopback's segments of 64 KiB the server's kernel alone would buffer
+/// megabytes for each client.
 const SEGMENT_BYTES: u32 = 1460;
 
-/// A connection with a receive buffer that has room for little.
+/// Connects with a small receive buffer.
 pub(super) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
@@ -42,18 +42,20 @@ impl Clients<'_> {
         self.plan.manner == Manner::Slow && self.shared.leave.load(Ordering::Acquire)
     }
 
-    /// Reads a slow client's share when it is due; once the clients are released, all that is there.
-    pub(super) fn sip(&mut self, input: &mut [u8]) -> io::Result<()> {
+    /// Reads a slow client's share when it is due. Once the clients are released, reads everything available.
+    pub(super) fn read_share(&mut self, input: &mut [u8]) -> io::Result<()> {
         if !self.is_slow() {
             return Ok(());
         }
         let released = self.shared.back.load(Ordering::Acquire);
         let now = Instant::now();
-        if !released && self.sipped_at.is_some_and(|at| now < at + Duration::from_secs(1) / SIPS_PER_SECOND) {
+        if !released
+            && self.share_read_at.is_some_and(|at| now < at + Duration::from_secs(1) / SIPS_PER_SECOND)
+        {
             return Ok(());
         }
-        self.sipped_at = Some(now);
-        let sip = BYTES_PER_SECOND / SIPS_PER_SECOND as usize;
+        self.share_read_at = Some(now);
+        let read_share = BYTES_PER_SECOND / SIPS_PER_SECOND as usize;
         for index in 0..self.clients.len() {
             if self.clients[index].stage != Stage::Open {
                 continue;
@@ -61,7 +63,7 @@ impl Clients<'_> {
             if released {
                 self.read(index, input)?;
             } else {
-                self.read_once(index, &mut input[..sip])?;
+                self.read_once(index, &mut input[..read_share])?;
             }
         }
         Ok(())
