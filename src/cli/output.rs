@@ -1,6 +1,6 @@
 //! The only place where commands write to stdout and stderr.
 //!
-//! Messages often quote text from outside: a provider's code, a server's message, a name. So [`note`] and [`print`]
+//! Messages often quote text from outside: a provider's code, a server's message, a name. So [`note`] and [`print()`]
 //! show control characters as symbols in all messages. A command whose output is data or made for a terminal writes
 //! it with [`write_to`] and escapes it itself.
 //!
@@ -22,7 +22,7 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 /// Writes unchanged to stdout, and flushes.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn write(text: &str) -> Result<(), CliError> {
     write_to(&mut std::io::stdout().lock(), text)
 }
@@ -30,7 +30,7 @@ pub(crate) fn write(text: &str) -> Result<(), CliError> {
 /// Writes to stdout or its substitute, and flushes.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn write_to(out: &mut dyn Write, text: &str) -> Result<(), CliError> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {

@@ -31,7 +31,7 @@ pub(super) enum AnswerProgress {
 
 /// Finds out how far the answer has progressed, for the worker that now holds the stream's lease. A write that the
 /// former holder was about to make is either found here or is not executed any more: a heartbeat serves as the fence
-/// that [`crate::produce::wire`] requires. It is written only if no entry has followed since the look.
+/// that `produce::wire` requires. It is written only if no entry has followed since the look.
 pub(super) fn take_over(link: &mut Link, key: &str, order: &Order) -> Result<AnswerProgress, RedisError> {
     loop {
         link.query::<()>(cmd("WATCH").arg(key))?;

@@ -3,7 +3,7 @@
 /** `ms-n`, or `ms-n.k` for the frames of an entry before its last one. Keep it; it resumes exactly. */
 export type EntryId = string;
 
-/** `content` where a frame names none. */
+/** `content` if absent. */
 export type Channel = "content" | "reasoning" | "refusal" | (string & {});
 
 export type Json = null | boolean | number | string | Json[] | { [member: string]: Json };
@@ -14,7 +14,7 @@ interface Entry {
   seq?: number;
   /** How many entries were merged into the frame; absent when one. */
   count?: number;
-  /** It was shown before this page was reloaded, and comes out of `storage`. */
+  /** It was shown before this page was reloaded, and is read from `storage`. */
   restored?: true;
 }
 
@@ -33,7 +33,7 @@ export interface DeltaFrame extends Entry {
   type: "delta";
   text: string;
   channel?: Channel;
-  /** The choice; 0 where it is absent. */
+  /** The choice; 0 if absent. */
   index?: number;
 }
 export interface ToolCallFrame extends Entry {
@@ -51,7 +51,7 @@ export interface EndFrame extends Entry {
   finish_reason?: string;
   usage?: { [member: string]: Json };
 }
-/** The generation failed. The connection did not: see `closed` for that. */
+/** The generation failed. For failures of the connection see `closed`. */
 export interface ErrorFrame extends Entry {
   type: "error";
   code: string;
@@ -61,17 +61,17 @@ export interface CustomFrame extends Entry {
   type: "custom";
   data: { [member: string]: Json };
 }
-/** An entry that could not be read. */
+/** An entry that could not be decoded. */
 export interface SkippedFrame extends Entry {
   type: "skipped";
   reason: "malformed" | "no_payload" | "too_large";
-  /** The defect, the fields that the entry has, and those that were looked for. */
+  /** The defect, the fields that the entry has, and those that were expected. */
   message?: string;
 }
-/** Entries that cannot be had any more. */
+/** Entries that are no longer available. */
 export interface GapFrame {
   type: "gap";
-  /** Where it goes on, where that is not clear from the next frame. */
+  /** Where the stream continues, if that is not clear from the next frame. */
   id?: EntryId;
   after: EntryId;
   next: EntryId | null;
@@ -82,7 +82,7 @@ export interface StatusFrame {
   type: "status";
   state: "waiting" | "live" | "degraded" | "stalled" | "draining";
 }
-/** A message of this client was not accepted; nothing ended. */
+/** A message of this client was not accepted; the connection stays open. */
 export interface RefusedFrame {
   type: "refused";
   code: string;
@@ -92,26 +92,26 @@ export interface CancelRequestedFrame {
   type: "cancel_requested";
 }
 
-/** Any frame; its `type` tells which. */
+/** Any frame; `type` distinguishes them. */
 export type Frame =
   | OpenFrame | StartFrame | DeltaFrame | ToolCallFrame | EndFrame | ErrorFrame | CustomFrame | SkippedFrame
   | GapFrame | StatusFrame | RefusedFrame | CancelRequestedFrame;
 
 /** State of the connection. `paused`: closed on purpose, by `pause()` or because an iterator is slow. */
 export type ConnectionState = "connecting" | "open" | "reconnecting" | "paused" | "closed";
-/** How the stream fares, as the server last said. */
+/** The stream's state, as last reported by the server. */
 export type StreamState = OpenFrame["state"] | StatusFrame["state"];
 export type Transport = "websocket" | "sse";
 
-/** A frame of each type, after the subscription has taken it in, and what only the client knows. */
+/** A frame of each type, after the subscription has applied it, and events of the client itself. */
 export type SubscriptionEvents = { [F in Frame as F["type"]]: F } & {
   /** Any frame, after the event of its own type. */
   frame: Frame;
-  /** A generation begins, the first one too: the text so far was cleared. Comes before its first frame. */
+  /** A generation begins, including the first: the text so far was cleared. Emitted before its first frame. */
   generation: { generation: string | null };
   state: { state: ConnectionState; previous: ConnectionState };
   reconnecting: {
-    /** From 1; begins anew with every frame that moves on. */
+    /** From 1; restarts after every frame with a new id. */
     attempt: number;
     delayMs: number;
     reason: "lost" | "unreachable" | "silent" | "draining" | "malformed" | "token";
@@ -119,7 +119,7 @@ export type SubscriptionEvents = { [F in Frame as F["type"]]: F } & {
     status?: number;
     message?: string;
   };
-  /** Nothing more will come. `error` is null unless `reason` is `failed`. */
+  /** The subscription has ended. `error` is null unless `reason` is `failed`. */
   closed: { reason: "ended" | "closed" | "failed"; error: LlmBridgeError | null };
 };
 
@@ -143,65 +143,65 @@ export interface StateStorage {
 }
 
 export interface SubscribeOptions {
-  /** Where to begin: an id, `0` (default; all of the stream), `last` (the newest generation), `$` (what comes). */
+  /** Where to begin: an id, `0` (default; the whole stream), `last` (the newest generation), `$` (only new entries). */
   after?: EntryId | "0" | "last" | "$";
-  /** Stay for the generations to come. */
+  /** Stay connected for later generations. */
   follow?: boolean;
-  /** For how many seconds a name that nobody has written yet is waited for. */
+  /** How many seconds to wait for a stream that does not exist yet. */
   wait?: number;
-  /** Over what time the server may merge frames. */
+  /** The time over which the server may merge frames. */
   batchMs?: number;
   /**
-   * The token, or what gives one. A function is asked for every connection, once more when the server refuses a
-   * token, and before a JWT expires, so that an open WebSocket lives on. It should cache what is still good.
+   * The token, or a function that returns one. The function is called for every connection, again when the server
+   * refuses a token, and before a JWT expires, so that a WebSocket can stay open. It should cache valid tokens.
    */
   token?: string | (() => string | Promise<string>);
   /**
-   * `auto` (default): WebSocket, and SSE where none can be opened. That is remembered for ten minutes, unless a
+   * `auto` (default): WebSocket, and SSE if none can be opened. The result is kept for ten minutes, unless a
    * WebSocket has worked with this server before.
    */
   transport?: Transport | "auto";
   /**
-   * Where text and last id are kept over a reload, such as `sessionStorage`. After one, the stored text comes
-   * first, as merged frames with `restored`. An answer longer than `limits.storedChars` is not stored: it is
-   * asked for again from `after` on. Either way the text is complete.
+   * Where text and last id are kept over a reload, such as `sessionStorage`. After a reload the stored text is
+   * emitted first, as merged frames with `restored`. An answer longer than `limits.storedChars` is not stored: it is
+   * requested again from `after` on. Either way the text is complete.
    */
   storage?: StateStorage;
   /** Default: `llm-bridge:` and the stream's URL without its query. */
   storageKey?: string;
   /** Ends the subscription as `close()` does. */
   signal?: AbortSignal;
-  /** Of requests by `fetch`; default `same-origin`. */
+  /** For requests by `fetch`; default `same-origin`. */
   credentials?: RequestCredentials;
   retry?: {
     /** The longest first wait; default 250. Each wait is a random part of a bound that doubles. */
     baseMs?: number;
-    /** The longest wait at all; default 10,000. */
+    /** The longest wait; default 10,000. */
     capMs?: number;
     /** After how many failures in a row to give up; default: never. */
     attempts?: number;
   };
   liveness?: {
-    /** How long a connection may take to its first sign; default 10,000. */
+    /** How long a connection may take until its first data; default 10,000. */
     connectMs?: number;
-    /** After what silence the server is asked for a sign of life; default 20,000. */
+    /** After how much silence a ping is sent; default 20,000. */
     pingAfterMs?: number;
-    /** How long that may take; default 10,000. */
+    /** How long the answer may take; default 10,000. */
     pongMs?: number;
-    /** After what silence an event stream is given up; the server comments every 15 s. Default 45,000. */
+    /** After how much silence an event stream is closed; the server sends comments every 15 s. Default 45,000. */
     sseSilenceMs?: number;
   };
   limits?: {
     /** A longer answer ends the subscription with `too_large`; default 64 Mi. */
     answerChars?: number;
-    /** The most frames that wait in an iterator; default 1,024. See `Subscription`'s iterator. */
+    /** The maximum number of frames that wait in an iterator; default 1,024. See `Subscription`'s iterator. */
     queuedFrames?: number;
     /** Default 4 Mi characters. */
     queuedChars?: number;
     /** The longest answer that is kept in `storage`; default 1 Mi. */
     storedChars?: number;
   };
-  /** Others than the global ones, for tests and old runtimes. */
+  /** Replacements of the global ones, for tests and old runtimes. */
   fetch?: typeof fetch;
   WebSocket?: typeof WebSocket;
 }
@@ -221,13 +221,13 @@ export interface ToolCall {
   call: number;
   id: string | null;
   name: string | null;
-  /** JSON text, as far as it has come. */
+  /** JSON text, as far as it has arrived. */
   arguments: string;
 }
 
 export interface Result {
   reason: "ended" | "closed";
-  /** The terminal frame of the newest generation, where it has come. */
+  /** The terminal frame of the newest generation, if it has arrived. */
   finish: EndFrame | ErrorFrame | null;
   lastId: EntryId | null;
   /** The text of choice 0 on `content`. */
@@ -241,30 +241,30 @@ export interface Subscription extends AsyncIterable<Frame> {
   readonly transport: Transport | null;
   /** The id to resume after. */
   readonly lastId: EntryId | null;
-  /** Of the newest generation, as is all that follows. */
+  /** Belongs to the newest generation, as do the members below. */
   readonly generation: string | null;
   readonly metadata: { [member: string]: Json } | null;
   readonly finish: EndFrame | ErrorFrame | null;
-  /** False where a `gap` says that a part of it was lost. */
+  /** False if a `gap` reported that a part of it was lost. */
   readonly complete: boolean;
   text(channel?: Channel, choice?: number): string;
   channels(choice?: number): Channel[];
   toolCalls(choice?: number): ToolCall[];
 
   /**
-   * Resolves when the stream has ended or `close()` was called; rejects with an `LlmBridgeError` when no further
-   * attempt would help. It need not be awaited.
+   * Resolves when the stream has ended or `close()` was called; rejects with an `LlmBridgeError` when another
+   * attempt would not help. It need not be awaited.
    */
   readonly done: Promise<Result>;
 
-  /** Adds a listener; returns what removes it. Add them in the turn of `subscribe` to miss nothing. */
+  /** Adds a listener; returns a function that removes it. Add listeners in the turn of `subscribe` to miss nothing. */
   on<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): () => void;
   once<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): () => void;
   off<T extends keyof SubscriptionEvents>(type: T, listener: (event: SubscriptionEvents[T]) => void): void;
 
   /**
-   * The frames from now on. Ends with the subscription, throws where `done` rejects; leaving the loop ends the
-   * iterator alone. Neighbours that wait are merged as a server would. Beyond `limits.queuedFrames` or
+   * The frames from now on. Ends with the subscription, throws if `done` rejects; leaving the loop ends only the
+   * iterator. Waiting neighbours are merged as a server would merge them. Beyond `limits.queuedFrames` or
    * `.queuedChars` the connection is closed (`paused`) and resumed once half is read: nothing is lost, memory
    * stays bounded, and other listeners wait as well.
    */
@@ -272,7 +272,7 @@ export interface Subscription extends AsyncIterable<Frame> {
 
   /** Asks the producer to stop, over the open WebSocket or by POST. Resolves once the request is accepted. */
   cancel(reason?: string): Promise<void>;
-  /** Says that this client has everything up to `id`. False where the server is known not to take that. */
+  /** Confirms that this client has everything up to `id`. False if the server is known not to support that. */
   ack(id?: EntryId): boolean;
   /** Closes the connection until `resume()`. */
   pause(): void;
@@ -282,17 +282,17 @@ export interface Subscription extends AsyncIterable<Frame> {
 
 export function subscribe(target: Target, options?: SubscribeOptions): Subscription;
 
-/** The order of two ids: negative, 0 or positive. Throws a TypeError for what is none. */
+/** The order of two ids: negative, 0 or positive. Throws a TypeError for a malformed one. */
 export function compareIds(a: EntryId, b: EntryId): number;
 
-/** A generation put together from its frames, without any connection. */
+/** A generation assembled from its frames, without any connection. */
 export class Transcript {
   readonly generation: string | null;
   readonly metadata: { [member: string]: Json } | null;
   readonly finish: EndFrame | ErrorFrame | null;
   readonly complete: boolean;
   readonly chars: number;
-  /** True where the frame began a generation. */
+  /** True if the frame began a generation. */
   apply(frame: Frame): boolean;
   text(channel?: Channel, choice?: number): string;
   channels(choice?: number): Channel[];
@@ -300,7 +300,7 @@ export class Transcript {
   frames(id: EntryId): Frame[];
 }
 
-/** Two neighbouring frames as one, where that changes no text; else null. */
+/** Two neighbouring frames merged into one if that changes no text; else null. */
 export function mergeFrames(first: Frame, next: Frame): Frame | null;
 export function backoffMs(attempt: number, retry?: { baseMs: number; capMs: number }, random?: () => number): number;
 export function retryAfterMs(value: string | null, now?: number): number | null;

@@ -1,22 +1,22 @@
-// llm-bridge in a browser: watches one stream, comes back by itself, and never loses or repeats a frame.
+// llm-bridge in a browser: reads one stream, reconnects by itself, and never loses or repeats a frame.
 //
 //   import { subscribe } from "/llm-bridge.js";
 //   const answer = subscribe({ session: "s1", model: "gpt-4o" });
 //   answer.on("delta", () => { output.textContent = answer.text(); });
 //   await answer.done;
 //
-// The basis: every frame that moves the stream on carries an id, and `after=<last id>` gives exactly
-// the rest. So the last id and the text up to it are one state, changed in one place (`#take`), and
-// connections may come and go at any moment.
+// The principle: every frame with content has an id, and `after=<last id>` requests exactly the rest. So
+// the last id and the text up to it are one state, changed in one place (`#take`), and a connection can be
+// lost at any moment.
 //
 // Transports: WebSocket; where none can be opened, Server-Sent Events read through `fetch` (an EventSource
 // can set no Authorization header and hides the status of an answer).
 //
 // Bounds: an answer has at most `limits.answerChars` characters; an iterator holds at most `limits.queuedFrames`
-// frames and `limits.queuedChars` characters, then the connection is closed until it has been read empty by
-// half: Redis is the memory. One ping, one ack and one re-authorization at most are under way.
+// frames and `limits.queuedChars` characters, then the connection is closed until half of
+// them are read: Redis holds the rest. At most one ping, one ack and one re-authorization are pending.
 //
-// Left out: many streams over one connection (`/v1/ws`), formats other than `native`.
+// Not supported: many streams over one connection (`/v1/ws`), formats other than `native`.
 //
 // No dependencies, no build step. Types: llm-bridge.d.ts. Works in any browser since 2021, in workers, and in
 // Node from version 22 on.
@@ -27,38 +27,38 @@ const DEFAULTS = {
   liveness: { connectMs: 10_000, pingAfterMs: 20_000, pongMs: 10_000, sseSilenceMs: 45_000 },
   limits: { answerChars: 64 * 1024 * 1024, queuedFrames: 1024, queuedChars: 4 * 1024 * 1024, storedChars: 1024 * 1024 },
 };
-/** How long a name that nobody has written is waited for by default, in seconds. */
+/** How long to wait by default for a stream that does not exist yet, in seconds. */
 const WAIT_DEFAULT_S = 30;
 /** The longest wait that a `Retry-After` can ask for. */
 const RETRY_AFTER_MAX_MS = 5 * 60_000;
-/** The least wait after a server said that it is full. */
+/** The shortest wait after a server has reported that it is full. */
 const FULL_FLOOR_MS = 1000;
-/** How long a WebSocket that could not be opened is not tried again. */
+/** How long no WebSocket is tried after one could not be opened. */
 const BLOCKED_MS = 10 * 60_000;
-/** The least time between two writes to the storage. */
+/** The shortest time between two writes to the storage. */
 const PERSIST_MS = 500;
-/** How long the answer to a cancel over a WebSocket is waited for, before it is asked for by POST. */
+/** How long to wait for the answer to a cancel over a WebSocket before the cancel is sent by POST. */
 const CANCEL_ANSWER_MS = 10_000;
 const REASON_BYTES_MAX = 1024;
-/** Browsers keep timers in 32 bits. */
+/** Browsers store the duration of a timer in 32 bits. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
-/** A timer that comes so late tells that the page slept, not that the network is dead. */
+/** If a timer fires this late, the page was suspended; the network may well work. */
 const SLEPT_MS = 2000;
 
-/** WebSocket close codes and HTTP statuses that no further attempt would change, with their error codes. */
+/** WebSocket close codes and HTTP statuses after which another attempt is useless, with their error codes. */
 const FINAL_CLOSE = new Map([[1008, "refused"], [4403, "forbidden"], [4404, "not_found"]]);
 const FINAL_STATUS = new Map([[400, "bad_request"], [403, "forbidden"], [404, "not_found"], [405, "bad_request"],
   [421, "misdirected"]]);
 const FULL_CLOSE = new Set([1013, 4429]);
-/** Refusals that come at once, in the order of what was said. */
+/** Refusals that the server sends at once, in the order of the client's messages. */
 const IN_ORDER = new Set(["unsupported", "unknown_type", "malformed", "bad_option", "bad_name"]);
 const TERMINAL = new Set(["end", "error"]);
 const BEGINS = new Set(["start", "delta", "tool_call", "custom"]);
 const PARTS_OF_GENERATION = new Set([...BEGINS, ...TERMINAL, "skipped"]);
-/** Frames with an event of their own; others, which a later server may send, are told as `frame` only. */
-const TOLD = new Set([...PARTS_OF_GENERATION, "open", "gap", "status", "refused", "cancel_requested"]);
+/** Frame types with an event of their own; others, which a later server may send, only cause the event `frame`. */
+const WITH_EVENT = new Set([...PARTS_OF_GENERATION, "open", "gap", "status", "refused", "cancel_requested"]);
 
-/** Why a subscription is over, or a request was not granted. `code` is a word for programs. */
+/** Why a subscription ended, or a request was refused. `code` is for programs. */
 export class LlmBridgeError extends Error {
   constructor(code, message, detail = {}) {
     super(message, "cause" in detail ? { cause: detail.cause } : undefined);
@@ -71,7 +71,7 @@ export class LlmBridgeError extends Error {
 
 // ----- ids -----
 
-/** An id's three numbers, or null for what is none. `ms` means `ms-0`. */
+/** An id's three numbers, or null if it is malformed. `ms` means `ms-0`. */
 function parseId(id) {
   const found = typeof id === "string" ? /^(\d{1,20})(?:-(\d{1,20})(?:\.(\d{1,20}))?)?$/.exec(id) : null;
   return found && [BigInt(found[1]), BigInt(found[2] ?? 0), found[3] === undefined ? null : BigInt(found[3])];
@@ -93,9 +93,9 @@ export function compareIds(a, b) {
   return 0;
 }
 
-// ----- what frames amount to -----
+// ----- a generation from its frames -----
 
-/** The newest generation put together from its frames. Pure. */
+/** The newest generation, assembled from its frames. Pure. */
 export class Transcript {
   #texts = new Map();
   #calls = new Map();
@@ -105,19 +105,19 @@ export class Transcript {
   /** The producer's id of the generation. */
   generation = null;
   metadata = null;
-  /** The terminal frame, once it has come. */
+  /** The terminal frame, once it has arrived. */
   finish = null;
-  /** False where a gap says that something of this generation was lost. */
+  /** False if a gap reported that a part of this generation was lost. */
   complete = true;
   /** The characters of all texts and arguments. */
   chars = 0;
 
-  /** Takes a frame in; true where it is the first of a generation, before which everything was cleared. */
+  /** Applies a frame. Returns true if it is the first of a generation; everything older was cleared then. */
   apply(frame) {
     if (frame.type === "gap") this.#gap(frame);
     if (!PARTS_OF_GENERATION.has(frame.type)) return false;
     const begins = this.#isOver || this.#beginsNext(frame);
-    // Entries lost before a `start` were not of this generation.
+    // Entries lost before a `start` belonged to an earlier generation.
     if (begins) this.#clear(this.#hasGap && frame.type !== "start");
     this.#hasGap = false;
     if (frame.type === "start") {
@@ -172,7 +172,7 @@ export class Transcript {
     return this.#texts.get(`${choice} ${channel}`) ?? "";
   }
 
-  /** The channels that have text, in the order of their first. */
+  /** The channels that have text, in the order in which they first appeared. */
   channels(choice = 0) {
     const prefix = `${choice} `;
     return [...this.#texts.keys()].filter(key => key.startsWith(prefix)).map(key => key.slice(prefix.length));
@@ -183,7 +183,7 @@ export class Transcript {
     return calls.sort((a, b) => a.call - b.call).map(call => ({ ...call }));
   }
 
-  /** The same again as frames, as a server would send them merged. All but the terminal one carry `id`. */
+  /** The generation as merged frames, as a server would send them. All except the terminal one have `id`. */
   frames(id) {
     if (this.#isOver) return [];
     const [generation, metadata] = [this.generation ?? undefined, this.metadata ?? undefined];
@@ -201,7 +201,7 @@ export class Transcript {
   }
 }
 
-/** Two neighbouring frames as one, where the contract lets a server merge them; else null. */
+/** Two neighbouring frames merged into one if the protocol allows a server to merge them; else null. */
 export function mergeFrames(first, next) {
   if (first.type !== next.type || (first.index ?? 0) !== (next.index ?? 0)) return null;
   let merged;
@@ -226,14 +226,14 @@ export function backoffMs(attempt, { baseMs, capMs } = DEFAULTS.retry, random = 
   return random() * Math.min(capMs, baseMs * 2 ** Math.min(attempt, 30));
 }
 
-/** `Retry-After` in milliseconds: seconds or a date; null where it says nothing. */
+/** `Retry-After` in milliseconds: seconds or a date; null if it is neither. */
 export function retryAfterMs(value, now = Date.now()) {
   if (!value) return null;
   const ms = /^\s*\d+\s*$/.test(value) ? Number(value) * 1000 : Date.parse(value) - now;
   return Number.isNaN(ms) ? null : Math.min(Math.max(ms, 0), RETRY_AFTER_MAX_MS);
 }
 
-/** When a JWT expires, in milliseconds since 1970; null where that cannot be read. */
+/** When a JWT expires, in milliseconds since 1970; null if that cannot be decoded. */
 export function tokenExpiryMs(token) {
   try {
     const claims = JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
@@ -245,7 +245,7 @@ export function tokenExpiryMs(token) {
 
 // ----- Server-Sent Events -----
 
-/** Takes the bytes of an event stream as text, however they were cut; hands on the `data` of each event. */
+/** Parses an event stream from pieces of text of any length, and passes on the `data` of each event. */
 export class EventStreamParser {
   #line = "";
   #data = [];
@@ -285,30 +285,30 @@ export class EventStreamParser {
   }
 }
 
-// ----- connections: each tells `open`, `heard`, `frame`, and once `over` -----
+// ----- connections: each calls `open`, `received`, `frame`, and once `over` -----
 
 class WebSocketLink {
   kind = "websocket";
   isOpen = false;
-  /** Whether the daemon's first frame has come. */
-  hasSpoken = false;
+  /** Whether the daemon's first frame has arrived. */
+  hasReceivedFrame = false;
   #socket = null;
 
-  constructor(env, url, token, tell) {
+  constructor(env, url, token, events) {
     const protocols = token ? [PROTOCOL, `bearer.${token}`] : [PROTOCOL];
     try {
       this.#socket = new env.WebSocket(url, protocols);
     } catch (cause) {
-      queueMicrotask(() => tell.over({ wasOpen: false, cause }));
+      queueMicrotask(() => events.over({ wasOpen: false, cause }));
       return;
     }
     const socket = this.#socket;
-    socket.onopen = () => { this.isOpen = true; tell.open(); };
-    socket.onmessage = event => { tell.heard(); if (typeof event.data === "string") tell.frame(event.data); };
+    socket.onopen = () => { this.isOpen = true; events.open(); };
+    socket.onmessage = event => { events.received(); if (typeof event.data === "string") events.frame(event.data); };
     socket.onclose = event => {
       const wasOpen = this.isOpen;
       this.isOpen = false;
-      tell.over({ wasOpen, closeCode: event.code, message: event.reason });
+      events.over({ wasOpen, closeCode: event.code, message: event.reason });
     };
   }
 
@@ -318,7 +318,7 @@ class WebSocketLink {
     return true;
   }
 
-  /** Ends it without a further word: a dead connection would not answer the closing handshake. */
+  /** Drops the connection without waiting for the closing handshake, which a dead one would not answer. */
   close() {
     this.isOpen = false;
     if (!this.#socket) return;
@@ -330,31 +330,31 @@ class WebSocketLink {
 class EventStreamLink {
   kind = "sse";
   isOpen = false;
-  hasSpoken = false;
+  hasReceivedFrame = false;
   #abort = new AbortController();
 
-  constructor(env, url, token, tell, { credentials, charsMax }) {
-    this.#read(env, url, token, tell, credentials, charsMax).then(
-      end => tell.over(end),
-      cause => tell.over({ wasOpen: this.isOpen, cause }),
+  constructor(env, url, token, events, { credentials, charsMax }) {
+    this.#read(env, url, token, events, credentials, charsMax).then(
+      end => events.over(end),
+      cause => events.over({ wasOpen: this.isOpen, cause }),
     ).finally(() => this.close());
   }
 
-  async #read(env, url, token, tell, credentials, charsMax) {
+  async #read(env, url, token, events, credentials, charsMax) {
     const headers = { Accept: "text/event-stream", ...(token && { Authorization: `Bearer ${token}` }) };
     const request = { headers, credentials, cache: "no-store", signal: this.#abort.signal };
     const response = await env.fetch(url, request);
     const kind = response.headers.get("Content-Type") ?? "";
     if (response.status !== 200 || !kind.startsWith("text/event-stream")) return refusal(response);
     this.isOpen = true;
-    tell.open();
-    const parser = new EventStreamParser(data => tell.frame(data), charsMax);
+    events.open();
+    const parser = new EventStreamParser(data => events.frame(data), charsMax);
     const decoder = new TextDecoder();
     const reader = response.body.getReader();
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return { wasOpen: true };
-      tell.heard();
+      events.received();
       parser.push(decoder.decode(value, { stream: true }));
     }
   }
@@ -367,17 +367,17 @@ class EventStreamLink {
   }
 }
 
-/** Reads the error from an HTTP response that refuses the request. */
+/** Reads the error from an HTTP error response. */
 async function refusal(response) {
   const retryAfter = retryAfterMs(response.headers.get("Retry-After"));
   let error = {};
-  try { error = (await response.json()).error ?? {}; } catch { /* Not the daemon's words: the status has to do. */ }
+  try { error = (await response.json()).error ?? {}; } catch { /* Not sent by the daemon: only the status is known. */ }
   return { wasOpen: false, status: response.status, retryAfter, errorCode: error.code, message: error.message };
 }
 
 // ----- iterating -----
 
-/** The frames for one `for await`. Neighbours are merged as long as they wait. */
+/** The frames for one `for await`. Neighbouring frames are merged while they wait. */
 class Feed {
   #frames = [];
   #waiting = [];
@@ -407,7 +407,7 @@ class Feed {
 
   #settle({ resolve, reject }) {
     const { error } = this.#end;
-    this.#end = { error: null }; // An iterator throws once and is over then.
+    this.#end = { error: null }; // An iterator throws once and ends.
     if (error) reject(error);
     else resolve({ value: undefined, done: true });
   }
@@ -440,10 +440,10 @@ function charsOf(frame) {
   return frame.text?.length ?? frame.arguments?.length ?? 0;
 }
 
-// ----- what the stream is called -----
+// ----- the stream's name and URL -----
 
 function encodeModel(model) {
-  // A literal last `/cancel` would be the action of that name.
+  // A literal last `/cancel` would be taken for the cancel request.
   return model.endsWith("/cancel") ? encodeURIComponent(model) : model.split("/").map(encodeURIComponent).join("/");
 }
 
@@ -465,7 +465,7 @@ function resolveTarget(target) {
   return url;
 }
 
-/** WebSockets by origin: whether one was ever opened, and until when none is tried. */
+/** By origin: whether a WebSocket was ever opened, and until when none is tried. */
 const reachability = new Map();
 
 function reachabilityOf(origin) {
@@ -494,9 +494,9 @@ class Subscription {
   #hasRetriedToken = false;
   #notBefore = 0;
   #timers = new Map();
-  #heardAt = 0;
+  #receivedAt = 0;
   #isPinging = false;
-  /** Requests sent to the server over this connection, in order: answers come in the same order. */
+  /** Requests sent over this connection, in order: the server answers in the same order. */
   #asked = [];
   #ack = { wanted: null, sent: null, isUnderWay: false, isSupported: true };
   #cleanups = [];
@@ -514,7 +514,7 @@ class Subscription {
     this.done = new Promise((resolve, reject) => { this.#settle = { resolve, reject }; });
     this.done.catch(() => {}); // An application that ignores `done` gets no unhandled rejection.
     this.#listenToPage();
-    // The caller has the rest of this turn to add listeners and iterators.
+    // The caller can add listeners and iterators in the rest of this turn.
     queueMicrotask(() => { this.#restore(); if (this.#state !== "paused") void this.#connect(); });
   }
 
@@ -528,7 +528,7 @@ class Subscription {
     return url;
   }
 
-  // ----- what it shows -----
+  // ----- public state -----
 
   get url() { return this.#url.href; }
   get state() { return this.#state; }
@@ -568,7 +568,7 @@ class Subscription {
 
   #error = null;
 
-  /** A listener that throws is the page's fault and shall not stop the stream. */
+  /** A listener that throws does not stop the stream. */
   #emit(type, event) {
     for (const listener of [...(this.#listeners.get(type) ?? [])]) {
       try { listener(event); } catch (error) { report(error); }
@@ -582,7 +582,7 @@ class Subscription {
     this.#emit("state", { state, previous });
   }
 
-  // ----- timers: one of a name -----
+  // ----- timers: at most one per name -----
 
   #after(name, ms, act) {
     this.#stop(name);
@@ -629,27 +629,27 @@ class Subscription {
     const { liveness, limits, credentials = "same-origin" } = this.#options;
     const url = new URL(this.#url);
     if (this.#last !== null) url.searchParams.set("after", this.#last);
-    // The end is there already: this only asks whether something follows.
+    // The end was received already: this only checks whether something follows.
     if (this.#isFinished) url.searchParams.set("wait", 0);
     let link = null;
-    const tell = act => (...args) => { if (link !== null && this.#link === link) act(...args); };
-    const told = {
-      open: tell(() => this.#opened(link, token, isSuspect)),
-      heard: tell(() => { this.#heardAt = now(); this.#isPinging = false; }),
-      frame: tell(data => this.#hear(data)),
-      over: tell(end => this.#over(link, end, token)),
+    const ifCurrent = act => (...args) => { if (link !== null && this.#link === link) act(...args); };
+    const events = {
+      open: ifCurrent(() => this.#opened(link, token, isSuspect)),
+      received: ifCurrent(() => { this.#receivedAt = now(); this.#isPinging = false; }),
+      frame: ifCurrent(data => this.#receive(data)),
+      over: ifCurrent(end => this.#over(link, end, token)),
     };
-    this.#heardAt = now();
+    this.#receivedAt = now();
     this.#isPinging = false;
     if (kind === "websocket") {
       url.protocol = url.protocol.replace(/^http/, "ws");
-      link = new WebSocketLink(this.#env, url.href, token, told);
+      link = new WebSocketLink(this.#env, url.href, token, events);
     } else {
-      link = new EventStreamLink(this.#env, url.href, token, told, { credentials, charsMax: limits.answerChars });
+      link = new EventStreamLink(this.#env, url.href, token, events, { credentials, charsMax: limits.answerChars });
     }
     this.#link = link;
     this.#transport = kind;
-    // An event stream's head comes when there is something to send, a WebSocket is told that it waits.
+    // An event stream's head arrives once there is something to send; a WebSocket gets the status `waiting`.
     const waitS = kind === "sse" ? Number(url.searchParams.get("wait") ?? WAIT_DEFAULT_S) : 0;
     this.#after("connect", liveness.connectMs + waitS * 1000, () => {
       link.close();
@@ -661,11 +661,11 @@ class Subscription {
     if (link.kind === "sse") this.#stop("connect");
     const known = reachabilityOf(this.#url.origin);
     if (isSuspect && !known.hasWorked) known.blockedUntil = Date.now() + BLOCKED_MS;
-    // A proxy may open a WebSocket and let nothing through; `connect` waits for the first frame.
+    // A proxy may accept a WebSocket and pass nothing through, so the timer `connect` runs until the first frame.
     this.#setState("open");
     this.#watch();
     if (link.kind === "websocket") this.#planAuth(token);
-    // A connection that has held for as long as the longest pause was no failure.
+    // A connection that lasted as long as the longest pause counts as a success.
     this.#after("settled", this.#options.retry.capMs, () => this.#settled());
   }
 
@@ -676,14 +676,14 @@ class Subscription {
 
   get #isFinished() { return this.#transcript.finish !== null && !this.#follows; }
 
-  /** The connection is over: what that means follows from how, and from whether the answer is there. */
+  /** Handles the end of a connection, by its cause and by whether the answer is complete. */
   #over(link, end, token) {
     if (this.#link !== link) return;
     this.#drop();
     if (end.cause instanceof RangeError) return this.#fail("too_large", end.cause.message, end);
-    const hasSpoken = link.hasSpoken || FULL_CLOSE.has(end.closeCode) || end.closeCode >= 4000;
-    if (link.kind === "websocket" && !hasSpoken && (this.#options.transport ?? "auto") === "auto") {
-      // Blocked on the way, refused, or nobody there: plain HTTP goes through, or says which.
+    const hasReceivedFrame = link.hasReceivedFrame || FULL_CLOSE.has(end.closeCode) || end.closeCode >= 4000;
+    if (link.kind === "websocket" && !hasReceivedFrame && (this.#options.transport ?? "auto") === "auto") {
+      // Blocked by a proxy, refused, or no server: plain HTTP works, or its status says which.
       return this.#dial("sse", token, !end.wasOpen);
     }
     const isComplete = end.status === 204 || (end.closeCode === 1000 && this.#isFinished);
@@ -692,7 +692,7 @@ class Subscription {
     if (code === "not_found" && this.#isFinished) return this.#end("ended", null);
     if (code) return this.#fail(end.errorCode ?? code, end.message || words(code), end);
     if (end.closeCode === 4401 || end.status === 401) return this.#unauthorized(end);
-    // An event stream that ends after a terminal frame was either cut there or is over: ask.
+    // An event stream that ends after a terminal frame was cut or is complete: another request shows which.
     if (link.kind === "sse" && end.wasOpen && this.#isFinished && this.#attempt === 0) {
       this.#attempt = 1;
       return void this.#connect();
@@ -718,11 +718,11 @@ class Subscription {
     this.#attempt += 1;
     this.#setState("reconnecting");
     this.#emit("reconnecting", { attempt: this.#attempt, delayMs, reason, closeCode, status, message });
-    // A listener may have closed it.
+    // A listener may have closed the subscription.
     if (!this.#isClosed) this.#after("reconnect", delayMs, () => this.#connect());
   }
 
-  /** Lets go of the connection, whatever its state. */
+  /** Drops the connection, whatever its state. */
   #drop() {
     this.#turn += 1;
     for (const name of ["connect", "settled", "watch", "auth"]) this.#stop(name);
@@ -737,26 +737,26 @@ class Subscription {
     this.#retry({ reason, message: cause?.message, cause });
   }
 
-  // ----- whether the other side lives -----
+  // ----- detecting dead connections -----
 
   #watch() {
     const { pingAfterMs, sseSilenceMs } = this.#options.liveness;
     const silence = this.#link.kind === "websocket" ? pingAfterMs : sseSilenceMs;
-    this.#lookAgain(silence - (now() - this.#heardAt), silence);
+    this.#lookAgain(silence - (now() - this.#receivedAt), silence);
   }
 
   #lookAgain(ms, silence) {
     const due = now() + ms;
     this.#after("watch", ms, () => {
       if (!this.#link) return;
-      // The page slept: what came meanwhile has yet to be heard.
+      // The page was suspended: data that arrived meanwhile has not been delivered yet.
       if (now() - due > SLEPT_MS) return this.#lookAgain(SLEPT_MS, silence);
-      if (now() - this.#heardAt < silence) return this.#watch();
+      if (now() - this.#receivedAt < silence) return this.#watch();
       this.#probe();
     });
   }
 
-  /** Asks for a sign of life, within a bound. */
+  /** Sends a ping, which must be answered in time. */
   #probe() {
     if (this.#link.kind === "sse" || this.#isPinging) return this.#leave("silent");
     if (!this.#ping()) return this.#leave("silent");
@@ -770,7 +770,7 @@ class Subscription {
     return true;
   }
 
-  /** The network is back, or the page is looked at again. */
+  /** Called when the network is back or the page is visible again. */
   #wake() {
     if (this.#isClosed || this.#state === "paused") return;
     if (this.#timers.has("reconnect")) {
@@ -802,7 +802,7 @@ class Subscription {
 
   // ----- frames -----
 
-  #hear(data) {
+  #receive(data) {
     let frame;
     try {
       frame = JSON.parse(data);
@@ -811,13 +811,13 @@ class Subscription {
       if (frame.type === "delta" && typeof frame.text !== "string") throw new TypeError("a delta without text");
       if (frame.type === "tool_call" && typeof (frame.arguments ?? "") !== "string") throw new TypeError("a call with malformed arguments");
     } catch (cause) {
-      // Not the daemon's words, so that nothing after them can be trusted either.
+      // The daemon sends no such frame, so nothing after it can be trusted either.
       return this.#leave("malformed", cause);
     }
     this.#take(frame);
   }
 
-  /** The one place where the state moves on: id and text together. */
+  /** The only place where the state changes: id and text together. */
   #take(frame) {
     switch (frame.type) {
       case "open": this.#takeOpen(frame); break;
@@ -843,12 +843,12 @@ class Subscription {
       Object.assign(reachabilityOf(this.#url.origin), { hasWorked: true, blockedUntil: 0 });
     }
     if (this.#last === null && parseId(frame.after)) this.#last = frame.after;
-    if (this.#link) this.#link.hasSpoken = true;
+    if (this.#link) this.#link.hasReceivedFrame = true;
     this.#streamState = frame.state;
     this.#sendAck();
   }
 
-  /** False where the same gap was told before the connection was cut. */
+  /** Returns false if the same gap was reported before the connection was lost. */
   #takeGap(frame) {
     const key = `${frame.reason} ${frame.after} ${frame.next}`;
     if (frame.reason === "recreated") this.#last = "0-0";
@@ -858,11 +858,11 @@ class Subscription {
     return isNew;
   }
 
-  /** Whether a frame is new; then its id is the last one. */
+  /** Whether a frame is new. If so, its id becomes the last one. */
   #moveOn(frame) {
     if (frame.id == null) return true;
     if (this.#last !== null && compareIds(frame.id, this.#last) <= 0) {
-      // A viewer that resumes after the end gets the terminal frame again: it is news only if it was not seen before.
+      // A viewer that resumes after the end gets the terminal frame again: it counts as new only the first time.
       return TERMINAL.has(frame.type) && this.#transcript.finish === null;
     }
     this.#last = frame.id;
@@ -873,11 +873,11 @@ class Subscription {
   }
 
   #hand(frame) {
-    if (this.#isClosed) return; // By a listener, a moment ago.
+    if (this.#isClosed) return; // A listener has just closed it.
     if (!["pong", "authorized", "acked"].includes(frame.type)) {
       for (const feed of this.#feeds) feed.push(frame);
     }
-    if (TOLD.has(frame.type)) this.#emit(frame.type, frame);
+    if (WITH_EVENT.has(frame.type)) this.#emit(frame.type, frame);
     this.#emit("frame", frame);
     if ([...this.#feeds].some(feed => this.#isFull(feed, 1))) this.#pause();
   }
@@ -918,14 +918,17 @@ class Subscription {
     this.#goOn();
   }
 
-  // ----- what the client says -----
+  // ----- messages to the server -----
 
-  /** Finds what an answer is for. Acks and cancels are answered when they are written down, so answers to others overtake them. */
+  /**
+   * Finds the request that an answer belongs to. Acks and cancels are answered once they are stored, so answers to
+   * other messages overtake theirs.
+   */
   #answered(frame) {
     const answers = { pong: "ping", authorized: "auth", acked: "ack", cancel_requested: "cancel" };
     const find = type => this.#asked.findIndex(asked => asked.type === type);
     let at = find(answers[frame.type]);
-    // Malformed and unknown messages are refused at once, in order; any other refusal is most likely the cancel's.
+    // Malformed and unknown messages are refused at once, in order; any other refusal most likely belongs to the cancel.
     if (frame.type === "refused") at = frame.code === "not_sent" ? find("ack") : IN_ORDER.has(frame.code) ? 0 : find("cancel");
     if (at < 0 && frame.type === "refused") at = 0;
     if (at < 0) return;
@@ -1007,12 +1010,13 @@ class Subscription {
     throw new LlmBridgeError(errorCode ?? "refused", message ?? `the server answered ${status}`, { status });
   }
 
-  /** A token that is about to expire is replaced without a new connection. */
+  /** Replaces a token before it expires, without a new connection. */
   #planAuth(token) {
     const expiry = typeof this.#options.token === "function" && token ? tokenExpiryMs(token) : null;
     if (expiry === null) return;
     const left = expiry - Date.now();
-    // At nine tenths of its time, but no later than half a minute before, if that leaves half of it.
+    // After nine tenths of the remaining time, or half a minute before the end if that is earlier, but not before
+    // half of it.
     const ms = Math.max(left / 2, Math.min(left * 0.9, left - 30_000));
     this.#after("auth", ms, () => this.#renew(token));
   }
@@ -1020,13 +1024,13 @@ class Subscription {
   async #renew(old) {
     const link = this.#link;
     let token;
-    // Without a new one the connection is closed when the old one expires; that is handled there.
+    // Without a new token the server closes the connection when the old one expires; `#over` handles that.
     try { token = await this.#askToken(); } catch { return; }
     if (this.#link !== link || !token || token === old) return;
     this.#ask({ type: "auth", token }, { taken: () => this.#planAuth(token) });
   }
 
-  // ----- over a reload -----
+  // ----- storage, for reloads -----
 
   get #storageKey() {
     const { storageKey } = this.#options;
@@ -1037,7 +1041,7 @@ class Subscription {
     if (this.#options.storage && !this.#timers.has("persist")) this.#after("persist", PERSIST_MS, () => this.#persist());
   }
 
-  /** Id and text are written as one value, so that whatever is found later is a state that was. */
+  /** Stores id and text as one value, so that the stored state is always consistent. */
   #persist() {
     const { storage, limits } = this.#options;
     if (!storage || this.#last === null) return;
@@ -1048,11 +1052,11 @@ class Subscription {
       if (isSmall && value.length <= 2 * limits.storedChars + 4096) storage.setItem(this.#storageKey, value);
       else storage.removeItem(this.#storageKey);
     } catch {
-      // Full or forbidden. The stored state is older, and as good.
+      // Full or forbidden. The older stored state is still valid.
     }
   }
 
-  /** Tells the stored state again as merged frames, so that a page needs no second way to show them. */
+  /** Emits the stored state as merged frames, so that a page needs no second way to show it. */
   #restore() {
     const { storage } = this.#options;
     if (!storage || this.#isClosed) return;
@@ -1069,7 +1073,7 @@ class Subscription {
       if (frames.length) this.#emit("generation", { generation: this.generation });
       for (const frame of frames) this.#hand({ ...frame, restored: true });
     } catch {
-      // Not ours: begin as if nothing were there.
+      // Not stored by this module: start as if there were nothing.
     }
   }
 
@@ -1111,7 +1115,7 @@ function words(code) {
   }[code] ?? "the server refused the request";
 }
 
-/** Watches a stream. See llm-bridge.d.ts for the options. */
+/** Reads a stream. See llm-bridge.d.ts for the options. */
 export function subscribe(target, options = {}) {
   return new Subscription(target, options);
 }
