@@ -138,7 +138,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn told(json: Vec<u8>) -> String {
+    fn delivered(json: Vec<u8>) -> String {
         let _: serde_json::Value = serde_json::from_slice(&json).unwrap();
         String::from_utf8(json).unwrap()
     }
@@ -181,9 +181,9 @@ mod tests {
             ),
             (error_body("c", "m"), r#"{"error":{"code":"c","message":"m"}}"#),
         ] {
-            assert_eq!(told(json), expected);
+            assert_eq!(delivered(json), expected);
         }
         let nonce: Box<RawValue> = serde_json::from_str(r#"{"a": [1]}"#).unwrap();
-        assert_eq!(told(pong(Some(&nonce))), r#"{"type":"pong","nonce":{"a": [1]}}"#);
+        assert_eq!(delivered(pong(Some(&nonce))), r#"{"type":"pong","nonce":{"a": [1]}}"#);
     }
 }

@@ -187,8 +187,8 @@ mod tests {
         assert_eq!(outline.note_piece(Piece { name: Some("f"), ..piece(0, None, "}") }), Some(0));
         assert_eq!(outline.note_piece(piece(0, Some("b"), "1")), Some(2), "another call under the number");
         assert_eq!(outline.note_piece(piece(0, None, "2")), Some(2));
-        let said: Vec<_> = outline.calls.iter().map(|call| call.arguments.as_deref().unwrap()).collect();
-        assert_eq!(said, ["{}", "[", "12"]);
+        let output: Vec<_> = outline.calls.iter().map(|call| call.arguments.as_deref().unwrap()).collect();
+        assert_eq!(output, ["{}", "[", "12"]);
         assert_eq!(outline.calls[0].name.as_deref(), Some("f"));
     }
 

@@ -52,12 +52,12 @@ fn payload(pieces: &[Piece], finish: Option<&str>) -> String {
 
 /// The positions at which viewers may begin, and the text that follows each.
 #[derive(Default)]
-struct Told {
+struct Written {
     places: Vec<String>,
     pieces: Vec<Piece>,
 }
 
-impl Told {
+impl Written {
     /// Adds an entry that was written under this id. If it leaves its generation finishing, its last frame has no id
     /// of its own.
     fn add(&mut self, id: &str, pieces: Vec<Piece>, is_finishing: bool) {
@@ -91,31 +91,35 @@ fn seen(transcript: &Transcript) -> Vec<String> {
 }
 
 /// Checks that everything after `after` came, once and in order, up to the end.
-fn check(transcript: &Transcript, told: &Told, after: &str, end: &str) {
+fn check(transcript: &Transcript, written: &Written, after: &str, end: &str) {
     transcript.expect_finished(end);
     assert!(transcript.of_kind("gap").next().is_none(), "{after}: {:?}", transcript.outline());
-    assert!(seen(transcript) == told.after(after), "after {after}: not the rest, in order, once");
+    assert!(seen(transcript) == written.after(after), "after {after}: not the rest, in order, once");
 }
 
 /// A place of the newest few, or the beginning.
-fn choose(random: &mut Random, told: &Mutex<Told>) -> String {
-    let told = told.lock().unwrap();
-    let newest = told.places.len();
+fn choose(random: &mut Random, written: &Mutex<Written>) -> String {
+    let written = written.lock().unwrap();
+    let newest = written.places.len();
     let back = [3, 30, 300, newest][random.below(4)].min(newest);
-    if random.below(12) == 0 { "0".to_owned() } else { told.places[newest - 1 - random.below(back)].clone() }
+    if random.below(12) == 0 {
+        "0".to_owned()
+    } else {
+        written.places[newest - 1 - random.below(back)].clone()
+    }
 }
 
 #[test]
 fn a_crowd_resumes_inside_entries_while_they_are_written() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.finish_grace=0").start();
-    let (told, joined) = (Mutex::new(Told::default()), AtomicUsize::new(0));
+    let (written, joined) = (Mutex::new(Written::default()), AtomicUsize::new(0));
     let mut producer = Producer::new(&redis, "s1", "m");
     let write = |producer: &mut Producer, number: usize| {
         let pieces = pieces_of(number);
-        let mut told = told.lock().unwrap();
+        let mut written = written.lock().unwrap();
         let id = producer.write_fields("*", &[("openai", payload(&pieces, None).as_bytes())]);
-        told.add(&id, pieces, false);
+        written.add(&id, pieces, false);
     };
     (0..60).for_each(|number| write(&mut producer, number));
     let transcripts = thread::scope(|scope| {
@@ -124,7 +128,7 @@ fn a_crowd_resumes_inside_entries_while_they_are_written() {
         for wave in 0..WAVES {
             let count = (ENTRIES - 60) / WAVES;
             for kind in KINDS.into_iter().cycle().take(CROWD) {
-                let after = choose(&mut random, &told);
+                let after = choose(&mut random, &written);
                 let (daemon, joined) = (&daemon, &joined);
                 viewers.push(scope.spawn(move || {
                     let query = format!("after={after}");
@@ -143,9 +147,9 @@ fn a_crowd_resumes_inside_entries_while_they_are_written() {
         producer.write_fields("*", &[("openai", b"[DONE]")]);
         viewers.into_iter().map(|viewer| viewer.join().unwrap()).collect::<Vec<_>>()
     });
-    let (told, end) = (told.into_inner().unwrap(), producer.ids.last().unwrap());
+    let (written, end) = (written.into_inner().unwrap(), producer.ids.last().unwrap());
     for (after, transcript) in transcripts {
-        check(&transcript, &told, &after, end);
+        check(&transcript, &written, &after, end);
     }
     assert_eq!(daemon.counter("entries_undecodable"), 0);
 }
@@ -155,11 +159,11 @@ fn viewers_that_join_while_an_answer_ends_by_itself_get_its_end() {
     let redis = RedisServer::start();
     let daemon = Daemon::options(&redis).set("stream.finish_grace=350ms").start();
     let mut producer = Producer::new(&redis, "s1", "m");
-    let mut told = Told::default();
+    let mut written = Written::default();
     for number in 0..6 {
         let pieces = pieces_of(number);
         let id = producer.write_fields("*", &[("openai", payload(&pieces, None).as_bytes())]);
-        told.add(&id, pieces, false);
+        written.add(&id, pieces, false);
     }
     let live = Viewer::open(daemon.public, KINDS[0], "s1/m", "");
     // While a viewer stays, the daemon keeps its state of the stream beyond the end.
@@ -167,7 +171,7 @@ fn viewers_that_join_while_an_answer_ends_by_itself_get_its_end() {
     staying.expect_open("live");
     let pieces = pieces_of(6);
     let id = producer.write_fields("*", &[("openai", payload(&pieces, Some("stop")).as_bytes())]);
-    told.add(&id, pieces, true);
+    written.add(&id, pieces, true);
     producer.write_fields("*", &[("openai", br#"{"choices":[],"usage":{"n":1}}"#)]);
     // The end is written after the stream's newest entry, even if that has no frame.
     let end = right_after(&producer.write_fields("*", &[("data", br#"{"type":"heartbeat"}"#)]));
@@ -191,7 +195,7 @@ fn viewers_that_join_while_an_answer_ends_by_itself_get_its_end() {
             if late > LATE {
                 break;
             }
-            let after = told.places[told.places.len() - 1 - turn % 9].clone();
+            let after = written.places[written.places.len() - 1 - turn % 9].clone();
             let viewer = Viewer::open(daemon.public, kind, "s1/m", &format!("after={after}"));
             sockets.push(viewer.socket());
             viewers.push(scope.spawn(read(viewer, after)));
@@ -206,7 +210,7 @@ fn viewers_that_join_while_an_answer_ends_by_itself_get_its_end() {
         viewers.into_iter().map(|viewer| viewer.join().unwrap()).collect::<Vec<_>>()
     });
     for (after, transcript) in transcripts {
-        check(&transcript, &told, &after, &end);
+        check(&transcript, &written, &after, &end);
     }
 }
 

@@ -38,8 +38,8 @@ fn text<'a>(letter: &'a Letter, field: &str) -> &'a str {
 
 /// Checks everything except the copied fields of a letter.
 fn expect_letter(letter: &Letter, id: &str) {
-    let told = (text(letter, "stream"), text(letter, "id"), text(letter, "processor"));
-    assert_eq!(told, ("s1/m", id, "deliver"));
+    let stored = (text(letter, "stream"), text(letter, "id"), text(letter, "processor"));
+    assert_eq!(stored, ("s1/m", id, "deliver"));
     assert!(!text(letter, "reason").is_empty(), "{letter:?}");
     assert!(text(letter, "attempts").parse::<u64>().is_ok_and(|attempts| attempts > 0), "{letter:?}");
 }
@@ -284,7 +284,7 @@ fn the_defect_of_a_provider_s_entry_is_reported_everywhere() {
             ],
         ),
     ];
-    for (n, (field, payload, said)) in cases.into_iter().enumerate() {
+    for (n, (field, payload, expected)) in cases.into_iter().enumerate() {
         let key = format!("llm:stream:s{n}:m");
         connection.add_entry(&key, "*", &[(field, payload.as_bytes()), ("model", b"m")]);
         connection.add_entry(&key, "*", &[("data", br#"{"type":"end"}"#)]);
@@ -293,12 +293,12 @@ fn the_defect_of_a_provider_s_entry_is_reported_everywhere() {
         let message = skipped["message"].as_str().unwrap();
         let letters = wait_letters(&mut connection, n + 1);
         assert_eq!(text(&letters[n], "message"), message);
-        for said in said {
-            assert!(message.contains(said), "{said} in {message}");
+        for words in expected {
+            assert!(message.contains(words), "{words} in {message}");
         }
         assert!(!message.contains("hidden"), "{message}");
         // The log escapes quotation marks and the like in its own way.
-        let begins = said[0].split('`').next().unwrap();
+        let begins = expected[0].split('`').next().unwrap();
         wait_until("the log to say it", || daemon.log().contains(begins));
     }
 }

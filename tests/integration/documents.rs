@@ -71,8 +71,8 @@ impl Place {
 
 fn expect_done(mut command: Command) -> Output {
     let output = command.output().expect("the program is there; ./tests/run.sh installs it");
-    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{command:?}: {}: {said}", output.status);
+    let printed = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{command:?}: {}: {printed}", output.status);
     output
 }
 
@@ -92,14 +92,14 @@ fn the_tour_holds_word_by_word() {
     let quick = produce.replace("--rate 20", "--rate 1000000");
     assert!(quick != produce);
     let mut reading = place.shell(&quick);
-    let said = expect_done({
+    let printed = expect_done({
         reading.current_dir(env!("CARGO_MANIFEST_DIR"));
         reading
     });
     // The output says where to watch.
-    let said = String::from_utf8(said.stderr).unwrap();
-    assert!(said.contains("llm-bridge tail 'http://127.0.0.1:8080/v1/streams/s2/gpt-4o"), "{said}");
-    assert!(said.contains("entries written in "), "{said}");
+    let printed = String::from_utf8(printed.stderr).unwrap();
+    assert!(printed.contains("llm-bridge tail 'http://127.0.0.1:8080/v1/streams/s2/gpt-4o"), "{printed}");
+    assert!(printed.contains("entries written in "), "{printed}");
     assert_eq!(view(place.daemon.public, Kind::Sse, "s2/gpt-4o", "").text(), README);
 
     let read =

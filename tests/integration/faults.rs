@@ -92,7 +92,7 @@ fn draw_schedule(random: &mut Random) -> Vec<Step> {
 }
 
 /// Draws settings that determine how entries are processed.
-fn draw_options(random: &mut Random, mut options: DaemonOptions, told: &mut Vec<String>) -> DaemonOptions {
+fn draw_options(random: &mut Random, mut options: DaemonOptions, history: &mut Vec<String>) -> DaemonOptions {
     let choices: [(&str, &[&str]); 11] = [
         ("redis.response_timeout", &["300ms", "1s", "5s"]),
         ("threads.readers", &["1", "2"]),
@@ -109,7 +109,7 @@ fn draw_options(random: &mut Random, mut options: DaemonOptions, told: &mut Vec<
     for (name, values) in choices {
         let setting = format!("{name}={}", random.pick(values));
         options = options.set(&setting);
-        told.push(setting);
+        history.push(setting);
     }
     options
 }
@@ -123,13 +123,13 @@ struct System<'a> {
     daemons: Vec<Daemon>,
     /// The logs of daemons that have ended.
     logs: Vec<String>,
-    told: Vec<String>,
+    history: Vec<String>,
 }
 
 impl System<'_> {
     fn perform(&mut self, step: &Step) {
         thread::sleep(Duration::from_millis(step.wait_ms as u64));
-        self.told.push(format!("{step:?}"));
+        self.history.push(format!("{step:?}"));
         let lasts = Duration::from_millis(step.lasts_ms as u64);
         let during = |system: &mut Self| {
             thread::sleep(lasts / 2);
@@ -225,7 +225,7 @@ impl System<'_> {
 impl System<'_> {
     /// Ends all faults.
     fn heal(&mut self) {
-        self.told.push("all heals".into());
+        self.history.push("all heals".into());
         self.daemons.iter_mut().for_each(Daemon::wait_ready);
     }
 
@@ -254,7 +254,7 @@ impl System<'_> {
             daemon.expect_exit(0);
         }
         let mut connection = self.redis.connect();
-        let is_list_lost = self.told.iter().any(|step| step.contains("DeleteGroupLists"));
+        let is_list_lost = self.history.iter().any(|step| step.contains("DeleteGroupLists"));
         for key in connection.keys("llm:stream:*") {
             let stream = key["llm:stream:".len()..].replacen(':', "/", 1);
             for group in connection.groups(&key) {
@@ -272,7 +272,7 @@ impl System<'_> {
 impl Drop for System<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- what was done\n{}", self.told.join("\n"));
+            eprintln!("--- what was done\n{}", self.history.join("\n"));
             for log in &self.logs {
                 eprintln!("--- log of a daemon that is gone\n{log}");
             }
@@ -329,13 +329,13 @@ fn check_seed(seed: u64) {
     let mut random = Random::new(seed);
     let durable = ["--appendonly", "yes", "--appendfsync", "always", "--stream-node-max-entries", "10"];
     let redis = RedisServer::start_with(&durable);
-    let mut told = vec![format!("LLM_BRIDGE_FAULT_SEEDS={seed}..{}", seed + 1)];
+    let mut history = vec![format!("LLM_BRIDGE_FAULT_SEEDS={seed}..{}", seed + 1)];
     let daemons: Vec<Daemon> = ["i1", "i2"]
         .into_iter()
         .map(|id| {
             let options = Daemon::options(&redis).set(&format!("service.instance={id}"));
             let options = options.set("redis.backoff_max=50ms").set("shutdown.grace=5s");
-            draw_options(&mut random, options, &mut told).start()
+            draw_options(&mut random, options, &mut history).start()
         })
         .collect();
     let world = World::new([daemons[0].public, daemons[1].public]);
@@ -345,7 +345,7 @@ fn check_seed(seed: u64) {
     let schedule = draw_schedule(&mut random);
     let url = redis.url();
     let mut system =
-        System { world: &world, orders: &orders, faults: &faults, redis, daemons, logs: Vec::new(), told };
+        System { world: &world, orders: &orders, faults: &faults, redis, daemons, logs: Vec::new(), history };
     let (ledgers, logs) = thread::scope(|scope| {
         let producers: Handles<'_, Ledger> = (0..STREAMS)
             .map(|number| {

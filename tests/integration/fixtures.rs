@@ -284,16 +284,16 @@ fn recorded_answers_are_understood_as_they_were_sent() {
     }
     for (recording, mut reading, producer, viewers) in live {
         println!("{}", recording.display());
-        let [told, other] = viewers.map(Viewer::read_all);
-        assert!(told.frames.last().unwrap().is_terminal());
-        if told.of_kind("error").count() == 1 {
+        let [delivered, other] = viewers.map(Viewer::read_all);
+        assert!(delivered.frames.last().unwrap().is_terminal());
+        if delivered.of_kind("error").count() == 1 {
             // Usage is sent only for answers that end successfully.
             reading.output = None;
         }
-        assert_eq!(Reading::of_told(&told), reading);
+        assert_eq!(Reading::of_told(&delivered), reading);
         assert_eq!(Reading::of_told(&other), reading);
-        assert_eq!(told.of_kind("skipped").count(), 0);
-        let middle = told.frames[told.frames.len() / 2].id().unwrap_or("0").to_owned();
+        assert_eq!(delivered.of_kind("skipped").count(), 0);
+        let middle = delivered.frames[delivered.frames.len() / 2].id().unwrap_or("0").to_owned();
         for kind in KINDS {
             assert_eq!(Reading::of_told(&view(daemon.public, kind, &producer.stream, "")), reading);
         }

@@ -100,14 +100,14 @@ fn flat_entries_are_delivered_like_native_ones_live_and_later_from_every_positio
         assert_eq!(bare(&transcript.frames), expected);
     }
     for kind in KINDS {
-        let told = view(daemon.public, kind, "s1/m", "");
-        assert_eq!(bare(&told.frames), expected, "{kind:?}");
-        let ids: Vec<&str> = told.frames.iter().filter_map(|frame| frame.id()).collect();
+        let delivered = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(bare(&delivered.frames), expected, "{kind:?}");
+        let ids: Vec<&str> = delivered.frames.iter().filter_map(|frame| frame.id()).collect();
         assert!(ids[ids.len() - 2].ends_with(".1") && !ids[ids.len() - 1].contains('.'), "{ids:?}");
         for id in &ids[..ids.len() - 1] {
             let rest = view(daemon.public, kind, "s1/m", &format!("after={id}"));
-            let place = told.frames.iter().position(|frame| frame.id() == Some(*id)).unwrap();
-            assert_eq!(bare(&rest.frames), bare(&told.frames[place + 1..]), "{kind:?} after {id}");
+            let place = delivered.frames.iter().position(|frame| frame.id() == Some(*id)).unwrap();
+            assert_eq!(bare(&rest.frames), bare(&delivered.frames[place + 1..]), "{kind:?} after {id}");
         }
     }
     let state = http::get(daemon.public, "/v1/streams/s1/m").json();
@@ -178,9 +178,9 @@ fn errors_and_what_follows_an_end_hold_for_flat_entries() {
         add(&mut connection, "llm:stream:s1:m", entry);
     }
     for kind in KINDS {
-        let told = view(daemon.public, kind, "s1/m", "");
+        let delivered = view(daemon.public, kind, "s1/m", "");
         assert_eq!(
-            bare(&told.frames),
+            bare(&delivered.frames),
             [
                 json!({"type": "delta", "text": "a"}),
                 json!({"type": "error", "code": "error", "message": "quota"}),
@@ -201,8 +201,8 @@ fn an_undecodable_entry_names_the_fields_found_and_those_expected() {
     add(&mut connection, "llm:stream:s1:m", "tok=a");
     let id = add(&mut connection, "llm:stream:s1:m", "content=secret|bad\u{1b}[31m=x");
     add(&mut connection, "llm:stream:s1:m", "type=end");
-    let told = view(daemon.public, Kind::WebSocket, "s1/m", "");
-    let skipped = told.of_kind("skipped").next().unwrap();
+    let delivered = view(daemon.public, Kind::WebSocket, "s1/m", "");
+    let skipped = delivered.of_kind("skipped").next().unwrap();
     assert_eq!((&skipped["id"], &skipped["reason"]), (&json!(id), &json!("no_payload")));
     let message = skipped["message"].as_str().unwrap();
     for part in ["fields: content, bad␛[31m;", "a text in tok;", "[fields]", "data, openai, anthropic"] {
@@ -323,10 +323,10 @@ fn a_pattern_that_would_not_do_is_refused_and_check_explains_one_that_does() {
         for command in ["serve", "check"] {
             let outcome = run(llm_bridge(&[command, "--set", &url, "--set", &setting]), b"");
             assert_eq!(outcome.code, Some(78), "{command} {pattern}: {outcome:?}");
-            let said = format!("{}{}", outcome.stdout, outcome.stderr);
+            let printed = format!("{}{}", outcome.stdout, outcome.stderr);
             assert!(
-                said.contains("redis.stream_key") && said.contains(pattern) && said.contains(why),
-                "{said}"
+                printed.contains("redis.stream_key") && printed.contains(pattern) && printed.contains(why),
+                "{printed}"
             );
         }
     }
@@ -361,9 +361,9 @@ fn the_manuals_recipe_for_existing_streams_works() {
     let outcome = std::process::Command::new("sh").args(["-ec", &shell]).output().unwrap();
     assert!(outcome.status.success(), "{outcome:?}");
     for kind in KINDS {
-        let told = view(daemon.public, kind, "s1", "");
-        assert_eq!(told.text(), "Hi there");
-        assert_eq!(told.frames.last().unwrap().value["finish_reason"], "stop");
+        let delivered = view(daemon.public, kind, "s1", "");
+        assert_eq!(delivered.text(), "Hi there");
+        assert_eq!(delivered.frames.last().unwrap().value["finish_reason"], "stop");
     }
     // The other name that it gives the text.
     let mut producer = Producer::new(&redis, "s2", "m");

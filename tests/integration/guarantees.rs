@@ -71,9 +71,9 @@ impl Tests {
         if let Some((_, items)) = &item.content {
             return self.add(items, (file, &below), &inner);
         }
-        let told = path_of(&item.attrs).map(|path| file.with_file_name(path));
+        let explicit = path_of(&item.attrs).map(|path| file.with_file_name(path));
         let candidates = [folder.join(format!("{name}.rs")), below.join("mod.rs")];
-        let found: Option<PathBuf> = told.or_else(|| candidates.into_iter().find(|path| path.exists()));
+        let found: Option<PathBuf> = explicit.or_else(|| candidates.into_iter().find(|path| path.exists()));
         self.read(&found.unwrap_or_else(|| panic!("no file of {inner}")), &below, &inner);
     }
 

@@ -30,8 +30,9 @@ fn holder(redis: &mut Redis) -> Option<String> {
 fn expect_refused(mut daemon: Daemon, id: &str) {
     daemon.expect_exit(78);
     let log = daemon.log();
-    let told = log.lines().any(|line| line.contains(&format!("{id:?}")) && line.contains("service.instance"));
-    assert!(told, "no line names the instance id and the key that gives it:\n{log}");
+    let names_both =
+        log.lines().any(|line| line.contains(&format!("{id:?}")) && line.contains("service.instance"));
+    assert!(names_both, "no line names the instance id and the key that gives it:\n{log}");
 }
 
 #[test]

@@ -26,26 +26,26 @@ fn text(number: usize, bytes: usize) -> String {
 /// Reads a stream to its end. Returns how many entries with `bytes` bytes of text there were, and the other frames.
 fn read(daemon: &Daemon, stream: &str, bytes: usize) -> (usize, Vec<Value>) {
     let mut client = WebSocketClient::connect(daemon.public, &target(stream, ""));
-    let (mut said, mut others) = (String::new(), Vec::new());
+    let (mut buffered, mut others) = (String::new(), Vec::new());
     let mut entries = 0;
     loop {
         match client.receive() {
             Incoming::Text(json) => {
                 let frame: Value = serde_json::from_str(&json).unwrap();
                 match frame["text"].as_str() {
-                    Some(text) => said.push_str(text),
+                    Some(text) => buffered.push_str(text),
                     None => others.push(frame),
                 }
-                while said.len() >= bytes {
-                    assert!(said.starts_with(&text(entries, bytes)), "entry {entries} is another");
-                    said.drain(..bytes);
+                while buffered.len() >= bytes {
+                    assert!(buffered.starts_with(&text(entries, bytes)), "entry {entries} is another");
+                    buffered.drain(..bytes);
                     entries += 1;
                 }
             }
             Incoming::Pong(_) => {}
             ending => {
                 assert_eq!(ending, Incoming::Closed(1000));
-                assert!(said.is_empty(), "half an entry");
+                assert!(buffered.is_empty(), "half an entry");
                 return (entries, others);
             }
         }

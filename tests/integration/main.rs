@@ -35,7 +35,7 @@ mod translations;
 mod providers;
 
 /// Models' output in unusual shapes: sent in every format, once, and never dropped.
-mod said;
+mod model_output;
 
 /// Entries removed before they could be sent are reported: trimmed, recreated, lost by Redis.
 mod gaps;
@@ -131,7 +131,7 @@ mod limits;
 mod batching;
 
 /// The operators' view: probes, stats, metrics, the dashboard, the log.
-mod seeing;
+mod observability;
 
 /// The log under floods of bad input and through outages.
 mod logs;

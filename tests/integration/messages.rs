@@ -45,12 +45,12 @@ fn open_comes_before_any_answer() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     Producer::new(&redis, "s1", "m").delta("hello");
-    let said =
+    let input =
         [r#"{"type":"ping","nonce":1}"#, r#"{"type":"cancel"}"#, "nonsense", r#"{"type":"ping","nonce":2}"#];
-    let said: Vec<u8> = said.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
+    let input: Vec<u8> = input.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
     for (round, name) in (0..20).zip(["s1/m", "s1/none"].into_iter().cycle()) {
         let mut raw =
-            Raw::upgrade_and_say(daemon.public, &format!("/v1/streams/{name}?wait=60&after=$"), &said);
+            Raw::upgrade_and_say(daemon.public, &format!("/v1/streams/{name}?wait=60&after=$"), &input);
         let mut kinds = Vec::new();
         while !(kinds.len() >= 5 && kinds.iter().any(|kind| kind == "cancel_requested")) {
             let frame = raw.json();
@@ -67,15 +67,15 @@ fn on_a_connection_for_many_open_comes_before_answers_about_its_stream() {
     let redis = RedisServer::start();
     let daemon = Daemon::start(&redis);
     Producer::new(&redis, "s1", "m").delta("hello");
-    let said = [
+    let input = [
         r#"{"type":"subscribe","stream":"s1/m","after":"$"}"#,
         r#"{"type":"cancel","stream":"s1/m"}"#,
         r#"{"type":"ack","stream":"s1/m","id":"nonsense"}"#,
         r#"{"type":"ping"}"#,
     ];
-    let said: Vec<u8> = said.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
+    let input: Vec<u8> = input.iter().flat_map(|text| masked(TEXT, text.as_bytes())).collect();
     for round in 0..20 {
-        let mut raw = Raw::upgrade_and_say(daemon.public, "/v1/ws", &said);
+        let mut raw = Raw::upgrade_and_say(daemon.public, "/v1/ws", &input);
         let mut about = Vec::new();
         let mut is_alive = false;
         while about.len() < 3 || !is_alive {

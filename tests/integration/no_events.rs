@@ -140,8 +140,8 @@ fn compressed(events: &[String], encoding: &str) -> Vec<Step> {
 #[test]
 fn a_compressed_answer_is_read_as_it_comes() {
     let redis = RedisServer::start();
-    let told = [token("a"), finish(), "[DONE]".into()];
-    let mut script = compressed(&told, "gzip");
+    let events = [token("a"), finish(), "[DONE]".into()];
+    let mut script = compressed(&events, "gzip");
     script.insert(2, Step::Gate);
     let upstream = FakeUpstream::start([script]);
     let url = upstream.chat_url();
@@ -151,7 +151,7 @@ fn a_compressed_answer_is_read_as_it_comes() {
     upstream.open_gate();
     let outcome = asking.finish();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
-    assert_eq!(payloads(&redis)[1..], told);
+    assert_eq!(payloads(&redis)[1..], events);
     assert_eq!(upstream.seen().len(), 1);
     assert!(upstream.seen()[0].head.contains("accept-encoding: identity"));
     // A body that does not match its headers.

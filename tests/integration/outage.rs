@@ -66,12 +66,12 @@ fn connect<'a>(
     Ok(connection.as_mut().unwrap())
 }
 
-/// Checks that a viewer got everything once, was told of the outage and of its end, and of no gap.
+/// Checks that a viewer got everything once, the states `degraded` and `live`, and no gap.
 fn expect_survived(transcript: &Transcript, end: &str) {
-    let told: Vec<&Value> = transcript.of_kind("status").map(|status| &status["state"]).collect();
-    let degraded = told.iter().position(|state| *state == "degraded");
-    let live = told.iter().rposition(|state| *state == "live");
-    assert!(degraded.is_some() && degraded < live, "{told:?}");
+    let states: Vec<&Value> = transcript.of_kind("status").map(|status| &status["state"]).collect();
+    let degraded = states.iter().position(|state| *state == "degraded");
+    let live = states.iter().rposition(|state| *state == "live");
+    assert!(degraded.is_some() && degraded < live, "{states:?}");
     assert_eq!(transcript.of_kind("gap").count(), 0, "{:?}", transcript.of_kind("gap").next());
     assert!(transcript.text() == tokens(0..TOKENS), "not everything, in order, once");
     transcript.expect_finished(end);
@@ -167,17 +167,17 @@ fn a_redis_that_loads_its_data_is_waited_for() {
     // Loading is slow for each key, and Redis answers commands with LOADING meanwhile.
     let slow = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"];
     check_outage(&mut redis, &mut daemon, fail, |redis| redis.restart_with(&slow));
-    assert!(redis.connect().errors("LOADING") > 0, "nobody asked while Redis was loading");
+    assert!(redis.connect().errors("LOADING") > 0, "no command was sent while Redis was loading");
 }
 
 /// A client of each kind, and the frames that each has received.
-struct Told {
+struct Pair {
     websocket: WebSocketClient,
     sse: SseClient,
     frames: [Vec<Value>; 2],
 }
 
-impl Told {
+impl Pair {
     fn open(daemon: &Daemon, stream: &str, query: &str) -> Self {
         let target = target(stream, query);
         Self {
@@ -189,11 +189,11 @@ impl Told {
 
     /// Reads until both have received this state.
     fn read_to(&mut self, state: &str) {
-        let is_told = |frames: &Vec<Value>| frames.last().is_some_and(|frame| frame["state"] == state);
-        while !is_told(&self.frames[0]) {
+        let has_arrived = |frames: &Vec<Value>| frames.last().is_some_and(|frame| frame["state"] == state);
+        while !has_arrived(&self.frames[0]) {
             self.frames[0].push(self.websocket.receive_json());
         }
-        while !is_told(&self.frames[1]) {
+        while !has_arrived(&self.frames[1]) {
             let event = self.sse.event().unwrap().expect("an event");
             self.frames[1].push(serde_json::from_str(&event.data).unwrap());
         }
@@ -216,9 +216,9 @@ fn open_comes_first_without_redis_too() {
     let mut redis = RedisServer::start();
     redis.kill();
     let daemon = options(&redis).start_alive();
-    let mut told = Told::open(&daemon, "s1/m", "after=0");
-    told.read_to("degraded");
-    for frames in &told.frames {
+    let mut viewers = Pair::open(&daemon, "s1/m", "after=0");
+    viewers.read_to("degraded");
+    for frames in &viewers.frames {
         assert_eq!(frames[0]["type"], "open", "{frames:?}");
     }
 }
@@ -242,16 +242,16 @@ fn a_start_without_redis_is_alive_and_becomes_ready() {
             refused.expect_error(503);
         }
     }
-    let mut told = [Told::open(&daemon, "s1/m", ""), Told::open(&daemon, "s1/none", "wait=1")];
-    for told in &mut told {
-        told.read_to("degraded");
+    let mut viewers = [Pair::open(&daemon, "s1/m", ""), Pair::open(&daemon, "s1/none", "wait=1")];
+    for pair in &mut viewers {
+        pair.read_to("degraded");
     }
     redis.restart();
     daemon.wait_ready();
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.write(&entry("delta", 10, json!({"text": token(10)})));
     producer.write(&entry("end", 11, json!({"finish_reason": "stop"})));
-    let [existing, none] = told.map(Told::read_to_end);
+    let [existing, none] = viewers.map(Pair::read_to_end);
     for (frames, ending) in existing {
         let text: String = frames.iter().filter_map(|frame| frame["text"].as_str()).collect();
         assert_eq!(text, tokens(0..11), "{frames:?}");

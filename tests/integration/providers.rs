@@ -129,14 +129,14 @@ fn tell(name: &str, field: &str, payloads: &[Payload]) -> (Transcript, Value) {
     for (payload, suffixes) in payloads {
         let id = producer.write_fields("*", &[(field, payload.as_bytes())]);
         for suffix in *suffixes {
-            let told = live.each_mut().map(next_told);
-            assert_eq!(told[0].id(), Some(format!("{id}{suffix}").as_str()), "{payload}");
-            assert_eq!(told[0].raw, told[1].raw);
-            let after = told[0].id().unwrap().to_owned();
-            if !told[0].is_terminal() {
+            let delivered = live.each_mut().map(next_told);
+            assert_eq!(delivered[0].id(), Some(format!("{id}{suffix}").as_str()), "{payload}");
+            assert_eq!(delivered[0].raw, delivered[1].raw);
+            let after = delivered[0].id().unwrap().to_owned();
+            if !delivered[0].is_terminal() {
                 joined.push(Viewer::open(daemon.public, Kind::WebSocket, &stream, &format!("after={after}")));
             }
-            frames.push((after, pieces(&told[0])));
+            frames.push((after, pieces(&delivered[0])));
         }
     }
     let end = producer.ids.last().unwrap();
@@ -173,9 +173,9 @@ fn tell(name: &str, field: &str, payloads: &[Payload]) -> (Transcript, Value) {
 
 #[test]
 fn a_chat_is_delivered_as_it_was_streamed() {
-    let (told, state) = tell("chat", "openai", &CHAT);
+    let (delivered, state) = tell("chat", "openai", &CHAT);
     let arguments = r#"{"a":1}"#;
-    assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hä 😀!Bye", "hm…"));
+    assert_eq!((delivered.text().as_str(), delivered.text_of("reasoning").as_str()), ("Hä 😀!Bye", "hm…"));
     assert_eq!(state["content"], "Hä 😀!Bye");
     assert_eq!(state["reasoning"], "hm…");
     assert_eq!(state["tool_calls"][0]["function"], json!({"name": "f", "arguments": arguments}));
@@ -191,14 +191,14 @@ fn a_chat_is_delivered_as_it_was_streamed() {
     assert_eq!(reasons, [&json!("tool_calls"), &json!("stop")]);
     assert_eq!(state["entries"], 7, "one for each entry that gives frames");
     // Escapes are the provider's.
-    assert!(told.frames.iter().any(|frame| frame.raw.contains(r"H\u00e4")));
+    assert!(delivered.frames.iter().any(|frame| frame.raw.contains(r"H\u00e4")));
 }
 
 #[test]
 fn a_response_is_delivered_as_it_was_streamed() {
-    let (told, state) = tell("response", "openai", &RESPONSES);
-    assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hi", "hm"));
-    assert_eq!(told.of_kind("custom").count(), 1);
+    let (delivered, state) = tell("response", "openai", &RESPONSES);
+    assert_eq!((delivered.text().as_str(), delivered.text_of("reasoning").as_str()), ("Hi", "hm"));
+    assert_eq!(delivered.of_kind("custom").count(), 1);
     let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": r#"{"a":1}"#}});
     assert_eq!((&state["content"], &state["tool_calls"]), (&json!("Hi"), &json!([call])));
     assert_eq!(
@@ -209,8 +209,8 @@ fn a_response_is_delivered_as_it_was_streamed() {
 
 #[test]
 fn a_message_is_delivered_as_it_was_streamed() {
-    let (told, state) = tell("message", "anthropic", &MESSAGES);
-    assert_eq!((told.text().as_str(), told.text_of("reasoning").as_str()), ("Hi", "hm"));
+    let (delivered, state) = tell("message", "anthropic", &MESSAGES);
+    assert_eq!((delivered.text().as_str(), delivered.text_of("reasoning").as_str()), ("Hi", "hm"));
     let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": r#"{"a":1}"#}});
     assert_eq!((&state["content"], &state["tool_calls"]), (&json!("Hi"), &json!([call])));
     let usage = json!({"input_tokens": 5, "output_tokens": 7});
@@ -238,9 +238,12 @@ fn one_answer_follows_another_and_errors_end_them() {
         producer.write_fields("*", &[("openai", payload.as_bytes())]);
     }
     for kind in KINDS {
-        let told = view(daemon.public, kind, "s1/m", "");
-        assert_eq!(told.outline(), ["delta a", "end", "delta b", "error 429", "delta c", "skipped", "end"]);
-        let ends: Vec<&Value> = told.of_kind("end").collect();
+        let delivered = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(
+            delivered.outline(),
+            ["delta a", "end", "delta b", "error 429", "delta c", "skipped", "end"]
+        );
+        let ends: Vec<&Value> = delivered.of_kind("end").collect();
         assert!(ends.iter().all(|end| end.get("usage").is_none()), "{ends:?}");
         assert_eq!(view(daemon.public, kind, "s1/m", "after=last").outline(), ["delta c", "skipped", "end"]);
     }
@@ -281,20 +284,20 @@ fn an_answer_without_a_last_word_ends_for_all_alike() {
     }
     let told_end = format!(r#"{{"type":"end","id":"{end}","finish_reason":"stop","usage":{{"n":1}}}}"#);
     for viewer in viewers {
-        let told = viewer.read_all();
-        told.expect_finished(&end);
-        assert_eq!(told.frames.last().unwrap().raw, told_end);
+        let delivered = viewer.read_all();
+        delivered.expect_finished(&end);
+        assert_eq!(delivered.frames.last().unwrap().raw, told_end);
     }
     let check = || {
         for daemon in &daemons {
             for kind in KINDS {
-                let told = view(daemon.public, kind, "s1/m", "");
+                let delivered = view(daemon.public, kind, "s1/m", "");
                 assert_eq!(
-                    (told.text().as_str(), told.outline().last().unwrap().as_str()),
+                    (delivered.text().as_str(), delivered.outline().last().unwrap().as_str()),
                     ("ab", "end stop")
                 );
-                told.expect_finished(&end);
-                assert_eq!(told.open()["state"], "ended");
+                delivered.expect_finished(&end);
+                assert_eq!(delivered.open()["state"], "ended");
             }
             let state = http::get(daemon.public, "/v1/streams/s1/m").json();
             assert_eq!(
@@ -328,9 +331,9 @@ fn entries_after_an_unwritten_end_are_the_next_answer() {
     producer.write_fields(&at(long_ago, 4_000), &[("openai", FINISH.as_bytes())]);
     producer.write_fields(&at(long_ago, 5_999), &[("openai", b"[DONE]")]);
     for kind in KINDS {
-        let told = view(daemon.public, kind, "s1/m", "");
-        assert_eq!(told.outline(), ["delta b", "end stop", "delta cb", "end stop"]);
-        let ids: Vec<&str> = told.of_kind("end").map(|end| end["id"].as_str().unwrap()).collect();
+        let delivered = view(daemon.public, kind, "s1/m", "");
+        assert_eq!(delivered.outline(), ["delta b", "end stop", "delta cb", "end stop"]);
+        let ids: Vec<&str> = delivered.of_kind("end").map(|end| end["id"].as_str().unwrap()).collect();
         assert_eq!(ids, [at(long_ago, 1_999), at(long_ago, 5_999)]);
     }
     // A client that stays gets the end while nothing follows, and then the next answer.

@@ -184,9 +184,9 @@ fn unanswerable_requests_are_reported_in_the_stream_or_as_dead_letters() {
     for session in ["s1", "s2", "s5"] {
         assert_eq!(terminals(&redis, session), ["error bad_request"]);
     }
-    let told = redis.connect().entries(&key("s2")).pop().unwrap().1;
-    let told = String::from_utf8_lossy(&told["data"]).into_owned();
-    assert!(told.contains(r#""message":"the field `request` is missing""#), "{told}");
+    let error_entry = redis.connect().entries(&key("s2")).pop().unwrap().1;
+    let error_entry = String::from_utf8_lossy(&error_entry["data"]).into_owned();
+    assert!(error_entry.contains(r#""message":"the field `request` is missing""#), "{error_entry}");
     let letters = redis.connect().entries("llm:dlq:llm-bridge");
     assert_eq!(letters.len(), 2);
     assert_eq!(&letters[1].1["stream"][..], b"s4/m");

@@ -378,10 +378,10 @@ fn the_unit_is_valid() {
         .arg(&path)
         .output()
         .expect("systemd-analyze is installed");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}");
     // There may be complaints about other units of the machine, but not about this one.
-    assert!(!said.contains("llm-bridge"), "{said}");
+    assert!(!printed.contains("llm-bridge"), "{printed}");
 }
 
 #[test]

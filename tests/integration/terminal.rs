@@ -397,19 +397,19 @@ fn processes_with(value: &str) -> Vec<String> {
 /// A demo with these arguments that is ready, and its output so far.
 fn demo(arguments: &[&str]) -> (Background, Vec<String>) {
     let mut demo = Background::start(llm_bridge(&[&["demo"], arguments].concat()));
-    let mut said = Vec::new();
-    while !said.last().is_some_and(|line: &String| line.contains("Ctrl-C")) {
-        said.push(demo.line().expect("it goes on"));
+    let mut printed = Vec::new();
+    while !printed.last().is_some_and(|line: &String| line.contains("Ctrl-C")) {
+        printed.push(demo.line().expect("it goes on"));
     }
-    (demo, said)
+    (demo, printed)
 }
 
 #[test]
 fn the_demos_model_can_be_stopped_and_its_address_chosen() {
     let (public, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
     let settings = [format!("listen.public={public}"), format!("listen.admin={admin}")];
-    let (demo, said) = demo(&["--set", &settings[0], "--set", &settings[1]]);
-    assert!(said.iter().any(|line| line.trim() == format!("http://{public}/")), "{said:?}");
+    let (demo, printed) = demo(&["--set", &settings[0], "--set", &settings[1]]);
+    assert!(printed.iter().any(|line| line.trim() == format!("http://{public}/")), "{printed:?}");
     let public: SocketAddr = public.parse().unwrap();
     assert_eq!(http::get(admin.parse().unwrap(), "/healthz").status, 200);
     // Two programs cannot use the same address, and the message names it.
@@ -443,11 +443,11 @@ fn the_demo_shows_itself_and_leaves_nothing_behind() {
         let mut command = llm_bridge(&["demo"]);
         command.env("TMPDIR", dir_name);
         let mut demo = Background::start(command);
-        let mut said = Vec::new();
-        while !said.last().is_some_and(|line: &String| line.contains("Ctrl-C")) {
-            said.push(demo.line().expect("it goes on"));
+        let mut printed = Vec::new();
+        while !printed.last().is_some_and(|line: &String| line.contains("Ctrl-C")) {
+            printed.push(demo.line().expect("it goes on"));
         }
-        let url = said.iter().map(|line| line.trim()).find(|line| line.starts_with("http://")).unwrap();
+        let url = printed.iter().map(|line| line.trim()).find(|line| line.starts_with("http://")).unwrap();
         let address: SocketAddr = url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
         let page = http::get(address, "/");
         assert_eq!(page.status, 200);
@@ -460,7 +460,7 @@ fn the_demo_shows_itself_and_leaves_nothing_behind() {
             }
         }
         // The command that it prints works.
-        let tail = said.iter().map(|line| line.trim()).find(|line| line.contains(" tail ")).unwrap();
+        let tail = printed.iter().map(|line| line.trim()).find(|line| line.contains(" tail ")).unwrap();
         let mut shell = program("/bin/sh");
         shell.args(["-c", &format!("exec {tail} --json")]).env_clear();
         let mut tail = Background::start(shell);

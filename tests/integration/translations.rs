@@ -156,9 +156,9 @@ fn over_websocket_a_message_is_an_event() {
 
         let sse = get(&daemon, "format=ai-sdk&after=0").text();
         let data: Vec<_> = sse.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-        let (told, code) = listen("format=ai-sdk&after=0");
-        let told: Vec<_> = told.iter().map(String::as_str).collect();
-        assert_eq!((told, code), (data, 1000), "{receipts}");
+        let (delivered, code) = listen("format=ai-sdk&after=0");
+        let delivered: Vec<_> = delivered.iter().map(String::as_str).collect();
+        assert_eq!((delivered, code), (data, 1000), "{receipts}");
     }
 }
 
@@ -171,13 +171,17 @@ fn a_viewer_beyond_an_older_end_gets_the_end_of_a_finished_stream() {
     {
         let query = format!("format={format}&after=9000-0");
         let events = get(&daemon, &query).text();
-        let told: Vec<String> =
+        let delivered: Vec<String> =
             events.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect();
-        let (first, last) = (&told[0], &told[told.len() - 1]);
-        assert!(first.contains(r#""reason":"failover""#) && last == "[DONE]", "{format}: {told:?}");
-        assert_eq!(told.iter().filter(|event| event.contains(finish)).count(), 1, "{format}: {told:?}");
+        let (first, last) = (&delivered[0], &delivered[delivered.len() - 1]);
+        assert!(first.contains(r#""reason":"failover""#) && last == "[DONE]", "{format}: {delivered:?}");
+        assert_eq!(
+            delivered.iter().filter(|event| event.contains(finish)).count(),
+            1,
+            "{format}: {delivered:?}"
+        );
         let (messages, code) = messages(WebSocketClient::connect(daemon.public, &target("s1/m", &query)));
-        assert_eq!((messages.len(), code), (told.len(), 1000), "{format}: {messages:?}");
+        assert_eq!((messages.len(), code), (delivered.len(), 1000), "{format}: {messages:?}");
         assert!(messages.iter().any(|message| message.contains(finish)), "{format}: {messages:?}");
     }
 }
@@ -285,14 +289,14 @@ fn followers_get_no_ended_status_between_generations() {
 }
 
 /// The text of all chunks, by member of the delta and choice.
-fn said(events: &[SseEvent]) -> BTreeMap<String, String> {
-    let mut said: BTreeMap<String, String> = BTreeMap::new();
+fn output(events: &[SseEvent]) -> BTreeMap<String, String> {
+    let mut output: BTreeMap<String, String> = BTreeMap::new();
     for event in events.iter().filter(|event| event.data != "[DONE]") {
         let chunk: Value = serde_json::from_str(&event.data).unwrap();
         for choice in chunk["choices"].as_array().unwrap() {
             let mut add = |member: &str, text: &Value| {
                 let key = format!("{} {member}", choice["index"]);
-                said.entry(key).or_default().push_str(text.as_str().unwrap_or_default());
+                output.entry(key).or_default().push_str(text.as_str().unwrap_or_default());
             };
             for member in ["content", "reasoning_content", "refusal"] {
                 add(member, &choice["delta"][member]);
@@ -302,7 +306,7 @@ fn said(events: &[SseEvent]) -> BTreeMap<String, String> {
             }
         }
     }
-    said
+    output
 }
 
 #[test]
@@ -325,7 +329,7 @@ fn a_providers_entries_resume_at_every_frame() {
     producer.write_fields("*", &[("openai", b"[DONE]")]);
     let openai = target("s1/m", "format=openai");
     let whole = read_all(&mut SseClient::open(daemon.public, &openai, &[]));
-    let expected = said(&whole);
+    let expected = output(&whole);
     assert_eq!((&expected["0 call 0"], &expected["0 call 1"]), (&"{}".to_owned(), &"[]".to_owned()));
     for cut in 1..whole.len() {
         let id = whole[cut - 1].id.as_deref().unwrap();
@@ -339,7 +343,7 @@ fn a_providers_entries_resume_at_every_frame() {
             .map(|event| SseEvent { data: event.data.clone(), ..SseEvent::default() })
             .collect();
         let both: Vec<_> = had.into_iter().chain(read_all(&mut client)).collect();
-        assert_eq!(said(&both), expected, "cut at {cut}, {id}");
+        assert_eq!(output(&both), expected, "cut at {cut}, {id}");
     }
 
     let ai_sdk = target("s1/m", "format=ai-sdk&after=0");

@@ -132,9 +132,9 @@ fn reported_entries_are_not_counted_again() {
                 .map(|gap| gap.strip_prefix("trimmed ").unwrap().parse().unwrap())
                 .collect();
             lost = gaps.iter().sum();
-            let told: usize =
+            let delivered: usize =
                 outline.iter().filter_map(|line| line.strip_prefix("delta ")).map(count_tokens).sum();
-            assert_eq!(told as u64 + lost, 33, "{outline:?}");
+            assert_eq!(delivered as u64 + lost, 33, "{outline:?}");
         }
         assert!((29..=30).contains(&lost), "{lost}");
     }

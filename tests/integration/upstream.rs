@@ -402,9 +402,9 @@ fn a_server_behind_a_private_authority_is_asked_over_tls() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let (ca, other_ca) = (ours.ca_file(), theirs.ca_file());
     let upstream = FakeUpstream::start_tls([chat(&["a", "b"])], ours.server_config());
-    let told = started(&[&token("a"), &token("b"), &finish(), "[DONE]"]);
+    let delivered = started(&[&token("a"), &token("b"), &finish(), "[DONE]"]);
     for (more, expected) in [
-        (vec!["--ca-file", &ca], told),
+        (vec!["--ca-file", &ca], delivered),
         (vec!["--ca-file", &other_ca], vec!["start".into(), "error upstream_unreachable".into()]),
         (vec![], vec!["start".into(), "error upstream_unreachable".into()]),
     ] {
@@ -445,10 +445,10 @@ fn heartbeats_are_written_while_only_comments_come() {
     wait_until("heartbeats", || beats() >= 3);
     upstream.open_gate();
     assert_eq!(asking.finish().code, Some(0));
-    let told = |entries: Vec<String>| -> Vec<String> {
+    let delivered = |entries: Vec<String>| -> Vec<String> {
         entries.into_iter().filter(|entry| entry != "heartbeat").collect()
     };
-    assert_eq!(told(entries(&redis)), started(&[&token("a"), "[DONE]"]));
+    assert_eq!(delivered(entries(&redis)), started(&[&token("a"), "[DONE]"]));
 
     let before = beats();
     let mut reading = Background::start(produce(&redis, &["--from", "openai", "--heartbeat-every", "50ms"]));
@@ -463,7 +463,7 @@ fn heartbeats_are_written_while_only_comments_come() {
     drop(stdin);
     assert_eq!(reading.finish().code, Some(0));
     let both = [started(&[&token("a"), "[DONE]"]), started(&[&token("b"), "[DONE]"])].concat();
-    assert_eq!(told(entries(&redis)), both);
+    assert_eq!(delivered(entries(&redis)), both);
 }
 
 #[test]

@@ -38,8 +38,11 @@ fn waiting_viewers_get_everything_from_the_beginning() {
         assert_eq!(transcript.text(), tokens(0..20), "{kind:?} {query}");
         assert_eq!(transcript.entries(), 22, "{kind:?} {query}");
         if kind == Kind::WebSocket {
-            let told = &transcript.frames[1].value;
-            assert_eq!((told["type"].as_str(), told["state"].as_str()), (Some("status"), Some("live")));
+            let delivered = &transcript.frames[1].value;
+            assert_eq!(
+                (delivered["type"].as_str(), delivered["state"].as_str()),
+                (Some("status"), Some("live"))
+            );
         }
         transcript.expect_finished(&end);
     }

@@ -50,8 +50,8 @@ pub(crate) fn check(folder: &str, case: &str, variables: &[(&str, &OsStr)]) {
         .envs(variables.iter().copied())
         .output()
         .expect("node is installed; ./tests/run.sh does that");
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&said));
+    let message = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&message));
 }
 
 /// Checks that `listed` runs every case in a folder's files.

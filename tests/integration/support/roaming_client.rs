@@ -495,8 +495,8 @@ impl Ledger {
     fn check_id(&self, frame: &Frame, place: usize) -> Result<(), String> {
         let item = &self.items[place];
         let Some(id) = &item.id else { return Ok(()) };
-        let (told, confirmed) = (id_order(frame.id().unwrap()), id_order(id));
-        let is_right = told == confirmed || item.attempts > 1 && told < confirmed;
+        let (delivered, confirmed) = (id_order(frame.id().unwrap()), id_order(id));
+        let is_right = delivered == confirmed || item.attempts > 1 && delivered < confirmed;
         if is_right { Ok(()) } else { Err(format!("{} has the id {id}: {}", item.label, frame.raw)) }
     }
 }

@@ -37,9 +37,9 @@ fn chunk(delta: &str, finish_reason: &str) -> String {
 fn add(calls: &mut BTreeMap<u64, Call>, number: u64, piece: [&Value; 3]) {
     let [id, name, arguments] = piece.map(|value| value.as_str().unwrap_or_default());
     let call = calls.entry(number).or_insert_with(|| call(number, "", "", ""));
-    for (known, told) in [(&mut call.1, id), (&mut call.2, name)] {
+    for (known, delivered) in [(&mut call.1, id), (&mut call.2, name)] {
         if known.is_empty() {
-            known.push_str(told);
+            known.push_str(delivered);
         }
     }
     call.3.push_str(arguments);
@@ -167,11 +167,11 @@ fn check(daemon: &Daemon, redis: &RedisServer, name: &str, entries: &[(&str, Str
 
     // A client that resumes after any frame has the same complete answer. Its frames may differ from those of the
     // live viewer: how pieces are merged depends on when they are read, and a merged frame has a repeated id once.
-    let told: Vec<_> = live.frames.iter().filter(|frame| frame.id().is_some()).collect();
-    for (place, frame) in told.iter().enumerate().filter(|(_, frame)| !frame.is_terminal()) {
+    let delivered: Vec<_> = live.frames.iter().filter(|frame| frame.id().is_some()).collect();
+    for (place, frame) in delivered.iter().enumerate().filter(|(_, frame)| !frame.is_terminal()) {
         for kind in KINDS {
             let rest = view(daemon.public, kind, &stream, &format!("after={}", frame.id().unwrap()));
-            let had = told[..=place].iter().map(|frame| frame.value.clone());
+            let had = delivered[..=place].iter().map(|frame| frame.value.clone());
             let both = native(had.chain(rest.frames.iter().map(|frame| frame.value.clone())));
             assert_eq!(both, *expected, "{name} after {}", frame.raw);
         }
@@ -292,14 +292,14 @@ fn nothing_is_pending_at_the_next_start() {
     producer.write_fields("5-0", &[("data", br#"{"type":"end"}"#)]);
     for kind in KINDS {
         let all = view(daemon.public, kind, "s1/m", "");
-        let told: Vec<_> = all
+        let delivered: Vec<_> = all
             .frames
             .iter()
             .filter_map(|frame| Some((frame.id()?.to_owned(), frame.kind().to_owned())))
             .collect();
         let expected =
             [("1-0", "start"), ("3-0.1", "tool_call"), ("3-0", "start"), ("4-0", "delta"), ("5-0", "end")];
-        assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
+        assert_eq!(delivered, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
         let last = view(daemon.public, kind, "s1/m", "after=last");
         assert_eq!(last.frames[1].kind(), "start", "the newest generation begins behind it");
     }

@@ -252,8 +252,8 @@ fn gauges_follow_who_is_there() {
     wait_until("four to have left", || daemon.gauge("connections_open") == 3);
     // The connection of this request is one of them while it is answered, and may be gone when they are counted here.
     wait_until("the open descriptors to be told", || {
-        let told = daemon.stats()["process"]["open_fds"].as_u64().unwrap();
-        told.abs_diff(daemon.open_descriptors() as u64) <= 1
+        let received = daemon.stats()["process"]["open_fds"].as_u64().unwrap();
+        received.abs_diff(daemon.open_descriptors() as u64) <= 1
     });
 }
 
