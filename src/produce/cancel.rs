@@ -1,13 +1,14 @@
-//! Requests to stop: watches the control stream of one stream without blocking.
+//! Requests to cancel: watches the control stream of one stream without blocking.
 //!
-//! A [`CancelWatch`] has a connection of its own with an `XREAD BLOCK` always in progress; checking it costs one
-//! system call, and its descriptor can be polled together with others. Requests count from the time at which the
-//! watch began ([`CancelWatch::begin`]), so that a request for an earlier generation stops nothing. If the stream
-//! does not exist yet, there was no earlier generation: requests that exist already are for the one that begins now.
+//! A [`CancelWatch`] has its own connection, on which an `XREAD BLOCK` is always in progress; checking for a reply
+//! costs one system call, and the descriptor can be polled together with others. Requests count from the time at
+//! which the watch began ([`CancelWatch::begin`]), so that a request for an earlier generation cancels nothing. If
+//! the stream does not exist yet, there was no earlier generation: requests that exist already belong to the one that
+//! begins now.
 //!
-//! While Redis is down, requests are not noticed, but none is lost: the watch continues after the last id that it
-//! read. Only opening a connection waits: at most for `redis.connect_timeout` (not counting the lookup of the host's
-//! name), and for the replies to its first commands.
+//! While Redis is down, requests are not received, but none is lost: the watch continues after the last id that it
+//! has read. Only opening a connection blocks: at most for `redis.connect_timeout` (not counting the lookup of the
+//! host's name), and for the replies to its first commands.
 
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -27,10 +28,10 @@ use super::{PAUSE_MAX, PAUSE_MIN, now_us};
 const BLOCK: Duration = Duration::from_secs(5);
 /// Room for an entry's id.
 const ID_ROOM_BYTES: usize = 128;
-/// The most entries that are read before a generation begins; further ones are read afterwards.
-const LOOKS_MAX: usize = 1024;
+/// How many existing entries are read at most before a generation begins; further ones are read afterwards.
+const EXISTING_MAX: usize = 1024;
 
-/// A request to stop the generation.
+/// A request to cancel the generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CancelRequest {
     /// The reason that the requester gave.
@@ -39,7 +40,7 @@ pub struct CancelRequest {
     pub by: String,
 }
 
-/// A source of requests to stop.
+/// A source of requests to cancel.
 pub trait Cancels {
     /// The request that has arrived since the last check, if any. Does not wait.
     fn requested(&mut self, now: Instant) -> Option<CancelRequest>;
@@ -65,7 +66,7 @@ impl Cancels for NoCancels {
 /// An XREAD in progress.
 struct Watching {
     link: Link,
-    asked_at: Instant,
+    sent_at: Instant,
     /// The part of the reply that is kept. Of an entry that is too large to be a request, only the id is kept.
     wanted: Wanted,
 }
@@ -77,7 +78,7 @@ pub struct CancelWatch {
     /// The key of the stream itself.
     stream_key: String,
     response_timeout: Duration,
-    /// The newest known request; `None`: the next connection finds it out.
+    /// The id of the newest known request; `None`: the next connection determines it.
     last: Option<EntryId>,
     /// A request that existed when the connection was opened.
     found: Option<CancelRequest>,
@@ -105,19 +106,19 @@ impl CancelWatch {
         })
     }
 
-    /// Also counts earlier requests that came after the entry `id` (of any stream: ids are Redis' time).
+    /// Also counts earlier requests with an id after `id` (of an entry in any stream: ids contain Redis' time).
     #[must_use]
     pub const fn since(mut self, id: EntryId) -> Self {
         self.last = Some(id);
         self
     }
 
-    /// Connects if that is possible now, so that every request from here on counts.
+    /// Connects if possible, so that every request from now on counts.
     pub fn begin(&mut self) {
-        self.keep_asking(Instant::now());
+        self.keep_reading(Instant::now());
     }
 
-    fn keep_asking(&mut self, now: Instant) {
+    fn keep_reading(&mut self, now: Instant) {
         if self.watching.is_some() || self.retry_at.is_some_and(|at| at > now) {
             return;
         }
@@ -139,26 +140,26 @@ impl CancelWatch {
             let newest = newest.first().map(|entry| entry.id).filter(|_| is_written);
             self.last = Some(newest.unwrap_or(EntryId::ZERO));
         }
-        // Requests that exist already are read before a generation begins.
-        for _ in 0..LOOKS_MAX {
+        // Read existing requests before the generation begins.
+        for _ in 0..EXISTING_MAX {
             if self.found.is_some() {
                 break;
             }
-            let there = link.call_stream(&self.question(None), ENTRY_ROOM_BYTES)?;
+            let there = link.call_stream(&self.read_command(None), ENTRY_ROOM_BYTES)?;
             if there.found == 0 {
                 break;
             }
             self.found = self.note(there);
         }
         let wanted = Wanted::of_stream(ENTRY_ROOM_BYTES);
-        let mut watching = Watching { link, asked_at: Instant::now(), wanted };
-        self.ask(&mut watching)?;
+        let mut watching = Watching { link, sent_at: Instant::now(), wanted };
+        self.send_read(&mut watching)?;
         Ok(watching)
     }
 
-    /// The command that reads the entry after the newest known one, blocking or not.
-    fn question(&self, block: Option<Duration>) -> Cmd {
-        // The size of an entry is known only when it arrives.
+    /// The command that reads the entry after the newest known one, with or without blocking.
+    fn read_command(&self, block: Option<Duration>) -> Cmd {
+        // Entries may be large, and their size is known only on arrival: so only one is requested.
         let mut command = cmd("XREAD");
         command.arg(&["COUNT", "1"]);
         if let Some(block) = block {
@@ -167,27 +168,27 @@ impl CancelWatch {
         command.arg("STREAMS").arg(&self.key).arg(self.last.unwrap_or(EntryId::new(0, 0))).take()
     }
 
-    /// Takes a reply: records the newest id, and returns the first request in it.
+    /// Processes a reply: keeps the newest id, and returns the first request in it.
     fn note(&mut self, reply: RangeReply) -> Option<CancelRequest> {
         let entries = reply.into_entries();
         self.last = entries.last().map(|entry| entry.id).or(self.last);
         entries.iter().find_map(request)
     }
 
-    fn ask(&self, watching: &mut Watching) -> Result<(), RedisError> {
-        watching.link.push(&self.question(Some(BLOCK)));
-        watching.asked_at = Instant::now();
+    fn send_read(&self, watching: &mut Watching) -> Result<(), RedisError> {
+        watching.link.push(&self.read_command(Some(BLOCK)));
+        watching.sent_at = Instant::now();
         watching.link.flush()
     }
 
-    /// Takes the reply in progress, if it has arrived, and sends the next XREAD.
+    /// Receives the reply in progress, if it has arrived, and sends the next XREAD.
     fn take(&mut self, watching: &mut Watching, now: Instant) -> Result<Option<CancelRequest>, RedisError> {
         let Some(reply) = watching.link.try_receive_entries(&mut watching.wanted)? else {
-            let is_silent = now.saturating_duration_since(watching.asked_at) > BLOCK + self.response_timeout;
+            let is_silent = now.saturating_duration_since(watching.sent_at) > BLOCK + self.response_timeout;
             return if is_silent { Err(RedisError::Timeout) } else { Ok(None) };
         };
         let request = self.note(reply);
-        self.ask(watching)?;
+        self.send_read(watching)?;
         self.backoff.reset();
         Ok(request)
     }
@@ -201,7 +202,7 @@ impl CancelWatch {
 
 impl Cancels for CancelWatch {
     fn requested(&mut self, now: Instant) -> Option<CancelRequest> {
-        self.keep_asking(now);
+        self.keep_reading(now);
         if self.found.is_some() {
             return self.found.take();
         }
@@ -223,7 +224,7 @@ impl Cancels for CancelWatch {
     }
 }
 
-/// The request in an entry of the control stream; entries of other types are for other readers.
+/// The request in an entry of the control stream. Entries of other types are meant for other readers.
 fn request(entry: &Entry) -> Option<CancelRequest> {
     let text = |name| {
         entry.fields.get(name).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
@@ -295,7 +296,7 @@ mod tests {
         huge();
         cancel(&server, "cancel");
         assert_eq!(wait(&mut watch), CancelRequest { reason: "r".into(), by: "b".into() });
-        // The same if the entries exist already, and the newest one determines from where on requests count.
+        // The same if the entries exist already; the newest one determines from where on requests count.
         let mut late = CancelWatch::new(&config_for(&server.url()), &name).unwrap();
         late.begin();
         assert!(late.requested(Instant::now()).is_some(), "at the first look");
