@@ -53,7 +53,7 @@ struct Action {
     /// Every second again, until interrupted
     #[arg(long)]
     watch: bool,
-    /// Begin the distributions and maxima anew
+    /// Reset the distributions and maxima
     #[arg(long, conflicts_with = "Form")]
     reset: bool,
 }

@@ -1,5 +1,5 @@
 // One headless Chromium for all cases of a test run. It prints the address at which cases connect to it, and ends when
-// its input does: with the process that has started it.
+// its input is closed: together with the process that started it.
 
 import { createRequire } from "node:module";
 import path from "node:path";

@@ -1,4 +1,4 @@
-// What an application writes, for the compiler to check: each use here must have its type, and each mistake none.
+// An application's code, for the compiler to check: correct uses must compile, and each mistake must not.
 
 import { compareIds, LlmBridgeError, subscribe, Transcript, type Frame, type Subscription } from "../../src/web/llm-bridge.js";
 

@@ -1,5 +1,5 @@
-// The set-up of the cases: a real redis-server and a real daemon as processes, a TCP proxy that cuts connections
-// where a case wants it, and a headless Chromium. All of it is on loopback and ends with the case.
+// The environment of the cases: a real redis-server and a real daemon as processes, a TCP proxy that cuts
+// connections on request, and a headless Chromium. Everything is on loopback and ends with the case.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -176,7 +176,7 @@ export async function startRedis() {
   const redis = await waitFor("redis-server", async () => {
     if (!server.isRunning) throw new Error(`redis-server ended:\n${server.log}`);
     const connection = await Redis.connect(port).catch(() => null);
-    // Not another server on the same port.
+    // Checks that no other server uses the same port.
     if (!connection || (await connection.run("INFO", "server")).includes(`process_id:${server.pid}\r\n`)) return connection;
     connection.close();
     return null;
@@ -384,7 +384,7 @@ const PAGE = `<!doctype html><meta charset="utf-8"><title>test</title><link rel=
 import * as bridge from "/llm-bridge.js";
 const storage = new URLSearchParams(location.search).has("storage") ? sessionStorage : undefined;
 const fast = { retry: { baseMs: 20, capMs: 100 } };
-// Shows one stream in every way: appended piece by piece, put together, iterated.
+// Shows one stream in each way: appended piece by piece, assembled, iterated.
 window.watch = (name, target, options = {}) => {
   const box = document.body.appendChild(document.createElement("pre"));
   const seen = { frames: [], events: [], iterated: "", closed: null };

@@ -1,5 +1,5 @@
-// The client in real tabs, against a real daemon and a real Redis. In each case the text on the page, the text put
-// together and the text iterated over must be, byte for byte, the text that was produced.
+// The client in real tabs, against a real daemon and a real Redis. In each case the text on the page, the
+// assembled text and the iterated text must equal, byte for byte, the text that was produced.
 
 import assert from "node:assert/strict";
 
@@ -63,7 +63,7 @@ export async function a_browsers_own_event_source_reads_the_other_formats() {
       if (chunk.type === "text-delta") text += chunk.delta;
       for (const { delta } of chunk.choices ?? []) text += delta.content ?? "";
     };
-    // It reconnects by itself, until 204 tells it that nothing follows.
+    // It reconnects by itself until it gets 204.
     source.onerror = () => { if (source.readyState === EventSource.CLOSED) resolve({ text, done }); };
   }), `${proxy.origin}${URL}?after=0&format=${format}`);
   const cut = new Set();
@@ -130,7 +130,7 @@ export async function a_reloaded_tab_goes_on_with_all_of_the_text() {
   assert.deepEqual(new Map(seen.texts), producer.texts);
   await waitFor("the resumed request", () => proxy.requests.length > resumed - 1);
   assert.ok(proxy.requests.slice(1).every(({ line }) => /after=\d+-\d+/.test(line)), JSON.stringify(proxy.requests));
-  // Over, and still there after one more reload.
+  // The answer is complete, and still shown after one more reload.
   await tab.load();
   await tab.watch("a", URL);
   const again = await tab.ended("a");
@@ -189,7 +189,7 @@ export async function what_a_tab_acknowledges_is_written_down() {
   };
   const written = line => waitFor(line, async () => (await receipts()).includes(line));
   const tab = await Tab.open(proxy.origin);
-  // A tab that is kept from running until the connection is closed proves nothing of the end: then once more.
+  // If the tab did not run until the connection was closed, this proves nothing about the end: try again.
   for (let attempt = 0; attempt < 20; attempt++) {
     const name = `s${attempt}/m`;
     const producer = new Producer(redis, name);
@@ -206,7 +206,7 @@ export async function what_a_tab_acknowledges_is_written_down() {
     await tab.ended(name);
     await sleep(200);
     if ((await receipts()).includes(`${name} ${end} g1 acked`)) {
-      // One receipt for each, whatever happens on the way.
+      // One receipt for each, whatever happens meanwhile.
       const own = (await receipts()).filter(line => line.startsWith(`${name} `));
       assert.deepEqual(own, [`${name} ${id} g1 acked`, `${name} ${end} g1 acked`]);
       assert.deepEqual(tab.errors, []);
@@ -289,13 +289,13 @@ export async function a_new_generation_clears_the_text_when_its_first_frame_come
   await producer.delta("one 😀");
   await producer.end();
   for (const name of ["websocket", "sse"]) await tab.until(name, "the first answer", seen => seen.finish && seen.text === "one 😀");
-  // Cut between two answers: the text stays, and nothing of the first comes again.
+  // Cut between two answers: the text stays, and nothing of the first is repeated.
   proxy.cutAll();
   for (const name of ["websocket", "sse"]) await tab.until(name, "being back", seen => seen.events.at(-1) === "open" && seen.text === "one 😀");
   await producer.start("g2");
   await producer.delta("two\r\n");
   for (const name of ["websocket", "sse"]) await tab.until(name, "the second answer", seen => seen.text === "two\r\n" && seen.shown === "two\r\n");
-  // Deleted and begun anew: named by a gap, and cleared with the first frame.
+  // Deleted and recreated: reported by a gap, and cleared with the first frame.
   await redis.run("DEL", producer.key);
   await producer.start("g3");
   await producer.delta("anew ☂");
@@ -303,7 +303,7 @@ export async function a_new_generation_clears_the_text_when_its_first_frame_come
     const seen = await tab.until(name, "the stream begun anew", seen => seen.text === "anew ☂");
     assert.deepEqual([seen.shown, seen.complete, gaps(seen)], ["anew ☂", true, ["recreated"]]);
   }
-  // An older end, as after a failover: what is shown stays, the id to keep is lower, and what comes next is taken.
+  // An older end, as after a failover: the text stays, the last id becomes lower, and later entries are accepted.
   await redis.run("DEL", producer.key);
   await redis.run("XADD", producer.key, "5-1", "data", JSON.stringify({ type: "delta", text: "old" }));
   for (const name of ["websocket", "sse"]) {
@@ -324,11 +324,11 @@ export async function a_refused_origin_is_said_once_with_its_reason() {
   const { daemon, proxy, producer } = await world([`listen.origins=["https://chat.example"]`]);
   await producer.start("g1");
   const tab = await Tab.open(proxy.origin);
-  // The page is the proxy's; what it asks for lies at the daemon's own address, which is another origin.
+  // The page comes from the proxy, and requests the daemon's own address, which is another origin.
   const elsewhere = `127.0.0.1:${daemon.port}${URL}`;
   const asked = [];
   tab.page.on("websocket", socket => asked.push(socket.url()));
-  // A page is shown nothing but the code: so the connection is upgraded, and then closed.
+  // A page can read only the close code: so the connection is upgraded, and then closed.
   const plain = await tab.page.evaluate(url => new Promise(resolve => {
     const events = [];
     const socket = new WebSocket(url);
@@ -343,7 +343,7 @@ export async function a_refused_origin_is_said_once_with_its_reason() {
   assert.deepEqual([seen.closed, seen.shown], [{ reason: "failed", code: "forbidden" }, ""]);
   const error = await tab.page.evaluate(() => window.views.refused.answer.done.catch(({ name, message, closeCode }) => ({ name, message, closeCode })));
   assert.deepEqual([error.name, error.message, error.closeCode], ["LlmBridgeError", plain.reason, 4403]);
-  // Retries would come within a tenth of a second.
+  // Retries would follow within a tenth of a second.
   await sleep(1000);
   assert.deepEqual([seen.events.filter(event => event.startsWith("reconnecting")), asked.length], [[], 2]);
   const line = daemon.log.split("\n").find(line => line.includes("listen.origins"));
@@ -360,7 +360,7 @@ export async function slow_tabs_and_slow_iterators_get_everything() {
   const tab = await Tab.open(proxy.origin);
   const limits = { queuedFrames: 20, queuedChars: 2000 };
   for (const transport of ["websocket", "sse"]) await tab.watch(transport, URL, { transport, iterates: false, limits });
-  // Takes one frame, and no more until it is told to.
+  // Reads one frame, and no more until the case continues it.
   await tab.page.evaluate(() => {
     window.slow = {};
     window.proceed = {};
@@ -379,7 +379,7 @@ export async function slow_tabs_and_slow_iterators_get_everything() {
   await producer.start("g1");
   await producer.write(random, n => n < 500);
   for (const name of ["websocket", "sse"]) await tab.until(name, "being paused", seen => seen.state === "paused");
-  // A tab that does nothing at all for a while, as the text goes on.
+  // A tab that is blocked for a while, while the text continues.
   const asleep = tab.page.evaluate(() => { for (const end = Date.now() + 1500; Date.now() < end;); });
   await producer.write(random, n => n < 500);
   await asleep;
@@ -437,7 +437,7 @@ export async function what_is_not_there_is_said_once() {
     const bad = await tab.ended(`${transport} bad`);
     assert.deepEqual([bad.closed.reason, bad.closed.code], ["failed", "bad_query"]);
   }
-  // A name that is waited for, and then comes.
+  // A stream that the page waits for, and that is then created.
   for (const transport of ["websocket", "sse"]) await tab.watch(transport, URL, { transport, wait: 50 });
   await tab.until("websocket", "waiting", seen => seen.streamState === "waiting");
   await producer.delta("here");

@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 
 import { Random, token } from "./harness.mjs";
 
-// By way of a URL, because older versions of Node take a `.js` file outside of a package for CommonJS.
+// Imported by a URL, because older versions of Node treat a `.js` file outside of a package as CommonJS.
 const source = readFileSync(new URL("../../src/web/llm-bridge.js", import.meta.url));
 const { backoffMs, compareIds, EventStreamParser, mergeFrames, retryAfterMs, tokenExpiryMs, Transcript } =
   await import(`data:text/javascript;base64,${source.toString("base64")}`);

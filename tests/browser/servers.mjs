@@ -1,5 +1,5 @@
-// Server behaviour that the daemon does not show, or not on demand: tokens, refusals, closes of every code. A small
-// server plays it, over WebSocket and HTTP, and the client runs in a real tab all the same.
+// Server behaviour that the daemon does not have, or not on demand: tokens, refusals, closes with every code. A small
+// server imitates it, over WebSocket and HTTP; the client runs in a real tab.
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -165,7 +165,7 @@ export async function closes_mean_what_the_contract_says() {
     onSocket: (peer, n) => {
       after.push(peer.after);
       peer.open();
-      // Everything up to here comes again, as a careless server might do: nothing of it is shown twice.
+      // Everything up to here is sent again, as a faulty server might do: nothing of it is shown twice.
       for (let at = 1; at <= n + 1; at++) peer.send(delta(`${at}-0`, `${at} `));
       if (n === codes.length) { peer.send(end("99-0")); return peer.close(1000); }
       if (codes[n] === 1006) peer.socket.destroySoon();
@@ -247,9 +247,9 @@ export async function acks_and_cancels_are_answered_each_for_itself() {
   peerNow.send(delta("5-2", "y"));
   await tab.until("a", "more text", seen => seen.text === "xy");
   await ask("answer.ack(); await answer.cancel();");
-  // The acknowledgement is answered in its own time, after the one before it.
+  // The acknowledgement is answered later, after the previous one.
   await waitFor("acknowledging to be known as not supported", async () => await ask("return answer.ack('5-9');") === false);
-  // A connection that is lost before the answer: by POST.
+  // A connection that is lost before the answer: the cancel is sent by POST.
   await ask("await answer.cancel('lost');");
   assert.equal(posted, 1);
   await waitFor("going on", async () => (await tab.look("a")).state === "open");

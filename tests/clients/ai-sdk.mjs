@@ -53,7 +53,7 @@ export async function ai_sdk_resumes_at_every_id() {
   await daemon.viewers(1);
   await write(producer, entries);
   const recorded = await recording;
-  // Every id that a client may have, with its part of the answer by then.
+  // Every id that a client may have, with the part of the answer that it has by then.
   const ids = new Set([...recorded.matchAll(/^id: (.*)$/gm)].map(([, id]) => id));
   ids.delete([...ids].at(-1));
   for (const id of ids) {
@@ -62,7 +62,7 @@ export async function ai_sdk_resumes_at_every_id() {
     expectWhole(message, expected, `after ${id}`);
     expectEqual(message.id, "g4");
   }
-  // Every entry, for a client that has kept nothing but its id.
+  // Every entry, for a client that has kept only its id.
   const all = await producer.redis.run("XRANGE", producer.key, "-", "+");
   for (const [at, [id]] of all.slice(0, -1).entries()) {
     const message = await read(await reconnect(url(`format=ai-sdk&after=${id}`)));
@@ -141,7 +141,7 @@ export async function a_chat_that_is_loaded_again_goes_on() {
   expectEqual([chat.status, chat.error, chat.messages.length], ["ready", undefined, 2]);
   expectWhole(chat.messages.at(-1), expected);
   ok(notes.some(part => part.type === "data-llm-bridge" && part.data.type === "custom"));
-  // Loaded once more, when everything is over: nothing to resume, and no error either.
+  // Loaded again when everything is complete: there is nothing to resume, and no error.
   const later = open();
   await later.resumeStream();
   expectEqual([later.status, later.error, later.messages.length], ["ready", undefined, 1]);
@@ -153,7 +153,7 @@ export async function a_chat_that_has_the_beginning_goes_on_behind_it() {
   const half = Math.floor(entries.length / 2);
   await write(producer, entries.slice(0, half));
   const [last] = (await producer.redis.run("XRANGE", producer.key, "-", "+")).at(-1);
-  // Read the answer up to that id and store it, as a page does that leaves in the middle.
+  // Reads the answer up to that id and stores it, like a page that is left in the middle.
   const had = await fetch(url("format=ai-sdk"));
   const reader = had.body.getReader();
   let text = "";

@@ -1,4 +1,4 @@
-// An answer with everything that the formats have words for, how it is written, and the result every client must have.
+// An answer with everything that the formats can express, the way it is written, and the result that every client must have.
 
 import { createRequire } from "node:module";
 import path from "node:path";

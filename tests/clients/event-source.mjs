@@ -1,4 +1,4 @@
-// EventSource of the npm package reconnects by itself, with the id that it has, until 204 says that it is over.
+// EventSource of the npm package reconnects by itself, with its last id, until it gets 204.
 
 import { deepStrictEqual as expectEqual, ok } from "node:assert";
 

@@ -80,7 +80,7 @@ export async function openai_resumes_at_every_id() {
   const { entries, expected } = answer(2, { choices: 2 });
   await write(producer, entries);
   const all = await producer.redis.run("XRANGE", producer.key, "-", "+");
-  // At every id but the last: a client that has everything gets 204, see the end.
+  // At every id except the last: a client that has everything gets 204, as checked at the end.
   for (const [at, [id]] of all.slice(0, -1).entries()) {
     const { completion } = await complete(url(`format=openai&after=${id}`));
     expectEqual([completion.choices[0].finish_reason, completion.usage], ["stop", USAGE]);

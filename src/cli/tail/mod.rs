@@ -41,13 +41,13 @@ pub(crate) struct Tail {
     /// Print every frame as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Whether reasoning is dimmed, and control characters in the text are shown instead of obeyed
+    /// Whether reasoning is dimmed, and control characters in the text are shown instead of executed
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
     color: Color,
     /// Stay for the generations to come
     #[arg(long)]
     follow: bool,
-    /// Begin after this entry id; `last`: with the newest generation; `$`: with what comes next
+    /// Begin after this entry id; `last`: with the newest generation; `$`: with the next entry
     #[arg(long, value_name = "ID")]
     after: Option<String>,
     #[command(flatten)]
