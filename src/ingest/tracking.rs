@@ -5,7 +5,7 @@
 //! with the number of writes, and tracking takes one more round trip. So a reader with few streams blocks, and a
 //! reader with many tracks.
 //!
-//! A push is only a hint: a sweep over the silent streams finds news that were not pushed, and dead connections.
+//! A push is only a hint: a sweep over the silent streams finds news that was not pushed, and dead connections.
 //! Redis also pushes the names of other instances' streams. If they outnumber the reader's own by far, the reader
 //! blocks for a while instead.
 

@@ -80,7 +80,7 @@ impl Reader {
         can_be_woken && !self.subscriptions.has_large() && !self.budget.is_wary(now)
     }
 
-    /// Waits for news of any stream or for a command in a blocking read. Its reply only shows that there are news:
+    /// Waits for news of any stream or for a command in a blocking read. Its reply only shows that there is news:
     /// the transaction behind it, which Redis executes in the same turn, reads the streams.
     pub(super) fn block(&mut self, block: Duration) -> Result<ReadEnd, RedisError> {
         let now = Instant::now();

@@ -4,7 +4,7 @@
 //! stream; pushes arrive without ending the block. Both are on only while viewers wait for a stream, because Redis
 //! pushes the name of every stream that is written.
 //!
-//! INVARIANT: news are only a hint. The polls of [`super::waits`] find everything that news miss. [`News::Begun`]
+//! INVARIANT: news is only a hint. The polls of [`super::waits`] find everything that news misses. [`News::Begun`]
 //! asks for such a poll, because earlier changes were not pushed.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use crate::model::{EntryId, StreamName};
 use crate::redis::{Changed, Connector, Keys, RangeReply, RedisError, Reply, ServerError, Wanted};
 use crate::warn_limited;
 
-/// How long one read of the announce stream blocks, which bounds how late the watcher turns news off.
+/// How long one read of the announce stream blocks, which bounds how late the watcher turns tracking off.
 const BLOCK: Duration = Duration::from_secs(1);
 /// How many announcements one read takes. Redis counts them, not their bytes, and others can write them.
 const ANNOUNCEMENTS_MAX: u32 = 64;
@@ -27,7 +27,7 @@ const ANNOUNCEMENTS_BYTES_MAX: usize = 256 << 10;
 const ID_ROOM_BYTES: usize = 128;
 /// How long the announce stream is left alone after Redis refused to read it.
 const REFUSED_REST: Duration = Duration::from_secs(10);
-/// How long news stay on after the last wait for a name.
+/// How long tracking stays on after the last wait for a name.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// One piece of news.

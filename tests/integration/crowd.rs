@@ -339,7 +339,7 @@ fn nothing_is_given_of_a_stream_that_was_deleted() {
         let mut viewer = Viewer::open(daemon.public, kind, &producer.stream, &query);
         viewer.read_to(producer.ids.last().unwrap());
         redis.connect().run::<u64>(&["DEL", &producer.key]);
-        // What was read for the first viewer a moment ago would do for the second.
+        // The second viewer could be served with what was read for the first a moment ago.
         let late = view(daemon.public, kind, &producer.stream, &query);
         let expected = match kind {
             Kind::WebSocket => Ending::Closed(4404),

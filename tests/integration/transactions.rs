@@ -1,7 +1,7 @@
-//! Transactions touch one key each, so that they work in a cluster: as Redis' MONITOR shows them while all of the daemon
-//! and the commands are at work.
+//! Every transaction of the daemon and the commands touches only one key, so that it works in a cluster. The test
+//! uses all parts of them and reads their commands by Redis' MONITOR.
 //!
-//! Live reading is not judged: on one Redis it reads several streams in one transaction. It writes no entries.
+//! Live reads are excluded: one of them reads several streams in one transaction. They write no entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -22,7 +22,7 @@ use crate::support::viewer::{Kind, Viewer};
 #[derive(Debug)]
 struct Seen {
     client: String,
-    /// Its words; bytes that are no text are replaced.
+    /// Its arguments; bytes that are not text are replaced.
     words: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Seen {
     }
 }
 
-/// Redis' record of the commands of all clients, from its start to its end. Redis keeps what is not read yet.
+/// Redis' record of the commands of all clients, from its start to its end. Redis queues what has not been read yet.
 struct Monitor(BufReader<TcpStream>);
 
 impl Monitor {
@@ -74,7 +74,7 @@ fn parse(line: &[u8]) -> Seen {
     Seen { client: client.to_owned(), words }
 }
 
-/// The byte that an escape sequence means, behind its backslash.
+/// The byte that an escape sequence stands for; its backslash has been read.
 fn unescaped(bytes: &mut impl Iterator<Item = u8>) -> u8 {
     match bytes.next().unwrap() {
         b'n' => b'\n',
@@ -90,15 +90,15 @@ fn unescaped(bytes: &mut impl Iterator<Item = u8>) -> u8 {
     }
 }
 
-/// The keys of a command, by Redis itself.
+/// The keys of a command, as Redis reports them.
 fn keys(connection: &mut Redis, seen: &Seen) -> Vec<String> {
     let words: Vec<&str> =
         ["COMMAND", "GETKEYS"].into_iter().chain(seen.words.iter().map(String::as_str)).collect();
-    // Commands without keys are refused.
+    // Redis returns an error for commands without keys.
     connection.try_run(&words).unwrap_or_default()
 }
 
-/// The keys of each transaction so far, the watched ones among them, with the names of its commands.
+/// The keys of each transaction, including the watched ones, with the names of its commands.
 fn transactions(seen: Vec<Seen>, connection: &mut Redis) -> Vec<(BTreeSet<String>, Vec<String>)> {
     #[derive(Default)]
     struct Open {
@@ -141,8 +141,8 @@ fn every_transaction_touches_one_key() {
     let options = Daemon::options(&redis).set("stream.receipts=true").set("stream.receipts_after=1s");
     let mut daemon = options.start();
 
-    // A producer's entries, one of them unreadable; a viewer that acknowledges; requests to stop; an answer that nobody
-    // takes.
+    // A producer's entries, one of them malformed; a viewer that acknowledges; cancel requests; an answer that nobody
+    // acknowledges.
     let mut producer = Producer::new(&redis, "s1", "m");
     producer.start("g1");
     let bad = producer.write_text("{");
@@ -161,7 +161,7 @@ fn every_transaction_touches_one_key() {
     untaken.end();
     let _other = Viewer::open(daemon.public, Kind::Sse, &untaken.stream, "?follow=1");
     wait_until("the receipts of both", || connection.run::<usize>(&["XLEN", "llm:receipts:llm-bridge"]) >= 2);
-    // Its groups are removed by the next one of its name.
+    // The next daemon with its name removes its groups.
     daemon.kill();
     let daemon = daemon.start_again();
 
@@ -199,8 +199,8 @@ fn every_transaction_touches_one_key() {
     let judged: Vec<_> = transactions.iter().filter(is_judged).collect();
     let wide: Vec<_> = judged.iter().filter(|(keys, _)| keys.len() > 1).collect();
     assert!(wide.is_empty(), "{wide:?}");
-    // Of each kind some were seen: an entry under a lock, a lock, a receipt or dead letter, a request to stop, a look at
-    // a stream's end.
+    // Each kind of transaction occurred: an entry under a lock, a lock, a receipt or dead letter, a cancel request, a
+    // read of a stream's end.
     for command in ["XADD", "SET", "DEL", "PEXPIRE", "XRANGE"] {
         let is_seen = judged.iter().any(|(_, names)| names.iter().any(|name| name == command));
         assert!(is_seen, "no transaction with {command} in {judged:?}");

@@ -147,7 +147,7 @@ fn refusals_are_tried_again_before_the_first_token() {
     assert_eq!((outcome.code, requests), (Some(0), 3), "{outcome:?}");
     assert!(began.elapsed() >= Duration::from_secs(1), "Retry-After is obeyed");
     assert_eq!(entries, started(&[&token("a"), &finish(), "[DONE]"]));
-    // Not endlessly, and not for errors that will not go away.
+    // Attempts are limited, and errors that a repetition does not fix are not tried again.
     let (outcome, entries, requests) = asked(vec![broken], &["--retries", "1"]);
     assert_eq!((outcome.code, requests), (Some(1), 2));
     assert_eq!(entries, ["start", "error upstream_refused"]);

@@ -86,7 +86,7 @@ impl RedisServer {
                 return Some(false);
             }
             let mut connection = self.try_connect().ok()?;
-            // Not another test's server on the same port, nor one that still loads its data.
+            // Neither another test's server on the same port nor one that is still loading its data may answer.
             let info: String = redis::cmd("INFO").query(&mut connection).ok()?;
             (info.contains(&own_id) && info.contains("loading:0\r\n")).then_some(true)
         });
