@@ -89,6 +89,9 @@ pub struct Seek {
     passed: Option<StreamState>,
     /// The outline there.
     outline_passed: Option<Outline>,
+    /// The position behind which entries were removed before they were read, and the number of entries before it: the
+    /// read that goes on from there finds by that number that some are missing.
+    hole: Option<(Position, Option<u64>)>,
     /// The position up to which checkpoints were made, by [`Scan::cost`]; `None`: the scan has not read everything,
     /// so it makes none.
     checked: Option<u64>,
@@ -127,6 +130,7 @@ impl Seek {
             scan: Scan::new(beginning),
             passed: None,
             outline_passed: None,
+            hole: None,
             checked: Some(0),
         }
     }
@@ -233,7 +237,9 @@ impl Seek {
         }
         self.checked = None;
         let scan = &mut self.scan;
-        scan.newest = (Position::whole(scan.tip), state.clone());
+        self.hole = Some((Position::whole(scan.tip), scan.state.ordinal));
+        scan.newest =
+            (Position::whole(scan.tip), StreamState { ordinal: scan.state.ordinal, ..state.clone() });
         scan.newest_mark = EntryId::ZERO;
         scan.terminal = None;
         scan.state = state;
@@ -349,8 +355,7 @@ impl Seek {
             is_lost |= matches!(decoded.event, Event::Error { code: PRODUCER_LOST, .. });
             let Verdict::Deliver { begins, .. } = verdict else { continue };
             if begins {
-                self.scan.newest = (at, before.clone());
-                self.scan.terminal = None;
+                self.begin_generation(at, before.clone());
             }
             at = position;
             if decoded.event.is_terminal() {
@@ -374,11 +379,8 @@ impl Seek {
         let before = may_begin.then(|| self.scan.state.clone());
         self.scan.state.pass();
         let Verdict::Deliver { begins, .. } = judge(&mut self.scan.state, id, decoded) else { return };
-        if begins {
-            if let Some(state) = before {
-                self.scan.newest = (Position::whole(self.scan.tip), state);
-            }
-            self.scan.terminal = None;
+        if begins && let Some(before) = before {
+            self.begin_generation(Position::whole(self.scan.tip), before);
         }
         if decoded.event.is_terminal() {
             let terminal = self.terminal_frame(id, self.scan.delivered, decoded);
@@ -386,6 +388,15 @@ impl Seek {
         }
         self.scan.delivered = Position::whole(id);
         self.outline_event(Position::whole(id), &decoded.event, begins);
+    }
+
+    /// Notes that a generation begins behind `after`, with the state there.
+    fn begin_generation(&mut self, after: Position, mut state: StreamState) {
+        if let Some((_, ordinal)) = self.hole.filter(|(hole, _)| *hole == after) {
+            state.ordinal = ordinal;
+        }
+        self.scan.newest = (after, state);
+        self.scan.terminal = None;
     }
 
     fn terminal_frame(&self, id: EntryId, after: Position, decoded: &Decoded<'_>) -> Option<Frame> {

@@ -205,9 +205,8 @@ fn a_state_is_never_put_together_around_a_hole() {
 type Part = ((KeyFacts, Vec<Entry>), std::ops::Range<u64>);
 
 /// A search for `after` that reads `parts` one after the other.
-fn search_in_parts(after: u64, parts: &[Part]) -> Opened {
-    let mut step =
-        ReplayStep::Open { after: After::At(Position::whole(id(after))), early: false, outlined: false };
+fn search_in_parts(after: After, parts: &[Part]) -> Opened {
+    let mut step = ReplayStep::Open { after, early: false, outlined: false };
     for (place, ((facts, entries), range)) in parts.iter().enumerate() {
         let entries = entries.iter().filter(|entry| range.contains(&entry.id.ms)).cloned().collect();
         let job = JobRef { delivery: 0, slot: Slot { index: 0, generation: 0 } };
@@ -242,7 +241,7 @@ fn a_search_shows_what_it_has_met_each_entry_once() {
         for size in 1..9 {
             let starts = (1..=9).step_by(size);
             let parts: Vec<_> = starts.map(|start| (world(9, 0), start..start + size as u64)).collect();
-            let opened = search_in_parts(after, &parts);
+            let opened = search_in_parts(After::At(Position::whole(id(after))), &parts);
             let covered = |opened: &Opened| opened.shown.frames.iter().map(|frame| frame.count).sum::<u32>();
             assert_eq!(covered(&opened), covered(&whole), "after {after}, {size} at a time");
             assert_eq!((opened.shown.exhausted, &opened.shown.cursor), (true, &whole.shown.cursor));
@@ -257,7 +256,21 @@ fn a_search_shows_nothing_from_where_it_did_not_see_the_beginning() {
     // The entries from which the search would continue were trimmed before the second read, which passes the wanted
     // entry.
     let parts = [(world(12, 0), 1..4), (world(12, 6), 7..10), (world(12, 6), 10..13)];
-    let opened = search_in_parts(8, &parts);
+    let opened = search_in_parts(After::At(Position::whole(id(8))), &parts);
     let left = (opened.shown.frames.len(), opened.shown.exhausted, opened.shown.cursor.position);
     assert_eq!(left, (0, false, Position::whole(id(8))), "the next read shows all of it");
+}
+
+#[test]
+fn who_asks_for_the_newest_generation_is_told_what_was_trimmed_while_it_was_looked_for() {
+    let opened = search_in_parts(After::Last, &[(world(12, 0), 1..4), (world(12, 6), 7..13)]);
+    let from = opened.shown.cursor;
+    assert_eq!((opened.after, from.position), (Position::whole(id(3)), opened.after));
+    assert!(opened.shown.frames.is_empty(), "the next read shows it");
+    let ReplayOutcome::Shown(shown) = read(ReplayStep::Continue { from, until: None }, world(12, 6)) else {
+        panic!("the rest is shown");
+    };
+    let gap =
+        HistoryGap::Trimmed { after: Position::whole(id(3)), next: Some(id(7)), id: None, lost: Some(3) };
+    assert_eq!(shown.gap, Some(gap));
 }
