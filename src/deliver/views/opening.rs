@@ -109,12 +109,12 @@ impl Views {
             After::Last | After::Tail => Position::ZERO,
         };
         match wire {
-            Wire::WebSocket | Wire::Multiplexed => {
+            Wire::Sse if !self.has_begun(slot, cx) => {}
+            Wire::WebSocket | Wire::Multiplexed | Wire::Sse => {
                 self.send_open(slot, after, StreamStatus::Waiting, cx);
                 self.send_status(slot, StreamStatus::Waiting, cx);
             }
-            Wire::Sse if self.has_begun(slot, cx) => self.send_status(slot, StreamStatus::Waiting, cx),
-            Wire::Sse | Wire::State | Wire::Head => {}
+            Wire::State | Wire::Head => {}
         }
         cx.clients.arm(connection, deadline);
         if let Some(stream) = self.streams.begin_waiting(hub) {
