@@ -63,11 +63,10 @@ impl Delivery {
     }
 
     fn live(&mut self, news: &[LiveFrames], now: Instant) {
-        self.with_views(now, |views, cx| {
-            for news in news {
-                views.live(news, cx);
-            }
-        });
+        // One by one: a viewer that ends with the first frames of its stream gets none of those behind them.
+        for news in news {
+            self.with_views(now, |views, cx| views.live(news, cx));
+        }
     }
 
     /// Catches up with what did not fit into the inbox: hubs go back to history, history reads are asked again.
