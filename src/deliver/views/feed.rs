@@ -18,6 +18,9 @@ impl Views {
         if viewer.read_on().is_none() {
             return self.flush_batch(slot, cx);
         }
+        if is_range && shown.gap.is_some() && shown.frames.is_empty() {
+            return self.leave_range(slot, cx);
+        }
         self.begin_shown(slot, shown.gap, cx);
         for frame in &shown.frames {
             self.push(slot, frame, false, cx);
@@ -56,6 +59,13 @@ impl Views {
         }
         self.ask(slot, ask, cx);
         self.settle(slot, cx);
+    }
+
+    /// The range that was read up to live text is gone, and more may be gone behind it, up to entries that are held. The
+    /// read that shows what follows tells of all of it, as it is then, and once.
+    fn leave_range(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        let ask = self.streams.seam(slot).map_or(Ask::Nothing, |seam| seam.read_to_end(Position::ZERO));
+        self.ask(slot, ask, cx);
     }
 
     /// Sends a viewer what precedes a stretch of history: that its wait is over, and which entries are missing.
