@@ -307,21 +307,21 @@ impl io::Write for Peer {
     }
 }
 
-/// The process' resident memory, in bytes.
-fn resident_bytes() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.as_deref().and_then(|pages| pages.split(' ').nth(1)?.parse::<usize>().ok());
-    pages.expect("Linux has it") * 4096
+/// The bytes that this process has allocated and not freed.
+fn allocated_bytes() -> usize {
+    // SAFETY: it has no arguments and returns a struct of numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
 }
 
-/// Prints the memory of a connection that has sent one message and then only receives, as most do.
-#[allow(clippy::print_stdout, reason = "it is the bench's result, which criterion has no measure for")]
+/// Prints the memory of a connection whose client has sent one message and now listens, as most do.
+#[allow(clippy::print_stdout, reason = "a result of the bench, for which criterion has no measure")]
 fn websocket_memory(bytes: &[u8]) {
     fn each<T>(make: impl Fn() -> T) -> usize {
         const CONNECTIONS: usize = 1_000;
-        let before = resident_bytes();
+        let before = allocated_bytes();
         let kept: Vec<T> = (0..CONNECTIONS).map(|_| make()).collect();
-        let after = resident_bytes();
+        let after = allocated_bytes();
         drop(kept);
         after.saturating_sub(before) / CONNECTIONS
     }

@@ -295,8 +295,13 @@ impl Payload {
         self.missing -= taken.len();
         let start = buffer.len();
         buffer.extend_from_slice(taken);
-        for (at, byte) in buffer[start..].iter_mut().enumerate() {
-            *byte ^= self.mask[at % 4];
+        // Whole words of the mask, so that the compiler uses vector instructions.
+        let (words, last) = buffer[start..].as_chunks_mut::<4>();
+        for word in words {
+            *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(self.mask)).to_ne_bytes();
+        }
+        for (byte, mask) in last.iter_mut().zip(self.mask) {
+            *byte ^= mask;
         }
         self.mask.rotate_left(taken.len() % 4);
     }
