@@ -405,7 +405,7 @@ fn the_documented_rights_are_enough() {
     let redis = RedisServer::start();
     let more = PRODUCERS
         .lines()
-        .find_map(|line| line.strip_prefix("It needs Redis 6.2, and beside the daemon's rights"));
+        .find_map(|line| line.strip_prefix("It needs Redis 6.2 and, in addition to the daemon's rights"));
     let more = more.expect("the document lists the rights").split(['`', ' ']);
     let daemon = documented_rights().into_iter();
     let rights: Vec<&str> = daemon.chain(more.filter(|word| word.starts_with('+'))).collect();
