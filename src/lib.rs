@@ -94,3 +94,6 @@ pub mod relay;
 // For tests/fuzz.
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+// For the tests that need several of the parts above.
+#[cfg(test)]
+mod simulation;

@@ -4,7 +4,7 @@
 #
 # With --long also checks that take long or need an idle machine: the long form of tests that have one (LLM_BRIDGE_LONG=1), a
 # soak among them (LLM_BRIDGE_SOAK seconds, 300), and chaos: 200 new random fault schedules (or
-# LLM_BRIDGE_FAULT_SEEDS=from..to); the integration tests on another server, Valkey from PyPI (or the one that
+# LLM_BRIDGE_FAULT_SEEDS=from..to); new random seeds of the simulation, SIMULATION_SEEDS (5000); the integration tests on another server, Valkey from PyPI (or the one that
 # LLM_BRIDGE_REDIS_SERVER names); fuzzing guided by coverage, LLM_BRIDGE_FUZZ seconds (60) for each target of tests/fuzz,
 # which count as a test each; and the benches in their real size. It also lists the slowest tests.
 # On two cores --long takes about an hour, and ten minutes more if nothing is built yet.
@@ -112,6 +112,7 @@ if [ -n "$long" ]; then
     other_server=${LLM_BRIDGE_REDIS_SERVER:-}
     unset LLM_BRIDGE_REDIS_SERVER
     first_seed=$((RANDOM * 32768 + RANDOM))
+    export SIMULATION_SEEDS="${SIMULATION_SEEDS:-5000}"
     export LLM_BRIDGE_LONG=1 LLM_BRIDGE_FAULT_SEEDS="${LLM_BRIDGE_FAULT_SEEDS:-$first_seed..$((first_seed + 200))}"
     printf '\nfault schedules %s\n' "$LLM_BRIDGE_FAULT_SEEDS"
     # The test harness prints the time of each test; on a stable toolchain this needs RUSTC_BOOTSTRAP.
@@ -119,7 +120,7 @@ if [ -n "$long" ]; then
         --config 'target."cfg(unix)".runner = ["env", "RUSTC_BOOTSTRAP=1"]' -- -Z unstable-options --report-time
     part cargo test --locked --no-fail-fast --doc
     part env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-    unset LLM_BRIDGE_FAULT_SEEDS LLM_BRIDGE_LONG
+    unset LLM_BRIDGE_FAULT_SEEDS LLM_BRIDGE_LONG SIMULATION_SEEDS
     if [ -n "$other_server" ]; then
         on_server "$other_server"
     else

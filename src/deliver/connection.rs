@@ -336,13 +336,17 @@ impl Connection {
         self.phase = Phase::Closing { until: Some(now + LINGER) };
     }
 
-    /// The viewers whose frames the connection carries.
+    /// The viewers whose frames the connection carries, in the order in which they came.
     pub(super) fn viewers(&self) -> Vec<Slot> {
         match &self.phase {
             Phase::Asked { viewer, .. } | Phase::Sse { viewer } => vec![*viewer],
             Phase::WebSocket(websocket) => match &websocket.viewers {
                 Viewers::One(viewer) => vec![*viewer],
-                Viewers::Many(viewers) => viewers.values().copied().collect(),
+                Viewers::Many(viewers) => {
+                    let mut viewers: Vec<_> = viewers.values().copied().collect();
+                    viewers.sort_unstable_by_key(|viewer| viewer.generation);
+                    viewers
+                }
             },
             Phase::Head { .. } | Phase::Body { .. } | Phase::Recording { .. } | Phase::Closing { .. } => {
                 Vec::new()

@@ -369,6 +369,18 @@ impl Connections {
         self.timers.next_deadline()
     }
 
+    /// Amounts that are 0 when no client is left.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> [(&'static str, usize); 4] {
+        let turns = self.dirty.len() + self.bulky.len() + self.over.len();
+        [
+            ("connections", self.table.len()),
+            ("turns of connections", turns + usize::from(!self.backlog.is_empty())),
+            ("refused connections", self.refused),
+            ("deadlines", self.timers.len()),
+        ]
+    }
+
     /// Whether something is to be done without waiting: to write, to hear, or to end.
     pub(super) fn has_work(&self) -> bool {
         let is_idle = self.dirty.is_empty() && self.bulky.is_empty() && self.over.is_empty();

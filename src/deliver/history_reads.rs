@@ -173,6 +173,17 @@ impl HistoryReads {
         self.jobs.len() > viewers + STALE_JOBS_MAX
     }
 
+    /// Amounts that are 0 when no client is left.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> [(&'static str, usize); 4] {
+        [
+            ("history reads", self.jobs.len()),
+            ("streams with history reads", self.by_hub.len()),
+            ("new history reads", self.fresh.len()),
+            ("history reads to be retried", self.retries.len()),
+        ]
+    }
+
     // ----- asking again -----
 
     /// The job could not be done: it is asked again after a pause that grows with its attempts and differs from job

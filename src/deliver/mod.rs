@@ -20,6 +20,8 @@
 //! - The other parts own their state and know nothing of each other: `connections` (sockets, and whose turn it is),
 //!   `streams` (viewers by stream), `history_reads` (viewers by read), [`outbound`] (messages to other threads),
 //!   `admission` (policies and limits), [`acceptor`] (the listener).
+//! - Tests drive a whole thread without sockets and clocks through [`event_loop`]'s `stepped` and `memory_socket`: see
+//!   `src/simulation`.
 //! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
 //!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
 //!   [`body`], `sharing`, `ack_tracker`, `held`, `viewer`.
@@ -39,6 +41,8 @@ mod held;
 mod history_reads;
 pub mod http_error;
 pub mod input;
+#[cfg(test)]
+pub(crate) mod memory_socket;
 pub mod message;
 pub mod outbound;
 pub mod outbox;

@@ -8,6 +8,8 @@ use mio::event::Source;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+#[cfg(test)]
+use super::memory_socket::MemorySocket;
 use crate::config::NEVER;
 
 /// A client's socket.
@@ -15,6 +17,9 @@ use crate::config::NEVER;
 pub(super) enum Socket {
     /// TCP as it is.
     Plain(TcpStream),
+    /// In memory.
+    #[cfg(test)]
+    Memory(MemorySocket),
 }
 
 /// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
@@ -27,7 +32,11 @@ impl Socket {
     /// # Errors
     /// When the operating system refuses one.
     pub(super) fn prepare(&self, slow_timeout: Duration) -> io::Result<()> {
-        let Self::Plain(socket) = self;
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            #[cfg(test)]
+            Self::Memory(_) => return Ok(()),
+        };
         socket.set_nodelay(true)?;
         let socket = socket2::SockRef::from(socket);
         socket.set_keepalive(true)?;
@@ -44,6 +53,11 @@ impl Socket {
     pub(super) fn end_sending(&self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown(Shutdown::Write),
+            #[cfg(test)]
+            Self::Memory(socket) => {
+                socket.end_sending();
+                Ok(())
+            }
         }
     }
 }
@@ -52,6 +66,8 @@ impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(buffer),
+            #[cfg(test)]
+            Self::Memory(socket) => socket.read(buffer),
         }
     }
 }
@@ -60,18 +76,24 @@ impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write(bytes),
+            #[cfg(test)]
+            Self::Memory(socket) => socket.write(bytes),
         }
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write_vectored(pieces),
+            #[cfg(test)]
+            Self::Memory(socket) => socket.write_vectored(pieces),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.flush(),
+            #[cfg(test)]
+            Self::Memory(socket) => socket.flush(),
         }
     }
 }
@@ -80,18 +102,24 @@ impl Source for Socket {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.register(registry, token, interest),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
         }
     }
 
     fn reregister(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.reregister(registry, token, interest),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
         }
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.deregister(registry),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
         }
     }
 }

@@ -163,6 +163,17 @@ impl Streams {
         self.hub_by_name.get(stream).copied()
     }
 
+    /// Amounts that are 0 when no client is left.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> [(&'static str, usize); 4] {
+        [
+            ("viewers", self.viewers.len()),
+            ("streams", self.hubs.len() + self.hub_by_name.len()),
+            ("streams to be reported", self.unreported.len()),
+            ("acknowledgements to be passed on", self.unpassed_acks.len()),
+        ]
+    }
+
     // ----- waiting for a stream -----
 
     /// The hub's stream does not exist: the name to wait for, unless it is waited for already.

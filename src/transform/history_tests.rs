@@ -262,7 +262,7 @@ fn a_search_shows_nothing_from_where_it_did_not_see_the_beginning() {
 }
 
 #[test]
-fn who_asks_for_the_newest_generation_is_told_what_was_trimmed_while_it_was_looked_for() {
+fn a_search_for_the_newest_generation_reports_entries_trimmed_between_its_reads() {
     let opened = search_in_parts(After::Last, &[(world(12, 0), 1..4), (world(12, 6), 7..13)]);
     let from = opened.shown.cursor;
     assert_eq!((opened.after, from.position), (Position::whole(id(3)), opened.after));

@@ -35,6 +35,8 @@ mod refusals;
 mod requests;
 mod sending;
 pub mod serve;
+#[cfg(test)]
+pub(crate) mod stepped;
 
 use std::time::{Duration, Instant};
 

@@ -175,6 +175,19 @@ impl Views {
         hubs.map(|hub| hub.viewers.len()).sum()
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn viewers_len(&self) -> usize {
+        self.streams.viewers_len()
+    }
+
+    /// Amounts that are 0 when no client is left.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> Vec<(&'static str, usize)> {
+        let effects = [("effects", self.effects.len())];
+        self.streams.held().into_iter().chain(self.reads.held()).chain(effects).collect()
+    }
+
     // ----- time -----
 
     /// Does what is due for a viewer, and says when to look again.
