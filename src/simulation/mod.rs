@@ -69,3 +69,14 @@ fn every_viewer_gets_everything_once_and_leaves_nothing_behind() {
     };
     (first..first + count).for_each(run_seed);
 }
+
+#[test]
+fn the_same_seed_always_does_the_same() {
+    for seed in 1..4 {
+        let events = |mut world: World| {
+            (0..STEPS).for_each(|_| world.step());
+            world.last_events().join("\n")
+        };
+        assert_eq!(events(World::new(seed, true)), events(World::new(seed, true)), "seed {seed}");
+    }
+}
