@@ -267,7 +267,7 @@ impl Connection {
     }
 
     /// Whether there may be something to be heard.
-    pub(super) const fn has_unheard(&self) -> bool {
+    pub(super) const fn has_unread(&self) -> bool {
         self.unread || !self.input.is_empty()
     }
 

@@ -309,15 +309,15 @@ impl Connections {
     }
 
     /// A connection is heard further, if it has said more, now that what it waited for is over.
-    pub(super) fn hear_further(&mut self, slot: Slot) {
+    pub(super) fn read_further(&mut self, slot: Slot) {
         let Some(connection) = self.table.get_mut(slot) else { return };
-        if connection.has_unheard() && !std::mem::replace(&mut connection.queued, true) {
+        if connection.has_unread() && !std::mem::replace(&mut connection.queued, true) {
             self.backlog.add_unfinished(slot);
         }
     }
 
     /// The connection that is heard next.
-    pub(super) fn next_to_hear(&mut self) -> Option<Slot> {
+    pub(super) fn next_to_read(&mut self) -> Option<Slot> {
         while let Some(slot) = self.backlog.take() {
             if let Some(connection) = self.table.get_mut(slot) {
                 connection.queued = false;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                    ┌───────────── event_loop: one round after another ──────────────┐
-//!   sockets ────────▶│ accepting ─▶ listening ─▶ requests, conversation ─▶ refusals   │
+//!   sockets ────────▶│ accepting ─▶ reading ──▶ requests, conversation ─▶ refusals   │
 //!                    │                                │   └▶ receipts, cancels ───────┼─▶ recorder
 //!   other threads ──▶│ exchange ───────────┐          │                               │
 //!   time ───────────▶│ deadlines ────────┐ │          │                               │

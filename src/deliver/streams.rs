@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(viewer.wait(now), Some(now));
         assert!(viewer.is_waiting() && viewer.reading().is_some());
         assert!(viewer.read_on().is_some() && !viewer.is_waiting());
-        viewer.part(now);
+        viewer.begin_closing(now);
         assert!(viewer.reading().is_none() && viewer.given().is_some());
         assert_eq!(viewer.wait(now), None, "it has everything");
     }

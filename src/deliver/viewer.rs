@@ -50,7 +50,7 @@ pub(super) enum Stage {
     /// It is given frames.
     Reading(Reading),
     /// It has all frames, up to `given`; until then its client may acknowledge them.
-    Parting { until: Instant, given: Cursor },
+    Closing { until: Instant, given: Cursor },
 }
 
 /// A viewer's wait for its stream.
@@ -107,7 +107,7 @@ impl Viewer {
         match &self.stage {
             Stage::Reading(reading) => Some(reading),
             Stage::Waiting(waiting) => waiting.reading.as_ref(),
-            Stage::Opening | Stage::Parting { .. } => None,
+            Stage::Opening | Stage::Closing { .. } => None,
         }
     }
 
@@ -116,14 +116,14 @@ impl Viewer {
         match &mut self.stage {
             Stage::Reading(reading) => Some(reading),
             Stage::Waiting(waiting) => waiting.reading.as_mut(),
-            Stage::Opening | Stage::Parting { .. } => None,
+            Stage::Opening | Stage::Closing { .. } => None,
         }
     }
 
     /// Up to where it was given its stream; `None` before its start was found.
     pub(super) const fn given(&self) -> Option<&Cursor> {
         match &self.stage {
-            Stage::Parting { given, .. } => Some(given),
+            Stage::Closing { given, .. } => Some(given),
             _ => match self.reading() {
                 Some(reading) => Some(&reading.anchor),
                 None => None,
@@ -148,8 +148,8 @@ impl Viewer {
             Stage::Opening => (now + self.options.wait, None),
             Stage::Reading(reading) => (now + self.options.wait, Some(reading)),
             Stage::Waiting(waiting) => (waiting.until, waiting.reading),
-            parting @ Stage::Parting { .. } => {
-                self.stage = parting;
+            closing @ Stage::Closing { .. } => {
+                self.stage = closing;
                 return None;
             }
         };
@@ -166,9 +166,9 @@ impl Viewer {
     }
 
     /// It has everything; until then its client may acknowledge it.
-    pub(super) fn part(&mut self, until: Instant) {
+    pub(super) fn begin_closing(&mut self, until: Instant) {
         let given = self.given().cloned().unwrap_or_default();
-        self.stage = Stage::Parting { until, given };
+        self.stage = Stage::Closing { until, given };
     }
 
     /// The viewer, named `slot`, as one that wants something read.

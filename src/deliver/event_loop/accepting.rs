@@ -21,7 +21,7 @@ impl Delivery {
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_ROUND {
             match self.acceptor.accept(now) {
-                Accepted::Here(socket, address) => self.welcome(Socket::Plain(socket), address, now),
+                Accepted::Here(socket, address) => self.admit_connection(Socket::Plain(socket), address, now),
                 Accepted::Elsewhere => {}
                 Accepted::Nothing => return,
             }
@@ -30,7 +30,7 @@ impl Delivery {
     }
 
     /// Takes a connection in, which its loop's load counts already.
-    pub(super) fn welcome(&mut self, socket: Socket, address: SocketAddr, now: Instant) {
+    pub(super) fn admit_connection(&mut self, socket: Socket, address: SocketAddr, now: Instant) {
         let principal = Principal::Address(address.ip());
         let refusal = if self.is_draining {
             Some(HttpError::draining())

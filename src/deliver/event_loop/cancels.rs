@@ -106,7 +106,7 @@ impl Delivery {
                     }
                     Err(why) => self.reply_error(slot, &reply, &http(&why), now),
                 }
-                self.connections.hear_further(slot);
+                self.connections.read_further(slot);
             }
             Phase::WebSocket(websocket) => {
                 websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! The conversation over a WebSocket: what a client says after the upgrade, and what it is answered.
+//! Messages of WebSocket clients after the upgrade, and the answers to them.
 
 use std::time::Instant;
 
@@ -19,8 +19,8 @@ use crate::model::{StreamName, websocket_text, with_stream};
 const BAD_MESSAGES_MAX: u32 = 10;
 
 impl Delivery {
-    /// Does what a frame of a client asks for.
-    pub(super) fn heed_incoming(&mut self, slot: Slot, incoming: Incoming, now: Instant) {
+    /// Handles a frame of a client.
+    pub(super) fn handle_frame(&mut self, slot: Slot, incoming: Incoming, now: Instant) {
         match incoming {
             Incoming::Pong => {}
             Incoming::Ping(payload) => self.connections.send_answer(slot, pong_frame(&payload)),
@@ -28,7 +28,7 @@ impl Delivery {
                 let code = code.unwrap_or(CloseCode::Normal.number());
                 self.close_with(slot, close_frame(code, ""), now);
             }
-            Incoming::Text(text) => self.obey_message(slot, &text, now),
+            Incoming::Text(text) => self.handle_text(slot, &text, now),
             Incoming::Binary => {
                 self.registry.counters().client_messages.inc();
                 self.refuse_message(slot, &Refusal::new("malformed", "messages are text"), now);
@@ -50,7 +50,7 @@ impl Delivery {
         self.connections.touch(slot);
     }
 
-    fn obey_message(&mut self, slot: Slot, text: &str, now: Instant) {
+    fn handle_text(&mut self, slot: Slot, text: &str, now: Instant) {
         self.registry.counters().client_messages.inc();
         let Some(viewers) = self.connections.websocket(slot).map(|websocket| &websocket.viewers) else {
             return;
@@ -59,7 +59,7 @@ impl Delivery {
         let naming = self.config.redis.stream_key.naming();
         let result = message::parse(text, multiplexed, naming).and_then(|message| {
             let stream = multiplexed.then(|| message.stream().cloned()).flatten();
-            self.obey(slot, message, now).map_err(|refusal| refusal.about(stream))
+            self.handle_message(slot, message, now).map_err(|refusal| refusal.about(stream))
         });
         if let Err(refusal) = result {
             self.refuse_message(slot, &refusal, now);
@@ -102,7 +102,7 @@ impl Delivery {
         }
     }
 
-    fn obey(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
+    fn handle_message(&mut self, slot: Slot, message: ClientMessage, now: Instant) -> Result<(), Refusal> {
         match message {
             ClientMessage::Ping { nonce } => {
                 self.answer_message(slot, None, &control_frames::pong(nonce.as_deref()), now);

@@ -21,7 +21,7 @@ const PINGS_UNANSWERED: u32 = 2;
 
 impl Delivery {
     /// Does what is due on a connection, and says when to look again.
-    pub(super) fn judge_time(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+    pub(super) fn check_deadlines(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let connection = self.connections.get(slot)?;
         let slow_at = connection.blocked_since.map(|since| since + self.config.client.slow_timeout);
         if slow_at.is_some_and(|at| at <= now) && !matches!(connection.phase, Phase::Closing { .. }) {
@@ -39,7 +39,7 @@ impl Delivery {
             // The last answer is still on its way.
             Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
             // The request may be there, and we are late.
-            Phase::Head { .. } | Phase::Body { .. } if connection.has_unheard() && connection.queued => {
+            Phase::Head { .. } | Phase::Body { .. } if connection.has_unread() && connection.queued => {
                 Some(now + self.config.client.handshake_timeout)
             }
             Phase::Head { since, .. } | Phase::Body { since, .. } => {
@@ -55,14 +55,14 @@ impl Delivery {
             Phase::Asked { .. } | Phase::Recording { .. } => None,
             Phase::Sse { .. } => self.keep_alive(slot, now),
             Phase::WebSocket(_) => {
-                let begun_at = self.judge_begun(slot, now);
+                let begun_at = self.check_unfinished(slot, now);
                 [self.keep_alive(slot, now), begun_at].into_iter().flatten().min()
             }
         };
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
         let mut next = [phase_at, slow_at].into_iter().flatten().min();
         for viewer in viewers {
-            let at = self.with_views(now, |views, cx| views.judge_time(viewer, cx));
+            let at = self.with_views(now, |views, cx| views.check_deadlines(viewer, cx));
             next = [next, at].into_iter().flatten().min();
         }
         next
@@ -166,7 +166,7 @@ impl Delivery {
                     let is_many = matches!(websocket.viewers, Viewers::Many(_));
                     for viewer in viewers {
                         self.with_views(now, |views, cx| {
-                            if !views.is_parting(viewer) {
+                            if !views.is_closing(viewer) {
                                 views.send_draining(viewer, cx);
                             }
                             views.pass_on_last_ack(viewer, cx);
@@ -199,7 +199,7 @@ impl Delivery {
             return;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        if viewers.into_iter().any(|viewer| self.views.is_parting(viewer)) {
+        if viewers.into_iter().any(|viewer| self.views.is_closing(viewer)) {
             return self.close_websocket(slot, CloseCode::Normal, "ended", now);
         }
         self.close_websocket(slot, CloseCode::GoingAway, "draining", now);

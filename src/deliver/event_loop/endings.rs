@@ -59,7 +59,7 @@ impl Delivery {
             return;
         };
         self.reply_whole(slot, &reply, build(&reply), now);
-        self.connections.hear_further(slot);
+        self.connections.read_further(slot);
     }
 
     /// Answers the viewer's request with an error.

@@ -35,14 +35,14 @@ impl Delivery {
     pub(super) fn receive(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_ROUND {
             let Some(message) = self.inbound.inbox.try_recv() else { break };
-            self.heed(message, now);
+            self.handle(message, now);
         }
         if let Some(message) = self.inbound.history.try_recv() {
-            self.heed(message, now);
+            self.handle(message, now);
         }
     }
 
-    fn heed(&mut self, message: ToDelivery, now: Instant) {
+    fn handle(&mut self, message: ToDelivery, now: Instant) {
         match message {
             ToDelivery::Live { news, .. } => self.live(&news, now),
             ToDelivery::Attached { hub, cursor, stalled, watermark } => {
@@ -58,7 +58,9 @@ impl Delivery {
             ToDelivery::Appeared(stream) => self.with_views(now, |views, cx| views.appear(&stream, cx)),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
             ToDelivery::AckAnswered(asker, id, outcome) => self.ack_answered(asker, id, outcome, now),
-            ToDelivery::Connection(socket, address) => self.welcome(Socket::Plain(socket), address, now),
+            ToDelivery::Connection(socket, address) => {
+                self.admit_connection(Socket::Plain(socket), address, now)
+            }
         }
     }
 

@@ -7,7 +7,7 @@
 //! 3. Sends everybody that the instance drains, once no entry is left that was read before (`deadlines`).
 //! 4. Offers sockets the bytes that were added, live text before anything else (`sending`).
 //! 5. Accepts connections (`accepting`).
-//! 6. Reads from clients in turns (`listening`, [`backlog`](crate::deliver::backlog)), and handles their requests and
+//! 6. Reads from clients in turns (`reading`, [`backlog`](crate::deliver::backlog)), and handles their requests and
 //!    messages.
 //! 7. Retries history reads whose pause is over, and handles deadlines.
 //! 8. Offers sockets the answers, then a share of the bytes that wait in bulk; sends history reads and other requests to
@@ -29,7 +29,7 @@ mod deadlines;
 pub mod delivery;
 mod endings;
 mod exchange;
-mod listening;
+mod reading;
 mod receipts;
 mod refusals;
 mod requests;
@@ -106,7 +106,7 @@ impl Delivery {
         if self.acceptor.next().is_some_and(|at| at <= now) {
             self.accept(now);
         }
-        self.listen(now);
+        self.read_clients(now);
         timer.step_over("hearing clients", Instant::now());
         self.with_views(now, |views, cx| views.retry_jobs(cx));
         self.expire(now);
@@ -161,7 +161,7 @@ impl Delivery {
         for _ in 0..TIMERS_PER_ROUND {
             let Some(due) = self.connections.pop_due(now) else { return };
             let Some(slot) = due else { continue };
-            if let Some(next) = self.judge_time(slot, now) {
+            if let Some(next) = self.check_deadlines(slot, now) {
                 self.connections.arm(slot, next.max(now + Duration::from_millis(1)));
             }
         }

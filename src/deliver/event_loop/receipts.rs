@@ -8,7 +8,7 @@ use crate::deliver::ack_tracker::Advice;
 use crate::deliver::connection::{Connection, Viewers, WebSocket};
 use crate::deliver::message::Refusal;
 use crate::deliver::viewer::ClosedSubscription;
-use crate::deliver::views::{Said, not_sent};
+use crate::deliver::views::{ClientAck, not_sent};
 use crate::message::record::{Asker, Refused};
 use crate::message::{Slot, now_us};
 use crate::model::control_frames;
@@ -64,8 +64,8 @@ impl Delivery {
         let is_passed = match acks.judge(id, anchor, now) {
             Advice::Refuse => return Some(Err(not_sent(id))),
             Advice::PassOn(generation) => {
-                let said = Said { id, at_us: now_us(), generation, is_once };
-                if !self.with_views(now, |_, cx| cx.pass_on_ack(slot, stream.clone(), said)) {
+                let ack = ClientAck { id, at_us: now_us(), generation, is_once };
+                if !self.with_views(now, |_, cx| cx.pass_on_ack(slot, stream.clone(), ack)) {
                     let message = "too many acknowledgements wait to be written; try again";
                     return Some(Err(Refusal::new("overloaded", message)));
                 }
@@ -115,7 +115,7 @@ impl Delivery {
             }
         }
         if let Some(viewer) = viewer {
-            self.with_views(now, |views, cx| views.end_parting(viewer, cx));
+            self.with_views(now, |views, cx| views.end_closing(viewer, cx));
         }
         self.close_if_drained(slot, now);
     }

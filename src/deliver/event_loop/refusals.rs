@@ -1,4 +1,4 @@
-//! Requests that are not served: whether one may be, and how the others are told.
+//! Refusals: decides whether a request is served, and sends the reason to those that are not.
 
 use std::time::Instant;
 
@@ -47,8 +47,8 @@ impl Delivery {
         }
     }
 
-    /// Tells why a request is not served. A WebSocket is opened and closed with a code where that is the only thing
-    /// that a browser shows to its page.
+    /// Sends the reason why a request is not served. A WebSocket is opened and closed with a code if that is the only
+    /// thing that a browser shows to its page.
     pub(super) fn refuse(
         &mut self,
         slot: Slot,
@@ -77,7 +77,7 @@ impl Delivery {
         self.connections.touch(slot);
     }
 
-    /// Tells why a connection is not served whose request is not known, or could not be understood.
+    /// Sends the reason why a connection is not served whose request is unknown or malformed.
     pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
         let mut answer = Vec::new();
         Reply::closing().error(&mut answer, error);

@@ -47,7 +47,7 @@ impl Delivery {
         self.marks = marks;
         self.with_views(now, |views, cx| views.resume_paused(slot, cx));
         if written > 0 {
-            self.connections.hear_further(slot);
+            self.connections.read_further(slot);
         }
         written
     }

@@ -41,7 +41,7 @@ impl Stepped {
     pub(crate) fn connect(&mut self, socket: MemorySocket, now: Instant) -> usize {
         self.loads[0].fetch_add(1, Ordering::Relaxed);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        self.delivery.welcome(Socket::Memory(socket), address, now);
+        self.delivery.admit_connection(Socket::Memory(socket), address, now);
         let newest = self.delivery.connections.slots().into_iter().max_by_key(|slot| slot.generation);
         newest.map_or(usize::MAX, |slot| slot.index)
     }

@@ -17,10 +17,10 @@ use crate::model::{Position, StreamName};
 
 /// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: a client that
 /// answers our close with its own cannot send anything any more.
-const PARTING: Duration = Duration::from_secs(1);
+const CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// A client's acknowledgement.
-pub(in crate::deliver) struct Said {
+pub(in crate::deliver) struct ClientAck {
     pub(in crate::deliver) id: Position,
     /// When, µs since 1970 by this host's clock.
     pub(in crate::deliver) at_us: u64,
@@ -30,11 +30,16 @@ pub(in crate::deliver) struct Said {
 
 impl Context<'_> {
     /// Passes an acknowledgement of a connection's client on to the recorder; whether there was room.
-    pub(in crate::deliver) fn pass_on_ack(&self, connection: Slot, stream: StreamName, said: Said) -> bool {
+    pub(in crate::deliver) fn pass_on_ack(
+        &self,
+        connection: Slot,
+        stream: StreamName,
+        ack: ClientAck,
+    ) -> bool {
         let by = self.clients.get(connection).map(|connection| connection.principal.to_string());
         let by = by.unwrap_or_default();
         let asker = Asker { delivery: self.outbound.delivery(), connection, about: Some(stream.clone()) };
-        let Said { id, at_us, generation, is_once } = said;
+        let ClientAck { id, at_us, generation, is_once } = ack;
         let acked = Acked { stream, id, generation, by, at_us, is_once, asker, asked_at: self.now };
         self.outbound.receipt(Receipt::Acked(acked))
     }
@@ -61,8 +66,8 @@ impl Views {
         let (is_passed, is_new) = match advice {
             Advice::Refuse => return Err(not_sent(id)),
             Advice::PassOn(generation) => {
-                let said = Said { id, at_us: now_us(), generation, is_once };
-                (cx.pass_on_ack(connection, stream, said), true)
+                let ack = ClientAck { id, at_us: now_us(), generation, is_once };
+                (cx.pass_on_ack(connection, stream, ack), true)
             }
             Advice::Hold => (false, true),
             Advice::Ignore => (false, false),
@@ -127,7 +132,7 @@ impl Views {
         let Some((id, at_us, generation)) = acks.due(given, cx.now, at_once) else { return false };
         let is_once = acks.is_once(id, given);
         let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
-        let is_passed = cx.pass_on_ack(connection, stream, Said { id, at_us, generation, is_once });
+        let is_passed = cx.pass_on_ack(connection, stream, ClientAck { id, at_us, generation, is_once });
         if is_passed && let Some(acks) = self.streams.acks(slot) {
             acks.pass(id, cx.now);
         }
@@ -137,7 +142,7 @@ impl Views {
     // ----- the end -----
 
     /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
-    pub(super) fn parts_later(&mut self, slot: Slot, cx: &mut Context<'_>) -> bool {
+    pub(super) fn closes_later(&mut self, slot: Slot, cx: &mut Context<'_>) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return false };
         let is_single = viewer.options.wire == Wire::WebSocket;
         let is_awaited =
@@ -146,15 +151,15 @@ impl Views {
             return false;
         }
         let Some(viewer) = self.streams.viewer_mut(slot) else { return false };
-        let (connection, until) = (viewer.connection, cx.now + PARTING);
-        viewer.part(until);
+        let (connection, until) = (viewer.connection, cx.now + CLOSING_TIME);
+        viewer.begin_closing(until);
         cx.clients.arm(connection, until);
         true
     }
 
     /// Whether the connection stays only so that the end can be acknowledged.
-    pub(in crate::deliver) fn is_parting(&self, slot: Slot) -> bool {
-        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Parting { .. }))
+    pub(in crate::deliver) fn is_closing(&self, slot: Slot) -> bool {
+        self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Closing { .. }))
     }
 
     /// Whether the client may have something to acknowledge yet, or is to be answered.
@@ -166,20 +171,20 @@ impl Views {
     }
 
     /// Ends a viewer that stayed only so that its end could be acknowledged, once that is done.
-    pub(in crate::deliver) fn end_parting(&mut self, slot: Slot, cx: &mut Context<'_>) {
-        if self.is_parting(slot) && !self.is_awaited(slot, cx.now) {
+    pub(in crate::deliver) fn end_closing(&mut self, slot: Slot, cx: &mut Context<'_>) {
+        if self.is_closing(slot) && !self.is_awaited(slot, cx.now) {
             self.end(slot, Ending::Ended, cx);
         }
     }
 
     /// Ends a viewer whose client has had its moment, which begins when the end is on the socket.
-    pub(super) fn judge_parting(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+    pub(super) fn check_closing(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         let viewer = self.streams.viewer_mut(slot)?;
-        let Stage::Parting { until, .. } = &mut viewer.stage else { return None };
+        let Stage::Closing { until, .. } = &mut viewer.stage else { return None };
         // A client that is owed an answer gets it first.
         let is_owed = viewer.acks.as_ref().is_some_and(|acks| acks.awaits_answer(cx.now));
         if viewer.unwritten > 0 || is_owed {
-            *until = cx.now + PARTING;
+            *until = cx.now + CLOSING_TIME;
         }
         let until = *until;
         if until > cx.now {

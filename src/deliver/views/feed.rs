@@ -21,7 +21,7 @@ impl Views {
         if is_range && shown.gap.is_some() && shown.frames.is_empty() {
             return self.leave_range(slot, cx);
         }
-        self.begin_shown(slot, shown.gap, cx);
+        self.begin_history(slot, shown.gap, cx);
         for frame in &shown.frames {
             self.push(slot, frame, false, cx);
         }
@@ -52,7 +52,7 @@ impl Views {
         };
         let paused = seam.is_paused();
         for frame in &held {
-            self.give_live(slot, frame, cx);
+            self.send_live(slot, frame, cx);
         }
         if paused {
             self.pause(slot, cx);
@@ -69,7 +69,7 @@ impl Views {
     }
 
     /// Sends a viewer what precedes a stretch of history: that its wait is over, and which entries are missing.
-    pub(super) fn begin_shown(&mut self, slot: Slot, gap: Option<HistoryGap>, cx: &mut Context<'_>) {
+    pub(super) fn begin_history(&mut self, slot: Slot, gap: Option<HistoryGap>, cx: &mut Context<'_>) {
         self.flush_batch(slot, cx);
         let known = self.streams.viewer(slot).and_then(|viewer| viewer.known_status);
         if let Some(StreamStatus::Degraded | StreamStatus::Waiting) = known {
@@ -205,7 +205,7 @@ impl Views {
             return self.pause(slot, cx);
         }
         match seam.live(frame, budget.saturating_sub(waiting)) {
-            Taken::Deliver => self.give_live(slot, frame, cx),
+            Taken::Deliver => self.send_live(slot, frame, cx),
             Taken::Bridge { until } => {
                 self.flush_batch(slot, cx);
                 self.ask(slot, Ask::Read { until: Some(until) }, cx);

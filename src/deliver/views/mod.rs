@@ -11,7 +11,7 @@
 //!   [`Views::acknowledge`].
 //! - Another thread has sent something: `live`, `attached`, `broken`, `stalled`, `conclude_job`, `appear`,
 //!   `ack_answered`.
-//! - A socket has taken bytes, or time has passed: `written`, `resume_paused`, `judge_time`, `retry_jobs`, `tick`.
+//! - A socket has taken bytes, or time has passed: `written`, `resume_paused`, `check_deadlines`, `retry_jobs`, `tick`.
 //! - After any of these: [`Views::next_effect`] until there is none, then [`Views::send_fresh_jobs`] before the loop
 //!   sleeps. These two are the only ones whose order matters.
 
@@ -21,7 +21,7 @@ mod jobs;
 mod opening;
 mod output;
 
-pub(super) use acks::{Said, not_sent};
+pub(super) use acks::{ClientAck, not_sent};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -191,8 +191,8 @@ impl Views {
     // ----- time -----
 
     /// Does what is due for a viewer, and says when to look again.
-    pub(super) fn judge_time(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
-        let times = [self.judge_wait(slot, cx), self.judge_batch(slot, cx)];
+    pub(super) fn check_deadlines(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+        let times = [self.check_wait(slot, cx), self.check_batch(slot, cx)];
         times.into_iter().flatten().min()
     }
 

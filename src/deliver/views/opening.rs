@@ -50,7 +50,7 @@ impl Views {
 
     /// A viewer that has everything of a finished stream is sent its end again, and is done.
     fn repeat_end(&mut self, slot: Slot, opened: &Opened, cx: &mut Context<'_>) {
-        self.begin_shown(slot, opened.shown.gap, cx);
+        self.begin_history(slot, opened.shown.gap, cx);
         if let Some(terminal) = &opened.terminal {
             self.push(slot, terminal, false, cx);
         }
@@ -159,7 +159,7 @@ impl Views {
     }
 
     /// Ends a wait whose time is over; else says when that is.
-    pub(super) fn judge_wait(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+    pub(super) fn check_wait(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         match &self.streams.viewer(slot)?.stage {
             Stage::Waiting(waiting) if waiting.has_appeared => None,
             Stage::Waiting(waiting) if waiting.until <= cx.now => {
@@ -167,7 +167,7 @@ impl Views {
                 None
             }
             Stage::Waiting(waiting) => Some(waiting.until),
-            Stage::Parting { .. } => self.judge_parting(slot, cx),
+            Stage::Closing { .. } => self.check_closing(slot, cx),
             Stage::Opening | Stage::Reading(_) => None,
         }
     }
@@ -178,11 +178,11 @@ impl Views {
     /// moment.
     pub(super) fn end(&mut self, slot: Slot, ending: Ending, cx: &mut Context<'_>) {
         self.flush_batch(slot, cx);
-        if !self.is_parting(slot) {
+        if !self.is_closing(slot) {
             if ending == Ending::Ended {
                 self.send_done(slot, cx);
             }
-            if ending == Ending::Ended && self.parts_later(slot, cx) {
+            if ending == Ending::Ended && self.closes_later(slot, cx) {
                 return;
             }
         }

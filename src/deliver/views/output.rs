@@ -37,7 +37,7 @@ impl Views {
     // ----- frames -----
 
     /// Sends a frame that came live, or gathers it to be merged with those that come next.
-    pub(super) fn give_live(&mut self, slot: Slot, frame: &Arc<Frame>, cx: &mut Context<'_>) {
+    pub(super) fn send_live(&mut self, slot: Slot, frame: &Arc<Frame>, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if let Some(reading) = viewer.reading_mut() {
             reading.anchor.move_to(frame.last, &frame.state);
@@ -69,7 +69,7 @@ impl Views {
     }
 
     /// Sends the frames that were gathered if their time has come; else says when.
-    pub(super) fn judge_batch(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
+    pub(super) fn check_batch(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         let due = self.streams.viewer(slot)?.batch.as_ref()?.due;
         if due > cx.now {
             return Some(due);
@@ -208,7 +208,7 @@ impl Views {
             self.send_answer(slot, &json, cx);
         }
         if let Some(viewer) = self.streams.viewer(slot) {
-            cx.clients.hear_further(viewer.connection);
+            cx.clients.read_further(viewer.connection);
         }
     }
 

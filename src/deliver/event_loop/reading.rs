@@ -33,31 +33,31 @@ enum InputOutcome {
 impl Delivery {
     /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in
     /// the next round, after those whose input has come meanwhile.
-    pub(super) fn listen(&mut self, now: Instant) {
+    pub(super) fn read_clients(&mut self, now: Instant) {
         let mut round = Measure::ROUND;
         let mut buffer = std::mem::take(&mut self.buffer);
         while !round.is_spent()
-            && let Some(slot) = self.connections.next_to_hear()
+            && let Some(slot) = self.connections.next_to_read()
         {
             let mut turn = round.take_turn();
-            let is_unfinished = self.hear(slot, &mut turn, &mut buffer, now);
+            let is_unfinished = self.read_from(slot, &mut turn, &mut buffer, now);
             round.give_back(turn);
             if is_unfinished {
-                self.connections.hear_further(slot);
+                self.connections.read_further(slot);
             }
             self.weigh_input(slot, now);
-            self.watch_begun(slot, now);
+            self.watch_unfinished(slot, now);
         }
         self.buffer = buffer;
     }
 
     /// Hears one connection for a turn; whether it may have more to say.
-    fn hear(&mut self, slot: Slot, turn: &mut Measure, buffer: &mut [u8], now: Instant) -> bool {
+    fn read_from(&mut self, slot: Slot, turn: &mut Measure, buffer: &mut [u8], now: Instant) -> bool {
         while !turn.is_spent() {
             let send_budget = self.config.client.send_budget;
             let Some(connection) = self.connections.get(slot) else { return false };
             if connection.must_wait(send_budget) {
-                self.keep_waiting(slot, now);
+                self.check_waiting(slot, now);
                 return false;
             }
             let wanted = match self.take_one(slot, now) {
@@ -140,7 +140,7 @@ impl Delivery {
                 }
                 input.advance(taken);
                 match result {
-                    Ok(Some(incoming)) => self.heed_incoming(slot, incoming, now),
+                    Ok(Some(incoming)) => self.handle_frame(slot, incoming, now),
                     Ok(None) => {}
                     Err(reason) => self.close_websocket(slot, reason.code, reason.reason, now),
                 }
@@ -154,7 +154,7 @@ impl Delivery {
 
     /// A connection cannot be heard now. If its client is gone, nobody waits for an answer; if it has finished sending,
     /// and so may be gone, nothing that may never come is waited for: what is there now is the answer.
-    fn keep_waiting(&mut self, slot: Slot, now: Instant) {
+    fn check_waiting(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get(slot) else { return };
         match (connection.peer, &connection.phase) {
             (Peer::Sending, _) => {}
@@ -216,7 +216,7 @@ impl Delivery {
     }
 
     /// A message that has begun has to come to its end in time.
-    fn watch_begun(&mut self, slot: Slot, now: Instant) {
+    fn watch_unfinished(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Phase::WebSocket(websocket) = &mut connection.phase else { return };
         if websocket.decoder.is_idle() || websocket.begun_at.is_some() {
@@ -227,14 +227,14 @@ impl Delivery {
     }
 
     /// Closes a WebSocket whose client has not come to the end of a message in time; else says when to look again.
-    pub(super) fn judge_begun(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
+    pub(super) fn check_unfinished(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let connection = self.connections.get(slot)?;
         let Phase::WebSocket(websocket) = &connection.phase else { return None };
         let at = websocket.begun_at? + self.config.client.handshake_timeout;
         if at > now {
             return Some(at);
         }
-        if connection.has_unheard() {
+        if connection.has_unread() {
             // The end may be there, and we are late.
             return Some(now + self.config.client.handshake_timeout);
         }
