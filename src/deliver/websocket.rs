@@ -1,9 +1,14 @@
 //! The server's side of WebSocket (RFC 6455) as a codec without a socket.
 //!
-//! A `tungstenite::WebSocket` keeps buffers for every connection; most of the many connections here only receive. So
-//! frames are decoded straight from the loop's read buffer: between messages a [`Decoder`] holds no memory of its
-//! own. Header grammar, opcodes and close codes are tungstenite's. Extensions are not offered, so reserved bits are
-//! errors.
+//! Header grammar, opcodes and close codes are tungstenite's; its `WebSocket` is not used, because it keeps buffers for
+//! each connection, and most of the many connections here only receive. Here frames are decoded straight from the
+//! loop's read buffer: between messages a [`Decoder`] holds no memory of its own. Extensions are not offered, so
+//! reserved bits are errors.
+//!
+//! `cargo bench --bench micro -- websocket` compares both (two loaded cores). A connection that has received one message
+//! and now listens has 80 bytes here, and 131 KB in tungstenite, or 4.5 KB with a read buffer of 4 KiB. An
+//! acknowledgement is decoded in 0.10 against 0.9 µs. A text message of 16 KiB takes 8.7 against 2.7 µs; clients send
+//! none of that size. A frame is encoded in 24 against 40 to 60 ns, and once for all viewers of a stream.
 
 use std::io::Cursor;
 

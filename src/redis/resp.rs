@@ -4,6 +4,11 @@
 //! and keeps its position, so that a large reply costs time linear in its size however it was cut. Neither copies
 //! anything.
 //!
+//! The parser of the `redis` crate is not used on this path, because it allocates a `Value` for each item.
+//! `cargo bench --bench micro -- resp` decodes the same replies into the same entries with both. The crate's took 6 to 8
+//! times as long for one entry (0.4 against 2.5 to 3.5 µs), 4 to 11 times for 64 streams of one entry each, and 6 to 10
+//! times for 64 entries of one stream (two runs on two loaded cores).
+//!
 //! Limits: one reply [`REPLY_BYTES_MAX`], nesting [`DEPTH_MAX`], a line [`LINE_BYTES_MAX`]. Left out:
 //! streamed strings and aggregates (`$?`, `*?`), which Redis does not send.
 
