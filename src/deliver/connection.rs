@@ -19,9 +19,9 @@ use crate::message::Slot;
 use crate::model::StreamName;
 use crate::security::principal::Principal;
 
-/// Answers that may wait for a client, or be held for it, before it is heard further.
+/// The cost, in bytes, of queued and held answers beyond which no more input of a client is processed.
 const ANSWERS_BYTES_MAX: usize = 32 * 1024;
-/// The longest body of a request to cancel, in bytes.
+/// The longest body of a cancel request, in bytes.
 pub(super) const CANCEL_BYTES_MAX: usize = 64 * 1024;
 /// How long a client may take to close its side after we have closed ours.
 const LINGER: Duration = Duration::from_secs(2);
@@ -29,31 +29,31 @@ const LINGER: Duration = Duration::from_secs(2);
 /// The state of a connection.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// Receiving the head of a request; `seen` bytes of the input were looked at in vain.
+    /// Receiving the head of a request. The first `seen` bytes of the input were parsed and do not complete it.
     Head { since: Instant, seen: usize },
     /// Receiving the body of a request.
     Body { since: Instant, purpose: Purpose, reply: Reply, body: Body },
-    /// The request is with the recorder, which answers it in time.
+    /// The recorder has the request; its answer is awaited.
     Recording { reply: Reply },
-    /// The answer depends on a stream that is being looked up.
+    /// The requested stream is being looked up; the answer depends on the result.
     Asked { viewer: Slot, reply: Reply },
     /// Sending events.
     Sse { viewer: Slot },
-    /// Speaking WebSocket.
+    /// Exchanging WebSocket frames.
     WebSocket(Box<WebSocket>),
-    /// Everything has been said: what waits is sent, then the client has until `until` to close its side.
+    /// Nothing more is added to the outbox. Once it is empty, the client has until `until` to close its side.
     Closing { until: Option<Instant> },
 }
 
-/// The purpose of a request that has a body, with all that its head says of it.
+/// The purpose of a request with a body, with the parameters from its head.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// To ask the producer of a stream to stop.
+    /// Cancels a stream: asks its producer to stop.
     Cancel(StreamName),
 }
 
 impl Purpose {
-    /// The longest body that such a request may have, in bytes.
+    /// The longest body of a request with this purpose, in bytes.
     pub(super) const fn body_bytes_max(&self) -> usize {
         match self {
             Self::Cancel(_) => CANCEL_BYTES_MAX,
@@ -66,16 +66,19 @@ impl Purpose {
 pub(super) struct WebSocket {
     pub(super) decoder: Decoder,
     pub(super) viewers: Viewers,
-    /// Messages that were malformed or forbidden.
+    /// The number of malformed or forbidden messages so far.
     pub(super) bad_messages: u32,
-    /// Requests to cancel that are yet to be answered.
+    /// The number of cancel requests that are not answered yet.
     pub(super) cancels_asked: u32,
-    /// Streams that have left it; none unless receipts are wanted.
-    #[allow(clippy::box_collection, reason = "a pointer is all that it costs those who need none")]
+    /// Closed subscriptions whose frames the client may still acknowledge. Used only if receipts are on.
+    #[allow(
+        clippy::box_collection,
+        reason = "connections without closed subscriptions pay for a pointer only"
+    )]
     pub(super) closed: Option<Box<VecDeque<ClosedSubscription>>>,
-    /// When a ping was sent that nothing has come back for.
+    /// When a ping was sent, if no bytes have been received since.
     pub(super) pinged_at: Option<Instant>,
-    /// Since when a message has been coming that has not come to its end.
+    /// Since when a message has been incomplete.
     pub(super) begun_at: Option<Instant>,
 }
 
@@ -94,78 +97,79 @@ impl WebSocket {
     }
 }
 
-/// The state of the other side of a connection, as far as it is known. Each is further on than the one before.
+/// The known state of the client's side of a connection, in the order in which a client passes through the states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Peer {
     /// It may send more.
     Sending,
-    /// It sends nothing more beyond the bytes in the socket.
+    /// It has finished sending; its last bytes may still be in the socket.
     Finishing,
-    /// Everything that it has sent was read. It may read on, or be gone.
+    /// It has finished sending, and everything was read. It may still read, or be gone.
     Finished,
-    /// It is gone; bytes that it has sent may still be in the socket.
+    /// It is gone; bytes that it sent may still be in the socket.
     Gone,
 }
 
 /// The viewers whose frames a WebSocket carries.
 #[derive(Debug)]
 pub(super) enum Viewers {
-    /// One stream's.
+    /// The viewer of a single stream.
     One(Slot),
-    /// Those of the streams that the client subscribed to.
+    /// The viewers of the streams that the client subscribed to.
     Many(HashMap<StreamName, Slot>),
 }
 
-/// One client.
+/// One client's connection.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
 pub(super) struct Connection {
     pub(super) socket: Socket,
-    /// The client in whose name it asks.
+    /// The client that is charged for the connection's requests and named in records.
     pub(super) principal: Principal,
     pub(super) phase: Phase,
-    /// Bytes read and not taken yet: part of a request, or messages whose turn is yet to come.
+    /// Bytes that were read but not processed yet: a part of a request, or messages.
     pub(super) input: Input,
-    /// Bytes of the input that the gauge and the budget count.
+    /// The cost of unprocessed input, in bytes, that the gauge and the budget include.
     pub(super) gauged_input: usize,
-    /// Cost of the answers that wait for an `open`, in bytes.
+    /// The cost, in bytes, of answers that are held until their stream's `open` is sent.
     pub(super) held_bytes: usize,
-    /// Whether the client still sends.
+    /// The state of the client's side.
     pub(super) peer: Peer,
-    /// Whether the socket may have something that was not read.
+    /// Whether the socket may have bytes that were not read.
     pub(super) unread: bool,
-    /// Whether it waits for its turn to be heard.
+    /// Whether the connection is in the backlog, waiting for its turn to be read.
     pub(super) queued: bool,
     pub(super) outbox: Outbox<Mark>,
-    /// Bytes of the outbox that the gauge counts.
+    /// The bytes of the outbox that the gauge includes.
     pub(super) gauged_bytes: usize,
-    /// Since when the socket has taken nothing although something waits.
+    /// Since when the socket has accepted no bytes although some wait.
     pub(super) blocked_since: Option<Instant>,
     pub(super) sent_at: Instant,
-    /// When the timer for this connection goes off.
+    /// When the timer of this connection fires.
     pub(super) deadline: Option<Instant>,
-    /// Whether something was added that the socket was not offered yet.
+    /// Whether the connection is queued to be written to.
     pub(super) dirty: bool,
-    /// Viewers that go on from history when the outbox has drained, in their turn.
+    /// Viewers that resume reading history, in this order, once the outbox has room.
     pub(super) paused: VecDeque<Slot>,
-    /// Bytes of the outbox that outstanding history reads may fill.
+    /// The bytes that outstanding history reads may add to the outbox.
     pub(super) promised: usize,
-    /// Why the connection is not served, until its first request says how to tell it.
+    /// The error with which the first request is answered, if the connection is refused. The request determines the
+    /// form of the answer.
     pub(super) refusal: Option<Box<HttpError>>,
-    /// Whether this connection takes one of the places for clients.
+    /// Whether the connection counts towards `client.max_connections`.
     pub(super) placed: bool,
-    /// Whether the client counts this connection as open.
+    /// Whether the connection counts towards `limits.per_client`.
     pub(super) counted: bool,
 }
 
-/// How reading went.
+/// The result of one read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
-    /// So many bytes are there.
+    /// This many bytes were read.
     Some(usize),
-    /// Nothing more now.
+    /// There is nothing to read now.
     Blocked,
-    /// The client has closed its side.
+    /// The client has finished sending.
     Ended,
     /// The connection is broken.
     Broken,
@@ -197,17 +201,19 @@ impl Connection {
         }
     }
 
-    /// Adds bytes to be sent.
+    /// Adds bytes to the outbox.
     pub(super) fn send(&mut self, chunk: impl Into<Chunk<Mark>>) {
         self.outbox.push(chunk.into());
     }
 
-    /// Adds bytes of an answer to what the client has asked or said: it is not heard further while many of these wait.
+    /// Adds the bytes of an answer to the outbox. While too many of these wait, no more input of the client is
+    /// processed.
     pub(super) fn send_answer(&mut self, chunk: impl Into<Chunk<Mark>>) {
         self.outbox.push_answer(chunk.into());
     }
 
-    /// An event stream begins: its head is sent, unless the connection has begun already.
+    /// Queues the head of an event stream for `viewer`. Returns `false` if the connection is not waiting for a lookup:
+    /// its answer has begun already.
     pub(super) fn begin_events(&mut self, viewer: Slot, is_ui_message_stream: bool) -> bool {
         let Phase::Asked { reply, .. } = &self.phase else { return false };
         let mut head = Vec::new();
@@ -218,7 +224,8 @@ impl Connection {
         true
     }
 
-    /// Offers the socket what waits, up to `bytes_max`. An error means that the connection is over.
+    /// Writes waiting bytes to the socket, at most `bytes_max`, and passes the marks of the frames that were
+    /// completely written to `written`. After an error the connection is over.
     pub(super) fn flush(
         &mut self,
         bytes_max: usize,
@@ -237,7 +244,7 @@ impl Connection {
             WriteOutcome::Blocked => self.blocked_since.or(Some(now)),
         };
         if outcome == WriteOutcome::Drained && matches!(self.phase, Phase::Closing { .. }) {
-            // A socket that the peer has torn down meanwhile needs no more closing.
+            // An error means that the peer has closed the connection already.
             self.socket.end_sending().ok();
         }
         Ok(outcome)
@@ -256,7 +263,7 @@ impl Connection {
         }
     }
 
-    /// Keeps what was read, where it means something.
+    /// Adds bytes that were read to the input, except in phases that ignore it.
     pub(super) fn take_in(&mut self, bytes: &[u8]) {
         match &mut self.phase {
             Phase::Sse { .. } | Phase::Closing { .. } => return,
@@ -266,13 +273,14 @@ impl Connection {
         self.input.push(bytes);
     }
 
-    /// Whether there may be something to be heard.
+    /// Whether there may be input to process, in memory or in the socket.
     pub(super) const fn has_unread(&self) -> bool {
         self.unread || !self.input.is_empty()
     }
 
-    /// Whether the client is not heard now: an answer is looked for, or it has not read enough of its answers. Where
-    /// what it says brings it frames too, as subscriptions do, these count as well.
+    /// Whether the client's input is not processed for now: the answer to its request is not ready, or too many of its
+    /// answers wait to be sent. On a multiplexed WebSocket all waiting bytes count, because each subscription adds
+    /// frames.
     pub(super) fn must_wait(&self, send_budget: usize) -> bool {
         let answers = self.outbox.answers_cost_bytes() + self.held_bytes;
         match &self.phase {
@@ -286,7 +294,8 @@ impl Connection {
         }
     }
 
-    /// The memory that is held for what the client has begun to send, and for what it is not told yet.
+    /// The memory, in bytes, that holds the client's unprocessed input, its incomplete body or message, and answers
+    /// that are not sent yet because their stream's `open` comes first.
     pub(super) fn input_cost_bytes(&self) -> usize {
         let begun = match &self.phase {
             Phase::WebSocket(websocket) => websocket.decoder.cost_bytes(),
@@ -296,22 +305,23 @@ impl Connection {
         self.input.cost_bytes() + begun + self.held_bytes
     }
 
-    /// Nothing more will be said but what waits.
+    /// Drops the input and begins closing: only the bytes in the outbox are still sent.
     pub(super) fn close(&mut self) {
         self.phase = Phase::Closing { until: None };
         self.input.clear();
     }
 
-    /// Whether both sides have said everything, and all of it was sent.
+    /// Whether the connection can be removed: it is closing, its outbox is empty, and the client has finished sending.
     pub(super) fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. }) && self.peer >= Peer::Finished && self.outbox.is_empty()
     }
 
-    /// Everything that waited was sent: when to look again at a connection that is over or asks no more.
+    /// Handles an outbox that has drained. If the connection is closing, returns the time by which the client must
+    /// have closed its side.
     pub(super) fn drained(&mut self, now: Instant) -> Option<Instant> {
         match &mut self.phase {
             Phase::Closing { until } => Some(*until.get_or_insert(now + LINGER)),
-            // The time for the next request begins with the end of the last answer.
+            // The timeout of the next request begins when the last answer is sent.
             Phase::Head { since, .. } if self.input.is_empty() => {
                 *since = now;
                 None
@@ -320,13 +330,14 @@ impl Connection {
         }
     }
 
-    /// As [`Connection::close`], with a WebSocket close frame behind what waits.
+    /// Queues a WebSocket close frame, then closes like [`Connection::close`].
     pub(super) fn close_websocket(&mut self, code: CloseCode, reason: &str) {
         self.send(close_frame(code.number(), reason));
         self.close();
     }
 
-    /// As [`Connection::close_websocket`], giving up on what waits: the client does not take it.
+    /// Closes the connection of a client that does not read: drops all chunks that were not started, queues `frame`,
+    /// and limits the time for sending the rest.
     pub(super) fn close_slow(&mut self, frame: Option<Bytes>, now: Instant) {
         self.outbox.drop_unstarted();
         if let Some(frame) = frame {
@@ -336,7 +347,7 @@ impl Connection {
         self.phase = Phase::Closing { until: Some(now + LINGER) };
     }
 
-    /// The viewers whose frames the connection carries, in the order in which they came.
+    /// The viewers whose frames the connection carries, oldest first.
     pub(super) fn viewers(&self) -> Vec<Slot> {
         match &self.phase {
             Phase::Asked { viewer, .. } | Phase::Sse { viewer } => vec![*viewer],

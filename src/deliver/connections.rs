@@ -1,5 +1,5 @@
-//! All connections of a delivery thread: which of them wait to be written to, to be heard, to be looked at at a time,
-//! or to end. What a connection says and is told is for others to decide.
+//! All connections of a delivery thread, and the queues of those that wait to be written to, to be read from, for a
+//! deadline, or to be removed. This module does not interpret input and does not produce answers; its callers do.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,36 +21,38 @@ use crate::message::Slot;
 use crate::observe::Registry;
 use crate::security::principal::Principal;
 
-/// Sockets that are offered something in one round: of those touched last, and of those that wait for longest.
+/// How many sockets one round writes to: of those that were queued last, and of those that have waited longest.
 const NEWEST_PER_ROUND: usize = 256;
 const OLDEST_PER_ROUND: usize = 64;
-/// Bytes waiting beyond which a connection has its turn after all others: history, or a client that is behind.
+/// A connection with more waiting bytes than this is written to after all others: it is sent history, or its client is
+/// behind.
 const BULK_BYTES: usize = 16 * 1024;
-/// Bytes that one client is written at once.
+/// The most bytes that are written to one client in one turn.
 const BULK_BYTES_PER_TURN: usize = 64 * 1024;
-/// Bytes of unfinished input that a connection may hold without being charged to the budget of all connections.
+/// Bytes of unprocessed input that a connection may hold without a charge to the budget shared by all connections.
 const INPUT_FREE_BYTES: usize = 4 * 1024;
-/// Refused connections that may wait for their first request. The descriptors that are kept free hold these and more.
+/// How many refused connections may wait for their first request. The file descriptors that the daemon reserves cover
+/// these and more.
 const REFUSED_WAITING_MAX: usize = 64;
 
-/// The result of offering one socket its bytes.
+/// The result of writing to one socket.
 pub(super) struct Flushed {
-    /// Bytes that the socket took.
+    /// Bytes that the socket accepted.
     pub(super) written: usize,
-    /// Whether some are left, so that the client may be slow.
+    /// Whether bytes are left, so that the client may be slow.
     pub(super) is_behind: bool,
 }
 
-/// The connections, and their turns.
+/// The connections, and the queues of those that have work to do.
 pub(super) struct Connections {
     table: Table<Connection>,
     sources: mio::Registry,
     timers: Timers,
-    /// Connections with something to send.
+    /// Connections to be written to.
     dirty: VecDeque<Slot>,
-    /// Those of them that have much to send.
+    /// Connections that have many bytes to write, and are written to after the others.
     bulky: VecDeque<Slot>,
-    /// Connections that have something to be heard.
+    /// Connections to be read from.
     backlog: Backlog,
     /// Connections to be removed at the end of the round, so that no index is reused within one batch of events.
     over: Vec<Slot>,
@@ -62,7 +64,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// No connections yet; their sockets will be watched by `sources`.
+    /// Creates an empty set. The sockets of its connections are registered with `sources`.
     pub(super) fn new(sources: mio::Registry, budgets: Arc<Budgets>, registry: Arc<Registry>) -> Self {
         Self {
             table: Table::default(),
@@ -78,12 +80,12 @@ impl Connections {
         }
     }
 
-    // ----- coming and going -----
+    // ----- adding and removing -----
 
-    /// Takes a connection in.
+    /// Adds a connection and registers its socket.
     ///
     /// # Errors
-    /// When its socket cannot be watched; it is dropped then.
+    /// When its socket cannot be registered; the connection is dropped then.
     pub(super) fn add(&mut self, socket: Socket, principal: Principal, now: Instant) -> io::Result<Slot> {
         let slot = self.table.insert(Connection::new(socket, principal, now));
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -96,25 +98,25 @@ impl Connections {
         Ok(slot)
     }
 
-    /// Takes a connection out; what its client is owed and owes is its caller's.
+    /// Removes a connection and returns it. The caller removes its viewers and its share of limits.
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Connection> {
         let mut connection = self.table.remove(slot)?;
         self.timers.disarm(slot.index);
         if let Err(error) = self.sources.deregister(&mut connection.socket) {
-            tracing::debug!(%error, "a connection was not watched");
+            tracing::debug!(%error, "a connection's socket could not be deregistered");
         }
         self.refused -= usize::from(connection.refusal.is_some());
         let gauges = self.registry.gauges();
         gauges.connections_open.dec();
         gauges.outbox_bytes.change(connection.gauged_bytes, 0);
         gauges.input_bytes.change(connection.gauged_input, 0);
-        // Having fewer is always allowed.
+        // A decrease is always allowed.
         let _ = self.budgets.inputs.change(charged(connection.gauged_input), 0);
         Some(connection)
     }
 
-    /// The connection is refused, and told so in answer to its first request. The error comes back if too many wait for
-    /// that.
+    /// Refuses a connection: its first request is answered with `error`. Returns the error if too many refused
+    /// connections wait already.
     pub(super) fn refuse_later(&mut self, slot: Slot, error: HttpError) -> Result<(), HttpError> {
         if self.refused >= REFUSED_WAITING_MAX {
             return Err(error);
@@ -126,31 +128,31 @@ impl Connections {
         Ok(())
     }
 
-    /// Why the connection is not served, if it is not; it is told so now.
+    /// Takes the error of a refused connection, for the caller to send.
     pub(super) fn take_refusal(&mut self, slot: Slot) -> Option<HttpError> {
         let refusal = self.table.get_mut(slot)?.refusal.take()?;
         self.refused -= 1;
         Some(*refusal)
     }
 
-    /// The connection ends with this round.
+    /// Marks a connection to be removed at the end of the round.
     pub(super) fn end(&mut self, slot: Slot) {
         self.over.push(slot);
     }
 
-    /// Takes out the connections that end now.
+    /// Takes the connections that are marked to be removed.
     pub(super) fn take_over(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.over)
     }
 
-    // ----- finding -----
+    // ----- lookup -----
 
-    /// The connection that was added as `slot`, unless it is gone.
+    /// The connection with this slot, if it still exists.
     pub(super) fn get(&self, slot: Slot) -> Option<&Connection> {
         self.table.get(slot)
     }
 
-    /// As [`Connections::get`], to be changed.
+    /// Mutable access: see [`Connections::get`].
     pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Connection> {
         self.table.get_mut(slot)
     }
@@ -163,22 +165,22 @@ impl Connections {
         }
     }
 
-    /// The name of the connection at an index of the poll.
+    /// The slot of the connection with this poll token.
     pub(super) fn at(&self, index: usize) -> Option<Slot> {
         self.table.at(index)
     }
 
-    /// All names.
+    /// All slots.
     pub(super) fn slots(&self) -> Vec<Slot> {
         self.table.slots()
     }
 
-    /// Whether there is none.
+    /// Whether there are no connections.
     pub(super) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
-    // ----- sending -----
+    // ----- writing -----
 
     /// Adds bytes to a connection's outbox.
     pub(super) fn send(&mut self, slot: Slot, chunk: impl Into<Chunk<Mark>>) {
@@ -187,14 +189,14 @@ impl Connections {
         self.touch(slot);
     }
 
-    /// Adds bytes of an answer to what the client has asked or said.
+    /// Adds the bytes of an answer to a connection's outbox: see [`Connection::send_answer`].
     pub(super) fn send_answer(&mut self, slot: Slot, chunk: impl Into<Chunk<Mark>>) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         connection.send_answer(chunk);
         self.touch(slot);
     }
 
-    /// The connection is looked at before the loop sleeps.
+    /// Queues a connection to be written to before the loop sleeps.
     pub(super) fn touch(&mut self, slot: Slot) {
         if let Some(connection) = self.table.get_mut(slot)
             && !std::mem::replace(&mut connection.dirty, true)
@@ -203,7 +205,7 @@ impl Connections {
         }
     }
 
-    /// The connection begins to answer its viewer's request with an event stream; `false`: it has begun already.
+    /// Begins to answer the viewer's request with an event stream. Returns `false` if the answer has begun already.
     pub(super) fn begin_events(&mut self, slot: Slot, viewer: Slot, is_ui_message_stream: bool) -> bool {
         let Some(connection) = self.table.get_mut(slot) else { return false };
         let has_begun_now = connection.begin_events(viewer, is_ui_message_stream);
@@ -218,33 +220,33 @@ impl Connections {
         self.table.get(slot).is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
     }
 
-    /// Whether the client has finished sending before its answer began, and so may be gone.
+    /// Whether the client finished sending before its answer began, so that it may be gone.
     pub(super) fn may_be_gone(&self, slot: Slot) -> bool {
         let connection = self.table.get(slot);
         connection
             .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
     }
 
-    /// Answers of so many bytes are held for the connection until a stream's `open` was sent.
+    /// Counts `bytes` of answers that are held until a stream's `open` is sent.
     pub(super) fn hold_bytes(&mut self, slot: Slot, bytes: usize) {
         if let Some(connection) = self.table.get_mut(slot) {
             connection.held_bytes += bytes;
         }
     }
 
-    /// Answers of so many bytes are held no longer.
+    /// Counts `bytes` of held answers no longer.
     pub(super) fn release_held_bytes(&mut self, slot: Slot, bytes: usize) {
         if let Some(connection) = self.table.get_mut(slot) {
             connection.held_bytes -= bytes;
         }
     }
 
-    /// The turns of one round: how many times [`Connections::next_to_flush`] is asked.
+    /// How many times a round calls [`Connections::next_to_flush`].
     pub(super) const TURNS_PER_ROUND: usize = NEWEST_PER_ROUND + OLDEST_PER_ROUND;
 
-    /// The socket that is offered its bytes in this turn of the round: first those that were touched last, then some
-    /// that wait for longest. Those beyond the round's turns come in the next one, after the input that has come
-    /// meanwhile. `Some(None)`: it has much to send and has its turn after all others; `None`: there is no more.
+    /// Takes the next connection to write to: first those that were queued last, then those that have waited longest.
+    /// The rest wait for the next round, so that new input is read before. `Some(None)`: the connection has many bytes
+    /// to write, and is written to after the others. `None`: the queue is empty.
     pub(super) fn next_to_flush(&mut self, turn: usize) -> Option<Option<Slot>> {
         let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
         let slot = next?;
@@ -255,12 +257,13 @@ impl Connections {
         Some(Some(slot))
     }
 
-    /// The next of those that have much to send.
+    /// Takes the next connection that has many bytes to write.
     pub(super) fn next_bulky(&mut self) -> Option<Slot> {
         self.bulky.pop_front()
     }
 
-    /// Offers one socket the bytes that wait for it. The frames that it has taken are added to `marks`.
+    /// Writes the waiting bytes of one connection to its socket. Adds the marks of the frames that were completely
+    /// written to `marks`.
     pub(super) fn flush(&mut self, slot: Slot, marks: &mut Vec<Mark>, now: Instant) -> Flushed {
         let mut flushed = Flushed { written: 0, is_behind: false };
         let Some(connection) = self.table.get_mut(slot) else { return flushed };
@@ -296,9 +299,10 @@ impl Connections {
         flushed
     }
 
-    // ----- hearing -----
+    // ----- reading -----
 
-    /// A socket has something new, or its client is gone.
+    /// Notes that a socket is readable, and the state of the client's side if that has changed. Queues the connection
+    /// to be read.
     pub(super) fn notice(&mut self, slot: Slot, peer: Option<Peer>) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         connection.unread = true;
@@ -308,7 +312,8 @@ impl Connections {
         }
     }
 
-    /// A connection is heard further, if it has said more, now that what it waited for is over.
+    /// Queues a connection to be read again if it may have more input: its turn is over, or the reason for which it
+    /// had to wait.
     pub(super) fn read_further(&mut self, slot: Slot) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         if connection.has_unread() && !std::mem::replace(&mut connection.queued, true) {
@@ -316,7 +321,7 @@ impl Connections {
         }
     }
 
-    /// The connection that is heard next.
+    /// Takes the next connection to read from.
     pub(super) fn next_to_read(&mut self) -> Option<Slot> {
         while let Some(slot) = self.backlog.take() {
             if let Some(connection) = self.table.get_mut(slot) {
@@ -327,7 +332,8 @@ impl Connections {
         None
     }
 
-    /// Charges a connection's unfinished input to the budget of all; `false`: there is no room for it.
+    /// Charges a connection's unprocessed input to the budget shared by all connections. Returns `false` if there is
+    /// no room for it.
     pub(super) fn weigh_input(&mut self, slot: Slot) -> bool {
         let Some(connection) = self.table.get_mut(slot) else { return true };
         let (before, after) = (connection.gauged_input, connection.input_cost_bytes());
@@ -342,9 +348,9 @@ impl Connections {
         fits
     }
 
-    // ----- time -----
+    // ----- deadlines -----
 
-    /// The connection is looked at again at `at`, or before.
+    /// Sets the connection's deadline to `at`, unless it has an earlier one.
     pub(super) fn arm(&mut self, slot: Slot, at: Instant) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         if connection.deadline.is_none_or(|deadline| at < deadline) {
@@ -353,7 +359,7 @@ impl Connections {
         }
     }
 
-    /// A connection whose time has come; `Some(None)`: one that is gone.
+    /// Takes a connection whose deadline has passed. `Some(None)`: that connection was removed meanwhile.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Option<Slot>> {
         let (index, generation) = self.timers.pop_due(now)?;
         let slot = Slot { index, generation };
@@ -364,12 +370,12 @@ impl Connections {
         }))
     }
 
-    /// When a connection's time comes next.
+    /// The earliest deadline.
     pub(super) fn next_deadline(&mut self) -> Option<Instant> {
         self.timers.next_deadline()
     }
 
-    /// Amounts that are 0 when no client is left.
+    /// Counts that must be 0 when no client is left.
     #[cfg(test)]
     pub(super) fn held(&self) -> [(&'static str, usize); 4] {
         let turns = self.dirty.len() + self.bulky.len() + self.over.len();
@@ -381,14 +387,14 @@ impl Connections {
         ]
     }
 
-    /// Whether something is to be done without waiting: to write, to hear, or to end.
+    /// Whether a connection waits to be written to, read from or removed.
     pub(super) fn has_work(&self) -> bool {
         let is_idle = self.dirty.is_empty() && self.bulky.is_empty() && self.over.is_empty();
         !is_idle || !self.backlog.is_empty()
     }
 }
 
-/// Bytes of unfinished input that count.
+/// The bytes of unprocessed input that are charged to the shared budget.
 const fn charged(bytes: usize) -> usize {
     bytes.saturating_sub(INPUT_FREE_BYTES)
 }

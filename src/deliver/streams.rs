@@ -1,5 +1,5 @@
-//! The streams of a delivery thread and the viewers of each: who watches what, and what is to be reported of it. Knows
-//! neither connections nor other threads.
+//! The streams of a delivery thread and the viewers of each, and those of them that have something to report. This
+//! module does not access connections or other threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,31 +12,31 @@ use crate::message::{HubRef, Slot};
 use crate::model::{EntryId, Frame, Phase, StreamName};
 use crate::observe::Registry;
 
-/// Assumed size of an entry before any was seen, in bytes.
+/// The assumed size of an entry, in bytes, before any was read.
 const ENTRY_BYTES_GUESS: usize = 128;
 
-/// Streams, or hubs, and their viewers. A hub exists for as long as it has viewers.
+/// The viewers, and a hub for each stream that has viewers.
 pub(super) struct Streams {
     viewers: Table<Viewer>,
     hubs: Table<Hub>,
     hub_by_name: HashMap<StreamName, Slot>,
-    /// Hubs of which something was written, or which may not be needed live any more, since the last report.
+    /// Hubs whose written position may have changed, or that may not need live text any more, since the last report.
     unreported: Vec<Slot>,
-    /// Viewers that hold an acknowledgement.
+    /// Viewers that hold an acknowledgement to be passed on to the recorder.
     unpassed_acks: Vec<Slot>,
     registry: Arc<Registry>,
 }
 
 impl Streams {
-    /// No streams yet.
+    /// Creates an empty set.
     pub(super) fn new(registry: Arc<Registry>) -> Self {
         let (viewers, hubs, hub_by_name) = (Table::default(), Table::default(), HashMap::new());
         Self { viewers, hubs, hub_by_name, unreported: Vec::new(), unpassed_acks: Vec::new(), registry }
     }
 
-    // ----- coming and going -----
+    // ----- adding and removing -----
 
-    /// A viewer comes to a stream; with `receipts`, its acknowledgements are kept account of.
+    /// Adds a viewer to its stream. With `receipts`, its acknowledgements are tracked.
     pub(super) fn add_viewer(&mut self, connection: Slot, options: SubscribeOptions, receipts: bool) -> Slot {
         let hub = self.hub_of(&options.stream);
         let place = self.hubs.get(hub).map_or(0, |hub| hub.viewers.len());
@@ -86,7 +86,7 @@ impl Streams {
         hub
     }
 
-    /// Takes a viewer out, and its hub with its name if it was the last one there.
+    /// Removes a viewer. If it was the last one of its hub, removes the hub too, and returns it with its slot.
     pub(super) fn remove_viewer(&mut self, slot: Slot) -> Option<(Slot, Hub)> {
         let viewer = self.viewers.remove(slot)?;
         self.registry.gauges().subscriptions_open.dec();
@@ -109,61 +109,61 @@ impl Streams {
         Some((viewer.hub, hub))
     }
 
-    // ----- finding -----
+    // ----- lookup -----
 
-    /// The viewer that was added as `slot`, unless it is gone.
+    /// The viewer with this slot, if it still exists.
     pub(super) fn viewer(&self, slot: Slot) -> Option<&Viewer> {
         self.viewers.get(slot)
     }
 
-    /// As [`Streams::viewer`], to be changed.
+    /// Mutable access: see [`Streams::viewer`].
     pub(super) fn viewer_mut(&mut self, slot: Slot) -> Option<&mut Viewer> {
         self.viewers.get_mut(slot)
     }
 
-    /// A viewer, to be changed, and its hub.
+    /// Mutable access to a viewer, with its hub.
     pub(super) fn viewer_and_hub(&mut self, slot: Slot) -> Option<(&mut Viewer, &Hub)> {
         let viewer = self.viewers.get_mut(slot)?;
         let hub = self.hubs.get(viewer.hub)?;
         Some((viewer, hub))
     }
 
-    /// How many viewers there are.
+    /// The number of viewers.
     pub(super) fn viewers_len(&self) -> usize {
         self.viewers.len()
     }
 
-    /// A viewer's way between history and live.
+    /// A viewer's seam between history and live text, if it is reading.
     pub(super) fn seam(&mut self, viewer: Slot) -> Option<&mut Seam<Arc<Frame>>> {
         Some(&mut self.viewers.get_mut(viewer)?.reading_mut()?.seam)
     }
 
-    /// A viewer's account of acknowledgements.
+    /// The tracker of a viewer's acknowledgements, if they are tracked.
     pub(super) fn acks(&mut self, viewer: Slot) -> Option<&mut AckTracker> {
         self.viewers.get_mut(viewer)?.acks.as_deref_mut()
     }
 
-    /// A hub, unless it is gone.
+    /// The hub with this slot, if it still exists.
     pub(super) fn hub(&self, slot: Slot) -> Option<&Hub> {
         self.hubs.get(slot)
     }
 
-    /// As [`Streams::hub`], to be changed.
+    /// Mutable access: see [`Streams::hub`].
     pub(super) fn hub_mut(&mut self, slot: Slot) -> Option<&mut Hub> {
         self.hubs.get_mut(slot)
     }
 
-    /// The hub that a message is about, unless the message belongs to an earlier asking for live frames.
+    /// The hub that a message is about, unless the message belongs to an earlier request for live frames.
     pub(super) fn hub_named(&mut self, name: HubRef) -> Option<&mut Hub> {
         self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
     }
 
-    /// The hub of a stream that somebody watches or waits for.
+    /// The hub of a stream, if the stream has viewers on this thread.
     pub(super) fn hub_by_name(&self, stream: &StreamName) -> Option<Slot> {
         self.hub_by_name.get(stream).copied()
     }
 
-    /// Amounts that are 0 when no client is left.
+    /// Counts that must be 0 when no client is left.
     #[cfg(test)]
     pub(super) fn held(&self) -> [(&'static str, usize); 4] {
         [
@@ -176,7 +176,7 @@ impl Streams {
 
     // ----- waiting for a stream -----
 
-    /// The hub's stream does not exist: the name to wait for, unless it is waited for already.
+    /// Notes that the hub's stream does not exist. Returns the name to wait for, unless it is waited for already.
     pub(super) fn begin_waiting(&mut self, hub: Slot) -> Option<&StreamName> {
         let hub = self.hubs.get_mut(hub)?;
         if std::mem::replace(&mut hub.awaited, true) {
@@ -186,7 +186,7 @@ impl Streams {
         Some(&hub.stream)
     }
 
-    /// The hub's stream has appeared, at `now_us` by this host's clock; its viewers.
+    /// Notes that the hub's stream has appeared, at `now_us` by this host's clock. Returns the hub's viewers.
     pub(super) fn end_waiting(&mut self, hub: Slot, now_us: u64) -> Vec<Slot> {
         let Some(hub) = self.hubs.get_mut(hub) else { return Vec::new() };
         hub.appeared_us = Some(now_us);
@@ -198,7 +198,7 @@ impl Streams {
 
     // ----- reporting -----
 
-    /// Something of a stream is to be reported.
+    /// Marks a hub to be reported.
     pub(super) fn note_unreported(&mut self, slot: Slot) {
         if let Some(hub) = self.hubs.get_mut(slot)
             && !std::mem::replace(&mut hub.unreported, true)
@@ -207,7 +207,7 @@ impl Streams {
         }
     }
 
-    /// The hubs of which something is to be reported; nothing is noted any more.
+    /// Takes the hubs that are marked to be reported.
     pub(super) fn take_unreported(&mut self) -> Vec<Slot> {
         let unreported = std::mem::take(&mut self.unreported);
         for &slot in &unreported {
@@ -218,7 +218,8 @@ impl Streams {
         unreported
     }
 
-    /// Up to where a hub's stream is on the sockets of its live viewers; a viewer in history holds nothing back.
+    /// The position up to which the sockets of all live viewers of a hub have accepted the stream. Viewers that read
+    /// history do not hold it back.
     pub(super) fn written_up_to(&self, hub: &Hub) -> EntryId {
         let live = self.viewers_of(hub);
         live.filter(|viewer| viewer.is_live())
@@ -228,7 +229,7 @@ impl Streams {
             .unwrap_or(hub.passed)
     }
 
-    /// Whether one of a hub's viewers needs live text, or may need it next.
+    /// Whether one of a hub's viewers needs live text, now or soon.
     pub(super) fn is_needed_live(&self, hub: &Hub) -> bool {
         self.viewers_of(hub).filter_map(Viewer::reading).any(|reading| reading.seam.needs_live())
     }
@@ -237,12 +238,12 @@ impl Streams {
         hub.viewers.iter().filter_map(|&viewer| self.viewers.get(viewer))
     }
 
-    /// A viewer holds an acknowledgement.
+    /// Notes that a viewer holds an acknowledgement to be passed on.
     pub(super) fn note_unpassed_ack(&mut self, viewer: Slot) {
         self.unpassed_acks.push(viewer);
     }
 
-    /// The viewers that hold an acknowledgement; none is noted any more.
+    /// Takes the viewers that hold an acknowledgement to be passed on.
     pub(super) fn take_unpassed_acks(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.unpassed_acks)
     }
@@ -265,7 +266,7 @@ mod tests {
         SubscribeOptions { stream, after: After::Last, follow, wait, batch, wire, translator: None }
     }
 
-    /// Viewers of the stream `s`, one after another.
+    /// Adds this many viewers of the stream `s`.
     fn streams_with(viewers: usize) -> (Streams, Vec<Slot>) {
         let mut streams = Streams::new(Arc::new(Registry::new("test")));
         let viewers = (0..viewers).map(|_| streams.add_viewer(CONNECTION, options("s"), false)).collect();
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hub_goes_with_its_last_viewer_in_whatever_order_they_go() {
+    fn a_hub_is_removed_with_its_last_viewer_in_any_order() {
         for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1], [1, 2, 0]] {
             let (mut streams, viewers) = streams_with(3);
             let name = StreamName::new("s", "m").unwrap();
@@ -284,23 +285,23 @@ mod tests {
             assert_eq!(streams.hub(hub).map(|hub| hub.viewers.clone()), Some(vec![viewers[order[2]]]));
             let (removed, _) = streams.remove_viewer(viewers[order[2]]).unwrap();
             assert_eq!((removed, streams.hub_by_name(&name)), (hub, None));
-            assert!(streams.remove_viewer(viewers[0]).is_none(), "it is gone");
+            assert!(streams.remove_viewer(viewers[0]).is_none(), "the viewer does not exist any more");
         }
     }
 
     #[test]
-    fn a_stream_is_waited_for_once_however_many_wait() {
+    fn viewers_of_one_stream_share_one_wait() {
         let (mut streams, viewers) = streams_with(2);
         let hub = streams.viewer(viewers[0]).unwrap().hub;
         assert!(streams.begin_waiting(hub).is_some());
         assert!(streams.begin_waiting(hub).is_none());
         assert_eq!(streams.end_waiting(hub, 7), viewers);
         assert_eq!(streams.hub(hub).unwrap().appeared_us, Some(7));
-        assert!(streams.begin_waiting(hub).is_some(), "anew, if it is gone again");
+        assert!(streams.begin_waiting(hub).is_some(), "a new wait, if the stream is deleted again");
     }
 
     #[test]
-    fn a_wait_keeps_the_place_in_a_stream_that_comes_back() {
+    fn a_wait_keeps_the_position_in_a_stream_that_reappears() {
         let (mut streams, viewers) = streams_with(1);
         let viewer = streams.viewer_mut(viewers[0]).unwrap();
         let now = std::time::Instant::now();
@@ -313,11 +314,11 @@ mod tests {
         assert!(viewer.read_on().is_some() && !viewer.is_waiting());
         viewer.begin_closing(now);
         assert!(viewer.reading().is_none() && viewer.given().is_some());
-        assert_eq!(viewer.wait(now), None, "it has everything");
+        assert_eq!(viewer.wait(now), None, "a viewer that has everything does not wait");
     }
 
     #[test]
-    fn a_stream_is_reported_once_however_often_it_is_noted() {
+    fn a_stream_that_is_noted_twice_is_reported_once() {
         let (mut streams, viewers) = streams_with(1);
         let hub = streams.viewer(viewers[0]).unwrap().hub;
         streams.note_unreported(hub);

@@ -1,4 +1,4 @@
-//! A delivery thread's records of its streams and their viewers. Data only; [`super::streams`] owns it.
+//! A delivery thread's streams and their viewers, as data. [`super::streams`] owns it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,22 +12,22 @@ use super::seam::{Live, Seam};
 use crate::message::{Cursor, Slot};
 use crate::model::{AckWatermark, After, EntryId, Frame, Phase, StreamName, StreamStatus};
 
-/// In which form a viewer gets its frames.
+/// The form in which a viewer gets its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     /// A WebSocket of its own.
     WebSocket,
-    /// A share of a multiplexed WebSocket.
+    /// A WebSocket that carries many streams.
     Multiplexed,
     /// Server-sent events.
     Sse,
-    /// One JSON document.
+    /// The stream's state as one JSON document.
     State,
-    /// A status line.
+    /// Only the status line that tells whether the stream exists.
     Head,
 }
 
-/// A viewer's request.
+/// The options of a viewer's request.
 #[derive(Clone, Debug)]
 pub(super) struct SubscribeOptions {
     pub(super) stream: StreamName,
@@ -36,20 +36,20 @@ pub(super) struct SubscribeOptions {
     pub(super) wait: Duration,
     pub(super) batch: Duration,
     pub(super) wire: Wire,
-    /// Translates native frames, if it asked for another format.
+    /// Translates native frames, if the viewer requested another format.
     pub(super) translator: Option<Box<Translator>>,
 }
 
-/// How far a viewer has come.
+/// The stage of a viewer.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Its start is being looked for.
+    /// Its start position is being looked up.
     Opening,
-    /// The stream does not exist.
+    /// It waits for its stream, which does not exist.
     Waiting(Waiting),
-    /// It is given frames.
+    /// It is sent frames.
     Reading(Reading),
-    /// It has all frames, up to `given`; until then its client may acknowledge them.
+    /// It was sent all frames, up to `given`. Its client may acknowledge them until `until`.
     Closing { until: Instant, given: Cursor },
 }
 
@@ -57,18 +57,20 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) until: Instant,
-    /// Whether the stream has appeared, so that it is being looked for again; the wait goes on if it is gone.
+    /// Whether the stream was reported to exist and is being looked up again. The wait continues if that finds no
+    /// stream.
     pub(super) has_appeared: bool,
-    /// How far the viewer was with the stream before it went.
+    /// The viewer's place in the stream before the stream was deleted.
     pub(super) reading: Option<Reading>,
 }
 
 /// A viewer's place in its stream.
 #[derive(Debug)]
 pub(super) struct Reading {
-    /// The way between history and live.
+    /// The transition between history and live text.
     pub(super) seam: Seam<Arc<Frame>>,
-    /// Where history is read on from: what was given last, with its state.
+    /// The position from which history is read: the end of what was last sent to the viewer, with the stream's state
+    /// there.
     pub(super) anchor: Cursor,
 }
 
@@ -81,28 +83,28 @@ pub(super) struct Viewer {
     pub(super) stage: Stage,
     /// Whether `open` was sent.
     pub(super) opened: bool,
-    /// Answers that come after it.
+    /// Answers that are held until `open` is sent.
     pub(super) held: Option<Box<Held>>,
-    /// The state of the stream that the viewer was told last.
+    /// The stream status that was last sent to the viewer.
     pub(super) known_status: Option<StreamStatus>,
-    /// Frames on their way to the socket.
+    /// The number of frames that are not completely written to the socket yet.
     pub(super) unwritten: usize,
-    /// The newest entry on the socket.
+    /// The newest entry that was written to the socket.
     pub(super) written: EntryId,
-    /// Frames gathered for `batch`.
+    /// Frames that are collected to be merged, for the option `batch`.
     pub(super) batch: Option<Box<Batch>>,
-    /// Bytes of an entry, as a moving average; sizes the next history read.
+    /// The size of an entry in bytes, as a moving average; determines the size of the next history read.
     pub(super) entry_bytes: usize,
-    /// Bytes of the outbox that the outstanding history read may fill.
+    /// The bytes that the outstanding history read may add to the connection's outbox.
     pub(super) promised: usize,
-    /// The state of its acknowledgements, where receipts are on and its transport can carry them.
+    /// The tracker of its acknowledgements, if receipts are on and its transport can carry acknowledgements.
     pub(super) acks: Option<Box<AckTracker>>,
-    /// Where the viewer is in its hub's list.
+    /// The viewer's index in its hub's list.
     pub(super) place: usize,
 }
 
 impl Viewer {
-    /// Its place in its stream, once its start was found and until all was given.
+    /// The viewer's place in its stream: set once its start is known, until it was sent everything.
     pub(super) const fn reading(&self) -> Option<&Reading> {
         match &self.stage {
             Stage::Reading(reading) => Some(reading),
@@ -111,7 +113,7 @@ impl Viewer {
         }
     }
 
-    /// As [`Viewer::reading`], to be changed.
+    /// Mutable access: see [`Viewer::reading`].
     pub(super) const fn reading_mut(&mut self) -> Option<&mut Reading> {
         match &mut self.stage {
             Stage::Reading(reading) => Some(reading),
@@ -120,7 +122,7 @@ impl Viewer {
         }
     }
 
-    /// Up to where it was given its stream; `None` before its start was found.
+    /// The position up to which the viewer was sent its stream; `None` before its start is known.
     pub(super) const fn given(&self) -> Option<&Cursor> {
         match &self.stage {
             Stage::Closing { given, .. } => Some(given),
@@ -131,18 +133,19 @@ impl Viewer {
         }
     }
 
-    /// Whether it is given live text as it comes.
+    /// Whether the viewer is sent live text.
     pub(super) fn is_live(&self) -> bool {
         self.reading().is_some_and(|reading| reading.seam.is_live())
     }
 
-    /// Whether its stream does not exist, and has not appeared again.
+    /// Whether the viewer waits for its stream, and the stream was not reported to exist since.
     pub(super) const fn is_waiting(&self) -> bool {
         matches!(&self.stage, Stage::Waiting(waiting) if !waiting.has_appeared)
     }
 
-    /// The stream does not exist, or not any more; until when it is waited for. A wait that goes on has its time
-    /// already, a new one the viewer's. `None`: the viewer has everything that it wanted of it.
+    /// Makes the viewer wait for its stream, which does not exist (any more). Returns the end of the wait: a wait that
+    /// continues keeps its end, a new one takes as long as the viewer requested. `None`: the viewer was already sent
+    /// everything, and does not wait.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
         let (until, reading) = match std::mem::replace(&mut self.stage, Stage::Opening) {
             Stage::Opening => (now + self.options.wait, None),
@@ -157,7 +160,7 @@ impl Viewer {
         Some(until)
     }
 
-    /// It is read on for a viewer that had begun to read.
+    /// Ends the wait of a viewer that had begun to read before. Returns its place in its stream, if it has one.
     pub(super) fn read_on(&mut self) -> Option<&mut Reading> {
         if let Stage::Waiting(Waiting { reading, .. }) = &mut self.stage {
             self.stage = Stage::Reading(reading.take()?);
@@ -165,25 +168,25 @@ impl Viewer {
         self.reading_mut()
     }
 
-    /// It has everything; until then its client may acknowledge it.
+    /// Notes that the viewer was sent everything. Its client may acknowledge it until `until`.
     pub(super) fn begin_closing(&mut self, until: Instant) {
         let given = self.given().cloned().unwrap_or_default();
         self.stage = Stage::Closing { until, given };
     }
 
-    /// The viewer, named `slot`, as one that wants something read.
+    /// The viewer, whose slot is `slot`, as the reader of a history read.
     pub(super) const fn reader(&self, slot: Slot) -> Reader<'_> {
         let (hub, stream, translated) = (self.hub, &self.options.stream, self.options.translator.is_some());
         Reader { viewer: slot, hub, stream, translated }
     }
 
-    /// Whether the viewer has no use for a finished generation.
+    /// Whether the viewer wants a stream only while its generation is not finished.
     pub(super) fn wants_unfinished(&self) -> bool {
         self.options.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
     }
 }
 
-/// Frames that are gathered for a client that accepts them merged.
+/// Frames that are collected for a client that accepts them merged.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) frames: Vec<Arc<Frame>>,
@@ -191,23 +194,24 @@ pub(super) struct Batch {
     pub(super) due: Instant,
 }
 
-/// A stream that has left a multiplexed connection: its client may still acknowledge the frames that it was sent.
+/// A subscription that a multiplexed connection has closed. Its client may still acknowledge the frames that it was
+/// sent.
 #[derive(Debug)]
 pub(super) struct ClosedSubscription {
     pub(super) stream: StreamName,
     pub(super) acks: Box<AckTracker>,
-    /// The last frame that was sent, with the state there.
+    /// The end of the last frame that was sent, with the stream's state there.
     pub(super) anchor: Cursor,
 }
 
-/// Why a viewer's stream is over.
+/// Why a viewer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// Its terminal frame was sent.
     Ended,
-    /// There is no such stream.
+    /// The stream does not exist.
     NotFound,
-    /// Nothing is left to tell, which is an answer of its own.
+    /// The stream has nothing to send to the viewer; HTTP answers 204.
     NothingLeft,
 }
 
@@ -222,33 +226,35 @@ impl Ending {
     }
 }
 
-/// A stream that somebody on this thread watches or waits for.
+/// A stream that has viewers on this thread.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "three independent facts about one stream")]
 pub(super) struct Hub {
     pub(super) stream: StreamName,
     pub(super) viewers: Vec<Slot>,
     pub(super) live: Live,
-    /// Counts how often live frames were asked for and let go of.
+    /// The number of times that live frames were requested or given up. Messages with another number are out of date.
     pub(super) attach: u64,
-    /// Where live reading stands, for acknowledging: entries that give no frame count too.
+    /// The newest entry that live reading has passed, for acknowledging it in Redis: entries without a frame count
+    /// too.
     pub(super) passed: EntryId,
-    /// Where the newest generation stands there.
+    /// The phase of the newest generation at `passed`.
     pub(super) phase: Phase,
     pub(super) stalled: bool,
     pub(super) watermark: Option<Arc<AckWatermark>>,
-    /// Whether something was written since the last report.
+    /// Whether the hub is marked to be reported.
     pub(super) unreported: bool,
-    /// Whether the watcher was asked to tell when the stream exists.
+    /// Whether the watcher was asked to report when the stream exists.
     pub(super) awaited: bool,
-    /// When the stream was seen to come into being, µs since 1970 by this host's clock, if somebody waited for it.
+    /// When the stream appeared, in µs since 1970 by this host's clock, if a viewer waited for it.
     pub(super) appeared_us: Option<u64>,
-    /// Since when no viewer has needed live.
+    /// Since when no viewer has needed live text.
     pub(super) idle_since: Option<Instant>,
 }
 
 impl Hub {
-    /// Live frames have ended, or are not wanted any more; those that are on their way are not taken.
+    /// Notes that live frames have ended or are not needed any more. Live frames that are still on their way are
+    /// ignored.
     pub(super) fn leave_live(&mut self) {
         self.live = Live::Off;
         self.attach += 1;
@@ -256,14 +262,14 @@ impl Hub {
         self.idle_since = None;
     }
 
-    /// When the stream was seen to come into being, at `now_us` by this host's clock. One that is waited for has not been
-    /// seen yet: a read that finds it is the first to know.
+    /// When the stream appeared, if that is known. While a viewer waits for it, the stream was not seen yet, so a read
+    /// that finds it now is the first to see it: then this is `now_us`, the time by this host's clock.
     pub(super) fn appeared_us(&self, now_us: u64) -> Option<u64> {
         if self.awaited { Some(now_us) } else { self.appeared_us }
     }
 
-    /// How the stream stands now, for a viewer whose read saw it with `status` when `tip` was its newest entry: live
-    /// text may have gone on since, as reads are shared among viewers.
+    /// The stream's current status, for a viewer whose read found `status` when `tip` was the newest entry. Live text
+    /// may have advanced since then, because viewers share reads.
     pub(super) fn status(&self, status: StreamStatus, tip: EntryId) -> StreamStatus {
         if !matches!(self.live, Live::On(_)) || self.passed < tip {
             return status;
@@ -278,25 +284,25 @@ impl Hub {
     }
 }
 
-/// A frame on its way to a socket: its bytes, and what is reported once they are taken.
+/// A frame in an outbox: its bytes, and the data for the report once they are written.
 #[derive(Debug)]
 pub(super) struct Mark {
     pub(super) viewer: Slot,
     pub(super) frame: Arc<Frame>,
     pub(super) shape: Shape,
-    /// Whether the frame came live, so that its age says something.
+    /// Whether the frame was received live. Only then is its age measured.
     pub(super) live: bool,
 }
 
-/// Which of a frame's bytes are sent.
+/// The part of a frame that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     WebSocket,
     Multiplexed,
     Sse,
-    /// Its rendering in another format, which was kept before.
+    /// Its rendering in another format, which is kept with the frame.
     Rendering(u8),
-    /// None: everything was sent before it, for this viewer alone.
+    /// None: its translation is for this viewer alone, and was queued before the mark.
     Nothing,
 }
 
