@@ -1,5 +1,5 @@
-//! A socket in memory, for tests that drive a delivery thread without sockets. It is registered in no poll: the test
-//! passes on what is ready.
+//! A socket in memory, for tests that run a delivery thread without real sockets. No poll watches it: the test reports
+//! to the event loop when it is ready.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -9,38 +9,38 @@ use parking_lot::Mutex;
 
 use super::connection::Peer;
 
-/// The state of both ends.
+/// The state of a connection, which both ends share.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "five independent facts about one socket")]
-struct Line {
+struct Shared {
     to_server: VecDeque<u8>,
     to_client: VecDeque<u8>,
-    /// Bytes that may wait for the client.
+    /// Bytes that the server may have written and the client has not read, at most.
     send_buffer: usize,
     client: Peer,
-    /// Whether the server has ended its sending side.
+    /// Whether the server has shut down its sending side.
     is_ended: bool,
     /// Whether the server has closed the socket.
     is_closed: bool,
-    /// Whether a write found no room since the client took bytes last.
+    /// Whether a write has found no room since the client last read.
     is_blocked: bool,
     /// Whether a poll would report the socket.
-    has_news: bool,
-    /// Whether there is something to read, or the end of it.
+    is_ready: bool,
+    /// Whether there are bytes to read, or the end of the input.
     is_readable: bool,
 }
 
 /// The server's end.
 #[derive(Debug)]
-pub(crate) struct MemorySocket(Arc<Mutex<Line>>);
+pub(crate) struct MemorySocket(Arc<Mutex<Shared>>);
 
 /// The client's end.
 #[derive(Debug)]
-pub(crate) struct ClientEnd(Arc<Mutex<Line>>);
+pub(crate) struct ClientEnd(Arc<Mutex<Shared>>);
 
-/// A connected pair of ends, with room for so many bytes on their way to the client.
+/// Creates a connected pair of ends. At most `send_buffer` bytes wait for the client.
 pub(crate) fn pair(send_buffer: usize) -> (MemorySocket, ClientEnd) {
-    let line = Arc::new(Mutex::new(Line {
+    let shared = Arc::new(Mutex::new(Shared {
         to_server: VecDeque::new(),
         to_client: VecDeque::new(),
         send_buffer,
@@ -48,10 +48,10 @@ pub(crate) fn pair(send_buffer: usize) -> (MemorySocket, ClientEnd) {
         is_ended: false,
         is_closed: false,
         is_blocked: false,
-        has_news: true,
+        is_ready: true,
         is_readable: false,
     }));
-    (MemorySocket(Arc::clone(&line)), ClientEnd(line))
+    (MemorySocket(Arc::clone(&shared)), ClientEnd(shared))
 }
 
 impl MemorySocket {
@@ -68,27 +68,27 @@ impl Drop for MemorySocket {
 
 impl Read for MemorySocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut line = self.0.lock();
-        match line.client {
+        let mut shared = self.0.lock();
+        match shared.client {
             Peer::Gone => Err(ErrorKind::ConnectionReset.into()),
-            Peer::Sending if line.to_server.is_empty() => Err(ErrorKind::WouldBlock.into()),
-            Peer::Sending | Peer::Finishing | Peer::Finished => line.to_server.read(buffer),
+            Peer::Sending if shared.to_server.is_empty() => Err(ErrorKind::WouldBlock.into()),
+            Peer::Sending | Peer::Finishing | Peer::Finished => shared.to_server.read(buffer),
         }
     }
 }
 
 impl Write for MemorySocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut line = self.0.lock();
-        if line.client == Peer::Gone || line.is_ended {
+        let mut shared = self.0.lock();
+        if shared.client == Peer::Gone || shared.is_ended {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let room = line.send_buffer.saturating_sub(line.to_client.len());
+        let room = shared.send_buffer.saturating_sub(shared.to_client.len());
         if room == 0 {
-            line.is_blocked = true;
+            shared.is_blocked = true;
             return Err(ErrorKind::WouldBlock.into());
         }
-        line.to_client.write(&bytes[..bytes.len().min(room)])
+        shared.to_client.write(&bytes[..bytes.len().min(room)])
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -111,45 +111,45 @@ impl Write for MemorySocket {
 impl ClientEnd {
     /// Sends bytes.
     pub(crate) fn send(&self, bytes: &[u8]) {
-        let mut line = self.0.lock();
-        line.to_server.extend(bytes);
-        line.tell_readable();
+        let mut shared = self.0.lock();
+        shared.to_server.extend(bytes);
+        shared.set_readable();
     }
 
     /// Ends the sending side.
     pub(crate) fn finish(&self) {
-        let mut line = self.0.lock();
-        line.client = line.client.max(Peer::Finishing);
-        line.tell_readable();
+        let mut shared = self.0.lock();
+        shared.client = shared.client.max(Peer::Finishing);
+        shared.set_readable();
     }
 
-    /// Resets the connection; bytes that were not taken are lost.
+    /// Resets the connection. Bytes that the client has not read are lost.
     pub(crate) fn reset(&self) {
-        let mut line = self.0.lock();
-        line.client = Peer::Gone;
-        line.to_client.clear();
-        line.tell_readable();
+        let mut shared = self.0.lock();
+        shared.client = Peer::Gone;
+        shared.to_client.clear();
+        shared.set_readable();
     }
 
-    /// Takes at most so many bytes.
+    /// Reads at most `most` bytes.
     pub(crate) fn take(&self, most: usize) -> Vec<u8> {
-        let mut line = self.0.lock();
-        let len = most.min(line.to_client.len());
-        if len > 0 && std::mem::take(&mut line.is_blocked) {
-            line.has_news = true;
+        let mut shared = self.0.lock();
+        let len = most.min(shared.to_client.len());
+        if len > 0 && std::mem::take(&mut shared.is_blocked) {
+            shared.is_ready = true;
         }
-        line.to_client.drain(..len).collect()
+        shared.to_client.drain(..len).collect()
     }
 
-    /// Bytes that wait to be taken.
+    /// The number of bytes that wait to be read.
     pub(crate) fn waiting(&self) -> usize {
         self.0.lock().to_client.len()
     }
 
-    /// Whether the server sends nothing more, and everything was taken.
+    /// Whether the server sends nothing more, and the client has read everything.
     pub(crate) fn is_over(&self) -> bool {
-        let line = self.0.lock();
-        (line.is_ended || line.is_closed) && line.to_client.is_empty()
+        let shared = self.0.lock();
+        (shared.is_ended || shared.is_closed) && shared.to_client.is_empty()
     }
 
     /// Whether the server has closed the socket.
@@ -158,24 +158,24 @@ impl ClientEnd {
     }
 
     /// Whether a poll would report the server's socket.
-    pub(crate) fn has_news(&self) -> bool {
-        let line = self.0.lock();
-        line.has_news && !line.is_closed
+    pub(crate) fn is_ready(&self) -> bool {
+        let shared = self.0.lock();
+        shared.is_ready && !shared.is_closed
     }
 
-    /// The news that a poll would report now: whether the socket is readable, and the state of its client.
-    pub(super) fn take_news(&self) -> Option<(bool, Option<Peer>)> {
-        let mut line = self.0.lock();
-        if line.is_closed || !std::mem::take(&mut line.has_news) {
+    /// Returns and clears what a poll would report now: whether the socket is readable, and the state of its client.
+    pub(super) fn take_readiness(&self) -> Option<(bool, Option<Peer>)> {
+        let mut shared = self.0.lock();
+        if shared.is_closed || !std::mem::take(&mut shared.is_ready) {
             return None;
         }
-        let is_readable = std::mem::take(&mut line.is_readable);
-        Some((is_readable, Some(line.client).filter(|client| *client != Peer::Sending)))
+        let is_readable = std::mem::take(&mut shared.is_readable);
+        Some((is_readable, Some(shared.client).filter(|client| *client != Peer::Sending)))
     }
 }
 
-impl Line {
-    fn tell_readable(&mut self) {
-        (self.has_news, self.is_readable) = (true, true);
+impl Shared {
+    fn set_readable(&mut self) {
+        (self.is_ready, self.is_readable) = (true, true);
     }
 }

@@ -1,4 +1,4 @@
-//! Delivery: requests of clients over HTTP and WebSocket, and the frames on their way to the sockets.
+//! Delivery: serves clients over HTTP and WebSocket, and sends them the frames of their streams.
 //!
 //! ```text
 //!                    ┌───────────── event_loop: one round after another ──────────────┐
@@ -8,21 +8,21 @@
 //!   time ───────────▶│ deadlines ────────┐ │          │                               │
 //!                    └───────────────────┼─┼──────────┼───────────────▲───────────────┘
 //!                                        ▼ ▼          ▼               │ Effect: a viewer ends
-//!                                        views: where each viewer stands, what it is sent next
+//!                                        views: the position of each viewer, and its next frames
 //!                                           │ bytes            │ requests
 //!   sockets ◀── sending ◀────────── connections            outbound ─▶ replay, transform, watcher
 //! ```
 //!
-//! - [`event_loop`] is the only code that knows all parts. Its files are the sources of events, and carry out what
-//!   follows from them; [`event_loop::serve`] waits in one mio `Poll` a thread.
-//! - `views` has the viewers of all streams. Events go in; bytes and requests go to the two parts below it; whatever
-//!   ends a viewer comes back as an effect.
-//! - The other parts own their state and know nothing of each other: `connections` (sockets, and whose turn it is),
-//!   `streams` (viewers by stream), `history_reads` (viewers by read), [`outbound`] (messages to other threads),
-//!   `admission` (policies and limits), [`acceptor`] (the listener).
-//! - Tests drive a whole thread without sockets and clocks through [`event_loop`]'s `stepped` and `memory_socket`: see
+//! - [`event_loop`] is the only code that knows all parts. Each of its files handles one source of events, and carries
+//!   out the effects on the other parts. [`event_loop::serve`] waits in one mio `Poll` per thread.
+//! - `views` holds the viewers of all streams. It receives events, and passes bytes and requests to the two parts
+//!   below it. The end of a viewer is returned as an effect.
+//! - The other parts own their state and do not know each other: `connections` (sockets, and the order in which they
+//!   are served), `streams` (viewers by stream), `history_reads` (viewers by read), [`outbound`] (messages to other
+//!   threads), `admission` (policies and limits), [`acceptor`] (the listener).
+//! - Tests run a whole thread without sockets and clocks through `stepped` of [`event_loop`] and `memory_socket`: see
 //!   `src/simulation`.
-//! - Pure modules, which keep no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
+//! - Pure modules, which use no socket, thread or clock: [`request`], [`route`], [`response`], [`message`],
 //!   [`mod@format`], [`websocket`], [`outbox`], [`seam`], [`timer`], [`table`], [`backlog`], [`input`], [`budget`],
 //!   [`body`], `sharing`, `ack_tracker`, `held`, `viewer`.
 

@@ -254,7 +254,7 @@ impl World {
             || self.is_woken
             || self.queues.mail.iter().any(|queue| !queue.is_empty())
             || !(missed.hubs.is_empty() && missed.jobs.is_empty())
-            || self.clients.iter().any(|client| client.end.has_news())
+            || self.clients.iter().any(|client| client.end.is_ready())
     }
 
     fn round(&mut self) {

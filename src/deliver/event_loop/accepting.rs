@@ -1,4 +1,5 @@
-//! Connections: accepted, given to the loop that has the fewest, welcomed, and removed.
+//! Accepts connections, hands each to the delivery thread that has the fewest, admits or refuses them, and removes
+//! them at their end.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -13,11 +14,11 @@ use crate::message::Slot;
 use crate::security::principal::Principal;
 use crate::warn_limited;
 
-/// Connections accepted in one round.
+/// Connections accepted in one round, at most.
 const ACCEPTS_PER_ROUND: usize = 8;
 
 impl Delivery {
-    /// Accepts what is there, so many a round.
+    /// Accepts the connections that wait, at most [`ACCEPTS_PER_ROUND`] in one call.
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_ROUND {
             match self.acceptor.accept(now) {
@@ -29,7 +30,8 @@ impl Delivery {
         self.acceptor.schedule(now);
     }
 
-    /// Takes a connection in, which its loop's load counts already.
+    /// Adds a connection to this thread, or refuses it. The acceptor has already counted it in the load of this
+    /// thread.
     pub(super) fn admit_connection(&mut self, socket: Socket, address: SocketAddr, now: Instant) {
         let principal = Principal::Address(address.ip());
         let refusal = if self.is_draining {
@@ -47,14 +49,14 @@ impl Delivery {
                 return self.acceptor.uncount();
             }
         };
-        let patience = self.config.client.handshake_timeout;
-        let Some(error) = refusal else { return self.connections.arm(slot, now + patience) };
+        let timeout = self.config.client.handshake_timeout;
+        let Some(error) = refusal else { return self.connections.arm(slot, now + timeout) };
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.placed = false;
         }
         self.acceptor.uncount();
         match self.connections.refuse_later(slot, error) {
-            Ok(()) => self.connections.arm(slot, now + REFUSED_WAIT.min(patience)),
+            Ok(()) => self.connections.arm(slot, now + REFUSED_WAIT.min(timeout)),
             Err(error) => self.refuse_connection(slot, &error),
         }
     }
@@ -79,8 +81,8 @@ impl Delivery {
         }
     }
 
-    /// Removes the connections that end with this round.
-    pub(super) fn reap(&mut self, now: Instant) {
+    /// Removes the connections that have ended in this round.
+    pub(super) fn remove_ended(&mut self, now: Instant) {
         for slot in self.connections.take_over() {
             self.remove_connection(slot, now);
         }

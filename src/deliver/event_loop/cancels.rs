@@ -1,8 +1,8 @@
-//! Requests to cancel on their way to the recorder and back: who asks is answered when the request is written, or is
-//! not going to be.
+//! Passes cancel requests to the recorder, and its answers back to the clients. A client is answered when its request
+//! has been written, or when it is certain that it will not be.
 //!
-//! Bounded: a connection that speaks HTTP has one request under way, what it sends behind it waits; a WebSocket has
-//! [`CANCELS_PER_SOCKET_MAX`]. All together are bounded by the recorder's queue, in number and in bytes.
+//! Bounded: an HTTP connection has one request in progress, and further input waits behind it; a WebSocket has at most
+//! [`CANCELS_PER_SOCKET_MAX`]. The recorder's queue bounds the number and the bytes of all requests together.
 
 use std::time::Instant;
 
@@ -19,11 +19,11 @@ use crate::message::{RECORDER, Slot};
 use crate::model::StreamName;
 use crate::model::control_frames;
 
-/// Requests to cancel that one WebSocket has under way.
+/// Cancel requests of one WebSocket that wait for an answer, at most.
 const CANCELS_PER_SOCKET_MAX: u32 = 64;
 
 impl Delivery {
-    /// A client asks by an HTTP request, which is to be answered with `reply`.
+    /// Handles an HTTP request to cancel `stream`, which is answered with `reply`.
     pub(super) fn cancel_by_request(
         &mut self,
         slot: Slot,
@@ -31,9 +31,9 @@ impl Delivery {
         (body, reply): (&[u8], Reply),
         now: Instant,
     ) {
-        let asked = parse_cancel_body(body)
+        let result = parse_cancel_body(body)
             .and_then(|reason| self.cancel(slot, (stream, reason), None, now).map_err(|why| http(&why)));
-        match asked {
+        match result {
             Ok(()) => {
                 if let Some(connection) = self.connections.get_mut(slot) {
                     connection.phase = Phase::Recording { reply };
@@ -43,7 +43,7 @@ impl Delivery {
         }
     }
 
-    /// A WebSocket's client asks; `about`: the stream that the answer names.
+    /// Handles a message of a WebSocket client that cancels `stream`. The answer names the stream `about`.
     pub(super) fn cancel_by_message(
         &mut self,
         slot: Slot,
@@ -64,7 +64,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// Hands a request to the recorder.
+    /// Passes a cancel request to the recorder, or returns the reason why that is not possible.
     fn cancel(
         &mut self,
         slot: Slot,
@@ -89,7 +89,7 @@ impl Delivery {
         Err(Refused::new("overloaded", "too many requests to cancel wait to be written; try again"))
     }
 
-    /// The recorder answers. The client may be gone.
+    /// Passes the recorder's answer on to the client, if it is still connected.
     pub(super) fn cancel_answered(&mut self, asker: Asker, outcome: Result<(), Refused>, now: Instant) {
         let Asker { connection: slot, about, .. } = asker;
         let Some(connection) = self.connections.get_mut(slot) else { return };

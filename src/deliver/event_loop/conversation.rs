@@ -1,4 +1,4 @@
-//! Messages of WebSocket clients after the upgrade, and the answers to them.
+//! Handles and answers the messages that WebSocket clients send after the upgrade.
 
 use std::time::Instant;
 
@@ -15,11 +15,11 @@ use crate::message::Slot;
 use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{StreamName, websocket_text, with_stream};
 
-/// Malformed or forbidden messages after which a WebSocket is closed.
+/// A WebSocket is closed after this many malformed or forbidden messages.
 const BAD_MESSAGES_MAX: u32 = 10;
 
 impl Delivery {
-    /// Handles a frame of a client.
+    /// Handles a WebSocket frame from a client.
     pub(super) fn handle_frame(&mut self, slot: Slot, incoming: Incoming, now: Instant) {
         match incoming {
             Incoming::Pong => {}
@@ -40,7 +40,7 @@ impl Delivery {
         self.close_with(slot, close_frame(code.number(), reason), now);
     }
 
-    /// Ends a WebSocket and its viewers with this close frame.
+    /// Removes a WebSocket's viewers, sends the close frame, and closes the connection.
     fn close_with(&mut self, slot: Slot, frame: Bytes, now: Instant) {
         self.remove_viewers_of(slot, now);
         if let Some(connection) = self.connections.get_mut(slot) {
@@ -79,8 +79,8 @@ impl Delivery {
         }
     }
 
-    /// Answers a message. On a connection for many streams, `stream` is the one that the answer is about; an answer about
-    /// a stream that the connection carries comes after that stream's `open`.
+    /// Answers a message. On a multiplexed connection, `stream` is the stream that the answer is about. An answer
+    /// about a subscribed stream is sent after the `open` of that stream.
     pub(super) fn answer_message(
         &mut self,
         slot: Slot,
@@ -89,11 +89,11 @@ impl Delivery {
         now: Instant,
     ) {
         let Some(websocket) = self.connections.websocket(slot) else { return };
-        let carried = match &websocket.viewers {
+        let viewer = match &websocket.viewers {
             Viewers::One(viewer) => Some(*viewer),
             Viewers::Many(viewers) => stream.and_then(|stream| viewers.get(stream)).copied(),
         };
-        match (carried, stream) {
+        match (viewer, stream) {
             (Some(viewer), _) => self.with_views(now, |views, cx| views.answer(viewer, json, cx)),
             (None, Some(stream)) => {
                 self.connections.send_answer(slot, websocket_text(&with_stream(json, stream)));
@@ -115,7 +115,7 @@ impl Delivery {
                     .connections
                     .websocket(slot)
                     .is_some_and(|found| matches!(found.viewers, Viewers::Many(_)));
-                // Where streams come and go, one can be stopped without being read.
+                // A multiplexed connection may cancel a stream to which it is not subscribed.
                 let stream = match stream {
                     Some(stream) if is_many => stream,
                     stream => self.subscribed(slot, stream)?,
@@ -151,7 +151,7 @@ impl Delivery {
     }
 
     fn subscribe(&mut self, slot: Slot, options: SubscribeOptions, now: Instant) -> Result<(), Refusal> {
-        let most = self.config.client.max_subscriptions;
+        let limit = self.config.client.max_subscriptions;
         if self.views.has_too_many_jobs() {
             return Err(Refusal::new("overloaded", OVERLOADED));
         }
@@ -161,9 +161,9 @@ impl Delivery {
         if viewers.contains_key(&options.stream) {
             return Err(Refusal::new("already_subscribed", format!("{} is subscribed to", options.stream)));
         }
-        if viewers.len() >= most {
+        if viewers.len() >= limit {
             let message = format!(
-                "a connection carries at most {most} streams (client.max_subscriptions): open another one"
+                "a connection carries at most {limit} streams (client.max_subscriptions): open another one"
             );
             return Err(Refusal::new("too_many", message));
         }
@@ -184,7 +184,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// The stream that a message is about, which the connection must carry.
+    /// Returns the stream that a message is about, or refuses the message if the connection does not carry that
+    /// stream.
     pub(super) fn subscribed(
         &mut self,
         slot: Slot,
@@ -192,13 +193,13 @@ impl Delivery {
     ) -> Result<StreamName, Refusal> {
         let not_carried =
             |stream: &StreamName| Refusal::new("not_subscribed", format!("{stream} is not subscribed to"));
-        let carried = match self.connections.websocket(slot).map(|websocket| &websocket.viewers) {
+        let viewer = match self.connections.websocket(slot).map(|websocket| &websocket.viewers) {
             Some(Viewers::One(viewer)) => Some(*viewer),
             Some(Viewers::Many(viewers)) => stream.as_ref().and_then(|stream| viewers.get(stream).copied()),
             None => None,
         };
         let own =
-            carried.and_then(|viewer| self.views.viewer(viewer)).map(|viewer| viewer.options.stream.clone());
+            viewer.and_then(|viewer| self.views.viewer(viewer)).map(|viewer| viewer.options.stream.clone());
         match (own, stream) {
             (Some(own), None) => Ok(own),
             (Some(own), Some(stream)) if own == stream => Ok(own),
@@ -212,7 +213,8 @@ fn over_rate(message: &str, seconds: u64) -> Refusal {
     Refusal::new("too_many", format!("{message}; try again in {seconds} s"))
 }
 
-/// Whether a message was the client's fault, and not only out of place at the moment.
+/// Whether a refused message was malformed or forbidden, and not merely sent at a moment at which it could not be
+/// accepted.
 fn is_bad(refusal: &Refusal) -> bool {
     !matches!(
         refusal.code,

@@ -1,4 +1,5 @@
-//! Deadlines: keep-alive, slow and vanished clients, waits that run out, draining.
+//! Handles deadlines: sends keep-alives, closes connections of slow and vanished clients, ends waits that run out, and
+//! drains the instance.
 
 use std::time::Instant;
 
@@ -14,13 +15,13 @@ use crate::message::Slot;
 use crate::model::control_frames;
 use crate::model::{StreamStatus, websocket_text};
 
-/// An SSE comment: it keeps proxies from closing a silent response.
+/// An empty SSE comment. It keeps proxies from closing a response in which nothing is sent.
 pub(super) const COMMENT: &[u8] = b":\n\n";
-/// Silent intervals after which an unanswered ping means that the client is gone.
+/// Keep-alive intervals after which a client that has not answered a ping is considered gone.
 const PINGS_UNANSWERED: u32 = 2;
 
 impl Delivery {
-    /// Does what is due on a connection, and says when to look again.
+    /// Handles the deadlines of a connection that have passed. Returns when to check it again.
     pub(super) fn check_deadlines(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let connection = self.connections.get(slot)?;
         let slow_at = connection.blocked_since.map(|since| since + self.config.client.slow_timeout);
@@ -36,17 +37,16 @@ impl Delivery {
                 }
                 over_at
             }
-            // The last answer is still on its way.
+            // The previous answer is not completely sent, so the next request need not be there yet.
             Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
-            // The request may be there, and we are late.
+            // The request may already be in the socket: then this thread is late, and not the client.
             Phase::Head { .. } | Phase::Body { .. } if connection.has_unread() && connection.queued => {
                 Some(now + self.config.client.handshake_timeout)
             }
             Phase::Head { since, .. } | Phase::Body { since, .. } => {
-                let patience = self.config.client.handshake_timeout;
-                let patience =
-                    if connection.refusal.is_some() { patience.min(REFUSED_WAIT) } else { patience };
-                let at = *since + patience;
+                let timeout = self.config.client.handshake_timeout;
+                let timeout = if connection.refusal.is_some() { timeout.min(REFUSED_WAIT) } else { timeout };
+                let at = *since + timeout;
                 if at <= now {
                     return self.time_out(slot);
                 }
@@ -68,7 +68,7 @@ impl Delivery {
         next
     }
 
-    /// A client that takes nothing any more is closed.
+    /// Closes a connection whose client has accepted no bytes for too long.
     fn close_slow(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         self.registry.counters().clients_slow_closed.inc();
         self.remove_viewers_of(slot, now);
@@ -83,7 +83,8 @@ impl Delivery {
         }
     }
 
-    /// A request did not come in time. Between two requests that is no fault.
+    /// Ends a connection whose request did not arrive in time: with the refusal that waits for that request, without
+    /// any answer if the connection was idle between two requests, otherwise with 408.
     fn time_out(&mut self, slot: Slot) -> Option<Instant> {
         if let Some(refusal) = self.connections.take_refusal(slot) {
             self.refuse_connection(slot, &refusal);
@@ -101,7 +102,8 @@ impl Delivery {
         None
     }
 
-    /// Keeps a silent connection from being taken for dead, and notices one that is.
+    /// Sends a keep-alive on a silent connection, and ends a WebSocket whose client no longer answers pings. Returns
+    /// when to check it again.
     fn keep_alive(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let interval = self.config.client.keepalive;
         let connection = self.connections.get_mut(slot)?;
@@ -115,7 +117,7 @@ impl Delivery {
                 self.connections.end(slot);
                 return None;
             }
-            // No ping behind bytes that still wait: for these the slow client's limit runs.
+            // No ping is sent while other bytes wait: `client.slow_timeout` applies to those.
             if is_due && connection.outbox.is_empty() {
                 websocket.pinged_at.get_or_insert(now);
             }
@@ -135,7 +137,8 @@ impl Delivery {
 
     // ----- draining -----
 
-    /// Tells everybody, and closes what is flushed.
+    /// Begins to drain: sends `draining` to the clients, and closes every connection on which no request or answer is
+    /// in progress.
     pub(super) fn drain(&mut self, now: Instant) {
         self.is_draining = true;
         self.views.drain();
@@ -186,14 +189,14 @@ impl Delivery {
                         connection.close();
                     }
                 }
-                // A request or answer that is under way is finished first.
+                // Finish the request or the answer that is in progress first.
                 Phase::Head { .. } | Phase::Body { .. } | Phase::Recording { .. } | Phase::Closing { .. } => {
                 }
             }
         }
     }
 
-    /// Closes a WebSocket of an instance that goes down, unless its client is yet to be answered.
+    /// Closes a WebSocket of an instance that drains, unless its client still waits for an answer.
     pub(super) fn close_if_drained(&mut self, slot: Slot, now: Instant) {
         if !self.is_draining || self.connections.websocket(slot).is_none() || self.owes_answers(slot, now) {
             return;

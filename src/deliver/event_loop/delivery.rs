@@ -1,7 +1,7 @@
-//! The parts of a delivery thread, each with a state of its own: the connections, the viewers, the messages to other
+//! The parts of a delivery thread, each of which owns its state: the connections, the viewers, the messages to other
 //! threads, admission and the listener.
 //!
-//! The viewers write into connections and outbound messages; no other part knows another one.
+//! The viewers write to connections and outbound messages. No other part knows about another one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -26,57 +26,57 @@ use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::swap;
 
-/// The token of the inbox's waker.
+/// The token of the waker that announces messages in the inbox.
 pub const INBOX: Token = Token(usize::MAX);
 /// The token of the listener.
 pub(super) const LISTENER: Token = Token(usize::MAX - 1);
 
-/// Bytes that are read from a socket at once, at most.
+/// The size of the buffer for one read from a socket, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 
-/// A delivery thread's ways in and out, and its share of what all have together.
+/// The inputs and outputs of a delivery thread, and the state that it shares with the other delivery threads.
 pub struct DeliveryParts {
-    /// Which delivery thread it is.
+    /// The index of this delivery thread.
     pub index: usize,
-    /// Its poll, in which the inbox wakes it as [`INBOX`].
+    /// The poll of this thread. Its inbox wakes it with the token [`INBOX`].
     pub poll: Poll,
-    /// Its messages from other threads.
+    /// Messages from other threads.
     pub inbound: Inbound,
-    /// The queues of other threads.
+    /// The queues to other threads.
     pub outbound: OutboundQueues,
-    /// The public listener, for the one thread that accepts.
+    /// The public listener; only the thread that accepts connections has it.
     pub listener: Option<Listener>,
-    /// The inboxes of all delivery threads, to hand connections over.
+    /// The inboxes of all delivery threads, for accepted connections that are handed over to them.
     pub peers: Vec<Sender<ToDelivery>>,
-    /// How many connections each delivery thread has.
+    /// The number of connections of each delivery thread.
     pub loads: Arc<[AtomicUsize]>,
-    /// The names and origins under which requests may be made.
+    /// The host names and origins that requests may use.
     pub policies: swap::Reader<Policies>,
-    /// The rates and caps of clients; shared by all delivery threads.
+    /// The rate limits and connection limits of clients, shared by all delivery threads.
     pub rates: Arc<Mutex<Rates>>,
-    /// The budgets of all connections of the process together; shared by all delivery threads.
+    /// The memory budgets for all connections of the process, shared by all delivery threads.
     pub budgets: Arc<Budgets>,
-    /// How many connections all clients may have.
+    /// The maximum number of connections of all clients together.
     pub max_connections: usize,
     /// The configuration.
     pub config: Arc<Config>,
-    /// Where to count.
+    /// The counters, gauges and histograms of the process.
     pub registry: Arc<Registry>,
-    /// When to tell the clients, flush, close and end.
+    /// Requests that the thread drains: it notifies the clients, flushes and closes their connections, and ends.
     pub draining: Stop,
-    /// When to end at once.
+    /// Requests that the thread ends at once.
     pub stop: Stop,
 }
 
 /// Messages from other threads.
 pub struct Inbound {
-    /// The waker by which the inbox wakes its thread.
+    /// The waker with which the inbox wakes this thread.
     pub waker: Arc<mio::Waker>,
-    /// Messages of other threads.
+    /// Messages from other threads.
     pub inbox: Receiver<ToDelivery>,
-    /// Results of its history reads: taken after the inbox.
+    /// Results of the history reads of this thread, received after the inbox.
     pub history: Receiver<ToDelivery>,
-    /// News for which its inbox had no room.
+    /// Hubs and history reads about which a message did not fit into the inbox.
     pub missed: Arc<Mutex<Missed>>,
 }
 
@@ -88,29 +88,29 @@ pub struct Delivery {
     pub(super) outbound: Outbound,
     pub(super) acceptor: Acceptor,
     pub(super) admission: Admission,
-    /// The budget of all connections of the process together for whole answers.
+    /// The budget of the whole process for answers that are sent as one document.
     pub(super) answers: Arc<Budget>,
     pub(super) config: Arc<Config>,
     pub(super) registry: Arc<Registry>,
     pub(super) recorder: Recorder,
     pub(super) drain_requested: Stop,
     pub(super) stop: Stop,
-    /// Whether the clients were told that the instance goes down.
+    /// Whether this thread has begun to drain, and has notified its clients.
     pub(super) is_draining: bool,
     pub(super) ticked_at: Instant,
-    /// When the next round is due, unless something happens before.
+    /// When the next round is due if no event comes before.
     pub(super) sleeps_until: Instant,
-    /// Frames that the socket at hand has taken; empty between two sockets.
+    /// Frames that the current socket has accepted; empty between two sockets.
     pub(super) marks: Vec<Mark>,
-    /// Bytes read from the socket at hand.
+    /// Bytes read from the current socket.
     pub(super) buffer: Vec<u8>,
 }
 
 impl Delivery {
-    /// A loop without connections, and the poll that it waits in.
+    /// Creates a delivery thread's state without connections. Returns it with the poll that the thread waits in.
     ///
     /// # Errors
-    /// When the operating system gives no descriptor, or refuses to watch the listener.
+    /// When the operating system cannot duplicate the poll, or cannot register the listener with it.
     pub(super) fn new(parts: DeliveryParts, now: Instant) -> std::io::Result<(Self, Poll)> {
         let DeliveryParts { index, poll, inbound, outbound, mut listener, peers, loads, .. } = parts;
         let DeliveryParts {
@@ -120,15 +120,15 @@ impl Delivery {
         if let Some(listener) = &mut listener {
             sources.register(&mut listener.socket, LISTENER, Interest::READABLE)?;
         }
-        let counts = || Arc::clone(&registry);
+        let registry_ref = || Arc::clone(&registry);
         let delivery = Self {
             views: Views::new(Arc::clone(&config), Arc::clone(&budgets.answers), &registry),
             answers: Arc::clone(&budgets.answers),
-            connections: Connections::new(sources, budgets, counts()),
+            connections: Connections::new(sources, budgets, registry_ref()),
             inbound,
             outbound: Outbound::new(index, outbound),
-            acceptor: Acceptor::new(index, listener, (peers, loads), counts()),
-            admission: Admission::new(policies, (rates, max_connections), counts()),
+            acceptor: Acceptor::new(index, listener, (peers, loads), registry_ref()),
+            admission: Admission::new(policies, (rates, max_connections), registry_ref()),
             config,
             recorder: registry.recorder(),
             registry,
@@ -143,7 +143,7 @@ impl Delivery {
         Ok((delivery, poll))
     }
 
-    /// Passes something to the viewers, and carries out what follows for their connections.
+    /// Calls a method of the viewers, then carries out its effects on their connections.
     pub(super) fn with_views<T>(
         &mut self,
         now: Instant,

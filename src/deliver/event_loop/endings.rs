@@ -1,5 +1,5 @@
-//! The end of a viewer on its connection: whole answers, event streams and WebSockets that are over, subscriptions that
-//! leave a connection that stays.
+//! Ends viewers on their connections: sends whole answers, closes event streams and WebSockets whose stream is over,
+//! and removes streams from multiplexed connections.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::model::control_frames::{self, Unsubscribed};
 use crate::model::{StreamName, websocket_text};
 
 impl Delivery {
-    /// Carries out what follows from the viewers' events. A viewer that is gone meanwhile needs nothing.
+    /// Carries out an effect of the viewers. It does nothing if the viewer no longer exists.
     pub(super) fn carry_out(&mut self, effect: Effect, now: Instant) {
         match effect {
             Effect::Ended { viewer, ending } => self.end(viewer, ending, now),
@@ -24,7 +24,7 @@ impl Delivery {
                 self.answer_viewer(viewer, now, |reply| reply.json(200, document));
             }
             Effect::Answered { viewer, answer: WholeAnswer::Exists } => {
-                self.answer_viewer(viewer, now, |reply| headless(|out| reply.head(out, 200)));
+                self.answer_viewer(viewer, now, |reply| head_only(|out| reply.head(out, 200)));
             }
             Effect::Answered { viewer, answer: WholeAnswer::Error(error) } => {
                 self.answer_error(viewer, &error, now);
@@ -48,7 +48,7 @@ impl Delivery {
 
     // ----- answers -----
 
-    /// Answers the viewer's request with the answer that `build` makes; the viewer is gone then.
+    /// Removes the viewer, and answers its request with the answer that `build` creates.
     fn answer_viewer(&mut self, viewer: Slot, now: Instant, build: impl FnOnce(&Reply) -> Answer) {
         let Some(slot) = self.views.viewer(viewer).map(|viewer| viewer.connection) else { return };
         self.with_views(now, |views, cx| views.remove_viewer(viewer, cx));
@@ -65,27 +65,27 @@ impl Delivery {
     /// Answers the viewer's request with an error.
     pub(super) fn answer_error(&mut self, viewer: Slot, error: &HttpError, now: Instant) {
         self.registry.counters().http_errors.inc();
-        self.answer_viewer(viewer, now, |reply| headless(|out| reply.error(out, error)));
+        self.answer_viewer(viewer, now, |reply| head_only(|out| reply.error(out, error)));
     }
 
     // ----- connections -----
 
-    /// Closes a connection whose one stream is over, or answers its request where the answer has not begun.
+    /// Closes a connection whose only stream is over, or answers its request if the answer has not begun.
     fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
         let found = self.views.viewer(viewer);
-        let is_useless = found.is_some_and(Viewer::wants_unfinished);
+        let wants_unfinished = found.is_some_and(Viewer::wants_unfinished);
         let is_head = found.is_some_and(|viewer| viewer.options.wire == Wire::Head);
         if !self.connections.has_begun(slot) {
             match ending {
                 Ending::NotFound if is_head => {
-                    return self.answer_viewer(viewer, now, |reply| headless(|out| reply.head(out, 404)));
+                    return self.answer_viewer(viewer, now, |reply| head_only(|out| reply.head(out, 404)));
                 }
-                Ending::NotFound if !is_useless => {
+                Ending::NotFound if !wants_unfinished => {
                     return self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
                 }
-                Ending::Ended if !is_useless => {}
+                Ending::Ended if !wants_unfinished => {}
                 Ending::NothingLeft | Ending::NotFound | Ending::Ended => {
-                    return self.answer_viewer(viewer, now, |reply| headless(|out| reply.no_content(out)));
+                    return self.answer_viewer(viewer, now, |reply| head_only(|out| reply.no_content(out)));
                 }
             }
         }
@@ -101,8 +101,8 @@ impl Delivery {
         self.connections.touch(slot);
     }
 
-    /// A stream leaves a multiplexed connection. Streams that have left are forgotten, the oldest first, beyond as many
-    /// as a connection may carry.
+    /// Removes a stream from a multiplexed connection. Its acknowledgement state is kept, so that the client can still
+    /// acknowledge frames of it. The oldest is dropped when more than `client.max_subscriptions` are kept.
     pub(super) fn unsubscribe(
         &mut self,
         slot: Slot,
@@ -127,8 +127,8 @@ impl Delivery {
     }
 }
 
-/// An answer without a body of its own: all of it is what `build` adds to the head.
-fn headless(build: impl FnOnce(&mut Vec<u8>)) -> Answer {
+/// An answer that `build` writes as a whole; nothing follows it as a separate body.
+fn head_only(build: impl FnOnce(&mut Vec<u8>)) -> Answer {
     let mut head = Vec::new();
     build(&mut head);
     Answer { head, body: Bytes::new() }

@@ -1,4 +1,4 @@
-//! A delivery loop's messages from other threads, and the sending of those to them.
+//! Handles messages from other threads, and sends them requests.
 
 use std::time::Instant;
 
@@ -7,14 +7,14 @@ use crate::deliver::socket::Socket;
 use crate::error_limited;
 use crate::message::{LiveFrames, ToDelivery};
 
-/// Messages taken from the inbox in one round.
+/// Messages received from the inbox in one round, at most.
 const MESSAGES_PER_ROUND: usize = 256;
-/// Clients that are written to at most between two rounds, by the thread that brings the frames.
+/// Clients that the thread that has live frames may write to between two rounds, at most.
 const WRITES_BETWEEN_ROUNDS_MAX: usize = 64;
 
 impl Delivery {
-    /// Live frames, delivered at once on the thread that brings them, between two rounds of the loop. Refused where
-    /// the inbox has something, which comes first, and where there are too many clients to write to.
+    /// Delivers live frames between two rounds of the loop, on the thread that has them. Returns `false` if they must
+    /// go through the inbox instead: it holds earlier messages, or there are too many clients to write to.
     pub(super) fn deliver_between_rounds(&mut self, news: &[LiveFrames], now: Instant) -> bool {
         if !self.inbound.inbox.is_empty() || self.views.audience(news) > WRITES_BETWEEN_ROUNDS_MAX {
             return false;
@@ -30,8 +30,8 @@ impl Delivery {
         true
     }
 
-    /// Takes what the inbox has, and one history read: what it brings for a crowd of viewers takes the time of many
-    /// live frames.
+    /// Handles the messages in the inbox, and at most one result of a history read, because passing one result to many
+    /// viewers takes as long as many live frames.
     pub(super) fn receive(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_ROUND {
             let Some(message) = self.inbound.inbox.try_recv() else { break };
@@ -65,13 +65,14 @@ impl Delivery {
     }
 
     fn live(&mut self, news: &[LiveFrames], now: Instant) {
-        // One by one: a viewer that ends with the first frames of its stream gets none of those behind them.
+        // Effects are carried out between the calls: a viewer that ends with the first frames of its stream must not
+        // get those that follow them.
         for news in news {
             self.with_views(now, |views, cx| views.live(news, cx));
         }
     }
 
-    /// Catches up with what did not fit into the inbox: hubs go back to history, history reads are asked again.
+    /// Handles messages that did not fit into the inbox: sends hubs back to history, and requests history reads again.
     pub(super) fn catch_up(&mut self, now: Instant) {
         let missed = std::mem::take(&mut *self.inbound.missed.lock());
         self.with_views(now, |views, cx| {
@@ -84,7 +85,7 @@ impl Delivery {
         });
     }
 
-    /// Sends other threads the requests for which they have room.
+    /// Sends requests to the threads that have room for them, and drops history reads that no viewer wants any more.
     pub(super) fn send_requests(&mut self, now: Instant) {
         self.with_views(now, |views, cx| {
             views.send_fresh_jobs(cx);

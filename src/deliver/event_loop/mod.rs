@@ -1,26 +1,27 @@
-//! The event loop of a delivery thread: the only code that knows all parts of a [`Delivery`]. The files of this module
-//! are the sources of its events. One round calls them in this order:
+//! The event loop of a delivery thread: the only code that knows all parts of a [`Delivery`]. Each file of this module
+//! handles one source of events. One round runs these steps in this order:
 //!
-//! 1. Takes settings that were exchanged, and notes which sockets are ready. Nothing is read yet.
-//! 2. Takes messages of other threads (`exchange`): live frames, results of history reads, answers of the recorder. The
-//!    bytes that follow are added to outboxes; requests to other threads are kept for step 8.
-//! 3. Sends everybody that the instance drains, once no entry is left that was read before (`deadlines`).
-//! 4. Offers sockets the bytes that were added, live text before anything else (`sending`).
+//! 1. Applies settings that were replaced, and records which sockets are ready. Reads nothing yet.
+//! 2. Handles messages from other threads (`exchange`): live frames, results of history reads, answers of the
+//!    recorder. The resulting bytes are appended to outboxes; requests to other threads are kept until step 8.
+//! 3. Begins to drain, if that was requested and all messages received before have been handled (`deadlines`).
+//! 4. Writes the new bytes to the sockets (`sending`). Connections with much to send wait until step 8, so that live
+//!    text goes first.
 //! 5. Accepts connections (`accepting`).
 //! 6. Reads from clients in turns (`reading`, [`backlog`](crate::deliver::backlog)), and handles their requests and
 //!    messages.
-//! 7. Retries history reads whose pause is over, and handles deadlines.
-//! 8. Offers sockets the answers, then a share of the bytes that wait in bulk; sends history reads and other requests to
-//!    the threads that have room.
-//! 9. Removes the connections that are over, so that no index is reused within one batch of events.
-//! 10. Every 100 ms: reports positions and acknowledgements, publishes measurements.
+//! 7. Retries history reads whose pause is over, and handles the deadlines that have passed.
+//! 8. Writes the answers to the sockets, then part of the bytes of connections with much to send. Sends history reads
+//!    and other requests to the threads that have room for them.
+//! 9. Removes the connections that have ended. This comes last, so that no index is reused within one batch of events.
+//! 10. Every 100 ms: reports positions and acknowledgements, and publishes measurements.
 //!
-//! Between two rounds, the thread that brings live frames may do steps 2, 4 and 8 with them (`deliver_between_rounds`).
+//! Between two rounds, the thread that has live frames may run steps 2, 4 and 8 for them (`deliver_between_rounds`).
 //!
-//! The time of a round and the sources that are ready are arguments, so the loop runs without a clock or a poll.
+//! The time and the sources that are ready are arguments of a round, so tests run the loop without a clock or a poll.
 //!
-//! INVARIANT: the loop never waits for a queue. A message for which another thread has no room is held in
-//! [`crate::deliver::outbound`].
+//! INVARIANT: the loop never waits for room in a queue. [`crate::deliver::outbound`] holds the messages for which
+//! another thread has no room.
 
 mod accepting;
 mod cancels;
@@ -47,23 +48,24 @@ use crate::observe::{RoundTimer, Stage};
 
 /// How often acknowledgements are reported and measurements published.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the loop sleeps while another thread has no room for something.
+/// How long the loop sleeps, at most, while it holds a message for which another thread has no room.
 const HELD_RETRY: Duration = Duration::from_millis(2);
-/// Deadlines that are attended to in one round: a keep-alive sent to many at once must not keep live text waiting.
+/// Deadlines handled in one round, at most: keep-alives for many connections at once must not delay live text.
 const TIMERS_PER_ROUND: usize = 64;
 
-/// A source that is ready, with its news.
+/// A source of events that is ready.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ready {
     /// Connections wait to be accepted.
     Listener,
-    /// The socket of the connection at this index takes bytes again, or has some, or its client is going.
+    /// The socket of the connection at this index can be read or written, or its client closes it.
     Socket { index: usize, is_readable: bool, peer: Option<Peer> },
 }
 
 impl Delivery {
-    /// How long to sleep before the next round; `None` when the daemon stops, or everything is drained.
-    pub(super) fn rest(&mut self, now: Instant) -> Option<Duration> {
+    /// Returns how long to sleep before the next round, or `None` when the thread must end: the daemon stops, or
+    /// everything is drained.
+    pub(super) fn time_to_sleep(&mut self, now: Instant) -> Option<Duration> {
         if self.stop.requested() || self.is_drained() {
             return None;
         }
@@ -72,14 +74,14 @@ impl Delivery {
     }
 
     /// Ends every connection.
-    pub(super) fn shut(mut self, now: Instant) {
+    pub(super) fn shut_down(mut self, now: Instant) {
         for slot in self.connections.slots() {
             self.remove_connection(slot, now);
         }
         self.recorder.publish();
     }
 
-    /// Does what the sockets and the inbox ask for.
+    /// Runs one round. `ready` are the sources of events that the poll reported.
     pub(super) fn round(&mut self, ready: impl IntoIterator<Item = Ready>, now: Instant) {
         let mut timer = RoundTimer::begin(Instant::now());
         self.admission.refresh();
@@ -88,15 +90,15 @@ impl Delivery {
                 Ready::Listener => self.acceptor.schedule(now),
                 Ready::Socket { index, is_readable, peer } => {
                     if let Some(slot) = self.connections.at(index) {
-                        self.attend(slot, is_readable, peer);
+                        self.record_readiness(slot, is_readable, peer);
                     }
                 }
             }
         }
         // Live frames come first.
         self.receive(now);
-        if self.drain_requested.requested() && !self.is_draining && !self.has_mail() {
-            // The frames of all entries read before are in the clients' outboxes now.
+        if self.drain_requested.requested() && !self.is_draining && !self.has_messages() {
+            // All frames received before are in the outboxes of their clients now.
             self.drain(now);
         }
         self.catch_up(now);
@@ -109,11 +111,11 @@ impl Delivery {
         self.read_clients(now);
         timer.step_over("hearing clients", Instant::now());
         self.with_views(now, |views, cx| views.retry_jobs(cx));
-        self.expire(now);
+        self.handle_deadlines(now);
         self.flush_dirty(now);
         self.flush_bulky(now);
         self.send_requests(now);
-        self.reap(now);
+        self.remove_ended(now);
         if now.duration_since(self.ticked_at) >= TICK {
             self.ticked_at = now;
             self.with_views(now, |views, cx| views.tick(cx));
@@ -127,9 +129,9 @@ impl Delivery {
         self.registry.note_round(round);
     }
 
-    /// When there is something to do even if nothing happens.
+    /// When the next round is due if no event comes before.
     pub(super) fn next_round_at(&mut self, now: Instant) -> Instant {
-        if self.connections.has_work() || self.views.has_fresh_jobs() || self.has_mail() {
+        if self.connections.has_work() || self.views.has_fresh_jobs() || self.has_messages() {
             return now;
         }
         let held = !self.outbound.is_empty();
@@ -144,8 +146,8 @@ impl Delivery {
 
     // ----- sockets -----
 
-    /// Notes what a socket is ready for.
-    fn attend(&mut self, slot: Slot, is_readable: bool, peer: Option<Peer>) {
+    /// Records what a socket is ready for.
+    fn record_readiness(&mut self, slot: Slot, is_readable: bool, peer: Option<Peer>) {
         if is_readable {
             self.connections.notice(slot, peer);
         }
@@ -156,8 +158,9 @@ impl Delivery {
 
     // ----- timers -----
 
-    /// Attends to some of the deadlines that are due: the rest have their turn after the input that has come meanwhile.
-    fn expire(&mut self, now: Instant) {
+    /// Handles at most [`TIMERS_PER_ROUND`] deadlines that have passed. The others wait for the next round, which
+    /// reads new input first.
+    fn handle_deadlines(&mut self, now: Instant) {
         for _ in 0..TIMERS_PER_ROUND {
             let Some(due) = self.connections.pop_due(now) else { return };
             let Some(slot) = due else { continue };
@@ -167,7 +170,7 @@ impl Delivery {
         }
     }
 
-    fn has_mail(&self) -> bool {
+    fn has_messages(&self) -> bool {
         !(self.inbound.inbox.is_empty() && self.inbound.history.is_empty())
     }
 

@@ -1,8 +1,8 @@
-//! Hearing clients, in turns: bytes from their sockets become requests and messages, so many a round that live frames
-//! are never kept waiting. See [`crate::deliver::backlog`] for whose turn it is.
+//! Reads from clients in turns, and decodes requests and messages from the bytes. Each round has a limit, so that live
+//! frames are never delayed. [`crate::deliver::backlog`] decides whose turn it is.
 //!
-//! A client that does not read its answers is not heard further: what it sends stays in its socket, until what it was
-//! answered is out. So neither requests without end nor messages without end grow anything here.
+//! If a client does not read its answers, nothing more is read from it until they are sent: its further input stays in
+//! the socket. Thus an endless flow of requests or messages cannot fill the memory.
 
 use std::time::Instant;
 
@@ -17,22 +17,23 @@ use crate::deliver::http_error::HttpError;
 use crate::deliver::request::{Parsed, parse_grown};
 use crate::message::Slot;
 
-/// Bytes of one read of a request. A head is small, and little that does not belong to it is to be kept.
+/// Bytes of one read while the head of a request is expected, at most. A head is small, and bytes beyond it would have
+/// to be kept.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Bytes of one read of anything else, at most.
 const READ_BYTES: usize = 16 * 1024;
 
-/// The result of taking one request or message out of a client's input.
+/// The result of processing the input of a client once.
 enum InputOutcome {
-    /// A request, a message, or an end.
-    One,
-    /// Nothing whole; so many more bytes are wanted.
+    /// Something was processed: a request, a message or a part of one, or an error.
+    Processed,
+    /// Nothing could be processed without more bytes; at most this many should be read.
     Wants(usize),
 }
 
 impl Delivery {
-    /// Hears clients for as long as the round's measure lasts. A client that is not finished then has another turn in
-    /// the next round, after those whose input has come meanwhile.
+    /// Reads from clients until the limits of the round are reached. A client that is not finished then gets another
+    /// turn, after those with new input.
     pub(super) fn read_clients(&mut self, now: Instant) {
         let mut round = Measure::ROUND;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -51,7 +52,7 @@ impl Delivery {
         self.buffer = buffer;
     }
 
-    /// Hears one connection for a turn; whether it may have more to say.
+    /// Reads from one connection for one turn. Returns whether it may have more input.
     fn read_from(&mut self, slot: Slot, turn: &mut Measure, buffer: &mut [u8], now: Instant) -> bool {
         while !turn.is_spent() {
             let send_budget = self.config.client.send_budget;
@@ -60,8 +61,8 @@ impl Delivery {
                 self.check_waiting(slot, now);
                 return false;
             }
-            let wanted = match self.take_one(slot, now) {
-                InputOutcome::One => {
+            let wanted = match self.process_input(slot, now) {
+                InputOutcome::Processed => {
                     turn.spend_request();
                     continue;
                 }
@@ -94,8 +95,8 @@ impl Delivery {
         true
     }
 
-    /// Takes one request or message out of what was read.
-    fn take_one(&mut self, slot: Slot, now: Instant) -> InputOutcome {
+    /// Processes one request or message of the input.
+    fn process_input(&mut self, slot: Slot, now: Instant) -> InputOutcome {
         let Some(connection) = self.connections.get_mut(slot) else { return InputOutcome::Wants(0) };
         let Connection { phase, input, .. } = connection;
         match phase {
@@ -108,25 +109,25 @@ impl Delivery {
                 Parsed::Invalid(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    InputOutcome::One
+                    InputOutcome::Processed
                 }
                 Parsed::Complete { head_bytes, request } => {
                     *seen = 0;
                     input.advance(head_bytes);
                     self.answer(slot, &request, now);
-                    InputOutcome::One
+                    InputOutcome::Processed
                 }
             },
             Phase::Body { body, .. } => match body.take(input) {
                 Ok(None) => InputOutcome::Wants(body.wants(input.len(), HEAD_READ_BYTES).min(READ_BYTES)),
                 Ok(Some(body)) => {
-                    self.take_body(slot, &body, now);
-                    InputOutcome::One
+                    self.handle_body(slot, &body, now);
+                    InputOutcome::Processed
                 }
                 Err(error) => {
                     self.registry.counters().http_errors.inc();
                     self.refuse_connection(slot, &error);
-                    InputOutcome::One
+                    InputOutcome::Processed
                 }
             },
             Phase::WebSocket(_) if input.is_empty() => InputOutcome::Wants(READ_BYTES),
@@ -144,16 +145,17 @@ impl Delivery {
                     Ok(None) => {}
                     Err(reason) => self.close_websocket(slot, reason.code, reason.reason, now),
                 }
-                InputOutcome::One
+                InputOutcome::Processed
             }
-            // Input means nothing here, except for its end.
+            // Input is ignored here, except for its end.
             Phase::Sse { .. } | Phase::Closing { .. } => InputOutcome::Wants(READ_BYTES),
             Phase::Asked { .. } | Phase::Recording { .. } => InputOutcome::Wants(0),
         }
     }
 
-    /// A connection cannot be heard now. If its client is gone, nobody waits for an answer; if it has finished sending,
-    /// and so may be gone, nothing that may never come is waited for: what is there now is the answer.
+    /// Checks a connection from which nothing can be read now. If its client is gone, the connection ends. If its
+    /// client has finished sending, it may be gone as well: a request that waits for a stream to exist is answered
+    /// now.
     fn check_waiting(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get(slot) else { return };
         match (connection.peer, &connection.phase) {
@@ -167,8 +169,8 @@ impl Delivery {
         }
     }
 
-    /// The client sends nothing more. Its earlier requests are still answered, and an event stream goes on: it is
-    /// written to at once, because the write fails if the client is gone, and not only silent.
+    /// Handles the end of the input. The requests before it are still answered, and an event stream continues: a
+    /// comment is sent at once, because that fails if the client is gone and has not only finished sending.
     fn end_of_input(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         match std::mem::replace(&mut connection.peer, Peer::Finished) {
@@ -195,10 +197,10 @@ impl Delivery {
         self.connections.touch(slot);
     }
 
-    // ----- what has begun -----
+    // ----- unfinished input -----
 
-    /// Charges a connection's unfinished input to the budget of all. A client for which there is no room is told to
-    /// come again.
+    /// Charges a connection's unfinished input to the budget of the whole process. If there is no room, the client is
+    /// refused and asked to try again.
     pub(super) fn weigh_input(&mut self, slot: Slot, now: Instant) {
         if self.connections.weigh_input(slot) {
             return;
@@ -215,7 +217,7 @@ impl Delivery {
         }
     }
 
-    /// A message that has begun has to come to its end in time.
+    /// Starts the timeout of a WebSocket message that is incomplete.
     fn watch_unfinished(&mut self, slot: Slot, now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Phase::WebSocket(websocket) = &mut connection.phase else { return };
@@ -226,7 +228,7 @@ impl Delivery {
         self.connections.arm(slot, now + self.config.client.handshake_timeout);
     }
 
-    /// Closes a WebSocket whose client has not come to the end of a message in time; else says when to look again.
+    /// Closes a WebSocket whose client has not completed a message in time. Otherwise returns when to check it again.
     pub(super) fn check_unfinished(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let connection = self.connections.get(slot)?;
         let Phase::WebSocket(websocket) = &connection.phase else { return None };
@@ -235,7 +237,7 @@ impl Delivery {
             return Some(at);
         }
         if connection.has_unread() {
-            // The end may be there, and we are late.
+            // The end may already be in the socket: then this thread is late, and not the client.
             return Some(now + self.config.client.handshake_timeout);
         }
         self.registry.counters().handshakes_timed_out.inc();

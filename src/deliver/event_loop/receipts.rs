@@ -1,5 +1,5 @@
-//! Acknowledgements of clients: of streams that their connection carries or has carried, and the answers to them. A
-//! client is answered when its acknowledgement is written.
+//! Handles acknowledgements of streams that a connection carries or has carried, and answers each when it has been
+//! written to Redis.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::model::control_frames;
 use crate::model::{Position, StreamName};
 
 impl Delivery {
-    /// Takes a client's acknowledgement.
+    /// Handles an acknowledgement of a client.
     pub(super) fn acknowledge(
         &mut self,
         slot: Slot,
@@ -24,21 +24,21 @@ impl Delivery {
         now: Instant,
     ) -> Result<(), Refusal> {
         self.registry.counters().acks_received.inc();
-        let carried = self.subscribed(slot, stream.clone());
-        if carried.is_err()
+        let subscribed = self.subscribed(slot, stream.clone());
+        if subscribed.is_err()
             && let Some(stream) = &stream
             && let Some(result) = self.acknowledge_closed(slot, stream, id, now)
         {
             return result;
         }
-        let stream = carried?;
+        let stream = subscribed?;
         match self.viewer_of(slot, &stream) {
             Some(viewer) => self.with_views(now, |views, cx| views.acknowledge(viewer, id, cx)),
             None => Ok(()),
         }
     }
 
-    /// The viewer of a stream on a connection.
+    /// The viewer of this stream on this connection, if there is one.
     fn viewer_of(&mut self, slot: Slot, stream: &StreamName) -> Option<Slot> {
         match &self.connections.websocket(slot)?.viewers {
             Viewers::One(viewer) => Some(*viewer),
@@ -46,9 +46,10 @@ impl Delivery {
         }
     }
 
-    /// Takes an acknowledgement of a stream that has left its connection; `None` where none has. Nothing is held for
-    /// it: one that comes within [`INTERVAL`](crate::deliver::ack_tracker::INTERVAL) is refused unless it reaches the end of a
-    /// generation.
+    /// Handles an acknowledgement of a stream that was removed from its connection; `None` if no such stream is known.
+    /// These acknowledgements are never held for later: one that comes within
+    /// [`INTERVAL`](crate::deliver::ack_tracker::INTERVAL) of the one before is refused, unless it reaches the end of
+    /// a generation.
     fn acknowledge_closed(
         &mut self,
         slot: Slot,
@@ -72,7 +73,7 @@ impl Delivery {
                 true
             }
             Advice::Hold => {
-                let message = "one acknowledgement a second is written; say it again in a second";
+                let message = "one acknowledgement a second is written; send it again in a second";
                 return Some(Err(Refusal::new("too_many", message)));
             }
             Advice::Ignore => {
@@ -90,7 +91,7 @@ impl Delivery {
         Some(Ok(()))
     }
 
-    /// The recorder answers. The client, or its interest in the stream, may be gone.
+    /// Passes the recorder's answer on to the client, if it is still connected.
     pub(super) fn ack_answered(
         &mut self,
         asker: Asker,
@@ -120,8 +121,8 @@ impl Delivery {
         self.close_if_drained(slot, now);
     }
 
-    /// The acknowledgements to be answered of a stream that has left the connection; of one that is forgotten, only
-    /// `id`.
+    /// The acknowledgements of a removed stream that are answered now. If the stream is no longer known, this is `id`
+    /// alone.
     fn closed_answered(
         &mut self,
         slot: Slot,
@@ -138,7 +139,8 @@ impl Delivery {
         self.answer_message(slot, Some(stream), &control_frames::acked(id), now);
     }
 
-    /// Whether a request of the client is yet to be written, so that it is answered before its connection is closed.
+    /// Whether the client still waits for an answer to a cancel request or an acknowledgement. If so, a connection
+    /// that drains stays open.
     pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(websocket) = self.connections.websocket(slot) else { return false };
         let closed = websocket.closed.iter().flat_map(|closed| closed.iter());

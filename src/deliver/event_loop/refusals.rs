@@ -1,4 +1,4 @@
-//! Refusals: decides whether a request is served, and sends the reason to those that are not.
+//! Decides whether a request is served, and answers it with the reason if it is not.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use crate::message::Slot;
 use crate::warn_limited;
 
 impl Delivery {
-    /// The resource that a request asks for, if it is allowed; else the refusal.
-    pub(super) fn judge(
+    /// Returns the route of a request that is allowed, or the reason why it is refused.
+    pub(super) fn check_request(
         &mut self,
         slot: Slot,
         request: &Request,
@@ -38,7 +38,7 @@ impl Delivery {
         Ok(route)
     }
 
-    /// The limits and the naming by which requests and messages are read.
+    /// The limits and the naming of keys with which requests and messages are parsed.
     pub(super) fn route_limits(&self) -> RouteLimits {
         RouteLimits {
             max_wait: self.config.client.max_wait,
@@ -47,8 +47,8 @@ impl Delivery {
         }
     }
 
-    /// Sends the reason why a request is not served. A WebSocket is opened and closed with a code if that is the only
-    /// thing that a browser shows to its page.
+    /// Answers a request with the reason why it is not served. If the client asked for a WebSocket and the error has a
+    /// close code, the WebSocket is opened and closed with that code, because browsers show a page nothing else.
     pub(super) fn refuse(
         &mut self,
         slot: Slot,
@@ -77,7 +77,7 @@ impl Delivery {
         self.connections.touch(slot);
     }
 
-    /// Sends the reason why a connection is not served whose request is unknown or malformed.
+    /// Answers a connection whose request is unknown or malformed with the reason why it is not served, and closes it.
     pub(super) fn refuse_connection(&mut self, slot: Slot, error: &HttpError) {
         let mut answer = Vec::new();
         Reply::closing().error(&mut answer, error);

@@ -1,5 +1,5 @@
-//! Requests over HTTP and the beginning of their answers. [`crate::deliver::admission`] decides which requests are served at all;
-//! [`super::endings`] has the end of answers about streams.
+//! Handles HTTP requests and begins their answers. [`crate::deliver::admission`] decides which requests are served.
+//! [`super::endings`] completes the answers about streams.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -31,7 +31,7 @@ impl Delivery {
         self.registry.counters().http_requests.inc();
         let origin = self.admission.judge_origin(request);
         let reply = Reply::to(request, origin.clone().unwrap_or_default());
-        match self.judge(slot, request, origin, now) {
+        match self.check_request(slot, request, origin, now) {
             Ok(Route::Stream(wanted)) if wanted.representation == Representation::WebSocket => {
                 self.upgrade(slot, request, Some(wanted), now);
             }
@@ -59,7 +59,7 @@ impl Delivery {
         }
     }
 
-    /// Answers the request when its body is there.
+    /// Begins to receive the body of a request, which is answered when its body is complete.
     fn await_body(
         &mut self,
         slot: Slot,
@@ -82,8 +82,8 @@ impl Delivery {
         }
     }
 
-    /// The body of a request is there.
-    pub(super) fn take_body(&mut self, slot: Slot, body: &[u8], now: Instant) {
+    /// Handles a request whose body is complete.
+    pub(super) fn handle_body(&mut self, slot: Slot, body: &[u8], now: Instant) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let next = Phase::Head { since: now, seen: 0 };
         let Phase::Body { purpose, reply, .. } = std::mem::replace(&mut connection.phase, next) else {
@@ -126,7 +126,7 @@ impl Delivery {
         self.connections.arm(slot, now + self.config.client.keepalive);
     }
 
-    /// Sends a whole answer; the connection takes the next request or ends.
+    /// Sends a complete answer. Then the connection expects the next request, or closes.
     pub(super) fn reply(
         &mut self,
         slot: Slot,

@@ -1,4 +1,5 @@
-//! Writing waiting bytes to the clients' sockets: live text first, large amounts in their turn.
+//! Writes waiting bytes to the sockets of clients. Connections with little to send, such as live text, go first; those
+//! with much to send take turns.
 
 use std::time::Instant;
 
@@ -8,11 +9,11 @@ use crate::deliver::viewer::Mark;
 use crate::message::{Slot, now_us};
 use crate::observe::Stage;
 
-/// Bytes of connections with much to send that are written in one round.
+/// Bytes after which no further connection with much to send is written to in the same round.
 const BULK_BYTES_PER_ROUND: usize = 128 * 1024;
 
 impl Delivery {
-    /// Offers waiting bytes to sockets: to those that were touched last, and to some that wait for longest.
+    /// Writes to sockets with new bytes: first to those that were touched last, then to some that have waited longest.
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         for turn in 0..Connections::TURNS_PER_ROUND {
             let Some(next) = self.connections.next_to_flush(turn) else { break };
@@ -22,7 +23,7 @@ impl Delivery {
         }
     }
 
-    /// The same for those that have much to send.
+    /// Writes to connections with much to send, in turns.
     pub(super) fn flush_bulky(&mut self, now: Instant) {
         let mut written = 0;
         while written < BULK_BYTES_PER_ROUND
@@ -32,7 +33,7 @@ impl Delivery {
         }
     }
 
-    /// Offers one socket the bytes that wait for it; how many of them it took.
+    /// Writes the bytes that wait for one socket. Returns how many of them the socket accepted.
     fn flush(&mut self, slot: Slot, now: Instant) -> usize {
         let mut marks = std::mem::take(&mut self.marks);
         let Flushed { written, is_behind } = self.connections.flush(slot, &mut marks, now);

@@ -1,5 +1,5 @@
-//! A delivery thread's life: it waits in its poll and takes its turn at its connections. Between its turns the threads
-//! that bring live frames may deliver few of them themselves.
+//! The main function of a delivery thread: it waits in its poll, and runs a round of the event loop for each batch of
+//! events. Between rounds, the threads that have live frames may deliver small numbers of them themselves.
 
 use std::io::{self, ErrorKind};
 use std::time::Instant;
@@ -15,20 +15,20 @@ use crate::message::ToDelivery;
 use crate::pulse;
 use crate::queue::InlineStage;
 
-/// Events that one round takes at most.
+/// Events handled in one round, at most.
 const EVENTS_MAX: usize = 32;
 
-/// Serves until the daemon stops, or until everything is drained.
+/// Serves clients until the daemon stops, or until everything is drained.
 ///
 /// # Errors
-/// When the operating system's poll fails, which leaves nothing to be served.
+/// When the operating system's poll fails: then no connection can be served.
 pub fn serve(parts: DeliveryParts) -> io::Result<()> {
     let inbox = parts.inbound.inbox.clone();
     let (delivery, mut poll) = Delivery::new(parts, Instant::now())?;
     let stage = SharedStage::new(delivery);
     inbox.offer_inline(BetweenRounds(stage.clone()));
     let mut events = Events::with_capacity(EVENTS_MAX);
-    while let Some(timeout) = stage.own().and_then(|mut delivery| delivery.rest(Instant::now())) {
+    while let Some(timeout) = stage.own().and_then(|mut delivery| delivery.time_to_sleep(Instant::now())) {
         pulse::beat();
         match poll.poll(&mut events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -39,12 +39,12 @@ pub fn serve(parts: DeliveryParts) -> io::Result<()> {
         }
     }
     if let Some(delivery) = stage.end() {
-        delivery.shut(Instant::now());
+        delivery.shut_down(Instant::now());
     }
     Ok(())
 }
 
-/// The source that an event is about, and its news; `None` for the inbox, which every round looks into.
+/// Converts an event of the poll; `None` for the inbox, because every round checks it anyhow.
 fn ready(event: &Event) -> Option<Ready> {
     let Token(index) = match event.token() {
         INBOX => return None,
@@ -60,7 +60,7 @@ fn ready(event: &Event) -> Option<Ready> {
     Some(Ready::Socket { index, is_readable: event.is_readable() || peer.is_some(), peer })
 }
 
-/// Live frames for few clients are delivered by the thread that brings them.
+/// Lets the thread that has live frames for few clients deliver them itself.
 #[derive(Debug)]
 struct BetweenRounds(SharedStage<Delivery>);
 
