@@ -213,8 +213,7 @@ fn over_rate(message: &str, seconds: u64) -> Refusal {
     Refusal::new("too_many", format!("{message}; try again in {seconds} s"))
 }
 
-/// Whether a refused message was malformed or forbidden, and not merely sent at a moment at which it could not be
-/// accepted.
+/// Whether a refused message was malformed or forbidden, rather than one that only cannot be accepted now.
 fn is_bad(refusal: &Refusal) -> bool {
     !matches!(
         refusal.code,

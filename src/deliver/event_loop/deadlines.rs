@@ -37,9 +37,9 @@ impl Delivery {
                 }
                 over_at
             }
-            // The previous answer is not completely sent, so the next request need not be there yet.
+            // The previous answer has not been sent completely, so the next request need not be there yet.
             Phase::Head { .. } if !connection.outbox.is_empty() => slow_at,
-            // The request may already be in the socket: then this thread is late, and not the client.
+            // The request may already be in the socket, unread because this thread is late.
             Phase::Head { .. } | Phase::Body { .. } if connection.has_unread() && connection.queued => {
                 Some(now + self.config.client.handshake_timeout)
             }
@@ -83,8 +83,8 @@ impl Delivery {
         }
     }
 
-    /// Ends a connection whose request did not arrive in time: with the refusal that waits for that request, without
-    /// any answer if the connection was idle between two requests, otherwise with 408.
+    /// Ends a connection whose request did not arrive in time. It is answered with the refusal that waits for the
+    /// request, or with 408. A connection that was idle between two requests ends without an answer.
     fn time_out(&mut self, slot: Slot) -> Option<Instant> {
         if let Some(refusal) = self.connections.take_refusal(slot) {
             self.refuse_connection(slot, &refusal);

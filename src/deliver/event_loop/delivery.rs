@@ -62,9 +62,9 @@ pub struct DeliveryParts {
     pub config: Arc<Config>,
     /// The counters, gauges and histograms of the process.
     pub registry: Arc<Registry>,
-    /// Requests that the thread drains: it notifies the clients, flushes and closes their connections, and ends.
+    /// Signals the thread to drain: to notify its clients, flush and close their connections, and end.
     pub draining: Stop,
-    /// Requests that the thread ends at once.
+    /// Signals the thread to end at once.
     pub stop: Stop,
 }
 
@@ -88,7 +88,7 @@ pub struct Delivery {
     pub(super) outbound: Outbound,
     pub(super) acceptor: Acceptor,
     pub(super) admission: Admission,
-    /// The budget of the whole process for answers that are sent as one document.
+    /// The memory budget of the whole process for answers that are sent as one document.
     pub(super) answers: Arc<Budget>,
     pub(super) config: Arc<Config>,
     pub(super) registry: Arc<Registry>,

@@ -24,7 +24,7 @@ impl Delivery {
                 self.answer_viewer(viewer, now, |reply| reply.json(200, document));
             }
             Effect::Answered { viewer, answer: WholeAnswer::Exists } => {
-                self.answer_viewer(viewer, now, |reply| head_only(|out| reply.head(out, 200)));
+                self.answer_viewer(viewer, now, |reply| single_part(|out| reply.head(out, 200)));
             }
             Effect::Answered { viewer, answer: WholeAnswer::Error(error) } => {
                 self.answer_error(viewer, &error, now);
@@ -65,7 +65,7 @@ impl Delivery {
     /// Answers the viewer's request with an error.
     pub(super) fn answer_error(&mut self, viewer: Slot, error: &HttpError, now: Instant) {
         self.registry.counters().http_errors.inc();
-        self.answer_viewer(viewer, now, |reply| head_only(|out| reply.error(out, error)));
+        self.answer_viewer(viewer, now, |reply| single_part(|out| reply.error(out, error)));
     }
 
     // ----- connections -----
@@ -78,14 +78,14 @@ impl Delivery {
         if !self.connections.has_begun(slot) {
             match ending {
                 Ending::NotFound if is_head => {
-                    return self.answer_viewer(viewer, now, |reply| head_only(|out| reply.head(out, 404)));
+                    return self.answer_viewer(viewer, now, |reply| single_part(|out| reply.head(out, 404)));
                 }
                 Ending::NotFound if !wants_unfinished => {
                     return self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
                 }
                 Ending::Ended if !wants_unfinished => {}
                 Ending::NothingLeft | Ending::NotFound | Ending::Ended => {
-                    return self.answer_viewer(viewer, now, |reply| head_only(|out| reply.no_content(out)));
+                    return self.answer_viewer(viewer, now, |reply| single_part(|out| reply.no_content(out)));
                 }
             }
         }
@@ -127,8 +127,8 @@ impl Delivery {
     }
 }
 
-/// An answer that `build` writes as a whole; nothing follows it as a separate body.
-fn head_only(build: impl FnOnce(&mut Vec<u8>)) -> Answer {
+/// An answer that consists of the bytes that `build` writes, without a separate body.
+fn single_part(build: impl FnOnce(&mut Vec<u8>)) -> Answer {
     let mut head = Vec::new();
     build(&mut head);
     Answer { head, body: Bytes::new() }

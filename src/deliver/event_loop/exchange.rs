@@ -55,7 +55,7 @@ impl Delivery {
             ToDelivery::Replay(job, outcome) => {
                 self.with_views(now, |views, cx| views.conclude_job(job.slot, outcome, cx));
             }
-            ToDelivery::Appeared(stream) => self.with_views(now, |views, cx| views.appear(&stream, cx)),
+            ToDelivery::Appeared(stream) => self.with_views(now, |views, cx| views.appeared(&stream, cx)),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
             ToDelivery::AckAnswered(asker, id, outcome) => self.ack_answered(asker, id, outcome, now),
             ToDelivery::Connection(socket, address) => {
@@ -72,7 +72,8 @@ impl Delivery {
         }
     }
 
-    /// Handles messages that did not fit into the inbox: sends hubs back to history, and requests history reads again.
+    /// Recovers from messages that did not fit into the inbox: sends hubs back to history, and requests history reads
+    /// again.
     pub(super) fn catch_up(&mut self, now: Instant) {
         let missed = std::mem::take(&mut *self.inbound.missed.lock());
         self.with_views(now, |views, cx| {
@@ -90,7 +91,7 @@ impl Delivery {
         self.with_views(now, |views, cx| {
             views.send_fresh_jobs(cx);
             for job in cx.outbound.send(|job| views.is_wanted(job)) {
-                views.forget_job(job);
+                views.remove_job(job);
             }
         });
     }

@@ -4,7 +4,7 @@
 //! 1. Applies settings that were replaced, and records which sockets are ready. Reads nothing yet.
 //! 2. Handles messages from other threads (`exchange`): live frames, results of history reads, answers of the
 //!    recorder. The resulting bytes are appended to outboxes; requests to other threads are kept until step 8.
-//! 3. Begins to drain, if that was requested and all messages received before have been handled (`deadlines`).
+//! 3. Begins to drain, if that was requested and no message from another thread is left (`deadlines`).
 //! 4. Writes the new bytes to the sockets (`sending`). Connections with much to send wait until step 8, so that live
 //!    text goes first.
 //! 5. Accepts connections (`accepting`).
@@ -13,7 +13,8 @@
 //! 7. Retries history reads whose pause is over, and handles the deadlines that have passed.
 //! 8. Writes the answers to the sockets, then part of the bytes of connections with much to send. Sends history reads
 //!    and other requests to the threads that have room for them.
-//! 9. Removes the connections that have ended. This comes last, so that no index is reused within one batch of events.
+//! 9. Removes the connections that have ended. They are kept until here, so that no index is reused within one batch
+//!    of events.
 //! 10. Every 100 ms: reports positions and acknowledgements, and publishes measurements.
 //!
 //! Between two rounds, the thread that has live frames may run steps 2, 4 and 8 for them (`deliver_between_rounds`).

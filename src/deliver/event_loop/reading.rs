@@ -17,13 +17,13 @@ use crate::deliver::http_error::HttpError;
 use crate::deliver::request::{Parsed, parse_grown};
 use crate::message::Slot;
 
-/// Bytes of one read while the head of a request is expected, at most. A head is small, and bytes beyond it would have
-/// to be kept.
+/// Bytes of one read while the head of a request is expected, at most. A head is small, and a larger read would buffer
+/// bytes that do not belong to it.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Bytes of one read of anything else, at most.
 const READ_BYTES: usize = 16 * 1024;
 
-/// The result of processing the input of a client once.
+/// The result of [`Delivery::process_input`].
 enum InputOutcome {
     /// Something was processed: a request, a message or a part of one, or an error.
     Processed,
@@ -237,7 +237,7 @@ impl Delivery {
             return Some(at);
         }
         if connection.has_unread() {
-            // The end may already be in the socket: then this thread is late, and not the client.
+            // The end may already be in the socket, unread because this thread is late.
             return Some(now + self.config.client.handshake_timeout);
         }
         self.registry.counters().handshakes_timed_out.inc();

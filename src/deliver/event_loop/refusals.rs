@@ -48,7 +48,8 @@ impl Delivery {
     }
 
     /// Answers a request with the reason why it is not served. If the client asked for a WebSocket and the error has a
-    /// close code, the WebSocket is opened and closed with that code, because browsers show a page nothing else.
+    /// close code, the WebSocket is opened and closed with that code, because a page in a browser can read no other
+    /// answer to it.
     pub(super) fn refuse(
         &mut self,
         slot: Slot,

@@ -1,8 +1,9 @@
-//! A viewer's acknowledgements on their way to the recorder, and the time that its client gets for acknowledging the
-//! end.
+//! Passes the acknowledgements of viewers to the recorder, and gives a client time to acknowledge the end of its
+//! stream.
 //!
-//! Bounded: each viewer holds one acknowledgement, and passes on one a second and one for each end of a generation. One
-//! for which the recorder's queue has no room is held on; if its viewer leaves then, it is lost, which is counted.
+//! Bounded: each viewer holds at most one acknowledgement, and passes on one per second and one for each end of a
+//! generation. If the recorder's queue has no room, the acknowledgement stays held. If its viewer leaves before there
+//! is room, it is lost, and counted as failed.
 
 use std::time::{Duration, Instant};
 
@@ -15,21 +16,22 @@ use crate::message::{Cursor, Slot, now_us};
 use crate::model::control_frames;
 use crate::model::{Position, StreamName};
 
-/// How long a WebSocket of one stream stays open after the end, unless the client acknowledges it before: a client that
-/// answers our close with its own cannot send anything any more.
+/// How long a WebSocket of one stream stays open after the end of the stream, unless the client acknowledges the end
+/// before. The close frame must wait, because a client that answers it with its own can send nothing more.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// A client's acknowledgement.
 pub(in crate::deliver) struct ClientAck {
     pub(in crate::deliver) id: Position,
-    /// When, µs since 1970 by this host's clock.
+    /// When it was received, in µs since 1970 by the clock of this host.
     pub(in crate::deliver) at_us: u64,
     pub(in crate::deliver) generation: Generation,
     pub(in crate::deliver) is_once: bool,
 }
 
 impl Context<'_> {
-    /// Passes an acknowledgement of a connection's client on to the recorder; whether there was room.
+    /// Passes an acknowledgement of a connection's client to the recorder. Returns whether the recorder's queue had
+    /// room.
     pub(in crate::deliver) fn pass_on_ack(
         &self,
         connection: Slot,
@@ -46,8 +48,8 @@ impl Context<'_> {
 }
 
 impl Views {
-    /// Takes an acknowledgement of a viewer's client. It is answered when it is written; where receipts are off, at
-    /// once.
+    /// Handles an acknowledgement of a viewer's client. It is answered when it has been written to Redis, or at once
+    /// if receipts are off.
     pub(in crate::deliver) fn acknowledge(
         &mut self,
         slot: Slot,
@@ -60,8 +62,8 @@ impl Views {
             self.answer(slot, &control_frames::acked(id), cx);
             return Ok(());
         };
-        let nothing = Cursor::default();
-        let given = viewer.given().unwrap_or(&nothing);
+        let start = Cursor::default();
+        let given = viewer.given().unwrap_or(&start);
         let (is_once, advice) = (acks.is_once(id, given), acks.judge(id, given, cx.now));
         let (is_passed, is_new) = match advice {
             Advice::Refuse => return Err(not_sent(id)),
@@ -91,7 +93,8 @@ impl Views {
         Ok(())
     }
 
-    /// The recorder has written the acknowledgement of a viewer, or not. Returns those that are answered with it.
+    /// Records whether an acknowledgement of a viewer was written. Returns the acknowledgements that are answered now;
+    /// `None` if the viewer is gone or tracks none.
     pub(in crate::deliver) fn ack_answered(
         &mut self,
         slot: Slot,
@@ -101,13 +104,13 @@ impl Views {
         Some(self.streams.acks(slot)?.answered(id, is_written, now))
     }
 
-    /// Whether an acknowledgement of the viewer's client is yet to be answered.
+    /// Whether the viewer's client waits for the answer to an acknowledgement.
     pub(in crate::deliver) fn owes_answers(&self, slot: Slot, now: Instant) -> bool {
         let acks = self.streams.viewer(slot).and_then(|viewer| viewer.acks.as_ref());
         acks.is_some_and(|acks| acks.awaits_answer(now))
     }
 
-    /// Passes on the acknowledgements that were held for long enough.
+    /// Passes on the held acknowledgements that are due.
     pub(super) fn pass_on_acks(&mut self, cx: &mut Context<'_>) {
         for slot in self.streams.take_unpassed_acks() {
             if !self.pass_on_held(slot, false, cx) {
@@ -116,19 +119,20 @@ impl Views {
         }
     }
 
-    /// A viewer leaves: its held acknowledgement is passed on.
+    /// Passes on the held acknowledgement of a viewer that leaves. It is counted as failed if there is no room.
     pub(in crate::deliver) fn pass_on_last_ack(&mut self, slot: Slot, cx: &mut Context<'_>) {
         if !self.pass_on_held(slot, true, cx) {
             self.registry.counters().receipts_failed.inc();
         }
     }
 
-    /// Passes on a viewer's held acknowledgement, if it is due or has to go `at_once`; whether none is held any more.
+    /// Passes on the held acknowledgement of a viewer if it is due, or in any case if `at_once`. Returns whether none
+    /// is held any more.
     fn pass_on_held(&mut self, slot: Slot, at_once: bool, cx: &mut Context<'_>) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return true };
         let Some(acks) = viewer.acks.as_ref().filter(|acks| acks.holds()) else { return true };
-        let nothing = Cursor::default();
-        let given = viewer.given().unwrap_or(&nothing);
+        let start = Cursor::default();
+        let given = viewer.given().unwrap_or(&start);
         let Some((id, at_us, generation)) = acks.due(given, cx.now, at_once) else { return false };
         let is_once = acks.is_once(id, given);
         let (connection, stream) = (viewer.connection, viewer.options.stream.clone());
@@ -141,13 +145,13 @@ impl Views {
 
     // ----- the end -----
 
-    /// Whether the connection stays a moment longer, because its client has yet to acknowledge the end.
-    pub(super) fn closes_later(&mut self, slot: Slot, cx: &mut Context<'_>) -> bool {
+    /// Keeps the connection open for a moment if its client has yet to acknowledge the end. Returns whether it does.
+    pub(super) fn delay_close(&mut self, slot: Slot, cx: &mut Context<'_>) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return false };
         let is_single = viewer.options.wire == Wire::WebSocket;
-        let is_awaited =
-            if self.is_draining { self.owes_answers(slot, cx.now) } else { self.is_awaited(slot, cx.now) };
-        if !is_single || !is_awaited {
+        let has_open_acks =
+            if self.is_draining { self.owes_answers(slot, cx.now) } else { self.has_open_acks(slot, cx.now) };
+        if !is_single || !has_open_acks {
             return false;
         }
         let Some(viewer) = self.streams.viewer_mut(slot) else { return false };
@@ -157,33 +161,34 @@ impl Views {
         true
     }
 
-    /// Whether the connection stays only so that the end can be acknowledged.
+    /// Whether the viewer's connection is open only so that the end can be acknowledged.
     pub(in crate::deliver) fn is_closing(&self, slot: Slot) -> bool {
         self.streams.viewer(slot).is_some_and(|viewer| matches!(viewer.stage, Stage::Closing { .. }))
     }
 
-    /// Whether the client may have something to acknowledge yet, or is to be answered.
-    fn is_awaited(&self, slot: Slot, now: Instant) -> bool {
+    /// Whether the client has yet to acknowledge frames that it was sent, or waits for an answer.
+    fn has_open_acks(&self, slot: Slot, now: Instant) -> bool {
         let Some(viewer) = self.streams.viewer(slot) else { return false };
         let Some(acks) = &viewer.acks else { return false };
-        let nothing = Cursor::default();
-        !acks.is_complete(viewer.given().unwrap_or(&nothing)) || acks.awaits_answer(now)
+        let start = Cursor::default();
+        !acks.is_complete(viewer.given().unwrap_or(&start)) || acks.awaits_answer(now)
     }
 
-    /// Ends a viewer that stayed only so that its end could be acknowledged, once that is done.
+    /// Ends a viewer whose connection was open only so that the end could be acknowledged, once that is done.
     pub(in crate::deliver) fn end_closing(&mut self, slot: Slot, cx: &mut Context<'_>) {
-        if self.is_closing(slot) && !self.is_awaited(slot, cx.now) {
+        if self.is_closing(slot) && !self.has_open_acks(slot, cx.now) {
             self.end(slot, Ending::Ended, cx);
         }
     }
 
-    /// Ends a viewer whose client has had its moment, which begins when the end is on the socket.
+    /// Ends a viewer whose client has not acknowledged the end in time. The time begins when everything has been
+    /// written to the socket. Returns when to check it again.
     pub(super) fn check_closing(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         let viewer = self.streams.viewer_mut(slot)?;
         let Stage::Closing { until, .. } = &mut viewer.stage else { return None };
-        // A client that is owed an answer gets it first.
-        let is_owed = viewer.acks.as_ref().is_some_and(|acks| acks.awaits_answer(cx.now));
-        if viewer.unwritten > 0 || is_owed {
+        // An answer for which the client waits is sent first.
+        let awaits_answer = viewer.acks.as_ref().is_some_and(|acks| acks.awaits_answer(cx.now));
+        if viewer.unwritten > 0 || awaits_answer {
             *until = cx.now + CLOSING_TIME;
         }
         let until = *until;

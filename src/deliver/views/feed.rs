@@ -1,4 +1,5 @@
-//! Feeding viewers: history as it is read, live frames as they come, and the seam between the two.
+//! Sends viewers the frames that history reads return and the frames that arrive live, and joins the two at the seam
+//! of each viewer.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::model::{AckWatermark, Frame, Position, StreamStatus};
 impl Views {
     // ----- history -----
 
-    /// Gives a viewer a stretch of history that was read for it.
+    /// Sends a viewer the stretch of history that was read for it.
     pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.read_on().is_none() {
@@ -40,12 +41,13 @@ impl Views {
         let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
         let live = hub.live;
         let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
-        // Live reading has found an end that no entry states, and that a read up to an entry cannot find.
+        // Live reading may have ended this generation although no entry ends it. A read that stops at an entry cannot
+        // find such an end, so history is read to its end instead.
         let finishing = shown.cursor.state.finishing().filter(|_| shown.exhausted);
-        let misses_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
-        // The held frames are of the stream as it was before it was recreated.
-        let is_anew = is_range && matches!(shown.gap, Some(HistoryGap::Recreated { .. }));
-        let (held, ask) = if misses_end || is_anew {
+        let may_miss_end = finishing.is_some_and(|newest| seam.bridges_to(Position::whole(newest)));
+        // The held frames belong to the stream that existed before this one: drop them.
+        let is_recreated = is_range && matches!(shown.gap, Some(HistoryGap::Recreated { .. }));
+        let (held, ask) = if may_miss_end || is_recreated {
             (Vec::new(), seam.read_to_end(position))
         } else {
             seam.read(position, shown.exhausted, room, live)
@@ -57,18 +59,19 @@ impl Views {
         if paused {
             self.pause(slot, cx);
         }
-        self.ask(slot, ask, cx);
-        self.settle(slot, cx);
+        self.follow_up(slot, ask, cx);
+        self.update_live(slot, cx);
     }
 
-    /// The range that was read up to live text is gone, and more may be gone behind it, up to entries that are held. The
-    /// read that shows what follows tells of all of it, as it is then, and once.
+    /// Reads history to its end instead of a range whose entries are gone. Entries after the range, even those that
+    /// are held, may be gone too. The next read reports everything that is missing then in a single gap.
     fn leave_range(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let ask = self.streams.seam(slot).map_or(Ask::Nothing, |seam| seam.read_to_end(Position::ZERO));
-        self.ask(slot, ask, cx);
+        self.follow_up(slot, ask, cx);
     }
 
-    /// Sends a viewer what precedes a stretch of history: that its wait is over, and which entries are missing.
+    /// Sends a viewer the control frames that precede a stretch of history: that its wait is over, and which entries
+    /// are missing.
     pub(super) fn begin_history(&mut self, slot: Slot, gap: Option<HistoryGap>, cx: &mut Context<'_>) {
         self.flush_batch(slot, cx);
         let known = self.streams.viewer(slot).and_then(|viewer| viewer.known_status);
@@ -82,8 +85,8 @@ impl Views {
 
     // ----- the seam -----
 
-    /// Asks for what the viewer's seam needs next.
-    pub(super) fn ask(&mut self, slot: Slot, ask: Ask, cx: &mut Context<'_>) {
+    /// Requests what the viewer's seam needs next: a history read, or live frames.
+    pub(super) fn follow_up(&mut self, slot: Slot, ask: Ask, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         match ask {
             Ask::Nothing => {}
@@ -104,8 +107,8 @@ impl Views {
         }
     }
 
-    /// Ends a live viewer of a finished stream, or sends it whether the producer is stalled.
-    fn settle(&mut self, slot: Slot, cx: &mut Context<'_>) {
+    /// Ends a live viewer whose stream is finished, or sends it `stalled` or `live` if that has changed.
+    fn update_live(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         let Some(reading) = viewer.reading().filter(|reading| reading.seam.is_live()) else { return };
         let stalled = self.streams.hub(viewer.hub).is_some_and(|hub| hub.stalled);
@@ -113,7 +116,7 @@ impl Views {
         if is_over && !viewer.options.follow {
             return self.end(slot, Ending::Ended, cx);
         }
-        // A generation that is over has no producer that could be missed, or come back.
+        // A finished generation is never stalled: nothing more is expected from its producer.
         match viewer.known_status {
             Some(StreamStatus::Degraded | StreamStatus::Waiting) => {
                 let is_stalled = stalled && !is_over;
@@ -130,7 +133,7 @@ impl Views {
         }
     }
 
-    /// A hub's live frames begin behind this cursor.
+    /// Handles the start of a hub's live frames, the first of which follows this cursor.
     pub(in crate::deliver) fn attached(
         &mut self,
         name: HubRef,
@@ -149,12 +152,12 @@ impl Views {
         self.streams.note_unreported(name.slot);
         for viewer in viewers {
             let ask = self.streams.seam(viewer).map_or(Ask::Nothing, |seam| seam.attached(cursor.position));
-            self.ask(viewer, ask, cx);
-            self.settle(viewer, cx);
+            self.follow_up(viewer, ask, cx);
+            self.update_live(viewer, cx);
         }
     }
 
-    /// The live frames of a hub have ended; its viewers go on from history.
+    /// Handles the end of the live frames of a hub: its viewers continue with history.
     pub(in crate::deliver) fn broken(&mut self, name: HubRef, cx: &mut Context<'_>) {
         let Some(hub) = self.streams.hub_named(name) else { return };
         hub.leave_live();
@@ -162,13 +165,13 @@ impl Views {
         for viewer in viewers {
             self.flush_batch(viewer, cx);
             let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::broken);
-            self.ask(viewer, ask, cx);
+            self.follow_up(viewer, ask, cx);
         }
     }
 
     // ----- live -----
 
-    /// Live frames of a hub have come.
+    /// Passes live frames to the viewers of their hub.
     pub(in crate::deliver) fn live(&mut self, news: &LiveFrames, cx: &mut Context<'_>) {
         let Some(hub) = self.streams.hub_named(news.hub) else { return };
         let Live::On(position) = hub.live else { return };
@@ -179,24 +182,24 @@ impl Views {
         }
         let viewers_len = hub.viewers.len();
         self.streams.note_unreported(news.hub.slot);
-        // No viewer leaves its hub during this call: the effects are carried out after it.
+        // No viewer leaves its hub during this call, because effects are carried out after it.
         for place in 0..viewers_len {
             let viewer = self.streams.hub(news.hub.slot).and_then(|hub| hub.viewers.get(place)).copied();
             let Some(viewer) = viewer else { return };
             for frame in &news.frames {
                 self.offer_live(viewer, frame, cx);
             }
-            self.settle(viewer, cx);
+            self.update_live(viewer, cx);
         }
     }
 
     fn offer_live(&mut self, slot: Slot, frame: &Arc<Frame>, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        let gathered = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
+        let batched = viewer.batch.as_ref().map_or(0, |batch| batch.bytes);
         let connection = viewer.connection;
         let Some(Reading { seam, .. }) = viewer.reading_mut() else { return };
         let Some(connection) = cx.clients.get(connection) else { return };
-        let waiting = connection.outbox.cost_bytes() + gathered;
+        let waiting = connection.outbox.cost_bytes() + batched;
         let budget = self.config.client.send_budget;
         if seam.is_live() && waiting > 0 && waiting + frame.json().len() > budget {
             seam.fall_back();
@@ -208,13 +211,13 @@ impl Views {
             Taken::Deliver => self.send_live(slot, frame, cx),
             Taken::Bridge { until } => {
                 self.flush_batch(slot, cx);
-                self.ask(slot, Ask::Read { until: Some(until) }, cx);
+                self.follow_up(slot, Ask::Read { until: Some(until) }, cx);
             }
             Taken::Held | Taken::Ignored => {}
         }
     }
 
-    /// A viewer is too far behind to be sent more now: it goes on when its connection has drained.
+    /// Pauses a viewer that is too far behind. It continues when its connection has drained.
     fn pause(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         let (hub, connection) = (viewer.hub, viewer.connection);
@@ -225,7 +228,7 @@ impl Views {
         cx.clients.touch(connection);
     }
 
-    /// A connection has drained: as many of its paused viewers go on as there is room for.
+    /// Resumes as many paused viewers as there is room for on a connection that has drained.
     pub(in crate::deliver) fn resume_paused(&mut self, connection: Slot, cx: &mut Context<'_>) {
         let budget = self.config.client.send_budget;
         while let Some(found) = cx.clients.get_mut(connection)
@@ -234,13 +237,13 @@ impl Views {
         {
             let Some(viewer) = found.paused.pop_front() else { return };
             let ask = self.streams.seam(viewer).map_or(Ask::Nothing, Seam::resume);
-            self.ask(viewer, ask, cx);
+            self.follow_up(viewer, ask, cx);
             // Reads are sent at once, so that the next viewer sees how much room is left.
             self.send_fresh_jobs(cx);
         }
     }
 
-    /// The producer of a hub's stream is stalled, or has come back.
+    /// Records whether the producer of a hub's stream is stalled, and notifies the viewers.
     pub(in crate::deliver) fn stalled(&mut self, name: HubRef, stalled: bool, cx: &mut Context<'_>) {
         let Some(hub) = self.streams.hub_named(name) else { return };
         hub.stalled = stalled;
@@ -248,15 +251,15 @@ impl Views {
             let is_live = self.streams.seam(viewer).is_some_and(|seam| seam.is_live());
             let known = self.streams.viewer(viewer).and_then(|viewer| viewer.known_status);
             if !stalled && is_live && known == Some(StreamStatus::Stalled) {
-                // Before the producer's next frame, also where that begins another generation.
+                // Send `live` before the next frame of the producer, even if that frame begins another generation.
                 self.send_status(viewer, StreamStatus::Live, cx);
             }
-            self.settle(viewer, cx);
+            self.update_live(viewer, cx);
         }
     }
 }
 
-/// Where a read without frames has brought its viewers: a gap may end at an id of its own.
+/// The position of viewers after a read without frames: the id at which its gap ends, if it has one.
 fn gap_end(shown: &Shown) -> Position {
     match shown.gap {
         Some(HistoryGap::Trimmed { id: Some(id), .. }) => Position::whole(id),

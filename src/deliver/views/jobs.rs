@@ -1,5 +1,6 @@
-//! History reads at work: how much each may bring, and which of its viewers gets what of its result. See
-//! [`history_reads`](crate::deliver::history_reads) for who shares which.
+//! Requests history reads and passes their results to viewers: decides how much each read may return, and which part
+//! of the result each viewer is given. [`history_reads`](crate::deliver::history_reads) decides which viewers share a
+//! read.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,16 +15,16 @@ use crate::deliver::viewer::{Ending, Wire};
 use crate::message::{RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch, now_us};
 use crate::model::{After, StreamStatus};
 
-/// The least number of entries that one history read asks for.
+/// The number of entries that a history read requests, at least.
 const READ_COUNT_MIN: usize = 16;
-/// The part of the send budget that a read leaves for what else may wait for a connection when its viewer joins: an
-/// answer's head, notices, another viewer's frames.
+/// A read leaves one part in this many of the send budget free, for other bytes that may wait for a connection when
+/// its viewer joins the read: the head of an answer, control frames, frames of another viewer.
 const JOINING_PART: usize = 8;
 
 impl Views {
-    // ----- asking -----
+    // ----- requesting -----
 
-    /// A viewer wants something read, and shares the read with others.
+    /// Requests a read for a viewer, which may share it with others.
     pub(super) fn add_job(&mut self, slot: Slot, kind: &JobKind, cx: &mut Context<'_>) {
         let room = self.room(slot, cx);
         let Some(viewer) = self.streams.viewer(slot) else { return };
@@ -32,25 +33,26 @@ impl Views {
         }
     }
 
-    /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
+    /// Requests a read of exactly this position, for a viewer that a shared read did not serve.
     fn add_exact_job(&mut self, slot: Slot, kind: JobKind) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         self.reads.want_exactly(viewer.reader(slot), kind);
     }
 
-    /// Sends the reads that were asked for since the last call.
+    /// Sends the reads that were requested since the last call.
     pub(in crate::deliver) fn send_fresh_jobs(&mut self, cx: &mut Context<'_>) {
         for job in self.reads.take_fresh() {
             self.send_job(job, None, cx);
         }
     }
 
-    /// Whether reads were asked for that were not sent yet.
+    /// Whether requested reads have not been sent yet.
     pub(in crate::deliver) fn has_fresh_jobs(&self) -> bool {
         self.reads.has_fresh()
     }
 
-    /// Asks for a job's next read; `step` goes on with one that is under way.
+    /// Sends the next read of a job: `step`, if the job is in progress, or else its first one. Drops a job that no
+    /// viewer wants.
     pub(in crate::deliver) fn send_job(
         &mut self,
         slot: Slot,
@@ -58,14 +60,14 @@ impl Views {
         cx: &mut Context<'_>,
     ) {
         if !self.is_wanted(slot) {
-            self.forget_job(slot);
+            self.remove_job(slot);
             return;
         }
         let Some(job) = self.reads.get(slot) else { return };
         let step = step.unwrap_or_else(|| self.first_step(job));
         let shows = !matches!(step, ReplayStep::State(_) | ReplayStep::Probe);
         let viewers = job.viewers.clone();
-        // The room of the most occupied viewer, so that no viewer's budget is exceeded.
+        // The smallest room of all viewers, so that no connection exceeds its budget.
         let send_budget = self.config.client.send_budget;
         let (mut budget_bytes, mut entry_bytes) = (send_budget - send_budget / JOINING_PART, 1);
         for &viewer in &viewers {
@@ -93,7 +95,7 @@ impl Views {
         cx.outbound.request(slot, stream, step, (count, budget_bytes));
     }
 
-    /// The step with which a job begins.
+    /// The first step of a job.
     fn first_step(&self, job: &Job) -> ReplayStep {
         match &job.kind {
             JobKind::Open(after) => ReplayStep::Open { after: *after, early: false, outlined: job.outlined },
@@ -109,37 +111,37 @@ impl Views {
         }
     }
 
-    /// Whether more reads are under way than there are viewers for.
+    /// Whether too many reads are in progress for the number of viewers.
     pub(in crate::deliver) fn has_too_many_jobs(&self) -> bool {
         self.reads.are_too_many(self.streams.viewers_len())
     }
 
-    /// Whether any of the viewers for whom a job was made is still there.
+    /// Whether any viewer of the job still exists.
     pub(in crate::deliver) fn is_wanted(&self, job: Slot) -> bool {
         let alive = |&viewer: &Slot| self.streams.viewer(viewer).is_some();
         self.reads.get(job).is_some_and(|job| job.viewers.iter().any(alive))
     }
 
-    /// Nobody waits for this job any more.
-    pub(in crate::deliver) fn forget_job(&mut self, job: Slot) {
+    /// Removes a job for which no viewer waits.
+    pub(in crate::deliver) fn remove_job(&mut self, job: Slot) {
         self.reads.remove(job);
     }
 
-    /// Asks those jobs again whose pause is over.
+    /// Sends the jobs whose pause before a retry is over.
     pub(in crate::deliver) fn retry_jobs(&mut self, cx: &mut Context<'_>) {
         while let Some(job) = self.reads.pop_retry(cx.now) {
             self.send_job(job, None, cx);
         }
     }
 
-    /// When the next pause is over.
+    /// When the next retry is due.
     pub(in crate::deliver) fn next_retry(&self) -> Option<Instant> {
         self.reads.next_retry()
     }
 
     // ----- room -----
 
-    /// The bytes that history may still add to what waits for the viewer's connection.
+    /// The bytes that a history read may still add to the outbox of the viewer's connection.
     pub(super) fn room(&self, viewer: Slot, cx: &Context<'_>) -> usize {
         let Some(viewer) = self.streams.viewer(viewer) else { return usize::MAX };
         let waiting = cx
@@ -149,14 +151,15 @@ impl Views {
         self.config.client.send_budget.saturating_sub(waiting)
     }
 
-    /// The viewer's outstanding read may fill so much of its connection's budget.
+    /// Reserves this many bytes of its connection's budget for the outstanding read of a viewer, instead of those that
+    /// were reserved before.
     pub(super) fn promise(&mut self, slot: Slot, bytes: usize, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         let before = std::mem::replace(&mut viewer.promised, bytes);
         let slot = viewer.connection;
         let Some(connection) = cx.clients.get_mut(slot) else { return };
         connection.promised = connection.promised - before + bytes;
-        // Room that is given back is room for those who wait for it.
+        // Paused viewers of the connection may use the room that has become free.
         if bytes < before && !connection.paused.is_empty() {
             cx.clients.touch(slot);
         }
@@ -164,8 +167,9 @@ impl Views {
 
     // ----- results -----
 
-    /// Gives a read's result to all its viewers. For those that joined after it was asked, it is a stretch of the
-    /// stream and no more: they ask anew whether its end is the end of all, and whether there is no stream.
+    /// Passes the result of a read to all its viewers. Viewers that joined after it was sent are given only the frames
+    /// of the result: whether the stream ends there, or does not exist, may have changed meanwhile, so they request
+    /// another read.
     pub(in crate::deliver) fn conclude_job(
         &mut self,
         slot: Slot,
@@ -176,9 +180,9 @@ impl Views {
             ReplayOutcome::Searching(search) => {
                 return self.send_job(slot, Some(ReplayStep::Search(search)), cx);
             }
-            ReplayOutcome::Gathering(search) => return self.gather_on(slot, search, cx),
+            ReplayOutcome::Gathering(search) => return self.continue_state(slot, search, cx),
             ReplayOutcome::State(document) => return self.conclude_state(slot, document),
-            // A short wait is not shown to viewers, unless Redis takes no dead letters.
+            // Viewers are not notified of a short delay, unless Redis rejects the dead letters of the recorder.
             ReplayOutcome::Deferred if !self.registry.health().is_hindered(RECORDER) => {
                 return self.reads.retry_later(slot, cx.now);
             }
@@ -196,7 +200,8 @@ impl Views {
         }
     }
 
-    /// Gives a shared read's result to one of its viewers. One for which it holds nothing asks anew.
+    /// Passes the result of a shared read to one of its viewers. If the result does not serve that viewer, an exact
+    /// read is requested.
     fn conclude_shared(
         &mut self,
         viewer: Slot,
@@ -227,7 +232,7 @@ impl Views {
         self.promise(viewer, 0, cx);
         match outcome {
             ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, cx),
-            ReplayOutcome::Missing => self.miss(viewer, cx),
+            ReplayOutcome::Missing => self.await_stream(viewer, cx),
             ReplayOutcome::Opened(opened) => self.open(viewer, opened, cx),
             ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, cx),
             ReplayOutcome::StateTooLarge => {
@@ -247,7 +252,8 @@ impl Views {
         }
     }
 
-    /// Redis cannot serve: viewers of streams are sent so and wait, single answers are 503.
+    /// Handles a read that Redis cannot serve: viewers of streams are sent `degraded` and wait for a retry; requests
+    /// for a single answer are answered with 503.
     fn postpone_job(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let trouble =
             self.registry.health().trouble().unwrap_or("Redis cannot serve this stream now; try again");
@@ -261,7 +267,7 @@ impl Views {
                 self.answer_whole(viewer, WholeAnswer::Error(error));
             } else {
                 self.begin_events(viewer, cx);
-                self.open_unseen(viewer, cx);
+                self.open_unread(viewer, cx);
                 self.send_status(viewer, StreamStatus::Degraded, cx);
                 staying.push(viewer);
             }
@@ -273,8 +279,8 @@ impl Views {
 
     // ----- states -----
 
-    /// A state is put together further, if there is room for it beside those of others.
-    fn gather_on(&mut self, slot: Slot, search: Box<StateSearch>, cx: &mut Context<'_>) {
+    /// Continues to assemble a state, if there is room for it beside the other states.
+    fn continue_state(&mut self, slot: Slot, search: Box<StateSearch>, cx: &mut Context<'_>) {
         if self.charge_state(slot, search.gathered_bytes) {
             self.send_job(slot, Some(ReplayStep::State(search)), cx);
         } else {
@@ -282,7 +288,8 @@ impl Views {
         }
     }
 
-    /// A state is there: all viewers that wanted it share its bytes, which count until the last of them has taken them.
+    /// Sends a complete state to all viewers that requested it. They share its bytes, which are charged to the budget
+    /// until the last socket has accepted them.
     fn conclude_state(&mut self, slot: Slot, document: Vec<u8>) {
         if !self.charge_state(slot, document.len()) {
             return self.refuse_state(slot);
@@ -297,8 +304,8 @@ impl Views {
         }
     }
 
-    /// Charges a state to the budget of all; one that a connection may have waiting anyhow is not charged. `false`:
-    /// there is no room.
+    /// Charges a state to the budget of the whole process; `false` if there is no room. A state that fits into the
+    /// send budget of a connection is not charged.
     fn charge_state(&mut self, slot: Slot, bytes: usize) -> bool {
         if bytes <= self.config.client.send_budget {
             return true;

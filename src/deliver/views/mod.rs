@@ -1,17 +1,18 @@
-//! The viewers of a delivery thread's streams: where each stands in its stream, and what it is sent next.
+//! The viewers of a delivery thread: the position of each in its stream, and the frames that it is sent next.
 //!
-//! [`Views`] owns the streams, their viewers and their history reads. It keeps no socket, thread or clock: what happens
-//! is passed to it, and what follows leaves it in two ways. Bytes for clients and requests to other threads go to the
-//! [`Context`] of the call; whatever ends a viewer is an [`Effect`], which the caller carries out after the call,
-//! because it concerns the client's connection as well.
+//! [`Views`] owns the streams, their viewers and their history reads. It uses no socket, thread or clock: its callers
+//! pass it the events. Bytes for clients and requests to other threads go to the [`Context`] of the call. The end of a
+//! viewer becomes an [`Effect`], which the caller carries out after the call, because it concerns the connection of
+//! the client as well.
 //!
 //! Methods are of four kinds:
 //!
-//! - A client comes, goes or sends: [`Views::add_viewer`], [`Views::remove_viewer`], [`Views::leave`],
-//!   [`Views::acknowledge`].
-//! - Another thread has sent something: `live`, `attached`, `broken`, `stalled`, `conclude_job`, `appear`,
+//! - A viewer is added or removed, or its client acknowledges frames: [`Views::add_viewer`], [`Views::remove_viewer`],
+//!   [`Views::leave`], [`Views::acknowledge`].
+//! - Another thread has sent a message: `live`, `attached`, `broken`, `stalled`, `conclude_job`, `appeared`,
 //!   `ack_answered`.
-//! - A socket has taken bytes, or time has passed: `written`, `resume_paused`, `check_deadlines`, `retry_jobs`, `tick`.
+//! - A socket has accepted bytes, or time has passed: `written`, `resume_paused`, `check_deadlines`, `retry_jobs`,
+//!   `tick`.
 //! - After any of these: [`Views::next_effect`] until there is none, then [`Views::send_fresh_jobs`] before the loop
 //!   sleeps. These two are the only ones whose order matters.
 
@@ -42,28 +43,28 @@ use crate::deliver::viewer::{ClosedSubscription, Ending, Mark, SubscribeOptions,
 use crate::message::{Control, HubRef, LiveFrames, Slot, WatcherRequest};
 use crate::observe::Registry;
 
-/// How long a stream that no viewer needs live is still read live.
+/// How long a stream is still read live after its last viewer has stopped needing that.
 const LIVE_LINGER: Duration = Duration::from_secs(1);
 
-/// The surroundings of one call: where bytes and requests go, and the time.
+/// The context of a call: the receivers of bytes and requests, and the time.
 pub(super) struct Context<'a> {
-    /// The connections of the viewers, which take their bytes.
+    /// The connections of the viewers, which accept their bytes.
     pub(super) clients: &'a mut Connections,
     /// Requests to other threads.
     pub(super) outbound: &'a mut Outbound,
     pub(super) now: Instant,
 }
 
-/// The end of a viewer, to be carried out on its connection.
+/// The end of a viewer, which the caller carries out on its connection.
 #[derive(Debug)]
 pub(super) enum Effect {
-    /// The stream is over for the viewer.
+    /// The stream of the viewer is over.
     Ended { viewer: Slot, ending: Ending },
-    /// The request of a viewer that wants one whole answer is answered.
+    /// The request of a viewer that wants a single answer can be answered.
     Answered { viewer: Slot, answer: WholeAnswer },
 }
 
-/// The answer to a request about a stream that is no stream itself.
+/// The answer to a request about a stream that is not answered with frames.
 #[derive(Debug)]
 pub(super) enum WholeAnswer {
     /// The state of the stream, as one JSON document.
@@ -77,17 +78,17 @@ pub(super) enum WholeAnswer {
 pub(super) struct Views {
     streams: Streams,
     reads: HistoryReads,
-    /// The budget of all connections of the process together for whole answers.
+    /// The memory budget of the whole process for answers that are sent as one document.
     answers: Arc<Budget>,
     config: Arc<Config>,
     registry: Arc<Registry>,
     effects: VecDeque<Effect>,
-    /// Whether the instance goes down: clients get no more time to acknowledge an end.
+    /// Whether the instance drains. Clients get no more time to acknowledge an end then.
     is_draining: bool,
 }
 
 impl Views {
-    /// No viewers yet.
+    /// Creates an empty set of viewers.
     pub(super) fn new(config: Arc<Config>, answers: Arc<Budget>, registry: &Arc<Registry>) -> Self {
         Self {
             streams: Streams::new(Arc::clone(registry)),
@@ -100,14 +101,14 @@ impl Views {
         }
     }
 
-    /// The next effect of the calls before.
+    /// Removes and returns the next effect of the preceding calls.
     pub(super) fn next_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
     }
 
-    // ----- coming and going -----
+    // ----- adding and removing -----
 
-    /// A viewer comes; the start that it wants is looked for.
+    /// Adds a viewer, and requests the read that finds its start.
     pub(super) fn add_viewer(
         &mut self,
         connection: Slot,
@@ -117,11 +118,11 @@ impl Views {
         let can_acknowledge = matches!(options.wire, Wire::WebSocket | Wire::Multiplexed);
         let receipts = self.config.stream.receipts && can_acknowledge;
         let viewer = self.streams.add_viewer(connection, options, receipts);
-        self.look_up(viewer, cx);
+        self.request_start(viewer, cx);
         viewer
     }
 
-    /// A viewer goes, whatever it was doing.
+    /// Removes a viewer at any stage.
     pub(super) fn remove_viewer(&mut self, slot: Slot, cx: &mut Context<'_>) {
         self.promise(slot, 0, cx);
         self.take_held(slot, cx);
@@ -137,8 +138,8 @@ impl Views {
         }
     }
 
-    /// A viewer leaves a connection that stays. Its client gets the answers that were held for it, and may still
-    /// acknowledge the frames that it was sent.
+    /// Removes a viewer from a connection that stays open. Answers that were held for its client are sent. The
+    /// returned state lets the client still acknowledge frames that it was sent.
     pub(super) fn leave(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<ClosedSubscription> {
         self.flush_batch(slot, cx);
         self.pass_on_last_ack(slot, cx);
@@ -152,7 +153,7 @@ impl Views {
         closed
     }
 
-    fn look_up(&mut self, slot: Slot, cx: &mut Context<'_>) {
+    fn request_start(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         let kind = match viewer.options.wire {
             Wire::State => JobKind::State,
@@ -162,26 +163,26 @@ impl Views {
         self.add_job(slot, &kind, cx);
     }
 
-    // ----- questions -----
+    // ----- queries -----
 
-    /// A viewer, unless it is gone.
+    /// The viewer with this slot, if it still exists.
     pub(super) fn viewer(&self, slot: Slot) -> Option<&Viewer> {
         self.streams.viewer(slot)
     }
 
-    /// How many viewers these live frames are for.
+    /// The number of viewers to which these live frames will be sent.
     pub(super) fn audience(&self, news: &[LiveFrames]) -> usize {
         let hubs = news.iter().filter_map(|news| self.streams.hub(news.hub.slot));
         hubs.map(|hub| hub.viewers.len()).sum()
     }
 
-    /// How many there are.
+    /// The number of viewers.
     #[cfg(test)]
     pub(super) fn viewers_len(&self) -> usize {
         self.streams.viewers_len()
     }
 
-    /// Amounts that are 0 when no client is left.
+    /// Amounts that must be 0 when no client is left.
     #[cfg(test)]
     pub(super) fn held(&self) -> Vec<(&'static str, usize)> {
         let effects = [("effects", self.effects.len())];
@@ -190,30 +191,30 @@ impl Views {
 
     // ----- time -----
 
-    /// Does what is due for a viewer, and says when to look again.
+    /// Handles the deadlines of a viewer that have passed. Returns when to check it again.
     pub(super) fn check_deadlines(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         let times = [self.check_wait(slot, cx), self.check_batch(slot, cx)];
         times.into_iter().flatten().min()
     }
 
-    /// Does what is done every so often: reports positions and acknowledgements.
+    /// Does the periodic work: reports positions and acknowledgements.
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) {
         self.report_written(cx);
         self.pass_on_acks(cx);
     }
 
-    /// The instance goes down.
+    /// Records that the instance drains.
     pub(super) fn drain(&mut self) {
         self.is_draining = true;
     }
 
     // ----- positions -----
 
-    /// A frame was taken by a socket.
+    /// Records that a socket has accepted a frame.
     pub(super) fn written(&mut self, mark: &Mark) {
         let Some(viewer) = self.streams.viewer_mut(mark.viewer) else { return };
         viewer.unwritten = viewer.unwritten.saturating_sub(1);
-        // An entry is written once the last of its frames is.
+        // An entry counts as written when its last frame is written.
         if mark.frame.last.is_whole() {
             viewer.written = mark.frame.last.id;
         }
@@ -221,7 +222,8 @@ impl Views {
         self.streams.note_unreported(hub);
     }
 
-    /// Reports how far each stream is on the sockets, and detaches from streams that no viewer needs live.
+    /// Reports the position up to which each stream was written to sockets, and detaches from streams that no viewer
+    /// needs live.
     fn report_written(&mut self, cx: &mut Context<'_>) {
         for slot in self.streams.take_unreported() {
             let Some(hub) = self.streams.hub(slot) else { continue };

@@ -1,4 +1,4 @@
-//! A viewer's beginning, its wait for a stream that does not exist, and its end.
+//! Starts viewers, lets them wait for streams that do not exist, and ends them.
 
 use std::time::Instant;
 
@@ -13,25 +13,27 @@ use crate::model::{After, Position, StreamName, StreamStatus};
 impl Views {
     // ----- opening -----
 
-    /// A viewer's start was found.
+    /// Starts a viewer whose start position was found.
     pub(super) fn open(&mut self, slot: Slot, opened: &Opened, cx: &mut Context<'_>) {
         let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
         let (follow, wire) = (viewer.options.follow, viewer.options.wire);
         if let Some(acks) = viewer.acks.as_deref_mut() {
             acks.note_had(opened.after);
         }
-        let mut ends_unsaid = wire == Wire::Sse;
+        // The end is not repeated in an event stream or in the format of the AI SDK: a client that has everything is
+        // answered that nothing is left.
+        let mut omits_known_end = wire == Wire::Sse;
         if let Some(translator) = viewer.options.translator.as_deref_mut() {
             translator.begin(opened.after, opened.outline.as_deref());
-            ends_unsaid |= translator.format() == Format::AiSdk;
+            omits_known_end |= translator.format() == Format::AiSdk;
         }
         let status = hub.status(opened.status, opened.tip);
         let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
         let is_unwanted = is_finished && viewer.wants_unfinished();
         if (opened.nothing_left || is_unwanted) && !follow {
-            // A gap is sent in any case.
-            let is_unsaid = ends_unsaid && opened.shown.gap.is_none();
-            if is_unwanted || is_unsaid && (wire == Wire::WebSocket || !self.has_begun(slot, cx)) {
+            // A gap is always sent, and after a gap the end is too.
+            let omits_end = omits_known_end && opened.shown.gap.is_none();
+            if is_unwanted || omits_end && (wire == Wire::WebSocket || !self.has_begun(slot, cx)) {
                 return self.end(slot, Ending::NothingLeft, cx);
             }
             self.begin_events(slot, cx);
@@ -48,7 +50,7 @@ impl Views {
         self.show(slot, &opened.shown, false, cx);
     }
 
-    /// A viewer that has everything of a finished stream is sent its end again, and is done.
+    /// Repeats the end of a finished stream to a viewer that already has all of it, and ends the viewer.
     fn repeat_end(&mut self, slot: Slot, opened: &Opened, cx: &mut Context<'_>) {
         self.begin_history(slot, opened.shown.gap, cx);
         if let Some(terminal) = &opened.terminal {
@@ -60,8 +62,8 @@ impl Views {
         self.end(slot, Ending::Ended, cx);
     }
 
-    /// A viewer of a stream that cannot be read now is sent its `open`, where its start is known without reading.
-    pub(super) fn open_unseen(&mut self, slot: Slot, cx: &mut Context<'_>) {
+    /// Sends `open` for a stream that cannot be read now, if the start of the viewer is known without reading.
+    pub(super) fn open_unread(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         if let After::At(after) = viewer.options.after {
             self.send_open(slot, after, StreamStatus::Waiting, cx);
@@ -77,18 +79,18 @@ impl Views {
         let before = viewer.known_status.replace(status);
         if viewer.options.translator.is_none() {
             let json = control_frames::open(&viewer.options.stream, after, status);
-            self.send_notice(slot, None, &json, cx);
+            self.send_control(slot, None, &json, cx);
         }
-        // A client that was sent the outage is sent its end by the same frame as all others.
+        // A client that was sent `degraded` is sent the same frame as all others when the outage is over.
         if before == Some(StreamStatus::Degraded) && status == StreamStatus::Live {
-            self.send_notice(slot, None, &control_frames::status(status), cx);
+            self.send_control(slot, None, &control_frames::status(status), cx);
         }
         self.send_held(slot, cx);
     }
 
-    /// The instance goes down: the viewer is sent so, after its `open`. One whose `open` needs Redis gets neither.
+    /// Sends a viewer `draining`, after its `open`. If its `open` cannot be sent without Redis, neither is sent.
     pub(in crate::deliver) fn send_draining(&mut self, slot: Slot, cx: &mut Context<'_>) {
-        self.open_unseen(slot, cx);
+        self.open_unread(slot, cx);
         if self.streams.viewer(slot).is_some_and(|viewer| viewer.opened) {
             self.send_status(slot, StreamStatus::Draining, cx);
         }
@@ -96,8 +98,8 @@ impl Views {
 
     // ----- waiting -----
 
-    /// The stream does not exist, or not any more.
-    pub(super) fn miss(&mut self, slot: Slot, cx: &mut Context<'_>) {
+    /// Handles a stream that does not exist, or no longer exists: the viewer waits for it, or ends.
+    pub(super) fn await_stream(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         let Some(deadline) = viewer.wait(cx.now) else { return };
         let (hub, connection, wire) = (viewer.hub, viewer.connection, viewer.options.wire);
@@ -123,8 +125,8 @@ impl Views {
         }
     }
 
-    /// A stream that was waited for exists.
-    pub(in crate::deliver) fn appear(&mut self, stream: &StreamName, cx: &mut Context<'_>) {
+    /// Continues the viewers that have waited for a stream, which now exists.
+    pub(in crate::deliver) fn appeared(&mut self, stream: &StreamName, cx: &mut Context<'_>) {
         let Some(slot) = self.streams.hub_by_name(stream) else { return };
         for viewer in self.streams.end_waiting(slot, now_us()) {
             let Some(found) = self.streams.viewer_mut(viewer) else { continue };
@@ -135,7 +137,7 @@ impl Views {
             match &mut waiting.reading {
                 Some(reading) => {
                     let ask = reading.seam.read_to_end(Position::ZERO);
-                    self.ask(viewer, ask, cx);
+                    self.follow_up(viewer, ask, cx);
                 }
                 None => {
                     // A stream that was waited for is sent from its beginning.
@@ -145,20 +147,21 @@ impl Views {
                     if let Some(translator) = &mut found.options.translator {
                         translator.take_finished();
                     }
-                    self.look_up(viewer, cx);
+                    self.request_start(viewer, cx);
                 }
             }
         }
     }
 
-    /// A viewer's client sends nothing more, and may be gone: it does not wait for a stream that may never exist.
+    /// Ends the wait of a viewer whose client has finished sending and may be gone, because the stream may never
+    /// exist.
     pub(in crate::deliver) fn end_wait(&mut self, slot: Slot, cx: &mut Context<'_>) {
         if self.streams.viewer(slot).is_some_and(|viewer| viewer.is_waiting()) {
             self.end(slot, Ending::NotFound, cx);
         }
     }
 
-    /// Ends a wait whose time is over; else says when that is.
+    /// Ends a wait whose time is over. Otherwise returns when it will be over.
     pub(super) fn check_wait(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         match &self.streams.viewer(slot)?.stage {
             Stage::Waiting(waiting) if waiting.has_appeared => None,
@@ -174,15 +177,14 @@ impl Views {
 
     // ----- ending -----
 
-    /// The viewer's stream is over for it. Where its client may still acknowledge the end, its connection stays for a
-    /// moment.
+    /// Ends a viewer. If its client may still acknowledge the end, the connection stays open for a moment.
     pub(super) fn end(&mut self, slot: Slot, ending: Ending, cx: &mut Context<'_>) {
         self.flush_batch(slot, cx);
         if !self.is_closing(slot) {
             if ending == Ending::Ended {
                 self.send_done(slot, cx);
             }
-            if ending == Ending::Ended && self.closes_later(slot, cx) {
+            if ending == Ending::Ended && self.delay_close(slot, cx) {
                 return;
             }
         }

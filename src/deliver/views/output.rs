@@ -1,5 +1,5 @@
-//! The bytes that a viewer is sent: frames, merged if it asked for that, notices about its stream, and the answers to
-//! its client's messages, which wait for its `open`.
+//! Encodes and sends the bytes for viewers: frames, merged if the client asked for that, control frames, and the
+//! answers to messages of the client, which wait for the `open` of the viewer.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::model::{
 impl Views {
     // ----- beginning -----
 
-    /// Sends the head of an event stream, once it is known that there is something to send.
+    /// Sends the head of an event stream before its first bytes, unless that is done already.
     pub(super) fn begin_events(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         let translator = viewer.options.translator.as_deref();
@@ -36,7 +36,7 @@ impl Views {
 
     // ----- frames -----
 
-    /// Sends a frame that came live, or gathers it to be merged with those that come next.
+    /// Sends a live frame, or adds it to the batch that will be merged.
     pub(super) fn send_live(&mut self, slot: Slot, frame: &Arc<Frame>, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if let Some(reading) = viewer.reading_mut() {
@@ -58,7 +58,7 @@ impl Views {
         }
     }
 
-    /// Sends the frames that were gathered, merged.
+    /// Merges the frames of the batch and sends them.
     pub(super) fn flush_batch(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(batch) = self.streams.viewer_mut(slot).and_then(|viewer| viewer.batch.take()) else {
             return;
@@ -68,7 +68,7 @@ impl Views {
         }
     }
 
-    /// Sends the frames that were gathered if their time has come; else says when.
+    /// Sends the batch if it is due. Otherwise returns when it is.
     pub(super) fn check_batch(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Instant> {
         let due = self.streams.viewer(slot)?.batch.as_ref()?.due;
         if due > cx.now {
@@ -78,7 +78,7 @@ impl Views {
         None
     }
 
-    /// Adds a frame to what is sent to the viewer's client.
+    /// Appends a frame to the outbox of the viewer's connection.
     pub(super) fn push(&mut self, slot: Slot, frame: &Arc<Frame>, live: bool, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         viewer.unwritten += 1;
@@ -105,9 +105,9 @@ impl Views {
             .send(connection, Chunk::Marked(Mark { viewer: slot, frame: Arc::clone(frame), shape, live }));
     }
 
-    // ----- notices -----
+    // ----- control frames -----
 
-    /// Sends a viewer a gap in its stream.
+    /// Sends a viewer the control frame for a gap in its stream.
     pub(super) fn send_gap(&mut self, slot: Slot, gap: HistoryGap, cx: &mut Context<'_>) {
         if matches!(gap, HistoryGap::Recreated { .. }) {
             self.restart_translation(slot, cx);
@@ -127,7 +127,7 @@ impl Views {
                 (Some(newest), control_frames::gap_failover(after, Some(newest), newest))
             }
         };
-        self.send_notice(slot, id.map(Position::whole), &json, cx);
+        self.send_control(slot, id.map(Position::whole), &json, cx);
     }
 
     fn restart_translation(&mut self, slot: Slot, cx: &mut Context<'_>) {
@@ -139,7 +139,7 @@ impl Views {
         }
     }
 
-    /// Sends a viewer of another format that its answer is over.
+    /// Sends a viewer in another format the end mark of that format.
     pub(super) fn send_done(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         if let Some(translator) = &viewer.options.translator {
@@ -147,7 +147,7 @@ impl Views {
         }
     }
 
-    /// Sends a viewer the state of its stream, unless it knows.
+    /// Sends a viewer the state of its stream, unless it was sent that state last.
     pub(in crate::deliver) fn send_status(&mut self, slot: Slot, status: StreamStatus, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.known_status == Some(status) {
@@ -155,24 +155,24 @@ impl Views {
         }
         viewer.known_status = Some(status);
         self.flush_batch(slot, cx);
-        self.send_notice(slot, None, &control_frames::status(status), cx);
+        self.send_control(slot, None, &control_frames::status(status), cx);
     }
 
     /// Sends a viewer a control frame.
-    pub(super) fn send_notice(
+    pub(super) fn send_control(
         &mut self,
         slot: Slot,
         id: Option<Position>,
         json: &[u8],
         cx: &mut Context<'_>,
     ) {
-        let Some(bytes) = self.encode_notice(slot, id, json) else { return };
+        let Some(bytes) = self.encode_control(slot, id, json) else { return };
         let Some(viewer) = self.streams.viewer(slot) else { return };
         cx.clients.send(viewer.connection, bytes);
     }
 
-    /// A control frame as bytes in the viewer's form.
-    fn encode_notice(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
+    /// Encodes a control frame for the transport and format of the viewer.
+    fn encode_control(&mut self, slot: Slot, id: Option<Position>, json: &[u8]) -> Option<Vec<u8>> {
         let viewer = self.streams.viewer_mut(slot)?;
         match (&mut viewer.options.translator, viewer.options.wire) {
             (Some(translator), _) => Some(translator.translate_control(id, json)),
@@ -185,7 +185,8 @@ impl Views {
 
     // ----- answers -----
 
-    /// Answers a message of the client about the viewer's stream, after the viewer's `open`.
+    /// Answers a message of the client about the stream of the viewer. The answer is held until the `open` of the
+    /// viewer has been sent.
     pub(in crate::deliver) fn answer(&mut self, slot: Slot, json: &[u8], cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.opened {
@@ -196,12 +197,13 @@ impl Views {
     }
 
     fn send_answer(&mut self, slot: Slot, json: &[u8], cx: &mut Context<'_>) {
-        let Some(bytes) = self.encode_notice(slot, None, json) else { return };
+        let Some(bytes) = self.encode_control(slot, None, json) else { return };
         let Some(viewer) = self.streams.viewer(slot) else { return };
         cx.clients.send_answer(viewer.connection, bytes);
     }
 
-    /// Sends the answers that were held for a viewer whose `open` was sent, or who leaves a connection that stays.
+    /// Sends the answers that were held for a viewer, when its `open` has been sent or it leaves a connection that
+    /// stays open.
     pub(super) fn send_held(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(held) = self.take_held(slot, cx) else { return };
         for json in held.into_answers() {
@@ -212,7 +214,7 @@ impl Views {
         }
     }
 
-    /// Takes the answers that were held for a viewer off its connection's account.
+    /// Takes the answers that were held for a viewer, and subtracts them from the bytes that its connection holds.
     pub(super) fn take_held(&mut self, slot: Slot, cx: &mut Context<'_>) -> Option<Held> {
         let viewer = self.streams.viewer_mut(slot)?;
         let held = *viewer.held.take()?;
