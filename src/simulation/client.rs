@@ -1,4 +1,5 @@
-//! A client: its requests, how fast it reads, and the frames in the bytes that it receives.
+//! A simulated client: it sends requests, reads at its own speed, and decodes the frames in the bytes that it
+//! receives.
 
 use std::time::Duration;
 
@@ -20,21 +21,21 @@ pub(super) enum Kind {
     Many,
     /// The JSON state of a stream.
     State,
-    /// Whether a stream exists.
+    /// A `HEAD` request, which asks whether a stream exists.
     Head,
 }
 
 /// A client and its connection.
 #[allow(clippy::struct_excessive_bools, reason = "four independent facts about one client")]
 pub(super) struct Client {
-    /// The number of its connection in the poll.
+    /// The index of its connection in the poll.
     pub(super) index: usize,
     pub(super) end: ClientEnd,
     pub(super) kind: Kind,
-    /// Its viewers: one, or those of many streams.
+    /// The judges of its viewers: one, or one for each stream of a multiplexed connection.
     pub(super) viewers: Vec<Judge>,
-    /// Bytes that it reads at once; 0: it does not read.
-    pub(super) appetite: usize,
+    /// Bytes that it reads at once; 0 if it does not read.
+    pub(super) read_size: usize,
     /// Whether it has left.
     pub(super) has_left: bool,
     /// Whether its answer has ended.
@@ -43,21 +44,21 @@ pub(super) struct Client {
     pub(super) is_draining: bool,
     has_head: bool,
     input: Vec<u8>,
-    /// Its frames, if they are recorded.
+    /// Its frames, if there is a trace.
     pub(super) trace: Option<Vec<String>>,
 }
 
-/// The frames, or the end of them, in the bytes that were read.
+/// The frames in the bytes that were read, and the end of the frames as an error.
 type Frames = Vec<Result<Value, Ended>>;
 
 impl Client {
-    pub(super) const fn new(index: usize, end: ClientEnd, kind: Kind, appetite: usize) -> Self {
+    pub(super) const fn new(index: usize, end: ClientEnd, kind: Kind, read_size: usize) -> Self {
         Self {
             index,
             end,
             kind,
             viewers: Vec::new(),
-            appetite,
+            read_size,
             has_left: false,
             is_over: false,
             is_draining: false,
@@ -69,8 +70,8 @@ impl Client {
 
     // ----- sending -----
 
-    /// Sends its request.
-    pub(super) fn ask(&mut self, wanted: Option<Wanted>, streams: &[Stream]) {
+    /// Sends its first request.
+    pub(super) fn send_request(&mut self, wanted: Option<Wanted>, streams: &[Stream]) {
         const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
         let (method, headers) = match self.kind {
@@ -86,7 +87,7 @@ impl Client {
                 format!(
                     "/v1/streams/{}?after={}&wait={}&batch_ms={}{follow}",
                     streams[wanted.stream].name,
-                    spelled(wanted.after),
+                    after_parameter(wanted.after),
                     wanted.wait.as_secs(),
                     wanted.batch_ms,
                 )
@@ -102,7 +103,7 @@ impl Client {
         self.send_message(&format!(
             r#"{{"type":"subscribe","stream":"{}","after":"{}","follow":{},"wait":{},"batch_ms":{}}}"#,
             streams[wanted.stream].name,
-            spelled(wanted.after),
+            after_parameter(wanted.after),
             wanted.follow,
             wanted.wait.as_secs(),
             wanted.batch_ms,
@@ -138,7 +139,7 @@ impl Client {
 
     // ----- reading -----
 
-    /// Reads at most so many bytes and judges their frames; returns whether there were any.
+    /// Reads at most `most` bytes and judges their frames. Returns whether there were any bytes.
     pub(super) fn read(&mut self, most: usize, streams: &[Stream], now: Duration) -> bool {
         let bytes = self.end.take(most);
         self.input.extend(&bytes);
@@ -227,7 +228,7 @@ impl Client {
         let Some(viewer) = self.viewers.iter_mut().find(|viewer| {
             self.kind != Kind::Many || named == Some(streams[viewer.wanted.stream].name.as_str())
         }) else {
-            // An answer about a stream that is not subscribed to.
+            // The frame must be an answer about a stream that is not subscribed to.
             let is_answer =
                 matches!(frame["type"].as_str(), Some("status" | "pong" | "refused" | "cancel_requested"));
             return assert!(is_answer, "a frame of no subscription: {frame}");
@@ -258,11 +259,11 @@ impl Client {
         }
     }
 
-    /// The connection has ended without a close frame.
+    /// Handles the end of a connection without a close frame.
     fn end_of_stream(&mut self, streams: &[Stream], now: Duration) {
-        let is_excused = self.has_left || self.is_draining || self.appetite == 0;
+        let may_end = self.has_left || self.is_draining || self.read_size == 0;
         let ended = match (self.kind, self.viewers.first()) {
-            _ if is_excused => Ended::Gone,
+            _ if may_end => Ended::Gone,
             (Kind::Sse, Some(viewer)) => {
                 let stream = &streams[viewer.wanted.stream];
                 let had = viewer.position.unwrap_or_default();
@@ -284,7 +285,7 @@ impl Client {
 
     // ----- leaving -----
 
-    /// Resets the connection, or ends its sending side.
+    /// Leaves: resets the connection, or ends only its sending side.
     pub(super) fn leave(&mut self, is_abrupt: bool) {
         self.has_left = true;
         if is_abrupt {
@@ -296,7 +297,7 @@ impl Client {
     }
 }
 
-/// The first frame of a server: its first byte, its payload, and its length.
+/// Decodes the first frame of the server in the input: its first byte, its payload, and its whole length.
 fn frame(input: &[u8]) -> Option<(u8, &[u8], usize)> {
     let (&first, rest) = input.split_first()?;
     let (begin, len) = match *rest.first()? {
@@ -307,7 +308,7 @@ fn frame(input: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((first, input.get(begin..begin + len)?, begin + len))
 }
 
-fn spelled(after: After) -> String {
+fn after_parameter(after: After) -> String {
     match after {
         After::At(position) => position.to_string(),
         After::Last => "last".to_owned(),

@@ -1,5 +1,6 @@
-//! The judge of the frames of one viewer. It knows only what was written: each piece after the viewer's start must come
-//! once and in order, or be covered by a gap and removed; and the frames must end for the right reason.
+//! Judges the frames of one viewer against the entries that were written. Each piece after the start of the viewer
+//! must arrive once and in order, or have been removed and be covered by a gap; and the frames must end for the right
+//! reason.
 
 use std::time::Duration;
 
@@ -8,22 +9,22 @@ use serde_json::Value;
 use super::streams::{Content, Piece, Stream, Written};
 use crate::model::{After, EntryId, Position};
 
-/// How old the state of a stream in `open` may be, and how far live text may lag behind: a viewer may share a read that
-/// was made before it came.
+/// How old the information may be on which `open` and the end of a stream are based: a viewer may share a read that
+/// was made before it connected.
 const SHARED_FOR: Duration = Duration::from_secs(5);
 
 /// A viewer's request.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
-    /// The stream, by its number.
+    /// The index of the stream.
     pub(super) stream: usize,
     pub(super) after: After,
     pub(super) follow: bool,
     pub(super) wait: Duration,
     pub(super) batch_ms: usize,
-    /// When it was requested.
+    /// When the viewer requested it.
     pub(super) at: Duration,
-    /// The newest entry and generation at that time.
+    /// The newest entry and the newest generation of the stream at that time.
     pub(super) tip: EntryId,
     pub(super) generation: usize,
 }
@@ -39,18 +40,18 @@ pub(super) enum Ended {
     Gone,
 }
 
-/// The frames of a viewer so far.
+/// The judge of a viewer, with the frames so far.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
     pub(super) wanted: Wanted,
     /// The position up to which the client has everything; `None` before `open`.
     pub(super) position: Option<Position>,
-    /// The position of the last gap, until a frame follows it.
+    /// The `after` of the last gap, until a frame follows it.
     gap_after: Option<Position>,
     /// Whether a frame has come since `open`.
     has_begun: bool,
     pub(super) ended: Option<Ended>,
-    /// The last state of the stream that the viewer was sent.
+    /// The state of the stream that the viewer was sent last.
     pub(super) status: String,
 }
 
@@ -66,12 +67,13 @@ impl Judge {
 
     /// Judges a frame.
     pub(super) fn take(&mut self, frame: &Value, stream: &Stream, now: Duration) {
-        assert!(self.ended.is_none(), "a frame behind the end: {frame}");
+        assert!(self.ended.is_none(), "a frame after the end: {frame}");
         let kind = frame["type"].as_str().expect("a frame has a type");
         if kind == "open" {
             return self.open(frame, stream, now);
         }
-        // Without Redis, the start of a viewer that did not name a position is not known.
+        // Without Redis, the start of a viewer that named no position is unknown, and `degraded` may come before
+        // `open`.
         let is_unknown = !matches!(self.wanted.after, After::At(_)) && frame["state"] == "degraded";
         assert!(self.position.is_some() || is_unknown, "`open` comes first: {frame}");
         match kind {
@@ -118,21 +120,22 @@ impl Judge {
 
     fn gap(&mut self, frame: &Value, stream: &Stream) {
         let had = self.position.unwrap_or_default();
-        let told_after = position(&frame["after"]);
-        // A gap does not change the client's last id. More may be removed before the next frame.
-        let is_longer = self.gap_after.replace(told_after) == Some(told_after);
-        let after = if is_longer { had } else { told_after };
+        let sent_after = position(&frame["after"]);
+        // A gap does not change the last id of the client. If more is removed before the next frame, a second gap with
+        // the same `after` extends the first.
+        let is_longer = self.gap_after.replace(sent_after) == Some(sent_after);
+        let after = if is_longer { had } else { sent_after };
         let next = frame["next"].as_str().map(|id| id.parse::<EntryId>().expect("an id"));
         let next = next.expect("every gap has a next id here");
         let passed: Vec<&Piece> =
             pieces(stream).filter(|piece| piece.at > had && piece.at <= after).collect();
-        assert!(after >= had && passed.is_empty(), "a gap after {after} for who has {had}");
+        assert!(after >= had && passed.is_empty(), "a gap after {after} for a viewer at {had}");
         let is_missing =
             |written: &&Written| Position::whole(written.entry.id) > after && written.entry.id < next;
         let is_all = frame["id"].is_string();
         let missing: Vec<&Written> = stream.log.iter().filter(is_missing).collect();
         for written in &missing {
-            assert!(written.is_removed, "{} is there: {frame}", written.entry.id);
+            assert!(written.is_removed, "{} still exists: {frame}", written.entry.id);
         }
         let is_nothing = missing.is_empty() && !is_all;
         assert!(!is_nothing || frame["lost"].is_null() && !is_longer, "nothing is missing: {frame}");
@@ -156,13 +159,13 @@ impl Judge {
         let had = self.position.unwrap_or_default();
         let id = position(&frame["id"]);
         if !self.has_begun && id <= had && matches!(kind, "end" | "error") {
-            // A viewer that has all of a finished answer is sent its end again.
+            // A viewer that already has all of a finished answer is sent its end again.
             self.has_begun = true;
             return;
         }
-        assert!(id > had, "{id} comes again behind {had}: {frame}");
-        // A deleted stream of which the viewer has nothing is not missed.
+        assert!(id > had, "{id} is repeated after {had}: {frame}");
         self.gap_after = None;
+        // A viewer that has no frame yet need not get the entries of a stream that was deleted.
         let life = stream.life_at(id);
         let is_unseen = !self.has_begun && had == Position::ZERO;
         self.has_begun = true;
@@ -205,7 +208,7 @@ impl Judge {
         match ended {
             Ended::Gone => {}
             Ended::NotFound => {
-                assert!(stream.was_missing(self.wanted.at, now), "{} was there all the time", stream.name);
+                assert!(stream.was_missing(self.wanted.at, now), "{} existed all the time", stream.name);
             }
             Ended::Over => {
                 assert!(!self.wanted.follow, "a follower's stream is never over: {self:?}");
@@ -215,7 +218,7 @@ impl Judge {
                 if let Some((written, _)) = next {
                     let is_later =
                         written.at >= self.wanted.at.saturating_sub(SHARED_FOR) || written.is_removed;
-                    assert!(is_later, "{} was there when {had} was called the end", written.entry.id);
+                    assert!(is_later, "{} existed when {had} was reported as the end", written.entry.id);
                 }
                 let newest = pieces_written(stream).take_while(|(_, piece)| piece.at <= had).last();
                 assert!(newest.is_some_and(|(written, _)| written.is_end), "{had} is no end");
@@ -223,8 +226,8 @@ impl Judge {
         }
     }
 
-    /// Judges the viewer when nothing is pending any more: it must have everything.
-    pub(super) fn rest(&self, stream: &Stream) {
+    /// Judges the viewer when nothing is pending: it must have everything.
+    pub(super) fn check_complete(&self, stream: &Stream) {
         let newest = stream.log.iter().rev().find(|written| !written.pieces.is_empty());
         let is_over = newest.is_some_and(|newest| newest.is_end && !newest.is_removed);
         assert!(
@@ -239,8 +242,8 @@ impl Judge {
         let had = self.position.unwrap_or_else(|| panic!("{self:?} got no frame of {}", stream.name));
         let left = pieces(stream).find(|piece| piece.at > had);
         assert!(left.is_none(), "{self:?} misses {left:?} of {}", stream.name);
-        let is_told = matches!(self.status.as_str(), "live" | "stalled" | "ended" | "failed");
-        assert!(is_told, "{self:?} of {}", stream.name);
+        let is_current = matches!(self.status.as_str(), "live" | "stalled" | "ended" | "failed");
+        assert!(is_current, "{self:?} of {}", stream.name);
     }
 }
 
@@ -252,7 +255,7 @@ fn pieces(stream: &Stream) -> impl Iterator<Item = &Piece> {
     pieces_written(stream).map(|(_, piece)| piece)
 }
 
-/// The position right before an entry.
+/// The position of the entry before this one.
 fn before(stream: &Stream, id: EntryId) -> Position {
     let passed = stream.log.iter().rev().find(|written| written.entry.id < id);
     passed.map_or(Position::ZERO, |written| Position::whole(written.entry.id))

@@ -1,21 +1,22 @@
-//! A seeded simulation of a whole delivery thread, in one thread, without sockets and with a clock of its own.
+//! A simulation of a whole delivery thread from a seed: it runs in one thread, without sockets, and with a clock of
+//! its own.
 //!
 //! ```text
 //!  streams ──▶ replays, transform, watcher, recorder ◀──queues──▶ the delivery thread ◀──memory──▶ clients ──▶ judges
 //! ```
 //!
-//! The delivery thread, the decoder and [`conclude`](crate::transform::history::conclude) are the real ones; models stand
-//! for the other threads. Random numbers choose the next event: entries are written, trimmed and deleted; replay threads
-//! answer late, in any order, or report that Redis is away; live reading breaks; queues are full; clients of all kinds
-//! connect, read slowly, and leave with or without a word. A judge for each viewer compares its frames with the entries
-//! that the simulation wrote, without the decoder ([`judge`]).
+//! The delivery thread, the decoder and [`conclude`](crate::transform::history::conclude) are the real ones; models
+//! replace the other threads. Random numbers choose the next event: entries are written, trimmed and deleted; replay
+//! threads answer late, in any order, or report that Redis is unavailable; live reading breaks; queues are full;
+//! clients of all kinds connect, read slowly, and leave with or without closing their connection. A judge for each
+//! viewer compares its frames with the entries that the simulation wrote, without the decoder ([`judge`]).
 //!
-//! Each run ends in two steps. First writing stops and everything pending is finished: each viewer must have everything,
-//! and the answers that are over must have ended. Then all clients leave or the instance drains: nothing may be held for
-//! them any more, and the thread must wake up for its tick alone.
+//! Each run ends in two steps. First, writing stops and all pending work is finished: each viewer must have
+//! everything, and answers about finished streams must have ended. Then all clients leave or the instance drains:
+//! nothing may be held for them any more, and the thread may wake up only for its periodic work.
 //!
-//! A failing seed prints its number and the last events. `SIMULATION_SEED=n` runs one seed, `SIMULATION_SEEDS=n` runs n
-//! new ones, as `tests/run.sh --long` does. The same seed always does the same.
+//! A failing seed prints its number and the last events. `SIMULATION_SEED=n` runs one seed, `SIMULATION_SEEDS=n` runs
+//! n new ones, as `tests/run.sh --long` does. A seed always produces the same run.
 //!
 //! Not simulated: sockets and the poll (`tests/integration`), the real transform and replay threads, other formats,
 //! generations that end without an entry, failovers.
@@ -30,9 +31,9 @@ use std::panic::{self, AssertUnwindSafe};
 
 use world::World;
 
-/// Seeds that run each time.
+/// Seeds of a normal test run.
 const SEEDS: u64 = 200;
-/// Events of each, before its end.
+/// Random events of each seed before it settles.
 const STEPS: usize = 500;
 
 fn run(world: &mut World) {
@@ -43,7 +44,7 @@ fn run(world: &mut World) {
     world.end();
 }
 
-/// Runs a seed. One that fails is run again with a trace.
+/// Runs a seed. If it fails, it is run again with a trace.
 fn run_seed(seed: u64) {
     let Err(panic) = panic::catch_unwind(|| run(&mut World::new(seed, false))) else { return };
     let mut world = World::new(seed, true);

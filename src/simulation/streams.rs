@@ -1,18 +1,18 @@
-//! Streams as Redis keeps them, and the producers that write them. What each entry means is noted when it is written,
-//! without the decoder under test.
+//! Streams as Redis stores them, and the producers that write them. The content of each entry is recorded when it is
+//! written, without the decoder under test.
 
 use std::time::Duration;
 
 use crate::fuzzing::Numbers;
 use crate::model::{Entry, EntryId, Fields, KeyFacts, Position, StreamName};
 
-/// The moment at which the simulation begins, in ms since 1970.
+/// The time at which the simulation begins, in ms since 1970.
 pub(super) const EPOCH_MS: u64 = 1_763_800_000_000;
 
-/// The content of an entry for clients: one frame, or a part of a merged one.
+/// A piece of the content of an entry, which clients get as one frame or as a part of a merged one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// The position of a client that has it.
+    /// The position of a client that has received it.
     pub(super) at: Position,
     pub(super) content: Content,
 }
@@ -20,13 +20,13 @@ pub(super) struct Piece {
 /// The kinds of content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Text of a channel, which may be merged with its neighbours.
+    /// Text of a channel, which may be merged with the text before and after it.
     Text { channel: &'static str, text: String },
     /// A frame of its own, of this `type`.
     Whole(&'static str),
 }
 
-/// An entry that was written. It may have been removed since.
+/// An entry that was written, and may have been removed since.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) entry: Entry,
@@ -36,7 +36,8 @@ pub(super) struct Written {
     pub(super) is_end: bool,
     /// Its generation, counted from 1.
     pub(super) generation: usize,
-    /// The life of the key to which it belongs: a key that is recreated has another one.
+    /// The number of times that the key had been created when the entry was written: a stream that is deleted and
+    /// created again begins another life.
     pub(super) life: usize,
     pub(super) is_removed: bool,
 }
@@ -46,7 +47,7 @@ pub(super) struct Written {
 enum Form {
     /// Native objects, with `seq` or without.
     Native { numbered: bool },
-    /// Chunks of an OpenAI-compatible server. One may give two frames.
+    /// Chunks of an OpenAI-compatible server. One chunk may become two frames.
     OpenAi,
 }
 
@@ -66,16 +67,16 @@ pub(super) struct Stream {
     pub(super) log: Vec<Written>,
     /// Whether its key exists.
     pub(super) exists: bool,
-    /// The index in the log of the key's first entry, trimmed or not.
+    /// The index in the log of the first entry of the key, even if that was trimmed.
     begin: usize,
-    /// The index in the log of the oldest entry that is left.
+    /// The index in the log of the oldest entry that remains.
     first: usize,
-    /// The current life of the key.
+    /// The number of times that the key has been created.
     life: usize,
     generation: usize,
     writing: Option<Writing>,
-    /// When the key was created and deleted, alternately.
-    pub(super) turns: Vec<Duration>,
+    /// When the key was created and deleted, in turn.
+    pub(super) key_changes: Vec<Duration>,
 }
 
 impl Stream {
@@ -90,7 +91,7 @@ impl Stream {
             life: 0,
             generation: 0,
             writing: None,
-            turns: Vec::new(),
+            key_changes: Vec::new(),
         }
     }
 
@@ -100,8 +101,8 @@ impl Stream {
     pub(super) fn facts(&self) -> KeyFacts {
         KeyFacts {
             last_generated: self.tip(),
-            first: self.left().first().map(|written| written.entry.id),
-            length: self.left().len() as u64,
+            first: self.remaining().first().map(|written| written.entry.id),
+            length: self.remaining().len() as u64,
             added: Some((self.log.len() - self.begin) as u64),
             max_deleted: None,
         }
@@ -112,41 +113,42 @@ impl Stream {
         self.log.last().map_or(EntryId::ZERO, |written| written.entry.id)
     }
 
-    /// The entries that are left.
-    pub(super) fn left(&self) -> &[Written] {
+    /// The entries that remain.
+    pub(super) fn remaining(&self) -> &[Written] {
         if self.exists { &self.log[self.first..] } else { &[] }
     }
 
-    /// At most `most` entries from `from` to `until`, and whether these are all.
+    /// At most `most` entries from `from` to `until`, and whether these are all of them.
     pub(super) fn range(&self, from: EntryId, until: EntryId, most: usize) -> (Vec<Entry>, bool) {
-        let left = self.left();
-        let start = left.partition_point(|written| written.entry.id < from);
-        let end = left.partition_point(|written| written.entry.id <= until).max(start);
+        let remaining = self.remaining();
+        let start = remaining.partition_point(|written| written.entry.id < from);
+        let end = remaining.partition_point(|written| written.entry.id <= until).max(start);
         let kept = end.min(start + most);
-        let entries = left[start..kept].iter().map(|written| written.entry.clone()).collect();
+        let entries = remaining[start..kept].iter().map(|written| written.entry.clone()).collect();
         (entries, kept == end)
     }
 
-    /// Whether a live reader that has passed `after`, in that life of the key, can read on without missing an entry.
+    /// Whether a live reader that has passed `after` in this life of the key can continue without missing an entry.
     pub(super) fn can_follow(&self, after: EntryId, life: usize) -> bool {
         let follows = |first: &Written| {
             let removed = &self.log[self.begin..self.first];
             removed.last().is_none_or(|last| last.entry.id <= after) || first.entry.id <= after
         };
-        let is_whole = match self.left().first() {
+        let is_whole = match self.remaining().first() {
             Some(first) => follows(first),
             None => after >= self.tip(),
         };
         self.exists && self.life == life && is_whole
     }
 
-    /// The life of the key in which `position` is.
+    /// The life of the key to which `position` belongs.
     pub(super) fn life_at(&self, position: Position) -> usize {
         let passed = self.log.iter().rev().find(|written| written.entry.id <= position.id);
         passed.map_or(self.life, |written| written.life)
     }
 
-    /// Whether the newest generation was finished at some time in this period, and whether it was unfinished at some time.
+    /// Whether the newest generation was finished at any time in this period, and whether it was unfinished at any
+    /// time in it.
     pub(super) fn was_over(&self, from: Duration, to: Duration) -> (bool, bool) {
         let mut ends = self.log.iter().filter(|written| !written.pieces.is_empty()).peekable();
         let (mut over, mut open) = (false, ends.peek().is_none_or(|first| first.at >= from));
@@ -160,16 +162,16 @@ impl Stream {
         (over, open)
     }
 
-    /// Whether the key did not exist at some time in this period.
+    /// Whether the key did not exist at any time in this period.
     pub(super) fn was_missing(&self, from: Duration, to: Duration) -> bool {
-        let mut turns = self.turns.iter();
+        let mut key_changes = self.key_changes.iter();
         let mut gone_since = Duration::ZERO;
         loop {
-            let made_at = turns.next().copied().unwrap_or(Duration::MAX);
+            let made_at = key_changes.next().copied().unwrap_or(Duration::MAX);
             if gone_since <= to && made_at >= from {
                 return true;
             }
-            match turns.next() {
+            match key_changes.next() {
                 Some(&gone_at) => gone_since = gone_at,
                 None => return false,
             }
@@ -178,14 +180,14 @@ impl Stream {
 
     // ----- writing -----
 
-    /// Writes the next entry; `ends`: it ends the generation.
+    /// Writes the next entry, which ends its generation if `ends`.
     pub(super) fn write(&mut self, numbers: &mut Numbers, (now, ends): (Duration, bool)) {
         if !self.exists {
             self.exists = true;
             self.life += 1;
             (self.begin, self.first) = (self.log.len(), self.log.len());
             self.writing = None;
-            self.turns.push(now);
+            self.key_changes.push(now);
         }
         let id = self.next_id(now);
         let mut writing = self.writing.take().unwrap_or_else(|| {
@@ -245,7 +247,7 @@ impl Stream {
                 _ => (r#"{"type":"end","finish_reason":"stop""#.to_owned(), Some(Content::Whole("end"))),
             };
         }
-        // Without a `start` a generation begins with its first text.
+        // A generation without a `start` begins with its first text.
         if !writing.has_started && numbers.below(3) > 0 {
             let open =
                 format!(r#"{{"type":"start","generation":"{}.{}""#, self.name.session(), self.generation);
@@ -268,8 +270,8 @@ impl Stream {
 
     // ----- removing -----
 
-    /// Trims the oldest entries. A recreated stream is not trimmed, because its removed entries cannot be told from those
-    /// of its predecessor.
+    /// Trims the oldest entries. A recreated stream is not trimmed, because its removed entries could not be
+    /// distinguished from those of the stream before it.
     pub(super) fn trim(&mut self, count: usize) {
         if self.life > 1 || !self.exists {
             return;
@@ -284,7 +286,7 @@ impl Stream {
         if self.exists {
             self.log[self.first..].iter_mut().for_each(|written| written.is_removed = true);
             self.exists = false;
-            self.turns.push(now);
+            self.key_changes.push(now);
         }
     }
 
@@ -294,7 +296,7 @@ impl Stream {
     }
 }
 
-/// A text that no other entry of the stream has, sometimes a long one.
+/// A text that no other entry of the stream has. Some texts are long.
 fn text(numbers: &mut Numbers, id: EntryId) -> String {
     let fill = match numbers.below(40) {
         0 => 3_000,
@@ -304,7 +306,7 @@ fn text(numbers: &mut Numbers, id: EntryId) -> String {
     format!("{}.{}{} ", id.ms - EPOCH_MS, id.n, "x".repeat(fill))
 }
 
-/// A chunk of an OpenAI-compatible server, or its end, and the content.
+/// A chunk of an OpenAI-compatible server, or its end mark, with the content of it.
 fn openai(numbers: &mut Numbers, writing: &Writing, (id, ends): (EntryId, bool)) -> (String, Vec<Piece>) {
     if ends {
         let content = Content::Whole("end");

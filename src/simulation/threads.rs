@@ -1,5 +1,5 @@
-//! Models of the other threads as a delivery thread sees them: replay and transform threads, the watcher, the recorder.
-//! Each works only when it is called, so its answers may be late, in any order, or failures.
+//! Models of the other threads as a delivery thread sees them: replay and transform threads, the watcher, the
+//! recorder. Each model works only when it is called, so its answers may be late, in any order, or failures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::transform::history::{ReplayClock, ReplayObserver, conclude};
 pub(super) struct Queues {
     pub(super) inbox: Sender<ToDelivery>,
     pub(super) history: Sender<ToDelivery>,
-    /// The delivery thread's own ends of these two.
-    pub(super) mail: [Receiver<ToDelivery>; 2],
+    /// The ends of `inbox` and `history` from which the delivery thread receives.
+    pub(super) receivers: [Receiver<ToDelivery>; 2],
     pub(super) missed: Arc<Mutex<Missed>>,
     pub(super) replays: Receiver<ReplayRequest>,
     pub(super) control: Receiver<Control>,
@@ -32,10 +32,10 @@ pub(super) struct Queues {
     pub(super) receipts: Receiver<Receipt>,
 }
 
-/// Ignores the findings of reads.
-struct Nobody;
+/// Ignores what reads observe, except for undecodable entries, which must not occur.
+struct IgnoreFindings;
 
-impl ReplayObserver for Nobody {
+impl ReplayObserver for IgnoreFindings {
     fn dropped(&mut self, _: &StreamName, _: DropReason) {}
     fn undecodable(&mut self, _: &StreamName, _: &Entry, flaw: Flaw) {
         panic!("an entry of the script could not be understood: {flaw:?}");
@@ -44,35 +44,35 @@ impl ReplayObserver for Nobody {
     fn over(&mut self, _: &StreamName, _: EntryId, _: &StreamState) {}
 }
 
-/// The replay threads, and the transform thread as far as it decodes their reads.
+/// Models the replay threads, and that part of the transform thread which decodes their reads.
 #[derive(Default)]
 pub(super) struct Replays {
-    /// Not read yet.
-    asked: Vec<ReplayRequest>,
-    /// Read, and not decoded yet.
+    /// Requests that have not been read.
+    requested: Vec<ReplayRequest>,
+    /// Reads that have not been decoded.
     read: Vec<ReplayBatch>,
 }
 
 impl Replays {
-    /// How many are pending.
+    /// The number of pending requests and reads.
     pub(super) fn len(&self) -> usize {
-        self.asked.len() + self.read.len()
+        self.requested.len() + self.read.len()
     }
 
-    /// Takes requests; returns their streams and jobs.
+    /// Takes at most `most` requests. Returns their streams and jobs.
     pub(super) fn take(&mut self, queues: &Queues, most: usize) -> Vec<(StreamName, crate::message::Slot)> {
         let requests = std::iter::from_fn(|| queues.replays.try_recv()).take(most);
-        let begin = self.asked.len();
-        self.asked.extend(requests);
-        self.asked[begin..].iter().map(|request| (request.stream.clone(), request.job.slot)).collect()
+        let begin = self.requested.len();
+        self.requested.extend(requests);
+        self.requested[begin..].iter().map(|request| (request.stream.clone(), request.job.slot)).collect()
     }
 
-    /// Reads for one of the requests; `is_down`: Redis is away.
+    /// Reads for one of the requests. Redis is unavailable if `is_down`.
     pub(super) fn read(&mut self, streams: &[Stream], numbers: &mut Numbers, is_down: bool) {
-        if self.asked.is_empty() {
+        if self.requested.is_empty() {
             return;
         }
-        let request = self.asked.swap_remove(numbers.below(self.asked.len()));
+        let request = self.requested.swap_remove(numbers.below(self.requested.len()));
         let read = match streams.iter().find(|stream| stream.name == request.stream) {
             _ if is_down => ReplayRead::Unavailable,
             Some(stream) if stream.exists => found(stream, &request, numbers),
@@ -81,7 +81,7 @@ impl Replays {
         self.read.push(ReplayBatch { request, read, read_us: 0, held: None });
     }
 
-    /// Decodes one of the reads and sends the outcome; `defers`: there is no room for dead letters.
+    /// Decodes one of the reads and sends the outcome. There is no room for dead letters if `defers`.
     pub(super) fn answer(&mut self, queues: &Queues, numbers: &mut Numbers, defers: bool) {
         if self.read.is_empty() {
             return;
@@ -97,7 +97,7 @@ impl Replays {
             appeared_us: None,
             known: None,
         };
-        let outcome = match conclude(batch, clock, &mut Nobody) {
+        let outcome = match conclude(batch, clock, &mut IgnoreFindings) {
             _ if defers => ReplayOutcome::Deferred,
             outcome => outcome,
         };
@@ -119,7 +119,7 @@ impl Replays {
 /// The result of a read of the stream, sometimes with fewer entries than requested.
 fn found(stream: &Stream, request: &ReplayRequest, numbers: &mut Numbers) -> ReplayRead {
     let facts = stream.facts();
-    let behind = |position: Position| match position {
+    let next_id = |position: Position| match position {
         Position::ZERO => EntryId::ZERO,
         Position { id, .. } if position.covers_entry() => id.next().unwrap_or(EntryId::MAX),
         Position { id, .. } => id,
@@ -127,9 +127,9 @@ fn found(stream: &Stream, request: &ReplayRequest, numbers: &mut Numbers) -> Rep
     let (from, until) = match &request.step {
         ReplayStep::Open { .. } => (EntryId::ZERO, EntryId::MAX),
         ReplayStep::Probe => (EntryId::MAX, EntryId::ZERO),
-        ReplayStep::Search(search) => (behind(Position::whole(search.from)), EntryId::MAX),
-        ReplayStep::State(search) => (behind(Position::whole(search.from)), EntryId::MAX),
-        ReplayStep::Continue { from, until } => (behind(from.position), until.unwrap_or(EntryId::MAX)),
+        ReplayStep::Search(search) => (next_id(Position::whole(search.from)), EntryId::MAX),
+        ReplayStep::State(search) => (next_id(Position::whole(search.from)), EntryId::MAX),
+        ReplayStep::Continue { from, until } => (next_id(from.position), until.unwrap_or(EntryId::MAX)),
     };
     let most = if numbers.below(4) == 0 { 1 + numbers.below(4) } else { request.count };
     let (entries, exhausted) = stream.range(from, until, most.min(request.count));
@@ -145,14 +145,14 @@ struct Live {
     watermark: Arc<AckWatermark>,
 }
 
-/// The transform thread and its reader.
+/// Models the transform thread and its reader.
 #[derive(Default)]
 pub(super) struct Transform {
     live: BTreeMap<StreamName, Live>,
 }
 
 impl Transform {
-    /// Carries out at most so many commands.
+    /// Carries out at most `most` commands.
     pub(super) fn apply(&mut self, queues: &Queues, streams: &[Stream], most: usize) {
         for control in std::iter::from_fn(|| queues.control.try_recv()).take(most) {
             match control {
@@ -194,7 +194,7 @@ impl Transform {
         self.live.keys().cloned().collect()
     }
 
-    /// Reads at most so many further entries of a stream, and returns their frames. Live reading breaks if entries are
+    /// Reads at most `most` further entries of a stream, and returns their frames. Live reading breaks if entries are
     /// missing.
     pub(super) fn read(&mut self, queues: &Queues, stream: &Stream, most: usize) -> Option<LiveFrames> {
         let live = self.live.get_mut(&stream.name)?;
@@ -220,7 +220,7 @@ impl Transform {
         Some(LiveFrames { hub: live.hub, frames, passed })
     }
 
-    /// Sends frames; a delivery thread without room for them is detached.
+    /// Sends live frames. If the inbox has no room for them, the delivery thread is detached from their streams.
     pub(super) fn send(&mut self, queues: &Queues, news: Vec<LiveFrames>) {
         let bytes = news.iter().flat_map(|news| &news.frames).map(|frame| frame.json().len()).sum();
         let Err(SendError::Full(ToDelivery::Live { news, .. })) =
@@ -234,13 +234,13 @@ impl Transform {
         }
     }
 
-    /// Live reading of the stream breaks.
+    /// Breaks the live reading of the stream.
     pub(super) fn break_live(&mut self, queues: &Queues, stream: &StreamName) {
         self.send_about(queues, stream, |hub| ToDelivery::Broken { hub });
         self.live.remove(stream);
     }
 
-    /// The stream's producer falls silent.
+    /// Stalls the producer of the stream, if its generation is unfinished.
     pub(super) fn stall(&mut self, queues: &Queues, stream: &Stream) {
         if let Some(live) = self.live.get_mut(&stream.name)
             && stream.is_open()
@@ -259,50 +259,50 @@ impl Transform {
     }
 }
 
-/// The watcher.
+/// Models the watcher.
 #[derive(Default)]
 pub(super) struct Watcher {
-    waited: BTreeSet<StreamName>,
+    awaited: BTreeSet<StreamName>,
 }
 
 impl Watcher {
-    /// Takes requests, and reports the names that exist.
+    /// Takes requests, and reports the streams that are waited for and exist.
     pub(super) fn work(&mut self, queues: &Queues, streams: &[Stream]) {
         while let Some(request) = queues.watcher_requests.try_recv() {
             match request {
-                WatcherRequest::Wait { stream, .. } => drop(self.waited.insert(stream)),
-                WatcherRequest::Forget { stream, .. } => drop(self.waited.remove(&stream)),
+                WatcherRequest::Wait { stream, .. } => drop(self.awaited.insert(stream)),
+                WatcherRequest::Forget { stream, .. } => drop(self.awaited.remove(&stream)),
             }
         }
         for stream in streams.iter().filter(|stream| stream.exists) {
-            if self.waited.contains(&stream.name)
+            if self.awaited.contains(&stream.name)
                 && queues.inbox.try_send(ToDelivery::Appeared(stream.name.clone())).is_ok()
             {
-                self.waited.remove(&stream.name);
+                self.awaited.remove(&stream.name);
             }
         }
     }
 
-    /// How many names are waited for.
+    /// The number of streams that are waited for.
     pub(super) fn len(&self) -> usize {
-        self.waited.len()
+        self.awaited.len()
     }
 }
 
-/// A message that the recorder is to write.
+/// A message for the recorder to write.
 enum Record {
     Cancel(Asker),
     Ack(Asker, Position),
 }
 
-/// The recorder.
+/// Models the recorder.
 #[derive(Default)]
 pub(super) struct Recorder {
     taken: Vec<Record>,
 }
 
 impl Recorder {
-    /// Takes messages, and writes one of them or fails to.
+    /// Takes messages, then writes one of them or fails to, and answers it.
     pub(super) fn work(&mut self, queues: &Queues, numbers: &mut Numbers) {
         self.taken.extend(
             std::iter::from_fn(|| queues.cancels.try_recv()).map(|asked| Record::Cancel(asked.asker)),
@@ -325,7 +325,7 @@ impl Recorder {
             Record::Cancel(asker) => ToDelivery::CancelAnswered(asker, outcome),
             Record::Ack(asker, id) => ToDelivery::AckAnswered(asker, id, outcome),
         };
-        // The answer is sent again later.
+        // The inbox is full: answer this message later.
         if let Err(SendError::Full(back)) = queues.inbox.try_send(message) {
             self.taken.insert(
                 0,
@@ -338,7 +338,7 @@ impl Recorder {
         }
     }
 
-    /// How many messages are yet to be written.
+    /// The number of messages that have not been written.
     pub(super) fn len(&self) -> usize {
         self.taken.len()
     }

@@ -1,4 +1,4 @@
-//! The surroundings of one delivery thread: its clock, the streams, the other threads and the clients, and the random
+//! The environment of one delivery thread: its clock, the streams, the other threads and the clients, and the random
 //! choice of the next event.
 
 use std::sync::Arc;
@@ -27,20 +27,22 @@ use crate::security::rate::Rates;
 use crate::stop::Stop;
 use crate::swap::Swap;
 
-/// Streams, clients at a time, and entries that a stream has at most.
+/// The number of streams.
 const STREAMS: usize = 4;
+/// Clients that are connected at the same time, at most.
 const CLIENTS_MAX: usize = 10;
+/// Entries that are written to one stream, at most.
 const ENTRIES_MAX: usize = 120;
-/// How long a client waits for a name at most, in seconds.
+/// How long a client waits for a stream to exist, at most, in seconds.
 const WAIT_MAX_S: usize = 4;
-/// Rounds that may follow one another with no other event.
+/// Rounds that may follow each other without any other event. More mean that the thread never sleeps.
 const BUSY_ROUNDS_MAX: usize = 2_000;
-/// Turns of all threads and clients until nothing is left to do.
-const TURNS_MAX: usize = 2_000;
-/// Requests for history that are taken before others have been answered.
+/// Iterations in which all threads and clients must finish their pending work.
+const ITERATIONS_MAX: usize = 2_000;
+/// Requests for history that the replay threads have in progress, at most.
 const READS_AT_ONCE: usize = 12;
 
-/// The delivery thread and its surroundings.
+/// The delivery thread and its environment.
 pub(super) struct World {
     base: Instant,
     pub(super) now: Duration,
@@ -55,12 +57,12 @@ pub(super) struct World {
     clients: Vec<Client>,
     registry: Arc<Registry>,
     draining: Stop,
-    /// When the thread wakes up; `None`: it has ended.
+    /// When the thread wakes up; `None` if it has ended.
     sleeps_until: Option<Duration>,
     is_woken: bool,
-    /// Until when Redis is away.
+    /// The time until which Redis is unavailable.
     is_down_until: Duration,
-    /// The events so far, if they are recorded.
+    /// The events so far, if there is a trace.
     trace: Option<Vec<String>>,
 }
 
@@ -107,9 +109,9 @@ impl World {
         events
     }
 
-    // ----- the course of a run -----
+    // ----- running -----
 
-    /// One event, chosen at random.
+    /// Runs one event, chosen at random.
     pub(super) fn step(&mut self) {
         match self.numbers.below(100) {
             0..22 => self.write(),
@@ -126,7 +128,7 @@ impl World {
             80..84 => self.connect(),
             84..87 => self.send_message(),
             87..90 => self.leave(),
-            90..92 => self.work_for_others(),
+            90..92 => self.run_other_threads(),
             92..94 => self.disturb(),
             _ => self.transform.apply(&self.queues, &self.streams, 1 + self.numbers.below(3)),
         }
@@ -136,13 +138,13 @@ impl World {
             7..60 => 2_000,
             _ => 50,
         });
-        // The thread may be late.
+        // A round that is due is sometimes skipped, as if the thread were late.
         if self.is_due() && self.numbers.below(4) > 0 {
             self.round();
         }
     }
 
-    /// Writing stops, and everything pending is finished: each viewer must have everything.
+    /// Stops writing and finishes all pending work. Then each viewer must have everything.
     pub(super) fn settle(&mut self) {
         self.note(|_| "writing stops".to_owned());
         self.is_down_until = self.now;
@@ -151,17 +153,17 @@ impl World {
                 self.streams[index].write(&mut self.numbers, (self.now, true));
             }
         }
-        for client in self.clients.iter_mut().filter(|client| client.appetite == 0) {
+        for client in self.clients.iter_mut().filter(|client| client.read_size == 0) {
             client.leave(true);
         }
-        self.rest(12);
-        let here = self.clients.iter().filter(|client| !client.has_left);
-        for viewer in here.flat_map(|client| &client.viewers) {
-            viewer.rest(&self.streams[viewer.wanted.stream]);
+        self.pass_time(12);
+        let present = self.clients.iter().filter(|client| !client.has_left);
+        for viewer in present.flat_map(|client| &client.viewers) {
+            viewer.check_complete(&self.streams[viewer.wanted.stream]);
         }
     }
 
-    /// All clients leave, or the instance drains: nothing may be held for them any more.
+    /// Lets all clients leave, or drains the instance. Then nothing may be held for the clients any more.
     pub(super) fn end(&mut self) {
         let drains = self.numbers.below(3) == 0;
         self.note(|_| format!("all clients leave; drains: {drains}"));
@@ -171,10 +173,10 @@ impl World {
         } else {
             self.clients.iter_mut().for_each(|client| client.leave(true));
         }
-        self.rest(6);
-        // A thread that ends drops the messages for which others had no room.
-        let is_owed = |what| !drains || what != Stepped::MESSAGES;
-        let left = self.thread.held().into_iter().filter(|&(what, amount)| amount > 0 && is_owed(what));
+        self.pass_time(6);
+        // A thread that ends drops the messages for which other threads have no room.
+        let must_be_empty = |what| !drains || what != Stepped::MESSAGES;
+        let left = self.thread.held().into_iter().filter(|&(what, amount)| amount > 0 && must_be_empty(what));
         let left: Vec<_> = left.collect();
         assert!(left.is_empty(), "{left:?} are left");
         for gauge in self.registry.gauges().read() {
@@ -194,22 +196,22 @@ impl World {
         }
     }
 
-    /// Lets time pass, with all pending work done in each second.
-    fn rest(&mut self, seconds: u32) {
+    /// Lets time pass. All pending work is done in each second.
+    fn pass_time(&mut self, seconds: u32) {
         for _ in 0..seconds {
-            let mut turns = 0;
+            let mut iterations = 0;
             while self.work_all() {
                 self.now += Duration::from_millis(3);
-                turns += 1;
-                assert!(turns < TURNS_MAX, "there is always something left to do");
+                iterations += 1;
+                assert!(iterations < ITERATIONS_MAX, "there is always something left to do");
             }
             self.now += Duration::from_secs(1);
         }
     }
 
-    /// All threads and clients do their pending work; returns whether there was any.
+    /// Does the pending work of all threads and clients. Returns whether there was any.
     fn work_all(&mut self) -> bool {
-        self.work_for_others();
+        self.run_other_threads();
         self.transform.apply(&self.queues, &self.streams, usize::MAX);
         let mut is_busy = self.replays.len() + self.recorder.len() > 0;
         for _ in 0..self.replays.len() {
@@ -242,17 +244,17 @@ impl World {
 
     // ----- the thread -----
 
-    fn moment(&self) -> Instant {
+    fn instant(&self) -> Instant {
         self.base + self.now
     }
 
-    /// Whether the thread has been woken, or its time has come.
+    /// Whether the thread was woken, or the time until which it sleeps is over.
     fn is_due(&self) -> bool {
         let Some(until) = self.sleeps_until else { return false };
         let missed = self.queues.missed.lock();
         until <= self.now
             || self.is_woken
-            || self.queues.mail.iter().any(|queue| !queue.is_empty())
+            || self.queues.receivers.iter().any(|queue| !queue.is_empty())
             || !(missed.hubs.is_empty() && missed.jobs.is_empty())
             || self.clients.iter().any(|client| client.end.is_ready())
     }
@@ -273,8 +275,8 @@ impl World {
         (come, come - self.thread.viewers() as u64)
     }
 
-    /// The replay threads take requests; `are_new`: all of them were made in the current round, and no viewer has left in
-    /// it.
+    /// Lets the replay threads take requests. `are_new` states that all of them were made in the current round, and
+    /// that no viewer was removed in it.
     fn take_requests(&mut self, are_new: bool) {
         let room = READS_AT_ONCE.saturating_sub(self.replays.len());
         for (stream, job) in self.replays.take(&self.queues, room) {
@@ -286,7 +288,7 @@ impl World {
 
     fn write(&mut self) {
         let index = self.numbers.below(STREAMS);
-        // A missing stream is created seldom.
+        // A missing stream is created only now and then.
         if !self.streams[index].exists && self.numbers.below(4) > 0 {
             return;
         }
@@ -300,14 +302,14 @@ impl World {
         self.note(|world| format!("s{index} is at {}", world.streams[index].tip()));
     }
 
-    /// A rare event.
+    /// Runs a rare event.
     fn disturb(&mut self) {
         let index = self.numbers.below(STREAMS);
         let what = self.numbers.below(12);
         self.note(|_| format!("s{index} is disturbed: {what}"));
         match what {
             0..4 => {
-                let most = 1 + self.numbers.below(self.streams[index].left().len().max(1));
+                let most = 1 + self.numbers.below(self.streams[index].remaining().len().max(1));
                 self.streams[index].trim(most);
             }
             4 => self.streams[index].delete(self.now),
@@ -319,13 +321,13 @@ impl World {
 
     // ----- the other threads -----
 
-    fn work_for_others(&mut self) {
+    fn run_other_threads(&mut self) {
         self.watcher.work(&self.queues, &self.streams);
         self.recorder.work(&self.queues, &mut self.numbers);
         self.take_requests(false);
     }
 
-    /// Reads some live streams on and sends their frames, through the queue or between two rounds.
+    /// Reads further entries of some live streams, and sends their frames through the inbox or between two rounds.
     fn read_live(&mut self) {
         let live = self.transform.streams();
         if live.is_empty() {
@@ -348,7 +350,7 @@ impl World {
         });
         if self.sleeps_until.is_some() && self.numbers.below(2) == 0 {
             let was_idle = self.queues.replays.is_empty();
-            let (is_taken, is_woken) = self.thread.deliver(&news, self.moment());
+            let (is_taken, is_woken) = self.thread.deliver(&news, self.instant());
             self.is_woken |= is_woken;
             if is_taken {
                 return self.take_requests(was_idle);
@@ -376,7 +378,7 @@ impl World {
         }
     }
 
-    /// A start for a client: the beginning, the newest generation, the end, or any position in the stream.
+    /// A random start for a client: the beginning, the newest generation, the end, or a position within the stream.
     fn after(&mut self, index: usize) -> After {
         let log = &self.streams[index].log;
         match self.numbers.below(8) {
@@ -392,7 +394,7 @@ impl World {
         }
     }
 
-    /// A client connects.
+    /// Connects a new client of a random kind.
     fn connect(&mut self) {
         if self.clients.iter().filter(|client| !client.has_left).count() >= CLIENTS_MAX {
             return;
@@ -404,20 +406,20 @@ impl World {
             10 => Kind::State,
             _ => Kind::Head,
         };
-        let appetite = [0, 40, 700, 5_000, 100_000, 100_000, 100_000, 100_000][self.numbers.below(8)];
+        let read_size = [0, 40, 700, 5_000, 100_000, 100_000, 100_000, 100_000][self.numbers.below(8)];
         let room = [300, 4_000, 100_000][self.numbers.below(3)];
         let (socket, end) = memory_socket::pair(room);
-        let index = self.thread.connect(socket, self.moment());
-        let mut client = Client::new(index, end, kind, appetite);
+        let index = self.thread.connect(socket, self.instant());
+        let mut client = Client::new(index, end, kind, read_size);
         let stream = self.numbers.below(STREAMS);
         let wanted = (kind != Kind::Many).then(|| self.wanted(kind, stream));
-        self.note(|_| format!("client {index} connects: {kind:?}, appetite {appetite}, {wanted:?}"));
+        self.note(|_| format!("client {index} connects: {kind:?}, read_size {read_size}, {wanted:?}"));
         client.trace = self.trace.is_some().then(Vec::new);
-        client.ask(wanted, &self.streams);
+        client.send_request(wanted, &self.streams);
         self.clients.push(client);
     }
 
-    /// A client sends a message.
+    /// Sends a random message of a random client.
     fn send_message(&mut self) {
         if self.clients.is_empty() {
             return;
@@ -452,7 +454,7 @@ impl World {
         self.note(|_| format!("client {index} sends a message about s{stream}"));
     }
 
-    /// A client leaves.
+    /// Lets a random client leave.
     fn leave(&mut self) {
         if self.clients.is_empty() || self.numbers.below(2) == 0 {
             return;
@@ -475,8 +477,8 @@ impl World {
 
     fn read_clients(&mut self) {
         for client in &mut self.clients {
-            if client.appetite > 0 {
-                client.read(client.appetite, &self.streams, self.now);
+            if client.read_size > 0 {
+                client.read(client.read_size, &self.streams, self.now);
             }
             if client.is_over && !client.has_left {
                 client.leave(false);
@@ -486,13 +488,13 @@ impl World {
     }
 }
 
-/// The last lines of a trace.
+/// The last `most` lines of a trace.
 fn last(trace: &Option<Vec<String>>, most: usize) -> Vec<&str> {
     let trace = trace.as_deref().unwrap_or_default();
     trace[trace.len().saturating_sub(most)..].iter().map(String::as_str).collect()
 }
 
-/// A delivery thread's parts, and the other threads' ends of its queues.
+/// Creates the parts of a delivery thread, and the opposite ends of its queues.
 fn parts(
     numbers: &mut Numbers,
     config: Config,
@@ -510,7 +512,7 @@ fn parts(
     let (cancels_in, cancels) = bounded("cancels", 4);
     let (receipts_in, receipts) = bounded("receipts", 4);
     let (policies, rates) = (Swap::new(Policies::from(&config)), Rates::new(&config.limits));
-    let mail = [inbox_out.clone(), history_out.clone()];
+    let receivers = [inbox_out.clone(), history_out.clone()];
     let parts = DeliveryParts {
         index: 0,
         poll,
@@ -534,5 +536,8 @@ fn parts(
         draining: draining.clone(),
         stop: Stop::new(),
     };
-    (parts, Queues { inbox, history, mail, missed, replays, control, watcher_requests, cancels, receipts })
+    (
+        parts,
+        Queues { inbox, history, receivers, missed, replays, control, watcher_requests, cancels, receipts },
+    )
 }
