@@ -1,4 +1,4 @@
-//! The listener of a delivery thread, if it has one, and the count of connections of all delivery threads.
+//! The listener of a delivery thread, if it has one, and the number of connections of every delivery thread.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,35 +12,36 @@ use crate::observe::Registry;
 use crate::queue::{SendError, Sender};
 use crate::warn_limited;
 
-/// How long accepting rests when the operating system gives no more descriptors.
+/// How long accepting pauses after it failed, for example because no file descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The public listener.
 pub struct Listener {
     /// The socket.
     pub socket: TcpListener,
-    /// Whether the service manager keeps it over restarts, so that connections can wait in it for the next daemon.
+    /// Whether the service manager keeps it open across restarts, so that connections can wait in it for the next
+    /// daemon.
     pub is_passed: bool,
 }
 
 /// The outcome of accepting one connection.
 pub(super) enum Accepted {
-    /// A connection for this thread, which its load counts already.
+    /// A connection for this thread, whose load includes it already.
     Here(TcpStream, SocketAddr),
-    /// A connection for another thread, which has it; or one that was gone before it was accepted.
+    /// The connection went to another thread, or was gone before it was accepted. More may be waiting.
     Elsewhere,
-    /// None: there is nothing to accept now.
+    /// There is nothing to accept now.
     Nothing,
 }
 
-/// The listener, and the other delivery threads.
+/// The listener, and access to the other delivery threads.
 pub(super) struct Acceptor {
     delivery: usize,
-    /// For the one thread that accepts.
+    /// The listener; only the thread that accepts has one.
     listener: Option<Listener>,
     /// The inboxes of all delivery threads.
     peers: Vec<Sender<ToDelivery>>,
-    /// How many connections each delivery thread has.
+    /// The number of connections of each delivery thread.
     loads: Arc<[AtomicUsize]>,
     accept_at: Option<Instant>,
     registry: Arc<Registry>,
@@ -57,17 +58,18 @@ impl Acceptor {
         Self { delivery, listener, peers, loads, accept_at: None, registry }
     }
 
-    /// Connections are to be accepted at `at`.
+    /// Schedules accepting at `at`.
     pub(super) const fn schedule(&mut self, at: Instant) {
         self.accept_at = Some(at);
     }
 
-    /// When connections are to be accepted next.
+    /// When to accept next.
     pub(super) const fn next(&self) -> Option<Instant> {
         self.accept_at
     }
 
-    /// The daemon goes down. Connections to a socket that it was passed are left there, for the next daemon.
+    /// Prepares for shutdown: connections to a listener that the service manager passed are left there for the next
+    /// daemon.
     pub(super) fn drain(&mut self) {
         if self.listener.as_ref().is_some_and(|listener| listener.is_passed) {
             self.listener = None;
@@ -75,7 +77,7 @@ impl Acceptor {
         }
     }
 
-    /// Accepts one connection and gives it to the thread that has the fewest.
+    /// Accepts one connection and passes it to the thread that has the fewest.
     pub(super) fn accept(&mut self, now: Instant) -> Accepted {
         self.accept_at = None;
         let Some(listener) = &self.listener else { return Accepted::Nothing };
@@ -113,12 +115,12 @@ impl Acceptor {
         }
     }
 
-    /// A connection of this thread counts no more.
+    /// Removes one connection from this thread's load.
     pub(super) fn uncount(&self) {
         self.loads[self.delivery].fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The connections of all delivery threads.
+    /// The number of connections of all delivery threads.
     pub(super) fn connections_of_all(&self) -> usize {
         self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }

@@ -1,11 +1,12 @@
-//! How far a viewer was given a stream, and how far its client has acknowledged it. Pure.
+//! Tracks how much of a stream a viewer was sent, and how much of that its client has acknowledged. Pure.
 //!
-//! Acknowledgements are merged: of those of one viewer within [`INTERVAL`] the highest counts. One that reaches the end
-//! of a generation goes out at once, because others wait for it.
+//! Acknowledgements are merged: of those of one viewer within [`INTERVAL`], only the highest is passed on. One that
+//! reaches the end of a generation is passed on at once, because other programs wait for it.
 //!
-//! An acknowledged id is a position, as `after` is: it covers everything up to it. One above what the viewer was given
-//! is refused. One below need not be an entry's: frames are merged, so a client may know ids within them from another
-//! connection, and nobody remembers every id, nor can Redis tell one that was trimmed from one that never was.
+//! An acknowledged id is a position, like `after`: it covers everything up to it. An id above what the viewer was sent
+//! is refused. A lower id need not be the id of an entry. Frames are merged, so a client may know ids within them from
+//! another connection; the tracker does not store every id, and Redis cannot distinguish an entry that was trimmed
+//! from one that never existed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,67 +15,69 @@ use std::time::{Duration, Instant};
 use crate::message::Cursor;
 use crate::model::{EntryId, Position};
 
-/// The time in which one acknowledgement of a viewer is passed on.
+/// At most one acknowledgement of a viewer is passed on in this time, not counting ends of generations.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
-/// Acknowledgements of one viewer that wait for an answer each. Of more, the lower ones are answered by the higher
-/// ones.
+/// How many acknowledgements of one viewer may wait for an answer each. Beyond that, the oldest one gets no answer of
+/// its own: the answer to a later one covers it.
 const UNANSWERED_MAX: usize = 256;
-/// How long the recorder may take to answer, at most, before its answer counts as lost.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
-/// Ends of generations that are remembered, to know to which one an acknowledged entry belongs, and that it is one. A
-/// client acknowledges each as it comes, and is heard later where much is going on: as many as may wait for an answer.
+/// How long the recorder may take to answer before its answer counts as lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many ends of generations are remembered. They show to which generation an acknowledged entry belongs, and
+/// whether it is an end. A client acknowledges each end as it arrives, but its input is processed later when the
+/// thread is busy. So the number is that of acknowledgements that may wait for an answer.
 const ENDS_MAX: usize = UNANSWERED_MAX;
 
-/// A generation's id, escaped, where it has one.
+/// The escaped id of a generation, if it has one.
 pub(super) type Generation = Option<Arc<String>>;
 
 /// The state of one viewer's acknowledgements.
 #[derive(Debug, Default)]
 pub(super) struct AckTracker {
-    /// Where the viewer began: the position up to which it had everything before.
+    /// The position at which the viewer began.
     from: Position,
-    /// The position up to which the client had everything before this viewer came, also if the stream was created anew
-    /// since.
+    /// The position up to which the client had everything before this viewer was added, even if the stream was
+    /// recreated since.
     had: Position,
-    /// The generations whose end the viewer was given, the oldest first.
+    /// The ends of generations that the viewer was sent, oldest first.
     ends: VecDeque<(EntryId, Generation)>,
-    /// The acknowledgement that was passed on last, and when.
+    /// The acknowledgement that was last passed on, and when.
     passed: Position,
     passed_at: Option<Instant>,
-    /// The acknowledgement to be passed on later, and when the client sent it, in µs since 1970 by this host's clock.
+    /// The acknowledgement that is held to be passed on later, and when the client sent it, in µs since 1970 by this
+    /// host's clock.
     held: Option<(Position, u64)>,
-    /// The highest acknowledgement that is written.
+    /// The highest acknowledgement that the recorder has written.
     written: Position,
     /// Acknowledgements that are not answered yet, and since when the next answer is awaited.
     unanswered: VecDeque<Position>,
     unanswered_since: Option<Instant>,
 }
 
-/// How an acknowledgement is to be treated.
+/// The decision on an acknowledgement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Advice {
-    /// Pass it on.
+    /// Pass it on to the recorder, for this generation.
     PassOn(Generation),
-    /// Hold it.
+    /// Hold it, to pass it on later.
     Hold,
-    /// Ignore it: it says nothing new.
+    /// Ignore it: the client has already acknowledged that much.
     Ignore,
-    /// Refuse it: the viewer was not given that much.
+    /// Refuse it: the viewer was not sent that much.
     Refuse,
 }
 
 impl AckTracker {
-    /// The viewer has everything up to here already.
+    /// Notes that the viewer begins at this position.
     pub(super) fn begin(&mut self, from: Position) {
         self.from = self.from.max(from);
     }
 
-    /// The client had everything up to here before this viewer came.
+    /// Notes that the client had everything up to this position before this viewer was added.
     pub(super) const fn note_had(&mut self, had: Position) {
         self.had = had;
     }
 
-    /// The viewer is given the end of a generation.
+    /// Notes that the viewer is sent the end of a generation.
     pub(super) fn note_end(&mut self, id: EntryId, generation: &Generation) {
         if self.ends.back().is_some_and(|(newest, _)| *newest >= id) {
             return;
@@ -85,7 +88,7 @@ impl AckTracker {
         }
     }
 
-    /// Judges the acknowledgement `id` of a client whose viewer stands at `anchor`.
+    /// Decides on the acknowledgement `id` from the client of a viewer that was sent everything up to `anchor`.
     pub(super) fn judge(&self, id: Position, anchor: &Cursor, now: Instant) -> Advice {
         if id > self.given(anchor) {
             return Advice::Refuse;
@@ -102,15 +105,16 @@ impl AckTracker {
         Advice::PassOn(self.generation(id, anchor))
     }
 
-    /// Whether a repetition of it is to get no second receipt: it reaches the end of a generation, or the client had
-    /// that much before this viewer came.
+    /// Whether a repeated acknowledgement of `id` gets no second receipt: `id` reaches the end of a generation, or the
+    /// client had that much before this viewer was added.
     pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
         let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
         let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
         id <= self.had || ends.into_iter().any(reaches)
     }
 
-    /// Whether it is written already, so that it can be answered at once; else the recorder's answer is awaited.
+    /// Returns `true` if `id` is already written, so that it can be answered at once. Otherwise notes that the
+    /// recorder's answer is awaited.
     pub(super) fn await_answer(&mut self, id: Position, now: Instant) -> bool {
         if id <= self.written {
             return true;
@@ -123,32 +127,33 @@ impl AckTracker {
         false
     }
 
-    /// Whether an answer is awaited; one that was awaited for too long is lost.
+    /// Whether an answer of the recorder is awaited and is not lost yet.
     pub(super) fn awaits_answer(&self, now: Instant) -> bool {
-        self.unanswered_since.is_some_and(|since| now.duration_since(since) < ANSWER_PATIENCE)
+        self.unanswered_since.is_some_and(|since| now.duration_since(since) < ANSWER_TIMEOUT)
     }
 
-    /// The acknowledgements to be answered, now that everything up to `id` is written, or will not be in time.
+    /// Handles the recorder's answer: everything up to `id` is written, or could not be written in time. Returns the
+    /// acknowledgements to be answered.
     pub(super) fn answered(&mut self, id: Position, is_written: bool, now: Instant) -> Vec<Position> {
         if is_written {
             self.written = self.written.max(id);
         } else {
-            // A repetition is passed on again.
+            // A repeated acknowledgement is then passed on again.
             self.passed = self.written;
         }
-        let (mut told, kept): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|said| *said <= id);
+        let (mut answered, kept): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|ack| *ack <= id);
         self.unanswered = kept.into();
-        if !told.contains(&id) {
-            // A viewer that has left meanwhile had passed it on.
-            told.push(id);
+        if !answered.contains(&id) {
+            // It was passed on for a viewer of this client that has left since.
+            answered.push(id);
         }
         self.unanswered_since = (!self.unanswered.is_empty()).then_some(now);
-        told
+        answered
     }
 
-    /// The generation to which an entry belongs, as far as it is known.
+    /// The generation to which an entry belongs, if it is known.
     fn generation(&self, id: Position, anchor: &Cursor) -> Generation {
-        // An entry that the client had before may be of an earlier generation than those that came since.
+        // An entry that the client had before may belong to an earlier generation than those that came since.
         if id <= self.had && self.had < anchor.position {
             return None;
         }
@@ -156,7 +161,7 @@ impl AckTracker {
         ended.map_or_else(|| anchor.state.generation.clone(), |(_, generation)| generation.clone())
     }
 
-    /// The highest position that the client can have.
+    /// The highest position that the client can have received.
     fn given(&self, anchor: &Cursor) -> Position {
         let end = self.ends.back().map_or(Position::ZERO, |(end, _)| Position::whole(*end));
         self.from.max(anchor.position).max(end)
@@ -166,17 +171,17 @@ impl AckTracker {
         self.held.map_or(self.passed, |(id, _)| id.max(self.passed))
     }
 
-    /// Whether the client has said that it has all that it was given.
+    /// Whether the client has acknowledged everything that it was sent.
     pub(super) fn is_complete(&self, anchor: &Cursor) -> bool {
         self.acknowledged() >= self.given(anchor)
     }
 
-    /// Holds an acknowledgement for later; whether none was held before.
+    /// Holds an acknowledgement for later. Returns `true` if none was held before.
     pub(super) fn hold(&mut self, id: Position, at_us: u64) -> bool {
         self.held.replace((id, at_us)).is_none()
     }
 
-    /// An acknowledgement was passed on. Returns whether one was held, which this one replaces.
+    /// Notes that an acknowledgement was passed on. Returns `true` if it replaces one that was held.
     pub(super) fn pass(&mut self, id: Position, now: Instant) -> bool {
         (self.passed, self.passed_at) = (id.max(self.passed), Some(now));
         self.held.take().is_some()
@@ -187,7 +192,7 @@ impl AckTracker {
         self.held.is_some()
     }
 
-    /// The held acknowledgement with its time and generation, if it is due, or `at_once`.
+    /// The held acknowledgement with its time and generation, if the interval is over or `at_once` is set.
     pub(super) fn due(
         &self,
         anchor: &Cursor,
@@ -237,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_reached_at_once_and_entries_belong_to_their_generation() {
+    fn an_end_is_passed_on_at_once_with_its_generation() {
         let start = Instant::now();
         let mut acks = AckTracker::default();
         acks.pass(at(1), start);
@@ -246,13 +251,17 @@ mod tests {
         let anchor = anchor(7, "g2");
         assert_eq!(acks.judge(at(3), &anchor, start), Advice::Hold);
         assert_eq!(acks.judge(at(4), &anchor, start), Advice::PassOn(named("g1")));
-        assert_eq!(acks.judge(at(5), &anchor, start), Advice::PassOn(named("g2")), "it has the first too");
+        assert_eq!(
+            acks.judge(at(5), &anchor, start),
+            Advice::PassOn(named("g2")),
+            "it covers the first end too"
+        );
         acks.pass(at(5), start);
         assert_eq!(acks.judge(at(6), &anchor, start), Advice::Hold);
     }
 
     #[test]
-    fn who_is_heard_late_has_acknowledged_each_end_all_the_same() {
+    fn a_client_that_is_read_late_still_acknowledges_each_end() {
         let start = Instant::now();
         let mut acks = AckTracker::default();
         (1..=100).for_each(|n| acks.note_end(EntryId::new(n, 0), &named(&n.to_string())));
@@ -264,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_what_was_not_given() {
+    fn an_acknowledgement_above_what_was_sent_is_refused() {
         let start = Instant::now();
         let mut acks = AckTracker::default();
         assert_eq!(acks.judge(at(1), &Cursor::default(), start), Advice::Refuse);
@@ -281,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_remembered_ends_are_bounded() {
         let mut acks = AckTracker::default();
         (1..1000).for_each(|n| acks.note_end(EntryId::new(n, 0), &None));
         assert_eq!(acks.ends.len(), ENDS_MAX);
@@ -289,13 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_said_is_answered_once_it_is_written() {
+    fn every_acknowledgement_is_answered_once_it_is_written() {
         let (start, anchor) = (Instant::now(), anchor(9, "g"));
         let mut acks = AckTracker::default();
         for n in [3, 5, 4] {
             assert!(!acks.await_answer(at(n), start));
         }
-        assert!(acks.awaits_answer(start) && !acks.awaits_answer(start + ANSWER_PATIENCE));
+        assert!(acks.awaits_answer(start) && !acks.awaits_answer(start + ANSWER_TIMEOUT));
         assert_eq!(acks.answered(at(4), true, start), [at(3), at(4)]);
         assert_eq!(acks.answered(at(5), true, start), [at(5)]);
         assert!(acks.await_answer(at(4), start) && !acks.awaits_answer(start), "it is written");
@@ -303,7 +312,7 @@ mod tests {
         assert!(!acks.await_answer(at(7), start));
         assert_eq!(acks.judge(at(7), &anchor, start), Advice::Ignore);
         assert_eq!(acks.answered(at(7), false, start), [at(7)]);
-        assert_ne!(acks.judge(at(7), &anchor, start), Advice::Ignore, "it may be said again");
+        assert_ne!(acks.judge(at(7), &anchor, start), Advice::Ignore, "it may be acknowledged again");
         assert!((0..1000).all(|n| !acks.await_answer(at(100 + n), start)));
         assert_eq!(acks.unanswered.len(), UNANSWERED_MAX);
     }

@@ -1,9 +1,10 @@
-//! Admission: decides on new connections, the names and origins of requests, rates and caps.
+//! Admission: accepts or refuses connections, and requests by their host, origin, name, rate and limits.
 //!
-//! The order is the contract's: connections and the client's rate when a connection is accepted, then for each request
-//! its `Host`, its `Origin`, its name, and the limits of the client. A connection that is refused when it is
-//! accepted is told so in answer to its first request, because only that says how: as HTTP with CORS headers, or to a
-//! browser's WebSocket by a close code. Few connections wait like that, and not for long; the others are told at once.
+//! The order of the checks is part of the contract: first the number of connections and the client's rate, when a
+//! connection is accepted; then, for each request, its `Host`, its `Origin`, its name, and the client's limits. A
+//! connection that is refused when it is accepted gets the refusal as the answer to its first request, because the
+//! request determines its form: HTTP with CORS headers, or a close code for a browser's WebSocket. Only a few refused
+//! connections wait for that, and only briefly; the others are answered at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,10 +21,10 @@ use crate::security::principal::Principal;
 use crate::security::rate::{Rates, RetryAfter};
 use crate::{swap, warn_limited};
 
-/// How long a client that is refused for want of room is told to wait, in seconds.
+/// The `Retry-After` of a client that is refused because there is no room, in seconds.
 pub(super) const RETRY_AFTER_S: u32 = 1;
-/// Messages to clients that are over a limit, each with the configuration key of that limit. The reason of a
-/// WebSocket's close has room for 123 bytes.
+/// Messages to clients that exceed a limit, each with the configuration key of that limit. The reason of a WebSocket
+/// close has room for 123 bytes.
 const OVER_CONNECTIONS: &str =
     "there is no room for another connection: client.max_connections says how many";
 const OVER_CONNECTS: &str = "too many connections a second: limits.connects_per_second says how many";
@@ -35,7 +36,7 @@ pub(super) const OVER_CANCELS: &str =
 pub(super) const OVERLOADED: &str = "too many streams are being looked up at this moment; try again";
 /// How long a refused connection may wait for its first request.
 pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(2);
-/// Bytes of a header of the request that the log shows.
+/// How many bytes of a request header the log shows.
 const LOGGED_BYTES_MAX: usize = 200;
 
 /// The policies and limits by which clients are admitted.
@@ -43,13 +44,13 @@ pub(super) struct Admission {
     policies: swap::Reader<Policies>,
     /// The rates and caps of clients; shared by all delivery threads.
     rates: Arc<Mutex<Rates>>,
-    /// How many connections all clients may have.
+    /// How many connections all clients together may have.
     max_connections: usize,
     registry: Arc<Registry>,
 }
 
 impl Admission {
-    /// These policies and limits.
+    /// Creates the admission with these policies and limits.
     pub(super) fn new(
         policies: swap::Reader<Policies>,
         (rates, max_connections): (Arc<Mutex<Rates>>, usize),
@@ -58,12 +59,12 @@ impl Admission {
         Self { policies, rates, max_connections, registry }
     }
 
-    /// Takes policies that were exchanged. Within a round they stay the same.
+    /// Adopts policies that were swapped in. They stay the same within a round.
     pub(super) fn refresh(&mut self) {
         self.policies.refresh();
     }
 
-    /// Why a new connection is not served, if it is not; `connections` counts it too.
+    /// The error with which a new connection is refused, or `None` if it is served. `connections` includes it.
     pub(super) fn admit(&self, client: &Principal, connections: usize, now: Instant) -> Option<HttpError> {
         let counters = self.registry.counters();
         if connections > self.max_connections {
@@ -75,7 +76,7 @@ impl Admission {
         Some(too_many(OVER_CONNECTS, refused.seconds()))
     }
 
-    /// Refuses a request whose `Host` is none of this server's names, although it leads here.
+    /// Refuses a request whose `Host` is not one of this server's names, as in a DNS rebinding attack.
     pub(super) fn check_host(&self, request: &Request) -> Result<(), HttpError> {
         if self.policies.hosts.allows(request.host.as_deref()) {
             return Ok(());
@@ -85,14 +86,14 @@ impl Admission {
         Err(HttpError::misdirected())
     }
 
-    /// The origins whose scripts may read the answer; the refusal if the request's is not allowed.
+    /// Returns the origins whose scripts may read the answer, or the refusal if the request's origin is not allowed.
     pub(super) fn judge_origin(&self, request: &Request) -> Result<AllowedOrigin, HttpError> {
         let decision = self.policies.origins.decide(request.origin.as_deref(), request.host.as_deref());
         AllowedOrigin::from_decision(decision)
     }
 
-    /// Whether the client's rates allow the request. The first request that may be served makes its connection count
-    /// for its client, which `counted` notes.
+    /// Checks the client's limits for a request. The first request that passes the limit of connections makes its
+    /// connection count for the client; `counted` records that.
     pub(super) fn allow(
         &self,
         client: &Principal,
@@ -116,23 +117,23 @@ impl Admission {
         rated.map_err(|refused| too_many(message, refused.seconds()))
     }
 
-    /// Whether the client's rate allows another request to cancel.
+    /// Counts a cancel request against the client's rate; an error if the rate is exceeded.
     pub(super) fn allow_cancel(&self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         self.rates.lock().cancel(client, now)
     }
 
-    /// Whether the client's rate allows another request for a stream.
+    /// Counts a request for a stream against the client's rate; an error if the rate is exceeded.
     pub(super) fn allow_subscribe(&self, client: &Principal, now: Instant) -> Result<(), RetryAfter> {
         self.rates.lock().subscribe(client, now)
     }
 
-    /// A connection that counted for its client is gone.
+    /// Notes that a connection that counted for its client was removed.
     pub(super) fn uncount(&self, client: &Principal) {
         self.rates.lock().close(client);
     }
 }
 
-/// The beginning of a text, as much as the log shows.
+/// The beginning of a text, at most as long as the log shows.
 pub(super) fn shortened(text: &str) -> &str {
     let mut len = text.len().min(LOGGED_BYTES_MAX);
     while !text.is_char_boundary(len) {
@@ -149,11 +150,11 @@ pub(super) fn too_many(message: &str, seconds: u64) -> HttpError {
 mod tests {
     use super::*;
 
-    /// Bytes of a close frame's 125 that are left beside the code.
+    /// The bytes of a close frame's 125 that are left after the code.
     const REASON_BYTES_MAX: usize = 123;
 
     #[test]
-    fn what_is_told_names_a_key_and_fits_into_the_reason_of_a_close() {
+    fn refusals_name_a_key_and_fit_into_a_close_reason() {
         for message in [OVER_CONNECTIONS, OVER_CONNECTS, OVER_ADDRESS, OVER_SUBSCRIBES, OVER_CANCELS] {
             assert!(message.contains("limits.") || message.contains("client."), "{message}");
             let reason = format!("{message}; try again in 3600 s");

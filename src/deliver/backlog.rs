@@ -1,14 +1,14 @@
-//! The order of clients' turns, and how much is read in each: input from clients is worked on in turns, so that no
-//! client, and no crowd of clients, keeps live text waiting. Pure.
+//! The order in which clients' input is processed, and how much of it in each turn. Clients take turns, so that no
+//! client, and no crowd of clients, delays live text. Pure.
 //!
-//! A connection whose socket has something new is heard before those that have had a turn and were not finished, one
-//! for one, so that a flood delays neither a newcomer nor itself for ever.
+//! Turns alternate between connections whose sockets have new input and connections that have had a turn and have
+//! more. So a flood delays neither newcomers nor itself for ever.
 
 use std::collections::VecDeque;
 
 use crate::message::Slot;
 
-/// How much may be heard: requests or messages, and bytes from sockets.
+/// How much input may be processed: requests or messages, and bytes from sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measure {
     /// Requests and messages.
@@ -18,28 +18,28 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// A round of the loop: some hundreds of microseconds, after which live frames come first again.
+    /// One round of the loop: some hundreds of microseconds, after which live frames come first again.
     pub const ROUND: Self = Self { requests: 128, bytes: 256 * 1024 };
     /// One connection's turn.
     pub const TURN: Self = Self { requests: 16, bytes: 32 * 1024 };
 
-    /// Whether nothing more may be heard.
+    /// Whether no more input may be processed.
     #[must_use]
     pub const fn is_spent(&self) -> bool {
         self.requests == 0 || self.bytes == 0
     }
 
-    /// One request or message was heard.
+    /// Counts a request or message that was processed.
     pub const fn spend_request(&mut self) {
         self.requests = self.requests.saturating_sub(1);
     }
 
-    /// Bytes were read.
+    /// Counts bytes that were read.
     pub const fn spend_bytes(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
-    /// Takes a turn out of a round: at most [`Measure::TURN`].
+    /// Takes the measure of one turn out of a round's: at most [`Measure::TURN`].
     #[must_use]
     pub fn take_turn(&mut self) -> Self {
         let turn = Self {
@@ -51,36 +51,36 @@ impl Measure {
         turn
     }
 
-    /// Gives back what a turn has left.
+    /// Gives back the unused part of a turn.
     pub const fn give_back(&mut self, turn: Self) {
         self.requests += turn.requests;
         self.bytes += turn.bytes;
     }
 }
 
-/// Connections that have something to be heard, each at most once: its owner sees to that.
+/// Connections that have input to process. INVARIANT: each is in it at most once; the owner ensures that.
 #[derive(Debug, Default)]
 pub struct Backlog {
-    /// Those whose sockets have something new.
+    /// Connections whose sockets have new input.
     fresh: VecDeque<Slot>,
-    /// Those that have had a turn and have more.
+    /// Connections that have had a turn and have more input.
     unfinished: VecDeque<Slot>,
-    /// Whether the next turn is one of the unfinished's, if there are any.
+    /// Whether the next turn goes to an unfinished connection, if there is one.
     is_unfinished_next: bool,
 }
 
 impl Backlog {
-    /// A connection's socket has something new.
+    /// Adds a connection whose socket has new input.
     pub fn add_fresh(&mut self, slot: Slot) {
         self.fresh.push_back(slot);
     }
 
-    /// A connection has had a turn and has more.
+    /// Adds a connection that has had a turn and has more input.
     pub fn add_unfinished(&mut self, slot: Slot) {
         self.unfinished.push_back(slot);
     }
 
-    /// Takes out who is next in turn.
+    /// Takes the connection whose turn is next.
     pub fn take(&mut self) -> Option<Slot> {
         let is_unfinished_next = self.is_unfinished_next;
         self.is_unfinished_next = !is_unfinished_next;
@@ -92,7 +92,7 @@ impl Backlog {
         first.pop_front().or_else(|| second.pop_front())
     }
 
-    /// Whether there is none.
+    /// Whether no connection waits for a turn.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.unfinished.is_empty()
@@ -107,7 +107,7 @@ mod tests {
         Slot { index, generation: 1 }
     }
 
-    /// Clients with so many requests each, heard in rounds; in which round each was finished.
+    /// Processes this many requests of each client. Returns the round in which each client was finished.
     fn rounds(wants: &[usize]) -> Vec<usize> {
         let mut left = wants.to_vec();
         let mut done = vec![0; wants.len()];
@@ -141,7 +141,7 @@ mod tests {
         let mut wants = vec![10_000; 50];
         wants.extend([1, 1]);
         let done = rounds(&wants);
-        // Everybody who came before them has had one turn, and between any two of these was one of the unfinished.
+        // Each client before them has had one turn, with a turn of an unfinished client after each.
         let rounds = (2 * wants.len()).div_ceil(Measure::ROUND.requests / Measure::TURN.requests);
         assert!(done[50] <= rounds && done[51] <= rounds, "{:?} of {rounds}", &done[50..]);
         let requests: usize = wants.iter().sum();
@@ -149,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_has_the_whole_round() {
+    fn a_single_client_gets_the_whole_round() {
         assert_eq!(rounds(&[128]), [1]);
         assert_eq!(rounds(&[129]), [2]);
     }
 
     #[test]
-    fn those_who_wait_are_not_kept_waiting_by_newcomers() {
+    fn newcomers_do_not_delay_unfinished_clients() {
         let mut backlog = Backlog::default();
         backlog.add_unfinished(slot(0));
         for index in 1..100 {

@@ -1,6 +1,7 @@
 //! The body of a request, read as it arrives: with a known length, or in chunks. Pure.
 //!
-//! The resource's limit bounds the body. Chunk extensions and trailers are ignored, within `LINE_BYTES_MAX` each.
+//! The limit of the resource bounds the body. Chunk extensions and trailers are ignored; each line may have
+//! `LINE_BYTES_MAX` bytes.
 
 use super::http_error::HttpError;
 use super::input::Input;
@@ -8,7 +9,7 @@ use super::request::Request;
 
 /// The longest line between chunks, in bytes.
 const LINE_BYTES_MAX: usize = 256;
-/// The most trailer lines that are ignored.
+/// The largest number of trailer lines that are ignored.
 const TRAILERS_MAX: usize = 16;
 
 /// A body that is being received.
@@ -16,7 +17,7 @@ const TRAILERS_MAX: usize = 16;
 pub enum Body {
     /// The remaining bytes of a body of known length.
     Length(usize),
-    /// In chunks.
+    /// A chunked body.
     Chunked(Chunks),
 }
 
@@ -75,16 +76,17 @@ impl Body {
         }
     }
 
-    /// How many more bytes, beyond `there`, may belong to the body; `some` for a chunked one.
+    /// How many more bytes to read for the body, if `buffered` were read already: the exact number for a known length,
+    /// `if_chunked` for a chunked body.
     #[must_use]
-    pub const fn wants(&self, there: usize, some: usize) -> usize {
+    pub const fn wants(&self, buffered: usize, if_chunked: usize) -> usize {
         match self {
-            Self::Length(bytes) => bytes.saturating_sub(there),
-            Self::Chunked(_) => some,
+            Self::Length(bytes) => bytes.saturating_sub(buffered),
+            Self::Chunked(_) => if_chunked,
         }
     }
 
-    /// The memory that the received part takes.
+    /// The memory that the received part takes, in bytes.
     #[must_use]
     pub const fn cost_bytes(&self) -> usize {
         match self {
@@ -102,7 +104,7 @@ impl Chunks {
         Ok(result?.then(|| std::mem::take(&mut self.body)))
     }
 
-    /// Reads as far as the input has arrived; returns whether the body is complete.
+    /// Parses the input as far as it has arrived. Returns whether the body is complete.
     fn advance(&mut self, input: &[u8], at: &mut usize) -> Result<bool, HttpError> {
         loop {
             let rest = &input[*at..];
@@ -180,7 +182,7 @@ mod tests {
 
     const BYTES_MAX: usize = 64 * 1024;
 
-    /// Reads a body from input in pieces of that size; returns it and what follows it.
+    /// Reads a body from input in pieces of this size. Returns the body and the bytes after it.
     fn read(text: &str, piece: usize) -> Result<Option<(String, String)>, u16> {
         let chunks = Chunks { body: Vec::new(), bytes_max: BYTES_MAX, expects: Expects::Size };
         let (mut body, mut input) = (Body::Chunked(chunks), Input::default());
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_put_together_however_they_come() {
+    fn chunks_are_joined_regardless_of_how_they_arrive() {
         let text = "5\r\nhello\r\n1;a=\"b\"\r\n \r\n00A \r\n0123456789\r\n0\r\nx: y\r\n\r\nGET /";
         for piece in [1, 2, 3, 7, 1000] {
             let expected = ("hello 0123456789".to_owned(), "GET /".to_owned());

@@ -1,10 +1,10 @@
-//! Limits the bytes that all connections of the process together may hold for one purpose, however they are
+//! Limits the bytes that all connections of the process together may hold for one purpose, regardless of how they are
 //! distributed. Pure except for the counter, which the delivery threads share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many bytes are held, and the limit.
+/// The number of bytes held, and the limit.
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
@@ -24,8 +24,8 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Changes the bytes of a holder from `before` to `after`. A decrease is always allowed, and so is anything if
-    /// there is no other holder. `false`: there is no room, and nothing was changed.
+    /// Changes the bytes of a holder from `before` to `after`. A decrease is always allowed, and so is any change if
+    /// there is no other holder. Returns `false` if there is no room; then nothing changes.
     #[must_use]
     pub fn change(&self, before: usize, after: usize) -> bool {
         let changed = |used: usize| {
@@ -40,13 +40,13 @@ impl Budget {
 /// The budgets shared by all connections of the process.
 #[derive(Debug)]
 pub struct Budgets {
-    /// Whole answers that exceed a connection's send budget: JSON states.
+    /// Answers that are sent as a whole and exceed a connection's send budget: JSON states.
     pub answers: Arc<Budget>,
     /// Incomplete requests and messages of clients.
     pub inputs: Budget,
 }
 
-/// One holder's part of a [`Budget`]; returned when it is dropped.
+/// One holder's part of a [`Budget`], which is given back on drop.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Budget>,
@@ -54,13 +54,13 @@ pub struct Share {
 }
 
 impl Share {
-    /// A holder of nothing.
+    /// A share of 0 bytes.
     #[must_use]
     pub const fn of(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
 
-    /// Sets the holder's bytes; `false`: there is no room, and nothing was changed.
+    /// Sets the holder's bytes. Returns `false` if there is no room; then nothing changes.
     #[must_use]
     pub fn resize(&mut self, bytes: usize) -> bool {
         let fits = self.budget.change(self.bytes, bytes);
@@ -86,7 +86,7 @@ pub struct Charged {
 }
 
 impl Charged {
-    /// Shares the bytes.
+    /// Wraps bytes, and their share of the budget, in a reference-counted buffer.
     #[must_use]
     pub fn shared(bytes: Vec<u8>, share: Share) -> bytes::Bytes {
         bytes::Bytes::from_owner(Self { bytes, _share: share })
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_alone_may_hold_more_than_the_budget() {
+    fn a_single_holder_may_exceed_the_budget() {
         let budget = Arc::new(Budget::new(10));
         let (mut first, mut second) = (Share::of(Arc::clone(&budget)), Share::of(Arc::clone(&budget)));
         assert!(first.resize(100) && first.resize(50));
@@ -138,9 +138,9 @@ mod tests {
             let budget = Arc::new(Budget::new(100));
             let mut shares: Vec<Share> = (0..4).map(|_| Share::of(Arc::clone(&budget))).collect();
             let mut held = [0; 4];
-            for (who, bytes) in steps {
-                if shares[who].resize(bytes) {
-                    held[who] = bytes;
+            for (holder, bytes) in steps {
+                if shares[holder].resize(bytes) {
+                    held[holder] = bytes;
                 }
                 prop_assert_eq!(budget.used(), held.iter().sum::<usize>());
                 prop_assert!(budget.used() <= 100);

@@ -1,4 +1,4 @@
-//! The codes with which WebSockets are closed, in one table, with what each means for a client.
+//! The codes with which WebSockets are closed, in one table, with the reaction that each asks of a client.
 //!
 //! The browser client acts on them (`src/web/llm-bridge.js`), and [`src/deliver/README.md`](README.md) lists them; a
 //! test compares both with this table.
@@ -21,7 +21,7 @@ pub enum Reaction {
 /// Generates [`CloseCode`] from the table: a code's meaning, its name, its number, the client's reaction.
 macro_rules! table {
     ($($(#[$meaning:meta])* $name:ident $number:literal => $reaction:expr;)*) => {
-        /// The reason of a close, sent as a number in the close frame.
+        /// The reason for closing a WebSocket, sent as a number in the close frame.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum CloseCode {
             $($(#[$meaning])* $name,)*
@@ -111,7 +111,7 @@ mod tests {
                 Reaction::Fail(error) => {
                     assert!(
                         TYPES.contains(&format!("| \"{error}\"")),
-                        "{error} is no error of the client's types"
+                        "{error} is missing in the client's types"
                     );
                     failing.insert(number.as_str(), error);
                 }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_recipe_for_pages_without_the_client_ends_where_no_further_attempt_helps() {
+    fn the_recipe_without_the_client_stops_at_the_final_codes() {
         let list =
             RECIPE.split("if ([").nth(1).and_then(|rest| rest.split(']').next()).expect("the recipe's list");
         let listed: Vec<u16> = list.split(", ").map(|number| number.parse().unwrap()).collect();

@@ -129,7 +129,7 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     /// Bytes that were read but not processed yet: a part of a request, or messages.
     pub(super) input: Input,
-    /// The cost of unprocessed input, in bytes, that the gauge and the budget include.
+    /// The bytes of [`Connection::input_cost_bytes`] that the gauge and the budget include.
     pub(super) gauged_input: usize,
     /// The cost, in bytes, of answers that are held until their stream's `open` is sent.
     pub(super) held_bytes: usize,

@@ -1,12 +1,12 @@
-//! Answers about a stream that wait for its `open`, which comes first. Pure. Their bytes are bounded by the limit of
-//! answers that may wait for a connection: beyond it, its client is not heard.
+//! Answers about a stream that are held until its `open` is sent, because `open` comes first. Pure. Their bytes count
+//! towards the limit of answers that may wait for a connection; beyond it, no more input of the client is processed.
 
 use std::collections::VecDeque;
 
-/// Cost of one answer beside its bytes, in bytes.
+/// The cost of one answer besides its bytes, in bytes.
 const ANSWER_COST_BYTES: usize = 64;
 
-/// Answers in JSON, in their order.
+/// Answers in JSON, in order.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     answers: VecDeque<Vec<u8>>,
@@ -22,12 +22,12 @@ impl Held {
         cost
     }
 
-    /// Cost of all answers, in bytes.
+    /// The cost of all answers, in bytes.
     pub(super) const fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }
 
-    /// The answers, the first first.
+    /// The answers, oldest first.
     pub(super) fn into_answers(self) -> impl Iterator<Item = Vec<u8>> {
         self.answers.into_iter()
     }

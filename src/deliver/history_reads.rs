@@ -1,8 +1,9 @@
-//! The history reads of a delivery thread: which are to be asked for, which are under way, which are asked again, and
-//! which viewers share each.
+//! The history reads of a delivery thread: those to be sent, those under way, those to be retried, and the viewers
+//! that share each.
 //!
-//! Viewers of one stream that want the same stretch of it share a read: one that the same round asks for, or one that is
-//! under way. Knows neither queues nor connections: its owner sends the reads and gives viewers their results.
+//! Viewers of one stream that want the same part of it share a read: one that was requested in the same round, or one
+//! that is under way. This module does not access queues or connections: its owner sends the reads and gives viewers
+//! the results.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -16,9 +17,9 @@ use crate::message::Slot;
 use crate::model::StreamName;
 use crate::observe::Registry;
 
-/// Jobs that may be under way for viewers who have left.
+/// How many jobs may be under way for viewers that have left.
 const STALE_JOBS_MAX: usize = 1024;
-/// How long a history read waits after Redis could not be asked, for the first time and at most.
+/// The pause before a history read is retried while Redis is unavailable: the first one, and the longest.
 const UNAVAILABLE_RETRY: Duration = Duration::from_millis(100);
 const UNAVAILABLE_RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -28,32 +29,32 @@ pub(super) struct Job {
     pub(super) stream: StreamName,
     pub(super) hub: Slot,
     pub(super) viewers: Vec<Slot>,
-    /// How many of them wanted it before it was asked last; 0 before it was asked. The others may know of newer entries
-    /// than the read finds.
+    /// How many of the viewers joined before the read was last sent; 0 before it was sent. The others may know of
+    /// newer entries than the read finds.
     pub(super) on_time: usize,
     pub(super) kind: JobKind,
-    /// Whether one of them needs the outline of what comes before.
+    /// Whether one of the viewers needs the outline of the generation before its start.
     pub(super) outlined: bool,
-    /// How often Redis could not be asked in a row.
+    /// How many times in a row Redis was unavailable.
     pub(super) attempts: u32,
-    /// The share of the budget of all that a state takes while it is put together.
+    /// The part of the shared budget that a JSON state takes while it is assembled.
     pub(super) share: Option<Share>,
-    /// Bytes that each viewer's connection has promised room for; 0 before it was asked.
+    /// The bytes of the result that each viewer's connection has room reserved for; 0 before the read was sent.
     pub(super) budget_bytes: usize,
 }
 
-/// A viewer that wants something read.
+/// A viewer that requests a read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a> {
     pub(super) viewer: Slot,
     pub(super) hub: Slot,
     pub(super) stream: &'a StreamName,
-    /// Whether it is given another format, which needs the outline of what comes before its start.
+    /// Whether it gets another format, which needs the outline of the generation before its start.
     pub(super) translated: bool,
 }
 
 impl Reader<'_> {
-    /// Whether this read is to find the outline of the generation up to the viewer's start too.
+    /// Whether the result must include the outline of the generation up to the viewer's start.
     const fn needs_outline(&self, kind: &JobKind) -> bool {
         self.translated && matches!(kind, JobKind::Open(_) | JobKind::Around(_))
     }
@@ -63,25 +64,25 @@ impl Reader<'_> {
 pub(super) struct HistoryReads {
     jobs: Table<Job>,
     by_hub: HashMap<Slot, Vec<Slot>>,
-    /// Jobs that were made in this round, the first one first.
+    /// Jobs that were created and not sent yet, oldest first.
     fresh: Vec<Slot>,
-    /// Jobs to be asked again, by the time.
+    /// Jobs to be retried, by time.
     retries: BTreeSet<(Instant, Slot)>,
     registry: Arc<Registry>,
 }
 
 impl HistoryReads {
-    /// No reads yet.
+    /// Creates an empty set.
     pub(super) fn new(registry: Arc<Registry>) -> Self {
         let (by_hub, fresh, retries) = (HashMap::new(), Vec::new(), BTreeSet::new());
         Self { jobs: Table::default(), by_hub, fresh, retries, registry }
     }
 
-    // ----- wanting -----
+    // ----- requesting -----
 
-    /// The read that the viewer shares with others, or a new one. If it is under way, the bytes that it may bring, which
-    /// are no more than `room`. Such a read may be over in Redis already, so that it says nothing about the stream's
-    /// end.
+    /// Adds the viewer to a read that it can share, or to a new one. If that read is under way, returns the bytes that
+    /// it may bring, which are at most `room`. Redis may have answered such a read already, so its result says nothing
+    /// about the stream's end.
     pub(super) fn want(&mut self, reader: Reader<'_>, kind: &JobKind, room: usize) -> Option<usize> {
         let promised = self.join_under_way(reader, kind, room);
         if promised.is_none() {
@@ -90,7 +91,7 @@ impl HistoryReads {
         promised
     }
 
-    /// A read of exactly that, for a viewer that does not find it in a read that begins earlier.
+    /// Adds the viewer to a read of exactly `kind`, because a read that begins earlier did not serve it.
     pub(super) fn want_exactly(&mut self, reader: Reader<'_>, kind: JobKind) {
         self.join_fresh(reader, kind);
     }
@@ -125,36 +126,37 @@ impl HistoryReads {
         self.registry.gauges().replay_jobs.inc();
     }
 
-    /// The first of a hub's jobs that is such.
-    fn find(&mut self, hub: Slot, is_such: impl Fn(&Job) -> bool) -> Option<&mut Job> {
+    /// The first job of a hub for which `fits` holds.
+    fn find(&mut self, hub: Slot, fits: impl Fn(&Job) -> bool) -> Option<&mut Job> {
         let jobs = self.by_hub.get(&hub)?;
-        let found = jobs.iter().find(|&&job| self.jobs.get(job).is_some_and(&is_such)).copied()?;
+        let found = jobs.iter().find(|&&job| self.jobs.get(job).is_some_and(&fits)).copied()?;
         self.jobs.get_mut(found)
     }
 
-    // ----- asking -----
+    // ----- sending -----
 
-    /// Whether reads were made in this round that are not asked for yet.
+    /// Whether reads were created that were not sent yet.
     pub(super) fn has_fresh(&self) -> bool {
         !self.fresh.is_empty()
     }
 
-    /// Takes the reads that this round has made. Each is to be asked for: then others may join it.
+    /// Takes the reads that were created and not sent yet. The caller sends each of them; from then on, other viewers
+    /// may join it under way.
     pub(super) fn take_fresh(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.fresh)
     }
 
-    /// A job, unless it is gone.
+    /// The job with this slot, if it still exists.
     pub(super) fn get(&self, job: Slot) -> Option<&Job> {
         self.jobs.get(job)
     }
 
-    /// As [`HistoryReads::get`], to be changed.
+    /// Mutable access: see [`HistoryReads::get`].
     pub(super) fn get_mut(&mut self, job: Slot) -> Option<&mut Job> {
         self.jobs.get_mut(job)
     }
 
-    /// Takes a job out: its result is there, or nobody wants it.
+    /// Removes a job: its result has arrived, or no viewer wants it.
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Job> {
         let job = self.jobs.remove(slot)?;
         self.registry.gauges().replay_jobs.dec();
@@ -167,13 +169,13 @@ impl HistoryReads {
         Some(job)
     }
 
-    /// Whether there are too many beside so many viewers. Jobs whose viewers have left remain until their read is back:
-    /// a client that keeps coming and going has to wait for that.
+    /// Whether there are too many jobs for this number of viewers. A job whose viewers have left remains until its
+    /// result arrives, so a client that keeps reconnecting has to wait for that.
     pub(super) fn are_too_many(&self, viewers: usize) -> bool {
         self.jobs.len() > viewers + STALE_JOBS_MAX
     }
 
-    /// Amounts that are 0 when no client is left.
+    /// Counts that must be 0 when no client is left.
     #[cfg(test)]
     pub(super) fn held(&self) -> [(&'static str, usize); 4] {
         [
@@ -184,10 +186,9 @@ impl HistoryReads {
         ]
     }
 
-    // ----- asking again -----
+    // ----- retrying -----
 
-    /// The job could not be done: it is asked again after a pause that grows with its attempts and differs from job
-    /// to job.
+    /// Schedules a retry of a job that failed. The pause grows with the job's attempts, and differs from job to job.
     pub(super) fn retry_later(&mut self, slot: Slot, now: Instant) {
         let Some(job) = self.jobs.get_mut(slot) else { return };
         job.attempts = job.attempts.saturating_add(1);
@@ -197,12 +198,12 @@ impl HistoryReads {
         self.retries.insert((now + pause - pause / 32 * spread, slot));
     }
 
-    /// When the next job is asked again.
+    /// When the next job is retried.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         self.retries.first().map(|retry| retry.0)
     }
 
-    /// A job that is to be asked again now.
+    /// Takes a job whose retry is due.
     pub(super) fn pop_retry(&mut self, now: Instant) -> Option<Slot> {
         let &(at, job) = self.retries.first()?;
         if at > now {
@@ -233,8 +234,8 @@ mod tests {
         JobKind::Open(After::At(EntryId::new(ms, 0).into()))
     }
 
-    /// Viewers of one stream that want these reads, one after another; the bytes promised to each that joined one under
-    /// way.
+    /// Requests reads for viewers of one stream, one after another. Returns the bytes that each was promised by
+    /// joining a read under way.
     fn want(reads: &mut HistoryReads, wanted: &[(usize, &JobKind)], room: usize) -> Vec<Option<usize>> {
         let stream = StreamName::new("s", "m").unwrap();
         let want = |&(viewer, kind): &(usize, &JobKind)| {
@@ -244,62 +245,65 @@ mod tests {
         wanted.iter().map(want).collect()
     }
 
-    /// Asks for the reads of a round, each with room for so many bytes; the viewers of each.
-    fn ask(reads: &mut HistoryReads, budget_bytes: usize) -> Vec<(Slot, Vec<usize>)> {
+    /// Sends the new reads, each with this budget. Returns each read with its viewers.
+    fn send(reads: &mut HistoryReads, budget_bytes: usize) -> Vec<(Slot, Vec<usize>)> {
         let fresh = reads.take_fresh();
-        let ask = |job| {
+        let send = |job| {
             let found = reads.get_mut(job).unwrap();
             (found.budget_bytes, found.on_time) = (budget_bytes, found.viewers.len());
             (job, found.viewers.iter().map(|viewer| viewer.index).collect())
         };
-        fresh.into_iter().map(ask).collect()
+        fresh.into_iter().map(send).collect()
     }
 
     #[test]
-    fn viewers_that_want_nearly_the_same_share_a_read() {
+    fn viewers_with_nearly_the_same_start_share_a_read() {
         let mut reads = reads();
         let (early, late, far) = (open_at(100_000), open_at(101_000), open_at(900_000));
         want(&mut reads, &[(1, &late), (2, &early), (3, &far), (4, &late)], 100);
-        let mut viewers: Vec<_> = ask(&mut reads, 100).into_iter().map(|(_, viewers)| viewers).collect();
+        let mut viewers: Vec<_> = send(&mut reads, 100).into_iter().map(|(_, viewers)| viewers).collect();
         viewers.sort();
-        assert_eq!(viewers, [vec![1, 2, 4], vec![3]], "the earlier one widens the read of the later one");
+        assert_eq!(viewers, [vec![1, 2, 4], vec![3]], "the read begins at the earlier start");
         assert!(!reads.has_fresh());
     }
 
     #[test]
-    fn a_read_under_way_is_joined_by_those_with_room_for_it() {
+    fn a_read_under_way_is_joined_by_viewers_with_room_for_it() {
         let mut reads = reads();
         let kind = open_at(100_000);
         want(&mut reads, &[(1, &kind)], 100);
-        let [(job, _)] = ask(&mut reads, 60)[..] else { panic!("one read") };
+        let [(job, _)] = send(&mut reads, 60)[..] else { panic!("one read") };
         assert_eq!(want(&mut reads, &[(2, &kind)], 60), [Some(60)]);
         assert_eq!(want(&mut reads, &[(3, &kind)], 59), [None], "a read of its own");
         let found = reads.get(job).unwrap();
         assert_eq!((found.viewers.len(), found.on_time), (2, 1));
         reads.remove(job);
         assert_eq!(want(&mut reads, &[(4, &kind)], 100), [None], "it is over");
-        assert_eq!(ask(&mut reads, 60).into_iter().map(|(_, viewers)| viewers).collect::<Vec<_>>(), [[3, 4]]);
+        assert_eq!(
+            send(&mut reads, 60).into_iter().map(|(_, viewers)| viewers).collect::<Vec<_>>(),
+            [[3, 4]]
+        );
     }
 
     #[test]
-    fn an_exact_read_is_shared_only_with_those_that_want_exactly_it() {
+    fn an_exact_read_is_shared_only_for_equal_positions() {
         let mut reads = reads();
         let stream = StreamName::new("s", "m").unwrap();
         for (viewer, ms) in [(1, 5_000), (2, 5_000), (3, 6_000)] {
             let reader = Reader { viewer: slot(viewer), hub: HUB, stream: &stream, translated: false };
             reads.want_exactly(reader, open_at(ms));
         }
-        let asked = ask(&mut reads, 10);
-        let [(first, both), (_, third)] = &asked[..] else { panic!("two reads") };
+        let sent = send(&mut reads, 10);
+        let [(first, both), (_, third)] = &sent[..] else { panic!("two reads") };
         assert_eq!((&both[..], &third[..]), (&[1, 2][..], &[3][..]));
         assert_eq!(reads.get(*first).map(|job| job.kind.clone()), Some(open_at(5_000)), "not widened");
     }
 
     #[test]
-    fn pauses_before_a_read_is_asked_again_grow_up_to_two_seconds() {
+    fn pauses_between_retries_grow_up_to_two_seconds() {
         let mut reads = reads();
         want(&mut reads, &[(1, &JobKind::State)], 10);
-        let [(job, _)] = ask(&mut reads, 10)[..] else { panic!("one read") };
+        let [(job, _)] = send(&mut reads, 10)[..] else { panic!("one read") };
         let now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..8 {

@@ -1,16 +1,17 @@
-//! The errors that a request can meet.
+//! The errors with which requests are refused.
 
 use super::close_code::CloseCode;
 
 /// The code of errors that concern the upgrade to WebSocket.
 pub(super) const BAD_UPGRADE: &str = "bad_upgrade";
-/// Why a request is not served. Becomes `{"error":{"code","message"}}`.
+
+/// The reason for which a request is not served. Sent as `{"error":{"code","message"}}`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {code}: {message}")]
 pub struct HttpError {
     /// The HTTP status.
     pub status: u16,
-    /// A short word for programs.
+    /// A short identifier for programs.
     pub code: &'static str,
     /// A sentence for people.
     pub message: String,
@@ -21,7 +22,7 @@ pub struct HttpError {
 }
 
 impl HttpError {
-    /// The code of 403 for pages of other sites.
+    /// The code of a 403 for pages of other sites.
     pub const ORIGIN_NOT_ALLOWED: &str = "origin_not_allowed";
 
     /// An error without further headers.
@@ -36,53 +37,53 @@ impl HttpError {
         Self::new(400, "bad_request", message)
     }
 
-    /// 400 or 426: the upgrade to WebSocket is malformed. The answer names the version that is spoken.
+    /// 400 or 426: the upgrade to WebSocket is malformed. The answer names the supported version.
     #[must_use]
     pub fn bad_upgrade(status: u16, message: impl Into<String>) -> Self {
         Self::new(status, BAD_UPGRADE, message)
     }
 
-    /// 404: there is nothing of that name.
+    /// 404: the resource does not exist.
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(404, "not_found", message)
     }
 
-    /// 405: the resource has other methods.
+    /// 405: the resource does not support the method.
     #[must_use]
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let message = format!("the methods of this resource are {allow}");
         Self { allow: Some(allow), ..Self::new(405, "method_not_allowed", message) }
     }
 
-    /// 429: over a rate or a limit; worth trying again after `retry_after` seconds.
+    /// 429: a rate or a limit is exceeded; the client may try again after `retry_after` seconds.
     #[must_use]
     pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(429, code, message) }
     }
 
-    /// 503: not now; worth trying again after `retry_after` seconds.
+    /// 503: the request cannot be served now; the client may try again after `retry_after` seconds.
     #[must_use]
     pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u32) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(503, code, message) }
     }
 
-    /// 503: this instance ends.
+    /// 503: this instance is shutting down.
     #[must_use]
     pub fn draining() -> Self {
         let message = "this instance is going down; connect again, and another one or its successor answers";
         Self::unavailable("draining", message, 1)
     }
 
-    /// 421: the request is for another host.
+    /// 421: the request is for a host that this server does not serve.
     #[must_use]
     pub fn misdirected() -> Self {
         let message = "this server does not answer to that Host; if it should, name it in listen.hosts";
         Self::new(421, "misdirected", message)
     }
 
-    /// The code to close a WebSocket with, where the refusal concerns the client and not the request: a browser shows
-    /// its page nothing of an HTTP answer to an upgrade.
+    /// The code that closes a WebSocket instead, if the refusal concerns the client and not the request. A browser
+    /// does not show a page the HTTP answer to an upgrade.
     #[must_use]
     pub const fn close_code(&self) -> Option<CloseCode> {
         match self.status {

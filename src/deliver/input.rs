@@ -1,39 +1,39 @@
-//! The bytes that a client has sent and nobody has taken yet. Holds no memory when it is empty. Pure.
+//! The bytes that were received from a client and not processed yet. Holds no memory when it is empty. Pure.
 
-/// Bytes in the order in which they came.
+/// Bytes in the order in which they arrived.
 #[derive(Debug, Default)]
 pub struct Input {
     bytes: Vec<u8>,
-    /// How many of the first were taken. INVARIANT: less than there are, or 0.
+    /// How many bytes at the front were processed. INVARIANT: fewer than there are, or 0.
     taken: usize,
 }
 
 impl Input {
-    /// The bytes not taken yet.
+    /// The bytes that were not processed yet.
     #[must_use]
     pub fn rest(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }
 
-    /// How many bytes are not taken yet.
+    /// How many bytes were not processed yet.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.bytes.len() - self.taken
     }
 
-    /// Whether every byte was taken.
+    /// Whether all bytes were processed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of memory that are held.
+    /// The allocated memory, in bytes.
     #[must_use]
     pub const fn cost_bytes(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Adds bytes that came.
+    /// Adds bytes that arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.taken > 0 {
             self.bytes.drain(..self.taken);
@@ -42,16 +42,16 @@ impl Input {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Takes `len` bytes off the front, of those that are there.
+    /// Removes `len` bytes from the front. There must be that many.
     pub fn advance(&mut self, len: usize) {
         self.taken += len;
-        debug_assert!(self.taken <= self.bytes.len(), "only what is there can be taken");
+        debug_assert!(self.taken <= self.bytes.len(), "more bytes were removed than there are");
         if self.taken >= self.bytes.len() {
             self.clear();
         }
     }
 
-    /// Forgets everything, and gives the memory back.
+    /// Drops all bytes and frees the memory.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

@@ -1,7 +1,7 @@
-//! A delivery loop's messages to other threads. The loop never waits for a queue: a message for which another thread
-//! has no room is held here and offered again, in its order.
+//! A delivery loop's messages to other threads. The loop never waits for a queue: if another thread has no room for a
+//! message, the message is held here and offered again, in order.
 //!
-//! Bounded: at most one read for each job, one attach and one detach for each stream, one wait for each name.
+//! Bounded: at most one read for each job, one attach and one detach for each stream, and one wait for each name.
 
 use std::collections::VecDeque;
 
@@ -10,17 +10,17 @@ use crate::message::{Control, JobRef, ReplayRequest, ReplayStep, Slot, WatcherRe
 use crate::model::StreamName;
 use crate::queue::{SendError, Sender};
 
-/// The queues of the threads that a delivery thread sends to, without its peers.
+/// The queues of the threads that a delivery thread sends to, except for other delivery threads.
 pub struct OutboundQueues {
     /// The replay threads' queue.
     pub replays: Sender<ReplayRequest>,
-    /// The transform threads, by shard.
+    /// The transform threads' queues, by shard.
     pub transforms: Vec<Sender<Control>>,
-    /// The watcher.
+    /// The watcher's queue.
     pub watcher_requests: Sender<WatcherRequest>,
-    /// Requests to cancel, to be written by the recorder.
+    /// Cancel requests, for the recorder to write.
     pub cancels: Sender<CancelRequest>,
-    /// Acknowledgements of clients, to be written by the recorder.
+    /// Acknowledgements of clients, for the recorder to write.
     pub receipts: Sender<Receipt>,
 }
 
@@ -29,24 +29,25 @@ pub(super) struct Outbound {
     delivery: usize,
     queues: OutboundQueues,
     requests: VecDeque<ReplayRequest>,
-    /// With the index of the transform thread.
+    /// Messages to transform threads, each with the thread's index.
     controls: VecDeque<(usize, Control)>,
     watcher_requests: VecDeque<WatcherRequest>,
 }
 
 impl Outbound {
-    /// The messages of the delivery thread with this index.
+    /// The outbound messages of the delivery thread with this index.
     pub(super) fn new(delivery: usize, queues: OutboundQueues) -> Self {
         let (requests, controls, watcher_requests) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         Self { delivery, queues, requests, controls, watcher_requests }
     }
 
-    /// The index of the delivery thread, by which others answer it.
+    /// The index of the delivery thread, to which other threads send their answers.
     pub(super) const fn delivery(&self) -> usize {
         self.delivery
     }
 
-    /// Asks for a job's next history read of a stream, which may be known to have appeared, with at most `count` entries and so many bytes.
+    /// Queues a job's next history read, for at most `count` entries and `budget_bytes` bytes. `appeared_us` is set if
+    /// the stream is known to have appeared.
     pub(super) fn request(
         &mut self,
         job: Slot,
@@ -67,7 +68,7 @@ impl Outbound {
         });
     }
 
-    /// Tells the stream's transform thread.
+    /// Queues a message to the stream's transform thread.
     pub(super) fn control(&mut self, control: Control) {
         let (Control::Attach { stream, .. }
         | Control::Detach { stream, .. }
@@ -76,23 +77,23 @@ impl Outbound {
         self.controls.push_back((transform, control));
     }
 
-    /// Asks the watcher.
+    /// Queues a request to the watcher.
     pub(super) fn ask_watcher(&mut self, request: WatcherRequest) {
         self.watcher_requests.push_back(request);
     }
 
-    /// Hands a request to cancel to the recorder at once; whether it had room.
+    /// Sends a cancel request to the recorder at once. Returns whether its queue had room.
     pub(super) fn cancel(&self, request: CancelRequest) -> bool {
         self.queues.cancels.try_send(request).is_ok()
     }
 
-    /// Hands a receipt to the recorder at once; whether it had room.
+    /// Sends a receipt to the recorder at once. Returns whether its queue had room.
     pub(super) fn receipt(&self, receipt: Receipt) -> bool {
         self.queues.receipts.try_send(receipt).is_ok()
     }
 
-    /// Sends the messages for which there is room. Returns the jobs whose reads were not sent because nobody wants them
-    /// any more.
+    /// Sends the messages for which there is room. Returns the jobs whose reads were not sent because no viewer wants
+    /// them any more.
     pub(super) fn send(&mut self, is_wanted: impl Fn(Slot) -> bool) -> Vec<Slot> {
         let mut unwanted = Vec::new();
         while let Some(request) = self.requests.pop_front() {
@@ -120,7 +121,7 @@ impl Outbound {
         unwanted
     }
 
-    /// Whether a message waits for room.
+    /// Whether no message waits for room.
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty() && self.controls.is_empty() && self.watcher_requests.is_empty()
     }

@@ -64,8 +64,8 @@ pub struct Outbox<M> {
     taken: usize,
     /// The number of bytes not written yet.
     len_bytes: usize,
-    /// The cost of the answers that may still wait, in bytes: of all answers since none waited, so that it is never
-    /// too low.
+    /// The cost of all answers that were added since none waited, in bytes. The cost of those that still wait is at
+    /// most this.
     answers_cost_bytes: usize,
     /// The number of waiting bytes up to the end of the last answer.
     answers_end: usize,
@@ -97,7 +97,8 @@ impl<M: AsRef<[u8]>> Outbox<M> {
         self.answers_end = self.len_bytes;
     }
 
-    /// The cost of the answers since none waited, in bytes: at least that of those that wait.
+    /// An upper bound of the cost of the answers that wait, in bytes: the cost of all that were added since none
+    /// waited.
     #[must_use]
     pub const fn answers_cost_bytes(&self) -> usize {
         self.answers_cost_bytes
@@ -153,7 +154,7 @@ impl<M: AsRef<[u8]>> Outbox<M> {
                 }
             }
             let result = match &pieces[..count] {
-                // Nearly always the case in live text, and the cheaper call.
+                // The most frequent case in live text, and the cheaper call.
                 [single] => writer.write(single),
                 several => writer.write_vectored(several),
             };
@@ -204,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes with a number.
+    /// A mark that holds bytes and a number.
     struct Marked(Vec<u8>, usize);
 
     impl AsRef<[u8]> for Marked {
@@ -213,8 +214,8 @@ mod tests {
         }
     }
 
-    /// Accepts a given number of bytes per call; 0 means that it would block, and odd numbers are preceded by an
-    /// interruption.
+    /// Accepts the scripted number of bytes in each call; 0 means that it would block. The first call, and each call
+    /// after an odd number, is interrupted.
     struct Stingy {
         script: Vec<usize>,
         interrupted: bool,
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back() {
+    fn a_drained_outbox_frees_its_memory() {
         let mut outbox = Outbox::new();
         assert_eq!(outbox.chunks.capacity(), 0);
         for mark in 0..1000 {
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_count_until_the_last_of_them_is_out() {
+    fn answers_count_until_the_last_of_them_is_written() {
         let mut outbox = Outbox::<Marked>::new();
         let write = |outbox: &mut Outbox<Marked>, bytes| {
             outbox.write_to(&mut Vec::new(), bytes, &mut |_| {}).unwrap()
@@ -289,8 +290,8 @@ mod tests {
     }
 
     proptest! {
-        /// For all amounts that the writer may accept: bytes come out as they went in, and a mark is reported by the
-        /// write that wrote its last byte.
+        /// For all amounts that the writer may accept: bytes are written in order, and a mark is reported by the write
+        /// that completes it.
         #[test]
         fn bytes_and_marks_keep_their_order(
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..200),
@@ -315,7 +316,7 @@ mod tests {
                 prop_assert!(sink.got.len() - had <= bytes_max);
                 prop_assert_eq!(outbox.len_bytes(), expected.len() - sink.got.len());
                 prop_assert_eq!(outcome == WriteOutcome::Drained, outbox.is_empty());
-                // An empty chunk at the front is complete as soon as its turn comes.
+                // An empty chunk is complete as soon as it is at the front.
                 let complete: Vec<usize> = (0..ends.len()).filter(|&mark| ends[mark] <= sink.got.len()).collect();
                 prop_assert_eq!(&marks, &complete);
             }

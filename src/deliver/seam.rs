@@ -1,14 +1,15 @@
 //! The seam between history and live for one viewer of one stream. Pure.
 //!
 //! A viewer starts in history: it requests reads until one reaches the end of the stream. Meanwhile, live text of the
-//! stream is at another position, ahead or behind. The viewer joins it without gap or repetition:
+//! stream is at another position, ahead of the viewer or behind it. The viewer joins live text without gap or
+//! repetition:
 //!
-//! - If live is behind the viewer, it joins at once and skips what it has.
+//! - If live is behind the viewer, it joins at once and skips the frames that it already has.
 //! - If live is ahead, a *bridge* is read: one bounded read from the viewer's position up to live's, while the live
 //!   frames that arrive meanwhile are held.
 //! - A live frame that begins before the viewer's position and ends after it (a merged one) is bridged in the same
 //!   way.
-//! - If nobody reads the stream live yet, the viewer requests it to begin exactly at its own position.
+//! - If the stream is not read live yet, the viewer requests live text that begins exactly at its own position.
 //!
 //! INVARIANT: the frames that [`Seam::read`] and [`Seam::live`] let through cover the stream's entries after the
 //! start position, each once, in order. At most one read is outstanding per viewer.
@@ -16,7 +17,7 @@
 use crate::model::{EntryId, Frame, Position};
 use std::sync::Arc;
 
-/// What the seam needs to know of a frame.
+/// The properties of a frame that the seam uses.
 pub trait Piece: Clone {
     /// The viewer's position before the frame.
     fn after(&self) -> Position;
@@ -65,12 +66,12 @@ pub enum Ask {
     Attach,
 }
 
-/// What happens to a live frame.
+/// The treatment of a live frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// It is delivered now.
     Deliver,
-    /// It is not for this viewer at present.
+    /// It is dropped: the viewer has it, or reads it from history later.
     Ignored,
     /// It is held until the bridge is complete.
     Held,
@@ -85,7 +86,7 @@ pub enum Taken {
 enum Mode<P> {
     /// A read to the end is outstanding.
     History,
-    /// No read is outstanding, until the viewer's connection has drained.
+    /// No read is outstanding until the viewer's connection has drained.
     Paused,
     /// Live text was requested and has not begun.
     Joining,
@@ -157,7 +158,7 @@ impl<P: Piece> Seam<P> {
             }
             Mode::Bridging { held: None, .. } => (Vec::new(), self.read_on()),
             Mode::Bridging { until, held: Some(held), .. } => {
-                // The entry at the end may have been deleted meanwhile; nothing more will come before it.
+                // The entry at the end may have been deleted meanwhile; nothing more will come before that position.
                 self.position = self.position.max(until);
                 self.mode = Mode::Live;
                 (held.into_iter().filter(|piece| self.take(piece) == Taken::Deliver).collect(), Ask::Nothing)
@@ -170,7 +171,7 @@ impl<P: Piece> Seam<P> {
         }
     }
 
-    /// Handles a read that has brought the viewer to `position` at least, but not to where live text follows.
+    /// Handles a read that brought the viewer to `position` or further, but not to where live text continues.
     pub fn read_to_end(&mut self, position: Position) -> Ask {
         self.position = self.position.max(position);
         self.read_on()
@@ -217,7 +218,7 @@ impl<P: Piece> Seam<P> {
         }
     }
 
-    /// Makes a live viewer leave live, because the connection cannot accept more.
+    /// Makes a live viewer pause, because the connection cannot accept more.
     pub fn fall_back(&mut self) {
         if matches!(self.mode, Mode::Live) {
             self.mode = Mode::Paused;

@@ -141,12 +141,12 @@ impl World {
         }
     }
 
-    fn read_history(&mut self, viewer: usize, most: u64) {
+    fn read_history(&mut self, viewer: usize, entries_max: u64) {
         let viewer = &mut self.viewers[viewer];
         let Some(until) = viewer.asked.take() else { return };
         let from = viewer.seam.position().id.ms;
         let end = until.map_or(self.written, |until| until.ms.min(self.written)).max(from);
-        let to = end.min(from + most);
+        let to = end.min(from + entries_max);
         viewer.found = Some((Span { from, to }, to == end));
     }
 
@@ -165,11 +165,11 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Write(entries) => self.written += entries,
-            Step::ReadLive(most) => {
+            Step::ReadLive(entries_max) => {
                 let Some(live) = &mut self.live else { return };
-                let to = self.written.min(*live + most);
+                let to = self.written.min(*live + entries_max);
                 if to > *live {
-                    // An odd end stands for an entry that is not delivered: only the position moves.
+                    // A multiple of 7 stands for an entry that is not delivered: only the position moves.
                     let message = if to % 7 == 0 && to == *live + 1 {
                         Message::Position(to)
                     } else {
@@ -180,9 +180,9 @@ impl World {
                 }
             }
             Step::Receive => self.receive(),
-            Step::ReadHistory(most) => {
+            Step::ReadHistory(entries_max) => {
                 for viewer in 0..self.viewers.len() {
-                    self.read_history(viewer, most);
+                    self.read_history(viewer, entries_max);
                 }
             }
             Step::ReceiveHistory => {
@@ -210,11 +210,11 @@ impl World {
     }
 }
 
-/// A frame with the id of an entry that was passed: an end without an entry of its own.
+/// A frame between two positions, for an end that has no entry of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Of(Position, Position);
+struct Between(Position, Position);
 
-impl Piece for Of {
+impl Piece for Between {
     fn after(&self) -> Position {
         self.0
     }
@@ -230,18 +230,18 @@ impl Piece for Of {
 fn an_end_without_an_entry_reaches_viewers_that_lack_it() {
     let id = EntryId::new(9, 0);
     let (part, but_end, whole) = (Position::part(id, 1), Position::but_end(id), Position::whole(id));
-    let end = Of(but_end, whole);
+    let end = Between(but_end, whole);
     for (position, taken) in
         [(at(8), Taken::Deliver), (part, Taken::Deliver), (but_end, Taken::Deliver), (whole, Taken::Ignored)]
     {
-        let mut seam: Seam<Of> = Seam::new(position);
+        let mut seam: Seam<Between> = Seam::new(position);
         assert_eq!(seam.read(Position::ZERO, true, true, Live::On(position)), (Vec::new(), Ask::Nothing));
         assert_eq!(seam.live(&end, 9), taken, "{position}");
         assert_eq!(seam.position(), whole);
     }
     // Also if it arrives before the viewer has joined live.
     for live in [part, but_end] {
-        let mut seam: Seam<Of> = Seam::new(at(7));
+        let mut seam: Seam<Between> = Seam::new(at(7));
         let bridge = Ask::Read { until: Some(id) };
         assert_eq!(seam.read(at(8), true, true, Live::On(live)), (Vec::new(), bridge));
         assert_eq!(seam.live(&end, 9), Taken::Held);
@@ -252,7 +252,7 @@ fn an_end_without_an_entry_reaches_viewers_that_lack_it() {
 #[test]
 fn an_end_that_live_text_has_sent_already_is_read_to_the_end() {
     let id = EntryId::new(9, 0);
-    let mut seam: Seam<Of> = Seam::new(at(7));
+    let mut seam: Seam<Between> = Seam::new(at(7));
     let bridge = Ask::Read { until: Some(id) };
     let end_sent = Live::On(Position::whole(id));
     assert_eq!(seam.read(Position::part(id, 1), true, true, end_sent), (Vec::new(), bridge));
@@ -287,7 +287,7 @@ proptest! {
         for step in steps {
             world.step(step);
         }
-        // Then everything comes to rest, and every viewer has everything.
+        // At last all steps run until nothing is left to do: every viewer must have every entry.
         world.written += 1;
         for _ in 0..400 {
             world.step(Step::Drained);

@@ -15,22 +15,22 @@ use crate::config::NEVER;
 /// A client's socket.
 #[derive(Debug)]
 pub(super) enum Socket {
-    /// TCP as it is.
+    /// Plain TCP.
     Plain(TcpStream),
-    /// In memory.
+    /// In memory, for tests.
     #[cfg(test)]
     Memory(MemorySocket),
 }
 
-/// A peer that acknowledges nothing for longer than the slow client's time and this is gone.
+/// How much longer than the slow-client timeout a peer may acknowledge no data before its connection is dropped.
 const PEER_GONE_AFTER: Duration = Duration::from_secs(30);
 
 impl Socket {
-    /// Sets its options: tokens are small and must not wait for more; a peer that has vanished is noticed, but not before
-    /// a slow one would be closed for its slowness.
+    /// Sets the socket's options. Tokens are small and must be sent at once. A peer that has vanished must be
+    /// detected, but later than the slow-client timeout, so that a slow client is closed as such.
     ///
     /// # Errors
-    /// When the operating system refuses one.
+    /// When the operating system refuses an option.
     pub(super) fn prepare(&self, slow_timeout: Duration) -> io::Result<()> {
         let socket = match self {
             Self::Plain(socket) => socket,
@@ -46,10 +46,10 @@ impl Socket {
         socket.set_tcp_user_timeout(Some(slow_timeout + PEER_GONE_AFTER))
     }
 
-    /// Nothing more will be sent: the client reads the end of the stream after what it was sent.
+    /// Shuts down the sending side: the client reads the end of the stream after the bytes already sent.
     ///
     /// # Errors
-    /// When the client has torn the connection down.
+    /// When the client has already closed the connection.
     pub(super) fn end_sending(&self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown(Shutdown::Write),

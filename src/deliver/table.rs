@@ -1,4 +1,4 @@
-//! A slab whose entries are named by index and generation, so that a name never means a successor.
+//! A slab whose keys have an index and a generation, so that the key of a removed value never refers to a later one.
 
 use slab::Slab;
 
@@ -18,31 +18,31 @@ impl<T> Default for Table<T> {
 }
 
 impl<T> Table<T> {
-    /// Adds a value.
+    /// Adds a value and returns its slot.
     pub fn insert(&mut self, value: T) -> Slot {
         self.generation += 1;
         let index = self.slab.insert((self.generation, value));
         Slot { index, generation: self.generation }
     }
 
-    /// The value that was added as `slot`, unless it is gone.
+    /// The value with this slot, if it still exists.
     #[must_use]
     pub fn get(&self, slot: Slot) -> Option<&T> {
         self.slab.get(slot.index).filter(|entry| entry.0 == slot.generation).map(|entry| &entry.1)
     }
 
-    /// As [`Table::get`], to be changed.
+    /// Mutable access: see [`Table::get`].
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
         self.slab.get_mut(slot.index).filter(|entry| entry.0 == slot.generation).map(|entry| &mut entry.1)
     }
 
-    /// The name of what is at `index` now.
+    /// The slot of the value at `index`, if there is one.
     #[must_use]
     pub fn at(&self, index: usize) -> Option<Slot> {
         self.slab.get(index).map(|entry| Slot { index, generation: entry.0 })
     }
 
-    /// Takes the value out.
+    /// Removes and returns the value with this slot, if it still exists.
     pub fn remove(&mut self, slot: Slot) -> Option<T> {
         self.get(slot)?;
         let (_, value) = self.slab.remove(slot.index);
@@ -52,24 +52,24 @@ impl<T> Table<T> {
         Some(value)
     }
 
-    /// All names.
+    /// All slots.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
         self.slab.iter().map(|(index, entry)| Slot { index, generation: entry.0 }).collect()
     }
 
-    /// All values with their names.
+    /// All values with their slots.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut T)> {
         self.slab.iter_mut().map(|(index, entry)| (Slot { index, generation: entry.0 }, &mut entry.1))
     }
 
-    /// How many values there are.
+    /// The number of values.
     #[must_use]
     pub fn len(&self) -> usize {
         self.slab.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no values.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slab.is_empty()
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_never_means_a_successor() {
+    fn a_slot_never_refers_to_a_later_value() {
         let mut table = Table::default();
         let first = table.insert('a');
         assert_eq!(table.remove(first), Some('a'));

@@ -1,9 +1,9 @@
 //! Deadlines of thousands of connections in one loop: at most one per key, cheap to move.
 //!
-//! Most deadlines are postponed again and again (the next keep-alive, the slow-client limit). So postponing one only
-//! records the new time; the heap is updated when the old time comes. Dead entries of the heap are dropped when their
-//! time comes, and all at once when they outnumber the others, so that the heap's size follows the number of armed
-//! keys.
+//! Most deadlines are postponed again and again (the next keep-alive, the slow-client limit). So postponing a deadline
+//! only records the new time; the heap is updated when the old time comes. A dead entry of the heap is dropped when
+//! its time comes, and all of them at once when they outnumber the others, so that the heap's size follows the number
+//! of armed keys.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -40,7 +40,7 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// No deadlines.
+    /// Creates an empty set.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -67,7 +67,7 @@ impl Timers {
             Some(armed) if armed.entry.at <= at => armed.entry,
             before => {
                 self.armed_count += usize::from(before.is_none());
-                self.file(key, at)
+                self.push_entry(key, at)
             }
         };
         self.armed[key] = Some(Armed { generation, at, entry });
@@ -110,7 +110,7 @@ impl Timers {
                 Some(armed) if armed.at == top.at => return Some(armed),
                 Some(armed) => {
                     self.heap.pop();
-                    let entry = self.file(top.key, armed.at);
+                    let entry = self.push_entry(top.key, armed.at);
                     self.armed[top.key] = Some(Armed { entry, ..armed });
                     continue;
                 }
@@ -120,7 +120,7 @@ impl Timers {
         }
     }
 
-    fn file(&mut self, key: usize, at: Instant) -> Entry {
+    fn push_entry(&mut self, key: usize, at: Instant) -> Entry {
         self.serial += 1;
         let entry = Entry { at, serial: self.serial, key };
         self.heap.push(Reverse(entry));
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn timers_do_what_a_plain_map_does(steps in steps()) {
+        fn timers_behave_like_a_plain_map(steps in steps()) {
             let mut now = Instant::now();
             let mut timers = Timers::new();
             let mut model = BTreeMap::new();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_a_deadline_costs_no_memory() {
+    fn moving_a_deadline_does_not_grow_the_heap() {
         let start = Instant::now();
         let mut timers = Timers::new();
         for step in 0..10_000 {

@@ -10,7 +10,7 @@ use crate::deliver::admission::RETRY_AFTER_S;
 use crate::deliver::budget::{Charged, Share};
 use crate::deliver::history_reads::Job;
 use crate::deliver::http_error::HttpError;
-use crate::deliver::sharing::{JobKind, begun_at, stretch};
+use crate::deliver::sharing::{JobKind, for_late_viewers, opened_at};
 use crate::deliver::viewer::{Ending, Wire};
 use crate::message::{RECORDER, ReplayOutcome, ReplayStep, Slot, StateSearch, now_us};
 use crate::model::{After, StreamStatus};
@@ -194,9 +194,9 @@ impl Views {
         for &viewer in on_time {
             self.conclude_shared(viewer, &job.kind, Some(&outcome), cx);
         }
-        let stretch = stretch(outcome);
+        let late_outcome = for_late_viewers(outcome);
         for &viewer in late {
-            self.conclude_shared(viewer, &job.kind, stretch.as_ref(), cx);
+            self.conclude_shared(viewer, &job.kind, late_outcome.as_ref(), cx);
         }
     }
 
@@ -215,7 +215,7 @@ impl Views {
         let own = if matches!(kind, JobKind::Around(_)) { JobKind::Open(after) } else { kind.clone() };
         let begun = match (kind, after, outcome) {
             (JobKind::Around(_), After::At(after), Some(ReplayOutcome::Opened(opened))) => {
-                Some(begun_at(opened, after).map(|opened| ReplayOutcome::Opened(Box::new(opened))))
+                Some(opened_at(opened, after).map(|opened| ReplayOutcome::Opened(Box::new(opened))))
             }
             _ => None,
         };
