@@ -17,14 +17,14 @@ use crate::model::{EntryId, Position};
 
 /// At most one acknowledgement of a viewer is passed on in this time, not counting ends of generations.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
-/// How many acknowledgements of one viewer may wait for an answer each. Beyond that, the oldest one gets no answer of
-/// its own: the answer to a later one covers it.
+/// How many acknowledgements of one viewer may wait for an answer. Beyond that, the oldest one is dropped: the answer
+/// to a later one covers it.
 const UNANSWERED_MAX: usize = 256;
 /// How long the recorder may take to answer before its answer counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many ends of generations are remembered. They show to which generation an acknowledged entry belongs, and
-/// whether it is an end. A client acknowledges each end as it arrives, but its input is processed later when the
-/// thread is busy. So the number is that of acknowledgements that may wait for an answer.
+/// whether it is an end. A client acknowledges each end as it arrives, but a busy thread processes its input later. So
+/// as many are kept as acknowledgements may wait for an answer.
 const ENDS_MAX: usize = UNANSWERED_MAX;
 
 /// The escaped id of a generation, if it has one.

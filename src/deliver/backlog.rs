@@ -2,7 +2,7 @@
 //! client, and no crowd of clients, delays live text. Pure.
 //!
 //! Turns alternate between connections whose sockets have new input and connections that have had a turn and have
-//! more. So a flood delays neither newcomers nor itself for ever.
+//! more. So a flood delays neither newcomers nor itself forever.
 
 use std::collections::VecDeque;
 

@@ -2,8 +2,8 @@
 //! that share each.
 //!
 //! Viewers of one stream that want the same part of it share a read: one that was requested in the same round, or one
-//! that is under way. This module does not access queues or connections: its owner sends the reads and gives viewers
-//! the results.
+//! that is under way. This module does not access queues or connections: its owner sends the reads and passes the
+//! results to the viewers.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -39,7 +39,7 @@ pub(super) struct Job {
     pub(super) attempts: u32,
     /// The part of the shared budget that a JSON state takes while it is assembled.
     pub(super) share: Option<Share>,
-    /// The bytes of the result that each viewer's connection has room reserved for; 0 before the read was sent.
+    /// The bytes that each viewer's connection has reserved for the result; 0 before the read was sent.
     pub(super) budget_bytes: usize,
 }
 

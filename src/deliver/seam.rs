@@ -66,7 +66,7 @@ pub enum Ask {
     Attach,
 }
 
-/// The treatment of a live frame.
+/// The handling of a live frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// It is delivered now.

@@ -287,7 +287,7 @@ proptest! {
         for step in steps {
             world.step(step);
         }
-        // At last all steps run until nothing is left to do: every viewer must have every entry.
+        // Finally, all steps run until the state settles: every viewer must have every entry.
         world.written += 1;
         for _ in 0..400 {
             world.step(Step::Drained);

@@ -186,8 +186,7 @@ mod tests {
         Head { stream, after, last, state, seq, count, ts_us, read_us, encoded_us }
     }
 
-    /// A frame of the entries `after + 1 ..= last`. The text of each is the letter with its number, counted from `a` =
-    /// 0.
+    /// A frame of the entries `after + 1 ..= last`. The text of entry `n` is the `n`th letter after `a`.
     fn text(after: u64, last: u64) -> Arc<Frame> {
         let letters: Vec<u8> = (after + 1..=last).map(|n| b'a' + u8::try_from(n).unwrap()).collect();
         let content = Content::Delta { channel: None, index: 0, text: &letters };

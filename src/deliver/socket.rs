@@ -26,8 +26,8 @@ pub(super) enum Socket {
 const PEER_GONE_AFTER: Duration = Duration::from_secs(30);
 
 impl Socket {
-    /// Sets the socket's options. Tokens are small and must be sent at once. A peer that has vanished must be
-    /// detected, but later than the slow-client timeout, so that a slow client is closed as such.
+    /// Sets the socket's options. Tokens are small and must be sent at once. A vanished peer must be detected, but
+    /// only after the slow-client timeout, so that a slow client is closed with the code for slow clients.
     ///
     /// # Errors
     /// When the operating system refuses an option.
