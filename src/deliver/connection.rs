@@ -36,7 +36,7 @@ pub(super) enum Phase {
     /// The recorder has the request; its answer is awaited.
     Recording { reply: Reply },
     /// The requested stream is being looked up; the answer depends on the result.
-    Asked { viewer: Slot, reply: Reply },
+    LookingUp { viewer: Slot, reply: Reply },
     /// Sending events.
     Sse { viewer: Slot },
     /// Exchanging WebSocket frames.
@@ -69,7 +69,7 @@ pub(super) struct WebSocket {
     /// The number of malformed or forbidden messages so far.
     pub(super) bad_messages: u32,
     /// The number of cancel requests that are not answered yet.
-    pub(super) cancels_asked: u32,
+    pub(super) cancels_pending: u32,
     /// Closed subscriptions whose frames the client may still acknowledge. Used only if receipts are on.
     #[allow(
         clippy::box_collection,
@@ -89,7 +89,7 @@ impl WebSocket {
             decoder,
             viewers,
             bad_messages: 0,
-            cancels_asked: 0,
+            cancels_pending: 0,
             closed: None,
             pinged_at: None,
             begun_at: None,
@@ -156,8 +156,8 @@ pub(super) struct Connection {
     /// The error with which the first request is answered, if the connection is refused. The request determines the
     /// form of the answer.
     pub(super) refusal: Option<Box<HttpError>>,
-    /// Whether the connection counts towards `client.max_connections`.
-    pub(super) placed: bool,
+    /// Whether the connection was admitted, so that it counts towards `client.max_connections`.
+    pub(super) is_admitted: bool,
     /// Whether the connection counts towards `limits.per_client`.
     pub(super) counted: bool,
 }
@@ -196,7 +196,7 @@ impl Connection {
             paused: VecDeque::new(),
             promised: 0,
             refusal: None,
-            placed: true,
+            is_admitted: true,
             counted: false,
         }
     }
@@ -215,7 +215,7 @@ impl Connection {
     /// Queues the head of an event stream for `viewer`. Returns `false` if the connection is not waiting for a lookup:
     /// its answer has begun already.
     pub(super) fn begin_events(&mut self, viewer: Slot, is_ui_message_stream: bool) -> bool {
-        let Phase::Asked { reply, .. } = &self.phase else { return false };
+        let Phase::LookingUp { reply, .. } = &self.phase else { return false };
         let mut head = Vec::new();
         reply.sse(&mut head, is_ui_message_stream);
         self.phase = Phase::Sse { viewer };
@@ -264,11 +264,11 @@ impl Connection {
     }
 
     /// Adds bytes that were read to the input, except in phases that ignore it.
-    pub(super) fn take_in(&mut self, bytes: &[u8]) {
+    pub(super) fn add_input(&mut self, bytes: &[u8]) {
         match &mut self.phase {
             Phase::Sse { .. } | Phase::Closing { .. } => return,
             Phase::WebSocket(websocket) => websocket.pinged_at = None,
-            Phase::Head { .. } | Phase::Body { .. } | Phase::Asked { .. } | Phase::Recording { .. } => {}
+            Phase::Head { .. } | Phase::Body { .. } | Phase::LookingUp { .. } | Phase::Recording { .. } => {}
         }
         self.input.push(bytes);
     }
@@ -284,7 +284,7 @@ impl Connection {
     pub(super) fn must_wait(&self, send_budget: usize) -> bool {
         let answers = self.outbox.answers_cost_bytes() + self.held_bytes;
         match &self.phase {
-            Phase::Asked { .. } | Phase::Recording { .. } => true,
+            Phase::LookingUp { .. } | Phase::Recording { .. } => true,
             Phase::Sse { .. } | Phase::Closing { .. } => false,
             Phase::Head { .. } | Phase::Body { .. } => answers > ANSWERS_BYTES_MAX,
             Phase::WebSocket(websocket) => {
@@ -350,7 +350,7 @@ impl Connection {
     /// The viewers whose frames the connection carries, oldest first.
     pub(super) fn viewers(&self) -> Vec<Slot> {
         match &self.phase {
-            Phase::Asked { viewer, .. } | Phase::Sse { viewer } => vec![*viewer],
+            Phase::LookingUp { viewer, .. } | Phase::Sse { viewer } => vec![*viewer],
             Phase::WebSocket(websocket) => match &websocket.viewers {
                 Viewers::One(viewer) => vec![*viewer],
                 Viewers::Many(viewers) => {

@@ -55,7 +55,7 @@ pub(super) struct Connections {
     /// Connections to be read from.
     backlog: Backlog,
     /// Connections to be removed at the end of the round, so that no index is reused within one batch of events.
-    over: Vec<Slot>,
+    ended: Vec<Slot>,
     /// Refused connections that wait for their first request.
     refused: usize,
     /// The budgets of all connections of the process together.
@@ -73,7 +73,7 @@ impl Connections {
             dirty: VecDeque::new(),
             bulky: VecDeque::new(),
             backlog: Backlog::default(),
-            over: Vec::new(),
+            ended: Vec::new(),
             refused: 0,
             budgets,
             registry,
@@ -137,12 +137,12 @@ impl Connections {
 
     /// Marks a connection to be removed at the end of the round.
     pub(super) fn end(&mut self, slot: Slot) {
-        self.over.push(slot);
+        self.ended.push(slot);
     }
 
     /// Takes the connections that are marked to be removed.
-    pub(super) fn take_over(&mut self) -> Vec<Slot> {
-        std::mem::take(&mut self.over)
+    pub(super) fn take_ended(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.ended)
     }
 
     // ----- lookup -----
@@ -217,14 +217,14 @@ impl Connections {
 
     /// Whether the answer to the connection's request has begun, so that its status can no longer change.
     pub(super) fn has_begun(&self, slot: Slot) -> bool {
-        self.table.get(slot).is_some_and(|connection| !matches!(connection.phase, Phase::Asked { .. }))
+        self.table.get(slot).is_some_and(|connection| !matches!(connection.phase, Phase::LookingUp { .. }))
     }
 
     /// Whether the client finished sending before its answer began, so that it may be gone.
     pub(super) fn may_be_gone(&self, slot: Slot) -> bool {
         let connection = self.table.get(slot);
         connection
-            .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::Asked { .. }))
+            .is_some_and(|found| found.peer > Peer::Sending && matches!(found.phase, Phase::LookingUp { .. }))
     }
 
     /// Counts `bytes` of answers that are held until a stream's `open` is sent.
@@ -285,7 +285,7 @@ impl Connections {
                 }
                 flushed.is_behind = true;
             }
-            Ok(_) if connection.is_finished() => self.over.push(slot),
+            Ok(_) if connection.is_finished() => self.ended.push(slot),
             Ok(_) => {
                 if let Some(at) = connection.drained(now) {
                     self.arm(slot, at);
@@ -293,7 +293,7 @@ impl Connections {
             }
             Err(error) => {
                 tracing::debug!(%error, "a client is gone");
-                self.over.push(slot);
+                self.ended.push(slot);
             }
         }
         flushed
@@ -303,7 +303,7 @@ impl Connections {
 
     /// Notes that a socket is readable, and the state of the client's side if that has changed. Queues the connection
     /// to be read.
-    pub(super) fn notice(&mut self, slot: Slot, peer: Option<Peer>) {
+    pub(super) fn note_readable(&mut self, slot: Slot, peer: Option<Peer>) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         connection.unread = true;
         connection.peer = peer.map_or(connection.peer, |peer| peer.max(connection.peer));
@@ -334,7 +334,7 @@ impl Connections {
 
     /// Charges a connection's unprocessed input to the budget shared by all connections. Returns `false` if there is
     /// no room for it.
-    pub(super) fn weigh_input(&mut self, slot: Slot) -> bool {
+    pub(super) fn charge_input(&mut self, slot: Slot) -> bool {
         let Some(connection) = self.table.get_mut(slot) else { return true };
         let (before, after) = (connection.gauged_input, connection.input_cost_bytes());
         if before == after {
@@ -378,7 +378,7 @@ impl Connections {
     /// Counts that must be 0 when no client is left.
     #[cfg(test)]
     pub(super) fn held(&self) -> [(&'static str, usize); 4] {
-        let turns = self.dirty.len() + self.bulky.len() + self.over.len();
+        let turns = self.dirty.len() + self.bulky.len() + self.ended.len();
         [
             ("connections", self.table.len()),
             ("turns of connections", turns + usize::from(!self.backlog.is_empty())),
@@ -389,7 +389,7 @@ impl Connections {
 
     /// Whether a connection waits to be written to, read from or removed.
     pub(super) fn has_work(&self) -> bool {
-        let is_idle = self.dirty.is_empty() && self.bulky.is_empty() && self.over.is_empty();
+        let is_idle = self.dirty.is_empty() && self.bulky.is_empty() && self.ended.is_empty();
         !is_idle || !self.backlog.is_empty()
     }
 }

@@ -52,7 +52,7 @@ impl Delivery {
         let timeout = self.config.client.handshake_timeout;
         let Some(error) = refusal else { return self.connections.arm(slot, now + timeout) };
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.placed = false;
+            connection.is_admitted = false;
         }
         self.acceptor.uncount();
         match self.connections.refuse_later(slot, error) {
@@ -65,7 +65,7 @@ impl Delivery {
     pub(super) fn remove_connection(&mut self, slot: Slot, now: Instant) {
         self.remove_viewers_of(slot, now);
         let Some(connection) = self.connections.remove(slot) else { return };
-        if connection.placed {
+        if connection.is_admitted {
             self.acceptor.uncount();
         }
         if connection.counted {
@@ -83,7 +83,7 @@ impl Delivery {
 
     /// Removes the connections that have ended in this round.
     pub(super) fn remove_ended(&mut self, now: Instant) {
-        for slot in self.connections.take_over() {
+        for slot in self.connections.take_ended() {
             self.remove_connection(slot, now);
         }
     }

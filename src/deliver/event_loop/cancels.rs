@@ -52,14 +52,14 @@ impl Delivery {
         now: Instant,
     ) -> Result<(), Refusal> {
         let Some(websocket) = self.connections.websocket(slot) else { return Ok(()) };
-        if websocket.cancels_asked >= CANCELS_PER_SOCKET_MAX {
+        if websocket.cancels_pending >= CANCELS_PER_SOCKET_MAX {
             let message = "too many requests to cancel are not answered yet: wait for the answers";
             return Err(Refusal::new("too_many", message));
         }
         self.cancel(slot, (stream, reason), about, now)
             .map_err(|Refused { code, message, .. }| Refusal::new(code, message))?;
         if let Some(websocket) = self.connections.websocket(slot) {
-            websocket.cancels_asked += 1;
+            websocket.cancels_pending += 1;
         }
         Ok(())
     }
@@ -109,7 +109,7 @@ impl Delivery {
                 self.connections.read_further(slot);
             }
             Phase::WebSocket(websocket) => {
-                websocket.cancels_asked = websocket.cancels_asked.saturating_sub(1);
+                websocket.cancels_pending = websocket.cancels_pending.saturating_sub(1);
                 match outcome {
                     Ok(()) => {
                         self.answer_message(slot, about.as_ref(), &control_frames::cancel_requested(), now);

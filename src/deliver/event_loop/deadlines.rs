@@ -52,7 +52,7 @@ impl Delivery {
                 }
                 Some(at)
             }
-            Phase::Asked { .. } | Phase::Recording { .. } => None,
+            Phase::LookingUp { .. } | Phase::Recording { .. } => None,
             Phase::Sse { .. } => self.keep_alive(slot, now),
             Phase::WebSocket(_) => {
                 let begun_at = self.check_unfinished(slot, now);
@@ -147,7 +147,7 @@ impl Delivery {
             let Some(connection) = self.connections.get(slot) else { continue };
             let viewers = connection.viewers();
             match &connection.phase {
-                Phase::Asked { .. } => {
+                Phase::LookingUp { .. } => {
                     let error = HttpError::draining();
                     for viewer in viewers {
                         self.answer_error(viewer, &error, now);

@@ -53,7 +53,7 @@ impl Delivery {
         let Some(slot) = self.views.viewer(viewer).map(|viewer| viewer.connection) else { return };
         self.with_views(now, |views, cx| views.remove_viewer(viewer, cx));
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let Phase::Asked { reply, .. } =
+        let Phase::LookingUp { reply, .. } =
             std::mem::replace(&mut connection.phase, Phase::Head { since: now, seen: 0 })
         else {
             return;

@@ -150,7 +150,7 @@ impl Delivery {
     /// Records what a socket is ready for.
     fn record_readiness(&mut self, slot: Slot, is_readable: bool, peer: Option<Peer>) {
         if is_readable {
-            self.connections.notice(slot, peer);
+            self.connections.note_readable(slot, peer);
         }
         if self.connections.get(slot).is_some_and(|connection| !connection.outbox.is_empty()) {
             self.connections.touch(slot);

@@ -46,7 +46,7 @@ impl Delivery {
             if is_unfinished {
                 self.connections.read_further(slot);
             }
-            self.weigh_input(slot, now);
+            self.charge_input(slot, now);
             self.watch_unfinished(slot, now);
         }
         self.buffer = buffer;
@@ -75,7 +75,7 @@ impl Delivery {
             match connection.read(&mut buffer[..wanted]) {
                 ReadOutcome::Some(len) => {
                     turn.spend_bytes(len);
-                    connection.take_in(&buffer[..len]);
+                    connection.add_input(&buffer[..len]);
                 }
                 ReadOutcome::Blocked if connection.peer != Peer::Gone => {
                     connection.unread = false;
@@ -149,7 +149,7 @@ impl Delivery {
             }
             // Input is ignored here, except for its end.
             Phase::Sse { .. } | Phase::Closing { .. } => InputOutcome::Wants(READ_BYTES),
-            Phase::Asked { .. } | Phase::Recording { .. } => InputOutcome::Wants(0),
+            Phase::LookingUp { .. } | Phase::Recording { .. } => InputOutcome::Wants(0),
         }
     }
 
@@ -161,7 +161,7 @@ impl Delivery {
         match (connection.peer, &connection.phase) {
             (Peer::Sending, _) => {}
             (Peer::Gone, _) => self.connections.end(slot),
-            (_, Phase::Asked { viewer, .. }) => {
+            (_, Phase::LookingUp { viewer, .. }) => {
                 let viewer = *viewer;
                 self.with_views(now, |views, cx| views.end_wait(viewer, cx));
             }
@@ -183,7 +183,7 @@ impl Delivery {
             Phase::WebSocket(_) => self.remove_viewers_of(slot, now),
             Phase::Head { .. }
             | Phase::Body { .. }
-            | Phase::Asked { .. }
+            | Phase::LookingUp { .. }
             | Phase::Recording { .. }
             | Phase::Closing { .. } => {}
         }
@@ -201,8 +201,8 @@ impl Delivery {
 
     /// Charges a connection's unfinished input to the budget of the whole process. If there is no room, the client is
     /// refused and asked to try again.
-    pub(super) fn weigh_input(&mut self, slot: Slot, now: Instant) {
-        if self.connections.weigh_input(slot) {
+    pub(super) fn charge_input(&mut self, slot: Slot, now: Instant) {
+        if self.connections.charge_input(slot) {
             return;
         }
         let Some(connection) = self.connections.get(slot) else { return };

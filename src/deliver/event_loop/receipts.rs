@@ -144,7 +144,7 @@ impl Delivery {
     pub(super) fn owes_answers(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(websocket) = self.connections.websocket(slot) else { return false };
         let closed = websocket.closed.iter().flat_map(|closed| closed.iter());
-        if websocket.cancels_asked > 0 || closed.into_iter().any(|closed| closed.acks.awaits_answer(now)) {
+        if websocket.cancels_pending > 0 || closed.into_iter().any(|closed| closed.acks.awaits_answer(now)) {
             return true;
         }
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();

@@ -103,7 +103,7 @@ impl Delivery {
         };
         let viewer = self.with_views(now, |views, cx| views.add_viewer(slot, options(wanted, wire), cx));
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.phase = Phase::Asked { viewer, reply };
+            connection.phase = Phase::LookingUp { viewer, reply };
         }
     }
 
