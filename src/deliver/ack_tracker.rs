@@ -37,7 +37,7 @@ pub(super) struct AckTracker {
     from: Position,
     /// The position up to which the client had everything before this viewer was added, even if the stream was
     /// recreated since.
-    had: Position,
+    received: Position,
     /// The ends of generations that the viewer was sent, oldest first.
     ends: VecDeque<(EntryId, Generation)>,
     /// The acknowledgement that was last passed on, and when.
@@ -73,8 +73,8 @@ impl AckTracker {
     }
 
     /// Notes that the client had everything up to this position before this viewer was added.
-    pub(super) const fn note_had(&mut self, had: Position) {
-        self.had = had;
+    pub(super) const fn note_received(&mut self, received: Position) {
+        self.received = received;
     }
 
     /// Notes that the viewer is sent the end of a generation.
@@ -110,7 +110,7 @@ impl AckTracker {
     pub(super) fn is_once(&self, id: Position, anchor: &Cursor) -> bool {
         let reaches = |end: EntryId| self.passed < Position::whole(end) && Position::whole(end) <= id;
         let ends = self.ends.iter().map(|(end, _)| *end).chain(anchor.state.phase.terminal());
-        id <= self.had || ends.into_iter().any(reaches)
+        id <= self.received || ends.into_iter().any(reaches)
     }
 
     /// Returns `true` if `id` is already written, so that it can be answered at once. Otherwise notes that the
@@ -154,7 +154,7 @@ impl AckTracker {
     /// The generation to which an entry belongs, if it is known.
     fn generation(&self, id: Position, anchor: &Cursor) -> Generation {
         // An entry that the client had before may belong to an earlier generation than those that came since.
-        if id <= self.had && self.had < anchor.position {
+        if id <= self.received && self.received < anchor.position {
             return None;
         }
         let ended = self.ends.iter().find(|(end, _)| id <= Position::whole(*end));

@@ -98,7 +98,7 @@ impl Connections {
         Ok(slot)
     }
 
-    /// Removes a connection and returns it. The caller removes its viewers and its share of limits.
+    /// Removes a connection and returns it. The caller removes its viewers and stops counting it towards limits.
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Connection> {
         let mut connection = self.table.remove(slot)?;
         self.timers.disarm(slot.index);
@@ -245,8 +245,8 @@ impl Connections {
     pub(super) const TURNS_PER_ROUND: usize = NEWEST_PER_ROUND + OLDEST_PER_ROUND;
 
     /// Takes the next connection to write to: first those that were queued last, then those that have waited longest.
-    /// The rest wait for the next round, so that new input is read before. `Some(None)`: the connection has many bytes
-    /// to write, and is written to after the others. `None`: the queue is empty.
+    /// The rest wait for the next round, so that new input is read in between. `Some(None)`: the connection has many
+    /// bytes to write, and is written to after the others. `None`: the queue is empty.
     pub(super) fn next_to_flush(&mut self, turn: usize) -> Option<Option<Slot>> {
         let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
         let slot = next?;
@@ -312,8 +312,8 @@ impl Connections {
         }
     }
 
-    /// Queues a connection to be read again if it may have more input: its turn is over, or the reason for which it
-    /// had to wait.
+    /// Queues a connection to be read again, if it may have more input: its turn was too short, or it no longer has to
+    /// wait.
     pub(super) fn read_further(&mut self, slot: Slot) {
         let Some(connection) = self.table.get_mut(slot) else { return };
         if connection.has_unread() && !std::mem::replace(&mut connection.queued, true) {

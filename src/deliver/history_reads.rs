@@ -83,7 +83,7 @@ impl HistoryReads {
     /// Adds the viewer to a read that it can share, or to a new one. If that read is under way, returns the bytes that
     /// it may bring, which are at most `room`. Redis may have answered such a read already, so its result says nothing
     /// about the stream's end.
-    pub(super) fn want(&mut self, reader: Reader<'_>, kind: &JobKind, room: usize) -> Option<usize> {
+    pub(super) fn request(&mut self, reader: Reader<'_>, kind: &JobKind, room: usize) -> Option<usize> {
         let promised = self.join_under_way(reader, kind, room);
         if promised.is_none() {
             self.join_fresh(reader, kind.widened());
@@ -92,7 +92,7 @@ impl HistoryReads {
     }
 
     /// Adds the viewer to a read of exactly `kind`, because a read that begins earlier did not serve it.
-    pub(super) fn want_exactly(&mut self, reader: Reader<'_>, kind: JobKind) {
+    pub(super) fn request_exactly(&mut self, reader: Reader<'_>, kind: JobKind) {
         self.join_fresh(reader, kind);
     }
 
@@ -171,7 +171,7 @@ impl HistoryReads {
 
     /// Whether there are too many jobs for this number of viewers. A job whose viewers have left remains until its
     /// result arrives, so a client that keeps reconnecting has to wait for that.
-    pub(super) fn are_too_many(&self, viewers: usize) -> bool {
+    pub(super) fn exceed_limit(&self, viewers: usize) -> bool {
         self.jobs.len() > viewers + STALE_JOBS_MAX
     }
 
@@ -236,13 +236,13 @@ mod tests {
 
     /// Requests reads for viewers of one stream, one after another. Returns the bytes that each was promised by
     /// joining a read under way.
-    fn want(reads: &mut HistoryReads, wanted: &[(usize, &JobKind)], room: usize) -> Vec<Option<usize>> {
+    fn request(reads: &mut HistoryReads, wanted: &[(usize, &JobKind)], room: usize) -> Vec<Option<usize>> {
         let stream = StreamName::new("s", "m").unwrap();
-        let want = |&(viewer, kind): &(usize, &JobKind)| {
+        let request = |&(viewer, kind): &(usize, &JobKind)| {
             let reader = Reader { viewer: slot(viewer), hub: HUB, stream: &stream, translated: false };
-            reads.want(reader, kind, room)
+            reads.request(reader, kind, room)
         };
-        wanted.iter().map(want).collect()
+        wanted.iter().map(request).collect()
     }
 
     /// Sends the new reads, each with this budget. Returns each read with its viewers.
@@ -260,7 +260,7 @@ mod tests {
     fn viewers_with_nearly_the_same_start_share_a_read() {
         let mut reads = reads();
         let (early, late, far) = (open_at(100_000), open_at(101_000), open_at(900_000));
-        want(&mut reads, &[(1, &late), (2, &early), (3, &far), (4, &late)], 100);
+        request(&mut reads, &[(1, &late), (2, &early), (3, &far), (4, &late)], 100);
         let mut viewers: Vec<_> = send(&mut reads, 100).into_iter().map(|(_, viewers)| viewers).collect();
         viewers.sort();
         assert_eq!(viewers, [vec![1, 2, 4], vec![3]], "the read begins at the earlier start");
@@ -271,14 +271,14 @@ mod tests {
     fn a_read_under_way_is_joined_by_viewers_with_room_for_it() {
         let mut reads = reads();
         let kind = open_at(100_000);
-        want(&mut reads, &[(1, &kind)], 100);
+        request(&mut reads, &[(1, &kind)], 100);
         let [(job, _)] = send(&mut reads, 60)[..] else { panic!("one read") };
-        assert_eq!(want(&mut reads, &[(2, &kind)], 60), [Some(60)]);
-        assert_eq!(want(&mut reads, &[(3, &kind)], 59), [None], "a read of its own");
+        assert_eq!(request(&mut reads, &[(2, &kind)], 60), [Some(60)]);
+        assert_eq!(request(&mut reads, &[(3, &kind)], 59), [None], "a read of its own");
         let found = reads.get(job).unwrap();
         assert_eq!((found.viewers.len(), found.on_time), (2, 1));
         reads.remove(job);
-        assert_eq!(want(&mut reads, &[(4, &kind)], 100), [None], "it is over");
+        assert_eq!(request(&mut reads, &[(4, &kind)], 100), [None], "it is over");
         assert_eq!(
             send(&mut reads, 60).into_iter().map(|(_, viewers)| viewers).collect::<Vec<_>>(),
             [[3, 4]]
@@ -291,7 +291,7 @@ mod tests {
         let stream = StreamName::new("s", "m").unwrap();
         for (viewer, ms) in [(1, 5_000), (2, 5_000), (3, 6_000)] {
             let reader = Reader { viewer: slot(viewer), hub: HUB, stream: &stream, translated: false };
-            reads.want_exactly(reader, open_at(ms));
+            reads.request_exactly(reader, open_at(ms));
         }
         let sent = send(&mut reads, 10);
         let [(first, both), (_, third)] = &sent[..] else { panic!("two reads") };
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn pauses_between_retries_grow_up_to_two_seconds() {
         let mut reads = reads();
-        want(&mut reads, &[(1, &JobKind::State)], 10);
+        request(&mut reads, &[(1, &JobKind::State)], 10);
         let [(job, _)] = send(&mut reads, 10)[..] else { panic!("one read") };
         let now = Instant::now();
         let mut pauses = Vec::new();

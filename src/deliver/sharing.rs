@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_covers_starts_from_its_own_to_shortly_after() {
+    fn a_read_covers_starts_at_most_a_few_seconds_later() {
         let open = |ms| JobKind::Open(After::At(at(ms)));
         let around = |ms| JobKind::Around(at(ms));
         assert!(around(7).covers(&open(7)) && around(7).covers(&open(7 + SAME_MOMENT_MS)));

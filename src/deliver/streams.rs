@@ -23,7 +23,7 @@ pub(super) struct Streams {
     /// Hubs whose written position may have changed, or that may not need live text any more, since the last report.
     unreported: Vec<Slot>,
     /// Viewers that hold an acknowledgement to be passed on to the recorder.
-    unpassed_acks: Vec<Slot>,
+    held_acks: Vec<Slot>,
     registry: Arc<Registry>,
 }
 
@@ -31,7 +31,7 @@ impl Streams {
     /// Creates an empty set.
     pub(super) fn new(registry: Arc<Registry>) -> Self {
         let (viewers, hubs, hub_by_name) = (Table::default(), Table::default(), HashMap::new());
-        Self { viewers, hubs, hub_by_name, unreported: Vec::new(), unpassed_acks: Vec::new(), registry }
+        Self { viewers, hubs, hub_by_name, unreported: Vec::new(), held_acks: Vec::new(), registry }
     }
 
     // ----- adding and removing -----
@@ -154,7 +154,7 @@ impl Streams {
     }
 
     /// The hub that a message is about, unless the message belongs to an earlier request for live frames.
-    pub(super) fn hub_named(&mut self, name: HubRef) -> Option<&mut Hub> {
+    pub(super) fn attached_hub(&mut self, name: HubRef) -> Option<&mut Hub> {
         self.hubs.get_mut(name.slot).filter(|hub| hub.attach == name.attach)
     }
 
@@ -170,7 +170,7 @@ impl Streams {
             ("viewers", self.viewers.len()),
             ("streams", self.hubs.len() + self.hub_by_name.len()),
             ("streams to be reported", self.unreported.len()),
-            ("acknowledgements to be passed on", self.unpassed_acks.len()),
+            ("acknowledgements to be passed on", self.held_acks.len()),
         ]
     }
 
@@ -239,13 +239,13 @@ impl Streams {
     }
 
     /// Notes that a viewer holds an acknowledgement to be passed on.
-    pub(super) fn note_unpassed_ack(&mut self, viewer: Slot) {
-        self.unpassed_acks.push(viewer);
+    pub(super) fn note_held_ack(&mut self, viewer: Slot) {
+        self.held_acks.push(viewer);
     }
 
     /// Takes the viewers that hold an acknowledgement to be passed on.
-    pub(super) fn take_unpassed_acks(&mut self) -> Vec<Slot> {
-        std::mem::take(&mut self.unpassed_acks)
+    pub(super) fn take_held_acks(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.held_acks)
     }
 }
 
@@ -306,12 +306,12 @@ mod tests {
         let viewer = streams.viewer_mut(viewers[0]).unwrap();
         let now = std::time::Instant::now();
         assert_eq!(viewer.wait(now), Some(now));
-        assert!(viewer.is_waiting() && viewer.read_on().is_none(), "it was never read");
+        assert!(viewer.is_waiting() && viewer.resume_reading().is_none(), "it was never read");
         let (seam, anchor) = (Seam::new(EntryId::new(7, 0).into()), Cursor::default());
         viewer.stage = Stage::Reading(Reading { seam, anchor });
         assert_eq!(viewer.wait(now), Some(now));
         assert!(viewer.is_waiting() && viewer.reading().is_some());
-        assert!(viewer.read_on().is_some() && !viewer.is_waiting());
+        assert!(viewer.resume_reading().is_some() && !viewer.is_waiting());
         viewer.begin_closing(now);
         assert!(viewer.reading().is_none() && viewer.given().is_some());
         assert_eq!(viewer.wait(now), None, "a viewer that has everything does not wait");

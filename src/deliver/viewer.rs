@@ -1,4 +1,4 @@
-//! A delivery thread's streams and their viewers, as data. [`super::streams`] owns it.
+//! The types of a delivery thread's streams and viewers; [`super::streams`] owns the values.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,7 +138,7 @@ impl Viewer {
         self.reading().is_some_and(|reading| reading.seam.is_live())
     }
 
-    /// Whether the viewer waits for its stream, and the stream was not reported to exist since.
+    /// Whether the viewer waits for its stream, and the stream has not been reported to exist.
     pub(super) const fn is_waiting(&self) -> bool {
         matches!(&self.stage, Stage::Waiting(waiting) if !waiting.has_appeared)
     }
@@ -161,7 +161,7 @@ impl Viewer {
     }
 
     /// Ends the wait of a viewer that had begun to read before. Returns its place in its stream, if it has one.
-    pub(super) fn read_on(&mut self) -> Option<&mut Reading> {
+    pub(super) fn resume_reading(&mut self) -> Option<&mut Reading> {
         if let Stage::Waiting(Waiting { reading, .. }) = &mut self.stage {
             self.stage = Stage::Reading(reading.take()?);
         }
@@ -181,7 +181,7 @@ impl Viewer {
     }
 
     /// Whether the viewer wants a stream only while its generation is not finished.
-    pub(super) fn wants_unfinished(&self) -> bool {
+    pub(super) fn wants_only_unfinished(&self) -> bool {
         self.options.translator.as_ref().is_some_and(|translator| translator.only_unfinished())
     }
 }
@@ -284,7 +284,7 @@ impl Hub {
     }
 }
 
-/// A frame in an outbox: its bytes, and the data for the report once they are written.
+/// A frame in an outbox: its bytes, and the data to record once they are written.
 #[derive(Debug)]
 pub(super) struct Mark {
     pub(super) viewer: Slot,

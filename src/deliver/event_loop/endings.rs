@@ -73,17 +73,17 @@ impl Delivery {
     /// Closes a connection whose only stream is over, or answers its request if the answer has not begun.
     fn end_connection(&mut self, slot: Slot, viewer: Slot, ending: Ending, now: Instant) {
         let found = self.views.viewer(viewer);
-        let wants_unfinished = found.is_some_and(Viewer::wants_unfinished);
+        let wants_only_unfinished = found.is_some_and(Viewer::wants_only_unfinished);
         let is_head = found.is_some_and(|viewer| viewer.options.wire == Wire::Head);
         if !self.connections.has_begun(slot) {
             match ending {
                 Ending::NotFound if is_head => {
                     return self.answer_viewer(viewer, now, |reply| single_part(|out| reply.head(out, 404)));
                 }
-                Ending::NotFound if !wants_unfinished => {
+                Ending::NotFound if !wants_only_unfinished => {
                     return self.answer_error(viewer, &HttpError::not_found("there is no such stream"), now);
                 }
-                Ending::Ended if !wants_unfinished => {}
+                Ending::Ended if !wants_only_unfinished => {}
                 Ending::NothingLeft | Ending::NotFound | Ending::Ended => {
                     return self.answer_viewer(viewer, now, |reply| single_part(|out| reply.no_content(out)));
                 }

@@ -82,7 +82,7 @@ impl Views {
         };
         let is_written = acks.await_answer(id, cx.now);
         if is_new && !(is_passed || is_merged) {
-            self.streams.note_unpassed_ack(slot);
+            self.streams.note_held_ack(slot);
         }
         if is_merged {
             self.registry.counters().acks_merged.inc();
@@ -112,9 +112,9 @@ impl Views {
 
     /// Passes on the held acknowledgements that are due.
     pub(super) fn pass_on_acks(&mut self, cx: &mut Context<'_>) {
-        for slot in self.streams.take_unpassed_acks() {
+        for slot in self.streams.take_held_acks() {
             if !self.pass_on_held(slot, false, cx) {
-                self.streams.note_unpassed_ack(slot);
+                self.streams.note_held_ack(slot);
             }
         }
     }

@@ -16,7 +16,7 @@ impl Views {
     /// Sends a viewer the stretch of history that was read for it.
     pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
-        if viewer.read_on().is_none() {
+        if viewer.resume_reading().is_none() {
             return self.flush_batch(slot, cx);
         }
         if is_range && shown.gap.is_some() && shown.frames.is_empty() {
@@ -141,7 +141,7 @@ impl Views {
         (stalled, watermark): (bool, Arc<AckWatermark>),
         cx: &mut Context<'_>,
     ) {
-        let Some(hub) = self.streams.hub_named(name) else { return };
+        let Some(hub) = self.streams.attached_hub(name) else { return };
         hub.live = Live::On(cursor.position);
         hub.passed = cursor.position.id;
         hub.phase = cursor.state.phase;
@@ -159,7 +159,7 @@ impl Views {
 
     /// Handles the end of the live frames of a hub: its viewers continue with history.
     pub(in crate::deliver) fn broken(&mut self, name: HubRef, cx: &mut Context<'_>) {
-        let Some(hub) = self.streams.hub_named(name) else { return };
+        let Some(hub) = self.streams.attached_hub(name) else { return };
         hub.leave_live();
         let viewers = hub.viewers.clone();
         for viewer in viewers {
@@ -173,7 +173,7 @@ impl Views {
 
     /// Passes live frames to the viewers of their hub.
     pub(in crate::deliver) fn live(&mut self, news: &LiveFrames, cx: &mut Context<'_>) {
-        let Some(hub) = self.streams.hub_named(news.hub) else { return };
+        let Some(hub) = self.streams.attached_hub(news.hub) else { return };
         let Live::On(position) = hub.live else { return };
         hub.live = Live::On(news.frames.last().map_or(position, |frame| frame.last.max(position)));
         hub.passed = news.passed;
@@ -245,7 +245,7 @@ impl Views {
 
     /// Records whether the producer of a hub's stream is stalled, and notifies the viewers.
     pub(in crate::deliver) fn stalled(&mut self, name: HubRef, stalled: bool, cx: &mut Context<'_>) {
-        let Some(hub) = self.streams.hub_named(name) else { return };
+        let Some(hub) = self.streams.attached_hub(name) else { return };
         hub.stalled = stalled;
         for viewer in hub.viewers.clone() {
             let is_live = self.streams.seam(viewer).is_some_and(|seam| seam.is_live());

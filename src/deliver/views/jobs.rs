@@ -28,7 +28,7 @@ impl Views {
     pub(super) fn add_job(&mut self, slot: Slot, kind: &JobKind, cx: &mut Context<'_>) {
         let room = self.room(slot, cx);
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        if let Some(bytes) = self.reads.want(viewer.reader(slot), kind, room) {
+        if let Some(bytes) = self.reads.request(viewer.reader(slot), kind, room) {
             self.promise(slot, bytes, cx);
         }
     }
@@ -36,7 +36,7 @@ impl Views {
     /// Requests a read of exactly this position, for a viewer that a shared read did not serve.
     fn add_exact_job(&mut self, slot: Slot, kind: JobKind) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
-        self.reads.want_exactly(viewer.reader(slot), kind);
+        self.reads.request_exactly(viewer.reader(slot), kind);
     }
 
     /// Sends the reads that were requested since the last call.
@@ -113,7 +113,7 @@ impl Views {
 
     /// Whether too many reads are in progress for the number of viewers.
     pub(in crate::deliver) fn has_too_many_jobs(&self) -> bool {
-        self.reads.are_too_many(self.streams.viewers_len())
+        self.reads.exceed_limit(self.streams.viewers_len())
     }
 
     /// Whether any viewer of the job still exists.

@@ -18,7 +18,7 @@ impl Views {
         let Some((viewer, hub)) = self.streams.viewer_and_hub(slot) else { return };
         let (follow, wire) = (viewer.options.follow, viewer.options.wire);
         if let Some(acks) = viewer.acks.as_deref_mut() {
-            acks.note_had(opened.after);
+            acks.note_received(opened.after);
         }
         // The end is not repeated in an event stream or in the format of the AI SDK: a client that has everything is
         // answered that nothing is left.
@@ -29,7 +29,7 @@ impl Views {
         }
         let status = hub.status(opened.status, opened.tip);
         let is_finished = matches!(status, StreamStatus::Ended | StreamStatus::Failed);
-        let is_unwanted = is_finished && viewer.wants_unfinished();
+        let is_unwanted = is_finished && viewer.wants_only_unfinished();
         if (opened.nothing_left || is_unwanted) && !follow {
             // A gap is always sent, and after a gap the end is too.
             let omits_end = omits_known_end && opened.shown.gap.is_none();
