@@ -23,7 +23,7 @@ pub enum AllowedOrigin {
     /// No origin is named: the request comes from no browser, or from the same origin.
     #[default]
     Silent,
-    /// Everybody may read it.
+    /// All origins may read it.
     Any,
     /// This origin may read it.
     Exactly(Box<str>),
