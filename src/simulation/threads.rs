@@ -75,7 +75,7 @@ impl Replays {
         let request = self.requested.swap_remove(numbers.below(self.requested.len()));
         let read = match streams.iter().find(|stream| stream.name == request.stream) {
             _ if is_down => ReplayRead::Unavailable,
-            Some(stream) if stream.exists => found(stream, &request, numbers),
+            Some(stream) if stream.exists => read_stream(stream, &request, numbers),
             _ => ReplayRead::Missing,
         };
         self.read.push(ReplayBatch { request, read, read_us: 0, held: None });
@@ -117,7 +117,7 @@ impl Replays {
 }
 
 /// The result of a read of the stream, sometimes with fewer entries than requested.
-fn found(stream: &Stream, request: &ReplayRequest, numbers: &mut Numbers) -> ReplayRead {
+fn read_stream(stream: &Stream, request: &ReplayRequest, numbers: &mut Numbers) -> ReplayRead {
     let facts = stream.facts();
     let next_id = |position: Position| match position {
         Position::ZERO => EntryId::ZERO,

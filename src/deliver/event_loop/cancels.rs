@@ -31,8 +31,9 @@ impl Delivery {
         (body, reply): (&[u8], Reply),
         now: Instant,
     ) {
-        let result = parse_cancel_body(body)
-            .and_then(|reason| self.cancel(slot, (stream, reason), None, now).map_err(|why| http(&why)));
+        let result = parse_cancel_body(body).and_then(|reason| {
+            self.cancel(slot, (stream, reason), None, now).map_err(|why| http_error(&why))
+        });
         match result {
             Ok(()) => {
                 if let Some(connection) = self.connections.get_mut(slot) {
@@ -104,7 +105,7 @@ impl Delivery {
                         let answer = reply.json(202, Bytes::from_static(b"{}"));
                         self.reply_whole(slot, &reply, answer, now);
                     }
-                    Err(why) => self.reply_error(slot, &reply, &http(&why), now),
+                    Err(why) => self.reply_error(slot, &reply, &http_error(&why), now),
                 }
                 self.connections.read_further(slot);
             }
@@ -125,7 +126,7 @@ impl Delivery {
     }
 }
 
-fn http(why: &Refused) -> HttpError {
+fn http_error(why: &Refused) -> HttpError {
     if let Some(seconds) = why.retry_after_s() {
         return HttpError::too_many(why.code, &why.message, seconds);
     }
@@ -140,9 +141,9 @@ mod tests {
 
     #[test]
     fn too_many_says_when_to_try_again() {
-        let error = http(&Refused::too_many("full", Duration::from_millis(41_200)));
+        let error = http_error(&Refused::too_many("full", Duration::from_millis(41_200)));
         assert_eq!((error.status, error.retry_after), (429, Some(42)));
         assert_eq!(error.message, "full; try again in 42 s");
-        assert_eq!(http(&Refused::new("redis_refuses", "x")).retry_after, Some(RETRY_AFTER_S));
+        assert_eq!(http_error(&Refused::new("redis_refuses", "x")).retry_after, Some(RETRY_AFTER_S));
     }
 }

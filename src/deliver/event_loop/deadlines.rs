@@ -48,7 +48,7 @@ impl Delivery {
                 let timeout = if connection.refusal.is_some() { timeout.min(REFUSED_WAIT) } else { timeout };
                 let at = *since + timeout;
                 if at <= now {
-                    return self.time_out(slot);
+                    return self.time_out_request(slot);
                 }
                 Some(at)
             }
@@ -85,7 +85,7 @@ impl Delivery {
 
     /// Ends a connection whose request did not arrive in time. It is answered with the refusal that waits for the
     /// request, or with 408. A connection that was idle between two requests ends without an answer.
-    fn time_out(&mut self, slot: Slot) -> Option<Instant> {
+    fn time_out_request(&mut self, slot: Slot) -> Option<Instant> {
         if let Some(refusal) = self.connections.take_refusal(slot) {
             self.refuse_connection(slot, &refusal);
             return None;

@@ -19,7 +19,7 @@ impl Delivery {
     /// Carries out an effect of the viewers. It does nothing if the viewer no longer exists.
     pub(super) fn carry_out(&mut self, effect: Effect, now: Instant) {
         match effect {
-            Effect::Ended { viewer, ending } => self.end(viewer, ending, now),
+            Effect::Ended { viewer, ending } => self.end_viewer(viewer, ending, now),
             Effect::Answered { viewer, answer: WholeAnswer::State(document) } => {
                 self.answer_viewer(viewer, now, |reply| reply.json(200, document));
             }
@@ -32,7 +32,7 @@ impl Delivery {
         }
     }
 
-    fn end(&mut self, slot: Slot, ending: Ending, now: Instant) {
+    fn end_viewer(&mut self, slot: Slot, ending: Ending, now: Instant) {
         let Some(viewer) = self.views.viewer(slot) else { return };
         let connection = viewer.connection;
         if viewer.options.wire == Wire::Multiplexed {

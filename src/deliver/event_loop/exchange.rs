@@ -19,7 +19,7 @@ impl Delivery {
         if !self.inbound.inbox.is_empty() || self.views.audience(news) > WRITES_BETWEEN_ROUNDS_MAX {
             return false;
         }
-        self.live(news, now);
+        self.deliver_live(news, now);
         self.flush_dirty(now);
         self.send_requests(now);
         if self.next_round_at(now) < self.sleeps_until
@@ -32,19 +32,19 @@ impl Delivery {
 
     /// Handles the messages in the inbox, and at most one result of a history read, because passing one result to many
     /// viewers takes as long as many live frames.
-    pub(super) fn receive(&mut self, now: Instant) {
+    pub(super) fn receive_messages(&mut self, now: Instant) {
         for _ in 0..MESSAGES_PER_ROUND {
             let Some(message) = self.inbound.inbox.try_recv() else { break };
-            self.handle(message, now);
+            self.dispatch(message, now);
         }
         if let Some(message) = self.inbound.history.try_recv() {
-            self.handle(message, now);
+            self.dispatch(message, now);
         }
     }
 
-    fn handle(&mut self, message: ToDelivery, now: Instant) {
+    fn dispatch(&mut self, message: ToDelivery, now: Instant) {
         match message {
-            ToDelivery::Live { news, .. } => self.live(&news, now),
+            ToDelivery::Live { news, .. } => self.deliver_live(&news, now),
             ToDelivery::Attached { hub, cursor, stalled, watermark } => {
                 self.with_views(now, |views, cx| views.attached(hub, &cursor, (stalled, watermark), cx));
             }
@@ -53,7 +53,7 @@ impl Delivery {
                 self.with_views(now, |views, cx| views.stalled(hub, stalled, cx));
             }
             ToDelivery::Replay(job, outcome) => {
-                self.with_views(now, |views, cx| views.conclude_job(job.slot, outcome, cx));
+                self.with_views(now, |views, cx| views.complete_job(job.slot, outcome, cx));
             }
             ToDelivery::Appeared(stream) => self.with_views(now, |views, cx| views.appeared(&stream, cx)),
             ToDelivery::CancelAnswered(asker, outcome) => self.cancel_answered(asker, outcome, now),
@@ -64,7 +64,7 @@ impl Delivery {
         }
     }
 
-    fn live(&mut self, news: &[LiveFrames], now: Instant) {
+    fn deliver_live(&mut self, news: &[LiveFrames], now: Instant) {
         // Effects are carried out between the calls: a viewer that ends with the first frames of its stream must not
         // get those that follow them.
         for news in news {
@@ -74,7 +74,7 @@ impl Delivery {
 
     /// Recovers from messages that did not fit into the inbox: sends hubs back to history, and requests history reads
     /// again.
-    pub(super) fn catch_up(&mut self, now: Instant) {
+    pub(super) fn recover_missed(&mut self, now: Instant) {
         let missed = std::mem::take(&mut *self.inbound.missed.lock());
         self.with_views(now, |views, cx| {
             for hub in missed.hubs {

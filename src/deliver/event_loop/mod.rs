@@ -97,12 +97,12 @@ impl Delivery {
             }
         }
         // Live frames come first.
-        self.receive(now);
+        self.receive_messages(now);
         if self.drain_requested.requested() && !self.is_draining && !self.has_messages() {
             // All frames received before are in the outboxes of their clients now.
             self.drain(now);
         }
-        self.catch_up(now);
+        self.recover_missed(now);
         timer.step_over("taking messages", Instant::now());
         self.flush_dirty(now);
         timer.step_over("writing to sockets", Instant::now());

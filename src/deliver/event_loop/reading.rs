@@ -114,7 +114,7 @@ impl Delivery {
                 Parsed::Complete { head_bytes, request } => {
                     *seen = 0;
                     input.advance(head_bytes);
-                    self.answer(slot, &request, now);
+                    self.handle_request(slot, &request, now);
                     InputOutcome::Processed
                 }
             },

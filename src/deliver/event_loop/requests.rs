@@ -18,6 +18,7 @@ use crate::deliver::viewer::{SubscribeOptions, Wire};
 use crate::message::Slot;
 
 impl Delivery {
+    /// Sends an answer and closes the connection.
     pub(super) fn answer_and_close(&mut self, slot: Slot, answer: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.send(answer);
@@ -27,7 +28,8 @@ impl Delivery {
 
     // ----- HTTP -----
 
-    pub(super) fn answer(&mut self, slot: Slot, request: &Request, now: Instant) {
+    /// Handles a request whose head is complete.
+    pub(super) fn handle_request(&mut self, slot: Slot, request: &Request, now: Instant) {
         self.registry.counters().http_requests.inc();
         let origin = self.admission.judge_origin(request);
         let reply = Reply::to(request, origin.clone().unwrap_or_default());
@@ -94,6 +96,7 @@ impl Delivery {
         }
     }
 
+    /// Begins to look up the stream that a request is about. The answer follows when the result is known.
     fn answer_stream(&mut self, slot: Slot, wanted: StreamRequest, reply: Reply, now: Instant) {
         let wire = match wanted.representation {
             Representation::WebSocket => Wire::WebSocket,
@@ -107,6 +110,7 @@ impl Delivery {
         }
     }
 
+    /// Upgrades a connection to a WebSocket: of the stream `wanted`, or a multiplexed one.
     fn upgrade(&mut self, slot: Slot, request: &Request, wanted: Option<StreamRequest>, now: Instant) {
         let Some(offer) = &request.websocket else { return };
         let mut head = Vec::new();

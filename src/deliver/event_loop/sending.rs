@@ -42,7 +42,7 @@ impl Delivery {
         }
         let now_us = now_us();
         for mark in marks.drain(..) {
-            self.measure(&mark, now_us);
+            self.record_latency(&mark, now_us);
             self.views.written(&mark);
         }
         self.marks = marks;
@@ -53,7 +53,7 @@ impl Delivery {
         written
     }
 
-    fn measure(&mut self, mark: &Mark, now_us: u64) {
+    fn record_latency(&mut self, mark: &Mark, now_us: u64) {
         self.registry.counters().frames_written.inc();
         if !mark.live {
             return;

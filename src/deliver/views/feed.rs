@@ -14,7 +14,7 @@ impl Views {
     // ----- history -----
 
     /// Sends a viewer the stretch of history that was read for it.
-    pub(super) fn show(&mut self, slot: Slot, shown: &Shown, is_range: bool, cx: &mut Context<'_>) {
+    pub(super) fn send_history(&mut self, slot: Slot, shown: &Shown, is_range: bool, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer_mut(slot) else { return };
         if viewer.resume_reading().is_none() {
             return self.flush_batch(slot, cx);

@@ -170,7 +170,7 @@ impl Views {
     /// Passes the result of a read to all its viewers. Viewers that joined after it was sent are given only the frames
     /// of the result: whether the stream ends there, or does not exist, may have changed meanwhile, so they request
     /// another read.
-    pub(in crate::deliver) fn conclude_job(
+    pub(in crate::deliver) fn complete_job(
         &mut self,
         slot: Slot,
         outcome: ReplayOutcome,
@@ -181,7 +181,7 @@ impl Views {
                 return self.send_job(slot, Some(ReplayStep::Search(search)), cx);
             }
             ReplayOutcome::Gathering(search) => return self.continue_state(slot, search, cx),
-            ReplayOutcome::State(document) => return self.conclude_state(slot, document),
+            ReplayOutcome::State(document) => return self.complete_state(slot, document),
             // Viewers are not notified of a short delay, unless Redis rejects the dead letters of the recorder.
             ReplayOutcome::Deferred if !self.registry.health().is_hindered(RECORDER) => {
                 return self.reads.retry_later(slot, cx.now);
@@ -192,17 +192,17 @@ impl Views {
         let Some(job) = self.reads.remove(slot) else { return };
         let (on_time, late) = job.viewers.split_at(job.on_time.min(job.viewers.len()));
         for &viewer in on_time {
-            self.conclude_shared(viewer, &job.kind, Some(&outcome), cx);
+            self.pass_shared_result(viewer, &job.kind, Some(&outcome), cx);
         }
         let late_outcome = for_late_viewers(outcome);
         for &viewer in late {
-            self.conclude_shared(viewer, &job.kind, late_outcome.as_ref(), cx);
+            self.pass_shared_result(viewer, &job.kind, late_outcome.as_ref(), cx);
         }
     }
 
     /// Passes the result of a shared read to one of its viewers. If the result does not serve that viewer, an exact
     /// read is requested.
-    fn conclude_shared(
+    fn pass_shared_result(
         &mut self,
         viewer: Slot,
         kind: &JobKind,
@@ -220,7 +220,7 @@ impl Views {
             _ => None,
         };
         match begun.as_ref().map_or(outcome, Option::as_ref) {
-            Some(outcome) => self.conclude_for(viewer, outcome, is_range, cx),
+            Some(outcome) => self.pass_result(viewer, outcome, is_range, cx),
             None => {
                 self.promise(viewer, 0, cx);
                 self.add_exact_job(viewer, own);
@@ -228,13 +228,13 @@ impl Views {
         }
     }
 
-    fn conclude_for(&mut self, viewer: Slot, outcome: &ReplayOutcome, is_range: bool, cx: &mut Context<'_>) {
+    fn pass_result(&mut self, viewer: Slot, outcome: &ReplayOutcome, is_range: bool, cx: &mut Context<'_>) {
         self.promise(viewer, 0, cx);
         match outcome {
             ReplayOutcome::NotAStream => self.end(viewer, Ending::NotFound, cx),
             ReplayOutcome::Missing => self.await_stream(viewer, cx),
             ReplayOutcome::Opened(opened) => self.open(viewer, opened, cx),
-            ReplayOutcome::Shown(shown) => self.show(viewer, shown, is_range, cx),
+            ReplayOutcome::Shown(shown) => self.send_history(viewer, shown, is_range, cx),
             ReplayOutcome::StateTooLarge => {
                 let message = "the state is larger than client.max_state; read the stream instead, with \
                                `Accept: text/event-stream`";
@@ -290,7 +290,7 @@ impl Views {
 
     /// Sends a complete state to all viewers that requested it. They share its bytes, which are charged to the budget
     /// until the last socket has accepted them.
-    fn conclude_state(&mut self, slot: Slot, document: Vec<u8>) {
+    fn complete_state(&mut self, slot: Slot, document: Vec<u8>) {
         if !self.charge_state(slot, document.len()) {
             return self.refuse_state(slot);
         }

@@ -9,7 +9,7 @@
 //!
 //! - A viewer is added or removed, or its client acknowledges frames: [`Views::add_viewer`], [`Views::remove_viewer`],
 //!   [`Views::leave`], [`Views::acknowledge`].
-//! - Another thread has sent a message: `live`, `attached`, `broken`, `stalled`, `conclude_job`, `appeared`,
+//! - Another thread has sent a message: `live`, `attached`, `broken`, `stalled`, `complete_job`, `appeared`,
 //!   `ack_answered`.
 //! - A socket has accepted bytes, or time has passed: `written`, `resume_paused`, `check_deadlines`, `retry_jobs`,
 //!   `tick`.

@@ -47,7 +47,7 @@ impl Views {
             translator.take_finished();
         }
         viewer.stage = Stage::Reading(Reading { seam: Seam::new(opened.from), anchor: Cursor::default() });
-        self.show(slot, &opened.shown, false, cx);
+        self.send_history(slot, &opened.shown, false, cx);
     }
 
     /// Repeats the end of a finished stream to a viewer that already has all of it, and ends the viewer.
