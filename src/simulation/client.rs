@@ -48,7 +48,7 @@ pub(super) struct Client {
     pub(super) trace: Option<Vec<String>>,
 }
 
-/// The frames in the bytes that were read, and the end of the frames as an error.
+/// The frames in the bytes that were read; `Err` is the end of the frames.
 type Frames = Vec<Result<Value, Ended>>;
 
 impl Client {

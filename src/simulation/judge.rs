@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::streams::{Content, Piece, Stream, Written};
 use crate::model::{After, EntryId, Position};
 
-/// How old the information may be on which `open` and the end of a stream are based: a viewer may share a read that
-/// was made before it connected.
+/// How old the information in `open`, and the end of a stream that a viewer is sent, may be: a viewer may share a read
+/// that was made before it connected.
 const SHARED_FOR: Duration = Duration::from_secs(5);
 
 /// A viewer's request.
@@ -165,7 +165,7 @@ impl Judge {
         }
         assert!(id > had, "{id} is repeated after {had}: {frame}");
         self.gap_after = None;
-        // A viewer that has no frame yet need not get the entries of a stream that was deleted.
+        // A viewer that has no frame yet need not get the entries of an earlier life of the key.
         let life = stream.life_at(id);
         let is_unseen = !self.has_begun && had == Position::ZERO;
         self.has_begun = true;

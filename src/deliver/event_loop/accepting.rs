@@ -1,5 +1,5 @@
-//! Accepts connections, hands each to the delivery thread that has the fewest, admits or refuses them, and removes
-//! them at their end.
+//! Accepts connections, hands each to the delivery thread that has the fewest, admits or refuses it, and removes it at
+//! its end.
 
 use std::net::SocketAddr;
 use std::time::Instant;

@@ -43,7 +43,7 @@ use crate::deliver::viewer::{ClosedSubscription, Ending, Mark, SubscribeOptions,
 use crate::message::{Control, HubRef, LiveFrames, Slot, WatcherRequest};
 use crate::observe::Registry;
 
-/// How long a stream is still read live after its last viewer has stopped needing that.
+/// How long a stream is still read live when no viewer needs that any more.
 const LIVE_LINGER: Duration = Duration::from_secs(1);
 
 /// The context of a call: the receivers of bytes and requests, and the time.
@@ -60,7 +60,7 @@ pub(super) struct Context<'a> {
 pub(super) enum Effect {
     /// The stream of the viewer is over.
     Ended { viewer: Slot, ending: Ending },
-    /// The request of a viewer that wants a single answer can be answered.
+    /// The answer to the request of a viewer that wants a single answer.
     Answered { viewer: Slot, answer: WholeAnswer },
 }
 

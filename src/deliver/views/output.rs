@@ -17,7 +17,7 @@ use crate::model::{
 impl Views {
     // ----- beginning -----
 
-    /// Sends the head of an event stream before its first bytes, unless that is done already.
+    /// Sends the head of an event stream, unless it was sent before. It is called once there is something to send.
     pub(super) fn begin_events(&mut self, slot: Slot, cx: &mut Context<'_>) {
         let Some(viewer) = self.streams.viewer(slot) else { return };
         let translator = viewer.options.translator.as_deref();
