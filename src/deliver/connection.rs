@@ -119,6 +119,15 @@ pub(super) enum Viewers {
     Many(HashMap<StreamName, Slot>),
 }
 
+/// A socket that accepts no more bytes although some wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blocked {
+    /// When the client last made progress, as far as is known.
+    since: Instant,
+    /// The number of written bytes that were not acknowledged then.
+    unacknowledged: usize,
+}
+
 /// One client's connection.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
@@ -142,8 +151,8 @@ pub(super) struct Connection {
     pub(super) outbox: Outbox<Mark>,
     /// The bytes of the outbox that the gauge includes.
     pub(super) gauged_bytes: usize,
-    /// Since when the socket has accepted no bytes although some wait.
-    pub(super) blocked_since: Option<Instant>,
+    /// Set while the socket accepts no more bytes although some wait.
+    pub(super) blocked: Option<Blocked>,
     pub(super) sent_at: Instant,
     /// When the timer of this connection fires.
     pub(super) deadline: Option<Instant>,
@@ -189,7 +198,7 @@ impl Connection {
             queued: false,
             outbox: Outbox::new(),
             gauged_bytes: 0,
-            blocked_since: None,
+            blocked: None,
             sent_at: now,
             deadline: None,
             dirty: false,
@@ -238,16 +247,32 @@ impl Connection {
         if progressed {
             self.sent_at = now;
         }
-        self.blocked_since = match outcome {
-            WriteOutcome::Drained | WriteOutcome::Paused => None,
-            WriteOutcome::Blocked if progressed => Some(now),
-            WriteOutcome::Blocked => self.blocked_since.or(Some(now)),
-        };
+        match outcome {
+            WriteOutcome::Drained | WriteOutcome::Paused => self.blocked = None,
+            WriteOutcome::Blocked if progressed || self.blocked.is_none() => {
+                self.blocked =
+                    Some(Blocked { since: now, unacknowledged: self.socket.unacknowledged_bytes()? });
+            }
+            WriteOutcome::Blocked => {}
+        }
         if outcome == WriteOutcome::Drained && matches!(self.phase, Phase::Closing { .. }) {
             // An error means that the peer has closed the connection already.
             self.socket.end_sending().ok();
         }
         Ok(outcome)
+    }
+
+    /// Returns until when the client may make no progress while bytes wait for it; `None` if none wait.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub(super) fn slow_at(&mut self, slow_timeout: Duration, now: Instant) -> io::Result<Option<Instant>> {
+        let Some(blocked) = &mut self.blocked else { return Ok(None) };
+        let unacknowledged = self.socket.unacknowledged_bytes()?;
+        if unacknowledged < blocked.unacknowledged {
+            *blocked = Blocked { since: now, unacknowledged };
+        }
+        Ok(Some(blocked.since + slow_timeout))
     }
 
     /// Reads once into `buffer`.

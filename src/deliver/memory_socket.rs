@@ -55,6 +55,10 @@ pub(crate) fn pair(send_buffer: usize) -> (MemorySocket, ClientEnd) {
 }
 
 impl MemorySocket {
+    pub(super) fn unread_bytes(&self) -> usize {
+        self.0.lock().to_client.len()
+    }
+
     pub(super) fn end_sending(&self) {
         self.0.lock().is_ended = true;
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::event::Source;
@@ -44,6 +45,26 @@ impl Socket {
             return Ok(());
         }
         socket.set_tcp_user_timeout(Some(slow_timeout + PEER_GONE_AFTER))
+    }
+
+    /// Returns how many written bytes the peer's system has not acknowledged yet. It falls as the client reads, long
+    /// before a full socket accepts more: Linux reports it writable only when a third of its send buffer, which may
+    /// hold megabytes, is free.
+    ///
+    /// # Errors
+    /// When the operating system refuses the request.
+    pub(super) fn unacknowledged_bytes(&self) -> io::Result<usize> {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            #[cfg(test)]
+            Self::Memory(socket) => return Ok(socket.unread_bytes()),
+        };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and TIOCOUTQ (SIOCOUTQ for sockets) writes one int.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(usize::try_from(bytes).unwrap_or(0))
     }
 
     /// Shuts down the sending side: the client reads the end of the stream after the bytes already sent.

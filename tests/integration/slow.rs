@@ -2,13 +2,16 @@
 //! from history when it continues, and is told to reconnect if it does not.
 
 use std::borrow::Cow;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::support::daemon::{Daemon, DaemonOptions};
-use crate::support::patience::wait_until;
+use crate::support::patience::{PATIENCE, wait_until};
 use crate::support::producer::Producer;
 use crate::support::raw::connect_narrow;
 use crate::support::redis::RedisServer;
@@ -408,4 +411,32 @@ fn a_slow_connection_with_many_streams_is_closed_as_a_whole() {
     let finished = checks.iter().filter(|check| check.terminal_id.is_some()).count();
     assert!(finished < STREAMS, "all had room on the way: the test is too small");
     wait_until("nobody to be left", || daemon.gauge("subscriptions_open") == 0);
+}
+
+/// A full socket accepts more only when a third of the system's send buffer is free, which takes a slow reader long.
+#[test]
+fn a_client_that_reads_slowly_and_steadily_is_not_closed() {
+    const ENTRIES: usize = 96;
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("client.slow_timeout=4s").start();
+    let mut producer = Producer::new(&redis, "s1", "m");
+    let end = write_bulk(&mut producer, ENTRIES);
+    let mut socket = TcpStream::connect(daemon.public).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = "Host: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    let request = format!("GET {} HTTP/1.1\r\n{head}", target("s1/m", "after=0"));
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut received = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        let mut buffer = [0; 8 * KIB];
+        let len = socket.read(&mut buffer).unwrap();
+        assert_ne!(len, 0, "closed after {:?} and {} bytes", begun.elapsed(), received.len());
+        received.extend_from_slice(&buffer[..len]);
+        thread::sleep(Duration::from_millis(40));
+    }
+    assert!(received.len() < ENTRIES * ENTRY_BYTES / 2, "it was not slow");
+    assert_eq!(daemon.counter("clients_slow_closed"), 0);
+    socket.read_to_end(&mut received).unwrap();
+    assert!(String::from_utf8(received).unwrap().contains(&format!("id: {end}\n")), "the end is missing");
 }

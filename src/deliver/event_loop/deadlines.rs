@@ -19,12 +19,22 @@ use crate::model::{StreamStatus, websocket_text};
 pub(super) const COMMENT: &[u8] = b":\n\n";
 /// Keep-alive intervals after which a client that has not answered a ping is considered gone.
 const PINGS_UNANSWERED: u32 = 2;
+/// How often per `client.slow_timeout` a client for which bytes wait is checked for progress.
+pub(super) const PROGRESS_CHECKS: u32 = 4;
 
 impl Delivery {
     /// Handles the deadlines of a connection that have passed. Returns when to check it again.
     pub(super) fn check_deadlines(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
-        let connection = self.connections.get(slot)?;
-        let slow_at = connection.blocked_since.map(|since| since + self.config.client.slow_timeout);
+        let slow_timeout = self.config.client.slow_timeout;
+        let connection = self.connections.get_mut(slot)?;
+        let slow_at = match connection.slow_at(slow_timeout, now) {
+            Ok(slow_at) => slow_at,
+            Err(error) => {
+                tracing::debug!(%error, "a client's socket is broken");
+                self.connections.end(slot);
+                return None;
+            }
+        };
         if slow_at.is_some_and(|at| at <= now) && !matches!(connection.phase, Phase::Closing { .. }) {
             return self.close_slow(slot, now);
         }
@@ -60,7 +70,8 @@ impl Delivery {
             }
         };
         let viewers = self.connections.get(slot).map(Connection::viewers).unwrap_or_default();
-        let mut next = [phase_at, slow_at].into_iter().flatten().min();
+        let progress_at = slow_at.map(|at| at.min(now + slow_timeout / PROGRESS_CHECKS));
+        let mut next = [phase_at, progress_at].into_iter().flatten().min();
         for viewer in viewers {
             let at = self.with_views(now, |views, cx| views.check_deadlines(viewer, cx));
             next = [next, at].into_iter().flatten().min();

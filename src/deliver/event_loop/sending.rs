@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::deadlines::PROGRESS_CHECKS;
 use super::delivery::Delivery;
 use crate::deliver::connections::{Connections, Flushed};
 use crate::deliver::viewer::Mark;
@@ -38,7 +39,7 @@ impl Delivery {
         let mut marks = std::mem::take(&mut self.marks);
         let Flushed { written, is_behind } = self.connections.flush(slot, &mut marks, now);
         if is_behind {
-            self.connections.arm(slot, now + self.config.client.slow_timeout);
+            self.connections.arm(slot, now + self.config.client.slow_timeout / PROGRESS_CHECKS);
         }
         let now_us = now_us();
         for mark in marks.drain(..) {
