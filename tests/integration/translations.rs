@@ -120,6 +120,42 @@ fn ui_messages_are_sent_to_the_letter() {
     assert_eq!(resumed, format!("{opened}{}", &expected[rest..]));
 }
 
+/// The ids by which the events name their messages, without repetitions.
+fn message_ids(events: &str, member: &str) -> Vec<String> {
+    let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let begin = format!(r#""{member}":""#);
+    let ids = data.filter_map(|data| Some(data.split_once(&begin)?.1.split_once('"')?.0));
+    let mut ids: Vec<String> = ids.map(str::to_owned).collect();
+    ids.dedup();
+    ids
+}
+
+#[test]
+fn a_generation_without_a_start_has_one_id_from_its_first_frame_on() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::start(&redis);
+    let mut producer = Producer::new(&redis, "s1", "m");
+    producer.start("g1");
+    producer.delta("a");
+    let end = producer.end();
+    // One entry that gives two frames.
+    let first = r#"{"choices":[{"index":0,"delta":{"content":"A","reasoning_content":"R"}}]}"#;
+    let first = producer.write_fields("*", &[("openai", first.as_bytes())]);
+    let more = r#"{"choices":[{"index":0,"delta":{"content":"B"}}]}"#;
+    producer.write_fields("*", &[("openai", more.as_bytes())]);
+    producer.write_fields("*", &[("openai", b"[DONE]")]);
+
+    let next = format!("s1/m@{end}");
+    let ids = message_ids(&get(&daemon, "format=openai&after=0").text(), "id");
+    assert_eq!(ids, ["chatcmpl-g1".to_owned(), format!("chatcmpl-{next}")]);
+    let ids = message_ids(&get(&daemon, "format=ai-sdk&after=0").text(), "messageId");
+    assert_eq!(ids, ["g1".to_owned(), next.clone()]);
+    for after in [format!("{first}.1"), first] {
+        let rest = get(&daemon, &format!("format=openai&after={after}")).text();
+        assert_eq!(message_ids(&rest, "id"), [format!("chatcmpl-{next}")], "{after}");
+    }
+}
+
 /// Everything that arrives over WebSocket, and the close code.
 fn messages(mut client: WebSocketClient) -> (Vec<String>, u16) {
     let mut messages = Vec::new();

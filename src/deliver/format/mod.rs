@@ -203,7 +203,11 @@ impl Translator {
     }
 
     fn name(&mut self, frame: &Frame) {
-        let (name, mark) = (&frame.state.generation, self.outline.mark);
+        // The state of a frame that is not the last of its entry is the one before the entry: behind an end, that of
+        // the generation before.
+        let is_of_next = !frame.last.is_whole() && frame.state.phase.terminal().is_some();
+        let name = if is_of_next { &None } else { &frame.state.generation };
+        let mark = self.outline.mark;
         let (known, known_mark) = &self.named_by;
         if known.as_ref().map(Arc::as_ptr) != name.as_ref().map(Arc::as_ptr) || *known_mark != mark {
             self.key = key_of(&self.stream, (name.as_deref(), mark));
