@@ -146,7 +146,10 @@ fn a_generation_without_a_start_has_one_id_from_its_first_frame_on() {
     producer.write_fields("*", &[("openai", b"[DONE]")]);
 
     let next = format!("s1/m@{end}");
-    let ids = message_ids(&get(&daemon, "format=openai&after=0").text(), "id");
+    let chunks = get(&daemon, "format=openai&after=0").text();
+    let reasoning = chunks.lines().find(|line| line.contains(r#""R""#)).unwrap();
+    assert_eq!(message_ids(reasoning, "id"), [format!("chatcmpl-{next}")]);
+    let ids = message_ids(&chunks, "id");
     assert_eq!(ids, ["chatcmpl-g1".to_owned(), format!("chatcmpl-{next}")]);
     let ids = message_ids(&get(&daemon, "format=ai-sdk&after=0").text(), "messageId");
     assert_eq!(ids, ["g1".to_owned(), next.clone()]);
