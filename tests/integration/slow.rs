@@ -279,7 +279,7 @@ fn a_client_that_reads_slowly_but_does_is_not_closed() {
             Incoming::Text(text) => {
                 check.take(&serde_json::from_str(&text).unwrap());
                 // Slower than the stream was written, much faster than the limit.
-                thread::sleep(std::time::Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(20));
             }
             Incoming::Pong(_) => {}
             ending => break ending,
