@@ -329,7 +329,11 @@ fn come_to_rest(redis: &RedisServer, daemon: &Daemon) -> Rest {
     for gauge in ["connections_open", "subscriptions_open", "streams_live", "streams_waited", "replay_jobs"] {
         wait_until(gauge, || daemon.gauge(gauge) == 0);
     }
-    wait_until("nothing to be held", || daemon.stats()["held_bytes"] == 0);
+    // Checkpoints of long streams are a cache, which is bounded and outlives its streams by ten minutes.
+    wait_until("nothing to be held but checkpoints", || {
+        let stats = daemon.stats();
+        stats["held_bytes"] == stats["gauges"]["checkpoint_bytes"]
+    });
     let streams = connection.keys("llm:stream:*");
     assert!(streams.is_empty(), "{streams:?}");
     let list = "llm:groups:llm-bridge:i1";
