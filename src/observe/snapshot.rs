@@ -22,7 +22,7 @@ use crate::queue;
 ///  "counters":{"entries_read":120},"gauges":{"connections_open":3},
 ///  "queues":[{"name":"transform-0","depth":0,"depth_max":7,"capacity":64,"refused":0}],
 ///  "latency_us":{"end_to_end":{"count":120,"p50":310,"p90":480,"p99":900,"p999":1200,"max":1400,"mean":330.5}},
-///  "slow_rounds":[{"thread":"deliver-0","step":"hearing clients","count":2,"longest_ms":31}],
+///  "slow_rounds":[{"thread":"deliver-0","step":"reading from clients","count":2,"longest_ms":31}],
 ///  "process":{"rss_bytes":9437184,"open_fds":40,"max_fds":65536,"cpu_s":1.25,"threads":["reader-0"]}}
 /// ```
 ///

@@ -19,7 +19,7 @@ pub(super) fn sample() -> Registry {
         let (sender, _receiver) = queue::bounded::<u8>(name, 4);
         registry.register_queue(sender.gauge());
     }
-    registry.note_round(Round { lasted: SLOW_ROUND, step: "hearing clients" });
+    registry.note_round(Round { lasted: SLOW_ROUND, step: "reading from clients" });
     registry.health().set_lease(Lease::Held);
     registry.health().redis_works("reader-0");
     registry.health().redis_works("watcher");

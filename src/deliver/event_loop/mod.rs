@@ -110,7 +110,7 @@ impl Delivery {
             self.accept(now);
         }
         self.read_clients(now);
-        timer.step_over("hearing clients", Instant::now());
+        timer.step_over("reading from clients", Instant::now());
         self.with_views(now, |views, cx| views.retry_jobs(cx));
         self.handle_deadlines(now);
         self.flush_dirty(now);
