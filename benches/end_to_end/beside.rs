@@ -31,7 +31,7 @@ pub(crate) enum Act {
 }
 
 impl Act {
-    /// What its measured times mean, if it has any.
+    /// The meaning of its measured times, if it has any.
     pub(crate) const fn times(self) -> Option<&'static str> {
         match self {
             Self::Storm | Self::Million => Some("ms until live again"),

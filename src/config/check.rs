@@ -17,7 +17,7 @@ use super::{
 };
 use crate::model::KeyPattern;
 
-/// What a configuration depends on besides its own text.
+/// The inputs of a configuration besides its own text.
 pub(super) struct Surroundings<'a> {
     /// This machine's name.
     pub(super) hostname: &'a str,

@@ -247,7 +247,7 @@ impl Queues {
     }
 }
 
-/// What is needed to start the threads.
+/// Everything that the start of the threads needs.
 struct Builder {
     shared: Shared,
     queues: Queues,

@@ -1,11 +1,11 @@
-//! What a single entry means for the order of generations, without the entries before it.
+//! The meaning of a single entry for the order of generations, without the entries before it.
 
 use super::entry::DecodeContext;
 use super::expand::EntryEvents;
 use crate::model::{Entry, Phase, Progress, StreamState};
 use crate::provider::Margin;
 
-/// What an entry means for the order of generations.
+/// The meaning of an entry for the order of generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Milestone {
     /// It begins a generation, or belongs to an open one.

@@ -124,7 +124,7 @@ struct Refused {
     pause: Duration,
 }
 
-/// What a replay thread has learned from its reads.
+/// The facts that a replay thread has learned from its reads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     streams: HashMap<StreamName, Known>,

@@ -65,7 +65,7 @@ pub struct ReplayRequest {
     pub stream: StreamName,
     /// The job that makes the request.
     pub job: JobRef,
-    /// What the read is for.
+    /// The purpose of the read.
     pub step: ReplayStep,
     /// The most entries to read.
     pub count: usize,

@@ -133,7 +133,7 @@ pub(crate) const RENDERINGS: usize = 4;
 /// A frame in another format, wire form included.
 #[derive(Debug)]
 pub struct Rendering {
-    /// What the bytes depend on besides the frame. It is the same for nearly all viewers.
+    /// The input of the bytes besides the frame. It is the same for nearly all viewers.
     pub key: Box<str>,
     /// The bytes.
     pub bytes: Box<[u8]>,

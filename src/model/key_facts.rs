@@ -1,4 +1,4 @@
-//! What Redis reports about a stream's key besides its entries.
+//! The facts that Redis reports about a stream's key besides its entries.
 
 use super::EntryId;
 

@@ -89,7 +89,7 @@ pub struct Part {
     pub confirmed: u8,
     /// The hash of the id of its item; 0 until an event has one. If the ids change, the first one.
     pub item: u64,
-    /// What was observed about the item's ids.
+    /// The observations about the item's ids.
     pub ids: Ids,
     /// The announcement of a call, if it was not emitted yet.
     pub waiting: Option<Arc<Waiting>>,
@@ -112,7 +112,7 @@ impl Part {
     }
 }
 
-/// What was observed about the ids of a part's item.
+/// The observations about the ids of a part's item.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ids {
     /// At most one event had an id.

@@ -26,7 +26,7 @@ const MEMBERS_MAX: usize = 1024;
 /// The counted size of one of these besides its strings, in bytes.
 const KEPT_BYTES: usize = 64;
 
-/// What later entries of a generation depend on. Strings are *escaped*, as in [`Event`](super::Event).
+/// The facts on which later entries of a generation depend. Strings are *escaped*, as in [`Event`](super::Event).
 ///
 /// Part of the state that crosses the seam, shared by all readers at the same position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

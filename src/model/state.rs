@@ -1,4 +1,4 @@
-//! What a reader of a stream needs besides its position to continue correctly.
+//! The state that a reader of a stream needs besides its position to continue correctly.
 
 use std::sync::Arc;
 

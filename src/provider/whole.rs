@@ -314,7 +314,7 @@ impl<'a> Draft<'a> {
 
     // ----- the whole response -----
 
-    /// What is to be emitted of each text of a kind in the completed response; `None` for a text that contradicts
+    /// The part to emit of each text of a kind in the completed response; `None` for a text that contradicts
     /// what was emitted.
     ///
     /// Usually the texts in their order equal what was emitted, or continue it, however it was divided into parts.

@@ -54,7 +54,7 @@ const STOP_CHECK: Duration = Duration::from_millis(100);
 /// The shortest wait while Redis is down.
 const AWAY_CHECK: Duration = Duration::from_millis(20);
 
-/// What a recorder is built from.
+/// The parts from which a recorder is built.
 pub struct RecorderParts {
     /// The connection.
     pub link: Connector,
@@ -103,7 +103,7 @@ pub struct Recorder {
     me: String,
 }
 
-/// What every writer gets in a turn.
+/// The inputs that every writer gets in a turn.
 #[derive(Clone, Copy)]
 struct WriteContext<'a> {
     keys: &'a Keys,

@@ -98,7 +98,7 @@ impl fmt::Display for ServerError {
     }
 }
 
-/// What an error reply means for the caller.
+/// The meaning of an error reply for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerErrorKind {
@@ -178,7 +178,7 @@ impl ServerError {
         }
     }
 
-    /// What the error means. For a transaction that Redis refuses as a whole (EXECABORT), what its cause means.
+    /// The meaning of the error. For a transaction that Redis refuses as a whole (EXECABORT), what its cause means.
     #[must_use]
     pub fn kind(&self) -> ServerErrorKind {
         if self.code == "EXECABORT"

@@ -12,7 +12,7 @@ use crate::message::{
 };
 use crate::model::{After, Entry, EntryId, Held, Phase, Position, StreamName, StreamState, StreamStatus};
 
-/// What the outcome depends on besides the read.
+/// The inputs of the outcome besides the read.
 #[derive(Clone, Debug)]
 pub struct ReplayClock {
     /// Now, µs since 1970 by this host's clock.
@@ -27,7 +27,7 @@ pub struct ReplayClock {
     pub context: DecodeContext,
     /// See [`ReplayRequest::appeared_us`](crate::message::ReplayRequest::appeared_us).
     pub appeared_us: Option<u64>,
-    /// What the daemon knows of the stream's newest entry besides the read.
+    /// The daemon's knowledge of the stream's newest entry besides the read.
     pub known: Option<Known>,
 }
 

@@ -162,7 +162,7 @@ impl LiveStream {
         if data.is_some_and(is_ours) { Waking::AfterEnd } else { Waking::First }
     }
 
-    /// What is known of the newest entry at `now_us`.
+    /// The knowledge of the newest entry at `now_us`.
     pub(super) fn known(&self, now_us: u64) -> Known {
         let Seeing { id: newest, .. } = self.newest;
         Known { newest, seen: self.newest.at(now_us), is_end_sent: self.end_sent == Some(newest) }

@@ -1,4 +1,4 @@
-//! What a transform thread is built from: the ends of its queues, and the state that it shares with other threads.
+//! The parts from which a transform thread is built: the ends of its queues, and the state that it shares with other threads.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub struct DeliveryPort {
     pub waker: Arc<mio::Waker>,
 }
 
-/// What a transform thread is built from.
+/// The parts from which a transform thread is built.
 pub struct WorkerParts {
     /// Requests of delivery threads, and answers of the recorder.
     pub control: Receiver<Control>,

@@ -48,7 +48,7 @@ pub const fn age_us(id: EntryId, redis_us: u64) -> Option<u64> {
     }
 }
 
-/// What is known of a stream's newest entry beyond what Redis reports.
+/// The knowledge of a stream's newest entry beyond what Redis reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The entry.
@@ -76,7 +76,7 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    /// What is known of the stream at `now_us` by this host's clock.
+    /// The knowledge of the stream at `now_us` by this host's clock.
     #[must_use]
     pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
         let note = self.notes.get(stream)?;

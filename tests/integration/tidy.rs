@@ -124,3 +124,19 @@ fn lines_of_log_are_limited_where_they_can_be_caused_from_outside() {
         assert!(!imports, "{file} imports the macros of tracing: write tracing::debug! in full");
     }
 }
+
+/// A comment is a plain sentence or a noun phrase, not a subject clause that has to be resolved first.
+#[test]
+fn no_comment_begins_with_a_subject_clause() {
+    let words = ["What", "Who", "Whoever", "Whose", "Whatever"];
+    for folder in ["src", "tests", "benches"] {
+        for (path, text) in sources(folder) {
+            for (at, line) in text.lines().enumerate() {
+                let comment =
+                    line.trim_start().strip_prefix("//").map(|rest| rest.trim_start_matches(['/', '!']));
+                let word = comment.and_then(|comment| comment.split_whitespace().next());
+                assert!(!word.is_some_and(|word| words.contains(&word)), "{}:{}", path.display(), at + 1);
+            }
+        }
+    }
+}

@@ -60,7 +60,7 @@ enum Voice {
     Tool(u64, u64),
 }
 
-/// What the output is made for.
+/// The purpose of the output.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Look {
     /// A terminal.
