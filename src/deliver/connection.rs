@@ -130,7 +130,7 @@ pub(super) struct Blocked {
 
 /// One client's connection.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "six independent facts about one socket")]
+#[allow(clippy::struct_excessive_bools, reason = "five independent facts about one socket")]
 pub(super) struct Connection {
     pub(super) socket: Socket,
     /// The client that is charged for the connection's requests and named in records.
