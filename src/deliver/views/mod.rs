@@ -1,9 +1,10 @@
 //! The viewers of a delivery thread: the position of each in its stream, and the frames that it is sent next.
 //!
-//! [`Views`] owns the streams, their viewers and their history reads. It uses no socket, thread or clock: its callers
-//! pass it the events. Bytes for clients and requests to other threads go to the [`Context`] of the call. The end of a
-//! viewer becomes an [`Effect`], which the caller carries out after the call, because it concerns the connection of
-//! the client as well.
+//! [`Views`] owns the streams, their viewers and their history reads. It uses no socket and no thread: its callers pass
+//! it the events and the time, on which all its decisions depend. It reads the system's clock only for timestamps that
+//! it passes on, in acknowledgements and for latencies. Bytes for clients and requests to other threads go to the
+//! [`Context`] of the call. The end of a viewer becomes an [`Effect`], which the caller carries out after the call,
+//! because it concerns the connection of the client as well.
 //!
 //! Methods are of four kinds:
 //!
