@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::hostile::{Attack, Attacked, Hostiles};
 use crate::load::{Manner, Pace, Plan, Shared};
 use crate::producer::Produced;
 use crate::run::{Latency, Run};
@@ -28,6 +29,8 @@ pub(crate) enum Act {
     First,
     /// It is connected, and nothing is sent.
     Idle,
+    /// It is connected, and nothing is sent; hostile clients attack its stream, or none in particular.
+    Attack(Attack),
 }
 
 impl Act {
@@ -36,7 +39,7 @@ impl Act {
         match self {
             Self::Storm | Self::Million => Some("ms until live again"),
             Self::First => Some("ms from write to read of the first token"),
-            Self::Slow | Self::Idle => None,
+            Self::Slow | Self::Idle | Self::Attack(_) => None,
         }
     }
 }
@@ -66,7 +69,7 @@ impl Guest {
             Act::Storm => Manner::Returning,
             Act::Million => Manner::Late,
             Act::Slow => Manner::Slow,
-            Act::First | Act::Idle => Manner::Staying,
+            Act::First | Act::Idle | Act::Attack(_) => Manner::Staying,
         };
         let first_stream = beside.first_stream + beside.streams;
         let is_silence = self.act == Act::Idle && !smoke;
@@ -89,6 +92,18 @@ struct Pair<'a> {
     guest_plan: &'a Plan,
     guest: &'a Shared,
     rest: Duration,
+    smoke: bool,
+}
+
+/// The measurements made while the guest was connected.
+struct Performed {
+    window: Window,
+    /// The counters before and after the measurement.
+    counted: [Counted; 2],
+    /// How many tokens its clients had not received by the end of the measurement.
+    outstanding: u64,
+    /// The result of hostile clients, if there were any.
+    attacked: Option<Attacked>,
 }
 
 /// The guest's result, and the measurements made while it was connected.
@@ -98,6 +113,7 @@ struct Visit {
     counted: [Counted; 2],
     /// How many tokens its clients had not received by the end of the measurement.
     outstanding: u64,
+    attacked: Option<Attacked>,
     seen: Seen,
     /// Growth of the server's private memory.
     bytes: u64,
@@ -137,6 +153,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, stage: &Stage, settings: &Settings
         guest_plan: &guest_plan,
         guest: &guest_shared,
         rest,
+        smoke: settings.smoke,
     };
     let mut run = pair.run()?;
     run.problems.extend(shared.problem());
@@ -166,14 +183,14 @@ impl Pair<'_> {
             let performed = self.perform().inspect_err(|error| self.guest.fail(error.to_string()));
             self.guest.back.store(true, Ordering::Release);
             let (seen, _) = load.end()?;
-            let (window, counted, outstanding) = performed?;
+            let Performed { window, counted, outstanding, attacked } = performed?;
             let bytes = window.private_bytes.saturating_sub(bytes);
-            Ok(Visit { window, counted, outstanding, seen, bytes })
+            Ok(Visit { window, counted, outstanding, attacked, seen, bytes })
         })
     }
 
     /// Brings the guest to the point where its act begins, and measures the act.
-    fn perform(&self) -> Result<(Window, [Counted; 2], u64)> {
+    fn perform(&self) -> Result<Performed> {
         let (guest, clients) = (self.guest, self.guest_plan.clients);
         if self.act != Act::Million {
             guest.until(|guest| guest.connected.load(Ordering::Acquire) == clients)?;
@@ -184,7 +201,7 @@ impl Pair<'_> {
                 guest.go.store(true, Ordering::Release);
                 guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
             }
-            Act::Idle => self.guest_begins()?,
+            Act::Idle | Act::Attack(_) => self.guest_begins()?,
             Act::Slow => {
                 guest.until(|guest| guest.started.load(Ordering::Acquire) == clients)?;
                 guest.leave.store(true, Ordering::Release);
@@ -198,16 +215,26 @@ impl Pair<'_> {
                 guest.until(|guest| guest.stored.load(Ordering::Acquire))?;
             }
         }
+        let mut hostiles = self.hostiles()?;
+        let mut attacked = None;
         guest.pass(self.rest);
         let before = Counted::read(self.stage)?;
         let window = Window::around(self.stage, self.shared, || {
             guest.measured.begin();
-            self.act()?;
+            attacked = self.act(hostiles.as_mut())?;
             guest.measured.end();
             self.shared.measured.end();
             Result::Ok(())
         })?;
-        Ok((window, [before, Counted::read(self.stage)?], self.outstanding()))
+        let counted = [before, Counted::read(self.stage)?];
+        Ok(Performed { window, counted, outstanding: self.outstanding(), attacked })
+    }
+
+    /// The hostile clients, connected, if the scenario has any.
+    fn hostiles(&self) -> Result<Option<Hostiles>> {
+        let (Act::Attack(attack), Some(server)) = (self.act, &self.stage.server) else { return Ok(None) };
+        let victim = self.guest_plan.first_stream;
+        Ok(Some(Hostiles::connect(server.address, attack, victim, self.smoke)?))
     }
 
     /// Waits until all of the guest's clients have received something, and lets the producer follow its schedule.
@@ -224,7 +251,7 @@ impl Pair<'_> {
         (written * clients_per_stream).saturating_sub(self.guest.delivered.load(Ordering::Acquire))
     }
 
-    fn act(&self) -> Result<()> {
+    fn act(&self, hostiles: Option<&mut Hostiles>) -> Result<Option<Attacked>> {
         let guest = self.guest;
         match self.act {
             Act::Storm | Act::Million => {
@@ -236,8 +263,12 @@ impl Pair<'_> {
                 guest.pass(self.guest_plan.duration);
             }
             Act::Idle | Act::Slow => guest.pass(self.guest_plan.duration),
+            Act::Attack(_) => {
+                let hostiles = hostiles.ok_or("there is no server to attack")?;
+                return Ok(Some(hostiles.attack(self.guest_plan.duration, guest)?));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The result of both loads.
@@ -263,6 +294,11 @@ impl Pair<'_> {
                 run.slow_behind = Some(visit.outstanding as f64 / self.guest_plan.clients as f64);
             }
             Act::First => run.act_ms = Latency::of(&visit.seen.latency_us),
+            Act::Attack(_) => {
+                let attacked = visit.attacked.unwrap_or_default();
+                run.guest_clients_cpu_percent = visit.window.percent(visit.seen.cpu + attacked.cpu);
+                run.hostile_per_second = Some(visit.window.per_second(attacked.taken));
+            }
             Act::Idle => {
                 run.idle_bytes = Some(visit.bytes as f64 / self.guest_plan.clients as f64);
             }

@@ -28,6 +28,8 @@ use crate::wire;
 const HANDSHAKES_MAX: usize = 128;
 /// The longest sleep of the loop, so that it notices requests of the conductor.
 const LOOK: Duration = Duration::from_millis(10);
+/// The same while the clients may not connect yet: the time until they have everything begins when they may.
+const LOOK_AWAITED: Duration = Duration::from_millis(1);
 /// Tokens that are still outstanding after this long without progress count as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,7 +49,7 @@ struct Client {
     judge: Judge,
     /// The id of the last entry that it received; kept only if it is needed.
     last_id: String,
-    /// It has reconnected, but has not yet received everything written before that.
+    /// It has reconnected, or come to stored tokens, but has not yet received everything written before that.
     behind: bool,
     /// The beginning of a frame that is not complete yet.
     partial: Vec<u8>,
@@ -99,7 +101,8 @@ impl Clients<'_> {
             self.leave_if_requested();
             self.come_late();
             self.connect_more()?;
-            match self.poll.poll(&mut events, Some(LOOK)) {
+            let look = if self.are_awaited() { LOOK_AWAITED } else { LOOK };
+            match self.poll.poll(&mut events, Some(look)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 polled => polled?,
             }
@@ -137,9 +140,14 @@ impl Clients<'_> {
         self.seen.lost = self.clients.iter().map(|client| client.judge.lost(totals[client.stream])).sum();
     }
 
+    /// Whether the clients may not connect yet.
+    fn are_awaited(&self) -> bool {
+        let stores = matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire);
+        stores || self.is_away()
+    }
+
     fn connect_more(&mut self) -> io::Result<()> {
-        let awaited = matches!(self.plan.pace, Pace::Stored(_)) && !self.shared.go.load(Ordering::Acquire);
-        if awaited || self.is_away() {
+        if self.are_awaited() {
             return Ok(());
         }
         let handshakes_max = if self.left.is_some() { usize::MAX } else { HANDSHAKES_MAX };
@@ -162,7 +170,7 @@ impl Clients<'_> {
                 stage: Stage::Connecting,
                 judge,
                 last_id,
-                behind: self.left.is_some(),
+                behind: self.left.is_some() || matches!(self.plan.pace, Pace::Stored(_)),
                 partial: Vec::new(),
             });
             self.handshakes += 1;
@@ -263,9 +271,9 @@ impl Clients<'_> {
         while let Some((first, from, to)) = wire::frame(&bytes[used..]) {
             let payload = &bytes[used + from..used + to];
             match first {
-                0x81 => self.message(index, payload, now),
-                0x89 => self.pong(index, payload),
-                0x88 => {
+                wire::TEXT => self.message(index, payload, now),
+                wire::PING => self.pong(index, payload),
+                wire::CLOSE => {
                     let reason = payload.get(2..).unwrap_or_default();
                     self.close(index, &format!("a close frame: {}", String::from_utf8_lossy(reason)));
                 }
@@ -290,7 +298,7 @@ impl Clients<'_> {
     }
 
     fn pong(&mut self, index: usize, payload: &[u8]) {
-        if self.clients[index].socket.write(&wire::pong(payload)).is_err() {
+        if self.clients[index].socket.write(&wire::masked(wire::PONG, payload)).is_err() {
             self.seen.surprise("a pong could not be written");
         }
     }

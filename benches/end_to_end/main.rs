@@ -31,6 +31,7 @@ mod clients;
 mod daemon;
 mod floor;
 mod growth;
+mod hostile;
 mod judge;
 mod load;
 mod peers;

@@ -12,7 +12,6 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatte
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use crate::beside::Act;
 use crate::growth::{Cost, Growth};
 use crate::report::Report;
 use crate::run::{Latency, Run};
@@ -92,7 +91,7 @@ fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<()> {
     }));
     let axes = ("percentile of the tokens", "ms from write to read");
     draw_percentiles(&dir.join(format!("{name}.svg")), &title, axes, &latencies)?;
-    let Some(times) = scenario.act().and_then(Act::times) else { return Ok(()) };
+    let Some(times) = scenario.times() else { return Ok(()) };
     let axes = ("percentile of the clients", times);
     let acts = curves(|run| run.act_ms.as_ref());
     draw_percentiles(&dir.join(format!("{name}-act.svg")), &title, axes, &acts)

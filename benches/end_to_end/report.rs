@@ -45,6 +45,7 @@ const COLUMNS: &[Column] = &[
     less("p99 / alone's", 2, Run::p99_to_alone),
     less("act p50 ms", 2, |run| run.act_ms.as_ref().map(|ms| ms.p50)),
     less("act p99", 2, |run| run.act_ms.as_ref().map(|ms| ms.p99)),
+    less("act max", 2, |run| run.act_ms.as_ref().map(|ms| ms.max)),
     less("history/missed", 2, |run| run.history_per_missed),
     less("behind", 0, |run| run.slow_behind),
     less("bytes/conn", 0, |run| run.idle_bytes),

@@ -70,12 +70,14 @@ pub(crate) struct Run {
     pub(crate) clients_cpu_percent: f64,
     /// How late the producer's writes were relative to their schedule.
     pub(crate) producer_late_ms_p99: f64,
-    /// Processor time of a second load's clients, in percent of a core.
+    /// Processor time of a second load's clients and of hostile clients, in percent of a core.
     pub(crate) guest_clients_cpu_percent: f64,
     /// Latency of the same load before a second one started.
     pub(crate) alone_ms: Option<Latency>,
-    /// The scenario's own times, if it measures something other than the latency of tokens: see `Act::times`.
+    /// The scenario's own times, if it measures something other than the latency of tokens: see `Scenario::times`.
     pub(crate) act_ms: Option<Latency>,
+    /// Requests or messages that the server took from hostile clients, a second.
+    pub(crate) hostile_per_second: Option<f64>,
     /// How many reads of history there were.
     pub(crate) history_reads: Option<u64>,
     /// Entries read from history for each entry that was missed, however many clients missed it.

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::beside::{self, Act, Guest};
+use crate::hostile::Attack;
 use crate::load::{Manner, Pace, Plan, Shared, Transport};
-use crate::run::Run;
+use crate::run::{Latency, Run};
 use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
 
@@ -80,6 +81,19 @@ const PLAIN: Scenario = Scenario {
 /// The base of scenarios in which tokens are read as they arrive.
 const LIVE: Scenario = Scenario { servers: SERVING_AND_PEERS, ..PLAIN };
 
+/// fan1 beside hostile clients.
+const fn attack(attack: Attack) -> Scenario {
+    let guest = Guest {
+        act: Act::Attack(attack),
+        streams: 1,
+        clients: 1,
+        pace: Pace::Quiet,
+        backlog: 0,
+        smoke: (1, 1, 0),
+    };
+    Scenario { guest: Some(guest), servers: &[Server::Daemon], ..FAN1 }
+}
+
 /// Every scenario.
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
@@ -120,6 +134,14 @@ pub(crate) const ALL: &[Scenario] = &[
         ..LIVE
     },
     Scenario {
+        name: "hot10k",
+        what: "1 stream x 10,000 clients, 20/s",
+        clients: 10_000,
+        pace: Pace::PerSecond(20.0),
+        smoke: (1, 80),
+        ..PLAIN
+    },
+    Scenario {
         name: "flood",
         what: "64 streams x 1 client, as fast as it goes",
         streams: 64,
@@ -134,6 +156,15 @@ pub(crate) const ALL: &[Scenario] = &[
         streams: 64,
         clients: 64,
         pace: Pace::Stored(20_000),
+        smoke: (8, 8),
+        ..PLAIN
+    },
+    Scenario {
+        name: "late",
+        what: "64 streams x 2,000 stored tokens, 1 client each comes late; act: it has everything",
+        streams: 64,
+        clients: 64,
+        pace: Pace::Stored(2_000),
         smoke: (8, 8),
         ..PLAIN
     },
@@ -246,6 +277,21 @@ pub(crate) const ALL: &[Scenario] = &[
         ..FAN1
     },
     Scenario {
+        name: "attack-pipelining",
+        what: "fan1 beside 48 connections that pipeline HTTP requests, half of which never read an answer",
+        ..attack(Attack::Pipelining)
+    },
+    Scenario {
+        name: "attack-cancels",
+        what: "fan1 beside 48 connections that send requests to cancel without end",
+        ..attack(Attack::Cancels)
+    },
+    Scenario {
+        name: "attack-messages",
+        what: "fan1 beside 48 WebSockets that send acks, pings and text that is no message without end",
+        ..attack(Attack::Messages)
+    },
+    Scenario {
         name: "idle-own",
         what: "10,000 connections, each to a quiet stream of its own",
         streams: 10_000,
@@ -270,9 +316,12 @@ pub(crate) struct Settings {
 }
 
 impl Scenario {
-    /// The behaviour of its second load, if it has one.
-    pub(crate) fn act(&self) -> Option<Act> {
-        self.guest.map(|guest| guest.act)
+    /// The meaning of its own times, if it measures something other than the latency of tokens.
+    pub(crate) fn times(&self) -> Option<&'static str> {
+        match self.pace {
+            Pace::Stored(_) => Some("ms until it has everything"),
+            _ => self.guest.and_then(|guest| guest.act.times()),
+        }
     }
 
     /// A scenario with one client for each of `streams`, which get `per_second` tokens in all.
@@ -328,7 +377,9 @@ impl Scenario {
             let connections = plan.clients as f64;
             let idle_bytes = (self.pace == Pace::Quiet)
                 .then(|| window.private_bytes.saturating_sub(stage.empty_bytes) as f64 / connections);
-            Result::Ok(Run { idle_bytes, ..window.run(&seen, &produced) })
+            let is_stored = matches!(self.pace, Pace::Stored(_));
+            let act_ms = is_stored.then(|| Latency::of(&seen.back_us)).flatten();
+            Result::Ok(Run { idle_bytes, act_ms, ..window.run(&seen, &produced) })
         })?;
         run.problems.extend(shared.problem());
         Ok(run)

@@ -18,7 +18,7 @@ pub(crate) struct Seen {
     pub(crate) latency_us: Histogram<u64>,
     /// The same, while the load ran alone.
     pub(crate) alone_us: Histogram<u64>,
-    /// From the time when clients may reconnect until one has everything written before that, µs.
+    /// From the time when clients may connect or reconnect until one has everything written before that, µs.
     pub(crate) back_us: Histogram<u64>,
     /// Tokens received.
     pub(crate) received: u64,

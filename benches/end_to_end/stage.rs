@@ -153,6 +153,11 @@ impl Window {
         percent(cpu, self.wall)
     }
 
+    /// How many of something there were a second over the window.
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.wall.as_secs_f64()
+    }
+
     /// The result of a load within the window.
     pub(crate) fn run(&self, seen: &Seen, produced: &Produced) -> Run {
         let late_ms_p99 = produced.late_us.value_at_quantile(0.99) as f64 / 1e3;
@@ -163,7 +168,7 @@ impl Window {
         }
         Run {
             delivered: self.delivered,
-            delivered_per_second: self.delivered as f64 / self.wall.as_secs_f64(),
+            delivered_per_second: self.per_second(self.delivered),
             tokens_per_frame: seen.received as f64 / (seen.frames.max(1)) as f64,
             latency_ms: Latency::of(&seen.latency_us),
             server_cpu_us: per(self.server_cpu, self.delivered),

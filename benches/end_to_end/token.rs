@@ -1,7 +1,7 @@
 //! The token that is measured: 35 bytes of text that contain its stream, its position in the stream, and the time of
 //! writing, so that a client can judge every token, however tokens were merged into frames.
 //!
-//! `[sssss:qqqqqqqq:tttttttttttttttt]~~`: stream, number within the stream from 0, µs on the bench's clock.
+//! `[ssssssss:qqqqqqqq:ttttttttttttt]~~`: stream, number within the stream from 0, µs on the bench's clock.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -9,9 +9,9 @@ use std::time::Instant;
 /// The bytes of a token's text.
 pub(crate) const LEN: usize = 35;
 
-const STREAM: std::ops::Range<usize> = 1..6;
-const NUMBER: std::ops::Range<usize> = 7..15;
-const TIME: std::ops::Range<usize> = 16..32;
+const STREAM: std::ops::Range<usize> = 1..9;
+const NUMBER: std::ops::Range<usize> = 10..18;
+const TIME: std::ops::Range<usize> = 19..32;
 
 /// A parsed token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(crate) struct Token {
 impl Token {
     /// Formats the token.
     pub(crate) fn text(self) -> [u8; LEN] {
-        let mut text = *b"[00000:00000000:0000000000000000]~~";
+        let mut text = *b"[00000000:00000000:0000000000000]~~";
         digits(&mut text[STREAM], self.stream);
         digits(&mut text[NUMBER], self.number);
         digits(&mut text[TIME], self.at_us);
@@ -38,8 +38,8 @@ impl Token {
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let framed = text.len() == LEN
             && text[0] == b'['
-            && text[6] == b':'
-            && text[15] == b':'
+            && text[9] == b':'
+            && text[18] == b':'
             && text.ends_with(b"]~~");
         if !framed {
             return None;

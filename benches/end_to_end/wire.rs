@@ -47,13 +47,22 @@ pub(crate) fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     (bytes.len() >= to).then_some((first, from, to))
 }
 
-/// The answer to a ping.
-pub(crate) fn pong(payload: &[u8]) -> Vec<u8> {
+/// The first byte of a whole message of text.
+pub(crate) const TEXT: u8 = 0x81;
+/// The first byte of a close frame.
+pub(crate) const CLOSE: u8 = 0x88;
+/// The first byte of a ping.
+pub(crate) const PING: u8 = 0x89;
+/// The first byte of a pong.
+pub(crate) const PONG: u8 = 0x8a;
+
+/// A client's frame with at most the first 125 bytes of a payload.
+pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
     // The mask is zero, so the payload is its own masked form.
-    let mut pong = vec![0x8a, 0x80 | len, 0, 0, 0, 0];
-    pong.extend_from_slice(&payload[..usize::from(len)]);
-    pong
+    let mut frame = vec![first, 0x80 | len, 0, 0, 0, 0];
+    frame.extend_from_slice(&payload[..usize::from(len)]);
+    frame
 }
 
 /// Whether a frame carries text.

@@ -70,7 +70,7 @@ impl Clients<'_> {
         }
     }
 
-    /// Records when a client that reconnected has everything written before that.
+    /// Records when a client that reconnected, or came to stored tokens, has everything written before that.
     pub(super) fn check_caught_up(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.behind && client.judge.next() >= self.shared.written[client.stream].load(Ordering::Acquire)
