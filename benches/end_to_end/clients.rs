@@ -5,6 +5,7 @@
 //! age of every token, and answers pings. It neither masks nor verifies, because it uses the same two cores as the
 //! server under test.
 
+mod nats;
 mod returning;
 mod slow;
 
@@ -18,6 +19,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll};
 
 use self::returning::Left;
+use crate::dialect::Dialect;
 use crate::judge::Judge;
 use crate::load::{Manner, MeasuredCpu, Pace, Plan, Shared, Transport};
 use crate::seen::Seen;
@@ -37,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Stage {
     Connecting,
     Upgrading,
+    /// It has asked for its stream in a message, and waits for the answer.
+    Subscribing,
     Open,
     Closed,
 }
@@ -58,6 +62,7 @@ struct Client {
 struct Clients<'a> {
     poll: Poll,
     server: SocketAddr,
+    dialect: Dialect,
     plan: &'a Plan,
     shared: &'a Shared,
     clients: Vec<Client>,
@@ -72,12 +77,14 @@ struct Clients<'a> {
 /// Connects all clients and reads until each has everything that its stream holds, or until nothing more arrives.
 pub(crate) fn run(
     server: SocketAddr,
+    dialect: Dialect,
     plan: &Plan,
     shared: &Shared,
 ) -> Result<Seen, Box<dyn Error + Send + Sync>> {
     let mut clients = Clients {
         poll: Poll::new()?,
         server,
+        dialect,
         plan,
         shared,
         clients: Vec::with_capacity(plan.clients),
@@ -184,8 +191,8 @@ impl Clients<'_> {
             client.socket.set_nodelay(true)?;
             // Frees the ports at once, for the next run.
             socket2::SockRef::from(&client.socket).set_linger(Some(Duration::ZERO))?;
-            let number = self.plan.first_stream + client.stream;
-            let request = wire::request(self.plan.transport, number, &client.last_id, self.server);
+            let path = self.dialect.path(self.plan.first_stream + client.stream, &client.last_id);
+            let request = wire::request(self.plan.transport, &path, self.server);
             match client.socket.write(request.as_bytes()) {
                 Ok(n) if n == request.len() => client.stage = Stage::Upgrading,
                 Ok(_) => return Err(io::Error::other("a request was not taken whole")),
@@ -256,9 +263,7 @@ impl Clients<'_> {
                 return bytes.len();
             }
             used = end + 4;
-            self.clients[index].stage = Stage::Open;
-            self.handshakes -= 1;
-            self.shared.connected.fetch_add(1, Ordering::AcqRel);
+            self.upgraded(index);
         }
         used + match self.plan.transport {
             Transport::WebSocket => self.websocket_frames(index, &bytes[used..], now),
@@ -266,18 +271,38 @@ impl Clients<'_> {
         }
     }
 
+    /// Asks for the stream, unless the request did that.
+    fn upgraded(&mut self, index: usize) {
+        let number = self.plan.first_stream + self.clients[index].stream;
+        match self.dialect.opening(number, index) {
+            None => self.opened(index),
+            Some(opening) => {
+                self.clients[index].stage = Stage::Subscribing;
+                self.write(index, &opening);
+            }
+        }
+    }
+
+    /// Counts a client that will get its stream.
+    fn opened(&mut self, index: usize) {
+        self.clients[index].stage = Stage::Open;
+        self.handshakes -= 1;
+        self.shared.connected.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn websocket_frames(&mut self, index: usize, bytes: &[u8], now: u64) -> usize {
         let mut used = 0;
         while let Some((first, from, to)) = wire::frame(&bytes[used..]) {
             let payload = &bytes[used + from..used + to];
-            match first {
-                wire::TEXT => self.message(index, payload, now),
-                wire::PING => self.pong(index, payload),
-                wire::CLOSE => {
+            match (first, self.dialect) {
+                (wire::TEXT, Dialect::Daemon) => self.message(index, payload, now),
+                (wire::BINARY, Dialect::Nats) => self.nats(index, payload, now),
+                (wire::PING, _) => self.say(index, wire::PONG, payload),
+                (wire::CLOSE, _) => {
                     let reason = payload.get(2..).unwrap_or_default();
                     self.close(index, &format!("a close frame: {}", String::from_utf8_lossy(reason)));
                 }
-                other => self.seen.surprise(format!("a frame that begins with {other:#x}")),
+                (other, _) => self.seen.surprise(format!("a frame that begins with {other:#x}")),
             }
             used += to;
         }
@@ -297,9 +322,14 @@ impl Clients<'_> {
         used
     }
 
-    fn pong(&mut self, index: usize, payload: &[u8]) {
-        if self.clients[index].socket.write(&wire::masked(wire::PONG, payload)).is_err() {
-            self.seen.surprise("a pong could not be written");
+    /// Sends a frame.
+    fn say(&mut self, index: usize, first: u8, payload: &[u8]) {
+        self.write(index, &wire::masked(first, payload));
+    }
+
+    fn write(&mut self, index: usize, frame: &[u8]) {
+        if !matches!(self.clients[index].socket.write(frame), Ok(n) if n == frame.len()) {
+            self.seen.surprise("a frame of a client could not be written");
         }
     }
 

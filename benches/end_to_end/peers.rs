@@ -6,6 +6,9 @@
 //! no others; applications publish to it by HTTP, so the producer does that instead of XADD (see `publisher`), and
 //! the work of Redis for nchan counts as the cost of Redis. nchan answers each token, so a flood is only as fast as
 //! nchan accepts tokens.
+//!
+//! *NATS* keeps tokens in a stream of JetStream in its own memory, to which the producer publishes them, and does not
+//! need Redis at all. Its clients speak its protocol over WebSocket (see `nats`).
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
@@ -14,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::daemon::{Process, free_address};
+use crate::publisher::nats::Nats;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -26,6 +30,8 @@ pub(crate) enum Peer {
     Fastapi,
     /// nginx with nchan.
     Nchan,
+    /// NATS with JetStream.
+    Nats,
 }
 
 impl Peer {
@@ -34,6 +40,7 @@ impl Peer {
             Self::Node => "node",
             Self::Fastapi => "fastapi",
             Self::Nchan => "nchan",
+            Self::Nats => "nats",
         }
     }
 
@@ -66,14 +73,20 @@ impl Peer {
 
     /// Starts it with the given Redis.
     pub(crate) fn start(self, redis: SocketAddr) -> Result<Process> {
-        let (files, address) = (tempfile::tempdir()?, free_address()?);
+        let (files, address, producers) = (tempfile::tempdir()?, free_address()?, free_address()?);
         let mut command = match self {
             Self::Node => node(address),
             Self::Fastapi => fastapi(address),
             Self::Nchan => nchan(address, redis, files.path())?,
+            Self::Nats => nats(address, producers, files.path())?,
         };
         command.env("REDIS_URL", format!("redis://{redis}"));
-        Process::peer(&mut command, address, files)
+        let mut process = Process::peer(&mut command, address, files)?;
+        if self == Self::Nats {
+            process.producers = producers;
+            Nats::connect(producers)?.create_stream()?;
+        }
+        Ok(process)
     }
 }
 
@@ -98,17 +111,39 @@ fn fastapi(address: SocketAddr) -> Command {
     command
 }
 
+/// Writes a peer's configuration from its template, with each name in `values` replaced by its value.
+fn configure(template: &Path, to: &Path, values: &[(&str, &str)]) -> Result<()> {
+    let mut config = std::fs::read_to_string(template)?;
+    for (name, value) in values {
+        config = config.replace(name, value);
+    }
+    Ok(std::fs::write(to, config)?)
+}
+
 fn nchan(address: SocketAddr, redis: SocketAddr, files: &Path) -> Result<Command> {
-    let dir = Peer::Nchan.dir();
-    let text = |path: &Path| path.display().to_string();
-    let config = std::fs::read_to_string(dir.join("nginx.conf.template"))?
-        .replace("@DIR@", &text(files))
-        .replace("@MODULE@", &text(&dir.join("ngx_nchan_module.so")))
-        .replace("@LISTEN@", &address.to_string())
-        .replace("@REDIS@", &redis.to_string());
-    let path = files.join("nginx.conf");
-    std::fs::write(&path, config)?;
+    let (dir, config) = (Peer::Nchan.dir(), files.join("nginx.conf"));
+    let module = dir.join("ngx_nchan_module.so");
+    let values = [
+        ("@DIR@", &*files.to_string_lossy()),
+        ("@MODULE@", &module.to_string_lossy()),
+        ("@LISTEN@", &address.to_string()),
+        ("@REDIS@", &redis.to_string()),
+    ];
+    configure(&dir.join("nginx.conf.template"), &config, &values)?;
     let mut command = Command::new(dir.join("nginx"));
-    command.args(["-e", "stderr", "-p"]).arg(files).arg("-c").arg(path);
+    command.args(["-e", "stderr", "-p"]).arg(files).arg("-c").arg(config);
+    Ok(command)
+}
+
+fn nats(address: SocketAddr, producers: SocketAddr, files: &Path) -> Result<Command> {
+    let (dir, config) = (Peer::Nats.dir(), files.join("nats.conf"));
+    let values = [
+        ("@DIR@", &*files.to_string_lossy()),
+        ("@LISTEN@", &address.to_string()),
+        ("@PRODUCERS@", &producers.to_string()),
+    ];
+    configure(&dir.join("nats.conf.template"), &config, &values)?;
+    let mut command = Command::new(dir.join("nats-server"));
+    command.arg("-c").arg(config);
     Ok(command)
 }

@@ -129,6 +129,7 @@ fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Opt
         Server::Node => (GREEN, Stroke::Thin),
         Server::Fastapi => (VERMILION, Stroke::Thin),
         Server::Nchan => (PURPLE, Stroke::Thin),
+        Server::Nats => (ORANGE, Stroke::Thin),
     };
     let points = percentiles(&all);
     (points.len() > 1).then_some(Curve { name, color, stroke, points })

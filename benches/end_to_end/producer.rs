@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hdrhistogram::Histogram;
 
 use crate::load::{LATENESS_US_MAX, Manner, MeasuredCpu, Pace, Plan, Shared, Transport};
-use crate::publisher::Publisher;
+use crate::publisher::{Feed, Publisher};
 use crate::token::{Token, now_us};
 use crate::wire::{self, stored_id};
 
@@ -41,7 +41,7 @@ pub(crate) struct Produced {
 struct Producer<'a> {
     redis: TcpStream,
     /// Receives the tokens instead of Redis, if set.
-    publisher: Option<Publisher>,
+    publisher: Option<Box<dyn Publisher>>,
     shared: &'a Shared,
     first_stream: usize,
     /// Each stream's XADD up to the id.
@@ -58,10 +58,10 @@ struct Producer<'a> {
 }
 
 /// Writes one token into every stream once all clients are connected, then follows the plan until it is requested to
-/// stop. A server to which tokens are published gets them instead of Redis.
+/// stop. The feed says whether Redis gets the tokens, or the server that is listening there.
 pub(crate) fn run(
     redis: SocketAddr,
-    publish_to: Option<SocketAddr>,
+    (feed, server): (Feed, SocketAddr),
     plan: &Plan,
     shared: &Shared,
 ) -> Result<Produced, Box<dyn Error + Send + Sync>> {
@@ -71,7 +71,7 @@ pub(crate) fn run(
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut producer = Producer {
         redis: socket,
-        publisher: publish_to.map(Publisher::new).transpose()?,
+        publisher: feed.publisher(server)?,
         shared,
         first_stream: plan.first_stream,
         known_ids: false,
@@ -229,7 +229,7 @@ impl Producer<'_> {
     fn fill(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
         for stream in 0..self.totals.len() {
             self.token(stream, now_us(), wall_us())?;
-            let unwritten = self.publisher.as_ref().map_or(self.out.len(), Publisher::unwritten);
+            let unwritten = self.publisher.as_ref().map_or(self.out.len(), |publisher| publisher.unwritten());
             if unwritten > 64 * 1024 {
                 self.write()?;
                 self.settle(OUTSTANDING_FLOOD)?;

@@ -63,8 +63,15 @@ const FIRST: Guest = Guest {
 const SERVING: &[Server] = &[Server::Daemon, Server::Blocking, Server::Tracking];
 
 /// Those servers and the peers.
-const SERVING_AND_PEERS: &[Server] =
-    &[Server::Daemon, Server::Blocking, Server::Tracking, Server::Node, Server::Fastapi, Server::Nchan];
+const SERVING_AND_PEERS: &[Server] = &[
+    Server::Daemon,
+    Server::Blocking,
+    Server::Tracking,
+    Server::Node,
+    Server::Fastapi,
+    Server::Nchan,
+    Server::Nats,
+];
 
 const PLAIN: Scenario = Scenario {
     name: "",
@@ -98,6 +105,12 @@ const fn attack(attack: Attack) -> Scenario {
 pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "lone", what: "1 stream x 1 client, 100/s", pace: Pace::PerSecond(100.0), ..LIVE },
     FAN1,
+    Scenario {
+        name: "fan1-2k",
+        what: "200 streams x 1 client, 10/s each",
+        pace: Pace::PerSecond(10.0),
+        ..FAN1
+    },
     Scenario {
         name: "fan1k",
         what: "1,000 streams x 1 client, 20/s each",

@@ -4,8 +4,10 @@ use std::error::Error;
 use std::net::SocketAddr;
 
 use crate::daemon::Process;
+use crate::dialect::Dialect;
 use crate::floor::Mode;
 use crate::peers::Peer;
+use crate::publisher::Feed;
 
 /// The role of a server in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +39,22 @@ pub(crate) enum Server {
     Fastapi,
     /// The peer that is nginx with nchan (needs --compare)
     Nchan,
+    /// The peer that is NATS with JetStream over WebSocket (needs --compare)
+    Nats,
 }
 
 impl Server {
     /// All servers.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Daemon, Self::Blocking, Self::Tracking, Self::Bare, Self::Node, Self::Fastapi, Self::Nchan];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Daemon,
+        Self::Blocking,
+        Self::Tracking,
+        Self::Bare,
+        Self::Node,
+        Self::Fastapi,
+        Self::Nchan,
+        Self::Nats,
+    ];
 
     /// The name in reports.
     pub(crate) const fn name(self) -> &'static str {
@@ -54,6 +66,7 @@ impl Server {
             Self::Node => "Node, ws",
             Self::Fastapi => "FastAPI",
             Self::Nchan => "nchan",
+            Self::Nats => "NATS",
         }
     }
 
@@ -63,7 +76,7 @@ impl Server {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Tracking => Kind::Floor,
             Self::Bare => Kind::Bare,
-            Self::Node | Self::Fastapi | Self::Nchan => Kind::Peer,
+            Self::Node | Self::Fastapi | Self::Nchan | Self::Nats => Kind::Peer,
         }
     }
 
@@ -74,12 +87,25 @@ impl Server {
             Self::Node => Some(Peer::Node),
             Self::Fastapi => Some(Peer::Fastapi),
             Self::Nchan => Some(Peer::Nchan),
+            Self::Nats => Some(Peer::Nats),
         }
     }
 
-    /// Whether tokens are published to it by HTTP instead of being added to streams.
-    pub(crate) const fn is_published_to(self) -> bool {
-        matches!(self, Self::Nchan)
+    /// How tokens reach it.
+    pub(crate) const fn feed(self) -> Feed {
+        match self {
+            Self::Nchan => Feed::Nchan,
+            Self::Nats => Feed::Nats,
+            _ => Feed::Streams,
+        }
+    }
+
+    /// The protocol of its clients.
+    pub(crate) const fn dialect(self) -> Dialect {
+        match self {
+            Self::Nats => Dialect::Nats,
+            _ => Dialect::Daemon,
+        }
     }
 
     /// Whether `name` is the name of a server of this kind.
@@ -101,6 +127,7 @@ impl Server {
             Self::Node => Peer::Node.start(redis)?,
             Self::Fastapi => Peer::Fastapi.start(redis)?,
             Self::Nchan => Peer::Nchan.start(redis)?,
+            Self::Nats => Peer::Nats.start(redis)?,
         };
         Ok(Some(process))
     }

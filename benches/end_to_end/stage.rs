@@ -12,6 +12,7 @@ use crate::clients;
 use crate::daemon::Process;
 use crate::load::{Plan, Shared};
 use crate::producer::{self, Produced};
+use crate::publisher::Feed;
 use crate::run::{Latency, Run, per, percent};
 use crate::seen::Seen;
 use crate::server::{Kind, Server};
@@ -62,9 +63,10 @@ impl Stage {
         self.server.as_ref().map_or(Ok(0), Process::private_bytes)
     }
 
-    /// The address to which tokens are published, if they are not added to streams.
-    fn publish_to(&self) -> Option<SocketAddr> {
-        self.server.as_ref().filter(|_| self.who.is_published_to()).map(|server| server.address)
+    /// How tokens reach the server, and the address at which it would take them.
+    fn feed(&self) -> (Feed, SocketAddr) {
+        let taker = self.server.as_ref().unwrap_or(&self.redis);
+        (self.who.feed(), taker.producers)
     }
 
     fn server_cpu(&self) -> Result<Duration> {
@@ -90,13 +92,13 @@ impl<'scope> Load<'scope> {
     ) -> Result<Self> {
         let readers = Builder::new().name("readers".into()).spawn_scoped(scope, || {
             match &stage.server {
-                Some(server) => clients::run(server.address, plan, shared),
+                Some(server) => clients::run(server.address, stage.who.dialect(), plan, shared),
                 None => bare::run(stage.redis.address, stage.acks, plan, shared),
             }
             .inspect_err(|error| shared.fail(error.to_string()))
         })?;
         let producer = Builder::new().name("producer".into()).spawn_scoped(scope, || {
-            producer::run(stage.redis.address, stage.publish_to(), plan, shared)
+            producer::run(stage.redis.address, stage.feed(), plan, shared)
                 .inspect_err(|error| shared.fail(error.to_string()))
         })?;
         Ok(Self { stage, shared, readers, producer })
@@ -139,7 +141,7 @@ impl Window {
         shared.measured.begin();
         pass().map_err(Into::into)?;
         Ok(Self {
-            published: stage.who.is_published_to(),
+            published: stage.who.feed().is_published(),
             delivered: shared.delivered.load(Ordering::Acquire) - delivered,
             server_cpu: stage.server_cpu()?.saturating_sub(server_cpu),
             redis_cpu: stage.redis.cpu()?.saturating_sub(redis_cpu),

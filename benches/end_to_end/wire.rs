@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use crate::load::Transport;
 use crate::token::{self, Token};
 
-/// A client's request for a stream, by the name that the producer uses.
-pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: SocketAddr) -> String {
+/// A client's request.
+pub(crate) fn request(transport: Transport, path: &str, server: SocketAddr) -> String {
     let wants = match transport {
         Transport::WebSocket => {
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -16,9 +16,7 @@ pub(crate) fn request(transport: Transport, stream: usize, after: &str, server: 
         }
         Transport::Sse => "Accept: text/event-stream",
     };
-    format!(
-        "GET /v1/streams/bench-{stream}/m?wait=60&after={after} HTTP/1.1\r\nHost: {server}\r\n{wants}\r\n\r\n"
-    )
+    format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n{wants}\r\n\r\n")
 }
 
 /// How the response to an accepted request begins.
@@ -49,6 +47,8 @@ pub(crate) fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
 
 /// The first byte of a whole message of text.
 pub(crate) const TEXT: u8 = 0x81;
+/// The first byte of a whole message of bytes.
+pub(crate) const BINARY: u8 = 0x82;
 /// The first byte of a close frame.
 pub(crate) const CLOSE: u8 = 0x88;
 /// The first byte of a ping.
@@ -56,11 +56,15 @@ pub(crate) const PING: u8 = 0x89;
 /// The first byte of a pong.
 pub(crate) const PONG: u8 = 0x8a;
 
-/// A client's frame with at most the first 125 bytes of a payload.
+/// A client's frame with at most the first 64 KiB of a payload.
 pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-    let len = u8::try_from(payload.len().min(125)).unwrap_or(0);
+    let len = u16::try_from(payload.len()).unwrap_or(u16::MAX);
+    let mut frame = match u8::try_from(len) {
+        Ok(short @ ..126) => vec![first, 0x80 | short],
+        _ => [&[first, 0x80 | 126], &len.to_be_bytes()[..]].concat(),
+    };
     // The mask is zero, so the payload is its own masked form.
-    let mut frame = vec![first, 0x80 | len, 0, 0, 0, 0];
+    frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(&payload[..usize::from(len)]);
     frame
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs one peer of the end-to-end bench, from the registry that its users take it from:
 #
-#   benches/peers/install.sh node|fastapi|nchan DIR
+#   benches/peers/install.sh node|fastapi|nchan|nats DIR
 #
 # All of it goes to DIR/PEER, but for Node, npm and python3-venv where those are missing, and an empty
 # directory that nginx needs. The last line on stderr says why when it fails.
@@ -9,8 +9,10 @@ set -euo pipefail
 # The output of the registries' tools is progress: it goes to stderr.
 exec >&2
 
-peer=${1:?usage: install.sh node|fastapi|nchan DIR}
-mkdir -p "${2:?usage: install.sh node|fastapi|nchan DIR}/$peer"
+NATS=github.com/nats-io/nats-server/v2@v2.14.5
+
+peer=${1:?usage: install.sh node|fastapi|nchan|nats DIR}
+mkdir -p "${2:?usage: install.sh node|fastapi|nchan|nats DIR}/$peer"
 dir=$(cd "$2/$peer" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 sources=benches/peers/$peer
@@ -81,7 +83,24 @@ unpack() {
     mv "$dir/unpacked" "$dir/debian"
 }
 
+nats() {
+    cp "$sources/nats.conf.template" "$dir/"
+    go_install "$NATS"
+}
+
+# Installs a module's program, unless that version of it is installed. A module may need a newer Go than the
+# machine's, which the go command then fetches from the module proxy.
+go_install() {
+    [ "$(cat "$dir/.installed" 2>/dev/null)" = "$1" ] && return
+    command -v go >/dev/null || give_up "there is no Go; install Go 1.21 or newer from your package manager"
+    say "building $1, which takes some minutes"
+    rm -f "$dir/.installed"
+    env GOTOOLCHAIN=auto GOBIN="$dir" go install "$1" ||
+        give_up "go could not build $1 (this is $(go env GOVERSION); it may need a newer one)"
+    echo "$1" >"$dir/.installed"
+}
+
 case $peer in
-    node | fastapi | nchan) "$peer" ;;
+    node | fastapi | nchan | nats) "$peer" ;;
     *) give_up "there is no peer $peer" ;;
 esac
