@@ -122,6 +122,20 @@ impl Growth {
         median(self.cells.iter().filter(here).filter_map(of).collect())
     }
 
+    /// How much more a token of the daemon costs at one rate than at a lower one with as many streams, at most.
+    pub(crate) fn rise(&self, cost: Cost) -> Option<f64> {
+        let lines = self.lines(cost).into_iter().filter(|line| line.server == Server::Daemon);
+        let rises = lines.flat_map(|line| {
+            let mut least = f64::INFINITY;
+            line.points.into_iter().map(move |(_, us)| {
+                let rise = us / least;
+                least = least.min(us);
+                rise
+            })
+        });
+        rises.filter(|rise| *rise > 0.0).reduce(f64::max)
+    }
+
     /// The table, in Markdown; empty if nothing was measured.
     pub(crate) fn table(&self) -> String {
         let mut table = String::new();

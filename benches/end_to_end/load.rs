@@ -88,6 +88,16 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
+impl Plan {
+    /// How many tokens all clients together are due in a second, if the load has a rate.
+    pub(crate) fn offered_per_second(&self) -> Option<f64> {
+        match self.pace {
+            Pace::PerSecond(rate) | Pace::Steps { per_second: rate, .. } => Some(rate * self.clients as f64),
+            Pace::Flood | Pace::Quiet | Pace::Stored(_) | Pace::Births { .. } => None,
+        }
+    }
+}
+
 /// A time span; only tokens written in it count.
 #[derive(Debug)]
 pub(crate) struct Span {

@@ -19,7 +19,9 @@
 //! With `--compare`, alternatives to the daemon (see `peers`) are installed and run in the same alternation. Tokens
 //! that they lose do not fail the bench.
 //!
-//! The scenario `growth` is different: a grid of loads (see `growth`). `--svg` writes plots of the results.
+//! The scenario `growth` is different: a grid of loads (see `growth`). `--svg` writes plots of the results, `--tables`
+//! the tables of `benches/README.md`. `--cores quiet,half-taken` measures everything twice in each round: the second
+//! time beside a busy loop on each core (see `cores`).
 //!
 //! `cargo bench --bench end_to_end -- --help` lists the options. Without `--bench`, which `cargo bench` adds, it runs
 //! in its smoke size, so that `cargo test --all-targets` stays fast.
@@ -28,6 +30,7 @@ mod bare;
 mod bars;
 mod beside;
 mod clients;
+mod cores;
 mod daemon;
 mod dialect;
 mod floor;
@@ -36,6 +39,7 @@ mod hostile;
 mod judge;
 mod load;
 mod nats;
+mod origin;
 mod peers;
 mod plot;
 mod producer;
@@ -46,7 +50,9 @@ mod run;
 mod scenarios;
 mod seen;
 mod server;
+mod smoke;
 mod stage;
+mod tables;
 mod token;
 mod wire;
 
@@ -61,12 +67,15 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::cores::Cores;
 use crate::floor::Mode;
+use crate::origin::Origin;
 use crate::peers::Peer;
 use crate::report::Report;
 use crate::run::Run;
 use crate::scenarios::{Scenario, Settings};
 use crate::server::{Kind, Server};
+use crate::tables::Tables;
 
 /// Measures the daemon beside a bare loop of XREAD and write.
 #[derive(Debug, Parser)]
@@ -90,6 +99,12 @@ struct Args {
     /// Draws latencies and costs there, an SVG a scenario
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
+    /// Replaces the tables in a Markdown file, between its marks, by this run's: ratios, bars, absolute figures
+    #[arg(long, value_name = "FILE")]
+    tables: Option<PathBuf>,
+    /// The states of the cores in which everything is measured, in alternation
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STATE", default_value = "quiet")]
+    cores: Vec<Cores>,
     /// A setting of the daemon, such as delivery.ack=none
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -126,59 +141,97 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the chosen scenarios. Returns whether all runs were correct.
+/// Runs the chosen scenarios and reports them. Returns whether all runs were correct.
 fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     if !judge::judges_well() {
         return Err("the bench does not see lost, repeated and reordered tokens".into());
     }
-    let chosen = choose(&args.only)?;
     let smoke = args.smoke || !args.bench;
-    let duration = if smoke { 0.2 } else { args.duration };
+    if smoke {
+        smoke::check()?;
+    }
+    let tables = args.tables.as_ref().map(|path| Tables::read(path)).transpose()?;
+    let (rounds, duration) = if smoke { (1, 0.2) } else { (args.rounds, args.duration) };
+    let origin = Origin::read(rounds, duration)?;
     let settings = Settings {
         smoke,
         duration: Duration::try_from_secs_f64(duration)?,
         interrupted: interruption()?,
+        cores: Cores::Quiet,
         daemon: args.set.clone(),
     };
-    let rounds = if smoke { 1 } else { args.rounds };
+    let reports = measure(args, rounds, &settings)?;
+    print(&reports, smoke)?;
+    if let Some(path) = &args.json {
+        std::fs::write(path, report::json(&reports, &origin)?)?;
+    }
+    let mut plots = Vec::new();
+    if let Some(dir) = &args.svg {
+        for report in &reports {
+            plots.extend(plot::all(report, dir)?);
+        }
+    }
+    if let Some(tables) = tables {
+        tables.write(&reports, &origin, &plots)?;
+    }
+    let is_correct = reports.iter().all(Report::is_correct);
+    Ok(is_correct && !settings.interrupted.load(Ordering::Acquire))
+}
+
+/// Runs the chosen scenarios in each state of the cores.
+fn measure(
+    args: &Args,
+    rounds: usize,
+    settings: &Settings,
+) -> Result<Vec<Report>, Box<dyn Error + Send + Sync>> {
     let servers = servers(args)?;
-    let mut report = Report::default();
-    for scenario in chosen {
+    let mut reports: Vec<_> = args.cores.iter().map(|cores| Report::new(*cores)).collect();
+    for scenario in choose(&args.only)? {
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
-            for server in order(round, &servers, scenario.servers) {
-                let run = run_one(scenario, server, round, &settings)?;
-                eprintln!("  {}", run.line());
-                report.add(run);
+            for report in &mut reports {
+                let settings = Settings { cores: report.cores(), ..settings.clone() };
+                let _loops = settings.cores.take()?;
+                for server in order(round, &servers, scenario.servers) {
+                    let run = run_one(scenario, server, round, &settings)?;
+                    eprintln!("  {}", run.line());
+                    report.add(run);
+                }
             }
         }
     }
     if is_chosen(growth::NAME, &args.only) {
         eprintln!("{}: tokens a second x streams, 1 client each", growth::NAME);
-        report.set_growth(growth::measure(&servers, rounds, &settings, run_one)?);
-    }
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", report.tables())?;
-    if !smoke {
-        writeln!(out, "{}", bars::lines(&report))?;
-        for warning in report.warnings() {
-            writeln!(out, "{warning}")?;
+        for report in &mut reports {
+            let settings = Settings { cores: report.cores(), ..settings.clone() };
+            let _loops = settings.cores.take()?;
+            report.set_growth(growth::measure(&servers, rounds, &settings, run_one)?);
         }
     }
-    if let Some(path) = &args.json {
-        std::fs::write(path, report.json()?)?;
+    Ok(reports)
+}
+
+/// Prints all values, the bars and reasons to doubt them.
+fn print(reports: &[Report], smoke: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for report in reports {
+        writeln!(out, "{}:\n\n{}", report.cores().name(), report.tables())?;
+        if !smoke {
+            writeln!(out, "{}", bars::lines(report))?;
+            for warning in report.warnings() {
+                writeln!(out, "{warning}")?;
+            }
+        }
     }
-    if let Some(dir) = &args.svg {
-        plot::all(&report, dir)?;
-    }
-    Ok(report.is_correct() && !settings.interrupted.load(Ordering::Acquire))
+    Ok(())
 }
 
 /// Performs one run. If a peer fails, the others still run.
 fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> Result<Run, String> {
     scenario.run(server, round, settings).or_else(|error| {
         if server.kind() == Kind::Peer && !settings.interrupted.load(Ordering::Acquire) {
-            return Ok(Run::failed(scenario.name, server.name(), round, error.to_string()));
+            let run = Run::failed(scenario.name, server.name(), round, error.to_string());
+            return Ok(Run { cores: settings.cores, ..run });
         }
         Err(format!("{}, {}: {error}", scenario.name, server.name()))
     })

@@ -5,13 +5,14 @@
 
 use std::error::Error;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use crate::cores::Cores;
 use crate::growth::{Cost, Growth};
 use crate::report::Report;
 use crate::run::{Latency, Run};
@@ -58,11 +59,19 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-/// Draws everything in a report, into a directory.
-pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir)?;
+/// The folder of the plots of runs with cores half taken, in the directory of all plots.
+pub(crate) const HALF_TAKEN: &str = "half-taken";
+
+/// Draws everything in a report, into a directory. Returns the files.
+pub(crate) fn all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
+    let dir = match report.cores() {
+        Cores::Quiet => dir.to_owned(),
+        Cores::HalfTaken => dir.join(HALF_TAKEN),
+    };
+    std::fs::create_dir_all(&dir)?;
+    let mut files = Vec::new();
     for scenario in scenarios::ALL {
-        times(report, scenario, dir)?;
+        files.extend(times(report, scenario, &dir)?);
     }
     for (cost, file, title) in [
         (Cost::Server, "growth-server.svg", "growth: processor time of the server per token"),
@@ -70,18 +79,20 @@ pub(crate) fn all(report: &Report, dir: &Path) -> Result<()> {
     ] {
         let curves = costs(report.growth(), cost);
         if !curves.is_empty() {
-            draw(&dir.join(file), title, (rates(&curves), linear("µs per token", &curves)), &curves)?;
+            let path = dir.join(file);
+            draw(&path, title, (rates(&curves), linear("µs per token", &curves)), &curves)?;
+            files.push(path);
         }
     }
-    Ok(())
+    Ok(files)
 }
 
 /// Draws the latency of a scenario that ran and, separately, what its act measured.
-fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<()> {
+fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<Vec<PathBuf>> {
     let name = scenario.name;
     let curve = |server: Server, of| curve(&report.of(name, server.name()), server, of);
     let curves = |of| Server::ALL.into_iter().filter_map(|server| curve(server, of)).collect::<Vec<_>>();
-    let title = format!("{name}: {}", scenario.what);
+    let title = format!("{name}: {} ({})", scenario.what, report.cores().name());
     let mut latencies = curves(|run| run.latency_ms.as_ref());
     let alone = curve(Server::Daemon, |run| run.alone_ms.as_ref());
     latencies.extend(alone.map(|alone| Curve {
@@ -90,26 +101,28 @@ fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<()> {
         ..alone
     }));
     let axes = ("percentile of the tokens", "ms from write to read");
-    draw_percentiles(&dir.join(format!("{name}.svg")), &title, axes, &latencies)?;
-    let Some(times) = scenario.times() else { return Ok(()) };
+    let mut files = draw_percentiles(dir.join(format!("{name}.svg")), &title, axes, &latencies)?;
+    let Some(times) = scenario.times() else { return Ok(files) };
     let axes = ("percentile of the clients", times);
     let acts = curves(|run| run.act_ms.as_ref());
-    draw_percentiles(&dir.join(format!("{name}-act.svg")), &title, axes, &acts)
+    files.extend(draw_percentiles(dir.join(format!("{name}-act.svg")), &title, axes, &acts)?);
+    Ok(files)
 }
 
-/// Draws curves over the percentiles, if there are any.
+/// Draws curves over the percentiles, if there are any. Returns the file.
 fn draw_percentiles(
-    path: &Path,
+    path: PathBuf,
     title: &str,
     (x, y): (&'static str, &'static str),
     curves: &[Curve],
-) -> Result<()> {
+) -> Result<Vec<PathBuf>> {
     if curves.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let marks = PERCENTILES.map(|(nines, name)| (nines, name.to_owned())).to_vec();
     let x = Axis { title: x, range: PERCENTILES[0].0..PERCENTILES[4].0, marks };
-    draw(path, title, (x, logarithmic(y, curves)), curves)
+    draw(&path, title, (x, logarithmic(y, curves)), curves)?;
+    Ok(vec![path])
 }
 
 /// The percentiles of a time, over all rounds.

@@ -3,7 +3,9 @@
 
 use std::fmt::Write;
 
+use crate::cores::Cores;
 use crate::growth::Growth;
+use crate::origin::Origin;
 use crate::run::Run;
 use crate::server::{Kind, Server};
 
@@ -11,19 +13,19 @@ use crate::server::{Kind, Server};
 const GENERATOR_PERCENT_MAX: f64 = 90.0;
 
 /// The kinds of server that the daemon is compared with, and the name of each ratio.
-const RATIOS: [(Kind, &str); 3] = [
+pub(crate) const RATIOS: [(Kind, &str); 3] = [
     (Kind::Floor, "daemon / better floor"),
     (Kind::Bare, "daemon / bare reader"),
     (Kind::Peer, "daemon / best peer"),
 ];
 
-/// One column of the table.
-struct Column {
-    title: &'static str,
-    decimals: usize,
+/// One column of a table.
+pub(crate) struct Column {
+    pub(crate) title: &'static str,
+    pub(crate) decimals: usize,
     /// Whether a higher value is better.
-    more_is_better: bool,
-    value: fn(&Run) -> Option<f64>,
+    pub(crate) more_is_better: bool,
+    pub(crate) value: fn(&Run) -> Option<f64>,
 }
 
 const COLUMNS: &[Column] = &[
@@ -51,18 +53,30 @@ const COLUMNS: &[Column] = &[
     less("bytes/conn", 0, |run| run.idle_bytes),
 ];
 
-const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f64>) -> Column {
+/// A column in which a lower value is better.
+pub(crate) const fn less(title: &'static str, decimals: usize, value: fn(&Run) -> Option<f64>) -> Column {
     Column { title, decimals, more_is_better: false, value }
 }
 
-/// All runs of a bench.
+/// All runs of a bench in one state of the cores.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
+    cores: Cores,
     runs: Vec<Run>,
     growth: Growth,
 }
 
 impl Report {
+    /// A report without runs.
+    pub(crate) fn new(cores: Cores) -> Self {
+        Self { cores, ..Self::default() }
+    }
+
+    /// The state of the cores during its runs.
+    pub(crate) const fn cores(&self) -> Cores {
+        self.cores
+    }
+
     /// Adds a run.
     pub(crate) fn add(&mut self, run: Run) {
         self.runs.push(run);
@@ -73,7 +87,8 @@ impl Report {
         self.growth = growth;
     }
 
-    fn all_runs(&self) -> impl Iterator<Item = &Run> {
+    /// Every run.
+    pub(crate) fn all_runs(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().chain(self.growth.runs())
     }
 
@@ -107,9 +122,9 @@ impl Report {
 
     /// The median over the rounds of the daemon's value divided by the best value among the servers of that kind in
     /// the same round.
-    fn ratio(&self, scenario: &str, column: &Column, to: Kind) -> Option<f64> {
+    pub(crate) fn ratio(&self, scenario: &str, column: &Column, to: Kind) -> Option<f64> {
         // The bare reader has no clients, so only the work of Redis is comparable.
-        if to == Kind::Bare && !column.title.starts_with("redis") {
+        if to == Kind::Bare && !column.title.to_lowercase().starts_with("redis") {
             return None;
         }
         let ratios = self.runs_of(scenario, Kind::Daemon).filter_map(|ours| {
@@ -124,7 +139,7 @@ impl Report {
         median(ratios.collect())
     }
 
-    /// The tables, in Markdown.
+    /// The tables of all values, in Markdown.
     pub(crate) fn tables(&self) -> String {
         let tables = [self.table(), self.growth.table()];
         tables.into_iter().filter(|table| !table.is_empty()).collect::<Vec<_>>().join("\n")
@@ -169,10 +184,11 @@ impl Report {
             let busiest = run.producer_cpu_percent.max(run.clients_cpu_percent);
             if busiest > GENERATOR_PERCENT_MAX {
                 warnings.push(format!(
-                    "{}, {}, round {}: the load generator was busy (producer {:.0} %, clients {:.0} % of a core): \
+                    "{}, {}, {}, round {}: the load generator was busy (producer {:.0} %, clients {:.0} % of a core): \
                      it may have been the limit",
                     run.scenario,
                     run.server,
+                    run.cores.name(),
                     run.round + 1,
                     run.producer_cpu_percent,
                     run.clients_cpu_percent
@@ -180,9 +196,10 @@ impl Report {
             }
             if run.producer_late_ms_p99 > 5.0 {
                 warnings.push(format!(
-                    "{}, {}, round {}: the producer was late by {:.1} ms (p99)",
+                    "{}, {}, {}, round {}: the producer was late by {:.1} ms (p99)",
                     run.scenario,
                     run.server,
+                    run.cores.name(),
                     run.round + 1,
                     run.producer_late_ms_p99
                 ));
@@ -191,16 +208,15 @@ impl Report {
         warnings
     }
 
-    /// Every run and every ratio.
-    pub(crate) fn json(&self) -> serde_json::Result<String> {
-        let whole = serde_json::json!({
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "cores": self.cores,
             "runs": self.runs,
             "ratios_to_better_floor": self.ratios(Kind::Floor),
             "ratios_to_bare_reader": self.ratios(Kind::Bare),
             "ratios_to_best_peer": self.ratios(Kind::Peer),
             "growth": self.growth,
-        });
-        serde_json::to_string_pretty(&whole)
+        })
     }
 
     fn ratios(&self, to: Kind) -> serde_json::Map<String, serde_json::Value> {
@@ -212,12 +228,19 @@ impl Report {
     }
 }
 
+/// Every run and every ratio, and where they are from.
+pub(crate) fn json(reports: &[Report], origin: &Origin) -> serde_json::Result<String> {
+    let reports: Vec<_> = reports.iter().map(Report::json).collect();
+    serde_json::to_string_pretty(&serde_json::json!({ "origin": origin, "reports": reports }))
+}
+
 fn row(table: &mut String, scenario: &str, server: &str, cells: &[String]) {
     // Writing to a String cannot fail.
     writeln!(table, "| {scenario} | {server} | {} |", cells.join(" | ")).ok();
 }
 
-fn cell(runs: &[&Run], column: &Column) -> String {
+/// The median of a column.
+pub(crate) fn cell(runs: &[&Run], column: &Column) -> String {
     number(median(runs.iter().filter_map(|run| (column.value)(run)).collect()), column.decimals)
 }
 
@@ -235,7 +258,8 @@ fn verdict(runs: &[&Run]) -> String {
     verdict
 }
 
-fn number(value: Option<f64>, decimals: usize) -> String {
+/// A value with that many decimals, or a dash.
+pub(crate) fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.decimals$}"))
 }
 

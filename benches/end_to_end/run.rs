@@ -6,6 +6,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::cores::Cores;
+
 /// Times in milliseconds, such as from the producer's write to the client's read.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Latency {
@@ -46,12 +48,16 @@ pub(crate) struct Run {
     pub(crate) scenario: &'static str,
     /// The server's name.
     pub(crate) server: &'static str,
+    /// Whether others used the cores meanwhile.
+    pub(crate) cores: Cores,
     /// Which round, from 0.
     pub(crate) round: usize,
     /// Tokens delivered within the measured time.
     pub(crate) delivered: u64,
     /// Tokens delivered a second within the measured time.
     pub(crate) delivered_per_second: f64,
+    /// Tokens that were due within a second of the measured time, if the load has a rate.
+    pub(crate) offered_per_second: Option<f64>,
     /// The average number of tokens per frame.
     pub(crate) tokens_per_frame: f64,
     /// Latency of the tokens written within the measured time.
@@ -112,6 +118,11 @@ impl Run {
         self.lost == 0 && self.repeated == 0 && self.reordered == 0 && self.problems.is_empty()
     }
 
+    /// How much of what was due was delivered within the measured time, in percent.
+    pub(crate) fn delivered_percent(&self) -> Option<f64> {
+        Some(self.delivered_per_second / self.offered_per_second? * 100.0)
+    }
+
     /// The p99 divided by that of the load alone.
     pub(crate) fn p99_to_alone(&self) -> Option<f64> {
         Some(self.latency_ms.as_ref()?.p99 / self.alone_ms.as_ref()?.p99)
@@ -120,9 +131,10 @@ impl Run {
     /// A line about the run, to show progress.
     pub(crate) fn line(&self) -> String {
         let mut line = format!(
-            "{} | {} | round {}: {:.0}/s, lost {}, repeated {}, reordered {}",
+            "{} | {} | {}, round {}: {:.0}/s, lost {}, repeated {}, reordered {}",
             self.scenario,
             self.server,
+            self.cores.name(),
             self.round + 1,
             self.delivered_per_second,
             self.lost,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::beside::{self, Act, Guest};
+use crate::cores::Cores;
 use crate::hostile::Attack;
 use crate::load::{Manner, Pace, Plan, Shared, Transport};
 use crate::run::{Latency, Run};
@@ -324,6 +325,8 @@ pub(crate) struct Settings {
     pub(crate) duration: Duration,
     /// Set when the bench has to end.
     pub(crate) interrupted: Arc<AtomicBool>,
+    /// Whether others use the cores.
+    pub(crate) cores: Cores,
     /// The daemon's `--set` options.
     pub(crate) daemon: Vec<String>,
 }
@@ -373,7 +376,8 @@ impl Scenario {
             Some(guest) => beside::run(guest, &plan, &stage, settings)?,
             None => self.alone(&plan, &stage, settings)?,
         };
-        Ok(Run { scenario: self.name, server: server.name(), round, ..run })
+        let (cores, offered_per_second) = (settings.cores, plan.offered_per_second());
+        Ok(Run { scenario: self.name, server: server.name(), cores, round, offered_per_second, ..run })
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {

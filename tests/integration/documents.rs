@@ -273,8 +273,8 @@ const NOT_RUN: [(&str, &str, &str); 11] = [
     ("README.md", "<pre id=\"text\"></pre>", "a page on another port"),
     (
         "benches/README.md",
-        "cargo bench --bench end_to_end -- --compare --only lone,fan1,fan1k,hot,flood --rounds 2 --svg target/svg",
-        "takes half an hour",
+        "cargo bench --bench end_to_end -- --compare --cores quiet,half-taken --tables benches/README.md --svg benches/plots",
+        "takes hours",
     ),
     ("conf/README.md", "location / {", "needs nginx"),
     ("src/deliver/README.md", "import OpenAI from \"openai\";", "tests/clients runs its like"),
