@@ -5,6 +5,7 @@
 //! age of every token, and answers pings. It neither masks nor verifies, because it uses the same two cores as the
 //! server under test.
 
+mod centrifugo;
 mod nats;
 mod returning;
 mod slow;
@@ -296,6 +297,7 @@ impl Clients<'_> {
             let payload = &bytes[used + from..used + to];
             match (first, self.dialect) {
                 (wire::TEXT, Dialect::Daemon) => self.message(index, payload, now),
+                (wire::TEXT, Dialect::Centrifugo) => self.centrifugo(index, payload, now),
                 (wire::BINARY, Dialect::Nats) => self.nats(index, payload, now),
                 (wire::PING, _) => self.say(index, wire::PONG, payload),
                 (wire::CLOSE, _) => {

@@ -29,6 +29,7 @@
 mod bare;
 mod bars;
 mod beside;
+mod centrifugo;
 mod clients;
 mod cores;
 mod daemon;

@@ -7,6 +7,9 @@
 //! the work of Redis for nchan counts as the cost of Redis. nchan answers each token, so a flood is only as fast as
 //! nchan accepts tokens.
 //!
+//! *Centrifugo* keeps channels of its own in Redis as well. The producer posts batches of tokens to it, or adds them to
+//! streams that Centrifugo's consumer reads. Its clients speak its JSON protocol (see `centrifugo`).
+//!
 //! *NATS* keeps tokens in a stream of JetStream in its own memory, to which the producer publishes them, and does not
 //! need Redis at all. Its clients speak its protocol over WebSocket (see `nats`).
 
@@ -16,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::centrifugo;
 use crate::daemon::{Process, free_address};
 use crate::publisher::nats::Nats;
 
@@ -30,6 +34,10 @@ pub(crate) enum Peer {
     Fastapi,
     /// nginx with nchan.
     Nchan,
+    /// Centrifugo with its Redis engine, to which tokens are posted.
+    Centrifugo,
+    /// The same with its consumer of Redis Streams.
+    CentrifugoStreams,
     /// NATS with JetStream.
     Nats,
 }
@@ -40,6 +48,7 @@ impl Peer {
             Self::Node => "node",
             Self::Fastapi => "fastapi",
             Self::Nchan => "nchan",
+            Self::Centrifugo | Self::CentrifugoStreams => "centrifugo",
             Self::Nats => "nats",
         }
     }
@@ -78,6 +87,8 @@ impl Peer {
             Self::Node => node(address),
             Self::Fastapi => fastapi(address),
             Self::Nchan => nchan(address, redis, files.path())?,
+            Self::Centrifugo => centrifugo((address, redis), false, files.path())?,
+            Self::CentrifugoStreams => centrifugo((address, redis), true, files.path())?,
             Self::Nats => nats(address, producers, files.path())?,
         };
         command.env("REDIS_URL", format!("redis://{redis}"));
@@ -132,6 +143,23 @@ fn nchan(address: SocketAddr, redis: SocketAddr, files: &Path) -> Result<Command
     configure(&dir.join("nginx.conf.template"), &config, &values)?;
     let mut command = Command::new(dir.join("nginx"));
     command.args(["-e", "stderr", "-p"]).arg(files).arg("-c").arg(config);
+    Ok(command)
+}
+
+/// `consumes` says whether it reads Redis Streams.
+fn centrifugo((address, redis): (SocketAddr, SocketAddr), consumes: bool, files: &Path) -> Result<Command> {
+    let (dir, config) = (Peer::Centrifugo.dir(), files.join("config.json"));
+    let streams = serde_json::to_string(&centrifugo::queues().collect::<Vec<_>>())?;
+    let values = [
+        ("@HOST@", &*address.ip().to_string()),
+        ("@PORT@", &address.port().to_string()),
+        ("@REDIS@", &redis.to_string()),
+        ("@CONSUMES@", &consumes.to_string()),
+        ("@STREAMS@", &streams),
+    ];
+    configure(&dir.join("config.json.template"), &config, &values)?;
+    let mut command = Command::new(dir.join("centrifugo"));
+    command.arg("--config").arg(config);
     Ok(command)
 }
 

@@ -31,6 +31,7 @@ const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
 const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
 const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
+const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
 const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
 /// A percentile is plotted at the number of its nines, so that each further nine takes the same space.
@@ -142,6 +143,8 @@ fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Opt
         Server::Node => (GREEN, Stroke::Thin),
         Server::Fastapi => (VERMILION, Stroke::Thin),
         Server::Nchan => (PURPLE, Stroke::Thin),
+        Server::Centrifugo => (SKY, Stroke::Thin),
+        Server::CentrifugoStreams => (SKY, Stroke::Dashed),
         Server::Nats => (ORANGE, Stroke::Thin),
     };
     let points = percentiles(&all);

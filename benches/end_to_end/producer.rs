@@ -44,8 +44,8 @@ struct Producer<'a> {
     publisher: Option<Box<dyn Publisher>>,
     shared: &'a Shared,
     first_stream: usize,
-    /// Each stream's XADD up to the id.
-    heads: Vec<Vec<u8>>,
+    /// Each stream's XADD: the parts in front of the id, and between the id and the value.
+    xadds: Vec<[Vec<u8>; 2]>,
     /// Whether tokens get predictable ids ([`stored_id`]), from which late clients resume.
     known_ids: bool,
     totals: Vec<u64>,
@@ -75,7 +75,9 @@ pub(crate) fn run(
         shared,
         first_stream: plan.first_stream,
         known_ids: false,
-        heads: (0..plan.streams).map(|stream| head(plan.first_stream + stream)).collect(),
+        xadds: (0..plan.streams)
+            .map(|stream| feed.xadd(plan.first_stream + stream))
+            .collect::<std::io::Result<_>>()?,
         totals: vec![0; plan.streams],
         out: Vec::new(),
         input: vec![0; 64 * 1024],
@@ -117,12 +119,6 @@ pub(crate) fn run(
     producer.settle(0)?;
     cpu.look(shared)?;
     Ok(Produced { totals: producer.totals, late_us, cpu: cpu.used() })
-}
-
-/// The head of the XADD for the stream named `bench-{number}/m`.
-fn head(number: usize) -> Vec<u8> {
-    let key = format!("llm:stream:bench-{number}:m");
-    format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}\r\n", key.len()).into_bytes()
 }
 
 impl Producer<'_> {
@@ -261,13 +257,14 @@ impl Producer<'_> {
         if let Some(publisher) = &mut self.publisher {
             return publisher.put(stream_number, value);
         }
-        self.out.extend_from_slice(&self.heads[stream]);
+        let [before_id, after_id] = &self.xadds[stream];
+        self.out.extend_from_slice(before_id);
         if self.known_ids {
             wire::bulk(&mut self.out, stored_id(number).as_bytes())?;
         } else {
             self.out.extend_from_slice(b"$1\r\n*\r\n");
         }
-        self.out.extend_from_slice(b"$4\r\ndata\r\n");
+        self.out.extend_from_slice(after_id);
         write!(self.out, "${}\r\n", value.len())?;
         self.out.extend_from_slice(value);
         self.out.extend_from_slice(b"\r\n");

@@ -71,6 +71,8 @@ const SERVING_AND_PEERS: &[Server] = &[
     Server::Node,
     Server::Fastapi,
     Server::Nchan,
+    Server::Centrifugo,
+    Server::CentrifugoStreams,
     Server::Nats,
 ];
 

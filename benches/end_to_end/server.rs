@@ -39,13 +39,17 @@ pub(crate) enum Server {
     Fastapi,
     /// The peer that is nginx with nchan (needs --compare)
     Nchan,
+    /// The peer that is Centrifugo, to which batches are posted (needs --compare)
+    Centrifugo,
+    /// The same with its consumer of Redis Streams (needs --compare)
+    CentrifugoStreams,
     /// The peer that is NATS with JetStream over WebSocket (needs --compare)
     Nats,
 }
 
 impl Server {
     /// All servers.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Daemon,
         Self::Blocking,
         Self::Tracking,
@@ -53,6 +57,8 @@ impl Server {
         Self::Node,
         Self::Fastapi,
         Self::Nchan,
+        Self::Centrifugo,
+        Self::CentrifugoStreams,
         Self::Nats,
     ];
 
@@ -66,6 +72,8 @@ impl Server {
             Self::Node => "Node, ws",
             Self::Fastapi => "FastAPI",
             Self::Nchan => "nchan",
+            Self::Centrifugo => "Centrifugo",
+            Self::CentrifugoStreams => "Centrifugo, streams",
             Self::Nats => "NATS",
         }
     }
@@ -76,7 +84,12 @@ impl Server {
             Self::Daemon => Kind::Daemon,
             Self::Blocking | Self::Tracking => Kind::Floor,
             Self::Bare => Kind::Bare,
-            Self::Node | Self::Fastapi | Self::Nchan | Self::Nats => Kind::Peer,
+            Self::Node
+            | Self::Fastapi
+            | Self::Nchan
+            | Self::Centrifugo
+            | Self::CentrifugoStreams
+            | Self::Nats => Kind::Peer,
         }
     }
 
@@ -87,6 +100,8 @@ impl Server {
             Self::Node => Some(Peer::Node),
             Self::Fastapi => Some(Peer::Fastapi),
             Self::Nchan => Some(Peer::Nchan),
+            Self::Centrifugo => Some(Peer::Centrifugo),
+            Self::CentrifugoStreams => Some(Peer::CentrifugoStreams),
             Self::Nats => Some(Peer::Nats),
         }
     }
@@ -95,6 +110,8 @@ impl Server {
     pub(crate) const fn feed(self) -> Feed {
         match self {
             Self::Nchan => Feed::Nchan,
+            Self::Centrifugo => Feed::Batches,
+            Self::CentrifugoStreams => Feed::Queues,
             Self::Nats => Feed::Nats,
             _ => Feed::Streams,
         }
@@ -103,6 +120,7 @@ impl Server {
     /// The protocol of its clients.
     pub(crate) const fn dialect(self) -> Dialect {
         match self {
+            Self::Centrifugo | Self::CentrifugoStreams => Dialect::Centrifugo,
             Self::Nats => Dialect::Nats,
             _ => Dialect::Daemon,
         }
@@ -127,6 +145,8 @@ impl Server {
             Self::Node => Peer::Node.start(redis)?,
             Self::Fastapi => Peer::Fastapi.start(redis)?,
             Self::Nchan => Peer::Nchan.start(redis)?,
+            Self::Centrifugo => Peer::Centrifugo.start(redis)?,
+            Self::CentrifugoStreams => Peer::CentrifugoStreams.start(redis)?,
             Self::Nats => Peer::Nats.start(redis)?,
         };
         Ok(Some(process))

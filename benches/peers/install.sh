@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs one peer of the end-to-end bench, from the registry that its users take it from:
 #
-#   benches/peers/install.sh node|fastapi|nchan|nats DIR
+#   benches/peers/install.sh node|fastapi|nchan|centrifugo|nats DIR
 #
 # All of it goes to DIR/PEER, but for Node, npm and python3-venv where those are missing, and an empty
 # directory that nginx needs. The last line on stderr says why when it fails.
@@ -9,10 +9,11 @@ set -euo pipefail
 # The output of the registries' tools is progress: it goes to stderr.
 exec >&2
 
+CENTRIFUGO=github.com/centrifugal/centrifugo/v6@v6.9.1
 NATS=github.com/nats-io/nats-server/v2@v2.14.5
 
-peer=${1:?usage: install.sh node|fastapi|nchan|nats DIR}
-mkdir -p "${2:?usage: install.sh node|fastapi|nchan|nats DIR}/$peer"
+peer=${1:?usage: install.sh node|fastapi|nchan|centrifugo|nats DIR}
+mkdir -p "${2:?usage: install.sh node|fastapi|nchan|centrifugo|nats DIR}/$peer"
 dir=$(cd "$2/$peer" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 sources=benches/peers/$peer
@@ -83,6 +84,11 @@ unpack() {
     mv "$dir/unpacked" "$dir/debian"
 }
 
+centrifugo() {
+    cp "$sources/config.json.template" "$dir/"
+    go_install "$CENTRIFUGO"
+}
+
 nats() {
     cp "$sources/nats.conf.template" "$dir/"
     go_install "$NATS"
@@ -101,6 +107,6 @@ go_install() {
 }
 
 case $peer in
-    node | fastapi | nchan | nats) "$peer" ;;
+    node | fastapi | nchan | centrifugo | nats) "$peer" ;;
     *) give_up "there is no peer $peer" ;;
 esac
