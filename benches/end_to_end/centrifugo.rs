@@ -18,10 +18,15 @@ pub(crate) fn channel(stream: usize) -> String {
 
 /// The first messages of a client: it connects and subscribes from the beginning of the channel's history.
 pub(crate) fn opening(stream: usize) -> String {
+    format!("{{\"id\":1,\"connect\":{{\"name\":\"bench\"}}}}\n{}", subscribe(stream, 0))
+}
+
+/// The request for a channel after so many publications, which are its offset. The run's Redis is new, so there is
+/// one epoch, and none has to be named.
+pub(crate) fn subscribe(stream: usize, offset: u64) -> String {
     let channel = channel(stream);
     format!(
-        "{{\"id\":1,\"connect\":{{\"name\":\"bench\"}}}}\n\
-         {{\"id\":2,\"subscribe\":{{\"channel\":\"{channel}\",\"recover\":true,\"offset\":0,\"epoch\":\"\"}}}}"
+        "{{\"id\":2,\"subscribe\":{{\"channel\":\"{channel}\",\"recover\":true,\"offset\":{offset},\"epoch\":\"\"}}}}"
     )
 }
 
@@ -39,6 +44,9 @@ pub(crate) enum Said {
     },
     /// A publication.
     Publication,
+    /// It found that the client may have missed something: the client has to subscribe again, from its offset. Under
+    /// load that happens to clients that have missed nothing.
+    Insufficient,
     /// It reports an error or the end, or says something unknown.
     Trouble,
 }
@@ -49,6 +57,8 @@ pub(crate) fn said(line: &[u8]) -> Said {
         Said::Ping
     } else if line.starts_with(b"{\"push\":{\"channel\":") && contains(line, b"\"pub\":") {
         Said::Publication
+    } else if contains(line, b"\"unsubscribe\":{\"code\":2500,") {
+        Said::Insufficient
     } else if line.starts_with(b"{\"id\":1,\"connect\":") {
         Said::Notice
     } else if line.starts_with(b"{\"id\":2,\"subscribe\":") {

@@ -21,6 +21,12 @@ impl Clients<'_> {
                     }
                     self.publications(index, line, now);
                 }
+                Said::Insufficient => {
+                    let client = &self.clients[index];
+                    let number = self.plan.first_stream + client.stream;
+                    let again = centrifugo::subscribe(number, client.judge.next());
+                    self.say(index, wire::TEXT, again.as_bytes());
+                }
                 Said::Publication => self.publications(index, line, now),
                 Said::Trouble => self.close(index, &format!("Centrifugo: {}", String::from_utf8_lossy(line))),
             }
