@@ -6,6 +6,7 @@ use std::fmt::Write;
 use crate::growth::Cost;
 use crate::report::{Report, median};
 use crate::run::{Latency, Run};
+use crate::series::{Sample, drift};
 use crate::server::{Kind, Server};
 
 /// A target for one value of one scenario.
@@ -93,6 +94,10 @@ const CPU: &str = "daemon's CPU per token";
 const REDIS: &str = "Redis' CPU per token";
 const ALONE: &str = "p99 of fan1 / its own alone";
 
+const RESIDENT: &str = "resident memory, last quarter / second quarter";
+const DESCRIPTORS: &str = "descriptors, last quarter / second quarter";
+const TAIL: &str = "p99.9, last quarter / second quarter";
+
 const BARS: &[Bar] = &[
     most("lone", "p50", 1.2, p50).beside(FLOOR),
     most("lone", CPU, 1.5, |run| run.server_cpu_us).beside(FLOOR),
@@ -139,6 +144,12 @@ const BARS: &[Bar] = &[
     most("attack-pipelining", ALONE, 3.0, Run::p99_to_alone),
     most("attack-cancels", ALONE, 3.0, Run::p99_to_alone),
     most("attack-messages", ALONE, 3.0, Run::p99_to_alone),
+    most("soak", RESIDENT, 1.05, |run| drift(run, Sample::resident)),
+    most("soak", DESCRIPTORS, 1.05, |run| drift(run, Sample::open)),
+    most("soak", TAIL, 1.3, |run| drift(run, Sample::p99_9)),
+    most("churn", RESIDENT, 1.05, |run| drift(run, Sample::resident)),
+    most("churn", DESCRIPTORS, 1.2, |run| drift(run, Sample::open)),
+    most("churn", TAIL, 1.3, |run| drift(run, Sample::p99_9)),
 ];
 
 /// How much more a token may cost at a higher rate than at a lower one and still count as flat.

@@ -36,6 +36,9 @@ const LOOK_AWAITED: Duration = Duration::from_millis(1);
 /// Tokens that are still outstanding after this long without progress count as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The payload of a close frame of a client that needs nothing more: code 1000.
+const NORMAL_CLOSURE: [u8; 2] = 1_000_u16.to_be_bytes();
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Connecting,
@@ -43,6 +46,8 @@ enum Stage {
     /// It has asked for its stream in a message, and waits for the answer.
     Subscribing,
     Open,
+    /// Its stream has ended, and the server has not closed the connection yet.
+    Ended,
     Closed,
 }
 
@@ -92,7 +97,7 @@ pub(crate) fn run(
         handshakes: 0,
         left: None,
         share_read_at: None,
-        seen: Seen::new()?,
+        seen: Seen::new()?.in_parts(plan.sample_every),
     };
     clients.read_all()?;
     clients.count_lost();
@@ -139,7 +144,10 @@ impl Clients<'_> {
 
     /// Whether every client has everything that its stream holds.
     fn complete(&self, totals: &[u64]) -> bool {
-        let has_all = |client: &Client| client.judge.lost(totals[client.stream]) == 0;
+        let stays = self.plan.manner != Manner::Passing;
+        let has_all = |client: &Client| {
+            client.judge.lost(totals[client.stream]) == 0 && (stays || client.stage == Stage::Closed)
+        };
         self.clients.len() == self.plan.clients && self.clients.iter().all(has_all)
     }
 
@@ -300,6 +308,12 @@ impl Clients<'_> {
                 (wire::TEXT, Dialect::Centrifugo) => self.centrifugo(index, payload, now),
                 (wire::BINARY, Dialect::Nats) => self.nats(index, payload, now),
                 (wire::PING, _) => self.say(index, wire::PONG, payload),
+                (wire::CLOSE, _) if self.clients[index].stage == Stage::Ended => {
+                    self.say(index, wire::CLOSE, payload);
+                    self.clients[index].stage = Stage::Closed;
+                }
+                // It has left already, in this read.
+                (wire::CLOSE, _) if self.clients[index].stage == Stage::Closed => {}
                 (wire::CLOSE, _) => {
                     let reason = payload.get(2..).unwrap_or_default();
                     self.close(index, &format!("a close frame: {}", String::from_utf8_lossy(reason)));
@@ -335,9 +349,21 @@ impl Clients<'_> {
         }
     }
 
+    /// Lets a client whose stream has ended go: half of the clients at once, the others when the server closes.
+    fn ended(&mut self, index: usize) {
+        self.clients[index].stage = Stage::Ended;
+        if index.is_multiple_of(2) {
+            self.say(index, wire::CLOSE, &NORMAL_CLOSURE);
+            self.clients[index].stage = Stage::Closed;
+        }
+    }
+
     fn message(&mut self, index: usize, json: &[u8], now: u64) {
         if wire::is_notice(json) {
             return;
+        }
+        if self.plan.manner == Manner::Passing && wire::is_end(json) {
+            return self.ended(index);
         }
         self.keep_id(index, json);
         self.seen.frames += u64::from(wire::is_delta(json));

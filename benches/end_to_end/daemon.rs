@@ -158,10 +158,30 @@ impl Process {
         self.all()?.into_iter().map(process_cpu).sum()
     }
 
+    /// The process' resident memory, in bytes.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        self.all()?.into_iter().map(resident_bytes).sum()
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> Result<u64> {
+        self.all()?.into_iter().map(descriptors).sum()
+    }
+
     /// The process' private memory, in bytes: pages that it wrote and does not share.
     pub(crate) fn private_bytes(&self) -> Result<u64> {
         self.all()?.into_iter().map(private_bytes).sum()
     }
+}
+
+fn resident_bytes(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    Ok(kib.ok_or("a process without VmRSS")?.parse::<u64>()? * 1024)
+}
+
+fn descriptors(pid: i32) -> Result<u64> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64)
 }
 
 fn process_cpu(pid: i32) -> Result<Duration> {

@@ -58,6 +58,8 @@ pub(crate) enum Manner {
     Returning,
     /// They all connect at once to long streams, as if they had received nearly everything in an earlier connection.
     Late,
+    /// Each goes when its stream has ended.
+    Passing,
     /// They read slowly from the time when they are to leave until the time when they may come back.
     Slow,
 }
@@ -86,6 +88,8 @@ pub(crate) struct Plan {
     pub(crate) warm_up: Duration,
     /// How long the measurement takes.
     pub(crate) duration: Duration,
+    /// The length of the parts of the measured time whose latencies are kept apart, if any.
+    pub(crate) sample_every: Option<Duration>,
 }
 
 impl Plan {

@@ -30,6 +30,7 @@ mod bare;
 mod bars;
 mod beside;
 mod centrifugo;
+mod churn;
 mod clients;
 mod cores;
 mod daemon;
@@ -50,6 +51,7 @@ mod resp;
 mod run;
 mod scenarios;
 mod seen;
+mod series;
 mod server;
 mod smoke;
 mod stage;
@@ -85,7 +87,7 @@ struct Args {
     /// Small sizes, a few seconds in all; only correctness counts
     #[arg(long)]
     smoke: bool,
-    /// The scenarios to run (default: all)
+    /// The scenarios to run (default: all but soak and churn, which take long and run once)
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
     /// How often everything is repeated
@@ -94,13 +96,17 @@ struct Args {
     /// Seconds for which each run is measured
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     duration: f64,
+    /// How many streams pass through in churn
+    #[arg(long, default_value_t = 100_000, value_name = "STREAMS")]
+    passing: usize,
     /// Writes every run and every ratio there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Draws latencies and costs there, an SVG a scenario
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
-    /// Replaces the tables in a Markdown file, between its marks, by this run's: ratios, bars, absolute figures
+    /// Replaces the tables in a Markdown file, between its marks, by this run's. A run of soak and churn alone has marks
+    /// of its own
     #[arg(long, value_name = "FILE")]
     tables: Option<PathBuf>,
     /// The states of the cores in which everything is measured, in alternation
@@ -151,7 +157,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     if smoke {
         smoke::check()?;
     }
-    let tables = args.tables.as_ref().map(|path| Tables::read(path)).transpose()?;
+    let are_long = !args.only.is_empty()
+        && choose(&args.only, smoke)?.iter().all(|scenario| scenario.is_long())
+        && !is_chosen(growth::NAME, &args.only);
+    let tables = args.tables.as_ref().map(|path| Tables::read(path, are_long)).transpose()?;
     let (rounds, duration) = if smoke { (1, 0.2) } else { (args.rounds, args.duration) };
     let origin = Origin::read(rounds, duration)?;
     let settings = Settings {
@@ -159,6 +168,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         duration: Duration::try_from_secs_f64(duration)?,
         interrupted: interruption()?,
         cores: Cores::Quiet,
+        passing: args.passing,
         daemon: args.set.clone(),
     };
     let reports = measure(args, rounds, &settings)?;
@@ -187,7 +197,8 @@ fn measure(
 ) -> Result<Vec<Report>, Box<dyn Error + Send + Sync>> {
     let servers = servers(args)?;
     let mut reports: Vec<_> = args.cores.iter().map(|cores| Report::new(*cores)).collect();
-    for scenario in choose(&args.only)? {
+    for scenario in choose(&args.only, settings.smoke)? {
+        let rounds = if scenario.is_long() { 1 } else { rounds };
         eprintln!("{}: {}", scenario.name, scenario.what);
         for round in 0..rounds {
             for report in &mut reports {
@@ -269,13 +280,18 @@ fn interruption() -> std::io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-fn choose(only: &[String]) -> Result<Vec<&'static Scenario>, String> {
+/// The scenarios of those names; without names all, of the long ones only their smoke sizes.
+fn choose(only: &[String], smoke: bool) -> Result<Vec<&'static Scenario>, String> {
     let all = scenarios::ALL;
     let names: Vec<_> = all.iter().map(|scenario| scenario.name).chain([growth::NAME]).collect();
     if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("there is no scenario {unknown:?}; there are {}", names.join(", ")));
     }
-    Ok(all.iter().filter(|scenario| is_chosen(scenario.name, only)).collect())
+    let is_chosen = |scenario: &&Scenario| match only.is_empty() {
+        true => smoke || !scenario.is_long(),
+        false => is_chosen(scenario.name, only),
+    };
+    Ok(all.iter().filter(is_chosen).collect())
 }
 
 fn is_chosen(scenario: &str, only: &[String]) -> bool {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
+use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -17,12 +18,15 @@ use crate::growth::{Cost, Growth};
 use crate::report::Report;
 use crate::run::{Latency, Run};
 use crate::scenarios::{self, Scenario};
+use crate::series::Sample;
 use crate::server::Server;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const SIZE: (u32, u32) = (960, 480);
-const LEGEND_WIDTH: u32 = 230;
+/// The height of each chart of a file with several.
+const PANEL_HEIGHT: u32 = 300;
+const LEGEND_WIDTH: u32 = 270;
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 /// Colours that colour-blind readers can distinguish too (Okabe and Ito).
@@ -35,8 +39,10 @@ const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
 const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
 /// A percentile is plotted at the number of its nines, so that each further nine takes the same space.
-const PERCENTILES: [(f64, &str); 5] =
-    [(0.301, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.0, "p99.99")];
+const PERCENTILES: [(f64, &str); 6] =
+    [(0.301, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.0, "p99.99"), (MAXIMUM, "max")];
+/// The place of the maximum.
+const MAXIMUM: f64 = 4.6;
 
 /// An axis with marks of its own.
 struct Axis {
@@ -45,6 +51,9 @@ struct Axis {
     /// The positions and labels of the marks.
     marks: Vec<(f64, String)>,
 }
+
+/// A part of a file, in pixels.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stroke {
@@ -55,6 +64,8 @@ enum Stroke {
 
 struct Curve {
     name: String,
+    /// A second line of the legend.
+    note: String,
     color: RGBColor,
     stroke: Stroke,
     points: Vec<(f64, f64)>,
@@ -73,6 +84,7 @@ pub(crate) fn all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for scenario in scenarios::ALL {
         files.extend(times(report, scenario, &dir)?);
+        files.extend(series(report, scenario, &dir)?);
     }
     for (cost, file, title) in [
         (Cost::Server, "growth-server.svg", "growth: processor time of the server per token"),
@@ -110,6 +122,53 @@ fn times(report: &Report, scenario: &Scenario, dir: &Path) -> Result<Vec<PathBuf
     Ok(files)
 }
 
+/// Draws the memory, the descriptors and the tail of a long run over time, or over the streams that have passed.
+fn series(report: &Report, scenario: &Scenario, dir: &Path) -> Result<Option<PathBuf>> {
+    let runs = report.of(scenario.name, Server::Daemon.name());
+    let Some(samples) = runs.first().map(|run| &run.samples).filter(|samples| samples.len() > 1) else {
+        return Ok(None);
+    };
+    let passes = samples.iter().any(|sample| sample.streams_passed > 0);
+    let place = |sample: &Sample| match passes {
+        true => sample.streams_passed as f64,
+        false => sample.seconds / 60.0,
+    };
+    let x = || {
+        let title = if passes { "streams that have passed" } else { "minutes" };
+        let end = samples.iter().map(place).fold(1e-3, f64::max);
+        Axis { range: 0.0..end, ..linear_to(title, end) }
+    };
+    let curve = |name: &str, color, of: fn(&Sample) -> Option<f64>| Curve {
+        name: name.into(),
+        note: String::new(),
+        color,
+        stroke: Stroke::Thick,
+        points: samples.iter().filter_map(|sample| Some((place(sample), of(sample)?))).collect(),
+    };
+    const MIB: f64 = 1024.0 * 1024.0;
+    let memory = [
+        curve("resident", BLUE, |sample| Some(sample.resident_bytes as f64 / MIB)),
+        curve("private", GREEN, |sample| Some(sample.private_bytes as f64 / MIB)),
+    ];
+    let open = [curve("open descriptors", BLUE, Sample::open)];
+    let log = |value: f64| value.max(1e-3).log10();
+    let tail = [
+        curve("max", GREY, |sample| sample.latency_ms.as_ref().map(|ms| ms.max)),
+        curve("p99.9", VERMILION, Sample::p99_9),
+        curve("p99", BLUE, |sample| sample.latency_ms.as_ref().map(|ms| ms.p99)),
+    ]
+    .map(|curve| Curve { points: curve.points.iter().map(|&(x, y)| (x, log(y))).collect(), ..curve });
+    let path = dir.join(format!("{}-time.svg", scenario.name));
+    let title = format!("{}: {} ({})", scenario.name, scenario.what, report.cores().name());
+    let panels = vec![
+        ((x(), linear("MiB of the daemon", &memory)), &memory[..]),
+        ((x(), linear("descriptors", &open)), &open[..]),
+        ((x(), logarithmic("ms from write to read", &tail)), &tail[..]),
+    ];
+    draw_panels(&path, &title, panels)?;
+    Ok(Some(path))
+}
+
 /// Draws curves over the percentiles, if there are any. Returns the file.
 fn draw_percentiles(
     path: PathBuf,
@@ -121,7 +180,7 @@ fn draw_percentiles(
         return Ok(Vec::new());
     }
     let marks = PERCENTILES.map(|(nines, name)| (nines, name.to_owned())).to_vec();
-    let x = Axis { title: x, range: PERCENTILES[0].0..PERCENTILES[4].0, marks };
+    let x = Axis { title: x, range: PERCENTILES[0].0..MAXIMUM, marks };
     draw(&path, title, (x, logarithmic(y, curves)), curves)?;
     Ok(vec![path])
 }
@@ -148,23 +207,35 @@ fn curve(runs: &[&Run], server: Server, of: fn(&Run) -> Option<&Latency>) -> Opt
         Server::Nats => (ORANGE, Stroke::Thin),
     };
     let points = percentiles(&all);
-    (points.len() > 1).then_some(Curve { name, color, stroke, points })
+    let ms = Latency::of(&all)?;
+    let note = format!("p99 {}, p99.9 {}, max {} ms", short(ms.p99), short(ms.p99_9), short(ms.max));
+    (points.len() > 1).then_some(Curve { name, note, color, stroke, points })
 }
 
-/// The logarithm of the latency in ms by nines, up to the last percentile that this many tokens determine.
+/// A number with three digits, or all before the point.
+fn short(value: f64) -> String {
+    match value {
+        ..10.0 => format!("{value:.2}"),
+        ..100.0 => format!("{value:.1}"),
+        _ => grouped(value.round()),
+    }
+}
+
+/// The logarithm of the latency in ms by nines, up to the last percentile that this many tokens determine, and then
+/// that of the maximum.
 fn percentiles(us: &Histogram<u64>) -> Vec<(f64, f64)> {
     if us.len() < 10 {
         return Vec::new();
     }
-    let (from, to) = (PERCENTILES[0].0, PERCENTILES[4].0.min((us.len() as f64).log10()));
+    let log_ms = |us: u64| (us.max(1) as f64 / 1e3).log10();
+    let (from, to) = (PERCENTILES[0].0, 4_f64.min((us.len() as f64).log10()));
     let steps = 160;
-    (0..=steps)
+    let mut points: Vec<_> = (0..=steps)
         .map(|step| from + (to - from) * f64::from(step) / f64::from(steps))
-        .map(|nines| {
-            let us = us.value_at_quantile(1.0 - 10_f64.powf(-nines)).max(1);
-            (nines, (us as f64 / 1e3).log10())
-        })
-        .collect()
+        .map(|nines| (nines, log_ms(us.value_at_quantile(1.0 - 10_f64.powf(-nines)))))
+        .collect();
+    points.push((MAXIMUM, log_ms(us.max())));
+    points
 }
 
 fn costs(growth: &Growth, cost: Cost) -> Vec<Curve> {
@@ -176,6 +247,7 @@ fn costs(growth: &Growth, cost: Cost) -> Vec<Curve> {
         let place = streams.iter().position(|&streams| streams == line.streams).unwrap_or(0);
         Curve {
             name: format!("{}, {} streams", line.server.name(), grouped(f64::from(line.streams))),
+            note: String::new(),
             color: [ORANGE, GREEN, BLUE][place % 3],
             stroke: if line.server == Server::Daemon { Stroke::Thick } else { Stroke::Dashed },
             points: line.points.iter().map(|&(rate, us)| (f64::from(rate).log10(), us)).collect(),
@@ -195,7 +267,11 @@ fn rates(curves: &[Curve]) -> Axis {
 
 /// A linear axis from 0, in round steps.
 fn linear(title: &'static str, curves: &[Curve]) -> Axis {
-    let max = values(curves).fold(1e-3, f64::max);
+    linear_to(title, values(curves).fold(1e-3, f64::max))
+}
+
+/// A linear axis from 0 to a maximum or a little more, in round steps.
+fn linear_to(title: &'static str, max: f64) -> Axis {
     let step = round_numbers(-3..6).find(|step| max / step <= 6.0).unwrap_or(max);
     let marks: Vec<_> = (0..=7).map(|n| f64::from(n) * step).map(|value| (value, grouped(value))).collect();
     let range = 0.0..(max / step).ceil() * step;
@@ -232,11 +308,27 @@ fn grouped(value: f64) -> String {
     }
 }
 
-fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+fn draw(path: &Path, title: &str, axes: (Axis, Axis), curves: &[Curve]) -> Result<()> {
+    draw_panels(path, title, vec![(axes, curves)])
+}
+
+/// A chart of several in one file: its axes and curves.
+type Panel<'a> = ((Axis, Axis), &'a [Curve]);
+
+/// Draws charts, one below the other.
+fn draw_panels(path: &Path, title: &str, panels: Vec<Panel<'_>>) -> Result<()> {
+    let height = if panels.len() == 1 { SIZE.1 } else { PANEL_HEIGHT * u32::try_from(panels.len())? };
+    let root = SVGBackend::new(path, (SIZE.0, height)).into_drawing_area();
     root.fill(&WHITE).map_err(boxed)?;
     let root = root.titled(title, ("sans-serif", 15).into_font().color(&INK)).map_err(boxed)?;
-    let (left, right) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+    for (area, (axes, curves)) in root.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        draw_panel(area, axes, curves)?;
+    }
+    root.present().map_err(boxed)
+}
+
+fn draw_panel(area: &Area<'_>, (x, y): (Axis, Axis), curves: &[Curve]) -> Result<()> {
+    let (left, right) = area.split_horizontally(SIZE.0 - LEGEND_WIDTH);
     let (titles, marks) = ((x.title, y.title), (x.marks.len(), y.marks.len()));
     let mut chart = ChartBuilder::on(&left)
         .margin(12)
@@ -266,20 +358,21 @@ fn draw(path: &Path, title: &str, (x, y): (Axis, Axis), curves: &[Curve]) -> Res
             Stroke::Thick | Stroke::Thin => chart.draw_series(LineSeries::new(points, curve.style())),
         }
         .map_err(boxed)?;
+        let marked = curve.points.iter().filter(|(x, _)| !curve.note.is_empty() && *x == MAXIMUM);
+        let dots = marked.map(|&point| Circle::new(point, 4, curve.color.filled()));
+        chart.draw_series(dots).map_err(boxed)?;
     }
-    for (place, curve) in (0..).zip(curves) {
-        legend(&right, place, curve)?;
+    let mut y = 24;
+    for curve in curves {
+        legend(&right, y, curve)?;
+        y += if curve.note.is_empty() { 24 } else { 40 };
     }
-    root.present().map_err(boxed)
+    Ok(())
 }
 
 /// A curve's line in the legend.
-fn legend<C>(area: &DrawingArea<SVGBackend<'_>, C>, place: i32, curve: &Curve) -> Result<()>
-where
-    C: CoordTranslate,
-{
-    let area = area.strip_coord_spec();
-    let (from, y) = (4, 24 + 24 * place);
+fn legend(area: &Area<'_>, y: i32, curve: &Curve) -> Result<()> {
+    let from = 4;
     let pieces: &[(i32, i32)] =
         if curve.stroke == Stroke::Dashed { &[(0, 7), (11, 18), (22, 28)] } else { &[(0, 28)] };
     for (start, end) in pieces {
@@ -287,7 +380,9 @@ where
         area.draw(&PathElement::new(ends, curve.style())).map_err(boxed)?;
     }
     let text = ("sans-serif", 14).into_font().color(&INK);
-    area.draw(&Text::new(curve.name.clone(), (from + 36, y - 8), text)).map_err(boxed)
+    area.draw(&Text::new(curve.name.clone(), (from + 36, y - 8), text)).map_err(boxed)?;
+    let text = ("sans-serif", 12).into_font().color(&INK);
+    area.draw(&Text::new(curve.note.clone(), (from + 36, y + 8), text)).map_err(boxed)
 }
 
 impl Ranged for Axis {

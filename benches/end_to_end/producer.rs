@@ -38,6 +38,9 @@ pub(crate) struct Produced {
     pub(crate) cpu: Duration,
 }
 
+/// How long the keys of ended streams stay; all viewers have everything by then.
+const EXPIRY: Duration = Duration::from_secs(30);
+
 struct Producer<'a> {
     redis: TcpStream,
     /// Receives the tokens instead of Redis, if set.
@@ -115,6 +118,9 @@ pub(crate) fn run(
             Pace::Stored(_) => {}
             Pace::Births { announced } => producer.births(announced, plan.duration)?,
         }
+    }
+    if plan.manner == Manner::Passing {
+        producer.end_all()?;
     }
     producer.settle(0)?;
     cpu.look(shared)?;
@@ -240,6 +246,26 @@ impl Producer<'_> {
         self.settle(0)
     }
 
+    /// Ends every stream, and lets its key expire.
+    fn end_all(&mut self) -> std::io::Result<()> {
+        let expiry = EXPIRY.as_secs().to_string();
+        for stream in 0..self.totals.len() {
+            let end =
+                format!("{{\"type\":\"end\",\"seq\":{},\"finish_reason\":\"stop\"}}", self.totals[stream]);
+            let [before_id, after_id] = &self.xadds[stream];
+            self.out.extend_from_slice(before_id);
+            self.out.extend_from_slice(b"$1\r\n*\r\n");
+            self.out.extend_from_slice(after_id);
+            wire::bulk(&mut self.out, end.as_bytes())?;
+            self.out.extend_from_slice(b"*3\r\n$6\r\nEXPIRE\r\n");
+            let key = format!("llm:stream:bench-{}:m", self.first_stream + stream);
+            wire::bulk(&mut self.out, key.as_bytes())?;
+            wire::bulk(&mut self.out, expiry.as_bytes())?;
+            self.outstanding += 2;
+        }
+        self.write()
+    }
+
     /// Appends the XADD of the stream's next token to the output.
     fn token(&mut self, stream: usize, at_us: u64, wall_us: u64) -> std::io::Result<()> {
         let number = self.totals[stream];
@@ -298,7 +324,7 @@ impl Producer<'_> {
                 if self.at_line_start && byte == b'-' {
                     return Err("Redis refused an XADD".into());
                 }
-                self.outstanding -= usize::from(self.at_line_start && byte == b'$');
+                self.outstanding -= usize::from(self.at_line_start && matches!(byte, b'$' | b':'));
                 self.at_line_start = byte == b'\n';
             }
         }

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::cores::Cores;
+use crate::series::Sample;
 
 /// Times in milliseconds, such as from the producer's write to the client's read.
 #[derive(Clone, Debug, Serialize)]
@@ -94,6 +95,9 @@ pub(crate) struct Run {
     pub(crate) slow_behind: Option<f64>,
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
+    /// The state over the time of a long run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples: Vec<Sample>,
     /// Tokens that never arrived.
     pub(crate) lost: u64,
     /// Tokens that arrived twice.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::beside::{self, Act, Guest};
+use crate::churn;
 use crate::cores::Cores;
 use crate::hostile::Attack;
 use crate::load::{Manner, Pace, Plan, Shared, Transport};
 use crate::run::{Latency, Run};
+use crate::series::{SAMPLES, SAMPLES_SMOKE, Sample};
 use crate::server::Server;
 use crate::stage::{Load, Result, Stage, Window};
 
@@ -36,8 +38,19 @@ pub(crate) struct Scenario {
     smoke: (usize, usize),
     /// A second load that starts once the first has been measured alone.
     guest: Option<Guest>,
+    /// How it differs if it takes long.
+    long: Option<Long>,
     /// The servers that support the scenario.
     pub(crate) servers: &'static [Server],
+}
+
+/// The kinds of scenarios that take long. They run only if they are named, and once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Long {
+    /// A load at its pace for as long as the measured time, with samples.
+    Soak,
+    /// Streams that come and go: see `churn`.
+    Churn,
 }
 
 /// The load that guests of other scenarios run beside.
@@ -85,6 +98,7 @@ const PLAIN: Scenario = Scenario {
     pace: Pace::Quiet,
     smoke: (1, 1),
     guest: None,
+    long: None,
     servers: SERVING,
 };
 
@@ -316,6 +330,28 @@ pub(crate) const ALL: &[Scenario] = &[
         servers: &[Server::Daemon, Server::Tracking],
         ..PLAIN
     },
+    Scenario {
+        name: "soak",
+        what: "1,000 streams x 1 client, 10/s each, for as long as --duration says",
+        streams: 1_000,
+        clients: 1_000,
+        pace: Pace::PerSecond(10.0),
+        smoke: (60, 60),
+        long: Some(Long::Soak),
+        servers: &[Server::Daemon],
+        ..PLAIN
+    },
+    Scenario {
+        name: "churn",
+        what: "streams x 1 client begin, get some 25 tokens, end and go, 800 at a time",
+        streams: 400,
+        clients: 400,
+        pace: churn::PACE,
+        smoke: (10, 10),
+        long: Some(Long::Churn),
+        servers: &[Server::Daemon],
+        ..PLAIN
+    },
 ];
 
 /// Settings of all runs.
@@ -329,6 +365,8 @@ pub(crate) struct Settings {
     pub(crate) interrupted: Arc<AtomicBool>,
     /// Whether others use the cores.
     pub(crate) cores: Cores,
+    /// How many streams pass through in `churn`.
+    pub(crate) passing: usize,
     /// The daemon's `--set` options.
     pub(crate) daemon: Vec<String>,
 }
@@ -340,6 +378,11 @@ impl Scenario {
             Pace::Stored(_) => Some("ms until it has everything"),
             _ => self.guest.and_then(|guest| guest.act.times()),
         }
+    }
+
+    /// Whether it takes long, so that it runs only if it is named, and once.
+    pub(crate) const fn is_long(&self) -> bool {
+        self.long.is_some()
     }
 
     /// A scenario with one client for each of `streams`, which get `per_second` tokens in all.
@@ -357,6 +400,8 @@ impl Scenario {
         };
         let warm_up = settings.duration.min(Duration::from_secs(1));
         let keeps_alive = self.pace == Pace::Quiet && server == Server::Daemon && !settings.smoke;
+        let samples = if settings.smoke { SAMPLES_SMOKE } else { SAMPLES };
+        let sample_every = (self.long == Some(Long::Soak)).then(|| settings.duration / samples);
         Plan {
             first_stream: 0,
             streams,
@@ -367,6 +412,7 @@ impl Scenario {
             backlog: 0,
             warm_up,
             duration: if keeps_alive { settings.duration.max(SILENCE) } else { settings.duration },
+            sample_every,
         }
     }
 
@@ -376,18 +422,23 @@ impl Scenario {
         let stage = Stage::set(server, &settings.daemon, settings.smoke)?;
         let run = match &self.guest {
             Some(guest) => beside::run(guest, &plan, &stage, settings)?,
+            None if self.long == Some(Long::Churn) => churn::run(&plan, &stage, settings)?,
             None => self.alone(&plan, &stage, settings)?,
         };
-        let (cores, offered_per_second) = (settings.cores, plan.offered_per_second());
+        let is_steady = self.long != Some(Long::Churn);
+        let offered_per_second = plan.offered_per_second().filter(|_| is_steady);
+        let cores = settings.cores;
         Ok(Run { scenario: self.name, server: server.name(), cores, round, offered_per_second, ..run })
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {
         let shared = Shared::new(plan.streams, OVERHEAD + plan.duration, Arc::clone(&settings.interrupted));
+        let mut samples = Vec::new();
         let mut run = std::thread::scope(|scope| {
             let load = Load::begin(scope, stage, plan, &shared)?;
-            let window = match plan.pace {
-                Pace::Stored(entries) => replay(entries, plan, &shared, stage),
+            let window = match (plan.pace, plan.sample_every) {
+                (Pace::Stored(entries), _) => replay(entries, plan, &shared, stage),
+                (_, Some(every)) => soak(every, plan, &shared, stage, &mut samples),
                 _ => conduct(plan, &shared, stage),
             };
             let window = window.inspect_err(|error| shared.fail(error.to_string()));
@@ -398,9 +449,13 @@ impl Scenario {
                 .then(|| window.private_bytes.saturating_sub(stage.empty_bytes) as f64 / connections);
             let is_stored = matches!(self.pace, Pace::Stored(_));
             let act_ms = is_stored.then(|| Latency::of(&seen.back_us)).flatten();
+            for (sample, us) in samples.iter_mut().zip(&seen.parts_us) {
+                sample.latency_ms = Latency::of(us);
+            }
             Result::Ok(Run { idle_bytes, act_ms, ..window.run(&seen, &produced) })
         })?;
         run.problems.extend(shared.problem());
+        run.samples = samples;
         Ok(run)
     }
 }
@@ -419,6 +474,26 @@ fn conduct(plan: &Plan, shared: &Shared, stage: &Stage) -> Result<Window> {
     settle_in(plan, shared)?;
     Window::around(stage, shared, || {
         shared.pass(plan.duration);
+        Result::Ok(())
+    })
+}
+
+/// Measures a load at its pace, and takes a sample after each part of the time.
+fn soak(
+    every: Duration,
+    plan: &Plan,
+    shared: &Shared,
+    stage: &Stage,
+    samples: &mut Vec<Sample>,
+) -> Result<Window> {
+    settle_in(plan, shared)?;
+    Window::around(stage, shared, || {
+        let from = Instant::now();
+        while from.elapsed() + every / 2 < plan.duration && !shared.failed() {
+            let due = every * u32::try_from(samples.len() + 1)?;
+            shared.pass(due.saturating_sub(from.elapsed()));
+            samples.push(Sample::take(stage, from.elapsed(), 0)?);
+        }
         Result::Ok(())
     })
 }

@@ -36,6 +36,10 @@ pub(crate) struct Seen {
     pub(crate) surprises: Vec<String>,
     /// Processor time of the clients' thread within the measured time.
     pub(crate) cpu: Duration,
+    /// The latencies of each part of the measured time.
+    pub(crate) parts_us: Vec<Histogram<u64>>,
+    /// The length of a part, µs; without one there are no parts.
+    part_us: Option<u64>,
     measured: Range<u64>,
     alone: Range<u64>,
 }
@@ -56,9 +60,32 @@ impl Seen {
             frames: 0,
             surprises: Vec::new(),
             cpu: Duration::ZERO,
+            parts_us: Vec::new(),
+            part_us: None,
             measured: 0..0,
             alone: 0..0,
         })
+    }
+
+    /// Keeps the latencies of parts of the measured time, of this length, apart.
+    pub(crate) fn in_parts(self, of: Option<Duration>) -> Self {
+        let part_us = of.and_then(|of| u64::try_from(of.as_micros()).ok()).filter(|us| *us > 0);
+        Self { part_us, ..self }
+    }
+
+    /// Adds the observations of other clients.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.latency_us += &other.latency_us;
+        self.received += other.received;
+        self.lost += other.lost;
+        self.repeated += other.repeated;
+        self.reordered += other.reordered;
+        self.behind |= other.behind;
+        self.frames += other.frames;
+        self.cpu += other.cpu;
+        for surprise in &other.surprises {
+            self.surprise(surprise);
+        }
     }
 
     /// Updates which times count. Called often.
@@ -81,10 +108,21 @@ impl Seen {
         let age = now.saturating_sub(token.at_us);
         if self.measured.contains(&token.at_us) {
             self.latency_us.saturating_record(age);
+            self.record_part(token.at_us - self.measured.start, age);
         }
         if self.alone.contains(&token.at_us) {
             self.alone_us.saturating_record(age);
         }
+    }
+
+    fn record_part(&mut self, since_us: u64, age: u64) {
+        let Some(part) = self.part_us.and_then(|us| usize::try_from(since_us / us).ok()) else { return };
+        if self.parts_us.len() <= part {
+            let mut empty = self.latency_us.clone();
+            empty.reset();
+            self.parts_us.resize(part + 1, empty);
+        }
+        self.parts_us[part].saturating_record(age);
     }
 
     /// Records something received that a healthy server never sends.

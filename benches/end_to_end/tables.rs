@@ -12,12 +12,14 @@ use crate::plot;
 use crate::report::{Column, RATIOS, Report, cell, less, median, number};
 use crate::run::Run;
 use crate::scenarios;
+use crate::series::{Sample, quarters};
 use crate::server::{Kind, Server};
 use crate::stage::Result;
 
 /// The marks around the tables.
-const BEGIN: &str = "<!-- figures: written by the bench, see below -->\n";
-const END: &str = "<!-- /figures -->\n";
+const FIGURES: (&str, &str) = ("<!-- figures: written by the bench, see below -->\n", "<!-- /figures -->\n");
+/// The marks around those of a run of long scenarios alone.
+const SOAKS: (&str, &str) = ("<!-- soaks: written by the bench, see below -->\n", "<!-- /soaks -->\n");
 
 /// The values whose ratios are published.
 const RATIO_COLUMNS: &[Column] = &[
@@ -67,6 +69,8 @@ fn rate(run: &Run) -> Option<f64> {
         .then_some(run.delivered_per_second)
 }
 
+type Part = fn(&Sample) -> Option<f64>;
+
 /// All tables, for reports that differ in the state of the cores, and links to the plots.
 fn figures(reports: &[Report], origin: &Origin, plots: &[PathBuf]) -> String {
     let mut out = format!("{}\n{}\n", origin.words(), correctness(reports));
@@ -81,6 +85,7 @@ fn figures(reports: &[Report], origin: &Origin, plots: &[PathBuf]) -> String {
         section(&mut out, &format!("What the scenarios with an act test, {name}"), &acts);
         let growth = report.growth().table();
         section(&mut out, &format!("Processor time per token as the load grows, {name}"), &growth);
+        section(&mut out, &format!("Over time, by quarters of the run, {name}"), &over_time(report));
     }
     let links: Vec<_> = plots.iter().filter_map(|plot| link(plot)).collect();
     section(&mut out, "Plots", &links.join(",\n"));
@@ -186,6 +191,32 @@ fn absolute(report: &Report, columns: &[Column]) -> String {
     table
 }
 
+/// The means of what long runs sampled, in each quarter of the run.
+fn over_time(report: &Report) -> String {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let values: [(&str, Part); 6] = [
+        ("resident MiB", |sample| Some(sample.resident_bytes as f64 / MIB)),
+        ("private MiB", |sample| Some(sample.private_bytes as f64 / MIB)),
+        ("descriptors", Sample::open),
+        ("p99 ms", |sample| sample.latency_ms.as_ref().map(|ms| ms.p99)),
+        ("p99.9 ms", Sample::p99_9),
+        ("max ms", |sample| sample.latency_ms.as_ref().map(|ms| ms.max)),
+    ];
+    let mut table = String::new();
+    let long = scenarios::ALL.iter().filter(|scenario| scenario.is_long());
+    for run in long.flat_map(|scenario| report.of(scenario.name, Server::Daemon.name())) {
+        if table.is_empty() {
+            table = head(&["scenario", "mean of", "first", "second", "third", "last"], &[]);
+        }
+        for (what, value) in values {
+            let Some(quarters) = quarters(run, value) else { continue };
+            let cells = quarters.map(|quarter| format!("{quarter:.2}")).join(" | ");
+            writeln!(table, "| {} | {what} | {cells} |", run.scenario).ok();
+        }
+    }
+    table
+}
+
 fn has_value(runs: &[&Run], column: &Column) -> bool {
     median(runs.iter().filter_map(|run| (column.value)(run)).collect()).is_some()
 }
@@ -201,14 +232,16 @@ fn link(plot: &Path) -> Option<String> {
 pub(crate) struct Tables<'a> {
     path: &'a Path,
     text: String,
+    marks: (&'static str, &'static str),
 }
 
 impl<'a> Tables<'a> {
-    /// Reads the file and checks its marks.
-    pub(crate) fn read(path: &'a Path) -> Result<Self> {
+    /// Reads the file and checks its marks, for a run of long scenarios alone or any other.
+    pub(crate) fn read(path: &'a Path, are_long: bool) -> Result<Self> {
+        let marks = if are_long { SOAKS } else { FIGURES };
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        replace(&text, "").map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self { path, text })
+        replace(&text, marks, "").map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path, text, marks })
     }
 
     /// Writes the file with the tables of these reports, and links to the plots.
@@ -218,14 +251,15 @@ impl<'a> Tables<'a> {
             plot.strip_prefix(folder).ok().map(Path::to_owned)
         };
         let plots: Vec<_> = plots.iter().filter_map(from_file).collect();
-        Ok(std::fs::write(self.path, replace(&self.text, &figures(reports, origin, &plots))?)?)
+        let figures = figures(reports, origin, &plots);
+        Ok(std::fs::write(self.path, replace(&self.text, self.marks, &figures)?)?)
     }
 }
 
 /// Replaces what is between the marks of `text`.
-fn replace(text: &str, figures: &str) -> Result<String> {
-    let lack = || format!("the file needs the lines {:?} and {:?}, in this order", BEGIN.trim(), END.trim());
-    let (before, rest) = text.split_once(BEGIN).ok_or_else(lack)?;
-    let (_, after) = rest.split_once(END).ok_or_else(lack)?;
-    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", figures.trim_end()))
+fn replace(text: &str, (begin, end): (&str, &str), figures: &str) -> Result<String> {
+    let lack = || format!("the file needs the lines {:?} and {:?}, in this order", begin.trim(), end.trim());
+    let (before, rest) = text.split_once(begin).ok_or_else(lack)?;
+    let (_, after) = rest.split_once(end).ok_or_else(lack)?;
+    Ok(format!("{before}{begin}\n{}\n\n{end}{after}", figures.trim_end()))
 }

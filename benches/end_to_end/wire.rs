@@ -79,6 +79,11 @@ pub(crate) fn is_notice(json: &[u8]) -> bool {
     json.starts_with(b"{\"type\":\"open\"") || json.starts_with(b"{\"type\":\"status\"")
 }
 
+/// Whether a frame says that the stream has ended.
+pub(crate) fn is_end(json: &[u8]) -> bool {
+    json.starts_with(b"{\"type\":\"end\"")
+}
+
 /// The id of the last entry that a frame covers.
 pub(crate) fn id(json: &[u8]) -> Option<&str> {
     const ID: &[u8] = b"\"id\":\"";
