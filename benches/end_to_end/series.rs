@@ -30,7 +30,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// What the server holds now; without latencies.
+    /// The resources that the server holds now; without latencies.
     pub(crate) fn take(stage: &Stage, since: Duration, streams_passed: u64) -> Result<Self> {
         let server = stage.server.as_ref().ok_or("there is no server to sample")?;
         Ok(Self {

@@ -82,7 +82,7 @@ fn figures(reports: &[Report], origin: &Origin, plots: &[PathBuf]) -> String {
         let name = report.cores().name();
         section(&mut out, &format!("Absolute figures, {name}"), &absolute(report, LIVE_COLUMNS));
         let acts = absolute(report, ACT_COLUMNS);
-        section(&mut out, &format!("What the scenarios with an act test, {name}"), &acts);
+        section(&mut out, &format!("Acts and their effect on others, {name}"), &acts);
         let growth = report.growth().table();
         section(&mut out, &format!("Processor time per token as the load grows, {name}"), &growth);
         section(&mut out, &format!("Over time, by quarters of the run, {name}"), &over_time(report));
