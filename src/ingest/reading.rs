@@ -29,6 +29,8 @@ use crate::warn_limited;
 pub(super) const ENTRIES_PER_TRIP: usize = 4096;
 /// The least number of entries requested of one stream, if their size allows it.
 const COUNT_MIN: usize = 16;
+/// Reads that follow one another before the reader does other work.
+const READS_IN_A_ROW_MAX: usize = 16;
 /// The most streams that are read at once, so that others do not wait long for Redis.
 const KEYS_PER_READ_MAX: usize = 256;
 
@@ -62,6 +64,22 @@ pub(super) struct Transaction {
     begins_at: usize,
 }
 
+/// A read that was asked for.
+struct AskedRead {
+    transaction: Transaction,
+    at: Instant,
+    is_cut: bool,
+    /// Whether looking for its replies at once would be in vain.
+    may_sleep: bool,
+}
+
+/// The result of a read, yet to be passed on.
+pub(super) struct Found {
+    pub(super) end: ReadEnd,
+    news: Vec<(usize, LiveNews)>,
+    broken: Vec<Subscription>,
+}
+
 /// The result of a read for one stream.
 struct Fresh {
     asked: Asked,
@@ -71,21 +89,39 @@ struct Fresh {
 }
 
 impl Reader {
-    /// One read of the streams with news.
+    /// Reads the streams with news. If more news arrives with a reply, the next read is sent before that reply's entries
+    /// are passed on, so that Redis works on it meanwhile.
     pub(super) fn read_news(&mut self) -> Result<ReadEnd, RedisError> {
+        let mut reading = self.ask_for_news(true)?;
+        let mut end = ReadEnd::default();
+        for left in (0..READS_IN_A_ROW_MAX).rev() {
+            let Some(AskedRead { transaction, at, is_cut, may_sleep }) = reading else { break };
+            let replies = self.await_replies(None, may_sleep)?;
+            let took = at.elapsed();
+            self.note_pushes()?;
+            let found = self.take_in(&replies, transaction)?;
+            end = ReadEnd { took, is_full: found.end.is_full || is_cut, ..found.end };
+            let goes_on = left > 0 && self.parts.commands.is_empty() && !self.parts.draining.requested();
+            let next = if goes_on { self.ask_for_news(false) } else { Ok(None) };
+            // Entries that have arrived are passed on, whether or not the next read can be sent.
+            self.pass_on(found);
+            reading = next?;
+        }
+        Ok(end)
+    }
+
+    /// Asks for what the streams with news have; `None` where there are none.
+    fn ask_for_news(&mut self, is_first: bool) -> Result<Option<AskedRead>, RedisError> {
         let places = self.subscriptions.take_news(KEYS_PER_READ_MAX);
         if places.is_empty() {
-            return Ok(ReadEnd::default());
+            return Ok(None);
         }
         let is_cut = places.len() == KEYS_PER_READ_MAX;
         self.pipeline.clear();
         let transaction = self.add_transaction(places);
-        let asked = Instant::now();
-        let replies = self.converse(None)?;
-        let took = asked.elapsed();
-        self.note_pushes()?;
-        let end = self.take_in(&replies, transaction)?;
-        Ok(ReadEnd { took, is_full: end.is_full || is_cut, ..end })
+        let at = Instant::now();
+        let may_sleep = self.send_pipeline()? && is_first;
+        Ok(Some(AskedRead { transaction, at, is_cut, may_sleep }))
     }
 
     /// Adds the transaction that reads these streams to the round trip. Streams that do not fit are put back among
@@ -151,13 +187,15 @@ impl Reader {
         }
     }
 
-    /// Passes on the results of a transaction. There are no replies if the daemon stops meanwhile.
+    /// Takes the results of a transaction. There are no replies if the daemon stops meanwhile.
     pub(super) fn take_in(
         &mut self,
         replies: &[Reply],
         transaction: Transaction,
-    ) -> Result<ReadEnd, RedisError> {
-        let Some(executed) = replies.last() else { return Ok(ReadEnd::default()) };
+    ) -> Result<Found, RedisError> {
+        let Some(executed) = replies.last() else {
+            return Ok(Found { end: ReadEnd::default(), news: Vec::new(), broken: Vec::new() });
+        };
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
         counters.bytes_read.add(executed.len_bytes() as u64);
@@ -198,8 +236,9 @@ impl Reader {
         }
         let is_again = !again.is_empty();
         self.subscriptions.put_back(again.into_iter());
-        let end = self.pass_on(fresh, broken);
-        Ok(ReadEnd { is_full: end.is_full || transaction.is_cut || is_again, ..end })
+        let mut found = self.judge(fresh, broken);
+        found.end.is_full |= transaction.is_cut || is_again;
+        Ok(found)
     }
 
     /// Takes the results of one XREAD and of the counts before it. Adds streams that have lost their group to `gone`;
@@ -236,8 +275,8 @@ impl Reader {
         Ok(fresh)
     }
 
-    /// Passes on the reads that are whole.
-    fn pass_on(&mut self, fresh: Vec<Fresh>, mut broken: Vec<Subscription>) -> ReadEnd {
+    /// Separates the reads that are whole from the streams that have lost entries.
+    fn judge(&mut self, fresh: Vec<Fresh>, mut broken: Vec<Subscription>) -> Found {
         let now = Instant::now();
         let mut news = Vec::with_capacity(fresh.len());
         let mut end = ReadEnd::default();
@@ -273,9 +312,14 @@ impl Reader {
             news.push((transform, LiveNews::Entries(live, entries)));
         }
         self.parts.registry.counters().entries_read.add(end.entries as u64);
-        self.hand_over(news);
-        self.report_broken(broken);
-        end
+        Found { end, news, broken }
+    }
+
+    /// Passes on what was read.
+    pub(super) fn pass_on(&mut self, found: Found) -> ReadEnd {
+        self.hand_over(found.news);
+        self.report_broken(found.broken);
+        found.end
     }
 }
 

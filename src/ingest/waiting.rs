@@ -99,7 +99,7 @@ impl Reader {
         self.note_acknowledged(&replies[..asked_at]);
         self.note_woken(woken, transaction.is_none())?;
         match transaction {
-            Some(transaction) => self.take_in(&replies, transaction),
+            Some(transaction) => self.take_in(&replies, transaction).map(|found| self.pass_on(found)),
             None => Ok(ReadEnd::default()),
         }
     }
@@ -160,18 +160,37 @@ impl Reader {
     /// Makes the round trip and waits for all replies, interrupting the blocking read when a command arrives. Returns
     /// no replies if the daemon stops meanwhile.
     pub(super) fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
-        let replies = self.exchange(block);
-        if replies.as_ref().is_err_and(|error| !matches!(error, RedisError::Server(_))) {
-            self.budget.failed(Instant::now());
-        }
+        let may_sleep = self.send_pipeline()?;
+        self.await_replies(block, may_sleep)
+    }
+
+    /// Sends the pipeline's commands. Returns whether nothing can have come yet.
+    pub(super) fn send_pipeline(&mut self) -> Result<bool, RedisError> {
+        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
+        link.push_all(&self.pipeline);
+        let sent = link.flush().map(|()| !link.has_read_ahead());
+        self.note_failed(&sent);
+        sent
+    }
+
+    /// Waits for all replies to the pipeline's commands, which were sent.
+    pub(super) fn await_replies(
+        &mut self,
+        block: Option<Duration>,
+        may_sleep: bool,
+    ) -> Result<Vec<Reply>, RedisError> {
+        let replies = self.collect(block, may_sleep);
+        self.note_failed(&replies);
         replies
     }
 
-    fn exchange(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
-        let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
-        link.push_all(&self.pipeline);
-        link.flush()?;
-        let may_sleep = !link.has_read_ahead();
+    fn note_failed<T>(&mut self, result: &Result<T, RedisError>) {
+        if result.as_ref().is_err_and(|error| !matches!(error, RedisError::Server(_))) {
+            self.budget.failed(Instant::now());
+        }
+    }
+
+    fn collect(&mut self, block: Option<Duration>, may_sleep: bool) -> Result<Vec<Reply>, RedisError> {
         let timeout = self.parts.connector.response_timeout();
         let mut deadline = Instant::now() + block.unwrap_or_default() + timeout;
         let mut woken = block.is_none();
