@@ -1,16 +1,16 @@
 //! How a reader acknowledges entries: it sets the position of a stream's group to the newest entry that has been
 //! written to every socket or handed over to history.
 //!
-//! Each read of a stream carries the acknowledgement for what was written by then ([`reading`](super::reading)). For
-//! streams that are not read again soon, acknowledgements are collected for [`ACK_INTERVAL`] and sent over
-//! [`ACK_SPREAD`]. They travel with blocking reads; they would delay the reply to any other read, so after such a
-//! read they get a round trip of their own.
+//! A read that counts its stream carries the acknowledgement for what was written by then
+//! ([`reading`](super::reading)). All others are collected for [`ACK_INTERVAL`] and sent over [`ACK_SPREAD`]. They
+//! travel with blocking reads; they would delay the reply to any other read, so after such a read they get a round
+//! trip of their own.
 
 use std::time::{Duration, Instant};
 
 use super::reader::Reader;
 use crate::model::EntryId;
-use crate::redis::{Keys, Pipeline, RedisError, Reply};
+use crate::redis::{Keys, Pipeline, RedisError, Reply, ServerErrorKind};
 
 /// How long acknowledgements are collected.
 const ACK_INTERVAL: Duration = Duration::from_millis(600);
@@ -77,11 +77,17 @@ impl Reader {
     }
 
     /// Records which groups have moved to the position that was set. A Redis that is out of memory refuses; the next
-    /// round tries again.
+    /// round tries again. A group that is gone means that the stream was deleted: a read that counts it finds that.
     pub(super) fn note_acknowledged(&mut self, replies: &[Reply]) {
         for (&(place, position), reply) in self.acknowledging.iter().zip(replies) {
-            if reply.error().is_none() && self.subscriptions.acknowledged(place, position) {
-                self.parts.registry.counters().acks_sent.inc();
+            match reply.error().map(|error| error.kind()) {
+                None if self.subscriptions.acknowledged(place, position) => {
+                    self.parts.registry.counters().acks_sent.inc();
+                }
+                Some(ServerErrorKind::NoGroup | ServerErrorKind::NoSuchKey | ServerErrorKind::WrongType) => {
+                    self.subscriptions.count_next(place);
+                }
+                _ => {}
             }
         }
     }

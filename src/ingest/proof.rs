@@ -1,21 +1,23 @@
 //! Decides whether a read of a stream has returned everything that was added since the cursor. Pure.
 //!
-//! A read is a transaction: it counts the stream and reads what follows the cursor. No other command runs in between,
-//! and the position of the group does not matter, so the only open question is whether entries after the cursor were
-//! trimmed before the read.
+//! The open question is whether entries after the cursor were trimmed before the read. Trimming removes the oldest
+//! entries first. So if the entry at the cursor is still there, nothing after it was trimmed. Most reads begin with
+//! that entry and show it ([`Count::Anchored`]): one command, without a transaction.
 //!
-//! Trimming removes the oldest entries first. So a stream that is longer than the result of the read still has
-//! entries at or below the cursor and has lost nothing after it ([`Count::Length`]). If the length does not prove
-//! that, because everything read earlier is trimmed or because the read did not reach the end, the read is discarded
+//! All other reads are transactions that count the stream and read what follows the cursor; no other command runs in
+//! between. A stream that is longer than the result of the read still has entries at or below the cursor
+//! ([`Count::Length`]). If neither proves anything, because everything read earlier is trimmed, the read is discarded
 //! and repeated together with Redis' description of the stream ([`Count::Info`], [`Count::Groups`]): its oldest
 //! entry, and how many entries were ever removed, to be compared with how many there were up to the cursor.
 
 use crate::model::EntryId;
 use crate::redis::StreamInfo;
 
-/// How a stream is counted within the transaction that reads it.
+/// How a read of a stream proves that it is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Method {
+    /// By the entry at the cursor, with which the read begins.
+    Anchored,
     /// By XLEN.
     #[default]
     Length,
@@ -26,9 +28,11 @@ pub(super) enum Method {
     Groups,
 }
 
-/// The count that a transaction took of a stream.
+/// The proof that came with a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Count {
+    /// Whether the stream still has the entry at the cursor, unchanged.
+    Anchored(bool),
     /// The number of entries.
     Length(u64),
     /// The reply to XINFO STREAM.
@@ -66,17 +70,18 @@ pub(super) enum Verdict {
 }
 
 impl Count {
-    /// How many entries the stream had right before the read.
-    pub(super) fn length(&self) -> u64 {
+    /// How many entries the stream had right before the read, if they were counted.
+    pub(super) fn length(&self) -> Option<u64> {
         match self {
-            Self::Length(length) | Self::Groups { length, .. } => *length,
-            Self::Info(info) => info.length,
+            Self::Anchored(_) => None,
+            Self::Length(length) | Self::Groups { length, .. } => Some(*length),
+            Self::Info(info) => Some(info.length),
         }
     }
 
     /// Judges a read that began at `cursor`; `ordinal` entries had ever been added up to there.
     pub(super) fn judge(&self, (cursor, ordinal): (EntryId, Option<u64>), brought: Brought) -> Verdict {
-        let length = self.length();
+        let length = self.length().unwrap_or(0);
         let has_read_ones = !brought.is_full && length > brought.entries;
         let passed = ordinal.or_else(|| (cursor == EntryId::ZERO).then_some(0));
         let after = |added: Option<u64>| match added {
@@ -84,6 +89,8 @@ impl Count {
             _ => ordinal.map(|ordinal| ordinal + brought.entries),
         };
         match self {
+            Self::Anchored(true) => Verdict::Whole(after(None)),
+            Self::Anchored(false) => Verdict::Unproven,
             Self::Length(_) if has_read_ones => Verdict::Whole(after(None)),
             Self::Length(_) => Verdict::Unproven,
             Self::Info(info) => {
@@ -148,6 +155,15 @@ mod tests {
         assert_eq!(Count::Length(2).judge(at, brought(2)), Verdict::Unproven);
         assert_eq!(Count::Length(9).judge(at, full(2)), Verdict::Unproven, "the rest may be unread");
         assert_eq!(Count::Length(0).judge(at, brought(0)), Verdict::Unproven);
+    }
+
+    #[test]
+    fn a_stream_that_has_the_entry_at_the_cursor_has_lost_nothing() {
+        let at = (id(5), Some(3));
+        assert_eq!(Count::Anchored(true).judge(at, brought(2)), Verdict::Whole(Some(5)));
+        assert_eq!(Count::Anchored(true).judge(at, full(2)), Verdict::Whole(Some(5)));
+        assert_eq!(Count::Anchored(true).judge((id(5), None), brought(2)), Verdict::Whole(None));
+        assert_eq!(Count::Anchored(false).judge(at, brought(0)), Verdict::Unproven);
     }
 
     #[test]
@@ -231,6 +247,8 @@ mod tests {
             } else {
                 proptest::prop_assert_eq!(by_groups, expected);
             }
+            let by_anchor = Count::Anchored(passed > removed).judge(at, brought);
+            proptest::prop_assert!(!lost || by_anchor == Verdict::Unproven, "{:?}", by_anchor);
             let by_length = Count::Length(length).judge(at, brought);
             proptest::prop_assert!(!lost || by_length == Verdict::Unproven, "{:?}", by_length);
             let old = info(first, total, length, None).judge(at, brought);

@@ -211,7 +211,8 @@ impl Reader {
         // Redis is idle, a pause would save little, and while Redis is loaded, a round trip takes longer and collects
         // more.
         let pauses = !read.is_full && !is_tracking;
-        let pause = if pauses { self.pacing.pause(read.took, read.entries) } else { Duration::ZERO };
+        let pause =
+            if pauses { self.pacing.pause(read.took, read.waited, read.entries) } else { Duration::ZERO };
         self.rests_until = Instant::now() + pause;
         self.acknowledge_after_reading()
     }

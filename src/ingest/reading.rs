@@ -1,6 +1,7 @@
-//! How a reader reads: in transactions that set the position of each stream's group, count the stream, and read what
-//! follows the cursor. The count shows whether another entry was removed before those read ([`proof`](super::proof)).
-//! A stream that has lost entries is broken: history reports to the viewers what was lost.
+//! How a reader reads. Most reads are one XREAD that begins with the entry at the cursor, which proves that nothing
+//! after it was trimmed. Once a second, and whenever that entry is gone, a stream is read in a transaction that sets
+//! the position of its group, counts the stream, and reads what follows the cursor. The proof is judged in
+//! [`proof`](super::proof). A stream that has lost entries is broken: history reports to the viewers what was lost.
 //!
 //! Entries are read by XREAD from the cursor on, not by XREADGROUP from the group's position. So other clients that
 //! use the group take no entries away, and Redis keeps no list of entries that are pending for some milliseconds
@@ -8,7 +9,7 @@
 //! instance: its position is the newest entry that has been written to every socket
 //! ([`acknowledging`](super::acknowledging)), so it lags behind by what has not been written. The group also marks
 //! the stream: a stream that was deleted and recreated has no group, which the command that sets the position
-//! detects.
+//! detects, and it does not have the entry at the cursor.
 //!
 //! A read is bounded in bytes ([`budget`](super::budget)) and in entries.
 
@@ -41,8 +42,10 @@ pub(super) struct ReadEnd {
     pub(super) entries: usize,
     /// Whether a stream had more than one read returns, more streams had news, or some have to be read again.
     pub(super) is_full: bool,
-    /// How long Redis took to answer.
+    /// How long Redis took to answer, if it answered at once.
     pub(super) took: Duration,
+    /// How long the read waited for news.
+    pub(super) waited: Duration,
 }
 
 /// One stream of a transaction.
@@ -50,23 +53,26 @@ pub(super) struct ReadEnd {
 struct Asked {
     place: Place,
     method: Method,
-    /// The position to which its group is set.
+    /// The position to which its group is set, if the stream is counted.
     position: EntryId,
 }
 
-/// The streams that a transaction reads.
+/// The streams that a round trip reads.
 #[derive(Debug)]
-pub(super) struct Transaction {
-    shares: Vec<Share<Asked>>,
+pub(super) struct Requested {
+    /// The streams whose reads begin with the entry at the cursor: one command.
+    anchored: Option<Share<Asked>>,
+    /// The streams that are counted: one transaction.
+    counted: Vec<Share<Asked>>,
     /// Whether streams with news did not fit.
     is_cut: bool,
-    /// The index of its first reply.
+    /// The index of the first reply.
     begins_at: usize,
 }
 
 /// A read that was asked for.
 struct AskedRead {
-    transaction: Transaction,
+    requested: Requested,
     at: Instant,
     is_cut: bool,
     /// Whether looking for its replies at once would be in vain.
@@ -95,11 +101,11 @@ impl Reader {
         let mut reading = self.ask_for_news(true)?;
         let mut end = ReadEnd::default();
         for left in (0..READS_IN_A_ROW_MAX).rev() {
-            let Some(AskedRead { transaction, at, is_cut, may_sleep }) = reading else { break };
+            let Some(AskedRead { requested, at, is_cut, may_sleep }) = reading else { break };
             let replies = self.await_replies(None, may_sleep)?;
             let took = at.elapsed();
             self.note_pushes()?;
-            let found = self.take_in(&replies, transaction)?;
+            let found = self.take_in(&replies, requested)?;
             end = ReadEnd { took, is_full: found.end.is_full || is_cut, ..found.end };
             let goes_on = left > 0 && self.parts.commands.is_empty() && !self.parts.draining.requested();
             let next = if goes_on { self.ask_for_news(false) } else { Ok(None) };
@@ -118,37 +124,44 @@ impl Reader {
         }
         let is_cut = places.len() == KEYS_PER_READ_MAX;
         self.pipeline.clear();
-        let transaction = self.add_transaction(places);
+        let requested = self.add_reads(places);
         let at = Instant::now();
         let may_sleep = self.send_pipeline()? && is_first;
-        Ok(Some(AskedRead { transaction, at, is_cut, may_sleep }))
+        Ok(Some(AskedRead { requested, at, is_cut, may_sleep }))
     }
 
-    /// Adds the transaction that reads these streams to the round trip. Streams that do not fit are put back among
-    /// those with news.
-    pub(super) fn add_transaction(&mut self, places: Vec<Place>) -> Transaction {
+    /// Adds the commands that read these streams to the round trip. Streams that do not fit are put back among those
+    /// with news.
+    pub(super) fn add_reads(&mut self, places: Vec<Place>) -> Requested {
         let now = Instant::now();
         let share = (ENTRIES_PER_TRIP / places.len().max(1)).max(COUNT_MIN);
         let count_max = share.min(self.parts.delivery.read_count);
         let Self { subscriptions, budget, parts, .. } = self;
         let sized = places.into_iter().filter_map(|place| {
             let found = subscriptions.get(place)?;
-            let asked = Asked { place, method: found.method(), position: found.position(parts.delivery.ack) };
+            let asked =
+                Asked { place, method: found.method(now), position: found.position(parts.delivery.ack) };
             Some((asked, budget.entry_bytes(found.size, now)))
         });
         let (shares, left) = divide(sized, budget.bytes(), count_max);
         let is_cut = !left.is_empty();
         self.subscriptions.put_back(left.into_iter().map(|asked| asked.place));
         let begins_at = self.pipeline.len();
-        self.pipeline.command("MULTI", 0);
-        for share in &shares {
-            for &asked in &share.streams {
-                self.add_count(asked);
-            }
+        let (anchored, counted) = separate(shares);
+        if let Some(share) = &anchored {
             self.add_xread(share);
         }
-        self.pipeline.command("EXEC", 0);
-        Transaction { shares, is_cut, begins_at }
+        if !counted.is_empty() {
+            self.pipeline.command("MULTI", 0);
+            for share in &counted {
+                for &asked in &share.streams {
+                    self.add_count(asked);
+                }
+                self.add_xread(share);
+            }
+            self.pipeline.command("EXEC", 0);
+        }
+        Requested { anchored, counted, is_cut, begins_at }
     }
 
     /// Adds the commands that count a stream and acknowledge what was written of it.
@@ -169,52 +182,57 @@ impl Reader {
         }
         set_position(pipeline, &parts.keys, &found.key, position);
         match method {
-            Method::Length | Method::Groups => pipeline.command("XLEN", 1).arg(&found.key),
             Method::Info => pipeline.command("XINFO", 2).arg("STREAM").arg(&found.key),
+            Method::Anchored | Method::Length | Method::Groups => pipeline.command("XLEN", 1).arg(&found.key),
         };
     }
 
     fn add_xread(&mut self, share: &Share<Asked>) {
         let Self { pipeline, subscriptions, .. } = self;
-        let streams = || share.streams.iter().filter_map(|asked| subscriptions.get(asked.place));
+        let streams = || {
+            let found = |asked: &Asked| Some((asked.method, subscriptions.get(asked.place)?));
+            share.streams.iter().filter_map(found)
+        };
         let mut command = pipeline.command("XREAD", 3 + 2 * share.streams.len());
         command.arg("COUNT").number(share.count).arg("STREAMS");
-        for found in streams() {
+        for (_, found) in streams() {
             command.arg(&found.key);
         }
-        for found in streams() {
-            command.id(found.cursor);
+        for (method, found) in streams() {
+            command.id(if method == Method::Anchored { found.cursor.before() } else { found.cursor });
         }
     }
 
-    /// Takes the results of a transaction. There are no replies if the daemon stops meanwhile.
-    pub(super) fn take_in(
-        &mut self,
-        replies: &[Reply],
-        transaction: Transaction,
-    ) -> Result<Found, RedisError> {
-        let Some(executed) = replies.last() else {
+    /// Takes the results of a read. There are no replies if the daemon stops meanwhile.
+    pub(super) fn take_in(&mut self, replies: &[Reply], requested: Requested) -> Result<Found, RedisError> {
+        let replies = replies.get(requested.begins_at..).unwrap_or_default();
+        if replies.is_empty() {
             return Ok(Found { end: ReadEnd::default(), news: Vec::new(), broken: Vec::new() });
-        };
+        }
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
-        counters.bytes_read.add(executed.len_bytes() as u64);
-        if let Some(error) = executed.error() {
-            // EXEC fails if a command was refused when it was queued; the reply to that command has the cause.
-            let cause = replies.iter().skip(transaction.begins_at).find_map(Reply::error);
-            return Err(RedisError::Server(cause.unwrap_or(error)));
-        }
-        let mut results = executed.results()?;
+        counters.bytes_read.add(replies.iter().map(|reply| reply.len_bytes() as u64).sum());
         let (mut fresh, mut gone, mut again) = (Vec::new(), Vec::new(), Vec::new());
-        let mut is_bounded = transaction.is_cut;
-        for share in &transaction.shares {
-            let found = self.understand(share, &mut results, &mut gone)?;
-            if found.is_empty() {
-                // Something is wrong with one of these streams, so none was read.
-                again.extend(share.streams.iter().map(|asked| asked.place));
+        let mut is_bounded = requested.is_cut;
+        if let Some(share) = &requested.anchored {
+            fresh = self.understand_anchored(share, &replies[0], &mut again)?;
+            is_bounded |= share.is_bounded_by_bytes && fresh.iter().any(|fresh| fresh.is_full);
+        }
+        if let (Some(executed), false) = (replies.last(), requested.counted.is_empty()) {
+            if let Some(error) = executed.error() {
+                // EXEC fails if a command was refused when it was queued; the reply to that command has the cause.
+                return Err(RedisError::Server(replies.iter().find_map(Reply::error).unwrap_or(error)));
             }
-            is_bounded |= share.is_bounded_by_bytes && found.iter().any(|fresh| fresh.is_full);
-            fresh.extend(found);
+            let mut results = executed.results()?;
+            for share in &requested.counted {
+                let found = self.understand(share, &mut results, &mut gone)?;
+                if found.is_empty() {
+                    // Something is wrong with one of these streams, so none was read.
+                    again.extend(share.streams.iter().map(|asked| asked.place));
+                }
+                is_bounded |= share.is_bounded_by_bytes && found.iter().any(|fresh| fresh.is_full);
+                fresh.extend(found);
+            }
         }
         self.parts.connector.works();
         if is_bounded {
@@ -237,8 +255,46 @@ impl Reader {
         let is_again = !again.is_empty();
         self.subscriptions.put_back(again.into_iter());
         let mut found = self.judge(fresh, broken);
-        found.end.is_full |= transaction.is_cut || is_again;
+        found.end.is_full |= requested.is_cut || is_again;
         Ok(found)
+    }
+
+    /// Takes the reply to the XREAD of streams from the entry at the cursor on. If one of the keys is not a stream,
+    /// which the error does not name, nothing was read: all are counted next.
+    fn understand_anchored(
+        &mut self,
+        share: &Share<Asked>,
+        reply: &Reply,
+        again: &mut Vec<Place>,
+    ) -> Result<Vec<Fresh>, RedisError> {
+        let streams = match reply.streams() {
+            Err(RedisError::Server(error)) if error.kind() == ServerErrorKind::WrongType => {
+                for asked in &share.streams {
+                    self.subscriptions.count_next(asked.place);
+                    again.push(asked.place);
+                }
+                return Ok(Vec::new());
+            }
+            streams => streams?,
+        };
+        self.assign(share, streams)
+    }
+
+    /// Assigns what an XREAD from the entry at the cursor on returned.
+    fn assign(&self, share: &Share<Asked>, streams: Vec<StreamEntries>) -> Result<Vec<Fresh>, RedisError> {
+        let mut streams = streams.into_iter().peekable();
+        let mut fresh = Vec::with_capacity(share.streams.len());
+        for &asked in &share.streams {
+            let Some(found) = self.subscriptions.get(asked.place) else { continue };
+            // Redis replies in the order of the request.
+            let entries =
+                streams.next_if(|read| *found.key == *read.key).map_or_else(Vec::new, |read| read.entries);
+            let is_anchored = entries.first().is_some_and(|first| found.is_anchor(first));
+            let is_full = entries.len() >= share.count;
+            fresh.push(Fresh { asked, count: Count::Anchored(is_anchored), entries, is_full });
+        }
+        all_are_assigned(streams)?;
+        Ok(fresh)
     }
 
     /// Takes the results of one XREAD and of the counts before it. Adds streams that have lost their group to `gone`;
@@ -269,9 +325,7 @@ impl Reader {
             let is_full = entries.len() >= share.count;
             fresh.extend(count.map(|count| Fresh { asked, count, entries, is_full }));
         }
-        if streams.next().is_some() {
-            return Err(RedisError::Protocol("streams that were not requested, or in another order".into()));
-        }
+        all_are_assigned(streams)?;
         Ok(fresh)
     }
 
@@ -280,12 +334,13 @@ impl Reader {
         let now = Instant::now();
         let mut news = Vec::with_capacity(fresh.len());
         let mut end = ReadEnd::default();
-        for Fresh { asked: Asked { place, position, .. }, count, mut entries, is_full } in fresh {
-            if self.subscriptions.acknowledged(place, position) {
+        for Fresh { asked: Asked { place, method, position }, count, mut entries, is_full } in fresh {
+            if method != Method::Anchored && self.subscriptions.acknowledged(place, position) {
                 self.parts.registry.counters().acks_sent.inc();
             }
             let Some(found) = self.subscriptions.get_mut(place) else { continue };
-            let brought = Brought { entries: entries.len() as u64, is_full };
+            let anchors = u64::from(count == Count::Anchored(true));
+            let brought = Brought { entries: entries.len() as u64 - anchors, is_full };
             match found.judge(&count, brought, now) {
                 Verdict::Whole(_) => {}
                 Verdict::Unproven => {
@@ -321,6 +376,33 @@ impl Reader {
         self.report_broken(found.broken);
         found.end
     }
+}
+
+/// Separates the streams whose reads begin with the entry at the cursor from those that are counted. Each of the
+/// former gets room for that entry.
+fn separate(shares: Vec<Share<Asked>>) -> (Option<Share<Asked>>, Vec<Share<Asked>>) {
+    let mut anchored: Option<Share<Asked>> = None;
+    let mut counted = Vec::with_capacity(shares.len());
+    for share in shares {
+        let Share { streams, count, is_bounded_by_bytes } = share;
+        let (with_anchor, others): (Vec<_>, Vec<_>) =
+            streams.into_iter().partition(|asked| asked.method == Method::Anchored);
+        if !with_anchor.is_empty() {
+            anchored = Some(Share { streams: with_anchor, count: count + 1, is_bounded_by_bytes });
+        }
+        if !others.is_empty() {
+            counted.push(Share { streams: others, count, is_bounded_by_bytes });
+        }
+    }
+    (anchored, counted)
+}
+
+/// Fails if Redis returned a stream that was not requested.
+fn all_are_assigned(mut streams: impl Iterator<Item = StreamEntries>) -> Result<(), RedisError> {
+    if streams.next().is_some() {
+        return Err(RedisError::Protocol("streams that were not requested, or in another order".into()));
+    }
+    Ok(())
 }
 
 /// The results of the commands that count one stream; the inner error means that it has no group to read by.

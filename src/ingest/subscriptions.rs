@@ -17,6 +17,9 @@ use crate::model::{AckWatermark, Entry, EntryId, StreamName};
 /// unread would make its count of passed entries too low.
 const RECOUNTED: Duration = Duration::from_secs(1);
 
+/// The largest entry with which a read begins to prove that it is whole, in bytes: it is transferred with every read.
+const ANCHOR_BYTES_MAX: usize = 1024;
+
 /// A stream's key in Redis.
 pub(super) type Key = Arc<[u8]>;
 
@@ -36,11 +39,16 @@ pub(super) struct Subscription {
     acknowledged: EntryId,
     /// The size of its entries, if it is known.
     pub(super) size: Size,
-    /// How the next read counts the stream.
+    /// The hash of the entry at the cursor, if that was read and is small.
+    anchor: Option<u64>,
+    /// How the next read counts the stream, if it is counted.
     method: Method,
     /// How many entries the stream had when everything was read.
     length: Option<u64>,
+    /// When the stream was last counted, in any way.
     counted_at: Option<Instant>,
+    /// When it was last counted exactly.
+    counted_exactly_at: Option<Instant>,
     /// Whether the stream is in the list of those with news.
     has_news: bool,
     /// Whether the stream is in the list of those with pending acknowledgements.
@@ -66,9 +74,11 @@ impl Subscription {
             watermark,
             acknowledged: cursor,
             size: Size::default(),
+            anchor: None,
             method: if ordinal.is_some() { Method::Length } else { Method::Groups },
             length: None,
             counted_at: None,
+            counted_exactly_at: None,
             has_news: false,
             is_pending: false,
             read_at: now,
@@ -81,9 +91,24 @@ impl Subscription {
         self.live == live && self.stream == *stream
     }
 
-    /// How the next read counts the stream.
-    pub(super) fn method(&self) -> Method {
-        self.method
+    /// How the next read proves that it is whole. Now and then the stream is counted, which also sets the position of
+    /// its group.
+    pub(super) fn method(&self, now: Instant) -> Method {
+        let is_counted = self.counted_at.is_some_and(|at| now.duration_since(at) < RECOUNTED);
+        match self.method {
+            Method::Length if self.anchor.is_some() && is_counted => Method::Anchored,
+            method => method,
+        }
+    }
+
+    /// Whether this is the entry at the cursor, unchanged.
+    pub(super) fn is_anchor(&self, entry: &Entry) -> bool {
+        entry.id == self.cursor && self.anchor == Some(entry.fields.fingerprint())
+    }
+
+    /// Makes the next read count the stream.
+    fn count_next(&mut self) {
+        self.counted_at = None;
     }
 
     /// Judges the result of a read, and decides how the next read counts the stream.
@@ -95,8 +120,8 @@ impl Subscription {
             }
             Verdict::Unproven => match self.method {
                 // XINFO STREAM of an empty stream transfers no entries.
-                _ if self.size.is_small() || count.length() == 0 => self.count_again(Method::Info),
-                Method::Length => self.count_again(Method::Groups),
+                _ if self.size.is_small() || count.length() == Some(0) => self.count_again(Method::Info),
+                Method::Anchored | Method::Length => self.count_again(Method::Groups),
                 Method::Groups if !self.size.is_large() => self.count_again(Method::Info),
                 Method::Groups | Method::Info => Verdict::Lost,
             },
@@ -111,14 +136,19 @@ impl Subscription {
 
     fn note_whole(&mut self, ordinal: Option<u64>, (count, brought): (&Count, Brought), now: Instant) {
         self.ordinal = ordinal;
+        let Some(length) = count.length() else {
+            self.length = self.length.filter(|_| !brought.is_full).map(|before| before + brought.entries);
+            return;
+        };
+        self.counted_at = Some(now);
         if !matches!(count, Count::Length(_)) {
-            self.counted_at = Some(now);
+            self.counted_exactly_at = Some(now);
         }
-        let was_removed = self.length.is_some_and(|before| before + brought.entries != count.length());
-        self.length = (!brought.is_full).then_some(count.length());
+        let was_removed = self.length.is_some_and(|before| before + brought.entries != length);
+        self.length = (!brought.is_full).then_some(length);
         let is_recounted =
-            was_removed && self.counted_at.is_none_or(|at| now.duration_since(at) >= RECOUNTED);
-        let length_will_do = !brought.is_full && count.length() > brought.entries;
+            was_removed && self.counted_exactly_at.is_none_or(|at| now.duration_since(at) >= RECOUNTED);
+        let length_will_do = !brought.is_full && length > brought.entries;
         self.method = match self.method {
             _ if length_will_do && !is_recounted => Method::Length,
             Method::Length if self.size.is_small() => Method::Info,
@@ -133,6 +163,8 @@ impl Subscription {
         entries.retain(|entry| entry.id > cursor);
         if let Some(last) = entries.last() {
             self.cursor = last.id;
+            let is_small = last.fields.len_bytes() <= ANCHOR_BYTES_MAX;
+            self.anchor = is_small.then(|| last.fields.fingerprint());
         }
         if let Some(largest) = entries.iter().map(|entry| entry.fields.len_bytes()).max() {
             self.size.note(largest);
@@ -327,6 +359,15 @@ impl Subscriptions {
         let before =
             self.all.get_mut(place).map(|found| std::mem::replace(&mut found.acknowledged, position));
         before.is_some_and(|before| before != position)
+    }
+
+    /// Makes the next read of the stream at a place count it, which shows whether it has its group and what is wrong
+    /// with its key.
+    pub(super) fn count_next(&mut self, place: Place) {
+        if let Some(found) = self.all.get_mut(place) {
+            found.count_next();
+            self.note(place);
+        }
     }
 
     /// Schedules one check of every stream with pending acknowledgements. Returns how many there are.

@@ -33,26 +33,30 @@ fn a_stream_is_counted_exactly_if_its_length_proves_nothing() {
     let now = Instant::now();
     let mut known = subscription(5, Some(3), now);
     known.size.note(100);
-    assert_eq!(known.method(), Method::Length);
+    assert_eq!(known.method(now), Method::Length);
     let two = Brought { entries: 2, is_full: false };
     assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
-    assert_eq!((known.method(), known.ordinal), (Method::Info, Some(3)), "it counts for nothing");
+    assert_eq!((known.method(now), known.ordinal), (Method::Info, Some(3)), "it counts for nothing");
     known.size.note(1 << 20);
     known.method = Method::Length;
     assert_eq!(known.judge(&Count::Length(2), two, now), Verdict::Unproven);
-    assert_eq!(known.method(), Method::Groups);
+    assert_eq!(known.method(now), Method::Groups);
     assert_eq!(known.judge(&groups(2, None), two, now), Verdict::Lost, "no entry is moved for it");
     assert_eq!(known.judge(&groups(2, Some(5)), two, now), Verdict::Whole(Some(5)));
-    assert_eq!((known.method(), known.ordinal), (Method::Groups, Some(5)), "nothing that was read is left");
+    assert_eq!(
+        (known.method(now), known.ordinal),
+        (Method::Groups, Some(5)),
+        "nothing that was read is left"
+    );
     assert_eq!(known.judge(&groups(2, Some(8)), two, now), Verdict::Lost);
     assert_eq!(known.judge(&groups(4, Some(7)), two, now), Verdict::Whole(Some(7)));
-    assert_eq!(known.method(), Method::Length);
+    assert_eq!(known.method(now), Method::Length);
     assert_eq!(known.judge(&Count::Length(0), two, now), Verdict::Unproven);
-    assert_eq!(known.method(), Method::Info, "an empty stream has no large entries");
+    assert_eq!(known.method(now), Method::Info, "an empty stream has no large entries");
     let mut unknown = subscription(5, None, now);
-    assert_eq!(unknown.method(), Method::Groups, "its count is to be found out");
+    assert_eq!(unknown.method(now), Method::Groups, "its count is to be found out");
     assert_eq!(unknown.judge(&groups(2, None), two, now), Verdict::Unproven);
-    assert_eq!(unknown.method(), Method::Info);
+    assert_eq!(unknown.method(now), Method::Info);
 }
 
 #[test]
@@ -63,15 +67,15 @@ fn a_stream_from_which_entries_were_removed_is_counted_now_and_then() {
     let one = Brought { entries: 1, is_full: false };
     known.judge(&Count::Length(4), one, now);
     known.judge(&Count::Length(5), one, now);
-    assert_eq!(known.method(), Method::Length);
+    assert_eq!(known.method(now), Method::Length);
     known.judge(&Count::Length(5), one, now);
-    assert_eq!(known.method(), Method::Info);
+    assert_eq!(known.method(now), Method::Info);
     known.judge(&groups(5, Some(9)), one, now);
-    assert_eq!((known.method(), known.ordinal), (Method::Length, Some(9)));
+    assert_eq!((known.method(now), known.ordinal), (Method::Length, Some(9)));
     known.judge(&Count::Length(5), one, now);
-    assert_eq!(known.method(), Method::Length, "not so soon");
+    assert_eq!(known.method(now), Method::Length, "not so soon");
     known.judge(&Count::Length(5), one, now + RECOUNTED);
-    assert_eq!(known.method(), Method::Info);
+    assert_eq!(known.method(now), Method::Info);
 }
 
 #[test]

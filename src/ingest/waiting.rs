@@ -93,13 +93,17 @@ impl Reader {
         self.begin_blocking();
         let asked_at = self.pipeline.len();
         self.add_block(block);
-        let transaction = (places.len() <= READ_ALONG_MAX).then(|| self.add_transaction(places));
+        let requested = (places.len() <= READ_ALONG_MAX).then(|| self.add_reads(places));
         let replies = self.converse(Some(block))?;
         let Some(woken) = replies.get(asked_at) else { return Ok(ReadEnd::default()) };
         self.note_acknowledged(&replies[..asked_at]);
-        self.note_woken(woken, transaction.is_none())?;
-        match transaction {
-            Some(transaction) => self.take_in(&replies, transaction).map(|found| self.pass_on(found)),
+        self.note_woken(woken, requested.is_none())?;
+        let waited = now.elapsed();
+        match requested {
+            Some(requested) => {
+                let found = self.take_in(&replies, requested)?;
+                Ok(ReadEnd { waited, ..self.pass_on(found) })
+            }
             None => Ok(ReadEnd::default()),
         }
     }
@@ -197,7 +201,7 @@ impl Reader {
         let mut read_ahead = 0;
         let mut replies = Vec::with_capacity(self.pipeline.len());
         // An immediate check would find nothing: Redis has yet to wake.
-        if may_sleep && block.is_none() {
+        if may_sleep && (woken || self.parts.commands.is_empty()) {
             self.wait(Instant::now() + STOP_CHECK)?;
         }
         loop {

@@ -1,11 +1,11 @@
 //! Raw stream entries as Redis returns them.
 
 use std::fmt::{self, Write as _};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::EntryId;
 use crate::visible;
@@ -136,9 +136,7 @@ impl Fields {
     /// A hash of the fields. Together with the entry's id it identifies an entry.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (&self.resp[..], self.left_out).hash(&mut hasher);
-        hasher.finish()
+        xxh3_64_with_seed(&self.resp, self.left_out as u64)
     }
 
     /// The bytes of the fields, framing included.

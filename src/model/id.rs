@@ -34,6 +34,16 @@ impl EntryId {
         }
     }
 
+    /// The largest id below this one; `0-0` has none and stays.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        match (self.ms, self.n) {
+            (0, 0) => self,
+            (ms, 0) => Self { ms: ms - 1, n: u64::MAX },
+            (ms, n) => Self { ms, n: n - 1 },
+        }
+    }
+
     /// Parses the bytes of a Redis reply, where an id is always `ms-n`.
     #[must_use]
     pub fn from_ascii(bytes: &[u8]) -> Option<Self> {
