@@ -186,9 +186,7 @@ impl Reader {
             return self.wait(Instant::now() + STOP_CHECK);
         }
         if is_tracking {
-            // Pushes that arrived during a round trip are already off the socket, so the poll reports no event for
-            // them.
-            self.note_pushes()?;
+            self.note_arrived_pushes()?;
             let now = Instant::now();
             if self.tracking.sweeps(now) {
                 let since = now.checked_sub(SWEPT_SILENCE).unwrap_or(now);

@@ -79,6 +79,32 @@ fn a_stream_from_which_entries_were_removed_is_counted_now_and_then() {
 }
 
 #[test]
+fn reads_begin_with_the_entry_at_the_cursor_between_two_counts() {
+    let now = Instant::now();
+    let mut known = subscription(5, Some(3), now);
+    let one = Brought { entries: 1, is_full: false };
+    assert_eq!(known.judge(&Count::Length(4), one, now), Verdict::Whole(Some(4)));
+    assert_eq!(known.method(now), Method::Length, "the entry at the cursor is not known");
+    known.advance(&mut vec![entry(6)], now);
+    assert_eq!(known.method(now), Method::Anchored);
+    assert!(known.is_anchor(&entry(6)) && !known.is_anchor(&entry(7)));
+    let changed = Entry { fields: Fields::from_pairs(&[(b"data", b"other")]), ..entry(6) };
+    assert!(!known.is_anchor(&changed), "a stream begun anew may use an id again");
+    assert_eq!(known.judge(&Count::Anchored(true), one, now), Verdict::Whole(Some(5)));
+    assert_eq!(known.method(now + RECOUNTED), Method::Length, "it is counted now and then");
+    assert_eq!(known.judge(&Count::Anchored(false), one, now), Verdict::Unproven);
+    assert_eq!(
+        (known.method(now), known.ordinal),
+        (Method::Info, Some(5)),
+        "then exactly, and it counts for nothing"
+    );
+    let value = vec![b'x'; ANCHOR_BYTES_MAX];
+    let large = Entry { fields: Fields::from_pairs(&[(b"data", &value)]), ..entry(8) };
+    known.advance(&mut vec![large], now);
+    assert_eq!(known.anchor, None, "a large entry is not transferred again and again");
+}
+
+#[test]
 fn news_are_taken_once_and_in_turn() {
     let now = Instant::now();
     let mut all = Subscriptions::default();

@@ -56,6 +56,13 @@ impl Reader {
         self.note_pushes()
     }
 
+    /// Records the pushes for which the poll reports no event: those that arrived during a round trip are off the socket
+    /// already, or behind a read that filled its buffer.
+    pub(super) fn note_arrived_pushes(&mut self) -> Result<(), RedisError> {
+        let is_empty = self.parts.connector.open().is_none_or(|link| link.has_emptied_socket());
+        if is_empty { self.note_pushes() } else { self.receive_pushes() }
+    }
+
     /// Records the pushes that are already off the socket.
     pub(super) fn note_pushes(&mut self) -> Result<(), RedisError> {
         while let Some(push) = self.parts.connector.open().and_then(Link::take_push) {

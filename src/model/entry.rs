@@ -136,7 +136,7 @@ impl Fields {
     /// A hash of the fields. Together with the entry's id it identifies an entry.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        xxh3_64_with_seed(&self.resp, self.left_out as u64)
+        xxh3_64_with_seed(&self.resp, self.left_out)
     }
 
     /// The bytes of the fields, framing included.

@@ -43,6 +43,7 @@ const READ_AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 ///
 /// Every command must have exactly one reply that is not a push. SUBSCRIBE and similar commands, which reply by
 /// pushes in RESP3, and `CLIENT REPLY` can therefore not be sent on a link.
+#[expect(clippy::struct_excessive_bools, reason = "each is a state of the connection of its own")]
 pub struct Link {
     transport: Transport,
     scanner: Scanner,
@@ -57,6 +58,8 @@ pub struct Link {
     response_timeout: Duration,
     /// Bytes read from the socket since the connection was opened, to distinguish a slow reply from none.
     received: u64,
+    /// Whether the last read took everything that the socket had.
+    has_emptied_socket: bool,
     ending: Ending,
 }
 
@@ -111,6 +114,7 @@ impl Link {
             is_broken: false,
             response_timeout: target.connect_timeout,
             received: 0,
+            has_emptied_socket: false,
             ending: ending.clone(),
         };
         link.introduce(target, &printable(client_name), deadline)?;
@@ -151,6 +155,13 @@ impl Link {
     #[must_use]
     pub fn has_read_ahead(&self) -> bool {
         !self.input.bytes.is_empty()
+    }
+
+    /// Whether the last read from the socket took everything that it had. If not, an edge-triggered poll may never report
+    /// the rest: receive before waiting.
+    #[must_use]
+    pub const fn has_emptied_socket(&self) -> bool {
+        self.has_emptied_socket
     }
 
     /// The bytes of an incomplete reply: while they grow, the reply makes progress.
@@ -333,6 +344,7 @@ impl Link {
     }
 
     fn next_reply(&mut self) -> Result<Option<Reply>, RedisError> {
+        // Bytes may have arrived since the last read.
         let mut is_socket_empty = false;
         loop {
             while let Some(scanned) = self.scanner.scan(&self.input.bytes)? {
@@ -346,11 +358,10 @@ impl Link {
                 self.take_trailing_pushes();
                 return Ok(Some(reply));
             }
-            // A read that did not fill the buffer has emptied the socket.
             if is_socket_empty || !self.fill()? {
                 return Ok(None);
             }
-            is_socket_empty = self.transport.is_plain() && self.input.has_room();
+            is_socket_empty = self.has_emptied_socket;
         }
     }
 
@@ -374,9 +385,14 @@ impl Link {
                 Ok(0) => Err(RedisError::Closed),
                 Ok(len) => {
                     self.received = self.received.wrapping_add(len as u64);
+                    // A read that did not fill the buffer has emptied the socket.
+                    self.has_emptied_socket = self.transport.is_plain() && self.input.has_room();
                     Ok(true)
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.has_emptied_socket = true;
+                    Ok(false)
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => Err(error.into()),
             };
