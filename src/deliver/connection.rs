@@ -154,6 +154,8 @@ pub(super) struct Connection {
     /// Set while the socket accepts no more bytes although some wait.
     pub(super) blocked: Option<Blocked>,
     pub(super) sent_at: Instant,
+    /// When the last keep-alive was sent.
+    pub(super) kept_alive_at: Option<Instant>,
     /// When the timer of this connection fires.
     pub(super) deadline: Option<Instant>,
     /// Whether the connection is queued to be written to.
@@ -200,6 +202,7 @@ impl Connection {
             gauged_bytes: 0,
             blocked: None,
             sent_at: now,
+            kept_alive_at: None,
             deadline: None,
             dirty: false,
             paused: VecDeque::new(),

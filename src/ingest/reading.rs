@@ -53,8 +53,8 @@ pub(super) struct ReadEnd {
 struct Asked {
     place: Place,
     method: Method,
-    /// The position to which its group is set, if the stream is counted.
-    position: EntryId,
+    /// The position to which its group is set: only of a stream that is counted.
+    position: Option<EntryId>,
 }
 
 /// The streams that a round trip reads.
@@ -139,8 +139,9 @@ impl Reader {
         let Self { subscriptions, budget, parts, .. } = self;
         let sized = places.into_iter().filter_map(|place| {
             let found = subscriptions.get(place)?;
-            let asked =
-                Asked { place, method: found.method(now), position: found.position(parts.delivery.ack) };
+            let method = found.method(now);
+            let position = (method != Method::Anchored).then(|| found.position(parts.delivery.ack));
+            let asked = Asked { place, method, position };
             Some((asked, budget.entry_bytes(found.size, now)))
         });
         let (shares, left) = divide(sized, budget.bytes(), count_max);
@@ -167,7 +168,7 @@ impl Reader {
     /// Adds the commands that count a stream and acknowledge what was written of it.
     fn add_count(&mut self, Asked { place, method, position }: Asked) {
         let Self { parts, pipeline, subscriptions, .. } = self;
-        let Some(found) = subscriptions.get(place) else { return };
+        let (Some(found), Some(position)) = (subscriptions.get(place), position) else { return };
         let group = parts.keys.group();
         if method == Method::Groups {
             // At the end with nothing read, and at the beginning.
@@ -334,8 +335,8 @@ impl Reader {
         let now = Instant::now();
         let mut news = Vec::with_capacity(fresh.len());
         let mut end = ReadEnd::default();
-        for Fresh { asked: Asked { place, method, position }, count, mut entries, is_full } in fresh {
-            if method != Method::Anchored && self.subscriptions.acknowledged(place, position) {
+        for Fresh { asked: Asked { place, position, .. }, count, mut entries, is_full } in fresh {
+            if position.is_some_and(|position| self.subscriptions.acknowledged(place, position)) {
                 self.parts.registry.counters().acks_sent.inc();
             }
             let Some(found) = self.subscriptions.get_mut(place) else { continue };

@@ -1,7 +1,7 @@
 //! Handles deadlines: sends keep-alives, closes connections of slow and vanished clients, ends waits that run out, and
 //! drains the instance.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -21,6 +21,15 @@ pub(super) const COMMENT: &[u8] = b":\n\n";
 const PINGS_UNANSWERED: u32 = 2;
 /// How often per `client.slow_timeout` a client for which bytes wait is checked for progress.
 pub(super) const PROGRESS_CHECKS: u32 = 4;
+
+/// A part of `whole` that differs between connections with neighbouring indices: the fractional part of multiples of
+/// the golden ratio. By it, the first keep-alives of connections that fell silent at once, such as all viewers of one
+/// stream, are spread over time.
+fn spread(index: usize, whole: Duration) -> Duration {
+    const GOLDEN: u32 = 0x9E37_79B9;
+    let fraction = u32::try_from(index & 0xFFFF_FFFF).unwrap_or(0).wrapping_mul(GOLDEN);
+    whole.mul_f64(f64::from(fraction) / f64::from(u32::MAX))
+}
 
 impl Delivery {
     /// Handles the deadlines of a connection that have passed. Returns when to check it again.
@@ -118,7 +127,9 @@ impl Delivery {
     fn keep_alive(&mut self, slot: Slot, now: Instant) -> Option<Instant> {
         let interval = self.config.client.keepalive;
         let connection = self.connections.get_mut(slot)?;
-        let due = connection.sent_at + interval;
+        let is_kept_alive = connection.kept_alive_at == Some(connection.sent_at);
+        let early = if is_kept_alive { Duration::ZERO } else { spread(slot.index, interval / 2) };
+        let due = connection.sent_at + interval - early;
         let is_due = due <= now;
         if let Phase::WebSocket(websocket) = &mut connection.phase {
             if let Some(pinged_at) = websocket.pinged_at
@@ -141,6 +152,7 @@ impl Delivery {
             _ => Bytes::from_static(COMMENT),
         };
         if connection.outbox.is_empty() {
+            connection.kept_alive_at = Some(now);
             self.connections.send(slot, bytes);
         }
         Some(now + interval)
@@ -217,5 +229,22 @@ impl Delivery {
             return self.close_websocket(slot, CloseCode::Normal, "ended", now);
         }
         self.close_websocket(slot, CloseCode::GoingAway, "draining", now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_spread_evenly() {
+        let whole = Duration::from_secs(1);
+        let mut tenths = [0; 10];
+        for index in 0..1_000 {
+            let part = spread(index, whole);
+            assert!(part <= whole);
+            tenths[(part.as_millis() / 100).min(9) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|&count| (90..=110).contains(&count)), "{tenths:?}");
     }
 }
