@@ -17,6 +17,8 @@ use crate::model::{AckWatermark, Entry, EntryId, StreamName};
 /// unread would make its count of passed entries too low.
 const RECOUNTED: Duration = Duration::from_secs(1);
 
+/// Streams are counted at this many different intervals, from [`RECOUNTED`] to twice that.
+const COUNT_SLOTS: u32 = 16;
 /// The largest entry with which a read begins to prove that it is whole, in bytes: it is transferred with every read.
 const ANCHOR_BYTES_MAX: usize = 1024;
 
@@ -94,7 +96,10 @@ impl Subscription {
     /// How the next read proves that it is whole. Now and then the stream is counted, which also sets the position of
     /// its group.
     pub(super) fn method(&self, now: Instant) -> Method {
-        let is_counted = self.counted_at.is_some_and(|at| now.duration_since(at) < RECOUNTED);
+        // Streams that were counted together are not all counted again together.
+        let slot = u32::try_from(self.live.index).unwrap_or(0) % COUNT_SLOTS;
+        let interval = RECOUNTED + RECOUNTED * slot / COUNT_SLOTS;
+        let is_counted = self.counted_at.is_some_and(|at| now.duration_since(at) < interval);
         match self.method {
             Method::Length if self.anchor.is_some() && is_counted => Method::Anchored,
             method => method,

@@ -92,6 +92,10 @@ fn reads_begin_with_the_entry_at_the_cursor_between_two_counts() {
     assert!(!known.is_anchor(&changed), "a stream begun anew may use an id again");
     assert_eq!(known.judge(&Count::Anchored(true), one, now), Verdict::Whole(Some(5)));
     assert_eq!(known.method(now + RECOUNTED), Method::Length, "it is counted now and then");
+    known.live.index = 8;
+    assert_eq!(known.method(now + RECOUNTED), Method::Anchored, "not all at once");
+    assert_eq!(known.method(now + 2 * RECOUNTED), Method::Length);
+    known.live.index = 0;
     assert_eq!(known.judge(&Count::Anchored(false), one, now), Verdict::Unproven);
     assert_eq!(
         (known.method(now), known.ordinal),
