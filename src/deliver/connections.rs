@@ -22,8 +22,8 @@ use crate::observe::Registry;
 use crate::security::principal::Principal;
 
 /// How many sockets one round writes to: of those that were queued last, so that a crowd of viewers of one stream does
-/// not delay the viewers of others, and of those that have waited longest. The latter are most, so that under a load that
-/// fills the queue all wait about equally long.
+/// not delay the viewers of others, and of those that have waited longest. The latter are most, so that under a load
+/// that fills the queue all wait about equally long.
 const NEWEST_PER_ROUND: usize = 64;
 const OLDEST_PER_ROUND: usize = 256;
 /// A connection with more waiting bytes than this is written to after all others: it is sent history, or its client is

@@ -2,9 +2,8 @@
 //!
 //! With few streams, one connection blocks in a read of all of them and of the reader's wake stream; a second
 //! connection writes to that wake stream when a command arrives. With many streams, Redis pushes the names of those
-//! that have news (`tracking`). Either way, entries are read in transactions that show whether other entries were
-//! removed before them. Acknowledgements travel with the next read of their stream. [`Pacing`] decides how long a
-//! blocking reader pauses between two reads.
+//! that have news (`tracking`). Either way, each read shows whether other entries were removed before those that it
+//! returns (`reading`). [`Pacing`] decides how long a blocking reader pauses between two reads.
 //!
 //! INVARIANT: reads begin at the subscription's cursor, never at the group's position. If anything is wrong with a
 //! stream or with Redis, the reader does not repair it: it reports the stream as broken and forgets it. The stream's

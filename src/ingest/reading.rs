@@ -95,8 +95,8 @@ struct Fresh {
 }
 
 impl Reader {
-    /// Reads the streams with news. If more news arrives with a reply, the next read is sent before that reply's entries
-    /// are passed on, so that Redis works on it meanwhile.
+    /// Reads the streams with news. If more news arrives with a reply, the next read is sent before that reply's
+    /// entries are passed on, so that Redis works on it meanwhile.
     pub(super) fn read_news(&mut self) -> Result<ReadEnd, RedisError> {
         let mut reading = self.ask_for_news(true)?;
         let mut end = ReadEnd::default();

@@ -56,8 +56,8 @@ impl Reader {
         self.note_pushes()
     }
 
-    /// Records the pushes for which the poll reports no event: those that arrived during a round trip are off the socket
-    /// already, or behind a read that filled its buffer.
+    /// Records the pushes for which the poll reports no event: those that arrived during a round trip are off the
+    /// socket already, or behind a read that filled its buffer.
     pub(super) fn note_arrived_pushes(&mut self) -> Result<(), RedisError> {
         let is_empty = self.parts.connector.open().is_none_or(|link| link.has_emptied_socket());
         if is_empty { self.note_pushes() } else { self.receive_pushes() }

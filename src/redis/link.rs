@@ -157,8 +157,8 @@ impl Link {
         !self.input.bytes.is_empty()
     }
 
-    /// Whether the last read from the socket took everything that it had. If not, an edge-triggered poll may never report
-    /// the rest: receive before waiting.
+    /// Whether the last read from the socket took everything that it had. If not, an edge-triggered poll may never
+    /// report the rest: receive before waiting.
     #[must_use]
     pub const fn has_emptied_socket(&self) -> bool {
         self.has_emptied_socket
