@@ -17,15 +17,11 @@ use super::socket::Socket;
 use super::table::Table;
 use super::timer::Timers;
 use super::viewer::Mark;
+use super::write_queue::WriteQueue;
 use crate::message::Slot;
 use crate::observe::Registry;
 use crate::security::principal::Principal;
 
-/// How many sockets one round writes to: of those that were queued last, so that a crowd of viewers of one stream does
-/// not delay the viewers of others, and of those that have waited longest. The latter are most, so that under a load
-/// that fills the queue all wait about equally long.
-const NEWEST_PER_ROUND: usize = 64;
-const OLDEST_PER_ROUND: usize = 256;
 /// A connection with more waiting bytes than this is written to after all others: it is sent history, or its client is
 /// behind.
 const BULK_BYTES: usize = 16 * 1024;
@@ -51,7 +47,7 @@ pub(super) struct Connections {
     sources: mio::Registry,
     timers: Timers,
     /// Connections to be written to.
-    dirty: VecDeque<Slot>,
+    dirty: WriteQueue,
     /// Connections that have many bytes to write, and are written to after the others.
     bulky: VecDeque<Slot>,
     /// Connections to be read from.
@@ -72,7 +68,7 @@ impl Connections {
             table: Table::default(),
             sources,
             timers: Timers::new(),
-            dirty: VecDeque::new(),
+            dirty: WriteQueue::default(),
             bulky: VecDeque::new(),
             backlog: Backlog::default(),
             ended: Vec::new(),
@@ -203,7 +199,7 @@ impl Connections {
         if let Some(connection) = self.table.get_mut(slot)
             && !std::mem::replace(&mut connection.dirty, true)
         {
-            self.dirty.push_back(slot);
+            self.dirty.push(slot);
         }
     }
 
@@ -244,14 +240,12 @@ impl Connections {
     }
 
     /// How many times a round calls [`Connections::next_to_flush`].
-    pub(super) const TURNS_PER_ROUND: usize = NEWEST_PER_ROUND + OLDEST_PER_ROUND;
+    pub(super) const TURNS_PER_ROUND: usize = WriteQueue::TURNS_PER_ROUND;
 
-    /// Takes the next connection to write to: first those that were queued last, then those that have waited longest.
-    /// The rest wait for the next round, so that new input is read in between. `Some(None)`: the connection has many
+    /// Takes the next connection to write to, in the order of [`WriteQueue`]. `Some(None)`: the connection has many
     /// bytes to write, and is written to after the others. `None`: the queue is empty.
     pub(super) fn next_to_flush(&mut self, turn: usize) -> Option<Option<Slot>> {
-        let next = if turn < NEWEST_PER_ROUND { self.dirty.pop_back() } else { self.dirty.pop_front() };
-        let slot = next?;
+        let slot = self.dirty.next(turn)?;
         if self.table.get(slot).is_some_and(|found| found.outbox.len_bytes() > BULK_BYTES) {
             self.bulky.push_back(slot);
             return Some(None);

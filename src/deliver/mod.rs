@@ -58,3 +58,4 @@ pub mod timer;
 mod viewer;
 mod views;
 pub mod websocket;
+mod write_queue;

@@ -14,7 +14,7 @@ use crate::observe::Stage;
 const BULK_BYTES_PER_ROUND: usize = 128 * 1024;
 
 impl Delivery {
-    /// Writes to sockets with new bytes: first to those that were touched last, then to some that have waited longest.
+    /// Writes to the sockets with new bytes whose turn it is in this round.
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         for turn in 0..Connections::TURNS_PER_ROUND {
             let Some(next) = self.connections.next_to_flush(turn) else { break };
