@@ -107,7 +107,11 @@ impl Reader {
             self.note_pushes()?;
             let found = self.take_in(&replies, requested)?;
             end = ReadEnd { took, is_full: found.end.is_full || is_cut, ..found.end };
-            let goes_on = left > 0 && self.parts.commands.is_empty() && !self.parts.draining.requested();
+            // Once a stop is requested, replies may be missing: the connection is not to be used again.
+            let goes_on = left > 0
+                && self.parts.commands.is_empty()
+                && !self.parts.draining.requested()
+                && !self.parts.stop.requested();
             let next = if goes_on { self.ask_for_news(false) } else { Ok(None) };
             // Entries that have arrived are passed on, whether or not the next read can be sent.
             self.pass_on(found);

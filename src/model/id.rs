@@ -196,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn between_an_id_and_the_one_before_it_there_is_none() {
+        for (id, before) in [((5, 6), (5, 5)), ((5, 0), (4, u64::MAX)), ((0, 1), (0, 0)), ((0, 0), (0, 0))] {
+            let (id, before) = (EntryId::new(id.0, id.1), EntryId::new(before.0, before.1));
+            assert_eq!(id.before(), before);
+            assert!(before == id || before.next() == Some(id));
+        }
+    }
+
+    #[test]
     fn positions_order_parts_before_the_whole() {
         let part: Position = "5-1.2".parse().unwrap();
         let whole: Position = "5-1".parse().unwrap();

@@ -343,6 +343,35 @@ fn pushes_between_replies_are_set_aside() {
 }
 
 #[test]
+fn a_socket_is_not_called_empty_while_pushes_wait_behind_a_filled_buffer() {
+    const KEYS: usize = 20_000;
+    let server = RedisServer::start(&[]);
+    let (mut link, mut writer) = (server.link(), server.link());
+    call(&mut link, "CLIENT TRACKING ON BCAST PREFIX a");
+    link.push(&command("PING"));
+    link.flush().unwrap();
+    wait_readable(link.raw_fd());
+    let commands: Vec<Cmd> = (0..KEYS).map(|n| Cmd::set(format!("a{n}"), n)).collect();
+    assert_eq!(writer.call_all(&commands).unwrap().len(), KEYS);
+    // The reply is in the first buffer; the names of the keys need many.
+    assert_eq!(link.try_receive().unwrap().unwrap().text().unwrap(), "PONG");
+    assert!(!link.has_emptied_socket());
+    let mut named = 0;
+    while named < KEYS {
+        if link.has_emptied_socket() {
+            wait_readable(link.raw_fd());
+        }
+        assert_eq!(link.try_receive().unwrap(), None);
+        while let Some(push) = link.take_push() {
+            let push = push.value().unwrap();
+            named += push.as_array().unwrap()[1].as_array().unwrap().len();
+        }
+    }
+    assert!(link.has_emptied_socket());
+    assert_eq!((named, link.pushes_lost()), (KEYS, 0));
+}
+
+#[test]
 fn a_killed_server_closes_the_link() {
     let mut server = RedisServer::start(&[]);
     let [mut blocked, mut idle] = both(&server);

@@ -16,7 +16,6 @@ use crate::support::viewer::{KINDS, Kind, Viewer};
 
 const GROUP: &str = "llm:consumer:llm-bridge:i1";
 const LEASE: &str = "llm:instance:llm-bridge:i1";
-const KEY: &str = "llm:stream:s1:m";
 const PER_SECOND: u32 = 2_000;
 const TOKENS: usize = 3_000;
 
@@ -78,18 +77,30 @@ fn a_drained_daemon_leaves_nothing_undone() {
 
 #[test]
 fn entries_read_while_draining_are_written_and_acknowledged() {
-    const ROUNDS: usize = 5;
+    drain_while_streams_are_written(1, 5);
+}
+
+/// Of many streams a reader sends its next read before it has passed on the entries of the last one.
+#[test]
+fn entries_of_many_streams_are_acknowledged_by_a_reader_that_was_stopped_between_two_reads() {
+    drain_while_streams_are_written(24, 3);
+}
+
+fn drain_while_streams_are_written(streams: usize, rounds: usize) {
     let redis = RedisServer::start();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let mut producer = Producer::new(&redis, "s1", "m");
+            let mut producers: Vec<Producer> =
+                (0..streams).map(|number| Producer::new(&redis, &format!("s{number}"), "m")).collect();
             while !is_over.load(Ordering::Relaxed) {
-                producer.delta("word ");
+                for producer in &mut producers {
+                    producer.delta("word ");
+                }
             }
         });
         // The writer stops even if a drain fails.
-        let drains = scope.spawn(|| (0..ROUNDS).for_each(|_| drain_and_look(&redis))).join();
+        let drains = scope.spawn(|| (0..rounds).for_each(|_| drain_and_look(&redis, streams))).join();
         is_over.store(true, Ordering::Relaxed);
         writer.join().unwrap();
         drains.unwrap();
@@ -97,22 +108,37 @@ fn entries_read_while_draining_are_written_and_acknowledged() {
 }
 
 /// Drains a daemon with viewers; checks that it has acknowledged everything that it has read.
-fn drain_and_look(redis: &RedisServer) {
-    let mut daemon = instance(redis, "i1").start();
-    let mut viewers = KINDS.map(|kind| (kind, Viewer::open(daemon.public, kind, "s1/m", "after=$&follow=1")));
-    for (_, viewer) in &mut viewers {
+fn drain_and_look(redis: &RedisServer, streams: usize) {
+    let mut daemon = instance(redis, "i1").set("threads.readers=1").start();
+    let mut viewers: Vec<_> = (0..streams)
+        .map(|number| {
+            let open =
+                |kind| (kind, Viewer::open(daemon.public, kind, &format!("s{number}/m"), "after=$&follow=1"));
+            KINDS.map(open)
+        })
+        .collect();
+    for (_, viewer) in viewers.iter_mut().flatten() {
         viewer.read_until("a token", |frame| frame.kind() == "delta");
     }
     daemon.signal(libc::SIGTERM);
-    let transcripts = viewers.map(|(kind, viewer)| expect_drained(viewer, kind));
+    let transcripts: Vec<_> = viewers
+        .into_iter()
+        .map(|viewers| viewers.map(|(kind, viewer)| expect_drained(viewer, kind)))
+        .collect();
     daemon.expect_exit(0);
     let mut connection = redis.connect();
-    if connection.groups(KEY).iter().any(|name| name == GROUP) {
-        let had = transcripts.each_ref().map(|transcript| transcript.last_id());
-        // A viewer that was still reading history may be ahead of the group.
-        let had = had.iter().flatten().map(|id| parsed_id(id)).min().unwrap();
-        let positions = connection.positions(KEY);
-        assert!(positions[0] >= had, "acknowledged {positions:?}, and all viewers have up to {had:?}");
+    for (number, transcripts) in transcripts.iter().enumerate() {
+        let key = format!("llm:stream:s{number}:m");
+        if connection.groups(&key).iter().any(|name| name == GROUP) {
+            let had = transcripts.each_ref().map(|transcript| transcript.last_id());
+            // A viewer that was still reading history may be ahead of the group.
+            let had = had.iter().flatten().map(|id| parsed_id(id)).min().unwrap();
+            let positions = connection.positions(&key);
+            assert!(
+                positions[0] >= had,
+                "{key}: acknowledged {positions:?}, and all viewers have up to {had:?}"
+            );
+        }
     }
 }
 
