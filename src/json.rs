@@ -198,6 +198,107 @@ pub(crate) fn each_member<'a>(text: &'a str, meet: impl FnMut(&str, &'a str)) ->
     deserializer.end().ok()
 }
 
+/// Calls `meet` with the name and the raw value of every member of a text that is one small JSON object of strings,
+/// whole numbers and words, as nearly every entry of a stream is. `None` if it is anything else, valid or not: only
+/// [`each_member`] can tell, and `meet` may have been called for some members.
+///
+/// It exists because entries are decoded by the million: decoding a delta takes 0.5 instead of 0.9 µs with it (measured
+/// with `decode/delta` of the bench `micro`).
+pub(crate) fn each_simple_member<'a>(text: &'a str, mut meet: impl FnMut(&'a str, &'a str)) -> Option<()> {
+    if text.len() > SIMPLE_BYTES_MAX {
+        return None;
+    }
+    let mut scan = SimpleScan { text, at: 0 };
+    scan.pass_blanks();
+    scan.take(b'{')?;
+    loop {
+        scan.pass_blanks();
+        let quoted = scan.string()?;
+        let name = string(quoted).filter(|name| !name.contains('\\'))?;
+        scan.pass_blanks();
+        scan.take(b':')?;
+        scan.pass_blanks();
+        meet(name, scan.value()?);
+        scan.pass_blanks();
+        if scan.take(b',').is_none() {
+            scan.take(b'}')?;
+            scan.pass_blanks();
+            return (scan.at == text.len()).then_some(());
+        }
+    }
+}
+
+/// Longer texts gain little: most of their time is spent within one string, in which serde_json is faster.
+const SIMPLE_BYTES_MAX: usize = 1024;
+
+/// Reads the parts of a simple object.
+struct SimpleScan<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> SimpleScan<'a> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn take(&mut self, byte: u8) -> Option<()> {
+        (self.peek()? == byte).then(|| self.at += 1)
+    }
+
+    fn pass_blanks(&mut self) {
+        self.pass(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'));
+    }
+
+    fn pass(&mut self, is_passed: impl Fn(u8) -> bool) {
+        let rest = &self.text.as_bytes()[self.at..];
+        self.at += rest.iter().position(|&byte| !is_passed(byte)).unwrap_or(rest.len());
+    }
+
+    /// A string with its quotes.
+    fn string(&mut self) -> Option<&'a str> {
+        let from = self.at;
+        self.take(b'"')?;
+        loop {
+            self.pass(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
+            match self.peek()? {
+                b'"' => break,
+                b'\\' => self.pass_escape()?,
+                _ => return None,
+            }
+        }
+        self.at += 1;
+        Some(&self.text[from..self.at])
+    }
+
+    fn pass_escape(&mut self) -> Option<()> {
+        let escape = self.text.as_bytes().get(self.at + 1..)?;
+        self.at += match escape.first()? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
+            b'u' => escape.get(1..5)?.iter().all(u8::is_ascii_hexdigit).then_some(6)?,
+            _ => return None,
+        };
+        Some(())
+    }
+
+    /// A string, an unsigned whole number, or a word.
+    fn value(&mut self) -> Option<&'a str> {
+        let from = self.at;
+        match self.peek()? {
+            b'"' => return self.string(),
+            b'0' => self.at += 1,
+            b'1'..=b'9' => self.pass(|byte| byte.is_ascii_digit()),
+            _ => {
+                let word =
+                    ["null", "true", "false"].into_iter().find(|word| self.text[from..].starts_with(word));
+                self.at += word?.len();
+            }
+        }
+        // A fraction or an exponent that follows is no part of a simple object, which ends the scan.
+        Some(&self.text[from..self.at])
+    }
+}
+
 /// The elements of a text that is one JSON array, as raw values with their indexes. An element that is `null` counts
 /// as absent, but keeps its index.
 pub(crate) fn elements(text: &str) -> Option<Vec<(u64, &str)>> {
@@ -308,7 +409,81 @@ mod tests {
         }
     }
 
+    /// The members of a text by a function like [`each_member`].
+    fn listed(
+        text: &str,
+        each: impl Fn(&str, &mut dyn FnMut(&str, &str)) -> Option<()>,
+    ) -> Option<Vec<String>> {
+        let mut found = Vec::new();
+        each(text, &mut |name, value| found.push(format!("{name} {value}")))?;
+        Some(found)
+    }
+
+    #[test]
+    fn simple_objects_are_recognized() {
+        let simple = |text: &str| listed(text, |text, meet| each_simple_member(text, meet));
+        for (text, members) in [
+            (r#"{"type":"delta","text":"a\n\u00e4\"","seq":12,"ts":0}"#, 4),
+            (" {\t\"a\" : \"\" ,\r\n\"b\":null , \"b\":true,\"c\":false} ", 4),
+            (r#"{"😀":"ä"}"#, 1),
+        ] {
+            assert_eq!(simple(text).expect(text).len(), members, "{text}");
+        }
+        let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(SIMPLE_BYTES_MAX));
+        for other in [
+            "",
+            "{}",
+            "[]",
+            r#"{"a":1.5}"#,
+            r#"{"a":01}"#,
+            r#"{"a":-1}"#,
+            r#"{"a":{}}"#,
+            r#"{"\u0061":1}"#,
+            &long,
+        ] {
+            assert_eq!(simple(other), None, "{other}");
+        }
+    }
+
     proptest! {
+        /// serde_json finds the same members in a simple object.
+        #[test]
+        fn simple_objects_are_valid_and_read_alike(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    8 => prop::sample::select(vec![
+                        r#""a":"b""#, r#""text":"\n\\\ud83d\ude00ä""#, r#""seq":12"#, r#""c" : null"#, r#""a":true"#,
+                        r#""type":"delta""#,
+                    ]),
+                    1 => prop::sample::select(vec![
+                        "", "1", r#""x""#, r#""a":1.5"#, r#""a":-1"#, r#""a":01"#, r#""a":1e3"#, r#""a":nul"#, r#""a":truex"#, r#""\u0061":1"#,
+                        r#""\ud800":1"#, r#""a":"\x""#, r#""a":"\u12g4""#, r#""a":"\u00""#, "\"a\":\"\n\"", r#""a":{}"#, r#""a":[1]"#, r#""a":"\"#,
+                        r#""a":"\""#, r#""a"1"#, r#""a":}"#, "{",
+                    ]),
+                ],
+                0..6,
+            ),
+            separators in prop::collection::vec(prop::sample::select(vec![",", ",", ",", " , ", "\n,", "", ",,"]), 6),
+            around in prop::sample::select(vec![("{", "}"), (" {", " } "), ("{ ", "}"), ("{", ""), ("", "}"), ("{", "}x"), ("[", "]")]),
+            cut in prop::option::weighted(0.2, 0..200_usize),
+        ) {
+            let mut text = around.0.to_owned();
+            for (at, piece) in pieces.iter().enumerate() {
+                if at > 0 {
+                    text += separators[at];
+                }
+                text += piece;
+            }
+            text += around.1;
+            if let Some(cut) = cut {
+                text = text.chars().take(cut).collect();
+            }
+            let simple = listed(&text, |text, meet| each_simple_member(text, meet));
+            if simple.is_some() {
+                prop_assert_eq!(simple, listed(&text, |text, meet| each_member(text, meet)));
+            }
+        }
+
         /// Escaped text unescapes to the original, and text that needs no escaping is left alone.
         #[test]
         fn escaping_keeps_the_text(text in ".{0,20}") {

@@ -72,7 +72,12 @@ impl Member {
 
     /// The member with this name; `raw` is a JSON string with its quotes.
     pub(super) fn of_key(raw: &str) -> Option<Self> {
-        Some(match &*json::unescape(json::string(raw)?)? {
+        Self::of_name(&json::unescape(json::string(raw)?)?)
+    }
+
+    /// The member with this name, in which nothing is escaped.
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Some(match name {
             "type" => Self::Type,
             "seq" => Self::Seq,
             "ts" => Self::Ts,

@@ -17,10 +17,24 @@ pub(super) struct Members<'a>([Option<&'a str>; Member::COUNT]);
 impl<'a> Members<'a> {
     /// The members of a text that is one JSON object.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let mut members = Self::default();
+        match json::each_simple_member(text, |name, value| members.set(Member::of_name(name), value)) {
+            Some(()) => Some(members),
+            None => Self::parse_any(text),
+        }
+    }
+
+    fn parse_any(text: &'a str) -> Option<Self> {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let members = deserializer.deserialize_map(MembersVisitor).ok()?;
         deserializer.end().ok()?;
         Some(members)
+    }
+
+    fn set(&mut self, member: Option<Member>, value: &'a str) {
+        if let Some(member) = member {
+            self.0[member as usize] = (value != "null").then_some(value);
+        }
     }
 
     pub(super) fn get(&self, member: Member) -> Option<&'a str> {
@@ -119,9 +133,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
         let mut members = Members::default();
         while let Some(key) = map.next_key::<&'de RawValue>()? {
             let value = map.next_value::<&'de RawValue>()?.get();
-            if let Some(member) = Member::of_key(key.get()) {
-                members.0[member as usize] = (value != "null").then_some(value);
-            }
+            members.set(Member::of_key(key.get()), value);
         }
         Ok(members)
     }

@@ -238,9 +238,19 @@ fn expect_valid(event: &Event<'_>) {
     }
 }
 
-/// The reader of members agrees with serde_json.
+/// serde_json finds exactly the members that a simple object has.
+fn expect_simple_members(text: &str) {
+    let (mut simple, mut all) = (Vec::new(), Vec::new());
+    if json::each_simple_member(text, |name, value| simple.push((name.to_owned(), value))).is_some() {
+        let is_object = json::each_member(text, |name, value| all.push((name.to_owned(), value)));
+        assert!(is_object.is_some() && simple == all, "{text}");
+    }
+}
+
+/// The readers of members agree with serde_json.
 pub(super) fn json(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
+    expect_simple_members(text);
     let is_valid = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
     let begins_with = |c| text.trim_start_matches(json::BLANKS).starts_with(c);
     let members = json::members(text, ["a", "type", ""]);
