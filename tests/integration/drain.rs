@@ -80,9 +80,9 @@ fn entries_read_while_draining_are_written_and_acknowledged() {
     drain_while_streams_are_written(1, 5);
 }
 
-/// Of many streams a reader sends its next read before it has passed on the entries of the last one.
+/// With many streams the reader tracks: it sends its next read before it has passed on the entries of the last one.
 #[test]
-fn entries_of_many_streams_are_acknowledged_by_a_reader_that_was_stopped_between_two_reads() {
+fn entries_of_many_streams_read_while_draining_are_acknowledged_too() {
     drain_while_streams_are_written(24, 3);
 }
 
