@@ -109,7 +109,7 @@ impl Reader {
     }
 
     pub(super) fn acknowledge_last(&mut self) -> Result<(), RedisError> {
-        // The connection was closed while it waited for news.
+        // A round trip that the stop has interrupted has closed the connection.
         if self.parts.connector.link(Instant::now()).is_none() {
             return Err(RedisError::Closed);
         }

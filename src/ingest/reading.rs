@@ -107,11 +107,7 @@ impl Reader {
             self.note_pushes()?;
             let found = self.take_in(&replies, requested)?;
             end = ReadEnd { took, is_full: found.end.is_full || is_cut, ..found.end };
-            // Once a stop is requested, replies may be missing: the connection is not to be used again.
-            let goes_on = left > 0
-                && self.parts.commands.is_empty()
-                && !self.parts.draining.requested()
-                && !self.parts.stop.requested();
+            let goes_on = left > 0 && self.parts.commands.is_empty() && !self.parts.draining.requested();
             let next = if goes_on { self.ask_for_news(false) } else { Ok(None) };
             // Entries that have arrived are passed on, whether or not the next read can be sent.
             self.pass_on(found);
@@ -208,12 +204,9 @@ impl Reader {
         }
     }
 
-    /// Takes the results of a read. There are no replies if the daemon stops meanwhile.
+    /// Takes the results of a read.
     pub(super) fn take_in(&mut self, replies: &[Reply], requested: Requested) -> Result<Found, RedisError> {
-        let replies = replies.get(requested.begins_at..).unwrap_or_default();
-        if replies.is_empty() {
-            return Ok(Found { end: ReadEnd::default(), news: Vec::new(), broken: Vec::new() });
-        }
+        let replies = &replies[requested.begins_at..];
         let counters = self.parts.registry.counters();
         counters.reads.add(1);
         counters.bytes_read.add(replies.iter().map(|reply| reply.len_bytes() as u64).sum());

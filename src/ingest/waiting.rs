@@ -102,9 +102,8 @@ impl Reader {
         self.add_block(block);
         let requested = (places.len() <= READ_ALONG_MAX).then(|| self.add_reads(places));
         let replies = self.converse(Some(block))?;
-        let Some(woken) = replies.get(asked_at) else { return Ok(ReadEnd::default()) };
         self.note_acknowledged(&replies[..asked_at]);
-        self.note_woken(woken, requested.is_none())?;
+        self.note_woken(&replies[asked_at], requested.is_none())?;
         let waited = now.elapsed();
         match requested {
             Some(requested) => {
@@ -168,8 +167,8 @@ impl Reader {
         self.unwakeable_until = Some(Instant::now() + UNWAKEABLE);
     }
 
-    /// Makes the round trip and waits for all replies, interrupting the blocking read when a command arrives. Returns
-    /// no replies if the daemon stops meanwhile.
+    /// Makes the round trip and waits for all replies, interrupting the blocking read when a command arrives. Fails if
+    /// the daemon stops meanwhile: nobody will wait for the replies, so the connection cannot be used any more.
     pub(super) fn converse(&mut self, block: Option<Duration>) -> Result<Vec<Reply>, RedisError> {
         let may_sleep = self.send_pipeline()?;
         self.await_replies(block, may_sleep)
@@ -237,9 +236,7 @@ impl Reader {
                 self.interrupt();
             }
             if self.parts.stop.requested() {
-                // Nobody will wait for the replies, so the connection cannot be used any more.
-                self.parts.connector.close();
-                return Ok(Vec::new());
+                return Err(RedisError::Closed);
             }
             self.wait(deadline.min(now + STOP_CHECK))?;
         }
