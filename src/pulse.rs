@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+/// The longest single wait of a thread that is idle: much less than the silence for which a thread counts as stuck.
+pub const WAIT_MAX: Duration = Duration::from_millis(500);
+
 /// The time from which times are counted: atomics cannot hold an `Instant`.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The pulses of all running threads.

@@ -8,6 +8,7 @@
 //! counted here. [`Sender::hand_over`] bypasses the queue if the receiver's work can be done at once on the sender's
 //! thread.
 
+use crate::stop::Stop;
 use crate::{error_limited, pulse};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -311,6 +312,18 @@ impl<T> Receiver<T> {
         message.ok().map(|message| self.taken(message))
     }
 
+    /// Waits up to `wait` for the next message; `None` also when the daemon stops and if every sender is gone.
+    pub fn recv_unless(&self, stop: &Stop, wait: Duration) -> Option<T> {
+        pulse::beat();
+        let message = channel::select! {
+            recv(self.inner) -> message => message.ok(),
+            recv(stop.given()) -> _ => None,
+            default(wait) => None,
+        };
+        pulse::beat();
+        message.map(|message| self.taken(message))
+    }
+
     /// From now on every message ends the calling thread's [`sleep_until`], including one that begins later. A queue
     /// can wake only one thread.
     pub fn wake_this_thread(&self) {
@@ -408,6 +421,20 @@ mod tests {
         // A message that exceeds the limit is accepted alone.
         sender.try_send(vec![0; 99]).unwrap();
         assert_eq!(sender.gauge().read().bytes, 99);
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_message() {
+        let (sender, receiver) = bounded::<u8>("s", 1);
+        let (stop, long) = (Stop::new(), Duration::from_secs(600));
+        assert_eq!(receiver.recv_unless(&stop, Duration::from_millis(1)), None);
+        sender.try_send(7).unwrap();
+        assert_eq!(receiver.recv_unless(&stop, long), Some(7));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| receiver.recv_unless(&stop, long));
+            stop.request();
+            assert_eq!(waiting.join().unwrap(), None);
+        });
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! The signal that makes every thread end: a flag that is cheap to check and can be waited for.
+//! The signal that makes every thread end: a flag that is cheap to check and wakes threads that wait.
 //!
-//! It changes only once, from *running* to *stopping*. A thread that blocks elsewhere (in Redis, in a mio `Poll`)
-//! bounds its wait and checks the flag afterwards; this module does not interrupt such waits.
+//! It changes only once, from *running* to *stopping*. A thread that waits in a mio `Poll` registers its waker
+//! ([`Stop::wakes`]), and one that waits for a queue waits for [`Stop::given`] too, so no thread has to look at the
+//! flag again and again. A thread that waits for Redis bounds its wait and checks the flag afterwards.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use mio::Waker;
+use parking_lot::Mutex;
+
+use crate::error_limited;
 
 /// The stop signal; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -15,11 +20,29 @@ pub struct Stop {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     requested: AtomicBool,
-    lock: Mutex<()>,
-    changed: Condvar,
+    /// Closed with the signal.
+    given: Receiver<Infallible>,
+    waiting: Mutex<Waiting>,
+}
+
+/// The threads that the signal wakes.
+#[derive(Debug)]
+struct Waiting {
+    /// Keeps [`Stop::given`] open.
+    open: Option<Sender<Infallible>>,
+    /// Kept after the signal: a poll does not report a waker that was dropped before it looks.
+    wakers: Vec<Arc<Waker>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let (open, given) = bounded(0);
+        let waiting = Mutex::new(Waiting { open: Some(open), wakers: Vec::new() });
+        Self { requested: AtomicBool::new(false), given, waiting }
+    }
 }
 
 impl Stop {
@@ -31,10 +54,11 @@ impl Stop {
 
     /// Gives the signal and wakes all waiting threads. Further calls have no effect.
     pub fn request(&self) {
-        // Under the lock, so that no thread can check the flag and then miss the wake-up.
-        let _guard = self.shared.lock.lock();
+        let mut waiting = self.shared.waiting.lock();
+        // Under the lock, so that no thread registers a waker in between that nobody wakes.
         self.shared.requested.store(true, Ordering::Release);
-        self.shared.changed.notify_all();
+        waiting.open = None;
+        waiting.wakers.iter().for_each(|waker| wake(waker));
     }
 
     /// Whether the signal was given.
@@ -43,34 +67,66 @@ impl Stop {
         self.shared.requested.load(Ordering::Acquire)
     }
 
-    /// Waits for `wait` or until the signal is given; returns whether it was given.
-    pub fn wait(&self, wait: Duration) -> bool {
-        let deadline = Instant::now() + wait;
-        let mut guard = self.shared.lock.lock();
-        while !self.requested() {
-            if self.shared.changed.wait_until(&mut guard, deadline).timed_out() {
-                break;
-            }
+    /// Makes the signal wake the poll of `waker`; at once if it was given before.
+    pub fn wakes(&self, waker: Arc<Waker>) {
+        let mut waiting = self.shared.waiting.lock();
+        if self.requested() {
+            wake(&waker);
         }
-        self.requested()
+        waiting.wakers.push(waker);
+    }
+
+    /// A channel without messages that the signal closes.
+    #[must_use]
+    pub fn given(&self) -> &Receiver<Infallible> {
+        &self.shared.given
+    }
+}
+
+fn wake(waker: &Waker) {
+    if let Err(error) = waker.wake() {
+        error_limited!(%error, "a waiting thread could not be told to stop and notices it later");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use mio::{Events, Poll, Token};
+
     use super::*;
 
     #[test]
-    fn sleeping_ends_with_the_signal_or_with_the_time() {
+    fn waiting_for_the_channel_ends_with_the_signal_or_with_the_time() {
         let stop = Stop::new();
-        assert!(!stop.wait(Duration::from_millis(2)));
+        assert!(stop.given().recv_timeout(Duration::from_millis(2)).unwrap_err().is_timeout());
         std::thread::scope(|scope| {
-            let sleepers: Vec<_> =
-                (0..3).map(|_| scope.spawn(|| stop.wait(Duration::from_secs(600)))).collect();
+            let waits = || stop.given().recv_timeout(Duration::from_secs(600)).unwrap_err();
+            let waiting: Vec<_> = (0..3).map(|_| scope.spawn(waits)).collect();
             stop.clone().request();
-            assert!(sleepers.into_iter().all(|sleeper| sleeper.join().unwrap()));
+            assert!(waiting.into_iter().all(|waits| waits.join().unwrap().is_disconnected()));
         });
         stop.request();
-        assert!(stop.requested() && stop.wait(Duration::ZERO));
+        assert!(stop.requested() && stop.given().try_recv().unwrap_err().is_disconnected());
+    }
+
+    #[test]
+    fn polls_are_woken_by_the_signal_whether_it_comes_before_or_after() {
+        let stop = Stop::new();
+        let poll = || {
+            let poll = Poll::new().unwrap();
+            let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+            (poll, waker)
+        };
+        let ((mut early, early_waker), (mut late, late_waker)) = (poll(), poll());
+        stop.wakes(early_waker);
+        stop.request();
+        stop.wakes(late_waker);
+        let mut events = Events::with_capacity(1);
+        for poll in [&mut early, &mut late] {
+            poll.poll(&mut events, Some(Duration::from_secs(30))).unwrap();
+            assert!(!events.is_empty());
+        }
     }
 }

@@ -61,6 +61,20 @@ pub(super) struct Stops {
 }
 
 impl Stops {
+    /// Makes the signals wake the threads that wait in a poll.
+    fn wake(&self, queues: &Queues) {
+        let register = |stops: &[&Stop], polls: &[(Poll, Arc<Waker>)]| {
+            for (stop, (_, waker)) in stops.iter().flat_map(|stop| polls.iter().map(move |poll| (stop, poll)))
+            {
+                stop.wakes(Arc::clone(waker));
+            }
+        };
+        register(&[&self.reading, &self.acknowledging], &queues.commands.polls);
+        register(&[&self.draining, &self.delivering], &queues.inboxes.polls);
+        register(&[&self.rest], &queues.watcher_requests.polls);
+        register(&[&self.rest], &queues.records.cancels.polls);
+    }
+
     /// Stops everything at once.
     pub(super) fn all(&self) {
         for stop in [&self.reading, &self.draining, &self.delivering, &self.acknowledging, &self.rest] {
@@ -269,6 +283,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     let target = Target::new(&config.redis).map_err(|error| DaemonError::Redis(error.to_string()))?;
     let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
     let queues = Queues::new(&config, &shared.registry)?;
+    shared.stops.wake(&queues);
     let mut builder = Builder {
         shared,
         queues,

@@ -34,15 +34,19 @@ use crate::thread;
 
 /// The token of the Redis connection in the reader's poll.
 const LINK: Token = Token(0);
-/// The token of the command queue's waker.
+/// The token of the waker.
 pub const COMMANDS: Token = Token(1);
 
 /// The longest block while acknowledgements are pending, so that they are sent within a second.
 const BLOCK_WITH_UNACKED: Duration = Duration::from_millis(500);
 /// The longest block otherwise; bounds how late a dead connection is detected.
 const BLOCK_IDLE: Duration = Duration::from_secs(1);
-/// The longest single wait, so that a stop is noticed.
-pub(super) const STOP_CHECK: Duration = Duration::from_millis(100);
+/// How often a reader looks after its connection while that is lost, and after its lease before it has one.
+const AWAY_CHECK: Duration = Duration::from_millis(50);
+/// How often a tracking reader without news looks after acknowledgements and the streams that it sweeps.
+const TRACKING_CHECK: Duration = Duration::from_millis(100);
+/// How often a reader that waits for room checks whether the daemon stops.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 /// A wait of this length without news means that the streams are quiet.
 const QUIET: Duration = Duration::from_millis(20);
 /// The resolution of epoll's timeout.
@@ -62,7 +66,7 @@ pub struct ReaderParts {
     pub wake: Connector,
     /// The names of the keys.
     pub keys: Arc<Keys>,
-    /// The reader's poll, in which `commands` wakes it as [`COMMANDS`].
+    /// The reader's poll, in which `commands`, `draining` and `stop` wake it as [`COMMANDS`].
     pub poll: Poll,
     /// Commands to start and stop reading streams.
     pub commands: Receiver<ReaderCommand>,
@@ -172,10 +176,10 @@ impl Reader {
         let now = Instant::now();
         if self.parts.connector.link(now).is_none() {
             self.refuse_starts(now);
-            return self.wait(now + STOP_CHECK / 2);
+            return self.wait(now + AWAY_CHECK);
         }
         if !self.parts.leased.load(Ordering::Acquire) {
-            self.wait(now + STOP_CHECK / 2)?;
+            self.wait(now + AWAY_CHECK)?;
             // Pushes of Redis must not pile up in the socket meanwhile.
             return self.receive_pushes();
         }
@@ -185,7 +189,7 @@ impl Reader {
         let is_tracking = self.is_tracking(Instant::now())?;
         if self.parts.draining.requested() || self.subscriptions.is_empty() {
             self.acknowledge_alone()?;
-            return self.wait(Instant::now() + STOP_CHECK);
+            return self.wait(Instant::now() + KEEP_INTERVAL);
         }
         if is_tracking {
             self.note_arrived_pushes()?;
@@ -220,7 +224,7 @@ impl Reader {
     /// Waits until Redis reports news of a stream. Acknowledgements travel with reads while there are any.
     fn wait_for_pushes(&mut self) -> Result<(), RedisError> {
         let now = Instant::now();
-        self.wait(now + STOP_CHECK)?;
+        self.wait(now + TRACKING_CHECK)?;
         self.receive_pushes()?;
         let is_quiet = now.elapsed() >= QUIET || self.is_acknowledgement_late();
         if is_quiet && !self.subscriptions.has_news() { self.acknowledge_alone() } else { Ok(()) }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::message::Slot;
 use crate::model::{AckWatermark, StreamName};
-use crate::queue::{Weight, bounded_waking, weighed};
+use crate::queue::{Weight, bounded, bounded_waking, weighed};
 use crate::redis::testing::{RedisServer, config_for};
 
 /// How long anything may take.
@@ -17,7 +17,7 @@ struct Running {
     watermark: Arc<AckWatermark>,
     batches: Receiver<LiveBatch>,
     _commands: Sender<ReaderCommand>,
-    thread: std::thread::JoinHandle<()>,
+    thread: thread::Handle,
 }
 
 impl Running {
@@ -25,6 +25,7 @@ impl Running {
         let (registry, stop) = (Arc::new(Registry::new("test")), Stop::new());
         let poll = Poll::new().unwrap();
         let waker = Arc::new(mio::Waker::new(poll.registry(), COMMANDS).unwrap());
+        stop.wakes(Arc::clone(&waker));
         let (to_reader, commands) = bounded_waking("commands", 8, waker);
         let (transform, batches) = weighed("live", 8, Weight::NONE, None);
         let config = config_for(&server.url());
@@ -57,7 +58,8 @@ impl Running {
             watermark: Arc::clone(&watermark),
         };
         to_reader.try_send(start).unwrap();
-        let thread = std::thread::spawn(move || Reader::new(parts).run());
+        let (ended, _) = bounded("ended", 1);
+        let thread = thread::spawn("reader", &ended, move || Reader::new(parts).run()).unwrap();
         Self { stop, watermark, batches, _commands: to_reader, thread }
     }
 
@@ -92,7 +94,7 @@ fn a_stop_loses_no_acknowledgement() {
         running.watermark.written(DELIVERY, newest);
         std::thread::sleep(Duration::from_millis(wait_ms));
         running.stop.request();
-        running.thread.join().unwrap();
+        running.thread.join();
         let groups = link.query::<::redis::streams::StreamInfoGroupsReply>(&Cmd::xinfo_groups(&key)).unwrap();
         assert_eq!(groups.groups[0].last_delivered_id, newest.to_string(), "stopped after {wait_ms} ms");
     }

@@ -23,9 +23,10 @@ use crate::redis::{Connector, Keys, RangeReply, RedisError};
 use crate::stop::Stop;
 use crate::{pulse, warn_limited};
 
-/// How often a waiting thread checks whether the daemon stops.
+/// How often an idle thread tries to connect again.
+const AWAY_CHECK: Duration = Duration::from_millis(100);
+/// How often a thread that waits for room checks whether the daemon stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
-
 /// How often waiting requests are checked.
 const WAITING_CHECK: Duration = Duration::from_millis(2);
 /// Large entries are read only while there is room for them. Clients that do not read may occupy all of it; then
@@ -106,8 +107,7 @@ impl Replay {
             let mut trip = Trip::default();
             self.gather_waiting(&mut trip, Instant::now());
             if trip.questions.is_empty() {
-                let patience = if self.waiting.is_empty() { STOP_CHECK } else { WAITING_CHECK };
-                match self.parts.requests.recv_timeout(patience) {
+                match self.parts.requests.recv_unless(&self.parts.stop, self.patience()) {
                     Some(request) => self.add(request, &mut trip, Instant::now()),
                     None => self.parts.connector.keep(Instant::now()),
                 }
@@ -116,6 +116,15 @@ impl Replay {
             if !trip.questions.is_empty() {
                 self.serve(trip.questions);
             }
+        }
+    }
+
+    /// How long to wait for the next request.
+    fn patience(&self) -> Duration {
+        match (self.waiting.is_empty(), self.parts.connector.is_open()) {
+            (false, _) => WAITING_CHECK,
+            (true, true) => pulse::WAIT_MAX,
+            (true, false) => AWAY_CHECK,
         }
     }
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use ::redis::{Cmd, cmd};
 
 use super::budget::REPLY_BYTES_MAX;
-use super::reader::{Reader, STOP_CHECK};
+use super::reader::Reader;
 use super::reading::ReadEnd;
 use crate::redis::{Changed, Link, RedisError, Reply, ServerErrorKind};
-use crate::warn_limited;
+use crate::{pulse, warn_limited};
 
 /// Up to this many streams are read together with the blocking read that waits for news; of more streams, those with
 /// news are read afterwards.
@@ -208,7 +208,7 @@ impl Reader {
         let mut replies = Vec::with_capacity(self.pipeline.len());
         // An immediate check would find nothing: Redis has yet to wake.
         if may_sleep && (woken || self.parts.commands.is_empty()) {
-            self.wait(Instant::now() + STOP_CHECK)?;
+            self.wait(Instant::now() + pulse::WAIT_MAX)?;
         }
         loop {
             let Some(link) = self.parts.connector.open() else { return Err(RedisError::Closed) };
@@ -238,7 +238,7 @@ impl Reader {
             if self.parts.stop.requested() {
                 return Err(RedisError::Closed);
             }
-            self.wait(deadline.min(now + STOP_CHECK))?;
+            self.wait(deadline.min(now + pulse::WAIT_MAX))?;
         }
     }
 

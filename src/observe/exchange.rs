@@ -7,10 +7,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::event::Source;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
 use crate::stop::Stop;
@@ -20,10 +21,11 @@ use crate::{pulse, warn_limited};
 pub(super) const CONNECTIONS_MAX: usize = 64;
 /// How long the client may take to read the end of the answer and to close.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
-/// How often the stop signal and the deadlines are checked.
+/// How often deadlines are checked, and whether an accept that failed succeeds now.
 const TICK: Duration = Duration::from_millis(100);
 
 const LISTENER: Token = Token(usize::MAX);
+const STOP: Token = Token(usize::MAX - 1);
 
 /// The reaction to the bytes that a client has sent so far.
 #[derive(Debug)]
@@ -92,23 +94,27 @@ pub(super) fn serve<L: Listener>(
 ) -> io::Result<()> {
     let poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    stop.wakes(Arc::new(Waker::new(poll.registry(), STOP)?));
     let mut server = Server { poll, connections: Slab::with_capacity(CONNECTIONS_MAX), time, react };
+    let mut has_accepted = true;
     let mut events = Events::with_capacity(CONNECTIONS_MAX + 1);
     while !stop.requested() {
         pulse::beat();
-        if let Err(error) = server.poll.poll(&mut events, Some(TICK))
+        let is_idle = has_accepted && server.connections.is_empty();
+        let timeout = if is_idle { pulse::WAIT_MAX } else { TICK };
+        if let Err(error) = server.poll.poll(&mut events, Some(timeout))
             && error.kind() != ErrorKind::Interrupted
         {
             return Err(error);
         }
-        for event in events.iter().filter(|event| event.token() != LISTENER) {
+        for event in events.iter().filter(|event| event.token() < STOP) {
             server.advance(event.token().0);
         }
         // After the events: a slot that becomes free must not get another connection's event.
         let now = Instant::now();
         server.connections.retain(|_, connection| connection.is_open && now < connection.deadline);
-        // At every tick, not only after an event: an accept that failed is reported only once.
-        server.accept(&listener, now);
+        // Not only after an event: an accept that failed is reported only once.
+        has_accepted = server.accept(&listener, now);
     }
     Ok(())
 }
@@ -121,15 +127,16 @@ struct Server<S, R> {
 }
 
 impl<S: Stream, R: Fn(&[u8], bool) -> Reaction> Server<S, R> {
-    /// Accepts the waiting connections. Those to be closed stay in the table until the next round removes them.
-    fn accept(&mut self, listener: &impl Listener<Stream = S>, now: Instant) {
+    /// Accepts the waiting connections; returns whether none is left. Those to be closed stay in the table until the
+    /// next round removes them.
+    fn accept(&mut self, listener: &impl Listener<Stream = S>, now: Instant) -> bool {
         for _ in 0..CONNECTIONS_MAX {
             let stream = match listener.accept_one() {
                 Ok(stream) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
                 Err(error) => {
                     warn_limited!(%error, "a connection for operators cannot be accepted");
-                    return;
+                    return false;
                 }
             };
             if self.connections.len() >= CONNECTIONS_MAX {
@@ -147,6 +154,7 @@ impl<S: Stream, R: Fn(&[u8], bool) -> Reaction> Server<S, R> {
                 Err(error) => warn_limited!(%error, "a connection for operators cannot be watched"),
             }
         }
+        false
     }
 
     /// Makes room: closes the oldest connection without a request first, then one whose answer was sent completely.

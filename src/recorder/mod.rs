@@ -49,10 +49,8 @@ use crate::stop::Stop;
 /// The token by which the queues wake the recorder's poll.
 pub const RECORDS: Token = Token(0);
 
-/// The longest single wait, so that a stop is noticed.
-const STOP_CHECK: Duration = Duration::from_millis(100);
-/// The shortest wait while Redis is down.
-const AWAY_CHECK: Duration = Duration::from_millis(20);
+/// The shortest and the longest wait while Redis is down.
+const AWAY_CHECKS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(100)];
 
 /// The parts from which a recorder is built.
 pub struct RecorderParts {
@@ -213,9 +211,9 @@ impl Recorder {
     fn sleep_time(&self, now: Instant) -> Duration {
         let next =
             [self.cancels.next(now), self.ends.next(now), self.letters.next(now), self.receipts.next(now)];
-        let until = next.into_iter().flatten().fold(now + STOP_CHECK, Instant::min);
         // Work that waits for Redis to come back must not keep the thread awake.
-        let least = if self.link.is_open() { Duration::ZERO } else { AWAY_CHECK };
+        let [least, most] = if self.link.is_open() { [Duration::ZERO, pulse::WAIT_MAX] } else { AWAY_CHECKS };
+        let until = next.into_iter().flatten().fold(now + most, Instant::min);
         until.saturating_duration_since(now).max(least)
     }
 

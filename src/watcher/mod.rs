@@ -47,8 +47,8 @@ const NEWS: Token = Token(0);
 
 /// The role under which health reports whether the ACL allows what the daemon does.
 const RIGHTS: &str = "rights";
-/// The longest single wait, so that a stop is noticed.
-const STOP_CHECK: Duration = Duration::from_millis(100);
+/// How often a lost connection is looked after.
+const AWAY_CHECK: Duration = Duration::from_millis(100);
 /// How many requests are taken before the watcher does anything else.
 const REQUESTS_PER_TURN: usize = 1024;
 /// How often rights are checked while some are missing.
@@ -184,7 +184,8 @@ impl Watcher {
     }
 
     fn sleep_time(&self, now: Instant) -> Duration {
-        let mut until = now + STOP_CHECK;
+        let is_connected = self.link.is_open() && self.news.is_open();
+        let mut until = now + if is_connected { pulse::WAIT_MAX } else { AWAY_CHECK };
         if !self.unsent.is_empty() {
             until = now + Duration::from_millis(2);
         }

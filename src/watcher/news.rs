@@ -95,6 +95,11 @@ impl NewsLink {
         }
     }
 
+    /// Whether there is a connection.
+    pub(super) fn is_open(&self) -> bool {
+        self.connector.is_open()
+    }
+
     /// Whether Redis pushes new keys, so that polling is only the fallback.
     pub(super) fn is_tracking(&self) -> bool {
         self.is_tracking
