@@ -21,8 +21,8 @@ const GIVE_UP_AGAIN_US: u64 = 5_000_000;
 /// meanwhile that does not count.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
-/// How long the daemon reads a stream live before it gives up a producer whose entries it has only found in history:
-/// the ids may lag behind the clock, and the producer's next entry shows that.
+/// How long the daemon reads a stream live before it gives up the producer: the producer may have written meanwhile,
+/// or the ids may lag behind the clock, and its next entry shows that.
 const LISTENED_US: u64 = 2_000_000;
 
 /// One stream.
@@ -38,6 +38,8 @@ pub(super) struct LiveStream {
     /// The index of the reader that reads it.
     pub(super) reader: usize,
     generation: u64,
+    /// Since when the stream is read live, µs by this host's clock.
+    started_us: u64,
     newest: Seeing,
     /// The newest entry that belongs to a finishing generation. Only heartbeats may follow it.
     finishing: Seeing,
@@ -72,11 +74,6 @@ impl Seeing {
     const fn at(self, now_us: u64) -> Seen {
         let observed = now_us.saturating_sub(self.since_us);
         if self.arrived { Seen::Arrived(observed) } else { Seen::Found(observed) }
-    }
-
-    /// Whether the daemon has read the stream live for `listened_us`.
-    const fn is_listened_to(self, now_us: u64, listened_us: u64) -> bool {
-        self.arrived || now_us.saturating_sub(self.since_us) >= listened_us
     }
 
     const fn silence_us(self, (now_us, redis_us): (u64, u64)) -> u64 {
@@ -189,7 +186,7 @@ impl LiveStream {
         let silence = self.newest.silence_us((now_us, redis_us));
         if abandon_us > 0
             && silence >= abandon_us
-            && self.newest.is_listened_to(now_us, abandon_us.min(LISTENED_US))
+            && now_us.saturating_sub(self.started_us) >= abandon_us.min(LISTENED_US)
             && now_us >= self.gave_up_us.saturating_add(GIVE_UP_AGAIN_US)
         {
             self.gave_up_us = now_us;
@@ -237,17 +234,22 @@ impl LiveStreams {
         self.slots.get_mut(live.index).filter(|stream| stream.generation == live.generation)
     }
 
-    /// Starts a stream at `from`, with the flag whether the daemon saw it appear. The last argument is the time and
-    /// the grace of finishing generations in ms.
+    /// Starts a stream at `from`, whose newest entry is known as `seen` tells. The last argument is the time and the
+    /// grace of finishing generations in ms.
     pub(super) fn start(
         &mut self,
         stream: StreamName,
         reader: usize,
-        (from, has_appeared): (Cursor, bool),
+        (from, seen): (Cursor, Seen),
         (now_us, grace_ms): (u64, u64),
     ) -> LiveRef {
         self.generation += 1;
-        let newest = Seeing { id: from.position.id, since_us: now_us, arrived: has_appeared };
+        let (observed_us, arrived) = match seen {
+            Seen::Arrived(observed_us) => (observed_us, true),
+            Seen::Found(observed_us) => (observed_us, false),
+        };
+        let since_us = now_us.saturating_sub(observed_us);
+        let newest = Seeing { id: from.position.id, since_us, arrived };
         let finishing = Seeing { id: from.state.finishing().unwrap_or_default(), ..newest };
         let live = LiveStream {
             assembler: Assembler::new(stream.clone(), from.position, from.state)
@@ -260,6 +262,7 @@ impl LiveStreams {
             is_end_watched: false,
             reader,
             generation: self.generation,
+            started_us: now_us,
             newest,
             finishing,
             gave_up_us: 0,

@@ -60,15 +60,41 @@ pub struct Known {
     pub is_end_sent: bool,
 }
 
+impl Known {
+    /// The knowledge of a stream that the daemon begins to read live after `newest`, beside what it `remembered`.
+    /// `now`: the time by this host's clock and by Redis'; `appeared_us`: when the daemon saw the stream appear, if it
+    /// did.
+    #[must_use]
+    pub fn at_start(
+        newest: EntryId,
+        remembered: Option<Self>,
+        (now_us, redis_us): (u64, u64),
+        appeared_us: Option<u64>,
+    ) -> Seen {
+        match (remembered.filter(|known| known.newest == newest), appeared_us) {
+            (Some(known), _) => known.seen,
+            // No entry is older than its stream.
+            (None, Some(at)) => {
+                let age_us = silence_us(newest, redis_us, Seen::Found(0));
+                Seen::Arrived(age_us.min(now_us.saturating_sub(at)))
+            }
+            (None, None) => Seen::Found(0),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Note {
     newest: EntryId,
-    found_us: u64,
+    /// Since when the entry is known.
+    since_us: u64,
+    /// Whether the entry was read live.
+    has_arrived: bool,
     asked_us: u64,
     is_end_sent: bool,
 }
 
-/// Unfinished streams that were found in history, so that a second look shows how long they have been silent.
+/// Unfinished streams that are not read live, so that a second look shows how long they have been silent.
 #[derive(Debug, Default)]
 pub struct Remembered {
     notes: HashMap<StreamName, Note>,
@@ -80,13 +106,25 @@ impl Remembered {
     #[must_use]
     pub fn get(&self, stream: &StreamName, now_us: u64) -> Option<Known> {
         let note = self.notes.get(stream)?;
-        let seen = Seen::Found(now_us.saturating_sub(note.found_us));
+        let observed_us = now_us.saturating_sub(note.since_us);
+        let seen = if note.has_arrived { Seen::Arrived(observed_us) } else { Seen::Found(observed_us) };
         Some(Known { newest: note.newest, seen, is_end_sent: note.is_end_sent })
     }
 
     /// Records that the stream's newest entry is `newest`.
     pub fn met(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) {
         self.note(stream, newest, now_us);
+    }
+
+    /// Records what is known of a stream that is not read live any more.
+    pub fn left(&mut self, stream: &StreamName, known: Known, now_us: u64) {
+        let note = self.note(stream, known.newest, now_us);
+        let (observed_us, has_arrived) = match known.seen {
+            Seen::Arrived(observed_us) => (observed_us, true),
+            Seen::Found(observed_us) => (observed_us, false),
+        };
+        (note.since_us, note.has_arrived) = (now_us.saturating_sub(observed_us), has_arrived);
+        note.is_end_sent |= known.is_end_sent;
     }
 
     /// Whether to request the end of the generation whose newest entry is `newest`; records the request.
@@ -107,7 +145,7 @@ impl Remembered {
     /// The note of the stream, replaced if it was about another entry. The oldest note is dropped when there is no
     /// room.
     fn note(&mut self, stream: &StreamName, newest: EntryId, now_us: u64) -> &mut Note {
-        let fresh = Note { newest, found_us: now_us, asked_us: 0, is_end_sent: false };
+        let fresh = Note { newest, since_us: now_us, has_arrived: false, asked_us: 0, is_end_sent: false };
         if !self.notes.contains_key(stream) {
             if self.order.len() >= REMEMBERED_MAX
                 && let Some(oldest) = self.order.pop_front()
@@ -175,6 +213,22 @@ mod tests {
         remembered.met(&stream, next, 9_000_000);
         let known = Known { newest: next, seen: Seen::Found(0), is_end_sent: false };
         assert_eq!(remembered.get(&stream, 9_000_000), Some(known));
+    }
+
+    #[test]
+    fn a_stream_that_is_read_live_again_is_as_silent_as_before() {
+        let (mut remembered, stream) = (Remembered::default(), StreamName::new("s", "m").unwrap());
+        let newest = written(9_000);
+        let known = Known { newest, seen: Seen::Arrived(8_990_000), is_end_sent: false };
+        remembered.left(&stream, known, NOW_US);
+        let (later_us, again) = (NOW_US + 500_000, remembered.get(&stream, NOW_US + 500_000));
+        let start =
+            |newest, again, appeared_us| Known::at_start(newest, again, (later_us, later_us), appeared_us);
+        assert_eq!(start(newest, again, Some(NOW_US)), Seen::Arrived(9_490_000));
+        assert_eq!(start(written(1_000), again, None), Seen::Found(0), "another entry has followed");
+        assert_eq!(start(newest, None, Some(NOW_US - 60_000_000)), Seen::Arrived(9_500_000), "its age");
+        assert_eq!(start(newest, None, Some(NOW_US)), Seen::Arrived(500_000), "as old as its stream");
+        assert_eq!(start(EntryId::new(7, 0), None, Some(NOW_US)), Seen::Arrived(0), "its id is no clock");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::dead_letters::{DeadLetters, EndWatch, HistoryObserver, Reported, coun
 use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
 pub use super::parts::{DeliveryPort, WorkerParts};
-use super::silence::Remembered;
+use super::silence::{Known, Remembered};
 use crate::decode::Pushed;
 use crate::inline_stage::SharedStage;
 use crate::message::record::{EndKind, EndOutcome};
@@ -132,7 +132,7 @@ impl Worker {
     fn apply(&mut self, control: Control) {
         match control {
             Control::Attach { stream, delivery, hub, from, appeared_us } => {
-                self.attach(stream, (delivery, hub), (from, appeared_us.is_some()));
+                self.attach(stream, (delivery, hub), (from, appeared_us));
             }
             Control::Detach { stream, delivery, hub } => {
                 if let Some((live, found)) = self.streams.find(&stream)
@@ -149,8 +149,9 @@ impl Worker {
         }
     }
 
-    /// `from`: where live begins if no delivery thread is attached yet, and whether the daemon saw the stream appear.
-    fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: (Cursor, bool)) {
+    /// `from`: where live begins if no delivery thread is attached yet, and when the daemon saw the stream appear, if
+    /// it did.
+    fn attach(&mut self, stream: StreamName, who: (usize, HubRef), from: (Cursor, Option<u64>)) {
         let now_us = now_us();
         let live = match self.streams.find(&stream) {
             Some((live, _)) => live,
@@ -175,12 +176,19 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, stream: StreamName, from: (Cursor, bool), now_us: u64) -> LiveRef {
-        let (after, ordinal) = (from.0.position.id, from.0.state.ordinal);
+    fn start(
+        &mut self,
+        stream: StreamName,
+        (from, appeared_us): (Cursor, Option<u64>),
+        now_us: u64,
+    ) -> LiveRef {
+        let (after, ordinal) = (from.position.id, from.state.ordinal);
         let reader = self.choose_reader(&stream);
-        let moment = (now_us, self.grace_ms());
-        let live = self.streams.start(stream.clone(), reader, from, moment);
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
+        let remembered = self.remembered.get(&stream, now_us);
+        let seen = Known::at_start(after, remembered, (now_us, redis_us), appeared_us);
+        let moment = (now_us, self.grace_ms());
+        let live = self.streams.start(stream.clone(), reader, (from, seen), moment);
         let Some(found) = self.streams.get(live) else { return live };
         // Nobody is attached yet: the new viewers get the current status. The next tick decides about giving up.
         found.judge_silence((now_us, redis_us), Limits { abandon_us: 0, grace_us: 0, ..limits });
@@ -227,6 +235,10 @@ impl Worker {
     fn end_stream(&mut self, live: LiveRef) -> Option<LiveStream> {
         let ended = self.streams.end(live)?;
         self.end_watches -= usize::from(ended.is_end_watched);
+        if ended.is_unfinished() {
+            let now_us = now_us();
+            self.remembered.left(&ended.stream, ended.known(now_us), now_us);
+        }
         Some(ended)
     }
 

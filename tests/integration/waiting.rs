@@ -1,5 +1,7 @@
 //! A stream that does not exist yet: it is waited for, costs Redis nothing, and begins with its first entry.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::daemon::Daemon;
@@ -104,6 +106,27 @@ fn a_deleted_stream_is_waited_for_no_longer_than_asked() {
     let endings = viewers.map(|viewer| viewer.read_all().ending);
     assert_eq!(endings, [Some(Ending::Closed(4404)), Some(Ending::Complete)]);
     assert!(redis.connect().keys("llm:stream:*").is_empty());
+}
+
+/// The daemon sees the stream appear. Then the reader loses its connection and reads it anew.
+#[test]
+fn a_stream_that_is_read_anew_is_as_silent_as_before() {
+    let redis = RedisServer::start();
+    let daemon = Daemon::options(&redis).set("stream.stall_after=1s").start();
+    let mut viewer = Viewer::open(daemon.public, Kind::WebSocket, "s1/m", "wait=60");
+    viewer.expect_open("waiting");
+    Producer::new(&redis, "s1", "m").delta("one ");
+    viewer.read_to_status("stalled");
+    redis.connect().run::<u32>(&["CLIENT", "KILL", "TYPE", "normal"]);
+    // Longer than it would take to notice the silence again.
+    std::thread::sleep(Duration::from_millis(2500));
+    for entry in [r#"{"type":"delta","text":"two"}"#, r#"{"type":"end"}"#] {
+        redis.connect().add_entry("llm:stream:s1:m", "*", &[("data", entry.as_bytes())]);
+    }
+    let transcript = viewer.read_all();
+    assert_eq!(transcript.text(), "one two");
+    let states: Vec<_> = transcript.of_kind("status").map(|status| status["state"].clone()).collect();
+    assert_eq!(states, ["live", "stalled", "live"]);
 }
 
 /// Lets viewers wait for a stream, which a producer then writes, announced or not.
