@@ -240,7 +240,7 @@ impl<'a> Loose<'a> {
             Kind::End => return self.end(Ending::Complete, margin).map(Some),
             Kind::Start => Event::Start {
                 generation: self.name(self.generation, Member::Generation, margin)?,
-                metadata: self.object(self.metadata, Member::Metadata)?.map(metadata).transpose()?,
+                metadata: self.object(self.metadata, Member::Metadata, margin)?.map(metadata).transpose()?,
             },
             Kind::ToolCall => Event::ToolCall {
                 index: number(self.index, Member::Index)?.unwrap_or(0),
@@ -291,7 +291,7 @@ impl<'a> Loose<'a> {
                 let reason = self.finish_reason.map(Piece::reason).transpose()?.flatten();
                 let finish_reason =
                     reason.map(|reason| reason.text(Member::FinishReason, margin)).transpose()?;
-                (Event::End { finish_reason, usage: self.object(self.usage, Member::Usage)? }, false)
+                (Event::End { finish_reason, usage: self.object(self.usage, Member::Usage, margin)? }, false)
             }
         };
         let text = self.text().filter(|text| !is_text_used && !text.is_done());
@@ -327,7 +327,12 @@ impl<'a> Loose<'a> {
         piece.map(|piece| short(piece.text(member, margin)?, member)).transpose()
     }
 
-    fn object(&self, piece: Option<Piece<'a>>, member: Member) -> Result<Option<&'a str>, Flaw> {
+    fn object(
+        &self,
+        piece: Option<Piece<'a>>,
+        member: Member,
+        margin: &'a Margin,
+    ) -> Result<Option<&'a str>, Flaw> {
         match piece {
             None => Ok(None),
             Some(Piece::Json(raw)) => object(raw, member).map(Some),
@@ -337,6 +342,10 @@ impl<'a> Loose<'a> {
                 if text == "null" {
                     return Ok(None);
                 }
+                let text = match json::each_member(text, |_, _| {}) {
+                    Some(_) => text,
+                    None => margin.keep(json::without_nan(text).ok_or(Flaw::Kind(member))?.into()),
+                };
                 json::each_member(text, |_, _| {}).ok_or(Flaw::Kind(member))?;
                 object(text, member).map(Some)
             }

@@ -91,6 +91,7 @@ fn types_have_many_names() {
                 ),
                 (&format!("type={kind}|content=bye|usage= {{}} "), &["delta content 0 <bye>", "end - <{}>"]),
                 (&format!("type={kind}|content=|usage=null|finish_reason=None"), &["end - -"]),
+                (&format!("type={kind}|usage={{\"a\":NaN}}"), &["end - <{\"a\":null}>"]),
                 (&format!("type={kind}|content=[DONE]"), &["end - -"]),
             ],
         );
