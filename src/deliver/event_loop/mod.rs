@@ -74,11 +74,12 @@ impl Delivery {
         Some(self.sleeps_until.saturating_duration_since(now))
     }
 
-    /// Ends every connection.
+    /// Ends every connection, and tells the other threads.
     pub(super) fn shut_down(mut self, now: Instant) {
         for slot in self.connections.slots() {
             self.remove_connection(slot, now);
         }
+        self.send_requests(now);
         self.recorder.publish();
     }
 

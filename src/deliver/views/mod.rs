@@ -130,6 +130,10 @@ impl Views {
         self.pass_on_last_ack(slot, cx);
         let Some((slot, hub)) = self.streams.remove_viewer(slot) else { return };
         let delivery = cx.outbound.delivery();
+        // Nobody is left to whom anything is to be written: clients that lack something resume from history.
+        if let Some(watermark) = &hub.watermark {
+            watermark.written(delivery, hub.passed);
+        }
         if hub.awaited {
             cx.outbound.ask_watcher(WatcherRequest::Forget { stream: hub.stream.clone(), delivery });
         }
