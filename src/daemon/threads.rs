@@ -62,17 +62,19 @@ pub(super) struct Stops {
 
 impl Stops {
     /// Makes the signals wake the threads that wait in a poll.
-    fn wake(&self, queues: &Queues) {
-        let register = |stops: &[&Stop], polls: &[(Poll, Arc<Waker>)]| {
-            for (stop, (_, waker)) in stops.iter().flat_map(|stop| polls.iter().map(move |poll| (stop, poll)))
-            {
-                stop.wakes(Arc::clone(waker));
-            }
-        };
-        register(&[&self.reading, &self.acknowledging], &queues.commands.polls);
-        register(&[&self.draining, &self.delivering], &queues.inboxes.polls);
-        register(&[&self.rest], &queues.watcher_requests.polls);
-        register(&[&self.rest], &queues.records.cancels.polls);
+    fn register_wakers(&self, queues: &Queues) {
+        let Self { reading, draining, delivering, acknowledging, rest, .. } = self;
+        let polls = [
+            (reading, &queues.commands.polls),
+            (acknowledging, &queues.commands.polls),
+            (draining, &queues.inboxes.polls),
+            (delivering, &queues.inboxes.polls),
+            (rest, &queues.watcher_requests.polls),
+            (rest, &queues.records.cancels.polls),
+        ];
+        for (stop, polls) in polls {
+            polls.iter().for_each(|(_, waker)| stop.wakes(Arc::clone(waker)));
+        }
     }
 
     /// Stops everything at once.
@@ -283,7 +285,7 @@ pub(super) fn start(shared: Shared, listeners: Listeners) -> Result<Threads, Dae
     let target = Target::new(&config.redis).map_err(|error| DaemonError::Redis(error.to_string()))?;
     let keys = Keys::of(&config.redis, &config.service.name, &config.service.instance);
     let queues = Queues::new(&config, &shared.registry)?;
-    shared.stops.wake(&queues);
+    shared.stops.register_wakers(&queues);
     let mut builder = Builder {
         shared,
         queues,

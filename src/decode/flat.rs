@@ -342,12 +342,13 @@ impl<'a> Loose<'a> {
                 if text == "null" {
                     return Ok(None);
                 }
-                let text = match json::each_member(text, |_, _| {}) {
-                    Some(_) => text,
-                    None => margin.keep(json::without_nan(text).ok_or(Flaw::Kind(member))?.into()),
-                };
-                json::each_member(text, |_, _| {}).ok_or(Flaw::Kind(member))?;
-                object(text, member).map(Some)
+                let is_object = |text: &str| json::each_member(text, |_, _| {}).is_some();
+                if is_object(text) {
+                    return object(text, member).map(Some);
+                }
+                let text =
+                    json::without_nan(text).filter(|text| is_object(text)).ok_or(Flaw::Kind(member))?;
+                object(margin.keep(text.into()), member).map(Some)
             }
         }
     }

@@ -244,10 +244,7 @@ impl LiveStreams {
         (now_us, grace_ms): (u64, u64),
     ) -> LiveRef {
         self.generation += 1;
-        let (observed_us, arrived) = match seen {
-            Seen::Arrived(observed_us) => (observed_us, true),
-            Seen::Found(observed_us) => (observed_us, false),
-        };
+        let (observed_us, arrived) = seen.parts();
         let since_us = now_us.saturating_sub(observed_us);
         let newest = Seeing { id: from.position.id, since_us, arrived };
         let finishing = Seeing { id: from.state.finishing().unwrap_or_default(), ..newest };

@@ -60,25 +60,34 @@ pub struct Known {
     pub is_end_sent: bool,
 }
 
-impl Known {
-    /// The knowledge of a stream that the daemon begins to read live after `newest`, beside what it `remembered`.
-    /// `now`: the time by this host's clock and by Redis'; `appeared_us`: when the daemon saw the stream appear, if it
-    /// did.
+impl Seen {
+    /// For how long the entry has been known, µs, and whether it was read live.
+    #[must_use]
+    pub const fn parts(self) -> (u64, bool) {
+        match self {
+            Self::Arrived(observed_us) => (observed_us, true),
+            Self::Found(observed_us) => (observed_us, false),
+        }
+    }
+
+    /// The knowledge of the newest entry of a stream that the daemon begins to read live, from what it `remembered`.
+    /// The times are those of this host's clock and of Redis'; `appeared_us` is when the daemon saw the stream appear,
+    /// if it did.
     #[must_use]
     pub fn at_start(
         newest: EntryId,
-        remembered: Option<Self>,
+        remembered: Option<Known>,
         (now_us, redis_us): (u64, u64),
         appeared_us: Option<u64>,
-    ) -> Seen {
+    ) -> Self {
         match (remembered.filter(|known| known.newest == newest), appeared_us) {
             (Some(known), _) => known.seen,
             // No entry is older than its stream.
             (None, Some(at)) => {
-                let age_us = silence_us(newest, redis_us, Seen::Found(0));
-                Seen::Arrived(age_us.min(now_us.saturating_sub(at)))
+                let age_us = silence_us(newest, redis_us, Self::Found(0));
+                Self::Arrived(age_us.min(now_us.saturating_sub(at)))
             }
-            (None, None) => Seen::Found(0),
+            (None, None) => Self::Found(0),
         }
     }
 }
@@ -119,10 +128,7 @@ impl Remembered {
     /// Records what is known of a stream that is not read live any more.
     pub fn left(&mut self, stream: &StreamName, known: Known, now_us: u64) {
         let note = self.note(stream, known.newest, now_us);
-        let (observed_us, has_arrived) = match known.seen {
-            Seen::Arrived(observed_us) => (observed_us, true),
-            Seen::Found(observed_us) => (observed_us, false),
-        };
+        let (observed_us, has_arrived) = known.seen.parts();
         (note.since_us, note.has_arrived) = (now_us.saturating_sub(observed_us), has_arrived);
         note.is_end_sent |= known.is_end_sent;
     }
@@ -223,7 +229,7 @@ mod tests {
         remembered.left(&stream, known, NOW_US);
         let (later_us, again) = (NOW_US + 500_000, remembered.get(&stream, NOW_US + 500_000));
         let start =
-            |newest, again, appeared_us| Known::at_start(newest, again, (later_us, later_us), appeared_us);
+            |newest, again, appeared_us| Seen::at_start(newest, again, (later_us, later_us), appeared_us);
         assert_eq!(start(newest, again, Some(NOW_US)), Seen::Arrived(9_490_000));
         assert_eq!(start(written(1_000), again, None), Seen::Found(0), "another entry has followed");
         assert_eq!(start(newest, None, Some(NOW_US - 60_000_000)), Seen::Arrived(9_500_000), "its age");

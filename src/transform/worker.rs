@@ -15,7 +15,7 @@ use super::dead_letters::{DeadLetters, EndWatch, HistoryObserver, Reported, coun
 use super::history::{ReplayClock, conclude};
 use super::live::{Limits, LiveStream, LiveStreams, Waking};
 pub use super::parts::{DeliveryPort, WorkerParts};
-use super::silence::{Known, Remembered};
+use super::silence::{Remembered, Seen};
 use crate::decode::Pushed;
 use crate::inline_stage::SharedStage;
 use crate::message::record::{EndKind, EndOutcome};
@@ -186,7 +186,7 @@ impl Worker {
         let reader = self.choose_reader(&stream);
         let (redis_us, limits) = (self.parts.clock.at(now_us), self.silence_limits());
         let remembered = self.remembered.get(&stream, now_us);
-        let seen = Known::at_start(after, remembered, (now_us, redis_us), appeared_us);
+        let seen = Seen::at_start(after, remembered, (now_us, redis_us), appeared_us);
         let moment = (now_us, self.grace_ms());
         let live = self.streams.start(stream.clone(), reader, (from, seen), moment);
         let Some(found) = self.streams.get(live) else { return live };
