@@ -11,6 +11,7 @@ use crate::report::median;
 use crate::run::Run;
 use crate::scenarios::{Scenario, Settings};
 use crate::server::Server;
+use crate::stage::Result;
 
 /// The name on the command line and in reports.
 pub(crate) const NAME: &str = "growth";
@@ -64,8 +65,8 @@ pub(crate) fn measure(
     servers: &[Server],
     rounds: usize,
     settings: &Settings,
-    one: impl Fn(&Scenario, Server, usize, &Settings) -> Result<Run, String>,
-) -> Result<Growth, String> {
+    mut one: impl FnMut(&Scenario, Server, usize, &Settings) -> Result<Run>,
+) -> Result<Growth> {
     let settings = Settings { duration: settings.duration.min(DURATION_MAX), ..settings.clone() };
     let (rates, streams) = match settings.smoke {
         true => (SMOKE_PER_SECOND, SMOKE_STREAMS),

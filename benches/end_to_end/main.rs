@@ -38,6 +38,7 @@ mod dialect;
 mod floor;
 mod growth;
 mod hostile;
+mod journal;
 mod judge;
 mod load;
 mod nats;
@@ -72,6 +73,7 @@ use clap::Parser;
 
 use crate::cores::Cores;
 use crate::floor::Mode;
+use crate::journal::Journal;
 use crate::origin::Origin;
 use crate::peers::Peer;
 use crate::report::Report;
@@ -99,6 +101,9 @@ struct Args {
     /// How many streams pass through in churn
     #[arg(long, default_value_t = 100_000, value_name = "STREAMS")]
     passing: usize,
+    /// Keeps every finished run there: the same command goes on where an interrupted one ended
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
     /// Writes every run and every ratio there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -154,15 +159,16 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         return Err("the bench does not see lost, repeated and reordered tokens".into());
     }
     let smoke = args.smoke || !args.bench;
-    if smoke {
-        smoke::check()?;
-    }
     let are_long = !args.only.is_empty()
         && choose(&args.only, smoke)?.iter().all(|scenario| scenario.is_long())
         && !is_chosen(growth::NAME, &args.only);
     let tables = args.tables.as_ref().map(|path| Tables::read(path, are_long)).transpose()?;
     let (rounds, duration) = if smoke { (1, 0.2) } else { (args.rounds, args.duration) };
-    let origin = Origin::read(rounds, duration)?;
+    let now = Origin::read(rounds, duration)?;
+    let (mut journal, origin) = match &args.journal {
+        Some(path) => Journal::open(path, &now)?,
+        None => (Journal::default(), now),
+    };
     let settings = Settings {
         smoke,
         duration: Duration::try_from_secs_f64(duration)?,
@@ -171,7 +177,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         passing: args.passing,
         daemon: args.set.clone(),
     };
-    let reports = measure(args, rounds, &settings)?;
+    if smoke {
+        smoke::check(&settings)?;
+    }
+    let reports = measure(args, rounds, &settings, &mut journal)?;
     print(&reports, smoke)?;
     if let Some(path) = &args.json {
         std::fs::write(path, report::json(&reports, &origin)?)?;
@@ -194,8 +203,12 @@ fn measure(
     args: &Args,
     rounds: usize,
     settings: &Settings,
+    journal: &mut Journal,
 ) -> Result<Vec<Report>, Box<dyn Error + Send + Sync>> {
     let servers = servers(args)?;
+    let mut one = |scenario: &Scenario, server: Server, round: usize, settings: &Settings| {
+        journal.run((scenario, server, round), settings, || run_one(scenario, server, round, settings))
+    };
     let mut reports: Vec<_> = args.cores.iter().map(|cores| Report::new(*cores)).collect();
     for scenario in choose(&args.only, settings.smoke)? {
         let rounds = if scenario.is_long() { 1 } else { rounds };
@@ -205,7 +218,7 @@ fn measure(
                 let settings = Settings { cores: report.cores(), ..settings.clone() };
                 let _loops = settings.cores.take()?;
                 for server in order(round, &servers, scenario.servers) {
-                    let run = run_one(scenario, server, round, &settings)?;
+                    let run = one(scenario, server, round, &settings)?;
                     eprintln!("  {}", run.line());
                     report.add(run);
                 }
@@ -217,7 +230,7 @@ fn measure(
         for report in &mut reports {
             let settings = Settings { cores: report.cores(), ..settings.clone() };
             let _loops = settings.cores.take()?;
-            report.set_growth(growth::measure(&servers, rounds, &settings, run_one)?);
+            report.set_growth(growth::measure(&servers, rounds, &settings, &mut one)?);
         }
     }
     Ok(reports)
@@ -239,13 +252,13 @@ fn print(reports: &[Report], smoke: bool) -> std::io::Result<()> {
 }
 
 /// Performs one run. If a peer fails, the others still run.
-fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> Result<Run, String> {
+fn run_one(scenario: &Scenario, server: Server, round: usize, settings: &Settings) -> stage::Result<Run> {
     scenario.run(server, round, settings).or_else(|error| {
         if server.kind() == Kind::Peer && !settings.interrupted.load(Ordering::Acquire) {
             let run = Run::failed(scenario.name, server.name(), round, error.to_string());
             return Ok(Run { cores: settings.cores, ..run });
         }
-        Err(format!("{}, {}: {error}", scenario.name, server.name()))
+        Err(format!("{}, {}: {error}", scenario.name, server.name()).into())
     })
 }
 

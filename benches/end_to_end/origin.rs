@@ -2,19 +2,22 @@
 
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stage::Result;
 
 /// The machine, and the run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Origin {
     processor: String,
     cores: usize,
     memory_gib: f64,
     kernel: String,
     redis: String,
+    /// The day on which the bench began.
     date: String,
+    /// In how many parts it ran.
+    parts: usize,
     /// The commit of the working tree, and whether files differ from it.
     commit: String,
     command: String,
@@ -38,6 +41,7 @@ impl Origin {
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().into(),
             redis: version.unwrap_or("of unknown version").into(),
             date: said("date", &["-u", "+%F"])?,
+            parts: 1,
             commit: commit(),
             command: format!("cargo bench --bench end_to_end -- {}", arguments.join(" ")),
             rounds,
@@ -45,13 +49,25 @@ impl Origin {
         })
     }
 
+    /// Whether both differ in nothing but the time.
+    pub(crate) fn continues(&self, earlier: &Self) -> bool {
+        let then = Self { date: earlier.date.clone(), parts: earlier.parts, ..self.clone() };
+        then == *earlier
+    }
+
+    /// The origin of the same bench with one more part.
+    pub(crate) fn continued(self) -> Self {
+        Self { parts: self.parts + 1, ..self }
+    }
+
     /// All of it in words, in Markdown.
     pub(crate) fn words(&self) -> String {
-        let Self { processor, cores, memory_gib, kernel, redis, date, commit, command, rounds, seconds } =
-            self;
+        let Self { processor, cores, memory_gib, kernel, redis, .. } = self;
+        let Self { date, parts, commit, command, rounds, seconds, .. } = self;
+        let parts = if *parts > 1 { format!(" in {parts} parts") } else { String::new() };
         format!(
             "Measured on {date} at {commit}, on {cores} cores ({processor}) with {memory_gib:.0} GiB of memory, Linux \
-             {kernel}, Redis {redis}: medians of {rounds} alternating rounds of {seconds} s each, by one run of\n\n\
+             {kernel}, Redis {redis}: medians of {rounds} alternating rounds of {seconds} s each, by one run{parts} of\n\n\
              ```text\n{command}\n```\n"
         )
     }

@@ -94,7 +94,7 @@ impl Report {
 
     /// Whether there were runs and every one was correct. Peers are ignored, as they are not under test.
     pub(crate) fn is_correct(&self) -> bool {
-        let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, run.server);
+        let is_fine = |run: &Run| run.is_correct() || Server::is_a(Kind::Peer, &run.server);
         self.all_runs().next().is_some() && self.all_runs().all(is_fine)
     }
 
@@ -110,12 +110,12 @@ impl Report {
 
     /// The runs of a scenario against servers of the given kind.
     pub(crate) fn runs_of(&self, scenario: &str, kind: Kind) -> impl Iterator<Item = &Run> {
-        self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, run.server))
+        self.runs.iter().filter(move |run| run.scenario == scenario && Server::is_a(kind, &run.server))
     }
 
     /// The names of the scenarios that ran.
-    fn scenarios(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.runs.iter().map(|run| run.scenario).collect();
+    fn scenarios(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.runs.iter().map(|run| run.scenario.as_str()).collect();
         names.dedup();
         names
     }
@@ -220,7 +220,7 @@ impl Report {
     }
 
     fn ratios(&self, to: Kind) -> serde_json::Map<String, serde_json::Value> {
-        let of = |scenario| {
+        let of = |scenario: &str| {
             let of = |column: &Column| (column.title.into(), self.ratio(scenario, column, to).into());
             (scenario.to_owned(), serde_json::Value::Object(COLUMNS.iter().map(of).collect()))
         };
@@ -231,7 +231,7 @@ impl Report {
 /// Every run and every ratio, and where they are from.
 pub(crate) fn json(reports: &[Report], origin: &Origin) -> serde_json::Result<String> {
     let reports: Vec<_> = reports.iter().map(Report::json).collect();
-    serde_json::to_string_pretty(&serde_json::json!({ "origin": origin, "reports": reports }))
+    serde_json::to_string(&serde_json::json!({ "origin": origin, "reports": reports }))
 }
 
 fn row(table: &mut String, scenario: &str, server: &str, cells: &[String]) {

@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cores::Cores;
 use crate::series::Sample;
 
 /// Times in milliseconds, such as from the producer's write to the client's read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
     /// Half of them took no longer.
     pub(crate) p50: f64,
@@ -22,8 +22,8 @@ pub(crate) struct Latency {
     pub(crate) p99_9: f64,
     /// None took longer.
     pub(crate) max: f64,
-    /// All times, in microseconds.
-    #[serde(skip)]
+    /// All times, in microseconds; written as pairs of a time and how often it was measured.
+    #[serde(with = "counts")]
     pub(crate) us: Histogram<u64>,
 }
 
@@ -42,13 +42,31 @@ impl Latency {
     }
 }
 
+/// How a histogram is written.
+mod counts {
+    use super::{Deserialize, Histogram};
+    use serde::{Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(us: &Histogram<u64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(us.iter_recorded().map(|bar| (bar.value_iterated_to(), bar.count_at_value())))
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Histogram<u64>, D::Error> {
+        let mut us = Histogram::new(3).map_err(D::Error::custom)?;
+        for (value, count) in Vec::<(u64, u64)>::deserialize(from)? {
+            us.record_n(value, count).map_err(D::Error::custom)?;
+        }
+        Ok(us)
+    }
+}
+
 /// One run of a scenario against a server.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// The scenario's name.
-    pub(crate) scenario: &'static str,
+    pub(crate) scenario: String,
     /// The server's name.
-    pub(crate) server: &'static str,
+    pub(crate) server: String,
     /// Whether others used the cores meanwhile.
     pub(crate) cores: Cores,
     /// Which round, from 0.
@@ -96,7 +114,7 @@ pub(crate) struct Run {
     /// The server's private memory per connection.
     pub(crate) idle_bytes: Option<f64>,
     /// The state over the time of a long run.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples: Vec<Sample>,
     /// Tokens that never arrived.
     pub(crate) lost: u64,
@@ -113,8 +131,14 @@ pub(crate) struct Run {
 
 impl Run {
     /// The run of a server that could not be measured.
-    pub(crate) fn failed(scenario: &'static str, server: &'static str, round: usize, why: String) -> Self {
-        Self { scenario, server, round, problems: vec![why], ..Self::default() }
+    pub(crate) fn failed(scenario: &str, server: &str, round: usize, why: String) -> Self {
+        Self {
+            scenario: scenario.into(),
+            server: server.into(),
+            round,
+            problems: vec![why],
+            ..Self::default()
+        }
     }
 
     /// Whether every token arrived once and in order, and there was no other problem.

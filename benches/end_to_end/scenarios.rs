@@ -392,6 +392,11 @@ impl Scenario {
         Self { name, streams: size, clients: size, pace, smoke: (size, size), ..PLAIN }
     }
 
+    /// The name, and the size where scenarios of one name differ in it.
+    pub(crate) fn load(&self) -> String {
+        format!("{}, {} streams, {:?}", self.name, self.streams, self.pace)
+    }
+
     fn plan(&self, server: Server, settings: &Settings) -> Plan {
         let (streams, clients) = if settings.smoke { self.smoke } else { (self.streams, self.clients) };
         let pace = match self.pace {
@@ -428,7 +433,14 @@ impl Scenario {
         let is_steady = self.long != Some(Long::Churn);
         let offered_per_second = plan.offered_per_second().filter(|_| is_steady);
         let cores = settings.cores;
-        Ok(Run { scenario: self.name, server: server.name(), cores, round, offered_per_second, ..run })
+        Ok(Run {
+            scenario: self.name.into(),
+            server: server.name().into(),
+            cores,
+            round,
+            offered_per_second,
+            ..run
+        })
     }
 
     fn alone(&self, plan: &Plan, stage: &Stage, settings: &Settings) -> Result<Run> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::run::{Latency, Run};
 use crate::stage::{Result, Stage};
@@ -13,7 +13,7 @@ pub(crate) const SAMPLES: u32 = 60;
 pub(crate) const SAMPLES_SMOKE: u32 = 4;
 
 /// The state at one time, and the latencies since the sample before.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     /// Since the beginning of the measurement.
     pub(crate) seconds: f64,

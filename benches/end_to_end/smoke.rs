@@ -1,8 +1,16 @@
 //! Checks that only the smoke size makes, because they are about the bench itself and its document.
 
+use std::io::Write;
+
 use clap::Parser;
+use hdrhistogram::Histogram;
 
 use crate::cores::Cores;
+use crate::journal::Journal;
+use crate::origin::Origin;
+use crate::run::{Latency, Run};
+use crate::scenarios::{Scenario, Settings};
+use crate::server::Server;
 use crate::stage::Result;
 use crate::tables::Tables;
 use crate::{Args, choose};
@@ -12,7 +20,8 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md")
 
 /// Checks that the cores can be taken, and that the document has marks, commands that work, and a description of every
 /// scenario.
-pub(crate) fn check() -> Result<()> {
+pub(crate) fn check(settings: &Settings) -> Result<()> {
+    a_bench_goes_on_where_it_ended(settings)?;
     drop(Cores::HalfTaken.take()?);
     for are_long in [false, true] {
         Tables::read(DOCUMENT.as_ref(), are_long)?;
@@ -35,4 +44,52 @@ pub(crate) fn check() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that finished runs come from the journal, that a line which was cut off is left out, and that another bench
+/// refuses it.
+fn a_bench_goes_on_where_it_ended(settings: &Settings) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("journal");
+    let origin = Origin::read(1, 1.0)?;
+    let mut us = Histogram::new(3)?;
+    us.record_n(1_234, 5)?;
+    us.record(9_000_000)?;
+    let (scenario, server) = (Scenario::even("journal", 1, 1), Server::Daemon);
+    let performed = Run {
+        scenario: scenario.name.into(),
+        server: server.name().into(),
+        cores: settings.cores,
+        latency_ms: Latency::of(&us),
+        ..Run::default()
+    };
+    let (mut journal, _) = Journal::open(&path, &origin)?;
+    journal.run((&scenario, server, 0), settings, || Ok(performed.clone()))?;
+    drop(journal);
+    std::fs::OpenOptions::new().append(true).open(&path)?.write_all(br#"{"done":{"load":"#)?;
+
+    let (mut journal, continued) = Journal::open(&path, &origin)?;
+    let again = journal.run((&scenario, server, 0), settings, || Err("performed twice".into()))?;
+    if again.latency_ms.is_none_or(|ms| ms.us != us) || continued == origin {
+        return Err("the journal does not return what was added to it".into());
+    }
+    for (other, what) in [
+        (journal.run((&scenario, server, 1), settings, || Err("performed".into())), "another round"),
+        (
+            journal.run((&scenario, Server::Tracking, 0), settings, || Err("performed".into())),
+            "another server",
+        ),
+        (
+            journal.run((&Scenario::even("journal", 2, 1), server, 0), settings, || Err("".into())),
+            "another load",
+        ),
+    ] {
+        if other.is_ok() {
+            return Err(format!("the journal has {what}, which was not added").into());
+        }
+    }
+    match Journal::open(&path, &Origin::read(2, 1.0)?) {
+        Ok(_) => Err("the journal of another bench was accepted".into()),
+        Err(_) => Ok(()),
+    }
 }

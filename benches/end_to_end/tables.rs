@@ -102,7 +102,7 @@ fn section(out: &mut String, title: &str, body: &str) {
 /// The faults of the daemon and the floors, which are none unless the bench failed.
 fn correctness(reports: &[Report]) -> String {
     let all: Vec<_> = reports.iter().flat_map(Report::all_runs).collect();
-    let ours: Vec<_> = all.into_iter().filter(|run| !Server::is_a(Kind::Peer, run.server)).collect();
+    let ours: Vec<_> = all.into_iter().filter(|run| !Server::is_a(Kind::Peer, &run.server)).collect();
     let sum = |of: fn(&Run) -> u64| ours.iter().map(|run| of(run)).sum::<u64>();
     format!(
         "In the {} runs of the daemon, the floors and the bare reader {} tokens were lost, {} repeated and {} \

@@ -1,0 +1,100 @@
+//! The journal of a bench: every finished run, a line each, so that a bench that was interrupted goes on where it
+//! ended.
+//!
+//! The first line is the origin. A bench of another commit, command or machine refuses the journal.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use crate::origin::Origin;
+use crate::run::Run;
+use crate::scenarios::{Scenario, Settings};
+use crate::server::Server;
+use crate::stage::Result;
+
+/// A line of the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// The bench began, or went on.
+    Begun(Origin),
+    /// A run of a load, named as by `load`.
+    Done { load: String, run: Box<Run> },
+}
+
+/// The finished runs of a bench, in a file if one was named.
+#[derive(Default)]
+pub(crate) struct Journal {
+    file: Option<File>,
+    done: Vec<(String, Run)>,
+}
+
+impl Journal {
+    /// Reads the file, or begins it. Returns the origin of the bench's first part, too.
+    pub(crate) fn open(path: &Path, now: &Origin) -> Result<(Self, Origin)> {
+        let of_file = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|error| of_file(&error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| of_file(&error))?;
+        // The bench may have been killed while it wrote a line.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64)?;
+        let mut done = Vec::new();
+        let mut origin = now.clone();
+        for line in text[..whole].lines() {
+            match serde_json::from_str(line).map_err(|error| of_file(&error))? {
+                Line::Begun(part) if now.continues(&part) => origin = part.continued(),
+                Line::Begun(part) => {
+                    let why =
+                        format!("it is of {part:?}, this bench of {now:?}: remove the file to begin anew");
+                    return Err(of_file(&why).into());
+                }
+                Line::Done { load, run } => done.push((load, *run)),
+            }
+        }
+        append(&mut file, &Line::Begun(origin.clone()))?;
+        Ok((Self { file: Some(file), done }, origin))
+    }
+
+    /// The run of that load that is in the journal, or else the one that `perform` returns, which is added.
+    pub(crate) fn run(
+        &mut self,
+        place: (&Scenario, Server, usize),
+        settings: &Settings,
+        perform: impl FnOnce() -> Result<Run>,
+    ) -> Result<Run> {
+        let (scenario, server, round) = place;
+        let load = scenario.load();
+        let is_same = |done: &&(String, Run)| {
+            done.0 == load
+                && (done.1.server.as_str(), done.1.round, done.1.cores)
+                    == (server.name(), round, settings.cores)
+        };
+        if let Some((_, run)) = self.done.iter().find(is_same) {
+            return Ok(run.clone());
+        }
+        let run = perform()?;
+        if settings.interrupted.load(Ordering::Acquire) {
+            return Err("interrupted; with --journal the same command goes on".into());
+        }
+        if let Some(file) = &mut self.file {
+            append(file, &Line::Done { load, run: Box::new(run.clone()) })
+                .map_err(|error| format!("the journal: {error}"))?;
+        }
+        Ok(run)
+    }
+}
+
+fn append(file: &mut File, line: &Line) -> Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    Ok(file.write_all(&text)?)
+}
