@@ -51,11 +51,13 @@ impl Journal {
         let mut origin = now.clone();
         for line in text[..whole].lines() {
             match serde_json::from_str(line).map_err(|error| of_file(&error))? {
-                Line::Begun(part) if now.continues(&part) => origin = part.continued(),
                 Line::Begun(part) => {
-                    let why =
-                        format!("it is of {part:?}, this bench of {now:?}: remove the file to begin anew");
-                    return Err(of_file(&why).into());
+                    let differences = now.differences(&part);
+                    if !differences.is_empty() {
+                        let why = format!("its runs are of {differences}; remove it to begin anew");
+                        return Err(of_file(&why).into());
+                    }
+                    origin = part.continued();
                 }
                 Line::Done { load, run } => done.push((load, *run)),
             }
@@ -81,10 +83,11 @@ impl Journal {
         if let Some((_, run)) = self.done.iter().find(is_same) {
             return Ok(run.clone());
         }
-        let run = perform()?;
+        let performed = perform();
         if settings.interrupted.load(Ordering::Acquire) {
             return Err("interrupted; with --journal the same command goes on".into());
         }
+        let run = performed?;
         if let Some(file) = &mut self.file {
             append(file, &Line::Done { load, run: Box::new(run.clone()) })
                 .map_err(|error| format!("the journal: {error}"))?;

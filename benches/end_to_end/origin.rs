@@ -37,7 +37,8 @@ impl Origin {
         Ok(Self {
             processor: field(&processors, "model name").unwrap_or("unknown processor").into(),
             cores: std::thread::available_parallelism()?.get(),
-            memory_gib: kib.unwrap_or_default().parse::<f64>().unwrap_or_default() / (1024.0 * 1024.0),
+            memory_gib: (kib.unwrap_or_default().parse::<f64>().unwrap_or_default() / (1024.0 * 1024.0))
+                .round(),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().into(),
             redis: version.unwrap_or("of unknown version").into(),
             date: said("date", &["-u", "+%F"])?,
@@ -49,10 +50,16 @@ impl Origin {
         })
     }
 
-    /// Whether both differ in nothing but the time.
-    pub(crate) fn continues(&self, earlier: &Self) -> bool {
-        let then = Self { date: earlier.date.clone(), parts: earlier.parts, ..self.clone() };
-        then == *earlier
+    /// In what both differ besides the time; empty if this is a part of the same bench.
+    pub(crate) fn differences(&self, earlier: &Self) -> String {
+        let of = |origin: &Self| {
+            let Self { processor, cores, memory_gib, kernel, redis, commit, command, .. } = origin;
+            let machine =
+                format!("{cores} cores ({processor}), {memory_gib} GiB, Linux {kernel}, Redis {redis}");
+            [commit.clone(), command.clone(), machine]
+        };
+        let pairs = of(self).into_iter().zip(of(earlier)).filter(|(now, then)| now != then);
+        pairs.map(|(now, then)| format!("{then} instead of {now}")).collect::<Vec<_>>().join("; ")
     }
 
     /// The origin of the same bench with one more part.

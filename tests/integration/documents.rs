@@ -273,7 +273,7 @@ const NOT_RUN: [(&str, &str, &str); 11] = [
     ("README.md", "<pre id=\"text\"></pre>", "a page on another port"),
     (
         "benches/README.md",
-        "cargo bench --bench end_to_end -- --compare --cores quiet,half-taken --tables benches/README.md --svg benches/plots",
+        "cargo bench --bench end_to_end -- --compare --cores quiet,half-taken --duration 2 --journal target/figures --tables benches/README.md --svg benches/plots",
         "takes hours",
     ),
     ("conf/README.md", "location / {", "needs nginx"),
