@@ -165,9 +165,9 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let tables = args.tables.as_ref().map(|path| Tables::read(path, are_long)).transpose()?;
     let (rounds, duration) = if smoke { (1, 0.2) } else { (args.rounds, args.duration) };
     let now = Origin::read(rounds, duration)?;
-    let (mut journal, origin) = match &args.journal {
+    let mut journal = match &args.journal {
         Some(path) => Journal::open(path, &now)?,
-        None => (Journal::default(), now),
+        None => Journal::unkept(now),
     };
     let settings = Settings {
         smoke,
@@ -183,7 +183,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let reports = measure(args, rounds, &settings, &mut journal)?;
     print(&reports, smoke)?;
     if let Some(path) = &args.json {
-        std::fs::write(path, report::json(&reports, &origin)?)?;
+        std::fs::write(path, report::json(&reports, journal.origin())?)?;
     }
     let mut plots = Vec::new();
     if let Some(dir) = &args.svg {
@@ -192,7 +192,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error + Send + Sync>> {
         }
     }
     if let Some(tables) = tables {
-        tables.write(&reports, &origin, &plots)?;
+        tables.write(&reports, journal.origin(), &plots)?;
     }
     let is_correct = reports.iter().all(Report::is_correct);
     Ok(is_correct && !settings.interrupted.load(Ordering::Acquire))

@@ -46,8 +46,8 @@ pub(crate) fn check(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Checks that finished runs come from the journal, that a line which was cut off is left out, and that another bench
-/// refuses it.
+/// Checks that finished runs come from the journal, that a line which was cut off is left out, that only parts with runs
+/// count, and that another bench's journal and any other file are refused and left as they are.
 fn a_bench_goes_on_where_it_ended(settings: &Settings) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("journal");
@@ -63,14 +63,14 @@ fn a_bench_goes_on_where_it_ended(settings: &Settings) -> Result<()> {
         latency_ms: Latency::of(&us),
         ..Run::default()
     };
-    let (mut journal, _) = Journal::open(&path, &origin)?;
+    let mut journal = Journal::open(&path, &origin)?;
     journal.run((&scenario, server, 0), settings, || Ok(performed.clone()))?;
     drop(journal);
     std::fs::OpenOptions::new().append(true).open(&path)?.write_all(br#"{"done":{"load":"#)?;
 
-    let (mut journal, continued) = Journal::open(&path, &origin)?;
+    let mut journal = Journal::open(&path, &origin)?;
     let again = journal.run((&scenario, server, 0), settings, || Err("performed twice".into()))?;
-    if again.latency_ms.is_none_or(|ms| ms.us != us) || continued == origin {
+    if again.latency_ms.is_none_or(|ms| ms.us != us) || *journal.origin() != origin {
         return Err("the journal does not return what was added to it".into());
     }
     for (other, what) in [
@@ -87,6 +87,15 @@ fn a_bench_goes_on_where_it_ended(settings: &Settings) -> Result<()> {
         if other.is_ok() {
             return Err(format!("the journal has {what}, which was not added").into());
         }
+    }
+    let another = journal.run((&scenario, server, 2), settings, || Ok(performed.clone()));
+    if another.is_err() || *journal.origin() != origin.clone().continued() {
+        return Err("a part with a run does not count as one".into());
+    }
+    let notes = folder.path().join("notes");
+    std::fs::write(&notes, "notes without a line break")?;
+    if Journal::open(&notes, &origin).is_ok() || std::fs::read(&notes)? != b"notes without a line break" {
+        return Err("a file that is no journal was taken for one".into());
     }
     let foreign = std::fs::read_to_string(&path)?.replace("cargo bench", "cargo bench --locked");
     std::fs::write(&path, foreign)?;
